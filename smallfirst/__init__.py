@@ -1,0 +1,48 @@
+"""smallfirst: the smallest model that is proven good enough answers; everything else goes to the big one.
+
+    Dataset ─ train ─▶ Run ─ evaluate ─▶ Evaluation ─ check ─▶ Verdict ─ register ─▶ ModelVersion
+                                              │                                        │ load
+                                              └── certify(small, large) ─▶ Certificate ▼
+                                                       Router(small, large, certificate) ─ serve ─▶ Ledger ─▶ report
+
+Public names load on first use, so `import smallfirst` costs milliseconds and loads neither torch nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Certificate": "routing.certificate",
+    "Classify": "tasks.classify",
+    "Dataset": "data.dataset",
+    "Evaluation": "evaluation.evaluation",
+    "Gate": "gate",
+    "Promise": "routing.certificate",
+    "Router": "routing.router",
+    "TaskFile": "taskfile",
+    "TrainConfig": "training.config",
+    "Verdict": "gate",
+    "certify": "routing.certificate",
+    "compare": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluate",
+    "load": "data.load",
+    "load_model": "models.scored",
+    "read_taskfile": "taskfile",
+    "run": "pipeline",
+    "serve": "serving.app",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'smallfirst' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"smallfirst.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

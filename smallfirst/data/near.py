@@ -1,0 +1,77 @@
+"""Near-duplicates between two lists of texts: word sets with a Jaccard similarity of at least 0.9.
+
+Exact, yet only rows under the same rare word are compared: two such sets must share one of their
+few rarest words (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). The price is that it sees
+words, not meaning, and that a language written without spaces is one word per clause.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from smallfirst.data.dataset import folded
+
+MIN_ROWS_FOR_BOILERPLATE = 50
+"""Below this many texts, words in most of them are content, not a shared template."""
+
+_BITS = 1024
+
+
+class _Words:
+    """A set of words by rank, with a bit pattern that makes unlike sets cheap to refuse."""
+
+    def __init__(self, ranks: frozenset[int]) -> None:
+        self.ranks = ranks
+        self.bits = 0
+        for rank in ranks:
+            self.bits |= 1 << rank % _BITS
+
+    def rarest(self) -> Sequence[int]:
+        """So many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
+        n = len(self.ranks)
+        return sorted(self.ranks)[: n // 10 + 1] if n else ()
+
+    def resembles(self, other: _Words) -> bool:
+        """True if the Jaccard similarity is at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
+        size = len(self.ranks) + len(other.ranks)
+        if 19 * (self.bits ^ other.bits).bit_count() > size:  # each such bit is at least one word
+            return False
+        return 19 * len(self.ranks ^ other.ranks) <= size
+
+
+def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
+    """For each text of `new` that nearly repeats one of `known`, the indices of both: (new, known).
+
+    Words in over half of all texts do not count, or a prompt template would make all rows alike.
+    Texts of `new` that are equal to one of `known` when folded are left out.
+    """
+    old_texts, new_texts = [folded(text) for text in known], [folded(text) for text in new]
+    rank = _ranks([*old_texts, *new_texts])
+    rows: list[_Words] = []
+    by_word: dict[int, list[int]] = defaultdict(list)
+    first: dict[frozenset[int], int] = {}
+    for i, text in enumerate(old_texts):
+        words = _Words(frozenset(rank[w] for w in text.split() if w in rank))
+        rows.append(words)
+        if first.setdefault(words.ranks, i) == i:  # one row of each word set is enough to find it
+            for word in words.rarest():
+                by_word[word].append(i)
+    pairs, same = [], set(old_texts)
+    for j, text in enumerate(new_texts):
+        if text in same:
+            continue
+        words = _Words(frozenset(rank[w] for w in text.split() if w in rank))
+        candidates = dict.fromkeys(i for w in words.rarest() for i in by_word.get(w, ()))
+        match = next((i for i in candidates if words.resembles(rows[i])), None)
+        if match is not None:
+            pairs.append((j, match))
+    return pairs
+
+
+def _ranks(texts: Sequence[str]) -> dict[str, int]:
+    """The rank of every word that counts, the rarest having rank 0."""
+    n_with = Counter(word for text in texts for word in set(text.split()))
+    most = len(texts) / 2 if len(texts) >= MIN_ROWS_FOR_BOILERPLATE else len(texts)
+    ordered = sorted(n_with, key=lambda word: (n_with[word], word))
+    return {word: rank for rank, word in enumerate(ordered) if n_with[word] <= most}

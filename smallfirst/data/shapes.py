@@ -1,0 +1,234 @@
+"""What a row may look like: four shapes, told apart by their keys, and the rules of their values.
+
+A row fits exactly one shape or is refused; nothing is guessed. The price is that text alone is
+refused beside a column that looks like a misspelt label: read as text to continue, its label would
+be lost in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from smallfirst.data.dataset import Example, Message, Shape
+from smallfirst.errors import did_you_mean
+from smallfirst.records import Record
+
+
+class Columns(Record):
+    """What the columns of a file are called."""
+
+    text: str = "text"
+    """The text to classify, or the text to continue."""
+    label: str = "label"
+    """The label of a text."""
+    prompt: str = "prompt"
+    """What is asked."""
+    response: str = "response"
+    """What should be answered; `completion` is read too unless another name is given here."""
+    messages: str = "messages"
+    """A conversation, its last message being the answer."""
+
+
+SHAPES: dict[Shape, str] = {
+    "label": "text + label",
+    "prompt": "prompt + response",
+    "chat": "messages",
+    "text": "text alone",
+}
+"""The shapes by the name that messages to the user give them."""
+
+_FIELDS: dict[Shape, tuple[str, ...]] = {
+    "label": ("text", "label"),
+    "prompt": ("prompt", "response"),
+    "chat": ("messages",),
+}
+_ROLES = ("system", "user", "assistant")
+_KEYS_LOOKED_AT = 20
+_BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
+
+
+class Layout(NamedTuple):
+    """A recognised shape and, by field of Columns, the key that holds it in the row."""
+
+    shape: Shape
+    keys: dict[str, str]
+
+
+def layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> Layout | str:
+    """The shape that these keys make, or the rule they break. Other keys are ignored.
+
+    `answered` refuses text alone: the caller knows that every row must have an answer.
+    """
+    names = _names(keys, columns)
+    fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
+    if len(fits) > 1:
+        named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
+        if len(named) != 1:
+            return f"fits two shapes at once: {SHAPES[fits[0]]} and {SHAPES[fits[1]]}"
+        fits = named
+    if fits == ["prompt"] and names["response"] != "completion" and _both_answers(keys, columns):
+        return 'has both "response" and "completion": keep one of them'
+    if fits:
+        return Layout(fits[0], {field: names[field] for field in _FIELDS[fits[0]]})
+    alone = all(key == names.get("text") for key in names.values()) and bool(names)
+    must = answered or "label" in columns.model_fields_set
+    if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
+        return Layout("text", {"text": names["text"]})
+    return _what_is_missing(keys, names, columns)
+
+
+def read_row(
+    row: Mapping[str, Any], found: Layout, *, path: str, line: int, labels: Collection[str] | None
+) -> tuple[Example | None, list[str]]:
+    """The row as an Example and no rules, or None and every rule that its values break."""
+    keys = found.keys
+    rules = _message_rules(row[keys["messages"]], keys["messages"]) if found.shape == "chat" else []
+    if found.shape != "chat":
+        rules = [rule for key in keys.values() for rule in _text_rules(row[key], f'"{key}"')]
+    if rules:
+        return None, rules
+    if found.shape == "chat":
+        *asked, last = (
+            Message(role=m["role"], content=m["content"]) for m in row[keys["messages"]]
+        )
+        messages, answer = tuple(asked), last.content
+    elif found.shape == "text":
+        messages, answer = (), row[keys["text"]]
+    else:
+        question, gold = (row[keys[field]] for field in _FIELDS[found.shape])
+        messages, answer = (Message(role="user", content=question),), gold
+    if labels is not None and answer not in labels:
+        return None, [_not_a_label(answer, tuple(labels))]
+    example = Example(messages=messages, answer=answer, shape=found.shape, path=path, line=line)
+    return example, []
+
+
+def as_row(example: Example) -> dict[str, Any]:
+    """The example as a row with the usual column names, which `load` reads as the same example."""
+    if example.shape == "text":
+        return {"text": example.answer}
+    if example.shape == "label":
+        return {"text": example.text, "label": example.answer}
+    if example.shape == "prompt":
+        return {"prompt": example.text, "response": example.answer}
+    turns = [*example.messages, Message(role="assistant", content=example.answer)]
+    return {"messages": [{"role": m.role, "content": m.content} for m in turns]}
+
+
+def _names(keys: Collection[str], columns: Columns) -> dict[str, str]:
+    """By field of Columns, the key of this row that holds it."""
+    names = {f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys}
+    if (
+        "response" not in names
+        and "response" not in columns.model_fields_set
+        and "completion" in keys
+    ):
+        names["response"] = "completion"
+    return names
+
+
+def _both_answers(keys: Collection[str], columns: Columns) -> bool:
+    return "response" not in columns.model_fields_set and {"response", "completion"} <= set(keys)
+
+
+def _strays(keys: Collection[str], names: Mapping[str, str]) -> list[str]:
+    return [key for key in keys if key not in names.values()][:_KEYS_LOOKED_AT]
+
+
+def _lookalike(column: str, strays: Sequence[str]) -> str | None:
+    """The key that is probably `column` misspelt; nearer than for a hint, for it refuses a row."""
+    by_fold = {stray.casefold(): stray for stray in strays}
+    near = difflib.get_close_matches(column.casefold(), list(by_fold), n=1, cutoff=0.75)
+    return by_fold[near[0]] if near else None
+
+
+def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
+    """The rule broken by keys that make no shape, told for the shape that they nearly make."""
+    strays = _strays(keys, names)
+    near = {
+        f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names
+    }
+
+    def closeness(shape: Shape) -> int:
+        return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
+
+    shape = max(_FIELDS, key=closeness)
+    seen = ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
+    if not closeness(shape):
+        return f"fits no shape ({', '.join(SHAPES.values())}): the row has {seen}"
+    told = []
+    for field in (f for f in _FIELDS[shape] if f not in names):
+        column, stray = getattr(columns, field), near[field]
+        but = f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else ""
+        told.append(f'no column "{column}"{but or f"; the row has {seen}"}')
+    return "; ".join(told)
+
+
+def _text_rules(value: object, name: str) -> list[str]:
+    if not isinstance(value, str):
+        return [f"{name} must be text, not {_kind(value)}"]
+    if not value.strip():
+        return [f"{name} is empty"]
+    if bad := _BAD_CHARACTER.search(value):
+        what = "a NUL character" if bad.group() == "\x00" else "half a surrogate pair"
+        return [f"{name} has {what} at position {bad.start() + 1}"]
+    return []
+
+
+def _message_rules(value: object, key: str) -> list[str]:
+    if not isinstance(value, list):
+        return [f'"{key}" must be a list of messages, not {_kind(value)}']
+    if len(value) < 2:
+        return [f'"{key}" needs a question and its answer: at least 2 messages, not {len(value)}']
+    rules = [
+        rule for i, message in enumerate(value) for rule in _one_message(message, f"{key}[{i}]")
+    ]
+    return rules or _turn_rules([message["role"] for message in value], key)
+
+
+def _one_message(message: object, name: str) -> list[str]:
+    if not isinstance(message, dict):
+        return [f"{name} must be an object with role and content, not {_kind(message)}"]
+    rules = [f'{name} has no "{key}"' for key in ("role", "content") if key not in message]
+    strays = [key for key in message if key not in ("role", "content")][:_KEYS_LOOKED_AT]
+    rules += [f'{name} has "{key}": a message is role and content only' for key in strays]
+    if "role" in message and message["role"] not in _ROLES:
+        rules.append(f"{name} has role {_quoted(message['role'])}: use system, user or assistant")
+    if "content" in message:
+        rules += _text_rules(message["content"], f"{name} content")
+    return rules
+
+
+def _turn_rules(roles: Sequence[str], key: str) -> list[str]:
+    first = 1 if roles[0] == "system" else 0
+    for i, role in enumerate(roles[first:]):
+        due = ("user", "assistant")[i % 2]
+        if role != due:
+            order = "system first or not at all, then user and assistant in turn"
+            return [f"{key}[{first + i}] is from {role}, due is {due}: {order}"]
+    if roles[-1] != "assistant":
+        return [f"the last message of {key} must be the assistant's answer"]
+    return []
+
+
+@lru_cache(maxsize=1024)
+def _not_a_label(answer: str, labels: tuple[str, ...]) -> str:
+    near = did_you_mean(answer, labels) if len(answer) <= 100 else ""
+    return f"label {_quoted(answer)} is not one of the {len(labels)} labels{near}"
+
+
+def _quoted(value: object) -> str:
+    text = value if isinstance(value, str) else _kind(value)
+    return f'"{text[:60]}{"…" if len(text) > 60 else ""}"'
+
+
+def _kind(value: object) -> str:
+    """What JSON calls this value."""
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+    return kinds.get(type(value), "an object")

@@ -1,0 +1,137 @@
+"""Every error a user can meet, in one tree. Each names the place, the rule broken and the next command.
+
+    SmallfirstError
+    ├── ConfigError          task.yaml or an argument is wrong
+    ├── DataError            rows are wrong; carries every Problem of the file at once
+    ├── WeightsNotFound      a base model could not be found anywhere
+    ├── MissingExtra         an optional package is needed for this step
+    ├── StageMissing         an earlier stage of the path has not run yet
+    ├── TrainingError        a run could not start or went wrong
+    ├── GateFailed           the verdict says no (exit code 3)
+    ├── RegistryError        the model registry refused or lacks something
+    ├── PriceUnknown         nobody told us what this model costs; never taken as $0
+    └── ModelError           a model did not answer
+        ├── Unauthorised         wrong or missing key
+        ├── RateLimited          asked to slow down (retryable)
+        ├── Unavailable          down, unreachable or overloaded (retryable)
+        └── BadAnswer            answered with something that is no answer
+
+The command line prints these without a traceback; anything else is a bug and shows one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class SmallfirstError(Exception):
+    """Something the user can mend. `hint` is the next command or step, printed on its own line."""
+
+    exit_code = 1
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n  next: {self.hint}" if self.hint else text
+
+
+class ConfigError(SmallfirstError):
+    """A setting is unknown, missing or out of range."""
+
+    exit_code = 2
+
+
+class Problem(NamedTuple):
+    """One broken rule in one row of a file."""
+
+    path: str
+    line: int
+    rule: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}  {self.rule}"
+
+
+class DataError(SmallfirstError):
+    """Rows that cannot be used. `problems` holds all of them; the message shows the first 20."""
+
+    shown = 20
+
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None):
+        lines = [message, *(f"  {p}" for p in problems[: self.shown])]
+        if len(problems) > self.shown:
+            lines.append(f"  … and {len(problems) - self.shown} more")
+        super().__init__("\n".join(lines), hint=hint)
+        self.problems = tuple(problems)
+
+
+class WeightsNotFound(SmallfirstError):
+    """No local folder, cache, hub or catalogue holds this base model."""
+
+
+class MissingExtra(SmallfirstError):
+    """A step needs a package that is not installed."""
+
+    def __init__(self, step: str, extra: str) -> None:
+        super().__init__(
+            f"{step} needs packages that are not installed",
+            hint=f'pip install "smallfirst[{extra}]"',
+        )
+
+
+class StageMissing(SmallfirstError):
+    """An earlier stage has not run, so this one has nothing to work on."""
+
+
+class TrainingError(SmallfirstError):
+    """A fine-tune could not start or did not end well."""
+
+
+class GateFailed(SmallfirstError):
+    """The evaluation did not pass the declared gate."""
+
+    exit_code = 3
+
+
+class RegistryError(SmallfirstError):
+    """The registry lacks this name, version or alias, or refuses the change."""
+
+
+class PriceUnknown(SmallfirstError):
+    """No price for a model: unknown is an error, never zero."""
+
+
+class ModelError(SmallfirstError):
+    """A model gave no usable answer."""
+
+
+class Unauthorised(ModelError):
+    """The endpoint refused the key."""
+
+
+class RateLimited(ModelError):
+    """The endpoint asked to slow down."""
+
+    retryable = True
+
+
+class Unavailable(ModelError):
+    """The endpoint is down, unreachable, too slow or overloaded."""
+
+    retryable = True
+
+
+class BadAnswer(ModelError):
+    """The endpoint answered, but not with a completion."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """' — did you mean "x"?' for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f' — did you mean "{near[0]}"?' if near else ""

@@ -1,0 +1,187 @@
+"""The large path of a task file: who answers, with which examples in the prompt, from where if recorded.
+
+Answers to labelled rows are always written down and replayed: a row is asked (and paid) once, a stopped evaluation goes
+on where it stopped, and the Router is measured on the very answers the large model was measured on.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import smallfirst
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.split import take_share
+from smallfirst.errors import ConfigError
+from smallfirst.home import home
+from smallfirst.models.base import find
+from smallfirst.models.encoder import Encoder
+from smallfirst.models.model import Model, Request
+from smallfirst.models.prompted import PromptedModel
+from smallfirst.models.record import record
+from smallfirst.models.replay import ReplayModel
+from smallfirst.records import fingerprint
+from smallfirst.taskfile import LargeConfig, Rows, TaskFile
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.task import Shot
+from smallfirst.watching import Watch
+
+
+def general_model(task_file: TaskFile, *, answers: tuple[str, ...] | None = None) -> Model:
+    """The general model itself, without a task's prompt. Raises ConfigError if none is named."""
+    large = _config(task_file)
+    if large.endpoint:
+        from smallfirst.models.endpoint import EndpointModel
+
+        return EndpointModel(large.endpoint, task_file.prices)
+    if large.gguf:
+        from smallfirst.models.gguf import GgufConfig, GgufModel
+
+        local = task_file.path(Path(large.gguf))
+        path = local if local.suffix == ".gguf" and local.is_file() else find(large.gguf)
+        config = GgufConfig(path=path, slots=2, context_tokens=16384)
+        return Named(GgufModel(config, task_file.prices, answers=answers), large.gguf.split("/")[-1])
+    raise ConfigError(
+        "large: names only recorded answers, nobody who could answer new requests",
+        hint="add endpoint: or gguf: under large: in task.yaml",
+    )
+
+
+def prompted_model(task_file: TaskFile, task: Classify, train: Dataset) -> Model:
+    """The general model asked for the task: label list, and solved examples from the training rows."""
+    large = _config(task_file)
+    chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
+    if large.nearest:
+        chooser, shots = NearestShots(train, Encoder(find(task_file.small.encoder)), large.nearest), ()
+    answers = task.labels if large.gguf and large.only_labels else None
+    return PromptedModel(general_model(task_file, answers=answers), task, shots=shots, chooser=chooser)
+
+
+async def recorded_answers(
+    task_file: TaskFile, task: Classify, rows: Rows, *, watch: Watch, parts: Sequence[str] = ("calibration", "test")
+) -> ReplayModel:
+    """Answers of the large path to the rows of some splits: those recorded earlier, and the missing ones asked now."""
+    large = _config(task_file)
+    if large.recorded and task_file.path(large.recorded).exists():
+        return ReplayModel.load(task_file.path(large.recorded))
+    path = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
+    wanted = [e for part in parts for e in sample(getattr(rows, part), large.sample).examples]
+    requests = [Request(messages=example.messages) for example in wanted]
+    model = prompted_model(task_file, task, rows.train)
+    with watch.bar(f"asking {model.name}", len(requests)) as progress:
+        await record(model, requests, path, header=_header(task_file, task, rows), progress=progress)
+    await model.aclose()
+    return ReplayModel.load(path)
+
+
+async def recorded_open(task_file: TaskFile, rows: Rows, *, watch: Watch) -> ReplayModel | None:
+    """Answers of the general model to the open-ended requests; None if there are no such requests or recordings."""
+    large = _config(task_file)
+    if rows.open_ended is None or large.recorded_open is None:
+        return None
+    path = task_file.path(large.recorded_open)
+    if not path.exists():
+        model = general_model(task_file)
+        requests = [Request(messages=e.messages, max_tokens=160) for e in rows.open_ended.examples]
+        header = _header(task_file, None, rows) | {"settings": {"max_tokens": 160, "temperature": 0}}
+        with watch.bar(f"asking {model.name}", len(requests)) as progress:
+            await record(model, requests, path, header=header, progress=progress)
+        await model.aclose()
+    return ReplayModel.load(path)
+
+
+def sample(data: Dataset, n: int | None) -> Dataset:
+    """At most `n` rows, drawn by content hash, the same ones every time."""
+    if n is None or n >= len(data):
+        return data
+    share = n / len(data)
+    while len(taken := take_share(data, min(1.0, share), "large")[0]) < n:
+        share *= 1.05
+    return data.subset(data.name, taken.examples[:n])
+
+
+def fixed_shots(train: Dataset, task: Classify, per_label: int) -> tuple[Shot, ...]:
+    """The same solved rows for every request: for each label the ones of median length, labels taking turns."""
+    shots: list[tuple[int, Shot]] = []
+    for label in task.labels:
+        of_label = sorted(
+            (e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key)
+        )
+        middle = max(0, (len(of_label) - per_label) // 2)
+        shots += [
+            (turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])
+        ]
+    return tuple(shot for _, shot in sorted(shots, key=lambda pair: pair[0]))
+
+
+class NearestShots:
+    """The training rows most like a text, most alike last (next to the question)."""
+
+    def __init__(self, train: Dataset, encoder: Encoder, n: int) -> None:
+        self.encoder, self.n = encoder, n
+        self.shots = [Shot(e.text, e.answer) for e in train.examples]
+        self.vectors = encoder.embed([shot.text for shot in self.shots])
+
+    def choose(self, text: str) -> Sequence[Shot]:
+        """The `n` nearest solved rows by cosine, nearest last."""
+        likeness = self.vectors @ self.encoder.embed([text])[0]
+        return [self.shots[i] for i in np.argsort(likeness)[-self.n :]]
+
+
+
+class Named:
+    """A model under the name users know it by."""
+
+    def __init__(self, inner: Model, name: str) -> None:
+        self._inner, self._name = inner, name
+        self.complete, self.stream, self.aclose = inner.complete, inner.stream, inner.aclose
+
+    @property
+    def name(self) -> str:
+        """Name shown in results, headers and the ledger."""
+        return self._name
+
+
+def _config(task_file: TaskFile) -> LargeConfig:
+    if task_file.large is None:
+        raise ConfigError("task.yaml names no large model", hint="add a large: section, or leave out this step")
+    return task_file.large
+
+
+def _own_recording(task_file: TaskFile, task: Classify) -> Path:
+    """Where answers are kept when task.yaml names no place: one file per way of asking."""
+    asked = _config(task_file).model_dump(mode="json", exclude={"recorded", "recorded_open", "sample"})
+    return home() / "recordings" / task.name / f"{fingerprint([asked, task.fingerprint()])}.jsonl"
+
+
+def _header(task_file: TaskFile, task: Classify | None, rows: Rows) -> dict[str, Any]:
+    from datetime import date
+
+    large = _config(task_file)
+    prompt: Any = "none: the request as it came"
+    if task is not None:
+        shots = fixed_shots(rows.train, task, large.shots_per_label)
+        prompt = (
+            f"label list, and the {large.nearest} training rows nearest to the request"
+            if large.nearest
+            else tuple(m.model_dump() for m in task.instructions(shots))
+        )
+    settings = large.model_dump(mode="json", exclude={"recorded", "recorded_open", "endpoint"})
+    return {
+        "made_at": date.today().isoformat(),
+        "smallfirst": smallfirst.__version__,
+        "command": "smallfirst record task.yaml",
+        "settings": settings | {"temperature": 0},
+        "prompt": prompt,
+        "machine": f"{platform.machine()}, {platform.system()}, {_cores()} cores",
+    }
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

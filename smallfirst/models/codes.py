@@ -1,0 +1,73 @@
+"""One code token per label, so that a classification is read at a single position.
+
+A code is a word of the label's own name where one is free (the base model then starts with the right idea of the
+class, which matters with few rows), else a letter combination. The code book is stored with the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from smallfirst.errors import ConfigError
+
+
+class Tokenizer(Protocol):
+    """The one method needed of a tokenizer."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of `text`."""
+
+
+def choose_codes(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """One token id per label, all different, in label order; the same for the same labels and tokenizer.
+
+    Raises ConfigError if the vocabulary has too few single-token codes.
+    """
+    words = [_words(label) for label in labels]
+    in_labels = Counter(word for label_words in words for word in set(label_words))
+    taken: set[int] = set()
+    codes: dict[int, int] = {}
+    # Labels whose rarest word is shared by few others choose first, so that fewer fall back to letters.
+    for i in sorted(range(len(labels)), key=lambda i: min((in_labels[w] for w in words[i]), default=99)):
+        for word in sorted(words[i], key=lambda w: (in_labels[w], words[i].index(w))):
+            token = _single_token(word, tokenizer)
+            if token is not None and token not in taken:
+                codes[i] = token
+                taken.add(token)
+                break
+    spare = _letter_tokens(tokenizer)
+    for i in range(len(labels)):
+        while i not in codes:
+            token = next(spare, None)
+            if token is None:
+                raise ConfigError(f"this tokenizer has too few one-token codes for {len(labels)} labels")
+            if token not in taken:
+                codes[i] = token
+                taken.add(token)
+    return tuple(codes[i] for i in range(len(labels)))
+
+
+def _words(label: str) -> list[str]:
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    return [word.lower() for word in re.findall(r"[^\W\d_]+", parts) if len(word) > 3]
+
+
+def _single_token(word: str, tokenizer: Tokenizer) -> int | None:
+    ids = tokenizer.encode(f" {word}", add_special_tokens=False)
+    # The token for unknown words stands in prompts as well, and says nothing about a label.
+    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
+        return None
+    return ids[0]
+
+
+def _letter_tokens(tokenizer: Tokenizer) -> Iterator[int]:
+    for length in (1, 2, 3):
+        for letters in itertools.product(string.ascii_uppercase, repeat=length):
+            token = _single_token("".join(letters), tokenizer)
+            if token is not None:
+                yield token

@@ -1,0 +1,136 @@
+"""The low rungs of the ladder: a linear model on words, or on a frozen sentence encoder. Closed answers only.
+
+They train in seconds, cost next to nothing to serve, and on many narrow tasks they are enough. They belong in every
+comparison, and the verdict names them when they pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.base import find
+from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
+from smallfirst.models.scored import Manifest, Scored, write_manifest
+from smallfirst.records import write_atomically
+from smallfirst.tasks.classify import Classify
+
+INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}
+"""C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
+
+
+class WordFeatures:
+    """TF-IDF over words (1-2) and characters inside words (2-5), side by side."""
+
+    def __init__(self, vectorisers: Sequence[Any]) -> None:
+        self.vectorisers = vectorisers
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> WordFeatures:
+        """Vocabulary and document frequencies from training texts."""
+        made = cls([_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))])
+        for vectoriser in made.vectorisers:
+            vectoriser.fit(texts)
+        return made
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """Sparse matrix (texts, features)."""
+        from scipy import sparse
+
+        return sparse.hstack([v.transform(texts) for v in self.vectorisers], format="csr")
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary and weights as JSON (no pickle)."""
+        parts = [
+            {"vocabulary": {w: int(i) for w, i in v.vocabulary_.items()}, "idf": v.idf_.tolist()}
+            for v in self.vectorisers
+        ]
+        write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> WordFeatures:
+        """Read back what `save` wrote."""
+        parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
+        for vectoriser, part in zip(made, parts, strict=True):
+            vectoriser.vocabulary_ = part["vocabulary"]
+            vectoriser.idf_ = np.asarray(part["idf"])
+        return cls(made)
+
+
+class LinearScorer:
+    """Label probabilities by softmax over a linear map of features."""
+
+    def __init__(self, features: Any, weights: np.ndarray, bias: np.ndarray) -> None:
+        self.features, self.weights, self.bias = features, weights, bias
+
+    @classmethod
+    def fit(
+        cls, kind: Literal["words", "encoder"], data: Dataset, task: Classify, *, encoder: Encoder | None = None
+    ) -> LinearScorer:
+        """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
+        from sklearn.linear_model import LogisticRegression
+
+        texts = [example.text for example in data.examples]
+        index = {label: i for i, label in enumerate(task.labels)}
+        gold = np.array([index[example.answer] for example in data.examples])
+        features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
+        fitted = LogisticRegression(C=INVERSE_PENALTY[kind], max_iter=300, tol=1e-3)
+        fitted.fit(features(texts), gold)
+        # A label without training rows keeps weight 0 and a bias no text can overcome.
+        weights = np.zeros((len(task.labels), fitted.coef_.shape[1]))
+        bias = np.full(len(task.labels), -1e3)
+        if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
+            weights[fitted.classes_[1]], bias[fitted.classes_] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
+        else:
+            weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
+        return cls(features, weights.astype(np.float32), bias.astype(np.float32))
+
+    def score(self, texts: Sequence[str]) -> list[Scored]:
+        """Label probabilities of each text, in order."""
+        began = time.perf_counter()
+        logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        busy_s = (time.perf_counter() - began) / max(1, len(texts))
+        return [Scored(row, 0, busy_s) for row in log_probabilities]
+
+    def save(self, folder: Path, manifest: Manifest) -> Manifest:
+        """Write weights (safetensors), features and, last, the manifest; returns the manifest as written."""
+        from safetensors.numpy import save
+
+        content = save({"weights": self.weights, "bias": self.bias})
+        write_atomically(folder / "linear.safetensors", content)
+        if isinstance(self.features, WordFeatures):
+            self.features.save(folder)
+        digest = hashlib.sha256(content).hexdigest()[:16]
+        written = manifest.model_copy(update={"weights_fingerprint": digest})
+        write_manifest(folder, written)
+        return written
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> LinearScorer:
+        """Read back what `save` wrote; the encoder itself is found by name."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(folder / "linear.safetensors")
+        words = manifest.kind == "words"
+        features = WordFeatures.load(folder) if words else _embedder(Encoder(find(manifest.base)))
+        return cls(features, tensors["weights"], tensors["bias"])
+
+
+def _embedder(encoder: Encoder | None) -> Any:
+    return (encoder or Encoder(find(DEFAULT_ENCODER))).embed
+
+
+def _vectoriser(analyzer: str, ngrams: tuple[int, int]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True, lowercase=True)

@@ -1,0 +1,111 @@
+"""Everything that answers is a Model: a fine-tuned one, an endpoint, recorded answers, a linear one, a Router.
+
+One small Protocol, so one `evaluate()` measures every path and one `serve()` serves any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol, runtime_checkable
+
+from smallfirst.data.dataset import Message
+from smallfirst.records import Record
+
+
+class Request(Record):
+    """What is asked of a Model: the user's own messages, never a task's prompt (the Model adds that)."""
+
+    messages: tuple[Message, ...]
+    """The conversation so far, oldest first; the last one is answered."""
+    max_tokens: int = 256
+    """Most tokens the answer may have."""
+    temperature: float = 0.0
+    """0 = the likeliest answer."""
+    seed: int | None = None
+    """For sampled answers."""
+    stop: tuple[str, ...] = ()
+    """Texts at which a written answer ends."""
+
+    @property
+    def text(self) -> str:
+        """Content of the last user message."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @classmethod
+    def ask(cls, text: str, *, max_tokens: int = 256) -> Request:
+        """A request of one user message."""
+        return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
+
+
+class Route(Record):
+    """Which way a Router sent a request, and why."""
+
+    stage: str
+    """`small` or `large` (or the name of another stage)."""
+    why: str
+    """One sentence a person understands."""
+    certified: bool
+    """True if the answer is covered by the Router's certificate."""
+    threshold: float | None = None
+    """Confidence asked for, in [0, 1]."""
+    confidence: float | None = None
+    """Confidence of the small model's draft, in [0, 1]."""
+
+
+class Completion(Record):
+    """One answer, with what it took."""
+
+    text: str
+    """The answer."""
+    answered_by: str
+    """Name of the model that wrote it."""
+    latency_ms: float
+    """From request to whole answer, thrown-away drafts included."""
+    cost_usd: float
+    """What the answer cost, thrown-away drafts included. Unknown prices raise, they are never 0."""
+    prompt_tokens: int = 0
+    """Tokens read."""
+    completion_tokens: int = 0
+    """Tokens written (1 for a scored label)."""
+    confidence: float | None = None
+    """Probability of being right as the model sees it, in [0, 1]; None if it has no view."""
+    alternatives: tuple[tuple[str, float], ...] = ()
+    """Best labels with their probabilities, best first, at most five; empty for free text."""
+    finish_reason: Literal["stop", "length"] = "stop"
+    """Why the answer ended."""
+    route: Route | None = None
+    """Set by a Router."""
+
+
+class Chunk(Record):
+    """A piece of a streamed answer; the last piece carries the whole Completion."""
+
+    text: str = ""
+    """New text since the piece before."""
+    completion: Completion | None = None
+    """Set on the last piece only."""
+
+
+@runtime_checkable
+class Model(Protocol):
+    """Anything that answers a Request."""
+
+    @property
+    def name(self) -> str:
+        """Name shown in results, headers and the ledger."""
+
+    async def complete(self, request: Request) -> Completion:
+        """The whole answer. Raises ModelError if there is none."""
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """The answer piece by piece, ending with a Chunk that carries the Completion."""
+
+    async def aclose(self) -> None:
+        """Free what the model holds (connections, child processes). Safe to call twice."""
+
+
+async def stream_whole(model: Model, request: Request) -> AsyncIterator[Chunk]:
+    """The stream of a model that answers in one piece (a label, a recording)."""
+    completion = await model.complete(request)
+    yield Chunk(text=completion.text)
+    yield Chunk(completion=completion)

@@ -1,0 +1,104 @@
+"""Money: what a hosted token and a machine-second cost. Unknown is an error, never $0.
+
+A PriceBook asks in order: the prices that the user wrote down, then the dated catalogue inside the
+installed genai-prices package (never fetched), and then gives up aloud. The catalogue is as old as
+the installed version; `source` says where a number came from.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from pydantic import Field
+
+from smallfirst.errors import PriceUnknown
+from smallfirst.records import Record
+
+Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class TokenPrice(Record):
+    """List price of a hosted model."""
+
+    input_usd_per_mtok: Usd
+    """USD per million prompt tokens."""
+    output_usd_per_mtok: Usd
+    """USD per million completion tokens."""
+    source: str = "task.yaml"
+    """Where the price was read."""
+
+
+class MachinePrice(Record):
+    """Price of a machine that runs models itself."""
+
+    usd_per_hour: Usd = 0.10
+    """Rent or depreciation plus power. 0.10 is about what 2 shared cloud cores cost."""
+    utilisation: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the hour in which it does useful work, in (0, 1]; idle time is paid as well."""
+
+    def cost_usd(self, busy_s: float) -> float:
+        """Cost of keeping the machine busy for `busy_s` seconds, idle time included."""
+        return busy_s * self.usd_per_hour / 3600 / self.utilisation
+
+
+class PriceBook(Record):
+    """Every price the project may use."""
+
+    tokens: dict[str, TokenPrice] = {}
+    """Prices by model name; asked before the catalogue."""
+    machine: MachinePrice = MachinePrice()
+    """Price of local work."""
+
+    def token_cost_usd(
+        self, model: str, prompt_tokens: int, completion_tokens: int, *, api_url: str | None = None
+    ) -> float:
+        """Cost of one hosted call. `api_url` tells sellers of the same model apart.
+
+        Raises PriceUnknown.
+        """
+        own = self.tokens.get(model)
+        if own is not None:
+            spent = prompt_tokens * own.input_usd_per_mtok
+            spent += completion_tokens * own.output_usd_per_mtok
+            return spent / 1_000_000
+        return _from_catalogue(model, prompt_tokens, completion_tokens, api_url)[0]
+
+    def source(self, model: str, *, api_url: str | None = None) -> str:
+        """Where the token price of `model` was read, in words. Raises PriceUnknown."""
+        own = self.tokens.get(model)
+        return own.source if own is not None else _from_catalogue(model, 1, 1, api_url)[1]
+
+
+def _from_catalogue(
+    model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None
+) -> tuple[float, str]:
+    """Cost in USD and its source, from the price list inside the installed genai-prices package."""
+    try:
+        import genai_prices
+    except ImportError:
+        raise _unknown(model, "the price catalogue genai-prices is not installed") from None
+    usage = genai_prices.Usage(input_tokens=prompt_tokens, output_tokens=completion_tokens)
+    catalogue = f"genai-prices {genai_prices.__version__}"
+    # A known address names the seller for certain; else the model's maker is taken as the seller.
+    for address in dict.fromkeys((api_url, None)):
+        try:
+            price = genai_prices.calc_price(usage, model, provider_api_url=address)
+        except LookupError:
+            continue
+        return float(price.total_price), f"{catalogue}: {price.provider.id}/{price.model.id}"
+    raise _unknown(model, f"{catalogue} does not know it either")
+
+
+def _unknown(model: str, why: str) -> PriceUnknown:
+    lines = [
+        "add its price to task.yaml, in USD per million tokens:",
+        "  prices:",
+        "    tokens:",
+        f"      {json.dumps(model, ensure_ascii=False)}:",
+        "        input_usd_per_mtok: …",
+        "        output_usd_per_mtok: …",
+    ]
+    return PriceUnknown(
+        f'no price for "{model}": it is not under `prices`, and {why}', hint="\n".join(lines)
+    )

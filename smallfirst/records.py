@@ -1,0 +1,99 @@
+"""The base of all records: frozen, unknown keys refused with a suggestion, JSON both ways, a fingerprint.
+
+A record is what one stage hands to the next. Being plain data it can be stored, compared and traced; the
+price is that nothing in it may be changed in place (`record.model_copy(update=…)` makes a changed one).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pydantic
+
+from smallfirst.errors import ConfigError, did_you_mean
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(pydantic.BaseModel):
+    """Frozen data with a docstring under each field."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON: equal content, equal fingerprint."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> Path:
+        """Write as JSON, atomically (a reader sees the old file or the new one, never half)."""
+        return write_atomically(path, self.model_dump_json(indent=2).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read back what `save` wrote. Raises ConfigError naming the file and the field."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path}: not readable as JSON: {error}") from None
+        return parse_record(cls, values, where=str(path))
+
+
+def fingerprint(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write `content` beside `path`, flush it to disk, then rename over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return path
+
+
+def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
+    """A record of `kind` from plain values. Raises ConfigError listing every wrong field of `where`."""
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
+        raise ConfigError(f"{where}:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(kind: type[Record], problem: dict[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        names = _field_names_at(kind, problem["loc"][:-1])
+        return f"{place}: unknown setting{did_you_mean(str(problem['loc'][-1]), names)}"
+    if problem["type"] == "missing":
+        return f"{place}: missing"
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{place}: {said}" if place else said  # a rule between fields: the rule says what is wrong
+    return f"{place}: {said} (got {problem['input']!r})"
+
+
+def _field_names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the record found by walking `path` from `kind`, as far as it can be walked."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        if field is None:
+            continue
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        nested = [o for o in options if isinstance(o, type) and issubclass(o, pydantic.BaseModel)]
+        if not nested:
+            return []
+        kind = nested[0]
+    return list(kind.model_fields)

@@ -1,0 +1,99 @@
+"""What a request needs before a model sees it: a place, a type, a size, and somebody who waits.
+
+All bounds are checked while bytes arrive, so no request can make the server hold more than it
+promised to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from smallfirst.serving.wire import WireError
+
+RETRY_AFTER_S = 2
+"""Seconds a refused client is asked to wait; about the time that one large answer takes."""
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Admission:
+    """Bounded entry: so many requests are worked on, so many wait, the rest are refused."""
+
+    def __init__(self, *, in_flight: int, queue: int) -> None:
+        """An empty house for `in_flight` + `queue` requests."""
+        self.turn = asyncio.Semaphore(in_flight)
+        self._places = in_flight + queue
+        self._inside = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """A place, held from the body's first byte on. Raises WireError 503 if all are taken."""
+        if self._inside >= self._places:
+            raise WireError(
+                503,
+                "The server is at its limit of requests; try again shortly.",
+                kind="server_error",
+                code="overloaded",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+
+async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
+    """The body of a JSON request. Raises WireError 415 or 413, and ClientGone."""
+    headers = Headers(scope=scope)
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # Also keeps web pages out: a browser sends this type across sites only after asking first.
+        raise WireError(415, "The body must be sent as Content-Type: application/json.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise WireError(415, "Compressed bodies are not accepted; send plain JSON.")
+    body = bytearray()
+    n_bytes, more = 0, True
+    # What goes over the limit is read and dropped, up to a second limit: a client that is still
+    # sending would otherwise meet a broken connection instead of the answer.
+    while more and n_bytes <= 8 * max_bytes:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        n_bytes += len(piece)
+        if n_bytes <= max_bytes:
+            body += piece
+        more = message.get("more_body", False)
+    if n_bytes > max_bytes:
+        raise WireError(
+            413, f"The body is larger than {max_bytes} bytes.", code="request_too_large"
+        )
+    return bytes(body)
+
+
+async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Nothing once `work` is done. Raises ClientGone, the work cancelled, if the client left."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,65 @@
+"""How the server listens and where it stops accepting: every queue, body and list has a bound.
+
+Safe by default: loopback without a key, or any address with one. The price: an open server on a
+private network is not possible, it needs a key as well.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from pydantic import Field
+
+from smallfirst.errors import ConfigError
+from smallfirst.records import Record
+from smallfirst.serving.keys import is_key_hash
+
+
+class ServeSettings(Record):
+    """Address, keys and limits of a server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback needs a key."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port; 0 takes a free one and prints it."""
+    api_keys_sha256: tuple[str, ...] = ()
+    """SHA-256 (hex) of each accepted key; empty = no key is asked for."""
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1)
+    """Largest request body; counted as it arrives, so a false Content-Length does not help."""
+    max_in_flight: int = Field(default=64, ge=1)
+    """Requests that models work on at once."""
+    max_queue: int = Field(default=256, ge=0)
+    """Further requests that may wait for a turn; beyond that the answer is 503 with Retry-After."""
+    request_timeout_s: float = Field(default=120.0, gt=0)
+    """Longest time for one request, waiting included; then 504."""
+    drain_s: int = Field(default=30, ge=0)
+    """Seconds that running requests get to finish when the server is told to stop."""
+    max_messages: int = Field(default=256, ge=1)
+    """Most messages in one request."""
+    store_bodies: bool = False
+    """True keeps the text of questions and answers in the ledger; false keeps only a hash."""
+
+
+def check_settings(settings: ServeSettings) -> None:
+    """Nothing if the settings are safe. Raises ConfigError, which never repeats a key."""
+    for place, text in enumerate(settings.api_keys_sha256):
+        if not is_key_hash(text):
+            raise ConfigError(
+                f"api_keys_sha256[{place}] is not a SHA-256 in lower-case hex (64 digits)",
+                hint='hash the key first: printf %s "$KEY" | sha256sum',
+            )
+    if not settings.api_keys_sha256 and not is_loopback(settings.host):
+        raise ConfigError(
+            f'host "{settings.host}" can be reached from other machines, and no API key is set',
+            hint="set api_keys_sha256, or listen on 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """True if only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

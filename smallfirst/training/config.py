@@ -1,0 +1,58 @@
+"""TrainConfig: every knob of a fine-tune with its default, unit and effect."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+import pydantic
+
+from smallfirst.records import Record
+
+
+class Duration(NamedTuple):
+    """How long to train: a number of epochs, batches or tokens."""
+
+    amount: int
+    unit: Literal["ep", "ba", "tok"]
+
+
+def parse_duration(text: str) -> Duration:
+    """`8ep`, `300ba` or `1_000_000tok`. Raises ValueError that shows the rule."""
+    match = re.fullmatch(r"([0-9]+(?:_[0-9]+)*)(ep|ba|tok)", text.strip())
+    if not match or int(match[1]) < 1:
+        raise ValueError(f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
+    return Duration(int(match[1]), match[2])  # type: ignore[arg-type]
+
+
+class TrainConfig(Record):
+    """How to fine-tune."""
+
+    method: Literal["full", "lora"] = "full"
+    """`full` moves every weight; `lora` moves low-rank adapters and merges them at the end (less memory, less forgetting)."""
+    duration: str = "5ep"
+    """Epochs (`5ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
+    learning_rate: float = pydantic.Field(default=2e-4, gt=0, lt=1)
+    """Peak rate of AdamW. Full fine-tunes of models this small want 1e-4 to 3e-4; LoRA about ten times the full rate of a larger model, so the same range works."""
+    warmup_share: float = pydantic.Field(default=0.06, ge=0, lt=1)
+    """Share of the steps over which the rate rises from 0; then it falls along a cosine to `final_rate_share`."""
+    final_rate_share: float = pydantic.Field(default=0.02, ge=0, le=1)
+    """Rate at the end as a share of the peak."""
+    batch_tokens: int = pydantic.Field(default=1024, ge=32)
+    """Tokens per step, padding included. Rows of similar length are put together."""
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    """Decoupled, on matrices only."""
+    clip_norm: float = pydantic.Field(default=1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    lora_rank: int = pydantic.Field(default=16, ge=1)
+    """Rank of the adapters (LoRA only); on all linear layers, alpha = 2 × rank."""
+    max_seq_tokens: int = pydantic.Field(default=512, ge=16)
+    """Longest row; a longer one is refused by line number, never cut silently."""
+    seed: int = 0
+    """Set before anything random."""
+
+    @pydantic.field_validator("duration")
+    @classmethod
+    def _duration_is_readable(cls, value: str) -> str:
+        parse_duration(value)
+        return value

@@ -1,0 +1,75 @@
+"""The event log of a run: appended to, never rewritten; status is derived from it.
+
+One JSON object a line, flushed to disk before the run goes on, so a killed run still tells how far it came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from smallfirst.records import Record
+
+Kind = Literal["CREATED", "TRAIN_STARTED", "EPOCH_FINISHED", "COMPLETED", "FAILED", "STOPPED"]
+
+
+class Event(Record):
+    """Something that happened to a run."""
+
+    kind: Kind
+    """What."""
+    at: str
+    """When, ISO 8601 in UTC."""
+    message: str
+    """In words."""
+    values: dict[str, Any] = {}
+    """Figures."""
+
+
+class EventLog:
+    """The events of one run in one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, kind: Kind, message: str, **values: Any) -> Event:
+        """The event as written."""
+        event = Event(
+            kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            # A line cut short by a crash must not take this one with it.
+            file.write(b"" if self._ends_whole(file) else b"\n")
+            file.write(event.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return event
+
+    def read(self) -> tuple[Event, ...]:
+        """All events, oldest first; a line cut short by a crash is left out."""
+        if not self.path.exists():
+            return ()
+        events = []
+        for line in self.path.read_bytes().split(b"\n"):
+            try:
+                events.append(Event.model_validate(json.loads(line)))
+            except ValueError:
+                continue
+        return tuple(events)
+
+    def status(self) -> str:
+        """Kind of the last event; `UNKNOWN` without one."""
+        events = self.read()
+        return events[-1].kind if events else "UNKNOWN"
+
+    @staticmethod
+    def _ends_whole(file: BinaryIO) -> bool:
+        """True if the file is empty or its last line is ended."""
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

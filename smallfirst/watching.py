@@ -1,0 +1,58 @@
+"""What a person sees of long work: one line per step, and on a terminal a bar with rate and time left.
+
+Everything goes to standard error; in a pipe there are only the lines, so output can be read by a program.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int], None]
+
+
+class Watch:
+    """Tells what happens. `quiet` says nothing at all."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.on_terminal = sys.stderr.isatty() and not quiet
+        self.began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """One line, with the minutes and seconds since the start."""
+        if not self.quiet:
+            minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+            print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+        """A function to call with (done, total, optionally words at the end); draws a bar on a terminal."""
+        if not self.on_terminal:
+            yield _ignore
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        columns = (
+            TextColumn("        {task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]} {task.fields[words]}"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(label, total=total, unit=unit, words="")
+            began = time.monotonic()
+
+            def update(done: int, of: int, words: str = "") -> None:
+                rate = done / max(1e-6, time.monotonic() - began)
+                bars.update(task, completed=done, total=of, words=words or f"{rate:.1f}/s")
+
+            yield update
+
+
+def _ignore(done: int, total: int, words: str = "") -> None:
+    """Nothing to draw on."""

@@ -1,0 +1,146 @@
+"""What every test gets: a state folder of its own, no network, no keys; and on demand a tiny real model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.tasks.classify import Classify
+
+# One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+UNSET = "/nonexistent/no-test-chose-a-state-folder"
+
+THINGS = {
+    "card_arrival": ("card", "envelope", "parcel"),
+    "refund_request": ("refund", "money back", "return"),
+    "exchange_rate": ("exchange", "euro rate", "currency"),
+    "lost_pin": ("pin", "secret code", "passcode"),
+}
+FRAMES = (
+    "where is my {}",
+    "I want to know about the {} please",
+    "can you help with a {}",
+    "the {} again, it is late",
+    "tell me more about your {}",
+    "hello, {} question",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_outside_state() -> Iterator[None]:
+    """Nothing of the machine's own settings reaches a test; a module may still choose its own store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", UNSET)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state folder for this test alone, unless its module set up one to share."""
+    if os.environ.get("SMALLFIRST_HOME", UNSET) == UNSET:
+        monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / ".smallfirst"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in [name for name in os.environ if name.endswith("_API_KEY")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def toy_task() -> Classify:
+    """Four labels whose words are single tokens of the tiny tokenizer."""
+    return Classify(name="toy", labels=tuple(THINGS))
+
+
+@pytest.fixture(scope="session")
+def toy_rows() -> Dataset:
+    """48 training rows, separable by one word: four of the six sentence frames."""
+    return _rows("train.jsonl", FRAMES[:4])
+
+
+@pytest.fixture(scope="session")
+def toy_selection() -> Dataset:
+    """24 rows of the same things in the two sentence frames that training does not show."""
+    return _rows("selection.jsonl", FRAMES[4:])
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers, hidden size 32, 4 heads on 2 key heads: seeded weights, real tokenizer."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = _tiny_tokenizer()
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
+    """The tiny model in fp32, where sums differ by rounding only, and its tokenizer."""
+    from smallfirst.models.local import load_causal
+
+    model, tokenizer = load_causal(tiny_folder)
+    return model.float(), tokenizer
+
+
+def _rows(path: str, frames: tuple[str, ...]) -> Dataset:
+    pairs = [(f.format(thing), label) for f in frames for label, ts in THINGS.items() for thing in ts]
+    examples = tuple(
+        Example(
+            messages=(Message(role="user", content=text),),
+            answer=label,
+            shape="label",
+            path=path,
+            line=line,
+        )
+        for line, (text, label) in enumerate(pairs, start=1)
+    )
+    return Dataset(name=path, examples=examples)
+
+
+def _tiny_tokenizer() -> Any:
+    """Byte-level BPE with a start and an end token, trained on the toy sentences and on label words."""
+    import tokenizers
+    import transformers
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    sentences = [f.format(thing) for f in FRAMES for things in THINGS.values() for thing in things]
+    words = " card arrival payment refund request exchange rate lost A B C D =>"
+    bpe.train_from_iterator([*sentences, *[words] * 20], trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )

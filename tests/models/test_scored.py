@@ -1,0 +1,280 @@
+"""ScoredModel: many askers, one worker; right answers in order, honest probabilities, errors for all who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.errors import ConfigError, ModelError
+from smallfirst.models.model import Completion, Model, Request
+from smallfirst.models.scored import (
+    Manifest,
+    Scored,
+    ScoredModel,
+    load_model,
+    read_manifest,
+    tempered,
+    write_manifest,
+)
+from smallfirst.pricing import MachinePrice
+from smallfirst.tasks.classify import Classify
+
+LABELS = tuple(f"label-{i}" for i in range(7))
+TASK = Classify(name="digits", labels=LABELS)
+MANIFEST = Manifest(kind="words", task=TASK, base="")
+
+
+class DigitScorer:
+    """Reads the text as a label's number; 0.7 for that label, 0.05 for each other. Waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.gate, self.began = threading.Event(), threading.Event()
+        self.gate.set()
+        self.batches: list[list[str]] = []
+
+    def score(self, texts: Sequence[str]) -> list[Scored]:
+        self.batches.append(list(texts))
+        self.began.set()
+        assert self.gate.wait(10)
+        if "broken" in texts:
+            raise ValueError("no number")
+        if "short" in texts:
+            return []
+        return [self.one(int(text)) for text in texts]
+
+    @staticmethod
+    def one(number: int) -> Scored:
+        row = [math.log(0.7) if i == number else math.log(0.05) for i in range(7)]
+        return Scored(row, n_tokens=3, busy_s=0.36)
+
+
+def ask(model: ScoredModel, *texts: str) -> list[Completion]:
+    """Answers to requests made at the same moment; errors are raised."""
+
+    async def together() -> list[Completion]:
+        return await asyncio.gather(*(model.complete(Request.ask(text)) for text in texts))
+
+    return asyncio.run(together())
+
+
+def test_an_answer_carries_label_confidence_alternatives_cost_and_tokens() -> None:
+    price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
+    model = ScoredModel(DigitScorer(), MANIFEST, price=price)
+    assert isinstance(model, Model)
+    (answer,) = ask(model, "4")
+    assert answer.text == "label-4"
+    assert answer.answered_by == model.name == "digits"
+    assert answer.confidence == pytest.approx(0.7)
+    assert answer.alternatives[0] == ("label-4", pytest.approx(0.7))
+    assert answer.cost_usd == pytest.approx(0.0002)  # 0.36 s / 3600 s × 1 $ / half of it useful
+    assert (answer.prompt_tokens, answer.completion_tokens) == (3, 1)
+    assert answer.latency_ms > 0
+    assert answer.route is None
+
+
+def test_alternatives_are_the_five_best_sorted() -> None:
+    class Slope:
+        def score(self, texts: Sequence[str]) -> list[Scored]:
+            return [Scored([math.log(p) for p in (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)], 0, 0.0)]
+
+    (answer,) = ask(ScoredModel(Slope(), MANIFEST), "any")
+    assert [label for label, _ in answer.alternatives] == [f"label-{i}" for i in (1, 5, 3, 0, 6)]
+    assert [p for _, p in answer.alternatives] == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.08])
+
+
+def test_confidence_is_tempered_and_the_answer_stays() -> None:
+    (answer,) = ask(ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2")
+    expected = math.sqrt(0.7) / (math.sqrt(0.7) + 6 * math.sqrt(0.05))
+    assert (answer.text, answer.confidence) == ("label-2", pytest.approx(expected))
+
+
+def test_a_stream_is_the_label_and_then_the_completion() -> None:
+    model = ScoredModel(DigitScorer(), MANIFEST, name="mine")
+
+    async def pieces() -> list[object]:
+        chunks = [chunk async for chunk in model.stream(Request.ask("3"))]
+        return [chunks[0].text, chunks[1].completion.text, chunks[1].completion.answered_by, len(chunks)]
+
+    assert asyncio.run(pieces()) == ["label-3", "label-3", "mine", 2]
+
+
+def test_askers_at_the_same_moment_each_get_their_own_answer() -> None:
+    numbers = [(i * i) % 7 for i in range(300)]
+    answers = ask(ScoredModel(DigitScorer(), MANIFEST), *map(str, numbers))
+    assert [answer.text for answer in answers] == [LABELS[number] for number in numbers]
+
+
+def test_what_waits_at_the_same_moment_shares_one_pass() -> None:
+    scorer = DigitScorer()
+    scorer.gate.clear()
+    model = ScoredModel(scorer, MANIFEST)
+
+    async def crowd() -> None:
+        first = asyncio.create_task(model.complete(Request.ask("0")))
+        await asyncio.to_thread(scorer.began.wait, 10)
+        rest = [asyncio.create_task(model.complete(Request.ask(str(i)))) for i in range(1, 7)]
+        await asyncio.sleep(0.01)
+        scorer.gate.set()
+        await asyncio.gather(first, *rest)
+
+    asyncio.run(crowd())
+    assert scorer.batches == [["0"], ["1", "2", "3", "4", "5", "6"]]
+
+
+def test_no_pass_is_larger_than_the_limit() -> None:
+    scorer = DigitScorer()
+    model = ScoredModel(scorer, MANIFEST)
+    model.most_at_once = 4
+    ask(model, *["1"] * 50)
+    assert sum(map(len, scorer.batches)) == 50
+    assert max(map(len, scorer.batches)) <= 4
+
+
+def test_a_failing_scorer_is_a_model_error_for_each_waiting_asker_and_no_more() -> None:
+    scorer = DigitScorer()
+    scorer.gate.clear()
+    model = ScoredModel(scorer, MANIFEST)
+
+    async def crowd() -> list[object]:
+        asked = ["0", "broken", "1", "2"]
+        first = asyncio.create_task(model.complete(Request.ask(asked[0])))
+        await asyncio.to_thread(scorer.began.wait, 10)
+        rest = [asyncio.create_task(model.complete(Request.ask(text))) for text in asked[1:]]
+        await asyncio.sleep(0.01)
+        scorer.gate.set()
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    first, *rest = asyncio.run(crowd())
+    assert first.text == "label-0"
+    assert [type(error) for error in rest] == [ModelError] * 3
+    assert {str(error) for error in rest} == {"digits could not answer: no number"}
+    assert ask(model, "5")[0].text == "label-5"
+
+
+def test_a_scorer_that_loses_a_text_fails_aloud_and_the_worker_lives_on() -> None:
+    model = ScoredModel(DigitScorer(), MANIFEST)
+    with pytest.raises(ModelError, match=r"digits could not answer: zip\(\) argument 2 is shorter"):
+        ask(model, "short")
+    assert ask(model, "5")[0].text == "label-5"
+
+
+def test_an_asker_who_gives_up_does_not_disturb_the_others() -> None:
+    scorer = DigitScorer()
+    scorer.gate.clear()
+    model = ScoredModel(scorer, MANIFEST)
+
+    async def crowd() -> list[object]:
+        tasks = [asyncio.create_task(model.complete(Request.ask("0")))]
+        await asyncio.to_thread(scorer.began.wait, 10)
+        tasks += [asyncio.create_task(model.complete(Request.ask(str(i)))) for i in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        tasks[0].cancel()
+        tasks[2].cancel()
+        await asyncio.sleep(0.01)
+        scorer.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    answers = asyncio.run(crowd())
+    assert [type(answer).__name__ for answer in answers] == [
+        "CancelledError",
+        "Completion",
+        "CancelledError",
+        "Completion",
+    ]
+    assert scorer.batches == [["0"], ["1", "3"]]  # who gave up in the queue is not even read
+
+
+def test_a_closed_model_refuses_at_once_and_may_be_closed_twice() -> None:
+    model = ScoredModel(DigitScorer(), MANIFEST)
+
+    async def closed() -> None:
+        await model.aclose()
+        await model.aclose()
+        await asyncio.wait_for(model.complete(Request.ask("1")), timeout=5)
+
+    with pytest.raises(ModelError) as caught:
+        asyncio.run(closed())
+    assert str(caught.value) == "digits is closed"
+
+
+def test_closing_answers_what_waits_first() -> None:
+    scorer = DigitScorer()
+    scorer.gate.clear()
+    model = ScoredModel(scorer, MANIFEST)
+
+    async def close_while_waiting() -> list[Completion]:
+        tasks = [asyncio.create_task(model.complete(Request.ask("0")))]
+        await asyncio.to_thread(scorer.began.wait, 10)
+        tasks += [asyncio.create_task(model.complete(Request.ask(str(i)))) for i in range(1, 4)]
+        await asyncio.sleep(0.01)
+        await model.aclose()
+        scorer.gate.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), timeout=5)
+
+    assert [answer.text for answer in asyncio.run(close_while_waiting())] == list(LABELS[:4])
+
+
+def test_a_temperature_divides_the_logarithms() -> None:
+    logs = [math.log(0.8), math.log(0.2)]
+    assert tempered(logs, 1.0) == pytest.approx([0.8, 0.2])
+    assert tempered(logs, 2.0) == pytest.approx([2 / 3, 1 / 3])  # √4 to 1
+    assert tempered(logs, 0.5) == pytest.approx([16 / 17, 1 / 17])  # 4² to 1
+    assert tempered([logs, logs[::-1]], 2.0).tolist() == [
+        pytest.approx([2 / 3, 1 / 3]),
+        pytest.approx([1 / 3, 2 / 3]),
+    ]
+
+
+def test_very_small_and_very_large_logarithms_are_no_trouble() -> None:
+    assert tempered([-1e4, 0.0, -1e4], 0.25).tolist() == [0.0, 1.0, 0.0]
+    assert tempered([1e4, 1e4], 0.25).tolist() == [0.5, 0.5]
+
+
+@given(st.lists(st.floats(-40, 0), min_size=2, max_size=9), st.floats(0.25, 8))
+def test_tempering_keeps_a_distribution_and_its_order(logs: list[float], temperature: float) -> None:
+    probabilities = tempered(logs, temperature)
+    assert probabilities.sum() == pytest.approx(1)
+    by_log = np.argsort(logs, kind="stable")
+    assert (np.diff(probabilities[by_log]) >= 0).all()
+
+
+def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
+    manifest = Manifest(
+        kind="codes",
+        task=TASK.model_copy(update={"descriptions": {"label-1": "Größe «1»"}}),
+        base="org/base",
+        codes=(5, 9, 2, 1, 3, 4, 8),
+        temperature=1.25,
+        max_tokens=99,
+        weights_fingerprint="ab",
+    )
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
+
+
+def test_a_folder_without_a_manifest_is_no_model(tmp_path: Path) -> None:
+    expected = f"{tmp_path} holds no smallfirst.json, so it is not a model of smallfirst"
+    for read in (read_manifest, load_model):
+        with pytest.raises(ConfigError) as caught:
+            read(tmp_path)
+        assert str(caught.value) == expected
+
+
+def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    plain = json.loads((tmp_path / "smallfirst.json").read_text())
+    (tmp_path / "smallfirst.json").write_text(json.dumps(plain | {"temprature": 2}))
+    with pytest.raises(ConfigError) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value) == (
+        f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
+    )

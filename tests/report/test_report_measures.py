@@ -1,0 +1,94 @@
+"""Tables and curves on eight rows, counted by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from smallfirst.report.contents import PromiseHeld, ReportData
+from smallfirst.report.measures import (
+    answers_are_labels,
+    class_rows,
+    confused_pairs,
+    reliability,
+    risk_coverage,
+    surest_errors,
+)
+from smallfirst.stats import wilson
+
+
+def test_classes_come_worst_recall_first_with_their_mistakes(
+    make_report: Callable[..., ReportData],
+) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    card, fee = class_rows(small)
+    # Row 3 is a card question answered fee.
+    assert (card.label, card.n, card.recall) == ("card", 4, wilson(3, 4))
+    assert card.precision == wilson(3, 3)
+    assert [row.key for row in card.errors] == ["row3"]
+    assert (fee.label, fee.recall, fee.precision) == ("fee", wilson(4, 4), wilson(4, 5))
+
+
+def test_a_confused_pair_counts_both_directions(make_report: Callable[..., ReportData]) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    rows = list(small.rows)
+    for i in (0, 4):
+        other = "fee" if rows[i].gold == "card" else "card"
+        rows[i] = rows[i].model_copy(update={"answer": other, "correct": False})
+    (pair,) = confused_pairs(small.model_copy(update={"rows": tuple(rows)}))
+    assert (pair.gold, pair.said, pair.count, pair.reverse) == ("card", "fee", 2, 1)
+    assert (pair.share, pair.n_gold) == (0.5, 4)
+
+
+def test_ece_is_the_mean_gap_weighted_by_rows(make_report: Callable[..., ReportData]) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    found = reliability(small, n_bins=2)
+    assert found is not None
+    # Least sure half: .6 (wrong), .7, .85, .9: mean .7625, accuracy .75.
+    # The rest: mean .9725, all right.
+    assert [b.confidence for b in found.bins] == pytest.approx([0.7625, 0.9725])
+    assert [b.accuracy for b in found.bins] == [wilson(3, 4), wilson(4, 4)]
+    assert found.ece == pytest.approx((0.0125 + 0.0275) / 2)
+    assert (found.n, found.n_without) == (8, 0)
+
+
+def test_a_model_without_confidence_has_no_curves(make_report: Callable[..., ReportData]) -> None:
+    large = make_report().evaluation("large")
+    assert large is not None
+    assert reliability(large) is None
+    assert risk_coverage(large) == ()
+
+
+def test_risk_ends_at_the_error_of_all_answers(make_report: Callable[..., ReportData]) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    curve = risk_coverage(small, n_points=8)
+    assert [p.error.value for p in curve] == [0, 0, 0, 0, 0, 0, 0, 0.125]
+    assert (curve[-1].coverage, curve[-1].confidence) == (1.0, 0.6)
+
+
+def test_answers_that_never_repeat_are_no_labels(make_report: Callable[..., ReportData]) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    assert answers_are_labels(small)
+    texts = tuple(r.model_copy(update={"gold": f"text {i}"}) for i, r in enumerate(small.rows))
+    free = small.model_copy(update={"rows": texts})
+    assert not answers_are_labels(free)
+    assert [row.key for row in surest_errors(small)] == ["row3"]
+
+
+def test_the_promise_is_counted_on_certified_rows_only(
+    make_report: Callable[..., ReportData],
+) -> None:
+    routed = make_report().evaluation("routed")
+    assert routed is not None
+    held = PromiseHeld.on(routed)
+    assert (held.errors_kept, held.n_kept, held.error.low) == (0, 6, 0.0)
+    # With no error in n rows the exact two-sided 95 % bound is 1 - 0.025^(1/n).
+    assert held.error.high == pytest.approx(1 - 0.025 ** (1 / 6))
+    # And with n errors in n rows the lower one is 0.025^(1/n).
+    assert PromiseHeld.count(6, 6).error.low == pytest.approx(0.025 ** (1 / 6))

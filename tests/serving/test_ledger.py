@@ -1,0 +1,205 @@
+"""Rows of the ledger stay: in order, after a kill, against changes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger import Ledger, LedgerRow, StageTotals
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def answer(id: str, **values: object) -> LedgerRow:
+    """A row of an answer by the small stage."""
+    given = {
+        "id": id,
+        "at": NOON,
+        "served_name": "routed",
+        "status": 200,
+        "latency_ms": 10.0,
+        "stage": "small",
+        "certified": True,
+        "prompt_tokens": 5,
+        "completion_tokens": 1,
+        "cost_usd": 0.25,
+    }
+    return LedgerRow.model_validate({**given, **values})
+
+
+def test_what_was_appended_is_read_back_unchanged_even_after_closing(tmp_path: Path) -> None:
+    row = answer(
+        "a",
+        error_code="x",
+        answered_by="m",
+        confidence=0.5,
+        threshold=0.25,
+        request_sha256="f" * 64,
+        request_text="[]",
+        answer_text="café",
+    )
+    ledger = Ledger(tmp_path / "deep" / "ledger.sqlite")
+    ledger.append(row)
+    assert ledger.rows() == (row,)
+    ledger.close()
+    ledger.close()
+    again = Ledger(tmp_path / "deep" / "ledger.sqlite")
+    assert again.get("a") == row
+    assert again.get("b") is None
+    again.close()
+
+
+def test_rows_come_in_order_of_writing_from_a_moment_on_and_the_newest_if_limited(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    tokyo = timezone(timedelta(hours=9))
+    for hour, id in enumerate("abcd"):
+        ledger.append(answer(id, at=(NOON + timedelta(hours=hour)).astimezone(tokyo)))
+    assert [row.id for row in ledger.rows()] == ["a", "b", "c", "d"]
+    assert [row.id for row in ledger.rows(since=NOON + timedelta(hours=1))] == ["b", "c", "d"]
+    assert [row.id for row in ledger.rows(limit=2)] == ["c", "d"]
+    assert ledger.rows()[0].at == NOON
+    ledger.close()
+
+
+def test_totals_sum_per_stage_and_keep_errors_apart_with_unknown_cost(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.totals() == {}
+    ledger.append(answer("a", latency_ms=10, cost_usd=0.25))
+    ledger.append(answer("b", latency_ms=30, cost_usd=0.5))
+    ledger.append(answer("c", stage="large", latency_ms=7, cost_usd=2.0))
+    ledger.append(LedgerRow(id="d", at=NOON, served_name="", status=400, latency_ms=1.0))
+    assert ledger.totals() == {
+        "small": StageTotals(
+            n=2, cost_usd=0.75, n_cost_unknown=0, prompt_tokens=10, completion_tokens=2,
+            p50_latency_ms=20.0,
+        ),
+        "large": StageTotals(
+            n=1, cost_usd=2.0, n_cost_unknown=0, prompt_tokens=5, completion_tokens=1,
+            p50_latency_ms=7.0,
+        ),
+        "error": StageTotals(
+            n=1, cost_usd=0.0, n_cost_unknown=1, prompt_tokens=0, completion_tokens=0,
+            p50_latency_ms=1.0,
+        ),
+    }  # fmt: skip
+    ledger.close()
+
+
+def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        ledger.append(answer("a"))
+    other = sqlite3.connect(tmp_path / "ledger.sqlite")
+    for change in ("DELETE FROM answers", "UPDATE answers SET cost_usd = 0"):
+        with pytest.raises(sqlite3.IntegrityError, match="the ledger is append-only"):
+            other.execute(change)
+    other.close()
+    assert len(ledger.rows()) == 1
+    ledger.close()
+
+
+def test_rows_from_many_threads_and_an_event_loop_all_arrive(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    def append_some(prefix: str) -> None:
+        for number in range(20):
+            ledger.append(answer(f"{prefix}{number}"))
+
+    async def append_in_order() -> None:
+        await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
+
+    threads = [threading.Thread(target=append_some, args=(prefix,)) for prefix in "xyz"]
+    for thread in threads:
+        thread.start()
+    asyncio.run(append_in_order())
+    for thread in threads:
+        thread.join()
+    ids = [row.id for row in ledger.rows()]
+    assert len(ids) == 80
+    assert [id for id in ids if id.startswith("loop")] == [f"loop{n}" for n in range(20)]
+    ledger.close()
+
+
+def test_a_row_is_written_even_if_the_one_who_waits_is_cancelled(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    async def leave() -> None:
+        busy = threading.Event()
+        ledger._writer.submit(busy.wait)  # the row has to queue behind this
+        waiting = asyncio.create_task(ledger.append_async(answer("a")))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        busy.set()
+
+    asyncio.run(leave())
+    ledger.close()
+    assert [row.id for row in Ledger(tmp_path / "ledger.sqlite").rows()] == ["a"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from datetime import UTC, datetime
+from smallfirst.serving.ledger import Ledger, LedgerRow
+ledger = Ledger(Path(sys.argv[1]))
+for n in range(50):
+    ledger.append(LedgerRow(
+        id=f"r{n}", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0, stage="small"
+    ))
+    print(f"r{n}", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_row_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    told = killed.stdout.split()
+    assert len(told) == 50
+    ledger = Ledger(path)
+    assert [row.id for row in ledger.rows()] == told
+    ledger.append(answer("after"))
+    ledger.close()
+
+
+def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.sqlite").close()
+    assert (tmp_path / "ledger.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_no_ledger_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes, not a database, and they are long enough " * 20)
+    with pytest.raises(ConfigError) as caught:
+        Ledger(path)
+    assert str(caught.value) == (
+        f"{path} cannot be used as a ledger: file is not a database\n"
+        "  next: choose another path for the ledger"
+    )
+
+
+def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 9")
+    other.close()
+    with pytest.raises(
+        ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 1"
+    ):
+        Ledger(path)

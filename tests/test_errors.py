@@ -1,0 +1,80 @@
+"""Errors name the place, the rule and the next command, and say how a program should end."""
+
+from __future__ import annotations
+
+import pytest
+
+from smallfirst import errors
+from smallfirst.errors import (
+    ConfigError,
+    DataError,
+    GateFailed,
+    MissingExtra,
+    ModelError,
+    Problem,
+    RateLimited,
+    SmallfirstError,
+    Unavailable,
+    did_you_mean,
+)
+
+
+def kinds(kind: type[SmallfirstError] = SmallfirstError) -> list[type[SmallfirstError]]:
+    return [kind, *(found for below in kind.__subclasses__() for found in kinds(below))]
+
+
+def test_the_next_command_is_printed_on_a_line_of_its_own() -> None:
+    error = SmallfirstError("no such run", hint="smallfirst train task.yaml")
+    assert str(error) == "no such run\n  next: smallfirst train task.yaml"
+    assert error.args == ("no such run",)
+    assert str(SmallfirstError("no such run")) == "no such run"
+
+
+def test_a_data_error_shows_twenty_problems_and_counts_the_rest() -> None:
+    problems = [Problem("rows.jsonl", line, '"text" is empty') for line in range(1, 24)]
+    error = DataError("rows.jsonl: 23 bad rows", problems, hint="mend them")
+    lines = str(error).splitlines()
+    assert lines[0] == "rows.jsonl: 23 bad rows"
+    assert lines[1] == '  rows.jsonl:1  "text" is empty'
+    assert lines[20] == '  rows.jsonl:20  "text" is empty'
+    assert lines[21:] == ["  … and 3 more", "  next: mend them"]
+    assert error.problems == tuple(problems)
+
+
+def test_twenty_problems_are_shown_without_a_count_of_nothing() -> None:
+    problems = [Problem("rows.jsonl", line, "bad") for line in range(20)]
+    assert len(str(DataError("20 bad rows", problems)).splitlines()) == 21
+
+
+def test_exit_codes_tell_a_script_what_happened() -> None:
+    codes = {kind: kind.exit_code for kind in kinds()}
+    assert {kind for kind, code in codes.items() if code == 2} == {ConfigError}
+    assert {kind for kind, code in codes.items() if code == 3} == {GateFailed}
+    assert set(codes.values()) == {1, 2, 3}
+
+
+def test_only_a_busy_or_absent_endpoint_is_worth_asking_again() -> None:
+    assert {kind for kind in kinds() if kind.retryable} == {RateLimited, Unavailable}
+    assert issubclass(RateLimited, ModelError)
+
+
+def test_the_drawing_of_the_tree_names_every_error() -> None:
+    assert errors.__doc__ is not None
+    drawn = {word for line in errors.__doc__.splitlines() if "─ " in line for word in [line.split()[-1]]}
+    named = {kind.__name__ for kind in kinds()}
+    assert {name for name in named if name not in errors.__doc__} == set()
+    assert drawn  # the drawing is there at all
+
+
+def test_a_missing_package_is_named_by_the_extra_that_brings_it() -> None:
+    assert str(MissingExtra("training", "train")) == (
+        'training needs packages that are not installed\n  next: pip install "smallfirst[train]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("promis", ' — did you mean "promise"?'), ("promise", ' — did you mean "promise"?'), ("zzz", "")],
+)
+def test_the_nearest_known_word_is_suggested(wrong: str, said: str) -> None:
+    assert did_you_mean(wrong, ["promise", "small"]) == said

@@ -1,0 +1,153 @@
+"""Rows and batches: no row lost, no budget broken, every target at the right place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.errors import DataError
+from smallfirst.models.codes import choose_codes
+from smallfirst.tasks.classify import Classify
+from smallfirst.training.batches import Row, collate, epoch_batches, label_rows
+
+LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=60)
+
+
+def rows_of(lengths: list[int]) -> list[Row]:
+    """Rows of these many tokens, told apart by their first token."""
+    return [Row((i, *range(100, 99 + n)), n - 1) for i, n in enumerate(lengths)]
+
+
+@pytest.fixture
+def tokenizer(tiny_folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def example(text: str, answer: str, line: int) -> Example:
+    return Example(
+        messages=(Message(role="user", content=text),),
+        answer=answer,
+        shape="label",
+        path="rows.csv",
+        line=line,
+    )
+
+
+@given(LENGTHS, st.integers(40, 200), st.integers(0, 2**40))
+def test_an_epoch_has_every_row_exactly_once(lengths: list[int], budget: int, seed: int) -> None:
+    rows = rows_of(lengths)
+    batches = epoch_batches(rows, batch_tokens=budget, seed=seed)
+    assert Counter(row for batch in batches for row in batch) == Counter(rows)
+
+
+@given(LENGTHS, st.integers(40, 200), st.integers(0, 2**40))
+def test_no_batch_is_over_budget_with_its_padding(
+    lengths: list[int], budget: int, seed: int
+) -> None:
+    for batch in epoch_batches(rows_of(lengths), batch_tokens=budget, seed=seed):
+        assert 0 < collate(batch).ids.numel() <= budget
+
+
+@given(LENGTHS, st.integers(0, 2**40))
+def test_the_same_seed_gives_the_same_batches(lengths: list[int], seed: int) -> None:
+    rows = rows_of(lengths)
+    assert epoch_batches(rows, batch_tokens=80, seed=seed) == epoch_batches(
+        rows, batch_tokens=80, seed=seed
+    )
+
+
+def test_another_seed_gives_other_batches_not_just_another_order() -> None:
+    rows = rows_of([10 + i % 20 for i in range(200)])
+    first, second = (epoch_batches(rows, batch_tokens=100, seed=seed) for seed in (0, 1))
+    together = [{frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)]
+    assert len(together[0] & together[1]) < len(together[0]) / 2
+
+
+def test_a_row_longer_than_the_budget_stands_alone() -> None:
+    rows = rows_of([60, 5, 5, 5])
+    batches = epoch_batches(rows, batch_tokens=40, seed=0)
+    assert sorted(sorted(len(row.ids) for row in batch) for batch in batches) == [[5, 5, 5], [60]]
+
+
+def test_a_budget_that_fits_exactly_is_used_up() -> None:
+    (batch,) = epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=32, seed=0)
+    assert len(batch) == 4
+    assert len(epoch_batches(rows_of([9, 9, 9, 9]), batch_tokens=31, seed=0)) == 2
+
+
+def test_batches_of_like_length_waste_little_on_padding() -> None:
+    batches = [
+        collate(b) for b in epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)
+    ]
+    real, padded = sum(b.n_tokens for b in batches), sum(b.ids.numel() for b in batches)
+    assert real == sum(7 + i % 40 for i in range(400))
+    assert (padded - real) / padded < 0.15
+
+
+def test_a_batch_feeds_all_but_the_last_token_and_aims_at_the_code() -> None:
+    batch = collate([Row((7, 8, 9), 2), Row((4, 5, 6, 1, 2), 4)])
+    assert batch.ids.tolist() == [[7, 8, 0, 0], [4, 5, 6, 1]]
+    assert batch.targets.tolist() == [[0, 1, 9], [1, 3, 2]]
+    assert batch.n_tokens == 6
+
+
+def test_an_answer_of_several_tokens_has_a_target_for_each() -> None:
+    batch = collate([Row((4, 5, 6, 1, 2), 2), Row((7, 8), 1)])
+    assert batch.ids.tolist() == [[4, 5, 6, 1], [7, 0, 0, 0]]
+    assert batch.targets.tolist() == [[0, 1, 6], [0, 2, 1], [0, 3, 2], [1, 0, 8]]
+
+
+def test_a_row_is_the_start_token_the_prompt_and_the_code(
+    tokenizer: Any, toy_rows: Dataset, toy_task: Classify
+) -> None:
+    codes = choose_codes(toy_task.labels, tokenizer)
+    rows = label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
+    assert len(rows) == len(toy_rows)
+    for row, made in zip(toy_rows.examples, rows, strict=True):
+        prompt = [0, *tokenizer.encode(toy_task.prompt(row.text), add_special_tokens=False)]
+        code = codes[toy_task.labels.index(row.answer)]
+        assert made == Row((*prompt, code), len(prompt))
+
+
+def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify) -> None:
+    data = Dataset(name="one", examples=(example("where is my card", "card_arrival", 1),))
+    n = len(tokenizer.encode("where is my card =>")) + 2
+    for limit, ends_well in ((n, True), (n - 1, False)):
+        try:
+            label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=limit)
+        except DataError:
+            assert not ends_well
+        else:
+            assert ends_well
+
+
+def test_all_rows_that_cannot_be_trained_on_are_named_at_once(
+    tokenizer: Any, toy_task: Classify
+) -> None:
+    long = "where is my card " * 10
+    n = len(tokenizer.encode(f"{long.strip()} =>")) + 2
+    data = Dataset(
+        name="rows",
+        examples=(
+            example("where is my card", "card_arrival", 1),
+            example("what", "card_departure", 2),
+            example(long, "card_arrival", 3),
+            example(long, "nonsense", 4),
+        ),
+    )
+    with pytest.raises(DataError) as caught:
+        label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=16)
+    assert str(caught.value) == (
+        "3 of 4 rows cannot be trained on:\n"
+        '  rows.csv:2  unknown label "card_departure"\n'
+        f"  rows.csv:3  {n} tokens; the limit is 16 (max_seq_tokens)\n"
+        '  rows.csv:4  unknown label "nonsense"'
+    )
+    assert [problem.line for problem in caught.value.problems] == [2, 3, 4]

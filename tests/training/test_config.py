@@ -1,0 +1,76 @@
+"""Durations and settings: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.records import parse_record
+from smallfirst.training.config import Duration, TrainConfig, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8ep", Duration(8, "ep")),
+        ("300ba", Duration(300, "ba")),
+        ("1_000_000tok", Duration(1_000_000, "tok")),
+        (" 1ep ", Duration(1, "ep")),
+        ("007ba", Duration(7, "ba")),
+    ],
+)
+def test_a_duration_is_a_number_and_a_unit(text: str, expected: Duration) -> None:
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "8", "ep", "8 ep", "8epochs", "0ep", "0_0ba", "-1ep", "1.5ep", "1e3tok", "_8ep", "8_ep", "1__0ba", "٣ep"],
+)
+def test_anything_else_is_refused_with_the_rule(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration") as caught:
+        parse_duration(text)
+    assert str(caught.value) == (
+        f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok'
+    )
+
+
+def test_a_wrong_duration_in_a_file_is_named_with_its_place() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_record(TrainConfig, {"duration": "8_ep"}, where="task.yaml")
+    assert str(caught.value) == (
+        'task.yaml:\n  duration: Value error, "8_ep" is no duration; write 8ep (epochs),'
+        " 300ba (batches) or 1_000_000tok (got '8_ep')"
+    )
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_record(TrainConfig, {"learning_rates": 1e-4}, where="task.yaml")
+    assert str(caught.value) == (
+        'task.yaml:\n  learning_rates: unknown setting — did you mean "learning_rate"?'
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("method", "qlora"),
+        ("learning_rate", 0),
+        ("learning_rate", 1),
+        ("warmup_share", 1),
+        ("final_rate_share", 1.1),
+        ("batch_tokens", 31),
+        ("weight_decay", -0.1),
+        ("clip_norm", 0),
+        ("lora_rank", 0),
+        ("max_seq_tokens", 15),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(setting: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{setting}: .*got {value!r}"):
+        parse_record(TrainConfig, {setting: value}, where="task.yaml")
+
+
+def test_the_defaults_are_in_range() -> None:
+    assert parse_record(TrainConfig, TrainConfig().model_dump(), where="defaults") == TrainConfig()

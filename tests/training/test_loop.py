@@ -1,0 +1,277 @@
+"""The loop: a loss that is plain cross-entropy, an AdamW that is AdamW, and runs that repeat to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import TrainingError
+from smallfirst.models.codes import choose_codes
+from smallfirst.models.local import load_causal
+from smallfirst.tasks.classify import Classify
+from smallfirst.training.batches import Row, collate, label_rows
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.loop import (
+    MasterAdamW,
+    Step,
+    batch_loss,
+    endless_batches,
+    fit,
+    plan,
+    rate_at,
+)
+
+CONFIG = TrainConfig(duration="6ep", learning_rate=3e-3, batch_tokens=256, max_seq_tokens=64)
+Watched = tuple[Any, list[Step], list[int]]
+
+
+@pytest.fixture
+def rows(tiny_folder: Path, toy_rows: Dataset, toy_task: Classify) -> list[Row]:
+    _, tokenizer = load_causal(tiny_folder)
+    codes = choose_codes(toy_task.labels, tokenizer)
+    return label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
+
+
+@pytest.fixture
+def fitted(tiny_folder: Path, rows: list[Row]) -> Callable[[TrainConfig], Watched]:
+    """Fine-tunes a fresh tiny model; the model, its steps and the epochs that were told."""
+
+    def run(config: TrainConfig) -> Watched:
+        model, _ = load_causal(tiny_folder)
+        steps: list[Step] = []
+        epochs: list[int] = []
+        fit(model, rows, config, on_step=steps.append, on_epoch=epochs.append)
+        return model, steps, epochs
+
+    return run
+
+
+def content(model: Any) -> bytes:
+    return b"".join(p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters())
+
+
+def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
+    tiny_fp32: tuple[Any, Any], rows: list[Row]
+) -> None:
+    model, _ = tiny_fp32
+    by_hand = []
+    with torch.no_grad():
+        for row in rows[:7]:
+            logits = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0, -1]
+            by_hand.append(-logits.log_softmax(-1)[row.ids[-1]].item())
+        loss = batch_loss(model, collate(rows[:7])).item()
+    assert loss == pytest.approx(sum(by_hand) / 7, abs=1e-5)
+
+
+def test_an_answer_of_several_tokens_is_averaged_over_its_tokens(
+    tiny_fp32: tuple[Any, Any],
+) -> None:
+    model, _ = tiny_fp32
+    row = Row((0, 300, 301, 302, 303), 3)
+    with torch.no_grad():
+        logs = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0].log_softmax(-1)
+        by_hand = -(logs[2, 302] + logs[3, 303]).item() / 2
+        assert batch_loss(model, collate([row])).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
+    tiny_fp32: tuple[Any, Any], rows: list[Row]
+) -> None:
+    model, _ = tiny_fp32
+    chosen = sorted(rows, key=lambda row: len(row.ids))[:3] + [rows[-1]]
+    batch = collate(chosen)
+    wide = torch.cat([batch.ids, torch.zeros(4, 9, dtype=torch.long)], dim=1)
+    for i, row in enumerate(chosen):
+        wide[i, len(row.ids) - 1 :] = 77
+    results = []
+    for ids in (batch.ids, wide):
+        model.zero_grad()
+        loss = batch_loss(model, batch._replace(ids=ids))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:
+    config = TrainConfig(learning_rate=1e-3, warmup_share=0.1, final_rate_share=0.02)
+    rates = [rate_at(step, 100, config) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == pytest.approx(1e-3)
+    assert rates[54] == pytest.approx(0.51e-3)  # half way down: 0.02 + 0.98 / 2
+    assert rates[99] == pytest.approx(2e-5)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_a_run_of_one_step_is_at_the_peak() -> None:
+    assert rate_at(1, 1, TrainConfig(learning_rate=1e-3)) == 1e-3
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 1e9])
+def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(5, 3)
+    theirs = torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    config = TrainConfig(weight_decay=0.1, clip_norm=clip_norm)
+    optimiser = MasterAdamW(list(ours.parameters()), config)
+    reference = torch.optim.AdamW(
+        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    for rate in (1e-3, 5e-3, 2e-3):
+        for param, copy in zip(ours.parameters(), theirs.parameters(), strict=True):
+            param.grad = torch.randn_like(param)
+            copy.grad = param.grad.clone()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        optimiser.step(rate)
+        reference.step()
+    for param, copy in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(param, copy, atol=1e-6, rtol=0)
+        assert param.grad is None
+
+
+def test_the_first_step_by_hand_is_the_rate_and_decays_matrices_only() -> None:
+    matrix = torch.nn.Parameter(torch.full((1, 1), 2.0))
+    vector = torch.nn.Parameter(torch.full((1,), 2.0))
+    optimiser = MasterAdamW([matrix, vector], TrainConfig(weight_decay=0.5))
+    matrix.grad, vector.grad = torch.full((1, 1), 0.3), torch.full((1,), -0.3)
+    optimiser.step(0.01)
+    assert matrix.item() == pytest.approx(2.0 - 0.01 * 0.5 * 2.0 - 0.01)
+    assert vector.item() == pytest.approx(2.0 + 0.01)
+
+
+def test_updates_too_small_for_bfloat16_add_up() -> None:
+    # At 1.0 the next smaller bfloat16 is 0.00390625 away; one update moves by 0.0001.
+    ours = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    plain = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    optimiser = MasterAdamW([ours], TrainConfig(weight_decay=0))
+    rounded = torch.optim.AdamW([plain], lr=1e-4, weight_decay=0)
+    for _ in range(100):
+        ours.grad, plain.grad = torch.ones_like(ours), torch.ones_like(plain)
+        optimiser.step(1e-4)
+        rounded.step()
+    assert plain.unique().tolist() == [1.0]
+    assert optimiser.masters[0].unique().tolist() == pytest.approx([0.99], abs=1e-4)
+    assert ours.unique().tolist() == [0.98828125]  # 0.99 rounded to bfloat16
+    assert ours.dtype == torch.bfloat16
+
+
+def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
+    tokens = sum(len(row.ids) - 1 for row in rows)
+    _, per_epoch = plan(rows, CONFIG)
+    assert per_epoch >= 3
+    for duration, total in (
+        ("4ep", 4 * per_epoch),
+        ("7ba", 7),
+        (f"{2 * tokens}tok", 2 * per_epoch),
+        (f"{2 * tokens + 1}tok", 2 * per_epoch + 1),
+        ("1tok", 1),
+    ):
+        config = CONFIG.model_copy(update={"duration": duration})
+        assert plan(rows, config) == (total, per_epoch)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_planned_epoch_is_the_first_one_with_every_row_once(
+    rows: list[Row], seed: int
+) -> None:
+    config = CONFIG.model_copy(update={"seed": seed, "batch_tokens": 48})
+    _, per_epoch = plan(rows, config)
+    seen = [row for batch in islice(endless_batches(rows, config), per_epoch) for row in batch]
+    assert sorted(seen) == sorted(rows)
+
+
+def test_each_epoch_has_its_own_order(rows: list[Row]) -> None:
+    _, per_epoch = plan(rows, CONFIG)
+    batches = list(islice(endless_batches(rows, CONFIG), 2 * per_epoch))
+    assert batches[:per_epoch] != batches[per_epoch:]
+
+
+def test_the_loss_falls_and_the_task_is_learned(fitted: Callable[[TrainConfig], Watched]) -> None:
+    _, steps, epochs = fitted(CONFIG)
+    assert steps[-1].loss < 0.1 * steps[0].loss
+    assert epochs == [1, 2, 3, 4, 5, 6]
+
+
+def test_each_step_tells_how_far_the_run_is(
+    fitted: Callable[[TrainConfig], Watched], rows: list[Row]
+) -> None:
+    _, steps, _ = fitted(CONFIG.model_copy(update={"duration": "2ep"}))
+    total, per_epoch = plan(rows, CONFIG.model_copy(update={"duration": "2ep"}))
+    assert [step.step for step in steps] == list(range(1, total + 1))
+    assert [step.progress for step in steps] == pytest.approx([n / total for n in range(1, total + 1)])
+    assert steps[per_epoch - 1].epoch == 1.0
+    assert steps[per_epoch - 1].tokens == sum(len(row.ids) - 1 for row in rows)
+    assert all(step.tokens_per_s > 0 for step in steps)
+    assert [step.learning_rate for step in steps] == [
+        rate_at(n, total, CONFIG) for n in range(1, total + 1)
+    ]
+
+
+def test_an_unfinished_last_epoch_is_told_as_well(
+    fitted: Callable[[TrainConfig], Watched], rows: list[Row]
+) -> None:
+    _, per_epoch = plan(rows, CONFIG)
+    _, steps, epochs = fitted(CONFIG.model_copy(update={"duration": f"{per_epoch + 1}ba"}))
+    assert len(steps) == per_epoch + 1
+    assert epochs == [1, 2]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    fitted: Callable[[TrainConfig], Watched],
+) -> None:
+    short = CONFIG.model_copy(update={"duration": "2ep"})
+    first, second, other = (
+        content(fitted(config)[0]) for config in (short, short, short.model_copy(update={"seed": 1}))
+    )
+    assert first == second
+    assert first != other
+
+
+def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[Row]) -> None:
+    model, _ = load_causal(tiny_folder)
+    model.model.layers[0].requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = CONFIG.model_copy(update={"duration": "2ba"})
+    fit(model, rows, config, on_step=lambda _: None, on_epoch=lambda _: None)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    matrices = {name for name, p in before.items() if p.dim() == 2}
+    assert not any(name.startswith("model.layers.0.") for name in moved)
+    assert moved >= {name for name in matrices if not name.startswith("model.layers.0.")}
+
+
+def test_the_model_is_judged_in_evaluation_mode_and_left_in_it(
+    tiny_folder: Path, rows: list[Row]
+) -> None:
+    model, _ = load_causal(tiny_folder)
+    modes: list[tuple[str, bool]] = []
+    fit(
+        model,
+        rows,
+        CONFIG.model_copy(update={"duration": "1ep"}),
+        on_step=lambda _: modes.append(("step", model.training)),
+        on_epoch=lambda _: modes.append(("epoch", model.training)),
+    )
+    assert set(modes) == {("step", True), ("epoch", False)}
+    assert not model.training
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, rows: list[Row]) -> None:
+    model, _ = load_causal(tiny_folder)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    told: list[Any] = []
+    with pytest.raises(TrainingError) as caught:
+        fit(model, rows, CONFIG, on_step=told.append, on_epoch=told.append)
+    assert str(caught.value) == "the loss became nan at step 1\n  next: lower learning_rate"
+    assert told == []
