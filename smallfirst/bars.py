@@ -41,9 +41,7 @@ class Level:
         self.confidence = 1 - 0.05 / comparisons
         self.adjusted = comparisons > 1
         self.mention = (
-            f" ({100 * self.confidence:.4g} % interval: {comparisons} candidates looked at)"
-            if self.adjusted
-            else ""
+            f" ({100 * self.confidence:.4g} % interval: {comparisons} candidates looked at)" if self.adjusted else ""
         )
 
     def show(self, estimate: Estimate, what: str = "") -> str:
@@ -79,14 +77,10 @@ def macro_f1(bar: float, candidate: Evaluation, level: Level) -> GateLine:
 
 
 def _widened_f1(candidate: Evaluation, confidence: float) -> Estimate:
-    names = sorted(
-        {row.gold for row in candidate.rows} | {row.answer or "" for row in candidate.rows}
-    )
+    names = sorted({row.gold for row in candidate.rows} | {row.answer or "" for row in candidate.rows})
     number = {name: index for index, name in enumerate(names)}
     gold = np.array([number[row.gold] for row in candidate.rows], dtype=np.int64)
-    answer = np.array(
-        [-1 if row.answer is None else number[row.answer] for row in candidate.rows], dtype=np.int64
-    )
+    answer = np.array([-1 if row.answer is None else number[row.answer] for row in candidate.rows], dtype=np.int64)
     return stats.bootstrap(
         lambda rows: stats.macro_f1(gold[rows], answer[rows], len(names)),
         len(gold),
@@ -95,9 +89,7 @@ def _widened_f1(candidate: Evaluation, confidence: float) -> Estimate:
     )
 
 
-def not_worse(
-    margin: float, candidate: Evaluation, large: Evaluation | None, level: Level
-) -> GateLine:
+def not_worse(margin: float, candidate: Evaluation, large: Evaluation | None, level: Level) -> GateLine:
     """The line of the paired difference to the large model, on the rows that both answered."""
     bar = f"at most {margin:.3f} less accurate than the large model"
     if large is None:

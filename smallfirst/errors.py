@@ -63,7 +63,7 @@ class DataError(SmallfirstError):
 
     shown = 20
 
-    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None):
+    def __init__(self, message: str, problems: Sequence[Problem] = (), *, hint: str | None = None) -> None:
         lines = [message, *(f"  {p}" for p in problems[: self.shown])]
         if len(problems) > self.shown:
             lines.append(f"  … and {len(problems) - self.shown} more")

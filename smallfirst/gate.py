@@ -60,15 +60,11 @@ class Verdict(Record):
         shown = bool(self.lines) and all(line.passed for line in self.lines)
         signed = bool(self.signed_by and self.because)
         if self.passed != (shown or signed):
-            raise ValueError(
-                "passed must say whether every line passed or a person signed with a reason"
-            )
+            raise ValueError("passed must say whether every line passed or a person signed with a reason")
         return self
 
 
-def check(
-    gate: Gate, candidate: Evaluation, *, large: Evaluation | None, comparisons_made: int = 1
-) -> Verdict:
+def check(gate: Gate, candidate: Evaluation, *, large: Evaluation | None, comparisons_made: int = 1) -> Verdict:
     """The verdict on `candidate`: one line for each declared bar.
 
     `comparisons_made` candidates were looked at on these rows, so intervals are at 1 - 0.05 /
@@ -119,16 +115,10 @@ def overridden(verdict: Verdict, *, by: str, because: str) -> Verdict:
     needs no signature.
     """
     if not by.strip() or not because.strip():
-        raise ConfigError(
-            "an override needs a name and a reason", hint="say who signs (by) and why (because)"
-        )
+        raise ConfigError("an override needs a name and a reason", hint="say who signs (by) and why (because)")
     if verdict.passed:
-        raise ConfigError(
-            f"{verdict.candidate} already passes its gate: there is nothing to override"
-        )
-    return verdict.model_copy(
-        update={"passed": True, "signed_by": by.strip(), "because": because.strip()}
-    )
+        raise ConfigError(f"{verdict.candidate} already passes its gate: there is nothing to override")
+    return verdict.model_copy(update={"passed": True, "signed_by": by.strip(), "because": because.strip()})
 
 
 def explain(verdict: Verdict) -> str:

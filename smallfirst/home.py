@@ -47,9 +47,8 @@ def tracking_uri() -> str:
     if chosen:
         return chosen
     file = (home() / "mlflow.db").as_posix()
-    if (
-        "%" in file or "?" in file
-    ):  # MLflow reads these as escapes in one place, as names in another
+    # MLflow takes these as escapes in one place and as they are in another.
+    if "%" in file or "?" in file:
         raise _unusable(home(), "MLflow's store cannot be in a path with % or ?")
     return f"sqlite:///{file}"
 

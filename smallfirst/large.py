@@ -30,6 +30,9 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
 from smallfirst.watching import Watch
 
+_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test"}
+"""Settings that do not change what the large model is asked."""
+
 
 def general_model(task_file: TaskFile, *, answers: tuple[str, ...] | None = None) -> Model:
     """The general model itself, without a task's prompt. Raises ConfigError if none is named."""
@@ -69,9 +72,11 @@ async def recorded_answers(
     if large.recorded and task_file.path(large.recorded).exists():
         return ReplayModel.load(task_file.path(large.recorded))
     path = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
-    wanted = [e for part in parts for e in sample(getattr(rows, part), large.sample).examples]
+    wanted = [e for part in parts for e in sample(getattr(rows, part), large.sample(part)).examples]
     requests = [Request(messages=example.messages) for example in wanted]
     model = prompted_model(task_file, task, rows.train)
+    if large.gguf and requests and not path.exists():
+        await model.complete(requests[0])  # loading and the first reading of the prompt are nobody's latency
     with watch.bar(f"asking {model.name}", len(requests)) as progress:
         await record(model, requests, path, header=_header(task_file, task, rows), progress=progress)
     await model.aclose()
@@ -86,8 +91,8 @@ async def recorded_open(task_file: TaskFile, rows: Rows, *, watch: Watch) -> Rep
     path = task_file.path(large.recorded_open)
     if not path.exists():
         model = general_model(task_file)
-        requests = [Request(messages=e.messages, max_tokens=160) for e in rows.open_ended.examples]
-        header = _header(task_file, None, rows) | {"settings": {"max_tokens": 160, "temperature": 0}}
+        requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
+        header = _header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
         with watch.bar(f"asking {model.name}", len(requests)) as progress:
             await record(model, requests, path, header=header, progress=progress)
         await model.aclose()
@@ -108,13 +113,9 @@ def fixed_shots(train: Dataset, task: Classify, per_label: int) -> tuple[Shot, .
     """The same solved rows for every request: for each label the ones of median length, labels taking turns."""
     shots: list[tuple[int, Shot]] = []
     for label in task.labels:
-        of_label = sorted(
-            (e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key)
-        )
+        of_label = sorted((e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key))
         middle = max(0, (len(of_label) - per_label) // 2)
-        shots += [
-            (turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])
-        ]
+        shots += [(turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])]
     return tuple(shot for _, shot in sorted(shots, key=lambda pair: pair[0]))
 
 
@@ -130,7 +131,6 @@ class NearestShots:
         """The `n` nearest solved rows by cosine, nearest last."""
         likeness = self.vectors @ self.encoder.embed([text])[0]
         return [self.shots[i] for i in np.argsort(likeness)[-self.n :]]
-
 
 
 class Named:
@@ -154,7 +154,7 @@ def _config(task_file: TaskFile) -> LargeConfig:
 
 def _own_recording(task_file: TaskFile, task: Classify) -> Path:
     """Where answers are kept when task.yaml names no place: one file per way of asking."""
-    asked = _config(task_file).model_dump(mode="json", exclude={"recorded", "recorded_open", "sample"})
+    asked = _config(task_file).model_dump(mode="json", exclude=_NOT_ASKED)
     return home() / "recordings" / task.name / f"{fingerprint([asked, task.fingerprint()])}.jsonl"
 
 
@@ -170,7 +170,7 @@ def _header(task_file: TaskFile, task: Classify | None, rows: Rows) -> dict[str,
             if large.nearest
             else tuple(m.model_dump() for m in task.instructions(shots))
         )
-    settings = large.model_dump(mode="json", exclude={"recorded", "recorded_open", "endpoint"})
+    settings = large.model_dump(mode="json", exclude=_NOT_ASKED | {"endpoint"})
     return {
         "made_at": date.today().isoformat(),
         "smallfirst": smallfirst.__version__,

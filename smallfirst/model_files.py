@@ -149,9 +149,7 @@ def verify(folder: Path, what: str, *, fingerprint: str) -> None:
     except (OSError, ValueError, ConfigError):
         raise RegistryError(f"{what} is incomplete: it has no {MANIFEST}", hint=hint) from None
     if sealed.fingerprint() != fingerprint:
-        raise RegistryError(
-            f"{what} was changed: its manifest is not the registered one", hint=hint
-        )
+        raise RegistryError(f"{what} was changed: its manifest is not the registered one", hint=hint)
     for name, digest in sealed.files.items():
         if not (folder / name).is_file():
             raise RegistryError(f"{what} is incomplete: {name} is missing", hint=hint)

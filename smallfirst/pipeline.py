@@ -77,9 +77,7 @@ def run(file: TaskFile, *, watch: Watch | None = None) -> Outcome:
 
 def check_stage(job: Job) -> CheckReport:
     """What is to be known about the rows before anything is spent on them."""
-    validation = job.rows.selection.subset(
-        "validation", job.rows.selection.examples + job.rows.calibration.examples
-    )
+    validation = job.rows.selection.subset("validation", job.rows.selection.examples + job.rows.calibration.examples)
     return check(job.rows.train, validation=validation, test=job.rows.test)
 
 
@@ -139,9 +137,7 @@ def gate_stage(job: Job, workspace: Workspace) -> Verdicts:
     found = workspace.evaluations("test")
     large = workspace.evaluation("large", "test")
     candidates = [e for e in found if e.candidate in {"words", "encoder", "small"}]
-    verdicts = tuple(
-        gating.check(job.file.gate, e, large=large, comparisons_made=len(candidates)) for e in candidates
-    )
+    verdicts = tuple(gating.check(job.file.gate, e, large=large, comparisons_made=len(candidates)) for e in candidates)
     result = Verdicts(verdicts=verdicts, smallest=gating.smallest_passing(verdicts))
     result.save(workspace.folder / "verdicts.json")
     passing = ", ".join(v.candidate for v in verdicts if v.passed) or "none"
@@ -193,9 +189,7 @@ def calibrate_stage(job: Job, workspace: Workspace) -> Certificate:
         temperature=manifest.temperature,
     )
     certificate.save(workspace.folder / "certificate.json")
-    registry.attach(
-        promoted.name, promoted.version, "certificate.json", certificate.model_dump_json(indent=2).encode()
-    )
+    registry.attach(promoted.name, promoted.version, "certificate.json", certificate.model_dump_json(indent=2).encode())
     job.watch.say(f"certificate: {certificate.why}")
     job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
     _fit_domain(job, workspace)
@@ -277,11 +271,12 @@ def _local_candidate(job: Job, workspace: Workspace, candidate: str) -> ScoredMo
 async def _evaluate(
     job: Job, workspace: Workspace, model: Any, *, candidate: str, split: str, probe: int = 0
 ) -> Evaluation:
-    data = getattr(job.rows, split)
-    note = ""
+    data, note = getattr(job.rows, split), ""
+    if isinstance(model, ReplayModel) or _asks_recordings(model):
+        # Only rows that the large model was asked can be answered from its recordings.
+        data = large_path.sample(data, job.file.large.sample(split) if job.file.large else None)
     if isinstance(model, ReplayModel):
-        limit = job.file.large.sample if job.file.large else None
-        data, note = large_path.sample(data, limit), model.note
+        note = model.note
     with job.watch.bar(f"evaluating {candidate} on {split}", len(data)) as progress:
         measuring = Measuring(job.task, data, split=split, progress=progress)
         found = await evaluate(model, measuring, candidate=candidate, probe_rows=probe, note=note)
@@ -289,6 +284,10 @@ async def _evaluate(
     tracking.log_evaluation(_mlflow_run(workspace), found)
     job.watch.say(f"{candidate} on {split}: accuracy {found.accuracy} n={found.accuracy.n}")
     return found
+
+
+def _asks_recordings(model: Any) -> bool:
+    return isinstance(model, Router) and isinstance(model.large, ReplayModel) and model.certificate.below == "escalate"
 
 
 def _fit_domain(job: Job, workspace: Workspace) -> None:
@@ -305,7 +304,7 @@ async def _measure_router(job: Job, workspace: Workspace, certificate: Certifica
     large = general = None
     if job.file.large is not None:
         large = await large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch)
-        general = await large_path.recorded_open(job.file, job.rows, watch=job.watch) or large
+        general = await large_path.recorded_open(job.file, job.rows, watch=job.watch)
     domain = DomainGate.load(workspace.folder / "domain")
     router = Router(small, large, certificate, general=general, domain=domain, name=job.file.name)
     await _evaluate(job, workspace, router, candidate="routed", split="test", probe=PROBE_ROWS)

@@ -70,9 +70,7 @@ class PriceBook(Record):
         return own.source if own is not None else _from_catalogue(model, 1, 1, api_url)[1]
 
 
-def _from_catalogue(
-    model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None
-) -> tuple[float, str]:
+def _from_catalogue(model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None) -> tuple[float, str]:
     """Cost in USD and its source, from the price list inside the installed genai-prices package."""
     try:
         import genai_prices
@@ -99,6 +97,4 @@ def _unknown(model: str, why: str) -> PriceUnknown:
         "        input_usd_per_mtok: …",
         "        output_usd_per_mtok: …",
     ]
-    return PriceUnknown(
-        f'no price for "{model}": it is not under `prices`, and {why}', hint="\n".join(lines)
-    )
+    return PriceUnknown(f'no price for "{model}": it is not under `prices`, and {why}', hint="\n".join(lines))

@@ -49,9 +49,7 @@ class ModelVersion(Record):
     """When it was registered, UTC."""
 
 
-def register(
-    folder: Path, verdict: Verdict, *, name: str, run_id: str | None, tags: Mapping[str, str]
-) -> ModelVersion:
+def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
     """The new version of `name`: a copy of the files in `folder`, and the verdict they passed.
 
     The copy goes into run `run_id`, or into a new one. It is not live until `promote`. Raises
@@ -152,8 +150,7 @@ def check_name(name: str) -> str:
         found = [*found[:2], "_".join(found[2:])]
     example = [["main", "default", "model"], ["main", "default"], ["main"], []][len(found)] + found
     raise RegistryError(
-        f'"{name}" is no model name: three parts are needed, catalog.schema.model, '
-        "each of letters, digits, _ and -",
+        f'"{name}" is no model name: three parts are needed, catalog.schema.model, each of letters, digits, _ and -',
         hint=f"name it, for example, {'.'.join(example)}",
     )
 
@@ -172,9 +169,7 @@ def create_version(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         evidence = _evidence(verdict, manifest) | {"entry": stored.entry}
-        row = store.create_model_version(
-            name, stored.source, stored.run_id, tags={**tags, **evidence}
-        )
+        row = store.create_model_version(name, stored.source, stored.run_id, tags={**tags, **evidence})
     return _version(row, _aliases(name))
 
 
@@ -206,9 +201,7 @@ def _parse(reference: str) -> tuple[str, int]:
     check_name(name)
     if mark == "/":
         if not rest.isdecimal():
-            raise RegistryError(
-                f'"{rest}" is no version number of {name}', hint=f"use one of: {_choices(name)}"
-            )
+            raise RegistryError(f'"{rest}" is no version number of {name}', hint=f"use one of: {_choices(name)}")
         return name, int(rest)
     alias, aliases = rest if mark else CHAMPION, _aliases(name)
     if alias not in aliases:

@@ -73,9 +73,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return 1.0 if n == 0 else float(scipy_stats.binomtest(only_first, n, 0.5).pvalue)
 
 
-def paired_difference(
-    first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95
-) -> Estimate:
+def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95) -> Estimate:
     """Accuracy of `first` minus accuracy of `second` on the same rows, in [-1, 1].
 
     Interval: Wald after adding half a pair of each of the four kinds (Agresti and Min 2005).
@@ -90,9 +88,7 @@ def paired_difference(
     z = float(scipy_stats.norm.ppf(0.5 + confidence / 2))
     m, p, q = n + 2, (only_a + 0.5) / (n + 2), (only_b + 0.5) / (n + 2)
     half = z * math.sqrt(max(p + q - (p - q) ** 2, 0.0) / m)
-    return Estimate(
-        value=(only_a - only_b) / n, low=max(-1.0, p - q - half), high=min(1.0, p - q + half), n=n
-    )
+    return Estimate(value=(only_a - only_b) / n, low=max(-1.0, p - q - half), high=min(1.0, p - q + half), n=n)
 
 
 def bootstrap(

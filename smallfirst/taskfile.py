@@ -75,8 +75,14 @@ class LargeConfig(Record):
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
     only_labels: bool = True
     """GGUF only: constrain the answer to the labels."""
-    sample: int | None = pydantic.Field(default=None, ge=1)
-    """Ask only this many rows of each split, drawn by content hash; None asks all."""
+    sample_calibration: int | None = pydantic.Field(default=None, ge=1)
+    """Ask only this many calibration rows, drawn by content hash; None asks all."""
+    sample_test: int | None = pydantic.Field(default=None, ge=1)
+    """Ask only this many test rows, drawn by content hash; None asks all."""
+
+    def sample(self, split: str) -> int | None:
+        """How many rows of a split are asked; None means all."""
+        return self.sample_test if split == "test" else self.sample_calibration
 
     @pydantic.model_validator(mode="after")
     def _somebody_answers(self) -> LargeConfig:

@@ -58,9 +58,7 @@ class TrackedRun:
 
         now_ms = int(time.time() * 1000)
         self._waiting += [
-            Metric(metric_name(name), float(value), now_ms, step)
-            for name, value in values.items()
-            if value is not None
+            Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items() if value is not None
         ]
         if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
             self.flush()
@@ -72,9 +70,7 @@ class TrackedRun:
             while self._waiting:
                 self._client.log_batch(self.run_id, metrics=self._waiting[:METRICS_PER_BATCH])
                 del self._waiting[:METRICS_PER_BATCH]
-        except (
-            Exception
-        ) as error:  # a curve is never worth a training run, whatever the store's driver raises
+        except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
             log.warning("%d metrics wait for the tracking store: %s", len(self._waiting), error)
             del self._waiting[:-KEPT_METRICS]
             return False
@@ -93,9 +89,7 @@ class TrackedRun:
         path = name if name.endswith(".json") else f"{name}.json"
         plain = record.model_dump(mode="json") if isinstance(record, Record) else record
         with store_errors():
-            self._client.log_text(
-                self.run_id, json.dumps(plain, ensure_ascii=False, indent=2), path
-            )
+            self._client.log_text(self.run_id, json.dumps(plain, ensure_ascii=False, indent=2), path)
         return path
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
@@ -133,9 +127,7 @@ class TrackedRun:
             # the run.
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         except SmallfirstError as second:
-            log.warning(
-                "could not close run %s: %s", self.run_id, second
-            )  # the first error matters
+            log.warning("could not close run %s: %s", self.run_id, second)  # the first error matters
 
 
 def open_run(
@@ -155,9 +147,7 @@ def open_run(
     written = [Param(metric_name(k), _cut(str(v))) for k, v in (params or {}).items()]
     with store_errors():
         cut_tags = {name: value[:TAG_CHARS] for name, value in (tags or {}).items()}
-        opened = store.create_run(
-            _experiment_id(store, experiment), run_name=run_name, tags=cut_tags
-        )
+        opened = store.create_run(_experiment_id(store, experiment), run_name=run_name, tags=cut_tags)
         for start in range(0, len(written), PARAMS_PER_BATCH):
             store.log_batch(opened.info.run_id, params=written[start : start + PARAMS_PER_BATCH])
     return TrackedRun(store, opened.info.run_id)

@@ -68,7 +68,7 @@ class Workspace:
 
     @classmethod
     def latest(cls, task: str, run: str | None = None) -> Workspace:
-        """The newest run of a task whose training ended, or the one named `run`. Raises StageMissing if there is none."""
+        """The newest run whose training ended, or the one named `run`. Raises StageMissing if there is none."""
         place = home() / "tasks" / task
         runs = sorted(path.parent for path in place.glob("*/run.json"))
         if run is not None:

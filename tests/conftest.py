@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
@@ -14,6 +15,9 @@ from smallfirst.tasks.classify import Classify
 
 # One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine is no failure of the code: the first draw may import PyTorch.
+hypothesis.settings.register_profile("calm", deadline=None)
+hypothesis.settings.load_profile("calm")
 
 UNSET = "/nonexistent/no-test-chose-a-state-folder"
 
@@ -110,7 +114,9 @@ def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
 
 
 def _rows(path: str, frames: tuple[str, ...]) -> Dataset:
-    pairs = [(f.format(thing), label) for f in frames for label, ts in THINGS.items() for thing in ts]
+    pairs = [
+        (f.format(thing), label) for f in frames for label, ts in THINGS.items() for thing in ts
+    ]
     examples = tuple(
         Example(
             messages=(Message(role="user", content=text),),

@@ -59,11 +59,8 @@ def test_only_a_busy_or_absent_endpoint_is_worth_asking_again() -> None:
 
 
 def test_the_drawing_of_the_tree_names_every_error() -> None:
-    assert errors.__doc__ is not None
-    drawn = {word for line in errors.__doc__.splitlines() if "─ " in line for word in [line.split()[-1]]}
-    named = {kind.__name__ for kind in kinds()}
-    assert {name for name in named if name not in errors.__doc__} == set()
-    assert drawn  # the drawing is there at all
+    drawing = errors.__doc__ or ""
+    assert [kind.__name__ for kind in kinds() if kind.__name__ not in drawing] == []
 
 
 def test_a_missing_package_is_named_by_the_extra_that_brings_it() -> None:

@@ -73,9 +73,7 @@ def test_accuracy_passes_when_the_lower_end_of_the_interval_reaches_the_bar() ->
     # Wilson for 90 of 100 by hand: z² = 3.8415, centre = (0.9 + 0.0192)/1.0384 = 0.8852,
     # half = 1.96/1.0384 · √(0.09/100 + 3.8415/40000) = 0.0596, so [0.826, 0.945].
     line = only_line(Gate(accuracy_at_least=0.825), evaluation(90, 100))
-    assert line == GateLine(
-        bar="accuracy at least 0.825", measured="0.900 [0.826, 0.945] n=100", passed=True
-    )
+    assert line == GateLine(bar="accuracy at least 0.825", measured="0.900 [0.826, 0.945] n=100", passed=True)
     assert not only_line(Gate(accuracy_at_least=0.83), evaluation(90, 100)).passed
 
 
@@ -88,9 +86,7 @@ def test_few_rows_fail_with_the_number_of_rows_that_would_show_it() -> None:
 
 def test_a_value_below_the_bar_is_not_sent_to_label_more_rows() -> None:
     line = only_line(Gate(accuracy_at_least=0.95), evaluation(44, 48))
-    assert line.advice == (
-        "the measured value is below the bar: more rows will not help, a better model would"
-    )
+    assert line.advice == ("the measured value is below the bar: more rows will not help, a better model would")
 
 
 def test_a_value_on_the_bar_can_be_shown_by_no_number_of_rows() -> None:

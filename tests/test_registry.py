@@ -258,9 +258,7 @@ def test_a_version_that_somebody_else_registered_is_not_vouched_for(model: Path)
     assert [version.version for version in list_versions(NAME)] == [1]
 
 
-def test_a_project_that_was_moved_keeps_its_models(
-    model: Path, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_project_that_was_moved_keeps_its_models(model: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     promote(NAME, new_version(model).version)
     moved = state.rename(state.with_name("elsewhere"))
     monkeypatch.setenv("SMALLFIRST_HOME", str(moved))
@@ -292,9 +290,7 @@ def test_files_of_a_store_elsewhere_are_downloaded_once(model: Path, state: Path
         ("tickets@champion", '"tickets" is no model name'),
     ],
 )
-def test_a_wrong_reference_is_answered_with_the_nearest_right_one(
-    model: Path, reference: str, says: str
-) -> None:
+def test_a_wrong_reference_is_answered_with_the_nearest_right_one(model: Path, reference: str, says: str) -> None:
     promote(NAME, new_version(model).version)
     with pytest.raises(RegistryError) as caught:
         resolve(reference)
@@ -328,9 +324,7 @@ def test_mlflows_own_way_to_write_a_reference_is_understood(model: Path) -> None
         ("", "main.default.model"),
     ],
 )
-def test_a_name_of_another_form_is_refused_with_a_corrected_example(
-    name: str, example: str
-) -> None:
+def test_a_name_of_another_form_is_refused_with_a_corrected_example(name: str, example: str) -> None:
     with pytest.raises(RegistryError) as caught:
         check_name(name)
     assert str(caught.value) == (

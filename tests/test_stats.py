@@ -26,9 +26,12 @@ from smallfirst.stats import (
 )
 
 COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+CALM = settings(max_examples=50, deadline=None)
+"""A busy machine is no reason to fail."""
 LEVELS = st.sampled_from([0.8, 0.95, 0.975, 0.99])
 
 
+@CALM
 @given(COUNTS, LEVELS)
 def test_wilson_agrees_with_statsmodels(counts: tuple[int, int], level: float) -> None:
     found = wilson(*counts, confidence=level)
@@ -37,6 +40,7 @@ def test_wilson_agrees_with_statsmodels(counts: tuple[int, int], level: float) -
     assert (found.value, found.n) == (counts[0] / counts[1], counts[1])
 
 
+@CALM
 @given(COUNTS, LEVELS)
 def test_the_upper_bound_agrees_with_the_upper_end_of_a_two_sided_interval_at_twice_the_alpha(
     counts: tuple[int, int], level: float
@@ -45,6 +49,7 @@ def test_the_upper_bound_agrees_with_the_upper_end_of_a_two_sided_interval_at_tw
     assert upper_bound(*counts, confidence=level) == pytest.approx(reference, abs=1e-9)
 
 
+@CALM
 @given(COUNTS)
 def test_the_upper_bound_is_the_rate_at_which_so_few_errors_are_as_rare_as_promised(counts: tuple[int, int]) -> None:
     bound = upper_bound(*counts)
@@ -90,6 +95,7 @@ def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
     assert rows_needed(0.049, 0.05, most=1000) is None
 
 
+@CALM
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int) -> None:
     table = [[5, only_first], [only_second, 7]]
@@ -113,6 +119,7 @@ def test_a_paired_difference_by_hand() -> None:
     assert (found.low, found.high) == pytest.approx((2 / 12 - half, 2 / 12 + half), abs=1e-6)
 
 
+@CALM
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
 def test_a_paired_difference_changes_sign_with_the_order(pairs: list[tuple[bool, bool]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
@@ -148,7 +155,7 @@ def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
     assert found == bootstrap(lambda rows: float(values[rows].mean()), len(values))
 
 
-@settings(max_examples=50, deadline=None)
+@CALM
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=60))
 def test_macro_f1_agrees_with_scikit_learn_and_no_answer_is_a_wrong_one(pairs: list[tuple[int, int]]) -> None:
     gold, answer = np.array([g for g, _ in pairs]), np.array([a for _, a in pairs])

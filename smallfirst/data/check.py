@@ -226,15 +226,11 @@ def _classes(train: Dataset) -> Iterator[Finding]:
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[most] >= IMBALANCE * counts[fewest]:
         what = f'"{most}" has {counts[most]:,} train rows, "{fewest}" has {counts[fewest]:,}'
-        yield _finding(
-            "note", what, "rare labels will be answered worst: look at each, not at the mean", n=1
-        )
+        yield _finding("note", what, "rare labels will be answered worst: look at each, not at the mean", n=1)
     spellings: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         spellings[folded(label)].append(label)
-    if twins := [
-        " and ".join(f'"{x}"' for x in same) for same in spellings.values() if len(same) > 1
-    ]:
+    if twins := [" and ".join(f'"{x}"' for x in same) for same in spellings.values() if len(same) > 1]:
         what = f"labels spelt in several ways: {len(twins):,} ({_ALIKE})"
         yield _finding("fix", what, "each spelling counts as a label of its own: keep one", twins)
 
@@ -267,16 +263,12 @@ def _certificate(validation: Dataset | None) -> Iterator[Finding]:
         )
 
 
-def _lengths(
-    splits: dict[str, Dataset], count_tokens: Callable[[str], int], max_tokens: int
-) -> Iterator[Finding]:
+def _lengths(splits: dict[str, Dataset], count_tokens: Callable[[str], int], max_tokens: int) -> Iterator[Finding]:
     for name, data in splits.items():
         where = []
         for example in data.examples:
             said = [m.content for m in example.messages]
-            n = count_tokens(
-                "\n".join(said if example.shape == "label" else [*said, example.answer])
-            )
+            n = count_tokens("\n".join(said if example.shape == "label" else [*said, example.answer]))
             if n > max_tokens:
                 where.append(f"{_place(example)} has {n:,}")
         if where:

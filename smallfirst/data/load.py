@@ -43,9 +43,7 @@ _Row = tuple[int, dict[str, Any] | str]
 """Line, and the values by column or the rule that the row breaks."""
 
 
-def load(
-    path: Path | str, *, columns: Columns = _USUAL, labels: Sequence[str] | None = None
-) -> Dataset:
+def load(path: Path | str, *, columns: Columns = _USUAL, labels: Sequence[str] | None = None) -> Dataset:
     """All rows of the file in order. Raises DataError with all its Problems if any row is bad.
 
     With `labels`, every answer must be one of them. Format by suffix: .jsonl, .ndjson, .json (one
@@ -104,9 +102,7 @@ def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
     suffix = file.suffix.lower()
     if suffix not in (*_JSON_LINES, *_SEPARATORS) and not file.is_dir():
         known = ", ".join((*_JSON_LINES, *_SEPARATORS))
-        raise DataError(
-            f"{file}: cannot tell the format from {suffix or 'no suffix'}; known: {known}"
-        )
+        raise DataError(f"{file}: cannot tell the format from {suffix or 'no suffix'}; known: {known}")
     raw = _read(file)
     if raw.startswith(_UTF16):
         raise DataError(
@@ -200,9 +196,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _csv_rows(
-    lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool
-) -> Iterator[_Row]:
+def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[_Row]:
     """Rows by the header on the first line; a header that makes no shape is the one bad row."""
     records = _csv_records(lines, separator)
     at, header = next(records, (1, []))
@@ -244,9 +238,7 @@ def _csv_records(lines: Sequence[_Line], separator: str) -> Iterator[tuple[int, 
             return
         except csv.Error as error:
             open_quote = "unexpected end" in str(error)
-            fields = (
-                f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
-            )
+            fields = f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
         used = lines[first : reader.line_num]
         rule = next((line.rule for line in used if line.rule), None)
         rule = rule or _too_large(sum(line.n_bytes for line in used))

@@ -92,9 +92,7 @@ def read_row(
     if rules:
         return None, rules
     if found.shape == "chat":
-        *asked, last = (
-            Message(role=m["role"], content=m["content"]) for m in row[keys["messages"]]
-        )
+        *asked, last = (Message(role=m["role"], content=m["content"]) for m in row[keys["messages"]])
         messages, answer = tuple(asked), last.content
     elif found.shape == "text":
         messages, answer = (), row[keys["text"]]
@@ -122,11 +120,7 @@ def as_row(example: Example) -> dict[str, Any]:
 def _names(keys: Collection[str], columns: Columns) -> dict[str, str]:
     """By field of Columns, the key of this row that holds it."""
     names = {f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys}
-    if (
-        "response" not in names
-        and "response" not in columns.model_fields_set
-        and "completion" in keys
-    ):
+    if "response" not in names and "response" not in columns.model_fields_set and "completion" in keys:
         names["response"] = "completion"
     return names
 
@@ -149,9 +143,7 @@ def _lookalike(column: str, strays: Sequence[str]) -> str | None:
 def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
     """The rule broken by keys that make no shape, told for the shape that they nearly make."""
     strays = _strays(keys, names)
-    near = {
-        f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names
-    }
+    near = {f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names}
 
     def closeness(shape: Shape) -> int:
         return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
@@ -184,9 +176,7 @@ def _message_rules(value: object, key: str) -> list[str]:
         return [f'"{key}" must be a list of messages, not {_kind(value)}']
     if len(value) < 2:
         return [f'"{key}" needs a question and its answer: at least 2 messages, not {len(value)}']
-    rules = [
-        rule for i, message in enumerate(value) for rule in _one_message(message, f"{key}[{i}]")
-    ]
+    rules = [rule for i, message in enumerate(value) for rule in _one_message(message, f"{key}[{i}]")]
     return rules or _turn_rules([message["role"] for message in value], key)
 
 

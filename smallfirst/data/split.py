@@ -35,17 +35,14 @@ def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> S
     _refuse_bad_share("test", test)
     if validation + test >= 1:
         raise ConfigError(
-            f"validation {validation} and test {test} leave no rows to train on: "
-            "their sum must be below 1"
+            f"validation {validation} and test {test} leave no rows to train on: their sum must be below 1"
         )
     parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
     for example in data.examples:
         draw = _draw("split", salt, example)
         name = "test" if draw < test else "validation" if draw < test + validation else "train"
         parts[name].append(example)
-    return Splits(
-        **{name: data.subset(f"{data.name}:{name}", tuple(rows)) for name, rows in parts.items()}
-    )
+    return Splits(**{name: data.subset(f"{data.name}:{name}", tuple(rows)) for name, rows in parts.items()})
 
 
 def take_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:

@@ -14,7 +14,10 @@ from smallfirst.models.scored import tempered
 
 
 def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Temperature in [0.25, 8] with the least mean negative log-likelihood. log_probabilities (rows, labels); gold (rows,) indices."""
+    """Temperature in [0.25, 8] with the least mean negative log-likelihood.
+
+    log_probabilities (rows, labels) in nats; gold (rows,) label indices.
+    """
     from scipy.optimize import minimize_scalar
 
     if len(gold) == 0:
@@ -30,7 +33,10 @@ def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
 
 
 def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], *, bins: int = 10) -> float:
-    """Mean gap between confidence and accuracy over bins of equal count, in [0, 1] (Naeini et al. 2015, equal-mass form)."""
+    """Mean gap between confidence and accuracy over bins of equal count, in [0, 1].
+
+    The equal-mass form of Naeini et al. 2015.
+    """
     if not len(confidence):
         return 0.0
     said, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)

@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 class Measuring:
     """How to run an evaluation: what stays the same from candidate to candidate."""
 
-    def __init__(self, task: Classify, data: Dataset, *, split: str, progress: Progress | None = None):
+    def __init__(self, task: Classify, data: Dataset, *, split: str, progress: Progress | None = None) -> None:
         self.task, self.data, self.split = task, data, split
         self.progress = progress or (lambda done, total: None)
 

@@ -25,7 +25,9 @@ def causal_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention output (rows, time, heads, head_dim). query (rows, heads, time, head_dim); key, value (rows, kv_heads, time, head_dim).
+    """Attention output (rows, time, heads, head_dim).
+
+    query (rows, heads, time, head_dim); key, value (rows, kv_heads, time, head_dim).
 
     Any `attention_mask` is ignored: rows are padded on the right, where causal attention never looks.
     """

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from smallfirst.errors import MissingExtra, SmallfirstError, WeightsNotFound, did_you_mean
+from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.home import home
 from smallfirst.records import Record, write_atomically
 
@@ -103,11 +103,7 @@ def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path
     if entry and download:
         return pull(entry, say=say)
     known = [e.name for e in CATALOGUE]
-    hint = (
-        f"smallfirst models pull {entry.name}"
-        if entry
-        else f"smallfirst models   (catalogue: {', '.join(known)})"
-    )
+    hint = f"smallfirst models pull {entry.name}" if entry else f"smallfirst models   (catalogue: {', '.join(known)})"
     guess = "" if entry else did_you_mean(name, known)
     raise WeightsNotFound(
         f'no weights found for "{name}"{guess}\n  looked in: {", ".join(looked)}',
@@ -154,7 +150,7 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
             local_files_only=offline,
             allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
         )
-    except Exception:  # noqa: BLE001 - whatever the client raises, the next place is tried; all are named if none has it
+    except Exception:
         return None
     return Path(folder) if (Path(folder) / "config.json").is_file() else None
 
@@ -215,17 +211,13 @@ def _sha256(path: Path) -> str:
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
     """A transformers folder (bf16 safetensors, tokenizer) from a GGUF file."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise MissingExtra("Converting weights", "train") from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    from smallfirst.models.local import quiet_transformers
+
+    transformers = quiet_transformers("Converting weights")
+    import torch
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # transformers marks the result as still quantised, which would make it unloadable afterwards.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smallfirst.errors import MissingExtra
+from smallfirst.models.local import quiet_transformers
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -23,13 +23,9 @@ class Encoder:
     batch_rows = 32
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import torch
-            import transformers
-        except ImportError:
-            raise MissingExtra("The sentence encoder", "train") from None
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        transformers = quiet_transformers("The sentence encoder")
+        import torch
+
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -40,9 +36,7 @@ class Encoder:
         """Unit vectors (texts, width) in float32, in order."""
         import torch
 
-        encoded = [
-            self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens) for text in texts
-        ]
+        encoded = [self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens) for text in texts]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         vectors = np.zeros((len(encoded), self.model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), self.batch_rows):

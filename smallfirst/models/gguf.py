@@ -59,9 +59,7 @@ class GgufModel:
     An answer costs its time by the machine price, divided by the requests under way when it began.
     """
 
-    def __init__(
-        self, config: GgufConfig, prices: PriceBook, *, answers: tuple[str, ...] | None = None
-    ) -> None:
+    def __init__(self, config: GgufConfig, prices: PriceBook, *, answers: tuple[str, ...] | None = None) -> None:
         """A model that is not loaded yet. With `answers` it can write nothing but one of them.
 
         Raises ConfigError if there is no such file, MissingExtra if xllamacpp is not installed.

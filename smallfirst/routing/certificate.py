@@ -1,9 +1,9 @@
 """The certificate: from which confidence on may the small model answer, and what is promised about those answers.
 
 The promise is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 % confidence. The
-threshold is found by fixed-sequence testing (Bauer 1991; as used for risk control by Angelopoulos et al. 2021): thresholds
-are tried from strict to loose, each with an exact binomial test, and the first failure stops the search, so no correction
-for many tries is needed. Valid for requests drawn like the calibration rows; drift ends it, hence the watch after go-live.
+threshold is found by fixed-sequence testing (Bauer 1991; used for risk control by Angelopoulos et al. 2021): thresholds
+are tried from strict to loose, each with an exact binomial test, and the first failure stops the search, so that many
+tries need no correction. It holds for requests drawn like the calibration rows; drift ends it.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ class Search(Record):
 def search_threshold(confidence: Sequence[float], correct: Sequence[bool], promise: Promise) -> Search:
     """The loosest threshold at which kept answers are shown to be wrong at most `promise.at_most_wrong` of the time.
 
-    The sequence starts where half the rows are kept (or as many as a promise without any error needs, if that is more)
-    and goes down one distinct confidence at a time. The order depends on confidences only, never on which answers are
-    right, so the test is exact given the confidences.
+    The sequence starts where half the rows are kept (or as many as a promise without any error needs, if that is
+    more) and goes down one distinct confidence at a time. The order depends on confidences only, never on which
+    answers are right, so the test is exact given the confidences.
     """
     said, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     order = np.argsort(-said, kind="stable")
@@ -144,8 +144,9 @@ def certify(
 ) -> Certificate:
     """The certificate for `small` from its answers on calibration rows, and what to do with the rest.
 
-    `large` on the same rows decides whether doubtful requests are worth sending on: they are, if it was right more often
-    than the small model on exactly those rows. Without it they are, on trust. Rows must not have been used for any choice.
+    `large` on the same rows decides whether doubtful requests are worth sending on: they are, if it was right more
+    often than the small model on exactly those rows. Without it they are, on trust. The rows must not have been used
+    for any choice.
     """
     confidence = [row.confidence or 0.0 for row in small.rows]
     correct = [row.correct for row in small.rows]
@@ -202,11 +203,9 @@ def _what_to_do_below(
         return "escalate", "the large model was not measured on rows below the threshold, so it is trusted", None
     theirs, ours = [t for t, _ in both], [o for _, o in both]
     difference = paired_difference(theirs, ours)
-    p_value = mcnemar(
-        sum(t and not o for t, o in both), sum(o and not t for t, o in both)
-    )
+    p_value = mcnemar(sum(t and not o for t, o in both), sum(o and not t for t, o in both))
     evidence = (
-        f"on the {len(both)} calibration rows below the threshold large is right on {sum(theirs)}, small on {sum(ours)} "
+        f"on {len(both)} calibration rows below the threshold large is right on {sum(theirs)}, small on {sum(ours)} "
         f"(difference {difference}, McNemar p = {p_value:.3f})"
     )
     if sum(theirs) > sum(ours):

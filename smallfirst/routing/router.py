@@ -1,8 +1,8 @@
 """Router: ordered models and a certificate, itself a Model.
 
-The small model drafts every answer; the certificate says from which confidence on the draft may stand. What is below goes
-to the large model, or stays small without the promise where the large one was measured to be no better there. A request
-that is no job for the small model at all (another domain) goes to the large one as it came, without the task's prompt.
+The small model drafts every answer; the certificate says from which confidence on the draft may stand. What is below
+goes to the large model, or stays small without the promise where the large one was measured to be no better there.
+A request that is no job for the small model at all (another domain) goes to the large one as it came, without the task's prompt.
 """
 
 from __future__ import annotations
@@ -50,11 +50,14 @@ class Router:
 
     async def complete(self, request: Request) -> Completion:
         """The draft where it may stand, else the large model's answer; cost and latency include a thrown-away draft."""
-        if (route := self._outside(request)) is not None and self.general is not None:
+        if (outside := self._outside(request)) is not None and self.general is not None:
             completion = await self.general.complete(request)
-            return completion.model_copy(update={"route": route})
+            return completion.model_copy(update={"route": outside})
         draft = await self.small.complete(request)
         route = self._judge(draft)
+        if outside is not None:  # the certificate speaks of the task's own requests only
+            why = f"{outside.why}, and there is no other model to ask"
+            route = route.model_copy(update={"certified": False, "why": why})
         if route.stage == "small" or self.large is None:
             return draft.model_copy(update={"route": route})
         try:
@@ -105,7 +108,9 @@ class Router:
         confidence, certificate = draft.confidence or 0.0, self.certificate
         if confidence >= certificate.threshold:
             return self._route("small", "as sure as the certificate asks for", draft, certified=True)
-        if certificate.below == "escalate" and self.large is not None:
+        if self.large is None:
+            return self._route("small", "not sure, and there is no large model to ask", draft)
+        if certificate.below == "escalate":
             return self._route("large", "the small model was not sure enough", draft)
         return self._route("small", "not sure, but the large model was measured to be no better here", draft)
 

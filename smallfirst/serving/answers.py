@@ -86,8 +86,7 @@ class Reply(NamedTuple):
             "latency_ms": completion.latency_ms,
             "answered_by": completion.answered_by,
             "alternatives": [
-                {"label": label, "probability": probability}
-                for label, probability in completion.alternatives
+                {"label": label, "probability": probability} for label, probability in completion.alternatives
             ],
         }
 
@@ -114,9 +113,7 @@ class Reply(NamedTuple):
             "model": self.served_name,
         }
 
-    def _chunk(
-        self, delta: dict[str, Any], finish_reason: str | None, include_usage: bool
-    ) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None, include_usage: bool) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         chunk = {
             **self._head("chat.completion.chunk"),

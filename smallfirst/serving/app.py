@@ -49,9 +49,7 @@ def build_app(models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSet
     created = int(time.time())
 
     async def list_models(_: HttpRequest) -> JSONResponse:
-        return JSONResponse(
-            {"object": "list", "data": [model_entry(name, created) for name in models]}
-        )
+        return JSONResponse({"object": "list", "data": [model_entry(name, created) for name in models]})
 
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
         name = request.path_params["name"]
@@ -102,9 +100,7 @@ def serve(models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSetting
     print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
 
 
-async def _run(
-    server: uvicorn.Server, listener: socket.socket, models: Mapping[str, Model]
-) -> None:
+async def _run(server: uvicorn.Server, listener: socket.socket, models: Mapping[str, Model]) -> None:
     try:
         await server.serve(sockets=[listener])
         if cut_off := server.server_state.tasks:
@@ -178,9 +174,7 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     method = request.method
     if error.status_code == 405:
-        refusal = WireError(
-            405, f"{method} is not allowed on this path.", code="method_not_allowed"
-        )
+        refusal = WireError(405, f"{method} is not allowed on this path.", code="method_not_allowed")
     else:
         refusal = WireError(error.status_code, "There is nothing at this path.", code="not_found")
     refusal.headers.update(error.headers or {})
@@ -188,8 +182,4 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
 
 
 async def _broken(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _error(
-        WireError(
-            500, "Something broke inside the server.", kind="server_error", code="internal_error"
-        )
-    )
+    return _error(WireError(500, "Something broke inside the server.", kind="server_error", code="internal_error"))

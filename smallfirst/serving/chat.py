@@ -75,9 +75,7 @@ class _Exchange:
 class ChatEndpoint:
     """The ASGI application behind POST /v1/chat/completions."""
 
-    def __init__(
-        self, models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings
-    ) -> None:
+    def __init__(self, models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings) -> None:
         """Answers for the names in `models`."""
         self._models = models
         self._ledger = ledger
@@ -199,9 +197,7 @@ class ChatEndpoint:
             status=status,
             latency_ms=latency_ms,
             request_sha256=messages_sha256(request) if request else None,
-            request_text=messages_json(request)
-            if request and self._settings.store_bodies
-            else None,
+            request_text=messages_json(request) if request and self._settings.store_bodies else None,
         )
 
 

@@ -73,9 +73,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
             body += piece
         more = message.get("more_body", False)
     if n_bytes > max_bytes:
-        raise WireError(
-            413, f"The body is larger than {max_bytes} bytes.", code="request_too_large"
-        )
+        raise WireError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
     return bytes(body)
 
 

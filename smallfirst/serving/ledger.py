@@ -111,9 +111,7 @@ class StageTotals(Record):
 
 
 _COLUMNS = tuple(LedgerRow.model_fields)
-_INSERT = (
-    f"INSERT INTO answers ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{c}' for c in _COLUMNS)})"
-)
+_INSERT = f"INSERT INTO answers ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{c}' for c in _COLUMNS)})"
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM answers"
 
 
@@ -137,9 +135,7 @@ class Ledger:
         """
         await asyncio.shield(asyncio.wrap_future(self._writer.submit(self._write, row)))
 
-    def rows(
-        self, since: datetime | None = None, limit: int | None = None
-    ) -> tuple[LedgerRow, ...]:
+    def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
         """Rows at or after `since`, the newest `limit` of them, in the order of writing."""
         found = self._read(
             f"{_SELECT} WHERE at >= ? ORDER BY seq DESC LIMIT ?",
@@ -175,9 +171,7 @@ class Ledger:
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         # A connection of its own for each reading: a long report never holds up the writer.
-        with closing(
-            sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
-        ) as reader:
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
             reader.row_factory = sqlite3.Row
             return reader.execute(sql, values).fetchall()
 

@@ -117,9 +117,7 @@ class _Turn(pydantic.BaseModel):
         parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
         texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
         if len(texts) < len(value):
-            raise PydanticCustomError(
-                "parts", "only parts of the form {type: text, text: …} are accepted"
-            )
+            raise PydanticCustomError("parts", "only parts of the form {type: text, text: …} are accepted")
         return "\n".join(texts)
 
 
@@ -155,8 +153,7 @@ class _Body(pydantic.BaseModel):
         tokens = self.max_completion_tokens or self.max_tokens
         return Request(
             messages=tuple(
-                Message(role="system" if m.role == "developer" else m.role, content=m.content)
-                for m in self.messages
+                Message(role="system" if m.role == "developer" else m.role, content=m.content) for m in self.messages
             ),
             stop=tuple(self.stop),
             **written,
@@ -171,18 +168,14 @@ def parse_chat(body: bytes, *, max_messages: int) -> ChatCall:
         _check_name(name, value)
     messages = values.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        raise WireError(
-            400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages"
-        )
+        raise WireError(400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages")
     try:
         parsed = _Body.model_validate(values)
     except pydantic.ValidationError as error:
         raise _explain(error) from None
     if parsed.messages[-1].role != "user":
         raise WireError(400, "The last message must be from the user.", param="messages")
-    return ChatCall(
-        parsed.model, parsed.to_request(), parsed.stream, parsed.stream_options.include_usage
-    )
+    return ChatCall(parsed.model, parsed.to_request(), parsed.stream, parsed.stream_options.include_usage)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -208,9 +201,7 @@ def _check_name(name: str, value: object) -> None:
     elif name not in IGNORED and name not in _Body.model_fields:
         shown = name[:64]
         near = did_you_mean(shown, [*_Body.model_fields, *IGNORED, *REFUSED]) or "."
-        raise WireError(
-            400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter"
-        )
+        raise WireError(400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter")
 
 
 def _explain(error: pydantic.ValidationError) -> WireError:
@@ -219,9 +210,7 @@ def _explain(error: pydantic.ValidationError) -> WireError:
     places = [_place(problem["loc"]) for problem in problems]
     rules = [f"{place}: {p['msg']}" for place, p in zip(places, problems, strict=True)]
     more = f"; and {len(rules) - 5} more" if len(rules) > 5 else ""
-    return WireError(
-        400, "; ".join(rules[:5]) + more, param=places[0], code=str(problems[0]["type"])
-    )
+    return WireError(400, "; ".join(rules[:5]) + more, param=places[0], code=str(problems[0]["type"]))
 
 
 def _place(path: tuple[int | str, ...]) -> str:

@@ -38,9 +38,7 @@ class Classify(Record):
             raise ValueError("labels repeat")
         for label in self.descriptions:
             if label not in self.labels:
-                raise ValueError(
-                    f'description of an unknown label "{label}"{did_you_mean(label, self.labels)}'
-                )
+                raise ValueError(f'description of an unknown label "{label}"{did_you_mean(label, self.labels)}')
         return self
 
     def prompt(self, text: str) -> str:

@@ -24,16 +24,17 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows side by side. ids (rows, width) int64, right-padded with 0; targets (n, 3): row, position, token to predict there."""
+    """Rows side by side.
+
+    ids (rows, width) int64, right-padded with 0; targets (n, 3): row, position, token to predict there.
+    """
 
     ids: Any
     targets: Any
     n_tokens: int
 
 
-def label_rows(
-    data: Dataset, task: Classify, *, codes: Sequence[int], tokenizer: Any, max_tokens: int
-) -> list[Row]:
+def label_rows(data: Dataset, task: Classify, *, codes: Sequence[int], tokenizer: Any, max_tokens: int) -> list[Row]:
     """Prompt and code token for each example; the code token is the target.
 
     There is no end-of-turn target here: the answer is read at one position and nothing is ever written after it.

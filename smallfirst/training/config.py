@@ -29,11 +29,11 @@ class TrainConfig(Record):
     """How to fine-tune."""
 
     method: Literal["full", "lora"] = "full"
-    """`full` moves every weight; `lora` moves low-rank adapters and merges them at the end (less memory, less forgetting)."""
+    """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting)."""
     duration: str = "5ep"
     """Epochs (`5ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
     learning_rate: float = pydantic.Field(default=2e-4, gt=0, lt=1)
-    """Peak rate of AdamW. Full fine-tunes of models this small want 1e-4 to 3e-4; LoRA about ten times the full rate of a larger model, so the same range works."""
+    """Peak rate of AdamW. Full fine-tunes of models this small want 1e-4 to 3e-4; LoRA 1e-4 to 1e-3."""
     warmup_share: float = pydantic.Field(default=0.06, ge=0, lt=1)
     """Share of the steps over which the rate rises from 0; then it falls along a cosine to `final_rate_share`."""
     final_rate_share: float = pydantic.Field(default=0.02, ge=0, le=1)

@@ -37,9 +37,7 @@ class EventLog:
 
     def append(self, kind: Kind, message: str, **values: Any) -> Event:
         """The event as written."""
-        event = Event(
-            kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values
-        )
+        event = Event(kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             # A line cut short by a crash must not take this one with it.

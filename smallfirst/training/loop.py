@@ -103,9 +103,7 @@ def endless_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[list[R
     """Batches of epoch after epoch, each epoch in its own order."""
     epoch = 0
     while True:
-        yield from epoch_batches(
-            rows, batch_tokens=config.batch_tokens, seed=_epoch_seed(config, epoch)
-        )
+        yield from epoch_batches(rows, batch_tokens=config.batch_tokens, seed=_epoch_seed(config, epoch))
         epoch += 1
 
 

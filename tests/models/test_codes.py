@@ -75,11 +75,6 @@ def test_a_letter_that_is_no_single_token_is_left_out() -> None:
     assert WordTokens("B", "D").chosen("1", "2") == ["B", "D"]
 
 
-def test_labels_of_one_word_each_come_before_labels_that_could_take_another() -> None:
-    # "card" is all that the first label has; the second can do with "arrival".
-    assert WordTokens("card", "arrival").chosen("card arrival", "card") == ["arrival", "card"]
-
-
 def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_codes(("1", "2", "3"), WordTokens("A", "B"))

@@ -38,7 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
 def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> None:
     encoder = Encoder(folder)
     encoder.batch_rows = 2
-    texts = ["where is my card, it is late", "refund", "tell me more about your refund", "pin", "refund"]
+    texts = [
+        "where is my card, it is late",
+        "refund",
+        "tell me more about your refund",
+        "pin",
+        "refund",
+    ]
     vectors = encoder.embed(texts)
     assert vectors.shape == (5, 32)
     assert vectors.dtype == np.float32

@@ -19,7 +19,9 @@ class Letters:
     """Features by hand: how many of each letter a text has, where an encoder would stand."""
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
+        return np.array(
+            [[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32
+        )
 
 
 def rows(*pairs: tuple[str, str]) -> Dataset:
@@ -87,7 +89,9 @@ def test_the_fingerprint_follows_the_weights(
 ) -> None:
     manifest = Manifest(kind="words", task=toy_task, base="")
     prints = [
-        LinearScorer.fit("words", data, toy_task).save(tmp_path / name, manifest).weights_fingerprint
+        LinearScorer.fit("words", data, toy_task)
+        .save(tmp_path / name, manifest)
+        .weights_fingerprint
         for name, data in (("a", toy_rows), ("b", toy_rows), ("c", toy_selection))
     ]
     assert prints[0] == prints[1] != prints[2]
@@ -108,7 +112,9 @@ def test_a_saved_model_answers_through_load_model(
 @pytest.mark.parametrize("labels", [("no", "yes"), ("yes", "no")])
 def test_two_classes_are_told_apart_in_either_order(labels: tuple[str, str]) -> None:
     task = Classify(name="two", labels=labels)
-    data = rows(("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no"))
+    data = rows(
+        ("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no")
+    )
     scorer = LinearScorer.fit("words", data, task)
     assert accuracy(scorer, data, task) == 1.0
     for scored in scorer.score(texts_of(data)):

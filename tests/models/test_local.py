@@ -20,7 +20,9 @@ from smallfirst.tasks.classify import Classify
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
     codes = choose_codes(toy_task.labels, tokenizer)
-    return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
+    return LabelScorer(
+        model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny")
+    )
 
 
 @pytest.fixture
@@ -49,7 +51,10 @@ def test_results_come_in_the_order_asked(scorer: LabelScorer, texts: list[str]) 
 
 def test_probabilities_are_those_of_the_code_tokens_after_the_prompt(scorer: LabelScorer) -> None:
     text = "where is my card"
-    ids = [scorer.tokenizer.bos_token_id, *scorer.tokenizer.encode(f"{text} =>", add_special_tokens=False)]
+    ids = [
+        scorer.tokenizer.bos_token_id,
+        *scorer.tokenizer.encode(f"{text} =>", add_special_tokens=False),
+    ]
     with torch.inference_mode():
         logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, -1]
     of_codes = logits[list(scorer.manifest.codes)].softmax(-1)

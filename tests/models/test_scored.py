@@ -92,7 +92,9 @@ def test_alternatives_are_the_five_best_sorted() -> None:
 
 
 def test_confidence_is_tempered_and_the_answer_stays() -> None:
-    (answer,) = ask(ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2")
+    (answer,) = ask(
+        ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2"
+    )
     expected = math.sqrt(0.7) / (math.sqrt(0.7) + 6 * math.sqrt(0.05))
     assert (answer.text, answer.confidence) == ("label-2", pytest.approx(expected))
 
@@ -102,7 +104,12 @@ def test_a_stream_is_the_label_and_then_the_completion() -> None:
 
     async def pieces() -> list[object]:
         chunks = [chunk async for chunk in model.stream(Request.ask("3"))]
-        return [chunks[0].text, chunks[1].completion.text, chunks[1].completion.answered_by, len(chunks)]
+        return [
+            chunks[0].text,
+            chunks[1].completion.text,
+            chunks[1].completion.answered_by,
+            len(chunks),
+        ]
 
     assert asyncio.run(pieces()) == ["label-3", "label-3", "mine", 2]
 
@@ -206,10 +213,10 @@ def test_a_closed_model_refuses_at_once_and_may_be_closed_twice() -> None:
     assert str(caught.value) == "digits is closed"
 
 
-def test_closing_answers_what_waits_first() -> None:
+def test_closing_answers_what_waits_first_and_ends_the_worker() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST)
+    model = ScoredModel(scorer, MANIFEST, name="leaving")
 
     async def close_while_waiting() -> list[Completion]:
         tasks = [asyncio.create_task(model.complete(Request.ask("0")))]
@@ -221,6 +228,10 @@ def test_closing_answers_what_waits_first() -> None:
         return await asyncio.wait_for(asyncio.gather(*tasks), timeout=5)
 
     assert [answer.text for answer in asyncio.run(close_while_waiting())] == list(LABELS[:4])
+    for thread in threading.enumerate():
+        if thread.name == "scorer leaving":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 def test_a_temperature_divides_the_logarithms() -> None:
@@ -240,7 +251,9 @@ def test_very_small_and_very_large_logarithms_are_no_trouble() -> None:
 
 
 @given(st.lists(st.floats(-40, 0), min_size=2, max_size=9), st.floats(0.25, 8))
-def test_tempering_keeps_a_distribution_and_its_order(logs: list[float], temperature: float) -> None:
+def test_tempering_keeps_a_distribution_and_its_order(
+    logs: list[float], temperature: float
+) -> None:
     probabilities = tempered(logs, temperature)
     assert probabilities.sum() == pytest.approx(1)
     by_log = np.argsort(logs, kind="stable")

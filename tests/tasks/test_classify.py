@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
@@ -53,6 +53,7 @@ def test_labels_of_punctuation_alone_are_read_exactly_or_not_at_all() -> None:
     assert (task.parse("+"), task.parse(" -\n"), task.parse("good"), task.parse("")) == ("+", "-", None, None)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(min_size=1).filter(lambda t: t == t.strip() != ""), min_size=2, max_size=6, unique=True))
 def test_every_label_is_read_as_itself(labels: list[str]) -> None:
     task = Classify(name="any", labels=tuple(labels))

@@ -66,7 +66,9 @@ def test_the_same_seed_gives_the_same_batches(lengths: list[int], seed: int) -> 
 def test_another_seed_gives_other_batches_not_just_another_order() -> None:
     rows = rows_of([10 + i % 20 for i in range(200)])
     first, second = (epoch_batches(rows, batch_tokens=100, seed=seed) for seed in (0, 1))
-    together = [{frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)]
+    together = [
+        {frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)
+    ]
     assert len(together[0] & together[1]) < len(together[0]) / 2
 
 
@@ -84,7 +86,8 @@ def test_a_budget_that_fits_exactly_is_used_up() -> None:
 
 def test_batches_of_like_length_waste_little_on_padding() -> None:
     batches = [
-        collate(b) for b in epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)
+        collate(b)
+        for b in epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)
     ]
     real, padded = sum(b.n_tokens for b in batches), sum(b.ids.numel() for b in batches)
     assert real == sum(7 + i % 40 for i in range(400))

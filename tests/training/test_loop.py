@@ -27,7 +27,7 @@ from smallfirst.training.loop import (
     rate_at,
 )
 
-CONFIG = TrainConfig(duration="6ep", learning_rate=3e-3, batch_tokens=256, max_seq_tokens=64)
+CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
 Watched = tuple[Any, list[Step], list[int]]
 
 
@@ -53,7 +53,9 @@ def fitted(tiny_folder: Path, rows: list[Row]) -> Callable[[TrainConfig], Watche
 
 
 def content(model: Any) -> bytes:
-    return b"".join(p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters())
+    return b"".join(
+        p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters()
+    )
 
 
 def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
@@ -123,7 +125,10 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
     config = TrainConfig(weight_decay=0.1, clip_norm=clip_norm)
     optimiser = MasterAdamW(list(ours.parameters()), config)
     reference = torch.optim.AdamW(
-        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}],
+        [
+            {"params": [theirs.weight], "weight_decay": 0.1},
+            {"params": [theirs.bias], "weight_decay": 0.0},
+        ],
         betas=(0.9, 0.98),
     )
     for rate in (1e-3, 5e-3, 2e-3):
@@ -182,9 +187,7 @@ def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_planned_epoch_is_the_first_one_with_every_row_once(
-    rows: list[Row], seed: int
-) -> None:
+def test_the_planned_epoch_is_the_first_one_with_every_row_once(rows: list[Row], seed: int) -> None:
     config = CONFIG.model_copy(update={"seed": seed, "batch_tokens": 48})
     _, per_epoch = plan(rows, config)
     seen = [row for batch in islice(endless_batches(rows, config), per_epoch) for row in batch]
@@ -200,7 +203,7 @@ def test_each_epoch_has_its_own_order(rows: list[Row]) -> None:
 def test_the_loss_falls_and_the_task_is_learned(fitted: Callable[[TrainConfig], Watched]) -> None:
     _, steps, epochs = fitted(CONFIG)
     assert steps[-1].loss < 0.1 * steps[0].loss
-    assert epochs == [1, 2, 3, 4, 5, 6]
+    assert epochs == list(range(1, 13))
 
 
 def test_each_step_tells_how_far_the_run_is(
@@ -209,7 +212,9 @@ def test_each_step_tells_how_far_the_run_is(
     _, steps, _ = fitted(CONFIG.model_copy(update={"duration": "2ep"}))
     total, per_epoch = plan(rows, CONFIG.model_copy(update={"duration": "2ep"}))
     assert [step.step for step in steps] == list(range(1, total + 1))
-    assert [step.progress for step in steps] == pytest.approx([n / total for n in range(1, total + 1)])
+    assert [step.progress for step in steps] == pytest.approx(
+        [n / total for n in range(1, total + 1)]
+    )
     assert steps[per_epoch - 1].epoch == 1.0
     assert steps[per_epoch - 1].tokens == sum(len(row.ids) - 1 for row in rows)
     assert all(step.tokens_per_s > 0 for step in steps)
@@ -232,7 +237,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 ) -> None:
     short = CONFIG.model_copy(update={"duration": "2ep"})
     first, second, other = (
-        content(fitted(config)[0]) for config in (short, short, short.model_copy(update={"seed": 1}))
+        content(fitted(config)[0])
+        for config in (short, short, short.model_copy(update={"seed": 1}))
     )
     assert first == second
     assert first != other

@@ -1,0 +1,85 @@
+"""Importing does nothing: no heavy package is loaded before a stage needs it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import smallfirst
+
+ROOT = Path(smallfirst.__file__).parent
+HEAVY = {"torch", "transformers", "peft", "mlflow", "starlette", "uvicorn", "sklearn", "xllamacpp", "httpx"}
+DOORS = {
+    "torch": ("models", "training"),
+    "transformers": ("models", "training"),
+    "peft": ("training",),
+    "mlflow": ("tracking.py", "registry.py"),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
+    "xllamacpp": ("models",),
+    "httpx": ("models",),
+}
+"""Which part of the package may import a heavy dependency at all."""
+
+
+def imported(module: str) -> tuple[float, set[str]]:
+    """Seconds that a fresh process takes to import `module`, and the heavy packages it has loaded then."""
+    code = (
+        "import json, sys, time; began = time.perf_counter(); import " + module + "; "
+        "print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    seconds, loaded = json.loads(done.stdout)
+    return seconds, HEAVY & {name.partition(".")[0] for name in loaded}
+
+
+def test_importing_the_package_is_quick_and_loads_nothing_heavy() -> None:
+    tries = [imported("smallfirst") for _ in range(3)]
+    assert [heavy for _, heavy in tries] == [set()] * 3
+    assert min(seconds for seconds, _ in tries) < 0.5
+
+
+def test_the_command_line_loads_nothing_heavy_before_it_knows_the_verb() -> None:
+    assert imported("smallfirst.cli")[1] == set()
+
+
+@pytest.mark.parametrize(
+    ("modules", "may_load"),
+    [
+        ("smallfirst.taskfile, smallfirst.routing.router, smallfirst.gate", {"httpx"}),
+        ("smallfirst.serving.app, smallfirst.serving.ledger", {"httpx", "starlette", "uvicorn"}),
+    ],
+)
+def test_records_and_the_gateway_process_load_no_torch(modules: str, may_load: set[str]) -> None:
+    assert imported(modules)[1] <= may_load
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    assert set(dir(smallfirst)) == set(smallfirst.__all__)
+    for name in smallfirst.__all__:
+        assert getattr(smallfirst, name) is not None
+    with pytest.raises(AttributeError, match="module 'smallfirst' has no attribute 'trian'"):
+        _ = smallfirst.trian  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("package", sorted(DOORS))
+def test_a_heavy_dependency_has_one_door(package: str) -> None:
+    inside = {
+        path.relative_to(ROOT).parts[0]
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in _names(node)
+        if name.partition(".")[0] == package
+    }
+    assert inside <= set(DOORS[package])
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []

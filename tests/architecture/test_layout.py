@@ -1,0 +1,116 @@
+"""What every file of the project must be: named by its subject, short, explained, tested, and about itself only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import smallfirst
+
+PACKAGE = Path(smallfirst.__file__).parent
+TESTS = Path(__file__).parents[1]
+PROJECT = TESTS.parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TEST_FILES = sorted(TESTS.rglob("test_*.py"))
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "tools", "base_utils"}
+MOST_LINES = 400
+
+# Put together from halves, so that this list does not find itself.
+ELSEWHERE = [
+    "/wo" + "rk/",
+    "/ro" + "ot/",
+    "/ho" + "me/",
+    "/Us" + "ers/",
+    "C:" + "\\",
+    "/t" + "mp/",
+    "scra" + "tch/",
+    "/ve" + "nv/bin",
+    "files.python" + "hosted",
+    "TO" + "DO",
+    "FIX" + "ME",
+    "as an " + "AI",
+]
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".js", ".json", ".jsonl", ".txt", ""}
+LOOKED_AT = ("smallfirst", "tests", "examples", "docs", "benchmarks", ".ci")
+
+
+def texts() -> list[Path]:
+    """Every text file that belongs to the project."""
+    found = [*PROJECT.iterdir(), *(path for name in LOOKED_AT for path in (PROJECT / name).rglob("*"))]
+    return sorted(path for path in found if path.is_file() and path.suffix in TEXT and not _is_by_product(path))
+
+
+def _is_by_product(path: Path) -> bool:
+    """True for what tools and runs leave behind."""
+    parts = path.relative_to(PROJECT).parts
+    return parts[0] == ".git" or any(p.startswith(".") and p not in (".ci", ".gitignore") for p in parts)
+
+
+def shown(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(PROJECT)) for path in paths]
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_every_module_says_what_its_idea_is() -> None:
+    without = [path for path in MODULES if path.stat().st_size and not ast.get_docstring(tree(path))]
+    assert shown(without) == []
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    assert shown([path for path in (*MODULES, *TEST_FILES) if path.stem.removeprefix("test_") in NAMELESS]) == []
+
+
+def test_no_module_is_longer_than_a_person_reads() -> None:
+    long = [path for path in MODULES if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
+    assert shown(long) == []
+
+
+def test_every_test_file_tests_something() -> None:
+    empty = [
+        path
+        for path in TEST_FILES
+        if not any(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+            for node in tree(path).body
+        )
+    ]
+    assert TEST_FILES
+    assert shown(empty) == []
+
+
+def test_tests_mirror_the_package() -> None:
+    """A test beside the package's root is named after its module; one in a folder imports from that part."""
+    strays = []
+    for path in TEST_FILES:
+        folder = path.parent.relative_to(TESTS).as_posix()
+        if folder == ".":
+            subject = path.stem.removeprefix("test_")
+            fits = (PACKAGE / f"{subject}.py").exists() or (PACKAGE / subject).is_dir()
+        else:
+            fits = folder == "architecture" or f"smallfirst.{folder.replace('/', '.')}" in _imports(path)
+        if not fits:
+            strays.append(path)
+    assert shown(strays) == []
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    names = [path.name for path in TEST_FILES]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+@pytest.mark.parametrize("word", ELSEWHERE)
+def test_no_file_speaks_of_the_place_where_it_was_written(word: str) -> None:
+    found = [path for path in texts() if word in path.read_text(encoding="utf-8", errors="ignore")]
+    assert shown(found) == []
+
+
+def _imports(path: Path) -> set[str]:
+    """Packages that the file imports from, each with those it is in."""
+    names = {node.module or "" for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)}
+    names |= {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for alias in node.names}
+    return {".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))}
