@@ -6,6 +6,7 @@ Exit codes: 0 done · 1 error · 2 wrong settings or usage · 3 the gate said no
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from importlib import resources
@@ -194,13 +195,21 @@ def run(task_yaml: Path, as_json: bool, report_path: Path | None) -> None:
         click.echo(outcome.model_dump_json(indent=2))
         return
     click.echo(f"\n{table(outcome)}\nreport: {outcome.report}\n\ntry next:")
-    click.echo(f"  smallfirst serve {task_yaml}")
-    click.echo(
-        '  curl -si http://127.0.0.1:8000/v1/chat/completions -H "content-type: application/json" \\\n'
-        f'       -d \'{{"model": "{outcome.task}", "messages": [{{"role": "user", "content": '
-        '"my windscreen has a crack"}]}\''
-    )
-    click.echo(f"  smallfirst init my-task   # then your own rows: {task_yaml} shows every setting")
+    click.echo("\n".join(f"  {line}" for line in _next_commands(task_yaml, outcome.task)))
+
+
+def _next_commands(task_yaml: Path, name: str) -> list[str]:
+    """Three commands to try after a run, as they can be pasted here."""
+    me = Path(sys.argv[0])
+    command = "smallfirst" if shutil.which("smallfirst") == str(me.absolute()) else os.path.relpath(me)
+    large = _file(task_yaml).large
+    replay = " --replay-large" if large and large.recorded else ""
+    question = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "a stone hit my windscreen"}}]}}'
+    return [
+        f"{command} serve {task_yaml}{replay}",
+        f"curl -si localhost:8000/v1/chat/completions -H 'content-type: application/json' -d '{question}'",
+        f"{command} init my-task",
+    ]
 
 
 @main.command()

@@ -7,7 +7,7 @@ on where it stopped, and the Router is measured on the very answers the large mo
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 import smallfirst
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
-from smallfirst.errors import ConfigError
+from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.home import home
 from smallfirst.models.base import find
 from smallfirst.models.encoder import Encoder
-from smallfirst.models.model import Model, Request
+from smallfirst.models.model import Chunk, Completion, Model, Request, stream_whole
 from smallfirst.models.prompted import PromptedModel
 from smallfirst.models.record import record
 from smallfirst.models.replay import ReplayModel
@@ -97,6 +97,36 @@ async def recorded_open(task_file: TaskFile, rows: Rows, *, watch: Watch) -> Rep
             await record(model, requests, path, header=header, progress=progress)
         await model.aclose()
     return ReplayModel.load(path)
+
+
+class OpenAnswers:
+    """Recorded open answers, for measuring a Router on labelled rows as well.
+
+    A labelled row that a Router takes for an open-ended request was never recorded without the task's prompt. It gets
+    no answer, which counts as wrong, at the cost and latency of the answer recorded with the prompt.
+    """
+
+    def __init__(self, open_answers: ReplayModel, task_answers: ReplayModel) -> None:
+        self._open, self._task = open_answers, task_answers
+
+    @property
+    def name(self) -> str:
+        """The general model's name."""
+        return self._open.name
+
+    async def complete(self, request: Request) -> Completion:
+        """The recorded open answer, or an empty one. Raises BadAnswer if the request is in neither recording."""
+        try:
+            return await self._open.complete(request)
+        except BadAnswer:
+            return (await self._task.complete(request)).model_copy(update={"text": ""})
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """The same in one piece."""
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
 
 
 def sample(data: Dataset, n: int | None) -> Dataset:

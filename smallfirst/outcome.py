@@ -84,8 +84,8 @@ def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
     routed = workspace.evaluation("routed", "test")
     kept = [row for row in routed.rows if row.certified] if routed else []
     wrong = sum(not row.correct for row in kept)
-    has = lambda name: (workspace.folder / name).exists()  # noqa: E731
-    certificate = workspace.certificate() if has("certificate.json") else None
+    there = {path.name for path in workspace.folder.iterdir()}
+    certificate = workspace.certificate() if "certificate.json" in there else None
     return Outcome(
         task=file.name,
         **paths,
@@ -95,8 +95,8 @@ def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
         promise_held=wrong / len(kept) <= certificate.promised_error if kept and certificate else None,
         kept_wrong=wrong,
         kept=len(kept),
-        promoted=workspace.promoted() if has("promoted.json") else None,
-        open_ended=OpenEndedShare.load(workspace.folder / "open_ended.json") if has("open_ended.json") else None,
+        promoted=workspace.promoted() if "promoted.json" in there else None,
+        open_ended=OpenEndedShare.load(workspace.folder / "open_ended.json") if "open_ended.json" in there else None,
         report=str(workspace.folder / "report.html"),
     )
 

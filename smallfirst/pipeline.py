@@ -16,9 +16,10 @@ from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
 from smallfirst.data.check import CheckReport, check
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
 from smallfirst.errors import GateFailed, StageMissing
-from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.evaluate import Measuring, evaluate, restrict
 from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.models.base import find
 from smallfirst.models.model import Request
@@ -181,8 +182,9 @@ def calibrate_stage(job: Job, workspace: Workspace) -> Certificate:
     if small is None:
         raise StageMissing(f"{promoted.candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
     manifest = read_manifest(workspace.model_folder(promoted.candidate))
+    _fit_domain(job, workspace)
     certificate = certify(
-        small,
+        _run(_in_domain(job, workspace, small)),
         workspace.evaluation("large", "calibration"),
         job.file.routing.promise,
         model_fingerprint=manifest.weights_fingerprint,
@@ -192,7 +194,6 @@ def calibrate_stage(job: Job, workspace: Workspace) -> Certificate:
     registry.attach(promoted.name, promoted.version, "certificate.json", certificate.model_dump_json(indent=2).encode())
     job.watch.say(f"certificate: {certificate.why}")
     job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
-    _fit_domain(job, workspace)
     _run(_measure_router(job, workspace, certificate))
     return certificate
 
@@ -290,32 +291,62 @@ def _asks_recordings(model: Any) -> bool:
     return isinstance(model, Router) and isinstance(model.large, ReplayModel) and model.certificate.below == "escalate"
 
 
+async def _in_domain(job: Job, workspace: Workspace, small: Evaluation) -> Evaluation:
+    """The evaluation on rows that reach the small model at all: the certificate speaks of these."""
+    domain = DomainGate.load(workspace.folder / "domain")
+    if domain is None:
+        return small
+    doubts = [await domain.doubt(Request(messages=e.messages)) for e in job.rows.calibration.examples]
+    await domain.aclose()
+    own = tuple(
+        example
+        for example, doubt in zip(job.rows.calibration.examples, doubts, strict=True)
+        if doubt.value <= domain.limit
+    )
+    data = job.rows.calibration.subset("calibration", own)
+    return restrict(small, Measuring(job.task, data, split="calibration"))
+
+
 def _fit_domain(job: Job, workspace: Workspace) -> None:
     if job.rows.open_ended is None:
         return
     fitting, _ = take_share(job.rows.open_ended, 0.5, "domain")
-    DomainGate.fit(job.rows.train, fitting, job.rows.selection).save(workspace.folder / "domain")
+    encoder = None
+    if "encoder" in job.file.small.ladder:
+        from smallfirst.models.encoder import Encoder
+
+        encoder = (job.file.small.encoder, Encoder(find(job.file.small.encoder)))
+    gate = DomainGate.fit(job.rows.train, fitting, job.rows.selection, encoder=encoder)
+    gate.save(workspace.folder / "domain")
+    _run(gate.aclose())
 
 
 async def _measure_router(job: Job, workspace: Workspace, certificate: Certificate) -> None:
     """The Router on test rows, and on the half of the open-ended requests that its domain gate has not seen."""
-    promoted = workspace.promoted()
-    small = _local_candidate(job, workspace, promoted.candidate)
+    small = _local_candidate(job, workspace, workspace.promoted().candidate)
     large = general = None
     if job.file.large is not None:
         large = await large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch)
-        general = await large_path.recorded_open(job.file, job.rows, watch=job.watch)
-    domain = DomainGate.load(workspace.folder / "domain")
+        open_answers = await large_path.recorded_open(job.file, job.rows, watch=job.watch)
+        general = large_path.OpenAnswers(open_answers, large) if open_answers else None
+    price = job.file.prices.machine
+    domain = DomainGate.load(workspace.folder / "domain", price=price) if general else None
     router = Router(small, large, certificate, general=general, domain=domain, name=job.file.name)
-    await _evaluate(job, workspace, router, candidate="routed", split="test", probe=PROBE_ROWS)
-    if job.rows.open_ended is not None and general is not None:
-        _, unseen = take_share(job.rows.open_ended, 0.5, "domain")
-        routes = [await router.complete(Request(messages=e.messages)) for e in unseen.examples]
-        sent = sum(completion.route is not None and completion.route.stage == "large" for completion in routes)
-        share = OpenEndedShare(n_requests=len(unseen), n_to_large=sent)
-        share.save(workspace.folder / "open_ended.json")
-        job.watch.say(f"open-ended requests sent to the large model: {sent} of {len(unseen)}")
-    await router.aclose()
+    try:
+        await _evaluate(job, workspace, router, candidate="routed", split="test", probe=PROBE_ROWS)
+        if job.rows.open_ended is not None and domain is not None:
+            await _count_open(job, workspace, router, job.rows.open_ended)
+    finally:
+        await router.aclose()
+
+
+async def _count_open(job: Job, workspace: Workspace, router: Router, requests: Dataset) -> None:
+    _, unseen = take_share(requests, 0.5, "domain")
+    completions = [await router.complete(Request(messages=e.messages)) for e in unseen.examples]
+    sent = sum(c.route is not None and c.route.stage == "large" for c in completions)
+    share = OpenEndedShare(n_requests=len(unseen), n_to_large=sent)
+    share.save(workspace.folder / "open_ended.json")
+    job.watch.say(f"open-ended requests sent to the large model: {sent} of {len(unseen)}")
 
 
 def _mlflow_run(workspace: Workspace) -> str:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-Progress = Callable[[int, int], None]
+
+class Progress(Protocol):
+    """Called as work goes on."""
+
+    def __call__(self, done: int, of: int, words: str = "") -> None:
+        """`done` of `of` units are done; `words` replace the rate at the end of the bar."""
 
 
 class Watch:
@@ -54,5 +60,5 @@ class Watch:
             yield update
 
 
-def _ignore(done: int, total: int, words: str = "") -> None:
+def _ignore(done: int, of: int, words: str = "") -> None:
     """Nothing to draw on."""

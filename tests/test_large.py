@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.errors import ConfigError
-from smallfirst.large import NearestShots, fixed_shots, general_model, recorded_answers, recorded_open, sample
+from smallfirst.errors import BadAnswer, ConfigError
+from smallfirst.large import (
+    NearestShots,
+    OpenAnswers,
+    fixed_shots,
+    general_model,
+    recorded_answers,
+    recorded_open,
+    sample,
+)
 from smallfirst.models.model import Request
-from smallfirst.models.replay import request_key
+from smallfirst.models.replay import ReplayModel, request_key
 from smallfirst.taskfile import LargeConfig, Rows, TaskFile
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
@@ -119,6 +127,17 @@ def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Pat
     assert found(large, poem) is not None
     assert found(large, None) is None
     assert found(LargeConfig(recorded=Path("large.jsonl")), poem) is None
+
+
+def test_a_labelled_row_taken_for_an_open_one_gets_no_answer_at_the_recorded_price(tmp_path: Path) -> None:
+    recorded(tmp_path, "large.jsonl", "where is it")
+    recorded(tmp_path, "open.jsonl", "write a poem")
+    both = OpenAnswers(ReplayModel.load(tmp_path / "open.jsonl"), ReplayModel.load(tmp_path / "large.jsonl"))
+    poem, row = (asyncio.run(both.complete(Request.ask(text))) for text in ("write a poem", "where is it"))
+    assert (poem.text, both.name) == ("card", "big-1")
+    assert (row.text, row.cost_usd, row.latency_ms) == ("", 0.001, 5.0)
+    with pytest.raises(BadAnswer, match="holds no answer of big-1"):
+        asyncio.run(both.complete(Request.ask("something else")))
 
 
 def test_a_path_without_a_large_model_says_what_to_add(tmp_path: Path) -> None:

@@ -22,9 +22,7 @@ def test_catalogue_prices_a_known_model() -> None:
     book = PriceBook()
     # list price $0.15 and $0.60 per million
     assert book.token_cost_usd("gpt-4o-mini", 1_000_000, 1_000_000) == pytest.approx(0.75)
-    assert book.source("gpt-4o-mini") == (
-        f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini"
-    )
+    assert book.source("gpt-4o-mini") == (f"genai-prices {genai_prices.__version__}: openai/gpt-4o-mini")
 
 
 def test_address_tells_the_seller() -> None:

@@ -90,6 +90,12 @@ def test_the_rows_needed_are_enough_and_no_fewer_are(rate_permille: int, bar_per
     assert needed == next((n for n in range(1, 1501) if enough(n)), None)
 
 
+def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
+    # 0.035 * 200 is 7.000000000000001 to a computer; 7 errors in 200 show 6.5 %, 8 would not.
+    assert rows_needed(0.035, 0.065) == 200
+    assert upper_bound(7, 200) <= 0.065 < upper_bound(8, 200)
+
+
 def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
     assert rows_needed(0.05, 0.05) is None
     assert rows_needed(0.049, 0.05, most=1000) is None
@@ -148,11 +154,11 @@ def test_paired_rows_must_be_pairs() -> None:
 
 def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
     values = np.random.default_rng(1).normal(3, 2, 200)
-    found = bootstrap(lambda rows: float(values[rows].mean()), len(values))
-    reference = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=2000, rng=2)
+    found = bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
+    reference = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=2)
     assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.06)
-    assert found == bootstrap(lambda rows: float(values[rows].mean()), len(values))
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.02)
+    assert found == bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
 
 
 @CALM

@@ -45,9 +45,7 @@ def data_folder() -> Path:
 def task_file(folder: Path) -> TaskFile:
     """The benchmark's task file with its rows in `folder`."""
     file = read_taskfile(HERE / "task.yaml")
-    data = file.data.model_copy(
-        update={name: folder / f"{name}.jsonl" for name in ("train", "validation", "test")}
-    )
+    data = file.data.model_copy(update={name: folder / f"{name}.jsonl" for name in ("train", "validation", "test")})
     return file.model_copy(update={"data": data})
 
 

@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Serve one GGUF file on loopback until standard input ends. This is the child's program."""
     import argparse
 
-    import xllamacpp  # type: ignore[import-untyped]
+    import xllamacpp
 
     parser = argparse.ArgumentParser(prog="python -m smallfirst.models.gguf")
     parser.add_argument("--model", required=True)

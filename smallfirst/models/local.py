@@ -75,7 +75,7 @@ class LabelScorer:
 def encode_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     """Start token, then the prompt; if too long, its middle is cut (the cue at the end always stays)."""
     start = tokenizer.bos_token_id
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
     if start is not None:
         ids = [start, *ids]
     if len(ids) > max_tokens:
@@ -109,9 +109,10 @@ def quiet_transformers(step: str) -> Any:
     os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm when it is first imported
     try:
         import torch  # noqa: F401 - transformers imports without it and fails later
-        import transformers
+        import transformers as module
     except ImportError:
         raise MissingExtra(step, "train") from None
+    transformers: Any = module  # its functions carry no types
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers

@@ -8,6 +8,7 @@ price: one Python thread per model.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
 import time
@@ -80,6 +81,8 @@ class ScoredModel:
         self._door, self._closed = threading.Lock(), False
         self._worker = threading.Thread(target=self._work, name=f"scorer {name}", daemon=True)
         self._worker.start()
+        # A thread that has run native code must not be torn down by the interpreter's exit.
+        atexit.register(self._stop)
 
     @property
     def name(self) -> str:
@@ -115,9 +118,14 @@ class ScoredModel:
 
     async def aclose(self) -> None:
         """Stop the worker thread once it has answered what waits."""
+        atexit.unregister(self._stop)
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
         with self._door:
             self._closed = True
             self._waiting.put(None)
+        self._worker.join(timeout=10)
 
     def _work(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -148,7 +156,8 @@ def tempered(log_probabilities: Sequence[float] | np.ndarray, temperature: float
     """Probabilities from log-probabilities divided by `temperature`; the last axis sums to 1."""
     scaled = np.asarray(log_probabilities, dtype=np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    probabilities: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,8 @@
-"""Is this request the task's at all? A linear model on words, fitted on the task's rows against open-ended requests.
+"""Is this request the task's at all? A linear model, fitted on the task's rows against open-ended requests.
 
-A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell an essay
-request from a ticket. This costs under a millisecond and needs some dozen examples of what else people ask.
+A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell a request
+for a letter from a ticket. This costs a few milliseconds with the frozen encoder (under one with words alone) and needs
+some dozen examples of what else people ask.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.models.encoder import Encoder
 from smallfirst.models.linear import LinearScorer
-from smallfirst.models.scored import Manifest, read_manifest
+from smallfirst.models.model import Request
+from smallfirst.models.scored import Manifest, ScoredModel, read_manifest
+from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
+from smallfirst.routing.router import Doubt
 from smallfirst.tasks.classify import Classify
 
 _TASK = Classify(name="domain", labels=("task", "other"), about="Is this a request of the task?")
@@ -27,40 +32,64 @@ class DomainLimit(Record):
 
 
 class DomainGate:
-    """Doubt that a text belongs to the task, in [0, 1]."""
+    """Doubt that a text belongs to the task, in [0, 1]; asked together, texts are scored together."""
 
-    def __init__(self, scorer: LinearScorer, limit: float) -> None:
-        self.scorer, self._limit = scorer, limit
+    def __init__(
+        self, scorer: LinearScorer, limit: float, *, base: str = "", price: MachinePrice | None = None
+    ) -> None:
+        self._scorer, self._limit = scorer, limit
+        self._manifest = Manifest(kind="encoder" if base else "words", task=_TASK, base=base)
+        self._model = ScoredModel(scorer, self._manifest, name="domain", price=price)
 
     @classmethod
-    def fit(cls, own: Dataset, other: Dataset, selection: Dataset, *, keep: float = 0.98) -> DomainGate:
-        """From the task's rows and some that are not; the limit keeps a share `keep` of the selection rows."""
+    def fit(
+        cls,
+        own: Dataset,
+        other: Dataset,
+        selection: Dataset,
+        *,
+        keep: float = 0.97,
+        encoder: tuple[str, Encoder] | None = None,
+    ) -> DomainGate:
+        """From the task's rows and some that are not; the limit keeps a share `keep` of the selection rows.
+
+        With an encoder (its name, and the encoder) the texts are compared by meaning, else by their words.
+        """
         rows = [e.model_copy(update={"answer": "task"}) for e in own.examples]
         rows += [e.model_copy(update={"answer": "other"}) for e in other.examples]
-        scorer = LinearScorer.fit("words", own.subset("domain", tuple(rows)), _TASK)
-        gate = cls(scorer, 1.0)
-        doubts = [gate.doubt(example.text) for example in selection.examples]
+        data = own.subset("domain", tuple(rows))
+        scorer = LinearScorer.fit(
+            "encoder" if encoder else "words", data, _TASK, encoder=encoder[1] if encoder else None
+        )
+        scored = scorer.score([example.text for example in selection.examples])
+        doubts = [float(np.exp(row.log_probabilities[1])) for row in scored]
         limit = float(np.quantile(doubts, keep)) if doubts else 0.5
-        return cls(scorer, max(0.2, limit))
+        return cls(scorer, limit, base=encoder[0] if encoder else "")
 
     @property
     def limit(self) -> float:
         """The most doubt a request of the task may raise."""
         return self._limit
 
-    def doubt(self, text: str) -> float:
-        """Probability that the text is not the task's, in [0, 1]."""
-        return float(np.exp(self.scorer.score([text])[0].log_probabilities[1]))
+    async def doubt(self, request: Request) -> Doubt:
+        """Probability that the last user message is not the task's, and what it took to find out."""
+        found = await self._model.complete(request)
+        return Doubt(dict(found.alternatives)["other"], found.cost_usd, found.latency_ms)
+
+    async def aclose(self) -> None:
+        """Stop the scoring thread."""
+        await self._model.aclose()
 
     def save(self, folder: Path) -> None:
         """Write weights, words and limit."""
         DomainLimit(limit=self._limit).save(folder / "limit.json")
-        self.scorer.save(folder, Manifest(kind="words", task=_TASK, base=""))
+        self._scorer.save(folder, self._manifest)
 
     @classmethod
-    def load(cls, folder: Path) -> DomainGate | None:
+    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> DomainGate | None:
         """Read back what `save` wrote; None if there is nothing."""
         if not (folder / "limit.json").exists():
             return None
         limit = DomainLimit.load(folder / "limit.json").limit
-        return cls(LinearScorer.load(folder, read_manifest(folder)), limit)
+        manifest = read_manifest(folder)
+        return cls(LinearScorer.load(folder, manifest), limit, base=manifest.base, price=price)

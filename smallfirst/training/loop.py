@@ -132,7 +132,7 @@ def fit(
         began = time.perf_counter()
         batch = collate(batch_rows)
         loss = batch_loss(model, batch)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         rate = rate_at(step, total, config)
         optimiser.step(rate)
         value = loss.item()

@@ -165,7 +165,7 @@ class _Trainer:
         step = self.last.step if self.last else 0
         self.tracked.log_metrics(step, {"validation_accuracy": accuracy})
         self.log.append("EPOCH_FINISHED", f"epoch {epoch}: {accuracy:.3f}", validation_accuracy=accuracy)
-        if accuracy > self.best:
+        if accuracy >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
             self.best, self.best_epoch = accuracy, epoch
             self._save(temperature)

@@ -12,9 +12,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.load import load
 from smallfirst.errors import ConfigError
 
-DATASETS = Path(
-    os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets")
-)
+DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
 
 
 def labelled(name: str, *pairs: tuple[str, str]) -> Dataset:
@@ -48,17 +46,13 @@ def test_clean_data_is_a_go_with_nothing_to_mend() -> None:
     assert report.verdict == "GO"
     assert report.findings == ()
     assert report.class_counts == {"a": 50, "b": 50}
-    assert explain(report) == (
-        "GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend"
-    )
+    assert explain(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend")
 
 
 def test_one_text_with_two_labels_is_a_contradiction() -> None:
     train = plenty("train", 100, ("Lost my card", "a"), ("lost my card!", "b"))
     finding = found(check(train), "texts with different labels")
-    assert finding.what == (
-        "texts with different labels: 1 (2 rows; case, spacing and punctuation aside)"
-    )
+    assert finding.what == ("texts with different labels: 1 (2 rows; case, spacing and punctuation aside)")
     assert finding.where == ('train.jsonl:101 "a" and train.jsonl:102 "b"',)
     assert (finding.level, finding.n) == ("fix", 1)
 
@@ -104,9 +98,7 @@ def test_a_leak_between_validation_and_test_is_seen() -> None:
 def test_a_nearly_repeated_text_between_splits_is_noted() -> None:
     ten = "please tell me where on earth my new card is"
     test = plenty("test", 99, (ten.removesuffix(" is"), "a"))
-    finding = found(
-        check(plenty("train", 100, (ten, "a")), test=test), "1 of 100 test texts nearly"
-    )
+    finding = found(check(plenty("train", 100, (ten, "a")), test=test), "1 of 100 test texts nearly")
     assert finding.where == ("test.jsonl:100 is nearly train.jsonl:101",)
     assert finding.level == "note"
 
@@ -120,9 +112,7 @@ def test_labels_with_fewer_than_five_rows_are_named() -> None:
 
 def test_a_largest_class_of_ten_times_the_smallest_is_noted() -> None:
     small = [(f"small {i}", "c") for i in range(5)]
-    assert found(check(plenty("train", 100, *small)), '"a" has').what == (
-        '"a" has 50 train rows, "c" has 5'
-    )
+    assert found(check(plenty("train", 100, *small)), '"a" has').what == ('"a" has 50 train rows, "c" has 5')
     assert not [f for f in check(plenty("train", 98, *small)).findings if "has" in f.what]
 
 
@@ -155,9 +145,7 @@ def test_rows_over_the_token_limit_stop_by_line() -> None:
 
 
 def test_a_response_counts_towards_the_length_of_its_row() -> None:
-    row = Example(
-        messages=(Message(role="user", content="one two"),), answer="three four", shape="prompt"
-    )
+    row = Example(messages=(Message(role="user", content="one two"),), answer="three four", shape="prompt")
     train = Dataset(name="train", examples=(row,))
     report = check(train, count_tokens=lambda text: len(text.split()), max_tokens=3)
     assert found(report, "train rows over 3 tokens: 1").where == ("row:0 has 4",)

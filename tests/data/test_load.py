@@ -38,9 +38,7 @@ def test_a_label_row_is_a_question_with_its_label_as_answer(tmp_path: Path) -> N
     path = written(tmp_path, '\n{"text": "lost it", "label": "card", "id": 7}\n')
     data = load(path)
     assert data.name == "rows.jsonl"
-    assert data.examples == (
-        Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),
-    )
+    assert data.examples == (Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),)
 
 
 @pytest.mark.parametrize("answer_key", ["response", "completion"])
@@ -171,9 +169,7 @@ def test_csv_lines_are_physical_lines_after_quoted_line_breaks(tmp_path: Path) -
 
 
 def test_bad_csv_rows_are_all_named_by_their_first_line(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, 'text,label\n"a\nb",x,z\nlonely\n"c"d,x\n,x\ne,x\n"never\nclosed,x\n', "rows.csv"
-    )
+    path = written(tmp_path, 'text,label\n"a\nb",x,z\nlonely\n"c"d,x\n,x\ne,x\n"never\nclosed,x\n', "rows.csv")
     assert rules(path) == [
         (2, "3 fields where the header has 2"),
         (4, "1 fields where the header has 2"),
@@ -200,9 +196,7 @@ def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
         ("text,label,text", 'column "text" twice in the header'),
     ],
 )
-def test_a_bad_csv_header_is_one_problem_not_one_per_row(
-    tmp_path: Path, header: str, rule: str
-) -> None:
+def test_a_bad_csv_header_is_one_problem_not_one_per_row(tmp_path: Path, header: str, rule: str) -> None:
     assert rules(written(tmp_path, f"{header}\na,x\nb,y\n", "rows.csv")) == [(1, rule)]
 
 
@@ -212,9 +206,7 @@ def test_semicolons_in_a_csv_are_named(tmp_path: Path) -> None:
     assert rule.endswith("fields must be separated by commas, not semicolons")
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", "text,label\n")]
-)
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", "text,label\n")])
 def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     path = written(tmp_path, content, name)
     with pytest.raises(DataError) as caught:
@@ -227,8 +219,7 @@ def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}: one JSON list; rows must be one object per line\n"
-        f"  next: jq -c '.[]' {path} > rows.jsonl"
+        f"{path}: one JSON list; rows must be one object per line\n  next: jq -c '.[]' {path} > rows.jsonl"
     )
 
 
@@ -236,9 +227,7 @@ def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path) -> N
     written(tmp_path, "", "train.jsonl")
     with pytest.raises(DataError) as caught:
         load(tmp_path / "trian.jsonl")
-    assert str(caught.value) == (
-        f"{tmp_path}/trian.jsonl: no such file\n  next: did you mean {tmp_path}/train.jsonl?"
-    )
+    assert str(caught.value) == (f"{tmp_path}/trian.jsonl: no such file\n  next: did you mean {tmp_path}/train.jsonl?")
 
 
 def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:

@@ -41,9 +41,7 @@ def test_words_that_share_a_bit_are_still_told_apart() -> None:
     assert near_duplicates(known, [both]) == [(0, 0)]
 
 
-sentences = st.lists(
-    st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join), max_size=8
-)
+sentences = st.lists(st.lists(st.sampled_from("abcdefghijkl"), max_size=14).map(" ".join), max_size=8)
 
 
 @settings(max_examples=150, deadline=None)

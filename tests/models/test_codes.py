@@ -82,9 +82,7 @@ def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
 
 
 def test_the_token_for_unknown_words_is_never_a_code() -> None:
-    inner = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"?": 0, "refund": 1, "A": 2}, unk_token="?")
-    )
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "refund": 1, "A": 2}, unk_token="?"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?")
     assert choose_codes(("zebra", "refund"), words) == (2, 1)
@@ -92,8 +90,7 @@ def test_the_token_for_unknown_words_is_never_a_code() -> None:
 
 @given(
     st.lists(
-        st.text("abcdeABCDE_ 1", max_size=12)
-        | st.sampled_from(["card arrival", "card", "cardRefund", "refund"]),
+        st.text("abcdeABCDE_ 1", max_size=12) | st.sampled_from(["card arrival", "card", "cardRefund", "refund"]),
         min_size=1,
         max_size=30,
         unique=True,

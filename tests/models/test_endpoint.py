@@ -188,9 +188,7 @@ def test_stream_gives_pieces_and_then_the_completion() -> None:
 
 
 def test_stream_is_tried_again_before_the_first_piece() -> None:
-    end = {"choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}]} | {
-        "usage": ANSWER["usage"]
-    }
+    end = {"choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}]} | {"usage": ANSWER["usage"]}
     api = Api(httpx.Response(503), events(end))
     assert chunks(api.model())[0].text == "yes"
     assert len(api.requests) == 2
@@ -272,9 +270,7 @@ def test_broken_connection_is_tried_again() -> None:
     assert len(api.waits_s) == 2
 
 
-@pytest.mark.parametrize(
-    "content", ["<html>hello</html>", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}']
-)
+@pytest.mark.parametrize("content", ["<html>hello</html>", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}'])
 def test_malformed_body_is_a_bad_answer(content: str) -> None:
     api = Api(httpx.Response(200, text=content))
     assert failing(api.model(), BadAnswer) == (
@@ -338,9 +334,7 @@ def test_requests_side_by_side_share_the_machine() -> None:
 def test_missing_key_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         Api(ok()).model(api_key_env="BIG_KEY")
-    assert str(caught.value) == (
-        f"{BASE} needs a key, and the variable BIG_KEY is not set\n  next: export BIG_KEY=…"
-    )
+    assert str(caught.value) == (f"{BASE} needs a key, and the variable BIG_KEY is not set\n  next: export BIG_KEY=…")
 
 
 def test_loopback_needs_no_key() -> None:
@@ -349,9 +343,7 @@ def test_loopback_needs_no_key() -> None:
     assert "authorization" not in api.requests[0].headers
 
 
-@pytest.mark.parametrize(
-    "url", ["api.example.com/v1", "ftp://a/v1", "https://me:pw@a/v1", "http://a:b/v1"]
-)
+@pytest.mark.parametrize("url", ["api.example.com/v1", "ftp://a/v1", "https://me:pw@a/v1", "http://a:b/v1"])
 def test_unusable_address_is_refused(url: str) -> None:
     with pytest.raises(pydantic.ValidationError):
         EndpointConfig(base_url=url, model="big")

@@ -100,9 +100,7 @@ def test_child_dies_with_its_parent() -> None:
         "time.sleep(60)\n"
     )
     root = str(Path(__file__).parents[2])
-    parent = subprocess.Popen(
-        [sys.executable, "-c", program, FILE], stdout=subprocess.PIPE, cwd=root
-    )
+    parent = subprocess.Popen([sys.executable, "-c", program, FILE], stdout=subprocess.PIPE, cwd=root)
     with parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"asked\n"
@@ -138,9 +136,7 @@ def test_free_text_is_streamed() -> None:
 def child_of(pid: int) -> int:
     """The newest process whose parent is `pid`."""
     stats = Path("/proc").glob("[0-9]*/stat")
-    parents = {
-        int(stat.parent.name): stat.read_text().rsplit(")", 1)[1].split()[1] for stat in stats
-    }
+    parents = {int(stat.parent.name): stat.read_text().rsplit(")", 1)[1].split()[1] for stat in stats}
     return max(child for child, parent in parents.items() if parent == str(pid))
 
 

@@ -19,15 +19,12 @@ class Letters:
     """Features by hand: how many of each letter a text has, where an encoder would stand."""
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        return np.array(
-            [[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32
-        )
+        return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
 
 
 def rows(*pairs: tuple[str, str]) -> Dataset:
     made = tuple(
-        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label")
-        for text, answer in pairs
+        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
     )
     return Dataset(name="rows", examples=made)
 
@@ -53,9 +50,7 @@ def test_words_learn_a_separable_set_and_carry_over_to_new_sentences(
     assert accuracy(scorer, toy_selection, toy_task) > 0.9
 
 
-def test_each_text_gets_a_distribution_whatever_stands_beside_it(
-    toy_rows: Dataset, toy_task: Classify
-) -> None:
+def test_each_text_gets_a_distribution_whatever_stands_beside_it(toy_rows: Dataset, toy_task: Classify) -> None:
     scorer = LinearScorer.fit("words", toy_rows, toy_task)
     texts = [*texts_of(toy_rows), "", "übermorgen 東京", "card " * 1000]
     together = scorer.score(texts)
@@ -73,9 +68,7 @@ def test_a_saved_model_gives_the_same_probabilities(
     scorer = LinearScorer.fit("words", toy_rows, toy_task)
     written = scorer.save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
     loaded = LinearScorer.load(tmp_path, written)
-    for ours, theirs in zip(
-        scorer.score(texts_of(toy_selection)), loaded.score(texts_of(toy_selection)), strict=True
-    ):
+    for ours, theirs in zip(scorer.score(texts_of(toy_selection)), loaded.score(texts_of(toy_selection)), strict=True):
         assert np.array_equal(ours.log_probabilities, theirs.log_probabilities)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "linear.safetensors",
@@ -89,21 +82,15 @@ def test_the_fingerprint_follows_the_weights(
 ) -> None:
     manifest = Manifest(kind="words", task=toy_task, base="")
     prints = [
-        LinearScorer.fit("words", data, toy_task)
-        .save(tmp_path / name, manifest)
-        .weights_fingerprint
+        LinearScorer.fit("words", data, toy_task).save(tmp_path / name, manifest).weights_fingerprint
         for name, data in (("a", toy_rows), ("b", toy_rows), ("c", toy_selection))
     ]
     assert prints[0] == prints[1] != prints[2]
     assert len(prints[0]) == 16
 
 
-def test_a_saved_model_answers_through_load_model(
-    toy_rows: Dataset, toy_task: Classify, tmp_path: Path
-) -> None:
-    LinearScorer.fit("words", toy_rows, toy_task).save(
-        tmp_path, Manifest(kind="words", task=toy_task, base="")
-    )
+def test_a_saved_model_answers_through_load_model(toy_rows: Dataset, toy_task: Classify, tmp_path: Path) -> None:
+    LinearScorer.fit("words", toy_rows, toy_task).save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
     model = load_model(tmp_path, name="rung 1")
     answer = asyncio.run(model.complete(Request.ask("where is my refund")))
     assert (answer.text, answer.answered_by) == ("refund_request", "rung 1")
@@ -112,9 +99,7 @@ def test_a_saved_model_answers_through_load_model(
 @pytest.mark.parametrize("labels", [("no", "yes"), ("yes", "no")])
 def test_two_classes_are_told_apart_in_either_order(labels: tuple[str, str]) -> None:
     task = Classify(name="two", labels=labels)
-    data = rows(
-        ("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no")
-    )
+    data = rows(("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no"))
     scorer = LinearScorer.fit("words", data, task)
     assert accuracy(scorer, data, task) == 1.0
     for scored in scorer.score(texts_of(data)):

@@ -20,9 +20,7 @@ from smallfirst.tasks.classify import Classify
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
     codes = choose_codes(toy_task.labels, tokenizer)
-    return LabelScorer(
-        model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny")
-    )
+    return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
 
 
 @pytest.fixture
@@ -30,9 +28,7 @@ def texts(toy_rows: Dataset) -> list[str]:
     return [example.text * (1 + i % 3) for i, example in enumerate(toy_rows.examples)]
 
 
-def test_a_text_has_the_same_probabilities_alone_and_in_a_padded_batch(
-    scorer: LabelScorer, texts: list[str]
-) -> None:
+def test_a_text_has_the_same_probabilities_alone_and_in_a_padded_batch(scorer: LabelScorer, texts: list[str]) -> None:
     scorer.batch_rows = 7
     together = scorer.score(texts)
     for text, among in zip(texts, together, strict=True):
@@ -59,9 +55,7 @@ def test_probabilities_are_those_of_the_code_tokens_after_the_prompt(scorer: Lab
         logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, -1]
     of_codes = logits[list(scorer.manifest.codes)].softmax(-1)
     (scored,) = scorer.score([text])
-    assert torch.tensor(scored.log_probabilities).exp().tolist() == pytest.approx(
-        of_codes.tolist(), abs=1e-5
-    )
+    assert torch.tensor(scored.log_probabilities).exp().tolist() == pytest.approx(of_codes.tolist(), abs=1e-5)
     assert sum(of_codes.tolist()) == pytest.approx(1)
     assert scored.n_tokens == len(ids)
     assert scored.busy_s > 0
@@ -79,9 +73,7 @@ def test_a_prompt_begins_with_the_start_token_and_no_other(tiny_fp32: tuple[Any,
 
 
 @pytest.mark.parametrize("most", [16, 17])
-def test_a_long_prompt_loses_its_middle_and_keeps_the_cue(
-    tiny_fp32: tuple[Any, Any], most: int
-) -> None:
+def test_a_long_prompt_loses_its_middle_and_keeps_the_cue(tiny_fp32: tuple[Any, Any], most: int) -> None:
     tokenizer = tiny_fp32[1]
     whole = encode_prompt(tokenizer, "where is my card " * 20 + "=>", 10_000)
     cut = encode_prompt(tokenizer, "where is my card " * 20 + "=>", most)
@@ -98,9 +90,7 @@ def test_a_text_longer_than_the_limit_is_still_answered(scorer: LabelScorer) -> 
     assert len(long.log_probabilities) == 4
 
 
-def test_the_untouched_base_is_read_at_codes_of_its_own_tokenizer(
-    tiny_folder: Path, toy_task: Classify
-) -> None:
+def test_the_untouched_base_is_read_at_codes_of_its_own_tokenizer(tiny_folder: Path, toy_task: Classify) -> None:
     untouched = LabelScorer.untouched(tiny_folder, toy_task, base="tiny")
     assert untouched.manifest == Manifest(
         kind="codes",

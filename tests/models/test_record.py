@@ -34,9 +34,7 @@ class Shout:
             raise BadAnswer(f"nothing to say to {request.text}")
         if request.text in self.down:
             raise Unavailable("large model down")
-        return Completion(
-            text=request.text.upper(), answered_by=self.name, latency_ms=1.26, cost_usd=0.1
-        )
+        return Completion(text=request.text.upper(), answered_by=self.name, latency_ms=1.26, cost_usd=0.1)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         return stream_whole(self, request)
@@ -55,9 +53,7 @@ def run(
     progress: Progress | None = None,
 ) -> int:
     requests = [Request.ask(text) for text in texts]
-    return asyncio.run(
-        record(model, requests, path, header=header, concurrency=concurrency, progress=progress)
-    )
+    return asyncio.run(record(model, requests, path, header=header, concurrency=concurrency, progress=progress))
 
 
 def answers(path: Path) -> list[str]:

@@ -92,9 +92,7 @@ def test_alternatives_are_the_five_best_sorted() -> None:
 
 
 def test_confidence_is_tempered_and_the_answer_stays() -> None:
-    (answer,) = ask(
-        ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2"
-    )
+    (answer,) = ask(ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2")
     expected = math.sqrt(0.7) / (math.sqrt(0.7) + 6 * math.sqrt(0.05))
     assert (answer.text, answer.confidence) == ("label-2", pytest.approx(expected))
 
@@ -223,15 +221,16 @@ def test_closing_answers_what_waits_first_and_ends_the_worker() -> None:
         await asyncio.to_thread(scorer.began.wait, 10)
         tasks += [asyncio.create_task(model.complete(Request.ask(str(i)))) for i in range(1, 4)]
         await asyncio.sleep(0.01)
-        await model.aclose()
+        closing = asyncio.create_task(model.aclose())
+        await asyncio.sleep(0.01)
+        assert not closing.done()
         scorer.gate.set()
-        return await asyncio.wait_for(asyncio.gather(*tasks), timeout=5)
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), timeout=5)
+        await asyncio.wait_for(closing, timeout=5)
+        return answers
 
     assert [answer.text for answer in asyncio.run(close_while_waiting())] == list(LABELS[:4])
-    for thread in threading.enumerate():
-        if thread.name == "scorer leaving":
-            thread.join(5)
-            assert not thread.is_alive()
+    assert "scorer leaving" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_temperature_divides_the_logarithms() -> None:
@@ -251,9 +250,7 @@ def test_very_small_and_very_large_logarithms_are_no_trouble() -> None:
 
 
 @given(st.lists(st.floats(-40, 0), min_size=2, max_size=9), st.floats(0.25, 8))
-def test_tempering_keeps_a_distribution_and_its_order(
-    logs: list[float], temperature: float
-) -> None:
+def test_tempering_keeps_a_distribution_and_its_order(logs: list[float], temperature: float) -> None:
     probabilities = tempered(logs, temperature)
     assert probabilities.sum() == pytest.approx(1)
     by_log = np.argsort(logs, kind="stable")

@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.model import Chunk, Completion, Model, Request, Route
 from smallfirst.routing.certificate import NOTHING_KEPT, Certificate
-from smallfirst.routing.router import Router
+from smallfirst.routing.router import Doubt, Router
 from smallfirst.stats import wilson
 
 
@@ -62,8 +62,16 @@ class Essays:
 
     limit = 0.5
 
-    def doubt(self, text: str) -> float:
-        return 0.9 if "essay" in text else 0.1
+    def __init__(self, *, cost_usd: float = 0.0, latency_ms: float = 0.0, events: list[str] | None = None) -> None:
+        self.cost_usd, self.latency_ms = cost_usd, latency_ms
+        self.events = events if events is not None else []
+
+    async def doubt(self, request: Request) -> Doubt:
+        self.events.append("domain")
+        return Doubt(0.9 if "essay" in request.text else 0.1, self.cost_usd, self.latency_ms)
+
+    async def aclose(self) -> None:
+        self.events.append("domain closed")
 
 
 def certificate(threshold: float, *, below: str = "escalate") -> Certificate:
@@ -195,9 +203,31 @@ def test_a_request_of_another_domain_goes_to_the_general_model_without_a_draft()
     answer = ask(router, "write an essay")
     assert events == ["general"]
     assert (answer.text, answer.cost_usd, answer.latency_ms) == ("general: write an essay", 0.25, 900)
-    assert answer.route == Route(stage="large", why="unlike this task's requests (0.90 above 0.50)", certified=False)
+    assert answer.route == Route(
+        stage="large", why="unlike this task's requests (doubt 0.90, limit 0.50)", certified=False
+    )
     events.clear()
     assert ask(router).answered_by == "small"
+
+
+@pytest.mark.parametrize(
+    ("text", "confidence", "took"),
+    [
+        ("where is my card", 0.9, (0.001 + 0.01, 4 + 2)),
+        ("where is my card", 0.1, (0.001 + 0.01 + 0.25, 4 + 2 + 900)),
+        ("write an essay", 0.9, (0.01 + 0.25, 2 + 900)),
+    ],
+)
+def test_what_the_domain_check_took_is_part_of_every_answer_and_it_is_asked_once(
+    text: str, confidence: float, took: tuple[float, float]
+) -> None:
+    small = Answers("small", confidence=confidence, cost_usd=0.001, latency_ms=4)
+    domain = Essays(cost_usd=0.01, latency_ms=2)
+    router = Router(small, Answers("large", cost_usd=0.25, latency_ms=900), certificate(0.8), domain=domain)
+    whole, streamed_last = ask(router, text), streamed(router, text)[-1].completion
+    assert (whole.cost_usd, whole.latency_ms) == pytest.approx(took)
+    assert streamed_last == whole
+    assert domain.events == ["domain", "domain"]  # once for each of the two answers
 
 
 def test_a_conversation_is_no_request_of_a_task_asked_in_one_message() -> None:
@@ -225,7 +255,7 @@ def test_without_any_other_model_a_foreign_request_is_answered_small_but_never_c
     assert answer.answered_by == "small"
     assert answer.route == Route(
         stage="small",
-        why="unlike this task's requests (0.90 above 0.50), and there is no other model to ask",
+        why="unlike this task's requests (doubt 0.90, limit 0.50), and there is no other model to ask",
         certified=False,
         threshold=0.0,
         confidence=1.0,
@@ -263,8 +293,9 @@ def test_the_general_model_streams_as_it_writes_and_the_last_piece_carries_the_r
 def test_closing_closes_every_model_once() -> None:
     events: list[str] = []
     small, large = Answers("small", events=events), Answers("large", events=events)
-    asyncio.run(Router(small, large, certificate(0.8)).aclose())
-    assert sorted(events) == ["large closed", "small closed"]
+    domain = Essays(events=events)
+    asyncio.run(Router(small, large, certificate(0.8), general=large, domain=domain).aclose())
+    assert sorted(events) == ["domain closed", "large closed", "small closed"]
 
 
 def test_a_router_is_a_model_under_the_tasks_name() -> None:

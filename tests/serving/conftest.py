@@ -126,16 +126,12 @@ Start = Callable[..., House]
 
 
 @contextmanager
-def running(
-    models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings
-) -> Iterator[House]:
+def running(models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings) -> Iterator[House]:
     """A server in a thread of its own, stopped at the end."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     app = build_app(models, ledger=ledger, settings=settings)
-    config = uvicorn.Config(
-        app, http="h11", lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
+    config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -44,9 +44,7 @@ def test_health_needs_no_key_and_everything_else_does(start, label) -> None:
 
 def test_keys_match_only_themselves() -> None:
     hashes = (hash_key("a"), hash_key("b"))
-    assert [key_matches(key, hashes) for key in ("a", "b", "c", "", "A")] == [True, True] + [
-        False
-    ] * 3
+    assert [key_matches(key, hashes) for key in ("a", "b", "c", "", "A")] == [True, True] + [False] * 3
     assert hash_key("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert new_key() != new_key()
 
@@ -73,9 +71,7 @@ def test_without_keys_a_foreign_host_name_is_refused(start, label) -> None:
         ),
     ],
 )
-def test_unsafe_settings_are_refused(
-    settings: ServeSettings, message: str, label, tmp_path
-) -> None:
+def test_unsafe_settings_are_refused(settings: ServeSettings, message: str, label, tmp_path) -> None:
     with pytest.raises(ConfigError) as caught:
         build_app({"m": label}, ledger=None, settings=settings)
     assert str(caught.value) == message

@@ -166,9 +166,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_no_row_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     told = killed.stdout.split()
     assert len(told) == 50
@@ -189,8 +187,7 @@ def test_a_file_that_is_no_ledger_is_refused_with_the_next_step(tmp_path: Path) 
     with pytest.raises(ConfigError) as caught:
         Ledger(path)
     assert str(caught.value) == (
-        f"{path} cannot be used as a ledger: file is not a database\n"
-        "  next: choose another path for the ledger"
+        f"{path} cannot be used as a ledger: file is not a database\n  next: choose another path for the ledger"
     )
 
 
@@ -199,7 +196,5 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(
-        ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 1"
-    ):
+    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 1"):
         Ledger(path)

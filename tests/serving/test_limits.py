@@ -56,8 +56,7 @@ def test_beyond_the_queue_requests_are_refused_and_told_when_to_come_back(start,
     url = f"{house.url}/v1/chat/completions"
     answers: list[httpx.Response] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(httpx.post(url, json=BODY, timeout=20)))
-        for _ in range(3)
+        threading.Thread(target=lambda: answers.append(httpx.post(url, json=BODY, timeout=20))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()

@@ -27,9 +27,7 @@ USER = {"role": "user", "content": "hi"}
 
 def parse(**body: object) -> ChatCall:
     """The call in a body of these fields, one user message if none is given."""
-    return parse_chat(
-        json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3
-    )
+    return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
 
 def refusal(**body: object) -> WireError:
@@ -187,9 +185,7 @@ def test_a_missing_model_is_named_with_the_nearest_and_the_list() -> None:
     assert str(model_missing("smal", ["small", "large"])) == (
         'The model "smal" is not served here — did you mean "small"? Served: large, small.'
     )
-    assert str(model_missing("gpt", ["small"])) == (
-        'The model "gpt" is not served here. Served: small.'
-    )
+    assert str(model_missing("gpt", ["small"])) == ('The model "gpt" is not served here. Served: small.')
 
 
 def test_equal_messages_have_equal_hashes_whatever_the_settings() -> None:

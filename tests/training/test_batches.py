@@ -48,9 +48,7 @@ def test_an_epoch_has_every_row_exactly_once(lengths: list[int], budget: int, se
 
 
 @given(LENGTHS, st.integers(40, 200), st.integers(0, 2**40))
-def test_no_batch_is_over_budget_with_its_padding(
-    lengths: list[int], budget: int, seed: int
-) -> None:
+def test_no_batch_is_over_budget_with_its_padding(lengths: list[int], budget: int, seed: int) -> None:
     for batch in epoch_batches(rows_of(lengths), batch_tokens=budget, seed=seed):
         assert 0 < collate(batch).ids.numel() <= budget
 
@@ -58,17 +56,13 @@ def test_no_batch_is_over_budget_with_its_padding(
 @given(LENGTHS, st.integers(0, 2**40))
 def test_the_same_seed_gives_the_same_batches(lengths: list[int], seed: int) -> None:
     rows = rows_of(lengths)
-    assert epoch_batches(rows, batch_tokens=80, seed=seed) == epoch_batches(
-        rows, batch_tokens=80, seed=seed
-    )
+    assert epoch_batches(rows, batch_tokens=80, seed=seed) == epoch_batches(rows, batch_tokens=80, seed=seed)
 
 
 def test_another_seed_gives_other_batches_not_just_another_order() -> None:
     rows = rows_of([10 + i % 20 for i in range(200)])
     first, second = (epoch_batches(rows, batch_tokens=100, seed=seed) for seed in (0, 1))
-    together = [
-        {frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)
-    ]
+    together = [{frozenset(row.ids[0] for row in batch) for batch in epoch} for epoch in (first, second)]
     assert len(together[0] & together[1]) < len(together[0]) / 2
 
 
@@ -85,10 +79,7 @@ def test_a_budget_that_fits_exactly_is_used_up() -> None:
 
 
 def test_batches_of_like_length_waste_little_on_padding() -> None:
-    batches = [
-        collate(b)
-        for b in epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)
-    ]
+    batches = [collate(b) for b in epoch_batches(rows_of([8 + i % 40 for i in range(400)]), batch_tokens=512, seed=0)]
     real, padded = sum(b.n_tokens for b in batches), sum(b.ids.numel() for b in batches)
     assert real == sum(7 + i % 40 for i in range(400))
     assert (padded - real) / padded < 0.15
@@ -131,9 +122,7 @@ def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify)
             assert ends_well
 
 
-def test_all_rows_that_cannot_be_trained_on_are_named_at_once(
-    tokenizer: Any, toy_task: Classify
-) -> None:
+def test_all_rows_that_cannot_be_trained_on_are_named_at_once(tokenizer: Any, toy_task: Classify) -> None:
     long = "where is my card " * 10
     n = len(tokenizer.encode(f"{long.strip()} =>")) + 2
     data = Dataset(

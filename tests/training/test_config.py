@@ -45,9 +45,7 @@ def test_a_duration_is_a_number_and_a_unit(text: str, expected: Duration) -> Non
 def test_anything_else_is_refused_with_the_rule(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration") as caught:
         parse_duration(text)
-    assert str(caught.value) == (
-        f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok'
-    )
+    assert str(caught.value) == (f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
 
 
 def test_a_wrong_duration_in_a_file_is_named_with_its_place() -> None:
@@ -62,9 +60,7 @@ def test_a_wrong_duration_in_a_file_is_named_with_its_place() -> None:
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_record(TrainConfig, {"learning_rates": 1e-4}, where="task.yaml")
-    assert str(caught.value) == (
-        'task.yaml:\n  learning_rates: unknown setting — did you mean "learning_rate"?'
-    )
+    assert str(caught.value) == ('task.yaml:\n  learning_rates: unknown setting — did you mean "learning_rate"?')
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,10 @@ def fitted(tiny_folder: Path, rows: list[Row]) -> Callable[[TrainConfig], Watche
 
 
 def content(model: Any) -> bytes:
-    return b"".join(
-        p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters()
-    )
+    return b"".join(p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters())
 
 
-def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
-    tiny_fp32: tuple[Any, Any], rows: list[Row]
-) -> None:
+def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(tiny_fp32: tuple[Any, Any], rows: list[Row]) -> None:
     model, _ = tiny_fp32
     by_hand = []
     with torch.no_grad():
@@ -206,26 +202,18 @@ def test_the_loss_falls_and_the_task_is_learned(fitted: Callable[[TrainConfig], 
     assert epochs == list(range(1, 13))
 
 
-def test_each_step_tells_how_far_the_run_is(
-    fitted: Callable[[TrainConfig], Watched], rows: list[Row]
-) -> None:
+def test_each_step_tells_how_far_the_run_is(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
     _, steps, _ = fitted(CONFIG.model_copy(update={"duration": "2ep"}))
     total, per_epoch = plan(rows, CONFIG.model_copy(update={"duration": "2ep"}))
     assert [step.step for step in steps] == list(range(1, total + 1))
-    assert [step.progress for step in steps] == pytest.approx(
-        [n / total for n in range(1, total + 1)]
-    )
+    assert [step.progress for step in steps] == pytest.approx([n / total for n in range(1, total + 1)])
     assert steps[per_epoch - 1].epoch == 1.0
     assert steps[per_epoch - 1].tokens == sum(len(row.ids) - 1 for row in rows)
     assert all(step.tokens_per_s > 0 for step in steps)
-    assert [step.learning_rate for step in steps] == [
-        rate_at(n, total, CONFIG) for n in range(1, total + 1)
-    ]
+    assert [step.learning_rate for step in steps] == [rate_at(n, total, CONFIG) for n in range(1, total + 1)]
 
 
-def test_an_unfinished_last_epoch_is_told_as_well(
-    fitted: Callable[[TrainConfig], Watched], rows: list[Row]
-) -> None:
+def test_an_unfinished_last_epoch_is_told_as_well(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
     _, per_epoch = plan(rows, CONFIG)
     _, steps, epochs = fitted(CONFIG.model_copy(update={"duration": f"{per_epoch + 1}ba"}))
     assert len(steps) == per_epoch + 1
@@ -237,8 +225,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
 ) -> None:
     short = CONFIG.model_copy(update={"duration": "2ep"})
     first, second, other = (
-        content(fitted(config)[0])
-        for config in (short, short, short.model_copy(update={"seed": 1}))
+        content(fitted(config)[0]) for config in (short, short, short.model_copy(update={"seed": 1}))
     )
     assert first == second
     assert first != other
@@ -256,9 +243,7 @@ def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[Row]) -> No
     assert moved >= {name for name in matrices if not name.startswith("model.layers.0.")}
 
 
-def test_the_model_is_judged_in_evaluation_mode_and_left_in_it(
-    tiny_folder: Path, rows: list[Row]
-) -> None:
+def test_the_model_is_judged_in_evaluation_mode_and_left_in_it(tiny_folder: Path, rows: list[Row]) -> None:
     model, _ = load_causal(tiny_folder)
     modes: list[tuple[str, bool]] = []
     fit(

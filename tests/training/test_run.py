@@ -67,9 +67,7 @@ class Bench(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def bench(
-    toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path
-) -> Bench:
+def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path) -> Bench:
     return Bench(toy_task, toy_rows, toy_selection, tiny_folder)
 
 
@@ -151,9 +149,7 @@ def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
         assert 0.25 < (answer.confidence or 0) <= 1
 
 
-def test_the_manifest_fits_the_weights_beside_it(
-    full: tuple[Run, list[Step]], bench: Bench
-) -> None:
+def test_the_manifest_fits_the_weights_beside_it(full: tuple[Run, list[Step]], bench: Bench) -> None:
     manifest = read_manifest(full[0].folder)
     model, tokenizer = load_causal(full[0].folder)
     assert (manifest.kind, manifest.base, manifest.max_tokens) == ("codes", "toys/tiny", 64)
@@ -194,18 +190,12 @@ def test_the_curves_are_in_mlflow(full: tuple[Run, list[Step]]) -> None:
 def test_a_lora_run_ends_in_a_plain_model_that_answers_as_judged(lora: Run, bench: Bench) -> None:
     best = max(value for _, value in lora.validation_curve)
     assert best > 0.7
-    assert accuracy(lora.folder, bench.selection) == pytest.approx(
-        best, abs=1 / 24
-    )  # bf16 rounding
+    assert accuracy(lora.folder, bench.selection) == pytest.approx(best, abs=1 / 24)  # bf16 rounding
     assert not list(lora.folder.glob("*adapter*"))
-    assert read_manifest(lora.folder).weights_fingerprint == weights_fingerprint(
-        load_causal(lora.folder)[0]
-    )
+    assert read_manifest(lora.folder).weights_fingerprint == weights_fingerprint(load_causal(lora.folder)[0])
 
 
-def test_a_lora_run_moves_the_linear_layers_of_the_blocks_and_nothing_else(
-    lora: Run, bench: Bench
-) -> None:
+def test_a_lora_run_moves_the_linear_layers_of_the_blocks_and_nothing_else(lora: Run, bench: Bench) -> None:
     before = load_file(bench.base / "model.safetensors")
     after = load_file(lora.folder / "model.safetensors")
     assert before.keys() == after.keys()
@@ -226,10 +216,7 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
     with pytest.raises(KeyboardInterrupt):
         bench.train(FULL, tmp_path, on_step=stop)
     assert kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", *["EPOCH_FINISHED"] * 2, "STOPPED"]
-    judged = [
-        event.values["validation_accuracy"]
-        for event in EventLog(tmp_path / "events.jsonl").read()[2:-1]
-    ]
+    judged = [event.values["validation_accuracy"] for event in EventLog(tmp_path / "events.jsonl").read()[2:-1]]
     assert accuracy(tmp_path / "model", bench.selection) == max(judged)
     assert not (tmp_path / "run.json").exists()
     assert latest_status(tmp_path) == "KILLED"
@@ -245,9 +232,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_p
     assert os.listdir(tmp_path) == ["events.jsonl"]
 
 
-def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(
-    bench: Bench, tmp_path: Path
-) -> None:
+def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench, tmp_path: Path) -> None:
     bad = Example(
         messages=(Message(role="user", content="what"),),
         answer="nonsense",
@@ -258,9 +243,7 @@ def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(
     rows = bench.rows.subset("train", (*bench.rows.examples, bad))
     with pytest.raises(DataError) as caught:
         bench.train(FULL, tmp_path, rows=rows)
-    assert str(caught.value) == (
-        '1 of 49 rows cannot be trained on:\n  train.jsonl:49  unknown label "nonsense"'
-    )
+    assert str(caught.value) == ('1 of 49 rows cannot be trained on:\n  train.jsonl:49  unknown label "nonsense"')
     assert kinds(tmp_path) == ["CREATED", "FAILED"]
     assert EventLog(tmp_path / "events.jsonl").read()[-1].message == f"DataError: {caught.value}"
     assert latest_status(tmp_path) == "FAILED"
@@ -287,17 +270,12 @@ def test_without_selection_rows_the_first_epoch_is_kept(bench: Bench, tmp_path: 
 
 def test_the_same_seed_gives_the_same_model(bench: Bench, tmp_path: Path) -> None:
     config = LORA.model_copy(update={"duration": "1ep", "batch_tokens": 256})
-    prints = [
-        read_manifest(bench.train(config, tmp_path / name).folder).weights_fingerprint
-        for name in ("one", "two")
-    ]
+    prints = [read_manifest(bench.train(config, tmp_path / name).folder).weights_fingerprint for name in ("one", "two")]
     assert prints[0] == prints[1]
 
 
 def test_accuracy_and_temperature_by_hand(toy_task: Classify, toy_rows: Dataset) -> None:
-    four = toy_rows.subset(
-        "four", toy_rows.examples[:4]
-    )  # three of card_arrival, one of refund_request
+    four = toy_rows.subset("four", toy_rows.examples[:4])  # three of card_arrival, one of refund_request
     sure, unsure = (
         torch.tensor([0.7, 0.1, 0.1, 0.1]).log(),
         torch.tensor([0.1, 0.7, 0.1, 0.1]).log(),

@@ -1,0 +1,78 @@
+"""The whole path on a tiny seeded model: what each stage leaves is what the next one takes."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst import pipeline, registry
+from smallfirst.cli import main
+from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.models.model import Request
+from smallfirst.outcome import Outcome, table
+from smallfirst.taskfile import TaskFile, read_taskfile
+from smallfirst.watching import Watch
+from smallfirst.workspace import Workspace
+
+DEMO = Path(__file__).parents[2] / "examples" / "claims_desk" / "task.yaml"
+
+
+def task_file(base: Path, **gate: float) -> TaskFile:
+    """The demo's task with a tiny model, without the rungs that need real weights."""
+    file = read_taskfile(DEMO)
+    training = file.small.training.model_copy(update={"duration": "2ep", "learning_rate": 3e-3})
+    small = file.small.model_copy(update={"base": str(base), "ladder": ("words", "small"), "training": training})
+    bars = file.gate.model_copy(update={"accuracy_at_least": None, "not_worse_than_large_by": None, **gate})
+    routing = file.routing.model_copy(update={"small": "smallest"})
+    return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
+
+
+def test_the_whole_path_ends_with_a_promoted_certified_measured_router(tiny_folder: Path) -> None:
+    file = task_file(tiny_folder, accuracy_at_least=0.5)
+    outcome = pipeline.run(file, watch=Watch(quiet=True))
+    assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
+    assert outcome.promoted is not None
+    assert outcome.promoted.candidate == "words"
+    assert outcome.large is not None
+    assert outcome.large.accuracy.n == 200
+    assert outcome.routed is not None
+    assert 0 <= outcome.routed.share <= 1
+    assert registry.resolve("main.claims.tickets@champion").version == 1
+    assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert "gate PASS · promoted main.claims.tickets version 1 @champion" in table(outcome)
+    _router_answers(file)
+
+
+def _router_answers(file: TaskFile) -> None:
+    models = pipeline.champion_router(file, live=False)
+    assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large"}
+
+    async def ask() -> None:
+        ticket = await models["claims-desk"].complete(Request.ask("my car was stolen last night"))
+        assert ticket.text in file.labels
+        assert ticket.route is not None
+        for model in models.values():
+            await model.aclose()
+
+    asyncio.run(ask())
+
+
+def test_a_gate_that_fails_promotes_nothing_and_still_reports(tiny_folder: Path) -> None:
+    file = task_file(tiny_folder, accuracy_at_least=0.99)
+    with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
+        pipeline.run(file, watch=Watch(quiet=True))
+    workspace = Workspace.latest("claims-desk")
+    assert (workspace.folder / "report.html").exists()
+    with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
+        workspace.promoted()
+
+
+def test_a_stage_without_its_forerunner_names_the_command() -> None:
+    result = CliRunner().invoke(main, ["evaluate", str(DEMO)])
+    assert result.exit_code == 1
+    assert "claims-desk has no finished run" in result.output
+    assert "next: smallfirst train task.yaml" in result.output
