@@ -61,7 +61,7 @@ class DomainGate:
         scorer = LinearScorer.fit(
             "encoder" if encoder else "words", data, _TASK, encoder=encoder[1] if encoder else None
         )
-        scored = scorer.score([example.text for example in selection.examples])
+        scored = scorer.score([example.text for example in selection.examples]) if len(selection) else []
         doubts = [float(np.exp(row.log_probabilities[1])) for row in scored]
         limit = float(np.quantile(doubts, keep)) if doubts else 0.5
         return cls(scorer, limit, base=encoder[0] if encoder else "")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from smallfirst import pipeline, registry
 from smallfirst.cli import main
@@ -18,6 +22,31 @@ from smallfirst.watching import Watch
 from smallfirst.workspace import Workspace
 
 DEMO = Path(__file__).parents[2] / "examples" / "claims_desk" / "task.yaml"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer model with a tokenizer made from the demo's own texts, so that labels find code tokens."""
+    texts = [json.loads(line)["text"] for line in (DEMO.parent / "train.jsonl").open(encoding="utf-8")]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    words.train_from_iterator([f"{text} {text}" for text in texts], trainer)
+    folder = tmp_path_factory.mktemp("tiny")
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=2000,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    return folder
 
 
 def task_file(base: Path, **gate: float) -> TaskFile:

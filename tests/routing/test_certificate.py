@@ -164,7 +164,7 @@ def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_of
     assert found.below_difference == paired_difference(theirs[60:], ours[60:])
     # McNemar on 5 against 1: 2 * (1 + 6) / 2**6
     assert found.below_why == (
-        "on the 10 calibration rows below the threshold large is right on 6, small on 2 "
+        "on 10 calibration rows below the threshold large is right on 6, small on 2 "
         f"(difference {found.below_difference}, McNemar p = 0.219)"
     )
 
