@@ -4,7 +4,8 @@
     python benchmarks/banking77/run.py --resume    # goes on after the training of the latest run
 
 Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets beside the repository; a set is a folder of
-train.jsonl, validation.jsonl and test.jsonl with the fields text and label. Takes about 40 minutes on two cores, 27 of them training.
+train.jsonl, validation.jsonl and test.jsonl with the fields text and label. About 40 minutes on two cores, 27 of them
+training.
 """
 
 from __future__ import annotations

@@ -140,6 +140,9 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
     """Snapshot folder from the Hugging Face cache or hub; None if it cannot be had there."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
+    from smallfirst.models.local import quiet_in_a_pipe
+
+    quiet_in_a_pipe()
     from huggingface_hub import HfApi, snapshot_download
 
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
 
 def quiet_transformers(step: str) -> Any:
     """The transformers module, its chatter and bars off. Raises MissingExtra naming `step`."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm when it is first imported
+    quiet_in_a_pipe()
     try:
         import torch  # noqa: F401 - transformers imports without it and fails later
         import transformers as module
@@ -116,6 +117,12 @@ def quiet_transformers(step: str) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
+
+
+def quiet_in_a_pipe() -> None:
+    """Nothing back; keeps libraries from drawing bars where nobody sees them. Call before their first import."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def keep_freed_memory() -> None:

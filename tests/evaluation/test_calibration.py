@@ -45,9 +45,9 @@ def test_without_rows_nothing_is_changed() -> None:
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_count() -> None:
-    # By confidence: {0.2, 0.3} mean 0.25, half right; {0.6, 1.0} mean 0.8, all right. Gaps 0.25 and 0.2.
-    found = expected_calibration_error([1.0, 0.2, 0.6, 0.3], [True, True, True, False], bins=2)
-    assert found == pytest.approx((2 * 0.25 + 2 * 0.2) / 4)
+    # By confidence: {0.1, 0.3} mean 0.2, all right; {0.8, 1.0} mean 0.9, half right. Gaps 0.8 and 0.4.
+    found = expected_calibration_error([1.0, 0.1, 0.8, 0.3], [False, True, True, True], bins=2)
+    assert found == pytest.approx((2 * 0.8 + 2 * 0.4) / 4)
     # Five rows in two bins: three and two rows. {0.1, 0.2, 0.3} mean 0.2, one right; {0.8, 0.9} mean 0.85, one right.
     found = expected_calibration_error([0.1, 0.2, 0.3, 0.8, 0.9], [False, False, True, True, False], bins=2)
     assert found == pytest.approx((3 * (1 / 3 - 0.2) + 2 * (0.85 - 0.5)) / 5)
