@@ -95,7 +95,8 @@ def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path
     looked.append("Hugging Face cache")
     if (cached := _from_hub(name, offline=True)) is not None:
         return cached
-    if download and not os.environ.get("HF_HUB_OFFLINE"):
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if download and not offline:
         looked.append("Hugging Face hub")
         if (fetched := _from_hub(name, offline=False)) is not None:
             return fetched

@@ -212,10 +212,12 @@ def routing_sentence(data: ReportData) -> str:
         cost = cost_against(routed.cost_usd_per_1k, large.cost_usd_per_1k)
     kept, verdict = percent(1 - routed.share("large")), data.verdict("routed")
     gate = "" if verdict is None or verdict.passed else " It does not pass the gate."
-    return (
-        f"Routed, {kept} of requests stay small and the rest goes to the large model: "
-        f"right on {accurate(routed.accuracy)}, {cost}.{gate}"
-    )
+    if routed.share("large"):
+        where = f"Routed, {kept} of requests stay small and the rest goes to the large model"
+    else:
+        sure = percent(sum(row.certified for row in routed.rows) / max(1, len(routed.rows)))
+        where = f"Routed, every request stays small, {sure} of them covered by the certificate"
+    return f"{where}: right on {accurate(routed.accuracy)}, {cost}.{gate}"
 
 
 def promise(held: PromiseHeld | None, certificate: Certificate | None) -> tuple[str, str]:
