@@ -1,0 +1,1 @@
+"""One way to measure everything that answers."""

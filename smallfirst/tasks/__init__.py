@@ -1,0 +1,1 @@
+"""The only home of prompt text, parsing and scoring."""
