@@ -95,6 +95,8 @@ class LinearScorer:
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Label probabilities of each text, in order."""
+        if not texts:
+            return []
         began = time.perf_counter()
         logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
         shifted = logits - logits.max(axis=1, keepdims=True)

@@ -138,3 +138,10 @@ def test_the_encoder_rung_is_linear_on_what_the_encoder_says() -> None:
     logits = scorer.weights @ [2, 1, 0] + scorer.bias
     expected = np.exp(logits) / np.exp(logits).sum()
     assert np.exp(scored.log_probabilities) == pytest.approx(expected, abs=1e-6)
+
+
+def test_no_texts_give_no_scores() -> None:
+    words = WordFeatures.fit(["where is my card", "my pin is blocked"])
+    width = words(["card"]).shape[1]
+    scorer = LinearScorer(words, np.zeros((2, width)), np.zeros(2))
+    assert scorer.score([]) == []
