@@ -16,10 +16,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Answer": "tasks.answer",
     "Certificate": "routing.certificate",
+    "Chat": "tasks.chat",
     "Classify": "tasks.classify",
     "Dataset": "data.dataset",
     "Evaluation": "evaluation.evaluation",
+    "Extract": "tasks.extract",
     "Gate": "gate",
     "Promise": "routing.certificate",
     "Router": "routing.router",
@@ -30,7 +33,7 @@ _HOMES = {
     "compare": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "load": "data.load",
-    "load_model": "models.scored",
+    "load_model": "models.folder",
     "read_taskfile": "taskfile",
     "run": "pipeline",
     "serve": "serving.app",

@@ -48,13 +48,14 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
-def init(folder: Path) -> None:
+@click.option("--kind", type=click.Choice(["classify", "extract", "answer", "chat"]), default="classify")
+def init(folder: Path, kind: str) -> None:
     """Write a commented task.yaml (and nothing else) into FOLDER."""
     target = folder / "task.yaml"
     if target.exists():
         raise ConfigError(f"{target} exists already", hint="edit it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with resources.as_file(resources.files("smallfirst") / "task_template.yaml") as template:
+    with resources.as_file(resources.files("smallfirst") / "templates" / f"{kind}.yaml") as template:
         shutil.copyfile(template, target)
     click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
 
@@ -100,7 +101,7 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     for e in found:
-        click.echo(f"{e.candidate:<8} accuracy {e.accuracy} n={e.accuracy.n}  macro-F1 {e.macro_f1}")
+        click.echo(f"{e.candidate:<8} {e.in_words}")
     click.echo(f"next: smallfirst gate {task_yaml}")
 
 
@@ -123,6 +124,37 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
     if not verdicts.of(chosen_candidate(job, verdicts)).passed:
         sys.exit(3)
+
+
+@main.command()
+@TASK
+@RUN
+@click.option("--candidate", required=True, help="Who may go live all the same.")
+@click.option("--by", required=True, help="Who signs.")
+@click.option("--because", required=True, help="Why; stands in the registry and the report.")
+def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
+    """Sign for a candidate that missed a bar; the missed bars stay on record."""
+    from smallfirst import gate as gating
+    from smallfirst.pipeline import override_stage
+
+    job = _job(task_yaml)
+    verdicts = override_stage(job, _workspace(job, run_name), candidate, by=by, because=because)
+    click.echo(gating.explain(verdicts.of(candidate)))
+    click.echo(f"next: smallfirst promote {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@click.option("--out", type=click.Path(path_type=Path), default="suspects.jsonl", show_default=True)
+def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
+    """Write rows whose given answer is probably wrong, for a person to fill in."""
+    from smallfirst.scrutiny import export_suspects
+
+    job = _job(task_yaml)
+    n = export_suspects(_workspace(job, run_name), out)
+    click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+    click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 
 
 @main.command()
@@ -238,8 +270,8 @@ def record(task_yaml: Path, parts: str) -> None:
 @click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
 def serve(task_yaml: Path, host: str, port: int, api_key_sha256: tuple[str, ...], replay_large: bool) -> None:
     """Serve the Router, the small and the large model behind one OpenAI-compatible address."""
+    from smallfirst.candidates import champion_router
     from smallfirst.home import home
-    from smallfirst.pipeline import champion_router
     from smallfirst.serving.app import serve as serve_models
     from smallfirst.serving.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
@@ -278,7 +310,7 @@ def _file(path: Path) -> Any:
 
 
 def _job(path: Path) -> Any:
-    from smallfirst.pipeline import Job
+    from smallfirst.job import Job
 
     return Job.read(_file(path), Watch())
 

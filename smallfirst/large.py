@@ -7,7 +7,7 @@ on where it stopped, and the Router is measured on the very answers the large mo
 from __future__ import annotations
 
 import platform
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,27 @@ from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.home import home
 from smallfirst.models.base import find
 from smallfirst.models.encoder import Encoder
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Chunk, Completion, Model, Request, stream_whole
 from smallfirst.models.prompted import PromptedModel
 from smallfirst.models.record import record
 from smallfirst.models.replay import ReplayModel
+from smallfirst.models.scored import ScoredModel
 from smallfirst.records import fingerprint
-from smallfirst.taskfile import LargeConfig, Rows, TaskFile
-from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.task import Shot
+from smallfirst.taskfile import LargeConfig, TaskFile
+from smallfirst.taskrows import Rows
+from smallfirst.tasks.task import Shot, Task
 from smallfirst.watching import Watch
 
-_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test"}
+_NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
 """Settings that do not change what the large model is asked."""
+AGAIN = 0.7
+"""Temperature at which it is asked a second time, to see how far it agrees with itself."""
 
 
-def general_model(task_file: TaskFile, *, answers: tuple[str, ...] | None = None) -> Model:
+def general_model(
+    task_file: TaskFile, *, answers: tuple[str, ...] | None = None, schema: Mapping[str, Any] | None = None
+) -> Model:
     """The general model itself, without a task's prompt. Raises ConfigError if none is named."""
     large = _config(task_file)
     if large.endpoint:
@@ -47,25 +53,46 @@ def general_model(task_file: TaskFile, *, answers: tuple[str, ...] | None = None
         local = task_file.path(Path(large.gguf))
         path = local if local.suffix == ".gguf" and local.is_file() else find(large.gguf)
         config = GgufConfig(path=path, slots=2, context_tokens=16384)
-        return Named(GgufModel(config, task_file.prices, answers=answers), large.gguf.split("/")[-1])
+        return Named(GgufModel(config, task_file.prices, answers=answers, schema=schema), large.gguf.split("/")[-1])
     raise ConfigError(
         "large: names only recorded answers, nobody who could answer new requests",
         hint="add endpoint: or gguf: under large: in task.yaml",
     )
 
 
-def prompted_model(task_file: TaskFile, task: Classify, train: Dataset) -> Model:
+def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     """The general model asked for the task: label list, and solved examples from the training rows."""
     large = _config(task_file)
     chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
         chooser, shots = NearestShots(train, Encoder(find(task_file.small.encoder)), large.nearest), ()
-    answers = task.labels if large.gguf and large.only_labels else None
-    return PromptedModel(general_model(task_file, answers=answers), task, shots=shots, chooser=chooser)
+    bound = bool(large.gguf and large.only_labels)
+    inner = general_model(
+        task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
+    )
+    return PromptedModel(inner, task, shots=shots, chooser=chooser, max_tokens=task.max_answer_tokens)
+
+
+def untouched_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
+    """The base model before any fine-tuning, told the job in its chat template: what fine-tuning must beat.
+
+    Closed answers are read from the probabilities of their texts, JSON is written under its schema.
+    """
+    folder, name, price = find(task_file.small.base), task_file.small.base, task_file.prices.machine
+    if task.closed:
+        from smallfirst.models.trie import TrieScorer
+
+        scorer = TrieScorer.of_folder(folder, task)
+        manifest = Manifest(kind="codes", task=task, base=name)
+        return ScoredModel(scorer, manifest, name=name, price=price)
+    from smallfirst.models.written import LocalChat
+
+    inner = LocalChat.load(folder, name=name, price=price, schema=task.answer_schema())
+    return PromptedModel(inner, task, shots=fixed_shots(train, task, 1), max_tokens=task.max_answer_tokens)
 
 
 async def recorded_answers(
-    task_file: TaskFile, task: Classify, rows: Rows, *, watch: Watch, parts: Sequence[str] = ("calibration", "test")
+    task_file: TaskFile, task: Task, rows: Rows, *, watch: Watch, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
     """Answers of the large path to the rows of some splits: those recorded earlier, and the missing ones asked now."""
     large = _config(task_file)
@@ -81,6 +108,29 @@ async def recorded_answers(
         await record(model, requests, path, header=_header(task_file, task, rows), progress=progress)
     await model.aclose()
     return ReplayModel.load(path)
+
+
+async def asked_again(task_file: TaskFile, task: Task, rows: Rows, *, watch: Watch) -> ReplayModel | None:
+    """Second answers of the large path to some test rows, at temperature AGAIN; None if there are none to be had."""
+    large = _config(task_file)
+    first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
+    path = first.with_name(f"{first.stem}-again.jsonl")
+    if large.endpoint or large.gguf:
+        wanted = sample(rows.test, n_asked_again(task_file)).examples
+        requests = [Request(messages=e.messages, temperature=AGAIN, seed=1) for e in wanted]
+        model = prompted_model(task_file, task, rows.train)
+        header = _header(task_file, task, rows)
+        header["settings"] = header["settings"] | {"temperature": AGAIN, "seed": 1}
+        with watch.bar(f"asking {model.name} again", len(requests)) as progress:
+            await record(model, requests, path, header=header, progress=progress)
+        await model.aclose()
+    return ReplayModel.load(path) if path.exists() else None
+
+
+def n_asked_again(task_file: TaskFile) -> int:
+    """Test rows that are asked twice: at most as many as are asked once."""
+    large = _config(task_file)
+    return min(large.sample_ceiling, large.sample_test or large.sample_ceiling)
 
 
 async def recorded_open(task_file: TaskFile, rows: Rows, *, watch: Watch) -> ReplayModel | None:
@@ -139,10 +189,16 @@ def sample(data: Dataset, n: int | None) -> Dataset:
     return data.subset(data.name, taken.examples[:n])
 
 
-def fixed_shots(train: Dataset, task: Classify, per_label: int) -> tuple[Shot, ...]:
+def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
     """The same solved rows for every request: for each label the ones of median length, labels taking turns."""
+    if not task.closed:
+        ordered = sorted(train.examples, key=lambda e: (len(e.text) + len(e.answer), e.key))
+        n = min(4 * per_label, len(ordered))
+        # One out of each equal part by length, so that short and long rows are shown, but not the longest.
+        chosen = [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
+        return tuple(Shot(e.text, e.answer) for e in chosen)
     shots: list[tuple[int, Shot]] = []
-    for label in task.labels:
+    for label in task.closed:
         of_label = sorted((e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key))
         middle = max(0, (len(of_label) - per_label) // 2)
         shots += [(turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])]
@@ -182,13 +238,15 @@ def _config(task_file: TaskFile) -> LargeConfig:
     return task_file.large
 
 
-def _own_recording(task_file: TaskFile, task: Classify) -> Path:
+def _own_recording(task_file: TaskFile, task: Task) -> Path:
     """Where answers are kept when task.yaml names no place: one file per way of asking."""
     asked = _config(task_file).model_dump(mode="json", exclude=_NOT_ASKED)
-    return home() / "recordings" / task.name / f"{fingerprint([asked, task.fingerprint()])}.jsonl"
+    told = [message.model_dump() for message in task.instructions(())]
+    way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
+    return home() / "recordings" / task.name / f"{way}.jsonl"
 
 
-def _header(task_file: TaskFile, task: Classify | None, rows: Rows) -> dict[str, Any]:
+def _header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any]:
     from datetime import date
 
     large = _config(task_file)

@@ -26,8 +26,8 @@ class PathFigures(Record):
     """Who answers."""
     accuracy: Estimate
     """Share of right answers."""
-    macro_f1: Estimate
-    """Mean F1 over labels."""
+    measures: dict[str, Estimate] = {}
+    """The task's own figures by name."""
     cost_usd_per_1k: float
     """USD for 1,000 requests."""
     p50_ms: float
@@ -154,7 +154,7 @@ def _figures(evaluation: Evaluation | None) -> PathFigures | None:
     return PathFigures(
         model=evaluation.model,
         accuracy=evaluation.accuracy,
-        macro_f1=evaluation.macro_f1,
+        measures=evaluation.measures,
         cost_usd_per_1k=evaluation.cost_usd_per_1k,
         p50_ms=evaluation.p50_ms,
         p95_ms=evaluation.p95_ms,

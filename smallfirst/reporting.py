@@ -8,7 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import smallfirst
 from smallfirst.evaluation.evaluate import compare
-from smallfirst.evaluation.evaluation import Comparison
+from smallfirst.evaluation.evaluation import Comparison, Evaluation
+from smallfirst.evaluation.learning import LearningCurve
+from smallfirst.job import Job
 from smallfirst.outcome import OpenEndedShare
 from smallfirst.report.contents import (
     ListPrice,
@@ -17,16 +19,20 @@ from smallfirst.report.contents import (
     ReportData,
     TrainingSummary,
 )
-from smallfirst.taskfile import Rows, TaskFile
+from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
+from smallfirst.scrutiny import Doubts
+from smallfirst.taskfile import TaskFile
+from smallfirst.taskrows import Rows
 from smallfirst.training.run import Run
-from smallfirst.workspace import Workspace
+from smallfirst.workspace import Promoted, Workspace
 
 HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
 
 
-def report_data(file: TaskFile, rows: Rows, workspace: Workspace) -> ReportData:
+def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
     """Everything the report of a run shows."""
+    file, rows = job.file, job.rows
     evaluations = workspace.evaluations("test")
     there = {path.name for path in workspace.folder.iterdir()}
     routed = workspace.evaluation("routed", "test")
@@ -39,6 +45,8 @@ def report_data(file: TaskFile, rows: Rows, workspace: Workspace) -> ReportData:
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
+        kind=job.task.kind,
+        right_from=job.task.right_from,
         evaluations=tuple(evaluations),
         validation_evaluations=tuple(
             e for c in ("words", "encoder", "small", "large") if (e := workspace.evaluation(c, "calibration"))
@@ -55,6 +63,12 @@ def report_data(file: TaskFile, rows: Rows, workspace: Workspace) -> ReportData:
         large_completion_tokens=completion_tokens,
         promise_held=PromiseHeld.on(routed) if routed and any(r.certified for r in routed.rows) else None,
         open_ended=open_ended,
+        probes_ms={e.candidate: e.probes_ms for e in evaluations if e.probes_ms},
+        learning_curve=_learning_curve(workspace),
+        suspects=tuple(Suspect(**s.model_dump(exclude={"evidence"})) for s in doubts.suspects),
+        suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
+        ceiling=_ceiling(doubts),
+        leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(workspace)) else None,
         notes=_notes(rows, workspace),
         made_at=datetime.now(UTC),
         versions=_versions(),
@@ -69,6 +83,24 @@ def _comparisons(workspace: Workspace) -> tuple[Comparison, ...]:
         if a and b:
             found.append(compare(a, b))
     return tuple(found)
+
+
+def _judged(workspace: Workspace) -> Evaluation | None:
+    """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
+    live = workspace.folder / "promoted.json"
+    return workspace.evaluation(Promoted.load(live).candidate if live.exists() else "small", "test")
+
+
+def _ceiling(doubts: Doubts) -> Ceiling | None:
+    found = doubts.ceiling
+    return Ceiling(itself=found.itself, gold=found.gold, note=found.in_words) if found else None
+
+
+def _learning_curve(workspace: Workspace) -> tuple[LearningPoint, ...]:
+    path = workspace.folder / "learning.json"
+    if not path.exists():
+        return ()
+    return tuple(LearningPoint(p.n_rows, p.candidate, p.accuracy) for p in LearningCurve.load(path).points)
 
 
 def _training(file: TaskFile, workspace: Workspace) -> TrainingSummary:

@@ -5,16 +5,14 @@ One file drives every stage, so what was measured is what is served. Paths in it
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import yaml
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.data.load import load
 from smallfirst.data.shapes import Columns
-from smallfirst.data.split import split, take_share
 from smallfirst.errors import ConfigError
 from smallfirst.gate import Gate
 from smallfirst.models.encoder import DEFAULT_ENCODER
@@ -22,7 +20,7 @@ from smallfirst.models.endpoint import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record, parse_record
 from smallfirst.routing.certificate import Promise
-from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.normalise import Normaliser
 from smallfirst.training.config import TrainConfig
 
 Candidate = Literal["words", "encoder", "base", "small"]
@@ -41,6 +39,8 @@ class DataFiles(Record):
     """Rows touched once; left out: 20 % of train, by content hash."""
     open_ended: Path | None = None
     """Requests that are not the task's (column `prompt`), to see that they go to the large model."""
+    relabels: Path | None = None
+    """Answers that a person gave to probable label errors (`smallfirst suspects` writes the file to fill in)."""
     columns: Columns = Columns()
     """Names of your columns, where they differ."""
 
@@ -55,7 +55,9 @@ class SmallConfig(Record):
     encoder: str = DEFAULT_ENCODER
     """Frozen sentence encoder for the linear rung and for nearest examples."""
     ladder: tuple[Candidate, ...] = LADDER
-    """Which rungs to measure."""
+    """Which rungs to measure; linear ones exist for closed answers only."""
+    sample_base: int = pydantic.Field(default=200, ge=1)
+    """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
 
 
 class LargeConfig(Record):
@@ -70,15 +72,18 @@ class LargeConfig(Record):
     recorded_open: Path | None = None
     """Recorded answers to the open-ended requests."""
     shots_per_label: int = pydantic.Field(default=1, ge=0)
-    """Solved training rows per label shown in the prompt, the same for every request."""
+    """Solved training rows per label shown in the prompt, the same for every request; for open answers four times as
+    many rows in all."""
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
     only_labels: bool = True
-    """GGUF only: constrain the answer to the labels."""
+    """GGUF only: constrain the answer to the labels, or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
     """Ask only this many calibration rows, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
     """Ask only this many test rows, drawn by content hash; None asks all."""
+    sample_ceiling: int = pydantic.Field(default=0, ge=0)
+    """Of these, ask so many a second time, to see how far the large model agrees with itself; 0 asks none."""
 
     def sample(self, split: str) -> int | None:
         """How many rows of a split are asked; None means all."""
@@ -109,14 +114,36 @@ class TaskFile(Record):
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Short name; also the name of the served model."""
-    kind: Literal["classify"] = "classify"
-    """Kind of task."""
+    kind: Literal["classify", "extract", "answer", "chat"] = "classify"
+    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers."""
     about: str = ""
     """One sentence on the job, told to general models."""
     labels: tuple[str, ...] = ()
     """Allowed answers; left out: those of the training rows. A mapping gives each a description."""
     descriptions: dict[str, str] = {}
     """What belongs under a label, told to general models."""
+    other: str | None = None
+    """classify: the label that means none of the others (out of scope)."""
+    ordered: bool = False
+    """classify: the labels are a scale, in this order."""
+    multiple: bool = False
+    """classify: a text may have several labels."""
+    costs: dict[str, dict[str, float]] = {}
+    """classify: cost of a wrong answer by right label and said label; 1 where nothing is said."""
+    json_schema: dict[str, Any] = {}
+    """extract: JSON schema of the fields (`schema:` inline or a file); left out: guessed from the training rows."""
+    normalise: dict[str, Normaliser] = {}
+    """extract: how a field's values are compared: exact, case, number, money, date, date_dmy."""
+    choices: tuple[str, ...] = ()
+    """answer: the closed set of answers, such as yes, no, maybe; left out: any text."""
+    not_answerable: str = ""
+    """answer: what to say where the text has no answer."""
+    scorers: tuple[str, ...] = ()
+    """chat: names of the functions that judge an answer, the first decides; left out: token_f1."""
+    right_from: float | None = pydantic.Field(default=None, gt=0, le=1)
+    """answer, chat: score from which an answer counts as right; left out: 1 (answer), 0.5 (chat)."""
+    max_answer_tokens: int | None = pydantic.Field(default=None, ge=1, le=4096)
+    """extract, answer, chat: most tokens a written answer may have; left out: the kind's own."""
     data: DataFiles
     """Where the rows are."""
     small: SmallConfig = SmallConfig()
@@ -141,21 +168,6 @@ class TaskFile(Record):
         return relative if relative.is_absolute() else self.folder / relative
 
 
-class Rows(Record):
-    """The rows of a task, split by what they may be used for."""
-
-    train: Dataset
-    """To learn from."""
-    selection: Dataset
-    """To choose with: epoch, temperature, domain limit."""
-    calibration: Dataset
-    """To certify with, used for nothing else."""
-    test: Dataset
-    """To measure with, touched once."""
-    open_ended: Dataset | None
-    """Requests that are not the task's."""
-
-
 def read_taskfile(path: Path) -> TaskFile:
     """The record of a task.yaml. Raises ConfigError naming every wrong setting, with suggestions."""
     if path.is_dir():
@@ -168,76 +180,27 @@ def read_taskfile(path: Path) -> TaskFile:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
-    return parse_record(TaskFile, _unfold_labels(values, path), where=str(path))
+    return parse_record(TaskFile, _unfold(values, path), where=str(path))
 
 
-def read_rows(task_file: TaskFile) -> Rows:
-    """All rows, split. Raises DataError with every bad row of the first file that has one."""
-    files = task_file.data
-    labels = task_file.labels or None
-
-    def read(path: Path) -> Dataset:
-        return load(task_file.path(path), columns=files.columns, labels=labels)
-
-    train = read(files.train)
-    if not labels:
-        labels = train.labels()
-    parts = split(
-        train,
-        validation=0.0 if files.validation else 0.2,
-        test=0.0 if files.test else 0.2,
-        salt=task_file.name,
-    )
-    validation = read(files.validation) if files.validation else parts.validation
-    selection, calibration = take_share(validation, task_file.routing.selection_share, task_file.name)
-    return Rows(
-        train=parts.train,
-        selection=selection,
-        calibration=calibration,
-        test=read(files.test) if files.test else parts.test,
-        open_ended=_read_open(task_file),
-    )
-
-
-def read_task(task_file: TaskFile, rows: Rows) -> Classify:
-    """The task: labels from the file, or those of the training rows. Raises ConfigError if they make no task."""
-    # A rare label may have all its rows in one part, so those of every part are looked at.
-    parts = (rows.train, rows.selection, rows.calibration, rows.test)
-    values = {
-        "name": task_file.name,
-        "labels": task_file.labels or sorted({label for part in parts for label in part.labels()}),
-        "about": task_file.about,
-        "descriptions": task_file.descriptions,
-    }
-    return parse_record(Classify, values, where=f"task {task_file.name}")
-
-
-def _read_open(task_file: TaskFile) -> Dataset | None:
-    if task_file.data.open_ended is None:
-        return None
-    columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
-    read = load(task_file.path(task_file.data.open_ended), columns=columns)
-    from smallfirst.data.dataset import Example, Message
-
-    examples = tuple(
-        Example(
-            messages=(Message(role="user", content=e.answer),),
-            answer="",
-            shape="text",
-            path=e.path,
-            line=e.line,
-        )
-        for e in read.examples
-    )
-    return read.subset(read.name, examples)
-
-
-def _unfold_labels(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`labels` may be a list, or a mapping from label to description."""
+def _unfold(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`labels` may be a list, or a mapping from label to description; `schema` a JSON schema, or a file with one."""
     values = {**values, "folder": str(path.parent)}
+    if "schema" in values:
+        schema = values.pop("schema")
+        values["json_schema"] = _read_schema(path.parent / schema) if isinstance(schema, str) else schema
     if isinstance(values.get("labels"), dict):
         described = values["labels"]
         # YAML reads a bare yes or no as true or false: left as it is, to be refused, not renamed "True".
         values["labels"] = [label if isinstance(label, bool) else str(label) for label in described]
         values["descriptions"] = {str(k): str(v) for k, v in described.items() if v}
     return values
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"schema: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"schema: {path}: not readable as JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""The one door to MLflow runs: parameters, curves, figures and files of trainings and evaluations.
+"""The one door to MLflow runs: parameters, curves and files of trainings; `tracking_evaluation` adds evaluations.
 
 Opening the store imports MLflow (about a second) and, the first time, creates its tables (another
 second). A metric costs a list append; a batch is written at most every two seconds, so a killed
@@ -159,31 +159,6 @@ def reopen_run(run_id: str) -> TrackedRun:
     with store_errors():
         store.update_run(run_id, status="RUNNING")
     return TrackedRun(store, run_id)
-
-
-def log_evaluation(run_id: str, evaluation: Record | Mapping[str, Any]) -> str:
-    """The path inside the run at which the whole evaluation, rows included, was stored as JSON.
-
-    `evaluation` has the fields of `evaluation.Evaluation`, as a record or as its plain dict. Its
-    figures become metrics named `<candidate>/<split>/<figure>`; what was not measured is left out.
-    """
-    plain = evaluation.model_dump(mode="json") if isinstance(evaluation, Record) else evaluation
-    prefix = f"{plain['candidate']}/{plain['split']}"
-    figures: dict[str, float | None] = {f"{prefix}/n": plain["accuracy"]["n"]}
-    for name in ("accuracy", "macro_f1"):
-        figures[f"{prefix}/{name}"] = plain[name]["value"]
-        figures[f"{prefix}/{name}_low"] = plain[name]["low"]
-        figures[f"{prefix}/{name}_high"] = plain[name]["high"]
-    for name in ("cost_usd_per_1k", "p50_ms", "p95_ms", "requests_per_s"):
-        figures[f"{prefix}/{name}"] = plain.get(name)
-    run = TrackedRun(client(), run_id)
-    run.log_metrics(0, figures)
-    if not run.flush():
-        raise SmallfirstError(
-            f"the figures of {prefix} were not written to run {run_id}",
-            hint="see the warning above; then log the evaluation again",
-        )
-    return run.log_json(f"evaluations/{plain['candidate']}-{plain['split']}", plain)
 
 
 def client() -> MlflowClient:

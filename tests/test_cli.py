@@ -14,7 +14,8 @@ from smallfirst.cli import main
 from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
 from smallfirst.models.base import CATALOGUE
 from smallfirst.stats import wilson
-from smallfirst.taskfile import read_rows, read_taskfile
+from smallfirst.taskfile import read_taskfile
+from smallfirst.taskrows import read_rows
 from smallfirst.workspace import Workspace
 
 VERBS = (
@@ -23,6 +24,8 @@ VERBS = (
     "train",
     "evaluate",
     "gate",
+    "override",
+    "suspects",
     "promote",
     "rollback",
     "calibrate",
@@ -85,7 +88,7 @@ def measured(wrong: int, n: int = 100) -> Evaluation:
         dataset_fingerprint="d",
         rows=rows,
         accuracy=wilson(n - wrong, n),
-        macro_f1=wilson(n - wrong, n),
+        measures={"macro_f1": wilson(n - wrong, n)},
         cost_usd_per_1k=0.0,
         p50_ms=4.0,
         p95_ms=9.0,
@@ -155,9 +158,37 @@ def test_init_overwrites_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("init", "models")])
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    assert failed(call(verb, path), 2) == (
+    signature = ("--candidate", "small", "--by", "Ada", "--because", "seen") if verb == "override" else ()
+    assert failed(call(verb, path, *signature), 2) == (
         f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
     )
+
+
+def test_a_signature_lets_a_failing_candidate_pass_and_keeps_what_it_missed(folder: Path) -> None:
+    evaluated(wrong=30)
+    assert call("gate", folder).exit_code == 3
+    signed = call("override", folder, "--candidate", "small", "--by", "Ada", "--because", "the pilot is small")
+    assert signed.exit_code == 0
+    assert "signed by Ada" in signed.output
+    assert "the pilot is small" in signed.output
+    verdict = Workspace.latest("desk").verdicts().of("small")
+    assert verdict.passed
+    assert len(verdict.missed) == 1
+
+
+def test_nobody_can_sign_for_a_candidate_that_was_not_judged(folder: Path) -> None:
+    evaluated(wrong=30)
+    call("gate", folder)
+    message = failed(call("override", folder, "--candidate", "smal", "--by", "Ada", "--because", "seen"), 2)
+    assert 'no verdict on "smal" to sign — did you mean "small"?' in message
+
+
+def test_suspects_are_exported(folder: Path, tmp_path: Path) -> None:
+    evaluated(wrong=30)
+    result = call("suspects", folder, "--out", tmp_path / "suspects.jsonl")
+    assert result.exit_code == 0
+    assert f"probable label errors in {tmp_path / 'suspects.jsonl'}" in result.output
+    assert (tmp_path / "suspects.jsonl").exists()
 
 
 def test_a_wrong_setting_is_told_with_a_suggestion(folder: Path) -> None:

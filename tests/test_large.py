@@ -21,7 +21,8 @@ from smallfirst.large import (
 )
 from smallfirst.models.model import Request
 from smallfirst.models.replay import ReplayModel, request_key
-from smallfirst.taskfile import LargeConfig, Rows, TaskFile
+from smallfirst.taskfile import LargeConfig, TaskFile
+from smallfirst.taskrows import Rows
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
 from smallfirst.watching import Watch

@@ -10,7 +10,8 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.taskfile import TaskFile, read_rows, read_task, read_taskfile
+from smallfirst.taskfile import TaskFile, read_taskfile
+from smallfirst.taskrows import read_rows, read_task
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"

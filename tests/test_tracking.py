@@ -14,8 +14,7 @@ import pytest
 
 from smallfirst import tracking
 from smallfirst.errors import SmallfirstError
-from smallfirst.stats import Estimate
-from smallfirst.tracking import TrackedRun, client, log_evaluation, open_run, reopen_run
+from smallfirst.tracking import TrackedRun, client, open_run, reopen_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -143,43 +142,6 @@ def test_long_values_are_cut_and_many_parameters_accepted() -> None:
     assert found.data.params["labels"] == "x" * 5999 + "…"
     assert found.data.params["a_b_"] == "1"
     assert found.data.tags["note"] == "y" * 5000
-
-
-def test_an_evaluation_becomes_figures_and_a_file_of_rows() -> None:
-    evaluation = {
-        "candidate": "small",
-        "split": "test",
-        "rows": [{"key": "k", "correct": True}],
-        "accuracy": Estimate(value=0.9, low=0.85, high=0.93, n=200).model_dump(),
-        "macro_f1": Estimate(value=0.8, low=0.7, high=0.88, n=200).model_dump(),
-        "cost_usd_per_1k": 0.01,
-        "p50_ms": 5.0,
-        "p95_ms": 9.0,
-        "requests_per_s": None,
-    }
-    with open_run("tickets", "measured") as run:
-        path = log_evaluation(run.run_id, evaluation)
-    assert stored(run).data.metrics == {
-        "small/test/n": 200.0,
-        "small/test/accuracy": 0.9,
-        "small/test/accuracy_low": 0.85,
-        "small/test/accuracy_high": 0.93,
-        "small/test/macro_f1": 0.8,
-        "small/test/macro_f1_low": 0.7,
-        "small/test/macro_f1_high": 0.88,
-        "small/test/cost_usd_per_1k": 0.01,
-        "small/test/p50_ms": 5.0,
-        "small/test/p95_ms": 9.0,
-    }
-    assert path == "evaluations/small-test.json"
-    assert json.loads(artifact(run, path).read_text()) == evaluation
-
-
-def test_an_evaluation_of_an_unknown_run_is_an_error() -> None:
-    estimate = Estimate(value=0.9, low=0.8, high=1.0, n=9).model_dump()
-    plain = {"candidate": "small", "split": "test", "accuracy": estimate, "macro_f1": estimate}
-    with pytest.raises(SmallfirstError, match="figures of small/test were not written"):
-        log_evaluation("0" * 32, plain)
 
 
 def test_a_password_in_the_store_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from typing import Literal
 
 from smallfirst.records import Record, fingerprint
 
-Shape = Literal["label", "prompt", "chat", "text"]
-"""text + label · prompt + response · chat messages · text to continue."""
+Shape = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
+"""text + label · text + labels · text + target (JSON) · question + answer · prompt + response · chat messages ·
+text to continue."""
 
 
 class Message(Record):
@@ -32,9 +33,11 @@ class Example(Record):
     messages: tuple[Message, ...]
     """What is asked, oldest first; empty for text to continue."""
     answer: str
-    """The gold label, the response, or the text to continue; empty if there is no gold answer."""
+    """The gold label, canonical JSON, the response, or the text to continue; empty if there is no gold answer."""
+    also: tuple[str, ...] = ()
+    """Other answers that are as right."""
     shape: Shape
-    """Which of the four row shapes it was read from."""
+    """Which of the row shapes it was read from."""
     path: str = ""
     """File it came from."""
     line: int = 0
@@ -44,6 +47,11 @@ class Example(Record):
     def text(self) -> str:
         """Content of the last user message."""
         return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """All right answers, the row's own first."""
+        return (self.answer, *self.also)
 
     @property
     def asked(self) -> str:
@@ -61,7 +69,8 @@ class Example(Record):
     @cached_property
     def key(self) -> str:
         """16 hex digits from the content alone: equal rows have equal keys wherever they stand."""
-        return fingerprint([[[m.role, m.content] for m in self.messages], self.answer])
+        content: list[object] = [[[m.role, m.content] for m in self.messages], self.answer]
+        return fingerprint([*content, list(self.also)] if self.also else content)
 
 
 class Dataset(Record):

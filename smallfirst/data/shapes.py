@@ -1,4 +1,4 @@
-"""What a row may look like: four shapes, told apart by their keys, and the rules of their values.
+"""What a row may look like: seven shapes, told apart by their keys, and the rules of their values.
 
 A row fits exactly one shape or is refused; nothing is guessed. The price is that text alone is
 refused beside a column that looks like a misspelt label: read as text to continue, its label would
@@ -8,6 +8,7 @@ be lost in silence.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -25,6 +26,16 @@ class Columns(Record):
     """The text to classify, or the text to continue."""
     label: str = "label"
     """The label of a text."""
+    labels: str = "labels"
+    """The labels of a text, a list."""
+    target: str = "target"
+    """The fields of a text: a JSON object, or one written as text."""
+    question: str = "question"
+    """What is asked of a context, or of nothing but what was learnt."""
+    answer: str = "answer"
+    """The answer to a question, or a list of answers that are all right."""
+    context: str = "context"
+    """Put before what is asked: a passage, or a list joined by commas. May be missing in a row."""
     prompt: str = "prompt"
     """What is asked."""
     response: str = "response"
@@ -35,6 +46,9 @@ class Columns(Record):
 
 SHAPES: dict[Shape, str] = {
     "label": "text + label",
+    "labels": "text + labels",
+    "target": "text + target",
+    "question": "question + answer",
     "prompt": "prompt + response",
     "chat": "messages",
     "text": "text alone",
@@ -43,6 +57,9 @@ SHAPES: dict[Shape, str] = {
 
 _FIELDS: dict[Shape, tuple[str, ...]] = {
     "label": ("text", "label"),
+    "labels": ("text", "labels"),
+    "target": ("text", "target"),
+    "question": ("question", "answer"),
     "prompt": ("prompt", "response"),
     "chat": ("messages",),
 }
@@ -73,7 +90,8 @@ def layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -
     if fits == ["prompt"] and names["response"] != "completion" and _both_answers(keys, columns):
         return 'has both "response" and "completion": keep one of them'
     if fits:
-        return Layout(fits[0], {field: names[field] for field in _FIELDS[fits[0]]})
+        fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
+        return Layout(fits[0], {field: names[field] for field in fields})
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
@@ -86,23 +104,47 @@ def read_row(
 ) -> tuple[Example | None, list[str]]:
     """The row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
-    rules = _message_rules(row[keys["messages"]], keys["messages"]) if found.shape == "chat" else []
-    if found.shape != "chat":
-        rules = [rule for key in keys.values() for rule in _text_rules(row[key], f'"{key}"')]
+    if found.shape == "chat":
+        rules = _message_rules(row[keys["messages"]], keys["messages"])
+    else:
+        rules = [rule for field, key in keys.items() for rule in _value_rules(field, row[key], f'"{key}"')]
     if rules:
         return None, rules
+    messages, golds = _asked_and_golds(row, found)
+    if found.shape == "label" and labels is not None and golds[0] not in labels:
+        return None, [_not_a_label(golds[0], tuple(labels))]
+    if found.shape == "labels" and labels is not None:
+        unknown = [label for label in row[keys["labels"]] if label not in labels]
+        if unknown:
+            return None, [_not_a_label(label, tuple(labels)) for label in unknown]
+    example = Example(messages=messages, answer=golds[0], also=golds[1:], shape=found.shape, path=path, line=line)
+    return example, []
+
+
+def _asked_and_golds(row: Mapping[str, Any], found: Layout) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """What a good row asks, and its right answers."""
+    keys = found.keys
     if found.shape == "chat":
         *asked, last = (Message(role=m["role"], content=m["content"]) for m in row[keys["messages"]])
-        messages, answer = tuple(asked), last.content
-    elif found.shape == "text":
-        messages, answer = (), row[keys["text"]]
-    else:
-        question, gold = (row[keys[field]] for field in _FIELDS[found.shape])
-        messages, answer = (Message(role="user", content=question),), gold
-    if labels is not None and answer not in labels:
-        return None, [_not_a_label(answer, tuple(labels))]
-    example = Example(messages=messages, answer=answer, shape=found.shape, path=path, line=line)
-    return example, []
+        return tuple(asked), (last.content,)
+    if found.shape == "text":
+        return (), (row[keys["text"]],)
+    question, gold = (row[keys[field]] for field in _FIELDS[found.shape])
+    context = row[keys["context"]] if "context" in keys else ""
+    if isinstance(context, list):
+        context = ", ".join(context)
+    text = f"{context.strip()}\n\n{question}" if context and context.strip() else question
+    asked_once = (Message(role="user", content=text),)
+    if found.shape == "target":
+        return asked_once, (as_json(gold if isinstance(gold, dict) else json.loads(gold)),)
+    if found.shape == "labels":
+        return asked_once, (as_json(gold),)
+    return asked_once, tuple(dict.fromkeys(gold)) if isinstance(gold, list) else (gold,)
+
+
+def as_json(value: object) -> str:
+    """`value` as JSON on one line, the way answers are kept: `{"people": 3, "names": ["a"]}`."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
 def as_row(example: Example) -> dict[str, Any]:
@@ -111,6 +153,10 @@ def as_row(example: Example) -> dict[str, Any]:
         return {"text": example.answer}
     if example.shape == "label":
         return {"text": example.text, "label": example.answer}
+    if example.shape in ("labels", "target"):
+        return {"text": example.text, example.shape: json.loads(example.answer)}
+    if example.shape == "question":
+        return {"question": example.text, "answer": list(example.golds) if example.also else example.answer}
     if example.shape == "prompt":
         return {"prompt": example.text, "response": example.answer}
     turns = [*example.messages, Message(role="assistant", content=example.answer)]
@@ -158,6 +204,28 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
         but = f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else ""
         told.append(f'no column "{column}"{but or f"; the row has {seen}"}')
     return "; ".join(told)
+
+
+def _value_rules(field: str, value: object, name: str) -> list[str]:
+    """The rules that the value of one field of Columns breaks."""
+    if field == "context" and (value is None or value == "" or value == []):
+        return []
+    if field in ("labels", "answer", "context") and isinstance(value, list):
+        if not value and field == "answer":
+            return [f"{name} is an empty list"]
+        return [rule for i, item in enumerate(value) for rule in _text_rules(item, f"{name}[{i}]")]
+    if field == "labels":
+        return [f"{name} must be a list of labels, not {_kind(value)}"]
+    if field == "target" and not isinstance(value, str):
+        return [] if isinstance(value, dict) else [f"{name} must be a JSON object, not {_kind(value)}"]
+    rules = _text_rules(value, name)
+    if field == "target" and not rules:
+        try:
+            read = json.loads(str(value))
+        except (ValueError, RecursionError):
+            return [f"{name} is text that is not JSON"]
+        return [] if isinstance(read, dict) else [f"{name} must be a JSON object, not {_kind(read)}"]
+    return rules
 
 
 def _text_rules(value: object, name: str) -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.evaluation.evaluation import Comparison, EvaluatedRow, Evaluation
 from smallfirst.models.model import Completion, Model, Request
-from smallfirst.stats import Estimate, bootstrap, macro_f1, mcnemar, paired_difference, wilson
-from smallfirst.tasks.classify import Classify
+from smallfirst.stats import mcnemar, paired_difference, wilson
+from smallfirst.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 class Measuring:
     """How to run an evaluation: what stays the same from candidate to candidate."""
 
-    def __init__(self, task: Classify, data: Dataset, *, split: str, progress: Progress | None = None) -> None:
+    def __init__(self, task: Task, data: Dataset, *, split: str, progress: Progress | None = None) -> None:
         self.task, self.data, self.split = task, data, split
         self.progress = progress or (lambda done, total: None)
 
@@ -52,7 +52,7 @@ async def evaluate(
     latencies = [row.latency_ms for row in rows]
     if probe_rows:
         latencies = await _probe(model, examples[:probe_rows])
-    return summarise(
+    found = summarise(
         rows,
         measuring,
         candidate=candidate,
@@ -61,6 +61,7 @@ async def evaluate(
         requests_per_s=len(rows) / elapsed_s if probe_rows else None,
         note=note,
     )
+    return found.model_copy(update={"probes_ms": tuple(latencies) if probe_rows else ()})
 
 
 async def _probe(model: Model, examples: Sequence[Example]) -> list[float]:
@@ -90,7 +91,8 @@ def summarise(
         dataset_fingerprint=measuring.data.content_fingerprint,
         rows=tuple(rows),
         accuracy=wilson(right, len(rows)),
-        macro_f1=_macro_f1(rows, measuring.task),
+        measures=measuring.task.measures([row.answered for row in rows]),
+        parts=measuring.task.parts([row.answered for row in rows]),
         cost_usd_per_1k=1000 * sum(row.cost_usd for row in rows) / max(1, len(rows)),
         p50_ms=float(np.median(latencies_ms)) if len(latencies_ms) else 0.0,
         p95_ms=float(np.quantile(latencies_ms, 0.95)) if len(latencies_ms) else 0.0,
@@ -128,30 +130,26 @@ def restrict(evaluation: Evaluation, measuring: Measuring) -> Evaluation:
         requests_per_s=evaluation.requests_per_s,
         note=evaluation.note,
     )
-    return part.model_copy(update={"p50_ms": evaluation.p50_ms, "p95_ms": evaluation.p95_ms})
+    kept = {name: getattr(evaluation, name) for name in ("p50_ms", "p95_ms", "probes_ms")}
+    return part.model_copy(update=kept)
 
 
-def _row(example: Example, completion: Completion, task: Classify, candidate: str) -> EvaluatedRow:
+def _row(example: Example, completion: Completion, task: Task, candidate: str) -> EvaluatedRow:
     answer = task.parse(completion.text)
+    score = task.score(example.golds, answer)
     route = completion.route
     return EvaluatedRow(
         key=example.key,
         text=example.text,
         gold=example.answer,
+        also=example.also,
         answer=answer,
-        correct=task.score(example.answer, answer),
+        score=score,
+        correct=score >= task.right_from,
         confidence=completion.confidence,
         stage=route.stage if route else candidate,
         certified=route.certified if route else False,
         latency_ms=completion.latency_ms,
         cost_usd=completion.cost_usd,
+        field_confidence=completion.field_confidence,
     )
-
-
-def _macro_f1(rows: Sequence[EvaluatedRow], task: Classify) -> Estimate:
-    index = {label: i for i, label in enumerate(task.labels)}
-    gold = np.array([index.get(row.gold, -1) for row in rows], dtype=int)
-    answer = np.array([index.get(row.answer or "", -1) for row in rows], dtype=int)
-    known = gold >= 0
-    gold, answer = gold[known], answer[known]
-    return bootstrap(lambda at: macro_f1(gold[at], answer[at], len(task.labels)), len(gold))

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from smallfirst.records import Record
 from smallfirst.stats import Estimate
+from smallfirst.tasks.task import Answered, Part
 
 
 class EvaluatedRow(Record):
@@ -17,10 +18,14 @@ class EvaluatedRow(Record):
     """What was asked."""
     gold: str
     """The right answer."""
+    also: tuple[str, ...] = ()
+    """Other answers that are as right."""
     answer: str | None
     """The parsed answer; None if the model gave none."""
+    score: float = 0.0
+    """How right it is, in [0, 1]."""
     correct: bool
-    """No answer is wrong."""
+    """True if the score reaches the task's `right_from`. No answer is wrong."""
     confidence: float | None
     """In [0, 1], as the model sees it."""
     stage: str
@@ -31,6 +36,13 @@ class EvaluatedRow(Record):
     """As reported by the model for this row; under load it includes waiting."""
     cost_usd: float
     """Cost of this answer in USD."""
+    field_confidence: dict[str, float] = {}
+    """Confidence by field of a JSON answer."""
+
+    @property
+    def answered(self) -> Answered:
+        """The row as tasks draw figures from it."""
+        return Answered((self.gold, *self.also), self.answer, self.score, self.text)
 
 
 class Evaluation(Record):
@@ -50,8 +62,10 @@ class Evaluation(Record):
     """Every row, in dataset order."""
     accuracy: Estimate
     """Share of right answers, Wilson interval at 95 %."""
-    macro_f1: Estimate
-    """Mean F1 over labels, percentile bootstrap at 95 %."""
+    measures: dict[str, Estimate] = {}
+    """The task's own figures by name (`macro_f1`, `field_f1`, `token_f1`), most telling first."""
+    parts: tuple[Part, ...] = ()
+    """Counts by label or by field."""
     cost_usd_per_1k: float
     """Mean cost of 1,000 answers in USD."""
     p50_ms: float
@@ -60,6 +74,8 @@ class Evaluation(Record):
     """95th percentile of the same."""
     requests_per_s: float | None
     """Rows per second with all rows in flight at once; None for recorded answers."""
+    probes_ms: tuple[float, ...] = ()
+    """Latency in ms of each request that was asked one at a time; empty where none was."""
     note: str = ""
     """What a reader must know: recorded when and by what, sampled how."""
 
@@ -67,6 +83,13 @@ class Evaluation(Record):
     def by_key(self) -> dict[str, EvaluatedRow]:
         """Rows by content key."""
         return {row.key: row for row in self.rows}
+
+    @property
+    def in_words(self) -> str:
+        """Accuracy and the most telling other figure, for one line."""
+        first = next(iter(self.measures.items()), None)
+        more = f", {first[0]} {first[1]}" if first else ""
+        return f"accuracy {self.accuracy} n={self.accuracy.n}{more}"
 
     def share(self, stage: str) -> float:
         """Share of rows answered by `stage`, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Causal attention for short rows without a mask: two matrix products and a softmax.
+"""Causal attention for short rows, without a mask where none is needed: two matrix products and a softmax.
 
 PyTorch's fused kernel for the CPU is built for long sequences; on rows of 20 to 40 tokens its backward pass alone
 takes a fifth of a training step. Grouped query heads are folded into the time axis, so keys and values are never
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 NAME = "smallfirst_causal"
 SHORT_TOKENS = 256
+"""Rows up to this long, read from keys up to this many, are done here."""
 
 
 def causal_attention(
@@ -27,24 +28,32 @@ def causal_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention output (rows, time, heads, head_dim).
 
-    query (rows, heads, time, head_dim); key, value (rows, kv_heads, time, head_dim).
-
-    Any `attention_mask` is ignored: rows are padded on the right, where causal attention never looks.
+    query (rows, heads, time, head_dim); key, value (rows, kv_heads, keys, head_dim), of which the last `time` keys are
+    the queries' own. attention_mask (rows, 1, time, keys) is added to the scores and is then the only mask; without
+    one a query sees the keys before it and its own, and padding on the right needs no mask.
     """
     rows, heads, time, width = query.shape
-    kv_heads = key.shape[1]
-    if query.is_cuda or time > SHORT_TOKENS:
+    kv_heads, keys = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    if query.is_cuda or (time > 1 and keys > SHORT_TOKENS):
+        mask = attention_mask
+        if mask is None and keys > time:
+            mask = _future(time, keys, query)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, scale=scaling, is_causal=True, enable_gqa=heads != kv_heads
+            query, key, value, attn_mask=mask, scale=scaling, is_causal=mask is None, enable_gqa=groups > 1
         )
         return mixed.transpose(1, 2).contiguous(), None
-    groups = heads // kv_heads
-    future = torch.full((time, time), float("-inf"), device=query.device).triu(1)
+    mask = _future(time, keys, query) if attention_mask is None else attention_mask.float()
     folded = query.reshape(rows, kv_heads, groups * time, width)
     scores = torch.matmul(folded, key.transpose(-1, -2)).float() * scaling
-    weights = (scores + future.repeat(groups, 1)).softmax(-1).to(value.dtype)
+    weights = (scores + mask.repeat(*[1] * (mask.dim() - 2), groups, 1)).softmax(-1).to(value.dtype)
     mixed = torch.matmul(weights, value).reshape(rows, heads, time, width)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:
+    """What hides from each of the last `time` positions the keys after it (time, keys)."""
+    return torch.full((time, keys), float("-inf"), device=query.device).triu(1 + keys - time)
 
 
 def register() -> str:

@@ -18,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 from pydantic import Field
 
@@ -59,10 +59,18 @@ class GgufModel:
     An answer costs its time by the machine price, divided by the requests under way when it began.
     """
 
-    def __init__(self, config: GgufConfig, prices: PriceBook, *, answers: tuple[str, ...] | None = None) -> None:
-        """A model that is not loaded yet. With `answers` it can write nothing but one of them.
+    def __init__(
+        self,
+        config: GgufConfig,
+        prices: PriceBook,
+        *,
+        answers: tuple[str, ...] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A model that is not loaded yet. With `answers` it can write nothing but one of them, with `schema` only JSON.
 
-        Raises ConfigError if there is no such file, MissingExtra if xllamacpp is not installed.
+        The engine drops a schema that it cannot apply, so whoever asks validates the answer again. Raises ConfigError
+        if there is no such file, MissingExtra if xllamacpp is not installed.
         """
         if not config.path.is_file():
             raise ConfigError(f"{config.path}: no such GGUF file")
@@ -70,7 +78,7 @@ class GgufModel:
             raise MissingExtra("running a GGUF file", "llama")
         self.config = config
         self._prices = prices
-        self._answers = answers
+        self._answers, self._schema = answers, schema
         self._child: _Child | None = None
         self._endpoint: EndpointModel | None = None
         self._lock = threading.Lock()
@@ -127,6 +135,8 @@ class GgufModel:
         extra: dict[str, object] = {"chat_template_kwargs": {"enable_thinking": False}}
         if self._answers is not None:
             extra["grammar"] = grammar_of(self._answers)
+        if self._schema is not None:
+            extra["response_format"] = {"type": "json_schema", "json_schema": {"schema": dict(self._schema)}}
         config = EndpointConfig(
             base_url=f"{child.address}/v1",
             model=self.name,

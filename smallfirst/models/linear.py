@@ -18,9 +18,10 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.base import find
 from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
-from smallfirst.models.scored import Manifest, Scored, write_manifest
+from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.models.scored import Scored
 from smallfirst.records import write_atomically
-from smallfirst.tasks.classify import Classify
+from smallfirst.tasks import AnyTask
 
 INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
@@ -73,20 +74,20 @@ class LinearScorer:
 
     @classmethod
     def fit(
-        cls, kind: Literal["words", "encoder"], data: Dataset, task: Classify, *, encoder: Encoder | None = None
+        cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: Encoder | None = None
     ) -> LinearScorer:
         """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
         from sklearn.linear_model import LogisticRegression
 
         texts = [example.text for example in data.examples]
-        index = {label: i for i, label in enumerate(task.labels)}
+        index = {label: i for i, label in enumerate(task.closed)}
         gold = np.array([index[example.answer] for example in data.examples])
         features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
         fitted = LogisticRegression(C=INVERSE_PENALTY[kind], max_iter=300, tol=1e-3)
         fitted.fit(features(texts), gold)
         # A label without training rows keeps weight 0 and a bias no text can overcome.
-        weights = np.zeros((len(task.labels), fitted.coef_.shape[1]))
-        bias = np.full(len(task.labels), -1e3)
+        weights = np.zeros((len(task.closed), fitted.coef_.shape[1]))
+        bias = np.full(len(task.closed), -1e3)
         if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
             weights[fitted.classes_[1]], bias[fitted.classes_] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
         else:

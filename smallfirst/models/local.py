@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import MissingExtra
-from smallfirst.models.codes import choose_codes
-from smallfirst.models.scored import Manifest, Scored
-from smallfirst.tasks.classify import Classify
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.scored import Scored
 
 
 class LabelScorer:
@@ -36,13 +35,6 @@ class LabelScorer:
         """From a folder written by training."""
         model, tokenizer = load_causal(folder)
         return cls(model, tokenizer, manifest)
-
-    @classmethod
-    def untouched(cls, folder: Path, task: Classify, *, base: str) -> LabelScorer:
-        """The base model as it is: the rung below fine-tuning."""
-        model, tokenizer = load_causal(folder)
-        codes = choose_codes(task.labels, tokenizer)
-        return cls(model, tokenizer, Manifest(kind="codes", task=task, codes=codes, base=base))
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Label probabilities of each text, in order, at the machine's prefill speed."""

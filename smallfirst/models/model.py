@@ -71,6 +71,8 @@ class Completion(Record):
     """Probability of being right as the model sees it, in [0, 1]; None if it has no view."""
     alternatives: tuple[tuple[str, float], ...] = ()
     """Best labels with their probabilities, best first, at most five; empty for free text."""
+    field_confidence: dict[str, float] = {}
+    """By field path of a JSON answer, the probability of its value as the model sees it, in [0, 1]."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
     route: Route | None = None

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-CHARACTER_WIDTH = 7.6
+CHARACTER_WIDTH = 8.8
 LINE_HEIGHT = 15.0
+MARK = 8.0
+"""Half the width of the widest mark: a label nearer than this to a point covers it."""
 
 
 class Scale(NamedTuple):
@@ -206,5 +208,5 @@ def _cover(
         left < b_right and b_left < right and top < b_bottom and b_top < bottom
         for b_left, b_top, b_right, b_bottom in boxes
     )
-    hits = sum(left - 4 < x < right + 4 and top - 3 < y < bottom + 3 for x, y in points)
+    hits = sum(left - MARK < x < right + MARK and top - 3 < y < bottom + 3 for x, y in points)
     return 100 * outside + 20 * overlaps + hits

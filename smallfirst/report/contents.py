@@ -7,8 +7,9 @@ must hand over every figure, with the rows behind it.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pydantic
 
@@ -16,6 +17,7 @@ from smallfirst.evaluation.evaluation import Comparison, Evaluation
 from smallfirst.gate import Verdict
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
+from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
 from smallfirst.routing.certificate import Certificate
 from smallfirst.stats import Estimate, upper_bound, wilson
 
@@ -40,7 +42,7 @@ class TrainingSummary(Record):
     loss_curve: tuple[tuple[int, float], ...] = ()
     """(step, training loss)."""
     validation_curve: tuple[tuple[float, float], ...] = ()
-    """(epoch, validation accuracy)."""
+    """(epoch, mean score on selection rows; accuracy where answers are just right or wrong)."""
 
 
 class ListPrice(NamedTuple):
@@ -98,6 +100,10 @@ class ReportData(Record):
     """Heading of the page."""
     task: str
     """Task name."""
+    kind: Literal["classify", "extract", "answer", "chat", ""] = ""
+    """The task's kind; empty: read from the answers."""
+    right_from: float = 1.0
+    """Score in (0, 1] from which an answer counts as right."""
     evaluations: tuple[Evaluation, ...]
     """Test evaluations in ladder order: any of words, encoder, base, small, large, routed."""
     validation_evaluations: tuple[Evaluation, ...] = ()
@@ -126,6 +132,18 @@ class ReportData(Record):
     """The promise on test rows; None if there is no certificate."""
     open_ended: OpenEnded | None = None
     """The Router on requests outside the task; None if not tried."""
+    probes_ms: dict[str, tuple[float, ...]] = pydantic.Field(default_factory=dict)
+    """By candidate: latency in ms of each request that was asked one at a time."""
+    learning_curve: tuple[LearningPoint, ...] = ()
+    """Accuracy by number of training rows: (rows, candidate, accuracy)."""
+    suspects: tuple[Suspect, ...] = ()
+    """Rows whose given answer is probably wrong, the surest first."""
+    suspects_export: str = ""
+    """Command that writes the suspects to a file for relabelling."""
+    ceiling: Ceiling | None = None
+    """How well the large model agrees with itself and with the data; None if not measured."""
+    leaks: LeakEffect | None = None
+    """Test rows found among the training rows; None if not looked for."""
     notes: tuple[str, ...] = ()
     """What a reader must know, one sentence each."""
     made_at: datetime
@@ -139,7 +157,8 @@ class ReportData(Record):
         if not names:
             raise ValueError("a report needs at least one evaluation")
         # Names become CSS classes in the charts.
-        odd = [name for name in names if not re.fullmatch(r"[A-Za-z][\w-]*", name)]
+        charted = [*names, *(point.candidate for point in self.learning_curve)]
+        odd = [name for name in charted if not re.fullmatch(r"[A-Za-z][\w-]*", name)]
         if odd:
             raise ValueError(f"candidate names are plain words, not {odd[0]!r}")
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -154,6 +173,11 @@ class ReportData(Record):
             raise ValueError(f"smallest_passing is {verdict.candidate}, which failed the gate")
         return self
 
+    @property
+    def answers(self) -> Literal["classify", "extract", "answer", "chat"]:
+        """The task's kind, read from the first evaluation's right answers if it was not given."""
+        return self.kind or _kind(self.evaluations[0])
+
     def evaluation(self, candidate: str) -> Evaluation | None:
         """The test evaluation of a candidate, or None."""
         return next((e for e in self.evaluations if e.candidate == candidate), None)
@@ -165,3 +189,12 @@ class ReportData(Record):
     def comparison(self, first: str, second: str) -> Comparison | None:
         """The paired comparison of two candidates, or None."""
         return next((c for c in self.comparisons if (c.first, c.second) == (first, second)), None)
+
+
+def _kind(evaluation: Evaluation) -> Literal["classify", "extract", "answer"]:
+    """Objects are extracted, answers that repeat and are short are labels, everything else is text."""
+    golds = Counter(row.gold for row in evaluation.rows)
+    if golds and all(gold.lstrip().startswith("{") for gold in golds):
+        return "extract"
+    few = 2 <= len(golds) <= max(2, len(evaluation.rows) // 4)
+    return "classify" if few and max(map(len, golds)) <= 80 else "answer"

@@ -145,7 +145,7 @@ def drop_that_ends_it(path: PathCost, large: PathCost) -> float | None:
 def own_machine(machine: MachinePrice, path: PathCost, large: PathCost, *, requests_per_s: float | None) -> OwnMachine:
     """What a machine of its own changes: rent is paid whether or not requests come."""
     rent = machine.usd_per_hour * HOURS_PER_MONTH
-    capacity = None if requests_per_s is None else int(requests_per_s * HOURS_PER_MONTH * 3600)
+    capacity = None if requests_per_s is None else round(requests_per_s * HOURS_PER_MONTH * 3600)
     needed = break_even_requests(rent, path.large_part_usd_per_1k, large.cost_usd_per_1k)
     if needed is not None and capacity is not None and needed > capacity:
         needed = None

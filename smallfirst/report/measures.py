@@ -1,4 +1,4 @@
-"""Tables and curves from the rows of one evaluation: classes, confusions, reliability, risk.
+"""Tables and curves from the rows of one evaluation: confusions, grades, reliability, risk.
 
 Every share comes with its interval. Rows without a confidence cannot be placed on a curve; they
 are left out of it and counted.
@@ -7,7 +7,8 @@ are left out of it and counted.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,21 +18,7 @@ from smallfirst.records import Record
 from smallfirst.stats import Estimate, wilson
 
 NOTHING = "(no answer)"
-
-
-class ClassRow(Record):
-    """One label: how often it is found, how often it is right when said, and real errors."""
-
-    label: str
-    """The label."""
-    n: int
-    """Rows whose right answer it is."""
-    recall: Estimate
-    """Share of these that are answered so."""
-    precision: Estimate | None
-    """Share right among the answers that say it; None if it is never said."""
-    errors: tuple[EvaluatedRow, ...]
-    """Up to three of its rows answered otherwise, the surest mistakes first."""
+NONE_OF_THESE = "(none of these)"
 
 
 class ConfusedPair(Record):
@@ -51,6 +38,30 @@ class ConfusedPair(Record):
     """Rows of `gold`."""
 
 
+class Confusion(Record):
+    """Every right answer against every given one."""
+
+    labels: tuple[str, ...]
+    """Right answers, the most frequent first."""
+    said: tuple[str, ...]
+    """The same, and what else was said."""
+    counts: tuple[tuple[int, ...], ...]
+    """Rows by right answer (down) and given one (across)."""
+
+
+class Grades(Record):
+    """How far answers are right where a score says how far."""
+
+    n_full: int
+    """Score 1."""
+    n_part: int
+    """Score between 0 and 1."""
+    n_none: int
+    """Score 0, but there is an answer."""
+    n_silent: int
+    """No answer."""
+
+
 class ReliabilityBin(Record):
     """Rows of about equal confidence."""
 
@@ -65,6 +76,8 @@ class Reliability(Record):
 
     bins: tuple[ReliabilityBin, ...]
     """Equal-count bins, least confident first."""
+    accuracy: Estimate
+    """Share right among all of them."""
     ece: float
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
     ece_by_chance: float
@@ -92,32 +105,7 @@ def answers_are_labels(evaluation: Evaluation) -> bool:
     return 2 <= len(golds) <= max(2, len(evaluation.rows) // 4) and max(map(len, golds)) <= 80
 
 
-def class_rows(evaluation: Evaluation, *, n_errors: int = 3) -> tuple[ClassRow, ...]:
-    """One row a label, worst recall first (of two equals the one with more rows first)."""
-    by_gold: dict[str, list[EvaluatedRow]] = defaultdict(list)
-    said: Counter[str] = Counter()
-    said_rightly: Counter[str] = Counter()
-    for row in evaluation.rows:
-        by_gold[row.gold].append(row)
-        said[row.answer or NOTHING] += 1
-        said_rightly[row.answer or NOTHING] += row.correct
-    table = []
-    for label, rows in by_gold.items():
-        hits = sum(row.correct for row in rows)
-        wrong = sorted((r for r in rows if not r.correct), key=lambda r: -(r.confidence or 0.0))
-        table.append(
-            ClassRow(
-                label=label,
-                n=len(rows),
-                recall=wilson(hits, len(rows)),
-                precision=wilson(said_rightly[label], said[label]) if said[label] else None,
-                errors=tuple(wrong[:n_errors]),
-            )
-        )
-    return tuple(sorted(table, key=lambda r: (r.recall.value, -r.n, r.label)))
-
-
-def confused_pairs(evaluation: Evaluation, *, most: int = 12) -> tuple[ConfusedPair, ...]:
+def confused_pairs(evaluation: Evaluation, *, most: int = 40) -> tuple[ConfusedPair, ...]:
     """The most frequent mistakes, both directions of a pair in one row."""
     there = Counter(row.gold for row in evaluation.rows)
     mistakes = Counter((row.gold, row.answer or NOTHING) for row in evaluation.rows if not row.correct)
@@ -142,7 +130,32 @@ def confused_pairs(evaluation: Evaluation, *, most: int = 12) -> tuple[ConfusedP
     return tuple(pairs[:most])
 
 
-def surest_errors(evaluation: Evaluation, *, most: int = 12) -> tuple[EvaluatedRow, ...]:
+def confusion(evaluation: Evaluation, *, most: int = 12) -> Confusion | None:
+    """All counts if there are at most `most` labels; None otherwise."""
+    golds = Counter(row.gold for row in evaluation.rows)
+    if not 2 <= len(golds) <= most:
+        return None
+    labels = tuple(label for label, _ in golds.most_common())
+    cells = Counter((row.gold, row.answer if row.answer in golds else NONE_OF_THESE) for row in evaluation.rows)
+    silent = any(said == NONE_OF_THESE for _, said in cells)
+    said = (*labels, NONE_OF_THESE) if silent else labels
+    counts = tuple(tuple(cells[gold, answer] for answer in said) for gold in labels)
+    return Confusion(labels=labels, said=said, counts=counts)
+
+
+def grades(evaluation: Evaluation) -> Grades | None:
+    """Answers by how far they are right; None where every score is 0 or 1."""
+    if not any(0 < row.score < 1 for row in evaluation.rows):
+        return None
+    return Grades(
+        n_full=sum(row.score >= 1 for row in evaluation.rows),
+        n_part=sum(0 < row.score < 1 for row in evaluation.rows),
+        n_none=sum(row.score <= 0 and row.answer is not None for row in evaluation.rows),
+        n_silent=sum(row.answer is None for row in evaluation.rows),
+    )
+
+
+def surest_errors(evaluation: Evaluation, *, most: int = 60) -> tuple[EvaluatedRow, ...]:
     """Wrong answers, the most confident first."""
     wrong = (row for row in evaluation.rows if not row.correct)
     return tuple(sorted(wrong, key=lambda r: -(r.confidence or 0.0))[:most])
@@ -153,11 +166,16 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
     rows = [row for row in evaluation.rows if row.confidence is not None]
     if not rows:
         return None
-    confidence = np.array([row.confidence for row in rows], dtype=float)
-    correct = np.array([row.correct for row in rows], dtype=bool)
+    made = reliability_of([row.confidence or 0.0 for row in rows], [row.correct for row in rows], n_bins=n_bins)
+    return made.model_copy(update={"n_without": len(evaluation.rows) - len(rows)})
+
+
+def reliability_of(said: Sequence[float], right: Sequence[bool], *, n_bins: int) -> Reliability:
+    """The same from plain figures, at least one."""
+    confidence, correct = np.array(said, dtype=float), np.array(right, dtype=bool)
     order = np.argsort(confidence, kind="stable")
     bins, chance = [], 0.0
-    for part in np.array_split(order, min(n_bins, len(rows))):
+    for part in np.array_split(order, min(n_bins, len(confidence))):
         mean, share = float(confidence[part].mean()), wilson(int(correct[part].sum()), len(part))
         bins.append(ReliabilityBin(confidence=mean, accuracy=share))
         # Mean distance of a normal from its centre: sd * sqrt(2 / pi).
@@ -165,10 +183,11 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
         chance += math.sqrt(max(variance, 0.0) * 2 / math.pi)
     return Reliability(
         bins=tuple(bins),
-        ece=expected_calibration_error(confidence.tolist(), correct.tolist(), bins=n_bins),
-        ece_by_chance=chance / len(rows),
-        n=len(rows),
-        n_without=len(evaluation.rows) - len(rows),
+        accuracy=wilson(int(correct.sum()), len(correct)),
+        ece=expected_calibration_error(said, right, bins=n_bins),
+        ece_by_chance=chance / len(confidence),
+        n=len(confidence),
+        n_without=0,
     )
 
 

@@ -23,7 +23,7 @@ from smallfirst.report.axes import (
 )
 from smallfirst.report.contents import TrainingSummary
 from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even_requests
-from smallfirst.report.wording import MINUS, count, percent, short, usd_tick
+from smallfirst.report.formats import MINUS, count, percent, short, usd_tick
 
 
 def spending(paths: Sequence[PathCost], large: PathCost, *, requests_per_month: int) -> Markup:
@@ -105,7 +105,7 @@ def loss_chart(training: TrainingSummary, *, most: int = 200) -> Markup:
 
 
 def validation_chart(training: TrainingSummary) -> Markup:
-    """Validation accuracy by epoch."""
+    """Mean score on validation rows by epoch."""
     shares = [share for _, share in training.validation_curve]
     epochs = [epoch for epoch, _ in training.validation_curve]
     frame = Frame(420, 320, Scale(0.0, max(epochs) * 1.04, 58, 404), value_scale(shares, 264, 42))
@@ -114,7 +114,7 @@ def validation_chart(training: TrainingSummary) -> Markup:
         axes(
             frame,
             x_title="epoch",
-            y_title="validation accuracy",
+            y_title="validation score",
             x_text=lambda v: f"{v:g}",
             y_text=lambda v: percent(v, digits=1),
         ),
@@ -122,12 +122,13 @@ def validation_chart(training: TrainingSummary) -> Markup:
         *(f'<circle class="mark small" cx="{px}" cy="{py}" r="4"/>' for px, py in places),
     ]
     last_x, last_y = places[-1]
-    body.append(text(last_x + 4, last_y + 22, f"{shares[-1]:.3f}", "label small", anchor="end"))
+    falls = len(shares) > 1 and shares[-1] < shares[-2]
+    body.append(text(last_x - 6, last_y + (20 if falls else -9), f"{shares[-1]:.3f}", "label small", anchor="end"))
     facts = "; ".join(f"{e:g}: {s:.3f}" for e, s in training.validation_curve)
     return document(
         "validation",
         frame,
         "".join(body),
-        title="Validation accuracy by epoch",
+        title="Validation score by epoch",
         description=f"{facts}.",
     )

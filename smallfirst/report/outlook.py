@@ -1,20 +1,36 @@
-"""What would change the verdict: more labels, another price, less traffic, other requests."""
+"""What would change the verdict: another bar, more rows, another price, other traffic, other requests.
+
+Each sentence turns one figure of the report until the verdict tips; what is a guess is called one.
+"""
 
 from __future__ import annotations
 
+import re
+
 from smallfirst.report.contents import ReportData
 from smallfirst.report.economics import (
+    HOURS_PER_MONTH,
     PathCost,
     break_even_requests,
     drop_that_ends_it,
     own_machine,
 )
-from smallfirst.report.wording import NAMES, count, percent, promise, usd
+from smallfirst.report.formats import NAMES, count, first_up, percent, usd
+from smallfirst.report.learning import learning_sentence
+from smallfirst.report.wording import promise
 
 
 def outlook(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
     """Sentences on what would change the verdict, the gate's own advice first."""
-    return (*_gate(data), *_promise(data), *_money(data, paths), _other_requests(data))
+    return (
+        *_gate(data),
+        *_bar(data),
+        *_rows(data),
+        *_promise(data),
+        *_money(data, paths),
+        *_traffic(data),
+        _other_requests(data),
+    )
 
 
 def _gate(data: ReportData) -> list[str]:
@@ -24,9 +40,41 @@ def _gate(data: ReportData) -> list[str]:
         if not failed:
             continue
         name = NAMES.get(verdict.candidate, verdict.candidate)
-        bars = " and ".join(f"“{line.bar}” (measured {line.measured})" for line in failed)
-        advice = " ".join(_sentence(line.advice) for line in failed if line.advice)
-        sentences.append(f"{_first_up(name)} would be enough if it met {bars}. {advice}".strip())
+        bars = " and ".join(f"“{line.bar}”" for line in failed)
+        advice = " ".join(dict.fromkeys(_sentence(line.advice) for line in failed if line.advice))
+        sentences.append(f"{first_up(name)} would be enough if it met {bars}. {advice}".strip())
+    return sentences
+
+
+def _bar(data: ReportData) -> list[str]:
+    """How far the accuracy bar could be moved before the verdict on each candidate tips."""
+    sentences = []
+    for verdict in data.verdicts:
+        for line in verdict.lines:
+            at_least = re.match(r"accuracy at least ([\d.]+)", line.bar)
+            if not at_least or line.found is None or verdict.candidate not in (data.smallest_passing, "small"):
+                continue
+            name, low = NAMES.get(verdict.candidate, verdict.candidate), f"{line.found.low:.3f}"
+            if line.passed:
+                sentences.append(f"Up to an accuracy bar of {low} (now {at_least[1]}) the {name} would still meet it.")
+            else:
+                sentences.append(
+                    f"With the accuracy bar at {low} or lower (now {at_least[1]}) the {name} would meet it. "
+                    "Whether that is good enough is for whoever bears the errors to say."
+                )
+    return sentences
+
+
+def _rows(data: ReportData) -> list[str]:
+    """More rows to train on, from the learning curve; more rows to test on, from the width of the interval."""
+    sentences = [said] if (said := learning_sentence(data.learning_curve, "small")) else []
+    small = data.evaluation("small")
+    if small is not None and small.accuracy.n:
+        half = (small.accuracy.high - small.accuracy.low) / 2
+        sentences.append(
+            f"The accuracy of the small model is known to about ±{half * 100:.1f} points from {small.accuracy.n:,} "
+            f"test rows; {4 * small.accuracy.n:,} would halve that."
+        )
     return sentences
 
 
@@ -79,6 +127,24 @@ def _money(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
     return sentences
 
 
+def _traffic(data: ReportData) -> list[str]:
+    """From how many requests on one machine is too little."""
+    chosen = data.evaluation(data.smallest_passing or "")
+    if chosen is None or chosen.candidate == "large" or not chosen.requests_per_s:
+        return []
+    most = round(chosen.requests_per_s * HOURS_PER_MONTH * 3600 * data.machine.utilisation)
+    if most >= data.requests_per_month:
+        times = most / data.requests_per_month
+        return [
+            f"One machine, busy {percent(data.machine.utilisation, digits=0)} of the time, answers about {count(most)} "
+            f"requests a month, {times:,.1f} times the traffic assumed; beyond that it takes a second one."
+        ]
+    return [
+        f"One machine, busy {percent(data.machine.utilisation, digits=0)} of the time, answers about {count(most)} "
+        f"requests a month, fewer than the {count(data.requests_per_month)} assumed: it takes more than one."
+    ]
+
+
 def _other_requests(data: ReportData) -> str:
     n = max(e.accuracy.n for e in data.evaluations)
     return (
@@ -88,8 +154,4 @@ def _other_requests(data: ReportData) -> str:
 
 
 def _sentence(advice: str) -> str:
-    return _first_up(advice).rstrip(".") + "."
-
-
-def _first_up(words: str) -> str:
-    return words[:1].upper() + words[1:]
+    return first_up(advice).rstrip(".") + "."

@@ -1,5 +1,14 @@
-// Moves one point along the routed curve and shows what that threshold gives. The page is whole without it.
+// Moves one point along the routed curve and shows what that threshold gives; unfolds tables for paper.
+// The page is whole without it.
 (function () {
+  var folded = [];
+  window.addEventListener("beforeprint", function () {
+    folded = Array.prototype.slice.call(document.querySelectorAll("details:not([open]):not(.cut)"));
+    folded.forEach(function (one) { one.open = true; });
+  });
+  window.addEventListener("afterprint", function () {
+    folded.forEach(function (one) { one.open = false; });
+  });
   var data = document.getElementById("curve-data");
   var range = document.getElementById("threshold");
   var point = document.getElementById("moving");

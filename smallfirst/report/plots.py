@@ -7,6 +7,7 @@ needed and nothing is lost to colour blindness or a black-and-white printer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -24,8 +25,9 @@ from smallfirst.report.axes import (
     text,
     value_scale,
 )
+from smallfirst.report.findings import Ceiling
+from smallfirst.report.formats import percent, usd, usd_tick
 from smallfirst.report.measures import Reliability, RiskPoint
-from smallfirst.report.wording import ms, percent, usd, usd_tick
 from smallfirst.routing.certificate import ThresholdPoint
 from smallfirst.stats import Estimate
 
@@ -33,12 +35,14 @@ TRIANGLES = ("words", "encoder", "base")
 FAR_BELOW = 0.25
 
 
-def quality_frame(evaluations: Sequence[Evaluation], curve: Sequence[ThresholdPoint]) -> Frame:
+def quality_frame(
+    evaluations: Sequence[Evaluation], curve: Sequence[ThresholdPoint], ceiling: Ceiling | None = None
+) -> Frame:
     """The frame of the quality-against-cost chart, shared with the slider that moves its point."""
     shown = in_view(evaluations)
     costs = [e.cost_usd_per_1k for e in evaluations] + [p.routed_cost_usd_per_1k for p in curve]
     shares = [x for e in shown for x in (e.accuracy.low, e.accuracy.high)]
-    shares += [p.routed_accuracy for p in curve]
+    shares += [p.routed_accuracy for p in curve] + [share for share, _ in _ceilings(ceiling)]
     return Frame(540, 380, log_scale(costs, 62, 524, room=1.6), value_scale(shares, 324, 42))
 
 
@@ -48,22 +52,36 @@ def in_view(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(e for e in evaluations if e.accuracy.value >= best - FAR_BELOW)
 
 
-def quality_cost(evaluations: Sequence[Evaluation], curve: Sequence[ThresholdPoint], *, chosen: int | None) -> Markup:
-    """Accuracy against cost of every path, the routed curve and a ring at its place `chosen`."""
-    frame, shown = quality_frame(evaluations, curve), in_view(evaluations)
+def quality_cost(
+    evaluations: Sequence[Evaluation],
+    curve: Sequence[ThresholdPoint],
+    *,
+    chosen: int | None,
+    ceiling: Ceiling | None = None,
+    name: str = "quality-cost",
+) -> Markup:
+    """Accuracy against cost of every path, the routed curve and a ring at its place `chosen`, the ceiling as a line.
+
+    A page with two of them gives each its own `name`.
+    """
+    frame, shown = quality_frame(evaluations, curve, ceiling), in_view(evaluations)
     body = [
         axes(
             frame,
             x_title="cost per 1,000 requests (log scale)",
-            y_title="accuracy",
+            y_title="right answers",
             x_text=usd_tick,
             y_text=lambda v: percent(v, digits=_digits(frame.y)),
         )
     ]
+    for share, words in _ceilings(ceiling):
+        y = frame.y.at(share)
+        body.append(line([(frame.x.start, y), (frame.x.end, y)], "reference ceiling"))
+        body.append(text(frame.x.start + 6, y - 5, f"{words} {percent(share)}", "note"))
     places = [(frame.x.at(p.routed_cost_usd_per_1k), frame.y.at(p.routed_accuracy)) for p in curve]
     if places:
         body.append(line(places, "curve routed"))
-    labels = []
+    labels, whiskers = [], []
     for evaluation in evaluations:
         x, y = frame.x.at(evaluation.cost_usd_per_1k), frame.y.at(evaluation.accuracy.value)
         if evaluation not in shown:
@@ -73,20 +91,31 @@ def quality_cost(evaluations: Sequence[Evaluation], curve: Sequence[ThresholdPoi
             continue
         low, high = frame.y.at(evaluation.accuracy.low), frame.y.at(evaluation.accuracy.high)
         body.append(f'<line class="whisker {evaluation.candidate}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>')
+        whiskers += [(x, high), (x, (high + y) / 2), (x, (low + y) / 2), (x, low)]
         body.append(mark(evaluation.candidate, x, y))
         labels.append(Label(x, y, evaluation.candidate, evaluation.candidate))
     if chosen is not None and places:
         x, y = places[chosen]
         body.append(f'<circle id="moving" class="moving" cx="{x}" cy="{y}" r="8"/>')
-    body.append(place_labels(labels, frame, taken=places[:: max(1, len(places) // 24)]))
+    taken = [*whiskers, *places[:: max(1, len(places) // 24)]]
+    for share, words in _ceilings(ceiling):
+        taken += [(frame.x.start + 6 + 14.0 * i, frame.y.at(share) - 9) for i in range(len(words) // 2 + 4)]
+    body.append(place_labels(labels, frame, taken=taken))
     facts = "; ".join(f"{e.candidate}: {e.accuracy} at {usd(e.cost_usd_per_1k)}" for e in evaluations)
+    facts += "".join(f"; {words}: {percent(share)}" for share, words in _ceilings(ceiling))
     return document(
-        "quality-cost",
+        name,
         frame,
         "".join(body),
         title="Accuracy against cost",
         description=f"Accuracy with 95 % interval and cost per 1,000 requests. {facts}.",
     )
+
+
+def _ceilings(ceiling: Ceiling | None) -> list[tuple[float, str]]:
+    if ceiling is None:
+        return []
+    return [(ceiling.itself.value, "large agrees with itself:")]
 
 
 def mark(candidate: str, x: float, y: float) -> str:
@@ -137,9 +166,26 @@ def reliability_diagram(reliability: Reliability) -> Markup:
     )
 
 
+def small_reliability(reliability: Reliability) -> Markup:
+    """The same without titles, from 0 to 1, small enough for a table cell; the figures stand beside it."""
+    scale = Scale(0.0, 1.0, 0, 1)
+    x, y = scale._replace(start=6, end=104), scale._replace(start=64, end=6)
+    body = ['<rect class="box" x="6" y="6" width="98" height="58"/>', line([(6, 64), (104, 6)], "reference")]
+    for one in reliability.bins:
+        at, share = x.at(one.confidence), one.accuracy
+        body.append(f'<line class="whisker small" x1="{at}" y1="{y.at(share.low)}" x2="{at}" y2="{y.at(share.high)}"/>')
+        body.append(f'<circle class="mark small" cx="{at}" cy="{y.at(share.value)}" r="3.4"/>')
+    return Markup(f'<svg class="spark" viewBox="0 0 110 70" aria-hidden="true">{"".join(body)}</svg>')
+
+
 def _on_diagonal(words: str, frame: Frame, reliability: Reliability) -> str:
     """The words just below the diagonal, where the bins leave most room."""
     bins = [(frame.x.at(b.confidence), frame.y.at(b.accuracy.value)) for b in reliability.bins]
+    bins += [
+        (ax + share * (bx - ax), ay + share * (by - ay))
+        for (ax, ay), (bx, by) in pairwise(bins)
+        for share in (0.2, 0.4, 0.6, 0.8)
+    ]
     spots = []
     for part in (0.08, 0.25, 0.4, 0.55):
         x = frame.x.start + part * (frame.x.end - frame.x.start)
@@ -177,10 +223,10 @@ def risk_by_coverage(risks: Sequence[RiskPoint], *, promised_error: float | None
         x = frame.x.at(kept)
         nearest = min(risks, key=lambda p: abs(p.coverage - kept))
         body.append(f'<circle class="moving" cx="{x}" cy="{frame.y.at(nearest.error.value)}" r="7"/>')
-        side = "end" if kept > 0.5 else "start"
-        shift = -10 if kept > 0.5 else 10
+        # Beside the ring and away from where the curve rises.
+        side, shift, drop = ("end", -14, 0) if kept > 0.5 else ("start", 12, 18)
         words = f"kept: {percent(kept)}"
-        body.append(text(x + shift, frame.y.at(nearest.error.value) - 10, words, "label small", anchor=side))
+        body.append(text(x + shift, frame.y.at(nearest.error.value) + 4 + drop, words, "label small", anchor=side))
     end = risks[-1]
     return document(
         "risk-coverage",
@@ -188,49 +234,6 @@ def risk_by_coverage(risks: Sequence[RiskPoint], *, promised_error: float | None
         "".join(body),
         title="Error of kept answers by share kept",
         description=f"{end.error} when {percent(end.coverage)} is kept.",
-    )
-
-
-def latency_chart(evaluations: Sequence[Evaluation]) -> Markup:
-    """Median to 95th percentile of one request at a time, one line a path."""
-    values = [x for e in evaluations for x in (e.p50_ms, e.p95_ms)]
-    height = 70 + 28 * len(evaluations)
-    frame = Frame(
-        540,
-        height,
-        log_scale(values, 84, 410),
-        Scale(0, len(evaluations), height - 44, 26),
-    )
-    body = []
-    for value in frame.x.ticks():
-        x = frame.x.at(value)
-        body.append(f'<line class="grid" x1="{x}" y1="{frame.y.end}" x2="{x}" y2="{frame.y.start}"/>')
-        body.append(text(x, frame.y.start + 18, ms(value), "tick", anchor="middle"))
-    for row, evaluation in enumerate(evaluations):
-        y = frame.y.end + 16 + 28 * row
-        middle, late = frame.x.at(evaluation.p50_ms), frame.x.at(evaluation.p95_ms)
-        css = evaluation.candidate
-        body.append(text(74, y + 4, css, f"label {css}", anchor="end"))
-        body.append(f'<line class="stretch {css}" x1="{middle}" y1="{y}" x2="{late}" y2="{y}"/>')
-        body.append(mark(css, middle, y))
-        words = f"{ms(evaluation.p50_ms)} to {ms(evaluation.p95_ms)}"
-        body.append(text(late + 12, y + 4, words, "value"))
-    body.append(
-        text(
-            410,
-            frame.y.start + 36,
-            "one request at a time, p50 to p95 (log scale)",
-            "axis-title",
-            anchor="end",
-        )
-    )
-    facts = "; ".join(f"{e.candidate}: {ms(e.p50_ms)} to {ms(e.p95_ms)}" for e in evaluations)
-    return document(
-        "latency",
-        frame,
-        "".join(body),
-        title="Latency of each path",
-        description=f"Median to 95th percentile. {facts}.",
     )
 
 

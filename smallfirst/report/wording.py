@@ -1,4 +1,4 @@
-"""The report's words: figures as a person reads them, and the sentences that say what they mean.
+"""The verdict in plain words: what answers, how good it is, what it costs, and where the small model loses.
 
 A sentence is chosen by the figures, never written by hand for one result; so "keep the API"
 comes out whenever that is what was measured.
@@ -8,30 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
-
+from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.report.contents import PromiseHeld, ReportData
+from smallfirst.report.formats import NAMES, accurate, fewer, first_up, percent, points, usd
+from smallfirst.report.ladder import difference
 from smallfirst.routing.certificate import Certificate
-from smallfirst.stats import Estimate
 
-NAMES = {
-    "words": "words + linear",
-    "encoder": "small encoder + linear",
-    "base": "small model, not trained",
-    "small": "small model, fine-tuned",
-    "routed": "routed: small first",
-    "large": "large model",
-}
-ROLES = {
-    "words": "a linear model on words",
-    "encoder": "a linear model on a small frozen encoder",
-    "base": "a small language model before fine-tuning",
-    "small": "a small language model after fine-tuning",
-    "routed": "small first, the large model for what it is not sure of",
-    "large": "the model to be replaced",
-}
 LINEAR = ("words", "encoder")
-MINUS = "\N{MINUS SIGN}"
 
 
 class Headline(NamedTuple):
@@ -39,74 +22,6 @@ class Headline(NamedTuple):
 
     words: str
     sentence: str
-
-
-def usd(amount: float) -> str:
-    """An amount in USD: cents from a dollar up, two significant digits below."""
-    if amount < 0:
-        return f"{MINUS}{usd(-amount)}"
-    if amount >= 99.5:
-        return f"${amount:,.0f}"
-    if amount >= 0.995 or amount == 0:
-        return f"${amount:.2f}"
-    # 0.0028 and never 2.8e-03; two significant digits.
-    digits = 2
-    while round(amount, digits) < 10 ** (1 - digits) and digits < 9:
-        digits += 1
-    return f"${amount:.{digits}f}"
-
-
-def usd_tick(amount: float) -> str:
-    """An amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
-    if amount >= 1000:
-        return f"${short(amount)}"
-    return "$" + f"{amount:.10f}".rstrip("0").rstrip(".")
-
-
-def short(value: float) -> str:
-    """A large number in a few characters: `300k`, `1M`, `2G`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
-
-
-def ms(value: float) -> str:
-    """A latency: two digits below 10 ms, whole ms below a second, then seconds."""
-    if value >= 1000:
-        return f"{value / 1000:.3g}\N{NO-BREAK SPACE}s"
-    return f"{value:.2g}\N{NO-BREAK SPACE}ms" if value < 10 else f"{value:.0f}\N{NO-BREAK SPACE}ms"
-
-
-def rate(per_s: float) -> str:
-    """Requests per second: one decimal below 100."""
-    return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
-
-
-def percent(share: float, *, digits: int = 1) -> str:
-    """A share as a percentage: 0.931 → 93.1 %."""
-    return f"{share * 100:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def points(difference: Estimate) -> str:
-    """A difference of shares in percentage points, signed, with its interval."""
-    value, low, high = (x * 100 for x in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}]".replace("-", MINUS)
-
-
-def accurate(estimate: Estimate) -> str:
-    """`93.1 % [92.2, 94.0]`."""
-    return f"{percent(estimate.value)} [{estimate.low * 100:.1f}, {estimate.high * 100:.1f}]"
-
-
-def count(n: int | None) -> str:
-    """A whole number with thousands separated; `never` for None."""
-    return "never" if n is None else f"{n:,}"
-
-
-def breakable(name: str) -> Markup:
-    """A label that may be broken into lines after its underscores, escaped."""
-    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def cost_against(cost: float, large: float) -> str:
@@ -122,17 +37,26 @@ def cost_against(cost: float, large: float) -> str:
     return f"{usd(cost)} per 1,000 requests, about what the large path costs ({usd(large)})"
 
 
+def good(data: ReportData, evaluation: Evaluation) -> str:
+    """How often it is right, in the task's own words: `right on 93.1 % (92.2 to 94.0) of 3,000 test requests`."""
+    share, n = accurate(evaluation.accuracy), f"{evaluation.accuracy.n:,}"
+    if data.answers == "extract" and data.right_from >= 1:
+        fields = evaluation.measures.get("field_f1")
+        alone = f" (and {percent(fields.value)} of single fields, by field F1)" if fields else ""
+        return f"right in every field on {share} of {n} test requests{alone}"
+    return f"right on {share} of {n} test {'questions' if data.answers == 'answer' else 'requests'}"
+
+
 def headline(data: ReportData) -> Headline:
     """The verdict in plain words: what answers, how good, what it costs against the large path."""
     chosen, large = data.smallest_passing, data.evaluation("large")
     evaluation = data.evaluation(chosen) if chosen else None
     if chosen is None or evaluation is None:
         return _nothing_passes(data)
-    good = f"right on {accurate(evaluation.accuracy)} of {evaluation.accuracy.n:,} test requests"
     if chosen == "large":
         return Headline(
             "Keep the API.",
-            f"No smaller model passes the gate. The large model does: it is {good}, "
+            f"No smaller model meets the bars that were set. The large model does: it is {good(data, evaluation)}, "
             f"at {usd(evaluation.cost_usd_per_1k)} per 1,000 requests.",
         )
     cost = f"{usd(evaluation.cost_usd_per_1k)} per 1,000 requests"
@@ -141,7 +65,8 @@ def headline(data: ReportData) -> Headline:
         if evaluation.cost_usd_per_1k >= large.cost_usd_per_1k:
             return Headline(
                 "Keep the API: smaller is good enough here, but not cheaper.",
-                f"“{NAMES.get(chosen, chosen)}” passes the gate ({good}) and costs {cost}.",
+                f"“{first_up(NAMES.get(chosen, chosen))}” meets the bars that were set ({good(data, evaluation)}) "
+                f"and costs {cost}.",
             )
     words = {
         "words": "A linear model is enough here.",
@@ -150,7 +75,7 @@ def headline(data: ReportData) -> Headline:
         "small": "The fine-tuned small model is good enough.",
         "routed": "Small first, the large model for the rest.",
     }.get(chosen, f"{chosen} is good enough.")
-    return Headline(words, f"{_who(chosen, data)} is {good} and costs {cost}.")
+    return Headline(words, f"{_who(chosen, data)} is {good(data, evaluation)} and costs {cost}.")
 
 
 def _who(chosen: str, data: ReportData) -> str:
@@ -170,17 +95,56 @@ def _nothing_passes(data: ReportData) -> Headline:
     large, verdict = data.evaluation("large"), data.verdict("large")
     if large is None:
         return Headline(
-            "Nothing passes the gate.",
+            "Nothing meets the bars.",
             "No measured path is good enough, and the large model was not measured.",
         )
-    good = f"right on {accurate(large.accuracy)} of {large.accuracy.n:,} test requests"
     cost = f"at {usd(large.cost_usd_per_1k)} per 1,000 requests"
     if verdict is not None and not verdict.passed:
         return Headline(
-            "Keep the API for now: nothing passes the gate.",
-            f"The large model does not pass either; it is {good}, {cost}.",
+            "Keep the API for now: nothing meets the bars.",
+            f"The large model does not meet them either; it is {good(data, large)}, {cost}.",
         )
-    return Headline("Keep the API.", f"No smaller model passes the gate. The large model is {good}, {cost}.")
+    return Headline(
+        "Keep the API.",
+        f"No smaller model meets the bars that were set. The large model is {good(data, large)}, {cost}.",
+    )
+
+
+def losses(data: ReportData) -> tuple[str, ...]:
+    """One sentence for each rival that the fine-tuned small model is measurably worse than."""
+    rivals = {
+        "large": "the large model",
+        "encoder": "a linear model on a small frozen encoder",
+        "words": "a linear model on words",
+        "base": "itself before fine-tuning",
+    }
+    found = []
+    for rival, name in rivals.items():
+        if rival == data.smallest_passing and rival in LINEAR:
+            continue  # the note on the linear model says it
+        between = difference(data, "small", rival)
+        if between is not None and between.difference.high < 0:
+            found.append(
+                f"The fine-tuned small model loses to {name}: it is right less often by {fewer(between.difference)} "
+                f"on the same {between.difference.n:,} requests."
+            )
+    return tuple(found)
+
+
+def against_large(data: ReportData) -> str:
+    """How the chosen path compares with the large one in right answers; empty where `losses` says it."""
+    chosen = data.smallest_passing
+    if chosen in (None, "large"):
+        return ""
+    between = difference(data, chosen or "", "large")
+    if between is None:
+        return ""
+    gap = between.difference
+    if gap.low > 0:
+        return f"It is right more often than the large model, by {fewer(gap)}."
+    if gap.high < 0:
+        return "" if chosen == "small" else f"It is right less often than the large model, by {fewer(gap)}."
+    return f"No difference from the large model in right answers was found ({points(gap)})."
 
 
 def linear_note(data: ReportData) -> str:
@@ -188,15 +152,14 @@ def linear_note(data: ReportData) -> str:
     chosen = data.smallest_passing
     if chosen not in LINEAR:
         return ""
-    comparison = data.comparison("small", chosen)
+    comparison = difference(data, "small", chosen)
     start = "The gate asks for the smallest candidate that passes, and that needs no language model."
     if comparison is None:
         return start
-    difference = comparison.difference
-    gap = f"{points(difference)} on the same {difference.n:,} rows"
-    if difference.low > 0:
+    gap = f"{points(comparison.difference)} on the same {comparison.difference.n:,} rows"
+    if comparison.difference.low > 0:
         return f"{start} The fine-tuned small model is better still, by {gap}."
-    if difference.high < 0:
+    if comparison.difference.high < 0:
         return f"{start} The fine-tuned small model is worse, by {gap}."
     return f"{start} The fine-tuned small model is not measurably different: {gap}."
 
@@ -211,7 +174,7 @@ def routing_sentence(data: ReportData) -> str:
     if large is not None:
         cost = cost_against(routed.cost_usd_per_1k, large.cost_usd_per_1k)
     kept, verdict = percent(1 - routed.share("large")), data.verdict("routed")
-    gate = "" if verdict is None or verdict.passed else " It does not pass the gate."
+    gate = "" if verdict is None or verdict.passed else " It does not meet the bars that were set."
     if routed.share("large"):
         where = f"Routed, {kept} of requests stay small and the rest goes to the large model"
     else:

@@ -14,8 +14,9 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.encoder import Encoder
 from smallfirst.models.linear import LinearScorer
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.model import Request
-from smallfirst.models.scored import Manifest, ScoredModel, read_manifest
+from smallfirst.models.scored import ScoredModel
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.router import Doubt

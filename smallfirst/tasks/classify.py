@@ -1,26 +1,36 @@
-"""One label out of a closed set.
+"""One label out of a closed set, or several.
 
 A fine-tuned model gives each label one code token and is read at one position: one forward pass, always a valid
 label, and probabilities over the labels that sum to 1. A general model is shown the label list and solved examples.
+Several labels at once have no closed list of answers: they are written as a JSON list under a schema, token by token.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import pydantic
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
-from smallfirst.tasks.task import Shot
+from smallfirst.stats import Estimate
+from smallfirst.tasks.label_measures import jaccard, label_measures, label_parts, parse_label, set_measures, set_parts
+from smallfirst.tasks.task import Answered, Part, Shot
+
+SHORTEST_LIMIT, LONGEST_LIMIT = 32, 1024
+"""Between these lies the most tokens that a written answer may have."""
 
 
 class Classify(Record):
     """A closed-set classification task."""
 
+    kind: Literal["classify"] = "classify"
+    """Tells tasks apart in files."""
     name: str
     """Short name, also the name of the served model."""
     labels: tuple[str, ...]
@@ -29,60 +39,169 @@ class Classify(Record):
     """One sentence on what is classified, told to general models."""
     descriptions: dict[str, str] = {}
     """What belongs under a label, told to general models; may be empty."""
+    other: str | None = None
+    """The label that means none of the others (out of scope); adds figures of how well such rows are kept apart."""
+    ordered: bool = False
+    """True if the labels are a scale, in this order; adds figures of how far off answers are."""
+    multiple: bool = False
+    """True if a text may have several labels, or none; an answer is then a JSON list in label order: `["a", "b"]`."""
+    costs: dict[str, dict[str, float]] = {}
+    """What a wrong answer costs, at least 0: right label, then the one said. Unnamed wrong pairs cost 1; adds the mean
+    cost."""
 
     @pydantic.model_validator(mode="after")
-    def _labels_are_a_set(self) -> Classify:
-        if len(self.labels) < 2:
-            raise ValueError("a classification needs at least two labels")
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError("labels repeat")
-        for label in self.descriptions:
-            if label not in self.labels:
-                raise ValueError(f'description of an unknown label "{label}"{did_you_mean(label, self.labels)}')
+    def _settings_fit_together(self) -> Classify:
+        problems = [*self._label_problems(), *self._cost_problems()]
+        if self.multiple and self.other is not None:
+            problems.append("other cannot go with multiple: there an empty list says that no label fits")
+        if self.multiple and (self.ordered or self.costs):
+            problems.append("ordered and costs cannot go with multiple: they compare one label with one other")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
     def prompt(self, text: str) -> str:
         """The text and a cue of one token. A chat template would be eight, trained on and read with every request."""
         return f"{text.strip()} =>"
 
+    def target(self, answer: str) -> str:
+        """The label after a space, or the JSON list in label order."""
+        return (self.parse(answer) or answer) if self.multiple else f" {answer}"
+
     def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
         """System message with the label list, then the solved examples as earlier turns."""
-        lines = [
-            self.about or "Classify the user's message.",
-            "Answer with exactly one label from this list and nothing else:",
-            *(
-                f"- {label}: {self.descriptions[label]}" if label in self.descriptions else f"- {label}"
-                for label in self.labels
-            ),
-        ]
+        lines = [self.about or "Classify the user's message."]
+        if self.multiple:
+            lines.append("Answer with a JSON list of all labels from this list that fit, and nothing else:")
+        else:
+            lines.append("Answer with exactly one label from this list and nothing else:")
+        for label in self.labels:
+            lines.append(f"- {label}: {self.descriptions[label]}" if label in self.descriptions else f"- {label}")
+        if self.multiple:
+            lines.append("Answer [] if none fits.")
+        if self.other is not None:
+            lines.append(f"Answer {self.other} if none of the others fits.")
+        if self.ordered:
+            lines.append("The labels are steps of a scale, in this order.")
         turns = [Message(role="system", content="\n".join(lines))]
         for shot in shots:
             turns.append(Message(role="user", content=shot.text))
             turns.append(Message(role="assistant", content=shot.answer))
         return tuple(turns)
 
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The labels; empty where there may be several at once."""
+        return () if self.multiple else self.labels
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Enough for any label, or for all of them: a token is at least one byte."""
+        written = [self._as_json(self.labels)] if self.multiple else self.labels
+        return min(LONGEST_LIMIT, max(SHORTEST_LIMIT, *(len(text.encode()) + 2 for text in written)))
+
+    @property
+    def right_from(self) -> float:
+        """A label is right or wrong, and of several all must be right."""
+        return 1.0
+
+    def answer_schema(self) -> Mapping[str, Any] | None:
+        """A list of labels where there may be several; else None: a label is no JSON.
+
+        It does not forbid a label twice, since the decoding grammar cannot count; `parse` takes it once.
+        """
+        if not self.multiple:
+            return None
+        items = {"enum": list(self.labels)}
+        return {"type": "array", "items": items, "maxItems": len(self.labels)}
+
     def parse(self, text: str) -> str | None:
-        """The label that `text` is, or the only label it mentions, ignoring case and punctuation."""
-        if (exact := text.strip()) in self.labels:
-            return exact
-        # Labels that differ in punctuation only ("C", "C++") are told apart by the exact text alone.
-        folds = Counter(_fold(label) for label in self.labels)
-        folded = {key: label for label in self.labels if (key := _fold(label)) and folds[key] == 1}
-        said = _fold(text)
-        if said in folded:
-            return folded[said]
-        mentioned = [label for key, label in folded.items() if re.search(rf"\b{re.escape(key)}\b", said)]
-        longest = [m for m in mentioned if not any(m != o and _within(m, o) for o in mentioned)]
-        return longest[0] if len(longest) == 1 else None
+        """The label that `text` is, or the only label it mentions, ignoring case and punctuation.
 
-    def score(self, gold: str, answer: str | None) -> bool:
-        """True if the label is the gold one."""
-        return answer == gold
+        Of several: a JSON list of labels, or labels with commas between. Anything in it that is no label makes it no
+        answer.
+        """
+        if not self.multiple:
+            return parse_label(self.labels, text)
+        found = [parse_label(self.labels, piece) for piece in self._pieces(text)]
+        if None in found or not (found or "[" in text):
+            return None
+        return self._as_json([label for label in self.labels if label in found])
 
+    def score(self, golds: Sequence[str], answer: str | None) -> float:
+        """1 if the label is a gold one, else 0; of several Jaccard's share of the two sets, best over the gold ones."""
+        if not self.multiple:
+            return float(answer in golds)
+        said = self._as_set(answer)
+        if said is None:
+            return 0.0
+        return max((jaccard(gold, said) for text in golds if (gold := self._as_set(text)) is not None), default=0.0)
 
-def _within(label: str, other: str) -> bool:
-    return f" {_fold(label)} " in f" {_fold(other)} "
+    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+        """`macro_f1`, `weighted_f1`, what `other`, `ordered` and `costs` add.
 
+        Of several labels `micro_f1`, `macro_f1`, `jaccard` (mean score) and `exact`.
+        """
+        if self.multiple:
+            return set_measures(self.labels, *self._sets(rows))
+        return label_measures(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
 
-def _fold(text: str) -> str:
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+        """Counts by label."""
+        return set_parts(self.labels, *self._sets(rows)) if self.multiple else label_parts(self.labels, rows)
+
+    def _label_problems(self) -> Iterator[str]:
+        if len(self.labels) < 2:
+            yield "a classification needs at least two labels"
+        if len(set(self.labels)) < len(self.labels):
+            yield "labels repeat"
+        for label in self.descriptions:
+            yield from self._unknown(label, "description of an unknown label")
+        if self.other is not None:
+            yield from self._unknown(self.other, "other is an unknown label")
+
+    def _cost_problems(self) -> Iterator[str]:
+        for gold, by_said in self.costs.items():
+            yield from self._unknown(gold, "costs name an unknown label")
+            for said, cost in by_said.items():
+                yield from self._unknown(said, f'costs of "{gold}" name an unknown label')
+                if not (math.isfinite(cost) and cost >= 0):
+                    yield f'costs of "{gold}" said to be "{said}" must be a number from 0, not {cost}'
+                elif gold == said and cost:
+                    yield f'costs of "{gold}" said to be "{said}": a right answer costs 0'
+
+    def _unknown(self, label: str, problem: str) -> Iterator[str]:
+        if label not in self.labels:
+            yield f'{problem} "{label}"{did_you_mean(label, self.labels)}'
+
+    def _pieces(self, text: str) -> list[str]:
+        """The texts of a JSON list, wherever it stands in `text`, or what stands between commas and line ends."""
+        bracketed = text[text.find("[") : text.rfind("]") + 1]
+        try:
+            listed = json.loads(bracketed)
+        except (ValueError, RecursionError):
+            listed = None
+        if isinstance(listed, list):
+            return [piece if isinstance(piece, str) else "" for piece in listed]
+        if text.strip() in self.labels:  # it may have a comma of its own
+            return [text]
+        return [piece for piece in re.split(r"[,;\n]", text) if piece.strip()]
+
+    def _as_json(self, labels: Sequence[str]) -> str:
+        return json.dumps(list(labels), ensure_ascii=False)
+
+    def _as_set(self, answer: str | None) -> tuple[str, ...] | None:
+        """The labels of a canonical answer; None if it is none."""
+        parsed = None if answer is None else self.parse(answer)
+        return None if parsed is None else tuple(json.loads(parsed))
+
+    def _sets(self, rows: Sequence[Answered]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...] | None]]:
+        """Gold and answered labels of each row; of several gold sets the one nearest to the answer."""
+        golds, answers = [], []
+        for row in rows:
+            said = self._as_set(row.answer)
+            right = [gold for text in row.golds if (gold := self._as_set(text)) is not None]
+            if right:
+                golds.append(max(right, key=lambda gold: jaccard(gold, said or ())))
+                answers.append(said)
+        return golds, answers

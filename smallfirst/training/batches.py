@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError, Problem
 from smallfirst.models.local import encode_prompt
-from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.task import Task
 
 
 class Row(NamedTuple):
@@ -34,14 +34,14 @@ class Batch(NamedTuple):
     n_tokens: int
 
 
-def label_rows(data: Dataset, task: Classify, *, codes: Sequence[int], tokenizer: Any, max_tokens: int) -> list[Row]:
+def label_rows(data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int) -> list[Row]:
     """Prompt and code token for each example; the code token is the target.
 
     There is no end-of-turn target here: the answer is read at one position and nothing is ever written after it.
 
     Raises DataError naming every row that is too long or whose label the task does not know.
     """
-    code_of = dict(zip(task.labels, codes, strict=True))
+    code_of = dict(zip(task.closed, codes, strict=True))
     rows, problems = [], []
     for example in data.examples:
         prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
@@ -55,6 +55,32 @@ def label_rows(data: Dataset, task: Classify, *, codes: Sequence[int], tokenizer
             rows.append(Row((*prompt, code), len(prompt)))
     if problems:
         raise DataError(f"{len(problems)} of {len(data)} rows cannot be trained on:", problems)
+    return rows
+
+
+def text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[Row]:
+    """Prompt, target text and end token for each example; target text and end token are the targets.
+
+    The end token is always there: a model that never saw one does not know when to stop. Raises DataError naming every
+    row that is too long.
+    """
+    end = tokenizer.eos_token_id
+    rows, problems = [], []
+    for example in data.examples:
+        prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
+        target = tokenizer.encode(task.target(example.answer), add_special_tokens=False)
+        n_tokens = len(prompt) + len(target) + 1
+        if n_tokens > max_tokens:
+            rule = f"{n_tokens} tokens; the limit is {max_tokens} (max_seq_tokens)"
+            problems.append(Problem(example.path, example.line, rule))
+        else:
+            rows.append(Row((*prompt, *target, end), len(prompt)))
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(data)} rows cannot be trained on:",
+            problems,
+            hint="raise small.training.max_seq_tokens in task.yaml, or shorten the rows",
+        )
     return rows
 
 

@@ -1,7 +1,7 @@
 """train(): rows and a base model to a Run, watched in MLflow and in an event log, the best epoch kept.
 
-The best epoch is the one most often right on selection rows, which are used for nothing that is promised later. Its
-weights are written as soon as it is known to be the best, so a killed run leaves a usable model.
+The best epoch is the one with the best mean score on selection rows, which are used for nothing that is promised later.
+Its weights are written as soon as it is known to be the best, so a killed run leaves a usable model.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
-from smallfirst.evaluation.calibration import fit_temperature
 from smallfirst.models.codes import choose_codes
-from smallfirst.models.local import LabelScorer, load_causal, weights_fingerprint
-from smallfirst.models.scored import Manifest, Scored, write_manifest
+from smallfirst.models.local import load_causal, weights_fingerprint
+from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.records import Record
-from smallfirst.tasks.classify import Classify
+from smallfirst.tasks import AnyTask
 from smallfirst.tracking import TrackedRun
 from smallfirst.training import loop
-from smallfirst.training.batches import label_rows
+from smallfirst.training.batches import Row, label_rows, text_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
+from smallfirst.training.exam import code_exam, writing_exam
 
 OnStep = Callable[[loop.Step], None]
 
@@ -55,7 +55,7 @@ class Run(Record):
     best_epoch: int
     """The epoch whose weights were kept, from 1."""
     validation_curve: tuple[tuple[float, float], ...]
-    """(epoch, accuracy on selection rows)."""
+    """(epoch, mean score on selection rows: accuracy for closed answers, else the task's own score)."""
     loss_curve: tuple[tuple[int, float], ...]
     """(step, loss), at most 200 points."""
     folder: Path
@@ -63,7 +63,7 @@ class Run(Record):
 
 
 def train(
-    task: Classify,
+    task: AnyTask,
     train_rows: Dataset,
     selection: Dataset,
     config: TrainConfig,
@@ -94,7 +94,7 @@ class _Trainer:
 
     def __init__(
         self,
-        task: Classify,
+        task: AnyTask,
         train_rows: Dataset,
         selection: Dataset,
         config: TrainConfig,
@@ -113,21 +113,7 @@ class _Trainer:
     def run(self, on_step: OnStep) -> Run:
         seed_everything(self.config.seed)
         model, self.tokenizer = load_causal(self.base[1])
-        codes = choose_codes(self.task.labels, self.tokenizer)
-        self.manifest = Manifest(
-            kind="codes",
-            task=self.task,
-            base=self.base[0],
-            codes=codes,
-            max_tokens=self.config.max_seq_tokens,
-        )
-        rows = label_rows(
-            self.train_rows,
-            self.task,
-            codes=codes,
-            tokenizer=self.tokenizer,
-            max_tokens=self.config.max_seq_tokens,
-        )
+        rows = self._rows()
         self.model = _with_adapters(model, self.config) if self.config.method == "lora" else model
         total, _ = loop.plan(rows, self.config)
         self.log.append("TRAIN_STARTED", f"{total} steps", steps=total)
@@ -141,6 +127,18 @@ class _Trainer:
         )
         seconds = time.perf_counter() - began - self.saving_s
         return self._finish(seconds)
+
+    def _rows(self) -> list[Row]:
+        """The rows as tokens; a closed answer is one code token, any other is written out."""
+        most = self.config.max_seq_tokens
+        closed = bool(self.task.closed)
+        codes = choose_codes(self.task.closed, self.tokenizer) if closed else ()
+        self.manifest = Manifest(
+            kind="codes" if closed else "writes", task=self.task, base=self.base[0], codes=codes, max_tokens=most
+        )
+        if closed:
+            return label_rows(self.train_rows, self.task, codes=codes, tokenizer=self.tokenizer, max_tokens=most)
+        return text_rows(self.train_rows, self.task, tokenizer=self.tokenizer, max_tokens=most)
 
     def _step(self, step: loop.Step, on_step: OnStep) -> None:
         self.last = step
@@ -157,21 +155,19 @@ class _Trainer:
         on_step(step)
 
     def _epoch(self, epoch: int) -> None:
-        scored = LabelScorer(self.model, self.tokenizer, self.manifest).score(
-            [example.text for example in self.selection.examples]
-        )
-        accuracy, temperature = judge(scored, self.selection, self.task)
-        self.validation_curve.append((float(epoch), accuracy))
+        examine = code_exam if self.task.closed else writing_exam
+        exam = examine(self.model, self.tokenizer, self.manifest, self.selection)
+        self.validation_curve.append((float(epoch), exam.value))
         step = self.last.step if self.last else 0
-        self.tracked.log_metrics(step, {"validation_accuracy": accuracy})
-        self.log.append("EPOCH_FINISHED", f"epoch {epoch}: {accuracy:.3f}", validation_accuracy=accuracy)
-        if accuracy >= self.best:  # of equals the later: its learning rate has come further down
+        self.tracked.log_metrics(step, {"validation_score": exam.value})
+        self.log.append("EPOCH_FINISHED", f"epoch {epoch}: {exam.value:.3f}", validation_score=exam.value)
+        if exam.value >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
-            self.best, self.best_epoch = accuracy, epoch
-            self._save(temperature)
+            self.best, self.best_epoch = exam.value, epoch
+            self._save(exam.learnt)
             self.saving_s += time.perf_counter() - began
 
-    def _save(self, temperature: float) -> None:
+    def _save(self, learnt: Manifest) -> None:
         """Weights and tokenizer, then the manifest: a folder without one is not a model."""
         target = self.folder / "model"
         (target / "smallfirst.json").unlink(missing_ok=True)
@@ -181,9 +177,7 @@ class _Trainer:
         self.tokenizer.save_pretrained(target)
         write_manifest(
             target,
-            self.manifest.model_copy(
-                update={"temperature": temperature, "weights_fingerprint": weights_fingerprint(model)}
-            ),
+            learnt.model_copy(update={"weights_fingerprint": weights_fingerprint(model)}),
         )
 
     def _finish(self, seconds: float) -> Run:
@@ -207,17 +201,6 @@ class _Trainer:
         run.save(self.folder / "run.json")
         self.log.append("COMPLETED", f"best epoch {self.best_epoch}: {self.best:.3f}", seconds=seconds)
         return run
-
-
-def judge(scored: list[Scored], data: Dataset, task: Classify) -> tuple[float, float]:
-    """Accuracy of the likeliest labels on the rows, and the temperature that suits them."""
-    if not len(data):
-        return 0.0, 1.0
-    index = {label: i for i, label in enumerate(task.labels)}
-    gold = np.array([index[example.answer] for example in data.examples])
-    log_probabilities = np.array([row.log_probabilities for row in scored])
-    accuracy = float((log_probabilities.argmax(axis=1) == gold).mean())
-    return accuracy, fit_temperature(log_probabilities, gold)
 
 
 def seed_everything(seed: int) -> None:

@@ -18,7 +18,7 @@ DOORS = {
     "torch": ("models", "training"),
     "transformers": ("models", "training"),
     "peft": ("training",),
-    "mlflow": ("tracking.py", "registry.py"),
+    "mlflow": ("tracking.py", "tracking_evaluation.py", "registry.py"),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
     "xllamacpp": ("models",),

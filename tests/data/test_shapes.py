@@ -81,7 +81,8 @@ def test_a_label_outside_the_list_is_refused() -> None:
         ),
         (
             {"a": 1},
-            'fits no shape (text + label, prompt + response, messages, text alone): the row has "a"',
+            "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
+            'messages, text alone): the row has "a"',
         ),
     ],
 )
@@ -174,3 +175,62 @@ def test_a_completion_becomes_a_response() -> None:
     question = (Message(role="user", content="a"),)
     example = Example(messages=question, answer="x", shape="prompt")
     assert as_row(example) == {"prompt": "a", "response": "x"}
+
+
+def read_good_row(row: dict[str, Any], **names: str) -> Example:
+    found = layout(row, Columns(**names))
+    assert isinstance(found, Layout), found
+    example, broken = read_row(row, found, path="rows.jsonl", line=1, labels=None)
+    assert broken == []
+    assert example is not None
+    return example
+
+
+def test_a_target_is_kept_as_json_on_one_line_whether_written_as_object_or_as_text() -> None:
+    as_object = read_good_row({"text": "11 of us", "target": {"people": "11", "names": ["é"]}})
+    as_text = read_good_row({"text": "11 of us", "target": '{"people":"11",\n"names":["é"]}'})
+    assert as_object.answer == as_text.answer == '{"people": "11", "names": ["é"]}'
+    assert as_object.shape == "target"
+    assert as_row(as_object) == {"text": "11 of us", "target": {"people": "11", "names": ["é"]}}
+
+
+def test_several_right_answers_are_kept_in_order_and_told_once() -> None:
+    example = read_good_row({"question": "when?", "answer": ["1972", "December 1972", "1972"]})
+    assert example.golds == ("1972", "December 1972")
+    assert read_good_row(as_row(example)) == example
+
+
+def test_a_context_stands_before_what_is_asked_and_may_be_missing() -> None:
+    assert read_good_row({"question": "how many?", "context": "They were 11. ", "answer": "11"}).text == (
+        "They were 11.\n\nhow many?"
+    )
+    assert read_good_row({"question": "how many?", "context": "", "answer": "11"}).text == "how many?"
+    listed = read_good_row({"text": "13", "target": {}, "asked": ["time", "date"]}, context="asked")
+    assert listed.text == "time, date\n\n13"
+    assert read_good_row({"text": "13", "target": {}}, context="asked").text == "13"
+
+
+def test_labels_are_a_list_and_each_must_be_known() -> None:
+    row = {"text": "late and broken", "labels": ["late", "broken"]}
+    assert read_good_row(row).answer == '["late", "broken"]'
+    assert as_row(read_good_row(row)) == row
+    found = layout(row, Columns())
+    assert isinstance(found, Layout)
+    _, broken = read_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
+    assert broken == ['label "broken" is not one of the 2 labels — did you mean "brokn"?']
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
+        ({"text": "a", "target": [1]}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
+        ({"question": "a", "answer": []}, '"answer" is an empty list'),
+        ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
+        ({"question": "a", "context": 3, "answer": "b"}, '"context" must be text, not a number'),
+    ],
+)
+def test_values_of_the_newer_shapes_have_rules_too(row: dict[str, Any], rule: str) -> None:
+    assert rules(row) == [rule]

@@ -78,7 +78,7 @@ def test_right_wrong_and_unreadable_answers_are_counted_by_hand() -> None:
     assert [row.answer for row in found.rows] == ["red", "blue", None, "blue", "blue"]
     assert [row.correct for row in found.rows] == [True, False, False, True, True]
     # red: 2 * 1 / (1 said + 2 there), green: 0, blue: 2 * 2 / (3 said + 2 there)
-    assert found.macro_f1.value == pytest.approx((2 / 3 + 0 + 4 / 5) / 3)
+    assert found.measures["macro_f1"].value == pytest.approx((2 / 3 + 0 + 4 / 5) / 3)
     assert (found.candidate, found.model, found.task, found.split) == ("small", "scripted-1", "desk", "test")
     assert found.cost_usd_per_1k == pytest.approx(2.0)
     assert found.note == "as said"

@@ -87,3 +87,27 @@ def test_right_padding_never_changes_what_is_read_at_real_positions(tiny_fp32: t
         alone = model.model(input_ids=torch.tensor([row])).last_hidden_state[0]
         among = model.model(input_ids=padded).last_hidden_state[1, : len(row)]
     torch.testing.assert_close(among, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+def test_a_given_mask_is_the_only_mask(heads: int, kv_heads: int, keys: int) -> None:
+    torch.manual_seed(2)
+    query = torch.randn(2, heads, 3, 8)
+    key, value = (torch.randn(2, kv_heads, keys, 8) for _ in range(2))
+    hidden = torch.rand(2, 1, 3, keys) < 0.4
+    mask = torch.zeros(2, 1, 3, keys).masked_fill(hidden, torch.finfo(torch.float32).min)
+    mixed, _ = causal_attention(None, query, key, value, mask, scaling=0.3)
+    groups = heads // kv_heads
+    wanted = F.scaled_dot_product_attention(
+        query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=mask, scale=0.3
+    )
+    torch.testing.assert_close(mixed, wanted.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+@pytest.mark.parametrize("time", [1, 2])
+def test_without_a_mask_the_last_positions_see_all_before_them(keys: int, time: int) -> None:
+    query, key, value = (t.detach() for t in drawn(4, 2, keys))
+    mixed, _ = causal_attention(None, query[:, :, keys - time :], key, value, None, scaling=0.3)
+    torch.testing.assert_close(mixed, reference(query, key, value)[:, keys - time :], atol=1e-5, rtol=0)

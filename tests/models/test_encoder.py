@@ -12,7 +12,7 @@ import transformers
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.encoder import Encoder
 from smallfirst.models.linear import LinearScorer
-from smallfirst.models.scored import Manifest, load_model
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 
 
@@ -75,6 +75,6 @@ def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
     scorer = LinearScorer.fit("encoder", toy_rows, toy_task, encoder=Encoder(folder))
     scorer.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(folder)))
     texts = [example.text for example in toy_rows.examples[:5]]
-    again = load_model(tmp_path)._scorer.score(texts)
+    again = LinearScorer.load(tmp_path, read_manifest(tmp_path)).score(texts)
     for ours, theirs in zip(scorer.score(texts), again, strict=True):
         assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-6)

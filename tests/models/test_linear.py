@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.models.folder import load_model
 from smallfirst.models.linear import LinearScorer, WordFeatures
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Request
-from smallfirst.models.scored import Manifest, Scored, load_model
+from smallfirst.models.scored import Scored
 from smallfirst.tasks.classify import Classify
 
 

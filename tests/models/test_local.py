@@ -12,7 +12,7 @@ import torch
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.codes import choose_codes
 from smallfirst.models.local import LabelScorer, encode_prompt, load_causal, weights_fingerprint
-from smallfirst.models.scored import Manifest
+from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
 
 
@@ -88,18 +88,6 @@ def test_a_text_longer_than_the_limit_is_still_answered(scorer: LabelScorer) -> 
     assert long.n_tokens == 20
     assert short.n_tokens < 20
     assert len(long.log_probabilities) == 4
-
-
-def test_the_untouched_base_is_read_at_codes_of_its_own_tokenizer(tiny_folder: Path, toy_task: Classify) -> None:
-    untouched = LabelScorer.untouched(tiny_folder, toy_task, base="tiny")
-    assert untouched.manifest == Manifest(
-        kind="codes",
-        task=toy_task,
-        codes=choose_codes(toy_task.labels, untouched.tokenizer),
-        base="tiny",
-    )
-    (scored,) = untouched.score(["where is my card"])
-    assert sum(torch.tensor(scored.log_probabilities).exp().tolist()) == pytest.approx(1)
 
 
 def test_a_model_is_loaded_in_bfloat16_ready_to_answer(tiny_folder: Path) -> None:

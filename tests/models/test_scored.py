@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.errors import ConfigError, ModelError
+from smallfirst.errors import ModelError
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Completion, Model, Request
-from smallfirst.models.scored import (
-    Manifest,
-    Scored,
-    ScoredModel,
-    load_model,
-    read_manifest,
-    tempered,
-    write_manifest,
-)
+from smallfirst.models.scored import Scored, ScoredModel, tempered
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.classify import Classify
 
@@ -135,10 +126,10 @@ def test_what_waits_at_the_same_moment_shares_one_pass() -> None:
     assert scorer.batches == [["0"], ["1", "2", "3", "4", "5", "6"]]
 
 
-def test_no_pass_is_larger_than_the_limit() -> None:
+def test_no_pass_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ScoredModel, "most_at_once", 4)
     scorer = DigitScorer()
     model = ScoredModel(scorer, MANIFEST)
-    model.most_at_once = 4
     ask(model, *["1"] * 50)
     assert sum(map(len, scorer.batches)) == 50
     assert max(map(len, scorer.batches)) <= 4
@@ -229,8 +220,12 @@ def test_closing_answers_what_waits_first_and_ends_the_worker() -> None:
         await asyncio.wait_for(closing, timeout=5)
         return answers
 
+    def is_there() -> bool:
+        return "answers of leaving" in [thread.name for thread in threading.enumerate()]
+
+    assert is_there()
     assert [answer.text for answer in asyncio.run(close_while_waiting())] == list(LABELS[:4])
-    assert "scorer leaving" not in [thread.name for thread in threading.enumerate()]
+    assert not is_there()
 
 
 def test_a_temperature_divides_the_logarithms() -> None:
@@ -255,36 +250,3 @@ def test_tempering_keeps_a_distribution_and_its_order(logs: list[float], tempera
     assert probabilities.sum() == pytest.approx(1)
     by_log = np.argsort(logs, kind="stable")
     assert (np.diff(probabilities[by_log]) >= 0).all()
-
-
-def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
-    manifest = Manifest(
-        kind="codes",
-        task=TASK.model_copy(update={"descriptions": {"label-1": "Größe «1»"}}),
-        base="org/base",
-        codes=(5, 9, 2, 1, 3, 4, 8),
-        temperature=1.25,
-        max_tokens=99,
-        weights_fingerprint="ab",
-    )
-    write_manifest(tmp_path, manifest)
-    assert read_manifest(tmp_path) == manifest
-
-
-def test_a_folder_without_a_manifest_is_no_model(tmp_path: Path) -> None:
-    expected = f"{tmp_path} holds no smallfirst.json, so it is not a model of smallfirst"
-    for read in (read_manifest, load_model):
-        with pytest.raises(ConfigError) as caught:
-            read(tmp_path)
-        assert str(caught.value) == expected
-
-
-def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
-    write_manifest(tmp_path, MANIFEST)
-    plain = json.loads((tmp_path / "smallfirst.json").read_text())
-    (tmp_path / "smallfirst.json").write_text(json.dumps(plain | {"temprature": 2}))
-    with pytest.raises(ConfigError) as caught:
-        read_manifest(tmp_path)
-    assert str(caught.value) == (
-        f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
-    )

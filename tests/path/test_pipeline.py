@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smallfirst import pipeline, registry
+from smallfirst import candidates, pipeline, registry
 from smallfirst.cli import main
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.models.model import Request
@@ -77,7 +77,7 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(tiny_fold
 
 
 def _router_answers(file: TaskFile) -> None:
-    models = pipeline.champion_router(file, live=False)
+    models = candidates.champion_router(file, live=False)
     assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large"}
 
     async def ask() -> None:

@@ -70,6 +70,7 @@ def test_a_price_drop_moves_the_large_part_of_the_routed_path_only() -> None:
 def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:
     routed = path("routed", 0.55, large=0.5)
     drop = drop_that_ends_it(routed, LARGE)
+    assert drop is not None
     # Own part 0.05; the large path's price not shared with it is 1.5: 1 - 0.05 / 1.5.
     assert drop == pytest.approx(1 - 0.05 / 1.5)
     assert routed.after_drop(drop) == pytest.approx(LARGE.after_drop(drop))

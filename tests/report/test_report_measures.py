@@ -8,9 +8,11 @@ import pytest
 
 from smallfirst.report.contents import PromiseHeld, ReportData
 from smallfirst.report.measures import (
+    Grades,
     answers_are_labels,
-    class_rows,
     confused_pairs,
+    confusion,
+    grades,
     reliability,
     risk_coverage,
     surest_errors,
@@ -18,17 +20,30 @@ from smallfirst.report.measures import (
 from smallfirst.stats import wilson
 
 
-def test_classes_come_worst_recall_first_with_their_mistakes(
-    make_report: Callable[..., ReportData],
-) -> None:
+def test_every_answer_is_in_the_confusion_once(make_report: Callable[..., ReportData]) -> None:
     small = make_report().evaluation("small")
     assert small is not None
-    card, fee = class_rows(small)
-    # Row 3 is a card question answered fee.
-    assert (card.label, card.n, card.recall) == ("card", 4, wilson(3, 4))
-    assert card.precision == wilson(3, 3)
-    assert [row.key for row in card.errors] == ["row3"]
-    assert (fee.label, fee.recall, fee.precision) == ("fee", wilson(4, 4), wilson(4, 5))
+    found = confusion(small)
+    assert found is not None
+    # Four card rows, one of them answered fee; four fee rows, all right.
+    assert (found.labels, found.said, found.counts) == (("card", "fee"), ("card", "fee"), ((3, 1), (0, 4)))
+    silent = small.rows[0].model_copy(update={"answer": None, "correct": False})
+    found = confusion(small.model_copy(update={"rows": (silent, *small.rows[1:])}))
+    assert found is not None
+    assert found.counts == ((2, 1, 1), (0, 4, 0))
+    assert confusion(small, most=1) is None
+
+
+def test_grades_count_every_row_once(make_report: Callable[..., ReportData]) -> None:
+    small = make_report().evaluation("small")
+    assert small is not None
+    assert grades(small) is None
+    changed = [
+        row.model_copy(update={"score": score, "answer": None if score < 0 else row.answer})
+        for row, score in zip(small.rows, (1, 1, 1, 0.5, 0.2, 0, -1, 0), strict=True)
+    ]
+    rows = tuple(row.model_copy(update={"score": max(0.0, row.score)}) for row in changed)
+    assert grades(small.model_copy(update={"rows": rows})) == Grades(n_full=3, n_part=2, n_none=2, n_silent=1)
 
 
 def test_a_confused_pair_counts_both_directions(make_report: Callable[..., ReportData]) -> None:

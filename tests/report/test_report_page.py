@@ -21,6 +21,7 @@ from smallfirst.stats import Estimate
 Make = Callable[..., ReportData]
 Build = Callable[..., Any]
 VOID = {"meta", "br", "input", "wbr", "link"}
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
 class Tree(HTMLParser):
@@ -121,18 +122,20 @@ def test_a_malicious_label_is_escaped_in_tables_and_charts(make_report: Make) ->
 def test_figures_in_the_table_are_the_records(make_report: Make) -> None:
     seen = words(render(make_report()))
     # 7 of 8 right: Wilson 0.529 to 0.978.
-    assert "small smallest that passes small-model 0.875 [0.529, 0.978]" in seen
-    assert "0.812 [0.438, 0.938] $0.050 12 ms 100 100 %" in seen
-    # Large: recorded, so it has no rate; routed keeps 6 of 8.
-    assert "$2.00 12 ms recorded 0 %" in seen
-    assert "$0.55 12 ms 100 75.0 %" in seen
+    assert "small smallest that passes small-model 8 0.875 [0.529, 0.978] 0.812 [0.438, 0.938]" in seen
+    # Small and large are each right on 7 of 8, on different rows: no difference, and nothing to correct.
+    # 1.96 · sqrt((2 + 1) / 10 / 10) = 0.339 (Agresti and Min).
+    assert "+0.0 [−33.9, +33.9] 1.0000 $0.050 12 ms" in seen
+    # Routed keeps 6 of 8 and is right on all; large is recorded, so it has no rate.
+    assert "$0.55 per 1,000 $5.50 a month 12 ms typical wait 75.0 % stays small" in seen
+    assert "large 12 ms 30 ms – recorded" in seen
 
 
 def test_the_first_sentence_says_who_answers_how_well_and_at_what_cost(make_report: Make) -> None:
     seen = words(render(make_report()))
     assert "The fine-tuned small model is good enough." in seen
     assert (
-        "It is right on 87.5 % [52.9, 97.8] of 8 test requests and costs $0.050 per 1,000 requests "
+        "It is right on 87.5 % (52.9 to 97.8) of 8 test requests and costs $0.050 per 1,000 requests "
         "instead of $2.00: 40 times cheaper."
     ) in seen
 
@@ -150,7 +153,7 @@ def test_keep_the_api_when_only_the_large_model_passes(make_report: Make, make_v
     assert heading is not None
     assert heading[1] == "Keep the API."
     seen = words(page)
-    assert "No smaller model passes the gate. The large model does: it is right on 87.5 %" in seen
+    assert "No smaller model meets the bars that were set. The large model does: it is right on 87.5 %" in seen
     assert "✗ fail accuracy at least 0.700" in seen
     assert "label 40 more rows" in seen
     assert "times cheaper" not in seen
@@ -159,7 +162,7 @@ def test_keep_the_api_when_only_the_large_model_passes(make_report: Make, make_v
 def test_keep_the_api_when_nothing_passes(make_report: Make, make_verdict: Build) -> None:
     failing = tuple(make_verdict(name, passed=False) for name in ("small", "large"))
     seen = words(render(make_report(verdicts=failing, smallest_passing=None)))
-    assert "Keep the API for now: nothing passes the gate." in seen
+    assert "Keep the API for now: nothing meets the bars." in seen
 
 
 def test_keep_the_api_when_the_small_model_is_good_enough_but_dearer(make_report: Make, make_evaluation: Build) -> None:
@@ -202,7 +205,7 @@ def test_a_linear_model_that_passes_is_said_so_first(
 
 def test_a_signed_verdict_says_who_signed_and_why(make_report: Make, make_verdict: Build) -> None:
     signed = make_verdict("small", passed=False).model_copy(
-        update={"passed": True, "signed_by": "Ada", "because": "pilot only"}
+        update={"passed": True, "signed_by": "Ada", "because": "pilot only", "signed_at": "2026-11-25T09:00:00Z"}
     )
     seen = words(render(make_report(verdicts=(signed,))))
     assert "Passed by signature, not by measurement: Ada, because “pilot only”." in seen
@@ -269,8 +272,8 @@ def test_free_text_answers_are_listed_as_mistakes_without_a_label_table(make_rep
     small = make_report().evaluations[0]
     rows = tuple(r.model_copy(update={"gold": f"text {i}"}) for i, r in enumerate(small.rows))
     page = render(make_report(evaluations=(small.model_copy(update={"rows": rows}),)))
-    assert "Labels with the worst recall" not in page
-    assert "text 3 → fee, confidence 0.60" in words(page)
+    assert "Labels, the worst first" not in page
+    assert "right text 3 said fee score 0.00, confidence 0.60" in words(page)
 
 
 def test_a_candidate_that_failed_cannot_be_called_the_smallest_that_passes(

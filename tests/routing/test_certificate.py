@@ -50,7 +50,7 @@ def measured(
         dataset_fingerprint="d",
         rows=rows,
         accuracy=share,
-        macro_f1=share,
+        measures={"macro_f1": share},
         cost_usd_per_1k=1000 * cost_usd,
         p50_ms=1.0,
         p95_ms=1.0,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
+import llguidance
 import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
+from smallfirst.stats import wilson
 from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.task import Shot, Task
+from smallfirst.tasks.task import Answered, Part, Shot, Task
 
 LABELS = ("card_arrival", "card_lost", "card", "refund", "Straße", "art", "party")
 TASK = Classify(name="desk", labels=LABELS, descriptions={"refund": "money back"})
+SEVERAL = Classify(name="topics", labels=LABELS, multiple=True)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +67,10 @@ def test_every_label_is_read_as_itself(labels: list[str]) -> None:
 
 
 def test_no_answer_is_a_wrong_answer() -> None:
-    assert TASK.score("refund", "refund")
-    assert not TASK.score("refund", "card")
-    assert not TASK.score("refund", None)
+    assert TASK.score(("refund",), "refund") == 1
+    assert TASK.score(("refund", "card"), "card") == 1
+    assert TASK.score(("refund",), "card") == 0
+    assert TASK.score(("refund",), None) == 0
 
 
 def test_a_general_model_is_told_every_label_and_shown_solved_rows_as_turns() -> None:
@@ -106,6 +113,154 @@ def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_no_instructions() -> No
 def test_labels_that_are_no_closed_set_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=rule.replace("?", r"\?")):
         Classify(name="x", **values)  # type: ignore[arg-type]
+
+
+def test_every_problem_of_a_task_is_named_at_once() -> None:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Classify(
+            name="x",
+            labels=("a", "a"),
+            descriptions={"b": "x"},
+            other="c",
+            costs={"a": {"d": -1.0, "a": 2.0}, "e": {}},
+            ordered=True,
+            multiple=True,
+        )
+    (problem,) = caught.value.errors()
+    assert problem["msg"].removeprefix("Value error, ").split("; ") == [
+        "labels repeat",
+        'description of an unknown label "b"',
+        'other is an unknown label "c"',
+        'costs of "a" name an unknown label "d"',
+        'costs of "a" said to be "d" must be a number from 0, not -1.0',
+        'costs of "a" said to be "a": a right answer costs 0',
+        'costs name an unknown label "e"',
+        "other cannot go with multiple: there an empty list says that no label fits",
+        "ordered and costs cannot go with multiple: they compare one label with one other",
+    ]
+
+
+@pytest.mark.parametrize("cost", [float("inf"), float("nan")])
+def test_a_cost_is_a_number(cost: float) -> None:
+    with pytest.raises(pydantic.ValidationError, match=r'costs of "a" said to be "b" must be a number from 0'):
+        Classify(name="x", labels=("a", "b"), costs={"a": {"b": cost}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "told", "added"),
+    [
+        (
+            {"other": "none"},
+            "Answer none if none of the others fits.",
+            ["in_scope_accuracy", "other_recall", "other_precision"],
+        ),
+        (
+            {"ordered": True},
+            "The labels are steps of a scale, in this order.",
+            ["within_one", "mean_distance", "quadratic_kappa"],
+        ),
+        ({"costs": {"low": {"high": 5.0}}}, "- none", ["mean_cost"]),
+    ],
+)
+def test_a_setting_adds_what_is_told_and_what_is_measured(
+    setting: dict[str, object], told: str, added: list[str]
+) -> None:
+    task = Classify(name="x", labels=("low", "high", "none"), **setting)  # type: ignore[arg-type]
+    assert task.instructions(())[0].content.splitlines()[-1] == told
+    rows = [Answered(("low",), "high", 0.0), Answered(("none",), "none", 1.0)]
+    assert list(task.measures(rows)) == ["macro_f1", "weighted_f1", *added]
+    assert Classify.model_validate_json(task.model_dump_json()) == task
+
+
+def test_costs_are_of_the_pair_right_and_said() -> None:
+    task = Classify(name="x", labels=("fraud", "spam"), costs={"fraud": {"spam": 20.0}})
+    rows = [Answered(("fraud",), "spam", 0.0), Answered(("spam",), "fraud", 0.0)]
+    assert task.measures(rows)["mean_cost"].value == pytest.approx((20 + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ('["card", "refund"]', '["card", "refund"]'),
+        ('["refund","card","refund"]', '["card", "refund"]'),  # label order, each once
+        ('The labels are: ["Refund"].', '["refund"]'),
+        ("[]", "[]"),
+        ("The labels are []", "[]"),
+        ("refund, card lost", '["card_lost", "refund"]'),
+        ("refund;\ncard", '["card", "refund"]'),
+        ("Straße", '["Straße"]'),
+        ('["card", "other"]', None),
+        ('["card", 3]', None),
+        ("refund, other", None),
+        ("[", None),
+        ("", None),
+        ("none", None),
+        ("[" * 5000 + "]" * 5000, None),
+    ],
+)
+def test_several_labels_are_a_list_in_label_order(text: str, answer: str | None) -> None:
+    assert SEVERAL.parse(text) == answer
+
+
+@given(st.lists(st.sampled_from(LABELS), unique=True).flatmap(lambda chosen: st.permutations(chosen)))
+def test_any_set_of_labels_has_one_canonical_answer(chosen: list[str]) -> None:
+    answer = SEVERAL.parse(json.dumps(chosen))
+    assert answer is not None
+    assert json.loads(answer) == [label for label in LABELS if label in chosen]
+    assert SEVERAL.parse(answer) == answer == SEVERAL.target(answer) == SEVERAL.target(json.dumps(chosen))
+    assert SEVERAL.score((json.dumps(chosen),), answer) == 1
+
+
+def test_a_label_with_a_comma_may_stand_alone() -> None:
+    task = Classify(name="x", labels=("red, blue", "green"), multiple=True)
+    assert task.parse("red, blue") == '["red, blue"]'
+    assert task.parse('["green", "red, blue"]') == '["red, blue", "green"]'
+
+
+def test_several_labels_are_scored_by_what_both_sets_share() -> None:
+    gold = '["card", "refund"]'
+    assert SEVERAL.score((gold,), gold) == 1
+    assert SEVERAL.score((gold,), '["card"]') == pytest.approx(1 / 2)
+    assert SEVERAL.score((gold,), '["card", "art", "party"]') == pytest.approx(1 / 4)
+    assert SEVERAL.score((gold, '["art"]'), '["art"]') == 1
+    assert (SEVERAL.score(("[]",), "[]"), SEVERAL.score(("[]",), None), SEVERAL.score((gold,), "[]")) == (1, 0, 0)
+
+
+def test_several_labels_are_measured_against_the_nearest_right_set() -> None:
+    rows = [
+        Answered(('["card"]', '["card", "refund"]'), '["card", "refund"]', 1.0),
+        Answered(('["art"]',), None, 0.0),
+        Answered(("[]",), "[]", 1.0),
+    ]
+    found = SEVERAL.measures(rows)
+    assert found["exact"] == wilson(2, 3)
+    assert found["micro_f1"].value == pytest.approx(2 * 2 / (3 + 2))
+    parts = {part.name: part for part in SEVERAL.parts(rows)}
+    assert parts["refund"] == Part(name="refund", n_gold=1, n_said=1, n_right=1)
+    assert parts["art"] == Part(name="art", n_gold=1, n_said=0, n_right=0)
+
+
+def test_several_labels_are_no_closed_set_but_follow_a_schema() -> None:
+    assert (TASK.closed, TASK.answer_schema()) == (LABELS, None)
+    assert SEVERAL.closed == ()
+    schema = SEVERAL.answer_schema()
+    assert schema == {"type": "array", "items": {"enum": list(LABELS)}, "maxItems": len(LABELS)}
+    jsonschema.validate(["card", "refund"], schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(["other"], schema)
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    assert llguidance.LLMatcher.validate_grammar_with_warnings(grammar) == (False, [])  # every keyword is kept
+    lines = SEVERAL.instructions(())[0].content.splitlines()
+    assert lines[1] == "Answer with a JSON list of all labels from this list that fit, and nothing else:"
+    assert lines[-1] == "Answer [] if none fits."
+
+
+def test_an_answer_has_room_for_every_label_within_limits() -> None:
+    long = "x" * 100
+    assert TASK.max_answer_tokens == 32
+    assert Classify(name="x", labels=(long, "b")).max_answer_tokens == 102
+    assert Classify(name="x", labels=(long, "b"), multiple=True).max_answer_tokens == len(f'["{long}", "b"]') + 2
+    assert Classify(name="x", labels=tuple(f"{long}{i}" for i in range(50)), multiple=True).max_answer_tokens == 1024
 
 
 def test_it_is_a_task() -> None:

@@ -15,15 +15,18 @@ from safetensors.torch import load_file
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.codes import choose_codes
+from smallfirst.models.folder import load_model
 from smallfirst.models.local import load_causal, weights_fingerprint
+from smallfirst.models.manifest import read_manifest
 from smallfirst.models.model import Completion, Request
-from smallfirst.models.scored import Scored, load_model, read_manifest
+from smallfirst.models.scored import Scored
 from smallfirst.tasks.classify import Classify
 from smallfirst.tracking import client, open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
+from smallfirst.training.exam import judge
 from smallfirst.training.loop import Step
-from smallfirst.training.run import Run, judge, train
+from smallfirst.training.run import Run, train
 
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(
@@ -170,7 +173,7 @@ def test_events_tell_the_run_from_creation_to_completion(full: tuple[Run, list[S
     assert events[0].message == "fine-tune of toys/tiny on 48 rows"
     assert events[0].values["config"] == FULL.model_dump()
     assert events[1].values == {"steps": 230}
-    judged = [event.values["validation_accuracy"] for event in events[2:-1]]
+    judged = [event.values["validation_score"] for event in events[2:-1]]
     assert judged == [value for _, value in run.validation_curve]
 
 
@@ -182,7 +185,7 @@ def test_the_curves_are_in_mlflow(full: tuple[Run, list[Step]]) -> None:
     assert [(p.step, p.value) for p in losses] == [(s.step, s.loss) for s in steps]
     rates = store.get_metric_history(run.run_id, "learning_rate")
     assert [p.value for p in rates] == [s.learning_rate for s in steps]
-    judged = store.get_metric_history(run.run_id, "validation_accuracy")
+    judged = store.get_metric_history(run.run_id, "validation_score")
     assert [p.value for p in judged] == [value for _, value in run.validation_curve]
     assert judged[-1].step == 230
 
@@ -216,7 +219,7 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
     with pytest.raises(KeyboardInterrupt):
         bench.train(FULL, tmp_path, on_step=stop)
     assert kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", *["EPOCH_FINISHED"] * 2, "STOPPED"]
-    judged = [event.values["validation_accuracy"] for event in EventLog(tmp_path / "events.jsonl").read()[2:-1]]
+    judged = [event.values["validation_score"] for event in EventLog(tmp_path / "events.jsonl").read()[2:-1]]
     assert accuracy(tmp_path / "model", bench.selection) == max(judged)
     assert not (tmp_path / "run.json").exists()
     assert latest_status(tmp_path) == "KILLED"

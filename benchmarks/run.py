@@ -1,11 +1,11 @@
-"""The whole path on Banking77, and its figures in benchmarks/results/banking77.json.
+"""The whole path on a real set, and its figures in benchmarks/results/SET.json.
 
-    python benchmarks/banking77/run.py             # everything
-    python benchmarks/banking77/run.py --resume    # goes on after the training of the latest run
+    python benchmarks/run.py banking77             # everything
+    python benchmarks/run.py banking77 --resume    # goes on after the training of the latest run
 
-Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets beside the repository; a set is a folder of
-train.jsonl, validation.jsonl and test.jsonl with the fields text and label. About 40 minutes on two cores, 27 of them
-training.
+Sets are the files of benchmarks/sets. Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets
+beside the repository; a set is a folder of train.jsonl, validation.jsonl and test.jsonl. Most of the time is training,
+15 to 30 minutes a set on two cores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from smallfirst import pipeline
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
+from smallfirst.job import Job
 from smallfirst.outcome import outcome_of, table
 from smallfirst.taskfile import TaskFile, read_taskfile
 from smallfirst.training.run import Run
@@ -27,38 +28,43 @@ from smallfirst.watching import Watch
 from smallfirst.workspace import Workspace
 
 HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
+RESULTS = HERE / "results"
 
 
-def data_folder() -> Path:
+def data_folder(name: str) -> Path:
     """Folder of the set. Exits with the places looked in if there is none."""
-    repository = HERE.parents[1]
+    repository = HERE.parent
     places = [Path(os.environ["SMALLFIRST_DATA"])] if "SMALLFIRST_DATA" in os.environ else []
     places.append(repository.parent / "shared" / "datasets")
     for place in places:
-        if (place / "banking77" / "train.jsonl").is_file():
-            return place / "banking77"
+        if (place / name / "train.jsonl").is_file():
+            return place / name
     sys.exit(
-        "Banking77 was not found in " + " or ".join(str(p) for p in places) + ".\n"
-        "It is public (PolyAI, task-specific-datasets, CC BY 4.0): convert it to JSON lines and set SMALLFIRST_DATA."
+        f"{name} was not found in " + " or ".join(str(p) for p in places) + ".\n"
+        "The sets are public; their sources are named in benchmarks/sets. Convert one to JSON lines and set "
+        "SMALLFIRST_DATA."
     )
 
 
-def task_file(folder: Path) -> TaskFile:
+def task_file(name: str, folder: Path) -> TaskFile:
     """The benchmark's task file with its rows in `folder`."""
-    file = read_taskfile(HERE / "task.yaml")
-    data = file.data.model_copy(update={name: folder / f"{name}.jsonl" for name in ("train", "validation", "test")})
+    file = read_taskfile(HERE / "sets" / f"{name}.yaml")
+    data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
     return file.model_copy(update={"data": data})
 
 
 def main() -> None:
-    folder = data_folder()
-    file = task_file(folder)
+    known = sorted(path.stem for path in (HERE / "sets").glob("*.yaml"))
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in known:
+        sys.exit(f"which set? {', '.join(known)}")
+    folder = data_folder(name)
+    file = task_file(name, folder)
     watch = Watch()
-    watch.say(f"Banking77 from {folder}")
+    watch.say(f"{name} from {folder}")
     try:
         if "--resume" in sys.argv:
-            resume(pipeline.Job.read(file, watch))
+            resume(Job.read(file, watch))
         else:
             pipeline.run(file, watch=watch)
     except GateFailed as refusal:
@@ -69,8 +75,8 @@ def main() -> None:
     evaluations = {e.candidate: e for e in workspace.evaluations("test")}
     pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
     result = {
-        "benchmark": "banking77",
-        "command": "python benchmarks/banking77/run.py",
+        "benchmark": name,
+        "command": f"python benchmarks/run.py {name}",
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}, Python {platform.python_version()}",
         "training_minutes": round(run.seconds / 60, 2),
@@ -83,20 +89,17 @@ def main() -> None:
         "outcome": json.loads(outcome.model_dump_json(exclude={"report"})),
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "banking77.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(outcome))
 
 
-def resume(job: pipeline.Job) -> None:
+def resume(job: Job) -> None:
     """The stages after training, on the latest run; candidates already measured are not measured again."""
     workspace = Workspace.latest(job.file.name)
     left = tuple(c for c in job.file.small.ladder if workspace.evaluation(c, "test") is None)
     small = job.file.small.model_copy(update={"ladder": left})
     pipeline.evaluate_stage(job._replace(file=job.file.model_copy(update={"small": small})), workspace)
-    pipeline.gate_stage(job, workspace)
-    pipeline.promote_stage(job, workspace)
-    pipeline.calibrate_stage(job, workspace)
-    pipeline.report_stage(job, workspace)
+    pipeline.after_evaluation(job, workspace)
 
 
 def _processor() -> str:

@@ -1,0 +1,31 @@
+"""From a model's folder to the Model that answers, whatever kind it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.model import Model
+from smallfirst.models.scored import ScoredModel, Scorer
+from smallfirst.pricing import MachinePrice
+
+
+def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
+    """The model in a folder written by training, a linear fit or the registry, ready to answer.
+
+    Raises ConfigError if the folder holds none.
+    """
+    manifest = read_manifest(folder)
+    if manifest.kind == "writes":
+        from smallfirst.models.written import WrittenModel
+
+        return WrittenModel.load(folder, manifest, name=name, price=price)
+    if manifest.kind == "codes":
+        from smallfirst.models.local import LabelScorer
+
+        scorer: Scorer = LabelScorer.load(folder, manifest)
+    else:
+        from smallfirst.models.linear import LinearScorer
+
+        scorer = LinearScorer.load(folder, manifest)
+    return ScoredModel(scorer, manifest, name=name, price=price)

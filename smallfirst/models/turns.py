@@ -1,0 +1,49 @@
+"""A conversation as the tokens that a chat model was made to read, through its own template.
+
+Templates come with the weights and run in the sandbox of transformers. A conversation that is too long loses the middle
+of its last message: instructions before it and the cue behind it always stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import ConfigError
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
+    """Tokens up to where the answer begins.
+
+    Raises ConfigError if what stands before the last message alone is too long.
+    """
+    *before, last = messages
+    ids = _rendered(tokenizer, before, last)
+    words = tokenizer.encode(last.content, add_special_tokens=False) if len(ids) > max_tokens else []
+    keep = len(words)
+    while len(ids) > max_tokens:
+        keep -= len(ids) - max_tokens
+        if keep < 1:
+            raise ConfigError(f"the instructions alone take more than {max_tokens} tokens; show fewer solved examples")
+        half = keep // 2
+        cut = tokenizer.decode(words[: keep - half]) + tokenizer.decode(words[len(words) - half :])
+        ids = _rendered(tokenizer, before, last.model_copy(update={"content": cut}))
+    return ids
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that the template puts behind an answer; the tokenizer's end token if there is no template or none."""
+    if not tokenizer.chat_template:
+        return int(tokenizer.eos_token_id)
+    mark = "answer-stands-here"
+    turns = [Message(role="user", content="?"), Message(role="assistant", content=mark)]
+    text: str = tokenizer.apply_chat_template([turn.model_dump() for turn in turns], tokenize=False)
+    ids = tokenizer.encode(text.rpartition(mark)[2].lstrip(), add_special_tokens=False)
+    return int(ids[0] if ids else tokenizer.eos_token_id)
+
+
+def _rendered(tokenizer: Any, before: Sequence[Message], last: Message) -> list[int]:
+    turns = [message.model_dump() for message in (*before, last)]
+    ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return ids

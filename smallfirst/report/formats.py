@@ -1,0 +1,157 @@
+"""Figures and names as a person reads them: money, time, shares, differences, the paths in plain words.
+
+A figure keeps its unit and loses the digits that nobody can use. The price: what is read here is rounded, and
+whoever computes further takes the record.
+"""
+
+from __future__ import annotations
+
+from markupsafe import Markup, escape
+
+from smallfirst.stats import Estimate
+
+NAMES = {
+    "words": "words + linear",
+    "encoder": "small encoder + linear",
+    "base": "untrained small model",
+    "small": "fine-tuned small model",
+    "routed": "routed: small first",
+    "large": "large model",
+}
+ROLES = {
+    "words": "a linear model on words",
+    "encoder": "a linear model on a small frozen encoder",
+    "base": "a small language model before fine-tuning",
+    "small": "a small language model after fine-tuning",
+    "routed": "small first, the large model for what it is not sure of",
+    "large": "the model to be replaced",
+}
+MEASURES = {
+    "macro_f1": "macro-F1",
+    "weighted_f1": "weighted F1",
+    "in_scope_accuracy": "accuracy within scope",
+    "other_recall": "recall of “other”",
+    "mean_cost": "mean cost of an error",
+    "field_f1": "field F1",
+    "field_precision": "field precision",
+    "field_recall": "field recall",
+    "missing": "fields missing",
+    "invented": "fields invented",
+    "valid": "valid answers",
+    "token_f1": "token F1",
+    "exact_match": "exact match",
+    "micro_f1": "micro-F1",
+    "exact": "all labels right",
+    "other_precision": "precision of “other”",
+    "within_one": "at most one step off",
+    "mean_distance": "mean steps off",
+    "quadratic_kappa": "agreement on the scale (kappa)",
+    "answerable_f1": "token F1 where there is an answer",
+    "abstain_precision": "right when it says “no answer”",
+    "abstain_recall": "“no answer” found",
+}
+LOWER_IS_BETTER = ("missing", "invented", "mean_cost", "mean_distance")
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def usd(amount: float) -> str:
+    """An amount in USD: cents from a dollar up, two significant digits below."""
+    if amount < 0:
+        return f"{MINUS}{usd(-amount)}"
+    if amount >= 99.5:
+        return f"${amount:,.0f}"
+    if amount >= 0.995 or amount == 0:
+        return f"${amount:.2f}"
+    # 0.0028 and never 2.8e-03; two significant digits.
+    digits = 2
+    while round(amount, digits) < 10 ** (1 - digits) and digits < 9:
+        digits += 1
+    return f"${amount:.{digits}f}"
+
+
+def usd_tick(amount: float) -> str:
+    """An amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
+    if amount >= 1000:
+        return f"${short(amount)}"
+    return "$" + f"{amount:.10f}".rstrip("0").rstrip(".")
+
+
+def short(value: float) -> str:
+    """A large number in a few characters: `300k`, `1M`, `2G`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def ms(value: float) -> str:
+    """A latency: two digits below 10 ms, whole ms below a second, then seconds."""
+    if value >= 1000:
+        return f"{value / 1000:.3g}{SPACE}s"
+    return f"{value:.2g}{SPACE}ms" if value < 10 else f"{value:.0f}{SPACE}ms"
+
+
+def rate(per_s: float) -> str:
+    """Requests per second: one decimal below 100."""
+    return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
+
+
+def percent(share: float, *, digits: int = 1) -> str:
+    """A share as a percentage: 0.931 → 93.1 %."""
+    return f"{share * 100:.{digits}f}{SPACE}%"
+
+
+def points(difference: Estimate) -> str:
+    """A difference of shares in percentage points, signed, with its interval."""
+    return f"{signed(difference.value)} points [{signed(difference.low)}, {signed(difference.high)}]"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{share * 100:+.1f}".replace("-", MINUS)
+
+
+def fewer(difference: Estimate) -> str:
+    """The size of a difference in plain words, whatever its sign: `3.2 points (1.0 to 5.4)`."""
+    ends = sorted((abs(difference.low), abs(difference.high)))
+    return f"{abs(difference.value) * 100:.1f} points ({ends[0] * 100:.1f} to {ends[1] * 100:.1f})"
+
+
+def accurate(estimate: Estimate) -> str:
+    """`93.1 % (92.2 to 94.0)`: the value and the range that chance allows."""
+    return f"{percent(estimate.value)} ({estimate.low * 100:.1f} to {estimate.high * 100:.1f})"
+
+
+def p_value(p: float) -> str:
+    """A p-value with four decimals, or `< 0.0001`."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def count(n: int | None) -> str:
+    """A whole number with thousands separated; `never` for None."""
+    return "never" if n is None else f"{n:,}"
+
+
+def measure_name(name: str) -> str:
+    """A measure as a person says it, with a mark where less is better."""
+    words = MEASURES.get(name, name.replace("_", " "))
+    return f"{words} (lower is better)" if name in LOWER_IS_BETTER else words
+
+
+def path_name(candidate: str) -> str:
+    """A path in plain words, its first letter large."""
+    return first_up(NAMES.get(candidate, candidate))
+
+
+def first_up(words: str) -> str:
+    """The words with a large first letter."""
+    return words[:1].upper() + words[1:]
+
+
+def breakable(name: str) -> Markup:
+    """A label or field path that may be broken into lines after `_`, `.` and `]`, escaped."""
+    words = escape(name)
+    for sign in ("_", ".", "]"):
+        words = words.replace(sign, Markup(f"{sign}<wbr>"))
+    return words

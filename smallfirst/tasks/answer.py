@@ -1,0 +1,142 @@
+"""A short answer to a question, with or without a text to find it in.
+
+Open answers are compared as SQuAD does: word F1 against the best gold answer. Answers out of a few choices (yes, no,
+maybe) are a classification and are read as one. The price of the first: a right answer in other words counts as wrong,
+which is what a judge is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import did_you_mean
+from smallfirst.records import Record
+from smallfirst.stats import Estimate, bootstrap_share, wilson
+from smallfirst.tasks.label_measures import label_measures, label_parts, parse_label
+from smallfirst.tasks.scorers import best_score, exact, normalised, token_f1
+from smallfirst.tasks.task import Answered, Part, Shot
+
+
+class Answer(Record):
+    """Questions with short answers. A row's text is its context, if any, a blank line, and the question."""
+
+    kind: Literal["answer"] = "answer"
+    """Tells tasks apart in files."""
+    name: str
+    """Short name, also the name of the served model."""
+    about: str = ""
+    """One sentence on what is asked, told to general models."""
+    choices: tuple[str, ...] = ()
+    """Every allowed answer, such as yes, no and maybe; empty for open answers."""
+    not_answerable: str = ""
+    """What to say when the text holds no answer; empty if every question has one. With choices, one of them."""
+    right_from: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """Token F1 from which an open answer counts as right."""
+    max_answer_tokens: int = pydantic.Field(default=64, ge=1)
+    """Most tokens a written answer may have."""
+
+    @pydantic.model_validator(mode="after")
+    def _choices_are_a_set(self) -> Answer:
+        if len(self.choices) == 1:
+            raise ValueError("a question with choices needs at least two")
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices repeat")
+        if self.choices and self.not_answerable and self.not_answerable not in self.choices:
+            near = did_you_mean(self.not_answerable, self.choices)
+            raise ValueError(f'not_answerable "{self.not_answerable}" must be one of the choices{near}')
+        return self
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """The choices; empty for open answers."""
+        return self.choices
+
+    def prompt(self, text: str) -> str:
+        """The text and a cue of one token, as in a classification."""
+        return f"{text.strip()} =>"
+
+    def target(self, answer: str) -> str:
+        """The answer after a space."""
+        return f" {answer}"
+
+    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
+        """System message with the job and how to say that there is no answer, then the solved examples as turns."""
+        lines = [self.about or "Answer the user's question."]
+        if self.choices:
+            lines += ["Answer with exactly one of these and nothing else:", *(f"- {c}" for c in self.choices)]
+        else:
+            lines.append("Answer with the shortest exact answer and nothing else: no sentence, no explanation.")
+        if self.not_answerable:
+            lines.append(f"If there is no answer to be found, answer: {self.not_answerable}")
+        turns = [Message(role="system", content="\n".join(lines))]
+        for shot in shots:
+            turns.append(Message(role="user", content=shot.text))
+            turns.append(Message(role="assistant", content=shot.answer))
+        return tuple(turns)
+
+    def answer_schema(self) -> None:
+        """None: a short answer is no JSON."""
+
+    def parse(self, text: str) -> str | None:
+        """What stands before the first blank line; of choices the one that it is, or the only one it mentions."""
+        said = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0].strip()
+        if self.choices:
+            return parse_label(self.choices, said)
+        return self.not_answerable if self._abstains(said) else said or None
+
+    def score(self, golds: Sequence[str], answer: str | None) -> float:
+        """Token F1 against the best gold answer. A choice, and saying that there is no answer, is right or wrong."""
+        if self.choices:
+            return float(answer in golds)
+        if answer is not None and self._abstains(answer):
+            return float(self._has_none(golds))
+        return best_score(token_f1, [gold for gold in self._read(golds) if not self._abstains(gold)], answer)
+
+    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+        """`token_f1` and `exact_match` of open answers, the figures of a classification for choices.
+
+        Where a question may have no answer, also `abstain_precision` and `abstain_recall` (of the answers that say so,
+        and of the rows that have none) and for open answers `answerable_f1` (token F1 on rows that have one).
+        """
+        abstaining = self._abstaining(rows) if self.not_answerable else {}
+        if self.choices:
+            return {**label_measures(self.choices, rows), **abstaining}
+        same = sum(self._is_gold(row) for row in rows)
+        found = {"token_f1": _mean([row.score for row in rows]), "exact_match": wilson(same, len(rows))}
+        if self.not_answerable:
+            found["answerable_f1"] = _mean([row.score for row in rows if not self._has_none(row.golds)])
+        return {**found, **abstaining}
+
+    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+        """Counts by choice; open answers have no parts."""
+        return label_parts(self.choices, rows) if self.choices else ()
+
+    def _abstains(self, text: str) -> bool:
+        return bool(self.not_answerable) and normalised(text) == normalised(self.not_answerable)
+
+    def _has_none(self, golds: Sequence[str]) -> bool:
+        return any(self._abstains(gold) for gold in golds)
+
+    def _read(self, golds: Sequence[str]) -> list[str]:
+        """Gold answers as `parse` would read them: what stands after a blank line cannot be asked of an answer."""
+        return [self.parse(gold) or gold for gold in golds]
+
+    def _is_gold(self, row: Answered) -> bool:
+        return best_score(exact, self._read(row.golds), row.answer) == 1.0
+
+    def _abstaining(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+        said = [row.answer is not None and self._abstains(row.answer) for row in rows]
+        there = [self._has_none(row.golds) for row in rows]
+        both = sum(s and t for s, t in zip(said, there, strict=True))
+        return {"abstain_precision": wilson(both, sum(said)), "abstain_recall": wilson(both, sum(there))}
+
+
+def _mean(scores: Sequence[float]) -> Estimate:
+    values = np.array(scores, dtype=float)
+    return bootstrap_share(lambda at: float(values[at].mean()), len(values))

@@ -1,0 +1,91 @@
+"""Open text, judged by scorers the user names: what classify, extract and answer do not cover.
+
+A scorer is a plain function of question, answer and gold answer (see `scorers`). The first one named gives a row its
+score; all of them are reported. The price: whether the figures mean anything is up to the scorers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from smallfirst.data.dataset import Message
+from smallfirst.records import Record
+from smallfirst.stats import Estimate, bootstrap_share
+from smallfirst.tasks.scorers import best_score, check_scorer, resolve
+from smallfirst.tasks.task import Answered, Part, Shot
+
+
+class Chat(Record):
+    """A task whose answers are open text."""
+
+    kind: Literal["chat"] = "chat"
+    """Tells tasks apart in files."""
+    name: str
+    """Short name, also the name of the served model."""
+    about: str = ""
+    """What is to be written, told to general models."""
+    scorers: tuple[str, ...] = ("token_f1",)
+    """Names of scorers; the first one gives the score, all are reported."""
+    right_from: float = pydantic.Field(default=0.5, gt=0, le=1)
+    """Score of the first scorer from which an answer counts as right."""
+    max_answer_tokens: int = pydantic.Field(default=256, ge=1)
+    """Most tokens a written answer may have."""
+
+    @pydantic.model_validator(mode="after")
+    def _scorers_are_known(self) -> Chat:
+        if not self.scorers:
+            raise ValueError("open text needs at least one scorer, such as token_f1")
+        if len(set(self.scorers)) < len(self.scorers):
+            raise ValueError("scorers repeat")
+        for name in self.scorers:
+            check_scorer(name, where=f"task {self.name}")  # before anything is trained or paid for
+        return self
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Empty: the answers are open text."""
+        return ()
+
+    def prompt(self, text: str) -> str:
+        """The text and a cue of one token, as in a classification."""
+        return f"{text.strip()} =>"
+
+    def target(self, answer: str) -> str:
+        """The answer after a space."""
+        return f" {answer}"
+
+    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
+        """System message with the job, then the solved examples as earlier turns."""
+        turns = [Message(role="system", content=self.about or "Answer the user's message.")]
+        for shot in shots:
+            turns.append(Message(role="user", content=shot.text))
+            turns.append(Message(role="assistant", content=shot.answer))
+        return tuple(turns)
+
+    def answer_schema(self) -> None:
+        """None: open text is no JSON."""
+
+    def parse(self, text: str) -> str | None:
+        """The whole text; None if it is blank."""
+        return text.strip() or None
+
+    def score(self, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
+        """What the first scorer gives for the best gold answer."""
+        return best_score(resolve(self.scorers[0]), golds, answer, question=question)
+
+    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+        """Mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
+        return {name: self._mean(name, rows) for name in self.scorers}
+
+    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+        """Empty: open text has no parts."""
+        return ()
+
+    def _mean(self, name: str, rows: Sequence[Answered]) -> Estimate:
+        scorer = resolve(name)
+        scores = np.array([best_score(scorer, row.golds, row.answer, question=row.text) for row in rows], dtype=float)
+        return bootstrap_share(lambda at: float(scores[at].mean()), len(scores))

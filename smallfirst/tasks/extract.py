@@ -1,0 +1,153 @@
+"""Fields of a JSON schema, read out of a text.
+
+An answer is one JSON object in canonical form, written under a grammar that allows nothing else and validated all the
+same. A row is right if every field is; the figures of fields say how near the others are. The price of a closed schema:
+what it has no field for cannot be said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pydantic
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import did_you_mean
+from smallfirst.records import Record
+from smallfirst.stats import Estimate
+from smallfirst.tasks.field_measures import field_measures, field_parts, field_score
+from smallfirst.tasks.json_answer import json_answers
+from smallfirst.tasks.normalise import Normaliser
+from smallfirst.tasks.schema import FieldSpec, alternatives, check_schema, closed_schema, fields_of
+from smallfirst.tasks.schema_rules import SCALARS, Schema, types_of
+from smallfirst.tasks.task import Answered, Part, Shot
+
+_WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
+
+
+class Extract(Record):
+    """Fields to be read out of texts."""
+
+    kind: Literal["extract"] = "extract"
+    """Tells tasks apart in files."""
+    name: str
+    """Short name, also the name of the served model."""
+    about: str = ""
+    """One sentence on the job, told to general models."""
+    json_schema: dict[str, Any]
+    """JSON schema of an answer (see `schema_rules` for what it may say); kept in its closed form."""
+    normalise: dict[str, Normaliser] = {}
+    """How values are compared, by field path (`date`, `items[].price`); where nothing is said as they stand."""
+    max_answer_tokens: int = pydantic.Field(default=192, ge=1)
+    """Most tokens an answer may have."""
+
+    @pydantic.field_validator("json_schema", mode="before")
+    @classmethod
+    def _schema_is_usable(cls, schema: Any) -> dict[str, Any]:
+        check_schema(schema)
+        return closed_schema(schema)
+
+    @pydantic.model_validator(mode="after")
+    def _normalise_names_fields(self) -> Extract:
+        paths = [field.path for field in self.fields]
+        wrong = [f'"{path}"{did_you_mean(path, paths)}' for path in self.normalise if path not in paths]
+        if wrong:
+            raise ValueError(f"normalise names fields that the schema has not: {', '.join(wrong)}")
+        return self
+
+    @property
+    def fields(self) -> tuple[FieldSpec, ...]:
+        """Every place for a value, in schema order."""
+        return fields_of(self.json_schema)
+
+    @property
+    def closed(self) -> tuple[str, ...]:
+        """Empty: answers are written."""
+        return ()
+
+    @property
+    def right_from(self) -> float:
+        """Every field must be right."""
+        return 1.0
+
+    def prompt(self, text: str) -> str:
+        """The text and a cue of one token, as in a classification."""
+        return f"{text.strip()} =>"
+
+    def target(self, answer: str) -> str:
+        """The canonical JSON as it is: the first bracket follows the cue, as the grammar writes it."""
+        return answer
+
+    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
+        """System message with the job and the fields, then the solved examples as earlier turns.
+
+        Fields are listed where they all stand side by side; a nested answer is told by its schema.
+        """
+        fields = self.fields
+        lines = [self.about or "Read the user's message and give its fields."]
+        if _can_be_listed(self.json_schema):
+            lines.append("Answer with one JSON object of these fields, and nothing else:")
+            lines += map(_told, fields)
+        else:
+            lines.append("Answer with one JSON object that follows this JSON schema, and nothing else:")
+            lines.append(json.dumps(self.json_schema, ensure_ascii=False, separators=(",", ":")))
+        if any(not field.required for field in fields):
+            lines.append("Leave out a field that the message says nothing about.")
+        if any(field.required and field.nullable for field in fields):
+            lines.append("A field that must be there is null if the message says nothing about it.")
+        turns = [Message(role="system", content="\n".join(lines))]
+        for shot in shots:
+            turns.append(Message(role="user", content=shot.text))
+            turns.append(Message(role="assistant", content=shot.answer))
+        return tuple(turns)
+
+    def answer_schema(self) -> dict[str, Any]:
+        """The closed schema."""
+        return self.json_schema
+
+    def parse(self, text: str) -> str | None:
+        """The first JSON object in `text` that the schema allows, in canonical form.
+
+        Prose and code fences around it do no harm. An object that is cut off, names a field twice, holds NaN or
+        Infinity, or breaks the schema is no answer.
+        """
+        return json_answers(json.dumps(self.json_schema)).read(text)
+
+    def score(self, golds: Sequence[str], answer: str | None) -> float:
+        """1 if every field is right; else the F1 over fields, below 1, best over the gold answers."""
+        return field_score(golds, answer, self.normalise)
+
+    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+        """`field_f1`, `field_precision`, `field_recall` over all values, `missing`, `invented`, `valid`."""
+        return field_measures(rows, self.normalise)
+
+    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+        """Counts by field path."""
+        return field_parts([field.path for field in self.fields], rows, self.normalise)
+
+
+def _can_be_listed(schema: Schema) -> bool:
+    """True if each field holds plain values, or a list of such, and there are no others."""
+    for field in schema.get("properties", {}).values():
+        options = [option for option in alternatives(schema, field) if types_of(option) != ("null",)]
+        lists = [option for option in options if "array" in types_of(option)]
+        if lists and (len(lists) < len(options) or any(set(types_of(one)) - {"array", "null"} for one in lists)):
+            return False
+        held = [item for one in lists for item in alternatives(schema, one["items"])] if lists else options
+        if not all(set(types_of(one)) <= {*SCALARS} for one in held):
+            return False
+    return not schema["additionalProperties"]
+
+
+def _told(field: FieldSpec) -> str:
+    """One line on a field, for a general model."""
+    if field.enum:
+        allowed = ", ".join(json.dumps(value, ensure_ascii=False) for value in field.enum)
+        what = f"list, each one of {allowed}" if field.is_list else f"one of {allowed}"
+    else:
+        kinds = " or ".join(_WORDS[kind] for kind in field.type.split("|"))
+        what = f"list of {kinds}" if field.is_list else kinds
+    more = [what, *["or null"] * field.nullable, *["always there"] * field.required]
+    return f"- {field.path}: {', '.join(more)}" + (f" ({field.about})" if field.about else "")

@@ -1,0 +1,172 @@
+"""How right an open answer is, by a plain function: a few built in, and any that an installed package registers.
+
+A scorer is `(question, answer, gold) -> float in [0, 1]`. Files name scorers, they never point at code: a name is one
+of the built-in ones, or one that a package registers under the entry point group "smallfirst.scorers". So reading a
+task file runs nothing that was not installed on purpose. The price: a scorer needs a package, be it of one file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import numbers
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from smallfirst.errors import ConfigError, did_you_mean
+
+Scorer = Callable[[str, str, str], float]
+"""Question, answer and gold answer to a number in [0, 1]."""
+
+GROUP = "smallfirst.scorers"
+"""Entry point group under which packages register scorers."""
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_HOW_TO = f"""install a package whose pyproject.toml says
+  [project.entry-points."{GROUP}"]
+  NAME = "module:function"   # (question, answer, gold) -> float in [0, 1]"""
+
+
+def normalised(text: str) -> str:
+    """`text` without case, punctuation, articles and spare white space, as SQuAD compares answers.
+
+    Punctuation is dropped, not turned into a space: "e-mail" is "email". A text of nothing but articles and
+    punctuation stands for itself, so that "The The" or "+" can be an answer.
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(c for c in plain if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    return " ".join(_ARTICLES.sub(" ", kept).split()) or " ".join(plain.split())
+
+
+def word_f1(answer: str, gold: str) -> float:
+    """F1 of the words of two texts after `normalised`, each word counted as often as it occurs (SQuAD's token F1).
+
+    A script written without spaces makes one word, so there it is 1 for the same text and else 0.
+    """
+    said, there = normalised(answer).split(), normalised(gold).split()
+    shared = (Counter(said) & Counter(there)).total()
+    return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
+
+
+def exact(question: str, answer: str, gold: str) -> float:
+    """1 if both are the same after `normalised`, else 0."""
+    return float(normalised(answer) == normalised(gold))
+
+
+def token_f1(question: str, answer: str, gold: str) -> float:
+    """F1 of the words that answer and gold share."""
+    return word_f1(answer, gold)
+
+
+def rouge_l(question: str, answer: str, gold: str) -> float:
+    """F1 of the longest run of words, gaps allowed, that both say in the same order (Lin 2004)."""
+    said, there = _words(answer), _words(gold)
+    if not said or not there:
+        return float(said == there)
+    return 2 * _longest_common(said, there) / (len(said) + len(there))
+
+
+def length_ratio(question: str, answer: str, gold: str) -> float:
+    """The shorter text's number of words over the longer one's: 1 if both are as long."""
+    shorter, longer = sorted((len(answer.split()), len(gold.split())))
+    return shorter / longer if longer else 1.0
+
+
+def contains(question: str, answer: str, gold: str) -> float:
+    """1 if the answer says the gold answer somewhere, word for word after `normalised`, else 0."""
+    return float(f" {normalised(gold)} " in f" {normalised(answer)} ")
+
+
+BUILT_IN: dict[str, Scorer] = {scorer.__name__: scorer for scorer in (exact, token_f1, rouge_l, length_ratio, contains)}
+"""Scorers that are always there, by name. A package cannot replace them."""
+
+
+def check_scorer(name: str, *, where: str) -> None:
+    """Nothing if `name` is known, without loading its code. Raises ConfigError, naming `where`, if it is not."""
+    if name not in BUILT_IN:
+        _entry_point(name, where=f"{where}: ")
+
+
+@lru_cache
+def resolve(name: str) -> Scorer:
+    """The scorer of that name; what it returns is checked at each call.
+
+    Raises ConfigError if the name is unknown, if its package cannot be loaded, or, when called, if the function fails
+    or returns something that is no number in [0, 1].
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    entry = _entry_point(name)
+    try:
+        function = entry.load()
+    except Exception as error:  # a user's module may fail in any way
+        raise ConfigError(
+            f'scorer "{name}" ({entry.value}) cannot be loaded: {type(error).__name__}: {error}',
+            hint="mend the package that registers it",
+        ) from error
+    if not callable(function):
+        raise ConfigError(
+            f'scorer "{name}" ({entry.value}) is no function but {function!r}',
+            hint="register a function (question, answer, gold) -> float",
+        )
+    return _checked(name, entry.value, function)
+
+
+def best_score(scorer: Scorer, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
+    """The best score over the gold answers; no answer scores 0."""
+    return 0.0 if answer is None else max((scorer(question, answer, gold) for gold in golds), default=0.0)
+
+
+def _entry_point(name: str, *, where: str = "") -> importlib.metadata.EntryPoint:
+    registered = importlib.metadata.entry_points(group=GROUP)
+    found = sorted({entry.value: entry for entry in registered if entry.name == name}.items())
+    if len(found) > 1:
+        values = " and ".join(value for value, _ in found)
+        raise ConfigError(f'{where}scorer "{name}" is registered twice: {values}', hint="uninstall one of the packages")
+    if found:
+        return found[0][1]
+    known = sorted({*BUILT_IN, *(entry.name for entry in registered)})
+    raise ConfigError(
+        f'{where}unknown scorer "{name}"{did_you_mean(name, known)} (known: {", ".join(known)})',
+        hint=f"to add one of your own, {_HOW_TO}",
+    )
+
+
+def _checked(name: str, source: str, function: Scorer) -> Scorer:
+    def checked(question: str, answer: str, gold: str) -> float:
+        try:
+            value = function(question, answer, gold)
+        except Exception as error:
+            raise ConfigError(
+                f'scorer "{name}" ({source}) failed on the answer "{answer[:80]}": {type(error).__name__}: {error}',
+                hint="mend the function, then measure again",
+            ) from error
+        if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+            raise ConfigError(
+                f'scorer "{name}" ({source}) returned {value!r} for the answer "{answer[:80]}"; '
+                "it must return a number from 0 to 1",
+                hint="mend the function, then measure again",
+            )
+        return float(value)
+
+    return checked
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Length of the longest common subsequence, a row of the usual table at a time as bits (Hyyrö 2004)."""
+    at: dict[str, int] = {}
+    for i, word in enumerate(first):
+        at[word] = at.get(word, 0) | 1 << i
+    everything = (1 << len(first)) - 1
+    row = everything
+    for word in second:
+        hit = row & at.get(word, 0)
+        row = (row + hit | row - hit) & everything
+    return len(first) - row.bit_count()

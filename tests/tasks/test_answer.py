@@ -1,0 +1,199 @@
+"""Short answers: what is read as the answer, how right it is, and when saying nothing is right."""
+
+from __future__ import annotations
+
+import pydantic
+import pytest
+
+from smallfirst.data.dataset import Message
+from smallfirst.stats import wilson
+from smallfirst.tasks.answer import Answer
+from smallfirst.tasks.task import Answered, Shot, Task
+
+OPEN = Answer(name="rules")
+CHOICES = Answer(name="pubmed", choices=("yes", "no", "maybe"))
+NONE = Answer(name="rules", not_answerable="not answerable")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 308", "308"),
+        ("308\n\nBecause the text says so.", "308"),
+        ("\n\n  the Denver\nBroncos \n \nThat is all", "the Denver\nBroncos"),
+        ("", None),
+        (" \n\n ", None),
+    ],
+)
+def test_an_open_answer_is_what_stands_before_the_first_blank_line(text: str, answer: str | None) -> None:
+    assert OPEN.parse(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("yes", "yes"),
+        (" Yes.", "yes"),
+        ("The answer is: MAYBE", "maybe"),
+        ("maybe\n\nno evidence, yes?", "maybe"),
+        ("yes or no", None),
+        ("nobody knows", None),
+        ("", None),
+    ],
+)
+def test_one_of_a_few_choices_is_read_as_a_label_is(text: str, answer: str | None) -> None:
+    assert CHOICES.parse(text) == answer
+
+
+@pytest.mark.parametrize("text", ["not answerable", " Not answerable.", "NOT  ANSWERABLE\n\nThe text is silent."])
+def test_every_way_of_writing_that_there_is_no_answer_is_read_as_one(text: str) -> None:
+    assert NONE.parse(text) == "not answerable"
+
+
+def test_a_longer_answer_that_mentions_it_is_an_answer() -> None:
+    assert NONE.parse("It is not answerable") == "It is not answerable"
+    assert OPEN.parse("Not answerable.") == "Not answerable."
+
+
+@pytest.mark.parametrize("task", [OPEN, NONE])
+def test_an_open_answer_scores_its_token_f1_with_the_best_gold_answer(task: Answer) -> None:
+    golds = ("14 December 1972 UTC", "December 1972")
+    assert task.score(golds, "december, 1972") == 1.0
+    assert task.score(golds, "in December 1972") == pytest.approx(4 / 5)  # 2 of 3 said, 2 of 2 there
+    assert task.score(golds, "1969") == 0.0
+    assert task.score(golds, None) == 0.0
+
+
+def test_a_gold_answer_with_a_blank_line_can_be_reached() -> None:
+    gold = "Perry\n\n107"
+    answer = OPEN.parse(OPEN.target(gold))
+    assert OPEN.score((gold,), answer) == 1.0
+    assert OPEN.measures([Answered((gold,), answer, 1.0)])["exact_match"] == wilson(1, 1)
+
+
+def test_a_choice_is_right_or_wrong() -> None:
+    assert (CHOICES.score(("yes",), "yes"), CHOICES.score(("yes",), "no"), CHOICES.score(("yes",), None)) == (1, 0, 0)
+
+
+def test_saying_that_there_is_no_answer_is_right_only_where_there_is_none() -> None:
+    assert NONE.score(("not answerable",), "not answerable") == 1.0
+    assert NONE.score(("Not answerable.",), "not answerable") == 1.0
+    assert NONE.score(("308",), "not answerable") == 0.0
+    assert NONE.score(("308", "not answerable"), "not answerable") == 1.0
+    assert NONE.score(("not answerable",), None) == 0.0
+
+
+def test_an_answer_where_there_is_none_earns_nothing_for_the_words_it_shares() -> None:
+    assert NONE.score(("not answerable",), "not 308") == 0.0
+    assert NONE.score(("not answerable", "308"), "308") == 1.0
+
+
+def answered(task: Answer, *rows: tuple[tuple[str, ...], str | None]) -> list[Answered]:
+    return [Answered(golds, answer, task.score(golds, answer)) for golds, answer in rows]
+
+
+def test_open_answers_are_measured_by_token_f1_and_exact_match() -> None:
+    rows = answered(
+        OPEN,
+        (("Denver Broncos",), "the Denver Broncos"),
+        (("Denver Broncos",), "Broncos Denver"),  # all its words, in another order
+        (("December 1972",), "in December 1972"),
+        (("308",), None),
+    )
+    found = OPEN.measures(rows)
+    assert list(found) == ["token_f1", "exact_match"]
+    assert found["token_f1"].value == pytest.approx((1 + 1 + 0.8 + 0) / 4)
+    assert 0 <= found["token_f1"].low < found["token_f1"].value < found["token_f1"].high <= 1
+    assert found["exact_match"] == wilson(1, 4)
+    assert OPEN.parts(rows) == ()
+
+
+def test_where_a_question_may_have_no_answer_saying_so_is_measured_apart() -> None:
+    rows = answered(
+        NONE,
+        (("308",), "308"),
+        (("December 1972",), "in December 1972"),
+        (("Denver",), "not answerable"),
+        (("not answerable",), "not answerable"),
+        (("not answerable",), "Denver"),
+        (("not answerable",), None),
+    )
+    found = NONE.measures(rows)
+    assert list(found) == ["token_f1", "exact_match", "answerable_f1", "abstain_precision", "abstain_recall"]
+    assert found["token_f1"].value == pytest.approx((1 + 0.8 + 0 + 1 + 0 + 0) / 6)
+    assert found["exact_match"] == wilson(2, 6)
+    assert found["answerable_f1"].value == pytest.approx((1 + 0.8 + 0) / 3)
+    assert found["answerable_f1"].n == 3
+    assert found["abstain_precision"] == wilson(1, 2)
+    assert found["abstain_recall"] == wilson(1, 3)
+
+
+def test_choices_are_measured_as_a_classification() -> None:
+    rows = answered(CHOICES, (("yes",), "yes"), (("yes",), "no"), (("no",), "no"), (("maybe",), None))
+    # yes: 2 * 1 / (1 said + 2 there), no: 2 * 1 / (2 + 1), maybe: 0
+    assert CHOICES.measures(rows)["macro_f1"].value == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    counts = [(part.name, part.n_gold, part.n_said, part.n_right) for part in CHOICES.parts(rows)]
+    assert counts == [("yes", 2, 1, 1), ("no", 1, 2, 1), ("maybe", 1, 0, 0)]
+
+
+def test_one_of_the_choices_may_be_that_there_is_no_answer() -> None:
+    task = Answer(name="x", choices=("yes", "no", "unknown"), not_answerable="unknown")
+    rows = answered(task, (("unknown",), "unknown"), (("yes",), "unknown"), (("unknown",), "no"))
+    found = task.measures(rows)
+    assert (found["abstain_precision"], found["abstain_recall"]) == (wilson(1, 2), wilson(1, 2))
+    assert found["macro_f1"].n == 3
+
+
+def test_no_rows_have_no_figures_but_are_no_error() -> None:
+    assert [estimate.n for estimate in NONE.measures([]).values()] == [0] * 5
+
+
+def test_a_general_model_is_told_to_answer_briefly_and_shown_solved_rows() -> None:
+    system, user, assistant = NONE.instructions((Shot("A text.\n\nHow many?", "308"),))
+    assert system == Message(
+        role="system",
+        content="Answer the user's question.\n"
+        "Answer with the shortest exact answer and nothing else: no sentence, no explanation.\n"
+        "If there is no answer to be found, answer: not answerable",
+    )
+    assert (user.role, user.content) == ("user", "A text.\n\nHow many?")
+    assert (assistant.role, assistant.content) == ("assistant", "308")
+
+
+def test_a_general_model_is_told_the_choices() -> None:
+    task = CHOICES.model_copy(update={"about": "Does the abstract say so?"})
+    assert task.instructions(())[0].content == (
+        "Does the abstract say so?\nAnswer with exactly one of these and nothing else:\n- yes\n- no\n- maybe"
+    )
+
+
+def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after_a_space() -> None:
+    assert OPEN.prompt(" A text.\n\nHow many?\n") == "A text.\n\nHow many? =>"
+    assert OPEN.target("308") == " 308"
+    assert OPEN.parse(OPEN.target("308")) == "308"
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"choices": ("yes",)}, "a question with choices needs at least two"),
+        ({"choices": ("yes", "no", "yes")}, "choices repeat"),
+        (
+            {"choices": ("yes", "no", "unknown"), "not_answerable": "unknwon"},
+            'not_answerable "unknwon" must be one of the choices — did you mean "unknown"?',
+        ),
+        ({"right_from": 0}, "greater than 0"),
+        ({"right_from": 1.1}, "less than or equal to 1"),
+        ({"max_answer_tokens": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=rule.replace("?", r"\?")):
+        Answer(name="x", **values)
+
+
+def test_it_is_a_task_and_its_choices_are_a_closed_set() -> None:
+    task: Task = OPEN
+    assert (task.name, task.closed, task.right_from, task.max_answer_tokens) == ("rules", (), 1.0, 64)
+    assert task.answer_schema() is None
+    assert CHOICES.closed == ("yes", "no", "maybe")

@@ -1,0 +1,205 @@
+"""Scorers: built-in ones by hand, and plain functions that installed packages register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.errors import ConfigError
+from smallfirst.tasks.scorers import BUILT_IN, best_score, check_scorer, normalised, resolve, word_f1
+
+WORDS = st.lists(st.sampled_from(["red", "green", "blue", "sea", "sky"]), max_size=12)
+Register = Callable[[str, str, str], None]
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Puts an installed package with one module and one line of entry points where Python finds it."""
+
+    def install(package: str, code: str, entry: str) -> None:
+        (tmp_path / f"{package}.py").write_text(code)
+        info = tmp_path / f"{package}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[smallfirst.scorers]\n{entry}\n")
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return install
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("The  Impalas!", "impalas"),
+        ("an e-mail", "email"),
+        ("802.11a", "80211a"),
+        ("Theatre and a band", "theatre and band"),  # articles are whole words
+        ("\u2018Rolling\u2019 \u2013 Stones", "rolling stones"),
+        ("Straße", "strasse"),
+        ("Cafe\u0301", "café"),  # two ways to write one letter
+        ("$5", "5"),
+        ("The The", "the the"),
+        ("+", "+"),
+        (" ", ""),
+    ],
+)
+def test_case_punctuation_articles_and_white_space_make_no_difference(text: str, plain: str) -> None:
+    assert normalised(text) == plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "f1"),
+    [
+        ("14 December 1972", "December 1972", 4 / 5),  # 2 shared of 3 said and 2 there
+        ("the red red rose", "a red rose", 4 / 5),  # a word counts as often as it stands in both
+        ("red red", "red red red rose", 2 * 2 / 6),
+        ("Denver Broncos", "Carolina Panthers", 0.0),
+        ("the Denver Broncos.", "Denver Broncos", 1.0),
+        ("Broncos Denver", "Denver Broncos", 1.0),
+        ("+", "-", 0.0),
+        ("+", "+", 1.0),
+        ("", "red", 0.0),
+    ],
+)
+def test_word_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) -> None:
+    assert word_f1(answer, gold) == pytest.approx(f1, abs=1e-12)
+    assert resolve("token_f1")("", answer, gold) == word_f1(answer, gold) == word_f1(gold, answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "gold", "score"),
+    [
+        ("exact", "The Impalas.", "impalas", 1.0),
+        ("exact", "Broncos Denver", "Denver Broncos", 0.0),
+        ("rouge_l", "police kill the gunman", "police killed the gunman", 3 / 4),
+        ("rouge_l", "the gunman kill police", "police killed the gunman", 2 / 4),
+        ("rouge_l", "police", "police killed the gunman", 2 / 5),
+        ("rouge_l", "", "", 1.0),
+        ("rouge_l", "", "police", 0.0),
+        ("length_ratio", "one two", "one two three four", 0.5),
+        ("length_ratio", "one two three four", "a b", 0.5),
+        ("length_ratio", "", "", 1.0),
+        ("contains", "It was the Denver Broncos, in 2016.", "Denver Broncos", 1.0),
+        ("contains", "It was in 20161.", "2016", 0.0),
+    ],
+)
+def test_built_in_scorers_by_hand(name: str, answer: str, gold: str, score: float) -> None:
+    assert resolve(name)("", answer, gold) == pytest.approx(score, abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(WORDS, WORDS)
+def test_the_longest_common_run_is_that_of_the_textbook_table(first: list[str], second: list[str]) -> None:
+    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+    total = len(first) + len(second)
+    expected = 2 * table[-1][-1] / total if total else 1.0
+    assert resolve("rouge_l")("", " ".join(first), " ".join(second)) == pytest.approx(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(BUILT_IN)), st.text(max_size=20), st.text(max_size=20))
+def test_every_built_in_score_is_from_0_to_1_and_1_for_the_gold_answer(name: str, answer: str, gold: str) -> None:
+    assert 0.0 <= resolve(name)("", answer, gold) <= 1.0
+    assert resolve(name)("", gold, gold) == 1.0
+
+
+def test_the_best_gold_answer_counts_and_no_answer_scores_0() -> None:
+    scorer = resolve("exact")
+    assert best_score(scorer, ("red", "blue"), "blue") == 1.0
+    assert best_score(scorer, ("red", "blue"), None) == 0.0
+    assert best_score(scorer, (), "blue") == 0.0
+
+
+def test_a_function_of_an_installed_package_is_found_by_its_name(register: Register) -> None:
+    code = "def polite(question, answer, gold):\n    return 'please' in answer and question == 'Q' and gold == 'G'\n"
+    register("manners", code, "polite = manners:polite")
+    check_scorer("polite", where="task x")
+    polite = resolve("polite")
+    assert (polite("Q", "yes please", "G"), polite("Q", "yes", "G")) == (1.0, 0.0)
+
+
+def test_a_name_is_checked_without_running_the_package(register: Register) -> None:
+    register("broken_scorer", "raise RuntimeError('no licence')\n", "broken = broken_scorer:f")
+    check_scorer("broken", where="task x")
+    with pytest.raises(ConfigError) as caught:
+        resolve("broken")
+    assert str(caught.value) == (
+        'scorer "broken" (broken_scorer:f) cannot be loaded: RuntimeError: no licence\n'
+        "  next: mend the package that registers it"
+    )
+
+
+def test_an_unknown_scorer_is_refused_with_the_known_ones_and_how_to_add_one(register: Register) -> None:
+    register("manners_too", "def kind(question, answer, gold):\n    return 1\n", "kind = manners_too:kind")
+    with pytest.raises(ConfigError) as caught:
+        check_scorer("tokenf1", where="task desk")
+    assert str(caught.value) == (
+        'task desk: unknown scorer "tokenf1" — did you mean "token_f1"? '
+        "(known: contains, exact, kind, length_ratio, rouge_l, token_f1)\n"
+        "  next: to add one of your own, install a package whose pyproject.toml says\n"
+        '  [project.entry-points."smallfirst.scorers"]\n'
+        '  NAME = "module:function"   # (question, answer, gold) -> float in [0, 1]'
+    )
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "os.path.join", "smallfirst.tasks.scorers:exact"])
+def test_a_path_to_code_is_no_name_of_a_scorer(name: str) -> None:
+    with pytest.raises(ConfigError, match=f'unknown scorer "{name}"'):
+        resolve(name)
+
+
+def test_two_packages_under_one_name_are_refused(register: Register) -> None:
+    for package in ("first_twin", "other_twin"):
+        register(package, "def twin(question, answer, gold):\n    return 1\n", f"twin = {package}:twin")
+    with pytest.raises(ConfigError, match='scorer "twin" is registered twice: first_twin:twin and other_twin:twin'):
+        resolve("twin")
+
+
+def test_a_built_in_scorer_cannot_be_replaced_by_a_package(register: Register) -> None:
+    register("cheat", "def exact(question, answer, gold):\n    return 1\n", "exact = cheat:exact")
+    assert resolve("exact")("", "red", "blue") == 0.0
+
+
+def test_what_is_registered_must_be_a_function(register: Register) -> None:
+    register("number_seven", "seven = 7\n", "seven = number_seven:seven")
+    with pytest.raises(ConfigError, match=r'scorer "seven" \(number_seven:seven\) is no function but 7'):
+        resolve("seven")
+
+
+@pytest.mark.parametrize(
+    ("package", "value", "shown"),
+    [
+        ("far_off", "3.5", "3.5"),
+        ("below_zero", "-0.1", "-0.1"),
+        ("not_a_number", "float('nan')", "nan"),
+        ("a_word", "'good'", "'good'"),
+        ("nothing", "None", "None"),
+    ],
+)
+def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
+    register: Register, package: str, value: str, shown: str
+) -> None:
+    register(package, f"def f(question, answer, gold):\n    return {value}\n", f"{package} = {package}:f")
+    with pytest.raises(ConfigError) as caught:
+        resolve(package)("Q", "yes", "G")
+    assert str(caught.value) == (
+        f'scorer "{package}" ({package}:f) returned {shown} for the answer "yes"; it must return a number from 0 to 1\n'
+        "  next: mend the function, then measure again"
+    )
+
+
+def test_a_scorer_that_fails_is_named_with_the_answer_it_failed_on(register: Register) -> None:
+    register("divider", "def f(question, answer, gold):\n    return 1 / 0\n", "divider = divider:f")
+    with pytest.raises(ConfigError) as caught:
+        resolve("divider")("Q", "yes", "G")
+    assert str(caught.value) == (
+        'scorer "divider" (divider:f) failed on the answer "yes": ZeroDivisionError: division by zero\n'
+        "  next: mend the function, then measure again"
+    )
