@@ -146,6 +146,21 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
 @main.command()
 @TASK
 @RUN
+@click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
+def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
+    """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
+    from smallfirst.curve import measure_curve, outlook
+
+    job = _job(task_yaml)
+    rungs = ("words", "encoder", "small") if small else ("words", "encoder")
+    curve = measure_curve(job, _workspace(job, run_name), rungs)
+    for line in outlook(curve, len(job.rows.train)):
+        click.echo(line)
+
+
+@main.command()
+@TASK
+@RUN
 @click.option("--out", type=click.Path(path_type=Path), default="suspects.jsonl", show_default=True)
 def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
     """Write rows whose given answer is probably wrong, for a person to fill in."""

@@ -16,6 +16,7 @@ from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
 from smallfirst.candidates import fit_domain, fit_linear, in_domain, local_candidate
+from smallfirst.curve import measure_curve
 from smallfirst.data.check import CheckReport, check
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
@@ -56,6 +57,8 @@ def run(file: TaskFile, *, watch: Watch | None = None) -> Outcome:
 
 def after_evaluation(job: Job, workspace: Workspace) -> None:
     """Gate, promotion, certificate, Router, report. Raises GateFailed, the report written, if nothing may go live."""
+    if job.task.closed:
+        measure_curve(job, workspace)
     verdicts = gate_stage(job, workspace)
     chosen = chosen_candidate(job, verdicts)
     if not verdicts.of(chosen).passed:

@@ -25,6 +25,7 @@ VERBS = (
     "evaluate",
     "gate",
     "override",
+    "learn",
     "suspects",
     "promote",
     "rollback",
