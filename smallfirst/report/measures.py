@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallfirst.evaluation.calibration import expected_calibration_error
+from smallfirst.evaluation.calibration import brier, equal_count_bins, expected_calibration_error
 from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
+from smallfirst.evaluation.risk import RiskPoint, auroc, risk_coverage
 from smallfirst.records import Record
 from smallfirst.stats import Estimate, wilson
 
@@ -82,21 +83,14 @@ class Reliability(Record):
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
     ece_by_chance: float
     """What a perfectly calibrated model would show on as many rows."""
+    brier: float
+    """Mean squared distance of confidence from what came out (Brier 1950)."""
+    parts_right_from_wrong: Estimate | None
+    """Probability that a right answer is surer than a wrong one (AUROC); None if all are right or all wrong."""
     n: int
     """Rows with a confidence."""
     n_without: int
     """Rows without one."""
-
-
-class RiskPoint(Record):
-    """Error when only the surest share of answers is kept."""
-
-    coverage: float
-    """Share kept, in [0, 1]."""
-    error: Estimate
-    """Error among the kept."""
-    confidence: float
-    """Confidence of the least sure answer kept."""
 
 
 def answers_are_labels(evaluation: Evaluation) -> bool:
@@ -173,9 +167,8 @@ def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | No
 def reliability_of(said: Sequence[float], right: Sequence[bool], *, n_bins: int) -> Reliability:
     """The same from plain figures, at least one."""
     confidence, correct = np.array(said, dtype=float), np.array(right, dtype=bool)
-    order = np.argsort(confidence, kind="stable")
     bins, chance = [], 0.0
-    for part in np.array_split(order, min(n_bins, len(confidence))):
+    for part in equal_count_bins(confidence, n_bins):
         mean, share = float(confidence[part].mean()), wilson(int(correct[part].sum()), len(part))
         bins.append(ReliabilityBin(confidence=mean, accuracy=share))
         # Mean distance of a normal from its centre: sd * sqrt(2 / pi).
@@ -186,25 +179,13 @@ def reliability_of(said: Sequence[float], right: Sequence[bool], *, n_bins: int)
         accuracy=wilson(int(correct.sum()), len(correct)),
         ece=expected_calibration_error(said, right, bins=n_bins),
         ece_by_chance=chance / len(confidence),
+        brier=brier(said, right),
+        parts_right_from_wrong=auroc(said, right),
         n=len(confidence),
         n_without=0,
     )
 
 
-def risk_coverage(evaluation: Evaluation, *, n_points: int = 60) -> tuple[RiskPoint, ...]:
+def risks(evaluation: Evaluation) -> tuple[RiskPoint, ...]:
     """Error by share kept, from the surest answers to all; empty without any confidence."""
-    rows = sorted(
-        (row for row in evaluation.rows if row.confidence is not None),
-        key=lambda row: -(row.confidence or 0.0),
-    )
-    wrong = np.cumsum([not row.correct for row in rows])
-    counts = sorted({max(1, round(len(rows) * i / n_points)) for i in range(1, n_points + 1)})
-    return tuple(
-        RiskPoint(
-            coverage=count / len(evaluation.rows),
-            error=wilson(int(wrong[count - 1]), count),
-            confidence=rows[count - 1].confidence or 0.0,
-        )
-        for count in counts
-        if count <= len(rows)
-    )
+    return risk_coverage([row.confidence for row in evaluation.rows], [row.correct for row in evaluation.rows])

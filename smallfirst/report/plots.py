@@ -12,6 +12,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from smallfirst.evaluation.evaluation import Evaluation
+from smallfirst.evaluation.risk import RiskPoint
 from smallfirst.report.axes import (
     Frame,
     Label,
@@ -27,7 +28,7 @@ from smallfirst.report.axes import (
 )
 from smallfirst.report.findings import Ceiling
 from smallfirst.report.formats import percent, usd, usd_tick
-from smallfirst.report.measures import Reliability, RiskPoint
+from smallfirst.report.measures import Reliability
 from smallfirst.routing.certificate import ThresholdPoint
 from smallfirst.stats import Estimate
 

@@ -144,7 +144,7 @@ def _mistakes(data: ReportData, focus: Evaluation) -> dict[str, Any]:
 def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     certificate = data.certificate
     calibration = measures.reliability(focus)
-    risks = measures.risk_coverage(focus)
+    risks = measures.risks(focus)
     kept = None
     if certificate and certificate.issued:
         sure = [row for row in focus.rows if (row.confidence or 0.0) >= certificate.threshold]

@@ -14,7 +14,7 @@ from smallfirst.report.measures import (
     confusion,
     grades,
     reliability,
-    risk_coverage,
+    risks,
     surest_errors,
 )
 from smallfirst.stats import wilson
@@ -75,13 +75,13 @@ def test_a_model_without_confidence_has_no_curves(make_report: Callable[..., Rep
     large = make_report().evaluation("large")
     assert large is not None
     assert reliability(large) is None
-    assert risk_coverage(large) == ()
+    assert risks(large) == ()
 
 
 def test_risk_ends_at_the_error_of_all_answers(make_report: Callable[..., ReportData]) -> None:
     small = make_report().evaluation("small")
     assert small is not None
-    curve = risk_coverage(small, n_points=8)
+    curve = risks(small)
     assert [p.error.value for p in curve] == [0, 0, 0, 0, 0, 0, 0, 0.125]
     assert (curve[-1].coverage, curve[-1].confidence) == (1.0, 0.6)
 
