@@ -21,6 +21,7 @@ from smallfirst.watching import Watch
 
 TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
+RESUME = click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 
 
@@ -76,11 +77,12 @@ def check(task_yaml: Path, as_json: bool) -> None:
 
 @main.command()
 @TASK
-def train(task_yaml: Path) -> None:
+@RESUME
+def train(task_yaml: Path, resume: bool) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline import train_stage
 
-    workspace = train_stage(_job(task_yaml))
+    workspace = train_stage(_job(task_yaml), resume=resume)
     click.echo(f"run {workspace.folder.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
@@ -228,13 +230,14 @@ def report(task_yaml: Path, run_name: str | None) -> None:
 @main.command()
 @TASK
 @JSON
+@RESUME
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Copy the report here.")
-def run(task_yaml: Path, as_json: bool, report_path: Path | None) -> None:
+def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst import pipeline
     from smallfirst.outcome import table
 
-    outcome = pipeline.run(_file(task_yaml), watch=Watch())
+    outcome = pipeline.run(_file(task_yaml), watch=Watch(), resume=resume)
     if report_path:
         shutil.copyfile(outcome.report, report_path)
         outcome = outcome.model_copy(update={"report": str(report_path)})

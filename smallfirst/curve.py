@@ -104,6 +104,7 @@ class _FineTuned:
 
     def accuracy(self, part: Dataset) -> Estimate:
         """Share of right answers on at most MOST_TEST_ROWS test rows."""
+        from smallfirst.training.lesson import TaskLesson
         from smallfirst.training.run import train
 
         file, folder = self.job.file, self.folder / str(len(part))
@@ -111,9 +112,7 @@ class _FineTuned:
         name = f"learning-{len(part)}"
         with tracking.open_run(file.name, name, params={"n_train": len(part)}) as tracked:
             train(
-                self.job.task,
-                part,
-                self.job.rows.selection,
+                TaskLesson(self.job.task, part, self.job.rows.selection),
                 config,
                 base=(file.small.base, find(file.small.base)),
                 tracked=tracked,

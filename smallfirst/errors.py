@@ -7,6 +7,7 @@
     ├── MissingExtra         an optional package is needed for this step
     ├── StageMissing         an earlier stage of the path has not run yet
     ├── TrainingError        a run could not start or went wrong
+    │   └── Cancelled            somebody asked it to stop
     ├── GateFailed           the verdict says no (exit code 3)
     ├── RegistryError        the model registry refused or lacks something
     ├── PriceUnknown         nobody told us what this model costs; never taken as $0
@@ -91,6 +92,10 @@ class StageMissing(SmallfirstError):
 
 class TrainingError(SmallfirstError):
     """A fine-tune could not start or did not end well."""
+
+
+class Cancelled(TrainingError):
+    """A run was asked to stop, and stopped."""
 
 
 class GateFailed(SmallfirstError):

@@ -44,12 +44,15 @@ PROBE_ROWS = 40
 T = TypeVar("T")
 
 
-def run(file: TaskFile, *, watch: Watch | None = None) -> Outcome:
-    """Train, measure, gate, promote, certify, measure the Router, report. Raises GateFailed if nothing may go live."""
+def run(file: TaskFile, *, watch: Watch | None = None, resume: bool = False) -> Outcome:
+    """Train, measure, gate, promote, certify, measure the Router, report. Raises GateFailed if nothing may go live.
+
+    `resume` goes on with a training that was broken off.
+    """
     job = Job.read(file, watch)
     report = check_stage(job)
     job.watch.say(f"check: {report.verdict} ({len(job.rows.train)} rows to train on)")
-    workspace = train_stage(job)
+    workspace = train_stage(job, resume=resume)
     evaluate_stage(job, workspace)
     after_evaluation(job, workspace)
     return outcome_of(file, workspace)
@@ -78,25 +81,27 @@ def check_stage(job: Job) -> CheckReport:
     return check(job.rows.train, validation=validation, test=job.rows.test)
 
 
-def train_stage(job: Job) -> Workspace:
-    """A new run with the fine-tuned model and the linear ones."""
+def train_stage(job: Job, *, resume: bool = False) -> Workspace:
+    """A run with the fine-tuned model and the linear ones: a new one, or with `resume` the one that was broken off.
+
+    Raises StageMissing if there is none to go on with.
+    """
+    from smallfirst.training.lesson import TaskLesson
     from smallfirst.training.run import train
 
     file, config = job.file, job.file.small.training
-    workspace = Workspace.new(file.name)
+    workspace = _place(job, resume=resume)
     base = find(file.small.base, say=job.watch.say)
     job.watch.say(f"train: {file.small.base}, {config.method}, {config.duration}, {len(job.rows.train)} rows")
-    params = {f"train.{k}": v for k, v in config.model_dump().items()}
+    params: dict[str, object] = {f"train.{k}": v for k, v in config.model_dump().items()}
     params |= {"base": file.small.base, "n_train": len(job.rows.train), "task": file.name}
     params["dataset_fingerprint"] = job.rows.train.content_fingerprint
     with (
-        tracking.open_run(file.name, workspace.folder.name, params=params) as tracked,
+        _tracked(file.name, workspace, params) as tracked,
         job.watch.bar("training", 100, unit="%") as progress,
     ):
         run_record = train(
-            job.task,
-            job.rows.train,
-            job.rows.selection,
+            TaskLesson(job.task, job.rows.train, job.rows.selection),
             config,
             base=(file.small.base, base),
             tracked=tracked,
@@ -112,6 +117,27 @@ def train_stage(job: Job) -> Workspace:
     )
     fit_linear(job, workspace)
     return workspace
+
+
+def _place(job: Job, *, resume: bool) -> Workspace:
+    """The folder of the run."""
+    unfinished = Workspace.unfinished(job.file.name)
+    if resume:
+        if unfinished is None:
+            raise StageMissing(f"{job.file.name} has no run to go on with", hint="smallfirst train task.yaml")
+        job.watch.say(f"going on with run {unfinished.folder.name}")
+        return unfinished
+    if unfinished is not None:
+        job.watch.say(f"run {unfinished.folder.name} was broken off; --resume goes on with it, this is a new one")
+    return Workspace.new(job.file.name)
+
+
+def _tracked(task: str, workspace: Workspace, params: dict[str, object]) -> tracking.TrackedRun:
+    """The MLflow run that the folder began with, else a new one."""
+    from smallfirst.training.events import EventLog
+
+    begun = [e.values["run_id"] for e in EventLog(workspace.folder / "events.jsonl").read() if e.kind == "CREATED"]
+    return tracking.reopen_run(begun[0]) if begun else tracking.open_run(task, workspace.folder.name, params=params)
 
 
 def evaluate_stage(job: Job, workspace: Workspace) -> list[Evaluation]:

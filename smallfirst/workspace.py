@@ -78,6 +78,12 @@ class Workspace:
             raise StageMissing(f"{task} has no finished run{wanted}", hint="smallfirst train task.yaml")
         return cls(runs[-1])
 
+    @classmethod
+    def unfinished(cls, task: str) -> Workspace | None:
+        """The newest run if its training was broken off, else None."""
+        runs = sorted(path.parent for path in (home() / "tasks" / task).glob("*/events.jsonl"))
+        return cls(runs[-1]) if runs and not (runs[-1] / "run.json").exists() else None
+
     def model_folder(self, candidate: str) -> Path:
         """Where the files of a candidate's model are."""
         return self.folder / ("model" if candidate == "small" else candidate)

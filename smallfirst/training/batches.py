@@ -104,6 +104,21 @@ def epoch_batches(rows: Sequence[Row], *, batch_tokens: int, seed: int) -> list[
     return batches
 
 
+def micro_batches(rows: Sequence[Row], most_tokens: int) -> list[list[Row]]:
+    """The rows, in order, in parts of at most `most_tokens` tokens, padding included; a longer row stands alone."""
+    parts: list[list[Row]] = []
+    width = 0
+    for row in rows:
+        wider = max(width, len(row.ids) - 1)
+        if parts and wider * (len(parts[-1]) + 1) <= most_tokens:
+            parts[-1].append(row)
+            width = wider
+        else:
+            parts.append([row])
+            width = len(row.ids) - 1
+    return parts
+
+
 def collate(rows: Sequence[Row]) -> Batch:
     """Tensors of one batch. The last token of a row is only a target, so it is not fed."""
     import torch

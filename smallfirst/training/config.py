@@ -28,8 +28,9 @@ def parse_duration(text: str) -> Duration:
 class TrainConfig(Record):
     """How to fine-tune."""
 
-    method: Literal["full", "lora"] = "full"
-    """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting)."""
+    method: Literal["full", "lora", "dora"] = "full"
+    """`full` moves every weight; `lora` low-rank adapters, merged at the end (less memory, less forgetting); `dora`
+    adapters that learn each column's length apart from its direction (Liu et al. 2024), somewhat slower."""
     duration: str = "5ep"
     """Epochs (`5ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
     learning_rate: float = pydantic.Field(default=2e-4, gt=0, lt=1)
@@ -40,12 +41,17 @@ class TrainConfig(Record):
     """Rate at the end as a share of the peak."""
     batch_tokens: int = pydantic.Field(default=1024, ge=32)
     """Tokens per step, padding included. Rows of similar length are put together."""
+    micro_tokens: int | None = pydantic.Field(default=None, ge=32)
+    """Tokens read at once, padding included; a step adds up as many reads as its batch needs. The same model comes out,
+    with less memory. None: the whole batch."""
+    patience: int | None = pydantic.Field(default=None, ge=1)
+    """Stop after so many epochs without a better score on selection rows. None: train to the end."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
     """Decoupled, on matrices only."""
     clip_norm: float = pydantic.Field(default=1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
     lora_rank: int = pydantic.Field(default=16, ge=1)
-    """Rank of the adapters (LoRA only); on all linear layers, alpha = 2 × rank."""
+    """Rank of the adapters (lora, dora); on all linear layers, alpha = 2 × rank."""
     max_seq_tokens: int = pydantic.Field(default=512, ge=16)
     """Longest row; a longer one is refused by line number, never cut silently."""
     seed: int = 0

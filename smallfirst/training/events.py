@@ -13,7 +13,24 @@ from typing import Any, BinaryIO, Literal
 
 from smallfirst.records import Record
 
-Kind = Literal["CREATED", "TRAIN_STARTED", "EPOCH_FINISHED", "COMPLETED", "FAILED", "STOPPED"]
+Kind = Literal[
+    "CREATED",
+    "QUEUED",
+    "REQUEUED",
+    "STARTED",
+    "DATA_VALIDATED",
+    "MODEL_INITIALIZED",
+    "TRAIN_STARTED",
+    "TRAIN_UPDATED",
+    "EPOCH_FINISHED",
+    "CHECKPOINT_SAVED",
+    "CHECKPOINT_FAILED",
+    "RESUMED",
+    "TRAIN_FINISHED",
+    "COMPLETED",
+    "FAILED",
+    "STOPPED",
+]
 
 
 class Event(Record):

@@ -29,9 +29,11 @@ class Exam(NamedTuple):
     """How a model did."""
 
     value: float
-    """Mean score on the selection rows, in [0, 1]."""
+    """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
     learnt: Manifest
     """The manifest with the temperature or calibration fitted on them."""
+    measure: str = "validation_score"
+    """What `value` is called in MLflow and in events."""
 
 
 def code_exam(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> Exam:

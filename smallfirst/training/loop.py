@@ -1,22 +1,25 @@
 """The training loop, read top to bottom: bf16 compute, fp32 master weights, loss on the answer's tokens only.
 
-Why masters: at a rate of 2e-4 most AdamW updates are smaller than half a bf16 step and would be rounded away. Keeping
-the weights in fp32 beside the bf16 copy costs 4 bytes a weight and gains several points of accuracy.
+The loss of a step is the mean over the target tokens of its whole batch, however the batch is cut: into micro-batches
+that fit into memory, or among processes that each take a part (torchrun). So neither changes what is learnt.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from smallfirst.errors import TrainingError
-from smallfirst.training.batches import Batch, Row, collate, epoch_batches
+from smallfirst.training.batches import Batch, Row, collate, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.optimiser import MasterAdamW
 
 
 class Step(NamedTuple):
@@ -35,44 +38,87 @@ class Step(NamedTuple):
     """Since the start, validation pauses not counted."""
     progress: float
     """Share of the run done, in [0, 1]."""
+    ends_epoch: bool
+    """True after the last step of an epoch and of the run: the time for an exam."""
 
 
-class MasterAdamW:
-    """AdamW (Loshchilov and Hutter 2019) on fp32 masters of low-precision parameters."""
+class Fit:
+    """A fine-tune under way: `steps()` moves the model in place, `state()` is all that the rest of it depends on."""
 
-    def __init__(self, params: Sequence[torch.nn.Parameter], config: TrainConfig) -> None:
-        self.params = list(params)
-        self.masters = [p.detach().float().clone() for p in self.params]
-        groups = [
-            {"params": [m for m in self.masters if m.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [m for m in self.masters if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.clip_norm = config.clip_norm
-        self.adam = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98), fused=True
+    def __init__(self, model: Any, rows: Sequence[Row], config: TrainConfig) -> None:
+        self.model, self.rows, self.config = model, rows, config
+        self.total, self.per_epoch = plan(rows, config)
+        self.optimiser = MasterAdamW([p for p in model.parameters() if p.requires_grad], config)
+        self.step, self.tokens, self.busy_s = 0, 0, 0.0
+
+    def steps(self) -> Iterator[Step]:
+        """Step after step to the end, from where the fit stands; the model is in evaluation mode between steps.
+
+        Raises TrainingError when the loss stops being a number; the weights are then those before that step.
+        """
+        for batch in islice(endless_batches(self.rows, self.config), self.step, self.total):
+            yield self._step(batch)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Tensors and figures from which `restore` goes on to the same weights, to the bit on one kind of processor."""
+        tensors = {**self.optimiser.state(), "generator": torch.get_rng_state()}
+        return tensors, {"step": self.step, "tokens": self.tokens, "busy_s": self.busy_s}
+
+    def restore(self, tensors: dict[str, torch.Tensor], figures: dict[str, float]) -> None:
+        """Nothing back; the fit stands where it stood when the state was taken."""
+        self.optimiser.restore(tensors)
+        torch.set_rng_state(tensors["generator"])
+        self.step, self.tokens, self.busy_s = int(figures["step"]), int(figures["tokens"]), figures["busy_s"]
+
+    def _step(self, rows: Sequence[Row]) -> Step:
+        began = time.perf_counter()
+        self.model.train()
+        loss = accumulate(self.model, rows, self.config, self.optimiser)
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss became {loss} at step {self.step + 1}", hint="lower learning_rate")
+        self.step += 1
+        rate = rate_at(self.step, self.total, self.config)
+        self.optimiser.step(rate)
+        self.model.eval()
+        self.tokens += sum(len(row.ids) - 1 for row in rows)
+        self.busy_s += time.perf_counter() - began
+        return Step(
+            step=self.step,
+            epoch=self.step / self.per_epoch,
+            loss=loss,
+            learning_rate=rate,
+            tokens=self.tokens,
+            tokens_per_s=self.tokens / self.busy_s,
+            progress=self.step / self.total,
+            ends_epoch=self.step % self.per_epoch == 0 or self.step == self.total,
         )
 
-    @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Move the masters along the parameters' gradients, then copy them back in the parameters' precision."""
-        for param, master in zip(self.params, self.masters, strict=True):
-            master.grad = param.grad.float() if param.grad is not None else None
-            param.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters, self.clip_norm)
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate
-        self.adam.step()
-        for param, master in zip(self.params, self.masters, strict=True):
-            param.copy_(master)
+
+def accumulate(model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
+    """Mean cross-entropy over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
+
+    Under torch.distributed each process reads its part of the rows and all end with the same gradient.
+    """
+    n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
+    total = torch.zeros((), device=model.device)
+    for part in micro_batches(_own(rows), config.micro_tokens or config.batch_tokens):
+        loss = target_loss(model, collate(part)) / n_targets
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.gather()
+        total += loss.detach()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        optimiser.reduce()
+    return float(total)
 
 
-def batch_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the target tokens, in nats; the vocabulary is projected at target positions only."""
+def target_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only."""
     device = model.device
     hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
     row, position, token = batch.targets.to(device).unbind(1)
     logits = model.get_output_embeddings()(hidden[row, position])  # (n_targets, vocabulary)
-    return F.cross_entropy(logits.float(), token)
+    return F.cross_entropy(logits.float(), token, reduction="sum")
 
 
 def rate_at(step: int, total: int, config: TrainConfig) -> float:
@@ -107,43 +153,10 @@ def endless_batches(rows: Sequence[Row], config: TrainConfig) -> Iterator[list[R
         epoch += 1
 
 
+def _own(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of this process: every n-th of them."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
+
+
 def _epoch_seed(config: TrainConfig, epoch: int) -> int:
     return config.seed * 100_003 + epoch
-
-
-def fit(
-    model: Any,
-    rows: Sequence[Row],
-    config: TrainConfig,
-    *,
-    on_step: Callable[[Step], None],
-    on_epoch: Callable[[int], None],
-) -> None:
-    """Fine-tune `model` in place. `on_epoch(n)` is called after each whole epoch and at the end.
-
-    Raises TrainingError when the loss stops being a number.
-    """
-    total, per_epoch = plan(rows, config)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimiser = MasterAdamW(trainable, config)
-    model.train()
-    tokens, busy_s, epoch_done = 0, 0.0, 0
-    for step, batch_rows in zip(range(1, total + 1), endless_batches(rows, config), strict=False):
-        began = time.perf_counter()
-        batch = collate(batch_rows)
-        loss = batch_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        rate = rate_at(step, total, config)
-        optimiser.step(rate)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss became {value} at step {step}", hint="lower learning_rate")
-        tokens += batch.n_tokens
-        busy_s += time.perf_counter() - began
-        on_step(Step(step, step / per_epoch, value, rate, tokens, tokens / busy_s, step / total))
-        if step % per_epoch == 0 or step == total:
-            epoch_done += 1
-            model.eval()
-            on_epoch(epoch_done)
-            model.train()
-    model.eval()

@@ -1,36 +1,40 @@
 """train(): rows and a base model to a Run, watched in MLflow and in an event log, the best epoch kept.
 
-The best epoch is the one with the best mean score on selection rows, which are used for nothing that is promised later.
-Its weights are written as soon as it is known to be the best, so a killed run leaves a usable model.
+The best epoch is the one that does best in the lesson's exam, whose rows are used for nothing that is promised later.
+Its weights are written as soon as it is known to be the best, so a killed run leaves a usable model; called again on
+the same folder it goes on from its last checkpoint to the same weights as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.errors import TrainingError
-from smallfirst.models.codes import choose_codes
+from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.local import load_causal, weights_fingerprint
-from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.records import Record
-from smallfirst.tasks import AnyTask
+from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
+from smallfirst.records import Record, fingerprint
 from smallfirst.tracking import TrackedRun
-from smallfirst.training import loop
-from smallfirst.training.batches import Row, label_rows, text_rows
+from smallfirst.training.adapters import merged, with_adapters
+from smallfirst.training.checkpoint import Checkpoints, Saved
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.exam import code_exam, writing_exam
+from smallfirst.training.lesson import Lesson
+from smallfirst.training.loop import Fit, Step
 
-OnStep = Callable[[loop.Step], None]
+CANCEL = "cancel"
+"""Name of the file in a run's folder that stops it within one step."""
+
+OnStep = Callable[[Step], None]
 
 
 class Run(Record):
@@ -55,7 +59,7 @@ class Run(Record):
     best_epoch: int
     """The epoch whose weights were kept, from 1."""
     validation_curve: tuple[tuple[float, float], ...]
-    """(epoch, mean score on selection rows: accuracy for closed answers, else the task's own score)."""
+    """(epoch, what the exam gave: for closed answers accuracy on selection rows, else the task's own score)."""
     loss_curve: tuple[tuple[int, float], ...]
     """(step, loss), at most 200 points."""
     folder: Path
@@ -63,136 +67,184 @@ class Run(Record):
 
 
 def train(
-    task: AnyTask,
-    train_rows: Dataset,
-    selection: Dataset,
+    lesson: Lesson,
     config: TrainConfig,
     *,
     base: tuple[str, Path],
     tracked: TrackedRun,
     folder: Path,
     on_step: OnStep = lambda _: None,
+    save_every_s: float = 60,
 ) -> Run:
-    """Fine-tune the base model (name and folder) on the rows; the model is written to `folder`/model.
+    """Fine-tune the base model (name and folder); the model is written to `folder`/model.
 
-    Raises DataError for rows that cannot be trained on, TrainingError if the run goes wrong.
+    A folder with a checkpoint is gone on with, one with a finished run gives that Run. Checkpoints are at least
+    `save_every_s` apart. Raises DataError for rows that cannot be trained on, Cancelled once the folder holds a file
+    CANCEL, TrainingError if the run goes wrong; what was saved before stays.
     """
-    log = EventLog(folder / "events.jsonl")
-    log.append("CREATED", f"fine-tune of {base[0]} on {len(train_rows)} rows", config=config.model_dump())
+    if (folder / "run.json").is_file():
+        return Run.load(folder / "run.json")
+    trainer = _Trainer(lesson, config, base, tracked, folder, save_every_s)
     try:
-        return _Trainer(task, train_rows, selection, config, base, tracked, folder, log).run(on_step)
-    except KeyboardInterrupt:
-        log.append("STOPPED", "interrupted")
+        return trainer.run(on_step)
+    except (KeyboardInterrupt, Cancelled) as stop:
+        trainer.log.append("STOPPED", str(stop) or "interrupted")
         raise
     except Exception as error:
-        log.append("FAILED", f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # the disk may be full: the first error matters
+            trainer.log.append("FAILED", f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):
+            raise _disk_error(error, folder) from error
         raise
 
 
 class _Trainer:
-    """One run's moving parts, so that the callbacks of the loop stay short."""
+    """One run's moving parts."""
 
     def __init__(
         self,
-        task: AnyTask,
-        train_rows: Dataset,
-        selection: Dataset,
+        lesson: Lesson,
         config: TrainConfig,
         base: tuple[str, Path],
         tracked: TrackedRun,
         folder: Path,
-        log: EventLog,
+        save_every_s: float,
     ) -> None:
-        self.task, self.train_rows, self.selection, self.config = task, train_rows, selection, config
-        self.base, self.tracked, self.folder, self.log = base, tracked, folder, log
+        self.lesson, self.config, self.base, self.tracked, self.folder = lesson, config, base, tracked, folder
+        self.log = EventLog(folder / "events.jsonl")
+        self.checkpoints = Checkpoints(folder / "checkpoint", least_s=save_every_s)
         self.validation_curve: list[tuple[float, float]] = []
         self.loss_curve: list[tuple[int, float]] = []
-        self.best, self.best_epoch, self.saving_s = -1.0, 0, 0.0
-        self.last: loop.Step | None = None
+        self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
 
     def run(self, on_step: OnStep) -> Run:
+        if not self.log.read():
+            words = f"fine-tune of {self.base[0]} on {len(self.lesson.train_rows)} rows"
+            self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
         model, self.tokenizer = load_causal(self.base[1])
-        rows = self._rows()
-        self.model = _with_adapters(model, self.config) if self.config.method == "lora" else model
-        total, _ = loop.plan(rows, self.config)
-        self.log.append("TRAIN_STARTED", f"{total} steps", steps=total)
-        began = time.perf_counter()
-        loop.fit(
-            self.model,
-            rows,
-            self.config,
-            on_step=lambda step: self._step(step, on_step),
-            on_epoch=self._epoch,
-        )
-        seconds = time.perf_counter() - began - self.saving_s
-        return self._finish(seconds)
+        rows, self.manifest = self.lesson.prepare(self.tokenizer, self.config, self.base[0])
+        self.model = model if self.config.method == "full" else with_adapters(model, self.config)
+        fit = Fit(self.model, rows, self.config)
+        self._start(fit)
+        began, before_s = time.perf_counter(), self.saving_s
+        for step in fit.steps():
+            self._note(step)
+            on_step(step)
+            if step.ends_epoch:
+                self._examine(step)
+            if self._is_enough():
+                break
+            self._look_up(fit, step)
+        seconds = self.seconds + time.perf_counter() - began - (self.saving_s - before_s)
+        return self._finish(fit, seconds)
 
-    def _rows(self) -> list[Row]:
-        """The rows as tokens; a closed answer is one code token, any other is written out."""
-        most = self.config.max_seq_tokens
-        closed = bool(self.task.closed)
-        codes = choose_codes(self.task.closed, self.tokenizer) if closed else ()
-        self.manifest = Manifest(
-            kind="codes" if closed else "writes", task=self.task, base=self.base[0], codes=codes, max_tokens=most
-        )
-        if closed:
-            return label_rows(self.train_rows, self.task, codes=codes, tokenizer=self.tokenizer, max_tokens=most)
-        return text_rows(self.train_rows, self.task, tokenizer=self.tokenizer, max_tokens=most)
+    def _start(self, fit: Fit) -> None:
+        """Nothing back; the fit stands at the last checkpoint, or at its beginning."""
+        self.seconds = 0.0
+        saved, events = self.checkpoints.latest(), self.log.read()
+        if saved is not None:
+            own = saved.figures["run"]
+            if own["of"] != self._what():
+                raise TrainingError(
+                    f"{self.checkpoints.folder} is of another run: its rows, settings or base model differ",
+                    hint="give back what it began with, or remove the folder to begin anew",
+                )
+            fit.restore(saved.tensors, saved.figures["fit"])
+            self.validation_curve = [(epoch, value) for epoch, value in own["validation_curve"]]
+            self.loss_curve = [(step, loss) for step, loss in own["loss_curve"]]
+            self.best, self.best_epoch, self.epoch = own["best"], own["best_epoch"], own["epoch"]
+            self.seconds = own["seconds"]
+            _mend(self.folder / "model")
+        if events[-1].kind == "CREATED":
+            self.log.append("TRAIN_STARTED", f"{fit.total} steps", steps=fit.total)
+        else:
+            self.log.append("RESUMED", f"from step {fit.step} of {fit.total}", steps=fit.total)
+        self.began = time.perf_counter()
 
-    def _step(self, step: loop.Step, on_step: OnStep) -> None:
-        self.last = step
+    def _note(self, step: Step) -> None:
+        """Nothing back; the step is in the curves."""
         self.loss_curve.append((step.step, step.loss))
-        self.tracked.log_metrics(
-            step.step,
-            {
-                "loss": step.loss,
-                "learning_rate": step.learning_rate,
-                "tokens_per_s": step.tokens_per_s,
-                "epoch": step.epoch,
-            },
-        )
-        on_step(step)
+        names = ("loss", "learning_rate", "tokens_per_s", "epoch")
+        self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
 
-    def _epoch(self, epoch: int) -> None:
-        examine = code_exam if self.task.closed else writing_exam
-        exam = examine(self.model, self.tokenizer, self.manifest, self.selection)
-        self.validation_curve.append((float(epoch), exam.value))
-        step = self.last.step if self.last else 0
-        self.tracked.log_metrics(step, {"validation_score": exam.value})
-        self.log.append("EPOCH_FINISHED", f"epoch {epoch}: {exam.value:.3f}", validation_score=exam.value)
-        if exam.value >= self.best:  # of equals the later: its learning rate has come further down
+    def _examine(self, step: Step) -> None:
+        """Nothing back; the epoch was judged, and its weights are kept if none was better."""
+        self.epoch += 1
+        exam = self.lesson.exam(self.model, self.tokenizer, self.manifest)
+        value, learnt = (exam.value, exam.learnt) if exam else (0.0, self.manifest)
+        if exam:
+            self.validation_curve.append((float(self.epoch), value))
+            self.tracked.log_metrics(step.step, {exam.measure: value})
+        words = f"epoch {self.epoch}: {value:.3f}" if exam else f"epoch {self.epoch}"
+        self.log.append("EPOCH_FINISHED", words, **({exam.measure: value} if exam else {}))
+        if value >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
-            self.best, self.best_epoch = exam.value, epoch
-            self._save(exam.learnt)
+            self._save(learnt)
+            self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
 
-    def _save(self, learnt: Manifest) -> None:
-        """Weights and tokenizer, then the manifest: a folder without one is not a model."""
-        target = self.folder / "model"
-        (target / "smallfirst.json").unlink(missing_ok=True)
-        target.mkdir(parents=True, exist_ok=True)
-        model = _merged(self.model) if self.config.method == "lora" else self.model
-        model.save_pretrained(target)
-        self.tokenizer.save_pretrained(target)
-        write_manifest(
-            target,
-            learnt.model_copy(update={"weights_fingerprint": weights_fingerprint(model)}),
-        )
+    def _is_enough(self) -> bool:
+        """True if the last epochs were no better than one before them."""
+        return self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience
 
-    def _finish(self, seconds: float) -> Run:
-        if self.last is None or not self.best_epoch:
+    def _look_up(self, fit: Fit, step: Step) -> None:
+        """Nothing back; writes a checkpoint when one is due. Raises Cancelled if somebody wants the run to stop."""
+        if (self.folder / CANCEL).exists():
+            raise Cancelled(f"cancelled at step {step.step} of {fit.total}")
+        if not self.checkpoints.due:
+            return
+        tensors, figures = fit.state()
+        own = {
+            "of": self._what(),
+            "validation_curve": self.validation_curve,
+            "loss_curve": self.loss_curve,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "epoch": self.epoch,
+            "seconds": self.seconds + time.perf_counter() - self.began - self.saving_s,
+        }
+        try:
+            took = self.checkpoints.write(step.step, Saved(tensors, {"fit": figures, "run": own}))
+        except OSError as error:
+            self.log.append("CHECKPOINT_FAILED", f"step {step.step}: {error}")
+            return
+        self.saving_s += took
+        self.log.append("CHECKPOINT_SAVED", f"step {step.step} of {fit.total}", step=step.step)
+
+    def _what(self) -> str:
+        """A fingerprint of all that the weights depend on but the library versions."""
+        return fingerprint([self.config.model_dump(), self.lesson.train_rows.content_fingerprint, self.base[0]])
+
+    def _save(self, learnt: Manifest) -> None:
+        """Nothing back; the model folder holds these weights, or, should this fail, those it held before."""
+        place = self.folder / "model"
+        draft = self.folder / "model.draft"
+        shutil.rmtree(draft, ignore_errors=True)
+        model = self.model if self.config.method == "full" else merged(self.model)
+        try:
+            draft.mkdir(parents=True)
+            model.save_pretrained(draft)
+            self.tokenizer.save_pretrained(draft)
+            write_manifest(draft, learnt.model_copy(update={"weights_fingerprint": weights_fingerprint(model)}))
+        except BaseException as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
+        _replace(place, draft)
+
+    def _finish(self, fit: Fit, seconds: float) -> Run:
+        if not self.best_epoch:
             raise TrainingError("the run ended before its first step")
         every = math.ceil(len(self.loss_curve) / 200)
         run = Run(
             run_id=self.tracked.run_id,
-            task=self.task.name,
+            task=self.lesson.name,
             base=self.base[0],
             config=self.config,
-            dataset_fingerprint=self.train_rows.content_fingerprint,
-            n_train=len(self.train_rows),
+            dataset_fingerprint=self.lesson.train_rows.content_fingerprint,
+            n_train=len(self.lesson.train_rows),
             seconds=seconds,
-            tokens_per_s=self.last.tokens_per_s,
+            tokens_per_s=fit.tokens / fit.busy_s,
             best_epoch=self.best_epoch,
             validation_curve=tuple(self.validation_curve),
             loss_curve=tuple(self.loss_curve[::every]),
@@ -200,6 +252,7 @@ class _Trainer:
         )
         run.save(self.folder / "run.json")
         self.log.append("COMPLETED", f"best epoch {self.best_epoch}: {self.best:.3f}", seconds=seconds)
+        self.checkpoints.clear()
         return run
 
 
@@ -210,36 +263,25 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _with_adapters(model: Any, config: TrainConfig) -> Any:
-    """The model with LoRA adapters (Hu et al. 2021) on all linear layers of its blocks; only they are trained.
+def _replace(place: Path, draft: Path) -> None:
+    """Nothing back; `draft` has become `place`. A crash in between is mended by `_mend`."""
+    before = place.with_suffix(".before")
+    shutil.rmtree(before, ignore_errors=True)
+    if place.exists():
+        place.rename(before)
+    draft.rename(place)
+    shutil.rmtree(before, ignore_errors=True)
 
-    The base stays bf16; adapters are bf16 with fp32 masters like everything trained here.
-    """
-    import peft
 
-    adapters = peft.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules="all-linear",
-        task_type=peft.TaskType.CAUSAL_LM,
+def _mend(place: Path) -> None:
+    """Nothing back; a model folder lost between two renames is there again."""
+    for other in (place.with_suffix(".draft"), place.with_suffix(".before")):
+        if not place.exists() and (other / MANIFEST).is_file():
+            other.rename(place)
+
+
+def _disk_error(error: OSError, folder: Path) -> TrainingError:
+    return TrainingError(
+        f"cannot write to {folder}: {error.strerror or error}",
+        hint="free disk space or mend its permissions and run the same command again: it goes on from its checkpoint",
     )
-    wrapped = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
-    return wrapped.base_model.model  # same object graph, without the wrapper's own forward
-
-
-def _merged(model: Any) -> Any:
-    """A copy with the adapters folded into the weights, in fp32 before rounding to bf16 once."""
-    import copy
-
-    from peft.tuners.lora import LoraLayer
-
-    merged = copy.deepcopy(model).float()
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, LoraLayer):
-            module.merge()
-            parent = merged.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    merged = merged.to(torch.bfloat16)
-    # peft marks the model as quantised or adapted in places that save_pretrained would follow.
-    merged._hf_peft_config_loaded = False
-    return merged

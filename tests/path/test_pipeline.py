@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from smallfirst import candidates, pipeline, registry
 from smallfirst.cli import main
 from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.job import Job
 from smallfirst.models.model import Request
 from smallfirst.outcome import Outcome, table
 from smallfirst.taskfile import TaskFile, read_taskfile
-from smallfirst.watching import Watch
+from smallfirst.training.events import EventLog
+from smallfirst.training.run import Run
+from smallfirst.watching import Progress, Watch
 from smallfirst.workspace import Workspace
 
 DEMO = Path(__file__).parents[2] / "examples" / "claims_desk" / "task.yaml"
@@ -98,6 +103,33 @@ def test_a_gate_that_fails_promotes_nothing_and_still_reports(tiny_folder: Path)
     assert (workspace.folder / "report.html").exists()
     with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
         workspace.promoted()
+
+
+class Interrupting(Watch):
+    """Presses Ctrl-C in the middle of the first bar."""
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+        def press(done: int, of: int, words: str = "") -> None:
+            if done > of / 2:
+                raise KeyboardInterrupt
+
+        yield press
+
+
+def test_a_training_that_was_broken_off_is_gone_on_with(tiny_folder: Path) -> None:
+    job = Job.read(task_file(tiny_folder), Watch(quiet=True))
+    with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
+        pipeline.train_stage(job, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train_stage(job._replace(watch=Interrupting(quiet=True)))
+    broken = Workspace.unfinished("claims-desk")
+    assert broken is not None
+    workspace = pipeline.train_stage(job, resume=True)
+    assert workspace.folder == broken.folder
+    begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
+    assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
+    assert Workspace.unfinished("claims-desk") is None
 
 
 def test_a_stage_without_its_forerunner_names_the_command() -> None:

@@ -25,6 +25,7 @@ from smallfirst.tracking import client, open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.exam import judge
+from smallfirst.training.lesson import TaskLesson
 from smallfirst.training.loop import Step
 from smallfirst.training.run import Run, train
 
@@ -58,9 +59,7 @@ class Bench(NamedTuple):
     def train(self, config: TrainConfig, folder: Path, **more: Any) -> Run:
         with open_run("toy", folder.name) as tracked:
             return train(
-                self.task,
-                more.pop("rows", self.rows),
-                more.pop("selection", self.selection),
+                TaskLesson(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection)),
                 config,
                 base=("toys/tiny", more.pop("base", self.base)),
                 tracked=tracked,

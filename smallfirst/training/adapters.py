@@ -1,0 +1,44 @@
+"""Low-rank adapters by peft: put on before training, folded into the weights after it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from smallfirst.training.config import TrainConfig
+
+
+def with_adapters(model: Any, config: TrainConfig) -> Any:
+    """The model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks.
+
+    Only the adapters are trained. The base stays bf16; adapters are bf16 with fp32 masters, as all that is trained.
+    """
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        use_dora=config.method == "dora",
+        target_modules="all-linear",
+        task_type=peft.TaskType.CAUSAL_LM,
+    )
+    wrapped = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)
+    return wrapped.base_model.model  # same object graph, without the wrapper's own forward
+
+
+def merged(model: Any) -> Any:
+    """A copy with the adapters folded into the weights, in fp32 before rounding to bf16 once."""
+    from peft.tuners.lora import LoraLayer
+
+    whole = copy.deepcopy(model).float()
+    for name, module in list(whole.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent = whole.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    whole = whole.to(torch.bfloat16)
+    # peft marks the model as quantised or adapted in places that save_pretrained would follow.
+    whole._hf_peft_config_loaded = False
+    return whole

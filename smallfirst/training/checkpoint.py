@@ -1,0 +1,93 @@
+"""Where a run stood: written now and then, so that a killed run goes on to the very weights it would have reached.
+
+A checkpoint is a folder of its own, complete once its state.json is there; the one before is removed only then. It
+holds the fp32 masters and both moments of AdamW, 12 bytes a trained weight. Writing takes seconds, so the next one
+waits until that is at most MOST_SHARE of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from smallfirst.records import write_atomically
+
+MOST_SHARE = 0.03
+"""Share of the time that writing checkpoints may take."""
+_STATE, _TENSORS = "state.json", "state.safetensors"
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    tensors: dict[str, torch.Tensor]
+    figures: dict[str, Any]
+    """Plain JSON values."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder; the newest complete one counts."""
+
+    def __init__(self, folder: Path, *, least_s: float = 60) -> None:
+        """At most one every `least_s` seconds."""
+        self.folder = folder
+        self.least_s = least_s
+        self._next_at = time.monotonic() + least_s
+
+    @property
+    def due(self) -> bool:
+        """True when it is time to write one."""
+        return time.monotonic() >= self._next_at
+
+    def write(self, step: int, saved: Saved) -> float:
+        """Seconds it took. Raises OSError if the disk refuses; the checkpoint before is still there then."""
+        began = time.monotonic()
+        place = self.folder / f"step-{step}"
+        try:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            save_file({name: tensor.contiguous() for name, tensor in saved.tensors.items()}, place / _TENSORS)
+            _flush(place / _TENSORS)
+            write_atomically(place / _STATE, json.dumps(saved.figures).encode())
+        except BaseException as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
+        finally:
+            took = time.monotonic() - began
+            self._next_at = time.monotonic() + max(self.least_s, took / MOST_SHARE)
+        for other in self._places():
+            if other != place:
+                shutil.rmtree(other, ignore_errors=True)
+        return took
+
+    def latest(self) -> Saved | None:
+        """The newest complete checkpoint, None if there is none."""
+        for place in sorted(self._places(), key=_step_of, reverse=True):
+            if (place / _STATE).is_file():
+                figures = json.loads((place / _STATE).read_text(encoding="utf-8"))
+                return Saved(load_file(place / _TENSORS), figures)
+        return None
+
+    def clear(self) -> None:
+        """Nothing back; a finished run needs no checkpoint."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _places(self) -> list[Path]:
+        return list(self.folder.glob("step-*"))
+
+
+def _step_of(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
