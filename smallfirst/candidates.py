@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from smallfirst import large as large_path
-from smallfirst import registry
+from smallfirst import registry, tracking
 from smallfirst.data.split import take_share
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.evaluate import Measuring, restrict
@@ -44,6 +44,34 @@ def fit_linear(job: Job, workspace: Workspace) -> None:
         manifest = Manifest(kind=kind, task=job.task, base=base, temperature=temperature)
         scorer.save(workspace.model_folder(kind), manifest)
         job.watch.say(f"fitted {kind} + linear: {accuracy:.3f} on selection rows")
+
+
+def tune_encoder(job: Job, workspace: Workspace) -> None:
+    """Nothing back; the sentence encoder is fine-tuned into the run's folder, watched in an MLflow run of its own."""
+    if "tuned" not in job.ladder:
+        return
+    from smallfirst.training.contrastive import EncoderLesson
+    from smallfirst.training.run import train
+
+    small, folder = job.file.small, workspace.folder / "tuned"
+    lesson = EncoderLesson(job.task, job.rows.train, job.rows.selection)
+    base = (small.encoder, find(small.encoder, say=job.watch.say))
+    params = {"base": small.encoder, "n_train": len(job.rows.train), "task": job.file.name}
+    params |= {f"train.{k}": v for k, v in small.encoder_training.model_dump().items()}
+    with (
+        tracking.open_run(job.file.name, f"{workspace.folder.name}-tuned", params=params) as tracked,
+        job.watch.bar("tuning encoder", 100, unit="%") as progress,
+    ):
+        run = train(
+            lesson,
+            small.encoder_training,
+            base=base,
+            tracked=tracked,
+            folder=folder,
+            on_step=lambda step: progress(round(100 * step.progress), 100, f"loss {step.loss:.3f}"),
+        )
+    best = dict(run.validation_curve)[run.best_epoch]
+    job.watch.say(f"tuned the encoder in {run.seconds / 60:.1f} min: {best:.3f} on selection rows")
 
 
 def local_candidate(job: Job, workspace: Workspace, candidate: str) -> Model:

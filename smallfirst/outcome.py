@@ -53,6 +53,8 @@ class Outcome(Record):
     """Words + linear."""
     encoder: PathFigures | None = None
     """Frozen encoder + linear."""
+    tuned: PathFigures | None = None
+    """The fine-tuned encoder."""
     base: PathFigures | None = None
     """The untouched base model."""
     small: PathFigures | None = None
@@ -79,7 +81,7 @@ class Outcome(Record):
 
 def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
     """The outcome of a run from what its stages have left."""
-    names = {"large": "large", "linear": "words", "encoder": "encoder", "base": "base", "small": "small"}
+    names = {"linear": "words", **{name: name for name in ("large", "encoder", "tuned", "base", "small")}}
     paths = {key: _figures(workspace.evaluation(name, "test")) for key, name in names.items()}
     routed = workspace.evaluation("routed", "test")
     kept = [row for row in routed.rows if row.certified] if routed else []
@@ -107,6 +109,7 @@ def table(outcome: Outcome) -> str:
         "large": "large (recorded)" if outcome.large and outcome.large.requests_per_s is None else "large",
         "linear": "words + linear",
         "encoder": "encoder + linear",
+        "tuned": "encoder (tuned)",
         "base": "base (untouched)",
         "small": "small (fine-tuned)",
         "routed": "routed",

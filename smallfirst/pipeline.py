@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
-from smallfirst.candidates import fit_domain, fit_linear, in_domain, local_candidate
+from smallfirst.candidates import fit_domain, fit_linear, in_domain, local_candidate, tune_encoder
 from smallfirst.curve import measure_curve
 from smallfirst.data.check import CheckReport, check
 from smallfirst.data.dataset import Dataset
@@ -116,6 +116,7 @@ def train_stage(job: Job, *, resume: bool = False) -> Workspace:
         f"{run_record.best_epoch}: {dict(run_record.validation_curve)[run_record.best_epoch]:.3f} on selection rows"
     )
     fit_linear(job, workspace)
+    tune_encoder(job, workspace)
     return workspace
 
 
@@ -159,7 +160,7 @@ def gate_stage(job: Job, workspace: Workspace) -> Verdicts:
     """The gate's verdict on every candidate, drawn from test rows, corrected for looking at several."""
     found = workspace.evaluations("test")
     large = workspace.evaluation("large", "test")
-    candidates = [e for e in found if e.candidate in {"words", "encoder", "small"}]
+    candidates = [e for e in found if e.candidate in {"words", "encoder", "tuned", "small"}]
     leaks = leaks_of(job, workspace)
     verdicts = tuple(
         gating.check(job.file.gate, e, large=large, comparisons_made=len(candidates), leaks=leaks) for e in candidates

@@ -49,7 +49,7 @@ def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
         right_from=job.task.right_from,
         evaluations=tuple(evaluations),
         validation_evaluations=tuple(
-            e for c in ("words", "encoder", "small", "large") if (e := workspace.evaluation(c, "calibration"))
+            e for c in ("words", "encoder", "tuned", "small", "large") if (e := workspace.evaluation(c, "calibration"))
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
@@ -76,7 +76,7 @@ def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
 
 
 def _comparisons(workspace: Workspace) -> tuple[Comparison, ...]:
-    pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"))
+    pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"), ("small", "tuned"))
     found = []
     for first, second in pairs:
         a, b = workspace.evaluation(first, "test"), workspace.evaluation(second, "test")

@@ -91,4 +91,5 @@ def doubts_of(job: Job, workspace: Workspace) -> Doubts:
 
 
 def _evaluations(workspace: Workspace, split: str) -> list[Evaluation]:
-    return [e for c in ("words", "encoder", "small", "large") if (e := workspace.evaluation(c, split)) is not None]
+    names = ("words", "encoder", "tuned", "small", "large")
+    return [e for name in names if (e := workspace.evaluation(name, split)) is not None]

@@ -23,13 +23,13 @@ from smallfirst.routing.certificate import Promise
 from smallfirst.tasks.normalise import Normaliser
 from smallfirst.training.config import TrainConfig
 
-Candidate = Literal["words", "encoder", "base", "small"]
+Candidate = Literal["words", "encoder", "tuned", "base", "small"]
 LADDER: tuple[Candidate, ...] = ("words", "encoder", "base", "small")
-"""Candidates that run on this machine, smallest first."""
+"""Candidates that run on this machine, smallest first; `tuned`, a fine-tuned encoder, is measured where asked for."""
 
 
 class DataFiles(Record):
-    """Where the rows are."""
+    """Where the rows are: files, folders, tables, volumes or hub data sets, as smallfirst.data.sources lists them."""
 
     train: Path
     """Rows to learn from; also split for the files that are left out."""
@@ -53,9 +53,11 @@ class SmallConfig(Record):
     training: TrainConfig = TrainConfig()
     """How to fine-tune it."""
     encoder: str = DEFAULT_ENCODER
-    """Frozen sentence encoder for the linear rung and for nearest examples."""
+    """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
+    encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
+    """How the encoder is fine-tuned for the rung `tuned`."""
     ladder: tuple[Candidate, ...] = LADDER
-    """Which rungs to measure; linear ones exist for closed answers only."""
+    """Which rungs to measure, smallest first; words, encoder and tuned exist for closed answers only."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
 
@@ -103,8 +105,8 @@ class RoutingConfig(Record):
 
     promise: Promise = Promise()
     """The promise about answers that stay small."""
-    small: Literal["words", "encoder", "small", "smallest"] = "small"
-    """Who drafts: the fine-tuned model, a linear one, or the smallest that passes the gate."""
+    small: Literal["words", "encoder", "tuned", "small", "smallest"] = "small"
+    """Who drafts: the fine-tuned model, a linear one, the fine-tuned encoder, or the smallest that passes the gate."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
 

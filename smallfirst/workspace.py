@@ -86,7 +86,7 @@ class Workspace:
 
     def model_folder(self, candidate: str) -> Path:
         """Where the files of a candidate's model are."""
-        return self.folder / ("model" if candidate == "small" else candidate)
+        return self.folder / {"small": "model", "tuned": "tuned/model"}.get(candidate, candidate)
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
         """Keep an evaluation."""

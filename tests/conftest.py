@@ -104,6 +104,28 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A BERT of 2 layers and hidden size 32 with the tiny tokenizer."""
+    import torch
+    import transformers
+
+    made = tmp_path_factory.mktemp("encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
 @pytest.fixture
 def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
     """The tiny model in fp32, where sums differ by rounding only, and its tokenizer."""

@@ -49,7 +49,7 @@ class Evaluation(Record):
     """One candidate measured on one split."""
 
     candidate: str
-    """Short name of the path: `words`, `encoder`, `base`, `small`, `large`, `routed`."""
+    """Short name of the path: `words`, `encoder`, `tuned`, `base`, `small`, `large`, `routed`."""
     model: str
     """The model's own name."""
     task: str

@@ -25,6 +25,8 @@ from smallfirst.tasks import AnyTask
 
 INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
+ENCODER = "encoder"
+"""Folder inside a model's folder that holds its own, fine-tuned encoder."""
 
 
 class WordFeatures:
@@ -77,22 +79,11 @@ class LinearScorer:
         cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: Encoder | None = None
     ) -> LinearScorer:
         """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
-        from sklearn.linear_model import LogisticRegression
-
         texts = [example.text for example in data.examples]
         index = {label: i for i, label in enumerate(task.closed)}
         gold = np.array([index[example.answer] for example in data.examples])
         features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
-        fitted = LogisticRegression(C=INVERSE_PENALTY[kind], max_iter=300, tol=1e-3)
-        fitted.fit(features(texts), gold)
-        # A label without training rows keeps weight 0 and a bias no text can overcome.
-        weights = np.zeros((len(task.closed), fitted.coef_.shape[1]))
-        bias = np.full(len(task.closed), -1e3)
-        if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
-            weights[fitted.classes_[1]], bias[fitted.classes_] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
-        else:
-            weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
-        return cls(features, weights.astype(np.float32), bias.astype(np.float32))
+        return cls(features, *logistic(features(texts), gold, len(task.closed), INVERSE_PENALTY[kind]))
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Label probabilities of each text, in order."""
@@ -106,27 +97,51 @@ class LinearScorer:
         return [Scored(row, 0, busy_s) for row in log_probabilities]
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
-        """Write weights (safetensors), features and, last, the manifest; returns the manifest as written."""
-        from safetensors.numpy import save
-
-        content = save({"weights": self.weights, "bias": self.bias})
-        write_atomically(folder / "linear.safetensors", content)
+        """Write weights, features and, last, the manifest; returns the manifest as written."""
+        digest = self.save_weights(folder)
         if isinstance(self.features, WordFeatures):
             self.features.save(folder)
-        digest = hashlib.sha256(content).hexdigest()[:16]
         written = manifest.model_copy(update={"weights_fingerprint": digest})
         write_manifest(folder, written)
         return written
 
+    def save_weights(self, folder: Path) -> str:
+        """The fingerprint of the linear map, now in `folder` as safetensors."""
+        from safetensors.numpy import save
+
+        content = save({"weights": self.weights, "bias": self.bias})
+        write_atomically(folder / "linear.safetensors", content)
+        return hashlib.sha256(content).hexdigest()[:16]
+
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> LinearScorer:
-        """Read back what `save` wrote; the encoder itself is found by name."""
+        """Read back what `save` wrote; the encoder is the folder's own if it was fine-tuned, else found by name."""
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")
-        words = manifest.kind == "words"
-        features = WordFeatures.load(folder) if words else _embedder(Encoder(find(manifest.base)))
+        if manifest.kind == "words":
+            features: Any = WordFeatures.load(folder)
+        else:
+            own = folder / ENCODER
+            features = Encoder(own if own.is_dir() else find(manifest.base)).embed
         return cls(features, tensors["weights"], tensors["bias"])
+
+
+def logistic(features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (labels, features) and bias (labels) of a multinomial logistic regression, float32.
+
+    A label without training rows keeps weight 0 and a bias that no text can overcome.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=inverse_penalty, max_iter=300, tol=1e-3).fit(features, gold)
+    weights = np.zeros((n_labels, fitted.coef_.shape[1]))
+    bias = np.full(n_labels, -1e3)
+    if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
+        weights[fitted.classes_[1]], bias[fitted.classes_] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
+    else:
+        weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
+    return weights.astype(np.float32), bias.astype(np.float32)
 
 
 def _embedder(encoder: Encoder | None) -> Any:

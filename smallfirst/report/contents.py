@@ -105,7 +105,7 @@ class ReportData(Record):
     right_from: float = 1.0
     """Score in (0, 1] from which an answer counts as right."""
     evaluations: tuple[Evaluation, ...]
-    """Test evaluations in ladder order: any of words, encoder, base, small, large, routed."""
+    """Test evaluations in ladder order: any of words, encoder, tuned, base, small, large, routed."""
     validation_evaluations: tuple[Evaluation, ...] = ()
     """Validation evaluations, listed under how it was measured."""
     verdicts: tuple[Verdict, ...] = ()
@@ -115,7 +115,7 @@ class ReportData(Record):
     certificate: Certificate | None = None
     """The Router's promise; None if no calibration was made."""
     comparisons: tuple[Comparison, ...] = ()
-    """Paired comparisons: small - large, routed - large, small - words, small - encoder."""
+    """Paired comparisons: small - large, routed - large, small - words, small - encoder, small - tuned."""
     training: TrainingSummary | None = None
     """The fine-tune; None if nothing was trained."""
     machine: MachinePrice = MachinePrice()

@@ -13,6 +13,7 @@ from smallfirst.stats import Estimate
 NAMES = {
     "words": "words + linear",
     "encoder": "small encoder + linear",
+    "tuned": "fine-tuned small encoder",
     "base": "untrained small model",
     "small": "fine-tuned small model",
     "routed": "routed: small first",
@@ -21,6 +22,7 @@ NAMES = {
 ROLES = {
     "words": "a linear model on words",
     "encoder": "a linear model on a small frozen encoder",
+    "tuned": "a small sentence encoder after fine-tuning",
     "base": "a small language model before fine-tuning",
     "small": "a small language model after fine-tuning",
     "routed": "small first, the large model for what it is not sure of",

@@ -32,7 +32,7 @@ from smallfirst.report.measures import Reliability
 from smallfirst.routing.certificate import ThresholdPoint
 from smallfirst.stats import Estimate
 
-TRIANGLES = ("words", "encoder", "base")
+TRIANGLES = ("words", "encoder", "tuned", "base")
 FAR_BELOW = 0.25
 
 

@@ -71,6 +71,7 @@ def headline(data: ReportData) -> Headline:
     words = {
         "words": "A linear model is enough here.",
         "encoder": "A linear model is enough here.",
+        "tuned": "A fine-tuned small encoder is good enough.",
         "base": "The small model is good enough, even untrained.",
         "small": "The fine-tuned small model is good enough.",
         "routed": "Small first, the large model for the rest.",
@@ -86,6 +87,7 @@ def _who(chosen: str, data: ReportData) -> str:
     names = {
         "words": "A linear model on words",
         "encoder": "A linear model on a small frozen encoder",
+        "tuned": "A fine-tuned sentence encoder with a linear head",
         "base": "The small model as it came",
     }
     return names.get(chosen, "It")
@@ -115,6 +117,7 @@ def losses(data: ReportData) -> tuple[str, ...]:
     rivals = {
         "large": "the large model",
         "encoder": "a linear model on a small frozen encoder",
+        "tuned": "a fine-tuned small encoder",
         "words": "a linear model on words",
         "base": "itself before fine-tuning",
     }

@@ -29,7 +29,9 @@ def with_adapters(model: Any, config: TrainConfig) -> Any:
 
 
 def merged(model: Any) -> Any:
-    """A copy with the adapters folded into the weights, in fp32 before rounding to bf16 once."""
+    """A copy with the adapters folded in, in fp32 before rounding to bf16 once; without any, the model itself."""
+    if not any(hasattr(module, "lora_A") for module in model.modules()):
+        return model
     from peft.tuners.lora import LoraLayer
 
     whole = copy.deepcopy(model).float()

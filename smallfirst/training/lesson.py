@@ -14,13 +14,14 @@ from smallfirst.tasks import AnyTask
 from smallfirst.training.batches import Row, label_rows, text_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.exam import Exam, code_exam, writing_exam
+from smallfirst.training.study import Causal, Study
 
 
 class Prepared(NamedTuple):
     """A lesson in the tokens of one base model."""
 
-    rows: list[Row]
-    """What is trained on."""
+    rows: list[Any]
+    """What is trained on, in the rows of its Study."""
     manifest: Manifest
     """What the model's folder will tell; an exam may add a calibration."""
 
@@ -36,6 +37,11 @@ class Lesson(Protocol):
     @property
     def train_rows(self) -> Dataset:
         """The rows as they were read."""
+        ...
+
+    @property
+    def study(self) -> Study:
+        """How the kind of model learns."""
         ...
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
@@ -59,6 +65,11 @@ class TaskLesson(NamedTuple):
         """Name of the task."""
         return self.task.name
 
+    @property
+    def study(self) -> Causal:
+        """As a causal model."""
+        return Causal()
+
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
         """A closed answer is one code token, any other is written out. Raises DataError as Lesson says."""
         most, closed = config.max_seq_tokens, self.task.closed
@@ -66,7 +77,7 @@ class TaskLesson(NamedTuple):
         kind = "codes" if closed else "writes"
         manifest = Manifest(kind=kind, task=self.task, base=base, codes=codes, max_tokens=most)
         if closed:
-            rows = label_rows(self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=most)
+            rows: list[Row] = label_rows(self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=most)
         else:
             rows = text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=most)
         return Prepared(rows, manifest)

@@ -20,11 +20,9 @@ import torch
 from safetensors import SafetensorError
 
 from smallfirst.errors import Cancelled, TrainingError
-from smallfirst.models.local import load_causal, weights_fingerprint
 from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.records import Record, fingerprint
 from smallfirst.tracking import TrackedRun
-from smallfirst.training.adapters import merged, with_adapters
 from smallfirst.training.checkpoint import Checkpoints, Saved
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
@@ -122,10 +120,11 @@ class _Trainer:
             words = f"fine-tune of {self.base[0]} on {len(self.lesson.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
-        model, self.tokenizer = load_causal(self.base[1])
+        study = self.lesson.study
+        self.model, self.tokenizer = study.load(self.base[1], self.config)
         rows, self.manifest = self.lesson.prepare(self.tokenizer, self.config, self.base[0])
-        self.model = model if self.config.method == "full" else with_adapters(model, self.config)
-        fit = Fit(self.model, rows, self.config)
+        study.begin(self.model, rows, self.config)
+        fit = Fit(study, self.model, rows, self.config)
         self._start(fit)
         began, before_s = time.perf_counter(), self.saving_s
         for step in fit.steps():
@@ -221,12 +220,10 @@ class _Trainer:
         place = self.folder / "model"
         draft = self.folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
-        model = self.model if self.config.method == "full" else merged(self.model)
         try:
             draft.mkdir(parents=True)
-            model.save_pretrained(draft)
-            self.tokenizer.save_pretrained(draft)
-            write_manifest(draft, learnt.model_copy(update={"weights_fingerprint": weights_fingerprint(model)}))
+            weights = self.lesson.study.save(self.model, self.tokenizer, draft)
+            write_manifest(draft, learnt.model_copy(update={"weights_fingerprint": weights}))
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None

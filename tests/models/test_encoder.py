@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.encoder import Encoder
@@ -17,22 +16,8 @@ from smallfirst.tasks.classify import Classify
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
-    """A BERT of 2 layers and hidden size 32 with the tiny tokenizer."""
-    made = tmp_path_factory.mktemp("encoder")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    config = transformers.BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(made)
-    tokenizer.save_pretrained(made)
-    return made
+def folder(tiny_encoder_folder: Path) -> Path:
+    return tiny_encoder_folder
 
 
 def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> None:

@@ -16,7 +16,7 @@ from smallfirst.models.local import load_causal
 from smallfirst.tasks.answer import Answer
 from smallfirst.training.batches import Row, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import accumulate
+from smallfirst.training.loss import accumulate
 from smallfirst.training.optimiser import MasterAdamW
 
 # Rows with one, two and five targets: a mean of means would weigh them wrongly.
@@ -33,7 +33,7 @@ PROCESS = """
     from smallfirst.models.local import load_causal
     from smallfirst.training.batches import Row
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.loop import accumulate
+    from smallfirst.training.loss import accumulate
     from smallfirst.training.optimiser import MasterAdamW
     folder, meeting, rank, out = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)

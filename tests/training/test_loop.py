@@ -24,9 +24,10 @@ from smallfirst.training.loop import (
     endless_batches,
     plan,
     rate_at,
-    target_loss,
 )
+from smallfirst.training.loss import target_loss
 from smallfirst.training.optimiser import MasterAdamW
+from smallfirst.training.study import Causal
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
 Watched = tuple[Any, list[Step], list[int]]
@@ -47,7 +48,7 @@ def fitted(tiny_folder: Path, rows: list[Row]) -> Callable[[TrainConfig], Watche
         model, _ = load_causal(tiny_folder)
         steps: list[Step] = []
         epochs: list[int] = []
-        for step in Fit(model, rows, config).steps():
+        for step in Fit(Causal(), model, rows, config).steps():
             steps.append(step)
             if step.ends_epoch:
                 epochs.append(math.ceil(step.epoch))
@@ -176,7 +177,7 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
 
 def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
     tokens = sum(len(row.ids) - 1 for row in rows)
-    _, per_epoch = plan(rows, CONFIG)
+    _, per_epoch = plan(Causal(), rows, CONFIG)
     assert per_epoch >= 3
     for duration, total in (
         ("4ep", 4 * per_epoch),
@@ -186,20 +187,20 @@ def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
         ("1tok", 1),
     ):
         config = CONFIG.model_copy(update={"duration": duration})
-        assert plan(rows, config) == (total, per_epoch)
+        assert plan(Causal(), rows, config) == (total, per_epoch)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_planned_epoch_is_the_first_one_with_every_row_once(rows: list[Row], seed: int) -> None:
     config = CONFIG.model_copy(update={"seed": seed, "batch_tokens": 48})
-    _, per_epoch = plan(rows, config)
-    seen = [row for batch in islice(endless_batches(rows, config), per_epoch) for row in batch]
+    _, per_epoch = plan(Causal(), rows, config)
+    seen = [row for batch in islice(endless_batches(Causal(), rows, config), per_epoch) for row in batch]
     assert sorted(seen) == sorted(rows)
 
 
 def test_each_epoch_has_its_own_order(rows: list[Row]) -> None:
-    _, per_epoch = plan(rows, CONFIG)
-    batches = list(islice(endless_batches(rows, CONFIG), 2 * per_epoch))
+    _, per_epoch = plan(Causal(), rows, CONFIG)
+    batches = list(islice(endless_batches(Causal(), rows, CONFIG), 2 * per_epoch))
     assert batches[:per_epoch] != batches[per_epoch:]
 
 
@@ -211,7 +212,7 @@ def test_the_loss_falls_and_the_task_is_learned(fitted: Callable[[TrainConfig], 
 
 def test_each_step_tells_how_far_the_run_is(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
     _, steps, _ = fitted(CONFIG.model_copy(update={"duration": "2ep"}))
-    total, per_epoch = plan(rows, CONFIG.model_copy(update={"duration": "2ep"}))
+    total, per_epoch = plan(Causal(), rows, CONFIG.model_copy(update={"duration": "2ep"}))
     assert [step.step for step in steps] == list(range(1, total + 1))
     assert [step.progress for step in steps] == pytest.approx([n / total for n in range(1, total + 1)])
     assert steps[per_epoch - 1].epoch == 1.0
@@ -221,7 +222,7 @@ def test_each_step_tells_how_far_the_run_is(fitted: Callable[[TrainConfig], Watc
 
 
 def test_an_unfinished_last_epoch_is_told_as_well(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
-    _, per_epoch = plan(rows, CONFIG)
+    _, per_epoch = plan(Causal(), rows, CONFIG)
     _, steps, epochs = fitted(CONFIG.model_copy(update={"duration": f"{per_epoch + 1}ba"}))
     assert len(steps) == per_epoch + 1
     assert epochs == [1, 2]
@@ -243,7 +244,7 @@ def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[Row]) -> No
     model.model.layers[0].requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = CONFIG.model_copy(update={"duration": "2ba"})
-    list(Fit(model, rows, config).steps())
+    list(Fit(Causal(), model, rows, config).steps())
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     matrices = {name for name, p in before.items() if p.dim() == 2}
     assert not any(name.startswith("model.layers.0.") for name in moved)
@@ -256,7 +257,9 @@ def test_the_model_learns_in_training_mode_and_is_in_evaluation_mode_between_ste
     model, _ = load_causal(tiny_folder)
     modes: list[bool] = []
     model.model.register_forward_hook(lambda *_: modes.append(model.training))
-    between = [model.training for _ in Fit(model, rows, CONFIG.model_copy(update={"duration": "1ep"})).steps()]
+    between = [
+        model.training for _ in Fit(Causal(), model, rows, CONFIG.model_copy(update={"duration": "1ep"})).steps()
+    ]
     assert (set(modes), set(between)) == ({True}, {False})
 
 
@@ -266,6 +269,6 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, rows: list[Ro
         model.model.norm.weight[0] = float("nan")
     told: list[Step] = []
     with pytest.raises(TrainingError) as caught:
-        told.extend(Fit(model, rows, CONFIG).steps())
+        told.extend(Fit(Causal(), model, rows, CONFIG).steps())
     assert str(caught.value) == "the loss became nan at step 1\n  next: lower learning_rate"
     assert told == []

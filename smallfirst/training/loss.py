@@ -1,0 +1,50 @@
+"""The loss of a step: the mean over the target tokens of its whole batch, however the batch is cut.
+
+Cut into micro-batches that fit into memory, or among processes that each take a part (torchrun): neither changes what
+is learnt. The vocabulary is projected at target positions only, which for short answers saves a fifth of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from smallfirst.training.batches import Batch, Row, collate, micro_batches
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.optimiser import MasterAdamW
+
+
+def accumulate(model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
+    """Mean cross-entropy over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
+
+    Under torch.distributed each process reads its part of the rows and all end with the same gradient.
+    """
+    n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
+    total = torch.zeros((), device=model.device)
+    for part in micro_batches(_own(rows), config.micro_tokens or config.batch_tokens):
+        loss = target_loss(model, collate(part)) / n_targets
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.gather()
+        total += loss.detach()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+        optimiser.reduce()
+    return float(total)
+
+
+def target_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only."""
+    device = model.device
+    hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
+    row, position, token = batch.targets.to(device).unbind(1)
+    logits = model.get_output_embeddings()(hidden[row, position])  # (n_targets, vocabulary)
+    return F.cross_entropy(logits.float(), token, reduction="sum")
+
+
+def _own(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of this process: every n-th of them."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows

@@ -1,0 +1,68 @@
+"""How a kind of model learns: loading, batches, the gradient of a step, saving. The loop and the run know no more.
+
+A causal model, read or written out, learns here; a sentence encoder in `contrastive`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from smallfirst.models.local import load_causal, weights_fingerprint
+from smallfirst.training.adapters import merged, with_adapters
+from smallfirst.training.batches import Row, epoch_batches
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.loss import accumulate
+from smallfirst.training.optimiser import MasterAdamW
+
+
+class Study(Protocol):
+    """How a kind of model learns. What a row is, beyond its `ids`, is its own affair."""
+
+    def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        """Model and tokenizer from the base model's folder; parameters that may move require a gradient."""
+        ...
+
+    def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
+        """Nothing back; whatever is to be done to the model once before its first step."""
+        ...
+
+    def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
+        """One epoch: all rows in batches, in an order drawn from `seed`."""
+        ...
+
+    def gradient(self, model: Any, rows: Sequence[Any], config: TrainConfig, optimiser: MasterAdamW) -> float:
+        """The loss of a step in nats; its gradient is gathered in the optimiser."""
+        ...
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
+        """The fingerprint of the weights, which with the tokenizer are now in `folder`, an empty one."""
+        ...
+
+
+class Causal:
+    """A causal model: next-token loss on the answer's tokens, every weight or adapters."""
+
+    def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        """Model and tokenizer, with adapters if the method wants them."""
+        model, tokenizer = load_causal(base)
+        return (model if config.method == "full" else with_adapters(model, config)), tokenizer
+
+    def begin(self, model: Any, rows: Sequence[Row], config: TrainConfig) -> None:
+        """Nothing: it begins as it came."""
+
+    def batches(self, rows: Sequence[Row], config: TrainConfig, seed: int) -> list[list[Row]]:
+        """Rows of similar length together."""
+        return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
+
+    def gradient(self, model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
+        """Mean cross-entropy over the target tokens."""
+        return accumulate(model, rows, config, optimiser)
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
+        """Adapters are folded into the weights first."""
+        whole = merged(model)
+        whole.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return weights_fingerprint(whole)
