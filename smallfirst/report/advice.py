@@ -36,12 +36,17 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
 
 
 def _nearest(data: ReportData) -> str:
-    """What the smaller path with the fewest missed bars would need, bars that more rows can show first."""
+    """What the smaller path with the fewest missed bars would need; of several, first one that rows can help."""
     missed = {v.candidate: v.missed for v in data.verdicts if v.missed and v.candidate != "large"}
     if not missed:
         return ""
     candidate = min(
-        missed, key=lambda name: (len(missed[name]), not any("label" in line.advice for line in missed[name]))
+        missed,
+        key=lambda name: (
+            len(missed[name]),
+            not any("label" in line.advice for line in missed[name]),
+            -(found.accuracy.value if (found := data.evaluation(name)) else 0.0),
+        ),
     )
     line = min(missed[candidate], key=lambda line: "label" not in line.advice)
     advice = f": {line.advice.rstrip('.')}" if line.advice else ""

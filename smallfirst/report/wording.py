@@ -106,10 +106,13 @@ def _nothing_passes(data: ReportData) -> Headline:
             "Keep the API for now: nothing meets the bars.",
             f"The large model does not meet them either; it is {good(data, large)}, {cost}.",
         )
-    return Headline(
-        "Keep the API.",
-        f"No smaller model meets the bars that were set. The large model is {good(data, large)}, {cost}.",
-    )
+    sentence = f"No smaller model meets the bars that were set. The large model is {good(data, large)}, {cost}."
+    between = difference(data, "small", "large")
+    if between is None or between.difference.high < 0:
+        return Headline("Keep the API.", sentence)
+    rows = f"the {between.difference.n:,} requests that both answered"
+    said = "the fine-tuned model is right more often" if between.difference.low > 0 else "neither is measurably better"
+    return Headline("Keep the API for now: no smaller model meets the bars.", f"{sentence} On {rows}, {said}.")
 
 
 def losses(data: ReportData) -> tuple[str, ...]:

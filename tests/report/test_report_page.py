@@ -16,7 +16,7 @@ import pytest
 from smallfirst.evaluation.evaluation import Comparison
 from smallfirst.report import render, save
 from smallfirst.report.page import OpenEnded, PromiseHeld, ReportData
-from smallfirst.stats import Estimate
+from smallfirst.stats import Estimate, wilson
 
 Make = Callable[..., ReportData]
 Build = Callable[..., Any]
@@ -163,6 +163,40 @@ def test_keep_the_api_when_nothing_passes(make_report: Make, make_verdict: Build
     failing = tuple(make_verdict(name, passed=False) for name in ("small", "large"))
     seen = words(render(make_report(verdicts=failing, smallest_passing=None)))
     assert "Keep the API for now: nothing meets the bars." in seen
+
+
+def test_the_api_is_not_called_better_where_nothing_shows_it(
+    make_report: Make, make_evaluation: Build, make_verdict: Build
+) -> None:
+    verdicts = (make_verdict("small", passed=False),)
+
+    def seen(small: str, large: str) -> str:
+        pair = (
+            make_evaluation("small", small, cost_usd_per_1k=1.0),
+            make_evaluation("large", large, cost_usd_per_1k=2.0),
+        )
+        report = make_report(evaluations=pair, verdicts=verdicts, smallest_passing=None, comparisons=())
+        return words(render(report))
+
+    even = seen("ccccfffc", "ccccfffc")
+    assert "Keep the API for now: no smaller model meets the bars." in even
+    assert "On the 8 requests that both answered, neither is measurably better." in even
+    worse = seen("ffffcccc", "ccccffff")
+    assert "Keep the API. No smaller model meets the bars" in worse
+    better = seen("ccccffff", "ffffcccc")
+    assert "On the 8 requests that both answered, the fine-tuned model is right more often." in better
+
+
+def test_each_card_says_on_how_many_rows_where_they_differ(make_report: Make, make_evaluation: Build) -> None:
+    small = make_evaluation("small", "ccccffff", cost_usd_per_1k=1.0)
+    large = make_evaluation("large", "ccccffff", cost_usd_per_1k=2.0)
+    few = large.model_copy(update={"rows": large.rows[:4], "accuracy": wilson(4, 4)})
+    same = words(render(make_report(evaluations=(small, large))))
+    apart = words(render(make_report(evaluations=(small, few))))
+    assert "Right: on 8 test rows" in same
+    assert "n = 8" not in same.split("Right: on")[0]
+    assert "n = 8" in apart.split("Right: on")[0]
+    assert "n = 4" in apart.split("Right: on")[0]
 
 
 def test_keep_the_api_when_the_small_model_is_good_enough_but_dearer(make_report: Make, make_evaluation: Build) -> None:

@@ -58,6 +58,18 @@ def test_of_several_missed_bars_the_one_that_more_labels_can_show_is_named(
     assert said.endswith("misses “accuracy at least 0.700”: label 40 more rows.")
 
 
+def test_of_paths_that_miss_as_many_bars_the_best_is_the_nearest(
+    make_report: Make, make_verdict: Build, make_evaluation: Build
+) -> None:
+    failing = tuple(make_verdict(name, passed=False) for name in ("words", "small"))
+    pair = (
+        make_evaluation("words", "cccffccc", cost_usd_per_1k=1.0),
+        make_evaluation("small", "ccccfffc", cost_usd_per_1k=2.0),
+    )
+    said = advised(make_report(evaluations=pair, verdicts=failing, smallest_passing=None, comparisons=()))[0]
+    assert "The nearest smaller path, “fine-tuned small model”," in said
+
+
 def test_a_path_without_a_large_one_beside_it_promises_no_saving(make_report: Make) -> None:
     small = make_report().evaluations[0]
     assert "What it would save is unknown" in advised(make_report(evaluations=(small,)))[0]
