@@ -282,6 +282,27 @@ def record(task_yaml: Path, parts: str) -> None:
 
 @main.command()
 @TASK
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="labelled.jsonl", show_default=True)
+@click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
+@click.option("--yes", is_flag=True, help="Go on at the foretold price without a cap.")
+@click.option("--sure-from", type=float, default=0.0, show_default=True, help="Least sureness of a kept answer.")
+@click.option("--samples", type=int, default=1, show_default=True, help="How often each row is asked.")
+@click.option("--gold", type=click.Path(path_type=Path), help="Rows answered by people; else the selection rows.")
+@JSON
+def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
+    """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
+    from smallfirst.labelling import LabelOptions
+    from smallfirst.labelling import label as label_stage
+    from smallfirst.records import parse_record
+
+    options = parse_record(LabelOptions, settings, where="options")
+    found = label_stage(_file(task_yaml), rows, options=options, watch=Watch())
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+
+
+@main.command()
+@TASK
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=int)
 @click.option("--api-key-sha256", multiple=True, help="SHA-256 of an accepted key; may be given again.")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.data.dataset import Dataset, Example, Message, Shape
-from smallfirst.data.load import load
 from smallfirst.data.shapes import SHAPES
+from smallfirst.data.sources import open_source
 from smallfirst.data.split import split, take_share
 from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.evaluation.suspects import apply_relabels
@@ -65,7 +65,7 @@ def read_rows(task_file: TaskFile) -> Rows:
     labels = task_file.labels or None
 
     def read(path: Path) -> Dataset:
-        return load(task_file.path(path), columns=files.columns, labels=labels)
+        return open_source(path, columns=files.columns, labels=labels, folder=task_file.folder)
 
     train = read(files.train)
     if task_file.kind == "classify" and not labels and not task_file.multiple:
@@ -171,7 +171,7 @@ def _read_open(task_file: TaskFile) -> Dataset | None:
     if task_file.data.open_ended is None:
         return None
     columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
-    read = load(task_file.path(task_file.data.open_ended), columns=columns)
+    read = open_source(task_file.data.open_ended, columns=columns, folder=task_file.folder)
     examples = tuple(
         Example(
             messages=(Message(role="user", content=e.answer),),

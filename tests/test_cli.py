@@ -33,6 +33,7 @@ VERBS = (
     "report",
     "run",
     "record",
+    "label",
     "serve",
     "models",
 )
@@ -159,8 +160,8 @@ def test_init_overwrites_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("init", "models")])
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    signature = ("--candidate", "small", "--by", "Ada", "--because", "seen") if verb == "override" else ()
-    assert failed(call(verb, path, *signature), 2) == (
+    more = {"override": ("--candidate", "small", "--by", "Ada", "--because", "seen"), "label": ("rows.jsonl",)}
+    assert failed(call(verb, path, *more.get(verb, ())), 2) == (
         f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
     )
 

@@ -2,7 +2,8 @@
 
 Loading is strict because a row that is dropped or misread in silence shows only as a worse model.
 The price is that a file is read whole into memory, and that one bad row in a million stops the
-load (`read_good` goes on).
+load (`read_good` goes on). Other places that rows come from:
+smallfirst.data.sources.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import gzip
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Dataset, Example, Shape
-from smallfirst.data.shapes import SHAPES, Columns, layout, read_row
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.rows import MAX_ROW_BYTES, Allowance, Raw, all_good, gathered
+from smallfirst.data.shapes import Columns, layout
 from smallfirst.errors import DataError, Problem
 
-MAX_ROW_BYTES = 1_000_000
-"""A longer row is refused: it is no row of a narrow task, but a file with its line ends lost."""
-
-_USUAL = Columns()
+USUAL = Columns()
+"""The usual column names."""
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FORMATS = (*_JSON_LINES, *_SEPARATORS)
+"""Suffixes of the files that `load` reads; each may have `.gz` after it."""
+_PIECE_BYTES = 1 << 20
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
 
@@ -43,105 +48,92 @@ _Row = tuple[int, dict[str, Any] | str]
 """Line, and the values by column or the rule that the row breaks."""
 
 
-def load(path: Path | str, *, columns: Columns = _USUAL, labels: Sequence[str] | None = None) -> Dataset:
+def load(path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None) -> Dataset:
     """All rows of the file in order. Raises DataError with all its Problems if any row is bad.
 
     With `labels`, every answer must be one of them. Format by suffix: .jsonl, .ndjson, .json (one
-    object per line), .csv, .tsv; UTF-8 with or without byte order mark. All rows of a file have the
-    same shape.
+    object per line), .csv, .tsv, and these packed as .gz; UTF-8 with or without byte order mark. All
+    rows of a file have the same shape.
     """
-    data, problems = read_good(path, columns=columns, labels=labels)
-    if problems:
-        n_bad = len({problem.line for problem in problems})
-        raise DataError(
-            f"{path}: {n_bad:,} bad and {len(data):,} good rows",
-            problems,
-            hint="mend these lines; map columns of other names with Columns(text=…, label=…)",
-        )
-    return data
+    return all_good(path, *read_good(path, columns=columns, labels=labels))
 
 
 def read_good(
-    path: Path | str, *, columns: Columns = _USUAL, labels: Sequence[str] | None = None
+    path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The good rows, and the problems of the others by line.
 
     Raises DataError if the file as a whole cannot be read or has no rows.
     """
     file = Path(path)
-    rows = list(_rows(file, columns, answered=labels is not None))
-    if not rows:
-        raise DataError(f"{file}: the file has no rows")
-    good: list[Example] = []
-    problems: list[Problem] = []
-    allowed = dict.fromkeys(labels) if labels is not None else None
-    shapes: list[tuple[int, Shape]] = []
-    for line, values in rows:
-        rules, example = [values] if isinstance(values, str) else [], None
-        if not isinstance(values, str):
-            found = layout(values, columns, answered=allowed is not None)
-            if isinstance(found, str):
-                rules = [found]
-            else:
-                shapes.append((line, found.shape))
-                example, rules = read_row(values, found, path=str(file), line=line, labels=allowed)
-        problems += [Problem(str(file), line, rule) for rule in rules]
-        if example:
-            good.append(example)
-    usual = Counter(shape for _, shape in shapes).most_common(1)[0][0] if shapes else None
-    problems += [
-        Problem(str(file), n, f"a row of {SHAPES[s]}, while this file has rows of {SHAPES[usual]}")
-        for n, s in shapes
-        if usual and s != usual
-    ]
-    data = Dataset(name=file.name, examples=tuple(e for e in good if e.shape == usual))
-    return data, tuple(sorted(problems, key=lambda problem: problem.line))
+    rows = (Raw(str(file), line, values) for line, values in _rows(file, columns, answered=labels is not None))
+    return gathered(rows, file.name, columns=columns, labels=labels, empty=f"{file}: the file has no rows")
 
 
 def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
-    suffix = file.suffix.lower()
-    if suffix not in (*_JSON_LINES, *_SEPARATORS) and not file.is_dir():
-        known = ", ".join((*_JSON_LINES, *_SEPARATORS))
-        raise DataError(f"{file}: cannot tell the format from {suffix or 'no suffix'}; known: {known}")
+    kind = format_of(file)
+    packed = file.suffix.lower() == ".gz"
+    if kind not in FORMATS and not file.is_dir():
+        shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
+        raise DataError(f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}")
     raw = _read(file)
+    unpack = f"gzip -dc {file} | " if packed else ""
     if raw.startswith(_UTF16):
         raise DataError(
             f"{file}: UTF-16, seen from byte 0 of line 1; rows must be UTF-8",
-            hint=f"iconv -f UTF-16 -t UTF-8 {file} > utf8{suffix}",
+            hint=f"{unpack}iconv -f UTF-16 -t UTF-8 {'' if packed else f'{file} '}> utf8{kind}",
         )
-    if suffix == ".json" and raw.lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    if kind == ".json" and raw.lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        name = (file.with_suffix("") if packed else file).with_suffix(".jsonl").name
         raise DataError(
             f"{file}: one JSON list; rows must be one object per line",
-            hint=f"jq -c '.[]' {file} > {file.with_suffix('.jsonl').name}",
+            hint=f"{unpack}jq -c '.[]' {'' if packed else f'{file} '}> {name}",
         )
     lines = _lines(raw)
-    if suffix in _JSON_LINES:
+    if kind in _JSON_LINES:
         yield from _json_rows(lines)
     else:
-        yield from _csv_rows(lines, _SEPARATORS[suffix], columns, answered=answered)
+        yield from _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
+
+
+def format_of(file: Path) -> str:
+    """The suffix that tells the format, in small letters: that before `.gz`, if there is one."""
+    suffix = file.suffix.lower()
+    return Path(file.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file", hint=_similar(file.parent, file.name)) from None
+        raise DataError(f"{file}: no such file", hint=similar(file.parent, file.name)) from None
     except IsADirectoryError:
-        raise DataError(f"{file}: a folder, not a file", hint=_similar(file, "")) from None
+        raise DataError(f"{file}: a folder, not a file", hint=similar(file, "")) from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
 
 
-def _similar(folder: Path, name: str) -> str:
+def _unpacked(file: Path) -> bytes:
+    """The content of a gzip file. Raises DataError once it is over MAX_SOURCE_BYTES: a few kilobytes may claim it."""
+    allowance, whole = Allowance(str(file)), bytearray()
+    with gzip.open(file) as packed:
+        while piece := packed.read(_PIECE_BYTES):
+            allowance.take(len(piece))
+            whole += piece
+    return bytes(whole)
+
+
+def similar(folder: Path, name: str) -> str:
     """Which files the user may have meant: similar names, or else what there is."""
     if not folder.is_dir():
         return f"make the folder {folder}, or check its name"
-    kinds = (*_JSON_LINES, *_SEPARATORS)
-    there = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in kinds)
+    there = sorted(p.name for p in folder.iterdir() if format_of(p) in (*FORMATS, ".parquet"))
     near = difflib.get_close_matches(name, there, n=3)
     if near:
         return "did you mean " + " or ".join(str(folder / n) for n in near) + "?"
-    return f"{folder} holds " + (", ".join(there[:10]) or "no JSON Lines or CSV file")
+    return f"{folder} holds " + (", ".join(there[:10]) or "no file of rows")
 
 
 def _lines(raw: bytes) -> list[_Line]:

@@ -217,15 +217,26 @@ def _value_rules(field: str, value: object, name: str) -> list[str]:
     if field == "labels":
         return [f"{name} must be a list of labels, not {_kind(value)}"]
     if field == "target" and not isinstance(value, str):
-        return [] if isinstance(value, dict) else [f"{name} must be a JSON object, not {_kind(value)}"]
+        return _object_rules(value, name)
     rules = _text_rules(value, name)
     if field == "target" and not rules:
         try:
             read = json.loads(str(value))
         except (ValueError, RecursionError):
             return [f"{name} is text that is not JSON"]
-        return [] if isinstance(read, dict) else [f"{name} must be a JSON object, not {_kind(read)}"]
+        return _object_rules(read, name)
     return rules
+
+
+def _object_rules(value: object, name: str) -> list[str]:
+    """The rules that a JSON object breaks; from a table it may hold what JSON has not."""
+    if not isinstance(value, dict):
+        return [f"{name} must be a JSON object, not {_kind(value)}"]
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError) as error:  # NaN; a date or bytes; nested too deeply
+        return [f"{name} is no JSON object: {error}"]
+    return [f"{name} has half a surrogate pair"] if _BAD_CHARACTER.search(text) else []
 
 
 def _text_rules(value: object, name: str) -> list[str]:
