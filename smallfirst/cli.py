@@ -189,6 +189,24 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
 
 @main.command()
 @TASK
+@click.argument("target", type=click.Path(path_type=Path))
+@RUN
+@click.option("--format", "kind", type=click.Choice(["safetensors", "gguf"]), default="gguf", show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "f16", "q8_0"]), default="bf16", show_default=True)
+@click.option("--rows", "n_rows", type=int, default=64, show_default=True, help="Selection rows to compare on.")
+def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, precision: Any, n_rows: int) -> None:
+    """Write the fine-tuned model for other engines, once it answers there as it does here."""
+    from smallfirst.models.export import export as export_model
+
+    job = _job(task_yaml)
+    texts = [example.text for example in job.rows.selection.examples[:n_rows]]
+    folder = _workspace(job, run_name).model_folder("small")
+    found = export_model(folder, target, format=kind, precision=precision, texts=texts)
+    click.echo(found.model_dump_json(indent=2))
+
+
+@main.command()
+@TASK
 def rollback(task_yaml: Path) -> None:
     """Make the former champion champion again."""
     from smallfirst import registry

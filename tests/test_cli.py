@@ -28,6 +28,7 @@ VERBS = (
     "learn",
     "suspects",
     "promote",
+    "export",
     "rollback",
     "calibrate",
     "report",
@@ -160,7 +161,8 @@ def test_init_overwrites_nothing(folder: Path) -> None:
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("init", "models")])
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    more = {"override": ("--candidate", "small", "--by", "Ada", "--because", "seen"), "label": ("rows.jsonl",)}
+    signed = ("--candidate", "small", "--by", "Ada", "--because", "seen")
+    more = {"override": signed, "label": ("rows.jsonl",), "export": ("out",)}
     assert failed(call(verb, path, *more.get(verb, ())), 2) == (
         f"ConfigError: {path}: no such file\n  next: smallfirst init   writes a commented task.yaml\n"
     )

@@ -20,6 +20,12 @@ def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = Non
         from smallfirst.models.written import WrittenModel
 
         return WrittenModel.load(folder, manifest, name=name, price=price)
+    if manifest.kind == "chats":
+        from smallfirst.models.written import LocalChat
+
+        chat = LocalChat.load(folder, name=name or manifest.task.name, price=price)
+        chat.max_prompt_tokens = manifest.max_tokens
+        return chat
     if manifest.kind == "codes":
         from smallfirst.models.local import LabelScorer
 

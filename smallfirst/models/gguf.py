@@ -79,7 +79,7 @@ class GgufModel:
         self.config = config
         self._prices = prices
         self._answers, self._schema = answers, schema
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._endpoint: EndpointModel | None = None
         self._lock = threading.Lock()
 
@@ -126,11 +126,11 @@ class GgufModel:
             if self._endpoint is None or self._child is None or not self._child.is_alive:
                 if self._child is not None:
                     self._child.stop()
-                self._child = _Child(self.config)
+                self._child = Child(self.config)
                 self._endpoint = self._endpoint_of(self._child)
             return self._endpoint
 
-    def _endpoint_of(self, child: _Child) -> EndpointModel:
+    def _endpoint_of(self, child: Child) -> EndpointModel:
         # Models that can think aloud are told not to: it costs minutes on a processor.
         extra: dict[str, object] = {"chat_template_kwargs": {"enable_thinking": False}}
         if self._answers is not None:
@@ -154,7 +154,7 @@ def grammar_of(answers: tuple[str, ...]) -> str:
     return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
-class _Child:
+class Child:
     """The process with the engine. It ends when its standard input does, so it dies with us.
 
     (The kernel's own parent-death signal would not do: it comes when the *thread* that started the

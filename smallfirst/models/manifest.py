@@ -19,8 +19,9 @@ MANIFEST = "smallfirst.json"
 class Manifest(Record):
     """What a model folder tells about itself; written last, so a folder without one is not a model."""
 
-    kind: Literal["codes", "writes", "words", "encoder"]
-    """`codes`: a causal model read at one position · `writes`: one that writes · `words`, `encoder`: linear models."""
+    kind: Literal["codes", "writes", "chats", "words", "encoder"]
+    """`codes`: a causal model read at one position · `writes`: one that writes · `chats`: one that is asked
+    through its own chat template, whole conversations included · `words`, `encoder`: linear models."""
     task: AnyTask
     """The task it was made for."""
     base: str
