@@ -114,11 +114,14 @@ def _download(files: Any, remote: str, local: Path, allowance: Allowance) -> Non
     allowance.claim(answer.content_length or 0)
     local.parent.mkdir(parents=True, exist_ok=True)
     draft = local.with_name(f".{local.name}.part")
-    with answer.contents as source, draft.open("wb") as target:
-        while piece := source.read(_PIECE_BYTES):
-            allowance.take(len(piece))
-            target.write(piece)
-    draft.replace(local)
+    try:
+        with answer.contents as source, draft.open("wb") as target:
+            while piece := source.read(_PIECE_BYTES):
+                allowance.take(len(piece))
+                target.write(piece)
+        draft.replace(local)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _clear(local: Path) -> None:

@@ -20,6 +20,10 @@ from smallfirst.tasks.schema import SEPARATORS
 
 CLOSERS = (b"}", b"]", b'"', b"0", b",")
 """What ends a value or begins the shortest one, best first."""
+MOST_NUMBER = 10**18
+"""Numbers without bounds of their own are kept between this and its negative, and so are written without an exponent:
+`165E11030` is a JSON number that no program can hold."""
+_NO_SCHEMAS = ("const", "enum", "default", "examples")
 MOST_CLOSING_TOKENS = 4096
 """A schema whose shortest answer is longer than this is refused."""
 
@@ -43,7 +47,7 @@ class Grammar:
 
         spaced = dict(zip(("item_separator", "key_separator"), SEPARATORS, strict=True))
         options: Any = {**spaced, "whitespace_flexible": False}
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), overrides=options)
         words = _words(tokenizer)
         failed, said = LLMatcher.validate_grammar_with_warnings(grammar, words)
         if said:  # a warning means that some keyword would not be kept
@@ -73,6 +77,22 @@ class Grammar:
                     hint="ask for fewer fields, or lower minItems and minLength",
                 )
         return n_tokens
+
+
+def bounded(schema: Any) -> Any:
+    """The schema with MOST_NUMBER as the bound of every number that has none on that side."""
+    if isinstance(schema, list):
+        return [bounded(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {key: part if key in _NO_SCHEMAS else bounded(part) for key, part in schema.items()}
+    kind = schema.get("type")
+    if kind == "number" or (isinstance(kind, list) and "number" in kind):
+        if not {"minimum", "exclusiveMinimum"} & schema.keys():
+            found["minimum"] = -MOST_NUMBER
+        if not {"maximum", "exclusiveMaximum"} & schema.keys():
+            found["maximum"] = MOST_NUMBER
+    return found
 
 
 class Follower:

@@ -38,6 +38,12 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
     ]
 
 
+def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
+    for i in (7, 2, 9, 4, 0, 5, 1, 8, 3, 6):
+        put(tmp_path / "books" / f"{i}.txt", str(i))
+    assert [e.answer for e in open_source(tmp_path / "books").examples] == list("0123456789")
+
+
 def test_text_goes_into_the_column_that_is_named_for_it(tmp_path: Path) -> None:
     put(tmp_path / "books" / "a.txt", "A")
     assert [e.answer for e in open_source(tmp_path / "books", columns=Columns(text="body")).examples] == ["A"]

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.grammar import Grammar
+from smallfirst.models.grammar import MOST_NUMBER, Grammar, bounded
 
 
 def closed(**properties: Any) -> dict[str, Any]:
@@ -114,3 +114,19 @@ def test_pieces_add_up_to_the_text(tokenizer: Any) -> None:
     grammar = Grammar.compile(closed(a={"type": "string"}), tokenizer)
     ids = tokenizer.encode('{"a": "größe 🙂"}', add_special_tokens=False)
     assert b"".join(grammar.pieces(tuple(ids))).decode() == '{"a": "größe 🙂"}'
+
+
+def test_numbers_that_no_program_can_hold_cannot_be_written(tokenizer: Any) -> None:
+    grammar = Grammar.compile(closed(price={"type": "number"}), tokenizer)
+    assert spell(grammar, tokenizer, '{"price": -12.50}')
+    assert not spell(grammar, tokenizer, '{"price": 165E11030}')
+
+
+def test_only_numbers_without_a_bound_are_bounded() -> None:
+    schema = closed(
+        a={"type": ["number", "null"]}, b={"type": "number", "exclusiveMinimum": 3}, c={"const": {"type": "number"}}
+    )
+    found = bounded(schema)["properties"]
+    assert found["a"] == {"type": ["number", "null"], "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
+    assert found["b"] == {"type": "number", "exclusiveMinimum": 3, "maximum": MOST_NUMBER}
+    assert found["c"] == {"const": {"type": "number"}}
