@@ -33,15 +33,19 @@ _HOMES = {
     "compare": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "load": "data.load",
+    "open_source": "data.sources",
     "load_model": "models.folder",
     "read_taskfile": "taskfile",
     "run": "pipeline",
     "serve": "serving.app",
 }
-__all__ = sorted([*_HOMES, "__version__"])
+_MODULES = {"foundation_model": "interfaces.foundation_model"}
+__all__ = sorted([*_HOMES, *_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"smallfirst.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'smallfirst' has no attribute '{name}'")
     return getattr(importlib.import_module(f"smallfirst.{_HOMES[name]}"), name)

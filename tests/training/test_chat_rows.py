@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -222,23 +223,44 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     assert heard[1] == ({}, samples)
 
 
-def test_a_model_taught_by_conversations_answers_them_from_its_folder(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path / "home"))
-    three = (chat("card", "on its way"), chat("pin", "by post"), chat("card", "on its way", "refund", "in a week"))
-    data = rows_of(*three * 6)
-    config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
-    with open_run("toy", "chats") as tracked:
-        run = train(
-            ChatLesson("desk", data, data), config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path / "run"
-        )
-    assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chats", 128)
+@pytest.fixture(scope="module")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One MLflow store for the module, since making its tables takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
-    async def answers() -> list[str]:
-        model = load_model(run.folder)
-        found = [(await model.complete(Request(messages=e.messages, max_tokens=20))).text for e in three]
+
+def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
+    """What the model in the folder writes to each conversation, after its name."""
+
+    async def ask() -> list[str]:
+        model = load_model(folder)
+        found = [(await model.complete(Request(messages=tuple(turns), max_tokens=20))).text for turns in asked]
         await model.aclose()
         return [model.name, *found]
 
-    assert asyncio.run(answers()) == ["desk", "on its way", "by post", "in a week"]
+    return asyncio.run(ask())
+
+
+@pytest.mark.usefixtures("_store")
+def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    three = (chat("card", "on its way"), chat("pin", "by post"), chat("card", "on its way", "refund", "in a week"))
+    lesson = ChatLesson("desk", rows_of(*three * 6), rows_of(*three))
+    config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
+    with open_run("toy", "chats") as tracked:
+        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+    assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chats", 128)
+    assert len(run.validation_curve) == 9
+    assert run.best_epoch == max(run.validation_curve, key=lambda point: point[1])[0]
+    assert answers(run.folder, [e.messages for e in three]) == ["desk", "on its way", "by post", "in a week"]
+
+
+@pytest.mark.usefixtures("_store")
+def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: Path) -> None:
+    lesson = TextLesson("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
+    config = TrainConfig(duration="12ep", learning_rate=1e-2, batch_tokens=64, max_seq_tokens=32)
+    with open_run("toy", "texts") as tracked:
+        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+    asked = [[Message(role="user", content=begun)] for begun in ("lost pin:", "refund:")]
+    assert answers(run.folder, asked) == ["rules", "a new one by post", "in a week"]
