@@ -133,7 +133,11 @@ def pull(entry: CatalogueEntry, *, say: Say = lambda _: None) -> Path:
         if entry.kind == "transformers":
             say("converting weights to safetensors")
             unpacked = _convert_gguf(unpacked, work / "converted")
-        os.replace(unpacked, target)
+        try:
+            os.replace(unpacked, target)
+        except OSError:
+            if not target.exists():  # else another process was quicker, with the same pinned weights
+                raise
     return target
 
 

