@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -79,6 +80,39 @@ def three(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[J
     jobs = [laid_down("one", 1), laid_down("two", 2, by="other"), laid_down("three", 3, end="FAILED")]
     Tracking(run_id="abc", experiment_id="7").save(jobs[1].folder / "mlflow.json")
     return jobs
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        (
+            "create",
+            "model train_data_path register_to experiment_path='' task_type='CHAT_COMPLETION' eval_data_path=None "
+            "eval_prompts=None custom_weights_path=None training_duration=None learning_rate=None context_length=None "
+            "validate_inputs=True data_prep_cluster_id=None",
+        ),
+        ("get", "training_run"),
+        (
+            "list",
+            "training_runs=None experiment_id=None statuses=None user_emails=None before=None after=None "
+            "include_details=True limit=100",
+        ),
+        ("cancel", "runs=None experiment_id=None"),
+        ("get_events", "training_run follow=False"),
+        ("get_checkpoints", "training_run"),
+        ("get_models", ""),
+    ],
+)
+def test_arguments_and_defaults_are_those_of_databricks_genai(name: str, signature: str) -> None:
+    """As read from the package databricks-genai 1.1.8; what is ours comes after."""
+    ours = [
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in inspect.signature(getattr(fm, name)).parameters.values()
+    ]
+    theirs = signature.split()
+    assert ours[: len(theirs)] == theirs
+    assert ours[len(theirs) :] == (["config=None"] if name == "create" else [])
+    assert name in fm.__all__
 
 
 CREATE_AND_DIE = """
