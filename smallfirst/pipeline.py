@@ -51,7 +51,8 @@ def run(file: TaskFile, *, watch: Watch | None = None, resume: bool = False) -> 
     """
     job = Job.read(file, watch)
     report = check_stage(job)
-    job.watch.say(f"check: {report.verdict} ({len(job.rows.train)} rows to train on)")
+    warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if report.verdict == "NO" else ""
+    job.watch.say(f"check: {report.verdict} ({len(job.rows.train)} rows to train on){warning}")
     workspace = train_stage(job, resume=resume)
     evaluate_stage(job, workspace)
     after_evaluation(job, workspace)

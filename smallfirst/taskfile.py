@@ -24,8 +24,10 @@ from smallfirst.tasks.normalise import Normaliser
 from smallfirst.training.config import TrainConfig
 
 Candidate = Literal["words", "encoder", "tuned", "base", "small"]
+RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")
+"""Candidates that run on this machine, smallest first."""
 LADDER: tuple[Candidate, ...] = ("words", "encoder", "base", "small")
-"""Candidates that run on this machine, smallest first; `tuned`, a fine-tuned encoder, is measured where asked for."""
+"""Those that are measured unless a task says otherwise; `tuned`, a fine-tuned encoder, is measured where asked for."""
 
 
 class DataFiles(Record):

@@ -44,6 +44,10 @@ PARTS = ("train", "selection", "calibration", "test")
 """Parts of the rows that have answers."""
 
 
+SPLIT_OFF = 0.2
+"""Share of the training rows that stands in for a missing file of validation or test rows."""
+
+
 class Rows(Record):
     """The rows of a task, split by what they may be used for."""
 
@@ -72,8 +76,7 @@ def read_rows(task_file: TaskFile) -> Rows:
         labels = train.labels()
     parts = split(
         train,
-        validation=0.0 if files.validation else 0.2,
-        test=0.0 if files.test else 0.2,
+        **split_shares(task_file),
         salt=task_file.name,
     )
     validation = read(files.validation) if files.validation else parts.validation
@@ -85,6 +88,12 @@ def read_rows(task_file: TaskFile) -> Rows:
         test=read(files.test) if files.test else parts.test,
         open_ended=_read_open(task_file),
     )
+
+
+def split_shares(task_file: TaskFile) -> dict[str, float]:
+    """Shares of the training file, in [0, 1], that become validation and test rows for want of files of their own."""
+    files = task_file.data
+    return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
 
 
 def read_task(task_file: TaskFile, rows: Rows) -> AnyTask:

@@ -5,6 +5,7 @@ Everything goes to standard error; in a pipe there are only the lines, so output
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ class Watch:
         self.quiet = quiet
         self.on_terminal = sys.stderr.isatty() and not quiet
         self.began = time.monotonic()
+        quiet_in_a_pipe()
 
     def say(self, text: str) -> None:
         """One line, with the minutes and seconds since the start."""
@@ -58,6 +60,15 @@ class Watch:
                 bars.update(task, completed=done, total=of, words=words or f"{rate:.1f}/s")
 
             yield update
+
+
+def quiet_in_a_pipe() -> None:
+    """Nothing back; keeps libraries from drawing bars where nobody sees them.
+
+    Their bars (tqdm's) ask once, when they are first imported, and PyTorch imports them: call this before.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _ignore(done: int, of: int, words: str = "") -> None:

@@ -18,7 +18,7 @@ from smallfirst.gate import Verdict
 from smallfirst.home import home
 from smallfirst.records import Record
 from smallfirst.routing.certificate import Certificate
-from smallfirst.taskfile import LADDER
+from smallfirst.taskfile import RUNGS
 
 R = TypeVar("R", bound=Record)
 
@@ -97,7 +97,7 @@ class Workspace:
         path = self._evaluation_path(candidate, split)
         return Evaluation.load(path) if path.exists() else None
 
-    def evaluations(self, split: str, candidates: Iterable[str] = (*LADDER, "large", "routed")) -> list[Evaluation]:
+    def evaluations(self, split: str, candidates: Iterable[str] = (*RUNGS, "large", "routed")) -> list[Evaluation]:
         """All evaluations of a split, in ladder order. Raises StageMissing if there are none."""
         found = [self.evaluation(candidate, split) for candidate in candidates]
         if not any(found):

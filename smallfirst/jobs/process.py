@@ -23,6 +23,7 @@ from smallfirst.jobs.locks import hold, take_slot
 from smallfirst.jobs.order import Progress, Tracking, now
 from smallfirst.jobs.queue import waiting_before, waits
 from smallfirst.jobs.rows import JobRows
+from smallfirst.watching import quiet_in_a_pipe
 
 if TYPE_CHECKING:
     from smallfirst.tracking import TrackedRun
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if held is None or job.ended:
         print(f"{job.name} has ended or is carried out by another process", file=sys.stderr)
         return 2
+    quiet_in_a_pipe()
     os.set_inheritable(held, False)  # this process alone stands for the job
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:

@@ -20,6 +20,7 @@ from smallfirst.jobs.folder import WAITING, JobFolder
 from smallfirst.jobs.locks import hold
 from smallfirst.jobs.order import JOB_NAME, Order
 from smallfirst.jobs.rows import JobRows
+from smallfirst.tracking import Status, reopen_run
 from smallfirst.training.events import Event
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,10 @@ def recover(job: JobFolder) -> None:
         restarts = [event for event in job.events if event.kind == "REQUEUED"]
         if job.cancelled:
             job.log.append("STOPPED", "cancelled")
+            _close_tracking(job, "KILLED")
         elif len(restarts) >= MOST_RESTARTS:
             job.log.append("FAILED", _gave_up(job, restarts))
+            _close_tracking(job, "FAILED")
         else:
             job.log.append("REQUEUED", "its process died; going on from the last checkpoint")
             _start(job, held)
@@ -146,6 +149,16 @@ def _recover_all() -> list[JobFolder]:
     for job in reversed(jobs):  # the oldest first, so that it is first in line again
         recover(job)
     return jobs
+
+
+def _close_tracking(job: JobFolder, status: Status) -> None:
+    """Nothing back; the MLflow run that a dead process left open is closed, if its store answers."""
+    if job.tracking is None:
+        return
+    try:
+        reopen_run(job.tracking.run_id).finish(status)
+    except SmallfirstError as error:
+        log.warning("the MLflow run of %s stays open: %s", job.name, error)
 
 
 def _start(job: JobFolder, held: int) -> None:

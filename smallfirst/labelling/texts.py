@@ -22,7 +22,7 @@ from smallfirst.data.split import split
 from smallfirst.errors import DataError, Problem
 from smallfirst.records import Record
 from smallfirst.taskfile import TaskFile
-from smallfirst.taskrows import Rows
+from smallfirst.taskrows import Rows, split_shares
 
 
 class Sifted(Record):
@@ -116,9 +116,8 @@ def held_out(rows: Rows) -> Iterator[Dataset]:
 
 
 def _left_in_training(texts: Dataset, file: TaskFile) -> Dataset:
-    # As `taskrows.read_rows` splits: where a row goes depends on its text alone, so it can be known beforehand.
-    shares = {"validation": 0.0 if file.data.validation else 0.2, "test": 0.0 if file.data.test else 0.2}
-    return split(texts, **shares, salt=file.name).train
+    # Where a row goes depends on its text alone, so it can be known beforehand.
+    return split(texts, **split_shares(file), salt=file.name).train
 
 
 def _together(name: str, *parts: Dataset) -> Dataset:

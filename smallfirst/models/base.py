@@ -20,6 +20,7 @@ from pathlib import Path
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.home import home
 from smallfirst.records import Record, write_atomically
+from smallfirst.watching import quiet_in_a_pipe
 
 Say = Callable[[str], None]
 
@@ -145,7 +146,6 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
     """Snapshot folder from the Hugging Face cache or hub; None if it cannot be had there."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
-    from smallfirst.models.local import quiet_in_a_pipe
 
     quiet_in_a_pipe()
     from huggingface_hub import HfApi, snapshot_download

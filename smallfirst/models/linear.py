@@ -119,11 +119,15 @@ class LinearScorer:
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")
+        features: Any
         if manifest.kind == "words":
-            features: Any = WordFeatures.load(folder)
+            features = WordFeatures.load(folder)
+        elif (own := folder / ENCODER).is_dir():
+            encoder = Encoder(own)
+            encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
+            features = encoder.embed
         else:
-            own = folder / ENCODER
-            features = Encoder(own if own.is_dir() else find(manifest.base)).embed
+            features = Encoder(find(manifest.base)).embed
         return cls(features, tensors["weights"], tensors["bias"])
 
 

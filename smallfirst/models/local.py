@@ -7,8 +7,6 @@ later, so padding cannot change an answer. Only the code tokens' rows of the out
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from smallfirst.errors import MissingExtra
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.scored import Scored
+from smallfirst.watching import quiet_in_a_pipe
 
 
 class LabelScorer:
@@ -109,12 +108,6 @@ def quiet_transformers(step: str) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
-
-
-def quiet_in_a_pipe() -> None:
-    """Nothing back; keeps libraries from drawing bars where nobody sees them. Call before their first import."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def keep_freed_memory() -> None:

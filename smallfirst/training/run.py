@@ -126,7 +126,7 @@ class _Trainer:
         study.begin(self.model, rows, self.config)
         fit = Fit(study, self.model, rows, self.config)
         self._start(fit)
-        began, before_s = time.perf_counter(), self.saving_s
+        began = time.perf_counter()
         for step in fit.steps():
             self._note(step)
             on_step(step)
@@ -135,7 +135,7 @@ class _Trainer:
             if self._is_enough():
                 break
             self._look_up(fit, step)
-        seconds = self.seconds + time.perf_counter() - began - (self.saving_s - before_s)
+        seconds = self.seconds + time.perf_counter() - began - self.saving_s
         return self._finish(fit, seconds)
 
     def _start(self, fit: Fit) -> None:

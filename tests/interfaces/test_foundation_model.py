@@ -30,7 +30,7 @@ from smallfirst.models.folder import load_model
 from smallfirst.models.model import Request
 from smallfirst.training.config import TrainConfig
 
-PATIENCE_S = 900
+PATIENCE_S = 240
 ROWS = [{"prompt": f"where is my {what}", "response": "on its way"} for what in ("card", "pin", "euro", "refund") * 12]
 
 

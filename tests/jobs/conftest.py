@@ -16,7 +16,7 @@ from smallfirst.jobs.folder import JobFolder
 from smallfirst.jobs.order import Order
 from smallfirst.training.config import TrainConfig
 
-PATIENCE_S = 900
+PATIENCE_S = 240
 """A busy machine takes long to import PyTorch; nothing waits so long otherwise."""
 
 

@@ -16,9 +16,9 @@ from smallfirst.errors import Cancelled, ConfigError
 from smallfirst.jobs import locks, process, queue
 from smallfirst.jobs.folder import JobFolder
 from smallfirst.jobs.locks import hold
-from smallfirst.jobs.order import Order
+from smallfirst.jobs.order import Order, Tracking
 from smallfirst.jobs.registering import register_model
-from smallfirst.tracking import client
+from smallfirst.tracking import client, open_run
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
 
@@ -106,7 +106,10 @@ def test_a_job_whose_process_dies_again_and_again_is_given_up(order: Order, laid
     for _ in range(queue.MOST_RESTARTS):
         job.log.append("REQUEUED", "")
     job.output.write_text("Killed: out of memory\n")
+    left_open = open_run("toy", "dying").run_id
+    Tracking(run_id=left_open, experiment_id="1").save(job.folder / "mlflow.json")
     assert queue.find("dying").state == "FAILED"
+    assert client().get_run(left_open).info.status == "FAILED"
     assert "died 4 times" in job.events[-1].message
     assert "Killed: out of memory" in job.events[-1].message
 

@@ -30,7 +30,7 @@ DEMO = Path(__file__).parents[2] / "examples" / "claims_desk" / "task.yaml"
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def desk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer model with a tokenizer made from the demo's own texts, so that labels find code tokens."""
     texts = [json.loads(line)["text"] for line in (DEMO.parent / "train.jsonl").open(encoding="utf-8")]
     words = Tokenizer(models.BPE())
@@ -64,8 +64,8 @@ def task_file(base: Path, **gate: float) -> TaskFile:
     return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
 
 
-def test_the_whole_path_ends_with_a_promoted_certified_measured_router(tiny_folder: Path) -> None:
-    file = task_file(tiny_folder, accuracy_at_least=0.5)
+def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.5)
     outcome = pipeline.run(file, watch=Watch(quiet=True))
     assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
@@ -95,8 +95,8 @@ def _router_answers(file: TaskFile) -> None:
     asyncio.run(ask())
 
 
-def test_a_gate_that_fails_promotes_nothing_and_still_reports(tiny_folder: Path) -> None:
-    file = task_file(tiny_folder, accuracy_at_least=0.99)
+def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.99)
     with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
         pipeline.run(file, watch=Watch(quiet=True))
     workspace = Workspace.latest("claims-desk")
@@ -117,8 +117,8 @@ class Interrupting(Watch):
         yield press
 
 
-def test_a_training_that_was_broken_off_is_gone_on_with(tiny_folder: Path) -> None:
-    job = Job.read(task_file(tiny_folder), Watch(quiet=True))
+def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
+    job = Job.read(task_file(desk_folder), Watch(quiet=True))
     with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
         pipeline.train_stage(job, resume=True)
     with pytest.raises(KeyboardInterrupt):
@@ -130,6 +130,38 @@ def test_a_training_that_was_broken_off_is_gone_on_with(tiny_folder: Path) -> No
     begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
     assert Workspace.unfinished("claims-desk") is None
+
+
+def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
+    desk_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.5)
+    brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
+    more = {"ladder": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
+    job = Job.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Watch(quiet=True))
+    workspace = pipeline.train_stage(job)
+    assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(job, workspace)}
+    verdict = pipeline.gate_stage(job, workspace).of("tuned")
+    tuned = workspace.evaluation("tuned", "test")
+    assert tuned is not None
+    assert verdict.evaluation_fingerprint == tuned.fingerprint()
+    assert Run.load(workspace.folder / "tuned" / "run.json").task == "claims-desk"
+
+
+def test_rows_that_check_refuses_are_told_before_anything_is_trained(
+    desk_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(Exception): ...
+
+    def train(*_: object, **__: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr(pipeline, "train_stage", train)
+    file = task_file(desk_folder)
+    leaking = file.model_copy(update={"data": file.data.model_copy(update={"test": file.data.train})})
+    with pytest.raises(Trained):
+        pipeline.run(leaking, watch=Watch())
+    assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
 
 
 def test_a_stage_without_its_forerunner_names_the_command() -> None:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
 
 from smallfirst.training.checkpoint import Checkpoints, Saved
-
-
-@contextmanager
-def full_disk(at_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def saved(value: float, n: int = 3) -> Saved:
@@ -60,7 +48,9 @@ def test_one_that_was_never_finished_does_not_count(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["step-2"]
 
 
-def test_a_full_disk_is_told_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_one_before_stays(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, saved(1))
     with full_disk(10_000), pytest.raises(OSError, match=r"(?i)too large"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import Cancelled, TrainingError
-from smallfirst.models.manifest import read_manifest
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 from smallfirst.tracking import open_run
 from smallfirst.training.checkpoint import Checkpoints
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.lesson import TaskLesson
+from smallfirst.training.exam import Exam
+from smallfirst.training.lesson import Lesson, TaskLesson
 from smallfirst.training.loop import Step
 from smallfirst.training.run import CANCEL, Run, train
 
+FullDisk = Callable[[int], AbstractContextManager[None]]
 CONFIG = TrainConfig(duration="4ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
 
 
@@ -40,7 +42,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Bench:
-    def __init__(self, lesson: TaskLesson, base: Path) -> None:
+    def __init__(self, lesson: Lesson, base: Path) -> None:
         self.lesson, self.base = lesson, base
 
     def train(self, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
@@ -64,17 +66,6 @@ def weights(run: Run) -> bytes:
 
 def kinds(folder: Path) -> list[str]:
     return [event.kind for event in EventLog(folder / "events.jsonl").read()]
-
-
-@contextmanager
-def full_disk(at_bytes: int) -> Iterator[None]:
-    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (at_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Killed(BaseException):
@@ -137,14 +128,28 @@ def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: P
     assert kinds(tmp_path)[-1] == "STOPPED"
 
 
-def test_patience_ends_a_run_that_no_longer_gets_better(bench: Bench, tmp_path: Path) -> None:
-    still = CONFIG.model_copy(update={"learning_rate": 1e-9, "duration": "9ep", "patience": 2})
-    run = bench.train(tmp_path, still.model_copy(update={"learning_rate": 3e-3, "final_rate_share": 1.0}))
-    epochs = len(run.validation_curve)
-    assert epochs == 9 or epochs == run.best_epoch + 2
+class Graded:
+    """The lesson, with grades given in advance instead of an exam."""
+
+    def __init__(self, lesson: TaskLesson, grades: list[float]) -> None:
+        self.name, self.train_rows, self.study = lesson.name, lesson.train_rows, lesson.study
+        self.prepare, self.grades = lesson.prepare, iter(grades)
+
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam:
+        return Exam(next(self.grades), manifest)
 
 
-def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 7)])
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    bench: Bench, tmp_path: Path, patience: int | None, epochs: int
+) -> None:
+    graded = Bench(Graded(bench.lesson, [0.5, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6]), bench.base)
+    run = graded.train(tmp_path, CONFIG.model_copy(update={"duration": "7ep", "patience": patience}))
+    assert len(run.validation_curve) == epochs
+    assert run.best_epoch == (2 if epochs == 3 else 4)
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_path: Path, full_disk: FullDisk) -> None:
     first = bench.train(tmp_path / "first", CONFIG.model_copy(update={"duration": "1ep"}))
     before = weights(first)
     (first.folder.parent / "run.json").unlink()
@@ -174,18 +179,14 @@ PROGRAM = """
     rows, base, folder = map(Path, sys.argv[1:])
     data = load(rows)
     task = Classify(name="toy", labels=tuple(dict.fromkeys(e.answer for e in data.examples)))
-    config = TrainConfig(duration="20ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
+    config = TrainConfig(duration="60ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
     with open_run("toy", "killed") as tracked:
         train(TaskLesson(task, data, data), config, base=("toys/tiny", base), tracked=tracked, folder=folder,
               save_every_s=0)
 """
 
 
-def test_kill_9_at_random_moments_loses_nothing(
-    toy_rows: Dataset, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import json
-
+def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     lines = [json.dumps({"text": e.text, "label": e.answer}) for e in toy_rows.examples]
     rows.write_text("\n".join(lines), encoding="utf-8")
