@@ -17,11 +17,16 @@ def with_adapters(model: Any, config: TrainConfig) -> Any:
     """
     import peft
 
+    layers = model.model.layers
+    linear = {name.rpartition(".")[2] for name, part in layers.named_modules() if isinstance(part, torch.nn.Linear)}
     adapters = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         use_dora=config.method == "dora",
-        target_modules="all-linear",
+        target_modules=sorted(linear),
+        layers_to_transform=list(range(config.frozen_layers, len(model.model.layers)))
+        if config.frozen_layers
+        else None,
         task_type=peft.TaskType.CAUSAL_LM,
     )
     wrapped = peft.get_peft_model(model, adapters, autocast_adapter_dtype=False)

@@ -73,8 +73,8 @@ class Contrastive:
 
     def load(self, base: Path, config: TrainConfig) -> tuple[SentenceClassifier, Any]:
         """The encoder with an empty head, and its tokenizer. Raises ConfigError for settings it cannot keep."""
-        if config.method != "full" or config.micro_tokens:
-            raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens unset")
+        if config.method != "full" or config.micro_tokens or config.frozen_layers:
+            raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
         encoder = Encoder(base)
         encoder.max_tokens = min(encoder.max_tokens, config.max_seq_tokens)
         return SentenceClassifier(encoder).eval(), encoder.tokenizer

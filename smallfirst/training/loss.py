@@ -13,20 +13,24 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from smallfirst.training.batches import Batch, Row, collate, micro_batches
+from smallfirst.training.batches import Row, micro_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimiser import MasterAdamW
+from smallfirst.training.reading import LowerLayers, read
 
 
-def accumulate(model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
+def accumulate(
+    model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW, lower: LowerLayers | None = None
+) -> float:
     """Mean cross-entropy over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
 
-    Under torch.distributed each process reads its part of the rows and all end with the same gradient.
+    `lower` are the layers that do not move, if any. Under torch.distributed each process reads its part of the rows
+    and all end with the same gradient.
     """
     n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
     total = torch.zeros((), device=model.device)
     for part in micro_batches(_own(rows), config.micro_tokens or config.batch_tokens):
-        loss = target_loss(model, collate(part)) / n_targets
+        loss = target_loss(model, part, lower) / n_targets
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.gather()
         total += loss.detach()
@@ -36,13 +40,11 @@ def accumulate(model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: 
     return float(total)
 
 
-def target_loss(model: Any, batch: Batch) -> torch.Tensor:
+def target_loss(model: Any, rows: Sequence[Row], lower: LowerLayers | None = None) -> torch.Tensor:
     """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only."""
-    device = model.device
-    hidden = model.model(input_ids=batch.ids.to(device), use_cache=False).last_hidden_state
-    row, position, token = batch.targets.to(device).unbind(1)
-    logits = model.get_output_embeddings()(hidden[row, position])  # (n_targets, vocabulary)
-    return F.cross_entropy(logits.float(), token, reduction="sum")
+    states, tokens = read(model, rows, lower)
+    logits = model.get_output_embeddings()(states)  # (n_targets, vocabulary)
+    return F.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
 def _own(rows: Sequence[Row]) -> Sequence[Row]:

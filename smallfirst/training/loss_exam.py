@@ -17,7 +17,7 @@ from smallfirst.models.local import encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.turns import chat_tokens, end_of_turn
 from smallfirst.models.writing import Ask, TextWriter
-from smallfirst.training.batches import Row, collate, micro_batches
+from smallfirst.training.batches import Row, micro_batches
 from smallfirst.training.exam import Exam
 from smallfirst.training.loss import target_loss
 
@@ -56,7 +56,7 @@ def loss_exam(model: Any, rows: Sequence[Row], manifest: Manifest) -> tuple[Exam
 def mean_loss(model: Any, rows: Sequence[Row]) -> float:
     """Mean cross-entropy over all target tokens of the rows, in nats."""
     parts = micro_batches(sorted(rows, key=lambda row: len(row.ids)), READ_AT_ONCE_TOKENS)
-    total = math.fsum(float(target_loss(model, collate(part))) for part in parts)
+    total = math.fsum(float(target_loss(model, part)) for part in parts)
     return total / sum(len(row.ids) - row.n_prompt for row in rows)
 
 

@@ -15,6 +15,7 @@ from smallfirst.training.batches import Row, epoch_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.loss import accumulate
 from smallfirst.training.optimiser import MasterAdamW
+from smallfirst.training.reading import LowerLayers
 
 
 class Study(Protocol):
@@ -42,15 +43,24 @@ class Study(Protocol):
 
 
 class Causal:
-    """A causal model: next-token loss on the answer's tokens, every weight or adapters."""
+    """A causal model: next-token loss on the answer's tokens, every weight, the upper layers or adapters."""
+
+    lower: LowerLayers | None = None
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
-        """Model and tokenizer, with adapters if the method wants them."""
+        """Model and tokenizer, with adapters if the method wants them, lower layers frozen if it wants that."""
         model, tokenizer = load_causal(base)
+        if config.frozen_layers:
+            self.lower = LowerLayers(model, config.frozen_layers)
+            still = [model.get_input_embeddings(), *model.model.layers[: config.frozen_layers]]
+            for part in still:
+                part.requires_grad_(False)
         return (model if config.method == "full" else with_adapters(model, config)), tokenizer
 
     def begin(self, model: Any, rows: Sequence[Row], config: TrainConfig) -> None:
-        """Nothing: it begins as it came."""
+        """Nothing back; what frozen layers make of the rows is computed."""
+        if self.lower is not None:
+            self.lower.fill(model, rows)
 
     def batches(self, rows: Sequence[Row], config: TrainConfig, seed: int) -> list[list[Row]]:
         """Rows of similar length together."""
@@ -58,7 +68,7 @@ class Causal:
 
     def gradient(self, model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
         """Mean cross-entropy over the target tokens."""
-        return accumulate(model, rows, config, optimiser)
+        return accumulate(model, rows, config, optimiser, self.lower)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
         """Adapters are folded into the weights first."""

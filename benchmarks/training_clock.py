@@ -1,0 +1,40 @@
+"""Times the steps of a transformers Trainer, for the peers in training.py. Imports nothing but transformers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+WARM_UP, STEPS = 2, 6
+
+
+class Clock(TrainerCallback):
+    """When each step began and ended."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+        self.ended: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Notes the time."""
+        self.began.append(time.perf_counter())
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Notes the time."""
+        self.ended.append(time.perf_counter())
+
+    def show(self, batches: Sequence[tuple[int, int]]) -> None:
+        """Nothing back; prints what training.py reads. `batches` are (real tokens, rows) in the order of the steps."""
+        counted = batches[WARM_UP : WARM_UP + STEPS]
+        seconds = sum(b - a for a, b in zip(self.began[WARM_UP:], self.ended[WARM_UP:], strict=True))
+        tokens, rows = (sum(numbers) for numbers in zip(*counted, strict=True))
+        print(json.dumps({"tokens": tokens, "rows": rows, "seconds": seconds}))
+
+
+def size(rows: Sequence[Any]) -> tuple[int, int]:
+    """Real tokens that are fed (a row's last is only a target) and rows of a batch before it is padded."""
+    return sum(len(row["input_ids"]) - 1 for row in rows), len(rows)
