@@ -17,14 +17,17 @@ import pytest
 from smallfirst.data.load import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
 from smallfirst.job import Job
-from smallfirst.labelling import Labelled, LabelOptions, Teacher, label, teacher_of
+from smallfirst.labelling import Labelled, LabelOptions, Teacher, label, local_teacher, teacher_of
 from smallfirst.labelling.asking import MOST_BAD_IN_A_ROW
 from smallfirst.labelling.journal import Errand, Journal
 from smallfirst.large import AGAIN
+from smallfirst.models.linear import LinearScorer
+from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Chunk, Completion, Request, stream_whole
 from smallfirst.models.replay import ReplayModel, request_key
 from smallfirst.stats import wilson
 from smallfirst.taskfile import TaskFile, read_taskfile
+from smallfirst.tasks.classify import Classify
 from smallfirst.watching import Watch
 
 LABELS = ("card", "fee", "pin")
@@ -770,3 +773,35 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
     assert found.trust.itself == wilson(2, 2)
     label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
     assert len(Desk.sent) == 10
+
+
+def words_model(folder: Path, file: TaskFile) -> Path:
+    """A linear model of the task, fitted on its training rows."""
+    job = Job.read(file, QUIET)
+    LinearScorer.fit("words", job.rows.train, job.task).save(
+        folder / "words", Manifest(kind="words", task=job.task, base="")
+    )
+    return folder / "words"
+
+
+def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    job = Job.read(file, QUIET)
+    rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
+    options = LabelOptions(out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
+    found = label(file, rows, options=options, watch=QUIET, teacher=local_teacher(folder, file, job.task))
+    assert found.counts.n_kept == 3
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["label"] for row in made] == [gold(text(100))] * 3
+    assert "words" in found.teacher
+
+
+def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    other = Classify(name="desk", labels=("card", "fee", "tan"))
+    with pytest.raises(ConfigError, match="was made for another task"):
+        local_teacher(folder, file, other)
+    with pytest.raises(ConfigError, match="so it is not a model"):
+        local_teacher(tmp_path, file, other)

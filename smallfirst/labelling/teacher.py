@@ -7,11 +7,14 @@ the answer for as long as it may be. The price is that the last cents of a cap a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Message
-from smallfirst.errors import PriceUnknown
+from smallfirst.errors import ConfigError, PriceUnknown
 from smallfirst.large import fixed_shots, prompted_model
+from smallfirst.models.folder import load_model
+from smallfirst.models.manifest import read_manifest
 from smallfirst.models.model import Model
 from smallfirst.models.prompted import PromptedModel
 from smallfirst.records import fingerprint
@@ -22,6 +25,8 @@ TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
 """Tokens that a chat template may add; the usual ones add about a quarter of that."""
 GGUF_AT_ONCE, GGUF_TIMEOUT_S, GGUF_RETRIES = 2, 300.0, 1
 """How `large.general_model` runs a GGUF file."""
+LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
+"""Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
 
 
 class Teacher(NamedTuple):
@@ -64,6 +69,25 @@ def teacher_of(file: TaskFile, task: Task, train: Dataset) -> Teacher:
         worst_usd=_worst_usd(file, large, model, task.max_answer_tokens),
         at_once=large.endpoint.max_concurrency if large.endpoint else GGUF_AT_ONCE,
     )
+
+
+def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
+    """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
+
+    What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers
+    otherwise than the task.
+    """
+    manifest = read_manifest(folder)
+    if manifest.task.kind != task.kind or set(manifest.task.closed) != set(task.closed):
+        raise ConfigError(
+            f"the model in {folder} was made for another task ({manifest.task.kind} {manifest.task.name}): its answers "
+            f"are not those of {task.name}",
+            hint="give a model of this task, trained on its labelled rows",
+        )
+    model = load_model(folder, name=f"{task.name} model in {folder.name}", price=file.prices.machine)
+    longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
+    way = fingerprint(manifest.model_dump())
+    return Teacher(model=model, way=way, prompt=(), worst_usd=lambda _: longest, at_once=LOCAL_AT_ONCE)
 
 
 def most_tokens(messages: Sequence[Message]) -> int:
