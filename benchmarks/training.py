@@ -2,11 +2,12 @@
 
     python benchmarks/training.py --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
 
-ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens without a
-system prompt, the label's text its answer. Peers live in environments of their own (`pip install trl`, `pip install
-llamafactory`): give their interpreters. TRL is handed the very tokens. Each round runs every side once, a warm-up and
-then some steps, with the machine's bf16 and fp32 matrix rate measured before each; medians over the rounds are shown.
-"Of the peak" are 6 FLOPs for each weight outside the embedding and each real token, over the bf16 rate.
+ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens, the
+label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we read once a batch. Peers
+live in environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL is
+handed the very tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
+matrix rate measured before and after each; medians over the rounds are shown. "Of the peak" are 6 FLOPs for each weight
+outside the embedding and each real token, over the bf16 rate.
 """
 
 from __future__ import annotations
@@ -48,18 +49,25 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
     return n * 2 * 2048**3 / (time.perf_counter() - began)
 
 
-def write_rows(base: Path, source: Path, into: Path, n: int) -> None:
+def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> None:
     """Nothing back; `into` holds the rows in tokens, and the conversations for a side that writes its own."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
+    before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     with source.open(encoding="utf-8") as lines, into.open("w", encoding="utf-8") as out:
         for line, _ in zip(lines, range(n), strict=False):
             row = json.loads(line)
             answer = row["label"].replace("_", " ")
-            prompt = tokenizer.encode(f"<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n")
+            prompt = tokenizer.encode(f"{before}<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n")
             target = tokenizer.encode(f"{answer}<|im_end|>")
-            record = {"ids": prompt + target, "n_prompt": len(prompt), "instruction": row["text"], "output": answer}
+            record = {
+                "ids": prompt + target,
+                "n_prompt": len(prompt),
+                "text": row["text"],
+                "answer": answer,
+                "system": system,
+            }
             out.write(json.dumps(record) + "\n")
 
 
@@ -142,6 +150,7 @@ def main() -> None:
     parser.add_argument("--trl")
     parser.add_argument("--llamafactory")
     parser.add_argument("--frozen", type=int, default=0)
+    parser.add_argument("--system", default="")
     parser.add_argument("--rounds", type=int, default=3)
     wanted = parser.parse_args()
     from transformers import AutoModelForCausalLM
@@ -153,7 +162,7 @@ def main() -> None:
     rates: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.jsonl"
-        write_rows(wanted.base, wanted.rows, rows, 2000)
+        write_rows(wanted.base, wanted.rows, rows, 2000, wanted.system)
         for number in range(wanted.rounds):
             for side in sides(wanted):
                 before = matrix_rate(torch.bfloat16)

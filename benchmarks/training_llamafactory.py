@@ -44,9 +44,12 @@ def main() -> None:
     clock = Clock()
     workflow.SFTDataCollatorWith4DAttentionMask = Counting
     with tempfile.TemporaryDirectory() as scratch:
-        data = [{"instruction": row["instruction"], "input": "", "output": row["output"]} for row in read]
+        data = [
+            {"instruction": row["text"], "input": "", "output": row["answer"], "system": row["system"]} for row in read
+        ]
         (Path(scratch) / "rows.json").write_text(json.dumps(data), encoding="utf-8")
-        known = {"rows": {"file_name": "rows.json"}}
+        columns = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+        known = {"rows": {"file_name": "rows.json", "columns": columns}}
         (Path(scratch) / "dataset_info.json").write_text(json.dumps(known), encoding="utf-8")
         settings = {
             "model_name_or_path": str(base),
