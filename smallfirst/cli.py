@@ -64,14 +64,18 @@ def init(folder: Path, kind: str) -> None:
 @main.command()
 @TASK
 @JSON
-def check(task_yaml: Path, as_json: bool) -> None:
-    """Look at the rows before anything is spent: GO, FIX or NO, with places."""
-    from smallfirst.data.check import explain
+@click.option("--rows-out", type=click.Path(path_type=Path), help="Write every row of every finding here (JSON lines).")
+@click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
+def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
+    """Look at the rows before anything is spent: GO, FIX or NO, with places; time, memory and cost of the fine-tune."""
+    from smallfirst.data.findings import write_places
     from smallfirst.pipeline import check_stage
 
-    report = check_stage(_job(task_yaml))
-    click.echo(report.model_dump_json(indent=2) if as_json else explain(report))
-    if report.verdict == "NO":
+    found = check_stage(_job(task_yaml), curve=curve)
+    click.echo(found.in_json if as_json else found.in_words)
+    if rows_out:
+        click.echo(f"{write_places(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
+    if found.verdict == "NO":
         raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
 
 
@@ -328,17 +332,24 @@ def label(task_yaml: Path, rows: Path, teacher: Path | None, as_json: bool, **se
 @click.option("--port", default=8000, show_default=True, type=int)
 @click.option("--api-key-sha256", multiple=True, help="SHA-256 of an accepted key; may be given again.")
 @click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
-def serve(task_yaml: Path, host: str, port: int, api_key_sha256: tuple[str, ...], replay_large: bool) -> None:
+@click.option("--fine-tuning", is_flag=True, help="Let clients upload rows and fine-tune: spends this machine's time.")
+@click.option("--base", "bases", multiple=True, help="With --fine-tuning: NAME or NAME=FOLDER that may be trained.")
+def serve(
+    task_yaml: Path, host: str, port: int, api_key_sha256: tuple[str, ...], replay_large: bool, **tune: Any
+) -> None:
     """Serve the Router, the small and the large model behind one OpenAI-compatible address."""
     from smallfirst.candidates import champion_router
     from smallfirst.home import home
+    from smallfirst.interfaces.openai_fine_tuning import extension_for
     from smallfirst.serving.app import serve as serve_models
     from smallfirst.serving.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
 
-    models = champion_router(_file(task_yaml), live=not replay_large)
+    extension = extension_for(tune["bases"]) if tune["fine_tuning"] else None
+    alone = extension is not None and not task_yaml.exists()  # only what is fine-tuned here is served
+    models = {} if alone else champion_router(_file(task_yaml), live=not replay_large)
     settings = ServeSettings(host=host, port=port, api_keys_sha256=api_key_sha256)
-    serve_models(models, ledger=Ledger(home() / "ledger.db"), settings=settings)
+    serve_models(models, ledger=Ledger(home() / "ledger.db"), settings=settings, extension=extension)
 
 
 @main.group(invoke_without_command=True)

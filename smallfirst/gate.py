@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
@@ -74,13 +75,16 @@ class Gate(Record):
     """Share of the large model's cost that must be saved: 0.5 means at most half its cost per 1,000 answers."""
     retention_at_least: NotNegative | None = None
     """Share of general ability that must be left after training (lower end); fails if it was not measured."""
+    retention_prompts: Path | None = None
+    """General questions to measure it with, JSON lines of `prompt`, `answer` and `wrong`; left out: our own 72."""
     leaks_at_most: Share | None = None
     """Share of test rows that may also stand in the training rows; fails if leaks were not looked for."""
 
     @property
     def declares_a_bar(self) -> bool:
         """True if there is anything to check."""
-        return self.model_copy(update={"part_rows": Gate().part_rows}) != Gate()
+        no_bars = {"part_rows": Gate().part_rows, "retention_prompts": None}
+        return self.model_copy(update=no_bars) != Gate()
 
 
 class Verdict(Record):

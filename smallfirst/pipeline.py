@@ -16,8 +16,8 @@ from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
 from smallfirst.candidates import fit_domain, fit_linear, in_domain, local_candidate, tune_encoder
+from smallfirst.checkup import Checkup, checkup
 from smallfirst.curve import measure_curve
-from smallfirst.data.check import CheckReport, check
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
 from smallfirst.errors import GateFailed, StageMissing
@@ -29,6 +29,7 @@ from smallfirst.models.manifest import read_manifest
 from smallfirst.models.model import Request
 from smallfirst.models.replay import ReplayModel
 from smallfirst.outcome import OpenEndedShare, Outcome, outcome_of
+from smallfirst.retention import measure_retention, wanted_probe
 from smallfirst.routing.certificate import Certificate, certify
 from smallfirst.routing.domain import DomainGate
 from smallfirst.routing.router import Router
@@ -76,10 +77,9 @@ def after_evaluation(job: Job, workspace: Workspace) -> None:
     report_stage(job, workspace)
 
 
-def check_stage(job: Job) -> CheckReport:
-    """What is to be known about the rows before anything is spent on them."""
-    validation = job.rows.selection.subset("validation", job.rows.selection.examples + job.rows.calibration.examples)
-    return check(job.rows.train, validation=validation, test=job.rows.test)
+def check_stage(job: Job, *, curve: bool = False) -> Checkup:
+    """What is to be known about the rows and the fine-tune before anything is spent; `curve` adds what more rows do."""
+    return checkup(job, curve=curve)
 
 
 def train_stage(job: Job, *, resume: bool = False) -> Workspace:
@@ -91,18 +91,21 @@ def train_stage(job: Job, *, resume: bool = False) -> Workspace:
     from smallfirst.training.run import train
 
     file, config = job.file, job.file.small.training
+    wanted_probe(file)  # questions that cannot be asked are told before anything is trained
     workspace = _place(job, resume=resume)
     base = find(file.small.base, say=job.watch.say)
     job.watch.say(f"train: {file.small.base}, {config.method}, {config.duration}, {len(job.rows.train)} rows")
     params: dict[str, object] = {f"train.{k}": v for k, v in config.model_dump().items()}
     params |= {"base": file.small.base, "n_train": len(job.rows.train), "task": file.name}
     params["dataset_fingerprint"] = job.rows.train.content_fingerprint
+    if file.teacher is not None:
+        params |= {f"teacher.{k}": v for k, v in file.teacher.model_dump().items()}
     with (
         _tracked(file.name, workspace, params) as tracked,
         job.watch.bar("training", 100, unit="%") as progress,
     ):
         run_record = train(
-            TaskLesson(job.task, job.rows.train, job.rows.selection),
+            TaskLesson(job.task, job.rows.train, job.rows.selection, file.teacher),
             config,
             base=(file.small.base, base),
             tracked=tracked,
@@ -150,6 +153,7 @@ def evaluate_stage(job: Job, workspace: Workspace) -> list[Evaluation]:
         for split in splits:
             _run(_evaluate(job, workspace, model, candidate=candidate, split=split, probe=PROBE_ROWS))
         _run(model.aclose())
+    measure_retention(job, workspace)
     if job.file.large is not None:
         large = _run(large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch))
         for split in ("calibration", "test"):
@@ -162,9 +166,17 @@ def gate_stage(job: Job, workspace: Workspace) -> Verdicts:
     found = workspace.evaluations("test")
     large = workspace.evaluation("large", "test")
     candidates = [e for e in found if e.candidate in {"words", "encoder", "tuned", "small"}]
-    leaks = leaks_of(job, workspace)
+    leaks, kept = leaks_of(job, workspace), measure_retention(job, workspace)
     verdicts = tuple(
-        gating.check(job.file.gate, e, large=large, comparisons_made=len(candidates), leaks=leaks) for e in candidates
+        gating.check(
+            job.file.gate,
+            e,
+            large=large,
+            comparisons_made=len(candidates),
+            leaks=leaks,
+            retention=kept if e.candidate == "small" else None,
+        )
+        for e in candidates
     )
     result = Verdicts(verdicts=verdicts, smallest=gating.smallest_passing(verdicts))
     result.save(workspace.folder / "verdicts.json")

@@ -20,6 +20,7 @@ from smallfirst.report.contents import (
     TrainingSummary,
 )
 from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
+from smallfirst.retention import kept_retention
 from smallfirst.scrutiny import Doubts
 from smallfirst.taskfile import TaskFile
 from smallfirst.taskrows import Rows
@@ -69,6 +70,7 @@ def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
         suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
         ceiling=_ceiling(doubts),
         leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(workspace)) else None,
+        retention=kept_retention(workspace),
         notes=_notes(rows, workspace),
         made_at=datetime.now(UTC),
         versions=_versions(),

@@ -22,6 +22,7 @@ from smallfirst.records import Record, parse_record
 from smallfirst.routing.certificate import Promise
 from smallfirst.tasks.normalise import Normaliser
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.teacher import Teacher
 
 Candidate = Literal["words", "encoder", "tuned", "base", "small"]
 RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")
@@ -54,6 +55,8 @@ class SmallConfig(Record):
     """Name, folder or GGUF file of the base model."""
     training: TrainConfig = TrainConfig()
     """How to fine-tune it."""
+    teacher: Teacher | None = None
+    """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
@@ -62,6 +65,8 @@ class SmallConfig(Record):
     """Which rungs to measure, smallest first; words, encoder and tuned exist for closed answers only."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
+    retention: bool = False
+    """Measure how much general ability the fine-tune keeps, also where the gate asks for none: some seconds."""
 
 
 class LargeConfig(Record):
@@ -166,6 +171,13 @@ class TaskFile(Record):
     """Volume assumed in the report."""
     folder: Path = Path()
     """Folder of the file; set on reading."""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who teaches the small model; a folder is looked for beside this file first."""
+        teacher = self.small.teacher
+        local = self.path(Path(teacher.base)) if teacher else None
+        return teacher.model_copy(update={"base": str(local)}) if teacher and local and local.is_dir() else teacher
 
     def path(self, relative: Path) -> Path:
         """A path of the file, resolved against its folder."""

@@ -219,6 +219,20 @@ def test_check_prints_what_it_found_and_ends_with_zero(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert sum(found["n_rows"].values()) == 90
+    assert found["verdict"] in ("GO", "FIX")
+
+
+def test_check_writes_every_place_and_measures_the_curve_on_request(folder: Path) -> None:
+    twice = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(2 * twice)  # each of 90 rows stands there again, the splits keep both together
+    result = call("check", folder, "--rows-out", folder / "rows.jsonl", "--curve")
+    assert result.exit_code == 0, result.output
+    assert "more rows (linear model on words" in result.stdout
+    places = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    repeats = [place for place in places if "repeat an earlier one" in place["finding"]]
+    assert f": {len(repeats)} (" in repeats[0]["finding"]
+    assert len(repeats) > 10
+    assert result.stdout.splitlines()[-1] == f"{len(places)} places in {folder / 'rows.jsonl'}"
 
 
 def test_rows_that_cannot_be_used_end_with_one_and_are_told_on_both_streams(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Importing this makes `from databricks.model_training import foundation_model as fm` mean the one of this project.
 
 Only `databricks.model_training` is put in place, for this process; an installed `databricks.sdk` and its like stay
-reachable, before and after.
+reachable, before and after. Where SMALLFIRST_VOLUMES is set, the SDK's client puts files into those folders
+(`interfaces.workspace`), as DSPy's DatabricksProvider does before it calls `create`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import smallfirst
-from smallfirst.interfaces import exceptions, foundation_model
+from smallfirst.interfaces import exceptions, foundation_model, workspace
 
 PACKAGE = "databricks.model_training"
 
 
 def install() -> ModuleType:
-    """The module `databricks.model_training`, importable from now on. A second call changes nothing."""
+    """The module `databricks.model_training`, importable from now on. A second call changes nothing.
+
+    But it finds SMALLFIRST_VOLUMES if that has been set since.
+    """
+    workspace.install()
     present = sys.modules.get(PACKAGE)
     if present is not None and getattr(present, "foundation_model", None) is foundation_model:
         return present

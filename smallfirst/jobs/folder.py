@@ -104,6 +104,10 @@ class JobFolder:
         self.run_folder.mkdir(exist_ok=True)
         self._cancel_file.touch()
 
+    def take_back_stop(self) -> None:
+        """Nothing back; nobody wants the job to stop any more."""
+        self._cancel_file.unlink(missing_ok=True)
+
     @property
     def checkpoints(self) -> list[Path]:
         """Folders of weights that a later job can begin with: the best epoch so far, once there is one."""

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
         job.log.append("FAILED", f"{type(error).__name__}: {error}\n  next: read {job.output}")
     else:
         return 0
+    finally:
+        os.close(held)  # it has said its last word; leaving may take seconds, and somebody may have it go on
     return 1
 
 
@@ -150,6 +152,8 @@ def _tracked(job: JobFolder, rows: JobRows) -> TrackedRun:
     if job.tracking is not None:
         return reopen_run(job.tracking.run_id)
     order = job.order
+    if any(event.kind == "REQUEUED" for event in job.events):
+        _close_unnoted(job)
     params: dict[str, object] = {f"train.{name}": value for name, value in order.config.model_dump().items()}
     params |= {"base": order.model, "lesson": order.lesson, "n_train": len(rows.train), "train_rows": order.train_rows}
     params["dataset_fingerprint"] = rows.train.content_fingerprint
@@ -158,6 +162,17 @@ def _tracked(job: JobFolder, rows: JobRows) -> TrackedRun:
         experiment_id = str(client().get_run(tracked.run_id).info.experiment_id)
     Tracking(run_id=tracked.run_id, experiment_id=experiment_id).save(job.folder / "mlflow.json")
     return tracked
+
+
+def _close_unnoted(job: JobFolder) -> None:
+    """Nothing back; an MLflow run that an earlier process opened, and died before it could note it, is KILLED."""
+    from smallfirst.tracking import client, reopen_run, store_errors
+
+    with store_errors():
+        experiment = client().get_experiment_by_name(job.order.experiment)
+        found = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
+    for run in found:
+        reopen_run(run.info.run_id).finish("KILLED")
 
 
 class _Watcher:
@@ -182,7 +197,7 @@ class _Watcher:
         if tenth > self.tenth:
             self.tenth = tenth
             words = f"{step.progress:.0%}, epoch {step.epoch:.1f}, loss {step.loss:.3f}"
-            self.job.log.append("TRAIN_UPDATED", words, step=step.step, loss=step.loss)
+            self.job.log.append("TRAIN_UPDATED", words, step=step.step, loss=step.loss, tokens=step.tokens)
 
     def exam(self, figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
         """Called after each epoch; a store that does not answer stops no training."""

@@ -1,7 +1,7 @@
 """Jobs submitted, found, cancelled and brought back: each is a process that outlives the one that asked for it.
 
 Nothing runs in between. Whoever looks at a job whose process died without a last word starts it again from its
-checkpoint, at most MOST_RESTARTS times; so a killed process costs the time until somebody looks.
+checkpoint, at most MOST_RESTARTS times without getting on; so a killed process costs the time until somebody looks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,12 @@ from smallfirst.training.events import Event
 log = logging.getLogger(__name__)
 
 MOST_RESTARTS = 3
-"""A process that dies once more is not started again: something kills it each time."""
+"""How often a job is started again without getting on; something then kills it each time."""
+_GOT_ON = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
+"""Events after which restarts are counted anew: more is kept than before, or only a person can have it go on."""
+
+LAST_MOMENT_S = 5.0
+"""Longest wait for a process that has said how the job ended."""
 
 SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
 """Environment variables that a job keeps from its submission, whoever starts its process again."""
@@ -101,11 +107,11 @@ def recover(job: JobFolder) -> None:
     try:
         if job.ended:  # it ended between the two looks
             return
-        restarts = [event for event in job.events if event.kind == "REQUEUED"]
+        restarts = _restarts_in_vain(job.events)
         if job.cancelled:
             job.log.append("STOPPED", "cancelled")
             _close_tracking(job, "KILLED")
-        elif len(restarts) >= MOST_RESTARTS:
+        elif restarts >= MOST_RESTARTS:
             job.log.append("FAILED", _gave_up(job, restarts))
             _close_tracking(job, "FAILED")
         else:
@@ -113,6 +119,27 @@ def recover(job: JobFolder) -> None:
             _start(job, held)
     finally:
         os.close(held)
+
+
+def resume(job: JobFolder, *, by: str) -> bool:
+    """True if the job, stopped, failed or dead, goes on from its checkpoint; False if a process carries it out.
+
+    A wish that it stop is taken back. Raises ConfigError if it is completed.
+    """
+    end = time.monotonic() + LAST_MOMENT_S
+    while (held := hold(job.lock)) is None:
+        if not job.ended or time.monotonic() > end:
+            return False
+        time.sleep(0.05)  # its process has said its last word and is about to let go of the lock
+    try:
+        if job.state == "COMPLETED":
+            raise ConfigError(f"{job.name} is completed: nothing is left", hint=f"smallfirst jobs show {job.name}")
+        job.take_back_stop()
+        job.log.append("REQUEUED", f"{by} had it go on from its last checkpoint")
+        _start(job, held)
+    finally:
+        os.close(held)
+    return True
 
 
 def waiting_before(job: JobFolder) -> list[JobFolder]:
@@ -193,8 +220,16 @@ def _settings() -> dict[str, str]:
     return {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
 
 
-def _gave_up(job: JobFolder, restarts: Sequence[Event]) -> str:
+def _restarts_in_vain(events: Sequence[Event]) -> int:
+    """How often the job was started again since it last got on."""
+    last = max((place for place, event in enumerate(events) if event.kind in _GOT_ON), default=-1)
+    return sum(event.kind == "REQUEUED" for event in events[last + 1 :])
+
+
+def _gave_up(job: JobFolder, restarts: int) -> str:
     return (
-        f"its process died {len(restarts) + 1} times; the last lines of {job.output}:\n{job.last_lines()}\n"
-        f"  next: mend the cause (often memory: a smaller batch_tokens or model), then submit it again"
+        f"its process died {restarts + 1} times without getting on; the last lines of {job.output}:\n"
+        f"{job.last_lines()}\n"
+        f"  next: free memory or mend what kills it, then smallfirst jobs resume {job.name}; "
+        f"or submit it anew with a smaller batch_tokens or model"
     )

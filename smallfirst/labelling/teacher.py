@@ -19,6 +19,7 @@ from smallfirst.models.model import Model
 from smallfirst.models.prompted import PromptedModel
 from smallfirst.records import fingerprint
 from smallfirst.taskfile import LargeConfig, TaskFile
+from smallfirst.tasks import AnyTask
 from smallfirst.tasks.task import Task
 
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
@@ -71,7 +72,7 @@ def teacher_of(file: TaskFile, task: Task, train: Dataset) -> Teacher:
     )
 
 
-def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
+def local_teacher(folder: Path, file: TaskFile, task: AnyTask) -> Teacher:
     """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
 
     What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from smallfirst.report.contents import ReportData
 from smallfirst.report.economics import PathCost
-from smallfirst.report.formats import NAMES, accurate, count, percent, usd
+from smallfirst.report.formats import NAMES, accurate, count, percent, points, usd
 from smallfirst.report.wording import promise
 
 LEAK_WORTH_A_WARNING = 0.005
@@ -121,3 +121,27 @@ def ceiling_sentence(data: ReportData) -> str:
     if ceiling.gold is not None:
         said += f" The given answers are the large model's on {accurate(ceiling.gold)} of {ceiling.gold.n:,}."
     return f"{said} {ceiling.note}".strip()
+
+
+def retention_sentences(data: ReportData) -> tuple[str, ...]:
+    """What the fine-tuned model still answers of general questions, and of which kinds; empty if not measured."""
+    found = data.retention
+    if found is None:
+        return ()
+    before, after, difference = found.right_before, found.right_after, found.difference
+    said = []
+    if before and after and difference:
+        said.append(
+            f"Of {before.n:,} general questions ({found.prompts}) the small model is right on {accurate(before)} "
+            f"before fine-tuning and on {accurate(after)} after: {points(difference)}."
+        )
+    if found.kept is None:
+        said.append("Before fine-tuning it was not shown to be better than guessing, so there is nothing to keep.")
+    else:
+        low, high = (f"{end * 100:.0f}" for end in (found.kept.low, found.kept.high))
+        said.append(
+            f"Of what it could do above guessing {percent(found.kept.value, digits=0)} is left ({low} to {high}). It "
+            "was trained for one task and is not meant to chat; the figure says whether it could serve another one."
+        )
+    parts = ", ".join(f"{part.kind or 'other'} {part.n_before} → {part.n_after} of {part.n}" for part in found.parts)
+    return (*said, f"Right answers before and after: {parts}.") if parts else tuple(said)

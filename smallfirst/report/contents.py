@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import pydantic
 
 from smallfirst.evaluation.evaluation import Comparison, Evaluation
-from smallfirst.gate import Verdict
+from smallfirst.gate import Retention, Verdict
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
@@ -144,6 +144,8 @@ class ReportData(Record):
     """How well the large model agrees with itself and with the data; None if not measured."""
     leaks: LeakEffect | None = None
     """Test rows found among the training rows; None if not looked for."""
+    retention: Retention | None = None
+    """General ability before and after the fine-tune; None if not measured."""
     notes: tuple[str, ...] = ()
     """What a reader must know, one sentence each."""
     made_at: datetime

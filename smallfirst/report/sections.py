@@ -185,6 +185,7 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
         "loss_plot": money_plots.loss_chart(training) if training and training.loss_curve else None,
         "validation_plot": money_plots.validation_chart(training) if training and training.validation_curve else None,
         "learning_plot": learning.learning_chart(data.learning_curve) if data.learning_curve else None,
+        "retention_sentences": advice.retention_sentences(data),
         "outlook": outlook(data, paths),
     }
 

@@ -4,6 +4,7 @@
     GET  /v1/models[/NAME]      what is served
     GET  /health                alive, and which version (needs no key)
 
+An Extension adds routes, and models that are looked up for each request.
 One process and one event loop: models wait on the network or work in their own threads and
 processes. The price is that a model which computes inside `complete` holds up everybody.
 """
@@ -15,7 +16,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import uvicorn
@@ -31,7 +32,9 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.model import Model
 from smallfirst.serving.answers import model_entry
 from smallfirst.serving.chat import LAST_WORDS_S, ChatEndpoint
-from smallfirst.serving.guard import CHAT_PATH, Guard
+from smallfirst.serving.extension import Extension, Served, as_route
+from smallfirst.serving.guard import CHAT_PATH, Guard, caller
+from smallfirst.serving.intake import ClientGone
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings, check_settings
 from smallfirst.serving.wire import WireError, model_missing
@@ -39,47 +42,67 @@ from smallfirst.serving.wire import WireError, model_missing
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 
 
-def build_app(models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings) -> Starlette:
-    """The web application that serves `models`. Its caller closes the models and the ledger.
+def build_app(
+    models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, extension: Extension | None = None
+) -> Starlette:
+    """The web application that serves `models`. Its caller closes the models, the ledger and the extension.
 
-    Raises ConfigError for unsafe settings, for no models, and for names that no client could send.
+    Raises ConfigError for unsafe settings, for names that no client could send, and if there are
+    neither models nor an extension.
     """
     check_settings(settings)
+    if not models and extension is None:
+        raise ConfigError("no model to serve", hint="give at least one name and Model")
     _check_names(models)
     created = int(time.time())
+    served = Served(models, extension) if extension else models
+
+    async def made() -> dict[str, int]:
+        """All names that the caller may ask for, and since when there are these models."""
+        added = await asyncio.to_thread(extension.names, caller()) if extension else {}
+        return {**added, **dict.fromkeys(models, created)}
 
     async def list_models(_: HttpRequest) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [model_entry(name, created) for name in models]})
+        names = await made()
+        return JSONResponse({"object": "list", "data": [model_entry(name, at) for name, at in names.items()]})
 
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
-        name = request.path_params["name"]
-        if name not in models:
-            return _error(model_missing(name, models))
-        return JSONResponse(model_entry(name, created))
+        name, names = request.path_params["name"], await made()
+        if name not in names:
+            return _error(model_missing(name, names))
+        return JSONResponse(model_entry(name, names[name]))
 
-    chat = ChatEndpoint(models, ledger=ledger, settings=settings)
+    chat = ChatEndpoint(served, ledger=ledger, settings=settings)
     app = Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
             Route("/v1/models", list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", retrieve_model, methods=["GET"]),
             Route(CHAT_PATH, chat, methods=["POST"]),
+            *map(as_route, extension.routes if extension else ()),
         ],
         middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers={HTTPException: _http_error, Exception: _broken},
+        exception_handlers={
+            HTTPException: _http_error,
+            WireError: _refused,
+            ClientGone: _gone,
+            Exception: _broken,
+        },
     )
     app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
     return app
 
 
-def serve(models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings) -> None:
-    """Nothing, after SIGINT or SIGTERM, once running requests are done and models are closed.
+def serve(
+    models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, extension: Extension | None = None
+) -> None:
+    """Nothing, after SIGINT or SIGTERM, once running requests are done, models and extension are closed.
 
     New requests are refused from the signal on, running ones have `settings.drain_s` seconds; a
     second SIGINT does not wait. The ledger stays open: it belongs to the caller. Raises ConfigError
     if the settings are unsafe or the address cannot be had.
     """
-    app = build_app(models, ledger=ledger, settings=settings)
+    app = build_app(models, ledger=ledger, settings=settings, extension=extension)
     listener = _listen(settings.host, settings.port)
     server = _server(app, settings)
 
@@ -89,18 +112,18 @@ def serve(models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSetting
     # uvicorn raises a signal again after it has drained. With these handlers below its own that is
     # harmless, and the process ends with exit code 0.
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    names = ", ".join(models)
+    names = ", ".join(models) or "what is added to it"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"smallfirst serves {names} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
     try:
-        asyncio.run(_run(server, listener, models))
+        asyncio.run(_run(server, listener, [*models.values(), *([extension] if extension else [])]))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
 
 
-async def _run(server: uvicorn.Server, listener: socket.socket, models: Mapping[str, Model]) -> None:
+async def _run(server: uvicorn.Server, listener: socket.socket, held: Sequence[Model | Extension]) -> None:
     try:
         await server.serve(sockets=[listener])
         if cut_off := server.server_state.tasks:
@@ -108,7 +131,7 @@ async def _run(server: uvicorn.Server, listener: socket.socket, models: Mapping[
             await asyncio.wait(cut_off, timeout=LAST_WORDS_S)
     finally:
         # A Model may be served under two names; closing it twice is allowed.
-        await asyncio.gather(*(model.aclose() for model in models.values()), return_exceptions=True)
+        await asyncio.gather(*(one.aclose() for one in held), return_exceptions=True)
 
 
 def _server(app: ASGIApp, settings: ServeSettings) -> uvicorn.Server:
@@ -145,8 +168,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _check_names(models: Mapping[str, Model]) -> None:
-    if not models:
-        raise ConfigError("no model to serve", hint="give at least one name and Model")
     for name in models:
         if not _SERVED_NAME.fullmatch(name):
             raise ConfigError(
@@ -179,6 +200,15 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
         refusal = WireError(error.status_code, "There is nothing at this path.", code="not_found")
     refusal.headers.update(error.headers or {})
     return _error(refusal)
+
+
+async def _refused(_: HttpRequest, error: Exception) -> JSONResponse:
+    assert isinstance(error, WireError)
+    return _error(error)
+
+
+async def _gone(_: HttpRequest, error: Exception) -> JSONResponse:
+    return _error(WireError(499, "The client left.", code="client_gone"))  # nobody reads it
 
 
 async def _broken(_: HttpRequest, error: Exception) -> JSONResponse:

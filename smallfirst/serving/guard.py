@@ -2,24 +2,32 @@
 
 The decision reads `scope["path"]`, which the server parsed, and never a URL put together from
 headers that the client wrote. Without keys (loopback only) the Host header must name this machine,
-so that a web page whose name was pointed at 127.0.0.1 cannot talk to the server.
+so that a web page whose name was pointed at 127.0.0.1 cannot talk to the server; and a browser must
+not send for a page from elsewhere, since it asks nobody before it posts a form.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
+from contextvars import ContextVar
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smallfirst.serving.keys import key_matches
+from smallfirst.serving.keys import hash_key, key_matches
 from smallfirst.serving.settings import ServeSettings, is_loopback
 from smallfirst.serving.wire import WireError
 
 CHAT_PATH = "/v1/chat/completions"
 _OPEN_PATHS = frozenset({"/health"})
+_caller: ContextVar[str] = ContextVar("caller", default="")
+
+
+def caller() -> str:
+    """Who sent the request that is worked on: SHA-256 in hex of the key; empty where no key is asked for."""
+    return _caller.get()
 
 
 class Guard:
@@ -46,6 +54,7 @@ class Guard:
 
         refusal = self._refusal(scope)
         if refusal is None:
+            _caller.set(hash_key(_key(Headers(scope=scope))) if self._hashes else "")
             await self._app(scope, receive, with_id)
         else:
             await _refuse(refusal, with_id)
@@ -55,14 +64,32 @@ class Guard:
             return None
         headers = Headers(scope=scope)
         if not self._hashes:
-            return None if _names_this_machine(headers.get("host", "")) else _foreign_host()
-        given = headers.getlist("authorization")
-        scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() != "bearer" or not key:
+            return _not_local(headers)
+        key = _key(headers)
+        if not key:
             return _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
-        if not key_matches(key.strip(), self._hashes):
+        if not key_matches(key, self._hashes):
             return _unauthorised("The API key is not known here.")
         return None
+
+
+def _key(headers: Headers) -> str:
+    """The key as the client sent it; empty if it sent none, or two."""
+    given = headers.getlist("authorization")
+    scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _not_local(headers: Headers) -> WireError | None:
+    """The refusal of a request that did not come from this machine's own programs and pages."""
+    if not _names_this_machine(headers.get("host", "")):
+        what = "the Host header names another"
+        return WireError(
+            403, f"Without API keys only requests to localhost are answered; {what}.", code="host_not_allowed"
+        )
+    if all(_names_this_machine(origin.partition("://")[2]) for origin in headers.getlist("origin")):
+        return None
+    return WireError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
 
 
 def _names_this_machine(host: str) -> bool:
@@ -70,14 +97,6 @@ def _names_this_machine(host: str) -> bool:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False
-
-
-def _foreign_host() -> WireError:
-    return WireError(
-        403,
-        "Without API keys only requests to localhost are answered; the Host header names another.",
-        code="host_not_allowed",
-    )
 
 
 def _unauthorised(message: str) -> WireError:

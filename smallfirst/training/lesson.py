@@ -13,8 +13,10 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.tasks import AnyTask
 from smallfirst.training.batches import Row, label_rows, text_rows
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.distil import Distilled
 from smallfirst.training.exam import Exam, code_exam, writing_exam
 from smallfirst.training.study import Causal, Study
+from smallfirst.training.teacher import Teacher
 
 
 class Prepared(NamedTuple):
@@ -54,11 +56,12 @@ class Lesson(Protocol):
 
 
 class TaskLesson(NamedTuple):
-    """A task, its rows, and the selection rows by which the best epoch is chosen."""
+    """A task, its rows, the selection rows by which the best epoch is chosen, and a teacher if there is one."""
 
     task: AnyTask
     train_rows: Dataset
     selection: Dataset
+    teacher: Teacher | None = None
 
     @property
     def name(self) -> str:
@@ -67,8 +70,8 @@ class TaskLesson(NamedTuple):
 
     @property
     def study(self) -> Causal:
-        """As a causal model."""
-        return Causal()
+        """As a causal model, beside its teacher if it has one."""
+        return Distilled(self.teacher, self.task) if self.teacher else Causal()
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
         """A closed answer is one code token, any other is written out. Raises DataError as Lesson says."""

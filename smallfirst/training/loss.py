@@ -6,7 +6,7 @@ is learnt. The vocabulary is projected at target positions only, which for short
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,19 +18,31 @@ from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimiser import MasterAdamW
 from smallfirst.training.reading import LowerLayers, read
 
+LossOf = Callable[[Any, Sequence[Row]], torch.Tensor]
+"""From a model and rows to the sum of the losses of their target tokens, in nats."""
+
+
+def target_loss(model: Any, rows: Sequence[Row], lower: LowerLayers | None = None) -> torch.Tensor:
+    """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only.
+
+    `lower` are the layers that do not move, if any.
+    """
+    states, tokens = read(model, rows, lower)
+    logits = model.get_output_embeddings()(states)  # (n_targets, vocabulary)
+    return F.cross_entropy(logits.float(), tokens, reduction="sum")
+
 
 def accumulate(
-    model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW, lower: LowerLayers | None = None
+    model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW, loss_of: LossOf = target_loss
 ) -> float:
-    """Mean cross-entropy over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
+    """Mean loss over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
 
-    `lower` are the layers that do not move, if any. Under torch.distributed each process reads its part of the rows
-    and all end with the same gradient.
+    Under torch.distributed each process reads its part of the rows and all end with the same gradient.
     """
     n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
     total = torch.zeros((), device=model.device)
     for part in micro_batches(_own(rows), config.micro_tokens or config.batch_tokens):
-        loss = target_loss(model, part, lower) / n_targets
+        loss = loss_of(model, part) / n_targets
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.gather()
         total += loss.detach()
@@ -38,13 +50,6 @@ def accumulate(
         dist.all_reduce(total)
         optimiser.reduce()
     return float(total)
-
-
-def target_loss(model: Any, rows: Sequence[Row], lower: LowerLayers | None = None) -> torch.Tensor:
-    """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only."""
-    states, tokens = read(model, rows, lower)
-    logits = model.get_output_embeddings()(states)  # (n_targets, vocabulary)
-    return F.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
 def _own(rows: Sequence[Row]) -> Sequence[Row]:

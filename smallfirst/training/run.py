@@ -28,6 +28,7 @@ from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.lesson import Lesson
 from smallfirst.training.loop import Fit, Step
+from smallfirst.training.memory import require_memory
 
 CANCEL = "cancel"
 """Name of the file in a run's folder that stops it within one step."""
@@ -121,6 +122,7 @@ class _Trainer:
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
         study = self.lesson.study
+        require_memory(self.base, self.config, self.lesson.train_rows)
         self.model, self.tokenizer = study.load(self.base[1], self.config)
         rows, self.manifest = self.lesson.prepare(self.tokenizer, self.config, self.base[0])
         study.begin(self.model, rows, self.config)
@@ -213,7 +215,10 @@ class _Trainer:
 
     def _what(self) -> str:
         """A fingerprint of all that the weights depend on but the library versions."""
-        return fingerprint([self.config.model_dump(), self.lesson.train_rows.content_fingerprint, self.base[0]])
+        teacher = getattr(self.lesson, "teacher", None)
+        taught = [teacher.model_dump()] if teacher else []
+        own = [self.config.model_dump(), self.lesson.train_rows.content_fingerprint, self.base[0]]
+        return fingerprint([*own, *taught])
 
     def _save(self, learnt: Manifest) -> None:
         """Nothing back; the model folder holds these weights, or, should this fail, those it held before."""

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from smallfirst.models.local import load_causal, weights_fingerprint
 from smallfirst.training.adapters import merged, with_adapters
 from smallfirst.training.batches import Row, epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loss import accumulate
+from smallfirst.training.loss import accumulate, target_loss
 from smallfirst.training.optimiser import MasterAdamW
 from smallfirst.training.reading import LowerLayers
 
@@ -67,8 +69,12 @@ class Causal:
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
 
     def gradient(self, model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
-        """Mean cross-entropy over the target tokens."""
-        return accumulate(model, rows, config, optimiser, self.lower)
+        """Mean loss over the target tokens."""
+        return accumulate(model, rows, config, optimiser, self.loss)
+
+    def loss(self, model: Any, rows: Sequence[Row]) -> torch.Tensor:
+        """Sum of cross-entropies over the rows' target tokens, in nats."""
+        return target_loss(model, rows, self.lower)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
         """Adapters are folded into the weights first."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.bars.line import Level
-from smallfirst.bars.retention import Retention, retained, retention_of
+from smallfirst.bars.retention import Retention, RetentionPart, probed, retained, retention_of
 from smallfirst.errors import ConfigError
+from smallfirst.evaluation.probe import Probe, ProbeResult, Question
 from smallfirst.stats import Estimate
 
 ONE = Level(1)
@@ -53,4 +54,66 @@ def test_a_gain_can_be_shown() -> None:
 
 def test_retention_that_was_not_measured_fails() -> None:
     line = retained(0.0, None, ONE)
-    assert (line.passed, line.advice) == (False, "score general prompts before and after training")
+    assert (line.passed, line.measured) == (False, "not measured")
+    assert line.advice.startswith("smallfirst evaluate task.yaml")
+
+
+PROBE = Probe(
+    name="eight",
+    questions=(
+        *(Question(prompt=f"a{i}", answer=("x",), wrong=("y", "z", "w"), kind="four") for i in range(6)),
+        *(Question(prompt=f"b{i}", answer=("x",), wrong=("y",), kind="two") for i in range(2)),
+    ),
+)
+
+
+def result(*right: int) -> ProbeResult:
+    answers = tuple(bool(value) for value in right)
+    return ProbeResult(model="m", model_fingerprint="f", probe_fingerprint=PROBE.fingerprint(), right=answers)
+
+
+def test_guessing_scores_nothing() -> None:
+    # A wrong one of four scores -1/3, a wrong one of two -1.
+    found = probed(PROBE, result(1, 1, 1, 1, 1, 1, 1, 0), result(1, 1, 1, 0, 0, 0, 0, 0))
+    assert found.before == pytest.approx((7 - 1) / 8)
+    assert found.after == pytest.approx((3 - 3 / 3 - 2) / 8)
+    assert found.kept is not None
+    assert found.kept.value == pytest.approx(0.0)
+    assert found.prompts == "eight"
+    assert found.parts == (
+        RetentionPart(kind="four", n=6, n_before=6, n_after=3),
+        RetentionPart(kind="two", n=2, n_before=1, n_after=0),
+    )
+
+
+def test_right_answers_are_compared_pair_by_pair() -> None:
+    before, after = result(1, 1, 1, 1, 1, 1, 1, 1), result(1, 1, 1, 1, 0, 0, 1, 1)
+    found = probed(PROBE, before, after)
+    assert (found.right_before, found.right_after) == (before.accuracy, after.accuracy)
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(-0.25)
+    # Agresti and Min by hand: 10 pairs, two at -1, half a pair at each of +1 and -1: mean -0.2, E[d²] 0.3.
+    assert found.difference.low == pytest.approx(-0.2 - 1.959964 * (0.26 / 10) ** 0.5, abs=1e-6)
+    assert found.kept is not None
+    assert found.kept.value == pytest.approx((6 - 2 / 3) / 8)
+
+
+def test_a_model_that_guesses_has_nothing_to_keep() -> None:
+    found = probed(PROBE, result(1, 1, 0, 0, 0, 0, 1, 0), result(1, 1, 1, 1, 1, 1, 1, 1))
+    assert found.kept is None
+    line = retained(0.0, found, ONE)
+    assert not line.passed
+    assert line.measured == "the untouched model is no better than guessing: 0.083 before"  # (3 - 4/3 - 1) / 8
+    assert "gate.retention_prompts" in line.advice
+
+
+def test_results_of_other_questions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the same prompts before and after"):
+        probed(PROBE, result(*[1] * 8), result(*[1] * 8).model_copy(update={"probe_fingerprint": "other"}))
+
+
+def test_a_missed_bar_says_how_to_forget_less() -> None:
+    low = Retention(kept=Estimate(value=0.5, low=0.4, high=0.6, n=72), before=0.6, after=0.3)
+    assert "method lora" in retained(0.9, low, ONE).advice
+    few = Retention(kept=Estimate(value=0.95, low=0.7, high=1.2, n=72), before=0.6, after=0.57)
+    assert retained(0.9, few, ONE).advice.endswith("more (gate.retention_prompts)")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.data.check import CheckReport, Finding, check, explain
+from smallfirst.data.check import CheckReport, check, explain
 from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.findings import Finding, write_places
+from smallfirst.data.lengths import RowTokens
 from smallfirst.data.load import load
-from smallfirst.errors import ConfigError
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[3] / "shared" / "datasets"))
 
@@ -135,26 +137,43 @@ def test_a_label_without_a_train_row_stops() -> None:
 
 
 def test_rows_over_the_token_limit_stop_by_line() -> None:
-    train = plenty("train", 20, ("one two three four", "a"), ("one two three", "b"))
-
-    def count(text: str) -> int:
-        return len(text.split())
-
-    finding = found(check(train, count_tokens=count, max_tokens=3), "train rows over 3 tokens: 1")
-    assert (finding.level, finding.where) == ("stop", ("train.jsonl:21 has 4",))
-
-
-def test_a_response_counts_towards_the_length_of_its_row() -> None:
-    row = Example(messages=(Message(role="user", content="one two"),), answer="three four", shape="prompt")
-    train = Dataset(name="train", examples=(row,))
-    report = check(train, count_tokens=lambda text: len(text.split()), max_tokens=3)
-    assert found(report, "train rows over 3 tokens: 1").where == ("row:0 has 4",)
+    train = labelled("train", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
+    tokens = RowTokens(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
+    report = check(train, tokens=tokens)
+    finding = found(report, "train rows over 3 tokens: 1")
+    assert (finding.level, finding.where) == ("stop", ("train.jsonl:20 has 4",))
+    assert report.verdict == "NO"
+    assert [(spread.split, spread.longest, spread.n_over) for spread in report.lengths] == [("train", 4, 1)]
 
 
-def test_a_limit_without_a_counter_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        check(plenty("train", 20), max_tokens=3)
-    assert str(caught.value) == "count_tokens and max_tokens go together: give both or neither"
+def test_without_lengths_nothing_is_said_of_them() -> None:
+    report = check(plenty("train", 20))
+    assert report.lengths == ()
+    assert "tokens a row" not in explain(report)
+
+
+def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:
+    again = [("again", "a")] * 13
+    report = check(plenty("train", 100, *again), test=labelled("test", ("Train word0 thing0", "c")))
+    n = write_places(report.findings, tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == n
+    assert rows[0] == {
+        "level": "stop",
+        "path": "test.jsonl",
+        "line": 1,
+        "says": "test.jsonl:1 is train.jsonl:1",
+        "finding": "1 of 1 test texts are also in train (case, spacing and punctuation aside)",
+    }
+    assert [row["line"] for row in rows if "repeat" in row["finding"]] == list(range(102, 114))
+    assert {row["level"] for row in rows} == {"stop", "fix"}
+
+
+def test_the_json_holds_the_first_places_only() -> None:
+    report = check(plenty("train", 100, *[("again", "a")] * 13))
+    [repeats] = [f for f in json.loads(report.model_dump_json())["findings"] if "repeat" in f["what"]]
+    assert (len(repeats["where"]), repeats["n"]) == (10, 12)
+    assert "places" not in repeats
 
 
 def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
@@ -225,10 +244,10 @@ def test_the_known_leaks_of_banking77_are_found() -> None:
     names = ("train", "validation", "test")
     train, validation, test = (load(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
     report = check(train, validation=validation, test=test)
-    # Counted apart with a set of texts: the official train rows, which are train and validation
-    # here, share 25 texts with the official test rows.
     assert report.n_rows == {"train": 9000, "validation": 1003, "test": 3080}
-    assert found(report, "21 of 3,080 test texts are also in train").level == "fix"
+    leak = found(report, "21 of 3,080 test texts are also in train")
+    assert leak.what.endswith("(case, spacing and punctuation aside), 5 of them letter for letter")
+    assert leak.level == "fix"
     assert found(report, "4 of 3,080 test texts are also in validation").level == "fix"
     assert found(report, "4 of 1,003 validation texts are also in train").level == "fix"
     assert len(report.class_counts) == 77

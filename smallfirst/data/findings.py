@@ -1,0 +1,92 @@
+"""What a look at the rows has found: each thing with its gravity, the rule, and every place in the files.
+
+The first ten places are shown; all of them can be written to a file, so that a long list can be worked off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pydantic
+
+from smallfirst.data.dataset import Example
+from smallfirst.records import Record, write_atomically
+
+Level = Literal["stop", "fix", "note"]
+LEVELS: tuple[Level, ...] = ("stop", "fix", "note")
+"""Gravest first."""
+SHOWN = 10
+"""So many places of a finding are shown."""
+ALIKE = "case, spacing and punctuation aside"
+
+
+class Place(NamedTuple):
+    """A row that a finding is about."""
+
+    path: str
+    """File; empty if the row came from none."""
+    line: int
+    """Line in it, from 1."""
+    words: str
+    """Place and what is the matter with it."""
+
+
+class Finding(Record):
+    """One thing seen in the data, how grave it is, and where."""
+
+    level: Level
+    """stop: training or measuring on it is wrong; fix: better mended first; note: good to know."""
+    what: str
+    """What was seen, with its count."""
+    rule: str
+    """Why it matters and what to do."""
+    where: tuple[str, ...] = ()
+    """The first places, at most 10, as file:line."""
+    n: int
+    """How often in all."""
+    places: tuple[Place, ...] = pydantic.Field(default=(), exclude=True, repr=False)
+    """All rows it is about; not part of the JSON, `write_places` writes them."""
+
+
+def finding(level: str, what: str, rule: str, where: Sequence[Place | str] = (), n: int = 0) -> Finding:
+    """A finding of these places; `n` is how many there are where they are not all given."""
+    words = [place if isinstance(place, str) else place.words for place in where]
+    return Finding.model_validate(
+        {
+            "level": level,
+            "what": what,
+            "rule": rule,
+            "where": tuple(words[:SHOWN]),
+            "n": n or len(words),
+            "places": tuple(place for place in where if isinstance(place, Place)),
+        }
+    )
+
+
+def level_of(n: int, of: int, *, small: Level, large: Level, bar: float) -> Level:
+    """`large` if `n` is more than the share `bar` of `of`, else `small`."""
+    return large if n > bar * max(of, 1) else small
+
+
+def spot(example: Example) -> str:
+    """The row as file:line."""
+    return f"{example.path or 'row'}:{example.line}"
+
+
+def at(example: Example, words: str) -> Place:
+    """The row's place, with what is the matter behind it."""
+    return Place(example.path, example.line, f"{spot(example)} {words}")
+
+
+def write_places(findings: Iterable[Finding], path: Path) -> int:
+    """How many rows were written to `path`: one JSON object a line, the gravest findings' first."""
+    rows = [
+        {"level": found.level, "path": place.path, "line": place.line, "says": place.words, "finding": found.what}
+        for found in findings
+        for place in found.places
+    ]
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return len(rows)

@@ -1,0 +1,121 @@
+"""How large a base model is, read from its config and the headers of its weight files: no weight is loaded.
+
+Parameters are counted, not computed from a formula, so any architecture is right; the widths that a time or memory
+estimate needs come from the config. The price: a mixture of experts is not estimated, since few of its weights work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smallfirst.records import Record
+
+_EMBEDDING = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+_HEAD = ("lm_head.weight", "embed_out.weight")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_HEADER_LIMIT = 100_000_000
+"""Bytes; the format's own limit for a header."""
+
+
+class BaseSize(Record):
+    """What of a base model decides the time and memory of training it."""
+
+    parameters: int
+    """All weights; an embedding that is also the output matrix counts once."""
+    embedding: int
+    """Weights of the input embedding."""
+    head: int
+    """Weights of an output matrix of its own; 0 if it is the embedding."""
+    linear_ends: int
+    """Inputs plus outputs of every matrix between embedding and output: the weights that adapters of rank 1 have."""
+    layers: int
+    """Transformer layers."""
+    hidden: int
+    """Width of the hidden states."""
+    inner: int
+    """Width inside a layer's feed-forward part."""
+    heads: int
+    """Query heads."""
+    query: int
+    """Width of all query heads together."""
+    key_value: int
+    """Width of all key heads together, and of all value heads."""
+    vocabulary: int
+    """Tokens known."""
+    causal: bool
+    """True for a model that writes, False for an encoder."""
+
+    @property
+    def body(self) -> int:
+        """Weights that work on every token: all but embedding and output matrix."""
+        return self.parameters - self.embedding - self.head
+
+
+def read_size(folder: Path) -> BaseSize | None:
+    """The size of the model in `folder`; None if config or weights do not tell it, or it is a mixture of experts."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shapes = _shapes(folder)
+    except (OSError, ValueError):
+        return None
+    if not shapes or not isinstance(config, dict) or any(config.get(name) for name in _EXPERTS):
+        return None
+    try:
+        return _size(config, shapes)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _size(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> BaseSize:
+    tied = config.get("tie_word_embeddings", False)
+    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+    width = int(config.get("head_dim") or hidden // heads)
+    head = 0 if tied else _weights(shapes, _HEAD)
+    twice = _weights(shapes, _HEAD) - head  # a tied matrix that was stored a second time
+    body = [shape for name, shape in shapes.items() if not name.endswith((*_EMBEDDING, *_HEAD)) and len(shape) == 2]
+    return BaseSize(
+        parameters=sum(map(_product, shapes.values())) - twice,
+        embedding=_weights(shapes, _EMBEDDING),
+        head=head,
+        linear_ends=sum(map(sum, body)),
+        layers=int(config["num_hidden_layers"]),
+        hidden=hidden,
+        inner=int(config["intermediate_size"]),
+        heads=heads,
+        query=heads * width,
+        key_value=int(config.get("num_key_value_heads") or heads) * width,
+        vocabulary=int(config["vocab_size"]),
+        causal=any("ForCausalLM" in name or "LMHead" in name for name in config.get("architectures") or ()),
+    )
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor by name. Raises OSError or ValueError if a file cannot be read."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    found: dict[str, list[int]] = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            if n_bytes > _HEADER_LIMIT:
+                raise ValueError(f"{name} has no safetensors header")
+            header = json.loads(file.read(n_bytes))
+        found |= {key: value["shape"] for key, value in header.items() if key != "__metadata__"}
+    return found
+
+
+def _weights(shapes: Mapping[str, list[int]], endings: tuple[str, ...]) -> int:
+    return sum(_product(shape) for name, shape in shapes.items() if name.endswith(endings))
+
+
+def _product(shape: list[int]) -> int:
+    n = 1
+    for side in shape:
+        n *= side
+    return n

@@ -1,0 +1,126 @@
+"""What can be added to the server by those above it: routes that are plain functions, and models that come and go.
+
+An Extension sees a Call and gives a mapping or a file; how that becomes HTTP is known here alone. Its models are looked
+up by name for each request, and for the caller: a key sees its own. The price: the lookup happens on the event loop,
+so it must be quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import pydantic_core
+from starlette.requests import Request as HttpRequest
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from smallfirst.models.model import Model
+from smallfirst.serving.guard import caller
+from smallfirst.serving.intake import read_body
+from smallfirst.serving.upload import Form, receive_form
+from smallfirst.serving.wire import WireError
+
+
+class Call:
+    """One request to an added route."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        self.caller = caller()
+        """SHA-256 in hex of the caller's key; empty where the server asks for none."""
+        self.place: Mapping[str, str] = request.path_params
+        """The variable parts of the path."""
+        self.query: Sequence[tuple[str, str]] = request.query_params.multi_items()
+        """Names and values after the question mark."""
+
+    async def json(self, *, max_bytes: int) -> dict[str, Any]:
+        """The body. Raises WireError 400, 413 or 415, and ClientGone."""
+        body = await read_body(self._request.scope, self._request.receive, max_bytes=max_bytes)
+        try:
+            value = pydantic_core.from_json(body, allow_inf_nan=False)
+        except ValueError as error:
+            raise WireError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
+        if not isinstance(value, dict):
+            raise WireError(400, "The body must be a JSON object.", code="invalid_json")
+        return value
+
+    async def form(self, file: BinaryIO, *, max_bytes: int) -> Form:
+        """The fields of a form, its one file written to `file` as it arrives. Raises as `receive_form` does."""
+        return await receive_form(self._request.scope, self._request.receive, file, max_bytes=max_bytes)
+
+
+class Download(NamedTuple):
+    """An answer that is a file."""
+
+    path: Path
+    filename: str
+    """What the client is told it is called."""
+
+
+Answer = dict[str, Any] | Download
+
+
+class ExtraRoute(NamedTuple):
+    """A path that the server answers as well."""
+
+    method: str
+    path: str
+    """As starlette writes it: /v1/files/{file_id}."""
+    answer: Callable[[Call], Awaitable[Answer]]
+    """Gives the answer or raises WireError."""
+
+
+class Extension(Protocol):
+    """Routes and models beside those the server was started with."""
+
+    @property
+    def routes(self) -> Sequence[ExtraRoute]:
+        """What is answered."""
+
+    def find(self, name: str, caller: str) -> Model | None:
+        """The caller's model of this name; None if the caller has none."""
+
+    def names(self, caller: str) -> Mapping[str, int]:
+        """The caller's models, each with the second since 1970 at which it was made."""
+
+    async def aclose(self) -> None:
+        """Free what is held."""
+
+
+class Served(Mapping[str, Model]):
+    """The models that the server was started with, and those that the extension has for whoever asks."""
+
+    def __init__(self, fixed: Mapping[str, Model], extension: Extension) -> None:
+        self._fixed, self._extension = fixed, extension
+
+    def __getitem__(self, name: str) -> Model:
+        if name in self._fixed:
+            return self._fixed[name]
+        found = self._extension.find(name, caller())
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._fixed
+        yield from (name for name in self._extension.names(caller()) if name not in self._fixed)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def as_route(extra: ExtraRoute) -> Route:
+    """The route in the words of the web framework."""
+
+    async def respond(request: HttpRequest) -> Response:
+        answer = await extra.answer(Call(request))
+        if isinstance(answer, dict):
+            return JSONResponse(answer)
+        # Never shown by a browser as a page of this server: whoever uploaded it chose what is in it.
+        safe = {"x-content-type-options": "nosniff"}
+        kind = "application/octet-stream"
+        return FileResponse(answer.path, filename=answer.filename, media_type=kind, headers=safe)
+
+    return Route(extra.path, respond, methods=[extra.method])

@@ -1,0 +1,125 @@
+"""What this machine has to give a fine-tune: memory that is free now, and how fast it multiplies.
+
+Memory is the system's own estimate of what can be had without swapping, cut to what a container may use; on a GPU, what
+its driver reports. The rate comes from half a second of multiplying matrices of the model's own widths.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+MEASURE_S = 0.4
+"""Time that measuring the rate may take."""
+_AT_ONCE = 4
+"""Products between two looks at the clock."""
+
+
+class Free(NamedTuple):
+    """Memory that can be had now, in bytes."""
+
+    bytes: int
+    swap: int
+    """Beyond it: a run that needs it is slow, but does not die."""
+    gpu: bool
+    """True for the memory of a GPU."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "GPU memory" if self.gpu else "memory"
+
+
+def has_gpu() -> bool:
+    """True if training would use a GPU."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Free | None:
+    """Free memory of the GPU if training would use one, else of the system; None if nobody tells."""
+    if has_gpu():
+        import torch
+
+        return Free(int(torch.cuda.mem_get_info()[0]), 0, gpu=True)
+    return system_memory(meminfo, cgroup)
+
+
+def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Free | None:
+    """Free memory of the system or of the container; where only its size is known, that; None if nothing is."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return _whole_memory()
+    figures = _figures([line.replace(":", " ") for line in lines])
+    if "MemAvailable" not in figures:
+        return _whole_memory()
+    free, swap = figures["MemAvailable"] * 1024, figures.get("SwapFree", 0) * 1024
+    allowed = _container(cgroup)
+    return Free(free, swap, gpu=False) if allowed is None or allowed > free else Free(allowed, 0, gpu=False)
+
+
+class Rate(NamedTuple):
+    """Floating-point operations a second in bf16."""
+
+    now: float
+    """Reached while it was measured, whatever else was running."""
+    alone: float
+    """Reached in the processor time that was spent: what a machine that does nothing else gives."""
+
+
+def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASURE_S) -> Rate:
+    """How fast (tokens, hidden) times (hidden, inner) is multiplied where training runs."""
+    import torch
+
+    gpu = bool(torch.cuda.is_available())
+    a = torch.randn(tokens, hidden, device="cuda" if gpu else "cpu").bfloat16()
+    b = torch.randn(hidden, inner, device=a.device).bfloat16()
+    flops, threads = 2.0 * tokens * hidden * inner, torch.get_num_threads()
+    now = alone = 0.0
+    end = time.perf_counter() + seconds
+    while True:
+        began, busy = time.perf_counter(), time.process_time()
+        for _ in range(_AT_ONCE):
+            a @ b
+        if gpu:
+            torch.cuda.synchronize()
+        took, spent = time.perf_counter() - began, (time.process_time() - busy) / threads
+        now = max(now, _AT_ONCE * flops / max(1e-9, took))
+        if not gpu:
+            alone = max(alone, _AT_ONCE * flops / max(1e-9, spent))
+        if time.perf_counter() > end:
+            return Rate(now, max(now, alone))
+
+
+def _container(cgroup: Path) -> int | None:
+    """Bytes that the container may still take (cgroup v2); file pages can be given back and do not count."""
+    try:
+        most = (cgroup / "memory.max").read_text(encoding="ascii").strip()
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+        figures = _figures((cgroup / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None
+    if not most.isdecimal():  # "max": no limit
+        return None
+    files = figures.get("inactive_file", 0) + figures.get("active_file", 0)
+    return max(0, int(most) - used + files)
+
+
+def _figures(lines: list[str]) -> Mapping[str, int]:
+    """Names and numbers of lines such as `MemAvailable 123 kB`."""
+    split = [line.split() for line in lines]
+    return {words[0]: int(words[1]) for words in split if len(words) > 1 and words[1].isdecimal()}
+
+
+def _whole_memory() -> Free | None:
+    try:
+        return Free(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0, gpu=False)
+    except (AttributeError, OSError, ValueError):
+        return None
