@@ -17,6 +17,7 @@ import click
 
 import smallfirst
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.interfaces.jobs_cli import jobs
 from smallfirst.watching import Watch
 
 TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
@@ -350,6 +351,9 @@ def serve(
     models = {} if alone else champion_router(_file(task_yaml), live=not replay_large)
     settings = ServeSettings(host=host, port=port, api_keys_sha256=api_key_sha256)
     serve_models(models, ledger=Ledger(home() / "ledger.db"), settings=settings, extension=extension)
+
+
+main.add_command(jobs)
 
 
 @main.group(invoke_without_command=True)
