@@ -36,6 +36,7 @@ VERBS = (
     "record",
     "label",
     "serve",
+    "jobs",
     "models",
 )
 
