@@ -100,7 +100,7 @@ class Bench:
 
 
 def trials() -> list[Trial]:
-    """All kills, each moment drawn from its own part of the life."""
+    """All kills."""
     draw = random.Random(0)
     found = [Trial("trainer", i, (i + draw.random()) / 10) for i in range(KINDS["trainer"])]
     found += [Trial("submitter", i, (i + draw.random()) / 5 - 1) for i in range(KINDS["submitter"])]
@@ -250,7 +250,8 @@ def _until(ask: Callable[[], bool], *, every_s: float = 0.2) -> None:
 
 def write(found: list[dict[str, Any]]) -> None:
     """The result as a page."""
-    whole, tried = found[0], found[1:]
+    whole, *tried = found
+    tried.sort(key=lambda one: ([*KINDS].index(one["kind"]), one["number"]))
     counts = {"rows": len(ROWS), "good": sum(not one["faults"] for one in tried), "tried": len(tried)}
     setting = {"today": date.today(), "duration": CONFIG.duration, "submit_ms": 1000 * SUBMIT_S, "start": START}
     lines = [PAGE.format(**counts, **setting, **whole)]
