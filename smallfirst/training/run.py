@@ -82,6 +82,7 @@ def train(
     CANCEL, TrainingError if the run goes wrong; what was saved before stays.
     """
     if (folder / "run.json").is_file():
+        Checkpoints(folder / "checkpoint").clear()  # a kill may have come before
         return Run.load(folder / "run.json")
     trainer = _Trainer(lesson, config, base, tracked, folder, save_every_s)
     try:

@@ -103,8 +103,11 @@ def test_the_adapters_of_a_broken_run_are_taken_up_as_well(bench: Bench, tmp_pat
     assert weights(bench.train(tmp_path / "broken", config)) == weights(whole)
 
 
-def test_a_finished_run_is_not_trained_again(bench: Bench, unbroken: Run) -> None:
+def test_a_finished_run_is_not_trained_again_and_leaves_no_checkpoint(bench: Bench, unbroken: Run) -> None:
+    left = unbroken.folder.parent / "checkpoint" / "step-9"  # as by a kill between run.json and the tidying
+    left.mkdir(parents=True)
     assert bench.train(unbroken.folder.parent, on_step=killing(1)) == unbroken
+    assert not left.parent.exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(bench: Bench, tmp_path: Path) -> None:
