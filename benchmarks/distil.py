@@ -24,7 +24,7 @@ from run import data_folder
 from smallfirst import stats, tracking
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.load import load
-from smallfirst.labelling import LabelOptions, label, local_teacher
+from smallfirst.labelling import LabelOptions, label
 from smallfirst.models.base import find
 from smallfirst.models.encoder import Encoder
 from smallfirst.models.linear import LinearScorer
@@ -130,13 +130,8 @@ class Bench:
         best: tuple[float, float, Dataset] | None = None
         for sure in SURE:
             made = self.out / f"labelled-{sure:g}.jsonl"
-            options = LabelOptions(out=made, sure_from=sure, yes=True, again_rows=0)
-            found = label(
-                file,
-                self.out / "unlabelled.jsonl",
-                options=options,
-                teacher=local_teacher(teacher.folder, file, self.task),
-            )
+            options = LabelOptions(teacher=teacher.folder, out=made, sure_from=sure, yes=True, again_rows=0)
+            found = label(file, self.out / "unlabelled.jsonl", options=options)
             rows = load(made)
             both = self.human.subset("taught", self.human.examples + rows.examples)
             accuracy = self.linear("words", both, f"sure-{sure:g}").chosen_on

@@ -74,7 +74,7 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> Non
 def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
     """Figures of our own steps, in this process."""
     from smallfirst.training.batches import Row
-    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.config import TrainConfig, epoch_seed
     from smallfirst.training.loop import Fit
     from smallfirst.training.study import Causal
 
@@ -85,7 +85,7 @@ def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
     model, _ = study.load(base, config)
     study.begin(model, learnt, config)
     fit = Fit(study, model, learnt, config)
-    batches = study.batches(learnt, config, config.seed * 100_003)
+    batches = study.batches(learnt, config, epoch_seed(config, 0))
     steps = fit.steps()
     for _ in range(WARM_UP):
         next(steps)

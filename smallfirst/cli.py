@@ -314,16 +314,14 @@ def record(task_yaml: Path, parts: str) -> None:
 @click.option("--gold", type=click.Path(path_type=Path), help="Rows answered by people; else the selection rows.")
 @click.option("--teacher", type=click.Path(path_type=Path), help="Folder of a model of this task.")
 @JSON
-def label(task_yaml: Path, rows: Path, teacher: Path | None, as_json: bool, **settings: Any) -> None:
+def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
-    from smallfirst.labelling import LabelOptions, local_teacher
+    from smallfirst.labelling import LabelOptions
     from smallfirst.labelling import label as label_stage
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    job = _job(task_yaml)
-    own = local_teacher(teacher, job.file, job.task) if teacher else None
-    found = label_stage(job.file, rows, options=options, watch=job.watch, teacher=own)
+    found = label_stage(_file(task_yaml), rows, options=options, watch=Watch())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 

@@ -51,9 +51,10 @@ def run(file: TaskFile, *, watch: Watch | None = None, resume: bool = False) -> 
     `resume` goes on with a training that was broken off.
     """
     job = Job.read(file, watch)
-    report = check_stage(job)
-    warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if report.verdict == "NO" else ""
-    job.watch.say(f"check: {report.verdict} ({len(job.rows.train)} rows to train on){warning}")
+    found = check_stage(job)
+    warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if found.verdict == "NO" else ""
+    foretold = f"; the fine-tune takes {found.needs.in_short}" if found.needs else ""
+    job.watch.say(f"check: {found.verdict} ({len(job.rows.train)} rows to train on){warning}{foretold}")
     workspace = train_stage(job, resume=resume)
     evaluate_stage(job, workspace)
     after_evaluation(job, workspace)

@@ -17,9 +17,10 @@ import pytest
 from smallfirst.data.load import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
 from smallfirst.job import Job
-from smallfirst.labelling import Labelled, LabelOptions, Teacher, label, local_teacher, teacher_of
+from smallfirst.labelling import Labelled, LabelOptions, Teacher, label, teacher_of
 from smallfirst.labelling.asking import MOST_BAD_IN_A_ROW
 from smallfirst.labelling.journal import Errand, Journal
+from smallfirst.labelling.teacher import local_teacher
 from smallfirst.large import AGAIN
 from smallfirst.models.linear import LinearScorer
 from smallfirst.models.manifest import Manifest
@@ -787,10 +788,9 @@ def words_model(folder: Path, file: TaskFile) -> Path:
 def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> None:
     file = task(tmp_path)
     folder = words_model(tmp_path, file)
-    job = Job.read(file, QUIET)
     rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
-    options = LabelOptions(out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
-    found = label(file, rows, options=options, watch=QUIET, teacher=local_teacher(folder, file, job.task))
+    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
+    found = label(file, rows, options=options, watch=QUIET)
     assert found.counts.n_kept == 3
     made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["label"] for row in made] == [gold(text(100))] * 3

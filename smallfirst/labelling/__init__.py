@@ -9,6 +9,6 @@ people have answered, and the figure stands beside the file.
 from smallfirst.labelling.options import LabelOptions
 from smallfirst.labelling.result import Labelled
 from smallfirst.labelling.stage import label
-from smallfirst.labelling.teacher import Teacher, local_teacher, teacher_of
+from smallfirst.labelling.teacher import Teacher, teacher_of
 
-__all__ = ["LabelOptions", "Labelled", "Teacher", "label", "local_teacher", "teacher_of"]
+__all__ = ["LabelOptions", "Labelled", "Teacher", "label", "teacher_of"]

@@ -12,6 +12,8 @@ from smallfirst.records import Record
 class LabelOptions(Record):
     """How rows are labelled."""
 
+    teacher: Path | None = None
+    """Folder of a model of this task that labels; None: the large model of the task file."""
     out: Path = Path("labelled.jsonl")
     """The training rows; what was done is written beside it as `<name>.labels.json`."""
     cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)

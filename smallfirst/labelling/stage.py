@@ -19,7 +19,7 @@ from smallfirst.labelling.journal import Errand, Journal
 from smallfirst.labelling.options import LabelOptions
 from smallfirst.labelling.plan import Plan
 from smallfirst.labelling.result import Labelled, Outcome, Price, by_answer, count, training_file
-from smallfirst.labelling.teacher import Teacher, teacher_of
+from smallfirst.labelling.teacher import Teacher, local_teacher, teacher_of
 from smallfirst.models.replay import read_recording
 from smallfirst.records import fingerprint, write_atomically
 from smallfirst.taskfile import TaskFile
@@ -38,13 +38,13 @@ def label(
 ) -> Labelled:
     """What came of having the rows of `texts` labelled; the training rows and this record are written by then.
 
-    `teacher` is the large model of the task file unless another is given. Raises ConfigError if there is none, if the
+    `teacher` is whom the options name unless another is given. Raises ConfigError if there is none, if the
     cap is too small for one answer, or if something is to be paid and neither a cap nor `yes` is given; DataError for
     bad rows; ModelError if the model fails, after which another run asks only what is missing.
     """
     job = Job.read(file, watch)
     _refuse_to_overwrite(job, texts, options)
-    teacher = teacher or teacher_of(file, job.task, job.rows.train)
+    teacher = teacher or _named(job, options)
     plan = Plan(job, texts, options, teacher.way)
     job.watch.say(plan.sifted.in_words)
     if not plan.left.examples:
@@ -216,6 +216,12 @@ class _Run:
             f"stopped at the cap of ${self.options.cap_usd:g} (earlier runs count): {n_left:,} answers are missing; "
             f"to go on run again with --cap-usd {_rounded_up(more_usd)}, nothing is paid twice"
         )
+
+
+def _named(job: Job, options: LabelOptions) -> Teacher:
+    if options.teacher is not None:
+        return local_teacher(options.teacher, job.file, job.task)
+    return teacher_of(job.file, job.task, job.rows.train)
 
 
 def _about(teacher: Teacher) -> dict[str, object]:

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-import pydantic_core
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -20,7 +19,7 @@ from smallfirst.models.model import Model
 from smallfirst.serving.guard import caller
 from smallfirst.serving.intake import read_body
 from smallfirst.serving.upload import Form, receive_form
-from smallfirst.serving.wire import WireError
+from smallfirst.serving.wire import json_object
 
 
 class Call:
@@ -38,13 +37,7 @@ class Call:
     async def json(self, *, max_bytes: int) -> dict[str, Any]:
         """The body. Raises WireError 400, 413 or 415, and ClientGone."""
         body = await read_body(self._request.scope, self._request.receive, max_bytes=max_bytes)
-        try:
-            value = pydantic_core.from_json(body, allow_inf_nan=False)
-        except ValueError as error:
-            raise WireError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
-        if not isinstance(value, dict):
-            raise WireError(400, "The body must be a JSON object.", code="invalid_json")
-        return value
+        return json_object(body)
 
     async def form(self, file: BinaryIO, *, max_bytes: int) -> Form:
         """The fields of a form, its one file written to `file` as it arrives. Raises as `receive_form` does."""

@@ -7,7 +7,7 @@ promised to.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,21 +60,29 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise WireError(415, "Compressed bodies are not accepted; send plain JSON.")
     body = bytearray()
+    async for piece in pieces(receive, max_bytes=max_bytes, most_bytes=8 * max_bytes):
+        body += piece
+    return bytes(body)
+
+
+async def pieces(receive: Receive, *, max_bytes: int, most_bytes: int) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises WireError 413 if it is larger than `max_bytes`, and ClientGone.
+
+    What goes over the limit is read and dropped, up to `most_bytes`: a client that is still sending would otherwise
+    meet a broken connection instead of the answer.
+    """
     n_bytes, more = 0, True
-    # What goes over the limit is read and dropped, up to a second limit: a client that is still
-    # sending would otherwise meet a broken connection instead of the answer.
-    while more and n_bytes <= 8 * max_bytes:
+    while more and n_bytes <= most_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         piece = message.get("body", b"")
         n_bytes += len(piece)
         if n_bytes <= max_bytes:
-            body += piece
+            yield piece
         more = message.get("more_body", False)
     if n_bytes > max_bytes:
         raise WireError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
-    return bytes(body)
 
 
 async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:

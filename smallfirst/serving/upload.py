@@ -7,7 +7,7 @@ limit, so that the client meets the reason and not a broken connection. The pars
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from smallfirst.serving.intake import ClientGone
+from smallfirst.serving.intake import pieces
 from smallfirst.serving.wire import WireError
 
 FILE = "file"
@@ -54,7 +54,7 @@ async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_by
         reader = _Reader(options[b"boundary"], file)
     except FormParserError as error:
         problem = str(error)
-    async for piece in _pieces(receive, max_bytes):
+    async for piece in pieces(receive, max_bytes=max_bytes, most_bytes=2 * max_bytes):
         if reader is None or problem:
             continue  # the rest is read and dropped
         try:
@@ -66,21 +66,6 @@ async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_by
     if reader.filename is None:
         raise WireError(400, f'The form has no file; send it as "{FILE}".', param=FILE)
     return Form(reader.fields, reader.filename, reader.n_bytes)
-
-
-async def _pieces(receive: Receive, max_bytes: int) -> AsyncIterator[bytes]:
-    n_bytes, more = 0, True
-    while more and n_bytes <= 2 * max_bytes:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        piece = message.get("body", b"")
-        n_bytes += len(piece)
-        if n_bytes <= max_bytes:
-            yield piece
-        more = message.get("more_body", False)
-    if n_bytes > max_bytes:
-        raise WireError(413, f"The upload is larger than {max_bytes} bytes.", code="request_too_large")
 
 
 class _Reader:

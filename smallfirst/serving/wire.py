@@ -163,7 +163,7 @@ class _Body(pydantic.BaseModel):
 
 def parse_chat(body: bytes, *, max_messages: int) -> ChatCall:
     """What a chat body asks for. Raises WireError 400 naming the field at fault."""
-    values = {name: value for name, value in _json_object(body).items() if value is not None}
+    values = {name: value for name, value in json_object(body).items() if value is not None}
     for name, value in values.items():
         _check_name(name, value)
     messages = values.get("messages")
@@ -178,7 +178,8 @@ def parse_chat(body: bytes, *, max_messages: int) -> ChatCall:
     return ChatCall(parsed.model, parsed.to_request(), parsed.stream, parsed.stream_options.include_usage)
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """The body as a JSON object. Raises WireError 400."""
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:

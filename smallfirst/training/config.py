@@ -10,6 +10,11 @@ import pydantic
 from smallfirst.records import Record
 
 
+def epoch_seed(config: TrainConfig, epoch: int) -> int:
+    """What the order of an epoch (from 0) is drawn from."""
+    return config.seed * 100_003 + epoch
+
+
 class Duration(NamedTuple):
     """How long to train: a number of epochs, batches or tokens."""
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from smallfirst.models.size import BaseSize
 from smallfirst.records import Record
 from smallfirst.training.batches import Row, epoch_batches, micro_batches
-from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.machine import Rate
 from smallfirst.training.memory import Span, largest_read, peak, read_of, trained_weights
 
@@ -106,6 +106,15 @@ class Needs(Record):
     """At the machine's price an hour; None if the task file sets none."""
 
     @property
+    def _gigabytes(self) -> str:
+        return f"{self.memory_bytes.low / 1e9:.1f} to {self.memory_bytes.high / 1e9:.1f} GB"
+
+    @property
+    def in_short(self) -> str:
+        """Time and memory."""
+        return f"about {_times(self.seconds)}, {self._gigabytes}"
+
+    @property
     def in_words(self) -> list[str]:
         """For a terminal."""
         trained = "" if self.trained == self.parameters else f", {_millions(self.trained)} of them trained"
@@ -115,8 +124,7 @@ class Needs(Record):
             f"  time    about {_times(self.seconds)} ({self.pace})",
         ]
         free = "" if self.free_bytes is None else f"; {self.free_bytes / 1e9:.1f} GB is free"
-        low, high = self.memory_bytes.low / 1e9, self.memory_bytes.high / 1e9
-        lines.append(f"  memory  about {low:.1f} to {high:.1f} GB{free}")
+        lines.append(f"  memory  about {self._gigabytes}{free}")
         if self.cost_usd is not None:
             lines.append(f"  cost    about ${self.cost_usd.low:.2g} to ${self.cost_usd.high:.2g}")
         return lines
@@ -124,7 +132,7 @@ class Needs(Record):
 
 def work_of(rows: Sequence[Row], config: TrainConfig) -> Work:
     """The work of the first epoch, put into batches as training does."""
-    batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=config.seed * 100_003)
+    batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
     parts = [p for batch in batches for p in micro_batches(batch, config.micro_tokens or config.batch_tokens)]
     reads = [read_of(part) for part in parts]
     return Work(
@@ -193,7 +201,7 @@ def needs_of(base: str, size: BaseSize, config: TrainConfig, rows: Sequence[Row]
     work = work_of(rows, config)
     epochs = epochs_of(work, config)
     read, several = largest_read(rows, size, config, gpu=pace.gpu)
-    top = peak(size, config, read, gpu=pace.gpu, several=several)
+    top = peak(size, config, read, in_all=work.tokens, gpu=pace.gpu, several=several)
     return Needs(
         base=base,
         parameters=size.parameters,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.errors import TrainingError
-from smallfirst.training.config import TrainConfig, parse_duration
+from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.optimiser import MasterAdamW
 from smallfirst.training.study import Study
 
@@ -104,7 +104,7 @@ def rate_at(step: int, total: int, config: TrainConfig) -> float:
 def plan(study: Study, rows: Sequence[Any], config: TrainConfig) -> tuple[int, int]:
     """Steps in the whole run and steps in one epoch (of the first epoch's batches)."""
     duration = parse_duration(config.duration)
-    first = study.batches(rows, config, _epoch_seed(config, 0))
+    first = study.batches(rows, config, epoch_seed(config, 0))
     per_epoch = len(first)
     tokens = sum(len(row.ids) - 1 for row in rows)
     total = {
@@ -119,9 +119,5 @@ def endless_batches(study: Study, rows: Sequence[Any], config: TrainConfig) -> I
     """Batches of epoch after epoch, each epoch in its own order."""
     epoch = 0
     while True:
-        yield from study.batches(rows, config, _epoch_seed(config, epoch))
+        yield from study.batches(rows, config, epoch_seed(config, epoch))
         epoch += 1
-
-
-def _epoch_seed(config: TrainConfig, epoch: int) -> int:
-    return config.seed * 100_003 + epoch

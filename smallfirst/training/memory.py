@@ -3,7 +3,8 @@
 Per weight: 2 bytes bf16, and for each that is trained 4 (fp32 master) + 8 (both moments of AdamW), always there; on top
 of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimiser works, or 2 bytes bf16 gradient
 (and the 4, if a step reads several micro-batches) beside what the backward pass keeps of one read. Adapters are folded
-into an fp32 copy of the whole model when it is saved: 4 bytes a weight, whatever was trained.
+into an fp32 copy of the whole model when it is saved: 4 bytes a weight, whatever was trained. What frozen layers make
+of the rows stays: 2 h bytes for each token of all of them.
 
 Of one read, a layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward
 width): 16 h + 4 q + 4 k + 8 f, that is bf16 inputs of every matrix product, queries, keys, values, four feed-forward
@@ -26,7 +27,7 @@ from smallfirst.errors import TrainingError
 from smallfirst.models.size import BaseSize, read_size
 from smallfirst.records import Record
 from smallfirst.training.batches import Row, epoch_batches, micro_batches
-from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import TrainConfig, epoch_seed
 from smallfirst.training.machine import Free, free_memory
 
 SHORT_TOKENS = 256
@@ -105,10 +106,17 @@ def kept_bytes(size: BaseSize, config: TrainConfig, read: Read, *, gpu: bool) ->
     return read.rows * read.width * body + read.targets * 10 * size.vocabulary
 
 
-def peak(size: BaseSize, config: TrainConfig, read: Read, *, gpu: bool = False, several: bool = False) -> Peak:
-    """The peak of a run whose largest read is this one; `several`: a step is more than one read."""
+def peak(
+    size: BaseSize, config: TrainConfig, read: Read, *, in_all: float = 0, gpu: bool = False, several: bool = False
+) -> Peak:
+    """The peak of a run whose largest read is this one; `several`: a step is more than one read.
+
+    `in_all`: tokens of all rows, which count where frozen layers keep what they made of them.
+    """
     trained, width = trained_weights(size, config), 2 if size.causal else 4
     always = width * size.parameters + 12 * trained
+    if config.frozen_layers:
+        always += 2 * size.hidden * in_all
     kept = kept_bytes(size, config, read, gpu=gpu)
     working, reading = 4 * trained, (width + (4 if several else 0)) * trained
     saving = 0.0 if config.method == "full" else 4.0 * size.parameters
@@ -120,7 +128,7 @@ def peak(size: BaseSize, config: TrainConfig, read: Read, *, gpu: bool = False, 
 def largest_read(rows: Sequence[Row], size: BaseSize, config: TrainConfig, *, gpu: bool = False) -> tuple[Read, bool]:
     """The read that keeps most in the first epoch, and whether any step is more than one read."""
     reads, several = [Read(0, 0, 0)], False
-    for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=config.seed * 100_003):
+    for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0)):
         parts = micro_batches(batch, config.micro_tokens or config.batch_tokens)
         several = several or len(parts) > 1
         reads += [read_of(part) for part in parts]
@@ -165,7 +173,7 @@ def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool
     limit = config.micro_tokens or config.batch_tokens
     n_tokens = int(min(FULL_BATCH * limit, in_all) * _own_share(texts))
     several = limit < min(config.batch_tokens, in_all)
-    return peak(size, config, Read(n_tokens, 1, 0), gpu=gpu, several=several).at_least
+    return peak(size, config, Read(n_tokens, 1, 0), in_all=in_all, gpu=gpu, several=several).at_least
 
 
 def _own_share(texts: Sequence[str]) -> float:

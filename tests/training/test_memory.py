@@ -82,6 +82,13 @@ def test_the_peak_is_the_larger_of_two_moments() -> None:
     assert peak(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 4_000
 
 
+def test_what_frozen_layers_made_of_all_rows_is_counted() -> None:
+    frozen, nothing = TrainConfig(frozen_layers=1), Read(0, 0, 0)
+    more = peak(SIZE, frozen, nothing, in_all=1_000).at_least - peak(SIZE, frozen, nothing).at_least
+    assert more == 2 * 8 * 1_000
+    assert peak(SIZE, FULL, nothing, in_all=1_000) == peak(SIZE, FULL, nothing)
+
+
 def test_the_range_holds_the_least_and_the_program() -> None:
     found = peak(SIZE, FULL, Read(10, 10, 0), gpu=True)
     assert found.at_least < found.span.low < found.span.high
