@@ -1,27 +1,27 @@
-"""Who may answer: the rungs of the ladder, the domain gate in front of them, and the Router over what went live."""
+"""Who may answer: the rungs of the ladder, and the domain gate in front of them."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from smallfirst import large as large_path
-from smallfirst import registry, tracking
+from smallfirst import tracking
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
-from smallfirst.errors import StageMissing
-from smallfirst.evaluation.evaluate import Measuring, restrict
-from smallfirst.evaluation.evaluation import Evaluation
+from smallfirst.errors import DataError
 from smallfirst.job import Job
 from smallfirst.models.base import find
 from smallfirst.models.folder import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Model, Request
-from smallfirst.routing.certificate import Certificate
-from smallfirst.routing.domain import DomainGate
-from smallfirst.routing.router import Router
+from smallfirst.routing.domain import DomainGate, SignatureGate
+from smallfirst.routing.signature import fit_signature
+from smallfirst.routing.stages import Domain
 from smallfirst.taskfile import TaskFile
-from smallfirst.watching import Watch
 from smallfirst.workspace import Workspace
+
+SIGNATURE_FOLDER = "signature"
+"""Where in a run's folder the task's signature is."""
 
 
 def fit_linear(job: Job, workspace: Workspace) -> None:
@@ -83,58 +83,42 @@ def local_candidate(job: Job, workspace: Workspace, candidate: str) -> Model:
 
 
 def fit_domain(job: Job, workspace: Workspace) -> None:
-    """Nothing back; a domain gate is fitted if there are open-ended requests to fit it on."""
-    if job.rows.open_ended is None:
-        return
-    fitting, _ = take_share(job.rows.open_ended, 0.5, "domain")
+    """Nothing back; the task's signature is fitted, and a domain gate if there are open-ended requests to fit it on."""
     encoder = None
-    if "encoder" in job.file.small.ladder:
+    if "encoder" in job.ladder:
         from smallfirst.models.encoder import Encoder
 
         encoder = (job.file.small.encoder, Encoder(find(job.file.small.encoder)))
+    try:
+        signature = fit_signature(job.rows.train, job.rows.selection, encoder=encoder)
+        signature.save(workspace.folder / SIGNATURE_FOLDER)
+    except DataError as error:
+        job.watch.say(f"auto will not know this task: {error.args[0]}")
+    if job.rows.open_ended is None or job.file.routing.domain != "open_ended":
+        return
+    fitting, _ = take_share(job.rows.open_ended, 0.5, "domain")
     gate = DomainGate.fit(job.rows.train, fitting, job.rows.selection, encoder=encoder)
     gate.save(workspace.folder / "domain")
     asyncio.run(gate.aclose())
 
 
-async def in_domain(job: Job, workspace: Workspace, small: Evaluation) -> Evaluation:
-    """The evaluation on rows that reach the small model at all: the certificate speaks of these."""
-    domain = DomainGate.load(workspace.folder / "domain")
+def domain_of(file: TaskFile, workspace: Workspace) -> Domain | None:
+    """What tells the task's own requests from others; None if nothing does."""
+    price = file.prices.machine
+    if file.routing.domain == "own_rows":
+        return SignatureGate.load(workspace.folder / SIGNATURE_FOLDER, price=price)
+    if file.routing.domain == "off":
+        return None
+    return DomainGate.load(workspace.folder / "domain", price=price)
+
+
+async def in_domain(job: Job, workspace: Workspace) -> tuple[Dataset, tuple[float, ...]]:
+    """The calibration rows that reach the small model at all (the certificate speaks of these), and their doubts."""
+    rows = job.rows.calibration
+    domain = domain_of(job.file, workspace)
     if domain is None:
-        return small
-    doubts = [await domain.doubt(Request(messages=e.messages)) for e in job.rows.calibration.examples]
+        return rows, ()
+    found = [(e, (await domain.doubt(Request(messages=e.messages))).value) for e in rows.examples]
     await domain.aclose()
-    own = tuple(
-        example
-        for example, doubt in zip(job.rows.calibration.examples, doubts, strict=True)
-        if doubt.value <= domain.limit
-    )
-    data = job.rows.calibration.subset("calibration", own)
-    return restrict(small, Measuring(job.task, data, split="calibration"))
-
-
-def champion_router(file: TaskFile, *, live: bool = True) -> dict[str, Any]:
-    """The served models by name: the Router, its small model, and the general model if one can be reached."""
-    workspace = Workspace.latest(file.name)
-    version = registry.resolve(f"{file.register_to}@champion")
-    raw = registry.read_attachment(version.name, version.version, "certificate.json")
-    if raw is None:
-        raise StageMissing(
-            f"{version.name} version {version.version} has no certificate", hint="smallfirst calibrate task.yaml"
-        )
-    certificate = Certificate.model_validate_json(raw)
-    small = load_model(version.folder, name=f"{file.name}-small", price=file.prices.machine)
-    served: dict[str, Any] = {f"{file.name}-small": small}
-    large = general = None
-    if file.large is not None and (live or file.large.recorded):
-        job = Job.read(file, Watch(quiet=True))
-        if live and (file.large.endpoint or file.large.gguf):
-            large = large_path.prompted_model(file, job.task, job.rows.train)
-            general = large_path.general_model(file)
-        else:
-            large = asyncio.run(large_path.recorded_answers(file, job.task, job.rows, watch=job.watch))
-            general = asyncio.run(large_path.recorded_open(file, job.rows, watch=job.watch)) or large
-        served[f"{file.name}-large"] = general
-    domain = DomainGate.load(workspace.folder / "domain")
-    router = Router(small, large, certificate, general=general, domain=domain, name=file.name)
-    return {file.name: router, **served}
+    own = [(example, doubt) for example, doubt in found if doubt <= domain.limit]
+    return rows.subset("calibration", tuple(e for e, _ in own)), tuple(doubt for _, doubt in own)

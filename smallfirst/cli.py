@@ -18,6 +18,8 @@ import click
 import smallfirst
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
 from smallfirst.interfaces.jobs_cli import jobs
+from smallfirst.interfaces.live_cli import challenge, explain, harvest, queue
+from smallfirst.interfaces.serve_cli import serve
 from smallfirst.watching import Watch
 
 TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
@@ -325,33 +327,8 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
-@main.command()
-@TASK
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True, type=int)
-@click.option("--api-key-sha256", multiple=True, help="SHA-256 of an accepted key; may be given again.")
-@click.option("--replay-large", is_flag=True, help="Answer the large path from recordings only.")
-@click.option("--fine-tuning", is_flag=True, help="Let clients upload rows and fine-tune: spends this machine's time.")
-@click.option("--base", "bases", multiple=True, help="With --fine-tuning: NAME or NAME=FOLDER that may be trained.")
-def serve(
-    task_yaml: Path, host: str, port: int, api_key_sha256: tuple[str, ...], replay_large: bool, **tune: Any
-) -> None:
-    """Serve the Router, the small and the large model behind one OpenAI-compatible address."""
-    from smallfirst.candidates import champion_router
-    from smallfirst.home import home
-    from smallfirst.interfaces.openai_fine_tuning import extension_for
-    from smallfirst.serving.app import serve as serve_models
-    from smallfirst.serving.ledger import Ledger
-    from smallfirst.serving.settings import ServeSettings
-
-    extension = extension_for(tune["bases"]) if tune["fine_tuning"] else None
-    alone = extension is not None and not task_yaml.exists()  # only what is fine-tuned here is served
-    models = {} if alone else champion_router(_file(task_yaml), live=not replay_large)
-    settings = ServeSettings(host=host, port=port, api_keys_sha256=api_key_sha256)
-    serve_models(models, ledger=Ledger(home() / "ledger.db"), settings=settings, extension=extension)
-
-
-main.add_command(jobs)
+for verb in (serve, explain, queue, harvest, challenge, jobs):
+    main.add_command(verb)
 
 
 @main.group(invoke_without_command=True)

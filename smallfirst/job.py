@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from smallfirst.harvested import with_harvested
 from smallfirst.taskfile import Candidate, TaskFile
 from smallfirst.taskrows import Rows, read_rows, read_task, relabelled, settled
 from smallfirst.tasks import AnyTask
@@ -23,6 +24,8 @@ class Job(NamedTuple):
         """The job of a task file. Raises DataError or ConfigError if rows or settings are wrong."""
         rows = read_rows(file)
         task = read_task(file, rows)
+        for path in file.data.harvested:  # labels and schema are those of the file's own rows
+            rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
         return cls(file, relabelled(settled(rows, task), file, task), task, watch or Watch())
 
     @property

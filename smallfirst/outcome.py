@@ -162,7 +162,7 @@ def _figures(evaluation: Evaluation | None) -> PathFigures | None:
         p50_ms=evaluation.p50_ms,
         p95_ms=evaluation.p95_ms,
         requests_per_s=evaluation.requests_per_s,
-        share=evaluation.share("small") if evaluation.candidate == "routed" else 1.0,
+        share=1.0 - evaluation.share("large") - evaluation.share("person") if evaluation.candidate == "routed" else 1.0,
         note=evaluation.note,
     )
 

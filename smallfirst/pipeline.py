@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
-from smallfirst.candidates import fit_domain, fit_linear, in_domain, local_candidate, tune_encoder
+from smallfirst.candidates import domain_of, fit_linear, local_candidate, tune_encoder
+from smallfirst.certifying import certify_promoted
 from smallfirst.checkup import Checkup, checkup
 from smallfirst.curve import measure_curve
 from smallfirst.data.dataset import Dataset
@@ -23,17 +24,17 @@ from smallfirst.data.split import take_share
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.evaluate import Measuring, evaluate
 from smallfirst.evaluation.evaluation import Evaluation
+from smallfirst.heads import Heads
 from smallfirst.job import Job
 from smallfirst.models.base import find
-from smallfirst.models.manifest import read_manifest
 from smallfirst.models.model import Request
 from smallfirst.models.replay import ReplayModel
 from smallfirst.outcome import OpenEndedShare, Outcome, outcome_of
 from smallfirst.retention import measure_retention, wanted_probe
-from smallfirst.routing.certificate import Certificate, certify
-from smallfirst.routing.domain import DomainGate
+from smallfirst.routing.certificate import Certificate
 from smallfirst.routing.router import Router
 from smallfirst.scrutiny import doubts_of, leaks_of
+from smallfirst.service import drafting_stages, rules_of
 from smallfirst.taskfile import TaskFile
 from smallfirst.tracking_evaluation import log_evaluation
 from smallfirst.watching import Watch
@@ -226,24 +227,8 @@ def promote_stage(job: Job, workspace: Workspace) -> Promoted:
 
 def calibrate_stage(job: Job, workspace: Workspace) -> Certificate:
     """The certificate of the promoted model, kept with its version, and the Router measured on test rows."""
-    promoted = workspace.promoted()
-    small = workspace.evaluation(promoted.candidate, "calibration")
-    if small is None:
-        raise StageMissing(f"{promoted.candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
-    manifest = read_manifest(workspace.model_folder(promoted.candidate))
-    fit_domain(job, workspace)
-    certificate = certify(
-        _run(in_domain(job, workspace, small)),
-        workspace.evaluation("large", "calibration"),
-        job.file.routing.promise,
-        model_fingerprint=manifest.weights_fingerprint,
-        temperature=manifest.temperature,
-    )
-    certificate.save(workspace.folder / "certificate.json")
-    registry.attach(promoted.name, promoted.version, "certificate.json", certificate.model_dump_json(indent=2).encode())
-    job.watch.say(f"certificate: {certificate.why}")
-    job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
-    _run(_measure_router(job, workspace, certificate))
+    certificate, heads = certify_promoted(job, workspace)
+    _run(_measure_router(job, workspace, certificate, heads))
     return certificate
 
 
@@ -280,10 +265,13 @@ async def _evaluate(
 
 
 def _asks_recordings(model: Any) -> bool:
-    return isinstance(model, Router) and isinstance(model.large, ReplayModel) and model.certificate.below == "escalate"
+    """True for a Router that may have to ask its large model for an answer that was recorded, or was not."""
+    if not (isinstance(model, Router) and isinstance(model.large, ReplayModel)):
+        return False
+    return "escalate" in {model.certificate.below, *(band.then for band in model.certificate.bands)}
 
 
-async def _measure_router(job: Job, workspace: Workspace, certificate: Certificate) -> None:
+async def _measure_router(job: Job, workspace: Workspace, certificate: Certificate, heads: Heads) -> None:
     """The Router on test rows, and on the half of the open-ended requests that its domain gate has not seen."""
     small = local_candidate(job, workspace, workspace.promoted().candidate)
     large = general = None
@@ -291,9 +279,10 @@ async def _measure_router(job: Job, workspace: Workspace, certificate: Certifica
         large = await large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch)
         open_answers = await large_path.recorded_open(job.file, job.rows, watch=job.watch)
         general = large_path.OpenAnswers(open_answers, large) if open_answers else None
-    price = job.file.prices.machine
-    domain = DomainGate.load(workspace.folder / "domain", price=price) if general else None
-    router = Router(small, large, certificate, general=general, domain=domain, name=job.file.name)
+    domain = domain_of(job.file, workspace) if general else None
+    stages = heads.on(drafting_stages(job, workspace, small))
+    rules = rules_of(job.file, None, workspace.folder)._replace(budget=None)  # of a budget all rows would be one hour's
+    router = Router(stages, large, certificate, general=general, domain=domain, rules=rules, name=job.file.name)
     try:
         await _evaluate(job, workspace, router, candidate="routed", split="test", probe=PROBE_ROWS)
         if job.rows.open_ended is not None and domain is not None:

@@ -19,7 +19,9 @@ from smallfirst.models.encoder import DEFAULT_ENCODER
 from smallfirst.models.endpoint import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record, parse_record
-from smallfirst.routing.certificate import Promise
+from smallfirst.routing.monitor import MonitorSettings
+from smallfirst.routing.policy import Budget, Policy
+from smallfirst.routing.promise import Promise
 from smallfirst.tasks.normalise import Normaliser
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.teacher import Teacher
@@ -44,6 +46,10 @@ class DataFiles(Record):
     """Requests that are not the task's (column `prompt`), to see that they go to the large model."""
     relabels: Path | None = None
     """Answers that a person gave to probable label errors (`smallfirst suspects` writes the file to fill in)."""
+    harvested: tuple[Path, ...] = ()
+    """Rows from served traffic (`smallfirst harvest` writes them), added to the ones to learn from."""
+    gold: Path | None = None
+    """With `routing.labels: large`: answers of people to a random part of the validation rows, which correct them."""
     columns: Columns = Columns()
     """Names of your columns, where they differ."""
 
@@ -107,6 +113,15 @@ class LargeConfig(Record):
         return self
 
 
+class Signature(Record):
+    """Who answers for serving without a certificate."""
+
+    by: str = pydantic.Field(min_length=1)
+    """Name."""
+    because: str = pydantic.Field(min_length=1)
+    """Reason; shown with every such answer."""
+
+
 class RoutingConfig(Record):
     """What the Router promises and which candidate it starts with."""
 
@@ -114,8 +129,33 @@ class RoutingConfig(Record):
     """The promise about answers that stay small."""
     small: Literal["words", "encoder", "tuned", "small", "smallest"] = "small"
     """Who drafts: the fine-tuned model, a linear one, the fine-tuned encoder, or the smallest that passes the gate."""
+    ahead: tuple[Literal["words", "encoder", "tuned"], ...] = ()
+    """Cheaper candidates that draft before it, cheapest first; each keeps what it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
+    domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
+    """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
+    task's own signature, which needs none."""
+    policies: tuple[Policy, ...] = ()
+    """Asked in order before anything is drafted; the first that applies names the stage that answers."""
+    budget: Budget | None = None
+    """Most that escalated answers may cost in a sliding window."""
+    person: bool = False
+    """True gives a person what no model is sure of, where the large model was measured to be no better."""
+    labels: Literal["gold", "large"] = "gold"
+    """Who answered the validation rows: people, or the large model (`smallfirst label`); the certificate says so."""
+    monitor: MonitorSettings = MonitorSettings()
+    """How closely the promise is watched after go-live."""
+    judge: Literal["large", "person"] = "large"
+    """Whose answer an audited one is held against."""
+    override: Signature | None = None
+    """A signature under which drafts are served that no certificate covers; without it they run in shadow only."""
+
+    @pydantic.model_validator(mode="after")
+    def _ladder_order(self) -> RoutingConfig:
+        if self.small in self.ahead:
+            raise ValueError(f"ahead: {self.small} drafts last already (small: {self.small})")
+        return self
 
 
 class TaskFile(Record):

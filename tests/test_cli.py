@@ -36,6 +36,10 @@ VERBS = (
     "record",
     "label",
     "serve",
+    "explain",
+    "queue",
+    "harvest",
+    "challenge",
     "jobs",
     "models",
 )

@@ -18,7 +18,7 @@ from smallfirst.interfaces.openai_models import TunedModels
 from smallfirst.interfaces.openai_settings import FineTuningSettings
 from smallfirst.interfaces.openai_store import FileStore
 from smallfirst.jobs import queue
-from smallfirst.models.model import Model
+from smallfirst.models.model import Completion, Model, Request
 from smallfirst.records import parse_record
 from smallfirst.serving.extension import ExtraRoute
 
@@ -41,6 +41,9 @@ class FineTuning:
     def names(self, caller: str) -> Mapping[str, int]:
         """The caller's fine-tuned models, each with the second since 1970 at which it was made."""
         return self._models.names(caller)
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Nothing: a fine-tuned model makes no promise that could break."""
 
     async def aclose(self) -> None:
         """Close the loaded models. Jobs go on: their processes are not this one's."""

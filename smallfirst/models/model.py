@@ -25,6 +25,9 @@ class Request(Record):
     """For sampled answers."""
     stop: tuple[str, ...] = ()
     """Texts at which a written answer ends."""
+    tags: dict[str, str] = {}
+    """What the client says about the request (OpenAI's `metadata` and `user`), for rules and sticky splits; no model
+    reads it."""
 
     @property
     def text(self) -> str:
@@ -35,6 +38,28 @@ class Request(Record):
     def ask(cls, text: str, *, max_tokens: int = 256) -> Request:
         """A request of one user message."""
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
+
+
+class Step(Record):
+    """What one stage of a Router did with a request."""
+
+    stage: str
+    """The stage: `domain`, `rule`, `words`, `small`, `large`, …"""
+    decision: Literal["kept", "passed on", "answered", "failed", "not asked"]
+    """`kept`: the draft stands · `passed on`: the next stage decides · `answered`: the last word · `not asked`: it was
+    a choice, and another one was made."""
+    why: str
+    """One clause a person understands."""
+    model: str = ""
+    """Who worked; empty for a stage that is no model."""
+    score: float | None = None
+    """What was compared with the threshold, in [0, 1]."""
+    threshold: float | None = None
+    """What the score had to reach (or, for a doubt, must not pass), in [0, 1]."""
+    cost_usd: float = 0.0
+    """What the step cost; for `not asked`, what it was expected to cost."""
+    latency_ms: float = 0.0
+    """How long it took."""
 
 
 class Route(Record):
@@ -50,6 +75,16 @@ class Route(Record):
     """Confidence asked for, in [0, 1]."""
     confidence: float | None = None
     """Confidence of the small model's draft, in [0, 1]."""
+    task: str = ""
+    """The task whose Router decided; empty where no task was found."""
+    promise: str = ""
+    """What is promised about a certified answer, in words."""
+    trail: tuple[Step, ...] = ()
+    """Every step on the way, in order, and last the choice that was not made, if there was one."""
+    audit_share: float | None = None
+    """Chance in (0, 1] that this answer had of being audited; None where none is."""
+    audited: bool = False
+    """True if chance has chosen this answer to be held against another one."""
 
 
 class Completion(Record):

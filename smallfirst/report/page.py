@@ -25,6 +25,7 @@ from smallfirst.report.contents import (
     ReportData,
     TrainingSummary,
 )
+from smallfirst.routing.promise import in_words as limit_in_words
 
 __all__ = [
     "ListPrice",
@@ -89,6 +90,7 @@ def _templates() -> jinja2.Environment:
         path_name=formats.path_name,
         first_up=formats.first_up,
         signed=formats.signed,
+        limit_in_words=limit_in_words,
     )
     environment.globals.update(
         roles=formats.ROLES,

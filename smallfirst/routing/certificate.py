@@ -1,59 +1,43 @@
 """The certificate: from which confidence on may the small model answer, and what is promised about those answers.
 
-The promise is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 % confidence. The
-threshold is found by fixed-sequence testing (Bauer 1991; used for risk control by Angelopoulos et al. 2021): thresholds
-are tried from strict to loose, each with an exact binomial test, and the first failure stops the search, so that many
-tries need no correction. It holds for requests drawn like the calibration rows; drift ends it.
+The first promise is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 % confidence.
+Others limit the loss of accuracy against the large model, cost, latency and how much is sent on; a cascade of several
+drafting stages is certified as a whole. `search` finds the thresholds, `risks` has the tests. What is promised holds
+for requests drawn like the calibration rows; drift ends it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pydantic
 
-from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.records import Record
-from smallfirst.stats import (
-    Estimate,
-    binomial_tail,
-    mcnemar,
-    paired_difference,
-    rows_needed,
-    upper_bound,
-    wilson,
-)
-
-NOTHING_KEPT = 1.01
-"""A threshold no confidence reaches."""
+from smallfirst.routing.bands import Band, Then, rest_of
+from smallfirst.routing.cascade import NOTHING_KEPT, Answers, Labels, Walk, answers_of, answers_without_gold, charged
+from smallfirst.routing.classes import ClassCertificate, classes_of, least_threshold, promised_rows
+from smallfirst.routing.curve import ThresholdPoint, curve_of
+from smallfirst.routing.promise import Promise
+from smallfirst.routing.risks import LOOSENS, ShownRisk, audit_limit, evidence
+from smallfirst.routing.search import Found, Search, rows_for, search, search_threshold
+from smallfirst.routing.statement import classes_in_words, issued_in_words, limits_of_validity, refused_in_words
+from smallfirst.stats import Estimate, upper_bound, wilson
 
 
-class Promise(Record):
-    """What the user wants to be able to say about answers that stay small."""
+class StageThreshold(Record):
+    """From which confidence on one drafting stage answers."""
 
-    at_most_wrong: float = pydantic.Field(default=0.05, gt=0, lt=1)
-    """Largest share of kept answers that may be wrong (alpha), in (0, 1)."""
-    confidence: float = pydantic.Field(default=0.95, gt=0.5, lt=1)
-    """Confidence level of the promise, in (0.5, 1)."""
-
-
-class ThresholdPoint(Record):
-    """What happens if answers at or above one confidence stay small (measured on calibration rows)."""
-
+    name: str
+    """The stage: the candidate's name."""
     threshold: float
-    """Confidence asked for, in [0, 1]."""
+    """Least confidence at which its answer is kept; above 1 when none is."""
     n_kept: int
-    """Rows answered small."""
+    """Calibration rows it answers."""
     errors_kept: int
-    """Of these, wrong."""
-    error_bound: float
-    """Exact one-sided upper bound on the error of kept answers."""
-    routed_accuracy: float
-    """Accuracy over all rows when the rest goes to the large model."""
-    routed_cost_usd_per_1k: float
-    """Cost of 1,000 requests then, drafts included."""
+    """Wrong among them, by whatever the labels are."""
 
 
 class Certificate(Record):
@@ -64,11 +48,11 @@ class Certificate(Record):
     why: str
     """The promise, or why it is refused and how many labels are missing, in one sentence."""
     promised_error: float
-    """Kept answers are wrong at most this often, in [0, 1]."""
+    """Kept answers are wrong at most this often, in [0, 1]; 1 if nothing is promised about it."""
     confidence: float
     """Confidence level of the promise, in [0, 1]."""
     threshold: float
-    """Answers with at least this confidence are kept; above 1 when none is."""
+    """Answers of the last drafting stage with at least this confidence are kept; above 1 when none is."""
     n_labels: int
     """Calibration rows used, none of which was used for any other choice."""
     n_kept: int
@@ -76,11 +60,11 @@ class Certificate(Record):
     errors_kept: int
     """Wrong among them."""
     error_bound: float
-    """Exact one-sided upper bound on their error."""
+    """One-sided upper bound on their error: exact, or prediction-powered where labels are `large+gold`."""
     coverage: Estimate
     """Share of calibration rows kept."""
-    below: Literal["escalate", "keep"]
-    """What happens to the rest: to the large model, or answered small without the promise."""
+    below: Then
+    """What happens to the rest: to the large model, answered small without the promise, or to a person."""
     below_why: str
     """The paired evidence behind `below`."""
     below_difference: Estimate | None
@@ -93,151 +77,212 @@ class Certificate(Record):
     """The weights it was made for."""
     dataset_fingerprint: str
     """The calibration rows."""
+    promise: Promise | None = None
+    """The promise as it was asked for; None in certificates made before it was kept."""
+    stages: tuple[StageThreshold, ...] = ()
+    """Drafting stages, cheapest first; empty in certificates of one stage made before it was kept."""
+    risks: tuple[ShownRisk, ...] = ()
+    """What was shown about each limit of the promise."""
+    labels: Labels = "gold"
+    """Who said what is right: gold, the large model, or the large model corrected by some gold."""
+    labels_missing: int | None = None
+    """If refused: about how many more rows like these would show it; None if none would, or if issued."""
+    classes: tuple[ClassCertificate, ...] = ()
+    """By predicted label; part of the promise only with `promise.per_class`."""
+    bands: tuple[Band, ...] = ()
+    """What happens below the threshold by confidence, from the least sure on; empty: `below` throughout."""
+    audit_limit: float | None = None
+    """Where the large model audits: share of audited kept answers that may differ from its own before the promise
+    counts as broken. None if it was not measured on kept rows, or wrong answers are not limited."""
+    limits_of_validity: tuple[str, ...] = ()
+    """What the promise rests on and when it ends."""
+
+    def promises(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
+        """True if an answer `label` with this confidence is under the promise; `stage` is the last one unless named."""
+        said = confidence or 0.0
+        named = {one.name: one.threshold for one in self.stages}
+        if not self.issued or said < named.get(stage, self.threshold):
+            return False
+        if self.promise is None or not self.promise.per_class:
+            return True
+        return any(one.certified and said >= one.threshold for one in self.classes if one.label == label)
+
+    def decide(
+        self, confidence: float | None, label: str | None = None
+    ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
+        """What to do with the last drafting stage's answer."""
+        if self.promises(label, confidence):
+            return "keep_certified"
+        then: Then = self.below
+        for band in self.bands:
+            if band.low <= (confidence or 0.0):
+                then = band.then
+        return then
 
 
-class Search(Record):
-    """Outcome of the threshold search on calibration rows."""
+class Made(NamedTuple):
+    """What a certificate is made for."""
 
-    threshold: float
-    """Loosest confidence shown to keep the promise; NOTHING_KEPT if none."""
-    n_kept: int
-    """Rows at or above it."""
-    errors_kept: int
-    """Wrong among them."""
-
-
-def search_threshold(confidence: Sequence[float], correct: Sequence[bool], promise: Promise) -> Search:
-    """The loosest threshold at which kept answers are shown to be wrong at most `promise.at_most_wrong` of the time.
-
-    The sequence starts where half the rows are kept (or as many as a promise without any error needs, if that is
-    more) and goes down one distinct confidence at a time. The order depends on confidences only, never on which
-    answers are right, so the test is exact given the confidences.
-    """
-    said, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
-    order = np.argsort(-said, kind="stable")
-    said, wrong = said[order], np.cumsum(~right[order])
-    first = _fewest_kept(len(said), promise)
-    best = Search(threshold=NOTHING_KEPT, n_kept=0, errors_kept=0)
-    for n_kept in range(first, len(said) + 1):
-        if n_kept < len(said) and said[n_kept] == said[n_kept - 1]:
-            continue  # rows of equal confidence are kept together or not at all
-        errors = int(wrong[n_kept - 1])
-        if binomial_tail(errors, n_kept, promise.at_most_wrong) > 1 - promise.confidence:
-            break
-        best = Search(threshold=float(said[n_kept - 1]), n_kept=n_kept, errors_kept=errors)
-    return best
-
-
-def _fewest_kept(n: int, promise: Promise) -> int:
-    """Where the search begins: half the rows, or as many as the promise needs without any error."""
-    fewest = rows_needed(0.0, promise.at_most_wrong, confidence=promise.confidence)
-    return max(n + 1 if fewest is None else fewest, (n + 1) // 2)
+    model_fingerprint: str
+    """The weights."""
+    dataset_fingerprint: str
+    """The rows."""
+    temperature: float
+    """Of the last drafting stage."""
+    person: bool
+    """A person's queue takes requests that no model is good at."""
 
 
 def certify(
-    small: Evaluation,
+    drafts: Evaluation | Sequence[Evaluation],
     large: Evaluation | None,
     promise: Promise,
     *,
     model_fingerprint: str,
     temperature: float = 1.0,
+    person: bool = False,
+    labels: Literal["gold", "large"] = "gold",
 ) -> Certificate:
-    """The certificate for `small` from its answers on calibration rows, and what to do with the rest.
+    """The certificate for the drafting stages, cheapest first, from their answers on calibration rows.
 
-    `large` on the same rows decides whether doubtful requests are worth sending on: they are, if it was right more
-    often than the small model on exactly those rows. Without it they are, on trust. The rows must not have been used
-    for any choice.
+    `large` on the same rows (or some of them, drawn at random) decides whether doubtful requests are worth sending on:
+    they are, where it was right more often on exactly such rows. Without it they are, on trust. With `person`, where it
+    was not, they go to a person instead of being kept. `labels="large"` says that the rows were scored against the
+    large model's answers. The rows must not have been used for any choice. Raises DataError if a draft lacks rows,
+    ConfigError for a promise by label about more than one drafting stage.
     """
-    confidence = [row.confidence or 0.0 for row in small.rows]
-    correct = [row.correct for row in small.rows]
-    found = search_threshold(confidence, correct, promise)
-    below, why, difference = _what_to_do_below(small, large, found.threshold)
+    stages = [drafts] if isinstance(drafts, Evaluation) else list(drafts)
+    if promise.per_class and len(stages) > 1:
+        raise ConfigError(
+            f"a promise by label speaks of one drafting stage, and there are {len(stages)}",
+            hint="leave out promise.per_class, or let one stage draft",
+        )
+    made = Made(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
+    return certify_answers(answers_of(stages, large, labels), promise, made)
+
+
+def certify_without_gold(
+    small: Evaluation,
+    large: Evaluation,
+    gold: Mapping[str, str],
+    score: Callable[[str | None, str], bool],
+    promise: Promise,
+    *,
+    model_fingerprint: str,
+    temperature: float = 1.0,
+) -> Certificate:
+    """The certificate for `small` where the large model's answers stand in for labels.
+
+    `gold` holds the right answers of some rows by row key: a random part of all, or the correction is wrong; empty, the
+    large model is taken at its word. `score(answer, right)` says whether an answer is right. With gold the promise is
+    about true errors (prediction-powered), without it about differing from the large model.
+    """
+    made = Made(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
+    return certify_answers(answers_without_gold(small, large, gold, score), promise, made)
+
+
+def certify_answers(answers: Answers, promise: Promise, made: Made) -> Certificate:
+    """The certificate from what the stages made of the calibration rows."""
+    found = search(answers, promise)
+    classes = classes_of(answers, promise, found)
+    if promise.per_class:
+        found = found._replace(thresholds=(least_threshold(classes),), shares={})
+    walk = answers.walk(found.thresholds)
+    kept = promised_rows(answers, classes) if promise.per_class else walk.kept
+    agrees = walk.of_taken(np.vstack([answers.agrees, walk.right]))
+    n_kept, errors = int(kept.sum()), int((kept & ~agrees).sum())
+    risks = _shown(walk, promise, found) if found.issued and not promise.per_class else ()
+    why, missing = _why(answers, promise, found, classes, (risks, errors))
+    floor = found.floor if "regret" in promise.limits and found.issued else None
+    top = 1.0 if promise.per_class and found.issued else found.thresholds[-1]
+    rest = rest_of(answers, kept, top=top, floor=floor, person=made.person, sealed=found.sealed)
+    limit = audit_limit(walk, kept, promise) if found.issued else None
+    bounds = [one.bound for one in risks if one.risk == "wrong"]
     return Certificate(
-        issued=found.n_kept > 0,
-        why=_in_words(found, len(small.rows), correct, promise),
-        promised_error=promise.at_most_wrong,
+        issued=found.issued,
+        why=why,
+        promised_error=1.0 if promise.at_most_wrong is None else promise.at_most_wrong,
         confidence=promise.confidence,
-        threshold=found.threshold,
-        n_labels=len(small.rows),
-        n_kept=found.n_kept,
-        errors_kept=found.errors_kept,
-        error_bound=upper_bound(found.errors_kept, found.n_kept, confidence=promise.confidence),
-        coverage=wilson(found.n_kept, len(small.rows)),
-        below=below,
-        below_why=why,
-        below_difference=difference,
-        temperature=temperature,
-        curve=_curve(small, large, promise),
-        model_fingerprint=model_fingerprint,
-        dataset_fingerprint=small.dataset_fingerprint,
+        threshold=found.thresholds[-1],
+        n_labels=answers.n,
+        n_kept=n_kept,
+        errors_kept=errors,
+        error_bound=bounds[0] if bounds else upper_bound(errors, n_kept, confidence=promise.confidence),
+        coverage=wilson(n_kept, answers.n),
+        below=rest.then,
+        below_why=rest.why,
+        below_difference=rest.difference,
+        temperature=made.temperature,
+        curve=curve_of(answers, found.thresholds[:-1], promise.confidence),
+        model_fingerprint=made.model_fingerprint,
+        dataset_fingerprint=made.dataset_fingerprint,
+        promise=promise,
+        stages=_stages(walk, found, agrees),
+        risks=risks,
+        labels=answers.labels,
+        labels_missing=missing,
+        classes=classes,
+        bands=rest.bands,
+        audit_limit=limit,
+        limits_of_validity=limits_of_validity(answers, promise, limit, made.person),
     )
 
 
-def _in_words(found: Search, n: int, correct: Sequence[bool], promise: Promise) -> str:
-    share, level = f"{100 * promise.at_most_wrong:g} %", f"{100 * promise.confidence:g} %"
-    if found.n_kept:
-        bound = upper_bound(found.errors_kept, found.n_kept, confidence=promise.confidence)
+def _shown(walk: Walk, promise: Promise, found: Found) -> tuple[ShownRisk, ...]:
+    unsent = walk.answers.walk((*found.thresholds[:-1], 0.0)) if found.sealed else walk
+    walks = {name: walk if name in LOOSENS else unsent for name in promise.limits}
+    seen = {name: (limit, evidence(name, walks[name], limit)) for name, limit in promise.limits.items()}
+    return tuple(
+        ShownRisk(risk=name, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for name, (limit, one) in seen.items()
+    )
+
+
+def _why(
+    answers: Answers,
+    promise: Promise,
+    found: Found,
+    classes: Sequence[ClassCertificate],
+    shown: tuple[Sequence[ShownRisk], int],
+) -> tuple[str, int | None]:
+    """The sentence, and the labels missing if it is a refusal."""
+    if found.issued:
         return (
-            f"at most {share} of kept answers wrong ({level}): {found.errors_kept} of {found.n_kept} kept "
-            f"calibration answers were wrong, so at most {bound:.3f}"
-        )
-    fewest = rows_needed(0.0, promise.at_most_wrong, confidence=promise.confidence)
-    if fewest is not None and n < fewest:
-        return f"too few labels: {n} calibration rows; even without an error this promise needs {fewest}"
-    return (
-        f"not shown: with {n} calibration rows ({n - sum(correct)} of all answers wrong) no threshold keeping "
-        f"{_fewest_kept(n, promise)} or more answers shows at most {share} wrong; label more rows, or promise less"
+            classes_in_words(answers, promise, classes)
+            if promise.per_class
+            else issued_in_words(answers, promise, *shown)
+        ), None
+    missing = rows_for(answers, promise, found.level)
+    if promise.per_class:
+        waits = [one.labels_missing * answers.n / max(1, one.n_kept) for one in classes if one.labels_missing]
+        missing = round(min(waits)) + answers.n if waits else None
+    missing = None if missing is None else missing - answers.n
+    return refused_in_words(answers, promise, found, missing), missing
+
+
+def _stages(walk: Walk, found: Found, agrees: np.ndarray) -> tuple[StageThreshold, ...]:
+    mine = [walk.taken == stage for stage in range(walk.answers.n_stages)]
+    return tuple(
+        StageThreshold(name=name, threshold=threshold, n_kept=int(rows.sum()), errors_kept=int((rows & ~agrees).sum()))
+        for name, threshold, rows in zip(walk.answers.names, found.thresholds, mine, strict=True)
     )
 
 
-def _what_to_do_below(
-    small: Evaluation, large: Evaluation | None, threshold: float
-) -> tuple[Literal["escalate", "keep"], str, Estimate | None]:
-    doubtful = [row for row in small.rows if (row.confidence or 0.0) < threshold]
-    if large is None:
-        return "escalate", "the large model was not measured, so it is trusted", None
-    both = [(large.by_key[row.key].correct, row.correct) for row in doubtful if row.key in large.by_key]
-    if not doubtful:
-        return "escalate", "no calibration row falls below the threshold", None
-    if not both:
-        return "escalate", "the large model was not measured on rows below the threshold, so it is trusted", None
-    theirs, ours = [t for t, _ in both], [o for _, o in both]
-    difference = paired_difference(theirs, ours)
-    p_value = mcnemar(sum(t and not o for t, o in both), sum(o and not t for t, o in both))
-    evidence = (
-        f"on {len(both)} calibration rows below the threshold large is right on {sum(theirs)}, small on {sum(ours)} "
-        f"(difference {difference}, McNemar p = {p_value:.3f})"
-    )
-    if sum(theirs) > sum(ours):
-        return "escalate", evidence, difference
-    return "keep", evidence + ": sending them on would cost more and help nobody", difference
-
-
-def _curve(small: Evaluation, large: Evaluation | None, promise: Promise) -> tuple[ThresholdPoint, ...]:
-    """About 60 thresholds, strict to loose, and what each would give on these rows."""
-    rows = sorted(small.rows, key=lambda row: -(row.confidence or 0.0))
-    n = len(rows)
-    points = []
-    for n_kept in sorted({_whole_ties(rows, round(share * n)) for share in np.linspace(0, 1, 61)}):
-        kept, rest = rows[:n_kept], rows[n_kept:]
-        errors = sum(not row.correct for row in kept)
-        sent = [large.by_key.get(row.key, row) if large else row for row in rest]
-        cost = sum(row.cost_usd for row in rows) + (sum(row.cost_usd for row in sent) if large else 0.0)
-        points.append(
-            ThresholdPoint(
-                threshold=kept[-1].confidence or 0.0 if kept else NOTHING_KEPT,
-                n_kept=n_kept,
-                errors_kept=errors,
-                error_bound=upper_bound(errors, n_kept, confidence=promise.confidence),
-                routed_accuracy=(n_kept - errors + sum(row.correct for row in sent)) / max(1, n),
-                routed_cost_usd_per_1k=1000 * cost / max(1, n),
-            )
-        )
-    return tuple(points)
-
-
-def _whole_ties(rows: Sequence[EvaluatedRow], n_kept: int) -> int:
-    """`n_kept` and as many more of the sorted rows as share the last confidence: no threshold parts them."""
-    while 0 < n_kept < len(rows) and (rows[n_kept].confidence or 0.0) == (rows[n_kept - 1].confidence or 0.0):
-        n_kept += 1
-    return n_kept
+__all__ = [
+    "NOTHING_KEPT",
+    "Answers",
+    "Band",
+    "Certificate",
+    "ClassCertificate",
+    "Made",
+    "Promise",
+    "Search",
+    "ShownRisk",
+    "StageThreshold",
+    "ThresholdPoint",
+    "certify",
+    "certify_answers",
+    "certify_without_gold",
+    "charged",
+    "search_threshold",
+]

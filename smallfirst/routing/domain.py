@@ -1,12 +1,15 @@
-"""Is this request the task's at all? A linear model, fitted on the task's rows against open-ended requests.
+"""Is this request the task's at all? In front of one task's Router.
 
 A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell a request
-for a letter from a ticket. This costs a few milliseconds with the frozen encoder (under one with words alone) and needs
-some dozen examples of what else people ask.
+for a letter from a ticket. A DomainGate is a linear model of the task's rows against open-ended requests: it costs a
+few milliseconds with the frozen encoder (under one with words alone) and needs some dozen examples of what else people
+ask. A SignatureGate needs none: it asks the task's own Signature, the same that `auto` asks.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +20,11 @@ from smallfirst.models.linear import LinearScorer
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.model import Request
 from smallfirst.models.scored import ScoredModel
+from smallfirst.models.worker import Worker
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.router import Doubt
+from smallfirst.routing.signature import SIGNATURE, Look, Signature
 from smallfirst.tasks.classify import Classify
 
 _TASK = Classify(name="domain", labels=("task", "other"), about="Is this a request of the task?")
@@ -94,3 +99,36 @@ class DomainGate:
         limit = DomainLimit.load(folder / "limit.json").limit
         manifest = read_manifest(folder)
         return cls(LinearScorer.load(folder, manifest), limit, base=manifest.base, price=price)
+
+
+class SignatureGate:
+    """Doubt that a text belongs to the task by its Signature alone; asked together, texts are looked at together."""
+
+    def __init__(self, signature: Signature, *, price: MachinePrice | None = None) -> None:
+        self._signature, self._price = signature, price or MachinePrice()
+        self._worker: Worker[str, tuple[Look, float]] = Worker(self._look, name="domain", most_at_once=64)
+
+    @property
+    def limit(self) -> float:
+        """The most doubt a request of the task may raise."""
+        return self._signature.limit
+
+    async def doubt(self, request: Request) -> Doubt:
+        """How unusual the last user message is among the task's own, and what it took to find out."""
+        began = time.perf_counter()
+        look, busy_s = await self._worker.ask(request.text)
+        return Doubt(look.doubt, self._price.cost_usd(busy_s), (time.perf_counter() - began) * 1000)
+
+    async def aclose(self) -> None:
+        """Stop the thread that looks."""
+        await self._worker.aclose()
+
+    @classmethod
+    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> SignatureGate | None:
+        """Of the signature in the folder; None if there is nothing."""
+        return cls(Signature.load(folder), price=price) if (folder / SIGNATURE).exists() else None
+
+    def _look(self, texts: Sequence[str]) -> list[tuple[Look, float]]:
+        began = time.perf_counter()
+        looks = self._signature.look(texts)
+        return [(look, (time.perf_counter() - began) / len(texts)) for look in looks]

@@ -1,44 +1,25 @@
-"""Router: ordered models and a certificate, itself a Model.
+"""Router: ordered models, policies and a certificate, itself a Model.
 
-The small model drafts every answer; the certificate says from which confidence on the draft may stand. What is below
-goes to the large model, or stays small without the promise where the large one was measured to be no better there.
-A request that is no job for the small model at all (another domain) goes to the large one as it came, without the
-task's prompt.
+Policies are asked first, then the domain; what is the task's own goes up the cascade, cheapest stage first. Each stage
+drafts an answer, and the certificate says from which confidence on the draft may stand. What no stage keeps goes to the
+large model, stays small without the promise where the large one was measured to be no better there, or is marked for a
+person. A request that is no job for the small models at all (another domain) goes to the large one as it came, without
+the task's prompt. Every answer carries its way, step by step, with the price of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import NamedTuple, Protocol
+from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.errors import ModelError
-from smallfirst.models.model import Chunk, Completion, Model, Request, Route
-from smallfirst.routing.certificate import Certificate
+from smallfirst.models.model import Chunk, Completion, Model, Request, Step
+from smallfirst.routing.certificate import NOTHING_KEPT, Certificate
+from smallfirst.routing.policy import CASCADE, Purse, place
+from smallfirst.routing.promise import Promise
+from smallfirst.routing.stages import Decision, Domain, Doubt, Rules, Stage
+from smallfirst.routing.way import Way
 
-
-class Doubt(NamedTuple):
-    """How unlike the task's own requests a request is."""
-
-    value: float
-    """In [0, 1]."""
-    cost_usd: float
-    """What it cost to find out."""
-    latency_ms: float
-    """How long it took."""
-
-
-class Domain(Protocol):
-    """Tells requests that belong to the task from all others."""
-
-    async def doubt(self, request: Request) -> Doubt:
-        """The request's doubt; above `limit` it is taken for something else."""
-
-    async def aclose(self) -> None:
-        """Free what it holds."""
-
-    @property
-    def limit(self) -> float:
-        """The most doubt a request of the task may raise."""
+__all__ = ["Doubt", "Router"]
 
 
 class Router:
@@ -46,17 +27,23 @@ class Router:
 
     def __init__(
         self,
-        small: Model,
+        drafts: Model | Sequence[Stage],
         large: Model | None,
         certificate: Certificate,
         *,
         general: Model | None = None,
         domain: Domain | None = None,
+        rules: Rules | None = None,
         name: str = "",
     ) -> None:
-        self.small, self.large, self.certificate = small, large, certificate
+        """`drafts` is one small model, or stages from the cheapest up."""
+        self.drafts: tuple[Stage, ...] = (Stage("small", drafts),) if isinstance(drafts, Model) else tuple(drafts)
+        self.large, self.certificate = large, certificate
         self.general, self.domain = general or large, domain
-        self._name = name or small.name
+        self.rules = rules or Rules()
+        self.purse = Purse(self.rules.budget) if self.rules.budget else None
+        self._name = name or self.drafts[-1].model.name
+        self._promise = _in_words(certificate)
 
     @property
     def name(self) -> str:
@@ -64,94 +51,120 @@ class Router:
         return self._name
 
     async def complete(self, request: Request) -> Completion:
-        """The draft where it may stand, else the large model's answer; cost and latency include a thrown-away draft."""
-        doubt, outside = await self._outside(request)
-        if outside is not None and self.general is not None:
-            return _after(doubt, await self.general.complete(request), outside)
-        return await self._cascade(request, doubt, outside)
-
-    async def _cascade(self, request: Request, doubt: Doubt, outside: Route | None) -> Completion:
-        """The same once the domain is known; `outside` here means that there is no other model to send it to."""
-        draft = _after(doubt, await self.small.complete(request), outside)
-        route = self._judge(draft)
-        if outside is not None:  # the certificate speaks of the task's own requests only
-            why = f"{outside.why}, and there is no other model to ask"
-            route = route.model_copy(update={"certified": False, "why": why})
-        if route.stage == "small" or self.large is None:
-            return draft.model_copy(update={"route": route})
-        try:
-            answer = await self.large.complete(request)
-        except ModelError as error:
-            why = f"the large model did not answer ({error.args[0]}), so the small model's draft stands"
-            route = route.model_copy(update={"stage": "small", "why": why})
-            return draft.model_copy(update={"route": route})
-        return answer.model_copy(
-            update={
-                "route": route,
-                "cost_usd": answer.cost_usd + draft.cost_usd,
-                "latency_ms": answer.latency_ms + draft.latency_ms,
-            }
-        )
+        """The draft where it may stand, else the large model's answer; cost and latency include thrown-away drafts."""
+        return await self.finish(await self.decide(request), request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The chosen model's stream. Nothing is sent before the choice is made, so nothing is ever taken back."""
-        doubt, outside = await self._outside(request)
-        if outside is None or self.general is None:
-            completion = await self._cascade(request, doubt, outside)
-            yield Chunk(text=completion.text)
-            yield Chunk(completion=completion)
-            return
-        async for chunk in self.general.stream(request):
-            if chunk.completion is not None:
-                chunk = Chunk(completion=_after(doubt, chunk.completion, outside))
+        async for chunk in self.finish_stream(await self.decide(request), request):
             yield chunk
+
+    async def decide(self, request: Request, *, paused: str = "") -> Decision:
+        """Who answers a request, and why; drafts are made as far as the decision needs them.
+
+        `paused` says why no draft may stand at the moment: the task's own requests go to the large model undrafted.
+        """
+        placed = place(self.rules.before, request, self.rules.hardness)
+        way = Way(self, request, paused)
+        if placed is not None and placed.to != CASCADE:
+            return await way.go_to(placed)
+        return await way.up_the_cascade(placed)
+
+    async def finish(self, decision: Decision, request: Request) -> Completion:
+        """The answer once it is decided who gives it. Raises ModelError where nobody does and there is no draft."""
+        if decision.ask is None:
+            assert decision.draft is not None
+            return decision.draft
+        try:
+            answer = await decision.ask.complete(request)
+        except ModelError as error:
+            return _draft_after_all(decision, error)
+        return self._answered(decision, answer)
+
+    async def finish_stream(self, decision: Decision, request: Request) -> AsyncIterator[Chunk]:
+        """The same piece by piece; a model that fails before its first text leaves the word to the draft."""
+        begun, draft = False, decision.draft
+        if decision.ask is not None:
+            try:
+                async for chunk in decision.ask.stream(request):
+                    begun = begun or bool(chunk.text)
+                    if chunk.completion is not None:
+                        chunk = chunk.model_copy(update={"completion": self._answered(decision, chunk.completion)})
+                    yield chunk
+                return
+            except ModelError as error:
+                if begun:
+                    raise
+                draft = _draft_after_all(decision, error)
+        assert draft is not None
+        yield Chunk(text=draft.text)
+        yield Chunk(completion=draft)
+
+    def stage(self, name: str) -> Stage | None:
+        """A drafting stage, or one beside the cascade, by name."""
+        return next((s for s in (*self.drafts, *self.rules.beside) if s.name == name), None)
+
+    def threshold(self, stage: str) -> float:
+        """Confidence from which on a stage's drafts stand; above 1 where none does."""
+        if stage == self.drafts[-1].name:
+            return self.certificate.threshold
+        return next((one.threshold for one in self.certificate.stages if one.name == stage), NOTHING_KEPT)
+
+    def promises(self, stage: Stage, label: str, confidence: float | None) -> bool:
+        """True if the certificate covers this draft of a stage."""
+        if stage is self.drafts[-1]:
+            return self.certificate.promises(label, confidence)
+        named = any(one.name == stage.name for one in self.certificate.stages)
+        return named and self.certificate.promises(label, confidence, stage=stage.name)
+
+    @property
+    def promise(self) -> str:
+        """What is promised of certified answers, in words."""
+        return self._promise
 
     async def aclose(self) -> None:
         """Close every model of the cascade."""
-        for model in {id(m): m for m in (self.small, self.large, self.general) if m}.values():
+        models = [s.model for s in (*self.drafts, *self.rules.beside)]
+        for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
             await model.aclose()
         if self.domain is not None:
             await self.domain.aclose()
 
-    async def _outside(self, request: Request) -> tuple[Doubt, Route | None]:
-        """The doubt, and the route of a request that is not the task's; no route for the task's own."""
-        if self.domain is None:
-            return Doubt(0.0, 0.0, 0.0), None
-        conversation = sum(message.role != "system" for message in request.messages) > 1
-        doubt = await self.domain.doubt(request)
-        if doubt.value <= self.domain.limit and not conversation:
-            return doubt, None
-        why = f"unlike this task's requests (doubt {doubt.value:.2f}, limit {self.domain.limit:.2f})"
-        if conversation:
-            why = "a conversation, while this task is asked in one message"
-        return doubt, Route(stage="large", why=why, certified=False)
-
-    def _judge(self, draft: Completion) -> Route:
-        confidence, certificate = draft.confidence or 0.0, self.certificate
-        if confidence >= certificate.threshold:
-            return self._route("small", "as sure as the certificate asks for", draft, certified=True)
-        if self.large is None:
-            return self._route("small", "not sure, and there is no large model to ask", draft)
-        if certificate.below == "escalate":
-            return self._route("large", "the small model was not sure enough", draft)
-        return self._route("small", "not sure, but the large model was measured to be no better here", draft)
-
-    def _route(self, stage: str, why: str, draft: Completion, *, certified: bool = False) -> Route:
-        return Route(
-            stage=stage,
-            why=why,
-            certified=certified,
-            threshold=self.certificate.threshold,
-            confidence=draft.confidence,
+    def _answered(self, decision: Decision, answer: Completion) -> Completion:
+        """The asked model's answer with the whole way's cost, latency and steps."""
+        if self.purse is not None:
+            self.purse.pay(answer.cost_usd)
+        step = Step(
+            stage=decision.route.stage,
+            decision="answered",
+            why="asked last",
+            model=answer.answered_by,
+            cost_usd=answer.cost_usd,
+            latency_ms=answer.latency_ms,
+        )
+        return answer.model_copy(
+            update={
+                "route": decision.route.model_copy(update={"trail": (*decision.route.trail, step)}),
+                "cost_usd": answer.cost_usd + decision.cost_usd,
+                "latency_ms": answer.latency_ms + decision.latency_ms,
+            }
         )
 
 
-def _after(doubt: Doubt, completion: Completion, route: Route | None) -> Completion:
-    """The completion with its route, and with what the domain check took added."""
-    return completion.model_copy(
-        update={
-            "route": route,
-            "cost_usd": completion.cost_usd + doubt.cost_usd,
-            "latency_ms": completion.latency_ms + doubt.latency_ms,
-        }
-    )
+def _draft_after_all(decision: Decision, error: ModelError) -> Completion:
+    """The draft, since the model that was to answer did not. Raises the error if there is no draft."""
+    if decision.draft is None:
+        raise error
+    step = Step(stage=decision.route.stage, decision="failed", why=str(error.args[0]))
+    why = f"the large model did not answer ({error.args[0]}), so the small model's draft stands"
+    trail = (*decision.route.trail, step)
+    stage = next(s.stage for s in reversed(decision.route.trail) if s.decision == "passed on" and s.model)
+    route = decision.route.model_copy(update={"stage": stage, "why": why, "trail": trail})
+    return decision.draft.model_copy(update={"route": route})
+
+
+def _in_words(certificate: Certificate) -> str:
+    """What it promises; certificates made before the promise was kept promise how many are wrong."""
+    if certificate.promise is not None:
+        return certificate.promise.in_words
+    return Promise(at_most_wrong=certificate.promised_error, confidence=certificate.confidence).in_words

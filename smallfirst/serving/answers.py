@@ -11,7 +11,7 @@ import json
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from smallfirst.models.model import Completion
+from smallfirst.models.model import Completion, Step
 
 
 class Reply(NamedTuple):
@@ -82,6 +82,9 @@ class Reply(NamedTuple):
             "certified": certified(completion),
             "confidence": confidence(completion),
             "threshold": route.threshold if route else None,
+            "task": (route.task or None) if route else None,
+            "promise": (route.promise or None) if route else None,
+            "steps": [step.model_dump(exclude_defaults=True) for step in route.trail] if route else [],
             "cost_usd": completion.cost_usd,
             "latency_ms": completion.latency_ms,
             "answered_by": completion.answered_by,
@@ -99,6 +102,7 @@ class Reply(NamedTuple):
             **({} if sure is None else {"x-smallfirst-confidence": f"{sure:.6f}"}),
             "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
             "x-smallfirst-model": _header(completion.answered_by),
+            **_ways(completion),
         }
 
     def stage(self, completion: Completion) -> str:
@@ -133,6 +137,25 @@ def certified(completion: Completion) -> bool:
     return completion.route is not None and completion.route.certified
 
 
+def _ways(completion: Completion) -> dict[str, str]:
+    """Which way the answer came, in one header, and why, in another; nothing where no Router chose."""
+    route = completion.route
+    if route is None:
+        return {}
+    steps = "; ".join(f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail)
+    return {
+        "x-smallfirst-why": _header(route.why[:300]),
+        **({"x-smallfirst-steps": _header(steps[:900])} if steps else {}),
+    }
+
+
+def _compared(step: Step) -> str:
+    """` (0.412 of 0.800)`: the score and what it was compared with."""
+    if step.score is None:
+        return ""
+    return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
+
+
 def usage(completion: Completion) -> dict[str, int]:
     """OpenAI's `usage` object."""
     return {
@@ -160,4 +183,4 @@ def event(value: dict[str, Any] | str) -> bytes:
 
 def _header(text: str) -> str:
     """`text` fit for a header: no line break, nothing outside ASCII."""
-    return quote(text, safe="/@:+ ,=()")
+    return quote(text, safe="/@:+ ,=();")

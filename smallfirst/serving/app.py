@@ -72,7 +72,7 @@ def build_app(
             return _error(model_missing(name, names))
         return JSONResponse(model_entry(name, names[name]))
 
-    chat = ChatEndpoint(served, ledger=ledger, settings=settings)
+    chat = ChatEndpoint(served, ledger=ledger, settings=settings, watcher=extension)
     app = Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
@@ -130,8 +130,9 @@ async def _run(server: uvicorn.Server, listener: socket.socket, held: Sequence[M
             # Cancelled at the end of the drain; they still tell their clients and the ledger.
             await asyncio.wait(cut_off, timeout=LAST_WORDS_S)
     finally:
-        # A Model may be served under two names; closing it twice is allowed.
-        await asyncio.gather(*(one.aclose() for one in held), return_exceptions=True)
+        # A Model may be served under two names; closing it twice is allowed. What watches them ends before they do.
+        for one in reversed(held):
+            await asyncio.gather(one.aclose(), return_exceptions=True)
 
 
 def _server(app: ASGIApp, settings: ServeSettings) -> uvicorn.Server:

@@ -20,10 +20,12 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
-from smallfirst.models.model import Chunk, Completion, Model
+from smallfirst.models.model import Chunk, Completion, Model, Route
 from smallfirst.serving.answers import Reply, certified, confidence, event
+from smallfirst.serving.entries import LedgerRow
+from smallfirst.serving.extension import Watcher
 from smallfirst.serving.intake import RETRY_AFTER_S, Admission, ClientGone, read_body, unless_gone
-from smallfirst.serving.ledger import Ledger, LedgerRow
+from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.serving.wire import (
     ChatCall,
@@ -75,8 +77,11 @@ class _Exchange:
 class ChatEndpoint:
     """The ASGI application behind POST /v1/chat/completions."""
 
-    def __init__(self, models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings) -> None:
-        """Answers for the names in `models`."""
+    def __init__(
+        self, models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, watcher: Watcher | None = None
+    ) -> None:
+        """Answers for the names in `models`; `watcher` is told of each answer once it is recorded."""
+        self._watcher = watcher
         self._models = models
         self._ledger = ledger
         self._settings = settings
@@ -161,10 +166,13 @@ class ChatEndpoint:
                 "completion_tokens": completion.completion_tokens,
                 "cost_usd": completion.cost_usd,
                 "answer_text": completion.text if self._settings.store_bodies else None,
+                **(_way(route) if route else {}),
             }
         )
         exchange.recorded = True
         await self._ledger.append_async(row)
+        if self._watcher is not None:
+            self._watcher.answered(exchange.reply.id, exchange.call.request, completion)
 
     async def _fail(self, exchange: _Exchange, error: Exception) -> None:
         """The row first, then the error body; in a stream that has begun, an error event."""
@@ -199,6 +207,18 @@ class ChatEndpoint:
             request_sha256=messages_sha256(request) if request else None,
             request_text=messages_json(request) if request and self._settings.store_bodies else None,
         )
+
+
+def _way(route: Route) -> dict[str, object]:
+    """What the ledger keeps of a Router's way, by column."""
+    trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
+    return {
+        "task": route.task or None,
+        "promise": route.promise or None,
+        "trail": json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
+        "audit_share": route.audit_share,
+        "audited": route.audited,
+    }
 
 
 _Chunks = asyncio.Queue[Chunk | Exception]

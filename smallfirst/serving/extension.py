@@ -1,4 +1,4 @@
-"""What can be added to the server by those above it: routes that are plain functions, and models that come and go.
+"""What can be added to the server: routes that are plain functions, models that come and go, and eyes on the answers.
 
 An Extension sees a Call and gives a mapping or a file; how that becomes HTTP is known here alone. Its models are looked
 up by name for each request, and for the caller: a key sees its own. The price: the lookup happens on the event loop,
@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from smallfirst.models.model import Model
+from smallfirst.models.model import Completion, Model, Request
 from smallfirst.serving.guard import caller
 from smallfirst.serving.intake import read_body
 from smallfirst.serving.upload import Form, receive_form
@@ -52,7 +52,14 @@ class Download(NamedTuple):
     """What the client is told it is called."""
 
 
-Answer = dict[str, Any] | Download
+class Text(NamedTuple):
+    """An answer that is neither JSON nor a file."""
+
+    content: str
+    media_type: str
+
+
+Answer = dict[str, Any] | Download | Text
 
 
 class ExtraRoute(NamedTuple):
@@ -65,7 +72,14 @@ class ExtraRoute(NamedTuple):
     """Gives the answer or raises WireError."""
 
 
-class Extension(Protocol):
+class Watcher(Protocol):
+    """Sees every answer, once it is in the ledger."""
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Nothing; must be quick: what takes time goes into a task of its own."""
+
+
+class Extension(Watcher, Protocol):
     """Routes and models beside those the server was started with."""
 
     @property
@@ -80,6 +94,32 @@ class Extension(Protocol):
 
     async def aclose(self) -> None:
         """Free what is held."""
+
+
+class Together:
+    """Several extensions as one; of equal names the first one's model is found."""
+
+    def __init__(self, *extensions: Extension) -> None:
+        self._all = extensions
+        self.routes: tuple[ExtraRoute, ...] = tuple(route for each in extensions for route in each.routes)
+
+    def find(self, name: str, caller: str) -> Model | None:
+        """The caller's model of this name, whichever extension has it."""
+        return next((model for each in self._all if (model := each.find(name, caller)) is not None), None)
+
+    def names(self, caller: str) -> Mapping[str, int]:
+        """The caller's models of all extensions."""
+        return {name: at for each in reversed(self._all) for name, at in each.names(caller).items()}
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Every extension is told."""
+        for each in self._all:
+            each.answered(id, request, completion)
+
+    async def aclose(self) -> None:
+        """Close all, in the order they were given."""
+        for each in self._all:
+            await each.aclose()
 
 
 class Served(Mapping[str, Model]):
@@ -111,6 +151,8 @@ def as_route(extra: ExtraRoute) -> Route:
         answer = await extra.answer(Call(request))
         if isinstance(answer, dict):
             return JSONResponse(answer)
+        if isinstance(answer, Text):
+            return Response(answer.content, media_type=answer.media_type)
         # Never shown by a browser as a page of this server: whoever uploaded it chose what is in it.
         safe = {"x-content-type-options": "nosniff"}
         kind = "application/octet-stream"

@@ -1,4 +1,4 @@
-"""The ledger: one row per request, written before its answer is sent, never changed afterwards.
+"""The ledger: one row per request, audit, feedback and change of state, written at once and never changed afterwards.
 
 SQLite in WAL mode: readers (a report, another process) do not stop the writer. With
 `synchronous=NORMAL` a commit is handed to the operating system without waiting for the disk, so a
@@ -13,19 +13,23 @@ import asyncio
 import math
 import sqlite3
 import statistics
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import AwareDatetime
+from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError
 from smallfirst.records import Record
+from smallfirst.serving.entries import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
 
-_VERSION = 1
-_SCHEMA = """
+__all__ = ["Ledger", "LedgerRow", "StageTotals"]
+
+E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
+
+_VERSION = 2
+_FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -52,45 +56,59 @@ CREATE TRIGGER answers_stay BEFORE UPDATE ON answers
 CREATE TRIGGER answers_last BEFORE DELETE ON answers
     BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-
-
-class LedgerRow(Record):
-    """What one request got. A failed one has no answer: its cost and tokens are None, not 0."""
-
-    id: str
-    """Id of the response, as the client saw it in `id` and `x-request-id`."""
-    at: AwareDatetime
-    """When the request came; kept in UTC."""
-    served_name: str
-    """Model name the client asked for; empty if the request was not readable."""
-    status: int
-    """HTTP status: 200, or that of the error; 499 if the client left first."""
-    latency_ms: float
-    """Of an answer: as its model measured it; of an error: until it was known."""
-    error_code: str | None = None
-    """`error.code` as the client saw it."""
-    answered_by: str | None = None
-    """Model that wrote the answer."""
-    stage: str | None = None
-    """Stage of the Router (`small`, `large`), or the served name where no Router chose."""
-    certified: bool | None = None
-    """True if a certificate covers the answer."""
-    confidence: float | None = None
-    """Confidence the route was chosen by, in [0, 1]."""
-    threshold: float | None = None
-    """Confidence that was asked for, in [0, 1]."""
-    prompt_tokens: int | None = None
-    """Tokens read."""
-    completion_tokens: int | None = None
-    """Tokens written."""
-    cost_usd: float | None = None
-    """What the answer cost, thrown-away drafts included."""
-    request_sha256: str | None = None
-    """SHA-256 of the messages; equal questions can be found without keeping them."""
-    request_text: str | None = None
-    """The messages as JSON, only if bodies are stored."""
-    answer_text: str | None = None
-    """The answer, only if bodies are stored."""
+_SECOND = """
+ALTER TABLE answers ADD COLUMN task TEXT;
+ALTER TABLE answers ADD COLUMN trail TEXT;
+ALTER TABLE answers ADD COLUMN promise TEXT;
+ALTER TABLE answers ADD COLUMN audit_share REAL;
+ALTER TABLE answers ADD COLUMN audited INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE audits (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    certificate TEXT NOT NULL,
+    propensity REAL NOT NULL,
+    wrong INTEGER NOT NULL,
+    judged_by TEXT NOT NULL,
+    cost_usd REAL NOT NULL,
+    draft TEXT,
+    other TEXT
+);
+CREATE TABLE feedback (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    answer TEXT,
+    caller TEXT NOT NULL
+);
+CREATE TABLE states (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    before TEXT NOT NULL,
+    after TEXT NOT NULL,
+    why TEXT NOT NULL,
+    certificate TEXT NOT NULL
+);
+CREATE INDEX audits_id ON audits (id);
+CREATE INDEX feedback_id ON feedback (id);
+CREATE TRIGGER audits_stay BEFORE UPDATE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER audits_last BEFORE DELETE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER feedback_stay BEFORE UPDATE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER feedback_last BEFORE DELETE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER states_stay BEFORE UPDATE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+_STEPS = (_FIRST, _SECOND)
+"""What makes each format out of the one before; a ledger of an older format is brought up when it is opened."""
+_TABLES: dict[type[Entry], str] = {
+    LedgerRow: "answers",
+    AuditRow: "audits",
+    FeedbackRow: "feedback",
+    StateRow: "states",
+}
 
 
 class StageTotals(Record):
@@ -110,11 +128,6 @@ class StageTotals(Record):
     """Median latency."""
 
 
-_COLUMNS = tuple(LedgerRow.model_fields)
-_INSERT = f"INSERT INTO answers ({', '.join(_COLUMNS)}) VALUES ({', '.join(f':{c}' for c in _COLUMNS)})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM answers"
-
-
 class Ledger:
     """An append-only SQLite file. Any thread may append and read, other processes may read."""
 
@@ -124,11 +137,11 @@ class Ledger:
         self._connection = _open(path)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
-    def append(self, row: LedgerRow) -> None:
+    def append(self, row: Entry) -> None:
         """Nothing; once it returns the row survives the death of this process."""
         self._writer.submit(self._write, row).result()
 
-    async def append_async(self, row: LedgerRow) -> None:
+    async def append_async(self, row: Entry) -> None:
         """Nothing, as `append`, but without blocking the event loop.
 
         The row is written even if the caller is cancelled while it waits.
@@ -137,16 +150,23 @@ class Ledger:
 
     def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
         """Rows at or after `since`, the newest `limit` of them, in the order of writing."""
+        return self.entries(LedgerRow, since=since, limit=limit)
+
+    def entries(
+        self, kind: type[E], *, since: datetime | None = None, limit: int | None = None, **equal: str
+    ) -> tuple[E, ...]:
+        """Entries of a kind whose fields equal those given (`task="tickets"`), limited as `rows`."""
+        where = "".join(f" AND {name} = ?" for name in _checked(kind, equal))
         found = self._read(
-            f"{_SELECT} WHERE at >= ? ORDER BY seq DESC LIMIT ?",
-            (_utc(since) if since else "", -1 if limit is None else limit),
+            f"{_select(kind)} WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
+            (_utc(since) if since else "", *equal.values(), -1 if limit is None else limit),
         )
-        return tuple(LedgerRow.model_validate(dict(row)) for row in reversed(found))
+        return tuple(kind.model_validate(dict(row)) for row in reversed(found))
 
     def get(self, id: str) -> LedgerRow | None:
         """The row of one response, or None."""
-        found = self._read(f"{_SELECT} WHERE id = ?", (id,))
-        return LedgerRow.model_validate(dict(found[0])) if found else None
+        found = self.entries(LedgerRow, id=id)
+        return found[0] if found else None
 
     def totals(self) -> dict[str, StageTotals]:
         """Sums per stage; rows that did not end with an answer are under `error`."""
@@ -163,17 +183,34 @@ class Ledger:
         self._writer.shutdown(wait=True)
         self._connection.close()
 
-    def _write(self, row: LedgerRow) -> None:
+    def _write(self, row: Entry) -> None:
         values = row.model_dump()
         values["at"] = _utc(row.at)
         with self._connection:  # one transaction
-            self._connection.execute(_INSERT, values)
+            self._connection.execute(_insert(type(row)), values)
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         # A connection of its own for each reading: a long report never holds up the writer.
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
             reader.row_factory = sqlite3.Row
             return reader.execute(sql, values).fetchall()
+
+
+def _checked(kind: type[Entry], names: Iterable[str]) -> Iterator[str]:
+    """The names, each of which is a column. Raises KeyError: a name becomes part of a statement."""
+    for name in names:
+        if name not in kind.model_fields:
+            raise KeyError(name)
+        yield name
+
+
+def _select(kind: type[Entry]) -> str:
+    return f"SELECT {', '.join(kind.model_fields)} FROM {_TABLES[kind]}"
+
+
+def _insert(kind: type[Entry]) -> str:
+    names = list(kind.model_fields)
+    return f"INSERT INTO {_TABLES[kind]} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
 
 
 def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
@@ -204,13 +241,13 @@ def _open(path: Path) -> sqlite3.Connection:
             # Taken before the version is read, so that two processes cannot both make the table.
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                _create(connection)
+            if version < _VERSION:
+                _bring_up(connection, version)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"{path} cannot be used as a ledger: {error}", hint="choose another path for the ledger"
         ) from None
-    if version not in (0, _VERSION):
+    if version > _VERSION:
         connection.close()
         raise ConfigError(
             f"{path} is a ledger of format {version}; this smallfirst reads format {_VERSION}",
@@ -219,10 +256,10 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _create(connection: sqlite3.Connection) -> None:
+def _bring_up(connection: sqlite3.Connection, version: int) -> None:
     # Not executescript(): that would commit first and so leave the transaction.
     statement = ""
-    for line in _SCHEMA.splitlines():
+    for line in "".join(_STEPS[version:]).splitlines():
         statement += line + "\n"
         if sqlite3.complete_statement(statement):
             connection.execute(statement)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import pydantic_core
@@ -28,8 +28,6 @@ IGNORED = frozenset(
         "presence_penalty",
         "logit_bias",
         "top_p",
-        "user",
-        "metadata",
         "store",
         "parallel_tool_calls",
         "service_tier",
@@ -127,6 +125,10 @@ class _StreamOptions(pydantic.BaseModel):
     include_obfuscation: bool = False
 
 
+_TagName = Annotated[str, Field(min_length=1, max_length=64)]
+_TagValue = Annotated[str, Field(max_length=512)]
+
+
 class _Body(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="ignore", strict=True)
     model: str = Field(min_length=1, max_length=256)
@@ -136,6 +138,8 @@ class _Body(pydantic.BaseModel):
     temperature: float = Field(default=0.0, ge=0, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: list[str] = Field(default=[], max_length=4)
+    metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
+    user: _TagValue | None = None
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
 
@@ -156,6 +160,7 @@ class _Body(pydantic.BaseModel):
                 Message(role="system" if m.role == "developer" else m.role, content=m.content) for m in self.messages
             ),
             stop=tuple(self.stop),
+            tags={**self.metadata, **({} if self.user is None else {"user": self.user})},
             **written,
             **({} if tokens is None else {"max_tokens": tokens}),
         )

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from smallfirst import candidates, pipeline
-from smallfirst.errors import DataError, GateFailed
+from smallfirst import pipeline, service
+from smallfirst.errors import DataError, GateFailed, StageMissing
+from smallfirst.home import home
 from smallfirst.job import Job
 from smallfirst.models.model import Request
-from smallfirst.taskfile import read_taskfile
+from smallfirst.serving.ledger import Ledger
+from smallfirst.taskfile import Signature, read_taskfile
 from smallfirst.watching import Watch
 from smallfirst.workspace import Workspace
 
@@ -71,9 +73,16 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     assert measure in outcome.small.measures
     assert outcome.base.accuracy.n == 4
     assert outcome.promoted is not None
-    served = candidates.champion_router(file)
-    answer = asyncio.run(served[file.name].complete(Request.ask("where is my card, number 3")))
+    ledger = Ledger(home() / "ledger.db")
+    with pytest.raises(StageMissing, match="no large model to run in shadow of"):
+        service.served([file], ledger)  # four rows certify nothing
+    signed = file.routing.model_copy(update={"override": Signature(by="Ada", because="a test")})
+    models, _ = service.served([file.model_copy(update={"routing": signed})], ledger)
+    answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
+    ledger.close()
     assert answer.answered_by == f"{file.name}-small"
+    assert answer.route is not None
+    assert (answer.route.certified, answer.route.why) == (False, "not certified; signed for by Ada: a test")
     if kind == "extract":
         value = json.loads(answer.text)
         assert set(value) <= {"item", "n"}

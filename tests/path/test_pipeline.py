@@ -14,12 +14,14 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smallfirst import candidates, pipeline, registry
+from smallfirst import pipeline, registry, service
 from smallfirst.cli import main
 from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.home import home
 from smallfirst.job import Job
-from smallfirst.models.model import Request
+from smallfirst.models.model import Request, Route
 from smallfirst.outcome import Outcome, table
+from smallfirst.serving.ledger import Ledger
 from smallfirst.taskfile import TaskFile, read_taskfile
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
@@ -82,17 +84,27 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
 
 
 def _router_answers(file: TaskFile) -> None:
-    models = candidates.champion_router(file, live=False)
-    assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large"}
+    ledger = Ledger(home() / "ledger.db")
+    models, watch = service.served([file], ledger, live=False)
+    assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
+    live = watch.by_task["claims-desk"]
+    assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
 
-    async def ask() -> None:
-        ticket = await models["claims-desk"].complete(Request.ask("my car was stolen last night"))
-        assert ticket.text in file.labels
-        assert ticket.route is not None
+    async def ask(name: str, text: str) -> Route:
+        answer = await models[name].complete(Request.ask(text))
+        assert answer.route is not None
+        return answer.route
+
+    async def all_of_them() -> None:
+        known = Job.read(file, Watch(quiet=True)).rows.test.examples[0].text
+        assert (await ask("claims-desk", known)).task == "claims-desk"
+        routed = await ask("auto", known)
+        assert (routed.task, routed.trail[0].stage) == ("claims-desk", "front")
         for model in models.values():
             await model.aclose()
 
-    asyncio.run(ask())
+    asyncio.run(all_of_them())
+    ledger.close()
 
 
 def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:

@@ -16,6 +16,10 @@ import pytest
 from smallfirst.evaluation.evaluation import Comparison
 from smallfirst.report import render, save
 from smallfirst.report.page import OpenEnded, PromiseHeld, ReportData
+from smallfirst.routing.bands import Band
+from smallfirst.routing.certificate import StageThreshold
+from smallfirst.routing.classes import ClassCertificate
+from smallfirst.routing.risks import ShownRisk
 from smallfirst.stats import Estimate, wilson
 
 Make = Callable[..., ReportData]
@@ -339,3 +343,37 @@ def test_save_writes_what_render_gives(make_report: Make, tmp_path: Path) -> Non
 def test_a_page_can_be_made_again_from_the_stored_record(make_report: Make, tmp_path: Path) -> None:
     stored = make_report().save(tmp_path / "report.json")
     assert render(ReportData.load(stored)) == render(make_report())
+
+
+def test_what_is_promised_and_what_happens_below_stand_in_tables(make_report: Make, make_certificate: Build) -> None:
+    known = words(render(make_report(certificate=make_certificate())))
+    assert "What is promised" not in known  # an older certificate says nothing of it
+    shown = make_certificate(
+        risks=(ShownRisk(risk="wrong", limit=0.1, value=0.0143, bound=0.066, n=70),),
+        stages=(
+            StageThreshold(name="words", threshold=0.9, n_kept=30, errors_kept=0),
+            StageThreshold(name="small", threshold=0.8, n_kept=40, errors_kept=1),
+        ),
+        bands=(
+            Band(low=0, high=0.6, n=20, small_right=7, large_right=15, difference=None, p_value=0.021, then="escalate"),
+            Band(low=0.6, high=0.8, n=10, small_right=9, large_right=8, difference=None, p_value=1.0, then="abstain"),
+        ),
+        classes=(
+            ClassCertificate(
+                label="fee", threshold=0.8, n_kept=60, errors=0, error_bound=0.09, certified=True, labels_missing=None
+            ),
+            ClassCertificate(
+                label="<b>", threshold=1.01, n_kept=10, errors=1, error_bound=0.5, certified=False, labels_missing=34
+            ),
+        ),
+        limits_of_validity=("it speaks of requests drawn like its rows",),
+    )
+    page = render(make_report(certificate=shown))
+    read = words(page)
+    assert "at most 10 % of kept answers wrong 0.0143 0.066 70" in read
+    assert "words keeps 30 of 100 rows from a confidence of 0.900, the last draft keeps 40 of 100" in read
+    assert "0.00 to 0.60 20 7 15 0.0210 to the large model" in read
+    assert "0.60 to 0.80 10 9 8 1.0000 to a person" in read
+    assert "Label by label: 1 of 2 labels hold the promise by themselves" in read
+    assert "&lt;b&gt;" in page
+    assert "It speaks of requests drawn like its rows." in read

@@ -10,9 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
-from smallfirst.routing.certificate import NOTHING_KEPT, Promise, Search, certify, search_threshold
-from smallfirst.stats import Estimate, paired_difference, upper_bound, wilson
+from smallfirst.routing.certificate import (
+    NOTHING_KEPT,
+    Certificate,
+    Promise,
+    Search,
+    certify,
+    certify_without_gold,
+    charged,
+    search_threshold,
+)
+from smallfirst.stats import Estimate, paired_difference, rows_needed, upper_bound, wilson
 
 FIVE_PERCENT = Promise()
 
@@ -122,7 +132,11 @@ def test_the_order_of_rows_does_not_matter() -> None:
 def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
     found = certify(measured("small", [True] * 40, falling(40)), None, FIVE_PERCENT, model_fingerprint="m")
     assert not found.issued
-    assert found.why == "too few labels: 40 calibration rows; even without an error this promise needs 59"
+    assert found.why == (
+        "too few labels: 40 calibration rows; even without an error this promise needs 59; about 19 more rows like "
+        "these would show it"
+    )
+    assert found.labels_missing == 19
     assert (found.threshold, found.n_kept, found.error_bound) == (NOTHING_KEPT, 0, 1.0)
     assert found.coverage == wilson(0, 40)
 
@@ -132,8 +146,9 @@ def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
     found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
     assert found.why == (
         "not shown: with 100 calibration rows (50 of all answers wrong) no threshold keeping 59 or more answers shows "
-        "at most 5 % wrong; label more rows, or promise less"
+        "at most 5 % wrong; no number of rows like these would show it: promise less, or improve the model"
     )
+    assert found.labels_missing is None
 
 
 def test_a_promise_that_is_shown_says_on_what_it_rests() -> None:
@@ -303,3 +318,195 @@ def test_a_looser_promise_never_asks_for_more_confidence(
     strict, loose = (search_threshold(confidence, correct, Promise(at_most_wrong=alpha)) for alpha in alphas)
     assert loose.threshold <= strict.threshold
     assert loose.n_kept >= strict.n_kept
+
+
+def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
+    draw = np.random.default_rng(1)
+    ours = [(draw.random(800) < share).tolist() for share in (0.99, 0.99)]
+    said = [draw.random(800).tolist() for _ in ours]
+    words, small = (measured(name, o, s) for name, o, s in zip(("words", "small"), ours, said, strict=True))
+    found = certify((words, small), measured("large", [True] * 800, cost_usd=0.02), FIVE_PERCENT, model_fingerprint="m")
+    assert [one.name for one in found.stages] == ["words", "small"]
+    assert found.issued
+    assert sum(one.n_kept for one in found.stages) == found.n_kept
+    assert sum(one.errors_kept for one in found.stages) == found.errors_kept
+    assert found.threshold == found.stages[-1].threshold
+    first = found.stages[0].threshold
+    kept = sum(confidence >= first for confidence in said[0])
+    assert kept == found.stages[0].n_kept
+    assert found.promises("a", first, stage="words")
+    assert not found.promises("a", first - 1e-9, stage="words")
+
+
+def test_one_stage_given_alone_or_in_a_list_is_the_same() -> None:
+    small, large = measured("small", [True] * 99 + [False], falling(100)), measured("large", [True] * 100)
+    alone = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
+    assert certify([small], large, FIVE_PERCENT, model_fingerprint="m") == alone
+    assert [(one.name, one.threshold, one.n_kept) for one in alone.stages] == [("small", alone.threshold, 100)]
+
+
+def test_a_draft_that_was_not_measured_on_all_rows_is_refused_with_how_many_are_missing() -> None:
+    words, small = measured("words", [True] * 60), measured("small", [True] * 90, falling(90))
+    with pytest.raises(DataError, match="words was not measured on 30 of the 90 calibration rows of small"):
+        certify([words, small], None, FIVE_PERCENT, model_fingerprint="m")
+    with pytest.raises(ConfigError, match="a promise by label speaks of one drafting stage"):
+        certify([small, small], None, Promise(per_class=True), model_fingerprint="m")
+
+
+def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
+    draw = np.random.default_rng(2)
+    small = measured("small", (draw.random(300) < 0.97).tolist(), draw.random(300).tolist())
+    large = measured("large", (draw.random(300) < 0.9).tolist())
+    promise = Promise(at_most_wrong=0.1, at_most_below_large=0.1, at_most_escalated=0.9)
+    found = certify(small, large, promise, model_fingerprint="m")
+    assert found.issued
+    assert Certificate.model_validate_json(found.model_dump_json()) == found
+    added = {"promise", "stages", "risks", "labels", "labels_missing", "classes", "bands", "audit_limit"}
+    values = found.model_dump(exclude={*added, "limits_of_validity"})
+    old = Certificate.model_validate(values)
+    assert (old.stages, old.bands, old.labels, old.audit_limit, old.promise) == ((), (), "gold", None, None)
+    assert old.decide(found.threshold) == "keep_certified"
+    assert old.decide(found.threshold - 1e-9) == found.below
+
+
+def test_each_limit_is_said_with_what_was_seen() -> None:
+    draw = np.random.default_rng(3)
+    small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
+    promise = Promise(at_most_wrong=0.1, at_most_escalated=0.5, at_most_usd_per_1k=100, p95_under_ms=50)
+    found = certify(small, measured("large", [True] * 600, cost_usd=0.02), promise, model_fingerprint="m")
+    assert found.issued
+    assert [one.risk for one in found.risks] == ["wrong", "cost", "late", "escalated"]
+    # Four limits share 5 %, so each is shown at 1.25 %.
+    wrong = found.risks[0]
+    assert wrong.bound == upper_bound(found.errors_kept, found.n_kept, confidence=0.9875) == found.error_bound
+    assert "of 600 were sent on, so at most" in found.why
+    assert "95 % holds for all 4 limits together" in found.limits_of_validity
+
+
+def test_a_promise_about_the_large_model_needs_it_on_the_rows() -> None:
+    small = measured("small", [True] * 300, falling(300))
+    promise = Promise(at_most_wrong=None, at_most_below_large=0.05)
+    found = certify(small, None, promise, model_fingerprint="m")
+    assert found.why == (
+        "not shown: «at most 5 points less accurate than the large model» needs the large model's answers on the "
+        "calibration rows, of which 300 of 300 are missing"
+    )
+    assert not found.issued
+    assert found.promised_error == 1.0
+    shown = certify(small, measured("large", [True] * 300), promise, model_fingerprint="m")
+    assert shown.issued
+    assert shown.n_kept == 300
+    assert (shown.risks[0].value, shown.risks[0].n) == (0.0, 300)
+
+
+def test_the_router_is_told_what_to_do_by_band() -> None:
+    # 200 sure and right; then 40 on which large is better, then 40 on which it is worse.
+    ours = [True] * 200 + [False] * 40 + [True] * 20 + [False] * 20
+    theirs = [True] * 200 + [True] * 40 + [False] * 40
+    said = falling(200) + [0.4 - i / 1000 for i in range(40)] + [0.1 - i / 1000 for i in range(40)]
+    small, large = measured("small", ours, said), measured("large", theirs)
+    found = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
+    decisions = [found.decide(confidence) for confidence in (0.9, 0.45, 0.39, 0.09, 0.0, None)]
+    # Four wrong answers among 204 kept are still at most 5 %, so the threshold lies at 0.397.
+    assert decisions == ["keep_certified", "keep_certified", "escalate", "keep", "keep", "keep"]
+    person = certify(small, large, FIVE_PERCENT, model_fingerprint="m", person=True)
+    assert person.decide(0.09) == "abstain"
+    assert person.below == "escalate"
+
+
+def test_by_label_only_what_is_shown_is_promised() -> None:
+    right = [True] * 200 + [i % 2 == 0 for i in range(100)]
+    small = measured("small", right, falling(300))
+    said = ["card"] * 200 + ["loan"] * 100
+    rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, said, strict=True))
+    small = small.model_copy(update={"rows": rows})
+    found = certify(small, None, Promise(per_class=True), model_fingerprint="m")
+    assert found.why == (
+        "at most 5 % of kept answers wrong of each promised label (95 %): shown for 1 of 2 labels, of whose 200 kept "
+        "calibration answers 0 were wrong"
+    )
+    assert (found.n_kept, found.threshold) == (200, falling(300)[199])
+    assert found.promises("card", 0.99)
+    assert not found.promises("card", found.threshold - 1e-9)
+    assert not found.promises("loan", 0.99)
+    assert not found.promises("never seen", 0.99)
+    assert found.decide(0.99, "loan") == "escalate"
+    # Without the wish the labels are listed, and the promise is about all of them together.
+    whole = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    assert [(one.label, one.certified) for one in whole.classes] == [("card", True), ("loan", False)]
+    assert whole.promises("loan", 0.99)
+
+
+def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() -> None:
+    ours = [True] * 100
+    theirs = [True] * 90 + [False] * 10
+    found = certify(
+        measured("small", ours, falling(100)), measured("large", theirs), FIVE_PERCENT, model_fingerprint="m"
+    )
+    assert found.audit_limit == 0.05 + upper_bound(10, 100)
+    assert found.limits_of_validity[-1].startswith("audits by the large model break it when more than 0.214")
+    alone = certify(measured("small", ours, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    assert alone.audit_limit is None
+
+
+def judged(n: int, *, agree: int, right: int, n_gold: int) -> tuple[Evaluation, Evaluation, dict[str, str]]:
+    """Small and large answers: alike on `agree` rows; gold on the first `n_gold`, small right on `right` of these."""
+    small, large = measured("small", [True] * n, falling(n)), measured("large", [True] * n)
+    rows = [row.model_copy(update={"answer": "a" if i % n < agree else "b"}) for i, row in enumerate(small.rows)]
+    gold = {row.key: row.answer if i < right else "c" for i, row in enumerate(rows[:n_gold])}
+    return small.model_copy(update={"rows": tuple(rows)}), large, gold  # type: ignore[return-value]
+
+
+def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said() -> None:
+    small, large, _ = judged(400, agree=400, right=0, n_gold=0)
+    found = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert (found.issued, found.labels, found.n_kept, found.audit_limit) == (True, "large", 400, 0.05)
+    assert found.why.endswith("so at most 0.007; right is what the large model answered")
+    assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
+
+
+def test_a_little_gold_corrects_a_large_model_that_is_wrong_itself() -> None:
+    # Small says what large says, everywhere; gold says that one in five of these answers is wrong.
+    small, large, gold = judged(1000, agree=1000, right=80, n_gold=100)
+    trusting = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    corrected = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert trusting.issued
+    assert not corrected.issued
+    assert corrected.labels == "large+gold"
+    assert "corrected by 100 gold rows" in corrected.why
+
+
+def test_with_gold_that_agrees_the_promise_is_shown() -> None:
+    small, large, gold = judged(2000, agree=2000, right=400, n_gold=400)
+    found = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert found.issued
+    assert found.n_kept == 2000
+    # 2,000 rows that agree: at most 0.0023 (99 %); 400 corrections of 0: a little more than ln(25) / 400.
+    assert 0.0023 + math.log(25) / 400 < found.error_bound < 0.02
+
+
+def test_the_routers_own_price_is_paid_by_every_walk() -> None:
+    small = measured("small", [True] * 100, falling(100))
+    dearer = charged(small, cost_usd=0.002, latency_ms=5)
+    assert {row.cost_usd for row in dearer.rows} == {0.003}
+    assert dearer.cost_usd_per_1k == pytest.approx(3.0)
+    assert dearer.by_key["row-0"].latency_ms == 6.0
+    curve = certify(dearer, None, FIVE_PERCENT, model_fingerprint="m").curve
+    assert curve[-1].routed_cost_usd_per_1k == pytest.approx(3.0)
+
+
+def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None:
+    # 3 of 100 wrong, evenly spread, so that every share of the rows is wrong about as often.
+    right = [i not in (17, 50, 83) for i in range(100)]
+    found = certify(measured("small", right, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    assert found.labels_missing is not None
+    assert 0 < found.labels_missing <= (rows_needed(0.03, 0.05) or 0) - 100
+    assert found.why.endswith(f"about {found.labels_missing} more rows like these would show it")
+
+
+def test_no_rows_at_all_show_nothing() -> None:
+    promise = Promise(at_most_below_large=0.1, at_most_escalated=0.5, at_most_usd_per_1k=1, p95_under_ms=100)
+    for wish in (FIVE_PERCENT, promise):
+        found = certify(measured("small", [], []), measured("large", []), wish, model_fingerprint="m")
+        assert not found.issued
+        assert found.decide(0.99) == "escalate"

@@ -10,7 +10,8 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.model import Request
-from smallfirst.routing.domain import DomainGate
+from smallfirst.routing.domain import DomainGate, SignatureGate
+from smallfirst.routing.signature import fit_signature
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
 WISHES = ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined")
@@ -85,3 +86,23 @@ def test_it_is_the_same_after_saving_and_loading(gate: DomainGate, tmp_path: Pat
 
 def test_where_nothing_was_saved_there_is_no_gate(tmp_path: Path) -> None:
     assert DomainGate.load(tmp_path / "domain") is None
+
+
+def test_a_signature_stands_in_for_a_gate_where_no_foreign_requests_are_known(tmp_path: Path) -> None:
+    more = SELECTION.subset("more", SELECTION.examples * 4)
+    own = OWN.subset("own", OWN.examples * 2)
+    signature = fit_signature(own, more)
+    signature.save(tmp_path / "signature")
+    gate = SignatureGate.load(tmp_path / "signature")
+    assert gate is not None
+    assert gate.limit == signature.limit
+    texts = (*(e.text for e in own.examples), *OTHER)
+
+    async def ask() -> list[float]:
+        found = await asyncio.gather(*(gate.doubt(Request.ask(text)) for text in texts))
+        assert min(doubt.cost_usd for doubt in found) > 0
+        await gate.aclose()
+        return [doubt.value for doubt in found]
+
+    assert asyncio.run(ask()) == [look.doubt for look in signature.look(texts)]
+    assert SignatureGate.load(tmp_path / "none") is None

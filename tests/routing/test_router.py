@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.model import Chunk, Completion, Model, Request, Route
-from smallfirst.routing.certificate import NOTHING_KEPT, Certificate
+from smallfirst.routing.certificate import NOTHING_KEPT, Certificate, StageThreshold
+from smallfirst.routing.policy import Always, Budget, Rule, Split
+from smallfirst.routing.promise import Promise
 from smallfirst.routing.router import Doubt, Router
+from smallfirst.routing.stages import Rules, Stage
 from smallfirst.stats import wilson
 
 
@@ -107,6 +110,12 @@ def streamed(model: Model, text: str) -> list[Chunk]:
     return asyncio.run(collect())
 
 
+def bare(answer: Completion) -> Route:
+    """The route without its steps and names."""
+    assert answer.route is not None
+    return answer.route.model_copy(update={"trail": (), "task": "", "promise": ""})
+
+
 CONFIDENCES = st.one_of(st.none(), st.floats(0, 1))
 
 
@@ -128,7 +137,7 @@ def test_a_certificate_that_keeps_nothing_gives_the_large_models_answer_exactly(
     small, large = Answers("small", confidence=confidence), Answers("large")
     answer = ask(Router(small, large, certificate(NOTHING_KEPT)), text)
     assert (answer.text, answer.answered_by) == (ask(large, text).text, "large")
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="large",
         why="the small model was not sure enough",
         certified=False,
@@ -141,7 +150,7 @@ def test_an_answer_at_the_threshold_is_kept_and_certified() -> None:
     small, large = Answers("small", confidence=0.8, cost_usd=0.001, latency_ms=4), Answers("large")
     answer = ask(Router(small, large, certificate(0.8)))
     assert answer.answered_by == "small"
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="small", why="as sure as the certificate asks for", certified=True, threshold=0.8, confidence=0.8
     )
     assert (answer.cost_usd, answer.latency_ms) == (0.001, 4)
@@ -159,7 +168,7 @@ def test_a_doubtful_answer_stays_small_but_uncertified_where_large_is_no_better(
     small, large = Answers("small", confidence=0.3), Answers("large")
     answer = ask(Router(small, large, certificate(0.8, below="keep")))
     assert (answer.answered_by, large.events) == ("small", [])
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="small",
         why="not sure, but the large model was measured to be no better here",
         certified=False,
@@ -180,7 +189,7 @@ def test_if_the_large_model_is_down_the_draft_stands_uncertified_and_says_why() 
     down = Answers("large", error=Unavailable("no route to host", hint="start it"))
     answer = ask(Router(Answers("small", confidence=0.3, cost_usd=0.5), down, certificate(0.8)))
     assert (answer.answered_by, answer.cost_usd) == ("small", 0.5)
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="small",
         why="the large model did not answer (no route to host), so the small model's draft stands",
         certified=False,
@@ -203,7 +212,7 @@ def test_a_request_of_another_domain_goes_to_the_general_model_without_a_draft()
     answer = ask(router, "write an essay")
     assert events == ["general"]
     assert (answer.text, answer.cost_usd, answer.latency_ms) == ("general: write an essay", 0.25, 900)
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="large", why="unlike this task's requests (doubt 0.90, limit 0.50)", certified=False
     )
     events.clear()
@@ -239,7 +248,7 @@ def test_a_conversation_is_no_request_of_a_task_asked_in_one_message() -> None:
         Message(role="user", content="thanks"),
     )
     answer = asyncio.run(router.complete(Request(messages=turns)))
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="large", why="a conversation, while this task is asked in one message", certified=False
     )
     assert asyncio.run(router.complete(Request(messages=turns[:2]))).answered_by == "small"
@@ -253,7 +262,7 @@ def test_the_large_model_is_the_general_one_where_no_other_is_named() -> None:
 def test_without_any_other_model_a_foreign_request_is_answered_small_but_never_certified() -> None:
     answer = ask(Router(Answers("small", confidence=1.0), None, certificate(0.0), domain=Essays()), "write an essay")
     assert answer.answered_by == "small"
-    assert answer.route == Route(
+    assert bare(answer) == Route(
         stage="small",
         why="unlike this task's requests (doubt 0.90, limit 0.50), and there is no other model to ask",
         certified=False,
@@ -276,7 +285,7 @@ def test_no_text_is_streamed_before_it_is_decided_who_answers(confidence: float,
         return chunks
 
     chunks = asyncio.run(collect())
-    assert events == [*(["small"] if stage == "small" else ["small", "large"]), "text", "end"]
+    assert events == [*(["small", "text"] if stage == "small" else ["small", "large", "text", "text"]), "end"]
     assert "".join(chunk.text for chunk in chunks) == f"{stage}: hello"
     assert chunks[-1].completion == ask(router, "hello")
 
@@ -302,3 +311,111 @@ def test_a_router_is_a_model_under_the_tasks_name() -> None:
     router = Router(Answers("small"), None, certificate(0.8), name="desk")
     assert isinstance(router, Model)
     assert (router.name, Router(Answers("small"), None, certificate(0.8)).name) == ("desk", "small")
+
+
+def steps(answer: Completion) -> list[tuple[str, str]]:
+    assert answer.route is not None
+    return [(step.stage, step.decision) for step in answer.route.trail]
+
+
+def cascade(words: float, small: float, *, rules: Rules | None = None, large: Answers | None = None) -> Router:
+    """Words, then the small model, then the large one, which was measured to cost a dollar."""
+    drafts = [
+        Stage("words", Answers("words", confidence=words, cost_usd=0.001, latency_ms=1)),
+        Stage("small", Answers("small", confidence=small, cost_usd=0.01, latency_ms=10)),
+    ]
+    stages = (
+        StageThreshold(name="words", threshold=0.9, n_kept=30, errors_kept=0),
+        StageThreshold(name="small", threshold=0.8, n_kept=30, errors_kept=0),
+    )
+    promised = certificate(0.8).model_copy(update={"stages": stages})
+    last = large or Answers("large", cost_usd=1.0, latency_ms=100)
+    return Router(drafts, last, promised, rules=rules or Rules(expected_usd={"large": 1.25}), name="tickets")
+
+
+def test_the_cheapest_stage_that_is_sure_enough_answers_and_no_other_is_asked() -> None:
+    answer = ask(cascade(0.95, 0.95))
+    assert (answer.answered_by, answer.cost_usd, answer.latency_ms) == ("words", 0.001, 1)
+    assert bare(answer).stage == "words"
+    assert bare(answer).certified
+    assert steps(answer) == [("words", "kept"), ("large", "not asked")]
+
+
+def test_a_cascade_goes_up_step_by_step_and_pays_for_every_step() -> None:
+    middle, top = ask(cascade(0.89, 0.8)), ask(cascade(0.89, 0.79))
+    assert steps(middle) == [("words", "passed on"), ("small", "kept"), ("large", "not asked")]
+    assert (middle.answered_by, middle.cost_usd) == ("small", pytest.approx(0.011))
+    assert steps(top) == [("words", "passed on"), ("small", "passed on"), ("large", "answered")]
+    assert (top.answered_by, top.cost_usd, top.latency_ms) == ("large", pytest.approx(1.011), 111)
+    assert top.route is not None
+    assert [step.cost_usd for step in top.route.trail] == [0.001, 0.01, 1.0]
+    assert [(step.score, step.threshold) for step in top.route.trail] == [(0.89, 0.9), (0.79, 0.8), (None, None)]
+
+
+def test_the_choice_that_was_not_made_is_shown_with_its_expected_price() -> None:
+    answer = ask(cascade(0.0, 0.9))
+    assert answer.route is not None
+    assert answer.route.trail[-1].model_dump(include={"stage", "decision", "cost_usd"}) == {
+        "stage": "large",
+        "decision": "not asked",
+        "cost_usd": 1.25,
+    }
+    assert answer.cost_usd == pytest.approx(0.011)
+    assert answer.route.promise == "at most 5 % of kept answers wrong (95 %)"
+
+
+def test_a_policy_places_a_request_without_a_promise() -> None:
+    straight = Rules(before=(Always(kind="always", to="large"),))
+    answer = ask(cascade(1.0, 1.0, rules=straight))
+    assert (answer.answered_by, steps(answer)) == ("large", [("always", "passed on"), ("large", "answered")])
+    kept = ask(cascade(0.0, 0.0, rules=Rules(before=(Always(kind="always", to="words"),))))
+    assert (kept.answered_by, bare(kept).certified) == ("words", False)
+
+
+def test_a_rule_may_send_a_request_up_the_cascade_before_a_later_policy_takes_it() -> None:
+    first = Rule(kind="rule", to="cascade", contains=("card",))
+    router = cascade(1.0, 1.0, rules=Rules(before=(first, Always(kind="always", to="large"))))
+    assert (ask(router, "my card").answered_by, ask(router, "my house").answered_by) == ("words", "large")
+
+
+def test_a_stage_beside_the_cascade_is_reached_by_a_policy_only() -> None:
+    beside = (Stage("challenger", Answers("challenger", confidence=1.0)),)
+    split = Split(kind="split", to="challenger", share=1.0)
+    assert ask(cascade(0.0, 0.0, rules=Rules(beside=beside, before=(split,)))).answered_by == "challenger"
+    assert ask(cascade(0.0, 0.0, rules=Rules(beside=beside))).answered_by == "large"
+
+
+def test_a_spent_budget_keeps_the_draft_without_a_promise() -> None:
+    router = cascade(0.0, 0.0, rules=Rules(budget=Budget(usd=2.0, per="day"), expected_usd={"large": 0.9}))
+    answers = [ask(router) for _ in range(3)]
+    assert [a.answered_by for a in answers] == ["large", "large", "small"]
+    assert bare(answers[2]).why == "not sure, but the budget of $2 a day is spent"
+    assert not bare(answers[2]).certified
+
+
+def test_a_head_reads_the_confidence_and_sees_the_cheaper_draft() -> None:
+    class Agreement:
+        def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
+            return 1.0 if cheaper is not None and cheaper.answered_by == "words" else 0.0
+
+    router = cascade(0.0, 0.0)
+    words, small = router.drafts
+    router.drafts = (words, small._replace(head=Agreement()))
+    assert (ask(router).answered_by, bare(ask(router)).confidence) == ("small", 1.0)
+
+
+def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> None:
+    router = cascade(0.0, 0.3, large=Answers("large", error=Unavailable("down")))
+    chunks = streamed(router, "hello")
+    assert [chunk.text for chunk in chunks] == ["small: hello", ""]
+    assert chunks[-1].completion is not None
+    assert steps(chunks[-1].completion)[-1] == ("large", "failed")
+    assert bare(chunks[-1].completion).stage == "small"
+
+
+def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for() -> None:
+    asked = Promise(at_most_wrong=None, at_most_below_large=0.01)
+    made = certificate(0.5).model_copy(update={"promise": asked, "promised_error": 1.0})
+    answer = ask(Router(Answers("small", confidence=0.9), Answers("large"), made))
+    assert answer.route is not None
+    assert answer.route.promise == "at most 1 point less accurate than the large model (95 %)"

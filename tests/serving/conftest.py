@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import openai
@@ -16,6 +16,7 @@ import uvicorn
 
 from smallfirst.models.model import Chunk, Completion, Model, Request, Route, stream_whole
 from smallfirst.serving.app import build_app
+from smallfirst.serving.extension import Extension
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
@@ -126,11 +127,13 @@ Start = Callable[..., House]
 
 
 @contextmanager
-def running(models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings) -> Iterator[House]:
+def server(
+    models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, extension: Extension | None = None
+) -> Iterator[House]:
     """A server in a thread of its own, stopped at the end."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    app = build_app(models, ledger=ledger, settings=settings)
+    app = build_app(models, ledger=ledger, settings=settings, extension=extension)
     config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -142,6 +145,12 @@ def running(models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings
     finally:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def running() -> Callable[..., AbstractContextManager[House]]:
+    """Starts a server for models, a ledger, settings and an extension; it stops with the context."""
+    return server
 
 
 @pytest.fixture
@@ -166,7 +175,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start_one(settings: ServeSettings | None = None, **models: Model) -> House:
-            return stack.enter_context(running(models, ledger, settings or ServeSettings()))
+            return stack.enter_context(server(models, ledger, settings or ServeSettings()))
 
         yield start_one
     ledger.close()

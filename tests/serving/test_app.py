@@ -40,6 +40,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "x-smallfirst-confidence": "0.750000",
         "x-smallfirst-cost-usd": "0.250000000",
         "x-smallfirst-model": "labels-1",
+        "x-smallfirst-why": "sure",
     }
     row = house.ledger.get(answer.id)
     assert row.model_dump(exclude={"at", "request_sha256"}) == {
@@ -58,6 +59,11 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "cost_usd": 0.25,
         "request_text": None,
         "answer_text": None,
+        "task": None,
+        "trail": None,
+        "promise": None,
+        "audit_share": None,
+        "audited": False,
     }
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
+from smallfirst.models.model import Step
+from smallfirst.serving.entries import AuditRow, FeedbackRow, StateRow
 from smallfirst.serving.ledger import Ledger, LedgerRow, StageTotals
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -153,6 +155,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from datetime import UTC, datetime
+from smallfirst.models.model import Step
+from smallfirst.serving.entries import AuditRow, FeedbackRow, StateRow
 from smallfirst.serving.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 for n in range(50):
@@ -196,5 +200,62 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 1"):
+    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 2"):
         Ledger(path)
+
+
+FORMAT_1 = """
+CREATE TABLE answers (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, served_name TEXT NOT NULL,
+    status INTEGER NOT NULL, latency_ms REAL NOT NULL, error_code TEXT, answered_by TEXT, stage TEXT,
+    certified INTEGER, confidence REAL, threshold REAL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    cost_usd REAL, request_sha256 TEXT, request_text TEXT, answer_text TEXT
+);
+INSERT INTO answers (id, at, served_name, status, latency_ms)
+    VALUES ('old', '2026-01-02T12:00:00.000000+00:00', 'routed', 200, 3.0);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as old:
+        old.executescript(FORMAT_1)
+    old.close()
+    ledger = Ledger(path)
+    ledger.append(answer("new", task="tickets", trail='[{"stage":"small","decision":"kept","why":"sure"}]'))
+    ledger.close()
+    rows = Ledger(path).rows()
+    assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
+    assert rows[0].steps == ()
+    assert rows[1].steps == (Step(stage="small", decision="kept", why="sure"),)
+
+
+def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    audit = AuditRow(
+        id="a", at=NOON, task="t", certificate="c", propensity=0.1, wrong=True, judged_by="large", cost_usd=0.5
+    )
+    said = FeedbackRow(id="a", at=NOON, verdict="wrong", answer="refund")
+    change = StateRow(at=NOON, task="t", before="live", after="fallback", why="3 of 20", certificate="c")
+    other = audit.model_copy(update={"id": "b", "task": "u"})
+    for entry in (audit, said, change, other):
+        ledger.append(entry)
+    assert ledger.entries(AuditRow) == (audit, other)
+    assert ledger.entries(AuditRow, task="u") == (other,)
+    assert ledger.entries(AuditRow, task="t", id="b") == ()
+    assert ledger.entries(FeedbackRow, id="a") == (said,)
+    assert ledger.entries(StateRow, limit=1) == (change,)
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as direct:
+        for table in ("audits", "feedback", "states"):
+            for order in (f"DELETE FROM {table}", f"UPDATE {table} SET at = ''"):
+                with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                    direct.execute(order)
+
+
+def test_entries_are_found_by_their_own_fields_only(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    with pytest.raises(KeyError, match="1=1 OR task"):
+        ledger.entries(AuditRow, **{"1=1 OR task": "x"})
+    ledger.close()

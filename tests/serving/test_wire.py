@@ -10,7 +10,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.model import Completion, Request, Route
+from smallfirst.models.model import Completion, Request, Route, Step
 from smallfirst.serving.answers import Reply, event
 from smallfirst.serving.wire import (
     IGNORED,
@@ -89,7 +89,7 @@ def test_every_field_that_is_read_arrives() -> None:
 
 def test_every_parameter_of_the_openai_client_is_read_or_ignored_or_refused() -> None:
     read = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed"}
-    read |= {"stop", "stream", "stream_options"}
+    read |= {"stop", "stream", "stream_options", "metadata", "user"}
     theirs = set(typing.get_type_hints(CompletionCreateParamsNonStreaming))
     assert theirs <= read | IGNORED | set(REFUSED)
     assert not IGNORED & set(REFUSED)
@@ -204,7 +204,16 @@ ROUTED = Completion(
     completion_tokens=1,
     confidence=0.4,
     alternatives=(("refund", 0.9), ("other", 0.1)),
-    route=Route(stage="small", why="sure enough", certified=True, threshold=0.8, confidence=0.9),
+    route=Route(
+        stage="small",
+        why="sure enough",
+        certified=True,
+        threshold=0.8,
+        confidence=0.9,
+        task="tickets",
+        promise="at most 5 % wrong",
+        trail=(Step(stage="small", decision="kept", why="sure enough", score=0.9, threshold=0.8),),
+    ),
 )
 REPLY = Reply(id="chatcmpl-1", created=5, served_name="routed")
 
@@ -236,6 +245,9 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             "certified": True,
             "confidence": 0.9,
             "threshold": 0.8,
+            "task": "tickets",
+            "promise": "at most 5 % wrong",
+            "steps": [{"stage": "small", "decision": "kept", "why": "sure enough", "score": 0.9, "threshold": 0.8}],
             "cost_usd": 0.00002,
             "latency_ms": 12.5,
             "answered_by": "café\r\nx-evil: 1",
@@ -255,6 +267,8 @@ def test_headers_say_the_same_and_cannot_be_broken_out_of() -> None:
         "x-smallfirst-confidence": "0.900000",
         "x-smallfirst-cost-usd": "0.000020000",
         "x-smallfirst-model": "caf%C3%A9%0D%0Ax-evil: 1",
+        "x-smallfirst-why": "sure enough",
+        "x-smallfirst-steps": "small kept (0.900 of 0.800)",
     }
 
 
@@ -283,3 +297,21 @@ def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
 
 def test_an_event_is_one_line_for_every_client() -> None:
     assert event({"a": "x\u2028\ny"}) == b'data: {"a":"x\\u2028\\ny"}\n\n'
+
+
+def test_metadata_and_user_become_tags_within_openai_s_limits() -> None:
+    call = parse(metadata={"tier": "gold"}, user="u-1")
+    assert call.request.tags == {"tier": "gold", "user": "u-1"}
+    assert parse().request.tags == {}
+    assert refusal(metadata={"tier": 1}).body["error"]["param"] == "metadata.tier"
+    assert refusal(metadata={"k": "v" * 513}).body["error"]["param"] == "metadata.k"
+    assert refusal(metadata={str(i): "v" for i in range(17)}).body["error"]["param"] == "metadata"
+    assert refusal(user="u" * 513).body["error"]["param"] == "user"
+
+
+def test_a_client_cannot_break_out_of_the_header_of_steps() -> None:
+    evil = Step(stage="small", decision="kept", why="x", model="m\r\nx-evil: 1")
+    route = Route(stage="a\nb", why="why\r\nx-evil: 2; ok", certified=False, trail=(evil,))
+    headers = REPLY.headers(ROUTED.model_copy(update={"route": route}))
+    assert not any("\r" in value or "\n" in value for value in headers.values())
+    assert headers["x-smallfirst-why"] == "why%0D%0Ax-evil: 2; ok"

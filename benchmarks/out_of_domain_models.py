@@ -1,0 +1,211 @@
+"""CLINC150 without its out-of-scope rows, and what models trained on it make of the rows. Used by out_of_domain.py."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from run import data_folder
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.load import load
+from smallfirst.evaluation.calibration import fit_temperature
+from smallfirst.models.linear import ENCODER, LinearScorer
+from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.signals import StateProfile, States, read_states
+from smallfirst.routing.wording import Wording
+from smallfirst.tasks.classify import Classify
+
+PARTS = ("validation", "test", "oos_train", "oos_test")
+
+
+class Scope(NamedTuple):
+    """CLINC150 without its out-of-scope rows, and those apart."""
+
+    task: Classify
+    train: Dataset
+    parts: dict[str, Dataset]
+
+    @classmethod
+    def read(cls) -> Scope:
+        """From the official splits."""
+        whole = {part: load(data_folder("clinc150") / f"{part}.jsonl") for part in ("train", "validation", "test")}
+
+        def rows(part: str, oos: bool) -> Dataset:
+            return whole[part].subset(part, tuple(e for e in whole[part].examples if (e.answer == "oos") == oos))
+
+        train = rows("train", False)
+        parts = {"validation": rows("validation", False), "test": rows("test", False)}
+        parts |= {"oos_train": rows("train", True), "oos_test": rows("test", True)}
+        about = "You tell what a person wants from an assistant."
+        return cls(Classify(name="clinc150", labels=train.labels(), about=about), train, parts)
+
+    def gold(self, part: str) -> np.ndarray:
+        """Place of each row's label."""
+        index = {label: i for i, label in enumerate(self.task.labels)}
+        data = self.train if part == "train" else self.parts[part]
+        return np.array([index[e.answer] for e in data.examples])
+
+
+class Seen(NamedTuple):
+    """What one model makes of the parts."""
+
+    name: str
+    logits: dict[str, np.ndarray]
+    signals: dict[str, np.ndarray]
+    temperature: float
+    ms: float
+    """Of one core, a text."""
+
+    def log_probabilities(self, part: str) -> np.ndarray:
+        """Tempered (rows, labels)."""
+        scaled = self.logits[part].astype(np.float64) / self.temperature
+        return scaled - logsumexp(scaled)
+
+
+def words(scope: Scope, folder: Path) -> LinearScorer:
+    if not (folder / "smallfirst.json").exists():
+        LinearScorer.fit("words", scope.train, scope.task).save(
+            folder, Manifest(kind="words", task=scope.task, base="")
+        )
+    return LinearScorer.load(folder, read_manifest(folder))
+
+
+def frozen(scope: Scope, folder: Path) -> LinearScorer:
+    from smallfirst.models.base import find
+    from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
+
+    if not (folder / "smallfirst.json").exists():
+        scorer = LinearScorer.fit("encoder", scope.train, scope.task, encoder=Encoder(find(DEFAULT_ENCODER)))
+        scorer.save(folder, Manifest(kind="encoder", task=scope.task, base=DEFAULT_ENCODER))
+    return LinearScorer.load(folder, read_manifest(folder))
+
+
+def tuned(scope: Scope, folder: Path) -> LinearScorer:
+    from smallfirst.models.encoder import DEFAULT_ENCODER
+    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.contrastive import EncoderLesson
+
+    lesson = EncoderLesson(scope.task, scope.train, scope.parts["validation"])
+    _train(lesson, TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256), DEFAULT_ENCODER, folder)
+    assert (folder / "model" / ENCODER).is_dir()
+    return LinearScorer.load(folder / "model", read_manifest(folder / "model"))
+
+
+def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
+    """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
+    from smallfirst import tracking
+    from smallfirst.models.base import find
+    from smallfirst.training.run import train
+
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'mlflow.db'}")
+    with tracking.open_run("out_of_domain", folder.name, params={}) as tracked:
+        run = train(lesson, config, base=(base, find(base)), tracked=tracked, folder=folder)
+    say(f"{folder.name}: {run.validation_curve}, {run.seconds / 60:.1f} min")
+
+
+MODELS: dict[str, tuple[Callable[[Scope, Path], Any], str]] = {
+    "words": (words, "words + linear"),
+    "frozen": (frozen, "frozen MiniLM + linear"),
+    "tuned": (tuned, "fine-tuned MiniLM"),
+}
+
+
+def see(name: str, scope: Scope, folder: Path) -> Seen:
+    """What a model makes of all parts; kept in the folder once known."""
+    kept = folder / f"{name}.npz"
+    if not kept.exists():
+        scorer = MODELS[name][0](scope, folder / name)
+        say(f"{name}: reading {len(scope.train)} training rows")
+        profile = StateProfile.fit(read_states(scorer, texts(scope.train)), scope.gold("train"))
+        arrays: dict[str, np.ndarray] = {}
+        began, n = time.process_time(), 0
+        for part, data in scope.parts.items():
+            states = read_states(scorer, texts(data))
+            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.strangeness(states)}
+            n += len(data)
+        np.savez(kept, ms=1000 * (time.process_time() - began) / n, **arrays)
+    file = np.load(kept)
+    logits = {part: file[f"logits/{part}"] for part in PARTS}
+    validation = logits["validation"] - logsumexp(logits["validation"])
+    temperature = fit_temperature(validation, scope.gold("validation"))
+    return Seen(name, logits, {part: file[f"signals/{part}"] for part in PARTS}, temperature, float(file["ms"]))
+
+
+def see_small(scope: Scope, folder: Path) -> tuple[Seen, dict[str, np.ndarray]]:
+    """The fine-tuned SmolLM2 of `run.py clinc150`, for which oos is one label more; and log-probability of that label.
+
+    Its labels in scope are looked at alone. Every third training row is read for the profile.
+    """
+    kept = folder / "small.npz"
+    if not kept.exists():
+        from smallfirst.models.local import LabelScorer
+        from smallfirst.workspace import Workspace
+
+        place = Workspace.latest("clinc150").model_folder("small")
+        scorer = LabelScorer.load(place, read_manifest(place))
+        labels = list(scorer.manifest.task.closed)
+        inside, oos = [labels.index(label) for label in scope.task.labels], labels.index("oos")
+        read = read_states(scorer, texts(scope.train)[::3])
+        profile = StateProfile.fit(States(read.hidden, read.logits[:, inside]), scope.gold("train")[::3])
+        arrays, began = {}, time.process_time()
+        for part, data in scope.parts.items():
+            read = read_states(scorer, texts(data))
+            states = States(read.hidden, read.logits[:, inside])
+            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.strangeness(states)}
+            arrays[f"oos/{part}"] = (read.logits - logsumexp(read.logits))[:, oos]
+            say(f"small: {part}")
+        ms = 1000 * (time.process_time() - began) / sum(map(len, scope.parts.values()))
+        np.savez(kept, ms=ms, **arrays)
+    file = np.load(kept)
+    named = ({part: file[f"{kind}/{part}"] for part in PARTS} for kind in ("logits", "signals", "oos"))
+    logits, signals, oos_label = named
+    return Seen("small", logits, signals, 1.0, float(file["ms"])), oos_label
+
+
+def worded(scope: Scope, folder: Path) -> dict[str, np.ndarray]:
+    """Scores of the words alone; no labels are needed for them."""
+    kept = folder / "wording.npz"
+    if not kept.exists():
+        wording = Wording.fit(texts(scope.train))
+        np.savez(kept, **{part: wording.scores(texts(data)) for part, data in scope.parts.items()})
+    file = np.load(kept)
+    return {part: file[part] for part in PARTS}
+
+
+def mixture(models: Sequence[Seen], gold: np.ndarray) -> np.ndarray:
+    """Weights, in tenths and summing to 1, of the models' log-probabilities with the least loss on validation rows."""
+    logs = [model.log_probabilities("validation") for model in models]
+    rows = np.arange(len(gold))
+
+    def loss(tenths: tuple[int, ...]) -> float:
+        mixed = sum(t / 10 * log for t, log in zip(tenths, logs, strict=True))
+        return float((logsumexp(mixed)[:, 0] - mixed[rows, gold]).mean())
+
+    return np.array(min(_tenths(len(models), 10), key=loss)) / 10
+
+
+def _tenths(n: int, left: int) -> list[tuple[int, ...]]:
+    if n == 1:
+        return [(left,)]
+    return [(first, *rest) for first in range(left + 1) for rest in _tenths(n - 1, left - first)]
+
+
+def logsumexp(values: np.ndarray) -> np.ndarray:
+    most = values.max(axis=1, keepdims=True)
+    return most + np.log(np.exp(values - most).sum(axis=1, keepdims=True))
+
+
+def texts(data: Dataset) -> list[str]:
+    return [example.text for example in data.examples]
+
+
+BEGAN = time.perf_counter()
+
+
+def say(words: str) -> None:
+    print(f"[{(time.perf_counter() - BEGAN) / 60:5.1f} min] {words}", flush=True)

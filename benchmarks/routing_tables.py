@@ -1,0 +1,165 @@
+"""RouteLLM's recorded answers, its published figures, and the measures of a router: the data of routing_quality.py.
+
+PGR at a share of calls is the part of the gap between weak and strong accuracy that is recovered; APGR is its mean over
+all shares, CPT(x) the share at which it first reaches x (Ong et al. 2024, arXiv:2406.18665; as in their program, from
+ten equal steps joined by straight lines).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smallfirst.stats import Estimate
+
+STEPS, RESAMPLES = 10, 1000
+LEVELS = (0.5, 0.8, 0.95)
+WEAK, STRONG = "mistralai/Mixtral-8x7B-Instruct-v0.1", "gpt-4-1106-preview"
+PRICE_RATIO = 0.24 / 24.7
+"""Weak over strong, USD per million tokens, as RouteLLM gives them."""
+GSM8K_LEFT_OUT = (0, 1, 2, 18, 67, 147, 233, 269, 285, 364, 530, 932)
+MTBENCH_LEFT_OUT = (81, 88, 91, 92, 101, 104, 120, 122)
+"""Rows and questions that RouteLLM leaves out, being in its training data (its contaminated_prompts.jsonl)."""
+
+PUBLISHED = {
+    "GSM8K": (
+        ("BERT", "Arena", 0.438, 58.78, 83.84),
+        ("Llama 3 8B", "Arena", 0.461, 56.09, 83.56),
+        ("matrix factorisation", "Arena", 0.475, 53.59, 85.24),
+        ("similarity-weighted ranking", "Arena", 0.475, 54.43, 82.11),
+        ("BERT", "Arena and judge", 0.531, 44.76, 79.09),
+        ("matrix factorisation", "Arena and judge", 0.565, 38.82, 72.62),
+        ("similarity-weighted ranking", "Arena and judge", 0.568, 41.21, 72.20),
+        ("Llama 3 8B", "Arena and judge", 0.622, 33.64, 63.26),
+    ),
+    "MT-Bench": (
+        ("BERT", "Arena", 0.391, 78.09, 87.64),
+        ("Llama 3 8B", "Arena", 0.573, 28.82, 77.53),
+        ("matrix factorisation", "Arena", 0.580, 25.32, 74.26),
+        ("similarity-weighted ranking", "Arena", 0.610, 37.85, 58.99),
+        ("Llama 3 8B", "Arena and judge", 0.679, 31.50, 48.75),
+        ("BERT", "Arena and judge", 0.751, 19.58, 34.02),
+        ("similarity-weighted ranking", "Arena and judge", 0.759, 23.21, 36.04),
+        ("matrix factorisation", "Arena and judge", 0.802, 13.40, 31.31),
+    ),
+}
+"""Tables 1 and 3 of arXiv:2406.18665, without intervals there: router, training data, APGR, CPT 50 % and 80 % in %."""
+
+ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
+
+
+class Table(NamedTuple):
+    """One recorded benchmark; a row is what is routed: a question, with all its turns."""
+
+    name: str
+    texts: list[str]
+    weak: np.ndarray
+    strong: np.ndarray
+    drafts: list[str]
+    best: float
+    """The highest score there is."""
+
+    @property
+    def gain(self) -> np.ndarray:
+        """What the strong model adds, by row."""
+        return self.strong - self.weak
+
+    @property
+    def helped(self) -> list[float]:
+        """What is learned: how well the weak model does, in [0, 1]."""
+        found: list[float] = (self.weak / self.best).tolist()
+        return found
+
+
+def gsm8k(folder: Path) -> Table:
+    rows = _rows(folder / "routellm_gsm8k" / "test.jsonl")
+    rows = [row for i, row in enumerate(rows) if i not in GSM8K_LEFT_OUT]
+    weak, strong = (np.array([float(row[f"{who}_correct"]) for row in rows]) for who in ("weak", "strong"))
+    return Table("GSM8K", [r["prompt"] for r in rows], weak, strong, [r["weak_response"] for r in rows], 1.0)
+
+
+def mtbench(folder: Path) -> Table:
+    """As RouteLLM has it, the first turn decides for both."""
+    questions: dict[int, list[dict[str, Any]]] = {}
+    for row in _rows(folder / "routellm_mtbench" / "test.jsonl"):
+        if row["id"] not in MTBENCH_LEFT_OUT:
+            questions.setdefault(row["id"], []).append(row)
+    turns = list(questions.values())
+    weak, strong = (np.array([np.mean([t["scores"][who] for t in each]) for each in turns]) for who in (WEAK, STRONG))
+    return Table("MT-Bench", [each[0]["prompt"] for each in turns], weak, strong, [], 10.0)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def curve(need: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """PGR at 0, 10, … 100 % of calls; rows of equal need are called in random order, on average."""
+    order = np.argsort(-need, kind="stable")
+    _, first, inverse, size = np.unique(-need[order], return_index=True, return_inverse=True, return_counts=True)
+    level = np.add.reduceat(gain[order], first) / size
+    whole = np.concatenate([[0.0], np.cumsum(level[inverse])])
+    shares = np.linspace(0, 1, STEPS + 1)
+    pgr: np.ndarray = np.interp(shares, np.arange(len(whole)) / len(gain), whole) / whole[-1]
+    return pgr
+
+
+def apgr(pgr: np.ndarray) -> float:
+    return float((pgr[1:] + pgr[:-1]).sum() / (2 * STEPS))
+
+
+def calls_for(level: float, pgr: np.ndarray) -> float:
+    """CPT: the share of calls at which the straight lines first reach `level`."""
+    at = int(np.argmax(pgr >= level))
+    return (at - (pgr[at] - level) / (pgr[at] - pgr[at - 1])) / STEPS
+
+
+def figures(need: np.ndarray, gain: np.ndarray, *, resamples: int = RESAMPLES) -> list[Estimate]:
+    """APGR and calls for each level, means over the seeds, with 95 % percentile intervals from resampled rows.
+
+    The intervals take the fitted scores as they are: they show the chance in the rows judged, not in the fitting.
+    """
+
+    def measured(rows: np.ndarray) -> np.ndarray:
+        curves = [curve(one[rows], gain[rows]) for one in need]
+        return np.mean([[apgr(each), *(calls_for(level, each) for level in LEVELS)] for each in curves], axis=0)
+
+    draw, n = np.random.default_rng(0), len(gain)
+    value = measured(np.arange(n))
+    low, high = np.quantile([measured(draw.integers(0, n, n)) for _ in range(resamples)], [0.025, 0.975], axis=0)
+    return [Estimate(value=v, low=a, high=b, n=n) for v, a, b in zip(value, low, high, strict=True)]
+
+
+def arithmetic(draft: str) -> list[float]:
+    """What GSM8K's own notation shows of an answer: `<<a*b=c>>` steps that do not compute, and a last line `#### c`."""
+    steps = [(_value(left), _value(right)) for left, right in ANNOTATION.findall(draft)]
+    wrong = sum(left is None or right is None or abs(left - right) > 0.01 * max(1, abs(left)) for left, right in steps)
+    final = _value((draft.split("####")[1].strip().split() or [""])[0]) if "####" in draft else None
+    last = steps[-1][1] if steps else None
+    agrees = final is not None and last is not None and abs(final - last) < 0.01
+    whole = final is not None and final == round(final) and final >= 0
+    return [np.log1p(len(steps)), wrong, wrong > 0, "####" in draft, agrees, whole, np.log1p(abs(final or 0.0))]
+
+
+def _value(text: str) -> float | None:
+    """The value of plain arithmetic; None if it is anything else."""
+    text = text.replace(",", "").replace("$", "").replace("\\", "").replace("x", "*").strip(" .")
+    if not re.fullmatch(r"[\d.+\-*/() ]{1,60}", text) or "**" in text:
+        return None
+    try:
+        return float(eval(text, {"__builtins__": {}}))
+    except (SyntaxError, ZeroDivisionError, TypeError):
+        return None
+
+
+def published(name: str) -> str:
+    """RouteLLM's own lines, as Markdown."""
+    data = {"Arena": "65,000 votes of people", "Arena and judge": "the same, 120,000 verdicts of GPT-4"}
+    return "".join(
+        f"| RouteLLM: {who} | {data[what]} | {mean:.3f} | {half:.2f} | {most:.2f} | | |\n"
+        for who, what, mean, half, most in PUBLISHED[name]
+    )

@@ -1,0 +1,256 @@
+"""How hard a request is for the small model, learned from rows whose outcome is known.
+
+Before anything is generated: from the text alone, the probability that the small model does as well as is wished
+(`helped` says what that is: right, or as good as the large one). After a draft: the same with what the draft shows.
+Words, a few counts and, if given, a sentence encoder's vector go into one logistic regression with a strong penalty;
+isotonic steps on held-out rows make a probability of its score. Words are hashed, so a stored Difficulty holds none of
+anybody's. A request takes one to two milliseconds without an encoder. Where held-out rows are not foretold better than
+by the plain rate, it says that it knows nothing: the rate, for every request.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
+from smallfirst.models.base import find
+from smallfirst.models.confidence import Steps
+from smallfirst.records import Record, write_atomically
+from smallfirst.routing.confidence import FOLDS, NUMBER, log_losses, logistic, shown_lower, standards
+
+INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
+"""C of the logistic regression, strictest first; cross-validation on the fitting rows chooses among them."""
+PLACES = 2**15
+"""Places that words and pairs of words are hashed to."""
+DIRECTIONS = 64
+"""Directions of the words' and of the encoder's space that are weighed (truncated SVD); the weights are folded back."""
+LEAST_GAIN = 1e-3
+"""Nats of log loss below which nothing was learned, however sure."""
+QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
+
+
+class Embedder(Protocol):
+    """A sentence encoder, such as `models.encoder.Encoder`."""
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (texts, width), in order."""
+
+
+class Fitted(Record):
+    """What is stored beside the weights."""
+
+    rate: float
+    """Mean outcome of the fitting rows, in [0, 1]; given for every request if nothing was learned."""
+    known: bool
+    """False if held-out rows were not foretold better than by the rate."""
+    why: str
+    """What the fit found, in one sentence."""
+    n_rows: int
+    """Rows it was fitted on."""
+    base: str = ""
+    """Name of the sentence encoder; empty without one."""
+    bias: float = 0.0
+    """Added to the weighted sum."""
+    steps: Steps = Steps()
+    """From the weighted sum to the probability."""
+
+
+class Weights(NamedTuple):
+    """What a word counts (`rarity`: inverse document frequency, as in TF-IDF) and weighs, by place; and the others."""
+
+    rarity: np.ndarray
+    words: np.ndarray
+    counts: np.ndarray
+    meaning: np.ndarray
+
+
+class Difficulty:
+    """Probability, by request, that the small model does well enough."""
+
+    def __init__(self, fitted: Fitted, weights: Weights | None = None, embedder: Embedder | None = None) -> None:
+        self.fitted, self._weights, self._embedder = fitted, weights, embedder
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        helped: Sequence[bool | float],
+        *,
+        further: Sequence[Sequence[float]] | None = None,
+        encoder: tuple[str, Embedder] | None = None,
+    ) -> Difficulty:
+        """From requests and how well the small model did on each, in [0, 1] (True: well enough).
+
+        `further` holds more numbers for each row: what is `shown_by` its draft (`routing.confidence`), for a decision
+        after generation, or a check of the caller's own. `encoder` is a name that `models.base.find` knows, and the
+        encoder. Raises ValueError if the lengths differ or an outcome leaves [0, 1].
+        """
+        target = _outcomes(texts, helped, further)
+        rate = float(target.mean()) if len(target) else 0.5
+        if len(target) < FEWEST_ROWS or target.min() == target.max():
+            why = f"nothing to learn from {len(target)} rows: {FEWEST_ROWS} are needed, not all alike"
+            return cls(Fitted(rate=rate, known=False, why=why, n_rows=len(target)))
+        places, counts = _places(texts), _counts(texts, further)
+        rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(places.indices, minlength=PLACES)))
+        weighed, (centres, scales) = _weighed(places, rarity), standards(counts)
+        meaning = encoder[1].embed(texts) if encoder else np.zeros((len(texts), 0))
+        basis, axes = _directions(weighed), _directions(meaning)
+        x = np.hstack([weighed @ basis, (counts - centres) / scales, meaning @ axes])
+        known, why, inverse_penalty, held_out = _least_loss(x, target)
+        if not known:
+            return cls(Fitted(rate=rate, known=False, why=why, n_rows=len(target)))
+        model = _fit(x, target, inverse_penalty)
+        of_words, of_counts, of_meaning = np.split(model.coef_[0], np.cumsum([basis.shape[1], len(scales)]))
+        fitted = Fitted(
+            rate=rate,
+            known=True,
+            why=why,
+            n_rows=len(target),
+            base=encoder[0] if encoder else "",
+            bias=float(model.intercept_[0] - (of_counts * centres / scales).sum()),
+            steps=fit_isotonic(held_out.tolist(), target.tolist()),
+        )
+        return cls(
+            fitted, Weights(rarity, basis @ of_words, of_counts / scales, axes @ of_meaning), encoder and encoder[1]
+        )
+
+    def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
+        """Probability in [0, 1] for each text, in order; with `further` numbers as they were given to `fit`.
+
+        Raises ValueError if there are more or fewer of them.
+        """
+        if self._weights is None or not texts:
+            return np.full(len(texts), self.fitted.rate)
+        counts = _counts(texts, further)
+        if counts.shape[1] != (n := len(self._weights.counts)):
+            raise ValueError(
+                f"fitted with {n - N_COUNTS} further numbers a row, asked with {counts.shape[1] - N_COUNTS}"
+            )
+        logits = _weighed(_places(texts), self._weights.rarity) @ self._weights.words + self.fitted.bias
+        logits = logits + counts @ self._weights.counts
+        if self._embedder is not None:
+            logits = logits + self._embedder.embed(texts) @ self._weights.meaning
+        return np.array([self.fitted.steps.at(float(value)) for value in logits])
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, and last the record."""
+        if self._weights is not None:
+            from safetensors.numpy import save
+
+            arrays = {name: np.ascontiguousarray(part) for name, part in self._weights._asdict().items()}
+            write_atomically(folder / "difficulty.safetensors", save(arrays))
+        self.fitted.save(folder / "difficulty.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Difficulty | None:
+        """Read back what `save` wrote; None if there is nothing. An encoder is found by its name."""
+        if not (folder / "difficulty.json").exists():
+            return None
+        fitted = Fitted.load(folder / "difficulty.json")
+        if not fitted.known:
+            return cls(fitted)
+        from safetensors.numpy import load_file
+
+        weights = Weights(**load_file(folder / "difficulty.safetensors"))
+        if not fitted.base:
+            return cls(fitted, weights)
+        from smallfirst.models.encoder import Encoder
+
+        return cls(fitted, weights, Encoder(find(fitted.base)))
+
+
+def text_counts(text: str) -> tuple[float, ...]:
+    """Length, sentences, questions, numbers and signs of a text, as logs or shares."""
+    words, numbers = text.split(), NUMBER.findall(text)
+    largest = max((float(number.replace(",", "").split(".")[0]) for number in numbers), default=0.0)
+    return (
+        math.log1p(len(text)),
+        math.log1p(len(words)),
+        sum(map(len, words)) / max(1, len(words)),
+        math.log1p(len(SENTENCE_END.findall(text))),
+        math.log1p(text.count("\n")),
+        float(text.count("?")),
+        float(len(QUESTION_WORD.findall(text))),
+        math.log1p(len(numbers)),
+        math.log1p(len(set(numbers))),
+        math.log1p(min(largest, 1e12)),
+        sum(c.isdigit() for c in text) / max(1, len(text)),
+        sum(not c.isalnum() and not c.isspace() for c in text) / max(1, len(text)),
+    )
+
+
+N_COUNTS = len(text_counts(""))
+
+
+def _counts(texts: Sequence[str], further: Sequence[Sequence[float]] | None) -> np.ndarray:
+    own = np.array([text_counts(text) for text in texts], dtype=np.float64)
+    return own if further is None else np.hstack([own, np.asarray(further, dtype=np.float64)])
+
+
+def _least_loss(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np.ndarray]:
+    """Whether the least 5-fold log loss beats the plain rate's, in words too; its penalty, its held-out log-odds."""
+    from sklearn.model_selection import KFold
+
+    folds = list(KFold(FOLDS, shuffle=True, random_state=0).split(x))
+    rates, tried = np.zeros(len(target)), []
+    for train, test in folds:
+        rates[test] = target[train].mean()
+    for inverse_penalty in INVERSE_PENALTIES:
+        scores = np.zeros(len(target))
+        for train, test in folds:
+            scores[test] = _fit(x[train], target[train], inverse_penalty).decision_function(x[test])
+        tried.append((log_losses(1 / (1 + np.exp(-scores)), target), inverse_penalty, scores))
+    plain, (losses, inverse_penalty, scores) = log_losses(rates, target), min(tried, key=lambda one: one[0].mean())
+    known = shown_lower(losses, plain) and losses.mean() < plain.mean() - LEAST_GAIN
+    why = f"5-fold log loss on {len(target)} rows {losses.mean():.3f}, of the plain rate {plain.mean():.3f}"
+    return known, f"{why}: {'learned' if known else 'nothing learned'}", inverse_penalty, scores
+
+
+def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
+    """A logistic regression; an outcome of 0.7 counts as 0.7 of a good row and 0.3 of a bad one."""
+    shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
+    there = shares > 0
+    return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
+
+
+def _places(texts: Sequence[str]) -> Any:
+    """Which words and pairs of words are in each text: sparse ones (texts, PLACES)."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    hashing = HashingVectorizer(n_features=PLACES, ngram_range=(1, 2), binary=True, norm=None, alternate_sign=False)
+    return hashing.transform(texts)
+
+
+def _weighed(places: Any, rarity: np.ndarray) -> Any:
+    """Rare words count more; each text has length 1."""
+    from sklearn.preprocessing import normalize
+
+    return normalize(places.multiply(rarity).tocsr())
+
+
+def _directions(rows: Any) -> np.ndarray:
+    """Directions (columns, n) along which the rows differ most, by truncated SVD (Halko et al. 2011)."""
+    from sklearn.utils.extmath import randomized_svd
+
+    if not (n := min(DIRECTIONS, *rows.shape)):
+        return np.zeros((rows.shape[1], 0))
+    return np.asarray(randomized_svd(rows, n, n_iter=2, transpose=False, random_state=0)[2].T)
+
+
+def _outcomes(
+    texts: Sequence[str], helped: Sequence[bool | float], further: Sequence[Sequence[float]] | None
+) -> np.ndarray:
+    target = np.asarray(helped, dtype=np.float64)
+    n_further = len(texts if further is None else further)
+    if not len(texts) == len(target) == n_further:
+        raise ValueError(f"rows differ in number: {len(texts)} texts, {len(target)} outcomes, {n_further} further rows")
+    if not all(0 <= outcome <= 1 for outcome in target):
+        raise ValueError(f"outcomes must lie in [0, 1] (got {target.min():g} to {target.max():g})")
+    return target

@@ -1,0 +1,117 @@
+"""Auto: each request to the task it belongs to, with the front's step and price; all else to the general model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import pytest
+
+from smallfirst.errors import ModelError
+from smallfirst.models.model import Chunk, Completion, Model, Request, Route, Step
+from smallfirst.routing.auto import Auto
+
+
+class Found(NamedTuple):
+    task: str | None
+    doubts: dict[str, float]
+    why: str
+    cost_usd: float = 0.001
+    latency_ms: float = 2.0
+
+
+class ByWord:
+    """A request belongs to the task whose name it holds."""
+
+    def choose(self, request: Request) -> Found:
+        task = next((name for name in ("tickets", "claims") if name in request.text), None)
+        doubts = {name: 0.1 if name == task else 0.99 for name in ("tickets", "claims")}
+        return Found(task, doubts, f"like {task}" if task else "no task's request")
+
+
+class Desk:
+    """Says its name; a Router if it has a route."""
+
+    def __init__(self, name: str, *, routed: bool = True) -> None:
+        self.name, self.routed, self.closed = name, routed, 0
+
+    async def complete(self, request: Request) -> Completion:
+        step = Step(stage="small", decision="kept", why="sure")
+        route = Route(stage="small", why="sure", certified=True, task=self.name, trail=(step,))
+        return Completion(
+            text=self.name,
+            answered_by=self.name,
+            latency_ms=10.0,
+            cost_usd=0.1,
+            route=route if self.routed else None,
+        )
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        yield Chunk(text=self.name)
+        yield Chunk(completion=await self.complete(request))
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+def made(general: Desk | None = None) -> Auto:
+    routers: dict[str, Model] = {"tickets": Desk("tickets"), "claims": Desk("claims")}
+    return Auto(ByWord(), routers, general)
+
+
+def ask(auto: Auto, text: str) -> Completion:
+    async def once() -> Completion:
+        try:
+            return await auto.complete(Request.ask(text))
+        finally:
+            await auto.aclose()
+
+    return asyncio.run(once())
+
+
+def test_a_request_goes_to_its_task_and_says_how_that_was_found() -> None:
+    answer = ask(made(), "about claims")
+    assert (answer.text, answer.cost_usd, answer.latency_ms) == ("claims", pytest.approx(0.101), 12.0)
+    assert answer.route is not None
+    assert (answer.route.task, answer.route.certified) == ("claims", True)
+    first, second = answer.route.trail
+    assert (first.stage, first.why, first.score, first.cost_usd) == ("front", "like claims", 0.1, 0.001)
+    assert second.stage == "small"
+
+
+def test_what_is_no_tasks_goes_to_the_general_model_without_a_promise() -> None:
+    answer = ask(made(Desk("big", routed=False)), "write a poem")
+    assert answer.text == "big"
+    assert answer.route is not None
+    assert (answer.route.stage, answer.route.task, answer.route.certified) == ("large", "", False)
+    assert [(s.stage, s.decision) for s in answer.route.trail] == [("front", "passed on"), ("large", "answered")]
+    assert answer.route.trail[0].score == 0.99
+
+
+def test_without_a_general_model_a_foreign_request_is_an_error_that_says_so() -> None:
+    with pytest.raises(ModelError, match="auto: no task's request, and there is no general model to ask"):
+        ask(made(), "write a poem")
+
+
+def test_a_stream_carries_the_same_route() -> None:
+    async def collect() -> list[Chunk]:
+        auto = made()
+        chunks = [chunk async for chunk in auto.stream(Request.ask("my tickets"))]
+        await auto.aclose()
+        return chunks
+
+    chunks = asyncio.run(collect())
+    assert [chunk.text for chunk in chunks] == ["tickets", ""]
+    completion = chunks[-1].completion
+    assert completion is not None
+    assert completion.route is not None
+    assert [step.stage for step in completion.route.trail] == ["front", "small"]
+    assert completion.latency_ms == 12.0
+
+
+def test_closing_closes_every_desk_once() -> None:
+    general = Desk("big", routed=False)
+    auto = made(general)
+    asyncio.run(auto.aclose())
+    assert [desk.closed for desk in (*auto.routers.values(), general)] == [1, 1, 1]  # type: ignore[attr-defined]

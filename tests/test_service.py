@@ -1,0 +1,70 @@
+"""What a server is given: rules that lead somewhere, names of their own, a judge with the task's own eyes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst import service
+from smallfirst.errors import ConfigError, RegistryError
+from smallfirst.home import home
+from smallfirst.records import parse_record
+from smallfirst.routing.policy import Always
+from smallfirst.serving.ledger import Ledger
+from smallfirst.taskfile import TaskFile
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
+
+
+def task_file(**routing: Any) -> TaskFile:
+    values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "routing": routing}
+    return parse_record(TaskFile, values, where="task.yaml")
+
+
+def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
+    policies = [{"kind": "always", "to": "words"}]
+    rules = service.rules_of(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
+    assert rules.before == (Always(kind="always", to="words"),)
+    assert rules.budget is not None
+    assert (rules.budget.usd, rules.expected_usd, rules.signed) == (2.0, {"large": 0.5}, "")
+    signed = service.rules_of(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
+    assert (signed.signed, signed.expected_usd) == ("Ada: pilot", {})
+
+
+def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> None:
+    file = task_file(policies=[{"kind": "always", "to": "large"}, {"kind": "always", "to": "huge"}])
+    with pytest.raises(ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, general"):
+        service.rules_of(file, None, Path())
+
+
+def test_who_drafts_last_cannot_draft_ahead_too() -> None:
+    with pytest.raises(ConfigError, match="ahead: words drafts last already"):
+        task_file(small="words", ahead=["words"])
+
+
+def test_a_draft_holds_if_it_says_what_the_judge_says() -> None:
+    holds = service._holds(Classify(name="t", labels=("billing", "delivery")))
+    assert holds("billing", "billing")
+    assert not holds("billing", "delivery")
+    assert not holds("billing", "no label at all")
+    schema = {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": False}
+    same = service._holds(Extract(name="e", json_schema=schema))
+    assert same('{"n": "two"}', '{ "n" : "two" }')
+    assert not same('{"n": "two"}', '{"n": "three"}')
+
+
+def test_two_tasks_of_one_name_and_a_task_called_auto_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    auto = task_file().model_copy(update={"name": "auto"})
+    with pytest.raises(ConfigError, match="two things would be served as 'auto'"):
+        service.served([auto], ledger)
+    ledger.close()
+
+
+def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    with pytest.raises((RegistryError, service.StageMissing)):
+        service.served([task_file()], ledger)
+    ledger.close()
