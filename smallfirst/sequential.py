@@ -101,29 +101,32 @@ class RecoveryTest:
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
         _check_share(limit=limit, confidence=confidence)
         self.limit, self.confidence = limit, confidence
-        self._factors = _factors(limit, [1 / odds for odds in _ODDS])
-        self._wealth = _Wealth(len(_ODDS))
-        self.errors = 0
+        # «Wrong at least so often» is «right at most so often»: the same test, of right answers.
+        self._of_right = PromiseTest(1 - limit, confidence)
 
     def update(self, wrong: bool) -> None:
         """Take in one audit."""
-        self.errors += wrong
-        self._wealth.bet(self._factors[bool(wrong)])
+        self._of_right.update(not wrong)
 
     @property
     def n(self) -> int:
         """Audits so far."""
-        return self._wealth.n
+        return self._of_right.n
+
+    @property
+    def errors(self) -> int:
+        """Wrong among them."""
+        return self._of_right.n - self._of_right.errors
 
     @property
     def e_value(self) -> float:
         """Evidence that answers are wrong less often than `limit`; 1 at the start, at most 1 on average if not."""
-        return self._wealth.total
+        return self._of_right.e_value
 
     @property
     def recovered(self) -> bool:
         """True from the first time on that the evidence came to 1 / (1 - confidence)."""
-        return self._wealth.highest * (1 - self.confidence) >= 1
+        return self._of_right.broken
 
 
 class DriftTest:

@@ -69,14 +69,7 @@ class Calibration(Record):
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Calibration:
-        for name in ("weights", "centres", "scales"):
-            n = len(getattr(self, name))
-            if n != (len(FEATURES) if self.weights else 0):
-                raise ValueError(f"{name} must hold one number for each of {', '.join(FEATURES)} (got {n})")
-        if not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in self.scales)})")
-        if bool(self.weights) != bool(self.steps.x):
-            raise ValueError("weights and steps are fitted together: both or neither")
+        check_fitted(self.weights, self.centres, self.scales, self.steps, FEATURES)
         return self
 
     def confidence(self, log_probabilities: Sequence[float]) -> float:
@@ -90,6 +83,20 @@ class Calibration(Record):
         """The weighted sum of one answer's features, which the steps turn into a probability; higher is surer."""
         parts = zip(self.weights, features, self.centres, self.scales, strict=True)
         return math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts)
+
+
+def check_fitted(
+    weights: Sequence[float], centres: Sequence[float], scales: Sequence[float], steps: Steps, features: Sequence[str]
+) -> None:
+    """Nothing if weights, centres and scales have one number a feature, or all of them none. Raises ValueError."""
+    wanted = len(features) if weights else 0
+    for name, values in (("weights", weights), ("centres", centres), ("scales", scales)):
+        if len(values) != wanted:
+            raise ValueError(f"{name} must hold one number for each of {', '.join(features)} (got {len(values)})")
+    if not all(scale > 0 for scale in scales):
+        raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in scales)})")
+    if bool(weights) != bool(steps.x):
+        raise ValueError("weights and steps are fitted together: both or neither")
 
 
 def features_of(log_probabilities: Sequence[float]) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 
 from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
-from smallfirst.models.confidence import Steps
+from smallfirst.models.confidence import Steps, check_fitted
 from smallfirst.models.model import Completion
 from smallfirst.records import Record
 
@@ -56,14 +56,7 @@ class DraftHead(Record):
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> DraftHead:
-        for name in ("weights", "centres", "scales"):
-            n = len(getattr(self, name))
-            if n != (len(FEATURES) if self.weights else 0):
-                raise ValueError(f"{name} must hold one number for each of {', '.join(FEATURES)} (got {n})")
-        if not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in self.scales)})")
-        if bool(self.weights) != bool(self.steps.x):
-            raise ValueError("weights and steps are fitted together: both or neither")
+        check_fitted(self.weights, self.centres, self.scales, self.steps, FEATURES)
         return self
 
     @classmethod
