@@ -146,10 +146,16 @@ def _row(example: Example, completion: Completion, task: Task, candidate: str) -
         answer=answer,
         score=score,
         correct=score >= task.right_from,
-        confidence=completion.confidence,
+        confidence=_confidence(completion),
         stage=route.stage if route else candidate,
         certified=route.certified if route else False,
         latency_ms=completion.latency_ms,
         cost_usd=completion.cost_usd,
         field_confidence=completion.field_confidence,
     )
+
+
+def _confidence(completion: Completion) -> float | None:
+    """How sure whoever answered is: as its Router reads it, if one does; None for one that has no view of its own."""
+    read = completion.route.confidence if completion.route else None
+    return completion.confidence if completion.confidence is None or read is None else read

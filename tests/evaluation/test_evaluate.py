@@ -125,6 +125,13 @@ def test_the_stage_that_answered_is_taken_from_the_route() -> None:
     assert (found.share("small"), found.share("large")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
 
 
+def test_confidence_is_as_the_router_reads_it() -> None:
+    routes = {"rose": Route(stage="small", why="sure", certified=True, confidence=0.5)}
+    measuring = Measuring(TASK, rows("rose", "sky"), split="test")
+    found = asyncio.run(evaluate(Scripted(GOLD, routes), measuring, candidate="routed"))
+    assert [row.confidence for row in found.rows] == [0.5, 0.75]
+
+
 def test_a_model_that_does_not_answer_ends_the_evaluation() -> None:
     with pytest.raises(Unavailable, match="down"):
         asyncio.run(evaluate(Down(GOLD), Measuring(TASK, rows("sea"), split="test"), candidate="large"))

@@ -113,6 +113,15 @@ def test_too_few_wrong_answers_leave_it_unfitted() -> None:
     assert "91 right, 9 wrong" in head.why
 
 
+def test_few_wrong_answers_cannot_weigh_many_features() -> None:
+    for seed in range(8):
+        drafts, right, cheaper = drawn(90, seed)
+        differ = np.array([features_of(*pair) for pair in zip(drafts, cheaper, strict=True)]).std(axis=0) > 1e-9
+        assert min(sum(right), 90 - sum(right)) < 10 * differ.sum()
+        head = DraftHead.fit(drafts, right, cheaper=cheaper)
+        assert "all features are weighed" not in head.why
+
+
 def test_a_field_with_thirty_rows_gets_steps_of_its_own() -> None:
     drafts = [draft("{}", 0.9, field_confidence={"x": 0.5 + i / 100, "y": 0.9} if i < 10 else {"x": 0.5 + i / 100})
               for i in range(40)]  # fmt: skip
