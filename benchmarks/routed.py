@@ -190,7 +190,9 @@ def measure(job: Job, workspace: Workspace) -> str:
     names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")
     head = "| " + " | ".join((*names, "minus small, points", "minus large, points")) + " |"
     first = [_line(each, ours, theirs) for each in (ours, theirs)]
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *first, *lines, "", *notes])
+    counts = f"{len(large_cal.rows)} calibration and {len(large_test.rows)} test rows"
+    asked_rows = f"The large model's answers: {answers.note}; {counts}."
+    return "\n".join([asked_rows, "", head, "|---|---|---|---|---|---|---|", *first, *lines, "", *notes])
 
 
 def _drawn(job: Job, large: Evaluation) -> Evaluation:
