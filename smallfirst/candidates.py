@@ -16,7 +16,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Model, Request
 from smallfirst.routing.domain import DomainGate, SignatureGate
 from smallfirst.routing.signature import fit_signature
-from smallfirst.routing.stages import Domain
+from smallfirst.routing.stages import Domain, Doubt
 from smallfirst.taskfile import TaskFile
 from smallfirst.workspace import Workspace
 
@@ -112,13 +112,13 @@ def domain_of(file: TaskFile, workspace: Workspace) -> Domain | None:
     return DomainGate.load(workspace.folder / "domain", price=price)
 
 
-async def in_domain(job: Job, workspace: Workspace) -> tuple[Dataset, tuple[float, ...]]:
+async def in_domain(job: Job, workspace: Workspace) -> tuple[Dataset, tuple[Doubt, ...]]:
     """The calibration rows that reach the small model at all (the certificate speaks of these), and their doubts."""
     rows = job.rows.calibration
     domain = domain_of(job.file, workspace)
     if domain is None:
         return rows, ()
-    found = [(e, (await domain.doubt(Request(messages=e.messages))).value) for e in rows.examples]
+    found = [(e, await domain.doubt(Request(messages=e.messages))) for e in rows.examples]
     await domain.aclose()
-    own = [(example, doubt) for example, doubt in found if doubt <= domain.limit]
+    own = [(example, doubt) for example, doubt in found if doubt.value <= domain.limit]
     return rows.subset("calibration", tuple(e for e, _ in own)), tuple(doubt for _, doubt in own)

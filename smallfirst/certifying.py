@@ -7,6 +7,7 @@ matters: selection rows decide what the confidences are, then calibration rows c
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from smallfirst import registry
@@ -18,9 +19,10 @@ from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.heads import HEADS, Heads, believed, fit_difficulty, fit_heads, rewritten
 from smallfirst.job import Job
 from smallfirst.models.manifest import read_manifest
+from smallfirst.routing.cascade import charged
 from smallfirst.routing.certificate import Certificate, certify
 from smallfirst.routing.policy import Difficult
-from smallfirst.routing.stages import Stage
+from smallfirst.routing.stages import Doubt, Stage
 from smallfirst.service import drafting_stages, keep_reference
 from smallfirst.standins import certify_from_stand_ins
 from smallfirst.workspace import Promoted, Workspace
@@ -37,15 +39,25 @@ def certify_promoted(job: Job, workspace: Workspace) -> tuple[Certificate, Heads
     heads, confidence = asyncio.run(_learnt(job, workspace, promoted, own))
     names = dict(zip((*routing.ahead, "small"), (*routing.ahead, promoted.candidate), strict=True))
     drafts = [rewritten(_on(job, workspace, c, own), confidence.get(stage, {})) for stage, c in names.items()]
+    drafts[0] = _paying_for(doubts, drafts[0])
     large = workspace.evaluation("large", "calibration")
     certificate = _certified(job, workspace, promoted, (drafts, large))
     certificate.save(workspace.folder / "certificate.json")
     for filename, kept in (("certificate.json", certificate), (HEADS, heads)):
         registry.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
-    keep_reference(job, (promoted.name, promoted.version), drafts[-1], doubts, large)
+    values = [doubt.value for doubt in doubts]
+    keep_reference(job, (promoted.name, promoted.version), drafts[-1], values, large)
     job.watch.say(f"certificate: {certificate.why}")
     job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
     return certificate, heads
+
+
+def _paying_for(doubts: Sequence[Doubt], first: Evaluation) -> Evaluation:
+    """The first draft with the domain check's mean price and time on each row: every request pays for the look."""
+    if not doubts:
+        return first
+    cost_usd, latency_ms = (sum(values) / len(doubts) for values in zip(*(doubt[1:] for doubt in doubts), strict=True))
+    return charged(first, cost_usd=cost_usd, latency_ms=latency_ms)
 
 
 def _certified(

@@ -26,6 +26,10 @@ class Found(Protocol):
         """Doubt of every task that was asked, in [0, 1]."""
 
     @property
+    def limit(self) -> float | None:
+        """The most doubt that the task, or the nearest one, takes."""
+
+    @property
     def why(self) -> str:
         """One sentence."""
 
@@ -96,6 +100,7 @@ def _after(found: Found, completion: Completion) -> Completion:
         decision="passed on",
         why=found.why,
         score=score,
+        threshold=found.limit,
         cost_usd=found.cost_usd,
         latency_ms=found.latency_ms,
     )

@@ -93,6 +93,8 @@ def _whole(answers: Answers, doubtful: np.ndarray, both: np.ndarray, unhelped: T
     )
     if theirs.sum() > ours.sum():
         return "escalate", evidence
+    if both.sum() < FEWEST_PAIRED:
+        return unhelped, f"{evidence}: too few to show that sending them on helps; ask the large model more of them"
     instead = ", so they go to a person's queue" if unhelped == "abstain" else ""
     return unhelped, f"{evidence}: sending them on would cost more and help nobody{instead}"
 

@@ -37,6 +37,8 @@ class Choice(Record):
     """The task; None for a request that is no task's."""
     doubts: dict[str, float]
     """Doubt of every task that was asked, in [0, 1]; by its words alone where that was enough."""
+    limit: float | None
+    """The most doubt that the task, or the nearest one, takes; None where no task was asked."""
     why: str
     """One sentence a person understands."""
     second_look: bool
@@ -90,13 +92,17 @@ class Front:
         return [
             Choice(
                 task=task,
-                doubts={name: look[i].doubt for name, look in looks.items()},
+                doubts=(doubts := {name: look[i].doubt for name, look in looks.items()}),
+                limit=self._limit_of(task or min(doubts, key=lambda name: doubts[name], default=None)),
                 why=why,
                 second_look=any(look[i].second for look in looks.values()),
                 **cost,
             )
             for i, (task, why) in enumerate(found)
         ]
+
+    def _limit_of(self, task: str | None) -> float | None:
+        return None if task is None else self.signatures[task].limit
 
     def _decide(self, text: str, looks: Mapping[str, Look]) -> tuple[str | None, str]:
         """The task and the reason."""

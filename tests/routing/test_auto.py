@@ -17,6 +17,7 @@ class Found(NamedTuple):
     task: str | None
     doubts: dict[str, float]
     why: str
+    limit: float | None = 0.97
     cost_usd: float = 0.001
     latency_ms: float = 2.0
 
@@ -76,7 +77,8 @@ def test_a_request_goes_to_its_task_and_says_how_that_was_found() -> None:
     assert answer.route is not None
     assert (answer.route.task, answer.route.certified) == ("claims", True)
     first, second = answer.route.trail
-    assert (first.stage, first.why, first.score, first.cost_usd) == ("front", "like claims", 0.1, 0.001)
+    assert (first.stage, first.why, first.score, first.threshold) == ("front", "like claims", 0.1, 0.97)
+    assert first.cost_usd == 0.001
     assert second.stage == "small"
 
 

@@ -69,6 +69,14 @@ def test_a_band_with_under_ten_paired_rows_follows_the_whole() -> None:
     assert [(band.n, band.then) for band in found.bands][1] == (10, "keep")
 
 
+def test_few_paired_rows_are_said_to_be_few() -> None:
+    asked = np.zeros(80, dtype=bool)
+    asked[20:29] = True  # nine rows on which large is worse
+    found = rest_of(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    assert found.then == "keep"
+    assert found.why.endswith(": too few to show that sending them on helps; ask the large model more of them")
+
+
 def test_a_promise_about_regret_allows_keeping_from_the_top_down_to_its_floor_without_a_gap() -> None:
     always = rows([True] * 80, [False] * 80)
     found = rest_of(always, NOBODY, top=1.0, floor=0.5, person=False)

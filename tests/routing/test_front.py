@@ -79,6 +79,8 @@ def test_a_choice_says_why_and_what_it_took(bank: Signature, table: Signature) -
     assert mine.doubts["bank"] < mine.doubts["table"]
     assert mine.why.startswith("like requests of bank (doubt 0.")
     assert none.why.startswith("no task's request; nearest is ")
+    assert mine.limit == bank.limit
+    assert none.limit in (bank.limit, table.limit)
     assert mine.cost_usd > 0
     assert mine.latency_ms > 0
     assert not mine.second_look
@@ -141,7 +143,8 @@ def test_a_conversation_goes_only_to_tasks_that_have_some(bank: Signature) -> No
 
 
 def test_a_front_without_tasks_sends_everything_on() -> None:
-    assert Front({}).choose("where is my pin").task is None
+    found = Front({}).choose("where is my pin")
+    assert (found.task, found.limit) == (None, None)
 
 
 def test_known_foreign_requests_make_it_better() -> None:
