@@ -213,7 +213,7 @@ def certify_answers(answers: Answers, promise: Promise, made: Made) -> Certifica
         below_why=rest.why,
         below_difference=rest.difference,
         temperature=made.temperature,
-        curve=curve_of(answers, found.thresholds[:-1], promise.confidence),
+        curve=curve_of(answers, found.thresholds, promise.confidence),
         model_fingerprint=made.model_fingerprint,
         dataset_fingerprint=made.dataset_fingerprint,
         promise=promise,

@@ -250,6 +250,16 @@ def test_the_curve_begins_all_large_and_ends_all_small() -> None:
     assert curve[-1].threshold == min(row.confidence or 0.0 for row in small.rows)
 
 
+def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
+    for n in (400, 501, 777):
+        said = np.random.default_rng(n).random(n)
+        small = measured("small", (said > 0.1).tolist(), said.tolist())
+        found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+        assert found.issued
+        (point,) = [p for p in found.curve if p.threshold == found.threshold]
+        assert (point.n_kept, point.errors_kept) == (found.n_kept, found.errors_kept)
+
+
 def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
     draw = np.random.default_rng(6)
     ours, theirs = draw.random(90) < 0.8, draw.random(90) < 0.9
