@@ -91,7 +91,7 @@ NOTES = {
     ),
     "large": (
         "Small and large model on a random part of calibration and test rows; as many are drawn as there are. "
-        "The recording was still growing: the figures are those of the rows it held. Refused is what so few "
-        "rows cannot show."
+        "The recording is the one that `benchmarks/routed.py record` makes. Refused is what so few rows cannot "
+        "show."
     ),
 }

@@ -202,7 +202,7 @@ of requests for which the encoder was asked. `right`: went to its task, or to no
 score (`unlike`) was added after a first measurement, in which words alone sent 46 % of nq_open to snips_slots; it was
 picked on validation rows of other sets.
 
-Time: other work ran on the same core, which draws out the clock but not the processor's time. Memory is the process's.
+Time: requests one by one in a fresh process with one thread, nothing else running. Memory is the process's.
 
 {auto}
 """
