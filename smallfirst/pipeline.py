@@ -16,7 +16,6 @@ from smallfirst import gate as gating
 from smallfirst import large as large_path
 from smallfirst import registry, tracking
 from smallfirst.candidates import domain_of, fit_linear, local_candidate, tune_encoder
-from smallfirst.certifying import certify_promoted
 from smallfirst.checkup import Checkup, checkup
 from smallfirst.curve import measure_curve
 from smallfirst.data.dataset import Dataset
@@ -24,7 +23,9 @@ from smallfirst.data.split import take_share
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.evaluate import Measuring, evaluate
 from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.heads import Heads
+from smallfirst.golive.certifying import certify_promoted
+from smallfirst.golive.heads import Heads
+from smallfirst.golive.service import drafting_stages, rules_of
 from smallfirst.job import Job
 from smallfirst.models.base import find
 from smallfirst.models.model import Request
@@ -34,7 +35,6 @@ from smallfirst.retention import measure_retention, wanted_probe
 from smallfirst.routing.certificate import Certificate
 from smallfirst.routing.router import Router
 from smallfirst.scrutiny import doubts_of, leaks_of
-from smallfirst.service import drafting_stages, rules_of
 from smallfirst.taskfile import TaskFile
 from smallfirst.tracking_evaluation import log_evaluation
 from smallfirst.watching import Watch

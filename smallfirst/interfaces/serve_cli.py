@@ -21,10 +21,10 @@ def serve(
     task_yamls: tuple[Path, ...], replay_large: bool, fine_tuning: bool, bases: tuple[str, ...], **settings: Any
 ) -> None:
     """Serve each task's Router, its small and its large model, and `auto` over all tasks, as an OpenAI-style API."""
+    from smallfirst.golive.service import served
     from smallfirst.home import home
     from smallfirst.interfaces.openai_fine_tuning import extension_for
     from smallfirst.records import parse_record
-    from smallfirst.service import served
     from smallfirst.serving.app import serve as serve_models
     from smallfirst.serving.extension import Extension, Together
     from smallfirst.serving.ledger import Ledger

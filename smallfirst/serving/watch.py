@@ -31,6 +31,8 @@ from smallfirst.serving.wire import WireError
 
 STATES = ("live", "shadow", "drift", "fallback")
 _MAX_BYTES = 64 * 1024
+MOST_VERDICTS = 16
+"""Verdicts that are kept on one answer: people may disagree, but not fill the ledger."""
 _MOST_SHOWN = 200
 """Entries of the queue that are listed at once."""
 
@@ -78,6 +80,11 @@ class LiveRouters:
         row = await asyncio.to_thread(self._ledger.get, said.id)
         if row is None or row.status != 200:
             raise WireError(404, "There is no answer with this id.", param="id", code="answer_not_found")
+        earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=said.id)
+        if len(earlier) >= MOST_VERDICTS:
+            raise WireError(
+                409, f"There are {MOST_VERDICTS} verdicts on this answer already.", param="id", code="judged"
+            )
         live = self.by_task.get(row.task or "")
         if live is None:
             await self._ledger.append_async(said)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from smallfirst import pipeline, service
+from smallfirst import pipeline
 from smallfirst.errors import DataError, GateFailed, StageMissing
+from smallfirst.golive import service
 from smallfirst.home import home
 from smallfirst.job import Job
 from smallfirst.models.model import Request

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from smallfirst import pipeline, registry, service
+from smallfirst import pipeline, registry
 from smallfirst.cli import main
 from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.golive import service
 from smallfirst.home import home
 from smallfirst.job import Job
 from smallfirst.models.model import Request, Route

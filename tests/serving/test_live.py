@@ -20,7 +20,7 @@ from smallfirst.serving.entries import AuditRow, FeedbackRow, LedgerRow, StateRo
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.live import Auditing, Live
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.serving.watch import LiveRouters
+from smallfirst.serving.watch import MOST_VERDICTS, LiveRouters
 from smallfirst.stats import wilson
 
 
@@ -315,6 +315,14 @@ def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
         refused = client.post("/v1/feedback", json=body)
         assert refused.status_code in (400, 404)
         assert refused.json()["error"]["param"] == param
+
+
+def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(house: tuple[Setting, httpx.Client]) -> None:
+    setting, client = house
+    id = chat(client)["id"]
+    codes = [client.post("/v1/feedback", json={"id": id, "verdict": "right"}).status_code for _ in range(18)]
+    assert codes == [200] * MOST_VERDICTS + [409] * 2
+    assert len(setting.ledger.entries(FeedbackRow)) == MOST_VERDICTS
 
 
 def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.Client]) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from smallfirst import service
 from smallfirst.errors import ConfigError, RegistryError
+from smallfirst.golive import service
 from smallfirst.home import home
 from smallfirst.records import parse_record
 from smallfirst.routing.policy import Always

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from smallfirst.heads import DIFFICULTY, Heads, believed, fit_difficulty, fit_heads, rewritten
+from smallfirst.golive.heads import DIFFICULTY, Heads, believed, fit_difficulty, fit_heads, rewritten
 from smallfirst.job import Job
 from smallfirst.models.model import Chunk, Completion, Request, stream_whole
 from smallfirst.routing.confidence import DraftHead

@@ -17,7 +17,7 @@ from smallfirst import registry
 from smallfirst.candidates import SIGNATURE_FOLDER, domain_of
 from smallfirst.errors import ConfigError, StageMissing
 from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.heads import DIFFICULTY, HEADS, Heads
+from smallfirst.golive.heads import DIFFICULTY, HEADS, Heads
 from smallfirst.job import Job
 from smallfirst.models.folder import load_model
 from smallfirst.models.model import Model

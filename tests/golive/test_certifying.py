@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.certifying import _paying_for
 from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
+from smallfirst.golive.certifying import _paying_for
 from smallfirst.routing.stages import Doubt
 from smallfirst.stats import wilson
 

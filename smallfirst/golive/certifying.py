@@ -16,15 +16,15 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.evaluate import Measuring, restrict
 from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.heads import HEADS, Heads, believed, fit_difficulty, fit_heads, rewritten
+from smallfirst.golive.heads import HEADS, Heads, believed, fit_difficulty, fit_heads, rewritten
+from smallfirst.golive.service import drafting_stages, keep_reference
+from smallfirst.golive.standins import certify_from_stand_ins
 from smallfirst.job import Job
 from smallfirst.models.manifest import read_manifest
 from smallfirst.routing.cascade import charged
 from smallfirst.routing.certificate import Certificate, certify
 from smallfirst.routing.policy import Difficult
 from smallfirst.routing.stages import Doubt, Stage
-from smallfirst.service import drafting_stages, keep_reference
-from smallfirst.standins import certify_from_stand_ins
 from smallfirst.workspace import Promoted, Workspace
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
+from smallfirst.golive.standins import certify_from_stand_ins, gold_answers
 from smallfirst.job import Job
-from smallfirst.standins import certify_from_stand_ins, gold_answers
 from smallfirst.stats import wilson
 from smallfirst.taskfile import read_taskfile
 from smallfirst.watching import Watch
