@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,9 +28,11 @@ from smallfirst.routing.certificate import Certificate
 from smallfirst.routing.difficulty import Difficulty
 from smallfirst.routing.front import Front
 from smallfirst.routing.monitor import Monitor
+from smallfirst.routing.policy import SECONDS, Purse
 from smallfirst.routing.router import Router
 from smallfirst.routing.signature import SIGNATURE
 from smallfirst.routing.stages import Rules, Stage
+from smallfirst.serving.entries import LedgerRow
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.live import Auditing, Live
 from smallfirst.serving.watch import LiveRouters
@@ -161,6 +164,8 @@ def _live_router(
         rules=rules_of(file, reference.large_usd, workspace.folder),
         name=file.name,
     )
+    if router.purse is not None:
+        remember(router.purse, ledger, file.name)
     beside: dict[str, Model] = {f"{file.name}-small": small}
     if general is not None:
         beside[f"{file.name}-large"] = general
@@ -168,6 +173,16 @@ def _live_router(
     auditing = Auditing(judge, _holds(job.task), store_bodies)
     watched = Live(router, _monitor(file, certificate, reference, judge), ledger=ledger, auditing=auditing)
     return watched, beside
+
+
+def remember(purse: Purse, ledger: Ledger, task: str) -> None:
+    """Nothing back; the purse knows what escalated answers of the task cost in its window, before this process."""
+    now = datetime.now(UTC)
+    since = now - timedelta(seconds=SECONDS[purse.budget.per])
+    for row in ledger.entries(LedgerRow, since=since, task=task):
+        cost_usd = sum(step.cost_usd for step in row.steps if step.decision == "answered")
+        if cost_usd:
+            purse.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 
 def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Literal["large", "person"]:

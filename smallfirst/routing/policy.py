@@ -233,7 +233,7 @@ def language_of(text: str) -> str:
 
 
 class Purse:
-    """What of a budget is left. It forgets when the process ends, so a restart begins a new window."""
+    """What of a budget is left. Whoever starts it again tells it what was paid before."""
 
     def __init__(self, budget: Budget, *, now: Callable[[], float] = time.monotonic) -> None:
         self.budget, self._now = budget, now
@@ -245,9 +245,9 @@ class Purse:
         self._forget()
         return self._sum + cost_usd < self.budget.usd
 
-    def pay(self, cost_usd: float) -> None:
-        """Nothing back; the cost of an escalated answer counts from now on."""
-        self._spent.append((self._now(), cost_usd))
+    def pay(self, cost_usd: float, *, age_s: float = 0.0) -> None:
+        """Nothing back; the cost of an escalated answer counts from `age_s` seconds ago on. Oldest payments first."""
+        self._spent.append((self._now() - age_s, cost_usd))
         self._sum += cost_usd
 
     def _forget(self) -> None:

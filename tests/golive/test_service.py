@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from smallfirst.errors import ConfigError, RegistryError
 from smallfirst.golive import service
 from smallfirst.home import home
+from smallfirst.models.model import Step
 from smallfirst.records import parse_record
-from smallfirst.routing.policy import Always
+from smallfirst.routing.policy import Always, Budget, Purse
+from smallfirst.serving.entries import LedgerRow
 from smallfirst.serving.ledger import Ledger
 from smallfirst.taskfile import TaskFile
 from smallfirst.tasks.classify import Classify
@@ -68,3 +71,26 @@ def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     with pytest.raises((RegistryError, service.StageMissing)):
         service.served([task_file()], ledger)
     ledger.close()
+
+
+def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> None:
+    ledger, now = Ledger(home() / "ledger.db"), datetime.now(UTC)
+
+    def answer(id: str, hours_ago: float, cost_usd: float, **values: Any) -> None:
+        step = Step(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
+        trail = f"[{step.model_dump_json()}]"
+        given = {"id": id, "at": now - timedelta(hours=hours_ago), "served_name": "desk", "status": 200}
+        ledger.append(LedgerRow.model_validate({**given, "latency_ms": 1.0, "task": "desk", "trail": trail, **values}))
+
+    answer("old", 30, 5.0)
+    answer("today", 20, 0.75)
+    answer("other", 1, 5.0, task="other")
+    answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
+    clock = [0.0]
+    purse = Purse(Budget(usd=1.0, per="day"), now=lambda: clock[0])
+    service.remember(purse, ledger, "desk")
+    ledger.close()
+    assert purse.allows(0.2)
+    assert not purse.allows(0.3)
+    clock[0] = 4.01 * 3600  # the payment is more than a day old
+    assert purse.allows(0.9)
