@@ -172,7 +172,10 @@ class ChatEndpoint:
         exchange.recorded = True
         await self._ledger.append_async(row)
         if self._watcher is not None:
-            self._watcher.answered(exchange.reply.id, exchange.call.request, completion)
+            try:
+                self._watcher.answered(exchange.reply.id, exchange.call.request, completion)
+            except Exception:  # who watches must not take away an answer that is recorded
+                _log.exception("%s: the watcher failed", exchange.reply.id)
 
     async def _fail(self, exchange: _Exchange, error: Exception) -> None:
         """The row first, then the error body; in a stream that has begun, an error event."""

@@ -342,6 +342,23 @@ def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.C
     assert 'smallfirst_alarms_total{cause="promise",task="tickets"} 1.0' in lines
 
 
+def test_a_watcher_that_fails_takes_no_answer_away(
+    ledger: Ledger, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(LiveRouters):
+        def answered(self, id: str, request: Request, completion: Completion) -> None:
+            raise RuntimeError("broken")
+
+    setting = Setting(ledger)
+    with (
+        running({"tickets": setting.live}, ledger, ServeSettings(), extension=Broken([setting.live], ledger)) as at,
+        httpx.Client(base_url=at.url) as client,
+    ):
+        assert chat(client)["choices"][0]["message"]["content"] == "refund"
+    assert "the watcher failed" in caplog.text
+    assert [row.status for row in ledger.rows()] == [200]
+
+
 def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, running: Running) -> None:
     setting = Setting(ledger, judge="person")
     with (
