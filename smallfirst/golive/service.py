@@ -42,6 +42,8 @@ from smallfirst.workspace import Workspace
 
 AUTO = "auto"
 """Name under which every task of a server is reached at once."""
+CHALLENGER = "challenger"
+"""Alias, and stage, of a version that a split sends a share of the requests to."""
 REFERENCE = "reference.json"
 """What is kept beside the certificate."""
 
@@ -92,22 +94,34 @@ def drafting_stages(job: Job, workspace: Workspace, last: Model) -> tuple[Stage,
     return (*ahead, Stage("small", last))
 
 
-def rules_of(file: TaskFile, large_usd: float | None, folder: Path) -> Rules:
-    """The rules of a task file; a learned difficulty is in the run's folder. ConfigError: a policy leads nowhere."""
+def rules_of(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> Rules:
+    """The rules of a task file; a learned difficulty is in the run's folder. ConfigError: a policy leads nowhere.
+
+    Policies that lead to the challenger are left out where it is not among the stages `beside`.
+    """
     routing = file.routing
-    stages = {"small", "large", "general", "cascade", *routing.ahead}
+    stages = {"small", "large", "general", "cascade", CHALLENGER, *routing.ahead}
     for place, policy in enumerate(routing.policies):
         if policy.to not in stages:
             raise ConfigError(
                 f"{file.name}: routing.policies[{place}] leads to {policy.to!r}, which is no stage",
                 hint=f"use one of {', '.join(sorted(stages))}",
             )
+    there = {CHALLENGER} & {stage.name for stage in beside}
+    policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
     signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
     hardness = Difficulty.load(folder / DIFFICULTY)
-    return Rules(
-        before=routing.policies, budget=routing.budget, hardness=hardness, signed=signed, expected_usd=expected
-    )
+    return Rules(policies, routing.budget, hardness, tuple(beside), signed, expected)
+
+
+def challenger_of(file: TaskFile) -> tuple[Stage, ...]:
+    """The challenger's version as a stage beside the cascade, if a policy leads to it. RegistryError: there is none."""
+    if all(policy.to != CHALLENGER for policy in file.routing.policies):
+        return ()
+    version = registry.resolve(f"{file.register_to}@{CHALLENGER}")
+    model = load_model(version.folder, name=f"{file.name}-{CHALLENGER}", price=file.prices.machine)
+    return (Stage(CHALLENGER, model),)
 
 
 def served(files: Sequence[TaskFile], ledger: Ledger, *, live: bool = True, store_bodies: bool = False) -> Served:
@@ -161,7 +175,7 @@ def _live_router(
         certificate,
         general=general,
         domain=domain_of(file, workspace) if general is not None else None,
-        rules=rules_of(file, reference.large_usd, workspace.folder),
+        rules=rules_of(file, reference.large_usd, workspace.folder, challenger_of(file)),
         name=file.name,
     )
     if router.purse is not None:

@@ -14,6 +14,7 @@ from smallfirst.home import home
 from smallfirst.models.model import Step
 from smallfirst.records import parse_record
 from smallfirst.routing.policy import Always, Budget, Purse
+from smallfirst.routing.stages import Stage
 from smallfirst.serving.entries import LedgerRow
 from smallfirst.serving.ledger import Ledger
 from smallfirst.taskfile import TaskFile
@@ -29,7 +30,7 @@ def task_file(**routing: Any) -> TaskFile:
 def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
     policies = [{"kind": "always", "to": "words"}]
     rules = service.rules_of(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
-    assert rules.before == (Always(kind="always", to="words"),)
+    assert rules.before == [Always(kind="always", to="words")]
     assert rules.budget is not None
     assert (rules.budget.usd, rules.expected_usd, rules.signed) == (2.0, {"large": 0.5}, "")
     signed = service.rules_of(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
@@ -38,8 +39,22 @@ def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> No
 
 def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> None:
     file = task_file(policies=[{"kind": "always", "to": "large"}, {"kind": "always", "to": "huge"}])
-    with pytest.raises(ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, general"):
+    with pytest.raises(
+        ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, challenger, general"
+    ):
         service.rules_of(file, None, Path())
+
+
+def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_challenger(tmp_path: Path) -> None:
+    file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "always", "to": "large"}])
+    alone = service.rules_of(file, None, tmp_path)
+    assert [policy.to for policy in alone.before] == ["large"]
+    with pytest.raises(RegistryError):
+        service.challenger_of(file)
+    assert service.challenger_of(task_file()) == ()
+    beside = (Stage("challenger", None),)  # type: ignore[arg-type]  # it is not asked here
+    both = service.rules_of(file, None, tmp_path, beside)
+    assert ([policy.to for policy in both.before], both.beside) == (["challenger", "large"], beside)
 
 
 def test_who_drafts_last_cannot_draft_ahead_too() -> None:
