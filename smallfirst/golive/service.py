@@ -137,9 +137,8 @@ def served(files: Sequence[TaskFile], ledger: Ledger, *, live: bool = True, stor
         if file.name in models or file.name == AUTO:
             raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
         version = registry.resolve(f"{file.register_to}@champion")
-        workspace = Workspace.latest(
-            file.name, version.tags.get("run")
-        )  # not the newest run: a challenger may have lost
+        # The champion's own run, not the newest one: that may be a challenger's that has lost.
+        workspace = Workspace.latest(file.name, version.tags.get("run"))
         found, beside = _live_router(file, (version, workspace), ledger, live=live, store_bodies=store_bodies)
         routers.append(found)
         folders[file.name] = workspace.folder / SIGNATURE_FOLDER
@@ -194,8 +193,9 @@ def remember(purse: Purse, ledger: Ledger, task: str) -> None:
     now = datetime.now(UTC)
     since = now - timedelta(seconds=SECONDS[purse.budget.per])
     for row in ledger.entries(LedgerRow, since=since, task=task):
+        drafted = any(step.decision == "passed on" and step.model for step in row.steps)
         cost_usd = sum(step.cost_usd for step in row.steps if step.decision == "answered")
-        if cost_usd:
+        if drafted and cost_usd:
             purse.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 

@@ -132,7 +132,7 @@ class Router:
 
     def _answered(self, decision: Decision, answer: Completion) -> Completion:
         """The asked model's answer with the whole way's cost, latency and steps."""
-        if self.purse is not None:
+        if self.purse is not None and decision.draft is not None:  # a budget is about escalation alone
             self.purse.pay(answer.cost_usd)
         step = Step(
             stage=decision.route.stage,

@@ -72,7 +72,7 @@ class Way:
         """No draft was sure enough: escalate, keep the last one without the promise, or leave it to a person."""
         router, last = self.router, self.router.drafts[-1].name
         stage, then = last, router.certificate.decide(confidence)
-        if router.rules.signed:
+        if router.rules.signed and not router.certificate.issued:
             why = f"not certified; signed for by {router.rules.signed}"
         elif router.large is None and then == "escalate":
             why = "not sure, and there is no large model to ask"

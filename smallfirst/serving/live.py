@@ -106,6 +106,8 @@ class Live:
         row = await asyncio.to_thread(self.ledger.get, said.id)
         if row is None or not row.audited or row.audit_share is None or not row.certified:
             return
+        if row.at < self._since:
+            return  # it was given under another certificate, and says nothing about this one
         earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=said.id)
         verdict = AuditRow(
             id=said.id,
@@ -167,6 +169,8 @@ class Live:
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
+        if await asyncio.to_thread(self.ledger.entries, AuditRow, id=id):
+            return  # a person was quicker, and counts more
         wrong = not self.auditing.holds(draft, judged)
         await self._take(
             AuditRow(
@@ -221,11 +225,12 @@ class Live:
     def _go_on(self) -> None:
         """Take up the state that was last written down for this certificate, or write down the first one."""
         states = [s for s in self.ledger.entries(StateRow, task=self.name) if s.certificate == self.certificate]
+        self._since = states[0].at if states else datetime.now(UTC)
         if states:
             self.monitor.resume(cast(State, states[-1].after))
             return
         first = StateRow(
-            at=datetime.now(UTC),
+            at=self._since,
             task=self.name,
             before="",
             after=self.monitor.state,

@@ -93,13 +93,16 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
 
     def answer(id: str, hours_ago: float, cost_usd: float, **values: Any) -> None:
         step = Step(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
-        trail = f"[{step.model_dump_json()}]"
+        draft = Step(stage="small", decision="passed on", why="not sure enough", model="desk-small")
+        trail = f"[{draft.model_dump_json()},{step.model_dump_json()}]"
         given = {"id": id, "at": now - timedelta(hours=hours_ago), "served_name": "desk", "status": 200}
         ledger.append(LedgerRow.model_validate({**given, "latency_ms": 1.0, "task": "desk", "trail": trail, **values}))
 
     answer("old", 30, 5.0)
     answer("today", 20, 0.75)
     answer("other", 1, 5.0, task="other")
+    outside = '[{"stage":"large","decision":"answered","why":"no task","cost_usd":5.0}]'
+    answer("outside", 1, 5.0, trail=outside)
     answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
     clock = [0.0]
     purse = Purse(Budget(usd=1.0, per="day"), now=lambda: clock[0])

@@ -419,3 +419,20 @@ def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for(
     answer = ask(Router(Answers("small", confidence=0.9), Answers("large"), made))
     assert answer.route is not None
     assert answer.route.promise == "at most 1 point less accurate than the large model (95 %)"
+
+
+def test_a_budget_is_about_escalation_alone() -> None:
+    straight = Rule(kind="rule", to="large", contains=("house",))
+    rules = Rules(before=(straight,), budget=Budget(usd=1.5, per="day"), expected_usd={"large": 0.9})
+    router = cascade(0.0, 0.0, rules=rules)
+    assert [ask(router, "my house").answered_by for _ in range(3)] == ["large"] * 3
+    assert [ask(router, "my card").answered_by for _ in range(2)] == ["large", "small"]
+
+
+def test_a_signature_stands_in_for_a_missing_certificate_only() -> None:
+    rules = Rules(signed="Ada: pilot")
+    assert ask(cascade(0.0, 0.0, rules=rules)).answered_by == "large"
+    router = cascade(0.0, 0.0, rules=rules)
+    router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NOTHING_KEPT})
+    answer = ask(router)
+    assert (answer.answered_by, bare(answer).why) == ("small", "not certified; signed for by Ada: pilot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Setting:
             row = LedgerRow.model_validate(
                 {
                     "id": id,
-                    "at": "2026-01-02T12:00:00Z",
+                    "at": datetime.now(UTC),
                     "served_name": "tickets",
                     "status": 200,
                     "latency_ms": 1,
@@ -251,6 +252,33 @@ def test_a_person_who_corrects_verdicts_takes_the_alarm_back(ledger: Ledger) -> 
     assert setting.changes[-1] == ("fallback", "live")
     assert "a person corrected" in ledger.entries(StateRow)[-1].why
     assert Setting(ledger).live.monitor.state == "live"
+
+
+def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+
+    async def race() -> None:
+        slow = setting.large.complete
+
+        async def held(request: Request) -> Completion:
+            await setting.live.feedback(said("chatcmpl-1-0", "wrong"))  # while the large model is asked
+            return await slow(request)
+
+        setting.large.complete = held  # type: ignore[method-assign]
+        await setting.ask()
+
+    asyncio.run(race())
+    assert [(a.judged_by, a.wrong) for a in ledger.entries(AuditRow)] == [("person", True)]
+    assert setting.live.monitor.live_error.n == 1
+
+
+def test_feedback_on_an_answer_of_another_certificate_moves_no_bound(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person")
+    asyncio.run(setting.ask())
+    setting.live._since = datetime.now(UTC)  # as if this certificate had come after that answer
+    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "wrong")))
+    assert ledger.entries(AuditRow) == ()
+    assert len(ledger.entries(FeedbackRow)) == 1
 
 
 Running = Callable[..., Any]
