@@ -5,11 +5,29 @@ One small Protocol, so one `evaluate()` measures every path and one `serve()` se
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from smallfirst.data.dataset import Message
 from smallfirst.records import Record
+
+MOST_LOGPROBS = 20
+"""Alternatives beside a token at most, as OpenAI allows."""
+
+
+class ResponseFormat(Record):
+    """The form a written answer must have."""
+
+    kind: Literal["json_object", "json_schema"]
+    """Any JSON object, or JSON of a schema."""
+    name: str = ""
+    """What the client calls the schema."""
+    json_schema: dict[str, Any] = {}
+    """The schema, if there is one; whoever takes it in has checked its size."""
+    strict: bool = False
+    """Whether the client insists; here every answer is held to the schema."""
 
 
 class Request(Record):
@@ -25,6 +43,12 @@ class Request(Record):
     """For sampled answers."""
     stop: tuple[str, ...] = ()
     """Texts at which a written answer ends."""
+    response_format: ResponseFormat | None = None
+    """Form the answer must have; a model whose task has a form of its own keeps to that one."""
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    """Alternatives wanted beside each token of the answer; None: no token probabilities at all."""
+    tenant: str = ""
+    """Who asks (SHA-256 of the key): what a model remembers of a request is never shared with another tenant."""
     tags: dict[str, str] = {}
     """What the client says about the request (OpenAI's `metadata` and `user`), for rules and sticky splits; no model
     reads it."""
@@ -87,6 +111,19 @@ class Route(Record):
     """True if chance has chosen this answer to be held against another one."""
 
 
+class Token(Record):
+    """One token of an answer."""
+
+    text: str
+    """The token as text; a part of a character shows as a replacement character."""
+    logprob: float
+    """Log-probability among what the model could have written there, in nats."""
+    octets: tuple[int, ...] = ()
+    """Its bytes: a token may end inside a character."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The likeliest tokens there with their log-probabilities, likeliest first, as many as were asked for."""
+
+
 class Completion(Record):
     """One answer, with what it took."""
 
@@ -110,6 +147,9 @@ class Completion(Record):
     """By field path of a JSON answer, the probability of its value as the model sees it, in [0, 1]."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
+    tokens: tuple[Token, ...] = ()
+    """The answer token by token, only if the request wanted log-probabilities and the model has them. A scored label is
+    one token."""
     route: Route | None = None
     """Set by a Router."""
 
@@ -119,6 +159,8 @@ class Chunk(Record):
 
     text: str = ""
     """New text since the piece before."""
+    tokens: tuple[Token, ...] = ()
+    """The tokens of this piece, only if the request wanted log-probabilities."""
     completion: Completion | None = None
     """Set on the last piece only."""
 
@@ -141,8 +183,56 @@ class Model(Protocol):
         """Free what the model holds (connections, child processes). Safe to call twice."""
 
 
+class Embeddings(NamedTuple):
+    """What texts look like to a model."""
+
+    vectors: list[list[float]]
+    """One per text, of length 1."""
+    n_tokens: int
+    """Tokens read."""
+    cost_usd: float
+    """What it cost."""
+
+
+class LabelScores(NamedTuple):
+    """Probabilities of all labels for one text."""
+
+    labels: tuple[str, ...]
+    """The labels, in the task's order."""
+    probabilities: list[float]
+    """One per label, calibrated; they sum to 1."""
+    n_tokens: int
+    """Tokens read."""
+    cost_usd: float
+    """What it cost."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """A Model that also turns texts into vectors."""
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector per text, in order. Raises ModelError."""
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A Model that also gives the probability of every label."""
+
+    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+        """One result per text, in order. Raises ModelError."""
+
+
+@runtime_checkable
+class Probed(Protocol):
+    """A Model that can say whether it would answer now."""
+
+    async def ready(self) -> None:
+        """Nothing if it would, shown by a tiny piece of real work that is not paid for. Raises ModelError."""
+
+
 async def stream_whole(model: Model, request: Request) -> AsyncIterator[Chunk]:
     """The stream of a model that answers in one piece (a label, a recording)."""
     completion = await model.complete(request)
-    yield Chunk(text=completion.text)
+    yield Chunk(text=completion.text, tokens=completion.tokens)
     yield Chunk(completion=completion)
