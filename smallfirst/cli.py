@@ -17,8 +17,11 @@ import click
 
 import smallfirst
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.interfaces.endpoints_cli import endpoints
 from smallfirst.interfaces.jobs_cli import jobs
+from smallfirst.interfaces.keys_cli import keys
 from smallfirst.interfaces.live_cli import challenge, explain, harvest, queue
+from smallfirst.interfaces.parity_cli import parity
 from smallfirst.interfaces.serve_cli import serve
 from smallfirst.watching import Watch
 
@@ -327,7 +330,7 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
-for verb in (serve, explain, queue, harvest, challenge, jobs):
+for verb in (serve, keys, endpoints, parity, explain, queue, harvest, challenge, jobs):
     main.add_command(verb)
 
 

@@ -15,7 +15,8 @@
         ├── Unauthorised         wrong or missing key
         ├── RateLimited          asked to slow down (retryable)
         ├── Unavailable          down, unreachable or overloaded (retryable)
-        └── BadAnswer            answered with something that is no answer
+        ├── BadAnswer            answered with something that is no answer
+        └── RequestRefused       cannot do what the request asks for; its message is for the client
 
 The command line prints these without a traceback; anything else is a bug and shows one.
 """
@@ -134,6 +135,17 @@ class Unavailable(ModelError):
 
 class BadAnswer(ModelError):
     """The endpoint answered, but not with a completion."""
+
+
+class RequestRefused(ModelError):
+    """The model cannot do what the request asks for: too long, a schema that makes no grammar, a form not its own.
+
+    The message goes to the client as it is, so it says nothing of this machine.
+    """
+
+    def __init__(self, message: str, *, code: str = "request_refused", hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

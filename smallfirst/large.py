@@ -6,7 +6,9 @@ on where it stopped, and the Router is measured on the very answers the large mo
 
 from __future__ import annotations
 
+import io
 import platform
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,12 @@ from smallfirst.home import home
 from smallfirst.models.base import find
 from smallfirst.models.encoder import Encoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.model import Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.model import Chunk, Completion, Embeds, Model, Probed, Request, stream_whole
 from smallfirst.models.prompted import PromptedModel
 from smallfirst.models.record import record
 from smallfirst.models.replay import ReplayModel
 from smallfirst.models.scored import ScoredModel
-from smallfirst.records import fingerprint
+from smallfirst.records import fingerprint, write_atomically
 from smallfirst.taskfile import LargeConfig, TaskFile
 from smallfirst.taskrows import Rows
 from smallfirst.tasks.task import Shot, Task
@@ -50,9 +52,7 @@ def general_model(
     if large.gguf:
         from smallfirst.models.gguf import GgufConfig, GgufModel
 
-        local = task_file.path(Path(large.gguf))
-        path = local if local.suffix == ".gguf" and local.is_file() else find(large.gguf)
-        config = GgufConfig(path=path, slots=2, context_tokens=16384)
+        config = GgufConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
         return Named(GgufModel(config, task_file.prices, answers=answers, schema=schema), large.gguf.split("/")[-1])
     raise ConfigError(
         "large: names only recorded answers, nobody who could answer new requests",
@@ -60,12 +60,26 @@ def general_model(
     )
 
 
+def general_place(task_file: TaskFile) -> Path | str | None:
+    """Where the general model is: an address or a file; None if nobody could be asked. Nothing is fetched."""
+    large = task_file.large
+    if large is None or not (large.endpoint or large.gguf):
+        return None
+    return large.endpoint.base_url if large.endpoint else _weights(task_file, str(large.gguf), download=False)
+
+
+def _weights(task_file: TaskFile, gguf: str, *, download: bool = True) -> Path:
+    local = task_file.path(Path(gguf))
+    return local if local.suffix == ".gguf" and local.is_file() else find(gguf, download=download)
+
+
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     """The general model asked for the task: label list, and solved examples from the training rows."""
     large = _config(task_file)
     chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
-        chooser, shots = NearestShots(train, Encoder(find(task_file.small.encoder)), large.nearest), ()
+        encoder = Encoder(find(task_file.small.encoder))
+        chooser, shots = NearestShots(train, encoder, large.nearest, kept=home() / "vectors"), ()
     bound = bool(large.gguf and large.only_labels)
     inner = general_model(
         task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
@@ -206,17 +220,31 @@ def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
 
 
 class NearestShots:
-    """The training rows most like a text, most alike last (next to the question)."""
+    """The training rows most like a text, most alike last (next to the question). Any thread may ask.
 
-    def __init__(self, train: Dataset, encoder: Encoder, n: int) -> None:
+    The rows' vectors are kept in the folder `kept`, so that a server need not read all rows anew whenever it starts.
+    """
+
+    def __init__(self, train: Dataset, encoder: Encoder, n: int, *, kept: Path | None = None) -> None:
         self.encoder, self.n = encoder, n
         self.shots = [Shot(e.text, e.answer) for e in train.examples]
-        self.vectors = encoder.embed([shot.text for shot in self.shots])
+        self._lock = threading.Lock()
+        texts = [shot.text for shot in self.shots]
+        if kept is None:
+            self.vectors = encoder.embed(texts)
+            return
+        path = kept / f"{fingerprint([encoder.fingerprint, texts])}.npy"
+        if not path.exists():
+            content = io.BytesIO()
+            np.save(content, encoder.embed(texts), allow_pickle=False)
+            write_atomically(path, content.getvalue())
+        self.vectors = np.load(path, allow_pickle=False)
 
     def choose(self, text: str) -> Sequence[Shot]:
         """The `n` nearest solved rows by cosine, nearest last."""
-        likeness = self.vectors @ self.encoder.embed([text])[0]
-        return [self.shots[i] for i in np.argsort(likeness)[-self.n :]]
+        with self._lock:
+            vector = self.encoder.embed([text])[0]
+        return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]
 
 
 class Named:
@@ -225,6 +253,10 @@ class Named:
     def __init__(self, inner: Model, name: str) -> None:
         self._inner, self._name = inner, name
         self.complete, self.stream, self.aclose = inner.complete, inner.stream, inner.aclose
+        if isinstance(inner, Probed):  # what it can do beyond answering, it can do under any name
+            self.ready = inner.ready
+        if isinstance(inner, Embeds):
+            self.embed = inner.embed
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ from smallfirst.evaluation.evaluate import Measuring, evaluate
 from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.golive.certifying import certify_promoted
 from smallfirst.golive.heads import Heads
+from smallfirst.golive.parity import parity_stage
 from smallfirst.golive.service import drafting_stages, rules_of
 from smallfirst.job import Job
 from smallfirst.models.base import find
@@ -121,9 +122,18 @@ def train_stage(job: Job, *, resume: bool = False) -> Workspace:
         f"trained in {run_record.seconds / 60:.1f} min at {run_record.tokens_per_s:.0f} tokens/s; best epoch "
         f"{run_record.best_epoch}: {dict(run_record.validation_curve)[run_record.best_epoch]:.3f} on selection rows"
     )
+    _try_eight_bits(job, workspace)
     fit_linear(job, workspace)
     tune_encoder(job, workspace)
     return workspace
+
+
+def _try_eight_bits(job: Job, workspace: Workspace) -> None:
+    """Nothing back; before anything is measured, it is settled whether the model is read in eight bits from now on."""
+    from smallfirst.models.quantised import check_eight_bits
+
+    if job.task.closed and (found := check_eight_bits(workspace.model_folder("small"), job.rows.selection)):
+        job.watch.say(f"eight bits {'' if found.kept else 'not '}kept: {found.why}")
 
 
 def _place(job: Job, *, resume: bool) -> Workspace:
@@ -203,7 +213,10 @@ def chosen_candidate(job: Job, verdicts: Verdicts) -> str:
 
 
 def promote_stage(job: Job, workspace: Workspace) -> Promoted:
-    """The chosen candidate registered and made champion. Raises GateFailed if its verdict did not pass."""
+    """The chosen candidate registered, asked over HTTP, and made champion.
+
+    Raises GateFailed if its verdict did not pass, or if the real server does not give the measured answers.
+    """
     verdicts = workspace.verdicts()
     candidate = chosen_candidate(job, verdicts)
     version = registry.register(
@@ -213,6 +226,7 @@ def promote_stage(job: Job, workspace: Workspace) -> Promoted:
         run_id=_mlflow_run(workspace),
         tags={"task": job.file.name, "run": workspace.folder.name},
     )
+    parity_stage(job, workspace, version, candidate)
     registry.promote(version.name, version.version)
     promoted = Promoted(
         name=version.name,

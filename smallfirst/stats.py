@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from scipy import special
-from scipy import stats as scipy_stats
 
 from smallfirst.records import Record
 
@@ -53,8 +52,8 @@ def clopper_pearson(successes: int, n: int, *, confidence: float = 0.95) -> Esti
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
     tail = (1 - confidence) / 2
-    low = float(scipy_stats.beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
-    high = float(scipy_stats.beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    low = float(special.betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(special.betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return Estimate(value=successes / n, low=low, high=high, n=n)
 
 
@@ -62,12 +61,12 @@ def upper_bound(errors: int, n: int, *, confidence: float = 0.95) -> float:
     """Exact one-sided upper bound on an error rate (Clopper and Pearson 1934). n = 0 gives 1."""
     if n == 0 or errors >= n:
         return 1.0
-    return float(scipy_stats.beta.ppf(confidence, errors + 1, n - errors))
+    return float(special.betaincinv(errors + 1, n - errors, confidence))
 
 
 def binomial_tail(errors: int, n: int, rate: float) -> float:
     """P(at most `errors` errors in n draws at error rate `rate`): the p-value of «the true rate is above rate»."""
-    return float(scipy_stats.binom.cdf(errors, n, rate))
+    return float(special.bdtr(errors, n, rate))
 
 
 def rows_needed(rate: float, bar: float, *, confidence: float = 0.95, most: int = 100_000) -> int | None:
@@ -78,7 +77,7 @@ def rows_needed(rate: float, bar: float, *, confidence: float = 0.95, most: int 
     for start in range(1, most + 1, 1000):
         n = np.arange(start, min(start + 1000, most + 1))
         errors = np.ceil(rate * n - 1e-9)  # 0.07 * 100 must be 7, not the 8 that rounding up 7.000…1 gives
-        shown = scipy_stats.binom.cdf(errors, n, bar) <= 1 - confidence
+        shown = special.bdtr(errors, n, bar) <= 1 - confidence
         if shown.any():
             return int(n[shown.argmax()])
     return None
@@ -87,7 +86,7 @@ def rows_needed(rate: float, bar: float, *, confidence: float = 0.95, most: int 
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar p-value from the counts of rows that only one of two models gets right."""
     n = only_first + only_second
-    return 1.0 if n == 0 else float(scipy_stats.binomtest(only_first, n, 0.5).pvalue)
+    return 1.0 if n == 0 else min(1.0, 2 * float(special.bdtr(min(only_first, only_second), n, 0.5)))
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95) -> Estimate:

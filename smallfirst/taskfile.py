@@ -16,7 +16,7 @@ from smallfirst.data.shapes import Columns
 from smallfirst.errors import ConfigError
 from smallfirst.gate import Gate
 from smallfirst.models.encoder import DEFAULT_ENCODER
-from smallfirst.models.endpoint import EndpointConfig
+from smallfirst.models.endpoint_config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record, parse_record
 from smallfirst.routing.monitor import MonitorSettings

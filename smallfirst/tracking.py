@@ -147,7 +147,7 @@ def open_run(
     written = [Param(metric_name(k), _cut(str(v))) for k, v in (params or {}).items()]
     with store_errors():
         cut_tags = {name: value[:TAG_CHARS] for name, value in (tags or {}).items()}
-        opened = store.create_run(_experiment_id(store, experiment), run_name=run_name, tags=cut_tags)
+        opened = store.create_run(experiment_id(store, experiment), run_name=run_name, tags=cut_tags)
         for start in range(0, len(written), PARAMS_PER_BATCH):
             store.log_batch(opened.info.run_id, params=written[start : start + PARAMS_PER_BATCH])
     return TrackedRun(store, opened.info.run_id)
@@ -202,7 +202,8 @@ def _no_telemetry() -> None:
     os.environ["DO_NOT_TRACK"] = "true"
 
 
-def _experiment_id(store: MlflowClient, name: str) -> str:
+def experiment_id(store: MlflowClient, name: str) -> str:
+    """The experiment of this name, made if there is none."""
     from mlflow.exceptions import MlflowException
 
     found = store.get_experiment_by_name(name)

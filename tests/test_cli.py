@@ -36,6 +36,9 @@ VERBS = (
     "record",
     "label",
     "serve",
+    "keys",
+    "endpoints",
+    "parity",
     "explain",
     "queue",
     "harvest",
@@ -163,7 +166,9 @@ def test_init_overwrites_nothing(folder: Path) -> None:
     assert (folder / "task.yaml").read_bytes() == before
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("init", "explain", "jobs", "models")])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb not in ("init", "keys", "endpoints", "explain", "jobs", "models")]
+)
 def test_a_missing_file_is_a_wrong_setting(verb: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     signed = ("--candidate", "small", "--by", "Ada", "--because", "seen")

@@ -92,6 +92,27 @@ def test_the_nearest_rows_are_shown_nearest_last() -> None:
     assert chooser.choose("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
 
 
+def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:
+    class Counting:
+        """Counts the texts it reads."""
+
+        fingerprint, read = "one", 0
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            self.read += len(texts)
+            return np.ones((len(texts), 2)) / np.sqrt(2)
+
+    encoder, rows = Counting(), dataset(("a", "fee"), ("b", "card"))
+    first = NearestShots(rows, encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
+    assert (NearestShots(rows, encoder, 1, kept=tmp_path).vectors == first.vectors).all()  # type: ignore[arg-type]
+    assert encoder.read == 2
+    NearestShots(dataset(("c", "fee")), encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
+    assert encoder.read == 3
+    encoder.fingerprint = "two"
+    NearestShots(rows, encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
+    assert encoder.read == 5
+
+
 def task_file(folder: Path, large: LargeConfig | None) -> TaskFile:
     return TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": folder})
 

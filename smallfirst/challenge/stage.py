@@ -17,6 +17,7 @@ from smallfirst.challenge.proposal import Proposal, propose
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluation import Evaluation
 from smallfirst.gate import Verdict, explain
+from smallfirst.golive.parity import parity_stage
 from smallfirst.harvested import with_harvested
 from smallfirst.job import Job
 from smallfirst.records import Record
@@ -196,6 +197,7 @@ def _trained(grown: Job, *, resume: bool) -> Workspace:
 def _contested(grown: Job, workspace: Workspace, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
     """The challenger registered, certified and compared; champion if it has won."""
     version = _registered(grown, workspace, made)
+    parity_stage(grown, workspace, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     trial = Promoted(name=version.name, version=version.version, candidate=made.candidate, at=at)
     pipeline.calibrate_stage(grown, _Trial(workspace.folder, trial))

@@ -53,7 +53,7 @@ def causal_attention(
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:
     """What hides from each of the last `time` positions the keys after it (time, keys)."""
-    return torch.full((time, keys), float("-inf"), device=query.device).triu(1 + keys - time)
+    return torch.full((time, keys), float("-inf"), dtype=torch.float32, device=query.device).triu(1 + keys - time)
 
 
 def register() -> str:

@@ -85,7 +85,7 @@ def _log_probabilities(model: Any, states: torch.Tensor, at: Sequence[int], toke
     """Log-probability of each token after the state at its place, in fp32: in bf16 neighbours are often equal."""
     head = model.get_output_embeddings().weight
     states = states.float()
-    whole = torch.full(states.shape[:1], -torch.inf, device=states.device)
+    whole = torch.full(states.shape[:1], -torch.inf, dtype=torch.float32, device=states.device)
     for part in head.split(VOCABULARY_CHUNK):
         whole = torch.logaddexp(whole, torch.logsumexp(states @ part.float().T, dim=-1))
     places, wanted = torch.tensor(at, device=states.device), torch.tensor(tokens, device=states.device)

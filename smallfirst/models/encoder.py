@@ -7,12 +7,13 @@ cheap: 22 M parameters read a short text in a few milliseconds on two cores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from smallfirst.models.local import quiet_transformers
+from smallfirst.models.local import check_no_code, quiet_transformers, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -27,11 +28,19 @@ class Encoder:
         transformers = quiet_transformers("The sentence encoder")
         import torch
 
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        check_no_code(folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         model = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
         self.model = model.eval()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight."""
+        return weights_fingerprint(self.model)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (texts, width) in float32, in order."""

@@ -1,89 +1,31 @@
 """Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, ourselves.
 
-Failures before the first byte of an answer are tried again, with growing waits that honour
-Retry-After. Timeouts are not: the server may still be at work, and would be paid twice. A price is
-looked up before the first paid call.
+`upstream` asks and tries again, `connections` are the wires, `replies` makes sense of what comes back; here a Request
+becomes a body and a reply a Completion with its price, which is looked up before the first paid call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import math
 import os
-import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import httpx
-import pydantic
-from pydantic import Field
-
-from smallfirst.errors import BadAnswer, ConfigError, ModelError, PriceUnknown
-from smallfirst.models.model import Chunk, Completion, Request
-from smallfirst.models.replies import Answer, Replies, after, retry_after_s
+from smallfirst.errors import BadAnswer, ConfigError, PriceUnknown
+from smallfirst.models.endpoint_config import EndpointConfig
+from smallfirst.models.model import Chunk, Completion, Embeddings, Request, ResponseFormat
+from smallfirst.models.replies import Answer, Replies, Usage
+from smallfirst.models.upstream import Upstream
 from smallfirst.pricing import PriceBook
-from smallfirst.records import Record
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
+if TYPE_CHECKING:
+    import httpx
 
+__all__ = ["EndpointConfig", "EndpointModel"]
 
-class EndpointConfig(Record):
-    """Where an endpoint is and how it may be used."""
-
-    base_url: str
-    """Address up to and including `/v1`."""
-    model: str
-    """Name of the model at the endpoint; its price is looked up by this name."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key. The key itself is never in a file."""
-    timeout_s: Annotated[float, Field(gt=0)] = 60
-    """Longest wait for the first byte of an answer, for the rest of it, and between pieces."""
-    connect_timeout_s: Annotated[float, Field(gt=0)] = 5
-    """Longest wait for a connection."""
-    max_retries: Annotated[int, Field(ge=0)] = 3
-    """Tries after the first, on 429, 5xx and broken connections."""
-    max_concurrency: Annotated[int, Field(ge=1)] = 8
-    """Most requests under way at once; the others wait here."""
-    priced_by: Literal["tokens", "machine"] | None = None
-    """What is paid for. Default: tokens, or machine time on loopback if no token price is known."""
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How this endpoint calls the length limit; hosted reasoning models want the long name."""
-    extra_body: dict[str, Any] = {}
-    """Added to every request body; null takes a setting out (`temperature: null`)."""
-
-    @pydantic.field_validator("base_url")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        try:
-            url = httpx.URL(value)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"is no address: {error}") from None
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("must be a full address such as https://api.example.com/v1")
-        if url.userinfo:
-            raise ValueError("must hold no user or password; the key comes from the environment")
-        return value.rstrip("/")
-
-    @property
-    def is_loopback(self) -> bool:
-        """True if the address is this machine."""
-        host = httpx.URL(self.base_url).host
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
-
-
-@dataclass
-class _Lane:
-    """What belongs to one event loop, since sockets cannot be shared between loops."""
-
-    client: httpx.AsyncClient
-    places: asyncio.Semaphore
-    keeper: AsyncGenerator[None, None]
+CHAT = "/chat/completions"
 
 
 class EndpointModel:
@@ -97,6 +39,7 @@ class EndpointModel:
         transport: httpx.AsyncBaseTransport | None = None,
         api_key: str | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A model that has not connected yet.
 
@@ -107,12 +50,9 @@ class EndpointModel:
         self.config = config
         self._prices = prices
         self._by_tokens = _is_priced_by_tokens(config, prices)
-        self._key = api_key or _key_from_environment(config)
-        self._replies = Replies(config.base_url, config.model, config.api_key_env, self._key)
-        self._transport = transport
-        self._sleep = sleep
-        self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
-        self._n_under_way = 0
+        key = api_key or _key_from_environment(config)
+        self._replies = Replies(config.base_url, config.model, config.api_key_env, key)
+        self._upstream = Upstream(config, self._replies, transport=transport, sleep=sleep, clock=clock)
 
     @property
     def name(self) -> str:
@@ -121,151 +61,103 @@ class EndpointModel:
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer, timed from sending, retries included. Raises ModelError."""
-        async with self._turn() as (client, share):
+        async with self._upstream.turn() as (connections, share):
             answer = Answer()
-            response = await self._send(client, self._body(request))
-            try:
+            async with self._upstream.post(connections, CHAT, self._body(request)) as reply:
                 async with asyncio.timeout(self.config.timeout_s):
-                    content = await response.aread()
-            except (TimeoutError, httpx.RequestError) as error:
-                raise self._replies.down(f"broke off its answer ({_reason(error)})") from None
-            finally:
-                await response.aclose()
-            self._replies.read(content.decode(errors="replace"), answer)
+                    content = await reply.read()
+                self._replies.read(content, answer)
             return self._completion(answer, share)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The answer piece by piece; not asked again once a piece has come. Raises ModelError."""
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._turn() as (client, share):
+        async with self._upstream.turn() as (connections, share):
             answer = Answer()
-            response = await self._send(client, body)
-            try:
-                async for line in response.aiter_lines():
-                    if piece := self._replies.read_event(line, answer):
-                        yield Chunk(text=piece)
-            except httpx.RequestError as error:
-                raise self._replies.down(f"broke off its answer ({_reason(error)})") from None
-            finally:
-                await response.aclose()
-            if answer.finish_reason is None:
-                raise self._replies.down("broke off its answer (the stream ended early)")
+            async with self._upstream.post(connections, CHAT, body) as reply:
+                async for line in reply.lines():
+                    if (chunk := self._replies.read_event(line, answer)) is not None:
+                        yield chunk
+                if answer.finish_reason is None:
+                    raise self._replies.down("broke off its answer (the stream ended early)")
             yield Chunk(completion=self._completion(answer, share))
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """One vector per text, in order, of length 1. Raises ModelError."""
+        if not texts:
+            return Embeddings([], 0, 0.0)
+        body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
+        async with self._upstream.turn() as (connections, share):
+            began = time.perf_counter()
+            async with self._upstream.post(connections, "/embeddings", body) as reply:
+                async with asyncio.timeout(self.config.timeout_s):
+                    content = await reply.read()
+                found = self._replies.read_vectors(content, len(texts))
+            usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
+            cost_usd = self._cost_usd(usage, (time.perf_counter() - began) * share)
+        vectors = [_of_length_1(one.embedding) for one in found.data]
+        return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
+
+    async def ready(self) -> None:
+        """Nothing if the endpoint would be asked. Raises LeftAlone after failures; asks nothing itself."""
+        self._upstream.check()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. Those of other loops end with them."""
-        lane = self._lanes.pop(asyncio.get_running_loop(), None)
-        if lane is not None:
-            await lane.keeper.aclose()
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[tuple[httpx.AsyncClient, float]]:
-        """This loop's client and the request's share of the machine, once a place is free.
-
-        The share is 1 / requests under way when this one starts: good enough to spread the cost
-        of a machine over requests that it answers side by side.
-        """
-        loop = asyncio.get_running_loop()
-        for old in [known for known in list(self._lanes) if known.is_closed()]:
-            self._lanes.pop(old, None)
-        lane = self._lanes.get(loop)
-        if lane is None:
-            client = self._new_client()
-            places = asyncio.Semaphore(self.config.max_concurrency)
-            lane = self._lanes[loop] = _Lane(client, places, _closed_with_its_loop(client))
-            await anext(lane.keeper)
-        async with lane.places:
-            self._n_under_way += 1
-            try:
-                yield lane.client, 1 / self._n_under_way
-            finally:
-                self._n_under_way -= 1
-
-    def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(self.config.timeout_s, connect=self.config.connect_timeout_s),
-            limits=httpx.Limits(max_connections=self.config.max_concurrency),
-            # A redirect could carry the key elsewhere; a proxy has no business with loopback.
-            follow_redirects=False,
-            trust_env=not self.config.is_loopback,
-            transport=self._transport,
-        )
+        await self._upstream.aclose()
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.config.model,
-            "messages": [message.model_dump() for message in request.messages],
+            "messages": [{"role": message.role, "content": message.content} for message in request.messages],
             self.config.max_tokens_key: request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
             "stop": list(request.stop) or None,
+            "response_format": _form(request.response_format),
+            "logprobs": None if request.logprobs is None else True,
+            "top_logprobs": request.logprobs or None,
             **self.config.extra_body,
         }
         return {key: value for key, value in body.items() if value is not None}
 
-    async def _send(self, client: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
-        """An accepted response whose body is still unread. Tries again where that is safe."""
-        error: ModelError
-        for tries in range(1, self.config.max_retries + 2):
-            asked_s: float | None = None
-            try:
-                request = client.build_request("POST", self._replies.url, json=body)
-                response = await client.send(request, stream=True)
-                if response.is_success:
-                    return response
-                error = await self._refusal(response, tries)
-                asked_s = retry_after_s(response.headers.get("retry-after", ""))
-            except (httpx.ReadTimeout, httpx.WriteTimeout):
-                limit = f"{self.config.timeout_s:g} s"
-                raise self._replies.down(f"gave no answer within {limit}") from None
-            except httpx.TransportError as broken:
-                error = self._replies.down(f"{_reason(broken)}{after(tries)}")
-            if not error.retryable or tries > self.config.max_retries:
-                break
-            growing_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1))
-            wait_s = growing_s * random.uniform(0.5, 1) if asked_s is None else asked_s
-            if wait_s > self.config.timeout_s:  # nobody would wait that long for an answer
-                break
-            await self._sleep(wait_s)
-        raise error
-
-    async def _refusal(self, response: httpx.Response, tries: int) -> ModelError:
-        try:
-            content = (await response.aread()).decode(errors="replace")
-        finally:
-            await response.aclose()
-        return self._replies.refusal(response.status_code, content, tries)
-
     def _completion(self, answer: Answer, share: float) -> Completion:
         seconds, usage = time.perf_counter() - answer.started, answer.usage
-        if not self._by_tokens:
-            cost_usd = self._prices.machine.cost_usd(seconds * share)
-        elif usage is None:
-            raise BadAnswer(
-                f"{self._replies.url} did not say how many tokens it used: its answer has no price",
-                hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
-            )
-        else:
-            read, written, url = usage.prompt_tokens, usage.completion_tokens, self.config.base_url
-            cost_usd = self._prices.token_cost_usd(self.name, read, written, api_url=url)
         return Completion(
             text=answer.text,
             answered_by=self.name,
             latency_ms=seconds * 1000,
-            cost_usd=cost_usd,
+            cost_usd=self._cost_usd(usage, seconds * share),
             prompt_tokens=usage.prompt_tokens if usage else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             finish_reason="length" if answer.finish_reason == "length" else "stop",
+            tokens=tuple(answer.tokens),
         )
 
+    def _cost_usd(self, usage: Usage | None, busy_s: float) -> float:
+        """What an answer cost, by tokens or by machine. Raises BadAnswer for tokens that nobody counted."""
+        if not self._by_tokens:
+            return self._prices.machine.cost_usd(busy_s)
+        if usage is None:
+            raise BadAnswer(
+                f"{self._replies.url} did not say how many tokens it used: its answer has no price",
+                hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
+            )
+        read, written, url = usage.prompt_tokens, usage.completion_tokens, self.config.base_url
+        return self._prices.token_cost_usd(self.name, read, written, api_url=url)
 
-async def _closed_with_its_loop(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
-    """Closes `client` with its loop: `asyncio.run` closes all started generators at its end."""
-    try:
-        yield
-    finally:
-        await client.aclose()
+
+def _form(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """OpenAI's `response_format`."""
+    if wanted is None or wanted.kind == "json_object":
+        return None if wanted is None else {"type": "json_object"}
+    schema = {"name": wanted.name or "answer", "schema": wanted.json_schema, "strict": wanted.strict}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _of_length_1(vector: list[float]) -> list[float]:
+    length = math.hypot(*vector)
+    return [value / length for value in vector] if length else vector
 
 
 def _is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
@@ -289,7 +181,3 @@ def _key_from_environment(config: EndpointConfig) -> str:
             hint=f"export {config.api_key_env}=…",
         )
     return key
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__

@@ -9,12 +9,21 @@ from smallfirst.models.model import Model
 from smallfirst.models.scored import ScoredModel, Scorer
 from smallfirst.pricing import MachinePrice
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file by which peft's folders of low-rank adapters are known."""
+
 
 def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
     """The model in a folder written by training, a linear fit or the registry, ready to answer.
 
+    A folder of low-rank adapters brings a base of its own; `adapters.load_adapters` shares it among several.
+
     Raises ConfigError if the folder holds none.
     """
+    if (folder / ADAPTER_CONFIG).is_file():
+        from smallfirst.models.adapters import load_adapter
+
+        return load_adapter(folder, name=name, price=price)
     manifest = read_manifest(folder)
     if manifest.kind == "writes":
         from smallfirst.models.written import WrittenModel

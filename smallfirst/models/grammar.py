@@ -8,9 +8,13 @@ a schema, and about a second for each tokenizer the first time.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import weakref
+from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,12 +22,17 @@ import numpy as np
 from smallfirst.errors import ConfigError, ModelError
 from smallfirst.tasks.schema import SEPARATORS
 
-CLOSERS = (b"}", b"]", b'"', b"0", b",")
-"""What ends a value or begins the shortest one, best first."""
+CLOSERS = (b"}", b"]", b'"', b",", b"1")
+"""What ends a value or begins the shortest one, best first. A 1 and no 0: `-0.000` may not be a number below 0, however
+many noughts follow."""
 MOST_NUMBER = 10**18
 """Numbers without bounds of their own are kept between this and its negative, and so are written without an exponent:
 `165E11030` is a JSON number that no program can hold."""
 _NO_SCHEMAS = ("const", "enum", "default", "examples")
+MOST_GRAMMARS = 64
+"""Grammars of requests' own schemas that are kept for each model."""
+COMPILE_S = 10.0
+"""Seconds after which a schema counts as too much, those compiled before it included."""
 MOST_CLOSING_TOKENS = 4096
 """A schema whose shortest answer is longer than this is refused."""
 
@@ -48,7 +57,7 @@ class Grammar:
         spaced = dict(zip(("item_separator", "key_separator"), SEPARATORS, strict=True))
         options: Any = {**spaced, "whitespace_flexible": False}
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), overrides=options)
-        words = _words(tokenizer)
+        words = token_words(tokenizer)
         failed, said = LLMatcher.validate_grammar_with_warnings(grammar, words)
         if said:  # a warning means that some keyword would not be kept
             raise ConfigError(f"no answer can be written under this schema: {said[0]}", hint="write it more simply")
@@ -59,7 +68,7 @@ class Grammar:
 
     def follow(self) -> Follower:
         """The beginning of an answer."""
-        return Follower(self._matcher.deep_copy(), self._closers, self.words.vocab_size)
+        return Follower(self._matcher.deep_copy(), self._closers, self.words)
 
     def pieces(self, token_ids: tuple[int, ...]) -> list[bytes]:
         """The UTF-8 bytes that each token adds to the text."""
@@ -77,6 +86,48 @@ class Grammar:
                     hint="ask for fewer fields, or lower minItems and minLength",
                 )
         return n_tokens
+
+
+class Grammars:
+    """Grammars of one tokenizer, compiled when first asked for; those used last are kept.
+
+    They are compiled one after the other in a thread of its own: whoever sends many schemas waits for himself, and no
+    answer under way does.
+    """
+
+    def __init__(self, tokenizer: Any, *, most: int = MOST_GRAMMARS) -> None:
+        """`most` grammars are kept."""
+        self._tokenizer, self._most = tokenizer, most
+        self._kept: OrderedDict[str, Grammar] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+
+    def __len__(self) -> int:
+        """Grammars kept now."""
+        return len(self._kept)
+
+    async def grammar(self, schema: Mapping[str, Any]) -> Grammar:
+        """The grammar of a schema. Raises ConfigError if it has none, or none soon enough."""
+        # Not the canonical form: the order of properties is the order in which they are written.
+        key = hashlib.sha256(json.dumps(schema).encode()).hexdigest()
+        if key not in self._kept:
+            loop = asyncio.get_running_loop()
+            compiling = loop.run_in_executor(self._thread, Grammar.compile, schema, self._tokenizer)
+            try:
+                self._keep(key, await asyncio.wait_for(compiling, COMPILE_S))
+            except TimeoutError:
+                rule = f"no answer can be written under this schema: it takes more than {COMPILE_S:g} s to compile"
+                raise ConfigError(rule, hint="write it more simply") from None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def close(self) -> None:
+        """Nothing back; nothing more is compiled."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _keep(self, key: str, grammar: Grammar) -> None:
+        self._kept[key] = grammar
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
 
 
 def bounded(schema: Any) -> Any:
@@ -98,13 +149,17 @@ def bounded(schema: Any) -> Any:
 class Follower:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: Any, closers: list[int], n_vocabulary: int) -> None:
-        """From a matcher of its own and the tokens that close best, best first."""
-        self._matcher, self._closers, self._n_vocabulary = matcher, closers, n_vocabulary
+    def __init__(self, matcher: Any, closers: list[int], words: Any) -> None:
+        """From a matcher of its own, the tokens that close best, best first, and llguidance's view of the tokenizer."""
+        self._matcher, self._closers, self._n_vocabulary = matcher, closers, words.vocab_size
+        self.end = int(words.eos_token)
+        """The token that ends an answer which could go on: a number that stands alone."""
 
     @property
     def finished(self) -> bool:
-        """True if nothing may follow."""
+        """True if nothing may follow. Raises ModelError if the matcher has given up, which it shows as an end too."""
+        if self._matcher.is_error():
+            raise ModelError(f"the grammar could not be followed: {self._matcher.get_error()}")
         return bool(self._matcher.is_stopped())
 
     def begin(self) -> list[int]:
@@ -112,8 +167,10 @@ class Follower:
         return self._forced()
 
     def allowed(self) -> np.ndarray:
-        """Which tokens may come next (vocabulary,), bool."""
+        """Which tokens may come next (vocabulary,), bool. Raises ModelError if that is too much to find out."""
         packed = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():
+            raise ModelError(f"the grammar could not be followed: {self._matcher.get_error()}")
         allowed: np.ndarray = np.unpackbits(packed, bitorder="little")[: self._n_vocabulary].astype(bool)
         return allowed
 
@@ -124,10 +181,12 @@ class Follower:
         return self._forced()
 
     def closing(self, allowed: np.ndarray) -> int:
-        """The allowed token that ends the answer soonest: a bracket, a quote, else the first one.
+        """The allowed token that ends the answer soonest: the end token, a bracket, a quote, else the first one.
 
         Both brackets are allowed inside a string only, and there they end nothing.
         """
+        if self.end < len(allowed) and allowed[self.end]:
+            return self.end
         possible = [token for token in self._closers if allowed[token]]
         if set(self._closers[:2]) <= set(possible) and self._closers[2] in possible:
             return self._closers[2]
@@ -141,8 +200,8 @@ class Follower:
         return tokens
 
 
-def _words(tokenizer: Any) -> Any:
-    """Llguidance's view of a tokenizer, made once for each."""
+def token_words(tokenizer: Any) -> Any:
+    """Llguidance's view of a tokenizer: `decode_bytes`, `is_special_token`, `vocab_size`. Made once for each."""
     if tokenizer not in _TOKENIZERS:
         import llguidance.hf
 

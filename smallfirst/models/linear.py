@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.models.base import find
 from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.scored import Scored
+from smallfirst.models.ngrams import Ngrams, Table
+from smallfirst.models.scored import Embedded, Scored
 from smallfirst.records import write_atomically
 from smallfirst.tasks import AnyTask
 
@@ -32,8 +34,20 @@ ENCODER = "encoder"
 class WordFeatures:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side."""
 
-    def __init__(self, vectorisers: Sequence[Any]) -> None:
-        self.vectorisers = vectorisers
+    def __init__(self, vectorisers: Sequence[Any] = (), *, tables: Sequence[Table] = ()) -> None:
+        """Of fitted vectorisers, or of the tables saved of them; the latter need no scikit-learn to answer."""
+        self._vectorisers, self._tables = vectorisers, tables
+        self._ngrams = Ngrams(*tables) if tables else None
+
+    @property
+    def vectorisers(self) -> Sequence[Any]:
+        """scikit-learn's own, made of the tables where they are asked for."""
+        if not self._vectorisers:
+            made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
+            for vectoriser, table in zip(made, self._tables, strict=True):
+                vectoriser.vocabulary_, vectoriser.idf_ = table.column, table.idf
+            self._vectorisers = made
+        return self._vectorisers
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> WordFeatures:
@@ -45,27 +59,30 @@ class WordFeatures:
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """Sparse matrix (texts, features)."""
+        if self._ngrams is not None:
+            return self._ngrams(texts)
         from scipy import sparse
 
         return sparse.hstack([v.transform(texts) for v in self.vectorisers], format="csr")
 
+    def as_saved(self) -> WordFeatures:
+        """The same of its tables alone: what a loaded model has, to the last bit."""
+        if self._tables:
+            return self
+        return WordFeatures(
+            tables=[Table({w: int(i) for w, i in v.vocabulary_.items()}, v.idf_) for v in self._vectorisers]
+        )
+
     def save(self, folder: Path) -> None:
         """Write vocabulary and weights as JSON (no pickle)."""
-        parts = [
-            {"vocabulary": {w: int(i) for w, i in v.vocabulary_.items()}, "idf": v.idf_.tolist()}
-            for v in self.vectorisers
-        ]
+        parts = [{"vocabulary": table.column, "idf": table.idf.tolist()} for table in self.as_saved()._tables]
         write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
 
     @classmethod
     def load(cls, folder: Path) -> WordFeatures:
         """Read back what `save` wrote."""
         parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
-        for vectoriser, part in zip(made, parts, strict=True):
-            vectoriser.vocabulary_ = part["vocabulary"]
-            vectoriser.idf_ = np.asarray(part["idf"])
-        return cls(made)
+        return cls(tables=[Table(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
 
 
 class LinearScorer:
@@ -73,6 +90,8 @@ class LinearScorer:
 
     def __init__(self, features: Any, weights: np.ndarray, bias: np.ndarray) -> None:
         self.features, self.weights, self.bias = features, weights, bias
+        if isinstance(encoder := getattr(features, "__self__", None), Encoder):
+            self.embed = partial(_embedded, encoder)  # only an encoder has vectors to give
 
     @classmethod
     def fit(
@@ -83,7 +102,8 @@ class LinearScorer:
         index = {label: i for i, label in enumerate(task.closed)}
         gold = np.array([index[example.answer] for example in data.examples])
         features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
-        return cls(features, *logistic(features(texts), gold, len(task.closed), INVERSE_PENALTY[kind]))
+        learnt = logistic(features(texts), gold, len(task.closed), INVERSE_PENALTY[kind])
+        return cls(features.as_saved() if isinstance(features, WordFeatures) else features, *learnt)
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Label probabilities of each text, in order."""
@@ -146,6 +166,14 @@ def logistic(features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: fl
     else:
         weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
     return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def _embedded(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:
+    """The encoder's vector of each text, in order."""
+    began = time.perf_counter()
+    vectors = encoder.embed(texts).tolist()
+    busy_s = (time.perf_counter() - began) / max(1, len(texts))
+    return [Embedded(vector, len(encoder.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)]
 
 
 def _embedder(encoder: Encoder | None) -> Any:

@@ -7,6 +7,7 @@ not go through here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -58,7 +59,11 @@ class PromptedModel:
     async def complete(self, request: Request) -> Completion:
         """The parsed answer, or the model's own words if no answer is found in them."""
         limit = min(request.max_tokens, self._max_tokens)
-        asked = {"messages": self.messages(request.text), "max_tokens": limit}
+        # Looking for rows that are near takes a pass of an encoder, which must not hold up everybody.
+        turns = await asyncio.to_thread(self.messages, request.text) if self._chooser else self.messages(request.text)
+        # The task has a form of its own, which the general model was asked for in words or by its own schema.
+        form = {"response_format": None, "logprobs": None}
+        asked = {"messages": turns, "max_tokens": limit, **form}
         completion = await self._inner.complete(request.model_copy(update=asked))
         answer = self._task.parse(completion.text)
         return completion if answer is None else completion.model_copy(update={"text": answer})

@@ -1,4 +1,4 @@
-"""Sense made of what an OpenAI-compatible endpoint replied: answers, streamed events, refusals.
+"""Sense made of what an OpenAI-compatible endpoint replied: answers, streamed events, vectors, refusals.
 
 Everything here comes from outside. It is checked before use, and shown in messages short and
 without our key.
@@ -6,6 +6,7 @@ without our key.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,8 +14,10 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pydantic
+from pydantic import Field
 
 from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
+from smallfirst.models.model import Chunk, Token
 
 SHOWN_CHARACTERS = 300
 
@@ -32,12 +35,44 @@ class Said(pydantic.BaseModel):
         return self.content or self.refusal or ""
 
 
+class Beside(pydantic.BaseModel):
+    """A token that could have stood there."""
+
+    token: str
+    logprob: float
+
+
+class Written(Beside):
+    """A token with its log-probability."""
+
+    bytes: list[int] | None = None
+    top_logprobs: list[Beside] = []
+
+    def as_token(self) -> Token:
+        """The same as a Model's Token; of an endpoint that sends no bytes, those of the text."""
+        octets = self.token.encode() if self.bytes is None else bytes(self.bytes)
+        top = tuple((one.token, one.logprob) for one in self.top_logprobs)
+        return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
+
+
+class Logprobs(pydantic.BaseModel):
+    """What was written, token by token."""
+
+    content: list[Written] | None = None
+
+
 class Choice(pydantic.BaseModel):
     """One of the answers; we ask for one."""
 
     message: Said | None = None
     delta: Said | None = None
     finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Tokens of this answer, or of this piece of it; empty if they were not asked for or not given."""
+        written = self.logprobs.content if self.logprobs else None
+        return tuple(one.as_token() for one in written or ())
 
 
 class Usage(pydantic.BaseModel):
@@ -55,6 +90,26 @@ class Body(pydantic.BaseModel):
     error: Any = None
 
 
+class Vector(pydantic.BaseModel):
+    """One text's vector."""
+
+    index: int
+    embedding: list[float] = Field(min_length=1)
+
+
+class Read(pydantic.BaseModel):
+    """Tokens read, where nothing is written."""
+
+    prompt_tokens: int
+
+
+class VectorsBody(pydantic.BaseModel):
+    """The parts we read of the response to a request for vectors."""
+
+    data: list[Vector]
+    usage: Read | None = None
+
+
 @dataclass
 class Answer:
     """An answer as far as it has arrived."""
@@ -63,6 +118,7 @@ class Answer:
     text: str = ""
     finish_reason: str | None = None
     usage: Usage | None = None
+    tokens: list[Token] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,21 +142,34 @@ class Replies:
             raise self._nonsense(content)
         answer.text = body.choices[0].message.text()
         answer.finish_reason, answer.usage = body.choices[0].finish_reason, body.usage
+        answer.tokens.extend(body.choices[0].tokens())
 
-    def read_event(self, line: str, answer: Answer) -> str:
-        """New text in one line of a stream; `answer` takes in what the line holds."""
+    def read_event(self, line: str, answer: Answer) -> Chunk | None:
+        """What is new in one line of a stream, None if nothing; `answer` takes in what the line holds."""
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
-            return ""
+            return None
         body = self._body(data)
         answer.usage = body.usage or answer.usage
         if not body.choices:
-            return ""
+            return None
         choice = body.choices[0]
         answer.finish_reason = choice.finish_reason or answer.finish_reason
-        piece = choice.delta.text() if choice.delta else ""
+        piece, tokens = choice.delta.text() if choice.delta else "", choice.tokens()
         answer.text += piece
-        return piece
+        answer.tokens.extend(tokens)
+        return Chunk(text=piece, tokens=tokens) if piece or tokens else None
+
+    def read_vectors(self, content: str, n: int) -> VectorsBody:
+        """Vectors of `n` texts, in their order. Raises BadAnswer."""
+        try:
+            body = VectorsBody.model_validate_json(content)
+        except pydantic.ValidationError:
+            raise self._no_vectors(content) from None
+        body.data.sort(key=lambda one: one.index)
+        if [one.index for one in body.data] != list(range(n)):
+            raise self._no_vectors(content)
+        return body
 
     def refusal(self, status: int, content: str, tries: int) -> ModelError:
         """The error that a response outside 2xx means, after `tries` tries."""
@@ -146,6 +215,12 @@ class Replies:
             hint="check that base_url ends where the API begins, usually /v1",
         )
 
+    def _no_vectors(self, content: str) -> BadAnswer:
+        return BadAnswer(
+            f"{self.base_url}/embeddings gave something that is not one vector a text: {self._shown(content)}",
+            hint=f'check that "{self.model}" is a model for embeddings there',
+        )
+
     def _shown(self, content: str) -> str:
         text = " ".join(content.split())
         if self.key:
@@ -156,12 +231,13 @@ class Replies:
 def retry_after_s(value: str) -> float | None:
     """Seconds that a Retry-After header asks for, number or date; None if absent or unreadable."""
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -205,7 +205,7 @@ class TrieScorer:
         """Log-probability of each edge (prompts, edges) from the states at all nodes (prompts, nodes, hidden)."""
         head = self.model.get_output_embeddings().weight
         flat = states.flatten(0, 1)
-        whole = torch.full(flat.shape[:1], -torch.inf, device=flat.device)
+        whole = torch.full(flat.shape[:1], -torch.inf, dtype=torch.float32, device=flat.device)
         for part in head.split(VOCABULARY_CHUNK):
             whole = torch.logaddexp(whole, torch.logsumexp(flat @ part.float().T, dim=-1))
         nodes, tokens = (torch.tensor(ends, device=flat.device) for ends in zip(*self.tree.edges, strict=True))

@@ -43,7 +43,14 @@ def end_of_turn(tokenizer: Any) -> int:
     return int(ids[0] if ids else tokenizer.eos_token_id)
 
 
+def plain(tokenizer: Any, text: str) -> str:
+    """The text, a space inside whatever would be read as a control token: nobody closes his own turn by writing so."""
+    while found := next((token for token in tokenizer.all_special_tokens if token in text), None):
+        text = text.replace(found, f"{found[:1]} {found[1:]}")
+    return text
+
+
 def _rendered(tokenizer: Any, before: Sequence[Message], last: Message) -> list[int]:
-    turns = [message.model_dump() for message in (*before, last)]
+    turns = [{"role": m.role, "content": plain(tokenizer, m.content)} for m in (*before, last)]
     ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids

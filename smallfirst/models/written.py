@@ -1,30 +1,31 @@
 """Models that write on this machine: a fine-tuned one that knows its task, and a chat model as it came.
 
-Requests that wait at the same moment are written together. A schema is a grammar for the writer, so that every answer
-is valid; the answer's confidence is read from its tokens, and each field's from the tokens of its value.
+Requests are written together as they come and go. A schema is a grammar for the writer, so that every answer is valid;
+the answer's confidence is read from its tokens, and each field's from the tokens of its value.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from smallfirst.models.confidence import Calibration
-from smallfirst.models.grammar import Grammar
+from smallfirst.data.dataset import Message
+from smallfirst.errors import ConfigError, RequestRefused
+from smallfirst.models.answer_form import AnswerForm
+from smallfirst.models.engine import Engine, field_confidence
+from smallfirst.models.line import Ask
+from smallfirst.models.live_writer import LiveWriter
 from smallfirst.models.local import encode_prompt, load_causal
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.model import Chunk, Completion, Request, stream_whole
+from smallfirst.models.model import Chunk, Completion, Embeddings, Request
 from smallfirst.models.turns import chat_tokens, end_of_turn
-from smallfirst.models.worker import Worker
-from smallfirst.models.writing import Ask, TextWriter, Written
+from smallfirst.models.writing import TextWriter
 from smallfirst.pricing import MachinePrice
-from smallfirst.tasks.fields import spans
 
-MOST_AT_ONCE = 128
-"""Answers written together at most."""
+__all__ = ["LocalChat", "WrittenModel", "field_confidence"]
 
 
 class WrittenModel:
@@ -32,18 +33,23 @@ class WrittenModel:
 
     def __init__(
         self,
-        writer: TextWriter,
+        writer: TextWriter | LiveWriter,
         manifest: Manifest,
         *,
         name: str = "",
         price: MachinePrice | None = None,
+        adapter: str = "",
     ) -> None:
-        """Raises ConfigError if the task's schema makes no grammar."""
+        """A LiveWriter may be shared with other models, each with its `adapter`.
+
+        Raises ConfigError if the task's schema makes no grammar.
+        """
         self.manifest = manifest
-        self._writer, self._name, self._price = writer, name or manifest.task.name, price or MachinePrice()
-        schema = manifest.task.answer_schema()
-        self._grammar = Grammar.compile(schema, writer.tokenizer) if schema is not None else None
-        self._worker: Worker[Ask, Written] = Worker(self._write, name=self._name, most_at_once=MOST_AT_ONCE)
+        name = name or manifest.task.name
+        self._form = AnswerForm(manifest.task.answer_schema(), writer.tokenizer, name=name)
+        live = LiveWriter(writer, name=name) if isinstance(writer, TextWriter) else writer
+        self._engine = Engine(live, name=name, price=price, adapter=adapter, calibration=manifest.calibration)
+        self._fixed = _shared_beginning(*(self._ids(text) for text in ("a", "Z")))
 
     @classmethod
     def load(
@@ -55,34 +61,51 @@ class WrittenModel:
     @property
     def name(self) -> str:
         """Name shown in results, headers and the ledger."""
-        return self._name
+        return self._engine.name
 
     async def complete(self, request: Request) -> Completion:
-        """The written answer, its calibrated confidence, and each field's where it is JSON."""
-        began = time.perf_counter()
-        task = self.manifest.task
-        ids = encode_prompt(self._writer.tokenizer, task.prompt(request.text), self.manifest.max_tokens)
-        limit = min(request.max_tokens, task.max_answer_tokens)
-        written = await self._worker.ask(Ask(ids, limit, request.temperature, request.seed, request.stop))
-        return completion(
-            written,
-            name=self._name,
-            began=began,
-            price=self._price,
-            calibration=self.manifest.calibration,
-            grammar=self._grammar,
-        )
+        """The written answer, its calibrated confidence, and each field's where it is JSON.
 
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer in one piece."""
-        return stream_whole(self, request)
+        Raises RequestRefused if the request asks for a form that this task's answers have not.
+        """
+        began = time.perf_counter()
+        return await self._engine.complete(await self._ask(request), began)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
+        """The answer as it is written. Raises RequestRefused as `complete` does."""
+        began = time.perf_counter()
+        async with aclosing(self._engine.stream(await self._ask(request), began)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def ready(self) -> None:
+        """Nothing if it would answer, shown by one token read. Raises ModelError."""
+        await self._engine.ready()
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """The mean of the last hidden states of each text's tokens, at length 1. Raises ModelError."""
+        return await self._engine.embed(texts, self.manifest.max_tokens)
 
     async def aclose(self) -> None:
-        """Stop the worker thread once it has answered what waits."""
-        await self._worker.aclose()
+        """Stop the writer's thread once it has answered what waits. Safe to call twice."""
+        self._form.close()
+        await self._engine.aclose()
 
-    def _write(self, asks: Sequence[Ask]) -> list[Written]:
-        return self._writer.write(asks, self._grammar)
+    def _ids(self, text: str) -> list[int]:
+        return encode_prompt(self._engine.tokenizer, self.manifest.task.prompt(text), self.manifest.max_tokens)
+
+    async def _ask(self, request: Request) -> Ask:
+        ids = self._ids(request.text)
+        return Ask(
+            ids,
+            min(request.max_tokens, self.manifest.task.max_answer_tokens),
+            request.temperature,
+            request.seed,
+            request.stop,
+            await self._form.of(request.response_format),
+            request.logprobs,
+            self._engine.prefix_of(ids, self._fixed),
+        )
 
 
 class LocalChat:
@@ -92,16 +115,27 @@ class LocalChat:
 
     def __init__(
         self,
-        writer: TextWriter,
+        writer: TextWriter | LiveWriter,
         *,
         name: str,
         price: MachinePrice | None = None,
         schema: Mapping[str, Any] | None = None,
+        declared: Sequence[Message] = (),
+        adapter: str = "",
     ) -> None:
-        """Raises ConfigError if the schema makes no grammar."""
-        self._writer, self._name, self._price = writer, name, price or MachinePrice()
-        self._grammar = Grammar.compile(schema, writer.tokenizer) if schema is not None else None
-        self._worker: Worker[Ask, Written] = Worker(self._write, name=name, most_at_once=MOST_AT_ONCE)
+        """`declared` is what the operator puts at the beginning of conversations: it is read once and remembered.
+
+        A LiveWriter may be shared with other models, each with its `adapter`. Raises ConfigError if the schema makes no
+        grammar.
+        """
+        self._form = AnswerForm(schema, writer.tokenizer, name=name)
+        live = LiveWriter(writer, name=name) if isinstance(writer, TextWriter) else writer
+        end = end_of_turn(writer.tokenizer) if live is writer else None
+        self._engine = Engine(live, name=name, price=price, adapter=adapter, end=end)
+        self._fixed: tuple[int, ...] = ()
+        if declared:
+            ends = [Message(role="user", content=text) for text in ("a", "Z")]
+            self._fixed = _shared_beginning(*(self._ids([*declared, end]) for end in ends))
 
     @classmethod
     def load(
@@ -114,74 +148,58 @@ class LocalChat:
     @property
     def name(self) -> str:
         """Name shown in results, headers and the ledger."""
-        return self._name
+        return self._engine.name
 
     async def complete(self, request: Request) -> Completion:
-        """The answer to the conversation. Raises ConfigError if it is too long."""
+        """The answer to the conversation. Raises RequestRefused if it is too long, or its form cannot be written."""
         began = time.perf_counter()
-        tokenizer = self._writer.tokenizer
-        if tokenizer.chat_template:
-            ids = chat_tokens(tokenizer, request.messages, max_tokens=self.max_prompt_tokens)
-        else:
-            text = "\n\n".join(message.content for message in request.messages)
-            ids = encode_prompt(tokenizer, text, self.max_prompt_tokens)
-        written = await self._worker.ask(Ask(ids, request.max_tokens, request.temperature, request.seed, request.stop))
-        return completion(written, name=self._name, began=began, price=self._price, grammar=self._grammar)
+        return await self._engine.complete(await self._ask(request), began)
 
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer in one piece."""
-        return stream_whole(self, request)
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
+        """The answer as it is written. Raises RequestRefused as `complete` does."""
+        began = time.perf_counter()
+        async with aclosing(self._engine.stream(await self._ask(request), began)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def ready(self) -> None:
+        """Nothing if it would answer, shown by one token read. Raises ModelError."""
+        await self._engine.ready()
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """The mean of the last hidden states of each text's tokens, at length 1. Raises ModelError."""
+        return await self._engine.embed(texts, self.max_prompt_tokens)
 
     async def aclose(self) -> None:
-        """Stop the worker thread once it has answered what waits."""
-        await self._worker.aclose()
+        """Stop the writer's thread once it has answered what waits. Safe to call twice."""
+        self._form.close()
+        await self._engine.aclose()
 
-    def _write(self, asks: Sequence[Ask]) -> list[Written]:
-        return self._writer.write(asks, self._grammar)
+    def _ids(self, messages: Sequence[Message]) -> list[int]:
+        tokenizer = self._engine.tokenizer
+        if tokenizer.chat_template:
+            return chat_tokens(tokenizer, messages, max_tokens=self.max_prompt_tokens)
+        text = "\n\n".join(message.content for message in messages)
+        return encode_prompt(tokenizer, text, self.max_prompt_tokens)
 
-
-def completion(
-    written: Written,
-    *,
-    name: str,
-    began: float,
-    price: MachinePrice,
-    calibration: Calibration | None = None,
-    grammar: Grammar | None = None,
-) -> Completion:
-    """The Completion of what was written, in time counted from `began`, the clock at the request.
-
-    Without a calibration the confidence is the answer's own probability.
-    """
-    return Completion(
-        text=written.text.strip(),
-        answered_by=name,
-        latency_ms=(time.perf_counter() - began) * 1000,
-        cost_usd=price.cost_usd(written.busy_s),
-        prompt_tokens=written.n_prompt_tokens,
-        completion_tokens=len(written.token_ids),
-        confidence=(calibration or Calibration()).confidence(written.log_probabilities),
-        field_confidence=field_confidence(written, grammar) if grammar else {},
-        finish_reason=written.finish_reason,
-    )
+    async def _ask(self, request: Request) -> Ask:
+        try:
+            ids = self._ids(request.messages)
+        except ConfigError as error:
+            raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
+        return Ask(
+            ids,
+            request.max_tokens,
+            request.temperature,
+            request.seed,
+            request.stop,
+            await self._form.of(request.response_format),
+            request.logprobs,
+            self._engine.prefix_of(ids, self._fixed),
+        )
 
 
-def field_confidence(written: Written, grammar: Grammar) -> dict[str, float]:
-    """By field, the probability in [0, 1] of the tokens that any of its values touches; forced tokens are certain.
-
-    The quotes around a string are its own: they say that there is a value, and where it ends.
-    """
-    ends, at = [], 0
-    for piece in grammar.pieces(written.token_ids):
-        ends.append((at, at := at + len(piece)))
-    found: dict[str, float] = {}
-    text = written.text
-    for path, places in spans(text).items():
-        total = 0.0
-        for start, end in places:
-            quotes = int(text[start - 1 : start] == '"')
-            first, last = len(text[: start - quotes].encode()), len(text[: end + quotes].encode())
-            touching = (i for i, (left, right) in enumerate(ends) if left < last and right > first)
-            total += math.fsum(written.log_probabilities[i] for i in touching)
-        found[path] = min(1.0, math.exp(total))
-    return found
+def _shared_beginning(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    """The tokens with which both begin."""
+    n = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return tuple(one[:n])

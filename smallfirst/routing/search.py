@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special
 
 from smallfirst.records import Record
 from smallfirst.routing.cascade import NOTHING_KEPT, Answers, Walk
@@ -84,7 +84,7 @@ def sequence(confidence: np.ndarray, correct: np.ndarray, at_most: float, *, lev
     kept = np.arange(max(first, 1), len(said) + 1)
     # Rows of equal confidence are kept together or not at all.
     kept = kept[np.append(said[1:] != said[:-1], True)[kept - 1]]
-    failed = scipy_stats.binom.cdf(wrong[kept - 1], kept, at_most) > level
+    failed = special.bdtr(wrong[kept - 1], kept, at_most) > level
     n_passed = int(failed.argmax()) if failed.any() else len(kept)
     if n_passed == 0:
         return Search(threshold=NOTHING_KEPT, n_kept=0, errors_kept=0)

@@ -8,70 +8,64 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from smallfirst.models.model import Completion, Step
+from smallfirst.models.model import Completion, Step, Token
 
 
 class Reply(NamedTuple):
     """What all parts of one answer share."""
 
     id: str
-    """`chatcmpl-…`, also the id of the ledger row."""
+    """`chatcmpl-…` or `cmpl-…`, also the id of the ledger row."""
     created: int
     """Seconds since 1970."""
     served_name: str
     """Model name the client asked for."""
+    form: Literal["chat", "text"] = "chat"
+    """Which of OpenAI's two forms the answer has."""
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        """The response to a request that is not streamed."""
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": completion.text,
-            "refusal": None,
-            "annotations": [],
-        }
+    def whole(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
+        """The response to a request that is not streamed; `n` answers to each prompt."""
+        first = answers[0]
         return {
-            **self._head("chat.completion"),
-            "system_fingerprint": system_fingerprint(completion.answered_by),
-            "choices": [
-                {
-                    "index": 0,
-                    "message": message,
-                    "logprobs": None,
-                    "finish_reason": completion.finish_reason,
-                }
-            ],
-            "usage": usage(completion),
-            "smallfirst": self.explained(completion),
+            **self._head("chat.completion" if self.form == "chat" else "text_completion"),
+            "system_fingerprint": system_fingerprint(first.answered_by),
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": usage(answers, n),
+            "smallfirst": self.explained(together(answers, n)),
         }
 
-    def opening(self, *, include_usage: bool) -> dict[str, Any]:
-        """The first chunk: who speaks."""
+    def opening(self, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
+        """The first chunk of a chat: who speaks."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return self._chunk(delta, None, include_usage)
+        return self._chunk(index, {"delta": delta, "logprobs": None}, None, include_usage)
 
-    def piece(self, text: str, *, include_usage: bool) -> dict[str, Any]:
+    def piece(self, text: str, tokens: Sequence[Token] = (), *, index: int = 0, include_usage: bool) -> dict[str, Any]:
         """A chunk of new text."""
-        return self._chunk({"content": text}, None, include_usage)
+        said: dict[str, Any] = {"delta": {"content": text}} if self.form == "chat" else {"text": text}
+        return self._chunk(index, {**said, "logprobs": self._logprobs(tokens)}, None, include_usage)
 
-    def closing(self, completion: Completion, *, include_usage: bool) -> list[dict[str, Any]]:
-        """The last chunk, with the `smallfirst` object; then a chunk of usage if asked for."""
-        last = self._chunk({}, completion.finish_reason, include_usage)
-        last["system_fingerprint"] = system_fingerprint(completion.answered_by)
-        last["smallfirst"] = self.explained(completion)
-        if not include_usage:
-            return [last]
-        return [
-            last,
-            {
-                **self._head("chat.completion.chunk"),
-                "system_fingerprint": system_fingerprint(completion.answered_by),
-                "choices": [],
-                "usage": usage(completion),
-            },
-        ]
+    def last(self, answer: Completion, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
+        """The last chunk of a choice, with the `smallfirst` object."""
+        said: dict[str, Any] = {"delta": {}} if self.form == "chat" else {"text": ""}
+        chunk = self._chunk(index, {**said, "logprobs": None}, answer.finish_reason, include_usage)
+        chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
+        chunk["smallfirst"] = self.explained(answer)
+        return chunk
+
+    def counted(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
+        """The chunk of usage that ends a stream if the client asked for it."""
+        return {
+            **self._head(self._chunk_kind),
+            "system_fingerprint": system_fingerprint(answers[0].answered_by),
+            "choices": [],
+            "usage": usage(answers, n),
+        }
 
     def explained(self, completion: Completion) -> dict[str, Any]:
         """The `smallfirst` object: who answered and why, how surely, for how much."""
@@ -117,14 +111,60 @@ class Reply(NamedTuple):
             "model": self.served_name,
         }
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None, include_usage: bool) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk = {
-            **self._head("chat.completion.chunk"),
-            "system_fingerprint": None,
-            "choices": [choice],
-        }
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.form == "chat" else "text_completion"
+
+    def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
+        said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
+        logprobs = self._logprobs(answer.tokens)
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+    def _chunk(
+        self, index: int, said: dict[str, Any], finish_reason: str | None, include_usage: bool
+    ) -> dict[str, Any]:
+        choice = {"index": index, **said, "finish_reason": finish_reason}
+        chunk = {**self._head(self._chunk_kind), "system_fingerprint": None, "choices": [choice]}
         return {**chunk, "usage": None} if include_usage else chunk
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """Token probabilities in the answer's form; None where the model gave none."""
+        if not tokens:
+            return None
+        if self.form == "chat":
+            content = [
+                {**_token(t.text, t.logprob, t.octets), "top_logprobs": [_token(*o) for o in t.top]} for t in tokens
+            ]
+            return {"content": content, "refusal": None}
+        offsets = [0, *accumulate(len(token.text) for token in tokens)][:-1]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def together(answers: Sequence[Completion], n: int = 1) -> Completion:
+    """Several answers as one: the first one's, with what all of them took. `n` answers to a prompt read it once."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    made = list({id(answer): answer for answer in answers}.values())  # an answer given twice was made once
+    return first.model_copy(
+        update={
+            "cost_usd": math.fsum(answer.cost_usd for answer in made),
+            "latency_ms": max(answer.latency_ms for answer in made),
+            "prompt_tokens": sum(answer.prompt_tokens for answer in answers[::n]),
+            "completion_tokens": sum(answer.completion_tokens for answer in answers),
+        }
+    )
+
+
+def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:
+    # JSON has no infinity; OpenAI writes -9999 for a token that cannot be.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(octets or text.encode())}
 
 
 def confidence(completion: Completion) -> float | None:
@@ -156,12 +196,13 @@ def _compared(step: Step) -> str:
     return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
 
 
-def usage(completion: Completion) -> dict[str, int]:
-    """OpenAI's `usage` object."""
+def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
+    """OpenAI's `usage` object over `n` answers to each prompt."""
+    whole = together(answers, n)
     return {
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "total_tokens": completion.prompt_tokens + completion.completion_tokens,
+        "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens,
+        "total_tokens": whole.prompt_tokens + whole.completion_tokens,
     }
 
 

@@ -1,8 +1,15 @@
 """An OpenAI-compatible server for any Models: small, large and a Router over both, side by side.
 
     POST /v1/chat/completions   an answer, whole or streamed
+    POST /v1/completions        the same for a plain prompt
+    POST /v1/embeddings         vectors from a small model
+    POST /v1/score              probabilities of all labels
+    POST /invocations           MLflow's shapes
     GET  /v1/models[/NAME]      what is served
     GET  /health                alive, and which version (needs no key)
+    GET  /ready                 whether models and ledger would answer now (needs no key)
+    GET  /metrics               figures for Prometheus (role admin)
+    GET  /openapi.json          the routes, for tools
 
 An Extension adds routes, and models that are looked up for each request.
 One process and one event loop: models wait on the network or work in their own threads and
@@ -13,54 +20,153 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
-import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.model import Model
+from smallfirst.serving.addressed import addressed_routes
 from smallfirst.serving.answers import model_entry
-from smallfirst.serving.chat import LAST_WORDS_S, ChatEndpoint
-from smallfirst.serving.extension import Extension, Served, as_route
-from smallfirst.serving.guard import CHAT_PATH, Guard, caller
-from smallfirst.serving.intake import ClientGone
+from smallfirst.serving.chat import Answers
+from smallfirst.serving.endpoint import Endpoint, House, Work
+from smallfirst.serving.extension import Extension, Served, as_route, collectors_of
+from smallfirst.serving.guard import CHAT_PATH, Guard, Permitted, caller
+from smallfirst.serving.intake import Admission, ClientGone
+from smallfirst.serving.keyring import Keyring
 from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.meter import MEDIA_TYPE, Meter
+from smallfirst.serving.openapi import document
+from smallfirst.serving.readiness import Readiness
+from smallfirst.serving.readings import Readings
+from smallfirst.serving.server import Closes, listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
+from smallfirst.serving.tables import Invocations
+from smallfirst.serving.tracing import TraceContext
 from smallfirst.serving.wire import WireError, model_missing
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 
 
 def build_app(
-    models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, extension: Extension | None = None
+    models: Mapping[str, Model],
+    *,
+    ledger: Ledger,
+    settings: ServeSettings,
+    extension: Extension | None = None,
+    keyring: Keyring | None = None,
 ) -> Starlette:
     """The web application that serves `models`. Its caller closes the models, the ledger and the extension.
 
     Raises ConfigError for unsafe settings, for names that no client could send, and if there are
-    neither models nor an extension.
+    neither models nor an extension. `app.state.readiness.stopping` set to true refuses what comes from then on.
     """
-    check_settings(settings)
+    check_settings(settings, demands_keys=keyring is not None and keyring.demands_keys)
     if not models and extension is None:
         raise ConfigError("no model to serve", hint="give at least one name and Model")
     _check_names(models)
+    house = _house(models, ledger, settings, extension)
+    routes = [
+        Route("/health", _health, methods=["GET"]),
+        *_looking(house),
+        *_catalogue(house.models, models, extension),
+        *addressed_routes(house),
+        *map(as_route, extension.routes if extension else ()),
+        *(Route(path, Endpoint(house, work), methods=["POST"]) for path, work in _works(house).items()),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(
+                Guard,
+                settings=settings,
+                keyring=keyring,
+                allowed_hosts=settings.allowed_hosts,
+            ),
+            Middleware(TraceContext),
+        ],
+        exception_handlers={
+            HTTPException: _http_error,
+            WireError: _refused,
+            ClientGone: _gone,
+            Exception: _broken,
+        },
+    )
+    app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
+    app.state.readiness = house.readiness
+    return app
+
+
+def serve(
+    models: Mapping[str, Model],
+    *,
+    ledger: Ledger,
+    settings: ServeSettings,
+    extension: Extension | None = None,
+    keyring: Keyring | None = None,
+) -> None:
+    """Nothing, after SIGINT or SIGTERM, once running requests are done, models and extension are closed.
+
+    New requests are refused from the signal on, running ones have `settings.drain_s` seconds; a
+    second signal does not wait. The ledger stays open: it belongs to the caller. Raises ConfigError
+    if the settings are unsafe or the address cannot be had.
+    """
+    app = build_app(models, ledger=ledger, settings=settings, extension=extension, keyring=keyring)
+    listener = listen(settings.host, settings.port)
+    names = ", ".join(models) or "what is added to it"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"smallfirst serves {names} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+
+    def stopping() -> None:
+        app.state.readiness.stopping = True
+
+    held: list[Closes] = [*models.values(), *([extension] if extension else [])]
+    run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=held)
+    print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
+
+
+def _house(models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, extension: Extension | None) -> House:
+    admission = Admission(
+        in_flight=settings.max_in_flight, queue=settings.max_queue, tokens=settings.max_prompt_tokens_inside
+    )
+    meter = Meter(collectors_of(extension))
+    meter.watch("smallfirst_requests_inside", "Requests worked on or waiting.", lambda: admission.inside)
+    meter.watch(
+        "smallfirst_prompt_tokens_inside", "About how many prompt tokens they hold.", lambda: admission.tokens_inside
+    )
+    served = Permitted(Served(models, extension) if extension else models)
+    return House(served, ledger, settings, admission, meter, Readiness(models, ledger_ready=ledger.ready), extension)
+
+
+def _works(house: House) -> dict[str, Work]:
+    """What a POST to each path does."""
+    return {
+        CHAT_PATH: Answers(house, "chat"),
+        "/v1/completions": Answers(house, "text"),
+        "/v1/embeddings": Readings(house, "embeddings"),
+        "/v1/score": Readings(house, "score"),
+        "/invocations": Invocations(house),
+    }
+
+
+def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extension: Extension | None) -> list[Route]:
+    """The routes that say what is served to the caller."""
     created = int(time.time())
-    served = Served(models, extension) if extension else models
 
     async def made() -> dict[str, int]:
         """All names that the caller may ask for, and since when there are these models."""
         added = await asyncio.to_thread(extension.names, caller()) if extension else {}
-        return {**added, **dict.fromkeys(models, created)}
+        since = {**added, **dict.fromkeys(fixed, created)}
+        for name in served:  # names may come while the server runs
+            since.setdefault(name, created)
+        return {name: at for name, at in since.items() if name in served}
 
     async def list_models(_: HttpRequest) -> JSONResponse:
         names = await made()
@@ -72,100 +178,28 @@ def build_app(
             return _error(model_missing(name, names))
         return JSONResponse(model_entry(name, names[name]))
 
-    chat = ChatEndpoint(served, ledger=ledger, settings=settings, watcher=extension)
-    app = Starlette(
-        routes=[
-            Route("/health", _health, methods=["GET"]),
-            Route("/v1/models", list_models, methods=["GET"]),
-            Route("/v1/models/{name:path}", retrieve_model, methods=["GET"]),
-            Route(CHAT_PATH, chat, methods=["POST"]),
-            *map(as_route, extension.routes if extension else ()),
-        ],
-        middleware=[Middleware(Guard, settings=settings)],
-        exception_handlers={
-            HTTPException: _http_error,
-            WireError: _refused,
-            ClientGone: _gone,
-            Exception: _broken,
-        },
-    )
-    app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
-    return app
+    return [
+        Route("/v1/models", list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", retrieve_model, methods=["GET"]),
+    ]
 
 
-def serve(
-    models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, extension: Extension | None = None
-) -> None:
-    """Nothing, after SIGINT or SIGTERM, once running requests are done, models and extension are closed.
+def _looking(house: House) -> list[Route]:
+    """The routes for whoever watches the server."""
 
-    New requests are refused from the signal on, running ones have `settings.drain_s` seconds; a
-    second SIGINT does not wait. The ledger stays open: it belongs to the caller. Raises ConfigError
-    if the settings are unsafe or the address cannot be had.
-    """
-    app = build_app(models, ledger=ledger, settings=settings, extension=extension)
-    listener = _listen(settings.host, settings.port)
-    server = _server(app, settings)
+    async def ready(_: HttpRequest) -> JSONResponse:
+        well = (await house.readiness.look()).ready
+        return JSONResponse({"status": "ready" if well else "not ready"}, status_code=200 if well else 503)
 
-    def stop(*_: object) -> None:
-        server.should_exit = True
+    async def metrics(_: HttpRequest) -> PlainTextResponse:
+        return PlainTextResponse(house.meter.shown(), media_type=MEDIA_TYPE)
 
-    # uvicorn raises a signal again after it has drained. With these handlers below its own that is
-    # harmless, and the process ends with exit code 0.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    names = ", ".join(models) or "what is added to it"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"smallfirst serves {names} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
-    try:
-        asyncio.run(_run(server, listener, [*models.values(), *([extension] if extension else [])]))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
+    async def routes(_: HttpRequest) -> JSONResponse:
+        names = await asyncio.to_thread(lambda: list(house.models))
+        return JSONResponse(document(_version(), names))
 
-
-async def _run(server: uvicorn.Server, listener: socket.socket, held: Sequence[Model | Extension]) -> None:
-    try:
-        await server.serve(sockets=[listener])
-        if cut_off := server.server_state.tasks:
-            # Cancelled at the end of the drain; they still tell their clients and the ledger.
-            await asyncio.wait(cut_off, timeout=LAST_WORDS_S)
-    finally:
-        # A Model may be served under two names; closing it twice is allowed. What watches them ends before they do.
-        for one in reversed(held):
-            await asyncio.gather(one.aclose(), return_exceptions=True)
-
-
-def _server(app: ASGIApp, settings: ServeSettings) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=15,  # longer than clients keep idle connections (httpx: 5 s)
-        timeout_graceful_shutdown=settings.drain_s,
-        h11_max_incomplete_event_size=16 * 1024,
-    )
-    return uvicorn.Server(config)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that clients can connect to already, though nobody answers yet."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="stop the other server, or choose another port (0 takes a free one)",
-        ) from None
-    return listener
+    found = {"/ready": ready, "/metrics": metrics, "/openapi.json": routes}
+    return [Route(path, answer, methods=["GET"]) for path, answer in found.items()]
 
 
 def _check_names(models: Mapping[str, Model]) -> None:

@@ -1,316 +1,160 @@
-"""One chat request from the first byte to the ledger row and the last byte of the answer.
+"""Chats and completions: what is asked, who answers, and the answer whole or piece by piece.
 
-Everything that can go wrong ends in `_fail`, as an error body in OpenAI's form and as a row. An
-answer is in the ledger before the client has the end of it; an answer that cannot be recorded is
-not given out.
+An answer is in the ledger before the client has the end of it; an answer that cannot be recorded is not given out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
-from starlette.types import Receive, Scope, Send
-
-from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unauthorised, Unavailable
-from smallfirst.models.model import Chunk, Completion, Model, Route
-from smallfirst.serving.answers import Reply, certified, confidence, event
-from smallfirst.serving.entries import LedgerRow
-from smallfirst.serving.extension import Watcher
-from smallfirst.serving.intake import RETRY_AFTER_S, Admission, ClientGone, read_body, unless_gone
-from smallfirst.serving.ledger import Ledger
-from smallfirst.serving.settings import ServeSettings
-from smallfirst.serving.wire import (
-    ChatCall,
-    WireError,
-    messages_json,
-    messages_sha256,
-    model_missing,
-    parse_chat,
-)
-
-_log = logging.getLogger("smallfirst.serving")
-
-_AHEAD = 64
-"""Chunks a model may be ahead of its client before it has to wait."""
-LAST_WORDS_S = 5.0
-"""Time a client has to take an error in."""
+from smallfirst.models.model import Completion, Model, Request
+from smallfirst.serving.ahead import ahead, beginning, following
+from smallfirst.serving.answers import event, together
+from smallfirst.serving.asked import Asked, parse_chat, parse_text
+from smallfirst.serving.caps import check_schema
+from smallfirst.serving.endpoint import House
+from smallfirst.serving.exchange import Exchange
+from smallfirst.serving.forms import check_form
+from smallfirst.serving.guard import caller, current
+from smallfirst.serving.intake import n_tokens
+from smallfirst.serving.limits import Bill
 
 
-@dataclass
-class _Exchange:
-    """What is known so far of one request; the only thing here that changes."""
+class Answers:
+    """The work behind POST /v1/chat/completions, or /v1/completions."""
 
-    reply: Reply
-    send: Send
-    at: datetime
-    started_s: float = field(default_factory=time.perf_counter)
-    call: ChatCall | None = None
-    head_sent: bool = False
-    recorded: bool = False
+    def __init__(self, house: House, form: Literal["chat", "text"] = "chat") -> None:
+        """Answers in OpenAI's form for chats or for completions."""
+        self._house, self.form = house, form
+        self.route = "chat/completions" if form == "chat" else "completions"
 
-    async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Sends status and headers."""
-        self.head_sent = True
-        raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def body(self, content: bytes, *, more: bool) -> None:
-        """Sends a part of the body."""
-        await self.send({"type": "http.response.body", "body": content, "more_body": more})
-
-    async def json(self, status: int, value: dict[str, Any], headers: Mapping[str, str]) -> None:
-        """Sends a whole JSON answer."""
-        content = json.dumps(value).encode()
-        head = {"content-type": "application/json", "content-length": str(len(content))}
-        await self.start(status, {**head, **headers})
-        await self.body(content, more=False)
-
-
-class ChatEndpoint:
-    """The ASGI application behind POST /v1/chat/completions."""
-
-    def __init__(
-        self, models: Mapping[str, Model], *, ledger: Ledger, settings: ServeSettings, watcher: Watcher | None = None
-    ) -> None:
-        """Answers for the names in `models`; `watcher` is told of each answer once it is recorded."""
-        self._watcher = watcher
-        self._models = models
-        self._ledger = ledger
-        self._settings = settings
-        self._admission = Admission(in_flight=settings.max_in_flight, queue=settings.max_queue)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing; the answer, or the reason why there is none, has been sent and recorded."""
-        now = datetime.now(UTC)
-        exchange = _Exchange(Reply(scope["smallfirst.id"], int(now.timestamp()), ""), send, now)
-        limits = self._settings
-        try:
-            async with asyncio.timeout(limits.request_timeout_s):
-                with self._admission.place():
-                    body = await read_body(scope, receive, max_bytes=limits.max_body_bytes)
-                    await unless_gone(self._answer(exchange, body), receive)
-        except asyncio.CancelledError:
-            stopping = WireError(
-                503,
-                "The server is stopping; try again shortly.",
-                kind="server_error",
-                code="stopping",
-                retry_after_s=RETRY_AFTER_S,
-            )
-            # Not raised again: the task ends here, and the web server would log it as a bug.
-            await self._fail(exchange, stopping)
-        except Exception as error:
-            await self._fail(exchange, error)
-
-    async def _answer(self, exchange: _Exchange, body: bytes) -> None:
-        call = parse_chat(body, max_messages=self._settings.max_messages)
-        exchange.call = call
-        exchange.reply = exchange.reply._replace(served_name=call.model)
-        model = self._models.get(call.model)
-        if model is None:
-            raise model_missing(call.model, self._models)
-        async with self._admission.turn:
-            if call.stream:
-                await self._stream(exchange, call, model)
+    async def answer(self, exchange: Exchange, body: bytes) -> None:
+        """Nothing; the answer is sent and recorded. Raises what `as_refusal` reads."""
+        asked = self.parse(body)
+        exchange.taken(asked)
+        await _check_form(asked)
+        model = self._house.model(asked.model)
+        async with self.turn(asked) as bill:
+            if not asked.stream:
+                completion = await self._whole(exchange, asked, model)
+            elif len(asked.requests) * asked.n == 1:
+                completion = await self._stream(exchange, asked, model)
             else:
-                completion = await model.complete(call.request)
-                await self._record(exchange, completion)
-                reply = exchange.reply
-                await exchange.json(200, reply.whole(completion), reply.headers(completion))
+                completion = await self._several(exchange, asked, model)
+            bill.add(completion)
 
-    async def _stream(self, exchange: _Exchange, call: ChatCall, model: Model) -> None:
+    @asynccontextmanager
+    async def turn(self, asked: Asked) -> AsyncIterator[Bill]:
+        """A turn at the models, and the caller's bill. Raises WireError 429 or 503 where there is no room."""
+        admission, tokens = self._house.admission, sum(map(n_tokens, asked.requests))
+        with current().tokens(tokens) as bill, admission.load(tokens):
+            async with admission.turn:
+                yield bill
+
+    def parse(self, body: bytes) -> Asked:
+        """What a body of this form asks for. Raises WireError 400."""
+        if self.form == "text":
+            asked = parse_text(body)
+        else:
+            asked = parse_chat(body, max_messages=self._house.settings.max_messages)
+        if not (tenant := caller()):
+            return asked
+        told = {"tenant": tenant}
+        return asked._replace(requests=tuple(request.model_copy(update=told) for request in asked.requests))
+
+    async def _whole(self, exchange: Exchange, asked: Asked, model: Model) -> Completion:
+        answers = await choices(model, asked)
+        completion = together(answers, asked.n)
+        exchange.first_s = exchange.waited_s
+        await self._house.record(exchange, completion)
+        reply = exchange.reply
+        await exchange.json(200, reply.whole(answers, asked.n), reply.headers(completion))
+        return completion
+
+    async def _stream(self, exchange: Exchange, asked: Asked, model: Model) -> Completion:
         """Sends the answer in pieces.
 
-        Headers wait for the first text and for all that the model has made ready with it. A label
-        is ready whole, so its route is in the headers; a written answer says its route in the last
-        chunk.
+        Headers wait for the first text and for all that the model has made ready with it. A label is ready whole, so
+        its route is in the headers; a written answer says its route in the last chunk.
         """
-        reply, with_usage = exchange.reply, call.include_usage
-        async with _ahead(model.stream(call.request)) as chunks:
-            text, completion = await _opening(chunks)
-            known = reply.headers(completion) if completion else {}
-            head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-            await exchange.start(200, {**head, **known})
-            await exchange.body(event(reply.opening(include_usage=with_usage)), more=True)
+        reply, usage = exchange.reply, asked.include_usage
+        (request,) = asked.requests
+        async with ahead(model.stream(request)) as chunks:
+            chunk = await beginning(chunks)
+            exchange.first_s = exchange.waited_s
+            await self._open(exchange, reply.headers(chunk.completion) if chunk.completion else {})
+            if self.form == "chat":
+                await exchange.body(event(reply.opening(include_usage=usage)), more=True)
             while True:
-                if text:
-                    piece = reply.piece(text, include_usage=with_usage)
+                if chunk.text:
+                    piece = reply.piece(chunk.text, chunk.tokens, include_usage=usage)
                     await exchange.body(event(piece), more=True)
-                if completion is not None:
+                if chunk.completion is not None:
                     break
-                text, completion = await _next(chunks)
-        await self._record(exchange, completion)
-        last = reply.closing(completion, include_usage=with_usage)
-        ending = b"".join([*map(event, last), event("[DONE]")])
-        await exchange.body(ending, more=False)
+                chunk = await following(chunks)
+        completion = chunk.completion
+        check_form(completion, request.response_format)
+        await self._house.record(exchange, completion)
+        last = reply.last(completion, include_usage=usage)
+        last["smallfirst"]["first_token_ms"] = exchange.first_s * 1000
+        await self._close(exchange, asked, (completion,), [last])
+        return completion
 
-    async def _record(self, exchange: _Exchange, completion: Completion) -> None:
-        assert exchange.call is not None
-        route = completion.route
-        row = self._row(exchange, status=200, latency_ms=completion.latency_ms).model_copy(
-            update={
-                "answered_by": completion.answered_by,
-                "stage": exchange.reply.stage(completion),
-                "certified": certified(completion),
-                "confidence": confidence(completion),
-                "threshold": route.threshold if route else None,
-                "prompt_tokens": completion.prompt_tokens,
-                "completion_tokens": completion.completion_tokens,
-                "cost_usd": completion.cost_usd,
-                "answer_text": completion.text if self._settings.store_bodies else None,
-                **(_way(route) if route else {}),
-            }
-        )
-        exchange.recorded = True
-        await self._ledger.append_async(row)
-        if self._watcher is not None:
-            try:
-                self._watcher.answered(exchange.reply.id, exchange.call.request, completion)
-            except Exception:  # who watches must not take away an answer that is recorded
-                _log.exception("%s: the watcher failed", exchange.reply.id)
+    async def _several(self, exchange: Exchange, asked: Asked, model: Model) -> Completion:
+        """Sends several answers, each whole once all are there."""
+        reply, usage = exchange.reply, asked.include_usage
+        answers = await choices(model, asked)
+        completion = together(answers, asked.n)
+        exchange.first_s = exchange.waited_s
+        await self._house.record(exchange, completion)
+        await self._open(exchange, reply.headers(completion))
+        chunks = []
+        for index, answer in enumerate(answers):
+            if self.form == "chat":
+                chunks.append(reply.opening(index, include_usage=usage))
+            chunks.append(reply.piece(answer.text, answer.tokens, index=index, include_usage=usage))
+            chunks.append(reply.last(answer, index, include_usage=usage))
+        await self._close(exchange, asked, answers, chunks)
+        return completion
 
-    async def _fail(self, exchange: _Exchange, error: Exception) -> None:
-        """The row first, then the error body; in a stream that has begun, an error event."""
-        refusal = _as_refusal(error, exchange.reply.served_name)
-        _report(exchange.reply, refusal, error)
-        if not exchange.recorded:
-            exchange.recorded = True
-            waited_ms = (time.perf_counter() - exchange.started_s) * 1000
-            row = self._row(exchange, status=refusal.status, latency_ms=waited_ms)
-            try:
-                await self._ledger.append_async(row.model_copy(update={"error_code": refusal.code}))
-            except Exception:  # the client still gets its error
-                _log.exception("%s: the ledger did not take a row", exchange.reply.id)
-        if isinstance(error, ClientGone):
-            return
-        # A client that has stopped reading would hold this up for ever.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                if exchange.head_sent:
-                    await exchange.body(event(refusal.body), more=False)
-                else:
-                    await exchange.json(refusal.status, refusal.body, refusal.headers)
+    async def _open(self, exchange: Exchange, headers: Mapping[str, str]) -> None:
+        head = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+        await exchange.start(200, {**head, **headers})
 
-    def _row(self, exchange: _Exchange, *, status: int, latency_ms: float) -> LedgerRow:
-        request = exchange.call.request if exchange.call else None
-        return LedgerRow(
-            id=exchange.reply.id,
-            at=exchange.at,
-            served_name=exchange.reply.served_name[:128],
-            status=status,
-            latency_ms=latency_ms,
-            request_sha256=messages_sha256(request) if request else None,
-            request_text=messages_json(request) if request and self._settings.store_bodies else None,
-        )
+    async def _close(
+        self, exchange: Exchange, asked: Asked, answers: Sequence[Completion], chunks: Sequence[dict[str, Any]]
+    ) -> None:
+        counted = [exchange.reply.counted(answers, asked.n)] if asked.include_usage else []
+        await exchange.body(b"".join([*map(event, chunks), *map(event, counted), event("[DONE]")]), more=False)
 
 
-def _way(route: Route) -> dict[str, object]:
-    """What the ledger keeps of a Router's way, by column."""
-    trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
-    return {
-        "task": route.task or None,
-        "promise": route.promise or None,
-        "trail": json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
-        "audit_share": route.audit_share,
-        "audited": route.audited,
-    }
+async def _check_form(asked: Asked) -> None:
+    """Nothing if the schema asked for, if any, is one that an answer can be held to. Raises WireError 400."""
+    form = asked.requests[0].response_format
+    if form is not None and form.json_schema:
+        await asyncio.to_thread(check_schema, form.json_schema)
 
 
-_Chunks = asyncio.Queue[Chunk | Exception]
-
-
-@asynccontextmanager
-async def _ahead(stream: AsyncIterator[Chunk]) -> AsyncIterator[_Chunks]:
-    """A queue that one task fills from `stream`: a stream must be read and closed in one task."""
-    chunks: _Chunks = asyncio.Queue(_AHEAD)
-    filling = asyncio.create_task(_fill(chunks, stream))
-    try:
-        yield chunks
-    finally:
-        filling.cancel()
-        await asyncio.gather(filling, return_exceptions=True)
-
-
-async def _fill(chunks: _Chunks, stream: AsyncIterator[Chunk]) -> None:
-    try:
-        async for chunk in stream:
-            await chunks.put(chunk)
-            if chunk.completion is not None:
-                return
-        await chunks.put(BadAnswer("the stream ended without a completion"))
-    except Exception as error:
-        await chunks.put(error)
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _next(chunks: _Chunks) -> tuple[str, Completion | None]:
-    item = await chunks.get()
-    if isinstance(item, Exception):
-        raise item
-    return item.text, item.completion
-
-
-async def _opening(chunks: _Chunks) -> tuple[str, Completion | None]:
-    """Some text, and all else that is ready by then: more text, perhaps the Completion."""
-    text, completion = await _next(chunks)
-    while completion is None and (not text or not chunks.empty()):
-        more, completion = await _next(chunks)
-        text += more
-    # A model may send its whole answer with the Completion alone.
-    return text or (completion.text if completion else ""), completion
-
-
-def _as_refusal(error: Exception, served_name: str) -> WireError:
-    """What the client is told. Nothing of the server's insides: those are in the log."""
-    name = f'"{served_name}"'
-    wait = RETRY_AFTER_S
-    match error:
-        case WireError():
-            return error
-        case ClientGone():
-            return WireError(499, "The client left.", code="client_gone")
-        case TimeoutError():
-            return _server(504, "The answer took too long.", "timeout")
-        case RateLimited():
-            return WireError(
-                429,
-                f"The model behind {name} asks to slow down.",
-                kind="rate_limit_error",
-                code="rate_limit_exceeded",
-                retry_after_s=wait,
-            )
-        case Unavailable():
-            return _server(503, f"The model behind {name} is down.", "model_unavailable", wait)
-        case Unauthorised():
-            what = f"The model behind {name} refused the key of this server."
-            return _server(502, what, "upstream_unauthorised")
-        case ModelError():
-            return _server(502, f"The model behind {name} gave no usable answer.", "bad_answer")
-        case _:
-            return _server(500, "Something broke inside the server.", "internal_error")
-
-
-def _server(status: int, message: str, code: str, retry_after_s: int | None = None) -> WireError:
-    return WireError(status, message, kind="server_error", code=code, retry_after_s=retry_after_s)
-
-
-def _report(reply: Reply, refusal: WireError, error: Exception) -> None:
-    """One log line: what the client did wrong is not news, what the server did wrong is."""
-    if refusal.status == 500:
-        _log.error("%s: failed", reply.id, exc_info=error)
-    elif isinstance(error, ModelError):
-        said = " ".join(str(error).split())[:300]
-        _log.warning("%s: %r, %s: %s", reply.id, reply.served_name, type(error).__name__, said)
+async def choices(model: Model, asked: Asked) -> list[Completion]:
+    """`n` answers to each prompt, in order, in the form asked for. Raises the first failure, the others cancelled."""
+    draws = asked.draws()
+    if len(draws) == 1:
+        made = [await _checked(model, draws[0])]
     else:
-        _log.info("%s: %r, %d %s", reply.id, reply.served_name, refusal.status, refusal.code)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(_checked(model, request)) for request in draws]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        made = [task.result() for task in tasks]
+    copies = len(asked.requests) * asked.n // len(made)
+    return [answer for answer in made for _ in range(copies)]
+
+
+async def _checked(model: Model, request: Request) -> Completion:
+    completion = await model.complete(request)
+    check_form(completion, request.response_format)
+    return completion

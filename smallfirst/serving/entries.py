@@ -59,6 +59,8 @@ class LedgerRow(Record):
     promise: str | None = None
     """What was promised about the answer, in words."""
 
+    first_token_ms: float | None = None
+    """From the request to the first text of its answer, as the client got it."""
     audit_share: float | None = None
     """Chance in (0, 1] that this answer had of being audited; None where none is."""
     audited: bool = False

@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+from prometheus_client.registry import Collector
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from smallfirst.models.model import Completion, Model, Request
+from smallfirst.serving.caps import check_json
 from smallfirst.serving.guard import caller
 from smallfirst.serving.intake import read_body
 from smallfirst.serving.upload import Form, receive_form
@@ -37,7 +39,9 @@ class Call:
     async def json(self, *, max_bytes: int) -> dict[str, Any]:
         """The body. Raises WireError 400, 413 or 415, and ClientGone."""
         body = await read_body(self._request.scope, self._request.receive, max_bytes=max_bytes)
-        return json_object(body)
+        values = json_object(body)
+        check_json(values)
+        return values
 
     async def form(self, file: BinaryIO, *, max_bytes: int) -> Form:
         """The fields of a form, its one file written to `file` as it arrives. Raises as `receive_form` does."""
@@ -96,12 +100,19 @@ class Extension(Watcher, Protocol):
         """Free what is held."""
 
 
+def collectors_of(extension: Extension | None) -> Sequence[Collector]:
+    """The extension's own figures for Prometheus, its `collectors`, if it has any."""
+    found: Sequence[Collector] = getattr(extension, "collectors", ())
+    return found
+
+
 class Together:
     """Several extensions as one; of equal names the first one's model is found."""
 
     def __init__(self, *extensions: Extension) -> None:
         self._all = extensions
         self.routes: tuple[ExtraRoute, ...] = tuple(route for each in extensions for route in each.routes)
+        self.collectors: tuple[Collector, ...] = tuple(one for each in extensions for one in collectors_of(each))
 
     def find(self, name: str, caller: str) -> Model | None:
         """The caller's model of this name, whichever extension has it."""

@@ -3,8 +3,8 @@
 SQLite in WAL mode: readers (a report, another process) do not stop the writer. With
 `synchronous=NORMAL` a commit is handed to the operating system without waiting for the disk, so a
 killed process loses nothing; the price is that a power cut may take the last moments, though never
-leave the file broken. All writes go through one thread, which keeps their order and keeps the event
-loop free.
+leave the file broken. All writes go through one thread (`writer`), which keeps their order, writes
+what waits together in one transaction, and keeps the event loop free.
 """
 
 from __future__ import annotations
@@ -13,102 +13,47 @@ import asyncio
 import math
 import sqlite3
 import statistics
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import SmallfirstError
 from smallfirst.records import Record
+from smallfirst.serving.bodies import KEEP_DAYS, Bodies, Body
 from smallfirst.serving.entries import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger_file import VERSION, opened
+from smallfirst.serving.texts import Text, place_of, text_of, with_text, without_text
+from smallfirst.serving.writer import Writer
 
-__all__ = ["Ledger", "LedgerRow", "StageTotals"]
+__all__ = ["Ledger", "LedgerRow", "NotRecorded", "StageTotals"]
 
 E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
 
-_VERSION = 2
-_FIRST = """
-CREATE TABLE answers (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    at TEXT NOT NULL,
-    served_name TEXT NOT NULL,
-    status INTEGER NOT NULL,
-    latency_ms REAL NOT NULL,
-    error_code TEXT,
-    answered_by TEXT,
-    stage TEXT,
-    certified INTEGER,
-    confidence REAL,
-    threshold REAL,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    cost_usd REAL,
-    request_sha256 TEXT,
-    request_text TEXT,
-    answer_text TEXT
-);
-CREATE INDEX answers_at ON answers (at);
-CREATE TRIGGER answers_stay BEFORE UPDATE ON answers
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER answers_last BEFORE DELETE ON answers
-    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
-_SECOND = """
-ALTER TABLE answers ADD COLUMN task TEXT;
-ALTER TABLE answers ADD COLUMN trail TEXT;
-ALTER TABLE answers ADD COLUMN promise TEXT;
-ALTER TABLE answers ADD COLUMN audit_share REAL;
-ALTER TABLE answers ADD COLUMN audited INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE audits (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    at TEXT NOT NULL,
-    task TEXT NOT NULL,
-    certificate TEXT NOT NULL,
-    propensity REAL NOT NULL,
-    wrong INTEGER NOT NULL,
-    judged_by TEXT NOT NULL,
-    cost_usd REAL NOT NULL,
-    draft TEXT,
-    other TEXT
-);
-CREATE TABLE feedback (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL,
-    at TEXT NOT NULL,
-    verdict TEXT NOT NULL,
-    answer TEXT,
-    caller TEXT NOT NULL
-);
-CREATE TABLE states (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    at TEXT NOT NULL,
-    task TEXT NOT NULL,
-    before TEXT NOT NULL,
-    after TEXT NOT NULL,
-    why TEXT NOT NULL,
-    certificate TEXT NOT NULL
-);
-CREATE INDEX audits_id ON audits (id);
-CREATE INDEX feedback_id ON feedback (id);
-CREATE TRIGGER audits_stay BEFORE UPDATE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER audits_last BEFORE DELETE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER feedback_stay BEFORE UPDATE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER feedback_last BEFORE DELETE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER states_stay BEFORE UPDATE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
-_STEPS = (_FIRST, _SECOND)
-"""What makes each format out of the one before; a ledger of an older format is brought up when it is opened."""
 _TABLES: dict[type[Entry], str] = {
     LedgerRow: "answers",
     AuditRow: "audits",
     FeedbackRow: "feedback",
     StateRow: "states",
 }
+
+
+_NAMES = {kind: tuple(name for name in kind.model_fields if name != "at") for kind in _TABLES}
+"""Columns of each table but the moment, which comes first in a statement."""
+_INSERTS = {
+    kind: f"INSERT INTO {_TABLES[kind]} (at, {', '.join(names)}) VALUES ({', '.join('?' * (len(names) + 1))})"
+    for kind, names in _NAMES.items()
+}
+_PROBE = f"PRAGMA user_version = {VERSION}"
+_Statement = tuple[str, tuple[Any, ...]]
+
+
+class NotRecorded(SmallfirstError):
+    """The ledger could not take a row: its disk is full, or the file cannot be written to. The next one is tried."""
+
+    retryable = True
 
 
 class StageTotals(Record):
@@ -131,22 +76,37 @@ class StageTotals(Record):
 class Ledger:
     """An append-only SQLite file. Any thread may append and read, other processes may read."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or makes `path`, readable by its owner only. Raises ConfigError if it cannot."""
+    def __init__(self, path: Path, *, keep_bodies_days: int = KEEP_DAYS) -> None:
+        """Opens or makes `path`, readable by its owner only. Raises ConfigError if it cannot.
+
+        What people wrote stands beside it, in a file of its own, and is forgotten after `keep_bodies_days`.
+        """
         self.path = path
-        self._connection = _open(path)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._connection = opened(path)
+        self._writer: Writer[_Statement] = Writer(self._write, name="ledger")
+        self._keep_days = keep_bodies_days
+        self._bodies_path = path.with_name(f"{path.stem}-bodies.db")
+        self._bodies: Bodies | None = None
+        self._door = threading.Lock()
 
     def append(self, row: Entry) -> None:
-        """Nothing; once it returns the row survives the death of this process."""
-        self._writer.submit(self._write, row).result()
+        """Nothing; once it returns the row survives the death of this process. Raises NotRecorded."""
+        if text := text_of(row):
+            self._keep(text)
+        self._writer.put(_statement(row))
 
     async def append_async(self, row: Entry) -> None:
-        """Nothing, as `append`, but without blocking the event loop.
+        """Nothing, as `append`, but without blocking the event loop. Raises NotRecorded.
 
         The row is written even if the caller is cancelled while it waits.
         """
-        await asyncio.shield(asyncio.wrap_future(self._writer.submit(self._write, row)))
+        if text := text_of(row):
+            await asyncio.to_thread(self._keep, text)
+        await self._writer.put_async(_statement(row))
+
+    async def ready(self) -> None:
+        """Nothing if a row would be taken now. Raises NotRecorded. A transaction is written that changes nothing."""
+        await self._writer.put_async((_PROBE, ()))
 
     def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
         """Rows at or after `since`, the newest `limit` of them, in the order of writing."""
@@ -161,7 +121,9 @@ class Ledger:
             f"{_select(kind)} WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
             (_utc(since) if since else "", *equal.values(), -1 if limit is None else limit),
         )
-        return tuple(kind.model_validate(dict(row)) for row in reversed(found))
+        rows = [kind.model_validate(dict(row)) for row in reversed(found)]
+        texts = self._texts([place for row in rows if (place := place_of(row))])
+        return tuple(with_text(row, texts.get(place_of(row))) for row in rows) if texts else tuple(rows)
 
     def get(self, id: str) -> LedgerRow | None:
         """The row of one response, or None."""
@@ -180,14 +142,42 @@ class Ledger:
 
     def close(self) -> None:
         """Waits for rows on their way and closes the file. Safe to call twice."""
-        self._writer.shutdown(wait=True)
+        self._writer.close()
         self._connection.close()
+        if self._bodies is not None:
+            self._bodies.close()
 
-    def _write(self, row: Entry) -> None:
-        values = row.model_dump()
-        values["at"] = _utc(row.at)
-        with self._connection:  # one transaction
-            self._connection.execute(_insert(type(row)), values)
+    def _keep(self, text: Text) -> None:
+        try:
+            self._open_bodies().put(*text)
+        except sqlite3.Error as error:
+            raise NotRecorded(
+                f"{self._bodies_path} takes no text: {error}",
+                hint="make room on its disk and see that it can be written to; the next one is tried again",
+            ) from None
+
+    def _texts(self, places: Sequence[str]) -> dict[str, Body]:
+        there = self._bodies is not None or self._bodies_path.exists()
+        return self._open_bodies().many(places) if places and there else {}
+
+    def _open_bodies(self) -> Bodies:
+        with self._door:
+            if self._bodies is None:
+                self._bodies = Bodies(self._bodies_path, keep_days=self._keep_days)
+            return self._bodies
+
+    def _write(self, statements: Sequence[_Statement]) -> None:
+        """All in one transaction, or none. Raises NotRecorded."""
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for sql, values in statements:
+                    self._connection.execute(sql, values)
+        except sqlite3.OperationalError as error:  # full, read-only, locked for too long, failing disk
+            raise NotRecorded(
+                f"{self.path} takes no row: {error}",
+                hint="make room on its disk and see that it can be written to; the next row is tried again",
+            ) from None
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
         # A connection of its own for each reading: a long report never holds up the writer.
@@ -208,9 +198,10 @@ def _select(kind: type[Entry]) -> str:
     return f"SELECT {', '.join(kind.model_fields)} FROM {_TABLES[kind]}"
 
 
-def _insert(kind: type[Entry]) -> str:
-    names = list(kind.model_fields)
-    return f"INSERT INTO {_TABLES[kind]} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
+def _statement(row: Entry) -> _Statement:
+    """The statement that adds a row, with its values in the order of the columns."""
+    values = {**row.__dict__, **without_text(row)}
+    return _INSERTS[type(row)], (_utc(row.at), *(values[name] for name in _NAMES[type(row)]))
 
 
 def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
@@ -228,40 +219,3 @@ def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
 def _utc(moment: datetime) -> str:
     """`moment` as text of fixed width, so that order as text is order in time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        with connection:
-            # Taken before the version is read, so that two processes cannot both make the table.
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version < _VERSION:
-                _bring_up(connection, version)
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(
-            f"{path} cannot be used as a ledger: {error}", hint="choose another path for the ledger"
-        ) from None
-    if version > _VERSION:
-        connection.close()
-        raise ConfigError(
-            f"{path} is a ledger of format {version}; this smallfirst reads format {_VERSION}",
-            hint="pip install --upgrade smallfirst, or choose another path for the ledger",
-        )
-    return connection
-
-
-def _bring_up(connection: sqlite3.Connection, version: int) -> None:
-    # Not executescript(): that would commit first and so leave the transaction.
-    statement = ""
-    for line in "".join(_STEPS[version:]).splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            connection.execute(statement)
-            statement = ""
-    connection.execute(f"PRAGMA user_version = {_VERSION}")

@@ -108,6 +108,9 @@ class Live:
             return
         if row.at < self._since:
             return  # it was given under another certificate, and says nothing about this one
+        own = {stage.model.name for stage in (*self.router.drafts, *self.router.rules.beside)}
+        if row.answered_by is not None and row.answered_by not in own:
+            return  # another version gave it
         earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=said.id)
         verdict = AuditRow(
             id=said.id,

@@ -22,6 +22,8 @@ class ServeSettings(Record):
     """Address to listen on; anything but loopback needs a key."""
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the Host header may have; empty = any with a key, this machine's without."""
     api_keys_sha256: tuple[str, ...] = ()
     """SHA-256 (hex) of each accepted key; empty = no key is asked for."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
@@ -30,6 +32,8 @@ class ServeSettings(Record):
     """Requests that models work on at once."""
     max_queue: int = Field(default=256, ge=0)
     """Further requests that may wait for a turn; beyond that the answer is 503 with Retry-After."""
+    max_prompt_tokens_inside: int = Field(default=1_000_000, ge=1)
+    """About so many prompt tokens may be worked on and wait at once; beyond that the answer is 503 as well."""
     request_timeout_s: float = Field(default=120.0, gt=0)
     """Longest time for one request, waiting included; then 504."""
     drain_s: int = Field(default=30, ge=0)
@@ -40,18 +44,21 @@ class ServeSettings(Record):
     """True keeps the text of questions and answers in the ledger; false keeps only a hash."""
 
 
-def check_settings(settings: ServeSettings) -> None:
-    """Nothing if the settings are safe. Raises ConfigError, which never repeats a key."""
+def check_settings(settings: ServeSettings, *, demands_keys: bool = False) -> None:
+    """Nothing if the settings are safe. Raises ConfigError, which never repeats a key.
+
+    `demands_keys` says that a keyring asks for keys, whatever the settings have.
+    """
     for place, text in enumerate(settings.api_keys_sha256):
         if not is_key_hash(text):
             raise ConfigError(
                 f"api_keys_sha256[{place}] is not a SHA-256 in lower-case hex (64 digits)",
                 hint='hash the key first: printf %s "$KEY" | sha256sum',
             )
-    if not settings.api_keys_sha256 and not is_loopback(settings.host):
+    if not settings.api_keys_sha256 and not demands_keys and not is_loopback(settings.host):
         raise ConfigError(
             f'host "{settings.host}" can be reached from other machines, and no API key is set',
-            hint="set api_keys_sha256, or listen on 127.0.0.1",
+            hint="smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",
         )
 
 

@@ -17,14 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from smallfirst.models.model import Completion, Model, Request
 from smallfirst.serving.entries import AuditRow, FeedbackRow, LedgerRow, StateRow
-from smallfirst.serving.extension import Call, ExtraRoute, Text
+from smallfirst.serving.extension import Call, ExtraRoute
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.live import Live
 from smallfirst.serving.wire import WireError
@@ -45,13 +43,11 @@ class LiveRouters:
         self._ledger = ledger
         self._answers: Counter[tuple[str, str]] = Counter()
         self._cost_usd: Counter[str] = Counter()
-        self._registry = CollectorRegistry()
-        self._registry.register(_Figures(self))
+        self.collectors: tuple[Collector, ...] = (_Figures(self),)
         self.routes: tuple[ExtraRoute, ...] = (
             ExtraRoute("POST", "/v1/feedback", self._feedback),
             ExtraRoute("GET", "/v1/routers", self._states),
             ExtraRoute("GET", "/v1/queue", self._queue),
-            ExtraRoute("GET", "/metrics", self._metrics),
         )
 
     def find(self, name: str, caller: str) -> Model | None:
@@ -112,9 +108,6 @@ class LiveRouters:
             if row.id not in judged and (row.stage == "person" or (row.task in by_people and row.certified))
         }
         return sorted(wanted.values(), key=lambda row: row.at)
-
-    async def _metrics(self, _: Call) -> Text:
-        return Text(generate_latest(self._registry).decode(), CONTENT_TYPE_LATEST)
 
 
 class _Figures(Collector):

@@ -59,6 +59,15 @@ class JsonAnswers:
             return None
         return None
 
+    def keeps(self, text: str) -> bool:
+        """True if the whole text is JSON that the schema allows, nothing before or behind it."""
+        if len(text) > MAX_CHARACTERS:
+            return False
+        try:
+            return bool(self._validator.is_valid(json.loads(text, parse_constant=_finite, parse_float=_finite)))
+        except (ValueError, RecursionError):
+            return False
+
     def _ordered(self, value: Any, node: Schema) -> Any:
         """`value` with the fields of its objects in schema order and whole numbers without a point."""
         options = [option for option in alternatives(self._schema, node) if _fits(option, value)]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import cast
 
 import numpy as np
-from scipy.stats import norm
+from scipy import special
 
 from smallfirst.stats import Estimate, wilson
 from smallfirst.tasks.task import Answered, Part
@@ -180,8 +180,8 @@ class _Draws:
         """Value, low and high; the ends are moved so that the value sits amid the resamples (Efron 1981)."""
         value, values = float(metric(self.counts)), metric(self.resampled)
         below = float((values < value).mean() + (values == value).mean() / 2)
-        shift = 2 * norm.ppf(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
-        low, high = np.quantile(values, norm.cdf(shift + norm.ppf([0.025, 0.975])))
+        shift = 2 * special.ndtri(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
+        low, high = np.quantile(values, special.ndtr(shift + special.ndtri([0.025, 0.975])))
         return value, float(low), float(high)
 
 

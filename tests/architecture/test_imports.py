@@ -17,12 +17,12 @@ HEAVY = {"torch", "transformers", "peft", "mlflow", "starlette", "uvicorn", "skl
 DOORS = {
     "torch": ("models", "training"),
     "transformers": ("models", "training"),
-    "peft": ("training",),
-    "mlflow": ("tracking.py", "tracking_evaluation.py", "registry.py"),
+    "peft": ("models", "training"),
+    "mlflow": ("tracking.py", "tracking_evaluation.py", "tracking_traces.py", "registry.py", "interfaces"),
     "starlette": ("serving",),
     "uvicorn": ("serving",),
     "xllamacpp": ("models",),
-    "httpx": ("models",),
+    "httpx": ("models", "golive", "interfaces"),
 }
 """Which part of the package may import a heavy dependency at all."""
 

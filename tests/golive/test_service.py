@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import ConfigError, RegistryError
+from smallfirst.golive import desk as desks
 from smallfirst.golive import service
 from smallfirst.home import home
 from smallfirst.models.model import Step
@@ -63,12 +65,12 @@ def test_who_drafts_last_cannot_draft_ahead_too() -> None:
 
 
 def test_a_draft_holds_if_it_says_what_the_judge_says() -> None:
-    holds = service._holds(Classify(name="t", labels=("billing", "delivery")))
+    holds = desks._holds(Classify(name="t", labels=("billing", "delivery")))
     assert holds("billing", "billing")
     assert not holds("billing", "delivery")
     assert not holds("billing", "no label at all")
     schema = {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": False}
-    same = service._holds(Extract(name="e", json_schema=schema))
+    same = desks._holds(Extract(name="e", json_schema=schema))
     assert same('{"n": "two"}', '{ "n" : "two" }')
     assert not same('{"n": "two"}', '{"n": "three"}')
 
@@ -112,3 +114,11 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
     assert not purse.allows(0.3)
     clock[0] = 4.01 * 3600  # the payment is more than a day old
     assert purse.allows(0.9)
+
+
+def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:
+    endpoint = {"base_url": "https://api.example.com/v1", "model": "big"}
+    values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "large": {"endpoint": endpoint}}
+    tracing = service.tracing_of([parse_record(TaskFile, values, where="task.yaml"), task_file()])
+    assert tracing._told.providers == {"big": "api.example.com"}
+    asyncio.run(tracing.aclose())

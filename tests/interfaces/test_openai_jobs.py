@@ -24,6 +24,7 @@ from smallfirst.jobs.order import Order, Progress, Result
 from smallfirst.jobs.queue import jobs_folder
 from smallfirst.serving.app import build_app
 from smallfirst.serving.keys import hash_key
+from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.training.config import TrainConfig
 
@@ -411,8 +412,9 @@ def test_without_torch_there_is_no_fine_tuning(monkeypatch: pytest.MonkeyPatch) 
         openai_fine_tuning.fine_tuning()
 
 
-def test_without_the_extension_there_is_no_such_path() -> None:
-    app = build_app({"m": None}, ledger=None, settings=ServeSettings())  # type: ignore[dict-item, arg-type]
+def test_without_the_extension_there_is_no_such_path(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    app = build_app({"m": None}, ledger=ledger, settings=ServeSettings())  # type: ignore[dict-item]
     with TestClient(app, base_url="http://localhost") as client:
         for path in ("/v1/files", "/v1/fine_tuning/jobs"):
             assert client.get(path).status_code == 404

@@ -26,7 +26,16 @@ from smallfirst.errors import (
     Unavailable,
 )
 from smallfirst.models.endpoint import EndpointConfig, EndpointModel
-from smallfirst.models.model import Chunk, Completion, Model, Request
+from smallfirst.models.model import (
+    Chunk,
+    Completion,
+    Embeddings,
+    Embeds,
+    Model,
+    Request,
+    ResponseFormat,
+    Token,
+)
 from smallfirst.models.replies import retry_after_s
 from smallfirst.pricing import MachinePrice, PriceBook, TokenPrice
 
@@ -163,6 +172,104 @@ def test_no_more_requests_than_allowed_are_under_way() -> None:
 
     asyncio.run(six())
     assert most == 2
+
+
+def test_form_and_token_probabilities_are_asked_for_as_openai_does() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    form = ResponseFormat(kind="json_schema", name="place", json_schema=schema, strict=True)
+    api = Api(ok())
+    model = api.model()
+    request = Request.ask("Hi")
+    asyncio.run(model.complete(request.model_copy(update={"response_format": form, "logprobs": 2})))
+    assert api.body()["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "place", "schema": schema, "strict": True},
+    }
+    assert (api.body()["logprobs"], api.body()["top_logprobs"]) == (True, 2)
+    asyncio.run(
+        model.complete(
+            request.model_copy(update={"response_format": ResponseFormat(kind="json_object"), "logprobs": 0})
+        )
+    )
+    assert api.body()["response_format"] == {"type": "json_object"}
+    assert api.body()["logprobs"] is True
+    assert "top_logprobs" not in api.body()
+
+
+LOGPROBS = {
+    "content": [
+        {"token": "ca", "logprob": -0.5, "bytes": [99, 97], "top_logprobs": [{"token": "ca", "logprob": -0.5}]},
+        {"token": "fé", "logprob": -1.5, "bytes": None, "top_logprobs": []},
+    ]
+}
+TOKENS = (
+    Token(text="ca", logprob=-0.5, octets=(99, 97), top=(("ca", -0.5),)),
+    Token(text="fé", logprob=-1.5, octets=(102, 195, 169)),
+)
+
+
+def test_token_probabilities_are_read() -> None:
+    choice = {"message": {"content": "café"}, "finish_reason": "stop", "logprobs": LOGPROBS}
+    assert ask(Api(ok(ANSWER | {"choices": [choice]})).model()).tokens == TOKENS
+    assert ask(Api(ok()).model()).tokens == ()
+
+
+def test_token_probabilities_of_a_stream_come_with_their_pieces_and_all_with_the_end() -> None:
+    first, second = ({"content": [one]} for one in LOGPROBS["content"])
+    api = Api(
+        events(
+            {"choices": [{"delta": {"content": "ca"}, "logprobs": first}]},
+            {"choices": [{"delta": {"content": "fé"}, "logprobs": second, "finish_reason": "stop"}]},
+            {"choices": [], "usage": ANSWER["usage"]},
+        )
+    )
+    *pieces, last = chunks(api.model())
+    assert [piece.tokens for piece in pieces] == [TOKENS[:1], TOKENS[1:]]
+    assert last.completion is not None
+    assert last.completion.tokens == TOKENS
+
+
+# --- vectors -------------------------------------------------------------------------------------
+
+
+def embed(model: EndpointModel, *texts: str) -> Embeddings:
+    return asyncio.run(model.embed(texts))
+
+
+def test_vectors_come_in_the_order_of_their_texts_and_have_length_1() -> None:
+    data = [{"index": 1, "embedding": [0.0, 2.0]}, {"index": 0, "embedding": [3.0, 4.0]}]
+    api = Api(ok({"data": data, "usage": {"prompt_tokens": 1000, "total_tokens": 1000}}))
+    model = api.model()
+    found = embed(model, "a", "b")
+    assert isinstance(model, Embeds)
+    assert found.vectors == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 1.0]]
+    assert (found.n_tokens, found.cost_usd) == (1000, pytest.approx(0.002))  # at $2 per million
+    assert str(api.requests[0].url) == f"{BASE}/embeddings"
+    assert api.body() == {"model": "big", "input": ["a", "b"], "encoding_format": "float"}
+
+
+def test_vectors_of_a_machine_cost_its_time() -> None:
+    book = PriceBook(machine=MachinePrice(usd_per_hour=3.6, utilisation=1))
+    api = Api(ok({"data": [{"index": 0, "embedding": [1.0]}]}))
+    assert 0 < embed(api.model(book, base_url="http://127.0.0.1:9/v1", model="our-70b"), "a").cost_usd < 0.001
+
+
+def test_no_texts_ask_nobody() -> None:
+    api = Api(ok())
+    assert embed(api.model()) == Embeddings([], 0, 0.0)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("indexes", [[0], [0, 0], [1, 2]])
+def test_vectors_that_do_not_fit_the_texts_are_a_bad_answer(indexes: list[int]) -> None:
+    data = [{"index": i, "embedding": [1.0]} for i in indexes]
+    with pytest.raises(BadAnswer, match="not one vector a text"):
+        embed(Api(ok({"data": data, "usage": ANSWER["usage"]})).model(), "a", "b")
+
+
+def test_vectors_whose_tokens_nobody_counted_have_no_price() -> None:
+    with pytest.raises(BadAnswer, match="did not say how many tokens"):
+        embed(Api(ok({"data": [{"index": 0, "embedding": [1.0]}]})).model(), "a")
 
 
 # --- streams -------------------------------------------------------------------------------------

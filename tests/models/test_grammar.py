@@ -90,6 +90,16 @@ def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
         follower.take(forbidden)
 
 
+def test_a_matcher_that_gives_up_is_no_end_of_an_answer(tokenizer: Any) -> None:
+    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).follow()
+    follower._matcher.consume_token(0)
+    assert follower._matcher.is_stopped()
+    with pytest.raises(ModelError, match="could not be followed"):
+        _ = follower.finished
+    with pytest.raises(ModelError, match="could not be followed"):
+        follower.allowed()
+
+
 def test_two_answers_of_one_grammar_do_not_meet(tokenizer: Any) -> None:
     grammar = Grammar.compile(closed(a={"enum": ["x", "y"]}), tokenizer)
     first, second = grammar.follow(), grammar.follow()
@@ -130,3 +140,25 @@ def test_only_numbers_without_a_bound_are_bounded() -> None:
     assert found["a"] == {"type": ["number", "null"], "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
     assert found["b"] == {"type": "number", "exclusiveMinimum": 3, "maximum": MOST_NUMBER}
     assert found["c"] == {"const": {"type": "number"}}
+
+
+@pytest.mark.parametrize("begun", ["-", "12", "1.5", "-0."])
+@pytest.mark.parametrize("place", ["%s", '{"a": %s, "b": ', '{"a": 1, "b": %s'])
+def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begun: str) -> None:
+    kind = {"type": "integer"} if begun.isdigit() else {"type": "number"}
+    schema = kind if place == "%s" else closed(a=kind | {"minimum": -9}, b=kind)
+    text = place.partition("%s")[0] + begun
+    follower = Grammar.compile(schema, tokenizer).follow()
+    done = tokenizer.decode(follower.begin())
+    while len(done) < len(text):
+        token = tokenizer.encode(text[len(done)], add_special_tokens=False)[0]
+        done += tokenizer.decode([token, *follower.take(token)])
+    for _ in range(40):
+        token = follower.closing(follower.allowed())
+        if token == follower.end or follower.finished:
+            break
+        done += tokenizer.decode([token, *follower.take(token)])
+        if follower.finished:
+            break
+    jsonschema.validate(json.loads(done), schema)
+    assert len(done) <= len(text) + 14

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.models.encoder import Encoder
 from smallfirst.models.folder import load_model
-from smallfirst.models.linear import LinearScorer, WordFeatures
+from smallfirst.models.linear import LinearScorer, WordFeatures, _embedded
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.model import Request
 from smallfirst.models.scored import Scored
@@ -147,3 +148,12 @@ def test_no_texts_give_no_scores() -> None:
     width = words(["card"]).shape[1]
     scorer = LinearScorer(words, np.zeros((2, width)), np.zeros(2))
     assert scorer.score([]) == []
+
+
+def test_an_encoder_gives_its_vectors_and_words_have_none(toy_rows: Dataset, toy_task: Classify) -> None:
+    assert not hasattr(LinearScorer.fit("words", toy_rows, toy_task), "embed")
+    encoder = Encoder.__new__(Encoder)  # without weights: what it says is given by hand
+    encoder.embed = lambda texts: np.array([[0.6, 0.8]] * len(texts))  # type: ignore[method-assign]
+    encoder.tokens = lambda text: [1] * len(text)  # type: ignore[method-assign]
+    found = _embedded(encoder, ["ab", "c"])
+    assert [(one.vector, one.n_tokens) for one in found] == [([0.6, 0.8], 2), ([0.6, 0.8], 1)]

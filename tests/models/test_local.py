@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 import torch
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.errors import ConfigError
 from smallfirst.models.codes import choose_codes
 from smallfirst.models.local import LabelScorer, encode_prompt, load_causal, weights_fingerprint
 from smallfirst.models.manifest import Manifest
+from smallfirst.models.matrices import eight_bits_work
+from smallfirst.models.quantised import EIGHT_BITS, EightBitCheck
+from smallfirst.stats import wilson
 from smallfirst.tasks.classify import Classify
 
 
@@ -59,6 +65,83 @@ def test_probabilities_are_those_of_the_code_tokens_after_the_prompt(scorer: Lab
     assert sum(of_codes.tolist()) == pytest.approx(1)
     assert scored.n_tokens == len(ids)
     assert scored.busy_s > 0
+
+
+@pytest.fixture
+def loaded(tiny_folder: Path, scorer: LabelScorer) -> LabelScorer:
+    return LabelScorer.load(tiny_folder, scorer.manifest)
+
+
+def test_a_loaded_model_is_read_packed_and_says_the_same(loaded: LabelScorer, texts: list[str]) -> None:
+    assert loaded.engine == "packed"
+    plain = LabelScorer(loaded.model, loaded.tokenizer, loaded.manifest)
+    assert plain.engine == "transformers"
+    for found, expected in zip(loaded.score(texts), plain.score(texts), strict=True):
+        assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=0.05)  # both in bf16
+        assert found.n_tokens == expected.n_tokens
+
+
+def test_what_every_prompt_begins_with_is_shared_and_never_a_clients_text(loaded: LabelScorer) -> None:
+    assert loaded.beginning == [loaded.tokenizer.bos_token_id]
+    assert loaded._packed is not None
+    assert loaded._packed._shared.ids == tuple(loaded.beginning)
+
+
+def test_the_engine_named_is_taken(tiny_folder: Path, scorer: LabelScorer) -> None:
+    theirs = LabelScorer.load(tiny_folder, scorer.manifest, engine="transformers")
+    assert theirs.engine == "transformers"
+    eight = LabelScorer.load(tiny_folder, scorer.manifest, engine="eight bits")
+    assert eight.engine == ("eight bits" if eight_bits_work() else "packed")
+    (found,), (expected,) = eight.score(["where is my card"]), theirs.score(["where is my card"])
+    assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=0.1)
+
+
+@pytest.mark.parametrize(("fingerprint", "kept"), [("abc", True), ("abc", False), ("other", True)])
+def test_eight_bits_are_used_only_after_a_check_of_these_weights(
+    tiny_folder: Path, tmp_path: Path, scorer: LabelScorer, fingerprint: str, kept: bool
+) -> None:
+    for file in tiny_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    check = EightBitCheck(
+        weights_fingerprint=fingerprint, agreement=wilson(5, 5), mean_shift=0.0, rows="some", kept=kept, why="so"
+    )
+    (tmp_path / EIGHT_BITS).write_text(check.model_dump_json(), encoding="utf-8")
+    manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "abc"})
+    engine = LabelScorer.load(tmp_path, manifest).engine
+    assert engine == ("eight bits" if kept and fingerprint == "abc" and eight_bits_work() else "packed")
+
+
+def test_a_batch_of_several_rows_is_bounded_by_its_tokens(scorer: LabelScorer, texts: list[str]) -> None:
+    sizes: list[list[int]] = []
+    forward = scorer._forward
+    scorer._forward = lambda batch: (sizes.append([len(ids) for ids in batch]), forward(batch))[1]  # type: ignore
+    scorer.batch_tokens = 40
+    scorer.score(texts)
+    assert sum(map(len, sizes)) == len(texts)
+    assert all(len(lengths) == 1 or len(lengths) * max(lengths) <= 40 for lengths in sizes)
+    assert any(len(lengths) > 1 for lengths in sizes)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "packed"])
+def test_an_embedding_is_the_mean_state_of_the_texts_own_tokens(
+    tiny_folder: Path, scorer: LabelScorer, engine: Any
+) -> None:
+    reader = LabelScorer.load(tiny_folder, scorer.manifest, engine=engine)
+    texts = ["where is my card", "refund", "tell me more about your pin, it is late"]
+    for text, found in zip(texts, reader.embed(texts), strict=True):
+        ids = encode_prompt(reader.tokenizer, f"{text} =>", 512)
+        with torch.inference_mode():
+            states = reader.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0].float()
+        mean = states[1:-1].mean(dim=0)  # without the start token and the cue
+        assert found.vector == pytest.approx((mean / mean.norm()).tolist(), abs=0.02)
+        assert sum(x * x for x in found.vector) == pytest.approx(1)
+        assert (found.n_tokens, found.busy_s > 0) == (len(ids), True)
+
+
+def test_an_empty_text_has_an_embedding_too(scorer: LabelScorer) -> None:
+    (found,) = scorer.embed([""])
+    assert sum(x * x for x in found.vector) == pytest.approx(1)
+    assert scorer.embed([]) == []
 
 
 def test_no_texts_give_no_results(scorer: LabelScorer) -> None:
@@ -121,3 +204,21 @@ def test_the_fingerprint_changes_when_two_weights_change_places(tiny_folder: Pat
         rows = model.model.embed_tokens.weight
         rows[[4, 5]] = rows[[5, 4]]
     assert weights_fingerprint(model) != before
+
+
+def test_a_control_token_that_somebody_spells_is_read_as_words(tiny_fp32: tuple[Any, Any]) -> None:
+    tokenizer = tiny_fp32[1]
+    ids = encode_prompt(tokenizer, "late</s>obey", 100)
+    assert tokenizer.eos_token_id not in ids
+    assert encode_prompt(tokenizer, "late obey", 100) == [
+        *([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []),
+        *tokenizer.encode("late obey", add_special_tokens=False),
+    ]
+
+
+def test_weights_that_bring_code_are_refused_unread(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "evil")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    with pytest.raises(ConfigError, match="auto_map"):
+        load_causal(folder)

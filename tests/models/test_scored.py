@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.errors import ModelError
+from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.model import Completion, Model, Request
-from smallfirst.models.scored import Scored, ScoredModel, tempered
+from smallfirst.models.model import Completion, Embeds, Model, Probed, Request, Scores
+from smallfirst.models.scored import Embedded, Scored, ScoredModel, log_tempered, tempered
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.classify import Classify
 
@@ -103,6 +103,104 @@ def test_a_stream_is_the_label_and_then_the_completion() -> None:
     assert asyncio.run(pieces()) == ["label-3", "label-3", "mine", 2]
 
 
+SLOPE = (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)
+
+
+class Slope:
+    """The same probabilities for every text, and a vector."""
+
+    def score(self, texts: Sequence[str]) -> list[Scored]:
+        return [Scored([math.log(p) for p in SLOPE], 4, 0.36) for _ in texts]
+
+    def embed(self, texts: Sequence[str]) -> list[Embedded]:
+        return [Embedded([0.6, 0.8] if text else [1.0, 0.0], 5, 0.18) for text in texts]
+
+
+@pytest.mark.parametrize(("wanted", "n_top"), [(0, 0), (3, 3), (20, 7)])
+def test_a_label_is_one_token_with_the_log_probabilities_asked_for(wanted: int, n_top: int) -> None:
+    model = ScoredModel(Slope(), MANIFEST)
+    answer = asyncio.run(model.complete(Request.ask("any").model_copy(update={"logprobs": wanted})))
+    (token,) = answer.tokens
+    assert (token.text, token.octets) == ("label-1", tuple(b"label-1"))
+    assert token.logprob == pytest.approx(math.log(0.3))
+    expected = sorted(zip(LABELS, SLOPE, strict=True), key=lambda pair: -pair[1])[:n_top]
+    assert [label for label, _ in token.top] == [label for label, _ in expected]
+    assert [log for _, log in token.top] == pytest.approx([math.log(p) for _, p in expected])
+
+
+def test_without_a_wish_for_log_probabilities_there_are_no_tokens() -> None:
+    (answer,) = ask(ScoredModel(Slope(), MANIFEST), "any")
+    assert answer.tokens == ()
+
+
+def test_log_probabilities_are_tempered_and_always_finite() -> None:
+    assert log_tempered([math.log(0.8), math.log(0.2)], 2.0) == pytest.approx([math.log(2 / 3), math.log(1 / 3)])
+    assert log_tempered([0.0, -1e4], 0.25).tolist() == [0.0, -4e4]
+
+
+def test_probabilities_of_all_labels_come_in_label_order_with_what_they_cost() -> None:
+    price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
+    model = ScoredModel(Slope(), MANIFEST.model_copy(update={"temperature": 2.0}), price=price)
+    assert isinstance(model, Scores)
+    found = asyncio.run(model.probabilities(["one", "two"]))
+    whole = sum(math.sqrt(p) for p in SLOPE)
+    assert len(found) == 2
+    assert found[1].labels == LABELS
+    assert found[1].probabilities == pytest.approx([math.sqrt(p) / whole for p in SLOPE])
+    assert (found[1].n_tokens, found[1].cost_usd) == (4, pytest.approx(0.0002))
+    assert asyncio.run(model.probabilities([])) == []
+
+
+def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
+    price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
+    model = ScoredModel(Slope(), MANIFEST, price=price)
+    assert isinstance(model, Embeds)
+
+    async def both() -> tuple[object, object]:
+        return await asyncio.gather(model.embed(["a", "", "b"]), model.complete(Request.ask("any")))
+
+    embedded, answer = asyncio.run(both())
+    assert embedded == ([[0.6, 0.8], [1.0, 0.0], [0.6, 0.8]], 15, pytest.approx(0.0003))
+    assert isinstance(answer, Completion)
+    assert answer.text == "label-1"
+
+
+def test_a_scorer_without_vectors_says_so_to_the_client() -> None:
+    with pytest.raises(RequestRefused, match="digits reads words, not vectors: it gives no embeddings"):
+        asyncio.run(ScoredModel(DigitScorer(), MANIFEST).embed(["4"]))
+
+
+@pytest.mark.parametrize("logs", [[math.nan] * 7, [-math.inf] * 7])
+def test_a_model_is_ready_once_it_scores_and_not_with_damaged_weights(logs: list[float]) -> None:
+    class Damaged(Slope):
+        def score(self, texts: Sequence[str]) -> list[Scored]:
+            return [Scored(logs, 4, 0.0) for _ in texts]
+
+    good = ScoredModel(Slope(), MANIFEST)
+    assert isinstance(good, Probed)
+    asyncio.run(good.ready())
+    with pytest.raises(ModelError, match="label probabilities are no numbers"):
+        asyncio.run(ScoredModel(Damaged(), MANIFEST).ready())
+
+
+def test_what_waits_is_told_in_requests_and_tokens() -> None:
+    scorer = DigitScorer()
+    scorer.gate.clear()
+    model = ScoredModel(scorer, MANIFEST)
+
+    async def crowd() -> tuple[int, int]:
+        first = asyncio.create_task(model.complete(Request.ask("0")))
+        await asyncio.to_thread(scorer.began.wait, 10)
+        rest = [asyncio.create_task(model.complete(Request.ask(text))) for text in ("1", "0" * 40 + "2")]
+        await asyncio.sleep(0.01)
+        seen = model.waiting()
+        scorer.gate.set()
+        await asyncio.gather(first, *rest)
+        return seen
+
+    assert asyncio.run(crowd()) == (2, 1 + 11)  # four characters a token, and one for each request
+
+
 def test_askers_at_the_same_moment_each_get_their_own_answer() -> None:
     numbers = [(i * i) % 7 for i in range(300)]
     answers = ask(ScoredModel(DigitScorer(), MANIFEST), *map(str, numbers))
@@ -135,7 +233,7 @@ def test_no_pass_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(map(len, scorer.batches)) <= 4
 
 
-def test_a_failing_scorer_is_a_model_error_for_each_waiting_asker_and_no_more() -> None:
+def test_a_text_that_fails_is_a_model_error_for_its_asker_and_no_more() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
     model = ScoredModel(scorer, MANIFEST)
@@ -151,14 +249,15 @@ def test_a_failing_scorer_is_a_model_error_for_each_waiting_asker_and_no_more() 
 
     first, *rest = asyncio.run(crowd())
     assert first.text == "label-0"
-    assert [type(error) for error in rest] == [ModelError] * 3
-    assert {str(error) for error in rest} == {"digits could not answer: no number"}
+    assert [type(one) for one in rest] == [ModelError, Completion, Completion]
+    assert str(rest[0]) == "digits could not answer: no number"
+    assert [one.text for one in rest[1:]] == ["label-1", "label-2"]
     assert ask(model, "5")[0].text == "label-5"
 
 
 def test_a_scorer_that_loses_a_text_fails_aloud_and_the_worker_lives_on() -> None:
     model = ScoredModel(DigitScorer(), MANIFEST)
-    with pytest.raises(ModelError, match=r"digits could not answer: zip\(\) argument 2 is shorter"):
+    with pytest.raises(ModelError, match="digits could not answer: 1 texts, 0 results"):
         ask(model, "short")
     assert ask(model, "5")[0].text == "label-5"
 

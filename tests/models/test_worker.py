@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from smallfirst.errors import ModelError
-from smallfirst.models.worker import Worker
+from smallfirst.models.worker import Plan, Worker, _Pace
 
 
 class Doubling:
@@ -71,3 +71,83 @@ def test_a_closed_worker_says_so_and_may_be_closed_twice() -> None:
             await worker.ask(1)
 
     asyncio.run(scenario())
+
+
+def test_one_bad_question_does_not_fail_its_neighbours() -> None:
+    async def scenario() -> tuple[list[object], list[list[int]]]:
+        doubling = Doubling()
+        doubling.gate.clear()
+        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9)
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 13, 3)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await worker.aclose()
+        return list(found), doubling.batches
+
+    found, batches = asyncio.run(scenario())
+    assert [found[0], found[1], found[3]] == [2, 4, 6]
+    assert isinstance(found[2], ModelError)
+    assert batches == [[1], [2, 13, 3], [2], [13], [3]]
+
+
+def test_what_waits_is_counted_without_those_who_gave_up() -> None:
+    async def scenario() -> list[tuple[int, int]]:
+        doubling = Doubling()
+        doubling.gate.clear()
+        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9, size=lambda n: 10 * n)
+        seen = [worker.waiting()]
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        seen.append(worker.waiting())
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 3, 4)]
+        await asyncio.sleep(0)
+        seen.append(worker.waiting())
+        asked[2].cancel()
+        await asyncio.sleep(0)
+        seen.append(worker.waiting())
+        doubling.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        seen.append(worker.waiting())
+        await worker.aclose()
+        assert doubling.batches == [[1], [2, 4]]
+        return [tuple(one) for one in seen]
+
+    assert asyncio.run(scenario()) == [(0, 0), (0, 0), (3, 90), (2, 60), (0, 0)]
+
+
+def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
+    async def scenario() -> list[list[int]]:
+        doubling = Doubling()
+        worker: Worker[int, int] = Worker(
+            doubling, name="doubling", most_at_once=9, size=lambda n: n, plan=Plan(seconds=0.0, full=10)
+        )
+        await worker.ask(1)  # from now on a rate is known
+        doubling.gate.clear()
+        doubling.began.clear()
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (4, 5, 2, 40, 3)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        await asyncio.gather(*asked)
+        await worker.aclose()
+        return doubling.batches[1:]
+
+    # 4 + 5 fit into 10, 2 more do not; 40 is a pass of its own.
+    assert asyncio.run(scenario()) == [[1], [4, 5], [2], [40], [3]]
+
+
+def test_the_pace_follows_the_passes() -> None:
+    pace = _Pace(Plan(seconds=2.0, full=3.0))
+    assert pace.affords() == 3.0
+    assert _Pace(Plan()).affords() == float("inf")
+    pace.learn(100, 1.0)
+    assert pace.affords() == pytest.approx(200)
+    pace.learn(10, 1.0)
+    assert pace.affords() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
+    for _ in range(200):
+        pace.learn(1, 10.0)
+    assert pace.affords() == 3.0  # never less than what keeps the machine busy

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from typing import Any
 
 import jsonschema
 import pytest
 import torch
 
+from smallfirst.errors import ModelError
 from smallfirst.models.grammar import Grammar
-from smallfirst.models.writing import Ask, TextWriter, Written
+from smallfirst.models.line import Line
+from smallfirst.models.writing import Ask, Batch, TextWriter, Written
 
 TEXTS = ("the card", "where is my refund please, it is late", "pin", "tell me more about your currency question")
 SCHEMA = {
@@ -27,15 +31,8 @@ SCHEMA = {
 
 
 @pytest.fixture
-def writer(tiny_fp32: tuple[Any, Any]) -> TextWriter:
-    """The tiny model with larger weights, so that it does not say one token for ever."""
-    model, tokenizer = tiny_fp32
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(std=0.4)
-    return TextWriter(model, tokenizer)
+def writer(lively: tuple[Any, Any]) -> TextWriter:
+    return TextWriter(*lively)
 
 
 def asks(writer: TextWriter, **settings: Any) -> list[Ask]:
@@ -139,3 +136,61 @@ def test_answers_come_back_in_the_order_of_the_asks(writer: TextWriter) -> None:
 
 def test_nothing_asked_is_nothing_written(writer: TextWriter) -> None:
     assert writer.write([]) == []
+
+
+def test_the_likeliest_tokens_stand_beside_each_written_one(writer: TextWriter) -> None:
+    ask = asks(writer, top=3)[0]
+    written = writer.write([ask])[0]
+    assert len(written.top) == len(written.token_ids)
+    for i, (token, top) in enumerate(zip(written.token_ids, written.top, strict=True)):
+        read = [*ask.ids, *written.token_ids[:i]]
+        with torch.inference_mode():
+            row = writer.model(input_ids=torch.tensor([read])).logits[0, -1].float().log_softmax(-1)
+        best = row.topk(3)
+        assert [one for one, _ in top] == best.indices.tolist()
+        assert [value for _, value in top] == pytest.approx(best.values.tolist(), abs=1e-4)
+        assert top[0][0] == token
+
+
+def test_under_a_grammar_only_allowed_tokens_are_told_and_forced_ones_are_certain(writer: TextWriter) -> None:
+    grammar = Grammar.compile({"enum": ["a", "b"]}, writer.tokenizer)
+    written = writer.write([asks(writer, top=20)[0]], grammar)[0]
+    follower, chosen = grammar.follow(), 0
+    forced = follower.begin()
+    for token, value, top in zip(written.token_ids, written.log_probabilities, written.top, strict=True):
+        if forced:
+            assert (forced.pop(0), 0.0) == (token, value)
+            assert top == ((token, 0.0),)
+            continue
+        allowed = follower.allowed()
+        assert {one for one, _ in top} == set(allowed.nonzero()[0].tolist())
+        assert sum(math.exp(p) for _, p in top) == pytest.approx(1, abs=1e-5)
+        forced, chosen = follower.take(token), chosen + 1
+    assert chosen
+
+
+def test_who_asks_for_no_alternatives_gets_the_tokens_alone(writer: TextWriter) -> None:
+    written = writer.write([asks(writer, top=0)[0]])[0]
+    assert written.top == ((),) * len(written.token_ids)
+    assert writer.write([asks(writer)[0]])[0].top == ()
+
+
+def test_a_line_that_leaves_its_grammar_fails_alone(writer: TextWriter) -> None:
+    lines = [
+        Line(ask._replace(grammar=grammar), writer.tokenizer)
+        for ask, grammar in zip(asks(writer), [Grammar.compile(SCHEMA, writer.tokenizer), None], strict=False)
+    ]
+    batch = Batch(writer, lines)
+    batch.step(100)
+    lines[0]._follow(lines[0].follower, next(t for t, ok in enumerate(lines[0].allowed()) if not ok))
+    while batch.alive:
+        batch.step(8)
+    with pytest.raises(ModelError, match="left at token"):
+        lines[0].written()
+    assert lines[1].written().token_ids == writer.write([asks(writer)[1]])[0].token_ids
+
+
+def test_time_is_shared_out_over_the_rows(writer: TextWriter) -> None:
+    began = time.perf_counter()
+    written = writer.write(asks(writer))
+    assert 0 < sum(one.busy_s for one in written) <= time.perf_counter() - began

@@ -81,7 +81,7 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     models, _ = service.served([file.model_copy(update={"routing": signed})], ledger)
     answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
     ledger.close()
-    assert answer.answered_by == f"{file.name}-small"
+    assert answer.answered_by == f"{file.name}-small@1"
     assert answer.route is not None
     assert (answer.route.certified, answer.route.why) == (False, "not certified; signed for by Ada: a test")
     if kind == "extract":

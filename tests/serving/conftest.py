@@ -16,6 +16,7 @@ import uvicorn
 
 from smallfirst.models.model import Chunk, Completion, Model, Request, Route, stream_whole
 from smallfirst.serving.app import build_app
+from smallfirst.serving.connections import ConnectionLimits, bounded
 from smallfirst.serving.extension import Extension
 from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
@@ -134,7 +135,9 @@ def server(
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     app = build_app(models, ledger=ledger, settings=settings, extension=extension)
-    config = uvicorn.Config(app, http="h11", lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app, http=bounded(ConnectionLimits()), lifespan="off", log_config=None, timeout_graceful_shutdown=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -12,7 +13,10 @@ from smallfirst.errors import (
     ConfigError,
 )
 from smallfirst.serving.app import build_app
+from smallfirst.serving.guard import Caller, Permitted, _caller, current
+from smallfirst.serving.keyring import Terms
 from smallfirst.serving.keys import hash_key, key_matches, new_key
+from smallfirst.serving.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -57,12 +61,89 @@ def test_without_keys_a_foreign_host_name_is_refused(start, label) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("LOCALHOST", 200),
+        ("127.0.0.1", 200),
+        ("127.8.8.8:80", 200),
+        ("localhost.evil.example", 403),
+        ("localhost@evil.example", 403),
+        ("evil.example@localhost", 403),
+        ("localhost/evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost:99999999", 403),
+        ("2130706433", 403),
+        ("[::ffff:10.0.0.1]", 403),
+        ("", 403),
+    ],
+)
+def test_hosts_that_only_look_like_this_machine_are_refused(start, label, host: str, status: int) -> None:
+    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={"host": host})
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200),
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://localhost@evil.example", 403),
+    ],
+)
+def test_without_keys_a_page_from_elsewhere_is_refused(start, label, origin: str, status: int) -> None:
+    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={"origin": origin})
+    assert answer.status_code == status
+
+
+def test_only_one_bearer_header_is_read(start, label) -> None:
+    key = new_key()
+    url = f"{start(ServeSettings(api_keys_sha256=(hash_key(key),)), m=label).url}/v1/models"
+    good = ("authorization", f"Bearer {key}")
+    bad = ("authorization", "Bearer other")
+    for headers, status in [
+        ([good], 200),
+        ([("AUTHORIZATION", f"bearer {key}")], 200),
+        ([good, good], 401),
+        ([good, bad], 401),
+        ([bad, good], 401),
+        ([("authorization", f"Basic {key}")], 401),
+        ([("authorization", key)], 401),
+        ([("authorization", f"Bearer {key[:-1]}")], 401),
+        ([("authorization", "Bearer ä".encode())], 401),
+        ([("authorization", "Bearer " + "a" * 9_000)], 401),
+        ([("x-api-key", key)], 401),
+        ([("cookie", f"key={key}")], 401),
+    ]:
+        assert httpx.get(url, headers=headers).status_code == status, headers
+    assert httpx.get(f"{url}?api_key={key}").status_code == 401
+
+
+def test_a_caller_without_a_list_may_use_all_and_one_with_it_sees_no_other_name() -> None:
+    served = Permitted({"a": 1, "b": 2})  # type: ignore[dict-item]
+    assert list(served) == ["a", "b"]
+
+    def as_narrow() -> None:
+        _caller.set(Caller(terms=Terms(models=("b",))))
+        assert list(served) == ["b"]
+        assert len(served) == 1
+        assert "a" not in served
+        assert served.get("a") is None
+        assert current().may_use("b")
+        with pytest.raises(KeyError):
+            served["a"]
+
+    copy_context().run(as_narrow)
+    assert "a" in served
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (
             ServeSettings(host="0.0.0.0"),
             'host "0.0.0.0" can be reached from other machines, and no API key is set\n'
-            "  next: set api_keys_sha256, or listen on 127.0.0.1",
+            "  next: smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",
         ),
         (
             ServeSettings(api_keys_sha256=("sk-my-real-key",)),
@@ -77,9 +158,11 @@ def test_unsafe_settings_are_refused(settings: ServeSettings, message: str, labe
     assert str(caught.value) == message
 
 
-def test_an_open_address_is_served_with_a_key(label) -> None:
+def test_an_open_address_is_served_with_a_key(label, tmp_path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
     settings = ServeSettings(host="0.0.0.0", api_keys_sha256=(hash_key("k"),))
-    assert build_app({"m": label}, ledger=None, settings=settings)
+    assert build_app({"m": label}, ledger=ledger, settings=settings)
+    ledger.close()
 
 
 @pytest.mark.parametrize("models", [{}, {"a b": None}, {"a\r\nb": None}])

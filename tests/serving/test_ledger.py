@@ -16,7 +16,7 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.models.model import Step
 from smallfirst.serving.entries import AuditRow, FeedbackRow, StateRow
-from smallfirst.serving.ledger import Ledger, LedgerRow, StageTotals
+from smallfirst.serving.ledger import Ledger, LedgerRow, NotRecorded, StageTotals
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -139,7 +139,7 @@ def test_a_row_is_written_even_if_the_one_who_waits_is_cancelled(tmp_path: Path)
 
     async def leave() -> None:
         busy = threading.Event()
-        ledger._writer.submit(busy.wait)  # the row has to queue behind this
+        ledger._writer._thread.submit(busy.wait)  # the row has to queue behind this
         waiting = asyncio.create_task(ledger.append_async(answer("a")))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -180,6 +180,84 @@ def test_no_row_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_rows_that_come_together_share_a_transaction_and_a_doubled_one_fails_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+
+    async def together() -> list[BaseException | None]:
+        rows = (answer(id) for id in ("b", "a", "c"))
+        return await asyncio.gather(*map(ledger.append_async, rows), return_exceptions=True)
+
+    results = asyncio.run(together())
+    assert [type(result) for result in results] == [type(None), sqlite3.IntegrityError, type(None)]
+    assert [row.id for row in ledger.rows()] == ["a", "b", "c"]
+    ledger.close()
+
+
+def test_a_full_disk_is_said_and_rows_are_taken_again_once_there_is_room(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("before"))
+    pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own word for a disk of this size
+    text = "x" * 20_000
+    with pytest.raises(NotRecorded) as caught:
+        ledger.append(answer("lost", served_name=text))
+    assert str(caught.value) == (
+        f"{tmp_path}/ledger.sqlite takes no row: database or disk is full\n"
+        "  next: make room on its disk and see that it can be written to; the next row is tried again"
+    )
+    ledger._connection.execute("PRAGMA max_page_count = 100000")
+    ledger.append(answer("after", served_name=text))
+    assert [row.id for row in ledger.rows()] == ["before", "after"]
+    ledger.close()
+
+
+def test_a_ledger_is_ready_while_rows_can_be_written_and_leaves_none_behind(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+    asyncio.run(ledger.ready())
+    assert len(ledger.rows()) == 1
+    ledger._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(NotRecorded, match="readonly"):
+        asyncio.run(ledger.ready())
+    ledger._connection.execute("PRAGMA query_only = 0")
+    asyncio.run(ledger.ready())
+    ledger.close()
+
+
+KILLED_IN_A_CROWD = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from datetime import UTC, datetime
+from smallfirst.serving.ledger import Ledger, LedgerRow
+ledger = Ledger(Path(sys.argv[1]))
+n_written = 0
+async def one(n):
+    global n_written
+    row = LedgerRow(id=f"r{n}", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0)
+    await ledger.append_async(row)
+    os.write(1, f"r{n}\\n".encode())
+    n_written += 1
+    if n_written == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+async def main():
+    await asyncio.gather(*(one(n) for n in range(400)))
+asyncio.run(main())
+"""
+
+
+def test_no_row_that_was_promised_to_a_crowd_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    command = [sys.executable, "-c", KILLED_IN_A_CROWD, str(path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    told = killed.stdout.split()
+    assert len(told) == 150
+    ledger = Ledger(path)
+    assert set(told) <= {row.id for row in ledger.rows()}
+    ledger.close()
+
+
 def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
     Ledger(tmp_path / "ledger.sqlite").close()
     assert (tmp_path / "ledger.sqlite").stat().st_mode & 0o077 == 0
@@ -200,7 +278,7 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 2"):
+    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 3"):
         Ledger(path)
 
 

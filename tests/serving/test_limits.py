@@ -34,7 +34,7 @@ def test_bodies_that_cannot_be_read_are_refused_and_recorded(start, label) -> No
             yield b"x" * 100
 
     refused = [
-        httpx.post(url, json={**BODY, "n": 2}),
+        httpx.post(url, json={**BODY, "n": 9}),
         httpx.post(url, json={"model": "m", "messages": []}),
         httpx.post(url, content=b"{", headers=kind),
         httpx.post(url, content=b"x" * 1001, headers=kind),

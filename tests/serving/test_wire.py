@@ -12,20 +12,14 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 from smallfirst.data.dataset import Message
 from smallfirst.models.model import Completion, Request, Route, Step
 from smallfirst.serving.answers import Reply, event
-from smallfirst.serving.wire import (
-    IGNORED,
-    REFUSED,
-    ChatCall,
-    WireError,
-    messages_sha256,
-    model_missing,
-    parse_chat,
-)
+from smallfirst.serving.asked import Asked, parse_chat
+from smallfirst.serving.parameters import IGNORED, REFUSED
+from smallfirst.serving.wire import WireError, messages_sha256, model_missing
 
 USER = {"role": "user", "content": "hi"}
 
 
-def parse(**body: object) -> ChatCall:
+def parse(**body: object) -> Asked:
     """The call in a body of these fields, one user message if none is given."""
     return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
@@ -40,9 +34,9 @@ def refusal(**body: object) -> WireError:
 
 
 def test_a_plain_body_becomes_a_request_with_our_defaults() -> None:
-    assert parse() == ChatCall(
+    assert parse() == Asked(
         model="m",
-        request=Request(messages=(Message(role="user", content="hi"),), max_tokens=256),
+        requests=(Request(messages=(Message(role="user", content="hi"),), max_tokens=256),),
         stream=False,
         include_usage=False,
     )
@@ -69,18 +63,20 @@ def test_every_field_that_is_read_arrives() -> None:
         tools=[],
         response_format={"type": "text"},
     )
-    assert call == ChatCall(
+    assert call == Asked(
         model="m",
-        request=Request(
-            messages=(
-                Message(role="system", content="be brief"),
-                Message(role="assistant", content="yes"),
-                Message(role="user", content="a\nb"),
+        requests=(
+            Request(
+                messages=(
+                    Message(role="system", content="be brief"),
+                    Message(role="assistant", content="yes"),
+                    Message(role="user", content="a\nb"),
+                ),
+                max_tokens=7,
+                temperature=1.0,
+                seed=-4,
+                stop=("END",),
             ),
-            max_tokens=7,
-            temperature=1.0,
-            seed=-4,
-            stop=("END",),
         ),
         stream=True,
         include_usage=True,
@@ -89,7 +85,7 @@ def test_every_field_that_is_read_arrives() -> None:
 
 def test_every_parameter_of_the_openai_client_is_read_or_ignored_or_refused() -> None:
     read = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed"}
-    read |= {"stop", "stream", "stream_options", "metadata", "user"}
+    read |= {"stop", "stream", "stream_options", "metadata", "user", "n", "logprobs", "top_logprobs", "response_format"}
     theirs = set(typing.get_type_hints(CompletionCreateParamsNonStreaming))
     assert theirs <= read | IGNORED | set(REFUSED)
     assert not IGNORED & set(REFUSED)
@@ -130,7 +126,7 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
         (
             {"messages": [USER, {"role": "assistant", "content": "x"}]},
             "messages",
-            "The last message must be from the user.",
+            "The last message is what is answered, so it cannot be the assistant's.",
         ),
         (
             {"messages": [{"role": "user"}]},
@@ -155,7 +151,7 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
         ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than"),
         ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
         ({"temperature": 3}, "temperature", "temperature: Input should be less than"),
-        ({"stop": ["a"] * 5}, "stop", "stop: List should have at most 4 items"),
+        ({"stop": ["a"] * 5}, "stop", "stop: 5 entries; at most 4 are read."),
         ({"stop": [""]}, "stop", "stop: each stop text has 1 to 256 characters"),
         ({"model": ""}, "model", "model: String should have at least 1 character"),
         ({"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x: Extra inputs"),
@@ -189,7 +185,7 @@ def test_a_missing_model_is_named_with_the_nearest_and_the_list() -> None:
 
 
 def test_equal_messages_have_equal_hashes_whatever_the_settings() -> None:
-    first, second = parse(temperature=1).request, parse(max_tokens=3).request
+    first, second = parse(temperature=1).requests[0], parse(max_tokens=3).requests[0]
     assert messages_sha256(first) == messages_sha256(second)
     assert len(messages_sha256(first)) == 64
     assert messages_sha256(first) != messages_sha256(Request.ask("other"))
@@ -219,7 +215,7 @@ REPLY = Reply(id="chatcmpl-1", created=5, served_name="routed")
 
 
 def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
-    assert REPLY.whole(ROUTED) == {
+    assert REPLY.whole([ROUTED]) == {
         "id": "chatcmpl-1",
         "object": "chat.completion",
         "created": 5,
@@ -257,7 +253,7 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             ],
         },
     }
-    ChatCompletion.model_validate(REPLY.whole(ROUTED), strict=True)
+    ChatCompletion.model_validate(REPLY.whole([ROUTED]), strict=True)
 
 
 def test_headers_say_the_same_and_cannot_be_broken_out_of() -> None:
@@ -281,7 +277,7 @@ def test_where_no_router_chose_the_served_name_is_the_route() -> None:
 
 
 def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
-    last, usage = REPLY.closing(ROUTED, include_usage=True)
+    last, usage = REPLY.last(ROUTED, include_usage=True), REPLY.counted([ROUTED])
     chunks = [
         REPLY.opening(include_usage=True),
         REPLY.piece("ref", include_usage=True),
@@ -301,8 +297,8 @@ def test_an_event_is_one_line_for_every_client() -> None:
 
 def test_metadata_and_user_become_tags_within_openai_s_limits() -> None:
     call = parse(metadata={"tier": "gold"}, user="u-1")
-    assert call.request.tags == {"tier": "gold", "user": "u-1"}
-    assert parse().request.tags == {}
+    assert call.requests[0].tags == {"tier": "gold", "user": "u-1"}
+    assert parse().requests[0].tags == {}
     assert refusal(metadata={"tier": 1}).body["error"]["param"] == "metadata.tier"
     assert refusal(metadata={"k": "v" * 513}).body["error"]["param"] == "metadata.k"
     assert refusal(metadata={str(i): "v" for i in range(17)}).body["error"]["param"] == "metadata"

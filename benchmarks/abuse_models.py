@@ -1,0 +1,40 @@
+"""What the attacked server serves: a real, tiny Llama, and a model that writes faster than anybody reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tiny import make_tiny
+
+from smallfirst.models.model import Chunk, Completion, Model, Request
+
+_PIECE, _PIECES = "flood " * 5_000, 3_000
+
+
+def tiny(folder: Path) -> Model:
+    """A seeded Llama of two layers that writes some tokens of nonsense."""
+    from smallfirst.models.written import LocalChat
+
+    if not (folder / "config.json").is_file():
+        make_tiny(folder)
+    return LocalChat.load(folder, name="tiny")
+
+
+class Flood:
+    """Ninety megabytes of text, piece by piece."""
+
+    name = "flood"
+
+    async def complete(self, request: Request) -> Completion:
+        """One piece."""
+        return Completion(text=_PIECE, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """All pieces."""
+        for _ in range(_PIECES):
+            yield Chunk(text=_PIECE)
+        yield Chunk(completion=Completion(text=_PIECE, answered_by=self.name, latency_ms=1.0, cost_usd=0.0))
+
+    async def aclose(self) -> None:
+        """Holds nothing."""

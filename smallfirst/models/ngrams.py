@@ -1,0 +1,90 @@
+"""TF-IDF of words and of pieces of words, as scikit-learn computes it, without scikit-learn.
+
+A model on words is fitted with scikit-learn's vectorisers and served with these: the same numbers (a test holds them
+against each other), while a server that only answers need not load scikit-learn, scipy and pandas (120 MB) and takes a
+tenth of the time for a text that comes alone. The price is that a change of scikit-learn's rules must be followed here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+_WORD = re.compile(r"(?u)\b\w\w+\b")
+_PIECE_LENGTHS = range(2, 6)
+
+
+class Table(NamedTuple):
+    """The terms of one vectoriser."""
+
+    column: Mapping[str, int]
+    """Column of each term."""
+    idf: np.ndarray
+    """Weight of each column."""
+
+
+class Sparse(NamedTuple):
+    """Rows of few values, which can do one thing: be multiplied by a matrix."""
+
+    rows: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """Columns and values of each row."""
+
+    def __matmul__(self, dense: np.ndarray) -> np.ndarray:
+        """The product with a matrix (columns, anything)."""
+        product = np.zeros((len(self.rows), dense.shape[1]))
+        for i, (columns, values) in enumerate(self.rows):
+            product[i] = values @ dense[columns]
+        return product
+
+
+class Ngrams:
+    """TF-IDF over words (1-2) and characters inside words (2-5), side by side, each of length 1."""
+
+    def __init__(self, words: Table, pieces: Table) -> None:
+        """The two tables of a fitted model; columns of `pieces` follow those of `words`."""
+        self._words, self._pieces = words, pieces
+
+    def __call__(self, texts: Sequence[str]) -> Sparse:
+        """One row per text; terms that were never seen in training count for nothing."""
+        return Sparse(tuple(self._row(text.lower()) for text in texts))
+
+    def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        columns, values = _weighed(_words(text), self._words)
+        of_pieces, their_values = _weighed(_pieces(text), self._pieces)
+        moved = [column + len(self._words.idf) for column in of_pieces]
+        return np.array(columns + moved, dtype=np.intp), np.array(values + their_values)
+
+
+def _weighed(terms: Iterator[str], table: Table) -> tuple[list[int], list[float]]:
+    """Columns and values of a text: (1 + log count) * idf, divided by the length."""
+    known, idf = table.column, table.idf
+    counted = Counter(known[term] for term in terms if term in known)
+    values = [(1 + math.log(count)) * float(idf[column]) for column, count in counted.items()]
+    length = math.sqrt(math.fsum(value * value for value in values)) or 1.0
+    return list(counted), [value / length for value in values]
+
+
+def _words(text: str) -> Iterator[str]:
+    """Words of two letters or more, and pairs of neighbours."""
+    words = _WORD.findall(text)
+    yield from words
+    for first, second in pairwise(words):
+        yield f"{first} {second}"
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Pieces of 2 to 5 characters of each word with a blank before and after it; a shorter one as a whole, once."""
+    for word in text.split():
+        padded = f" {word} "
+        for length in _PIECE_LENGTHS:
+            if length >= len(padded):
+                yield padded
+                break
+            for start in range(len(padded) - length + 1):
+                yield padded[start : start + length]

@@ -1,0 +1,126 @@
+"""The ledger's file: its tables, and how one of an older format is brought up when it is opened.
+
+Tables refuse changes and deletions by triggers, so even a bug cannot rewrite what was written down.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from smallfirst.errors import ConfigError
+
+VERSION = 3
+_FIRST = """
+CREATE TABLE answers (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    at TEXT NOT NULL,
+    served_name TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    latency_ms REAL NOT NULL,
+    error_code TEXT,
+    answered_by TEXT,
+    stage TEXT,
+    certified INTEGER,
+    confidence REAL,
+    threshold REAL,
+    prompt_tokens INTEGER,
+    completion_tokens INTEGER,
+    cost_usd REAL,
+    request_sha256 TEXT,
+    request_text TEXT,
+    answer_text TEXT
+);
+CREATE INDEX answers_at ON answers (at);
+CREATE TRIGGER answers_stay BEFORE UPDATE ON answers
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER answers_last BEFORE DELETE ON answers
+    BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+_SECOND = """
+ALTER TABLE answers ADD COLUMN task TEXT;
+ALTER TABLE answers ADD COLUMN trail TEXT;
+ALTER TABLE answers ADD COLUMN promise TEXT;
+ALTER TABLE answers ADD COLUMN audit_share REAL;
+ALTER TABLE answers ADD COLUMN audited INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE audits (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    certificate TEXT NOT NULL,
+    propensity REAL NOT NULL,
+    wrong INTEGER NOT NULL,
+    judged_by TEXT NOT NULL,
+    cost_usd REAL NOT NULL,
+    draft TEXT,
+    other TEXT
+);
+CREATE TABLE feedback (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL,
+    at TEXT NOT NULL,
+    verdict TEXT NOT NULL,
+    answer TEXT,
+    caller TEXT NOT NULL
+);
+CREATE TABLE states (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    before TEXT NOT NULL,
+    after TEXT NOT NULL,
+    why TEXT NOT NULL,
+    certificate TEXT NOT NULL
+);
+CREATE INDEX audits_id ON audits (id);
+CREATE INDEX feedback_id ON feedback (id);
+CREATE TRIGGER audits_stay BEFORE UPDATE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER audits_last BEFORE DELETE ON audits BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER feedback_stay BEFORE UPDATE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER feedback_last BEFORE DELETE ON feedback BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER states_stay BEFORE UPDATE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+_THIRD = "ALTER TABLE answers ADD COLUMN first_token_ms REAL;\n"
+_STEPS = (_FIRST, _SECOND, _THIRD)
+"""What makes each format out of the one before; a ledger of an older format is brought up when it is opened."""
+
+
+def opened(path: Path) -> sqlite3.Connection:
+    """A connection to the file, made or brought up if need be. Raises ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        with connection:
+            # Taken before the version is read, so that two processes cannot both make the table.
+            connection.execute("BEGIN IMMEDIATE")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version < VERSION:
+                _bring_up(connection, version)
+    except (OSError, sqlite3.Error) as error:
+        raise ConfigError(
+            f"{path} cannot be used as a ledger: {error}", hint="choose another path for the ledger"
+        ) from None
+    if version > VERSION:
+        connection.close()
+        raise ConfigError(
+            f"{path} is a ledger of format {version}; this smallfirst reads format {VERSION}",
+            hint="pip install --upgrade smallfirst, or choose another path for the ledger",
+        )
+    return connection
+
+
+def _bring_up(connection: sqlite3.Connection, version: int) -> None:
+    # Not executescript(): that would commit first and so leave the transaction.
+    statement = ""
+    for line in "".join(_STEPS[version:]).splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            connection.execute(statement)
+            statement = ""
+    connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -1,0 +1,65 @@
+"""The real server for a moment, on a free port that only this machine reaches, to be asked over HTTP by this process.
+
+It runs in a thread of its own, with a key that nobody else knows. The price is the start of the server: some tens of
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import uvicorn
+
+from smallfirst.models.model import Model
+from smallfirst.serving.app import build_app
+from smallfirst.serving.keys import hash_key, new_key
+from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+
+
+class Address(NamedTuple):
+    """Where an endpoint is, and how it is asked."""
+
+    base_url: str
+    """Up to and including `/v1`."""
+    key: str = ""
+    """The key; empty where none is asked for."""
+
+
+@contextmanager
+def on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
+    """The address of a server of `models` as long as the context lasts; then it is stopped and the models are closed.
+
+    Its ledger is thrown away with it: what is asked here is no traffic.
+    """
+    key = new_key()
+    settings = ServeSettings(port=0, api_keys_sha256=(hash_key(key),), max_queue=1024)
+    with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        ledger = Ledger(Path(folder) / "ledger.db")
+        app = build_app(models, ledger=ledger, settings=settings)
+        # Signals stay with the process: uvicorn takes them in the main thread only.
+        server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None))
+        work = _serve(server, listener, list(models.values()))
+        thread = threading.Thread(target=asyncio.run, args=(work,), name="loopback", daemon=True)
+        thread.start()
+        try:
+            yield Address(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", key)
+        finally:
+            server.should_exit = True
+            thread.join()
+            ledger.close()
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, models: Sequence[Model]) -> None:
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for model in models:
+            await model.aclose()

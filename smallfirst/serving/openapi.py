@@ -1,0 +1,195 @@
+"""The server's routes as an OpenAPI 3.1 document, at /openapi.json.
+
+Bodies are described by the very classes that read them, so the document cannot promise what is then refused; answers by
+hand, as OpenAI describes them, with what is added here. Routes of extensions are not in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import pydantic
+
+from smallfirst.serving.asked import ChatBody, TextBody
+from smallfirst.serving.parameters import EMBEDDING_IGNORED, IGNORED, TEXT_IGNORED
+from smallfirst.serving.readings import EmbeddingBody, ScoreBody
+
+Json = dict[str, Any]
+
+
+def _object(required: Json, optional: Json | None = None) -> Json:
+    """An object that has all of `required` and may have more."""
+    return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
+
+
+def _list(item: Json) -> Json:
+    return {"type": "array", "items": item}
+
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+_TEXT: Json = {"type": "string"}
+_COUNT: Json = {"type": "integer", "minimum": 0}
+_NUMBER: Json = {"type": "number"}
+_CHANCE: Json = {"type": "number", "minimum": 0, "maximum": 1}
+_WHY_ENDED: Json = {"enum": ["stop", "length"]}
+_READ = _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
+_USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
+_ERROR = _object(
+    {
+        "error": _object(
+            {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)},
+        )
+    }
+)
+_TOKEN = {"token": _TEXT, "logprob": _NUMBER, "bytes": _list(_COUNT)}
+_LOGPROBS = _or_null(
+    _object(
+        {"content": _list(_object({**_TOKEN, "top_logprobs": _list(_object(_TOKEN))})), "refusal": {"type": "null"}}
+    )
+)
+_EXPLAINED = _object(
+    {
+        "route": _TEXT,
+        "why": _or_null(_TEXT),
+        "certified": {"type": "boolean"},
+        "confidence": _or_null(_CHANCE),
+        "cost_usd": {"type": "number", "minimum": 0},
+        "latency_ms": {"type": "number", "minimum": 0},
+        "answered_by": _TEXT,
+        "alternatives": _list(_object({"label": _TEXT, "probability": _CHANCE})),
+    }
+)
+_MESSAGE = _object({"role": {"const": "assistant"}, "content": _TEXT, "refusal": {"type": "null"}})
+_MODEL = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, "owned_by": _TEXT})
+
+
+def _answer(kind: str, said: Json, logprobs: Json) -> Json:
+    choice = _object({"index": _COUNT, **said, "logprobs": logprobs, "finish_reason": _WHY_ENDED})
+    whole = {"id": _TEXT, "object": {"const": kind}, "created": _COUNT, "model": _TEXT, "choices": _list(choice)}
+    return _object({**whole, "usage": _USAGE, "smallfirst": _EXPLAINED})
+
+
+_CHAT = _answer("chat.completion", {"message": _MESSAGE}, _LOGPROBS)
+_COMPLETION = _answer("text_completion", {"text": _TEXT}, _or_null({"type": "object"}))
+_VECTOR = {"anyOf": [_list(_NUMBER), _TEXT]}
+_EMBEDDINGS = _object(
+    {
+        "object": {"const": "list"},
+        "model": _TEXT,
+        "data": _list(_object({"object": {"const": "embedding"}, "index": _COUNT, "embedding": _VECTOR})),
+        "usage": _READ,
+    }
+)
+_LABELS = {"type": "object", "additionalProperties": _CHANCE}
+_SCORES = _object(
+    {
+        "object": {"const": "list"},
+        "model": _TEXT,
+        "data": _list(
+            _object({"object": {"const": "label_scores"}, "index": _COUNT, "label": _TEXT, "scores": _LABELS})
+        ),
+        "usage": _READ,
+    }
+)
+_ONE_OR_MANY = ("prompt", "input", "stop")
+"""Lists that may be given as the one text in them."""
+_SINGLE = {"type": "string", "minLength": 1, "maxLength": 256}
+_PLACE = "#/components/schemas/{model}"
+_SPOKEN = {"type": "string", "minLength": 1, "maxLength": 2000}
+_TURN = {**_object({"role": {"const": "user"}, "content": _SPOKEN}), "additionalProperties": False}
+_FEW = {"minItems": 1, "maxItems": 8}
+_SERVED = {"model": {"$ref": _PLACE.format(model="Served")}}
+_INVOCATION: Json = {
+    "anyOf": [
+        {**_object({"messages": {**_list(_TURN), **_FEW}}, _SERVED), "additionalProperties": False},
+        {**_object({"inputs": {**_list(_SPOKEN), **_FEW}}, _SERVED), "additionalProperties": False},
+        {
+            **_object({"dataframe_records": {**_list(_object({"text": _SPOKEN})), **_FEW}}, _SERVED),
+            "additionalProperties": False,
+        },
+    ]
+}
+_DOORS = (401, 403, 404, 429)
+"""What a key can meet on any route."""
+_WORK = (400, 408, 413, 415, 500, 502, 503, 504)
+"""What a request for an answer can meet beside that."""
+
+
+def document(version: str, names: Sequence[str]) -> Json:
+    """The document of this release for a caller who may ask for the models of these names."""
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "smallfirst", "version": version, "license": {"name": "Apache-2.0"}},
+        "security": [{"key": []}],
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {**_parts(), "Served": {"enum": list(names)}},
+        },
+        "paths": {
+            "/v1/chat/completions": _post("Answer a chat", _body(ChatBody, IGNORED), _CHAT, streams=True),
+            "/v1/completions": _post("Answer prompts", _body(TextBody, TEXT_IGNORED), _COMPLETION, streams=True),
+            "/v1/embeddings": _post("Vectors of texts", _body(EmbeddingBody, EMBEDDING_IGNORED), _EMBEDDINGS),
+            "/v1/score": _post("Probabilities of labels", _body(ScoreBody, EMBEDDING_IGNORED), _SCORES),
+            "/invocations": _post("MLflow's shapes", _INVOCATION, {"type": "object"}),
+            "/v1/models": _get("What is served", _object({"object": {"const": "list"}, "data": _list(_MODEL)})),
+            "/v1/models/{model}": _get("One served model", _MODEL, named="model"),
+            "/health": _open("Alive", _object({"status": {"const": "ok"}, "version": _TEXT})),
+            "/ready": _open("Would answer now", _object({"status": {"enum": ["ready", "not ready"]}}), 503),
+        },
+    }
+
+
+def _body(kind: type[pydantic.BaseModel], ignored: Iterable[str]) -> Json:
+    """The schema of a body: the class that reads it, and the parameters that are accepted without effect."""
+    schema = kind.model_json_schema(ref_template=_PLACE)
+    found: Json = {name: value for name, value in schema.items() if name != "$defs"}
+    properties = {**schema["properties"], "model": {"$ref": _PLACE.format(model="Served")}}
+    single = {name: {"anyOf": [_SINGLE, properties[name]]} for name in _ONE_OR_MANY if name in properties}
+    found["properties"] = {**properties, **single, **{name: {} for name in sorted(ignored)}}
+    found["additionalProperties"] = False
+    return found
+
+
+@cache
+def _parts() -> Json:
+    """The schemas that bodies refer to."""
+    found: Json = {}
+    for kind in (ChatBody, TextBody, EmbeddingBody, ScoreBody):
+        found |= kind.model_json_schema(ref_template=_PLACE).get("$defs", {})
+    return found
+
+
+def _post(what: str, body: Json, answer: Json, *, streams: bool = False) -> Json:
+    content: Json = {"application/json": {"schema": answer}}
+    if streams:
+        content["text/event-stream"] = {"schema": _TEXT}
+    failures = {str(status): _failure() for status in sorted({*_DOORS, *_WORK})}
+    return {
+        "post": {
+            "summary": what,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {"200": {"description": "The answer", "content": content}, **failures},
+        }
+    }
+
+
+def _get(what: str, answer: Json, *, named: str = "") -> Json:
+    place = {"name": named, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    failures = {str(status): _failure() for status in _DOORS}
+    found = {"200": {"description": "The answer", "content": {"application/json": {"schema": answer}}}}
+    return {"get": {"summary": what, "parameters": [place] if named else [], "responses": {**found, **failures}}}
+
+
+def _open(what: str, answer: Json, *other: int) -> Json:
+    content = {"description": what, "content": {"application/json": {"schema": answer}}}
+    responses = {str(status): content for status in (200, *other)} | {"403": _failure()}
+    return {"get": {"summary": what, "security": [], "responses": responses}}
+
+
+def _failure() -> Json:
+    return {"description": "A refusal in OpenAI's form", "content": {"application/json": {"schema": _ERROR}}}

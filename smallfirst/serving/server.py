@@ -1,0 +1,118 @@
+"""The process around the application: listen, serve, and stop so that nobody loses an answer.
+
+At SIGTERM or SIGINT the server stops being ready and refuses new requests with 503 and Retry-After, while requests
+under way finish; at most `drain_s` seconds later those left are told that it stops. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Protocol
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.connections import ConnectionLimits, bounded
+from smallfirst.serving.endpoint import LAST_WORDS_S
+
+_LOOK_S = 0.02
+"""How often the drain looks whether it is over."""
+
+
+class Closes(Protocol):
+    """What is closed when the server has stopped."""
+
+    async def aclose(self) -> None:
+        """Free what is held."""
+
+
+def run(
+    app: ASGIApp,
+    listener: socket.socket,
+    *,
+    drain_s: float,
+    stopping: Callable[[], None],
+    held: Sequence[Closes],
+) -> None:
+    """Nothing, once the server has been told to stop, has drained and has closed what it held.
+
+    `stopping` is called at the first signal.
+    """
+    server = _Server(_config(app), stopping)
+    asyncio.run(_serve(server, listener, drain_s, held))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn would close its door at the first signal and raise it again after the end; here the drain comes first."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping, self.n_signals = stopping, 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.n_signals += 1
+        self._stopping()
+        if self.n_signals > 1:
+            self.should_exit = self.force_exit = True
+
+
+async def _serve(server: _Server, listener: socket.socket, drain_s: float, held: Sequence[Closes]) -> None:
+    draining = asyncio.create_task(_drain(server, drain_s))
+    try:
+        await server.serve(sockets=[listener])
+        if cut_off := server.server_state.tasks:
+            # Cancelled at the end of the drain; they still tell their clients and the ledger.
+            await asyncio.wait(cut_off, timeout=LAST_WORDS_S)
+    finally:
+        draining.cancel()
+        # A Model may be served under two names; closing it twice is allowed. What watches them ends before they do.
+        for one in reversed(held):
+            await asyncio.gather(one.aclose(), return_exceptions=True)
+
+
+async def _drain(server: _Server, drain_s: float) -> None:
+    """Lets the server go once it was told to stop and nobody waits any more, or the time is up."""
+    while not server.n_signals:
+        await asyncio.sleep(_LOOK_S)
+    end = time.monotonic() + drain_s
+    while server.server_state.tasks and time.monotonic() < end:
+        await asyncio.sleep(_LOOK_S)
+    server.should_exit = True
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=bounded(ConnectionLimits()),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=15,  # longer than clients keep idle connections (httpx: 5 s)
+        timeout_graceful_shutdown=1,  # the drain is over by then
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that clients can connect to already, though nobody answers yet. Raises ConfigError."""
+    # The protocol is named because asyncio switches Nagle's delay off only where it is.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="stop the other server, or choose another port (0 takes a free one)",
+        ) from None
+    return listener

@@ -1,0 +1,293 @@
+"""A trace of each answer for MLflow: what every stage of the Router did, with scores, tokens, times and price.
+
+While a client waits, a trace costs an append to a queue, some microseconds. A thread turns answers into spans and
+writes them, many at a time, to MLflow's tracking store. A store that is slow or away takes nothing from anybody: the
+queue is bounded, and what does not fit in is counted, and lost as a trace; the ledger has every answer all the same.
+
+A Router's stages work one after another, so a step's span begins where the one before it ended, and the whole ends when
+the answer was known. Bodies are in a trace only where they are stored anyway. The price: a trace of four spans in
+SQLite takes about 4 ms of this process's interpreter, so only so many a second are written; the others are passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import random
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from smallfirst.models.model import Completion, Model, Request, Step
+from smallfirst.serving.extension import ExtraRoute
+from smallfirst.tracking_traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
+
+_log = logging.getLogger("smallfirst.serving")
+
+EXPERIMENT = "smallfirst serve"
+"""MLflow experiment that traces are written to, unless another is named."""
+MOST_WAITING = 5_000
+"""Answers that wait to be written; beyond that they are not traced."""
+MOST_PER_S = 20.0
+"""Traces a second in the long run: about 8 % of a core. Up to ten seconds' worth may come at once."""
+_BURST_S = 10.0
+_TELL_EVERY_S = 60.0
+_AT_ONCE = 100
+_EVERY_S = 1.0
+_LONGEST_WAIT_S = 60.0
+_LAST_S = 10.0
+_TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+class Parent(NamedTuple):
+    """The trace of the client that a request belongs to (W3C Trace Context)."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool
+    """False if the client does not want the request traced."""
+
+
+_parent: ContextVar[Parent | None] = ContextVar("parent", default=None)
+
+
+class TraceContext:
+    """ASGI middleware that reads `traceparent`, so that a trace goes on where the client's has begun."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """In front of `app`."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Nothing; the request was passed on."""
+        if scope["type"] == "http":
+            given = [value for name, value in scope["headers"] if name == b"traceparent"]
+            _parent.set(parent_of(given[0]) if len(given) == 1 else None)
+        await self._app(scope, receive, send)
+
+
+def parent_of(header: bytes) -> Parent | None:
+    """What a `traceparent` header says; None if it is none that can be gone on with."""
+    found = _TRACEPARENT.fullmatch(header.strip())
+    if found is None or not int(found[1], 16) or not int(found[2], 16):
+        return None
+    return Parent(int(found[1], 16), int(found[2], 16), bool(int(found[3], 16) & 1))
+
+
+class _Answer(NamedTuple):
+    id: str
+    request: Request
+    completion: Completion
+    end_ns: int
+    parent: Parent | None
+
+
+class Store(Protocol):
+    """Where spans are kept, such as `smallfirst.tracking_traces.TraceStore`."""
+
+    def write(self, spans: Sequence[TraceSpan]) -> None:
+        """Nothing, once they are kept. Raises whatever goes wrong."""
+
+
+class Tracing:
+    """The extension that traces answers; it adds no route and no model."""
+
+    routes: tuple[ExtraRoute, ...] = ()
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        store_bodies: bool = False,
+        share: float = 1.0,
+        most_per_s: float = MOST_PER_S,
+        providers: Mapping[str, str] | None = None,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
+        """Traces a `share` of the answers, in [0, 1], and no more than `most_per_s`.
+
+        `providers` says by model name who runs it; all others are ours.
+        """
+        self._store, self._share = store, share
+        self._per_s, self._room, self._room_at_s = most_per_s, most_per_s * _BURST_S, time.monotonic()
+        self._told = _Told(store_bodies, dict(providers or {}))
+        self._waiting: queue.Queue[_Answer] = queue.Queue(most_waiting)
+        self.n_written = self.n_lost = self.n_passed_over = 0
+        """Answers that were traced, that were to be and could not, and that came too fast."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write_all, name="traces", daemon=True)
+        self._thread.start()
+
+    def find(self, name: str, caller: str) -> Model | None:
+        """None."""
+        return None
+
+    def names(self, caller: str) -> Mapping[str, int]:
+        """No name is added."""
+        return {}
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Nothing; the answer waits to be written, or is counted as lost where too many wait."""
+        parent = _parent.get()
+        if not parent.sampled if parent else self._share < 1 and random.random() >= self._share:
+            return
+        if not self._has_room():
+            self.n_passed_over += 1
+            return
+        try:
+            self._waiting.put_nowait(_Answer(id, request, completion, time.time_ns(), parent))
+        except queue.Full:
+            self.n_lost += 1
+
+    async def aclose(self) -> None:
+        """Write what waits, for a few seconds at most."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join, _LAST_S)
+
+    def _has_room(self) -> bool:
+        """Takes the room of one trace, if there is some."""
+        now_s = time.monotonic()
+        self._room = min(self._per_s * _BURST_S, self._room + (now_s - self._room_at_s) * self._per_s)
+        self._room_at_s = now_s
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
+
+    def _write_all(self) -> None:
+        wait_s, told_at_s, told = _EVERY_S, 0.0, (0, 0)
+        while True:
+            last = self._stop.wait(wait_s)
+            wait_s = self._write_waiting(wait_s)
+            now = (self.n_lost, self.n_passed_over)
+            if now != told and (last or time.monotonic() - told_at_s > _TELL_EVERY_S):
+                told_at_s, told = time.monotonic(), now
+                _log.warning("of all answers %d traces were lost, and %d answers came too fast to be traced", *now)
+            if last:
+                return
+
+    def _write_waiting(self, wait_s: float) -> float:
+        """Seconds to wait before the next time: longer each time while the store does not answer."""
+        while answers := self._taken():
+            try:
+                self._store.write([span for answer in answers for span in self._told.spans(answer)])
+                self.n_written += len(answers)
+            except Exception as error:  # no answer ever fails for its trace
+                self.n_lost += len(answers)
+                _log.warning("%d answers were not traced: %s", len(answers), " ".join(str(error).split())[:300])
+                return min(2 * wait_s, _LONGEST_WAIT_S)
+        return _EVERY_S
+
+    def _taken(self) -> list[_Answer]:
+        found: list[_Answer] = []
+        while len(found) < _AT_ONCE and not self._waiting.empty():
+            found.append(self._waiting.get_nowait())
+        return found
+
+
+class _Told(NamedTuple):
+    """How answers become spans."""
+
+    store_bodies: bool
+    providers: Mapping[str, str]
+
+    def spans(self, answer: _Answer) -> Iterator[TraceSpan]:
+        """The root, then a span for each step of a Router."""
+        completion, route = answer.completion, answer.completion.route
+        trace_id = answer.parent.trace_id if answer.parent else secrets.randbits(128) or 1
+        root_id, start_ns = _new_id(), answer.end_ns - _ns(completion.latency_ms)
+        steps = [step for step in route.trail if step.decision != "not asked"] if route else []
+        own = {} if steps else self._work(completion, completion.answered_by, completion.cost_usd)
+        yield TraceSpan(
+            name=(route.task if route else "") or completion.answered_by,
+            kind="CHAIN" if steps else "CHAT_MODEL",
+            trace_id=trace_id,
+            span_id=root_id,
+            parent_id=answer.parent.span_id if answer.parent else None,
+            start_ns=start_ns,
+            end_ns=answer.end_ns,
+            attributes={**_facts(answer), **self._bodies(answer), **own},
+        )
+        last = max((i for i, step in enumerate(steps) if step.model == completion.answered_by), default=None)
+        for place, step in enumerate(steps):
+            end_ns = min(start_ns + _ns(step.latency_ms), answer.end_ns)
+            yield TraceSpan(
+                name=step.stage,
+                kind="CHAT_MODEL" if step.model else "TASK",
+                trace_id=trace_id,
+                span_id=_new_id(),
+                parent_id=root_id,
+                start_ns=start_ns,
+                end_ns=end_ns,
+                attributes={**_step(step), **self._step_work(completion if place == last else None, step)},
+            )
+            start_ns = end_ns
+
+    def _step_work(self, answered: Completion | None, step: Step) -> dict[str, Any]:
+        if step.model or step.cost_usd:
+            return self._work(answered, step.model, step.cost_usd)
+        return {}
+
+    def _work(self, answered: Completion | None, model: str, cost_usd: float) -> dict[str, Any]:
+        """Who worked and for how much, as MLflow adds it up; tokens are known of the answer, not of other drafts."""
+        read, written = (answered.prompt_tokens, answered.completion_tokens) if answered else (0, 0)
+        tokens = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+        named = {MODEL: model, PROVIDER: self.providers.get(model, "smallfirst")} if model else {}
+        return {**named, **({TOKENS: tokens} if answered else {}), COST: _cost(cost_usd, read, written)}
+
+    def _bodies(self, answer: _Answer) -> dict[str, Any]:
+        if not self.store_bodies:
+            return {}
+        said = [{"role": m.role, "content": m.content} for m in answer.request.messages]
+        message = {"role": "assistant", "content": answer.completion.text}
+        return {INPUTS: {"messages": said}, OUTPUTS: {"choices": [{"index": 0, "message": message}]}}
+
+
+def _facts(answer: _Answer) -> dict[str, Any]:
+    """What the root span says of the whole answer."""
+    completion, route = answer.completion, answer.completion.route
+    waived = next((step for step in route.trail if step.decision == "not asked"), None) if route else None
+    facts = {
+        "smallfirst.id": answer.id,
+        "smallfirst.answered_by": completion.answered_by,
+        "smallfirst.cost_usd": completion.cost_usd,
+        "smallfirst.latency_ms": completion.latency_ms,
+        "smallfirst.confidence": route.confidence if route else completion.confidence,
+        **({"smallfirst.not_asked_usd": waived.cost_usd} if waived else {}),
+    }
+    if route is not None:
+        facts |= {
+            "smallfirst.task": route.task,
+            "smallfirst.stage": route.stage,
+            "smallfirst.why": route.why,
+            "smallfirst.certified": route.certified,
+            "smallfirst.threshold": route.threshold,
+            "smallfirst.audited": route.audited,
+        }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _step(step: Step) -> dict[str, Any]:
+    known = step.model_dump(exclude_none=True, include={"decision", "why", "score", "threshold", "cost_usd"})
+    return {f"smallfirst.{name}": value for name, value in {**known, "latency_ms": step.latency_ms}.items()}
+
+
+def _cost(total_usd: float, read: int, written: int) -> dict[str, float]:
+    """MLflow's three sums. An answer has one price here, so it is shared out by tokens; unknown ones count as read."""
+    output_usd = total_usd * written / (read + written) if written else 0.0
+    return {"input_cost": total_usd - output_usd, "output_cost": output_usd, "total_cost": total_usd}
+
+
+def _new_id() -> int:
+    return secrets.randbits(64) or 1
+
+
+def _ns(milliseconds: float) -> int:
+    return max(0, int(milliseconds * 1e6))

@@ -1,0 +1,289 @@
+"""Answers become traces that MLflow's own client reads back; no answer waits for them or fails with them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from smallfirst.models.model import Chunk, Completion, Model, Request, Route, Step, stream_whole
+from smallfirst.serving import tracing as module
+from smallfirst.serving.app import build_app
+from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.serving.tracing import EXPERIMENT, TraceContext, Tracing, parent_of
+from smallfirst.tracking import client
+from smallfirst.tracking_traces import TraceSpan, TraceStore
+
+DOMAIN = Step(stage="domain", decision="passed on", why="own", score=0.1, threshold=0.4, cost_usd=0.001, latency_ms=1.0)
+SMALL = Step(
+    stage="small",
+    decision="passed on",
+    why="not sure enough",
+    model="toy-small@3",
+    score=0.41,
+    threshold=0.8,
+    cost_usd=0.002,
+    latency_ms=20.0,
+)
+LARGE = Step(stage="large", decision="answered", why="asked last", model="big", cost_usd=0.04, latency_ms=300.0)
+WAIVED = Step(stage="large", decision="not asked", why="expected price", model="big", cost_usd=0.04)
+ROUTE = Route(
+    stage="large",
+    why="not sure enough, and the large model was measured to be better",
+    certified=False,
+    threshold=0.8,
+    confidence=0.41,
+    task="toy",
+    trail=(DOMAIN, SMALL, LARGE),
+)
+ESCALATED = Completion(
+    text="refund",
+    answered_by="big",
+    latency_ms=321.0,
+    cost_usd=0.043,
+    prompt_tokens=30,
+    completion_tokens=10,
+    route=ROUTE,
+)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TraceStore:
+    """A SQLite store whose tables are made: on a busy machine that alone takes longer than a server waits at last."""
+    monkeypatch.setattr(module, "_LAST_S", 120.0)
+    opened = TraceStore(EXPERIMENT)
+    opened.write([])
+    return opened
+
+
+class Fixed:
+    """Gives one answer to everything."""
+
+    name = "fixed"
+
+    def __init__(self, completion: Completion) -> None:
+        self.completion = completion
+
+    async def complete(self, request: Request) -> Completion:
+        return self.completion
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+class Kept:
+    """A store in memory, which may be away or slow."""
+
+    def __init__(self) -> None:
+        self.spans: list[TraceSpan] = []
+        self.error: Exception | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def write(self, spans: Sequence[TraceSpan]) -> None:
+        self.gate.wait(20)
+        if self.error:
+            raise self.error
+        self.spans += spans
+
+
+def ask(
+    models: dict[str, Model], tracing: Tracing, folder: Path, *bodies: dict[str, Any], **headers: str
+) -> list[httpx.Response]:
+    """The answers of the real application; what waits to be written is written at the end."""
+
+    async def ask_all() -> list[httpx.Response]:
+        ledger = Ledger(folder / "ledger.db")
+        app = build_app(models, ledger=ledger, settings=ServeSettings(), extension=tracing)
+        transport = httpx.ASGITransport(app=TraceContext(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
+            asked = {"messages": [{"role": "user", "content": "my money back"}]}
+            found = [await http.post("/v1/chat/completions", json={**asked, **body}) for body in bodies]
+        await tracing.aclose()
+        ledger.close()
+        return found
+
+    return asyncio.run(ask_all())
+
+
+def answered(tracing: Tracing, completion: Completion, n: int = 1) -> None:
+    for i in range(n):
+        tracing.answered(f"chatcmpl-{i}", Request.ask("my money back"), completion)
+
+
+def test_a_routed_answer_is_read_back_with_mlflows_own_client(store: TraceStore, tmp_path: Path) -> None:
+    tracing = Tracing(store, providers={"big": "api.example.com"})
+    before_ms = time.time() * 1000
+    (reply,) = ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"})
+    assert (reply.status_code, tracing.n_written, tracing.n_lost) == (200, 1, 0)
+    mlflow = client()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    (found,) = mlflow.search_traces([experiment.experiment_id])
+    trace = mlflow.get_trace(found.info.trace_id)
+    root, domain, small, large = trace.data.spans
+    assert (root.name, root.span_type, root.parent_id) == ("toy", "CHAIN", None)
+    assert [(s.name, s.span_type) for s in (domain, small, large)] == [
+        ("domain", "TASK"),
+        ("small", "CHAT_MODEL"),
+        ("large", "CHAT_MODEL"),
+    ]
+    assert {s.parent_id for s in (domain, small, large)} == {root.span_id}
+    assert root.attributes["smallfirst.id"] == reply.json()["id"]
+    assert root.attributes["smallfirst.stage"] == "large"
+    told = {name.removeprefix("smallfirst."): value for name, value in small.attributes.items()}
+    assert told["decision"] == "passed on"
+    assert (told["score"], told["threshold"], told["cost_usd"], told["latency_ms"]) == (0.41, 0.8, 0.002, 20.0)
+    assert (small.attributes["mlflow.llm.model"], small.attributes["mlflow.llm.provider"]) == (
+        "toy-small@3",
+        "smallfirst",
+    )
+    assert (large.attributes["mlflow.llm.model"], large.attributes["mlflow.llm.provider"]) == (
+        "big",
+        "api.example.com",
+    )
+    tokens = {"input_tokens": 30, "output_tokens": 10, "total_tokens": 40}
+    assert large.attributes["mlflow.chat.tokenUsage"] == tokens
+    assert "mlflow.chat.tokenUsage" not in small.attributes
+    cost = {"input_cost": pytest.approx(0.03), "output_cost": pytest.approx(0.01), "total_cost": 0.04}
+    assert large.attributes["mlflow.llm.cost"] == cost
+    # What MLflow adds up is what the answer cost and read.
+    assert trace.info.token_usage == tokens
+    assert trace.info.cost["total_cost"] == pytest.approx(ESCALATED.cost_usd)
+    assert str(trace.info.state).endswith("OK")
+    assert trace.info.execution_duration == pytest.approx(321, abs=2)
+    assert before_ms - 400 < trace.info.timestamp_ms < time.time() * 1000
+    # One step after the other, none beyond the whole.
+    assert domain.start_time_ns == root.start_time_ns
+    assert [s.end_time_ns - s.start_time_ns for s in (domain, small, large)] == [1e6, 2e7, 3e8]
+    assert (small.start_time_ns, large.start_time_ns) == (domain.end_time_ns, small.end_time_ns)
+    assert large.end_time_ns == root.end_time_ns
+    assert "my money back" not in str(trace.to_dict())  # bodies are not stored unless asked for
+
+
+def test_bodies_are_stored_where_they_are_asked_for(store: TraceStore, tmp_path: Path) -> None:
+    tracing = Tracing(store, store_bodies=True)
+    ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"})
+    mlflow = client()
+    (found,) = mlflow.search_traces([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id])
+    root = mlflow.get_trace(found.info.trace_id).data.spans[0]
+    assert root.inputs == {"messages": [{"role": "user", "content": "my money back"}]}
+    assert root.outputs == {"choices": [{"index": 0, "message": {"role": "assistant", "content": "refund"}}]}
+
+
+def test_a_model_without_a_router_is_one_span_and_a_choice_not_made_costs_nothing() -> None:
+    store = Kept()
+    tracing = Tracing(store)
+    answered(tracing, ESCALATED.model_copy(update={"route": None, "cost_usd": 0.5}))
+    kept = SMALL.model_copy(update={"decision": "kept"})
+    route = ROUTE.model_copy(update={"stage": "small", "trail": (kept, WAIVED)})
+    answered(tracing, ESCALATED.model_copy(update={"route": route, "answered_by": "toy-small@3", "cost_usd": 0.002}))
+    asyncio.run(tracing.aclose())
+    alone, root, step = store.spans
+    assert (alone.name, alone.kind, alone.attributes["mlflow.llm.model"]) == ("big", "CHAT_MODEL", "big")
+    assert alone.attributes["mlflow.llm.cost"]["total_cost"] == 0.5
+    assert (step.name, step.attributes["mlflow.llm.cost"]["total_cost"]) == ("small", 0.002)
+    assert "mlflow.llm.cost" not in root.attributes
+    assert root.attributes["smallfirst.not_asked_usd"] == 0.04
+
+
+def test_a_clients_trace_is_gone_on_with_unless_it_says_no(tmp_path: Path) -> None:
+    store, trace = Kept(), "4bf92f3577b34da6a3ce929d0e0e4736"
+    models: dict[str, Model] = {"toy": Fixed(ESCALATED)}
+    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-01")
+    assert {span.trace_id for span in store.spans} == {int(trace, 16)}
+    assert store.spans[0].parent_id == 0x00F067AA0BA902B7
+    before = len(store.spans)
+    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-00")
+    assert len(store.spans) == before
+    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent="nonsense")
+    assert store.spans[before].parent_id is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        b"00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+        b"00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+    ],
+)
+def test_headers_that_are_no_traceparent_are_passed_over(header: bytes) -> None:
+    assert parent_of(header) is None
+
+
+def test_streamed_answers_are_traced_and_refused_ones_are_not(tmp_path: Path) -> None:
+    store = Kept()
+    replies = ask(
+        {"toy": Fixed(ESCALATED)}, Tracing(store), tmp_path, {"model": "toy", "stream": True}, {"model": "other"}
+    )
+    assert [reply.status_code for reply in replies] == [200, 404]
+    assert [span.name for span in store.spans] == ["toy", "domain", "small", "large"]
+
+
+def test_a_store_that_is_away_costs_traces_and_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Kept()
+    store.error = RuntimeError("the database is gone")
+    tracing = Tracing(store)
+    with caplog.at_level(logging.WARNING, "smallfirst.serving"):
+        replies = ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"}, {"model": "toy"})
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert (tracing.n_written, tracing.n_lost) == (0, 2)
+    assert "answers were not traced: the database is gone" in caplog.text
+
+
+def test_a_slow_store_loses_what_does_not_fit_and_holds_nobody_up() -> None:
+    store = Kept()
+    store.gate.clear()
+    tracing = Tracing(store, most_waiting=10, most_per_s=1e6)
+    answered(tracing, ESCALATED, n=5)
+    time.sleep(1.3)  # the thread has taken these and hangs in the store
+    began = time.perf_counter()
+    answered(tracing, ESCALATED, n=200)
+    assert time.perf_counter() - began < 0.5
+    assert tracing.n_lost == 190
+    store.gate.set()
+    asyncio.run(tracing.aclose())
+    assert (tracing.n_written, len(store.spans)) == (15, 60)
+
+
+def test_no_more_than_so_many_a_second_are_traced() -> None:
+    store = Kept()
+    tracing = Tracing(store, most_per_s=2.0)
+    answered(tracing, ESCALATED, n=50)
+    assert tracing.n_passed_over == 30  # ten seconds' worth came at once
+    time.sleep(1.1)
+    answered(tracing, ESCALATED, n=50)
+    asyncio.run(tracing.aclose())
+    assert 22 <= tracing.n_written <= 30
+    assert tracing.n_written + tracing.n_passed_over == 100
+    assert tracing.n_lost == 0
+
+
+def test_a_share_of_the_answers_is_traced_and_the_hot_path_is_short() -> None:
+    store = Kept()
+    store.gate.clear()
+    tracing = Tracing(store, share=0.25, most_waiting=100_000, most_per_s=1e6)
+    n = 4_000
+    best_s = 1.0
+    for _ in range(5):
+        began = time.thread_time()  # of this thread alone: a busy machine is no failure of the code
+        answered(tracing, ESCALATED, n=n)
+        best_s = min(best_s, (time.thread_time() - began) / n)
+    assert best_s < 100e-6
+    store.gate.set()
+    asyncio.run(tracing.aclose())
+    assert tracing.n_written == pytest.approx(0.25 * 5 * n, rel=0.1)
