@@ -1,9 +1,10 @@
 """Eight bits only at equal answers: a model is read both ways on rows, and what was seen is kept beside its weights.
 
 In eight bits a product takes half the time or less, and rounds. Whether the rounding changes answers is a matter of the
-model, so it is decided on validation rows, once, before anything is certified or promoted: the file travels with the
-model folder and says for which weights it was made. A model without such a file is read in its own precision. The price
-is reading those rows twice.
+model, so it is chosen on selection rows, as the best epoch is, before anything is measured: the file travels with the
+model folder and says for which weights it was made. A choice on a few hundred rows proves nothing; the proof is that
+evaluation, gate, certificate and parity then measure the arithmetic that was chosen, on other rows. A model without
+such a file is read in its own precision. The price is reading the selection rows twice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from smallfirst.records import Record, write_atomically
 from smallfirst.stats import Estimate, paired_difference, wilson
 
 EIGHT_BITS = "eight_bits.json"
+ROWS_AT_LEAST = 100
+"""Rows below which nothing is chosen: one row would be more than a point."""
 AGREE_AT_LEAST = 0.98
-"""Share of rows with the same label, on the lower end of its 95 % interval: fewer than 189 rows cannot show it."""
+"""Share of rows with the same label."""
 LOSE_AT_MOST = 0.01
-"""Accuracy that may be lost, on the lower end of the difference's paired 95 % interval."""
+"""Accuracy that may be lost on them."""
 
 
 class EightBitCheck(Record):
@@ -55,8 +58,8 @@ def compare(
 ) -> EightBitCheck:
     """What the same rows, read both ways, say. `gold` holds places of labels.
 
-    Kept if at least AGREE_AT_LEAST of the labels are the same and, with gold, at most LOSE_AT_MOST accuracy is lost,
-    each on the worse end of its 95 % interval. Raises DataError if there are no rows.
+    Kept if on ROWS_AT_LEAST rows or more at least AGREE_AT_LEAST of the labels are the same and, with gold, at most
+    LOSE_AT_MOST accuracy is lost. Raises DataError if there are no rows.
     """
     if not exact:
         raise DataError(f"{rows}: no rows to check eight bits on")
@@ -84,9 +87,9 @@ def compare(
 
 
 def check_eight_bits(folder: Path, data: Dataset) -> EightBitCheck | None:
-    """The check of a model folder on validation rows, written beside its weights; None if it cannot be read so.
+    """The check of a model folder on selection rows, written beside its weights; None if it cannot be read so.
 
-    Answers may change by it, so it belongs before calibration, certificate and promotion. Never give it test rows.
+    Answers may change by it, so it belongs before evaluation, certificate and promotion. Never give it rows that judge.
     """
     from smallfirst.models.local import LabelScorer
     from smallfirst.models.manifest import read_manifest
@@ -116,8 +119,10 @@ def may_use_eight_bits(folder: Path, manifest: Manifest) -> bool:
 
 
 def _verdict(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:
-    if agreement.low < AGREE_AT_LEAST:
-        return False, f"the same label on {agreement}, and at least {AGREE_AT_LEAST:.0%} must be shown"
-    if difference is not None and difference.low < -LOSE_AT_MOST:
+    if agreement.n < ROWS_AT_LEAST:
+        return False, f"{agreement.n} rows are too few to choose on, {ROWS_AT_LEAST} are enough"
+    if agreement.value < AGREE_AT_LEAST:
+        return False, f"the same label on {agreement}, and on at least {AGREE_AT_LEAST:.0%} it must be"
+    if difference is not None and difference.value < -LOSE_AT_MOST:
         return False, f"accuracy changes by {difference}, and no more than {LOSE_AT_MOST:.0%} may be lost"
     return True, f"the same label on {agreement}" + (f", accuracy changes by {difference}" if difference else "")

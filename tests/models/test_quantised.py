@@ -41,8 +41,8 @@ def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
     assert "the same label on 1.000" in found.why
 
 
-@pytest.mark.parametrize(("n", "kept"), [(188, False), (189, True)])
-def test_too_few_rows_cannot_show_it(n: int, kept: bool) -> None:
+@pytest.mark.parametrize(("n", "kept"), [(99, False), (100, True)])
+def test_nothing_is_chosen_on_too_few_rows(n: int, kept: bool) -> None:
     assert compare(rows(*[0.8] * n), rows(*[0.8] * n), None, manifest=MANIFEST, rows="v").kept is kept
 
 
@@ -52,15 +52,15 @@ def test_other_answers_are_not_kept() -> None:
     assert not found.kept
     assert found.agreement.value == pytest.approx(290 / 300)
     assert (found.difference, found.exact_right) == (None, None)
-    assert "at least 98% must be shown" in found.why
+    assert "on at least 98% it must be" in found.why
 
 
 def test_lost_accuracy_is_not_kept_even_where_labels_mostly_agree() -> None:
-    exact, eight = rows(*[0.8] * 1000), rows(*[0.8] * 991, *[0.3] * 9)  # agreement [0.983, 0.995]
+    exact, eight = rows(*[0.8] * 1000), rows(*[0.8] * 985, *[0.3] * 15)
     found = compare(exact, eight, [0] * 1000, manifest=MANIFEST, rows="v")
     assert found.difference is not None
-    assert found.difference.value == pytest.approx(-0.009)
-    assert (found.exact_right, found.eight_bits_right) == (1000, 991)
+    assert found.difference.value == pytest.approx(-0.015)
+    assert (found.exact_right, found.eight_bits_right) == (1000, 985)
     assert not found.kept
     assert "no more than 1% may be lost" in found.why
     assert compare(exact, eight, [1] * 1000, manifest=MANIFEST, rows="v").kept  # the same labels, now for the better
