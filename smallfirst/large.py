@@ -54,17 +54,25 @@ def general_model(
 
         config = GgufConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
         return Named(GgufModel(config, task_file.prices, answers=answers, schema=schema), large.gguf.split("/")[-1])
+    if large.vllm:
+        from smallfirst.models.vllm import VllmConfig, VllmModel
+
+        asked = large.vllm.model_dump(exclude={"base"})
+        config_of_vllm = VllmConfig(model=find(large.vllm.base), **asked)
+        return Named(VllmModel(config_of_vllm, task_file.prices, schema=schema), large.vllm.base.split("/")[-1])
     raise ConfigError(
         "large: names only recorded answers, nobody who could answer new requests",
-        hint="add endpoint: or gguf: under large: in task.yaml",
+        hint="add endpoint:, gguf: or vllm: under large: in task.yaml",
     )
 
 
 def general_place(task_file: TaskFile) -> Path | str | None:
     """Where the general model is: an address or a file; None if nobody could be asked. Nothing is fetched."""
     large = task_file.large
-    if large is None or not (large.endpoint or large.gguf):
+    if large is None or not (large.endpoint or large.gguf or large.vllm):
         return None
+    if large.vllm:
+        return find(large.vllm.base, download=False)
     return large.endpoint.base_url if large.endpoint else _weights(task_file, str(large.gguf), download=False)
 
 
@@ -80,7 +88,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     if large.nearest:
         encoder = Encoder(find(task_file.small.encoder))
         chooser, shots = NearestShots(train, encoder, large.nearest, kept=home() / "vectors"), ()
-    bound = bool(large.gguf and large.only_labels)
+    bound = bool((large.gguf or large.vllm) and large.only_labels)
     inner = general_model(
         task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
     )
@@ -129,7 +137,7 @@ async def asked_again(task_file: TaskFile, task: Task, rows: Rows, *, watch: Wat
     large = _config(task_file)
     first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
     path = first.with_name(f"{first.stem}-again.jsonl")
-    if large.endpoint or large.gguf:
+    if large.endpoint or large.gguf or large.vllm:
         wanted = sample(rows.test, n_asked_again(task_file)).examples
         requests = [Request(messages=e.messages, temperature=AGAIN, seed=1) for e in wanted]
         model = prompted_model(task_file, task, rows.train)

@@ -75,6 +75,19 @@ class SmallConfig(Record):
     """Measure how much general ability the fine-tune keeps, also where the gate asks for none: some seconds."""
 
 
+class VllmSettings(Record):
+    """A general model that vLLM serves, started from its own environment."""
+
+    base: str
+    """Catalogue name or folder of safetensors."""
+    program: Path | None = None
+    """The `vllm`, or the `python`, of vLLM's environment; by default the `vllm` on PATH."""
+    context_tokens: int | None = pydantic.Field(default=None, ge=64)
+    """Longest prompt with its answer; by default the model's own."""
+    options: tuple[str, ...] = ()
+    """Further options of `vllm serve`, such as `--dtype=bfloat16`."""
+
+
 class LargeConfig(Record):
     """The large path: who answers, how it is asked, and where its recorded answers are."""
 
@@ -82,6 +95,8 @@ class LargeConfig(Record):
     """An OpenAI-compatible endpoint."""
     gguf: str | None = None
     """A general model run here: catalogue name or GGUF file."""
+    vllm: VllmSettings | None = None
+    """A general model run here by vLLM, where that is installed."""
     recorded: Path | None = None
     """Recorded answers to the task's rows (`smallfirst record` makes them); replayed instead of asking again."""
     recorded_open: Path | None = None
@@ -92,7 +107,7 @@ class LargeConfig(Record):
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
     only_labels: bool = True
-    """GGUF only: constrain the answer to the labels, or to the schema."""
+    """GGUF and vLLM only: constrain the answer to the labels (GGUF), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
     """Ask only this many calibration rows, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
@@ -106,10 +121,10 @@ class LargeConfig(Record):
 
     @pydantic.model_validator(mode="after")
     def _somebody_answers(self) -> LargeConfig:
-        if self.endpoint and self.gguf:
-            raise ValueError("give either endpoint or gguf, not both")
-        if not (self.endpoint or self.gguf or self.recorded):
-            raise ValueError("give endpoint, gguf or recorded")
+        if sum(given is not None for given in (self.endpoint, self.gguf, self.vllm)) > 1:
+            raise ValueError("give one of endpoint, gguf and vllm")
+        if not (self.endpoint or self.gguf or self.vllm or self.recorded):
+            raise ValueError("give endpoint, gguf, vllm or recorded")
         return self
 
 

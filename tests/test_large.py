@@ -15,13 +15,14 @@ from smallfirst.large import (
     OpenAnswers,
     fixed_shots,
     general_model,
+    general_place,
     recorded_answers,
     recorded_open,
     sample,
 )
 from smallfirst.models.model import Request
 from smallfirst.models.replay import ReplayModel, request_key
-from smallfirst.taskfile import LargeConfig, TaskFile
+from smallfirst.taskfile import LargeConfig, TaskFile, VllmSettings
 from smallfirst.taskrows import Rows
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
@@ -117,6 +118,19 @@ def task_file(folder: Path, large: LargeConfig | None) -> TaskFile:
     return TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}, "large": large, "folder": folder})
 
 
+def test_a_task_file_may_name_a_model_for_vllm(tmp_path: Path, tiny_folder: Path) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    settings = VllmSettings(base=str(tiny_folder), program=program, options=("--dtype=bfloat16",))
+    file = task_file(tmp_path, LargeConfig(vllm=settings))
+    model = general_model(file)
+    assert model.name == tiny_folder.name
+    assert general_place(file) == tiny_folder
+    with pytest.raises(ConfigError, match="cannot be given"):
+        general_model(task_file(tmp_path, LargeConfig(vllm=settings.model_copy(update={"options": ("--host",)}))))
+
+
 def recorded(folder: Path, name: str, text: str) -> None:
     header = '{"recorded": {"model": "big-1", "made_at": "2025-01-02", "smallfirst": "0.1.0", "n": 1}}\n'
     row = ANSWER.format(key=request_key(Request.ask(text)), text=text)
@@ -170,5 +184,5 @@ def test_a_path_without_a_large_model_says_what_to_add(tmp_path: Path) -> None:
         general_model(task_file(tmp_path, LargeConfig(recorded=Path("large.jsonl"))))
     assert str(caught.value) == (
         "large: names only recorded answers, nobody who could answer new requests\n"
-        "  next: add endpoint: or gguf: under large: in task.yaml"
+        "  next: add endpoint:, gguf: or vllm: under large: in task.yaml"
     )

@@ -229,7 +229,7 @@ def _large_models(job: Job, *, live: bool) -> tuple[Model | None, Model | None]:
     file = job.file
     if file.large is None or not (live or file.large.recorded):
         return None, None
-    if live and (file.large.endpoint or file.large.gguf):
+    if live and (file.large.endpoint or file.large.gguf or file.large.vllm):
         return large_path.prompted_model(file, job.task, job.rows.train), large_path.general_model(file)
     large: Model = asyncio.run(large_path.recorded_answers(file, job.task, job.rows, watch=job.watch))
     return large, asyncio.run(large_path.recorded_open(file, job.rows, watch=job.watch)) or large
