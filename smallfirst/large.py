@@ -28,7 +28,7 @@ from smallfirst.models.prompted import PromptedModel
 from smallfirst.models.record import record
 from smallfirst.models.replay import ReplayModel
 from smallfirst.models.scored import ScoredModel
-from smallfirst.records import fingerprint, write_atomically
+from smallfirst.records import fingerprint, parse_record, write_atomically
 from smallfirst.taskfile import LargeConfig, TaskFile
 from smallfirst.taskrows import Rows
 from smallfirst.tasks.task import Shot, Task
@@ -57,8 +57,8 @@ def general_model(
     if large.vllm:
         from smallfirst.models.vllm import VllmConfig, VllmModel
 
-        asked = large.vllm.model_dump(exclude={"base"})
-        config_of_vllm = VllmConfig(model=find(large.vllm.base), **asked)
+        asked = {**large.vllm.model_dump(exclude={"base"}), "model": find(large.vllm.base)}
+        config_of_vllm = parse_record(VllmConfig, asked, where="large.vllm")
         return Named(VllmModel(config_of_vllm, task_file.prices, schema=schema), large.vllm.base.split("/")[-1])
     raise ConfigError(
         "large: names only recorded answers, nobody who could answer new requests",
