@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from smallfirst.models.compute import aside, in_one_thread
 from smallfirst.models.local import check_no_code, quiet_transformers, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -32,10 +33,13 @@ class Encoder:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        model = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        self.model = model.eval()
+
+        def loaded() -> Any:
+            return transformers.AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+
+        self.model = aside(loaded).eval()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -44,6 +48,9 @@ class Encoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (texts, width) in float32, in order."""
+        return in_one_thread(lambda: self._embedded(texts))
+
+    def _embedded(self, texts: Sequence[str]) -> np.ndarray:
         import torch
 
         encoded = [self.tokens(text) for text in texts]

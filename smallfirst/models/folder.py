@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from smallfirst.models.compute import aside
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.model import Model
 from smallfirst.models.scored import ScoredModel, Scorer
@@ -20,6 +21,10 @@ def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = Non
 
     Raises ConfigError if the folder holds none.
     """
+    return aside(lambda: _loaded(folder, name, price))
+
+
+def _loaded(folder: Path, name: str, price: MachinePrice | None) -> Model:
     if (folder / ADAPTER_CONFIG).is_file():
         from smallfirst.models.adapters import load_adapter
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.models.compute import in_one_thread
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.scored import Embedded, Scored
 from smallfirst.watching import quiet_in_a_pipe
@@ -49,6 +50,7 @@ class LabelScorer:
         self.codes = torch.tensor(manifest.codes)
         self.engine: Engine = "transformers"
         self._packed: PackedDecoder | None = None
+        self._on_duty = False
         self._edges = self._common_edges()
 
     @classmethod
@@ -61,6 +63,7 @@ class LabelScorer:
         model, tokenizer = load_causal(folder)
         scorer = cls(model, tokenizer, manifest)
         scorer._pack(engine or _checked(folder, manifest))
+        scorer._on_duty = True
         return scorer
 
     @property
@@ -70,6 +73,9 @@ class LabelScorer:
 
     def score(self, texts: Sequence[str]) -> list[Scored]:
         """Label probabilities of each text, in order, at the machine's prefill speed."""
+        return in_one_thread(lambda: self._scored(texts)) if self._on_duty else self._scored(texts)
+
+    def _scored(self, texts: Sequence[str]) -> list[Scored]:
         encoded = self._encode(texts)
         results: dict[int, Scored] = {}
         for chosen in self._batches(encoded):
@@ -84,6 +90,9 @@ class LabelScorer:
 
         The prompt's fixed beginning and its cue are read with it but not averaged.
         """
+        return in_one_thread(lambda: self._embedded(texts)) if self._on_duty else self._embedded(texts)
+
+    def _embedded(self, texts: Sequence[str]) -> list[Embedded]:
         encoded = self._encode(texts)
         results: dict[int, Embedded] = {}
         for chosen in self._batches(encoded):
