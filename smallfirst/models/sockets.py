@@ -33,7 +33,9 @@ class Sockets(httpx.AsyncBaseTransport):
         for old in [known for known in list(self._by_loop) if known.is_closed()]:
             self._by_loop.pop(old, None)
         if loop not in self._by_loop:
-            self._by_loop[loop] = httpx.AsyncHTTPTransport(uds=self._path, trust_env=False)
+            # A connection for each request: an engine closes idle ones, and a request that meets such a one is lost.
+            limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            self._by_loop[loop] = httpx.AsyncHTTPTransport(uds=self._path, trust_env=False, limits=limits)
         return await self._by_loop[loop].handle_async_request(request)
 
     async def aclose(self) -> None:
