@@ -211,7 +211,16 @@ def test_dead_server_is_started_again(model: VllmModel, program: Path) -> None:
     os.kill(own["pid"], signal.SIGKILL)
     assert child.ended.wait(5)
     assert gone_within(own["helper"], seconds=5)  # or it would keep the GPU's memory
-    assert asyncio.run(model.complete(Request.ask("Hi"))).text == "hello there"
+
+    async def again() -> str:
+        for _ in range(50):  # on a busy machine the first one may still meet the end of the old server
+            try:
+                return (await model.complete(Request.ask("Hi"))).text
+            except Unavailable:
+                await asyncio.sleep(0.2)
+        return ""
+
+    assert asyncio.run(again()) == "hello there"
     assert started(program)["pid"] != own["pid"]
 
 
