@@ -149,7 +149,7 @@ def _of_our_folder(folder: Path, setting: Setting, name: str) -> Choice:
             alternatives=(
                 (
                     "llama.cpp",
-                    "it writes labels token by token, and reads prompts more slowly (its wheel has AVX2 only)",
+                    "it writes labels token by token; quicker for one client, at 32 less than half the rate",
                 ),
                 ("vLLM", "its probabilities are not those that were measured"),
             ),
