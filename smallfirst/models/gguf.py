@@ -14,8 +14,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +22,10 @@ from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models.child import environment
-from smallfirst.models.form import Form, form_asked, form_of
-from smallfirst.models.hosting import Engine, Hosted, HostedConfig, ServerChild, acquire, new_key, release
+from smallfirst.models.form import Form, form_of
+from smallfirst.models.hosting import Engine, HostedConfig, HostedModel, ServerChild, new_key
 from smallfirst.models.llama_server import KEY_VARIABLE, READY
-from smallfirst.models.model import Chunk, Completion, Request, stream_whole
+from smallfirst.models.model import Request
 from smallfirst.models.places import Place
 from smallfirst.models.sockets import SocketFolder
 from smallfirst.pricing import PriceBook
@@ -73,52 +72,23 @@ class GgufModel:
         if importlib.util.find_spec("xllamacpp") is None:
             raise MissingExtra("running a GGUF file", "llama")
         self.config = config
-        self._prices = prices
-        self._own: Form | None = None
+        own: Form | None = None
         if answers is not None:
-            self._own = Form(grammar_of(answers), answers.__contains__, answers)
+            own = Form(grammar_of(answers), answers.__contains__, answers)
         elif schema is not None:
-            self._own = form_of(schema)
-        self._hosted: Hosted | None = None
+            own = form_of(schema)
+        self.hosted = HostedModel(self.name, prices, own, self._engine, config)
+        self.complete, self.stream = self.hosted.complete, self.hosted.stream
+        self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
 
     @property
     def name(self) -> str:
         """Name of the file without its ending."""
         return self.config.path.stem
 
-    async def complete(self, request: Request) -> Completion:
-        """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
-        form = self._own or await form_asked(request.response_format)
-        asked = request.model_copy(update={"response_format": None})  # the form's grammar takes its place
-        return await self.open().complete(asked, form, model=self.name, prices=self._prices)
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece; one that has a form in one piece. Raises ModelError."""
-        if self._own is not None or request.response_format is not None:
-            async for chunk in stream_whole(self, request):
-                yield chunk
-            return
-        async with aclosing(self.open().stream(request, model=self.name, prices=self._prices)) as pieces:
-            async for chunk in pieces:
-                yield chunk
-
-    async def ready(self) -> None:
-        """Nothing if it would answer: one token is written, or all slots are at work. Raises ModelError."""
-        await self.open().ready(model=self.name, prices=self._prices)
-
-    async def aclose(self) -> None:
-        """End the child process, if nobody else uses it; a later request would start a new one."""
-        hosted, self._hosted = self._hosted, None
-        if hosted is not None:
-            await release(hosted)
-
-    def open(self) -> Hosted:
-        """The process, which may not run yet."""
-        if self._hosted is None:
-            config = self.config
-            engine = Engine(self.name, lambda folder: Child(config, folder), _probe, _extra, config.slots)
-            self._hosted = acquire(engine, config)
-        return self._hosted
+    def _engine(self) -> Engine:
+        config = self.config
+        return Engine(self.name, lambda folder: Child(config, folder), _probe, _extra, config.slots)
 
 
 class Child(ServerChild):

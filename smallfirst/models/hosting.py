@@ -20,8 +20,8 @@ from pydantic import Field
 from smallfirst.errors import Unavailable
 from smallfirst.models.child import Child
 from smallfirst.models.endpoint import EndpointConfig, EndpointModel
-from smallfirst.models.form import FREE, Form, in_form
-from smallfirst.models.model import Chunk, Completion, Request
+from smallfirst.models.form import FREE, Form, form_asked, in_form
+from smallfirst.models.model import Chunk, Completion, Request, stream_whole
 from smallfirst.models.places import Place, Places
 from smallfirst.models.sockets import BASE_URL, SocketFolder, Sockets
 from smallfirst.models.supervisor import Patience, Supervisor
@@ -214,6 +214,50 @@ class Hosted:
             folder.remove()
             raise
         return self._child
+
+
+class HostedModel:
+    """A name that a process answers to, itself a Model; models of one config share the process."""
+
+    def __init__(
+        self, name: str, prices: PriceBook, own: Form | None, engine: Callable[[], Engine], config: HostedConfig
+    ) -> None:
+        """Nothing runs yet. Every answer has the form `own`, if there is one."""
+        self.name, self.own = name, own
+        self._prices, self._engine, self._config = prices, engine, config
+        self._hosted: Hosted | None = None
+
+    async def complete(self, request: Request) -> Completion:
+        """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
+        form = self.own or await form_asked(request.response_format)
+        asked = request.model_copy(update={"response_format": None})  # the form takes its place
+        return await self.open().complete(asked, form, model=self.name, prices=self._prices)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """The answer piece by piece; one that has a form in one piece. Raises ModelError."""
+        if self.own is not None or request.response_format is not None:
+            async for chunk in stream_whole(self, request):
+                yield chunk
+            return
+        async with aclosing(self.open().stream(request, model=self.name, prices=self._prices)) as pieces:
+            async for chunk in pieces:
+                yield chunk
+
+    async def ready(self) -> None:
+        """Nothing if it would answer: one token is written, or all places are at work. Raises ModelError."""
+        await self.open().ready(model=self.name, prices=self._prices)
+
+    async def aclose(self) -> None:
+        """End the process, if nobody else uses it; a later request would start a new one."""
+        hosted, self._hosted = self._hosted, None
+        if hosted is not None:
+            await release(hosted)
+
+    def open(self) -> Hosted:
+        """The process, which may not run yet."""
+        if self._hosted is None:
+            self._hosted = acquire(self._engine(), self._config)
+        return self._hosted
 
 
 def _whole(completion: Completion, began: float, turn: Turn, prices: PriceBook) -> Completion:

@@ -16,8 +16,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +27,9 @@ from pydantic import Field
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models import leash
 from smallfirst.models.child import environment
-from smallfirst.models.form import Form, form_asked, form_of
-from smallfirst.models.hosting import Engine, Hosted, HostedConfig, ServerChild, acquire, new_key, release
-from smallfirst.models.model import Chunk, Completion, Request, stream_whole
+from smallfirst.models.form import Form, form_of
+from smallfirst.models.hosting import Engine, HostedConfig, HostedModel, ServerChild, new_key
+from smallfirst.models.model import Request
 from smallfirst.models.places import Place
 from smallfirst.models.sockets import SocketFolder
 from smallfirst.pricing import PriceBook
@@ -108,60 +107,27 @@ class VllmModel:
         """
         if problems := _problems(config, adapter):
             raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
-        self.config, self._prices = config, prices
-        self._program = find_vllm(config.program)
-        if self._program is None:
+        self.config = config
+        if (program := find_vllm(config.program)) is None:
             raise VllmMissing(config.program)
-        self._name = adapter or config.model.name
-        self._own = form_of(schema) if schema is not None else None
-        self._hosted: Hosted | None = None
+        self._program, self._name = program, adapter or config.model.name
+        own = form_of(schema) if schema is not None else None
+        self.hosted = HostedModel(self._name, prices, own, self._engine, config)
+        self.complete, self.stream = self.hosted.complete, self.hosted.stream
+        self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
 
     @property
     def name(self) -> str:
         """The adapter's name, or the folder's."""
         return self._name
 
-    async def complete(self, request: Request) -> Completion:
-        """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
-        form = self._own or await form_asked(request.response_format)
-        asked = request.model_copy(update={"response_format": None})  # the form goes its own way
-        return await self.open().complete(asked, form, model=self.name, prices=self._prices)
+    def _engine(self) -> Engine:
+        config, program, salt = self.config, self._program, os.urandom(32)
 
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece; one that has a form in one piece. Raises ModelError."""
-        if self._own is not None or request.response_format is not None:
-            async for chunk in stream_whole(self, request):
-                yield chunk
-            return
-        async with aclosing(self.open().stream(request, model=self.name, prices=self._prices)) as pieces:
-            async for chunk in pieces:
-                yield chunk
+        def extra(request: Request, form: Form, _: Place, fresh: bool) -> dict[str, Any]:
+            return {"cache_salt": _salted(salt, request, fresh)} | _response_format(form)
 
-    async def ready(self) -> None:
-        """Nothing if it would answer: one token is written, or all places are at work. Raises ModelError."""
-        await self.open().ready(model=self.name, prices=self._prices)
-
-    async def aclose(self) -> None:
-        """End the server, if nobody else uses it; a later request would start a new one."""
-        hosted, self._hosted = self._hosted, None
-        if hosted is not None:
-            await release(hosted)
-
-    def open(self) -> Hosted:
-        """The process, which may not run yet."""
-        if self._hosted is None:
-            config, program = self.config, self._program
-            assert program is not None
-            salt = os.urandom(32)
-
-            def extra(request: Request, form: Form, _: Place, fresh: bool) -> dict[str, Any]:
-                return {"cache_salt": _salted(salt, request, fresh)} | _response_format(form)
-
-            engine = Engine(
-                config.model.name, lambda folder: _start(program, config, folder), _probe, extra, config.places
-            )
-            self._hosted = acquire(engine, config)
-        return self._hosted
+        return Engine(config.model.name, lambda folder: _start(program, config, folder), _probe, extra, config.places)
 
 
 class VllmMissing(MissingExtra):

@@ -166,8 +166,8 @@ def test_form_that_was_dropped_is_asked_again_once(config: GgufConfig, sent: lis
 
     async def run() -> None:
         async with opened(config, schema=CLOSED) as model:
-            assert model._own is not None
-            model._own = Form('root ::= "no"', model._own.is_kept_by)
+            assert model.hosted.own is not None
+            model.hosted.own = Form('root ::= "no"', model.hosted.own.is_kept_by)
             with pytest.raises(BadAnswer, match="tiny wrote what its schema forbids"):
                 await model.complete(Request.ask("card"))
 
