@@ -168,7 +168,7 @@ def main(folder: Path, only: str | None) -> int:
 
 
 def _make_keys(path: Path) -> dict[str, str]:
-    from smallfirst.serving.keyring import Keyring, Terms
+    from smallfirst.serving.auth.key_store import Keyring, Terms
 
     keyring = Keyring(path)
     terms = {
@@ -190,8 +190,8 @@ def _serve(folder: Path) -> None:
     from abuse_models import Flood, tiny
 
     from smallfirst.serving.app import serve
-    from smallfirst.serving.keyring import Keyring
-    from smallfirst.serving.ledger import Ledger
+    from smallfirst.serving.auth.key_store import Keyring
+    from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
 
     logging.basicConfig(level=logging.INFO)

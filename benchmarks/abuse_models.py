@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tiny import make_tiny
 
-from smallfirst.models.model import Chunk, Completion, Model, Request
+from smallfirst.models.protocol import Chunk, Completion, Model, Request
 
 _PIECE, _PIECES = "flood " * 5_000, 3_000
 
 
 def tiny(folder: Path) -> Model:
     """A seeded Llama of two layers that writes some tokens of nonsense."""
-    from smallfirst.models.written import LocalChat
+    from smallfirst.models.generation.models import LocalChat
 
     if not (folder / "config.json").is_file():
         make_tiny(folder)

@@ -14,7 +14,8 @@ began; the others change after so many quiet requests:
   to CLINC150's test rows outside banking.
 - broken model: 30 % or all of the answers are random labels, with the confidences as before.
 
-The watch is `smallfirst.routing.monitor.Monitor` as it runs in the endpoint. Audits tell right from wrong as gold does.
+The monitor is `smallfirst.routing.monitoring.monitor.Monitor` as it runs in the endpoint. An audit tells right from
+wrong as the gold answer does.
 Writes benchmarks/results/alarms.md.
 """
 
@@ -36,15 +37,15 @@ import numpy as np
 from intervals import processor
 from run import data_folder
 
-from smallfirst.evaluation.evaluation import EvaluatedRow
-from smallfirst.models.linear import LinearScorer
+from smallfirst.evaluation.results import EvaluatedRow
+from smallfirst.models.label_model import tempered
+from smallfirst.models.linear.classifier import LinearScorer
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.scored import tempered
-from smallfirst.routing.certificate import Promise, search_threshold
-from smallfirst.routing.monitor import Monitor, MonitorSettings
-from smallfirst.sequential import PromiseTest, RecoveryTest
-from smallfirst.stats import wilson
-from smallfirst.workspace import Workspace
+from smallfirst.project.run_folder import Workspace
+from smallfirst.routing.certificate.certificate import Promise, search_threshold
+from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
+from smallfirst.stats.intervals import wilson
+from smallfirst.stats.sequential import PromiseTest, RecoveryTest
 
 RESULT = Path(__file__).parent / "results" / "alarms.md"
 N_QUIET, QUIET_REQUESTS, QUIET_AUDITS = 1000, 3000, 1000

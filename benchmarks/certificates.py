@@ -26,10 +26,10 @@ from certificates_page import write
 from certificates_pools import banking, banking_with_large, gsm8k
 from scipy.stats import binom
 
-from smallfirst.routing.cascade import NOTHING_KEPT, Answers, Walk
-from smallfirst.routing.promise import Promise
-from smallfirst.routing.risks import LOOSENS, evidence
-from smallfirst.routing.search import search
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers, Walk
+from smallfirst.routing.certificate.risks import LOOSENS, evidence
+from smallfirst.routing.certificate.threshold_search import search
 
 
 class Choice(NamedTuple):

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from smallfirst.stats import clopper_pearson
+from smallfirst.stats.intervals import clopper_pearson
 
 RESULT = Path(__file__).parent / "results" / "certificates.md"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.routing.cascade import Answers, answers_of
-from smallfirst.workspace import Workspace
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.project.run_folder import Workspace
+from smallfirst.routing.certificate.outcomes import Answers, answers_of
 
 
 def banking(candidates: tuple[str, ...] = ("small",)) -> Answers:

@@ -12,12 +12,12 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from smallfirst.models import base
-from smallfirst.models.model import Chunk, Completion, Embeddings, Embeds, Request
-from smallfirst.models.written import LocalChat
+from smallfirst.models import catalog as base
+from smallfirst.models.generation.models import LocalChat
+from smallfirst.models.protocol import Chunk, Completion, Embeddings, Embeds, Request
 from smallfirst.serving.app import serve
-from smallfirst.serving.keys import hash_key
-from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -21,23 +21,24 @@ from typing import NamedTuple
 
 from run import data_folder
 
-from smallfirst import stats, tracking
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.load import load
-from smallfirst.labelling import LabelOptions, label
-from smallfirst.models.base import find
-from smallfirst.models.encoder import Encoder
-from smallfirst.models.linear import LinearScorer
-from smallfirst.models.local import LabelScorer
+from smallfirst.data.sources.text_files import load
+from smallfirst.improvement.labelling import LabelOptions, label
+from smallfirst.models.catalog import find
+from smallfirst.models.label_model import Scored
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.scored import Scored
-from smallfirst.taskfile import DEFAULT_ENCODER, read_taskfile
+from smallfirst.project.task_file import DEFAULT_ENCODER, read_taskfile
+from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.contrastive import EncoderLesson
-from smallfirst.training.exam import judge
-from smallfirst.training.lesson import TaskLesson
+from smallfirst.training.recipes.contrastive import EncoderLesson
+from smallfirst.training.recipes.recipe import TaskLesson
 from smallfirst.training.run import train
+from smallfirst.training.validation import judge
 
 N_HUMAN, N_CHOOSE, SEED = 1000, 150, 0
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

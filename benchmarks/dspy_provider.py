@@ -30,8 +30,9 @@ FRAMES = ("where is my {}", "I have a question on the {}", "no {} yet", "the {} 
 SERVE = """
 import sys
 from pathlib import Path
-from smallfirst import load_model, registry, serve
-from smallfirst.serving.ledger import Ledger
+from smallfirst.registry import versions as registry
+from smallfirst import load_model, serve
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 name = sys.argv[1]
 model = load_model(registry.resolve(f"{name}/1").folder)
@@ -48,7 +49,7 @@ def main() -> None:
     os.environ |= {"DSPY_CACHEDIR": str(folder / "dspy")}
     os.chdir(folder)
 
-    import smallfirst.interfaces.databricks  # noqa: F401, I001 - the one line that existing code needs
+    import smallfirst.interfaces.databricks.sdk_shim  # noqa: F401, I001 - the one line that existing code needs
     import dspy
     from dspy.clients.databricks import DatabricksProvider
     from dspy.clients.utils_finetune import TrainDataFormat

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from scoring import matrix_rate
 
-from smallfirst.models.local import Engine, LabelScorer
+from smallfirst.models.label_model import ScoredModel
+from smallfirst.models.local.int8_check import compare
+from smallfirst.models.local.label_scorer import Engine, LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.model import Request
-from smallfirst.models.quantised import compare
-from smallfirst.models.scored import ScoredModel
-from smallfirst.stats import paired_difference, wilson
+from smallfirst.models.protocol import Request
+from smallfirst.stats.intervals import paired_difference, wilson
 
 ENGINES: tuple[Engine, ...] = ("transformers", "packed", "eight bits")
 BATCHES, CLIENTS, TURNS = (1, 8, 32), (1, 8, 32), 5

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from run import data_folder, task_file
 
-from smallfirst.checkup import exam_work, find_base, in_tokens
-from smallfirst.home import home
-from smallfirst.job import Job
-from smallfirst.models.base import find
-from smallfirst.models.size import BaseSize, read_size
+from smallfirst.models.base_size import BaseSize, read_size
+from smallfirst.models.catalog import find
+from smallfirst.paths import home
+from smallfirst.pipeline.check import exam_work, find_base, in_tokens
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
 from smallfirst.training.batches import Row
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimate import earlier_pace, epochs_of, seconds_of, train_flops, work_of
-from smallfirst.training.memory import largest_read, peak
-from smallfirst.watching import Watch
+from smallfirst.training.estimates.cost import earlier_pace, epochs_of, seconds_of, train_flops, work_of
+from smallfirst.training.estimates.memory import largest_read, peak
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -54,8 +54,8 @@ def compare_times() -> None:
 
 
 def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
+    from smallfirst.training.backend import Causal
     from smallfirst.training.loop import Fit
-    from smallfirst.training.study import Causal
 
     size = read_size(find(BASE))
     assert size is not None

@@ -8,14 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from smallfirst.models.endpoint import EndpointConfig, EndpointModel
-from smallfirst.models.folder import load_model
-from smallfirst.models.gguf import GgufConfig, GgufModel
-from smallfirst.models.model import Model
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Model
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
 from smallfirst.pricing import PriceBook
 from smallfirst.serving.app import serve
-from smallfirst.serving.keys import hash_key
-from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 

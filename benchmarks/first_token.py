@@ -24,7 +24,7 @@ from pathlib import Path
 
 import openai
 
-from smallfirst.taskfile import read_taskfile
+from smallfirst.project.task_file import read_taskfile
 
 RESULT = Path(__file__).parent / "results" / "first_token.md"
 
@@ -41,7 +41,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "smallfirst.cli", "serve", str(options.task), "--port", str(port)]
+    command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(options.task), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     name = read_taskfile(options.task).name
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300, max_retries=0)

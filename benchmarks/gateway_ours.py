@@ -13,21 +13,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from smallfirst.models.endpoint import EndpointConfig, EndpointModel
-from smallfirst.models.linear import LinearScorer
+from smallfirst.models.label_model import ScoredModel
+from smallfirst.models.linear.classifier import LinearScorer
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.model import Model
-from smallfirst.models.scored import ScoredModel
+from smallfirst.models.protocol import Model
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
-from smallfirst.routing.certificate import Certificate
-from smallfirst.routing.policy import Rule
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.policies import Rule
 from smallfirst.routing.router import Router
-from smallfirst.routing.stages import Rules, Stage
+from smallfirst.routing.types import Rules, Stage
 from smallfirst.serving.app import serve
-from smallfirst.serving.keys import hash_key
-from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.stats import wilson
+from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
 KEY, MODEL = "sk-benchmark", "routed"

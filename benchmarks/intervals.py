@@ -23,7 +23,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smallfirst.stats import Estimate, clopper_pearson, paired_difference, share_of_resamples, upper_bound, wilson
+from smallfirst.stats.intervals import (
+    Estimate,
+    clopper_pearson,
+    paired_difference,
+    share_of_resamples,
+    upper_bound,
+    wilson,
+)
 
 RESULT = Path(__file__).parent / "results" / "intervals.md"
 SIZES = (30, 60, 200, 1000)

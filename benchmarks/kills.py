@@ -30,12 +30,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tiny import ROWS, make_tiny
 
-from smallfirst import registry
-from smallfirst.interfaces import foundation_model as fm
+from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
-from smallfirst.jobs.folder import JobFolder
-from smallfirst.jobs.order import Order, now
-from smallfirst.tracking import client
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.spec import Order, now
+from smallfirst.registry import versions as registry
+from smallfirst.registry.mlflow_runs import client
 from smallfirst.training.config import TrainConfig
 
 RESULT = Path(__file__).parent / "results" / "kills.md"
@@ -220,7 +220,7 @@ def _process_of(job: JobFolder) -> int | None:
             words = place.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"smallfirst.jobs.process" in words and str(job.folder).encode() in words:
+        if b"smallfirst.jobs.worker" in words and str(job.folder).encode() in words:
             return int(place.parent.name)
     return None
 

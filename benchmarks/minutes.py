@@ -13,15 +13,16 @@ from pathlib import Path
 
 from run import data_folder
 
-from smallfirst import stats, tracking
-from smallfirst.data.load import load
-from smallfirst.models.base import find
-from smallfirst.models.local import LabelScorer
+from smallfirst.data.sources.text_files import load
+from smallfirst.models.catalog import find
+from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import read_manifest
+from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.lesson import TaskLesson
+from smallfirst.training.recipes.recipe import TaskLesson
 from smallfirst.training.run import train
 
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -32,7 +32,17 @@ def server(folder: Path) -> Iterator[openai.OpenAI]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "smallfirst.cli", "serve", "--port", str(port), "--fine-tuning", "--base", BASE]
+    command = [
+        sys.executable,
+        "-m",
+        "smallfirst.cli.main",
+        "serve",
+        "--port",
+        str(port),
+        "--fine-tuning",
+        "--base",
+        BASE,
+    ]
     child = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300)
     try:

@@ -23,10 +23,10 @@ import numpy as np
 import out_of_domain_auto
 from out_of_domain_models import MODELS, PARTS, Scope, Seen, logsumexp, mixture, see, see_small, worded
 
-from smallfirst import stats
-from smallfirst.models.signals import SIGNALS
-from smallfirst.routing.typicality import Fusion, Ranks
-from smallfirst.routing.wording import SCORES
+from smallfirst.models.state_features import SIGNALS
+from smallfirst.routing.ood.conformal import Fusion, Ranks
+from smallfirst.routing.ood.text_features import SCORES
+from smallfirst.stats import intervals as stats
 
 RESULT = Path(__file__).parent / "results" / "out_of_domain.md"
 LEAST_ACCURACY = 0.965

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.routing.front import Front
+from smallfirst.routing.ood.task_selector import Front
 
 TASKS = ("banking77", "snips_slots", "medquad_short")
 OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_seed": "train"}
@@ -42,7 +42,7 @@ def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
     """Training, selection and test rows of a task, split as every stage splits them."""
     from run import data_folder, task_file
 
-    from smallfirst.job import Job
+    from smallfirst.project.project import Job
 
     parts = Job.read(task_file(task, data_folder(task))).rows
     return parts.train, parts.selection, parts.test
@@ -59,9 +59,9 @@ def open_requests(name: str) -> list[str]:
 def fit(kind: str, folder: Path) -> Path:
     """The folder of the front's signatures, one a task; fitted if they are not there."""
     from smallfirst.data.dataset import Example, Message
-    from smallfirst.models.base import find
-    from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
-    from smallfirst.routing.signature import SIGNATURE, fit_signature
+    from smallfirst.models.catalog import find
+    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+    from smallfirst.routing.ood.detector import SIGNATURE, fit_signature
 
     place = folder / "auto" / kind
     encoder = other = None
@@ -169,7 +169,7 @@ def page(folder: Path) -> list[str]:
 
 
 def _row(source: str, counts: dict[str, int]) -> str:
-    from smallfirst import stats
+    from smallfirst.stats import intervals as stats
 
     cells = [counts.get(task, 0) for task in (*TASKS, "none")]
     right = stats.wilson(counts.get(source if source in TASKS else "none", 0), sum(cells))

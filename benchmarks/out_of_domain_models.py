@@ -12,12 +12,12 @@ import numpy as np
 from run import data_folder
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.load import load
+from smallfirst.data.sources.text_files import load
 from smallfirst.evaluation.calibration import fit_temperature
-from smallfirst.models.linear import ENCODER, LinearScorer
+from smallfirst.models.linear.classifier import ENCODER, LinearScorer
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.signals import StateProfile, States, read_states
-from smallfirst.routing.wording import Wording
+from smallfirst.models.state_features import StateProfile, States, read_states
+from smallfirst.routing.ood.text_features import Wording
 from smallfirst.tasks.classify import Classify
 
 PARTS = ("validation", "test", "oos_train", "oos_test")
@@ -76,8 +76,8 @@ def words(scope: Scope, folder: Path) -> LinearScorer:
 
 
 def frozen(scope: Scope, folder: Path) -> LinearScorer:
-    from smallfirst.models.base import find
-    from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
+    from smallfirst.models.catalog import find
+    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
 
     if not (folder / "smallfirst.json").exists():
         scorer = LinearScorer.fit("encoder", scope.train, scope.task, encoder=Encoder(find(DEFAULT_ENCODER)))
@@ -86,9 +86,9 @@ def frozen(scope: Scope, folder: Path) -> LinearScorer:
 
 
 def tuned(scope: Scope, folder: Path) -> LinearScorer:
-    from smallfirst.models.encoder import DEFAULT_ENCODER
+    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.contrastive import EncoderLesson
+    from smallfirst.training.recipes.contrastive import EncoderLesson
 
     lesson = EncoderLesson(scope.task, scope.train, scope.parts["validation"])
     _train(lesson, TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256), DEFAULT_ENCODER, folder)
@@ -98,8 +98,8 @@ def tuned(scope: Scope, folder: Path) -> LinearScorer:
 
 def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
     """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
-    from smallfirst import tracking
-    from smallfirst.models.base import find
+    from smallfirst.models.catalog import find
+    from smallfirst.registry import mlflow_runs as tracking
     from smallfirst.training.run import train
 
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'mlflow.db'}")
@@ -143,8 +143,8 @@ def see_small(scope: Scope, folder: Path) -> tuple[Seen, dict[str, np.ndarray]]:
     """
     kept = folder / "small.npz"
     if not kept.exists():
-        from smallfirst.models.local import LabelScorer
-        from smallfirst.workspace import Workspace
+        from smallfirst.models.local.label_scorer import LabelScorer
+        from smallfirst.project.run_folder import Workspace
 
         place = Workspace.latest("clinc150").model_folder("small")
         scorer = LabelScorer.load(place, read_manifest(place))

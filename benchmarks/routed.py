@@ -24,24 +24,24 @@ from typing import NamedTuple
 
 from run import RESULTS, data_folder, task_file
 
-from smallfirst import large as large_path
 from smallfirst.data.dataset import Example
 from smallfirst.evaluation.evaluate import Measuring, evaluate
-from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
-from smallfirst.home import home
-from smallfirst.job import Job
-from smallfirst.models.base import find
-from smallfirst.models.encoder import Encoder
-from smallfirst.models.gguf import GgufConfig, GgufModel
-from smallfirst.models.model import Request
-from smallfirst.models.prompted import PromptedModel
-from smallfirst.models.record import record
-from smallfirst.models.replay import ReplayModel, request_key
-from smallfirst.routing.certificate import Certificate, certify
-from smallfirst.routing.promise import Promise
-from smallfirst.stats import Estimate, mcnemar, paired_difference, wilson
-from smallfirst.watching import Watch
-from smallfirst.workspace import Workspace
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.models.catalog import find
+from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.record import record
+from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.paths import home
+from smallfirst.pipeline import large_model as large_path
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference, wilson
 
 PROMISES = (0.05, 0.03, 0.02, 0.01)
 DRAWN_CALIBRATION, DRAWN_TEST = 100, 200

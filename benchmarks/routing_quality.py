@@ -29,12 +29,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from routing_tables import PRICE_RATIO, PUBLISHED, WEAK, Table, arithmetic, figures, gsm8k, mtbench, published
 
-from smallfirst.models.base import find
-from smallfirst.models.encoder import DEFAULT_ENCODER, Encoder
-from smallfirst.models.model import Completion
-from smallfirst.routing.confidence import shown_by
+from smallfirst.models.catalog import find
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+from smallfirst.models.protocol import Completion
+from smallfirst.routing.confidence_head import shown_by
 from smallfirst.routing.difficulty import Difficulty
-from smallfirst.stats import Estimate
+from smallfirst.stats.intervals import Estimate
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "routing_quality.md"

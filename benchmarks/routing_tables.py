@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from smallfirst.stats import Estimate
+from smallfirst.stats.intervals import Estimate
 
 STEPS, RESAMPLES = 10, 1000
 LEVELS = (0.5, 0.8, 0.95)

@@ -17,15 +17,15 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from smallfirst import pipeline
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
-from smallfirst.job import Job
-from smallfirst.outcome import outcome_of, table
-from smallfirst.taskfile import TaskFile, read_taskfile
+from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.summary import outcome_of, table
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import TaskFile, read_taskfile
 from smallfirst.training.run import Run
-from smallfirst.watching import Watch
-from smallfirst.workspace import Workspace
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

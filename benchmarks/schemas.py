@@ -22,12 +22,12 @@ from typing import Any
 import jsonschema
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.base import find
-from smallfirst.models.grammar import Grammar
-from smallfirst.models.local import encode_prompt, load_causal
-from smallfirst.models.writing import Ask, TextWriter
+from smallfirst.models.catalog import find
+from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.generation.grammar import Grammar
+from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.schema import check_schema
+from smallfirst.tasks.json.schema import check_schema
 
 EACH = 100
 ROOM = 96

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from smallfirst.models.local import LabelScorer, encode_prompt
+from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
+from smallfirst.models.local.label_trie import TrieScorer
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.trie import TrieScorer
-from smallfirst.models.writing import Ask, TextWriter
 
 LABEL_TOKENS = 6
 """Mean length of a Banking77 label in tokens, end token included."""

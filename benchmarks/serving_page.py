@@ -14,7 +14,7 @@ import numpy as np
 from serving_choice import CLIENTS, EQUAL
 from serving_measure import Store
 
-from smallfirst.stats import wilson
+from smallfirst.stats.intervals import wilson
 
 OURS = "smallfirst"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.models.manifest import Manifest
-from smallfirst.serving.keys import hash_key
+from smallfirst.serving.auth.keys import hash_key
 
 HERE = Path(__file__).parent
 SLOT_TOKENS = 128

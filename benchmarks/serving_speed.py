@@ -42,8 +42,8 @@ LEVELS = (1, 8, 32)
 
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
     """A JSON Lines file in an order drawn with a fixed seed, with prompts and their tokens."""
-    from smallfirst.models.local import encode_prompt
-    from smallfirst.models.tokens import read_tokens
+    from smallfirst.models.local.label_scorer import encode_prompt
+    from smallfirst.models.local.tokenizer import read_tokens
 
     tokens, rows = read_tokens(model), []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -57,7 +57,7 @@ def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
 
 def promoted_model(task: Path, home: Path) -> Path:
     """The folder of the task's newest promoted model."""
-    from smallfirst.taskfile import read_taskfile
+    from smallfirst.project.task_file import read_taskfile
 
     runs = sorted((home / "tasks" / read_taskfile(task).name).glob("*/promoted.json"))
     if not runs:
@@ -160,7 +160,7 @@ def main() -> None:
     wanted.work = wanted.work.resolve() / manifest.weights_fingerprint
     wanted.work.mkdir(parents=True, exist_ok=True)
     wanted.home = own_home(wanted.home, wanted.work / "home")
-    from smallfirst.taskfile import read_taskfile
+    from smallfirst.project.task_file import read_taskfile
 
     data = read_taskfile(wanted.task).data
     test, others = (read_rows(Path(path), model, manifest) for path in (data.test, data.validation))

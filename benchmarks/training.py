@@ -73,10 +73,10 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> Non
 
 def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
     """Figures of our own steps, in this process."""
+    from smallfirst.training.backend import Causal
     from smallfirst.training.batches import Row
     from smallfirst.training.config import TrainConfig, epoch_seed
     from smallfirst.training.loop import Fit
-    from smallfirst.training.study import Causal
 
     config = TrainConfig(batch_tokens=1024, frozen_layers=frozen)
     read = [json.loads(line) for line in rows.open(encoding="utf-8")]

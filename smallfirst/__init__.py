@@ -17,29 +17,29 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Answer": "tasks.answer",
-    "Certificate": "routing.certificate",
+    "Certificate": "routing.certificate.certificate",
     "Chat": "tasks.chat",
     "Classify": "tasks.classify",
     "Dataset": "data.dataset",
-    "Evaluation": "evaluation.evaluation",
+    "Evaluation": "evaluation.results",
     "Extract": "tasks.extract",
-    "Gate": "gate",
-    "Promise": "routing.certificate",
+    "Gate": "gate.gate",
+    "Promise": "routing.certificate.certificate",
     "Router": "routing.router",
-    "TaskFile": "taskfile",
+    "TaskFile": "project.task_file",
     "TrainConfig": "training.config",
-    "Verdict": "gate",
-    "certify": "routing.certificate",
+    "Verdict": "gate.gate",
+    "certify": "routing.certificate.certificate",
     "compare": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
-    "load": "data.load",
-    "open_source": "data.sources",
-    "load_model": "models.folder",
-    "read_taskfile": "taskfile",
-    "run": "pipeline",
+    "load": "data.sources.text_files",
+    "open_source": "data.sources.resolve",
+    "load_model": "models.loading",
+    "read_taskfile": "project.task_file",
+    "run": "pipeline.run",
     "serve": "serving.app",
 }
-_MODULES = {"foundation_model": "interfaces.foundation_model"}
+_MODULES = {"foundation_model": "interfaces.databricks.foundation_model"}
 __all__ = sorted([*_HOMES, *_MODULES, "__version__"])
 
 

@@ -13,6 +13,17 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.tasks.classify import Classify
 
+pytest_plugins = [
+    "fixtures.deployment",
+    "fixtures.finetuning_api",
+    "fixtures.gate",
+    "fixtures.jobs",
+    "fixtures.models",
+    "fixtures.report",
+    "fixtures.server",
+    "fixtures.training",
+]
+
 # One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is no failure of the code: the first draw may import PyTorch.
@@ -129,7 +140,7 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: P
 @pytest.fixture
 def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
     """The tiny model in fp32, where sums differ by rounding only, and its tokenizer."""
-    from smallfirst.models.local import load_causal
+    from smallfirst.models.local.label_scorer import load_causal
 
     model, tokenizer = load_causal(tiny_folder)
     return model.float(), tokenizer

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.evaluation.evaluation import Comparison, EvaluatedRow, Evaluation
-from smallfirst.models.model import Completion, Model, Request
-from smallfirst.stats import mcnemar, paired_difference, wilson
+from smallfirst.evaluation.results import Comparison, EvaluatedRow, Evaluation
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.stats.intervals import mcnemar, paired_difference, wilson
 from smallfirst.tasks.task import Task
 
 Progress = Callable[[int, int], None]

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
-from smallfirst.home import home
-from smallfirst.jobs.folder import WAITING, JobFolder
-from smallfirst.jobs.locks import hold
-from smallfirst.jobs.order import JOB_NAME, Order
+from smallfirst.jobs.file_locks import hold
+from smallfirst.jobs.job_folder import WAITING, JobFolder
 from smallfirst.jobs.rows import JobRows
-from smallfirst.tracking import Status, reopen_run
+from smallfirst.jobs.spec import JOB_NAME, Order
+from smallfirst.paths import home
+from smallfirst.registry.mlflow_runs import Status, reopen_run
 from smallfirst.training.events import Event
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _start(job: JobFolder, held: int) -> None:
     own = {"SMALLFIRST_HOME": str(job.folder.parents[1]), "PYTHONPATH": _module_path()}
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     # -P: a file in the working folder must not stand in for a module.
-    command = [sys.executable, "-P", "-m", "smallfirst.jobs.process", str(job.folder), str(held)]
+    command = [sys.executable, "-P", "-m", "smallfirst.jobs.worker", str(job.folder), str(held)]
     with job.output.open("ab") as output:
         process = subprocess.Popen(
             command,

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Shape
-from smallfirst.data.shapes import SHAPES
-from smallfirst.data.sources import open_source
+from smallfirst.data.row_formats import SHAPES
+from smallfirst.data.sources.resolve import open_source
 from smallfirst.errors import DataError, Problem
-from smallfirst.jobs.folder import JobFolder
-from smallfirst.jobs.order import Order
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.spec import Order
 
 LESSON_SHAPES: dict[str, tuple[Shape, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
 """Which rows a lesson takes."""

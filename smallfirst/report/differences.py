@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from smallfirst.evaluation.evaluation import EvaluatedRow
+from smallfirst.evaluation.results import EvaluatedRow
 
 State = Literal["same", "wrong", "missing", "invented"]
 

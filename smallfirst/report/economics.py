@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from smallfirst.evaluation.evaluation import Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
-from smallfirst.report.contents import ListPrice
+from smallfirst.report.data import ListPrice
 
 HOURS_PER_MONTH = 730.0
 PRICE_DROPS = (0.0, 0.5, 0.8, 0.9)

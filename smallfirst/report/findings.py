@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from smallfirst.data.leaks import Leaks
-from smallfirst.evaluation.evaluation import Evaluation
+from smallfirst.data.quality.leaks import Leaks
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.stats import Estimate, wilson
+from smallfirst.stats.intervals import Estimate, wilson
 
 
 class LearningPoint(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from markupsafe import Markup, escape
 
-from smallfirst.stats import Estimate
+from smallfirst.stats.intervals import Estimate
 
 NAMES = {
     "words": "words + linear",

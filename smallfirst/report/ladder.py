@@ -7,10 +7,10 @@ over all pairs shown. The price is that a small true difference needs more rows 
 from __future__ import annotations
 
 from smallfirst.evaluation.evaluate import compare
-from smallfirst.evaluation.evaluation import Comparison, Evaluation
+from smallfirst.evaluation.results import Comparison, Evaluation
 from smallfirst.records import Record
-from smallfirst.report.contents import ReportData
-from smallfirst.stats import Estimate, holm, paired_mean_difference
+from smallfirst.report.data import ReportData
+from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference
 
 
 class Pair(Record):

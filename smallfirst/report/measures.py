@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from smallfirst.evaluation.calibration import brier, equal_count_bins, expected_calibration_error
-from smallfirst.evaluation.evaluation import EvaluatedRow, Evaluation
-from smallfirst.evaluation.risk import RiskPoint, auroc, risk_coverage
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.risk_coverage import RiskPoint, auroc, risk_coverage
 from smallfirst.records import Record
-from smallfirst.stats import Estimate, wilson
+from smallfirst.stats.intervals import Estimate, wilson
 
 NOTHING = "(no answer)"
 NONE_OF_THESE = "(none of these)"

@@ -17,15 +17,16 @@ from pathlib import Path
 import jinja2
 
 from smallfirst.records import write_atomically
-from smallfirst.report import differences, economics, excerpts, formats, plots, sections
-from smallfirst.report.contents import (
+from smallfirst.report import differences, economics, excerpts, formats, sections
+from smallfirst.report.charts import plots
+from smallfirst.report.data import (
     ListPrice,
     OpenEnded,
     PromiseHeld,
     ReportData,
     TrainingSummary,
 )
-from smallfirst.routing.promise import in_words as limit_in_words
+from smallfirst.routing.certificate.guarantee import in_words as limit_in_words
 
 __all__ = [
     "ListPrice",

@@ -8,23 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.report import (
-    advice,
-    economics,
-    ladder,
-    latency,
-    learning,
-    measures,
-    money_plots,
-    parts,
-    plots,
-    wording,
-)
-from smallfirst.report.contents import ReportData
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.report import economics, ladder, measures
+from smallfirst.report import per_class as parts
+from smallfirst.report.charts import cost as money_plots
+from smallfirst.report.charts import latency, plots
+from smallfirst.report.charts import learning_curve as learning
+from smallfirst.report.data import ReportData
 from smallfirst.report.formats import percent, usd
-from smallfirst.report.outlook import outlook
-from smallfirst.routing.certificate import Certificate, ThresholdPoint
+from smallfirst.report.text import advice
+from smallfirst.report.text import verdict as wording
+from smallfirst.report.text.outlook import outlook
+from smallfirst.routing.certificate.certificate import Certificate, ThresholdPoint
 
 WORST_PARTS = 10
 MOST_PARTS = 200

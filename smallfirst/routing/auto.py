@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from smallfirst.errors import ModelError
-from smallfirst.models.model import Chunk, Completion, Model, Request, Route, Step
-from smallfirst.models.worker import Worker
+from smallfirst.models.batching import Worker
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step
 
 
 class Found(Protocol):

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
-from smallfirst.models.base import find
+from smallfirst.models.catalog import find
 from smallfirst.models.confidence import Steps
 from smallfirst.records import Record, write_atomically
-from smallfirst.routing.confidence import FOLDS, NUMBER, log_losses, logistic, shown_lower, standards
+from smallfirst.routing.confidence_head import FOLDS, NUMBER, log_losses, logistic, shown_lower, standards
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """C of the logistic regression, strictest first; cross-validation on the fitting rows chooses among them."""
@@ -161,7 +161,7 @@ class Difficulty:
         weights = Weights(**load_file(folder / "difficulty.safetensors"))
         if not fitted.base:
             return cls(fitted, weights)
-        from smallfirst.models.encoder import Encoder
+        from smallfirst.models.linear.sentence_encoder import Encoder
 
         return cls(fitted, weights, Encoder(find(fitted.base)))
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.errors import ModelError
-from smallfirst.models.model import Chunk, Completion, Model, Request, Step
-from smallfirst.routing.certificate import NOTHING_KEPT, Certificate
-from smallfirst.routing.policy import CASCADE, Purse, place
-from smallfirst.routing.promise import Promise
-from smallfirst.routing.stages import Decision, Domain, Doubt, Rules, Stage
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Step
+from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.policies import CASCADE, Purse, place
+from smallfirst.routing.types import Decision, Domain, Doubt, Rules, Stage
 from smallfirst.routing.way import Way
 
 __all__ = ["Doubt", "Router"]

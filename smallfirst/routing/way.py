@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import ModelError
-from smallfirst.models.model import Completion, Model, Request, Route, Step
-from smallfirst.routing.policy import Placed, is_conversation
-from smallfirst.routing.stages import Decision, Stage
+from smallfirst.models.protocol import Completion, Model, Request, Route, Step
+from smallfirst.routing.policies import Placed, is_conversation
+from smallfirst.routing.types import Decision, Stage
 
 if TYPE_CHECKING:
     from smallfirst.routing.router import Router

@@ -32,25 +32,25 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.model import Model
-from smallfirst.serving.addressed import addressed_routes
-from smallfirst.serving.answers import model_entry
-from smallfirst.serving.chat import Answers
-from smallfirst.serving.endpoint import Endpoint, House, Work
-from smallfirst.serving.extension import Extension, Served, as_route, collectors_of
-from smallfirst.serving.guard import CHAT_PATH, Guard, Permitted, caller
-from smallfirst.serving.intake import Admission, ClientGone
-from smallfirst.serving.keyring import Keyring
-from smallfirst.serving.ledger import Ledger
-from smallfirst.serving.meter import MEDIA_TYPE, Meter
+from smallfirst.models.protocol import Model
+from smallfirst.serving.admission import Admission, ClientGone
+from smallfirst.serving.auth.key_store import Keyring
+from smallfirst.serving.auth.middleware import CHAT_PATH, Guard, Permitted, caller
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.metrics import MEDIA_TYPE, Meter
+from smallfirst.serving.openai.errors import WireError, model_missing
+from smallfirst.serving.openai.responses import model_entry
 from smallfirst.serving.openapi import document
+from smallfirst.serving.plugins import Extension, Served, as_route, collectors_of
 from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.readings import Readings
+from smallfirst.serving.request_lifecycle import Endpoint, House, Work
+from smallfirst.serving.routes.completions import Answers
+from smallfirst.serving.routes.embeddings import Readings
+from smallfirst.serving.routes.invocations import Invocations
+from smallfirst.serving.routes.task_paths import addressed_routes
 from smallfirst.serving.server import Closes, listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
-from smallfirst.serving.tables import Invocations
 from smallfirst.serving.tracing import TraceContext
-from smallfirst.serving.wire import WireError, model_missing
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 

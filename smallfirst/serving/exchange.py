@@ -11,11 +11,11 @@ from typing import Any
 
 from starlette.types import Send
 
-from smallfirst.models.model import Completion, Route
-from smallfirst.serving.answers import Reply, certified, confidence
-from smallfirst.serving.asked import Asked
-from smallfirst.serving.entries import LedgerRow
-from smallfirst.serving.wire import messages_json, messages_sha256
+from smallfirst.models.protocol import Completion, Route
+from smallfirst.serving.ledger.rows import LedgerRow
+from smallfirst.serving.openai.errors import messages_json, messages_sha256
+from smallfirst.serving.openai.requests import Asked
+from smallfirst.serving.openai.responses import Reply, certified, confidence
 
 
 @dataclass

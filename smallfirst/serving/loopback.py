@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import uvicorn
 
-from smallfirst.models.model import Model
+from smallfirst.models.protocol import Model
 from smallfirst.serving.app import build_app
-from smallfirst.serving.keys import hash_key, new_key
-from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.auth.keys import hash_key, new_key
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pydantic
 
-from smallfirst.serving.asked import ChatBody, TextBody
-from smallfirst.serving.parameters import EMBEDDING_IGNORED, IGNORED, TEXT_IGNORED
-from smallfirst.serving.readings import EmbeddingBody, ScoreBody
+from smallfirst.serving.openai.parameters import EMBEDDING_IGNORED, IGNORED, TEXT_IGNORED
+from smallfirst.serving.openai.requests import ChatBody, TextBody
+from smallfirst.serving.routes.embeddings import EmbeddingBody, ScoreBody
 
 Json = dict[str, Any]
 

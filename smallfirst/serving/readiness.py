@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from smallfirst.models.model import Model, Probed
-from smallfirst.models.upstream import LeftAlone
+from smallfirst.models.protocol import Model, Probed
+from smallfirst.models.remote.client import LeftAlone
 
 _log = logging.getLogger("smallfirst.serving")
 

@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.connections import ConnectionLimits, bounded
-from smallfirst.serving.endpoint import LAST_WORDS_S
+from smallfirst.serving.http_limits import ConnectionLimits, bounded
+from smallfirst.serving.request_lifecycle import LAST_WORDS_S
 
 _LOOK_S = 0.02
 """How often the drain looks whether it is over."""

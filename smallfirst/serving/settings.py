@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smallfirst.errors import ConfigError
 from smallfirst.records import Record
-from smallfirst.serving.keys import is_key_hash
+from smallfirst.serving.auth.keys import is_key_hash
 
 
 class ServeSettings(Record):

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallfirst.models.model import Completion, Model, Request, Step
-from smallfirst.serving.extension import ExtraRoute
-from smallfirst.tracking_traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
+from smallfirst.models.protocol import Completion, Model, Request, Step
+from smallfirst.registry.mlflow_traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
+from smallfirst.serving.plugins import ExtraRoute
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -90,7 +90,7 @@ class _Answer(NamedTuple):
 
 
 class Store(Protocol):
-    """Where spans are kept, such as `smallfirst.tracking_traces.TraceStore`."""
+    """Where spans are kept, such as `smallfirst.registry.mlflow_traces.TraceStore`."""
 
     def write(self, spans: Sequence[TraceSpan]) -> None:
         """Nothing, once they are kept. Raises whatever goes wrong."""

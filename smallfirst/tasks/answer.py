@@ -17,8 +17,8 @@ import pydantic
 from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
-from smallfirst.stats import Estimate, bootstrap_share, wilson
-from smallfirst.tasks.label_measures import label_measures, label_parts, parse_label
+from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
+from smallfirst.tasks.metrics.labels import label_measures, label_parts, parse_label
 from smallfirst.tasks.scorers import best_score, exact, normalised, token_f1
 from smallfirst.tasks.task import Answered, Part, Shot
 

@@ -14,7 +14,7 @@ import pydantic
 
 from smallfirst.data.dataset import Message
 from smallfirst.records import Record
-from smallfirst.stats import Estimate, bootstrap_share
+from smallfirst.stats.intervals import Estimate, bootstrap_share
 from smallfirst.tasks.scorers import best_score, check_scorer, resolve
 from smallfirst.tasks.task import Answered, Part, Shot
 

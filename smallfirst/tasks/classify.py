@@ -18,8 +18,8 @@ import pydantic
 from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
-from smallfirst.stats import Estimate
-from smallfirst.tasks.label_measures import jaccard, label_measures, label_parts, parse_label, set_measures, set_parts
+from smallfirst.stats.intervals import Estimate
+from smallfirst.tasks.metrics.labels import jaccard, label_measures, label_parts, parse_label, set_measures, set_parts
 from smallfirst.tasks.task import Answered, Part, Shot
 
 SHORTEST_LIMIT, LONGEST_LIMIT = 32, 1024

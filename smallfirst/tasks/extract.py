@@ -16,12 +16,12 @@ import pydantic
 from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
-from smallfirst.stats import Estimate
-from smallfirst.tasks.field_measures import field_measures, field_parts, field_score
-from smallfirst.tasks.json_answer import json_answers
-from smallfirst.tasks.normalise import Normaliser
-from smallfirst.tasks.schema import FieldSpec, alternatives, check_schema, closed_schema, fields_of
-from smallfirst.tasks.schema_rules import SCALARS, Schema, types_of
+from smallfirst.stats.intervals import Estimate
+from smallfirst.tasks.json.answers import json_answers
+from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, fields_of
+from smallfirst.tasks.json.schema_limits import SCALARS, Schema, types_of
+from smallfirst.tasks.metrics.fields import field_measures, field_parts, field_score
+from smallfirst.tasks.metrics.value_matching import Normaliser
 from smallfirst.tasks.task import Answered, Part, Shot
 
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from smallfirst.data.dataset import Message
 from smallfirst.records import Record
-from smallfirst.stats import Estimate, wilson
+from smallfirst.stats.intervals import Estimate, wilson
 
 
 class Shot(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.errors import TrainingError
+from smallfirst.training.backend import Study
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
-from smallfirst.training.optimiser import MasterAdamW
-from smallfirst.training.study import Study
+from smallfirst.training.optimizer import MasterAdamW
 
 
 class Step(NamedTuple):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from smallfirst.training.batches import Row, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.optimiser import MasterAdamW
-from smallfirst.training.reading import LowerLayers, read
+from smallfirst.training.forward import LowerLayers, read
+from smallfirst.training.optimizer import MasterAdamW
 
 LossOf = Callable[[Any, Sequence[Row]], torch.Tensor]
 """From a model and rows to the sum of the losses of their target tokens, in nats."""

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.records import Record, fingerprint
-from smallfirst.tracking import TrackedRun
+from smallfirst.registry.mlflow_runs import TrackedRun
 from smallfirst.training.checkpoint import Checkpoints, Saved
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates.memory import require_memory
 from smallfirst.training.events import EventLog
-from smallfirst.training.lesson import Lesson
 from smallfirst.training.loop import Fit, Step
-from smallfirst.training.memory import require_memory
+from smallfirst.training.recipes.recipe import Lesson
 
 CANCEL = "cancel"
 """Name of the file in a run's folder that stops it within one step."""

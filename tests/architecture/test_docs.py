@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.taskfile import read_taskfile
+from smallfirst.project.task_file import read_taskfile
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -23,12 +23,12 @@ def test_each_kind_has_a_document_and_a_template_that_is_read() -> None:
     kinds = {"classify", "extract", "answer", "chat"}
     assert {re.search(r"kind: (\w+)", block)[1] for block in BLOCKS} == kinds  # type: ignore[index]
     for kind in kinds:
-        template = ROOT / "smallfirst" / "templates" / f"{kind}.yaml"
+        template = ROOT / "smallfirst" / "project" / "templates" / f"{kind}.yaml"
         assert read_taskfile(template).kind == kind
 
 
 def test_settings_that_a_template_has_commented_out_are_real_ones(tmp_path: Path) -> None:
-    for template in (ROOT / "smallfirst" / "templates").glob("*.yaml"):
+    for template in (ROOT / "smallfirst" / "project" / "templates").glob("*.yaml"):
         text = template.read_text(encoding="utf-8")
         lines = [re.sub(r"^(\s*)# (?=[ a-z_]+:)", r"\1", line) for line in text.splitlines()]
         (tmp_path / "task.yaml").write_text("\n".join(lines), encoding="utf-8")

@@ -16,8 +16,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "misc", "tools", "base_utils"}
 MOST_LINES = 400
-WHOLE_PROJECT = ("architecture", "path")
-"""Folders of tests that are about no single part."""
+MOST_FILES = 16
+MOST_AT_ROOT = 9
+WHOLE_PROJECT = ("architecture", "integration")
+"""Folders of tests that are about no single module."""
 
 # Put together from halves, so that this list does not find itself.
 ELSEWHERE = [
@@ -86,33 +88,26 @@ def test_every_test_file_tests_something() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    """A test beside the package's root is named after its module; one in a folder imports from that part."""
+    """`tests/a/test_b.py` or `tests/a/test_b_more.py` is about `smallfirst/a/b.py`, or b is the folder itself."""
     strays = []
     for path in TEST_FILES:
-        folder = path.parent.relative_to(TESTS).as_posix()
-        if folder == ".":
-            subject = path.stem.removeprefix("test_")
-            fits = (PACKAGE / f"{subject}.py").exists() or (PACKAGE / subject).is_dir()
-        else:
-            fits = folder in WHOLE_PROJECT or f"smallfirst.{folder.replace('/', '.')}" in _imports(path)
-        if not fits:
+        folder = path.parent.relative_to(TESTS)
+        top = folder.parts[0] if folder.parts else "."
+        words = path.stem.removeprefix("test_").split("_")
+        subjects = {"_".join(words[:i]) for i in range(1, len(words) + 1)}
+        modules = {module.stem for module in (PACKAGE / folder).glob("*.py")} | {folder.name}
+        if top not in WHOLE_PROJECT and not subjects & modules:
             strays.append(path)
     assert shown(strays) == []
 
 
-def test_every_file_of_tests_has_a_name_of_its_own() -> None:
-    names = [path.name for path in TEST_FILES]
-    assert sorted({name for name in names if names.count(name) > 1}) == []
+def test_no_folder_holds_more_than_a_person_scans() -> None:
+    folders = {path.parent for path in MODULES}
+    assert shown([folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_FILES]) == []
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_AT_ROOT
 
 
 @pytest.mark.parametrize("word", ELSEWHERE)
 def test_no_file_speaks_of_the_place_where_it_was_written(word: str) -> None:
     found = [path for path in texts() if word in path.read_text(encoding="utf-8", errors="ignore")]
     assert shown(found) == []
-
-
-def _imports(path: Path) -> set[str]:
-    """Packages that the file imports from, each with those it is in."""
-    names = {node.module or "" for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)}
-    names |= {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for alias in node.names}
-    return {".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))}

@@ -22,7 +22,7 @@ from smallfirst.evaluation.calibration import (
     fit_temperature,
 )
 from smallfirst.models.confidence import TIE_BREAK, Calibration, Steps, features_of
-from smallfirst.models.scored import tempered
+from smallfirst.models.label_model import tempered
 
 
 def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ import pytest
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import Unavailable
 from smallfirst.evaluation.evaluate import Measuring, compare, evaluate, restrict
-from smallfirst.evaluation.evaluation import Evaluation
-from smallfirst.models.model import Chunk, Completion, Request, Route, stream_whole
-from smallfirst.stats import wilson
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.protocol import Chunk, Completion, Request, Route, stream_whole
+from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
 TASK = Classify(name="desk", labels=("red", "green", "blue"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.folder import load_model
+from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.tasks.classify import Classify
 

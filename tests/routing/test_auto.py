@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from smallfirst.errors import ModelError
-from smallfirst.models.model import Chunk, Completion, Model, Request, Route, Step
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step
 from smallfirst.routing.auto import Auto
 
 

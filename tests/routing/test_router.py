@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
-from smallfirst.models.model import Chunk, Completion, Model, Request, Route
-from smallfirst.routing.certificate import NOTHING_KEPT, Certificate, StageThreshold
-from smallfirst.routing.policy import Always, Budget, Rule, Split
-from smallfirst.routing.promise import Promise
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route
+from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate, StageThreshold
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.policies import Always, Budget, Rule, Split
 from smallfirst.routing.router import Doubt, Router
-from smallfirst.routing.stages import Rules, Stage
-from smallfirst.stats import wilson
+from smallfirst.routing.types import Rules, Stage
+from smallfirst.stats.intervals import wilson
 
 
 class Answers:

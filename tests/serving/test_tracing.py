@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.models.model import Chunk, Completion, Model, Request, Route, Step, stream_whole
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step, stream_whole
+from smallfirst.registry.mlflow_runs import client
+from smallfirst.registry.mlflow_traces import TraceSpan, TraceStore
 from smallfirst.serving import tracing as module
 from smallfirst.serving.app import build_app
-from smallfirst.serving.ledger import Ledger
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 from smallfirst.serving.tracing import EXPERIMENT, TraceContext, Tracing, parent_of
-from smallfirst.tracking import client
-from smallfirst.tracking_traces import TraceSpan, TraceStore
 
 DOMAIN = Step(stage="domain", decision="passed on", why="own", score=0.1, threshold=0.4, cost_usd=0.001, latency_ms=1.0)
 SMALL = Step(

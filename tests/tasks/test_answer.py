@@ -6,7 +6,7 @@ import pydantic
 import pytest
 
 from smallfirst.data.dataset import Message
-from smallfirst.stats import wilson
+from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.task import Answered, Shot, Task
 

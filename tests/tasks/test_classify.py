@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
-from smallfirst.stats import wilson
+from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Answered, Part, Shot, Task
 

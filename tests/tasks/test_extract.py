@@ -11,7 +11,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
 from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.schema import closed_schema
+from smallfirst.tasks.json.schema import closed_schema
 from smallfirst.tasks.task import Answered, Part, Shot, Task
 
 TEXT = {"type": "string"}

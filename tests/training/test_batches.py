@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
-from smallfirst.models.codes import choose_codes
+from smallfirst.models.local.label_tokens import choose_codes
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import Row, collate, epoch_batches, label_rows
 

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
-from smallfirst.models.codes import choose_codes
-from smallfirst.models.local import load_causal
+from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.models.local.label_tokens import choose_codes
 from smallfirst.tasks.classify import Classify
+from smallfirst.training.backend import Causal
 from smallfirst.training.batches import Row, collate, label_rows
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.forward import read_plainly
 from smallfirst.training.loop import (
     Fit,
     Step,
@@ -27,9 +29,7 @@ from smallfirst.training.loop import (
     rate_at,
 )
 from smallfirst.training.loss import target_loss
-from smallfirst.training.optimiser import MasterAdamW
-from smallfirst.training.reading import read_plainly
-from smallfirst.training.study import Causal
+from smallfirst.training.optimizer import MasterAdamW
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
 Watched = tuple[Any, list[Step], list[int]]

@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
-from smallfirst.models.codes import choose_codes
-from smallfirst.models.folder import load_model
-from smallfirst.models.local import load_causal, weights_fingerprint
+from smallfirst.models.label_model import Scored
+from smallfirst.models.loading import load_model
+from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
+from smallfirst.models.local.label_tokens import choose_codes
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.model import Completion, Request
-from smallfirst.models.scored import Scored
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.registry.mlflow_runs import client, open_run
 from smallfirst.tasks.classify import Classify
-from smallfirst.tracking import client, open_run
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.exam import judge
-from smallfirst.training.lesson import TaskLesson
 from smallfirst.training.loop import Step
+from smallfirst.training.recipes.recipe import TaskLesson
 from smallfirst.training.run import Run, train
+from smallfirst.training.validation import judge
 
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(

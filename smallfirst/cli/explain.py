@@ -1,0 +1,185 @@
+"""One served answer, explained from the ledger alone: every step of its way, its price, and what became of it.
+
+Nothing is asked or measured again, so an explanation can be had as long as the ledger lives. What the choice that was
+not made would have cost is what the Router had measured when it decided; where it had measured nothing, it says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from smallfirst.errors import ConfigError
+from smallfirst.improvement.harvest.evidence import last_user_message
+from smallfirst.models.protocol import Step
+from smallfirst.records import Record
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+
+NEAREST_AMONG = 20_000
+"""Newest answers among whose ids a mistyped one is looked for."""
+COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why")
+
+
+class Explanation(Record):
+    """What the ledger knows of one answer."""
+
+    answer: LedgerRow
+    """The answer."""
+    steps: tuple[Step, ...]
+    """Its way through the Router, in order."""
+    state: StateRow | None
+    """The last change of the task's state before it; None where none is written down."""
+    audits: tuple[AuditRow, ...]
+    """Verdicts on it, oldest first."""
+    feedback: tuple[FeedbackRow, ...]
+    """What was said about it, oldest first."""
+    not_made: str
+    """What the choice that was not made would have cost; empty where there was no choice."""
+
+
+def explanation(ledger: Ledger, id: str) -> Explanation:
+    """What the ledger knows of a response. Raises ConfigError naming near ids if it does not know it."""
+    row = ledger.get(id)
+    if row is None:
+        raise _unknown(ledger, id)
+    earlier = [s for s in ledger.entries(StateRow, task=row.task) if s.at <= row.at] if row.task else []
+    return Explanation(
+        answer=row,
+        steps=row.steps,
+        state=earlier[-1] if earlier else None,
+        audits=ledger.entries(AuditRow, id=id),
+        feedback=ledger.entries(FeedbackRow, id=id),
+        not_made=_not_made(row),
+    )
+
+
+def in_words(found: Explanation) -> list[str]:
+    """The explanation for a terminal, aligned."""
+    facts = [(name, value) for name, value in _facts(found) if value]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{width}}  {value}" for name, value in facts]
+    if found.steps:
+        lines += ["", *table(found.steps)]
+    after = [*_after(found)]
+    return [*lines, "", *after] if after else lines
+
+
+def table(steps: Sequence[Step]) -> list[str]:
+    """A line of headings and one a step, in columns as wide as their widest value."""
+    rows = [COLUMNS, *(_cells(step) for step in steps)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
+    lines = []
+    for row in rows:
+        cells = [f"{v:>{w}}" if 2 <= i <= 5 else f"{v:<{w}}" for i, (v, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
+    row = found.answer
+    yield "answer", row.id
+    yield "asked", f"{_time(row.at)}, as {row.served_name}"
+    yield "question", _shortened(last_user_message(row))
+    if row.status != 200:
+        yield "failed", f"{row.status} {row.error_code or ''} after {row.latency_ms:.0f} ms"
+        return
+    yield "answered", f"by {row.answered_by} (stage {row.stage}) in {row.latency_ms:.1f} ms for {_usd(row.cost_usd)}"
+    yield "says", _shortened(row.answer_text or "")
+    yield "task", row.task or "none: no Router decided"
+    if row.certified:
+        yield "promise", row.promise or "covered by the certificate"
+    elif row.task:
+        yield "promise", "none about this answer"
+    if found.state is not None:
+        s = found.state
+        yield "state", f"{s.after} since {_time(s.at)}: {s.why} (certificate {s.certificate})"
+
+
+def _after(found: Explanation) -> Iterator[str]:
+    row = found.answer
+    if found.not_made:
+        yield f"not chosen: {found.not_made}"
+    if row.audit_share is not None:
+        drawn = "chosen" if row.audited else "not chosen"
+        yield f"audit: {drawn} by chance, of which it had {100 * row.audit_share:.3g} %"
+    for audit in found.audits:
+        who = "the large model" if audit.judged_by == "large" else "a person"
+        verdict = "wrong" if audit.wrong else "right"
+        other = f", which says {_shortened(audit.other)}" if audit.other else ""
+        yield f"  {_time(audit.at)}  {verdict}, judged by {who} for {_usd(audit.cost_usd)}{other}"
+    if row.audited and not found.audits:
+        yield "  no verdict yet"
+    for said in found.feedback:
+        right = f"; right is {_shortened(said.answer)}" if said.answer else ""
+        yield f"feedback: {_time(said.at)}  {said.verdict}{right}"
+    if row.status == 200 and row.task and not found.feedback:
+        yield "feedback: none"
+
+
+def _not_made(row: LedgerRow) -> str:
+    """The other choice and its price: asking the large model, or letting the last draft stand."""
+    paid = row.cost_usd or 0.0
+    if waived := next((step for step in row.steps if step.decision == "not asked"), None):
+        more = f"{_usd(waived.cost_usd)} more than the {_usd(paid)} that was paid"
+        return f"asking {waived.model or waived.stage} as well would have cost about {more}"
+    drafts = [step for step in row.steps if step.decision == "passed on" and step.model]
+    asked = [step for step in row.steps if step.decision == "answered"]
+    if drafts and asked:
+        saved = _usd(sum(step.cost_usd for step in asked))
+        return f"letting the draft of {drafts[-1].model} stand would have saved {saved} of {_usd(paid)}"
+    if row.certified:
+        return "asking the large model; its price was not measured"
+    return ""
+
+
+def _cells(step: Step) -> tuple[str, ...]:
+    waived = step.decision == "not asked"
+    return (
+        step.stage,
+        step.decision,
+        "" if step.score is None else f"{step.score:.3f}",
+        _bar(step),
+        "" if waived or not step.latency_ms else f"{step.latency_ms:.1f}",
+        ("~" if waived else "") + f"{step.cost_usd:.6f}" if step.cost_usd else "",
+        step.model,
+        step.why,
+    )
+
+
+def _bar(step: Step) -> str:
+    """What the score had to reach, or, for a doubt, must not pass."""
+    if step.threshold is None:
+        return ""
+    if step.threshold > 1:
+        return "never kept"
+    return f"{'<=' if step.stage in ('domain', 'front') else '>='} {step.threshold:.3f}"
+
+
+def _unknown(ledger: Ledger, id: str) -> ConfigError:
+    known = [row.id for row in reversed(ledger.rows(limit=NEAREST_AMONG))]
+    near = [other for other in known if id and (other.startswith(id) or id in other)][:3]
+    near = near or difflib.get_close_matches(id, known, n=3, cutoff=0.6)
+    told = f"; near it: {', '.join(near)}" if near else ""
+    return ConfigError(
+        f"no answer with the id {id!r} is in {ledger.path}{told}",
+        hint="an id is `id` in the response body, its header x-request-id, or in: smallfirst queue",
+    )
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _usd(amount: float | None) -> str:
+    if amount is None:
+        return "an unknown price"
+    if amount >= 1 or not amount:
+        return f"${amount:.2f}"
+    return f"${amount:.8f}".rstrip("0") if amount >= 5e-9 else f"${amount:.1e}"
+
+
+def _shortened(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 160 else f"{plain[:159]}…"

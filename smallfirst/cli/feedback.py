@@ -1,0 +1,168 @@
+"""After go-live: rows from the ledger, a challenge with them, an answer explained, and what waits for a person.
+
+Looking (`explain`, `queue`) reads the ledger alone and loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smallfirst.errors import ConfigError
+
+if TYPE_CHECKING:
+    from smallfirst.serving.ledger.ledger import Ledger
+    from smallfirst.serving.ledger.rows import LedgerRow
+
+TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+LEDGER = click.option("--ledger", type=click.Path(path_type=Path), help="Another ledger than that of the state folder.")
+
+
+@click.command()
+@TASK
+@click.option("--out", type=click.Path(path_type=Path), default="harvested.jsonl", show_default=True)
+@LEDGER
+@click.option(
+    "--since", help="Only answers given or judged from then on, such as 2026-01-31 or 2026-01-31T12:00+01:00."
+)
+@JSON
+def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, as_json: bool) -> None:
+    """Turn served answers that somebody judged, or the large model gave, into training rows."""
+    from smallfirst.improvement.harvest import harvest as harvest_stage
+
+    found = harvest_stage(_job(task_yaml), out=out, ledger=ledger, since=_moment(since) if since else None)
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+        return
+    click.echo("\n".join(found.in_words))
+    if found.n_rows:
+        click.echo(f"next: smallfirst challenge {task_yaml} --rows {out}")
+
+
+@click.command()
+@TASK
+@click.option("--rows", type=click.Path(path_type=Path), default="harvested.jsonl", show_default=True)
+@LEDGER
+@click.option("--propose", "only_propose", is_flag=True, help="Say why, and train nothing.")
+@click.option("--resume", is_flag=True, help="Go on with a challenge that was broken off.")
+@JSON
+def challenge(
+    task_yaml: Path, rows: Path, ledger: Path | None, only_propose: bool, resume: bool, as_json: bool
+) -> None:
+    """Train a challenger with harvested rows; it becomes champion only if it passes the gate and wins on test rows.
+
+    It wins if it is shown more accurate than the champion on the same test rows, or at most 0.01 less accurate while
+    more of the requests stay small; each challenge of a champion has to show more than the one before. Exit code 3 if
+    the gate said no.
+    """
+    from smallfirst.improvement.challenge import challenge as challenge_stage
+    from smallfirst.improvement.challenge.challenge import proposal_of
+
+    job = _job(task_yaml)
+    if only_propose:
+        proposal = proposal_of(job, rows, ledger=ledger)
+        click.echo(proposal.model_dump_json(indent=2) if as_json else "\n".join(proposal.in_words))
+        return
+    found = challenge_stage(job, rows, ledger=ledger, resume=resume)
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+    if found.won and not as_json:
+        click.echo(f"next: name {rows} under data.harvested in {task_yaml}, so that later runs learn from it as well")
+    if not found.verdict.passed:
+        click.get_current_context().exit(3)
+
+
+@click.command()
+@click.argument("response_id")
+@LEDGER
+@JSON
+def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
+    """Explain one served answer: every step with score, threshold and price, the promise, audits and feedback."""
+    from smallfirst.cli.explain import explanation, in_words
+    from smallfirst.improvement.harvest.evidence import existing_ledger
+
+    with closing(existing_ledger(ledger)) as opened:
+        found = explanation(opened, response_id.strip())
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
+
+
+@click.command()
+@TASK
+@click.option("--task", "name", help="Name of the task, instead of its file.")
+@LEDGER
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Oldest entries to show.")
+@JSON
+def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
+    """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
+    from smallfirst.improvement.harvest.evidence import existing_ledger
+    from smallfirst.project.task_file import read_taskfile
+
+    task = name or read_taskfile(task_yaml).name
+    with closing(existing_ledger(ledger)) as opened:
+        rows = waiting(opened, task)
+    shown = [_told(row) for row in rows[:limit]]
+    if as_json:
+        click.echo(json.dumps({"task": task, "n_waiting": len(rows), "data": shown}, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{len(rows):,} answers of {task} wait for a person" + (", the oldest first" if rows else ""))
+    for entry in shown:
+        click.echo(f"\n{entry['id']}  {entry['at']}  {entry['why']}")
+        click.echo(f"  asked    {entry['question'] or '(not stored: smallfirst serve --store-bodies)'}")
+        click.echo(f"  draft    {entry['draft'] or '(not stored)'}")
+    if len(rows) > limit:
+        click.echo(f"\nand {len(rows) - limit:,} more: --limit {len(rows)}")
+    if rows:
+        click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
+
+
+def waiting(ledger: Ledger, task: str) -> list[LedgerRow]:
+    """Answers of a task that a person should judge and nobody has, oldest first."""
+    from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
+
+    judged = {said.id for said in ledger.entries(FeedbackRow)}
+    audited = {audit.id for audit in ledger.entries(AuditRow, task=task)}
+    rows = [
+        *(row for row in ledger.entries(LedgerRow, task=task, stage="person") if row.id not in judged),
+        *(
+            row
+            for row in ledger.entries(LedgerRow, task=task, audited="1")
+            if row.certified and row.stage != "person" and row.id not in judged | audited
+        ),
+    ]
+    return sorted(rows, key=lambda row: row.at)
+
+
+def _told(row: LedgerRow) -> dict[str, Any]:
+    from smallfirst.improvement.harvest.evidence import last_user_message
+
+    unsure = "no model was sure" if row.confidence is None else f"no model was sure ({row.confidence:.3f})"
+    return {
+        "id": row.id,
+        "at": row.at.isoformat(timespec="seconds"),
+        "why": unsure if row.stage == "person" else "audit without a verdict",
+        "confidence": row.confidence,
+        "question": last_user_message(row),
+        "draft": row.answer_text or "",
+    }
+
+
+def _moment(text: str) -> datetime:
+    """A moment in ISO 8601; UTC where no zone is named. Raises ConfigError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"--since {text!r} is no date or time in ISO 8601", hint="--since 2026-01-31") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _job(path: Path) -> Any:
+    from smallfirst.progress import Watch
+    from smallfirst.project.project import Job
+    from smallfirst.project.task_file import read_taskfile
+
+    return Job.read(read_taskfile(path), Watch())

@@ -1,0 +1,114 @@
+"""`smallfirst keys`: who may use the server, as a table; make and revoke keys while it runs."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from smallfirst.serving.auth.key_store import Key, Keyring, Terms
+
+FILE = click.option("--file", type=click.Path(path_type=Path), help="Another keyring than that of the state folder.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print records as JSON.")
+LIMIT = click.IntRange(min=1)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the keys that clients of `smallfirst serve` need.
+
+    With at least one key the server asks for one; a change takes effect with the next request.
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="Also for the queue, the Routers' states and metrics.")
+@click.option("--model", "models", multiple=True, help="A served name it is for; may be repeated. Default: all.")
+@click.option("--requests-per-minute", type=LIMIT)
+@click.option("--tokens-per-minute", type=LIMIT, help="Read and written together.")
+@click.option("--max-in-flight", type=LIMIT, help="Requests at once.")
+@click.option("--expires", "expires_on", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC) without it.")
+@FILE
+@JSON
+def create(name: str, admin: bool, file: Path | None, as_json: bool, **terms: Any) -> None:
+    """Make a key called NAME and show it, this once."""
+    expires_on: datetime | None = terms.pop("expires_on")
+    key, secret = _keyring(file).create(name, _terms(admin, expires_on, terms))
+    if as_json:
+        click.echo(json.dumps({"key": secret, **_told(key, {})}, indent=2))
+        return
+    click.echo(secret)
+    click.echo(f"{_in_words(key, {})}\nThe key is not kept anywhere: copy it now. next: smallfirst keys list", err=True)
+
+
+@keys.command("list")
+@FILE
+@JSON
+def list_(file: Path | None, as_json: bool) -> None:
+    """Show all keys, oldest first: what they are for, not the keys."""
+    keyring = _keyring(file)
+    found, used = keyring.entries(), keyring.last_used()
+    if as_json:
+        click.echo(json.dumps([_told(key, used) for key in found], indent=2))
+        return
+    if not found:
+        click.echo(f"no keys in {keyring.path}\nnext: smallfirst keys create NAME")
+    for key in found:
+        click.echo(_in_words(key, used))
+
+
+@keys.command()
+@click.argument("name_or_id")
+@FILE
+def revoke(name_or_id: str, file: Path | None) -> None:
+    """Take a key back, by its name or id: the next request with it is refused."""
+    key = _keyring(file).revoke(name_or_id)
+    click.echo(f"revoked {key.name} ({key.id})")
+
+
+def _keyring(file: Path | None) -> Keyring:
+    from smallfirst.paths import home
+    from smallfirst.serving.auth.key_store import FILE_NAME, Keyring
+
+    return Keyring(file or home() / FILE_NAME)
+
+
+def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> Terms:
+    from smallfirst.records import parse_record
+    from smallfirst.serving.auth.key_store import Terms
+
+    day = expires_on.date() if expires_on else None
+    return parse_record(Terms, {**terms, "role": "admin" if admin else "user", "expires_on": day}, where="options")
+
+
+def _told(key: Key, used: Any) -> dict[str, Any]:
+    shown = key.model_dump(mode="json", exclude={"sha256", "terms"})
+    return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.terms.model_dump(mode="json")}
+
+
+def _in_words(key: Key, used: Any) -> str:
+    """One line: name, id, state, role, models, limits, days."""
+    terms = key.terms
+    limits = [
+        f"{n:,} {what}"
+        for n, what in (
+            (terms.requests_per_minute, "requests/min"),
+            (terms.tokens_per_minute, "tokens/min"),
+            (terms.max_in_flight, "at once"),
+        )
+        if n is not None
+    ]
+    parts = [
+        f"{key.name:<20} {key.id}  {key.state():<8} {terms.role:<6}",
+        f"models {', '.join(terms.models) or 'all'}",
+        ", ".join(limits) or "no limits",
+        f"created {key.created_at:%Y-%m-%d}",
+        f"last used {used.get(key.id, 'never')}",
+        *([f"until {terms.expires_on}"] if terms.expires_on else []),
+    ]
+    return "  ".join(parts)

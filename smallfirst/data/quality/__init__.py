@@ -1,0 +1,1 @@
+"""What is wrong with rows: bad fields, leaks, near-duplicates, overlaps, lengths."""

@@ -1,0 +1,211 @@
+"""Data check before money is spent: contradictions, leaks between splits, thin classes, long rows.
+
+Every finding says what was seen, the rule, and where, so that it can be mended at once. The price
+is a few seconds for ten thousand rows; it compares words, so a leak in other words goes unseen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.quality import lengths, overlaps
+from smallfirst.data.quality.findings import ALIKE, LEVELS, Finding, Place, at, finding, level_of, spot
+from smallfirst.data.quality.lengths import Lengths, RowTokens
+from smallfirst.data.quality.overlaps import Overlap
+from smallfirst.records import Record
+
+MIN_CLASS_ROWS = 5
+"""Fewer rows of a label cannot be learned and measured at once."""
+IMBALANCE = 10
+"""Largest over smallest class from which the imbalance is worth saying."""
+MIN_CERTIFICATE_ROWS = 60
+"""Fewer validation rows leave no room for a single error under a 5 % promise."""
+PROMISE = 0.05
+
+_LARGE = 0.05
+
+
+class CheckReport(Record):
+    """All findings, gravest first, and how many rows and classes they rest on."""
+
+    findings: tuple[Finding, ...]
+    """Gravest first."""
+    n_rows: dict[str, int]
+    """Rows by split, in the order train, validation, test; only splits that were given."""
+    class_counts: dict[str, int]
+    """Train rows by label, fewest first; empty if the rows carry no labels."""
+    overlaps: tuple[Overlap, ...] = ()
+    """Texts of each split that stand in an earlier one, by what counts as the same."""
+    lengths: tuple[Lengths, ...] = ()
+    """Tokens a row by split; empty if they were not counted."""
+
+    @property
+    def verdict(self) -> Literal["GO", "FIX", "NO"]:
+        """NO if anything says stop, else FIX if anything should be mended, else GO."""
+        levels = {finding.level for finding in self.findings}
+        return "NO" if "stop" in levels else "FIX" if "fix" in levels else "GO"
+
+    def with_findings(self, more: Iterable[Finding]) -> CheckReport:
+        """The report with these findings among its own, gravest first."""
+        return self.model_copy(update={"findings": _gravest_first([*self.findings, *more])})
+
+
+def check(
+    train: Dataset,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    tokens: RowTokens | None = None,
+) -> CheckReport:
+    """Everything found in the splits that were given; `tokens` are the lengths of their rows, if anybody counted."""
+    given = {"train": train, "validation": validation, "test": test}
+    splits = {name: data for name, data in given.items() if data is not None}
+    seen, shared = overlaps.shared_texts(splits)
+    found = [*_emptiness(splits), *_contradictions(splits), *_repeats(train), *shared]
+    found += [*_classes(train), *_unseen_labels(splits), *_certificate(validation)]
+    found += lengths.too_long(splits, tokens) if tokens else []
+    return CheckReport(
+        findings=_gravest_first(found),
+        n_rows={name: len(data) for name, data in splits.items()},
+        class_counts=_class_counts(train),
+        overlaps=tuple(seen),
+        lengths=lengths.spread(tokens) if tokens else (),
+    )
+
+
+def explain(report: CheckReport) -> str:
+    """The report for a terminal: verdict and sizes, each finding with its rule and places, overlaps, lengths."""
+    sizes = ", ".join(f"{n:,} {name}" for name, n in report.n_rows.items())
+    classes = f", {len(report.class_counts)} labels" if report.class_counts else ""
+    lines = [f"{report.verdict}  {sizes} rows{classes}"]
+    for found in report.findings:
+        lines += [f"{found.level:<5} {found.what}", f"      {found.rule}"]
+        lines += [f"        {place}" for place in found.where]
+        if found.where and found.n > len(found.where):
+            lines.append(f"        … and {found.n - len(found.where):,} more")
+    if not report.findings:
+        lines.append("nothing to mend")
+    return "\n".join([*lines, *overlaps.table(report.overlaps), *lengths.table(report.lengths)])
+
+
+def _gravest_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(found, key=lambda f: LEVELS.index(f.level)))
+
+
+def _labelled(data: Dataset) -> list[Example]:
+    return [example for example in data.examples if example.shape == "label"]
+
+
+def _class_counts(data: Dataset) -> dict[str, int]:
+    counts = Counter(example.answer for example in _labelled(data))
+    return dict(sorted(counts.items(), key=lambda item: (item[1], item[0])))
+
+
+def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
+    """Rows by what they ask, folded. A system message is not part of it."""
+    groups: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        groups[folded(example.asked)].append(example)
+    return groups
+
+
+def _emptiness(splits: dict[str, Dataset]) -> Iterator[Finding]:
+    for name, data in splits.items():
+        if not data.examples:
+            yield finding("stop", f"no {name} rows", "give rows, or leave the split out", n=1)
+
+
+def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
+    rows = [example for data in splits.values() for example in data.examples]
+    for shape, what in (("label", "labels"), ("prompt", "responses")):
+        groups = _by_text(example for example in rows if example.shape == shape)
+        torn = [group for group in groups.values() if len({e.answer for e in group}) > 1]
+        if not torn:
+            continue
+        n_rows = sum(len(group) for group in torn)
+        level = level_of(n_rows, len(rows), small="fix", large="stop", bar=_LARGE)
+        yield finding(
+            level if shape == "label" else "note",
+            f"texts with different {what}: {len(torn):,} ({n_rows:,} rows; {ALIKE})",
+            "no model can get both right: settle on one answer for each text",
+            [_torn(group) for group in torn],
+        )
+
+
+def _torn(group: Sequence[Example]) -> Place:
+    """The first row of each of the first three answers."""
+    first = list({example.answer: example for example in reversed(group)}.values())[::-1][:3]
+    words = " and ".join(_shown_answer(example) for example in first)
+    return Place(first[0].path, first[0].line, words)
+
+
+def _shown_answer(example: Example) -> str:
+    answer = " ".join(example.answer.split())
+    return f'{spot(example)} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
+
+
+def _repeats(train: Dataset) -> Iterator[Finding]:
+    first: dict[tuple[str, str], Example] = {}
+    where = []
+    for example in train.examples:
+        earlier = first.setdefault((folded(example.asked), example.answer), example)
+        if earlier is not example:
+            where.append(at(example, f"repeats {spot(earlier)}"))
+    if where:
+        yield finding(
+            level_of(len(where), len(train), small="note", large="fix", bar=_LARGE),
+            f"train rows that repeat an earlier one: {len(where):,} ({ALIKE})",
+            "a repeated row only weighs more: keep one of each unless that is meant",
+            where,
+        )
+
+
+def _classes(train: Dataset) -> Iterator[Finding]:
+    counts = _class_counts(train)
+    if not counts:
+        return
+    if len(counts) == 1:
+        rule = "a classifier needs at least two labels to tell apart"
+        yield finding("stop", f'one label only: "{next(iter(counts))}"', rule, n=1)
+    if thin := [f'"{label}": {n}' for label, n in counts.items() if n < MIN_CLASS_ROWS]:
+        rule = f"at least {MIN_CLASS_ROWS} rows a label: add rows, or merge labels"
+        yield finding("fix", f"labels with too few train rows: {len(thin):,}", rule, thin)
+    fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[most] >= IMBALANCE * counts[fewest]:
+        what = f'"{most}" has {counts[most]:,} train rows, "{fewest}" has {counts[fewest]:,}'
+        yield finding("note", what, "rare labels will be answered worst: look at each, not at the mean", n=1)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        spellings[folded(label)].append(label)
+    if twins := [" and ".join(f'"{x}"' for x in same) for same in spellings.values() if len(same) > 1]:
+        what = f"labels spelt in several ways: {len(twins):,} ({ALIKE})"
+        yield finding("fix", what, "each spelling counts as a label of its own: keep one", twins)
+
+
+def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
+    known = _class_counts(splits["train"])
+    for name, data in splits.items():
+        unseen = {e.answer: e for e in reversed(_labelled(data)) if e.answer not in known}
+        if name != "train" and unseen:
+            yield finding(
+                "stop",
+                f"{name} labels without a train row: {len(unseen):,}",
+                "a label that was never shown cannot be answered: add train rows, or drop it",
+                [Place(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())],
+            )
+
+
+def _certificate(validation: Dataset | None) -> Iterator[Finding]:
+    n = len(validation) if validation else 0
+    if n < MIN_CERTIFICATE_ROWS:
+        from smallfirst.stats.intervals import rows_needed  # scipy: half a second that a failing load never pays
+
+        yield finding(
+            "note",
+            f"validation rows: {n}, too few to promise at most {PROMISE:.0%} errors",
+            f"that takes at least {rows_needed(0.0, PROMISE)} labels with no error among them",
+            n=n,
+        )

@@ -1,0 +1,92 @@
+"""Leaks: test rows that also stand in the training rows, where an answer learned by heart looks like ability.
+
+Rows are compared by what they ask: letter for letter, then without case, punctuation and spacing, then by nine of ten
+words. The price is a few seconds for ten thousand rows, and that a leak in other words goes unseen.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.quality.near_duplicates import near_duplicates
+from smallfirst.records import Record
+
+
+class Leak(Record):
+    """One test row and the training row it repeats."""
+
+    key: str
+    """Content key of the test row."""
+    test: str
+    """The test row as file:line."""
+    train: str
+    """The first training row that it repeats, as file:line."""
+
+
+class Leaks(Record):
+    """All test rows that stand in the training rows, each under the closest kind."""
+
+    n_test: int
+    """Test rows looked at."""
+    test_fingerprint: str
+    """Content fingerprint of the test rows."""
+    exact: tuple[Leak, ...] = ()
+    """Asked letter for letter in training."""
+    folded: tuple[Leak, ...] = ()
+    """The same but for case, punctuation and spacing."""
+    near: tuple[Leak, ...] = ()
+    """Nine of ten words are the same."""
+
+    @property
+    def n_leaked(self) -> int:
+        """How many test rows leaked, of any kind."""
+        return len(self.exact) + len(self.folded) + len(self.near)
+
+    @property
+    def share(self) -> float:
+        """Leaked test rows over all test rows, in [0, 1]; 0 without test rows."""
+        return self.n_leaked / max(1, self.n_test)
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Content keys of the leaked test rows, to leave them out of a figure."""
+        return frozenset(leak.key for leak in (*self.exact, *self.folded, *self.near))
+
+
+def find_leaks(train: Dataset, test: Dataset) -> Leaks:
+    """The test rows that ask what a training row asks: exactly, folded, or nearly. Answers are not compared."""
+    letter: dict[str, Example] = {}
+    alike: dict[str, Example] = {}
+    for row in train.examples:
+        letter.setdefault(row.asked, row)
+        alike.setdefault(_bare(row.asked), row)
+    exact, same, others = [], [], []
+    for row in test.examples:
+        if (earlier := letter.get(row.asked)) is not None:
+            exact.append(_leak(row, earlier))
+        elif (earlier := alike.get(_bare(row.asked))) is not None:
+            same.append(_leak(row, earlier))
+        else:
+            others.append(row)
+    pairs = near_duplicates([row.asked for row in train.examples], [row.asked for row in others])
+    return Leaks(
+        n_test=len(test),
+        test_fingerprint=test.content_fingerprint,
+        exact=tuple(exact),
+        folded=tuple(same),
+        near=tuple(_leak(others[new], train.examples[known]) for new, known in pairs),
+    )
+
+
+def _bare(text: str) -> str:
+    """The folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
+    return folded(text).replace(" ", "")
+
+
+def _leak(row: Example, earlier: Example) -> Leak:
+    return Leak(key=row.key, test=_place(row), train=_place(earlier))
+
+
+def _place(row: Example) -> str:
+    return f"{row.path or 'row'}:{row.line}"

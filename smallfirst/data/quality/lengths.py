@@ -1,0 +1,125 @@
+"""How long rows are in tokens: the spread of each split, and every row that is over the limit.
+
+The counts come from whoever knows the base model's tokenizer. Where nobody does yet, bytes divided by four stand in;
+such a guess is marked as one and stops nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.quality.findings import Finding, at, finding
+from smallfirst.records import Record
+
+BYTES_A_TOKEN = 4
+"""Of English text under vocabularies of 30,000 to 150,000 tokens, roughly."""
+
+
+class RowTokens(Record):
+    """The length of every row in tokens."""
+
+    counts: dict[str, tuple[int, ...]]
+    """By split, in file order. Training rows with their answer; in other splits what is read to answer them."""
+    limit: int
+    """Most tokens a row may have (`max_seq_tokens`)."""
+    counted_by: str
+    """Whose tokenizer counted; empty: guessed from bytes."""
+
+
+class Lengths(Record):
+    """The spread of one split's lengths, in tokens."""
+
+    split: str
+    """Which split."""
+    n_rows: int
+    """How many rows."""
+    median: int
+    """Half of the rows are at most this long."""
+    p95: int
+    """19 of 20 rows are at most this long."""
+    longest: int
+    """The longest row."""
+    total: int
+    """All rows together."""
+    n_over: int
+    """Rows over the limit."""
+    limit: int
+    """Most tokens a row may have."""
+    counted_by: str
+    """Whose tokenizer counted; empty: guessed from bytes."""
+
+
+def guessed(splits: Mapping[str, Dataset], limit: int) -> RowTokens:
+    """Lengths from bytes, for want of a tokenizer."""
+    counts = {
+        name: tuple(_guess(example, answer=name == "train") for example in data.examples)
+        for name, data in splits.items()
+    }
+    return RowTokens(counts=counts, limit=limit, counted_by="")
+
+
+def spread(tokens: RowTokens) -> tuple[Lengths, ...]:
+    """The spread of each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
+    found = []
+    for split, counts in tokens.counts.items():
+        ordered = sorted(counts)
+        if ordered:
+            found.append(
+                Lengths(
+                    split=split,
+                    n_rows=len(ordered),
+                    median=ordered[math.ceil(0.5 * len(ordered)) - 1],
+                    p95=ordered[math.ceil(0.95 * len(ordered)) - 1],
+                    longest=ordered[-1],
+                    total=sum(ordered),
+                    n_over=sum(n > tokens.limit for n in ordered),
+                    limit=tokens.limit,
+                    counted_by=tokens.counted_by,
+                )
+            )
+    return tuple(found)
+
+
+def too_long(splits: Mapping[str, Dataset], tokens: RowTokens) -> Iterator[Finding]:
+    """One finding for each split with rows over the limit, every such row in its places."""
+    for name, data in splits.items():
+        if name not in tokens.counts:
+            continue
+        pairs = zip(data.examples, tokens.counts[name], strict=True)
+        where = [at(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
+        if not where:
+            continue
+        if not tokens.counted_by:
+            rule = "guessed from bytes: fetch the base model and check again to know"
+            yield finding("note", f"{name} rows probably over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+        elif name == "train":
+            rule = "rows are never cut in silence: shorten them, drop them, or raise max_seq_tokens"
+            yield finding("stop", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+        else:
+            rule = "the small model reads them with their middle cut out: shorten them, or raise max_seq_tokens"
+            yield finding("fix", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+
+
+def table(lengths: Sequence[Lengths]) -> list[str]:
+    """The spread for a terminal; nothing without lengths."""
+    if not lengths:
+        return []
+    first = lengths[0]
+    by = f"counted by {first.counted_by}" if first.counted_by else f"guessed: bytes / {BYTES_A_TOKEN}"
+    wide = max(len(found.split) for found in lengths)
+    lines = [f"tokens a row ({by}; limit {first.limit:,})"]
+    lines.append("  " + " " * wide + "".join(f"{word:>9}" for word in ("median", "p95", "longest", "over")))
+    for found in lengths:
+        figures = (found.median, found.p95, found.longest, found.n_over)
+        lines.append(f"  {found.split:<{wide}}" + "".join(f"{n:>9,}" for n in figures))
+    return lines
+
+
+def _guess(example: Example, *, answer: bool) -> int:
+    said = [message.content for message in example.messages]
+    # A label is one token, whatever its name; other answers are written out.
+    if answer and example.shape != "label":
+        said.append(example.answer)
+    return max(1, math.ceil(sum(len(text.encode()) for text in said) / BYTES_A_TOKEN)) + 2

@@ -1,0 +1,1 @@
+"""Rows from text files, Parquet, Delta tables, volumes, the Hugging Face hub and folders."""

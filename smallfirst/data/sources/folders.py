@@ -1,0 +1,109 @@
+"""Folders of files: which files there are, in which order, and the text files among them as rows to continue.
+
+One file is one row, whatever its length. The price is that a long text is one row too: it is cut into pieces only where
+it is trained on. Files and folders whose names begin with a dot or an underscore belong to the programs that wrote
+them (`_SUCCESS`, `.DS_Store`) and are left out; every other file is read or named.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smallfirst.data.sources.reader import Allowance, Raw
+from smallfirst.errors import DataError
+
+TEXTS = (".txt", ".md")
+"""Suffixes of files that are text to continue."""
+MAX_TEXT_BYTES = 10_000_000
+"""A longer text file is refused: books have a tenth of it, and a row is held in memory several times."""
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+class Found(NamedTuple):
+    """One file in a folder."""
+
+    path: Path
+    rule: str | None
+    """Why it may not be read, if it may not."""
+
+
+def files_below(folder: Path) -> list[Found]:
+    """The files in the folder and in those below, sorted by path. Raises DataError if one cannot be looked into.
+
+    Links to folders are not followed, and links to files only inside the folder: what is read must be there.
+    """
+    found: list[Found] = []
+    for here, folders, names in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        linked = [Path(here, name) for name in folders if Path(here, name).is_symlink()]
+        found += [Found(path, "a link to a folder; put the folder itself here") for path in linked]
+        files = [Path(here, name) for name in names if not name.startswith((".", "_"))]
+        found += [Found(path, _file_rule(path, folder)) for path in files]
+    return sorted(found, key=lambda one: one.path.relative_to(folder).parts)
+
+
+def inside(root: Path, parts: Iterable[str]) -> Path:
+    """The path of these parts below `root`. Raises DataError if it leads out of it, by `..` or by a link."""
+    parts = tuple(parts)
+    if any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
+        raise DataError(f"{'/'.join(parts)!r}: a path below {root} is plain names, without .. and empty parts")
+    path = root.joinpath(*parts)
+    if _leads_out(path, root):
+        raise DataError(f"{path}: a link that leads out of {root}", hint="put the file itself there")
+    return path
+
+
+def read_texts(files: Iterable[Found], column: str, allowance: Allowance) -> Iterator[Raw]:
+    """Each file as one row with its whole text in `column`, or with the rule that it breaks."""
+    for path, rule in files:
+        yield Raw(shown(path), 1, rule or _text(path, column, allowance))
+
+
+def shown(path: Path) -> str:
+    """The path as text; bytes of its name that are not UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _text(path: Path, column: str, allowance: Allowance) -> dict[str, Any] | str:
+    if path.suffix.lower() not in TEXTS:
+        return f"neither {' nor '.join(TEXTS)}: a folder of text holds nothing else; move it out"
+    try:
+        n_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            raw = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if len(raw) > MAX_TEXT_BYTES:
+        return f"file of {n_bytes:,} bytes; at most {MAX_TEXT_BYTES:,} are read: split it"
+    allowance.take(len(raw), 1)
+    if raw.startswith(_UTF16):
+        return "UTF-16, seen from byte 0; text must be UTF-8"
+    try:
+        return {column: raw.removeprefix(codecs.BOM_UTF8).decode()}
+    except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(raw.removeprefix(codecs.BOM_UTF8))
+        return f"not UTF-8: byte 0x{raw[at]:02x} at offset {at:,} of the file"
+
+
+def _file_rule(path: Path, root: Path) -> str | None:
+    if path.is_symlink() and _leads_out(path, root):
+        return "a link that leads out of the folder; put the file itself here"
+    if not path.exists():
+        return "a link to nothing"
+    return None if path.is_file() else "not a regular file"
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    try:
+        return not path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return True
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename}: {error.strerror}")

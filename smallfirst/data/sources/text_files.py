@@ -1,0 +1,238 @@
+"""Rows in: a JSON Lines or CSV file becomes a Dataset, or one error that names every bad line.
+
+Loading is strict because a row that is dropped or misread in silence shows only as a worse model.
+The price is that a file is read whole into memory, and that one bad row in a million stops the
+load (`read_good` goes on). Other places that rows come from:
+smallfirst.data.sources.resolve.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import Columns, layout
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, Allowance, Raw, all_good, gathered
+from smallfirst.errors import DataError, Problem
+
+USUAL = Columns()
+"""The usual column names."""
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+FORMATS = (*_JSON_LINES, *_SEPARATORS)
+"""Suffixes of the files that `load` reads; each may have `.gz` after it."""
+_PIECE_BYTES = 1 << 20
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
+
+
+class _Line(NamedTuple):
+    """One physical line, split on the line feed only."""
+
+    text: str
+    n_bytes: int
+    rule: str | None
+    """Why its bytes are not text, if they are not."""
+
+
+_Row = tuple[int, dict[str, Any] | str]
+"""Line, and the values by column or the rule that the row breaks."""
+
+
+def load(path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None) -> Dataset:
+    """All rows of the file in order. Raises DataError with all its Problems if any row is bad.
+
+    With `labels`, every answer must be one of them. Format by suffix: .jsonl, .ndjson, .json (one
+    object per line), .csv, .tsv, and these packed as .gz; UTF-8 with or without byte order mark. All
+    rows of a file have the same shape.
+    """
+    return all_good(path, *read_good(path, columns=columns, labels=labels))
+
+
+def read_good(
+    path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None
+) -> tuple[Dataset, tuple[Problem, ...]]:
+    """The good rows, and the problems of the others by line.
+
+    Raises DataError if the file as a whole cannot be read or has no rows.
+    """
+    file = Path(path)
+    rows = (Raw(str(file), line, values) for line, values in _rows(file, columns, answered=labels is not None))
+    return gathered(rows, file.name, columns=columns, labels=labels, empty=f"{file}: the file has no rows")
+
+
+def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
+    kind = format_of(file)
+    packed = file.suffix.lower() == ".gz"
+    if kind not in FORMATS and not file.is_dir():
+        shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
+        raise DataError(f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}")
+    raw = _read(file)
+    unpack = f"gzip -dc {file} | " if packed else ""
+    if raw.startswith(_UTF16):
+        raise DataError(
+            f"{file}: UTF-16, seen from byte 0 of line 1; rows must be UTF-8",
+            hint=f"{unpack}iconv -f UTF-16 -t UTF-8 {'' if packed else f'{file} '}> utf8{kind}",
+        )
+    if kind == ".json" and raw.lstrip(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        name = (file.with_suffix("") if packed else file).with_suffix(".jsonl").name
+        raise DataError(
+            f"{file}: one JSON list; rows must be one object per line",
+            hint=f"{unpack}jq -c '.[]' {'' if packed else f'{file} '}> {name}",
+        )
+    lines = _lines(raw)
+    if kind in _JSON_LINES:
+        yield from _json_rows(lines)
+    else:
+        yield from _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
+
+
+def format_of(file: Path) -> str:
+    """The suffix that tells the format, in small letters: that before `.gz`, if there is one."""
+    suffix = file.suffix.lower()
+    return Path(file.stem).suffix.lower() if suffix == ".gz" else suffix
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file", hint=similar(file.parent, file.name)) from None
+    except IsADirectoryError:
+        raise DataError(f"{file}: a folder, not a file", hint=similar(file, "")) from None
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+
+
+def _unpacked(file: Path) -> bytes:
+    """The content of a gzip file. Raises DataError once it is over MAX_SOURCE_BYTES: a few kilobytes may claim it."""
+    allowance, whole = Allowance(str(file)), bytearray()
+    with gzip.open(file) as packed:
+        while piece := packed.read(_PIECE_BYTES):
+            allowance.take(len(piece))
+            whole += piece
+    return bytes(whole)
+
+
+def similar(folder: Path, name: str) -> str:
+    """Which files the user may have meant: similar names, or else what there is."""
+    if not folder.is_dir():
+        return f"make the folder {folder}, or check its name"
+    there = sorted(p.name for p in folder.iterdir() if format_of(p) in (*FORMATS, ".parquet"))
+    near = difflib.get_close_matches(name, there, n=3)
+    if near:
+        return "did you mean " + " or ".join(str(folder / n) for n in near) + "?"
+    return f"{folder} holds " + (", ".join(there[:10]) or "no file of rows")
+
+
+def _lines(raw: bytes) -> list[_Line]:
+    """The file as physical lines, each with the place of its first byte that is not UTF-8."""
+    mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+    lines, offset = [], mark
+    for piece in raw[mark:].split(b"\n"):
+        rule = None
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError as error:
+            text, at = piece.decode(errors="replace"), error.start
+            rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + at:,} of the file"
+        lines.append(_Line(text, len(piece), rule))
+        offset += len(piece) + 1
+    return lines
+
+
+def _too_large(n_bytes: int) -> str | None:
+    if n_bytes <= MAX_ROW_BYTES:
+        return None
+    return f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"
+
+
+def _json_rows(lines: Sequence[_Line]) -> Iterator[_Row]:
+    for number, line in enumerate(lines, start=1):
+        if rule := line.rule or _too_large(line.n_bytes):
+            yield number, rule
+        elif line.text.strip(_BLANK):
+            yield number, _object(line.text)
+
+
+def _object(text: str) -> dict[str, Any] | str:
+    """The JSON object of a line, or what is wrong with it."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        return f"broken JSON at column {error.colno}: {error.msg}"
+    except RecursionError:
+        return "broken JSON: nested too deeply"
+    except ValueError as error:  # a key twice, or a number of thousands of digits
+        return f"broken JSON: {error}"
+    return value if isinstance(value, dict) else "not a JSON object: each line must be {…}"
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict. Raises ValueError on a repeated key, where json would keep the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f'key "{twice}" twice')
+    return values
+
+
+def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[_Row]:
+    """Rows by the header on the first line; a header that makes no shape is the one bad row."""
+    records = _csv_records(lines, separator)
+    at, header = next(records, (1, []))
+    if isinstance(header, str):
+        yield at, header
+    elif header and (rule := _header_rule(header, columns, answered=answered)):
+        yield at, rule
+    else:
+        for line, fields in records:
+            if isinstance(fields, str):
+                yield line, fields
+            elif len(fields) != len(header):
+                yield line, f"{len(fields)} fields where the header has {len(header)}"
+            else:
+                yield line, dict(zip(header, fields, strict=True))
+
+
+def _header_rule(header: Sequence[str], columns: Columns, *, answered: bool) -> str | None:
+    if twice := [name for name, n in Counter(header).items() if n > 1]:
+        return f'column "{twice[0]}" twice in the header'
+    found = layout(header, columns, answered=answered)
+    if not isinstance(found, str):
+        return None
+    if len(header) == 1 and ";" in header[0]:
+        return f"{found}: fields must be separated by commas, not semicolons"
+    return found
+
+
+def _csv_records(lines: Sequence[_Line], separator: str) -> Iterator[tuple[int, list[str] | str]]:
+    """First physical line of each record, and its fields or the rule it breaks; no blank lines."""
+    # csv refuses fields over 128 KiB by a limit of the whole process; raising it hurts no reader.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
+    reader = csv.reader((line.text + "\n" for line in lines), delimiter=separator, strict=True)
+    while True:
+        first = reader.line_num
+        try:
+            fields: list[str] | str = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            open_quote = "unexpected end" in str(error)
+            fields = f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
+        used = lines[first : reader.line_num]
+        rule = next((line.rule for line in used if line.rule), None)
+        rule = rule or _too_large(sum(line.n_bytes for line in used))
+        if rule or fields:
+            yield first + 1, rule or fields

@@ -1,0 +1,149 @@
+"""Files of a Databricks volume: `/Volumes/catalog/schema/volume/path`, with or without `dbfs:` before it.
+
+Three ways lead there, tried in this order: a folder that stands in for /Volumes (SMALLFIRST_VOLUMES), /Volumes itself
+where it is mounted, and the workspace's Files API through the Databricks SDK. The last one's price is that everything
+is copied into the state folder first, anew each time, since a file may have changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from smallfirst.data.sources.folders import inside
+from smallfirst.data.sources.reader import Allowance
+from smallfirst.errors import ConfigError, DataError
+from smallfirst.paths import home
+
+ROOT = "SMALLFIRST_VOLUMES"
+"""Environment variable: the folder that stands in for /Volumes."""
+_MOUNTED = Path("/Volumes")
+_PIECE_BYTES = 1 << 20
+_WAYS = (
+    f"set {ROOT} to a folder with catalog/schema/volume in it; or run where /Volumes is mounted; or set "
+    "DATABRICKS_HOST and DATABRICKS_TOKEN, with the package databricks-sdk installed"
+)
+
+
+def is_volume(address: str) -> bool:
+    """Whether the address is of a volume; `dbfs:` always is, to be refused if it names no volume."""
+    return address.startswith(("dbfs:", "/Volumes/"))
+
+
+def volume_path(address: str) -> Path:
+    """The file or folder on this machine that the address stands for.
+
+    Raises DataError if it is badly formed, leads out of its root, does not exist, or no way leads there.
+    """
+    parts = PurePosixPath(address.removeprefix("dbfs:")).parts
+    if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
+        raise DataError(f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without ..")
+    names = parts[2:]
+    if chosen := os.environ.get(ROOT, "").strip():
+        return _existing(set_folder(ROOT, chosen), names, address)
+    if inside(_MOUNTED, names[:1]).is_dir():
+        return _existing(_MOUNTED, names, address)
+    return _downloaded(address, names)
+
+
+def set_folder(variable: str, chosen: str) -> Path:
+    """The folder that an environment variable names. Raises ConfigError if there is none."""
+    folder = Path(chosen).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"{variable}: {folder}: no such folder", hint=f"make it, or set {variable} to another")
+    return folder
+
+
+def _existing(root: Path, names: tuple[str, ...], address: str) -> Path:
+    path = inside(root, names)
+    if not path.exists():
+        raise DataError(f"{address}: no such file or folder ({path})")
+    return path
+
+
+def _downloaded(address: str, names: tuple[str, ...]) -> Path:
+    """A fresh copy of the file or folder in the state folder, at most MAX_SOURCE_BYTES of it."""
+    files = _files_of_workspace(address)
+    remote = str(PurePosixPath("/Volumes", *names))
+    local = inside(home() / "downloads", names)
+    with _telling(address):
+        listed = _listed(files, remote)
+        _clear(local)
+        allowance = Allowance(address)
+        for path in [remote] if listed is None else listed:
+            below = PurePosixPath(path).relative_to(remote).parts
+            _download(files, path, inside(local, below) if below else local, allowance)
+    return local
+
+
+def _files_of_workspace(address: str) -> Any:
+    """The Files API of the workspace that the environment or profile names. Raises DataError naming the ways."""
+    try:
+        from databricks.sdk import WorkspaceClient
+    except ImportError:
+        raise DataError(f"{address}: no way to this volume", hint=_WAYS) from None
+    try:
+        return WorkspaceClient(product="smallfirst").files
+    except ValueError:
+        raise DataError(f"{address}: no way to this volume", hint=_WAYS) from None
+
+
+def _listed(files: Any, remote: str) -> list[str] | None:
+    """The files below a folder of the volume, sorted; None if it is no folder."""
+    from databricks.sdk.errors import NotFound
+
+    try:
+        files.get_directory_metadata(remote)
+    except NotFound:
+        return None
+    found: list[str] = []
+    folders = [remote]
+    while folders:
+        for entry in files.list_directory_contents(folders.pop()):
+            (folders if entry.is_directory else found).append(str(entry.path))
+    return sorted(found)
+
+
+def _download(files: Any, remote: str, local: Path, allowance: Allowance) -> None:
+    """Copy one file; it appears under its name only when it is whole."""
+    answer = files.download(remote)
+    allowance.claim(answer.content_length or 0)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    draft = local.with_name(f".{local.name}.part")
+    try:
+        with answer.contents as source, draft.open("wb") as target:
+            while piece := source.read(_PIECE_BYTES):
+                allowance.take(len(piece))
+                target.write(piece)
+        draft.replace(local)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _clear(local: Path) -> None:
+    """Remove an earlier copy, of which files may be gone by now."""
+    if local.is_dir():
+        shutil.rmtree(local)
+    else:
+        local.unlink(missing_ok=True)
+
+
+@contextmanager
+def _telling(address: str) -> Iterator[None]:
+    """What the SDK raises is raised as DataError."""
+    from databricks.sdk.errors import NotFound
+    from databricks.sdk.errors.base import DatabricksError
+
+    try:
+        yield
+    except NotFound:
+        raise DataError(f"{address}: no such file or folder in the workspace") from None
+    except DatabricksError as error:
+        said = str(error).partition(". Config:")[0]  # what follows are settings
+        raise DataError(f"{address}: the workspace refuses: {said[:300]}") from None
+    except (OSError, TimeoutError, ValueError) as error:  # requests raises kinds of OSError
+        raise DataError(f"{address}: not fetched: {str(error)[:300] or type(error).__name__}", hint=_WAYS) from None

@@ -1,0 +1,264 @@
+"""From the entities of an endpoint to what is served under its name: registered models, endpoints elsewhere, a cascade.
+
+A Plan says what an endpoint is made of; `build` loads it. A registered model is a version, or an alias that is
+followed; with a fallback it stands in a Router on the certificate of its version. Between several entities traffic is
+split by weight. The price of a new plan in a running server: for a moment both its models and the old ones are in
+memory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from itertools import accumulate
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
+from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.loading import load_model
+from smallfirst.models.manifest import read_manifest
+from smallfirst.models.protocol import Chunk, Completion, Embeds, Model, Probed, Request, Route, Scores, Step
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.pipeline.confidence_heads import HEADS, Heads
+from smallfirst.pipeline.router_setup import marked
+from smallfirst.pricing import PriceBook
+from smallfirst.project.task_file import Signature
+from smallfirst.records import Record
+from smallfirst.registry import versions as registry
+from smallfirst.routing import policies as policy
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.router import Router
+from smallfirst.routing.types import Rules, Stage
+
+
+class Registered(Record):
+    """A model of the registry."""
+
+    name: str
+    """The entity's name at the endpoint."""
+    model: str
+    """Three-level name, `catalog.schema.model`."""
+    version: str
+    """A number, or `@` and an alias that is followed."""
+
+    @property
+    def reference(self) -> str:
+        """As `registry.resolve` takes it."""
+        return self.model + (self.version if self.version.startswith("@") else f"/{self.version}")
+
+
+class External(Record):
+    """A model behind an OpenAI-compatible address."""
+
+    name: str
+    """The entity's name at the endpoint."""
+    endpoint: EndpointConfig
+    """Where it is; its key comes from the environment."""
+
+
+class Cascade(Record):
+    """Registered models answer what their certificate allows, and the fallback the rest."""
+
+    fallback: str
+    """Name of the external entity that is asked last."""
+    override: Signature | None = None
+    """Lets registered models answer without an issued certificate."""
+
+
+class Plan(Record):
+    """What an endpoint is made of."""
+
+    registered: tuple[Registered, ...] = ()
+    """Models of the registry."""
+    external: tuple[External, ...] = ()
+    """Models elsewhere."""
+    percent: dict[str, Annotated[int, Field(ge=0, le=100)]]
+    """Share of the requests by entity name, in percent; they sum to 100."""
+    cascade: Cascade | None = None
+    """None: every entity answers what it gets."""
+    sticky_by: tuple[str, ...] = ("user",)
+    """Tags of a request, such as `user`: equal values go to the same entity. The first one it has counts."""
+    prices: PriceBook = PriceBook()
+    """What answers cost."""
+
+
+class Built(NamedTuple):
+    """A plan, loaded."""
+
+    models: dict[str, Model]
+    """By served name: the endpoint's, and `endpoint/entity` for each entity alone."""
+    versions: dict[str, int]
+    """Version by name of a registered entity."""
+    notes: tuple[str, ...]
+    """What whoever made the plan should know."""
+
+    async def aclose(self) -> None:
+        """Free what the models hold."""
+        for model in self.models.values():
+            await model.aclose()
+
+
+def versions_now(plan: Plan) -> dict[str, int]:
+    """The version that each registered entity means at the moment. Raises RegistryError if there is none."""
+    found = {}
+    for entity in plan.registered:
+        alias = entity.version.removeprefix("@")
+        if alias == entity.version:
+            found[entity.name] = int(alias)
+            continue
+        there = [v.version for v in registry.list_versions(entity.model) if alias in v.aliases]
+        if not there:
+            raise RegistryError(f'{entity.model} has no version called "{alias}"', hint="promote one")
+        found[entity.name] = there[0]
+    return found
+
+
+def build(name: str, plan: Plan) -> Built:
+    """What is served under `name`. May take seconds: files are verified and weights are read.
+
+    Raises RegistryError, ConfigError and PriceUnknown for an entity that cannot be had, StageMissing for a cascade
+    without a certificate.
+    """
+    external: dict[str, Model] = {one.name: external_model(one, plan.prices) for one in plan.external}
+    inner, versions, notes = dict(external), {}, []
+    able: Model | None = None
+    for entity in plan.registered:
+        version = registry.resolve(entity.reference)
+        # Before anything large is read: it may be missing for a while after a promotion.
+        certificate = _certificate(version, plan.cascade) if plan.cascade else None
+        shown = marked(entity.name, version.version)
+        able = inner[entity.name] = load_model(version.folder, name=shown, price=plan.prices.machine)
+        versions[entity.name] = version.version
+        if plan.cascade and certificate:
+            large = external[plan.cascade.fallback]
+            inner[entity.name] = _cascade(version, certificate, (able, large), plan.cascade)
+            promise = certificate.why if certificate.issued else "no certificate was issued; somebody signed for it"
+            notes.append(f"{entity.name}: {promise}; its answers are not audited here, as `smallfirst serve` does")
+    weights = {entity: percent for entity, percent in plan.percent.items() if percent}
+    alone = {f"{name}/{entity}": Split(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()}
+    whole = Split(name, inner, weights, sticky_by=plan.sticky_by, able=able if len(plan.registered) == 1 else None)
+    return Built({name: whole, **alone}, versions, tuple(notes))
+
+
+def external_model(entity: External, prices: PriceBook) -> EndpointModel:
+    """The external entity's model, not connected yet. Raises ConfigError without its key, PriceUnknown."""
+    try:
+        return EndpointModel(entity.endpoint, prices)
+    except PriceUnknown as error:
+        asked = {entity.endpoint.model: {"input_usd_per_mtok": "…", "output_usd_per_mtok": "…"}}
+        hint = f"add to the config, in USD per million tokens: smallfirst: {{prices: {{tokens: {asked}}}}}"
+        raise PriceUnknown(f"{entity.name}: {error.args[0]}", hint=hint.replace("'", '"')) from None
+
+
+def _certificate(version: registry.ModelVersion, cascade: Cascade) -> Certificate:
+    """The version's certificate. Raises StageMissing where it has none that its answers could stand on."""
+    what = f"{version.name} version {version.version}"
+    raw = registry.read_attachment(version.name, version.version, "certificate.json")
+    if raw is None:
+        raise StageMissing(
+            f"{what} has no certificate, so nothing says when its answers may stand",
+            hint="smallfirst calibrate task.yaml; or split the traffic: strategy: split",
+        )
+    found = Certificate.model_validate_json(raw)
+    if not found.issued and cascade.override is None:
+        raise StageMissing(
+            f"{what}: {found.why}",
+            hint="label more rows and calibrate again; or sign for it: override: {by: …, because: …}",
+        )
+    if len(found.stages) > 1:
+        ahead = ", ".join(stage.name for stage in found.stages[:-1])
+        raise StageMissing(
+            f"{what} was certified together with {ahead} in front of it, which are not served here",
+            hint="smallfirst serve task.yaml",
+        )
+    return found
+
+
+def _cascade(
+    version: registry.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
+) -> Router:
+    """The version's model on its certificate, in front of the fallback, which is told the task.
+
+    What the certificate does not cover goes to the fallback: whether asking is worth it was measured with the large
+    model of task.yaml, which this need not be.
+    """
+    (small, large), manifest = models, read_manifest(version.folder)
+    certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
+    heads = Heads.model_validate_json(registry.read_attachment(version.name, version.version, HEADS) or b"{}")
+    if manifest.kind != "chats":
+        large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
+    signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
+    return Router(heads.on((Stage("small", small),)), large, certificate, rules=Rules(signed=signed), name=small.name)
+
+
+class Split:
+    """Several Models as one: each request goes to one of them, by weight; equal values of a tag to the same one."""
+
+    def __init__(
+        self,
+        name: str,
+        models: Mapping[str, Model],
+        percent: Mapping[str, int],
+        *,
+        sticky_by: tuple[str, ...] = (),
+        able: Model | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`able` is the one that turns texts into vectors and label probabilities; the only one if there is but one."""
+        self.name, self._models, self._percent, self._sticky_by, self._chance = name, models, percent, sticky_by, chance
+        able = able or (next(iter(models.values())) if len(models) == 1 else None)
+        if isinstance(able, Router):
+            able = able.drafts[-1].model
+        # Present only where they work: a server asks for them by looking.
+        if isinstance(able, Embeds):
+            self.embed = able.embed
+        if isinstance(able, Scores):
+            self.probabilities = able.probabilities
+        if isinstance(able, Probed):
+            self.ready = able.ready
+
+    async def complete(self, request: Request) -> Completion:
+        """The chosen entity's answer."""
+        entity, why, at = self.choose(request)
+        return self._told(await self._models[entity].complete(request), entity, why, at)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """The chosen entity's answer piece by piece."""
+        entity, why, at = self.choose(request)
+        async for chunk in self._models[entity].stream(request):
+            if chunk.completion is not None:
+                chunk = chunk.model_copy(update={"completion": self._told(chunk.completion, entity, why, at)})
+            yield chunk
+
+    def choose(self, request: Request) -> tuple[str, str, float | None]:
+        """The entity that answers, why, and where the request fell in [0, 1)."""
+        if len(self._percent) == 1:
+            entity = next(iter(self._percent))
+            return entity, "every request goes there", None
+        tag = next((tag for tag in self._sticky_by if tag in request.tags), None)
+        at = self._chance()
+        if tag is not None:
+            at = policy.position(policy.Split(kind="split", to="", share=1, by=tag, salt=self.name), request)
+        by = f"by {tag}" if tag else "by chance"
+        ends = zip(self._percent, accumulate(self._percent.values()), strict=True)
+        entity = next(name for name, end in ends if at * 100 < end)
+        return entity, f"{self._percent[entity]} % go there, {by}", at
+
+    async def aclose(self) -> None:
+        """Close all of them; one that is served under two names may be closed twice."""
+        for model in self._models.values():
+            await model.aclose()
+
+    def _told(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:
+        """The completion with the entity in its route; a Router's own route stays, with one step more."""
+        decision: Literal["passed on"] = "passed on"
+        step = Step(stage="split", decision=decision, why=f"{why}: to {entity}", score=at)
+        route = completion.route
+        if route is None:
+            here = completion.confidence
+            route = Route(stage=entity, why=why, certified=False, confidence=here, trail=(step,))
+        else:
+            route = route.model_copy(update={"trail": (step, *route.trail)})
+        return completion.model_copy(update={"route": route})

@@ -1,0 +1,63 @@
+"""What is served: each task's Router under watch, the models behind it, and `auto` over all tasks.
+
+A Router stands on what its champion's version carries in the registry: the certificate, and the reference that live
+traffic is compared with. Without an issued certificate the small model runs in shadow, beside the large one that
+answers, unless somebody has signed for it in task.yaml.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from smallfirst.deployment.registry_watcher import AUTO, Following
+from smallfirst.deployment.task_deployment import Desk
+from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Model
+from smallfirst.project.task_file import TaskFile
+from smallfirst.registry.mlflow_traces import TraceStore
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.tracing import EXPERIMENT, Tracing
+
+
+class Served(NamedTuple):
+    """What a server is given."""
+
+    models: Mapping[str, Model]
+    """By served name; who stands behind a name may change while it is served."""
+    watch: Following
+    """The extension that shows and takes in what happens after go-live; it closes the models."""
+
+
+def served(
+    files: Sequence[TaskFile],
+    ledger: Ledger,
+    *,
+    live: bool = True,
+    store_bodies: bool = False,
+    follow_every_s: float | None = None,
+) -> Served:
+    """The models of several tasks by name: each one's Router, small and large model, and `auto` over all Routers.
+
+    `live=False` answers the large path from recordings. With `follow_every_s` the registry's aliases are looked up that
+    often and followed, until the extension is closed. Raises StageMissing if a task has no champion or certificate,
+    ConfigError if two tasks share a name.
+    """
+    names: set[str] = set()
+    for file in files:
+        if file.name in names or file.name == AUTO:
+            raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
+        names.add(file.name)
+    desks = [Desk(file, ledger, live=live, store_bodies=store_bodies) for file in files]
+    following = Following(desks, ledger, every_s=follow_every_s or 0.0)
+    if follow_every_s:
+        following.start()
+    return Served(following.fleet, following)
+
+
+def tracing_of(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> Tracing:
+    """The extension that writes traces of answers to the MLflow store; hosted models are told by their address."""
+    endpoints = [file.large.endpoint for file in files if file.large and file.large.endpoint]
+    providers = {endpoint.model: urlsplit(endpoint.base_url).hostname or "" for endpoint in endpoints}
+    return Tracing(TraceStore(EXPERIMENT), store_bodies=store_bodies, share=share, providers=providers)

@@ -1,0 +1,194 @@
+"""Accuracy by number of training rows: nested parts of the rows, and what a power law through the points foretells.
+
+A smaller part lies within every larger one and is chosen by content, so steps of the curve differ by added rows alone.
+Each point costs a training. That error falls as a power of the number of rows is an observation (Hestness et al. 2017),
+so the forecast refuses where the points do not show it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.split import take_share
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate
+
+PER_LABEL = (5, 10, 30)
+SHARES = (0.1, 0.3)
+FEWEST_SIZES = 3
+FURTHEST = 4
+"""So many times the largest measured number of rows a forecast may look ahead."""
+WIDEST = 0.1
+"""Width of the interval from which a forecast says nothing."""
+_RATES = np.linspace(0.05, 2.0, 79)
+_DRAWS = 500
+
+
+class LearningPoint(Record):
+    """One candidate trained on part of the rows."""
+
+    n_rows: int
+    """Rows trained on."""
+    candidate: str
+    """Which path."""
+    accuracy: Estimate
+    """Share of right answers on rows not trained on."""
+
+
+class LearningCurve(Record):
+    """All points that were measured."""
+
+    points: tuple[LearningPoint, ...]
+    """In any order; several candidates."""
+
+
+class PowerLaw(Record):
+    """accuracy = limit - gap * rows ** -rate."""
+
+    limit: float
+    """Accuracy with rows without end, at most 1."""
+    gap: float
+    """What one row would leave to gain, at least 0."""
+    rate: float
+    """How fast the gap closes, in [0.05, 2]."""
+
+    def at(self, n_rows: int) -> float:
+        """Accuracy at that many rows, in [0, 1]."""
+        return float(np.clip(self.limit - self.gap * n_rows**-self.rate, 0, 1))
+
+
+class Forecast(Record):
+    """What a candidate would reach with more rows, or why that cannot be said."""
+
+    candidate: str
+    """Which path."""
+    n_rows: int
+    """Rows it would be trained on."""
+    accuracy: Estimate | None
+    """Expected share of right answers; None if refused."""
+    law: PowerLaw | None
+    """The curve behind it; None if refused."""
+    why: str
+    """The forecast, or the reason for refusing it, in words."""
+
+
+def per_label(train: Dataset, numbers: Sequence[int] = PER_LABEL) -> tuple[Dataset, ...]:
+    """Nested parts with at most so many rows of each answer, fewest rows first, each smaller than the next.
+
+    For tasks with a closed set of labels. The whole is no part of itself. Raises ConfigError for numbers below 1.
+    """
+    wrong = [number for number in numbers if number < 1]
+    if wrong:
+        raise ConfigError(f"rows per label must be at least 1 (got {', '.join(map(str, wrong))})")
+    by_label: dict[str, list[Example]] = defaultdict(list)
+    for example in sorted(train.examples, key=lambda e: e.key):
+        by_label[example.answer].append(example)
+    parts = []
+    for number in sorted(set(numbers)):
+        keys = {example.key for examples in by_label.values() for example in examples[:number]}
+        parts.append(
+            train.subset(f"{train.name}:{number} per label", tuple(e for e in train.examples if e.key in keys))
+        )
+    return _growing(parts, train)
+
+
+def by_share(train: Dataset, shares: Sequence[float] = SHARES) -> tuple[Dataset, ...]:
+    """Nested parts of about these shares, fewest rows first, each smaller than the next.
+
+    Equal texts go together. Raises ConfigError for shares outside [0, 1].
+    """
+    return _growing([take_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
+
+
+def learning_point(evaluation: Evaluation, n_rows: int) -> LearningPoint:
+    """The point of a candidate that was trained on `n_rows` rows and measured."""
+    return LearningPoint(n_rows=n_rows, candidate=evaluation.candidate, accuracy=evaluation.accuracy)
+
+
+def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:
+    """What one candidate would reach with `n_rows` rows, from three sizes or more that rise along a power law.
+
+    The interval comes from drawing every point anew within its own and fitting again. Raises ValueError if the points
+    are of several candidates or there is none.
+    """
+    candidates = sorted({point.candidate for point in points})
+    if len(candidates) != 1:
+        raise ValueError(f"a forecast is for one candidate, not for {', '.join(candidates) or 'none'}")
+    curve = sorted(points, key=lambda p: p.n_rows)
+    refusal = _too_little(curve, n_rows)
+    if refusal:
+        return Forecast(candidate=candidates[0], n_rows=n_rows, accuracy=None, law=None, why=refusal)
+    rows = np.array([p.n_rows for p in curve], dtype=np.float64)
+    value, error = np.array([p.accuracy.value for p in curve]), _errors(curve)
+    law = PowerLaw(**dict(zip(("limit", "gap", "rate"), _fit(rows, value[None], error)[0].tolist(), strict=True)))
+    drawn = np.random.default_rng(0).normal(value, error, (_DRAWS, len(curve)))
+    limit, gap, rate = _fit(rows, drawn, error).T
+    low, high = np.quantile(np.clip(limit - gap * n_rows**-rate, 0, 1), [0.025, 0.975])
+    reached = law.at(n_rows)
+    low, high = min(float(low), reached), max(float(high), reached)
+    off = sum(((law.at(p.n_rows) - p.accuracy.value) / e) ** 2 for p, e in zip(curve, error, strict=True))
+    if scipy_stats.chi2.sf(off, max(1, len(curve) - 3)) < 0.01:
+        why = "the points do not follow a power law: they are further from the best one than chance allows"
+    elif high - low > WIDEST:
+        why = f"the points leave everything from {low:.3f} to {high:.3f} open at {n_rows:,} rows"
+    else:
+        estimate = Estimate(value=reached, low=low, high=high, n=curve[-1].accuracy.n)
+        why = f"{n_rows:,} rows would give about {estimate}, against {curve[-1].accuracy} with {curve[-1].n_rows:,}"
+        return Forecast(candidate=candidates[0], n_rows=n_rows, accuracy=estimate, law=law, why=why)
+    return Forecast(candidate=candidates[0], n_rows=n_rows, accuracy=None, law=None, why=why)
+
+
+def _growing(parts: Sequence[Dataset], whole: Dataset) -> tuple[Dataset, ...]:
+    """Parts without the empty ones and those as large as the next."""
+    return tuple(part for part, larger in pairwise([*parts, whole]) if 0 < len(part) < len(larger))
+
+
+def _too_little(curve: Sequence[LearningPoint], n_rows: int) -> str:
+    """Why these points allow no forecast; empty if they do."""
+    sizes = sorted({point.n_rows for point in curve})
+    if sizes[0] < 1:
+        return f"a point rests on {sizes[0]} rows"
+    if len(sizes) < FEWEST_SIZES:
+        return f"{FEWEST_SIZES} numbers of rows are needed, and {len(sizes)} measured"
+    if n_rows > FURTHEST * sizes[-1]:
+        return f"{n_rows:,} rows are more than {FURTHEST} times the {sizes[-1]:,} measured"
+    first, last = curve[0], curve[-1]
+    noise = float(np.hypot(*_errors([first, last])))
+    if last.accuracy.value - first.accuracy.value < 1.96 * noise:
+        return f"from {first.n_rows:,} to {last.n_rows:,} rows nothing rose that chance could not have raised"
+    return ""
+
+
+def _errors(curve: Sequence[LearningPoint]) -> np.ndarray:
+    """Standard error of each point from the width of its 95 % interval."""
+    return np.array([max((p.accuracy.high - p.accuracy.low) / 3.92, 1e-6) for p in curve])
+
+
+def _fit(rows: np.ndarray, values: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """(draws, 3): limit, gap and rate with the least weighted squares for each row of values (draws, points).
+
+    For one rate the law is a line, whose weighted fit is closed; rates are tried on a grid.
+    """
+    weight = 1 / error**2
+    x = rows ** -_RATES[:, None]  # (rates, points)
+    x_mean = (weight * x).sum(1) / weight.sum()  # (rates,)
+    y_mean = (weight * values).sum(1) / weight.sum()  # (draws,)
+    spread = (weight * (x - x_mean[:, None]) ** 2).sum(1)
+    slope = ((values - y_mean[:, None]) * weight) @ (x - x_mean[:, None]).T / spread  # (draws, rates)
+    gap = np.maximum(-slope, 0)
+    limit = y_mean[:, None] + gap * x_mean
+    # An accuracy above 1 is none: there the line is held at 1 and only its slope fitted.
+    held = np.maximum(((1 - values) * weight) @ x.T / (weight * x**2).sum(1), 0)
+    gap, limit = np.where(limit > 1, held, gap), np.minimum(limit, 1)
+    off = values[:, None, :] - (limit[..., None] - gap[..., None] * x)  # (draws, rates, points)
+    best = (weight * off**2).sum(2).argmin(1)
+    draws = np.arange(len(values))
+    return np.stack([limit[draws, best], gap[draws, best], _RATES[best]], axis=1)

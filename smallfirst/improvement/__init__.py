@@ -1,0 +1,1 @@
+"""Better models from live traffic: labelling, harvest, challenge."""

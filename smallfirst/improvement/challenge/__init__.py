@@ -1,0 +1,12 @@
+"""A retrain as challenger: said why, trained with harvested rows, gated like any other, live only if it wins.
+
+    harvested rows ─ propose ─▶ reason ─ train, evaluate, gate ─▶ challenger ─ contest ─▶ champion, or not
+
+The price is a whole run each time, and, since each looks at the same test rows, a bar that rises from one to the next.
+"""
+
+from smallfirst.improvement.challenge.challenge import CHALLENGER, ChallengeResult, challenge
+from smallfirst.improvement.challenge.comparison import MARGIN, Contest, contest
+from smallfirst.improvement.challenge.proposal import Proposal, propose
+
+__all__ = ["CHALLENGER", "ChallengeResult", "Contest", "MARGIN", "Proposal", "challenge", "contest", "propose"]

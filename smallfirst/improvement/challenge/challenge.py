@@ -1,0 +1,251 @@
+"""The stage: propose, train, evaluate, gate, register as challenger, certify, contest; only a winner goes live.
+
+The stages are those of the pipeline. The large model is asked as it was for the champion, so that nothing but the
+training rows differs. A winner has its certificate before the champion's alias moves, and the alias moves last: a kill
+at any moment leaves the old champion or the new one, whole.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from smallfirst.errors import DataError, StageMissing
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.gate import Verdict, explain
+from smallfirst.improvement.challenge.comparison import Contest, contest
+from smallfirst.improvement.challenge.proposal import Proposal, propose
+from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.parity import parity_stage
+from smallfirst.project.added_rows import with_harvested
+from smallfirst.project.project import Job
+from smallfirst.project.rows import settled
+from smallfirst.project.run_folder import Promoted, Workspace
+from smallfirst.records import Record
+from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.registry import versions as registry
+from smallfirst.registry.versions import ModelVersion
+
+CHALLENGER = "challenger"
+"""Alias of the version that is compared, or was compared last and lost."""
+LOOKS = "challenges.json"
+"""What a champion's version carries: the runs that were compared with it."""
+RESULT = "challenge.json"
+"""Where the result is, in the challenger's run."""
+
+
+class ChallengeResult(Record):
+    """One challenge, whatever came of it."""
+
+    task: str
+    """Task name."""
+    run: str
+    """Folder name of the challenger's run."""
+    at: str
+    """ISO 8601 in UTC."""
+    proposal: Proposal
+    """Why it was made."""
+    champion: int
+    """Version that was champion."""
+    champion_candidate: str
+    """Which candidate that is."""
+    candidate: str
+    """Which candidate of the new run challenged it."""
+    verdict: Verdict
+    """The gate's answer."""
+    version: int | None = None
+    """The challenger's version; None if the gate kept it out of the registry."""
+    contest: Contest | None = None
+    """The comparison; None if the gate kept it from that."""
+    won: bool
+    """True if it is champion now."""
+    why: str
+    """What decided."""
+
+    @property
+    def in_words(self) -> list[str]:
+        """What happened, one line each."""
+        lines = []
+        if self.contest is not None:
+            c, them = self.contest, f"{self.champion_candidate} (version {self.champion})"
+            lines.append(
+                f"{self.candidate} (version {self.version}) against {them}: only the challenger right "
+                f"{c.only_challenger}, only the champion {c.only_champion}, McNemar p={c.p_value:.3g}"
+            )
+        now = f"version {self.version} is champion" if self.won else f"version {self.champion} stays champion"
+        return [*lines, f"{now}: {self.why}"]
+
+
+class Looks(Record):
+    """Runs that were compared with a champion on its test rows, in order."""
+
+    runs: tuple[str, ...] = ()
+    """Folder names."""
+
+
+class _Champion(NamedTuple):
+    version: ModelVersion
+    workspace: Workspace
+    candidate: str
+    test: Evaluation
+
+
+class _Trial(Workspace):
+    """A run as calibrating needs it, before anything of it is live; nothing is written that says it was promoted."""
+
+    def __init__(self, folder: Path, trial: Promoted) -> None:
+        super().__init__(folder)
+        self._trial = trial
+
+    def promoted(self) -> Promoted:
+        """What would go live."""
+        return self._trial
+
+
+def proposal_of(job: Job, rows: Path, *, ledger: Path | None = None) -> Proposal:
+    """Why the champion should be challenged with these rows. Raises as `challenge` does, before anything is trained."""
+    return _proposed(job, _grown(job, rows), _champion(job), rows, ledger)
+
+
+def challenge(job: Job, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
+    """What came of training on the job's rows and those of `rows`, and comparing with the champion.
+
+    `resume` goes on with a challenge that was broken off. Raises StageMissing if there is no champion, or it was not
+    measured on today's test rows; DataError for bad, held-out or no new rows.
+    """
+    champion, grown = _champion(job), _grown(job, rows)
+    proposal = _proposed(job, grown, champion, rows, ledger)
+    for line in proposal.in_words:
+        job.watch.say(line)
+    workspace = _trained(grown, resume=resume)
+    pipeline.evaluate_stage(job, workspace)
+    verdicts = pipeline.gate_stage(grown, workspace)
+    candidate = pipeline.chosen_candidate(job, verdicts)
+    made = ChallengeResult(
+        task=job.file.name,
+        run=workspace.folder.name,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        proposal=proposal,
+        champion=champion.version.version,
+        champion_candidate=champion.candidate,
+        candidate=candidate,
+        verdict=verdicts.of(candidate),
+        won=False,
+        why=f"{candidate} did not pass the gate",
+    )
+    if made.verdict.passed:
+        made = _contested(grown, workspace, champion, made)
+    else:
+        job.watch.say(explain(made.verdict))
+    made.save(workspace.folder / RESULT)
+    pipeline.report_stage(grown, workspace)
+    return made
+
+
+def _grown(job: Job, rows: Path) -> Job:
+    """The job with the new rows among those to train on. Raises DataError if none is new."""
+    grown = with_harvested(job.rows, rows, columns=job.file.data.columns, labels=job.task.closed)
+    if len(grown.train) == len(job.rows.train):
+        raise DataError(
+            f"{rows}: all its rows stand in the training rows",
+            hint="harvest into a file that task.yaml does not name yet: smallfirst harvest task.yaml --out more.jsonl",
+        )
+    return job._replace(rows=settled(grown, job.task))
+
+
+def _champion(job: Job) -> _Champion:
+    version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
+    run, candidate = version.tags.get("run"), version.tags.get("candidate", "")
+    if run is None:
+        raise StageMissing(
+            f"{version.name} version {version.version} does not say which run it comes from",
+            hint="smallfirst run task.yaml   makes a champion that can be challenged",
+        )
+    workspace = Workspace.latest(job.file.name, run)
+    test = workspace.evaluation(candidate, "test")
+    if test is None or test.dataset_fingerprint != job.rows.test.content_fingerprint:
+        raise StageMissing(
+            f"the champion, {version.name} version {version.version}, was not measured on today's test rows",
+            hint=f"smallfirst evaluate task.yaml --run {run}",
+        )
+    return _Champion(version, workspace, candidate, test)
+
+
+def _proposed(job: Job, grown: Job, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
+    routed = champion.workspace.evaluation("routed", "test")
+    return propose(
+        job.file.name,
+        (champion.version.version, champion.version.created_at),
+        (rows, len(grown.rows.train) - len(job.rows.train)),
+        ledger=ledger,
+        sent_on_in_test=routed.share("large") + routed.share("person") if routed else None,
+    )
+
+
+def _trained(grown: Job, *, resume: bool) -> Workspace:
+    """A run on the grown rows; with `resume` the newest one that has no result yet."""
+    from smallfirst.training.run import Run
+
+    if not resume or Workspace.unfinished(grown.file.name) is not None:
+        return pipeline.train_stage(grown, resume=resume)
+    workspace = Workspace.latest(grown.file.name)
+    rows = Run.load(workspace.folder / "run.json").dataset_fingerprint
+    if rows != grown.rows.train.content_fingerprint or (workspace.folder / RESULT).exists():
+        raise StageMissing(f"{grown.file.name} has no challenge to go on with", hint="leave out --resume")
+    return workspace
+
+
+def _contested(grown: Job, workspace: Workspace, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
+    """The challenger registered, certified and compared; champion if it has won."""
+    version = _registered(grown, workspace, made)
+    parity_stage(grown, workspace, version, made.candidate)
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    trial = Promoted(name=version.name, version=version.version, candidate=made.candidate, at=at)
+    pipeline.calibrate_stage(grown, _Trial(workspace.folder, trial))
+    test = workspace.evaluation(made.candidate, "test")
+    assert test is not None  # the gate has looked at it
+    ours, theirs = workspace.evaluation("routed", "test"), champion.workspace.evaluation("routed", "test")
+    found = contest(
+        test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, workspace)
+    )
+    if found.won:
+        trial.save(workspace.folder / "promoted.json")
+        registry.promote(version.name, version.version)
+        _drop_alias(version.name)
+    result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
+    for line in result.in_words:
+        grown.watch.say(line)
+    return result
+
+
+def _registered(grown: Job, workspace: Workspace, made: ChallengeResult) -> ModelVersion:
+    """The challenger's version, under the alias `challenger`."""
+    from smallfirst.training.run import Run
+
+    version = registry.register(
+        workspace.model_folder(made.candidate),
+        made.verdict,
+        name=grown.file.register_to,
+        run_id=Run.load(workspace.folder / "run.json").run_id,
+        tags={"task": made.task, "run": made.run, "challenged": str(made.champion)},
+    )
+    with tracking.store_errors():
+        tracking.client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
+    return version
+
+
+def _drop_alias(name: str) -> None:
+    with tracking.store_errors():
+        tracking.client().delete_registered_model_alias(name, CHALLENGER)
+
+
+def _look(champion: _Champion, workspace: Workspace) -> int:
+    """Which challenge of this champion the run is; written down before anything is compared."""
+    name, version, run = champion.version.name, champion.version.version, workspace.folder.name
+    raw = registry.read_attachment(name, version, LOOKS)
+    runs = Looks.model_validate_json(raw).runs if raw else ()
+    if run not in runs:
+        runs = (*runs, run)
+        registry.attach(name, version, LOOKS, Looks(runs=runs).model_dump_json(indent=2).encode())
+    return runs.index(run) + 1

@@ -1,0 +1,96 @@
+"""Who wins: a rule that is declared before anything is measured.
+
+On the same test rows as the champion, at level 1 - 0.05 / (k (k + 1)) for the k-th challenge of this champion (Tango's
+paired interval, 1998), the challenger must either
+
+    be better      the difference in accuracy is shown above 0, or
+    be cheaper     the difference is shown above -MARGIN, and the Router is shown to keep more test rows small under the
+                   challenger's certificate than under the champion's.
+
+The levels of all challenges together add up to 0.05, however many there will be: looking at the same test rows again
+and again makes no winner. A challenger that is less accurate by MARGIN or more so replaces a champion in at most 2.5 %
+of cases. The price is that each challenge must show more than the one before; new test rows, on which the champion is
+evaluated again, are the way out. A new champion begins with the figures it won by, which flatter it a little and make
+it harder to beat.
+"""
+
+from __future__ import annotations
+
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.paired import paired_score_interval
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate, mcnemar
+
+MARGIN = 0.01
+"""So much less accurate, in [0, 1], a challenger may be that keeps more of the traffic small."""
+
+
+class Contest(Record):
+    """Challenger against champion on the same test rows."""
+
+    look: int
+    """Which challenge of this champion it is, from 1."""
+    level: float
+    """Of both intervals, in (0, 1)."""
+    difference: Estimate
+    """Accuracy of the challenger minus that of the champion, in [-1, 1]."""
+    only_challenger: int
+    """Rows that only the challenger gets right."""
+    only_champion: int
+    """Rows that only the champion gets right."""
+    p_value: float
+    """Exact two-sided McNemar, not corrected for the number of challenges."""
+    kept: Estimate | None
+    """Share of rows kept small under the challenger's certificate minus that under the champion's; None if one of the
+    two Routers was not measured on them."""
+    won: bool
+    """Whether the rule is met."""
+    why: str
+    """The figures that decided, in one sentence."""
+
+
+def contest(
+    challenger: Evaluation, champion: Evaluation, *, routed: tuple[Evaluation, Evaluation] | None, look: int
+) -> Contest:
+    """The outcome on the rows that both answered; `routed` are the Routers over the two, in the same order."""
+    level = 1 - 0.05 / (look * (look + 1))
+    ours, theirs = _flags(challenger, "correct"), _flags(champion, "correct")
+    difference, only_ours, only_theirs = _paired(ours, theirs, level)
+    kept = _paired(_flags(routed[0], "certified"), _flags(routed[1], "certified"), level)[0] if routed else None
+    won, why = _decided(difference, kept if kept and kept.n else None)
+    return Contest(
+        look=look,
+        level=level,
+        difference=difference,
+        only_challenger=only_ours,
+        only_champion=only_theirs,
+        p_value=mcnemar(only_ours, only_theirs),
+        kept=kept,
+        won=won,
+        why=f"{why}; {100 * level:.4g} % intervals, challenge {look} of this champion",
+    )
+
+
+def _decided(difference: Estimate, kept: Estimate | None) -> tuple[bool, str]:
+    shown = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] n={difference.n}"
+    if difference.n and difference.low > 0:
+        return True, f"more accurate than the champion: {shown}"
+    if not difference.n or difference.low < -MARGIN:
+        return False, f"neither shown better than the champion nor at most {MARGIN:g} worse: {shown}"
+    if kept is None:
+        return False, f"at most {MARGIN:g} less accurate, {shown}, but what stays small was not measured for both"
+    small = f"{kept.value:+.3f} [{kept.low:+.3f}, {kept.high:+.3f}] of requests stay small"
+    if kept.low > 0:
+        return True, f"at most {MARGIN:g} less accurate, {shown}, and more stays small: {small}"
+    return False, f"not shown better, {shown}, nor that more stays small: {small}"
+
+
+def _flags(evaluation: Evaluation, name: str) -> dict[str, bool]:
+    return {key: bool(getattr(row, name)) for key, row in evaluation.by_key.items()}
+
+
+def _paired(ours: dict[str, bool], theirs: dict[str, bool], level: float) -> tuple[Estimate, int, int]:
+    both = ours.keys() & theirs.keys()
+    only_ours = sum(ours[key] and not theirs[key] for key in both)
+    only_theirs = sum(theirs[key] and not ours[key] for key in both)
+    return paired_score_interval(only_ours, only_theirs, len(both), confidence=level), only_ours, only_theirs

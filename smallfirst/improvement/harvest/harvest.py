@@ -1,0 +1,203 @@
+"""The stage: hear the ledger, settle on one answer a text, leave out what must not be trained on, write rows, record.
+
+The file is made anew from the whole ledger each time, so that what people said later is in it; a file that somebody has
+edited is not overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smallfirst.data.dataset import Dataset, Example, Message, folded
+from smallfirst.data.redaction import Redacted, redact, redact_json
+from smallfirst.data.row_formats import Columns, as_row, layout, read_row
+from smallfirst.errors import ConfigError
+from smallfirst.improvement.harvest.evidence import existing_ledger, hear
+from smallfirst.improvement.harvest.resolve import Settled, Vote, read, settle
+from smallfirst.improvement.harvest.result import REASONS, SOURCES, Disputed, HarvestResult, Unread
+from smallfirst.project.added_rows import leaks_into
+from smallfirst.project.project import Job
+from smallfirst.records import fingerprint, write_atomically
+from smallfirst.tasks import AnyTask
+
+SHOWN = 200
+"""Characters of an answer that the task does not know."""
+
+
+def harvest(
+    job: Job, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
+) -> HarvestResult:
+    """What came of turning the ledger's rows of the job's task into training rows; they are written by then.
+
+    `since` takes only answers given or judged from then on. A text of the training rows is left out, unless the row
+    came from `out` itself, which is made anew. Raises ConfigError if there is no ledger, or if `out` is read by the
+    task, was edited by somebody, or holds an earlier harvest from further back.
+    """
+    _refuse_to_overwrite(job, out, since)
+    with closing(existing_ledger(ledger)) as opened:
+        heard = hear(opened, job.file.name, since)
+    sifting = _Sifting(job, out)
+    sifting.fates.update(heard.refused)
+    votes, unread = read(heard.voices, job.task)
+    for settled in settle(votes, job.task):
+        sifting.take(settled)
+    sifting.fates |= {v.response_id: "no_answer" for v in unread if v.response_id not in sifting.fates}
+    rows = sifting.not_held_out()
+    result = _result(job, rows, sifting)
+    said = tuple(Unread(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread)
+    told = {"out": out, "since": since.isoformat() if since else None, "unread": said}
+    return _written(result.model_copy(update=told), rows, job.file.data.columns)
+
+
+def record_path(out: Path) -> Path:
+    """Where the record of a harvest is kept, beside its rows."""
+    return out.with_suffix(".harvest.json")
+
+
+class _Row(NamedTuple):
+    vote: Vote
+    example: Example
+    counts: dict[str, int]
+    """What was taken out of it, by kind."""
+
+
+class _Sifting:
+    """The rows so far, and for every response what became of it: `row`, or a reason."""
+
+    def __init__(self, job: Job, out: Path) -> None:
+        self.job, self.rows = job, list[_Row]()
+        self.fates: dict[str, str] = {}
+        self.disputed: list[Disputed] = []
+        own = [e for e in job.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
+        self._known = {folded(redact(e.asked).text): e.answer for e in own}
+        self._shape = job.rows.train.examples[0].shape
+
+    def take(self, settled: Settled) -> None:
+        """Nothing back; the text has made a row, or each of its responses has a reason."""
+        best = settled.votes[0]
+        reason = settled.reason or self._known_already(best)
+        if not reason:
+            row = self._row(best)
+            reason = "" if row else "unwritable"
+            self.rows += [row] if row else []
+        if reason in ("disputed", "contradicts"):
+            self.disputed.append(_for_a_person(settled, self.job.task))
+        for id in settled.response_ids:
+            self.fates[id] = reason or ("row" if id == best.voice.response_id else "repeated")
+
+    def not_held_out(self) -> list[_Row]:
+        """The rows whose text is in no part that measures, certifies or chooses; the others have their reason."""
+        while True:
+            # Which words count in a comparison depends on all rows, so what is left is looked at once more.
+            new = Dataset(name="harvested", examples=tuple(row.example for row in self.rows))
+            seen = leaks_into(self.job.rows, new).keys if self.rows else frozenset[str]()
+            if not seen:
+                return self.rows
+            self.fates |= {r.vote.voice.response_id: "held_out" for r in self.rows if r.example.key in seen}
+            self.rows = [row for row in self.rows if row.example.key not in seen]
+
+    def _known_already(self, vote: Vote) -> str:
+        answer = self._known.get(folded(vote.text))
+        if answer is None:
+            return ""
+        return "contradicts" if vote.by_person and answer != vote.answer else "known"
+
+    def _row(self, vote: Vote) -> _Row | None:
+        """The row without what is personal; None if it makes no row of the task any more."""
+        answer = _clean(vote.answer, self.job.task)
+        parsed = self.job.task.parse(answer.text)
+        if parsed is None:
+            return None
+        asked = (Message(role="user", content=vote.text),)
+        example = Example(messages=asked, answer=parsed, shape=self._shape)
+        values, columns = _named(example, self.job.file.data.columns), self.job.file.data.columns
+        found = layout(values, columns)
+        if isinstance(found, str) or read_row(values, found, path="", line=0, labels=None)[0] is None:
+            return None
+        counts = Counter(redact(vote.voice.text).counts) + Counter(answer.counts)
+        return _Row(vote, example, dict(counts))
+
+
+def _clean(answer: str, task: AnyTask) -> Redacted:
+    """The answer without what is personal; one of a closed set is the task's own word."""
+    if task.closed:
+        return Redacted(answer, {})
+    try:
+        return (
+            redact_json(answer) if task.answer_schema() is not None or answer.startswith(("{", "[")) else redact(answer)
+        )
+    except ValueError:
+        return redact(answer)
+
+
+def _for_a_person(settled: Settled, task: AnyTask) -> Disputed:
+    answers = tuple(dict.fromkeys(_clean(vote.answer, task).text for vote in settled.votes))
+    return Disputed(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
+
+
+def _result(job: Job, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
+    sources = Counter(row.vote.voice.source for row in rows)
+    reasons = Counter(fate for fate in sifting.fates.values() if fate != "row")
+    answers = Counter(row.example.answer for row in rows) if job.task.closed else Counter[str]()
+    redacted = sum((Counter(row.counts) for row in rows), Counter[str]())
+    return HarvestResult(
+        task=job.file.name,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        since=None,
+        out=Path(),
+        n_rows=len(rows),
+        by_source={source: sources[source] for source in SOURCES if sources[source]},
+        by_answer=dict(answers.most_common()),
+        refused={reason: reasons[reason] for reason in REASONS if reasons[reason]},
+        redacted=dict(redacted),
+        disputed=tuple(sifting.disputed),
+    )
+
+
+def _written(result: HarvestResult, rows: Sequence[_Row], columns: Columns) -> HarvestResult:
+    lines = [_line(row, columns) for row in rows]
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_atomically(result.out, content.encode())
+    result = result.model_copy(update={"written": fingerprint(content)})
+    result.save(record_path(result.out))
+    return result
+
+
+def _line(row: _Row, columns: Columns) -> dict[str, Any]:
+    values = _named(row.example, columns)
+    voice = row.vote.voice
+    return values | {
+        key: value for key, value in (("source", voice.source), ("response_id", voice.response_id)) if key not in values
+    }
+
+
+def _named(example: Example, columns: Columns) -> dict[str, Any]:
+    """The row under the file's own column names."""
+    return {getattr(columns, field): value for field, value in as_row(example).items()}
+
+
+def _refuse_to_overwrite(job: Job, out: Path, since: datetime | None) -> None:
+    data = job.file.data
+    read_here = [data.train, data.validation, data.test, data.open_ended, data.relabels]
+    if out.resolve() in {job.file.path(path).resolve() for path in read_here if path is not None}:
+        raise ConfigError(f"{out} is read by the task, so it cannot be written", hint="--out harvested.jsonl")
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"{out}: harvested rows are JSON Lines", hint=f"--out {out.with_suffix('.jsonl')}")
+    if not out.exists():
+        return
+    earlier = HarvestResult.load(record_path(out)) if record_path(out).exists() else None
+    if earlier is None or earlier.written != fingerprint(out.read_text(encoding="utf-8")):
+        raise ConfigError(
+            f"{out} exists, and is not as an earlier harvest left it", hint="name another file, or move this one away"
+        )
+    if since is not None and (earlier.since is None or datetime.fromisoformat(earlier.since) < since):
+        raise ConfigError(
+            f"{out} holds a harvest from further back, and would lose rows",
+            hint="leave out --since, or name another file: --out",
+        )

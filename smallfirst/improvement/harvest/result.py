@@ -1,0 +1,105 @@
+"""What came of a harvest: rows by source, responses left out by reason, and what a person should look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smallfirst.data.redaction import in_words as redacted_in_words
+from smallfirst.improvement.harvest.evidence import Source
+from smallfirst.records import Record
+
+REASONS = {
+    "no_text": "whose texts were not stored",
+    "conversation": "of several turns, while the task is asked in one message",
+    "outside": "that are no request of the task",
+    "agreed": "on which the large model agreed: nothing new",
+    "told_wrong": "called wrong, without a right answer",
+    "no_answer": "with something that is no answer of the task",
+    "disputed": "with different answers that are as trusted: for a person",
+    "repeated": "to a text that another response brought",
+    "known": "to a text of the training rows",
+    "contradicts": "to a text of the training rows, where a person now says otherwise: for a person",
+    "held_out": "to a text that measures, certifies or chooses, or nearly one",
+    "unwritable": "that make no row any more once what is personal is out",
+}
+"""Why a response gives no row, as the end of «12 responses …»."""
+SOURCES: dict[Source, str] = {
+    "feedback": "corrected by feedback",
+    "confirmed": "called right by feedback",
+    "audit": "answered by a person in an audit",
+    "large": "answered by the large model",
+    "suspect": "where the large model differed from the answer that was kept",
+}
+STORE_BODIES = "smallfirst serve task.yaml --store-bodies   keeps the texts of requests to come"
+
+
+class Disputed(Record):
+    """A text that a person should decide on; redacted."""
+
+    text: str
+    """What was asked."""
+    answers: tuple[str, ...]
+    """What was said, in the order of trust."""
+    response_ids: tuple[str, ...]
+    """Whose answers they are."""
+
+
+class Unread(Record):
+    """An answer that the task does not know; redacted."""
+
+    response_id: str
+    """Whose it is."""
+    said: str
+    """How it begins."""
+
+
+class HarvestResult(Record):
+    """One harvest."""
+
+    task: str
+    """Task name."""
+    made_at: str
+    """ISO 8601 in UTC."""
+    since: str | None
+    """Only answers given or judged from then on, ISO 8601; None is from the beginning."""
+    out: Path
+    """File of the rows."""
+    n_rows: int
+    """Rows written."""
+    by_source: dict[Source, int]
+    """Rows by where their answer comes from, most trusted first."""
+    by_answer: dict[str, int] = {}
+    """Rows by answer, most first; empty where answers are no closed set."""
+    refused: dict[str, int]
+    """Responses that somebody judged, or the large model answered, and that gave no row, by reason."""
+    redacted: dict[str, int] = {}
+    """What was taken out of the rows, by kind."""
+    disputed: tuple[Disputed, ...] = ()
+    """For a person to decide."""
+    unread: tuple[Unread, ...] = ()
+    """Answers that the task does not know."""
+    written: str = ""
+    """Fingerprint of the file as it was written."""
+
+    @property
+    def n_heard(self) -> int:
+        """Responses that were looked at; each gave a row or a reason."""
+        return self.n_rows + sum(self.refused.values())
+
+    @property
+    def in_words(self) -> list[str]:
+        """What happened, one line each."""
+        lines = [f"{self.n_rows:,} rows for {self.task} in {self.out}, from {self.n_heard:,} responses"]
+        lines += [f"  {n:>6,}  {SOURCES[source]}" for source, n in self.by_source.items() if n]
+        lines += [f"left out: {n:,} {REASONS[reason]}" for reason, n in self.refused.items()]
+        lines.append(f"taken out of the rows: {redacted_in_words(self.redacted)}")
+        lines += [f"for a person: {_shown(d.text)}  ({' | '.join(map(_shown, d.answers))})" for d in self.disputed[:5]]
+        lines += [f"no answer of the task: {u.response_id}: {_shown(u.said)}" for u in self.unread[:5]]
+        if self.refused.get("no_text"):
+            lines.append(f"texts are kept only if asked for: {STORE_BODIES}")
+        return lines
+
+
+def _shown(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 60 else f"{plain[:59]}…"

@@ -1,0 +1,14 @@
+"""Distillation by labels: a large model labels rows under a price cap, and those it is sure of become training rows.
+
+    texts ─ sift ─▶ what may be labelled ─ ask (journal, cap) ─▶ answers ─ vote ─▶ training rows, Trust
+
+The price is the teacher's errors: what it gets wrong, the small model learns. So some answers are spent on rows that
+people have answered, and the figure stands beside the file.
+"""
+
+from smallfirst.improvement.labelling.label import label
+from smallfirst.improvement.labelling.options import LabelOptions
+from smallfirst.improvement.labelling.result import Labelled
+from smallfirst.improvement.labelling.teacher import Teacher, teacher_of
+
+__all__ = ["LabelOptions", "Labelled", "Teacher", "label", "teacher_of"]

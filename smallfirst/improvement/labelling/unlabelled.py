@@ -1,0 +1,172 @@
+"""Rows without an answer: read strictly, then sifted, so that no answer is paid that must not be trained on.
+
+A text that also stands in the validation or test rows never becomes a training row; what a person has answered is left
+to the person. The price is that nearly equal texts are refused as well, which in rows written from one template may be
+many.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from smallfirst.data.dataset import Dataset, Example, Message, Shape, folded
+from smallfirst.data.quality.leaks import find_leaks
+from smallfirst.data.row_formats import SHAPES, Columns
+from smallfirst.data.sources.text_files import format_of, read_good
+from smallfirst.data.split import split
+from smallfirst.errors import DataError, Problem
+from smallfirst.project.rows import Rows, split_shares
+from smallfirst.project.task_file import TaskFile
+from smallfirst.records import Record
+
+
+class Sifted(Record):
+    """How many rows of the file may not be labelled, and why; each is counted once, under the first reason."""
+
+    n_rows: int
+    """Rows in the file."""
+    n_repeated: int = 0
+    """Say what an earlier row says, case, spacing and punctuation aside."""
+    n_held_out: int = 0
+    """Say what a validation, test or open-ended row says, case, spacing and punctuation aside."""
+    n_near_held_out: int = 0
+    """Nearly do: 9 of 10 words are the same."""
+    n_by_people: int = 0
+    """Stand in the training rows already, or in the rows given for checking."""
+    n_split_off: int = 0
+    """Would be split off the training rows as validation or test rows, since task.yaml names no files of such rows."""
+
+    @property
+    def n_left(self) -> int:
+        """Rows that may be labelled."""
+        refused = self.n_repeated + self.n_held_out + self.n_near_held_out + self.n_by_people + self.n_split_off
+        return self.n_rows - refused
+
+    @property
+    def in_words(self) -> str:
+        """What was refused, for one line."""
+        parts = [
+            (self.n_repeated, "repeated"),
+            (self.n_held_out, "equal to held-out rows"),
+            (self.n_near_held_out, "nearly equal to held-out rows"),
+            (self.n_by_people, "answered by people"),
+            (self.n_split_off, "due to be split off for validation or test"),
+        ]
+        refused = ", ".join(f"{n:,} {why}" for n, why in parts if n)
+        return f"{self.n_left:,} of {self.n_rows:,} rows may be labelled" + (f" ({refused})" if refused else "")
+
+
+def read_texts(path: Path, shape: Shape, columns: Columns) -> Dataset:
+    """The texts of a file as rows of `shape` without an answer. Raises DataError naming bad rows, or rows with answers.
+
+    The text is in the column of that name; for questions and prompts it may be in theirs, with a context beside it.
+    """
+    data, problems = read_good(path, columns=columns)
+    if data.examples and data.examples[0].shape != "text":
+        raise DataError(
+            f"{path}: its rows have answers already ({SHAPES[data.examples[0].shape]})",
+            hint="name the file as data.train; or take the answers out, to have them labelled anew",
+        )
+    # Where some rows fit as they are, the others are at fault; where none does, its columns may be called otherwise.
+    otherwise = None if data.examples else _read_otherwise(path, shape, columns)
+    if problems and otherwise is None:
+        raise DataError(
+            f"{path}: {len({p.line for p in problems}):,} rows are no text without an answer",
+            problems,
+            hint='one text a row, such as {"text": "…"}; map other names with data.columns in task.yaml',
+        )
+    read = otherwise or [(e, e.answer) for e in data.examples]
+    return data.subset(data.name, tuple(_unanswered(e, text, shape) for e, text in read))
+
+
+def sift(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tuple[Dataset, Sifted]:
+    """The texts that may be labelled, in file order, and how many may not.
+
+    `by_people` are answered rows other than the task's own. Where validation or test rows are split off the training
+    file, only texts are left that the same split leaves in training: no answer of a teacher ever measures anything.
+    """
+    once = {folded(e.asked): e for e in reversed(texts.examples)}
+    first = tuple(e for e in texts.examples if once[folded(e.asked)] is e)
+    leaks = find_leaks(_together("held out", *held_out(rows)), texts.subset(texts.name, first))
+    equal = {leak.key for leak in (*leaks.exact, *leaks.folded)}
+    unseen = [e for e in first if e.key not in leaks.keys]
+    answered = {folded(e.asked) for e in (*rows.train.examples, *by_people.examples)}
+    new = tuple(e for e in unseen if folded(e.asked) not in answered)
+    left = _left_in_training(texts.subset(texts.name, new), file)
+    return left, Sifted(
+        n_rows=len(texts),
+        n_repeated=len(texts) - len(first),
+        n_held_out=sum(e.key in equal for e in first),
+        n_near_held_out=len({leak.key for leak in leaks.near}),
+        n_by_people=len(unseen) - len(new),
+        n_split_off=len(new) - len(left),
+    )
+
+
+def held_out(rows: Rows) -> Iterator[Dataset]:
+    """Rows that measure, certify or choose: none of their texts may be trained on."""
+    yield from (rows.test, rows.calibration, rows.selection)
+    if rows.open_ended is not None:
+        yield rows.open_ended
+
+
+def _left_in_training(texts: Dataset, file: TaskFile) -> Dataset:
+    # Where a row goes depends on its text alone, so it can be known beforehand.
+    return split(texts, **split_shares(file), salt=file.name).train
+
+
+def _together(name: str, *parts: Dataset) -> Dataset:
+    return Dataset(name=name, examples=tuple(e for part in parts for e in part.examples))
+
+
+def _read_otherwise(path: Path, shape: Shape, columns: Columns) -> list[tuple[Example, str]] | None:
+    """Each row with its text, where the answer's column was mapped (loading then insists on it) or there are questions.
+
+    None if the file cannot be read in this way either.
+    """
+    data, problems = read_good(path, columns=Columns(text=columns.text))
+    if not problems and data.examples[0].shape == "text":
+        return [(e, e.answer) for e in data.examples]
+    if shape in ("question", "prompt"):
+        asked = columns.question if shape == "question" else columns.prompt
+        data, problems = read_good(path, columns=Columns(text=asked, question="-", prompt="-", answer="-", context="-"))
+        if not problems:
+            return list(zip(data.examples, _in_context(path, data, columns.context), strict=True))
+    return None
+
+
+def _unanswered(read: Example, text: str, shape: Shape) -> Example:
+    asked = (Message(role="user", content=text),)
+    return Example(messages=asked, answer="", shape=shape, path=read.path, line=read.line)
+
+
+def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
+    """Each question below its context, as the loader joins them in training rows. Raises DataError for odd contexts."""
+    texts, problems = [], []
+    for example, values in zip(questions.examples, _values(path), strict=True):
+        context = values.get(column) or ""
+        context = (
+            ", ".join(context) if isinstance(context, list) and all(isinstance(c, str) for c in context) else context
+        )
+        if not isinstance(context, str):
+            problems.append(Problem(str(path), example.line, f'"{column}" must be text, or a list of texts'))
+            continue
+        texts.append(f"{context.strip()}\n\n{example.answer}" if context.strip() else example.answer)
+    if problems:
+        raise DataError(f"{path}: {len(problems):,} rows with a context that is no text", problems)
+    return texts
+
+
+def _values(path: Path) -> Iterator[dict[str, Any]]:
+    """The columns of each row of a file that was found to be whole."""
+    kind, opened = format_of(path), gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+        if kind in (".csv", ".tsv"):
+            yield from csv.DictReader(file, delimiter="," if kind == ".csv" else "\t")
+        else:
+            yield from (json.loads(line) for line in file.read().split("\n") if line.strip())

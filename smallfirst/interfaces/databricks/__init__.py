@@ -1,0 +1,1 @@
+"""Databricks' foundation-model calls on local jobs."""

@@ -1,0 +1,1 @@
+"""Databricks' serving endpoints through MLflow's deployments client."""

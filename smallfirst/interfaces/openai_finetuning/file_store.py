@@ -1,0 +1,138 @@
+"""Uploaded files on disk: a folder a key, a folder a file, published by one rename and gone by another.
+
+A file is known by an id that is made here; what its client called it is only shown. A kill leaves a draft that nobody
+can see, which is removed a day later. Two processes may share one store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.paths import home
+from smallfirst.records import Record
+
+FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+_CONTENT = "rows.jsonl"
+_ABOUT = "file.json"
+_DRAFT, _GONE = ".draft-", ".gone-"
+_OLD_S = 86_400
+_KEYLESS = "no-key"
+
+
+class StoredFile(Record):
+    """An uploaded file."""
+
+    id: str
+    """`file-` and 24 hex digits."""
+    filename: str
+    """What its client called it, without folders; only shown."""
+    n_bytes: int
+    """Its size."""
+    created_at: int
+    """When it was uploaded, in seconds since 1970."""
+
+
+class StoreFull(SmallfirstError):
+    """No room is left for the files of this key."""
+
+
+class FileStore:
+    """The files of all keys, below `files` in the state folder."""
+
+    def __init__(self, *, max_files: int, max_bytes: int) -> None:
+        """At most so many files and bytes a key. Drafts that a kill left behind are removed."""
+        self._root = home() / "files"
+        self._max_files, self._max_bytes = max_files, max_bytes
+        for left in [*self._root.glob(f"*/{_DRAFT}*"), *self._root.glob(f"*/{_GONE}*")]:
+            if time.time() - left.stat().st_mtime > _OLD_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+    @contextmanager
+    def draft(self, owner: str) -> Iterator[tuple[BinaryIO, Callable[[str], StoredFile]]]:
+        """A file to write to, and what publishes it under a name to show; else it is removed at the end.
+
+        Publishing raises StoreFull if the key has no room for it.
+        """
+        folder = self._folder(owner) / f"{_DRAFT}{secrets.token_hex(8)}"
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            with (folder / _CONTENT).open("wb") as content:
+
+                def publish(filename: str) -> StoredFile:
+                    content.flush()
+                    os.fsync(content.fileno())
+                    return self._publish(owner, folder, filename)
+
+                yield content, publish
+        finally:
+            self._remove(owner, folder)  # it is elsewhere once published
+
+    def find(self, owner: str, id: str) -> StoredFile | None:
+        """The key's file of this id; None if it has none."""
+        if not FILE_ID.fullmatch(id):
+            return None
+        try:
+            return StoredFile.load(self._folder(owner) / id / _ABOUT)
+        except (FileNotFoundError, ConfigError):
+            return None
+
+    def all(self, owner: str) -> list[StoredFile]:
+        """The key's files, newest first."""
+        folder = self._folder(owner)
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        files = [file for name in names if (file := self.find(owner, name)) is not None]
+        return sorted(files, key=lambda file: (file.created_at, file.id), reverse=True)
+
+    def path(self, owner: str, file: StoredFile) -> Path:
+        """Where its content is."""
+        return self._folder(owner) / file.id / _CONTENT
+
+    def delete(self, owner: str, file: StoredFile) -> None:
+        """Nothing back; the file is gone, also if it was before."""
+        self._remove(owner, self._folder(owner) / file.id)
+
+    def _remove(self, owner: str, folder: Path) -> None:
+        """Nothing back; out of sight by a rename first, so that nobody meets half of it."""
+        gone = self._folder(owner) / f"{_GONE}{secrets.token_hex(8)}"
+        try:
+            folder.rename(gone)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _folder(self, owner: str) -> Path:
+        return self._root / (owner or _KEYLESS)
+
+    def _publish(self, owner: str, draft: Path, filename: str) -> StoredFile:
+        there = self.all(owner)
+        n_bytes = (draft / _CONTENT).stat().st_size
+        hint = "delete files that are no longer needed"
+        if len(there) >= self._max_files:
+            raise StoreFull(f"there are {len(there)} files already; at most {self._max_files} are kept", hint=hint)
+        if sum(file.n_bytes for file in there) + n_bytes > self._max_bytes:
+            raise StoreFull(f"the files together would take more than {self._max_bytes} bytes", hint=hint)
+        file = StoredFile(
+            id=f"file-{secrets.token_hex(12)}",
+            filename=shown_name(filename),
+            n_bytes=n_bytes,
+            created_at=int(time.time()),
+        )
+        file.save(draft / _ABOUT)
+        draft.rename(self._folder(owner) / file.id)
+        return file
+
+
+def shown_name(filename: str) -> str:
+    """The last part of a path, without control characters, at most 255 characters."""
+    last = re.split(r"[/\\]", filename.rstrip("/\\"))[-1]
+    shown = "".join(c for c in last if c.isprintable())[:255]
+    return "upload.jsonl" if shown in ("", ".", "..") else shown

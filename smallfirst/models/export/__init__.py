@@ -1,0 +1,1 @@
+"""Write a model as safetensors or GGUF and compare the copy with the original."""

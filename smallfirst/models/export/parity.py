@@ -1,0 +1,238 @@
+"""Whether an exported model answers as the trained one: both read the same rows, and every position is compared.
+
+A row is a prompt and the trained model's own answer to it. At each position of the answer the export must think the
+same token likeliest, so its greedy answer would be the same. Where it does not, the two tokens may be a near tie to
+the trained model, which rounding alone can turn; anything else fails. The probabilities of likely tokens must agree
+too: a wrong export of a sure model can give right answers by luck, but not with the right probabilities.
+
+Cost: one pass over each row for each model in fp32; and for llama.cpp, whose sums are its own, one request a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import httpx
+import torch
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.local.label_scorer import as_words, encode_prompt
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.servers.llama_cpp import Child, GgufConfig
+
+TOP = 20
+"""Tokens of which the trained model's log-probabilities are kept, at each position."""
+LIKELY = math.log(1e-3)
+"""From this log-probability on a token's difference counts; below it rounding is magnified."""
+MOST_ANSWER_TOKENS = 64
+"""Tokens of a written answer that are compared."""
+NEAR_TIE_NATS = 0.2
+"""Two tokens whose log-probabilities lie no further apart are a near tie: the trained model has no firm answer."""
+MOST_WRONG = {"bf16": 0.0, "f16": 0.0, "q8_0": 0.02}
+"""Share of rows that may be answered otherwise, near ties aside, by precision."""
+LIMIT_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
+"""Largest difference of a likely token's log-probability that the precision of the weights explains."""
+LLAMA_NATS = 0.25
+"""What llama.cpp may add to it: its sums are rounded to the weights' precision as well."""
+WEIGHTS_HINT = "export in bf16; if that fails too, take safetensors: this model is not supported in this format"
+
+
+class Row(NamedTuple):
+    """A prompt and the trained model's answer."""
+
+    ids: tuple[int, ...]
+    """Tokens of both."""
+    n_prompt: int
+    """Tokens of the prompt."""
+
+
+class Seen(NamedTuple):
+    """What the trained model says at each position of a row's answer."""
+
+    row: Row
+    """The row."""
+    tokens: torch.Tensor
+    """Likeliest tokens (positions, at most TOP), best first."""
+    log_probabilities: torch.Tensor
+    """Of those, in nats, of the same shape."""
+
+
+class Difference(NamedTuple):
+    """How an export's view of one row differs from the trained model's."""
+
+    tokens: tuple[int, int] | None
+    """Trained and exported choice where they first differ; None if they never do."""
+    gap_nats: float
+    """How much likelier the trained model thinks its own choice than the export's, at most over the row."""
+    max_difference: float
+    """Largest difference of a likely token's log-probability, in nats."""
+
+
+Reader = Callable[[Row], torch.Tensor]
+"""Log-probabilities (positions, vocabulary) of what may stand at each position of a row's answer."""
+
+
+def torch_reader(model: Any, manifest: Manifest) -> Reader:
+    """Reads rows with a model of transformers."""
+
+    @torch.inference_mode()
+    def read(row: Row) -> torch.Tensor:
+        states = model.model(input_ids=torch.tensor([row.ids[:-1]]), use_cache=False).last_hidden_state[0]
+        logits = states[row.n_prompt - 1 :] @ model.get_output_embeddings().weight.T  # (positions, vocabulary)
+        return _narrowed(logits, manifest)
+
+    return read
+
+
+def trained_rows(model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> list[Seen]:
+    """Each text with the trained model's answer to it: a code token, or what it writes with no grammar to help."""
+    prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
+    read = torch_reader(model, manifest)
+    if manifest.kind == "codes":
+        rows = [Row((*ids, manifest.codes[0]), len(ids)) for ids in prompts]  # the last token is not read
+    else:
+        most = min(MOST_ANSWER_TOKENS, manifest.task.max_answer_tokens)
+        answers = TextWriter(model, tokenizer).write([Ask(ids, most) for ids in prompts])
+        ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
+        written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
+        rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
+    return [_seen(row, read(row), len(manifest.codes)) for row in rows]
+
+
+def compare(seen: Seen, read: torch.Tensor) -> Difference:
+    """The difference between what the trained model says of a row and what an export says, `read`."""
+    own, chosen = seen.tokens[:, 0], read.argmax(dim=-1)
+    likely = seen.log_probabilities >= LIKELY
+    likely[:, 0] = True
+    off = (read.gather(1, seen.tokens) - seen.log_probabilities).abs()[likely].max()
+    wrong = (chosen != own).nonzero()[:, 0].tolist()
+    if not wrong:
+        return Difference(None, 0.0, float(off))
+    its = seen.log_probabilities.masked_fill(seen.tokens != chosen[:, None], -torch.inf).amax(dim=-1)
+    gap = (seen.log_probabilities[:, 0] - its)[wrong].max()
+    return Difference((int(own[wrong[0]]), int(chosen[wrong[0]])), float(gap), float(off))
+
+
+def judge(found: Sequence[Difference], precision: str, tokenizer: Any, *, engine: str, extra_nats: float = 0.0) -> None:
+    """Nothing back. Raises SmallfirstError naming every row that differs by more than the precision explains."""
+    wrong = [i for i, row in enumerate(found) if row.tokens and not row.gap_nats <= NEAR_TIE_NATS]
+    limit = LIMIT_NATS[precision] + extra_nats
+    far = [i for i, row in enumerate(found) if not row.max_difference <= limit]  # so that NaN is far
+    if len(wrong) <= MOST_WRONG[precision] * len(found) and not far:
+        return
+    lines = []
+    for i in sorted({*wrong, *far}):
+        line = f"text {i + 1}: log-probabilities differ by up to {found[i].max_difference:.3g} nats"
+        if pair := found[i].tokens:
+            said, wanted = (tokenizer.decode([token]) for token in reversed(pair))
+            line += f'; it says "{said}", the trained model "{wanted}", {found[i].gap_nats:.3g} nats likelier'
+        lines.append(line)
+    raise refused(
+        f"read by {engine}, the {precision} export does not answer as the trained model on {len(lines)} of "
+        f"{len(found)} texts (allowed: {limit:g} nats, other answers on {MOST_WRONG[precision]:.0%} of texts)",
+        lines,
+        hint=WEIGHTS_HINT,
+    )
+
+
+def check_tokens(
+    encode: Callable[[str], list[int]], tokenizer: Any, manifest: Manifest, texts: Sequence[str], *, engine: str
+) -> None:
+    """Nothing back. Raises SmallfirstError naming every text that `encode` makes other tokens of than in training."""
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        prompt = manifest.task.prompt(text)
+        if as_words(tokenizer, prompt):
+            continue  # a control token that somebody spells is words here, and the token to others
+        wanted, got = encode_prompt(tokenizer, prompt, 1 << 30), encode(text)
+        if wanted != got:
+            at = next((i for i, pair in enumerate(zip(wanted, got, strict=False)) if pair[0] != pair[1]), len(wanted))
+            lines.append(f"text {number}: from token {at + 1} on, {len(got)} tokens instead of {len(wanted)}")
+    if lines:
+        raise refused(
+            f"{engine} splits {len(lines)} of {len(texts)} texts into other tokens than in training",
+            lines,
+            hint="export as safetensors; or bring texts into Unicode's NFC before they reach the model",
+        )
+
+
+def refused(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
+    """The error of an export that is not what was trained; names the first 20 rows."""
+    more = [f"… and {len(lines) - 20} more"] if len(lines) > 20 else []
+    return SmallfirstError("\n  ".join([message, *lines[:20], *more, "nothing was written"]), hint=hint)
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp, in a child process. Use in a `with` block."""
+
+    shown = 100
+    """Likeliest tokens that are asked for at a position of a written answer."""
+
+    def __init__(self, path: Path, manifest: Manifest, *, vocabulary: int, context_tokens: int) -> None:
+        """Raises Unavailable if the file does not load."""
+        self._manifest, self._vocabulary = manifest, vocabulary
+        threads = torch.get_num_threads()
+        config = GgufConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
+        self._child = Child(config)
+        self._client = httpx.Client(
+            base_url=self._child.address,
+            headers={"Authorization": f"Bearer {self._child.key}"},
+            trust_env=False,
+            timeout=config.timeout_s,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+        self._child.stop()
+
+    def tokens(self, prompt: str) -> list[int]:
+        """What its tokenizer makes of a prompt, start token included."""
+        found = self._post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
+        return [int(token) for token in found]
+
+    def chat_prompt(self, text: str) -> str:
+        """What its chat endpoint makes of one user message, before it adds a start token."""
+        return str(self._post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
+
+    def read(self, row: Row) -> torch.Tensor:
+        """Log-probabilities as a Reader gives them; tokens that are not shown have none (-inf)."""
+        n_shown = self._vocabulary if self._manifest.codes else self.shown
+        # Without a whole character in its answer llama.cpp shows no probabilities, so it is made to write an "a". What
+        # it shows is from before that.
+        settings = {"n_predict": 1, "n_probs": n_shown, "temperature": 0, "logit_bias": [["a", 1e6]]}
+        found = torch.full((len(row.ids) - row.n_prompt, self._vocabulary), -torch.inf)
+        for at in range(len(found)):
+            reply = self._post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
+            for token in reply["completion_probabilities"][0]["top_logprobs"]:
+                found[at, token["id"]] = token["logprob"]
+        return _narrowed(found, self._manifest) if self._manifest.codes else found
+
+    def _post(self, path: str, **body: Any) -> dict[str, Any]:
+        reply = self._client.post(path, json=body)
+        if not reply.is_success:
+            raise SmallfirstError(f"llama.cpp refused {path} ({reply.status_code}): {reply.text[:200]}")
+        values: dict[str, Any] = reply.json()
+        return values
+
+
+def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
+    """Log-probabilities over the whole vocabulary, or over the code tokens alone where the model has them."""
+    if manifest.codes:
+        codes = list(manifest.codes)
+        logits = torch.full_like(logits, -torch.inf).index_copy_(1, torch.tensor(codes), logits[:, codes])
+    return logits.log_softmax(dim=-1)
+
+
+def _seen(row: Row, read: torch.Tensor, n_codes: int) -> Seen:
+    best = read.topk(min(TOP, n_codes or read.shape[1]), dim=-1)
+    return Seen(row, best.indices, best.values)

@@ -1,0 +1,1 @@
+"""Free text from a local model: continuous batching, grammars, streaming."""

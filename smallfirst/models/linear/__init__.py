@@ -1,0 +1,1 @@
+"""Linear models on word n-grams or on a frozen sentence encoder."""

@@ -1,0 +1,186 @@
+"""The low rungs of the ladder: a linear model on words, or on a frozen sentence encoder. Closed answers only.
+
+They train in seconds, cost next to nothing to serve, and on many narrow tasks they are enough. They belong in every
+comparison, and the verdict names them when they pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.catalog import find
+from smallfirst.models.label_model import Embedded, Scored
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+from smallfirst.models.linear.tfidf import Ngrams, Table
+from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.records import write_atomically
+from smallfirst.tasks import AnyTask
+
+INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}
+"""C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
+ENCODER = "encoder"
+"""Folder inside a model's folder that holds its own, fine-tuned encoder."""
+
+
+class WordFeatures:
+    """TF-IDF over words (1-2) and characters inside words (2-5), side by side."""
+
+    def __init__(self, vectorisers: Sequence[Any] = (), *, tables: Sequence[Table] = ()) -> None:
+        """Of fitted vectorisers, or of the tables saved of them; the latter need no scikit-learn to answer."""
+        self._vectorisers, self._tables = vectorisers, tables
+        self._ngrams = Ngrams(*tables) if tables else None
+
+    @property
+    def vectorisers(self) -> Sequence[Any]:
+        """scikit-learn's own, made of the tables where they are asked for."""
+        if not self._vectorisers:
+            made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
+            for vectoriser, table in zip(made, self._tables, strict=True):
+                vectoriser.vocabulary_, vectoriser.idf_ = table.column, table.idf
+            self._vectorisers = made
+        return self._vectorisers
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> WordFeatures:
+        """Vocabulary and document frequencies from training texts."""
+        made = cls([_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))])
+        for vectoriser in made.vectorisers:
+            vectoriser.fit(texts)
+        return made
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """Sparse matrix (texts, features)."""
+        if self._ngrams is not None:
+            return self._ngrams(texts)
+        from scipy import sparse
+
+        return sparse.hstack([v.transform(texts) for v in self.vectorisers], format="csr")
+
+    def as_saved(self) -> WordFeatures:
+        """The same of its tables alone: what a loaded model has, to the last bit."""
+        if self._tables:
+            return self
+        return WordFeatures(
+            tables=[Table({w: int(i) for w, i in v.vocabulary_.items()}, v.idf_) for v in self._vectorisers]
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary and weights as JSON (no pickle)."""
+        parts = [{"vocabulary": table.column, "idf": table.idf.tolist()} for table in self.as_saved()._tables]
+        write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> WordFeatures:
+        """Read back what `save` wrote."""
+        parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
+        return cls(tables=[Table(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
+
+
+class LinearScorer:
+    """Label probabilities by softmax over a linear map of features."""
+
+    def __init__(self, features: Any, weights: np.ndarray, bias: np.ndarray) -> None:
+        self.features, self.weights, self.bias = features, weights, bias
+        if isinstance(encoder := getattr(features, "__self__", None), Encoder):
+            self.embed = partial(_embedded, encoder)  # only an encoder has vectors to give
+
+    @classmethod
+    def fit(
+        cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: Encoder | None = None
+    ) -> LinearScorer:
+        """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
+        texts = [example.text for example in data.examples]
+        index = {label: i for i, label in enumerate(task.closed)}
+        gold = np.array([index[example.answer] for example in data.examples])
+        features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
+        learnt = logistic(features(texts), gold, len(task.closed), INVERSE_PENALTY[kind])
+        return cls(features.as_saved() if isinstance(features, WordFeatures) else features, *learnt)
+
+    def score(self, texts: Sequence[str]) -> list[Scored]:
+        """Label probabilities of each text, in order."""
+        if not texts:
+            return []
+        began = time.perf_counter()
+        logits = np.asarray(self.features(list(texts)) @ self.weights.T) + self.bias  # (texts, labels)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        busy_s = (time.perf_counter() - began) / max(1, len(texts))
+        return [Scored(row, 0, busy_s) for row in log_probabilities]
+
+    def save(self, folder: Path, manifest: Manifest) -> Manifest:
+        """Write weights, features and, last, the manifest; returns the manifest as written."""
+        digest = self.save_weights(folder)
+        if isinstance(self.features, WordFeatures):
+            self.features.save(folder)
+        written = manifest.model_copy(update={"weights_fingerprint": digest})
+        write_manifest(folder, written)
+        return written
+
+    def save_weights(self, folder: Path) -> str:
+        """The fingerprint of the linear map, now in `folder` as safetensors."""
+        from safetensors.numpy import save
+
+        content = save({"weights": self.weights, "bias": self.bias})
+        write_atomically(folder / "linear.safetensors", content)
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> LinearScorer:
+        """Read back what `save` wrote; the encoder is the folder's own if it was fine-tuned, else found by name."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(folder / "linear.safetensors")
+        features: Any
+        if manifest.kind == "words":
+            features = WordFeatures.load(folder)
+        elif (own := folder / ENCODER).is_dir():
+            encoder = Encoder(own)
+            encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
+            features = encoder.embed
+        else:
+            features = Encoder(find(manifest.base)).embed
+        return cls(features, tensors["weights"], tensors["bias"])
+
+
+def logistic(features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (labels, features) and bias (labels) of a multinomial logistic regression, float32.
+
+    A label without training rows keeps weight 0 and a bias that no text can overcome.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=inverse_penalty, max_iter=300, tol=1e-3).fit(features, gold)
+    weights = np.zeros((n_labels, fitted.coef_.shape[1]))
+    bias = np.full(n_labels, -1e3)
+    if fitted.coef_.shape[0] == 1:  # scikit-learn stores two classes as one signed row
+        weights[fitted.classes_[1]], bias[fitted.classes_] = fitted.coef_[0], [0.0, fitted.intercept_[0]]
+    else:
+        weights[fitted.classes_], bias[fitted.classes_] = fitted.coef_, fitted.intercept_
+    return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def _embedded(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:
+    """The encoder's vector of each text, in order."""
+    began = time.perf_counter()
+    vectors = encoder.embed(texts).tolist()
+    busy_s = (time.perf_counter() - began) / max(1, len(texts))
+    return [Embedded(vector, len(encoder.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)]
+
+
+def _embedder(encoder: Encoder | None) -> Any:
+    return (encoder or Encoder(find(DEFAULT_ENCODER))).embed
+
+
+def _vectoriser(analyzer: str, ngrams: tuple[int, int]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True, lowercase=True)

@@ -1,0 +1,1 @@
+"""Record the answers of a model and replay them."""

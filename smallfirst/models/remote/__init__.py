@@ -1,0 +1,1 @@
+"""A model behind an OpenAI-compatible URL: client, circuit breaker, response parsing."""

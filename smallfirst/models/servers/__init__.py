@@ -1,0 +1,1 @@
+"""llama.cpp and vLLM as child processes."""

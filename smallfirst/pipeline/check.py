@@ -1,0 +1,230 @@
+"""Everything `smallfirst check` tells before anything is paid: the rows, their lengths, what the fine-tune will take.
+
+Nothing is fetched: where the base model is not on this machine, lengths are guessed and the rest is said to be unknown.
+Costs seconds for ten thousand rows, most of them for loading PyTorch; the learning curve, on request, some more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.quality.check import CheckReport, check, explain
+from smallfirst.data.quality.findings import Finding, finding
+from smallfirst.data.quality.lengths import RowTokens, guessed
+from smallfirst.data.split import take_share
+from smallfirst.errors import MissingExtra, WeightsNotFound
+from smallfirst.evaluation.learning_curve import LearningPoint, by_share, forecast, per_label
+from smallfirst.models.base_size import BaseSize, read_size
+from smallfirst.models.catalog import find
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.local.tokenizer import Tokens, read_tokens
+from smallfirst.paths import home
+from smallfirst.pricing import PriceBook
+from smallfirst.project.project import Job
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.training.batches import Row, label_rows, text_rows
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates.cost import ExamWork, Needs, Pace, earlier_pace, measured_pace, needs_of, work_of
+from smallfirst.training.estimates.hardware import Free, free_memory, has_gpu, matmul_rate
+from smallfirst.training.estimates.memory import Span, gigabytes, least_bytes, what_fits
+
+HELD_OUT = 0.2
+"""Share of the training rows on which the learning curve is measured; no other rows are touched."""
+_NO_LIMIT = 1 << 30
+
+
+class Checkup(Record):
+    """All that is known before a run."""
+
+    rows: CheckReport
+    """What was found in the rows; and a finding, if the fine-tune cannot fit into memory."""
+    needs: Needs | None
+    """What the fine-tune will take; None if that cannot be known yet."""
+    unknown: str
+    """Why it cannot be known, and what to do; empty if it is."""
+    more_rows: tuple[str, ...] = ()
+    """How accuracy grows with rows; only on request."""
+
+    @property
+    def verdict(self) -> Literal["GO", "FIX", "NO"]:
+        """The report's."""
+        return self.rows.verdict
+
+    @property
+    def in_words(self) -> str:
+        """For a terminal."""
+        needs = self.needs.in_words if self.needs else [f"time and memory of the fine-tune: unknown, {self.unknown}"]
+        return "\n".join([explain(self.rows), *needs, *self.more_rows])
+
+    @property
+    def in_json(self) -> str:
+        """For a program: the verdict, the report's fields, then the needs."""
+        rest = self.model_dump(mode="json", exclude={"rows"})
+        return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
+
+
+class Base(NamedTuple):
+    """The base model as far as it is on this machine."""
+
+    tokens: Tokens | None
+    size: BaseSize | None
+    unknown: str
+
+
+def checkup(job: Job, *, curve: bool = False) -> Checkup:
+    """The rows, their lengths and the needs of the fine-tune; `curve` adds what more rows would bring."""
+    rows, config = job.rows, job.file.small.training
+    validation = rows.selection.subset("validation", rows.selection.examples + rows.calibration.examples)
+    splits = {"train": rows.train, "validation": validation, "test": rows.test}
+    base = find_base(job.file.small.base)
+    encoded = {name: in_tokens(job, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
+    counted = _counts(encoded, job) if encoded else guessed(splits, config.max_seq_tokens)
+    report = check(rows.train, validation=validation, test=rows.test, tokens=counted)
+    needs, unknown = None, base.unknown
+    if base.size is not None and encoded.get("train"):
+        needs, unknown = _needs(job, base.size, encoded)
+        report = report.with_findings(_too_large(needs, base.size, config, rows.train))
+    return Checkup(rows=report, needs=needs, unknown=unknown, more_rows=tuple(more_rows(job)) if curve else ())
+
+
+def more_rows(job: Job) -> Iterator[str]:
+    """How accuracy of the words rung grows with training rows, and what twice as many would bring, in words.
+
+    Trained on parts of four fifths of the training rows and measured on the fifth: no validation or test row is used.
+    """
+    if not job.task.closed:
+        yield "more rows: linear models need closed answers; `smallfirst learn --small` fine-tunes on parts after a run"
+        return
+    held, rest = take_share(job.rows.train, HELD_OUT, "check")
+    parts = [*per_label(rest), rest]
+    if len(parts) < 3:  # too few rows a label for two parts by number
+        parts = [*by_share(rest, (0.25, 0.5)), rest]
+    points = [
+        LearningPoint(n_rows=len(part), candidate="words", accuracy=_words_accuracy(job, part, held))
+        for part in parts
+        if len(part.labels()) > 1 and held.examples
+    ]
+    if not points:
+        yield "more rows: too few training rows for a curve"
+        return
+    yield f"more rows (linear model on words, measured on {len(held):,} training rows held out)"
+    for point in points:
+        yield f"  {point.n_rows:>7,} rows  accuracy {point.accuracy}"
+    yield f"  {forecast(points, 2 * len(job.rows.train)).why}"
+
+
+def _words_accuracy(job: Job, part: Dataset, held: Dataset) -> Estimate:
+    scored = LinearScorer.fit("words", part, job.task).score([example.text for example in held.examples])
+    said = [job.task.closed[int(np.argmax(row.log_probabilities))] for row in scored]
+    return wilson(sum(answer in e.golds for answer, e in zip(said, held.examples, strict=True)), len(held))
+
+
+def find_base(name: str) -> Base:
+    """What there is of the base model here; nothing is fetched."""
+    try:
+        folder = find(name, download=False)
+        if folder.is_file():
+            return Base(None, None, f"{folder.name} is one file, and a base model to train is a folder")
+        return Base(read_tokens(folder), read_size(folder), "the base model's files do not tell its size")
+    except WeightsNotFound as error:
+        return Base(None, None, f"{str(error).splitlines()[0]}\n  next: smallfirst models pull {name}")
+    except MissingExtra as error:
+        return Base(None, None, str(error))
+    except (OSError, ValueError) as error:  # of transformers, which has a tokenizer of its own kind to load
+        return Base(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
+
+
+def in_tokens(job: Job, data: Dataset, tokens: Tokens) -> list[Row]:
+    """The rows in tokens, exactly as training reads them, but of any length."""
+    closed = job.task.closed
+    if closed:  # which token stands for a label does not change the length
+        return label_rows(data, job.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
+    return text_rows(data, job.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
+
+
+def _counts(encoded: Mapping[str, Sequence[Row]], job: Job) -> RowTokens:
+    counts = {
+        name: tuple(len(row.ids) if name == "train" else row.n_prompt for row in rows) for name, rows in encoded.items()
+    }
+    return RowTokens(counts=counts, limit=job.file.small.training.max_seq_tokens, counted_by=job.file.small.base)
+
+
+def _needs(job: Job, size: BaseSize, encoded: Mapping[str, list[Row]]) -> tuple[Needs | None, str]:
+    """What the fine-tune takes here, or why that is unknown."""
+    config = job.file.small.training
+    try:
+        gpu = has_gpu()
+    except ImportError:
+        return None, str(MissingExtra("Training", "train"))
+    pace = _pace(job, size, encoded["train"], gpu=gpu)
+    exam = exam_work(job, encoded["validation"])
+    needs = needs_of(job.file.small.base, size, config, encoded["train"], exam, pace)
+    free, least = free_memory(), least_bytes(size, config, job.rows.train, gpu=gpu)
+    more = {
+        "least_bytes": min(needs.least_bytes, least),
+        "free_bytes": free.bytes if free else None,
+        "cost_usd": _cost(needs.seconds, job.file.prices),
+    }
+    return needs.model_copy(update=more), ""
+
+
+def _cost(seconds: Span, prices: PriceBook) -> Span | None:
+    """None unless the task file says what the machine costs: a default would look like knowledge."""
+    told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
+    return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
+
+
+def exam_work(job: Job, validation: Sequence[Row]) -> ExamWork:
+    """What the model is asked after each epoch: selection rows, of written answers only the first ones."""
+    from smallfirst.training.validation import MOST_WRITTEN  # loads PyTorch
+
+    asked = validation[: len(job.rows.selection)]
+    if job.task.closed:
+        return ExamWork(sum(row.n_prompt for row in asked), 0)
+    asked = asked[:MOST_WRITTEN]
+    return ExamWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
+
+
+def _pace(job: Job, size: BaseSize, rows: Sequence[Row], *, gpu: bool) -> Pace:
+    """How fast this machine trains, from the latest finished run that is alike, else measured now."""
+    config, work = job.file.small.training, work_of(rows, job.file.small.training)
+    earlier = earlier_tokens_per_s(home() / "tasks", job.file.small.base, config)
+    if earlier is not None:
+        return earlier_pace(earlier, size, config, work, gpu=gpu)
+    tokens = max(1, round(work.padded / max(1, work.reads)))
+    return measured_pace(matmul_rate(tokens, size.hidden, size.inner), gpu=gpu)
+
+
+def earlier_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
+    """Tokens a second of the latest finished run below `tasks` with this base, method and frozen layers, or None."""
+    for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            own = run["config"]
+            alike = (own["method"], own.get("frozen_layers", 0)) == (config.method, config.frozen_layers)
+            if run["base"] == base and alike and run["tokens_per_s"] > 0:
+                return float(run["tokens_per_s"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of another version, or damaged: it only does not help
+    return None
+
+
+def _too_large(needs: Needs | None, size: BaseSize, config: TrainConfig, rows: Dataset) -> Iterator[Finding]:
+    """A finding if the fine-tune cannot fit into the memory that is free now."""
+    free: Free | None = free_memory() if needs else None
+    if needs is None or free is None or needs.least_bytes <= free.bytes + free.swap:
+        return
+    yield finding(
+        "stop",
+        f"the fine-tune needs at least {gigabytes(needs.least_bytes)} of {free.name}, "
+        f"{gigabytes(free.bytes + free.swap)} is free",
+        what_fits(size, config, rows, free),
+        n=1,
+    )

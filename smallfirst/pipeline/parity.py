@@ -1,0 +1,279 @@
+"""The parity gate: what is served answers as what was measured did, row by row, over HTTP, or it does not go live.
+
+A served model can differ from the measured one without anybody having changed it: files that were not copied whole,
+another prompt or chat template, labels in another order, a temperature that is not applied, an engine that rounds
+otherwise. So evaluation rows are asked again through the real server, with the version's files as the registry has
+them, and the answers are held against those that were measured. The price: up to 200 labels of the small model, or
+50 written answers.
+
+Sums of bf16 products depend on their order, so a row whose two best answers are as good as equal may change sides from
+one batch to the next. Such a row is a tie: it is shown and counted, and blocks nothing while ties are few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.evaluation.results import EvaluatedRow
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Model, Request
+from smallfirst.pipeline.candidates import local_candidate
+from smallfirst.pipeline.large_model import sample
+from smallfirst.pipeline.parity_requests import SHOWN_CHARS, Reply, ask_all
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.records import Record
+from smallfirst.registry import versions as registry
+from smallfirst.registry.versions import ModelVersion
+from smallfirst.serving.loopback import Address, on_loopback
+from smallfirst.tasks.task import Task
+
+PARITY = "parity.json"
+"""What is kept beside the version, blocked or not."""
+MOST_ROWS = 200
+"""Rows of labels that are asked again, drawn by content hash: the same ones every time."""
+MOST_WRITTEN = 50
+"""The same where answers are written, which takes longer."""
+CONFIDENCE_TOLERANCE = 0.05
+"""So far apart, in [0, 1], the confidences of one answer may be; bf16 alone moved those of Banking77 by up to 0.017."""
+TIE_MARGIN = 0.02
+"""Two best answers whose measured probabilities are closer than this are as good as equal."""
+MOST_TIES = 0.02
+"""Share of the rows, in [0, 1], that may change sides as ties (one row always may)."""
+_SPLIT = "calibration"
+
+
+class Row(NamedTuple):
+    """A row that is asked again."""
+
+    key: str
+    """The row's content key."""
+    messages: tuple[Message, ...]
+    """What is asked."""
+    answer: str | None
+    """What was measured."""
+    confidence: float | None
+    """How sure it was, in [0, 1]; None where confidences are not compared."""
+
+
+class Difference(Record):
+    """A row whose served answer is not the measured one."""
+
+    key: str
+    """The row's content key."""
+    text: str
+    """What was asked, shortened."""
+    expected: str | None
+    """The measured answer, shortened; None if the model gave none."""
+    got: str | None
+    """The served answer, shortened; None if it gave none."""
+    expected_confidence: float | None
+    """In [0, 1]."""
+    got_confidence: float | None
+    """In [0, 1]."""
+    why: str
+    """What differs, in one clause."""
+    tie: bool = False
+    """True if the two best answers were as good as equal when they were measured."""
+
+
+class Parity(Record):
+    """What asking again has shown."""
+
+    model: str
+    """The served name that was asked."""
+    version: int | None
+    """Version in the registry whose measured answers were expected; None if nobody said."""
+    split: str
+    """The rows' split."""
+    n: int
+    """Rows asked."""
+    n_same: int
+    """Rows with the measured answer, as surely."""
+    n_ties: int
+    """Rows with another answer that was as good as equal when measured."""
+    largest_gap: float | None
+    """Largest difference between the confidences of a same answer, in [0, 1]; None where none were compared."""
+    tie_margin: float = TIE_MARGIN
+    """Probabilities closer than this were taken as equal."""
+    confidence_tolerance: float = CONFIDENCE_TOLERANCE
+    """So far apart confidences may be."""
+    differences: tuple[Difference, ...] = ()
+    """Every row that differs, ties included."""
+    passed: bool
+    """True if nothing differs but a few ties."""
+    at: str
+    """When, ISO 8601 in UTC."""
+
+    @property
+    def in_words(self) -> list[str]:
+        """The result and its differing rows, one line each."""
+        gap = "" if self.largest_gap is None else f", confidences at most {self.largest_gap:.4f} apart"
+        ties = f", {self.n_ties} of the others as good as equal when measured" if self.n_ties else ""
+        lines = [f"{self.model}: {self.n_same} of {self.n} rows answered as measured{gap}{ties}"]
+        for row in self.differences[:20]:
+            lines.append(f"  {'tie ' if row.tie else 'DIFF'}  {row.why}: expected {row.expected!r}, got {row.got!r}")
+            lines.append(f"        {row.text}")
+        more = len(self.differences) - 20
+        return [*lines, f"  and {more} more in {PARITY}"] if more > 0 else lines
+
+
+class ParityFailed(GateFailed):
+    """The served model does not answer as the measured one did."""
+
+
+class Best(NamedTuple):
+    """The two best answers of the model that was measured."""
+
+    answers: tuple[str, ...]
+    margin: float
+    """How far apart their probabilities are, in [0, 1]."""
+
+
+Bests = Callable[[Sequence[Row]], Awaitable[Sequence[Best | None]]]
+"""By row, the two best answers when measured; None where that is not known."""
+
+
+async def check_parity(
+    address: Address, model: str, rows: Sequence[Row], *, task: Task, bests: Bests | None = None
+) -> Parity:
+    """What the endpoint says to `rows`, held against what was measured; `bests` is asked about differing rows only.
+
+    An answer that the endpoint refuses or that does not come is a difference.
+    """
+    served = await ask_all(address, model, [row.messages for row in rows])
+    found = [_compare(row, reply, task) for row, reply in zip(rows, served, strict=True)]
+    moved = [row for row, (one, _) in zip(rows, found, strict=True) if one and one.got not in (None, one.expected)]
+    best = dict(zip((row.key for row in moved), await bests(moved), strict=True)) if bests and moved else {}
+    differences = [_settled(one, best.get(one.key)) for one, _ in found if one is not None]
+    n_ties, gaps = sum(d.tie for d in differences), [gap for _, gap in found if gap is not None]
+    return Parity(
+        model=model,
+        version=None,
+        split=_SPLIT,
+        n=len(rows),
+        n_same=len(rows) - len(differences),
+        n_ties=n_ties,
+        largest_gap=max(gaps, default=None),
+        differences=tuple(differences),
+        passed=bool(rows) and len(differences) == n_ties <= max(1, MOST_TIES * len(rows)),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def parity_stage(job: Job, workspace: Workspace, version: ModelVersion, candidate: str) -> Parity:
+    """What the version answers through the real server, kept beside it in the registry as `parity.json`.
+
+    Call it between `registry.register` and `registry.promote`. Raises ParityFailed naming the rows that differ,
+    StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
+    """
+    name = f"{job.file.name}-small"
+    rows = rows_of(job, workspace, candidate)
+    folder = registry.resolve(f"{version.name}/{version.version}").folder
+    with on_loopback({name: load_model(folder, name=name, price=job.file.prices.machine)}) as address:
+        found = asyncio.run(check_parity(address, name, rows, task=job.task, bests=bests_of(job, workspace, candidate)))
+    found = found.model_copy(update={"version": version.version})
+    registry.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
+    job.watch.say(f"parity: {found.in_words[0]}")
+    return passed(found)
+
+
+def passed(found: Parity) -> Parity:
+    """The same parity. Raises ParityFailed if it did not pass."""
+    if found.passed:
+        return found
+    raise ParityFailed(
+        "\n".join(["what is served does not answer as what was measured", *found.in_words]),
+        hint="the version is registered, not live; look at the rows, then evaluate and promote again",
+    )
+
+
+def rows_of(job: Job, workspace: Workspace, candidate: str, n_rows: int | None = None) -> tuple[Row, ...]:
+    """Evaluated validation rows of a candidate, at most `n_rows` (None: as many as promotion asks), by content hash.
+
+    Raises StageMissing if there are none.
+    """
+    evaluation = workspace.evaluation(candidate, _SPLIT)
+    if evaluation is None:
+        raise StageMissing(f"{candidate} was not evaluated on {_SPLIT} rows", hint="smallfirst evaluate task.yaml")
+    most = n_rows or (MOST_ROWS if job.task.closed else MOST_WRITTEN)
+    chosen = sample(job.rows.calibration, most).examples
+    known = [(example, evaluation.by_key.get(example.key)) for example in chosen]
+    rows = tuple(_row(job, example.messages, row) for example, row in known if row is not None)
+    if not rows:
+        raise StageMissing(
+            f"none of today's {_SPLIT} rows is among those {candidate} was evaluated on",
+            hint="smallfirst evaluate task.yaml",
+        )
+    return rows
+
+
+def bests_of(job: Job, workspace: Workspace, candidate: str) -> Bests | None:
+    """Asks the model that was measured, as its run has it, for its two best labels; None for open answers."""
+    if not job.task.closed:
+        return None
+
+    async def bests(rows: Sequence[Row]) -> list[Best | None]:
+        model = local_candidate(job, workspace, candidate)
+        try:
+            return [await _best(model, row) for row in rows]
+        finally:
+            await model.aclose()
+
+    return bests
+
+
+async def _best(model: Model, row: Row) -> Best | None:
+    two = (await model.complete(Request(messages=row.messages))).alternatives[:2]
+    return Best(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
+
+
+def _row(job: Job, messages: tuple[Message, ...], row: EvaluatedRow) -> Row:
+    # The confidence of a written answer moves in steps, so that rounding alone can move it far.
+    return Row(row.key, messages, row.answer, row.confidence if job.task.closed else None)
+
+
+def _compare(row: Row, reply: Reply, task: Task) -> tuple[Difference | None, float | None]:
+    """What differs, if anything, and how far apart the confidences of a same answer are."""
+    got, gap, why = None if reply.text is None else task.parse(reply.text), None, ""
+    if reply.error:
+        why = reply.error
+    elif got != row.answer:
+        why = "another answer"
+    elif row.confidence is not None and reply.confidence is not None:
+        gap = abs(row.confidence - reply.confidence)
+        if gap > CONFIDENCE_TOLERANCE:
+            why = f"the same answer, but confidence {reply.confidence:.3f} instead of {row.confidence:.3f}"
+    if not why:
+        return None, gap
+    text = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
+    difference = Difference(
+        key=row.key,
+        text=_short(text) or "",
+        expected=_short(row.answer),
+        got=_short(got if got is not None else reply.text),
+        expected_confidence=row.confidence,
+        got_confidence=reply.confidence,
+        why=why,
+    )
+    return difference, gap
+
+
+def _settled(difference: Difference, best: Best | None) -> Difference:
+    """The difference, as a tie where both answers were the two best and as good as equal."""
+    if best is None or best.margin >= TIE_MARGIN or {difference.expected, difference.got} != set(best.answers):
+        return difference
+    why = f"two best labels only {best.margin:.4f} apart when measured"
+    return difference.model_copy(update={"tie": True, "why": why})
+
+
+def _short(text: str | None) -> str | None:
+    if text is None:
+        return None
+    plain = " ".join(text.split())
+    return plain if len(plain) <= SHOWN_CHARS else f"{plain[: SHOWN_CHARS - 1]}…"

@@ -1,0 +1,169 @@
+"""A run's folder to the data of its report: nothing is measured here, only gathered."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+import smallfirst
+from smallfirst.evaluation.evaluate import compare
+from smallfirst.evaluation.learning_curve import LearningCurve
+from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.pipeline.diagnostics import Doubts
+from smallfirst.pipeline.retention import kept_retention
+from smallfirst.pipeline.summary import OpenEndedShare
+from smallfirst.project.project import Job
+from smallfirst.project.rows import Rows
+from smallfirst.project.run_folder import Promoted, Workspace
+from smallfirst.project.task_file import TaskFile
+from smallfirst.report.data import (
+    ListPrice,
+    OpenEnded,
+    PromiseHeld,
+    ReportData,
+    TrainingSummary,
+)
+from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
+from smallfirst.training.run import Run
+
+HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
+"""Hosted models whose list prices the report applies to the large path's tokens."""
+
+
+def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
+    """Everything the report of a run shows."""
+    file, rows = job.file, job.rows
+    evaluations = workspace.evaluations("test")
+    there = {path.name for path in workspace.folder.iterdir()}
+    routed = workspace.evaluation("routed", "test")
+    verdicts = workspace.verdicts() if "verdicts.json" in there else None
+    prompt_tokens, completion_tokens = _large_tokens(file)
+    open_ended = None
+    if "open_ended.json" in there:
+        share = OpenEndedShare.load(workspace.folder / "open_ended.json")
+        open_ended = OpenEnded(n_requests=share.n_requests, n_to_large=share.n_to_large)
+    return ReportData(
+        title=f"{file.name}: small model or large?",
+        task=file.name,
+        kind=job.task.kind,
+        right_from=job.task.right_from,
+        evaluations=tuple(evaluations),
+        validation_evaluations=tuple(
+            e for c in ("words", "encoder", "tuned", "small", "large") if (e := workspace.evaluation(c, "calibration"))
+        ),
+        verdicts=verdicts.verdicts if verdicts else (),
+        smallest_passing=verdicts.smallest if verdicts else None,
+        certificate=workspace.certificate() if "certificate.json" in there else None,
+        comparisons=_comparisons(workspace),
+        training=_training(file, workspace),
+        machine=file.prices.machine,
+        requests_per_month=file.requests_per_month,
+        list_prices=_list_prices(file) if prompt_tokens else (),
+        large_prompt_tokens=prompt_tokens,
+        large_completion_tokens=completion_tokens,
+        promise_held=PromiseHeld.on(routed) if routed and any(r.certified for r in routed.rows) else None,
+        open_ended=open_ended,
+        probes_ms={e.candidate: e.probes_ms for e in evaluations if e.probes_ms},
+        learning_curve=_learning_curve(workspace),
+        suspects=tuple(Suspect(**s.model_dump(exclude={"evidence"})) for s in doubts.suspects),
+        suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
+        ceiling=_ceiling(doubts),
+        leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(workspace)) else None,
+        retention=kept_retention(workspace),
+        notes=_notes(rows, workspace),
+        made_at=datetime.now(UTC),
+        versions=_versions(),
+    )
+
+
+def _comparisons(workspace: Workspace) -> tuple[Comparison, ...]:
+    pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"), ("small", "tuned"))
+    found = []
+    for first, second in pairs:
+        a, b = workspace.evaluation(first, "test"), workspace.evaluation(second, "test")
+        if a and b:
+            found.append(compare(a, b))
+    return tuple(found)
+
+
+def _judged(workspace: Workspace) -> Evaluation | None:
+    """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
+    live = workspace.folder / "promoted.json"
+    return workspace.evaluation(Promoted.load(live).candidate if live.exists() else "small", "test")
+
+
+def _ceiling(doubts: Doubts) -> Ceiling | None:
+    found = doubts.ceiling
+    return Ceiling(itself=found.itself, gold=found.gold, note=found.in_words) if found else None
+
+
+def _learning_curve(workspace: Workspace) -> tuple[LearningPoint, ...]:
+    path = workspace.folder / "learning.json"
+    if not path.exists():
+        return ()
+    return tuple(LearningPoint(p.n_rows, p.candidate, p.accuracy) for p in LearningCurve.load(path).points)
+
+
+def _training(file: TaskFile, workspace: Workspace) -> TrainingSummary:
+    run = Run.load(workspace.folder / "run.json")
+    return TrainingSummary(
+        base=run.base,
+        method=run.config.method,
+        epochs=run.validation_curve[-1][0],
+        seconds=run.seconds,
+        tokens_per_s=run.tokens_per_s,
+        train_rows=run.n_train,
+        cost_usd=file.prices.machine.usd_per_hour * run.seconds / 3600,
+        loss_curve=run.loss_curve,
+        validation_curve=run.validation_curve,
+    )
+
+
+def _large_tokens(file: TaskFile) -> tuple[float, float]:
+    """Mean tokens read and written for one request on the large path; zeros if not recorded in a file."""
+    if file.large is None or file.large.recorded is None:
+        return 0.0, 0.0
+    from smallfirst.models.recorded.replay import read_recording
+
+    path = file.path(file.large.recorded)
+    if not path.exists():
+        return 0.0, 0.0
+    _, answers = read_recording(path)
+    n = max(1, len(answers))
+    return sum(a.prompt_tokens for a in answers) / n, sum(a.completion_tokens for a in answers) / n
+
+
+def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
+    from smallfirst.errors import PriceUnknown
+
+    prices = []
+    for model in HOSTED:
+        try:
+            per_input = file.prices.token_cost_usd(model, 1_000_000, 0)
+            prices.append(ListPrice(model, per_input, file.prices.token_cost_usd(model, 0, 1_000_000)))
+        except PriceUnknown:
+            continue  # the price catalogue is optional; an unknown price is left out, never guessed
+    return tuple(prices)
+
+
+def _notes(rows: Rows, workspace: Workspace) -> tuple[str, ...]:
+    notes = [
+        f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch and the temperature, "
+        f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
+        "The gate looks at every candidate on the same test rows; its intervals are widened for that (Bonferroni).",
+    ]
+    large = workspace.evaluation("large", "test")
+    if large and large.note:
+        notes.append(f"Large model: {large.note}.")
+    return tuple(notes)
+
+
+def _versions() -> dict[str, str]:
+    found = {"smallfirst": smallfirst.__version__, "python": platform.python_version()}
+    for package in ("torch", "transformers", "scikit-learn", "mlflow-skinny"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

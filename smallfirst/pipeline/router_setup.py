@@ -1,0 +1,113 @@
+"""What a Router stands on: its drafting stages, the rules around them, and the reference that live traffic meets.
+
+The same pieces are measured on test rows and served, so what is promised is what answers. Where a version is served its
+number is in the models' names (`tickets-small@3`): every answer, and every row of the ledger, says which version gave
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Model
+from smallfirst.pipeline.confidence_heads import DIFFICULTY
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import TaskFile
+from smallfirst.records import Record
+from smallfirst.registry import versions as registry
+from smallfirst.routing.difficulty import Difficulty
+from smallfirst.routing.types import Rules, Stage
+
+CHALLENGER = "challenger"
+"""Alias, and stage, of a version that a split sends a share of the requests to."""
+REFERENCE = "reference.json"
+"""What is kept beside the certificate."""
+
+
+class Reference(Record):
+    """What the small model gave on the calibration rows: live traffic is compared with it."""
+
+    confidence: tuple[float, ...] = ()
+    """Its confidences, in [0, 1]."""
+    doubt: tuple[float, ...] = ()
+    """The domain check's doubts, in [0, 1]; empty without a domain check."""
+    labels: tuple[str, ...] = ()
+    """Its answers, where they are labels."""
+    large_usd: float | None = None
+    """Mean cost of an answer of the large model in USD; None if it was not measured."""
+
+
+def keep_reference(
+    job: Job, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
+) -> Reference:
+    """The reference of the calibration rows, kept with the model's version (`promoted`: name and version)."""
+    found = Reference(
+        confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
+        doubt=tuple(doubts),
+        labels=tuple(row.answer for row in small.rows if row.answer is not None) if job.task.closed else (),
+        large_usd=large.cost_usd_per_1k / 1000 if large else None,
+    )
+    registry.attach(*promoted, REFERENCE, found.model_dump_json().encode())
+    return found
+
+
+def drafting_stages(job: Job, workspace: Workspace, last: Model) -> tuple[Stage, ...]:
+    """The cascade's stages below the large model: the cheaper candidates ahead, then `last`, always called `small`."""
+    return (*stages_ahead(job.file, workspace), Stage("small", last))
+
+
+def stages_ahead(file: TaskFile, workspace: Workspace, *, version: int | None = None) -> tuple[Stage, ...]:
+    """The cheaper candidates of a run that draft first, in order; a version that is served marks their names."""
+    price = file.prices.machine
+    return tuple(
+        Stage(name, load_model(workspace.model_folder(name), name=marked(f"{file.name}-{name}", version), price=price))
+        for name in file.routing.ahead
+    )
+
+
+def marked(name: str, version: int | None) -> str:
+    """The name of a model that is served: `tickets-small@3`."""
+    return name if version is None else f"{name}@{version}"
+
+
+def rules_of(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> Rules:
+    """The rules of a task file; a learned difficulty is in the run's folder. ConfigError: a policy leads nowhere.
+
+    Policies that lead to the challenger are left out where it is not among the stages `beside`.
+    """
+    routing = file.routing
+    stages = {"small", "large", "general", "cascade", CHALLENGER, *routing.ahead}
+    for place, policy in enumerate(routing.policies):
+        if policy.to not in stages:
+            raise ConfigError(
+                f"{file.name}: routing.policies[{place}] leads to {policy.to!r}, which is no stage",
+                hint=f"use one of {', '.join(sorted(stages))}",
+            )
+    there = {CHALLENGER} & {stage.name for stage in beside}
+    policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
+    signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
+    expected = {} if large_usd is None else {"large": large_usd}
+    hardness = Difficulty.load(folder / DIFFICULTY)
+    return Rules(policies, routing.budget, hardness, tuple(beside), signed, expected)
+
+
+def asks_challenger(file: TaskFile) -> bool:
+    """True if a policy sends requests to the challenger."""
+    return any(policy.to == CHALLENGER for policy in file.routing.policies)
+
+
+def challenger_of(file: TaskFile, version: int | None = None) -> tuple[Stage, ...]:
+    """A version as the challenger's stage beside the cascade, if a policy leads to it; else nothing.
+
+    Without a number it is the one called @challenger. RegistryError: there is none.
+    """
+    if not asks_challenger(file):
+        return ()
+    found = registry.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
+    name = marked(f"{file.name}-{CHALLENGER}", found.version)
+    return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)

@@ -1,0 +1,1 @@
+"""A project folder: task.yaml, rows, run folders."""

@@ -1,0 +1,194 @@
+"""The rows a task.yaml names, split by what they may be used for, and the task they make.
+
+Splits are by content hash, so a row stays where it is when others come or go. What is not told in the file (labels, a
+schema) is taken from the rows; the price is that they are read before the task is known.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from smallfirst.data.dataset import Dataset, Example, Message, Shape
+from smallfirst.data.row_formats import SHAPES
+from smallfirst.data.sources.resolve import open_source
+from smallfirst.data.split import split, take_share
+from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.evaluation.label_errors import apply_relabels
+from smallfirst.project.task_file import TaskFile
+from smallfirst.records import Record, parse_record
+from smallfirst.tasks import AnyTask
+from smallfirst.tasks.answer import Answer
+from smallfirst.tasks.chat import Chat
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
+from smallfirst.tasks.json.schema import schema_from_rows
+
+_KINDS: dict[str, type[Any]] = {"classify": Classify, "extract": Extract, "answer": Answer, "chat": Chat}
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "classify": ("labels", "descriptions", "other", "ordered", "multiple", "costs"),
+    "extract": ("json_schema", "normalise", "max_answer_tokens"),
+    "answer": ("choices", "not_answerable", "right_from", "max_answer_tokens"),
+    "chat": ("scorers", "right_from", "max_answer_tokens"),
+}
+_SHAPES: dict[str, tuple[Shape, ...]] = {
+    "classify": ("label",),
+    "multiple": ("labels",),
+    "extract": ("target",),
+    "answer": ("question", "prompt"),
+    "chat": ("prompt", "chat", "question"),
+}
+"""Row shapes that suit a kind of task."""
+PARTS = ("train", "selection", "calibration", "test")
+"""Parts of the rows that have answers."""
+
+
+SPLIT_OFF = 0.2
+"""Share of the training rows that stands in for a missing file of validation or test rows."""
+
+
+class Rows(Record):
+    """The rows of a task, split by what they may be used for."""
+
+    train: Dataset
+    """To learn from."""
+    selection: Dataset
+    """To choose with: epoch, temperature, domain limit."""
+    calibration: Dataset
+    """To certify with, used for nothing else."""
+    test: Dataset
+    """To measure with, touched once."""
+    open_ended: Dataset | None
+    """Requests that are not the task's."""
+
+
+def read_rows(task_file: TaskFile) -> Rows:
+    """All rows, split. Raises DataError with every bad row of the first file that has one."""
+    files = task_file.data
+    labels = task_file.labels or None
+
+    def read(path: Path) -> Dataset:
+        return open_source(path, columns=files.columns, labels=labels, folder=task_file.folder)
+
+    train = read(files.train)
+    if task_file.kind == "classify" and not labels and not task_file.multiple:
+        labels = train.labels()
+    parts = split(
+        train,
+        **split_shares(task_file),
+        salt=task_file.name,
+    )
+    validation = read(files.validation) if files.validation else parts.validation
+    selection, calibration = take_share(validation, task_file.routing.selection_share, task_file.name)
+    return Rows(
+        train=parts.train,
+        selection=selection,
+        calibration=calibration,
+        test=read(files.test) if files.test else parts.test,
+        open_ended=_read_open(task_file),
+    )
+
+
+def split_shares(task_file: TaskFile) -> dict[str, float]:
+    """Shares of the training file, in [0, 1], that become validation and test rows for want of files of their own."""
+    files = task_file.data
+    return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
+
+
+def read_task(task_file: TaskFile, rows: Rows) -> AnyTask:
+    """The task of the file's kind. Raises ConfigError if the settings make none, or do not belong to the kind."""
+    kind = task_file.kind
+    for name in sorted(task_file.model_fields_set & {n for names in _SETTINGS.values() for n in names}):
+        if name not in _SETTINGS[kind]:
+            owners = " or ".join(k for k, names in _SETTINGS.items() if name in names)
+            raise ConfigError(f"task {task_file.name}: {name} is a setting of kind {owners}, not of {kind}")
+    given = {n: getattr(task_file, n) for n in _SETTINGS[kind] if n in task_file.model_fields_set}
+    values: dict[str, Any] = {"kind": kind, "name": task_file.name, "about": task_file.about, **given}
+    if kind == "classify" and not values.get("labels"):
+        values["labels"] = _labels_seen(rows)
+    if kind == "extract" and not values.get("json_schema"):
+        values["json_schema"] = schema_from_rows([json.loads(e.answer) for e in rows.train.examples])
+    task: AnyTask = parse_record(_KINDS[kind], values, where=f"task {task_file.name}")
+    return task
+
+
+def settled(rows: Rows, task: AnyTask) -> Rows:
+    """The rows with their answers in the task's canonical form. Raises DataError naming each row that has none."""
+    wanted = _SHAPES[task.kind if not (isinstance(task, Classify) and task.multiple) else "multiple"]
+    problems: list[Problem] = []
+
+    def settle(data: Dataset) -> Dataset:
+        found = []
+        for example in data.examples:
+            golds = [task.parse(gold) for gold in example.golds]
+            if example.shape not in wanted:
+                rule = f"a row of {SHAPES[example.shape]}; this task takes {' or '.join(SHAPES[s] for s in wanted)}"
+                problems.append(Problem(example.path, example.line, rule))
+            elif sum(m.role != "system" for m in example.messages) > 1:
+                rule = "a conversation of several turns; a task is one question and its answer"
+                problems.append(Problem(example.path, example.line, rule))
+            elif None in golds:
+                bad = example.golds[golds.index(None)]
+                problems.append(Problem(example.path, example.line, f"no answer of this task: {bad[:80]!r}"))
+            else:
+                answer, *also = (gold for gold in golds if gold is not None)
+                found.append(_answered(example, answer, tuple(also)))
+        return data.subset(data.name, tuple(found))
+
+    parts = {name: settle(getattr(rows, name)) for name in PARTS}
+    if problems:
+        raise DataError(
+            f"{len(problems)} rows do not fit the task", problems, hint="mend these lines, or the task's settings"
+        )
+    return rows.model_copy(update=parts)
+
+
+def _answered(example: Example, answer: str, also: tuple[str, ...]) -> Example:
+    """The row with these answers; a changed one is made anew, since a copy would keep the key of the old answer."""
+    if (answer, also) == (example.answer, example.also):
+        return example
+    kept = {name: getattr(example, name) for name in Example.model_fields}
+    return Example(**kept | {"answer": answer, "also": also})
+
+
+def relabelled(rows: Rows, task_file: TaskFile, task: AnyTask) -> Rows:
+    """The rows with the answers that people gave to probable label errors. Raises DataError naming every bad line."""
+    if task_file.data.relabels is None:
+        return rows
+    path = task_file.path(task_file.data.relabels)
+    whole = rows.train.subset("rows", tuple(e for name in PARTS for e in getattr(rows, name).examples))
+    mended = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
+    # The same number of rows in the same order: each part takes its own back.
+    parts = {}
+    for name in PARTS:
+        data = getattr(rows, name)
+        parts[name] = data.subset(data.name, tuple(next(mended) for _ in data.examples))
+    return rows.model_copy(update=parts)
+
+
+def _labels_seen(rows: Rows) -> list[str]:
+    # A rare label may have all its rows in one part, so those of every part are looked at.
+    parts = (rows.train, rows.selection, rows.calibration, rows.test)
+    golds = {gold for part in parts for gold in part.labels()}
+    if rows.train.examples and rows.train.examples[0].shape == "labels":
+        golds = {label for gold in golds for label in json.loads(gold)}
+    return sorted(golds)
+
+
+def _read_open(task_file: TaskFile) -> Dataset | None:
+    if task_file.data.open_ended is None:
+        return None
+    columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
+    read = open_source(task_file.data.open_ended, columns=columns, folder=task_file.folder)
+    examples = tuple(
+        Example(
+            messages=(Message(role="user", content=e.answer),),
+            answer="",
+            shape="text",
+            path=e.path,
+            line=e.line,
+        )
+        for e in read.examples
+    )
+    return read.subset(read.name, examples)

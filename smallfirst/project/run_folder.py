@@ -1,0 +1,127 @@
+"""Where a task's runs live, and what each stage has left there for the next.
+
+One folder a run under the state folder: the model, the evaluations, verdicts, certificate and report. Stages called by
+hand, one process each, find the latest run; a stage whose forerunner is missing says which command to run.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from smallfirst.errors import StageMissing
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.gate import Verdict
+from smallfirst.paths import home
+from smallfirst.project.task_file import RUNGS
+from smallfirst.records import Record
+from smallfirst.routing.certificate.certificate import Certificate
+
+R = TypeVar("R", bound=Record)
+
+
+class Promoted(Record):
+    """What went live, and when."""
+
+    name: str
+    """Three-level model name."""
+    version: int
+    """Version in the registry."""
+    candidate: str
+    """Which candidate it is."""
+    at: str
+    """ISO 8601 in UTC."""
+
+
+class Verdicts(Record):
+    """The gate's answers of one run."""
+
+    verdicts: tuple[Verdict, ...]
+    """In ladder order."""
+    smallest: str | None
+    """Smallest candidate that passes."""
+
+    def of(self, candidate: str) -> Verdict:
+        """The verdict on one candidate. Raises StageMissing if it was not checked."""
+        for verdict in self.verdicts:
+            if verdict.candidate == candidate:
+                return verdict
+        raise StageMissing(f"the gate has no verdict on {candidate}", hint="smallfirst gate task.yaml")
+
+
+class Workspace:
+    """The folder of one run of one task."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def new(cls, task: str) -> Workspace:
+        """A fresh folder; its name sorts by time."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = home() / "tasks" / task / f"{stamp}-{secrets.token_hex(2)}"
+        folder.mkdir(parents=True)
+        return cls(folder)
+
+    @classmethod
+    def latest(cls, task: str, run: str | None = None) -> Workspace:
+        """The newest run whose training ended, or the one named `run`. Raises StageMissing if there is none."""
+        place = home() / "tasks" / task
+        runs = sorted(path.parent for path in place.glob("*/run.json"))
+        if run is not None:
+            runs = [folder for folder in runs if folder.name == run]
+        if not runs:
+            wanted = f' "{run}"' if run else ""
+            raise StageMissing(f"{task} has no finished run{wanted}", hint="smallfirst train task.yaml")
+        return cls(runs[-1])
+
+    @classmethod
+    def unfinished(cls, task: str) -> Workspace | None:
+        """The newest run if its training was broken off, else None."""
+        runs = sorted(path.parent for path in (home() / "tasks" / task).glob("*/events.jsonl"))
+        return cls(runs[-1]) if runs and not (runs[-1] / "run.json").exists() else None
+
+    def model_folder(self, candidate: str) -> Path:
+        """Where the files of a candidate's model are."""
+        return self.folder / {"small": "model", "tuned": "tuned/model"}.get(candidate, candidate)
+
+    def save_evaluation(self, evaluation: Evaluation) -> None:
+        """Keep an evaluation."""
+        evaluation.save(self._evaluation_path(evaluation.candidate, evaluation.split))
+
+    def evaluation(self, candidate: str, split: str) -> Evaluation | None:
+        """An evaluation kept earlier, or None."""
+        path = self._evaluation_path(candidate, split)
+        return Evaluation.load(path) if path.exists() else None
+
+    def evaluations(self, split: str, candidates: Iterable[str] = (*RUNGS, "large", "routed")) -> list[Evaluation]:
+        """All evaluations of a split, in ladder order. Raises StageMissing if there are none."""
+        found = [self.evaluation(candidate, split) for candidate in candidates]
+        if not any(found):
+            raise StageMissing("nothing has been evaluated yet", hint="smallfirst evaluate task.yaml")
+        return [evaluation for evaluation in found if evaluation]
+
+    def read(self, kind: type[R], name: str, *, next_command: str) -> R:
+        """A record kept under `name`. Raises StageMissing with the command that makes it."""
+        path = self.folder / name
+        if not path.exists():
+            raise StageMissing(f"{path.name} is missing in run {self.folder.name}", hint=next_command)
+        return kind.load(path)
+
+    def verdicts(self) -> Verdicts:
+        """The gate's answers."""
+        return self.read(Verdicts, "verdicts.json", next_command="smallfirst gate task.yaml")
+
+    def certificate(self) -> Certificate:
+        """The Router's certificate."""
+        return self.read(Certificate, "certificate.json", next_command="smallfirst calibrate task.yaml")
+
+    def promoted(self) -> Promoted:
+        """What went live from this run."""
+        return self.read(Promoted, "promoted.json", next_command="smallfirst promote task.yaml")
+
+    def _evaluation_path(self, candidate: str, split: str) -> Path:
+        return self.folder / "evaluations" / f"{candidate}-{split}.json"

@@ -1,0 +1,277 @@
+"""task.yaml as one record: the task, its rows, the models on both paths, the gate and the promise.
+
+One file drives every stage, so what was measured is what is served. Paths in it are relative to the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from smallfirst.data.row_formats import Columns
+from smallfirst.errors import ConfigError
+from smallfirst.gate.gate import Gate
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.pricing import PriceBook
+from smallfirst.records import Record, parse_record
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.monitoring.monitor import MonitorSettings
+from smallfirst.routing.policies import Budget, Policy
+from smallfirst.tasks.metrics.value_matching import Normaliser
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.recipes.teacher import Teacher
+
+Candidate = Literal["words", "encoder", "tuned", "base", "small"]
+RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")
+"""Candidates that run on this machine, smallest first."""
+LADDER: tuple[Candidate, ...] = ("words", "encoder", "base", "small")
+"""Those that are measured unless a task says otherwise; `tuned`, a fine-tuned encoder, is measured where asked for."""
+
+
+class DataFiles(Record):
+    """Where the rows are: files, folders, tables, volumes or hub data sets (see smallfirst.data.sources.resolve)."""
+
+    train: Path
+    """Rows to learn from; also split for the files that are left out."""
+    validation: Path | None = None
+    """Rows to choose and calibrate with; left out: 20 % of train, by content hash."""
+    test: Path | None = None
+    """Rows touched once; left out: 20 % of train, by content hash."""
+    open_ended: Path | None = None
+    """Requests that are not the task's (column `prompt`), to see that they go to the large model."""
+    relabels: Path | None = None
+    """Answers that a person gave to probable label errors (`smallfirst suspects` writes the file to fill in)."""
+    harvested: tuple[Path, ...] = ()
+    """Rows from served traffic (`smallfirst harvest` writes them), added to the ones to learn from."""
+    gold: Path | None = None
+    """With `routing.labels: large`: answers of people to a random part of the validation rows, which correct them."""
+    columns: Columns = Columns()
+    """Names of your columns, where they differ."""
+
+
+class SmallConfig(Record):
+    """The model to fine-tune and the rungs below it."""
+
+    base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    """Name, folder or GGUF file of the base model."""
+    training: TrainConfig = TrainConfig()
+    """How to fine-tune it."""
+    teacher: Teacher | None = None
+    """A larger model of the same vocabulary whose probabilities it learns as well."""
+    encoder: str = DEFAULT_ENCODER
+    """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
+    encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
+    """How the encoder is fine-tuned for the rung `tuned`."""
+    ladder: tuple[Candidate, ...] = LADDER
+    """Which rungs to measure, smallest first; words, encoder and tuned exist for closed answers only."""
+    sample_base: int = pydantic.Field(default=200, ge=1)
+    """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
+    retention: bool = False
+    """Measure how much general ability the fine-tune keeps, also where the gate asks for none: some seconds."""
+
+
+class VllmSettings(Record):
+    """A general model that vLLM serves, started from its own environment."""
+
+    base: str
+    """Catalogue name or folder of safetensors."""
+    program: Path | None = None
+    """The `vllm`, or the `python`, of vLLM's environment; by default the `vllm` on PATH."""
+    context_tokens: int | None = pydantic.Field(default=None, ge=64)
+    """Longest prompt with its answer; by default the model's own."""
+    options: tuple[str, ...] = ()
+    """Further options of `vllm serve`, such as `--dtype=bfloat16`."""
+
+
+class LargeConfig(Record):
+    """The large path: who answers, how it is asked, and where its recorded answers are."""
+
+    endpoint: EndpointConfig | None = None
+    """An OpenAI-compatible endpoint."""
+    gguf: str | None = None
+    """A general model run here: catalogue name or GGUF file."""
+    vllm: VllmSettings | None = None
+    """A general model run here by vLLM, where that is installed."""
+    recorded: Path | None = None
+    """Recorded answers to the task's rows (`smallfirst record` makes them); replayed instead of asking again."""
+    recorded_open: Path | None = None
+    """Recorded answers to the open-ended requests."""
+    shots_per_label: int = pydantic.Field(default=1, ge=0)
+    """Solved training rows per label shown in the prompt, the same for every request; for open answers four times as
+    many rows in all."""
+    nearest: int = pydantic.Field(default=0, ge=0)
+    """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
+    only_labels: bool = True
+    """GGUF and vLLM only: constrain the answer to the labels (GGUF), or to the schema."""
+    sample_calibration: int | None = pydantic.Field(default=None, ge=1)
+    """Ask only this many calibration rows, drawn by content hash; None asks all."""
+    sample_test: int | None = pydantic.Field(default=None, ge=1)
+    """Ask only this many test rows, drawn by content hash; None asks all."""
+    sample_ceiling: int = pydantic.Field(default=0, ge=0)
+    """Of these, ask so many a second time, to see how far the large model agrees with itself; 0 asks none."""
+
+    def sample(self, split: str) -> int | None:
+        """How many rows of a split are asked; None means all."""
+        return self.sample_test if split == "test" else self.sample_calibration
+
+    @pydantic.model_validator(mode="after")
+    def _somebody_answers(self) -> LargeConfig:
+        if sum(given is not None for given in (self.endpoint, self.gguf, self.vllm)) > 1:
+            raise ValueError("give one of endpoint, gguf and vllm")
+        if not (self.endpoint or self.gguf or self.vllm or self.recorded):
+            raise ValueError("give endpoint, gguf, vllm or recorded")
+        return self
+
+
+class Signature(Record):
+    """Who answers for serving without a certificate."""
+
+    by: str = pydantic.Field(min_length=1)
+    """Name."""
+    because: str = pydantic.Field(min_length=1)
+    """Reason; shown with every such answer."""
+
+
+class RoutingConfig(Record):
+    """What the Router promises and which candidate it starts with."""
+
+    promise: Promise = Promise()
+    """The promise about answers that stay small."""
+    small: Literal["words", "encoder", "tuned", "small", "smallest"] = "small"
+    """Who drafts: the fine-tuned model, a linear one, the fine-tuned encoder, or the smallest that passes the gate."""
+    ahead: tuple[Literal["words", "encoder", "tuned"], ...] = ()
+    """Cheaper candidates that draft before it, cheapest first; each keeps what it is certified for."""
+    selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
+    """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
+    domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
+    """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
+    task's own signature, which needs none."""
+    policies: tuple[Policy, ...] = ()
+    """Asked in order before anything is drafted; the first that applies names the stage that answers."""
+    budget: Budget | None = None
+    """Most that escalated answers may cost in a sliding window."""
+    person: bool = False
+    """True gives a person what no model is sure of, where the large model was measured to be no better."""
+    labels: Literal["gold", "large"] = "gold"
+    """Who answered the validation rows: people, or the large model (`smallfirst label`); the certificate says so."""
+    monitor: MonitorSettings = MonitorSettings()
+    """How closely the promise is watched after go-live."""
+    judge: Literal["large", "person"] = "large"
+    """Whose answer an audited one is held against."""
+    override: Signature | None = None
+    """A signature under which drafts are served that no certificate covers; without it they run in shadow only."""
+
+    @pydantic.model_validator(mode="after")
+    def _ladder_order(self) -> RoutingConfig:
+        if self.small in self.ahead:
+            raise ValueError(f"ahead: {self.small} drafts last already (small: {self.small})")
+        return self
+
+
+class TaskFile(Record):
+    """Everything about one narrow task."""
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Short name; also the name of the served model."""
+    kind: Literal["classify", "extract", "answer", "chat"] = "classify"
+    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers."""
+    about: str = ""
+    """One sentence on the job, told to general models."""
+    labels: tuple[str, ...] = ()
+    """Allowed answers; left out: those of the training rows. A mapping gives each a description."""
+    descriptions: dict[str, str] = {}
+    """What belongs under a label, told to general models."""
+    other: str | None = None
+    """classify: the label that means none of the others (out of scope)."""
+    ordered: bool = False
+    """classify: the labels are a scale, in this order."""
+    multiple: bool = False
+    """classify: a text may have several labels."""
+    costs: dict[str, dict[str, float]] = {}
+    """classify: cost of a wrong answer by right label and said label; 1 where nothing is said."""
+    json_schema: dict[str, Any] = {}
+    """extract: JSON schema of the fields (`schema:` inline or a file); left out: guessed from the training rows."""
+    normalise: dict[str, Normaliser] = {}
+    """extract: how a field's values are compared: exact, case, number, money, date, date_dmy."""
+    choices: tuple[str, ...] = ()
+    """answer: the closed set of answers, such as yes, no, maybe; left out: any text."""
+    not_answerable: str = ""
+    """answer: what to say where the text has no answer."""
+    scorers: tuple[str, ...] = ()
+    """chat: names of the functions that judge an answer, the first decides; left out: token_f1."""
+    right_from: float | None = pydantic.Field(default=None, gt=0, le=1)
+    """answer, chat: score from which an answer counts as right; left out: 1 (answer), 0.5 (chat)."""
+    max_answer_tokens: int | None = pydantic.Field(default=None, ge=1, le=4096)
+    """extract, answer, chat: most tokens a written answer may have; left out: the kind's own."""
+    data: DataFiles
+    """Where the rows are."""
+    small: SmallConfig = SmallConfig()
+    """The small path."""
+    large: LargeConfig | None = None
+    """The large path; without it nothing can be escalated or compared."""
+    gate: Gate = Gate(accuracy_at_least=0.8)
+    """What a candidate must show."""
+    routing: RoutingConfig = RoutingConfig()
+    """The Router."""
+    register_to: str = "main.default.task"
+    """Three-level model name, `catalog.schema.model`."""
+    prices: PriceBook = PriceBook()
+    """Machine price and token prices."""
+    requests_per_month: int = pydantic.Field(default=1_000_000, ge=1)
+    """Volume assumed in the report."""
+    folder: Path = Path()
+    """Folder of the file; set on reading."""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who teaches the small model; a folder is looked for beside this file first."""
+        teacher = self.small.teacher
+        local = self.path(Path(teacher.base)) if teacher else None
+        return teacher.model_copy(update={"base": str(local)}) if teacher and local and local.is_dir() else teacher
+
+    def path(self, relative: Path) -> Path:
+        """A path of the file, resolved against its folder."""
+        return relative if relative.is_absolute() else self.folder / relative
+
+
+def read_taskfile(path: Path) -> TaskFile:
+    """The record of a task.yaml. Raises ConfigError naming every wrong setting, with suggestions."""
+    if path.is_dir():
+        path = path / "task.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file", hint="smallfirst init   writes a commented task.yaml")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
+    return parse_record(TaskFile, _unfold(values, path), where=str(path))
+
+
+def _unfold(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`labels` may be a list, or a mapping from label to description; `schema` a JSON schema, or a file with one."""
+    values = {**values, "folder": str(path.parent)}
+    if "schema" in values:
+        schema = values.pop("schema")
+        values["json_schema"] = _read_schema(path.parent / schema) if isinstance(schema, str) else schema
+    if isinstance(values.get("labels"), dict):
+        described = values["labels"]
+        # YAML reads a bare yes or no as true or false: left as it is, to be refused, not renamed "True".
+        values["labels"] = [label if isinstance(label, bool) else str(label) for label in described]
+        values["descriptions"] = {str(k): str(v) for k, v in described.items() if v}
+    return values
+
+
+def _read_schema(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"schema: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"schema: {path}: not readable as JSON: {error}") from None

@@ -1,0 +1,1 @@
+"""MLflow: model versions, runs, evaluations, traces, artifacts."""

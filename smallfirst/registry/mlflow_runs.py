@@ -1,0 +1,229 @@
+"""The one door to MLflow runs: parameters, curves and files of trainings; `tracking_evaluation` adds evaluations.
+
+Opening the store imports MLflow (about a second) and, the first time, creates its tables (another
+second). A metric costs a list append; a batch is written at most every two seconds, so a killed
+run loses at most that much of its curve. A store that fails while a model trains is reported and
+never stops the training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.paths import artifacts, tracking_uri
+from smallfirst.records import Record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+    from mlflow.tracking import MlflowClient
+
+log = logging.getLogger(__name__)
+
+FLUSH_EVERY_S = 2.0
+METRICS_PER_BATCH = 1000  # MLflow's own limits
+PARAMS_PER_BATCH = 100
+PARAM_CHARS = 6000
+TAG_CHARS = 5000
+KEPT_METRICS = 100_000
+"""Metrics held in memory while the store does not answer; older ones are dropped beyond that."""
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackedRun:
+    """One MLflow run; as a context manager it ends FINISHED, FAILED (error) or KILLED (stopped)."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        """The run `run_id`, which exists; `open_run` makes new ones."""
+        self.run_id = run_id
+        """MLflow's id of the run."""
+        self._client = client
+        self._waiting: list[Metric] = []
+        self._flushed_at = time.monotonic()
+        self._ended = False
+
+    def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Nothing back; values are written with the next batch, None (not measured) is left out."""
+        from mlflow.entities import Metric
+
+        now_ms = int(time.time() * 1000)
+        self._waiting += [
+            Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items() if value is not None
+        ]
+        if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
+            self.flush()
+
+    def flush(self) -> bool:
+        """True if everything logged so far is in the store; if not, it is kept for the next try."""
+        self._flushed_at = time.monotonic()
+        try:
+            while self._waiting:
+                self._client.log_batch(self.run_id, metrics=self._waiting[:METRICS_PER_BATCH])
+                del self._waiting[:METRICS_PER_BATCH]
+        except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
+            log.warning("%d metrics wait for the tracking store: %s", len(self._waiting), error)
+            del self._waiting[:-KEPT_METRICS]
+            return False
+        return True
+
+    def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
+        """Nothing back; the file or folder at `path` is copied to the run, into `folder`."""
+        with store_errors():
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), folder or path.name)
+            else:
+                self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_json(self, name: str, record: Record | Mapping[str, Any] | Sequence[Any]) -> str:
+        """The path inside the run at which `record` was stored as JSON; `name` may hold folders."""
+        path = name if name.endswith(".json") else f"{name}.json"
+        plain = record.model_dump(mode="json") if isinstance(record, Record) else record
+        with store_errors():
+            self._client.log_text(self.run_id, json.dumps(plain, ensure_ascii=False, indent=2), path)
+        return path
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Nothing back; tags are written at once, values cut at 5,000 characters."""
+        with store_errors():
+            for name, value in tags.items():
+                self._client.set_tag(self.run_id, name, value[:TAG_CHARS])
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Nothing back; flushes and closes the run. A second call does nothing."""
+        if self._ended:
+            return
+        self.flush()
+        with store_errors():
+            self._client.set_terminated(self.run_id, status)
+        self._ended = True
+
+    def __enter__(self) -> Self:
+        """The run itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing back: the error, if any, goes on to the caller."""
+        if error is None:
+            self.finish()
+            return
+        try:
+            self.set_tags({"error": f"{type(error).__name__}: {error}"})
+            # Interrupt, SystemExit and a cancelled asyncio task are no Exception: somebody stopped
+            # the run.
+            self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+        except SmallfirstError as second:
+            log.warning("could not close run %s: %s", self.run_id, second)  # the first error matters
+
+
+def open_run(
+    experiment: str,
+    run_name: str,
+    *,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> TrackedRun:
+    """A new run of `experiment`, which is created if missing.
+
+    Parameter values beyond MLflow's 6,000 characters are cut and end in `…`.
+    """
+    store = client()
+    from mlflow.entities import Param
+
+    written = [Param(metric_name(k), _cut(str(v))) for k, v in (params or {}).items()]
+    with store_errors():
+        cut_tags = {name: value[:TAG_CHARS] for name, value in (tags or {}).items()}
+        opened = store.create_run(experiment_id(store, experiment), run_name=run_name, tags=cut_tags)
+        for start in range(0, len(written), PARAMS_PER_BATCH):
+            store.log_batch(opened.info.run_id, params=written[start : start + PARAMS_PER_BATCH])
+    return TrackedRun(store, opened.info.run_id)
+
+
+def reopen_run(run_id: str) -> TrackedRun:
+    """The run `run_id`, set to running again. Raises SmallfirstError if it is unknown."""
+    store = client()
+    with store_errors():
+        store.update_run(run_id, status="RUNNING")
+    return TrackedRun(store, run_id)
+
+
+def client() -> MlflowClient:
+    """MLflow's client for this project's store, its telemetry off and its chatter silent.
+
+    `MLFLOW_REGISTRY_URI` is honoured; without it the registry lives in the tracking store.
+    """
+    _no_telemetry()
+    from mlflow.tracking import MlflowClient
+
+    for chatty in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uri = tracking_uri()
+    with store_errors():
+        return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or uri)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """A block in which a failing MLflow store becomes a SmallfirstError that names the store."""
+    _no_telemetry()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise SmallfirstError(
+            f"the MLflow store {_without_password(tracking_uri())} refused: {error}",
+            hint="check MLFLOW_TRACKING_URI, the disk and the permissions of SMALLFIRST_HOME",
+        ) from error
+
+
+def metric_name(name: str) -> str:
+    """`name` with each character that MLflow refuses in metric and parameter names made `_`."""
+    return re.sub(r"[^/\w.\- ]", "_", name)
+
+
+def _no_telemetry() -> None:
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads both when it is imported
+    os.environ["DO_NOT_TRACK"] = "true"
+
+
+def experiment_id(store: MlflowClient, name: str) -> str:
+    """The experiment of this name, made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    found = store.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # A database has no place for files, so they go to the state folder; a server knows its own
+    # place.
+    place = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifacts().as_uri()
+    try:
+        return str(store.create_experiment(name, artifact_location=place))
+    except MlflowException:
+        found = store.get_experiment_by_name(name)  # another process may have been quicker
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)

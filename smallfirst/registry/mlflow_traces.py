@@ -1,0 +1,94 @@
+"""The door to MLflow's traces: finished spans, written many at a time to whatever store the tracking URI names.
+
+A database is written to directly, a tracking server by OpenTelemetry's protocol; MLflow's own client does both. Spans
+arrive with all their times and ids, so nothing of MLflow's live tracing, its threads or its global state, takes part.
+The price of a trace of five spans in SQLite is a few milliseconds, so this is for a thread that nobody waits for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from smallfirst.paths import tracking_uri
+from smallfirst.registry.mlflow_runs import client, experiment_id, store_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities import Span
+
+MODEL = "mlflow.llm.model"
+PROVIDER = "mlflow.llm.provider"
+TOKENS = "mlflow.chat.tokenUsage"
+COST = "mlflow.llm.cost"
+INPUTS = "mlflow.spanInputs"
+OUTPUTS = "mlflow.spanOutputs"
+_KIND = "mlflow.spanType"
+_TRACE = "mlflow.traceRequestId"
+
+
+class TraceSpan(NamedTuple):
+    """One piece of work of a trace."""
+
+    name: str
+    kind: str
+    """As MLflow names them: CHAT_MODEL, CHAIN, TASK, …"""
+    trace_id: int
+    """128 bits, the same for all spans of a trace."""
+    span_id: int
+    """64 bits."""
+    parent_id: int | None
+    """64 bits; None for the root."""
+    start_ns: int
+    """Since 1970."""
+    end_ns: int
+    """Since 1970."""
+    attributes: Mapping[str, Any]
+    """What can be written as JSON, by name."""
+
+
+class TraceStore:
+    """Where traces of one experiment are kept."""
+
+    def __init__(self, experiment: str) -> None:
+        """Nothing is opened yet."""
+        self._experiment, self._experiment_id = experiment, ""
+
+    def write(self, spans: Sequence[TraceSpan]) -> None:
+        """Nothing, once the spans are in the store; a trace may come in one call only. Raises SmallfirstError."""
+        if not self._experiment_id:
+            self._experiment_id = experiment_id(client(), self._experiment)
+        from mlflow.tracing.client import TracingClient
+
+        with store_errors():
+            TracingClient(tracking_uri()).log_spans(self._experiment_id, [_as_mlflow(span) for span in spans])
+
+
+def trace_name(trace_id: int) -> str:
+    """What MLflow calls a trace."""
+    return f"tr-{trace_id:032x}"
+
+
+def _as_mlflow(span: TraceSpan) -> Span:
+    from mlflow.entities import Span as MlflowSpan
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+
+    def context(span_id: int) -> SpanContext:
+        return SpanContext(span.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+
+    named = {**span.attributes, _KIND: span.kind, _TRACE: trace_name(span.trace_id)}
+    return MlflowSpan(
+        ReadableSpan(
+            name=span.name,
+            context=context(span.span_id),
+            parent=None if span.parent_id is None else context(span.parent_id),
+            resource=Resource({"service.name": "smallfirst"}),
+            # MLflow keeps every attribute as JSON.
+            attributes={name: json.dumps(value, ensure_ascii=False) for name, value in named.items()},
+            status=Status(StatusCode.OK),
+            start_time=span.start_ns,
+            end_time=span.end_ns,
+        )
+    )

@@ -1,0 +1,286 @@
+"""The model registry: which version of a model is live, which was before, and on what evidence.
+
+Versions live in MLflow's registry under three-level names (`catalog.schema.model`), their files in
+the artifacts of an MLflow run. Files are copied and sealed first, only then does the version
+exist, and an alias moves last: a kill at any moment leaves the old state or the new one, and at
+worst some files that nothing refers to. Every version carries the verdict it passed. The price of
+the seal: resolving a version reads its files once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallfirst.errors import GateFailed, RegistryError, did_you_mean
+from smallfirst.gate.gate import Verdict
+from smallfirst.records import Record
+from smallfirst.registry.artifacts import Manifest, Stored, copy_in, measure, verify
+from smallfirst.registry.mlflow_runs import client, open_run, store_errors
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion as Row
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){2}")
+_FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+class ModelVersion(Record):
+    """One registered model: files, evidence and place in the line of succession."""
+
+    name: str
+    """Three-level name, `catalog.schema.model`."""
+    version: int
+    """Counted from 1 by the registry."""
+    aliases: tuple[str, ...]
+    """Such as `champion`, `previous`, `challenger`."""
+    folder: Path
+    """Local folder of the model files; verified if the version comes from `resolve`."""
+    run_id: str
+    """The MLflow run that holds the files."""
+    tags: dict[str, str]
+    """`candidate`, `verdict` (JSON), `signed_by` and `because` if overridden, fingerprints."""
+    created_at: datetime
+    """When it was registered, UTC."""
+
+
+def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
+    """The new version of `name`: a copy of the files in `folder`, and the verdict they passed.
+
+    The copy goes into run `run_id`, or into a new one. It is not live until `promote`. Raises
+    GateFailed if the verdict did not pass, RegistryError for a wrong name or a folder that cannot
+    be stored.
+    """
+    check_name(name)
+    if not verdict.passed:
+        raise _refusal(verdict)
+    manifest = measure(folder)
+    if run_id is not None:
+        return create_version(name, copy_in(run_id, folder, manifest), verdict, manifest, tags)
+    with open_run("registry", f"register {name}", tags={"model": name}) as run:
+        return create_version(name, copy_in(run.run_id, folder, manifest), verdict, manifest, tags)
+
+
+def promote(name: str, version: int) -> ModelVersion:
+    """The version, now champion; the champion before it is now `previous`.
+
+    Its files are verified first. Promoting the champion changes nothing.
+    """
+    chosen = resolve(f"{name}/{version}")
+    former = _aliases(name).get(CHAMPION)
+    if former == version:
+        return chosen
+    _point(name, {PREVIOUS: former, CHAMPION: version})
+    return chosen.model_copy(update={"aliases": _names_of(version, _aliases(name))})
+
+
+def rollback(name: str) -> ModelVersion:
+    """The former champion, champion again; the one rolled back from is now `previous`.
+
+    Raises RegistryError if there is no former champion or its files are damaged.
+    """
+    check_name(name)
+    aliases = _aliases(name)
+    back, live = aliases.get(PREVIOUS), aliases.get(CHAMPION)
+    if back is None or back == live:
+        raise RegistryError(
+            f"{name} has no earlier champion to roll back to",
+            hint=f"promote one of its versions: {_choices(name)}",
+        )
+    chosen = resolve(f"{name}/{back}")
+    _point(name, {CHAMPION: back, PREVIOUS: live})
+    return chosen.model_copy(update={"aliases": _names_of(back, _aliases(name))})
+
+
+def resolve(reference: str) -> ModelVersion:
+    """The version that `reference` means, its files local and verified.
+
+    `main.claims.tickets@champion`, `main.claims.tickets/3`, or the bare name for the champion;
+    MLflow's `models:/` may stand before. Raises RegistryError if there is none, or if its files
+    are not the registered ones.
+    """
+    name, version = _parse(reference)
+    row = _row(name, version)
+    what = f"{name}/{version}"
+    seal = row.tags.get("model_fingerprint")
+    if seal is None:
+        raise RegistryError(
+            f"{what} was not registered by smallfirst, so nothing vouches for its files",
+            hint="register it with a verdict (registry.register)",
+        )
+    folder = _stored(row).fetch()
+    verify(folder, what, fingerprint=seal)
+    return _version(row, _aliases(name))
+
+
+def list_versions(name: str) -> list[ModelVersion]:
+    """All versions of `name`, oldest first; their files are not verified and may not be local."""
+    check_name(name)
+    aliases = _aliases(name)
+    return [_version(row, aliases) for row in _rows(name)]
+
+
+def attach(name: str, version: int, filename: str, content: bytes) -> None:
+    """Nothing back; `content` is stored beside the version as `filename`, in place of the former.
+
+    For what is found out later, such as `certificate.json`. It is no part of the sealed model
+    files.
+    """
+    _check_filename(filename)
+    _stored(_row(check_name(name), version)).write_attachment(filename, content)
+
+
+def read_attachment(name: str, version: int, filename: str) -> bytes | None:
+    """What `attach` stored under `filename`, or None if there is nothing."""
+    _check_filename(filename)
+    return _stored(_row(check_name(name), version)).read_attachment(filename)
+
+
+def check_name(name: str) -> str:
+    """`name`, if it is a three-level name; else RegistryError with a corrected example."""
+    if _NAME.fullmatch(name):
+        return name
+    found = [re.sub(r"[^A-Za-z0-9_-]+", "_", part) for part in re.split(r"[./\\]+", name) if part]
+    if len(found) > 3:
+        found = [*found[:2], "_".join(found[2:])]
+    example = [["main", "default", "model"], ["main", "default"], ["main"], []][len(found)] + found
+    raise RegistryError(
+        f'"{name}" is no model name: three parts are needed, catalog.schema.model, each of letters, digits, _ and -',
+        hint=f"name it, for example, {'.'.join(example)}",
+    )
+
+
+def create_version(
+    name: str, stored: Stored, verdict: Verdict, manifest: Manifest, tags: Mapping[str, str]
+) -> ModelVersion:
+    """The version made of files that are already complete: here it begins to exist."""
+    store = client()
+    from mlflow.exceptions import MlflowException
+
+    with store_errors():
+        try:
+            store.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        evidence = _evidence(verdict, manifest) | {"entry": stored.entry}
+        row = store.create_model_version(name, stored.source, stored.run_id, tags={**tags, **evidence})
+    return _version(row, _aliases(name))
+
+
+def _refusal(verdict: Verdict) -> GateFailed:
+    lines = [f"{verdict.candidate} did not pass its gate and is not registered"]
+    for line in verdict.lines:
+        if not line.passed:
+            lines.append(f"  FAIL  {line.bar}: {line.measured}")
+            lines += [f"        {line.advice}"] if line.advice else []
+    hint = "do what the advice says, or have a person sign for it (gate.overridden)"
+    return GateFailed("\n".join(lines), hint=hint)
+
+
+def _evidence(verdict: Verdict, manifest: Manifest) -> dict[str, str]:
+    tags = {
+        "candidate": verdict.candidate,
+        "verdict": verdict.model_dump_json(),
+        "evaluation_fingerprint": verdict.evaluation_fingerprint,
+        "model_fingerprint": manifest.fingerprint(),
+    }
+    if verdict.signed_by:
+        tags |= {"signed_by": verdict.signed_by, "because": verdict.because or ""}
+    return tags
+
+
+def _parse(reference: str) -> tuple[str, int]:
+    text = reference.strip().removeprefix("models:/")
+    name, mark, rest = [*re.split("([@/])", text, maxsplit=1), "", ""][:3]
+    check_name(name)
+    if mark == "/":
+        if not rest.isdecimal():
+            raise RegistryError(f'"{rest}" is no version number of {name}', hint=f"use one of: {_choices(name)}")
+        return name, int(rest)
+    alias, aliases = rest if mark else CHAMPION, _aliases(name)
+    if alias not in aliases:
+        raise RegistryError(
+            f'{name} has no version called "{alias}"{did_you_mean(alias, aliases)}',
+            hint=f"promote a version, or use one of: {_choices(name)}",
+        )
+    return name, aliases[alias]
+
+
+def _point(name: str, targets: Mapping[str, int | None]) -> None:
+    """Move aliases in the order given; a kill in between must leave a champion that may be one."""
+    store = client()
+    with store_errors():
+        for alias, version in targets.items():
+            if version is not None:
+                store.set_registered_model_alias(name, alias, str(version))
+
+
+def _aliases(name: str) -> dict[str, int]:
+    """Version by alias. Raises RegistryError with the nearest known name if `name` is unknown."""
+    store = client()
+    from mlflow.exceptions import MlflowException
+
+    with store_errors():
+        try:
+            found = store.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            known = sorted(model.name for model in store.search_registered_models())
+            raise RegistryError(
+                f"no model is registered as {name}{did_you_mean(name, known)}",
+                hint=f"known models: {', '.join(known) or 'none yet'}",
+            ) from None
+    return {alias: int(version) for alias, version in found.aliases.items()}
+
+
+def _rows(name: str) -> list[Row]:
+    with store_errors():
+        rows = client().search_model_versions(f"name='{name}'")  # the name rule allows no quote
+    return sorted(rows, key=lambda row: int(row.version))
+
+
+def _row(name: str, version: int) -> Row:
+    _aliases(name)  # an unknown name has its own error
+    for row in _rows(name):
+        if int(row.version) == version:
+            return row
+    raise RegistryError(f"{name} has no version {version}", hint=f"use one of: {_choices(name)}")
+
+
+def _choices(name: str) -> str:
+    return ", ".join(f"{name}/{row.version}" for row in _rows(name)) or "no version yet"
+
+
+def _stored(row: Row) -> Stored:
+    return Stored(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
+
+
+def _names_of(version: int, aliases: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(alias for alias, target in aliases.items() if target == version))
+
+
+def _version(row: Row, aliases: Mapping[str, int]) -> ModelVersion:
+    return ModelVersion(
+        name=row.name,
+        version=int(row.version),
+        aliases=_names_of(int(row.version), aliases),
+        folder=_stored(row).folder(),
+        run_id=row.run_id or "",
+        tags=dict(row.tags),
+        created_at=datetime.fromtimestamp(row.creation_timestamp / 1000, UTC),
+    )
+
+
+def _check_filename(filename: str) -> None:
+    if not _FILENAME.fullmatch(filename):
+        raise RegistryError(
+            f'"{filename}" is no file name for an attachment: letters, digits, _ - and . only',
+            hint="for example certificate.json",
+        )

@@ -1,0 +1,1 @@
+"""Sentences of the report: verdict, advice, outlook."""

@@ -1,0 +1,1 @@
+"""Thresholds with a proven error bound, chosen on calibration rows."""

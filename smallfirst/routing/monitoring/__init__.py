@@ -1,0 +1,1 @@
+"""After go-live: audits, drift, fallback."""

@@ -1,0 +1,170 @@
+"""How a task's own requests are worded: what a text has in common with them, from words alone and without PyTorch.
+
+Four scores, each larger the stranger a text is: the share of its words and word pairs that no training text has; how
+far it is, in pieces of words, from the nearest training text and from the nearest three; how unlike the nearest one it
+is in the words that come more than once, common words counting as much as rare ones and unseen words against it. The
+first finds strange words, the next two strange spelling and topics, the last strange sentences. Of the sets of scores
+that were tried, these are about the best at parting requests of five tasks, and intents of a held-out domain of
+CLINC150 from the others, on validation rows. A text takes about a millisecond. What is kept is the vocabulary and the
+training texts' n-grams, in memory some 50 MB for 10,000 short texts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smallfirst.models.linear.classifier import WordFeatures
+from smallfirst.records import write_atomically
+
+SCORES = ("unseen", "nearest", "near", "unlike")
+"""Columns of what a Wording gives."""
+MOST_ROWS = 10_000
+"""Training texts that texts are compared with; of more, evenly spaced ones."""
+NEAREST = 3
+"""Training texts over which `near` averages."""
+MOST_CHARS = 2000
+"""Of a longer text the first half and the last half of so many are looked at, as of the training texts."""
+AT_ONCE = 128
+"""Texts compared at a time."""
+
+
+class Vocabulary(NamedTuple):
+    """The n-grams of one kind in a task's training texts."""
+
+    grams: Callable[[str], list[str]]
+    """All n-grams of a text."""
+    places: dict[str, int]
+    """Number of each known one."""
+    idf: np.ndarray
+    """How rare each known one is: 1 + ln((1 + texts) / (1 + texts that have it))."""
+    unseen_idf: float
+    """The same for one that no training text has."""
+
+    @property
+    def repeated(self) -> np.ndarray:
+        """1 for each known one that two or more training texts have, else 0."""
+        # idf of one that a single text has is unseen_idf less ln 2
+        repeated: np.ndarray = (self.idf < self.unseen_idf - np.log(2.5)).astype(np.float64)
+        return repeated
+
+
+class Wording:
+    """The words, pieces of words and texts of a task's own requests."""
+
+    def __init__(self, features: WordFeatures, rows: Mapping[str, Any], n_texts: int) -> None:
+        """`rows` of `words` and of `pieces` are sparse (n-grams, texts), each text a unit vector.
+
+        `n_texts` is what the features were counted in.
+        """
+        self._features, self._rows, self.n_texts = features, dict(rows), n_texts
+        self._words, self._pieces = _vocabularies(features, n_texts)
+        self._repeated = self._words.repeated
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> Wording:
+        """From the task's training texts."""
+        from sklearn.preprocessing import normalize
+
+        cut = [_ends(text) for text in texts]
+        features = WordFeatures.fit(cut)
+        compared = cut[:: max(1, -(-len(cut) // MOST_ROWS))]
+        words, _ = _vocabularies(features, len(cut))
+        of_words, of_pieces = (vectoriser.transform(compared) for vectoriser in features.vectorisers)
+        plain = normalize(of_words.multiply(words.repeated / words.idf).tocsr())  # without idf
+        rows = {"words": plain.astype(np.float32).T.tocsr(), "pieces": of_pieces.astype(np.float32).T.tocsr()}
+        return cls(features, rows, len(cut))
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """The SCORES (texts, 4), float64."""
+        cut = [_ends(text) for text in texts]
+        pieces = [Counter(self._pieces.grams(text)) for text in cut]
+        words = [Counter(self._words.grams(text)) for text in cut]
+        unseen = [self._unseen(counts) for counts in words]
+        near = self._distances(_vectors(pieces, self._pieces.places, self._pieces.idf), "pieces", NEAREST)
+        lengths = [max(1.0, float(np.sqrt(counts.total()))) for counts in words]
+        unlike = self._distances(_vectors(words, self._words.places, self._repeated, lengths), "words", 1)
+        return np.column_stack([unseen, near, unlike[:, 0]])
+
+    def log_presence(self, text: str) -> float:
+        """Log-probability of the text's words and word pairs in a text of this task: each is drawn by itself.
+
+        The difference between two tasks is a log-likelihood ratio. Words of neither count against the one with more
+        texts, in which they would have been seen.
+        """
+        grams = set(self._words.grams(_ends(text)))
+        places = [self._words.places[gram] for gram in grams if gram in self._words.places]
+        # idf is 1 - ln of the share of texts with the n-gram
+        return float((1 - self._words.idf[places]).sum() + (len(grams) - len(places)) * (1 - self._words.unseen_idf))
+
+    def save(self, folder: Path) -> None:
+        """Write vocabulary as JSON and rows as safetensors."""
+        from safetensors.numpy import save
+
+        self._features.save(folder)
+        tensors = {"n_texts": np.asarray([self.n_texts], dtype=np.int64)}
+        for name, rows in self._rows.items():
+            tensors |= {f"{name}.{part}": getattr(rows, part) for part in ("data", "indices", "indptr")}
+            tensors[f"{name}.shape"] = np.asarray(rows.shape, dtype=np.int64)
+        write_atomically(folder / "rows.safetensors", save(tensors))
+
+    @classmethod
+    def load(cls, folder: Path) -> Wording:
+        """Read back what `save` wrote."""
+        from safetensors.numpy import load_file
+        from scipy import sparse
+
+        tensors, rows = load_file(folder / "rows.safetensors"), {}
+        for name in ("words", "pieces"):
+            parts = tuple(tensors[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
+            rows[name] = sparse.csr_matrix(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
+        return cls(WordFeatures.load(folder), rows, int(tensors["n_texts"][0]))
+
+    def _unseen(self, counts: Counter[str]) -> float:
+        return sum(gram not in self._words.places for gram in counts) / len(counts) if counts else 1.0
+
+    def _distances(self, vectors: Any, of: str, nearest: int) -> np.ndarray:
+        """1 less the largest cosine to a training text, and less the mean of the `nearest` largest (texts, 2)."""
+        rows = self._rows[of]
+        distances, k = np.zeros((vectors.shape[0], 2)), min(nearest, rows.shape[1])
+        for start in range(0, len(distances), AT_ONCE):
+            cosines = (vectors[start : start + AT_ONCE] @ rows).toarray()  # (texts, rows)
+            best = np.partition(cosines, -k, axis=1)[:, -k:]
+            distances[start : start + AT_ONCE] = 1 - np.column_stack([best.max(axis=1), best.mean(axis=1)])
+        return distances
+
+
+def _vocabularies(features: WordFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
+    """Of words and word pairs, and of pieces."""
+    unseen = 1 + float(np.log(1 + n_texts))
+    words, pieces = (
+        Vocabulary(v.build_analyzer(), v.vocabulary_, np.asarray(v.idf_), unseen) for v in features.vectorisers
+    )
+    return words, pieces
+
+
+def _vectors(
+    texts: Sequence[Counter[str]], places: dict[str, int], weights: np.ndarray, lengths: Sequence[float] | None = None
+) -> Any:
+    """Sparse (texts, n-grams): (1 + ln count) times weight, divided by the text's length; without one, to length 1."""
+    from scipy import sparse
+
+    data, indices, ends = [], [], [0]
+    for row, counts in enumerate(texts):
+        known = {places[gram]: n for gram, n in counts.items() if gram in places}
+        at = np.fromiter(known, dtype=np.int64, count=len(known))
+        value = (1 + np.log(np.fromiter(known.values(), dtype=np.float64, count=len(known)))) * weights[at]
+        data.append(value / (lengths[row] if lengths else max(float(np.linalg.norm(value)), 1e-12)))
+        indices.append(at)
+        ends.append(ends[-1] + len(at))
+    parts = (np.concatenate(data).astype(np.float32), np.concatenate(indices), np.asarray(ends))
+    return sparse.csr_matrix(parts, shape=(len(texts), len(weights)))
+
+
+def _ends(text: str) -> str:
+    half = MOST_CHARS // 2
+    return text if len(text) <= MOST_CHARS else f"{text[:half]} {text[-half:]}"

@@ -1,0 +1,1 @@
+"""One row per answer in SQLite, bodies kept apart."""

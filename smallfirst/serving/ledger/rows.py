@@ -1,0 +1,132 @@
+"""What the ledger keeps, one record per kind: answers, audits of answers, feedback on them, changes of a task's state.
+
+Plain facts with a time, never changed afterwards: what stands now is worked out from all of them. What a person wrote
+(a question, an answer) is kept only where bodies are stored, or where somebody sent it as feedback.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic_core
+from pydantic import AwareDatetime, Field
+
+from smallfirst.models.protocol import Step
+from smallfirst.records import Record
+
+
+class LedgerRow(Record):
+    """What one request got. A failed one has no answer: its cost and tokens are None, not 0."""
+
+    id: str
+    """Id of the response, as the client saw it in `id` and `x-request-id`."""
+    at: AwareDatetime
+    """When the request came; kept in UTC."""
+    served_name: str
+    """Model name the client asked for; empty if the request was not readable."""
+    status: int
+    """HTTP status: 200, or that of the error; 499 if the client left first."""
+    latency_ms: float
+    """Of an answer: as its model measured it; of an error: until it was known."""
+    error_code: str | None = None
+    """`error.code` as the client saw it."""
+    answered_by: str | None = None
+    """Model that wrote the answer."""
+    stage: str | None = None
+    """Stage of the Router (`small`, `large`), or the served name where no Router chose."""
+    certified: bool | None = None
+    """True if a certificate covers the answer."""
+    confidence: float | None = None
+    """Confidence the route was chosen by, in [0, 1]."""
+    threshold: float | None = None
+    """Confidence that was asked for, in [0, 1]."""
+    prompt_tokens: int | None = None
+    """Tokens read."""
+    completion_tokens: int | None = None
+    """Tokens written."""
+    cost_usd: float | None = None
+    """What the answer cost, thrown-away drafts included."""
+    request_sha256: str | None = None
+    """SHA-256 of the messages; equal questions can be found without keeping them."""
+    request_text: str | None = None
+    """The messages as JSON, only if bodies are stored."""
+    answer_text: str | None = None
+    """The answer, only if bodies are stored."""
+    task: str | None = None
+    """Task whose Router decided."""
+    trail: str | None = None
+    """The Router's steps as JSON (`steps` reads them)."""
+    promise: str | None = None
+    """What was promised about the answer, in words."""
+
+    first_token_ms: float | None = None
+    """From the request to the first text of its answer, as the client got it."""
+    audit_share: float | None = None
+    """Chance in (0, 1] that this answer had of being audited; None where none is."""
+    audited: bool = False
+    """True if chance has chosen it to be held against another answer."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The way the request took through its Router."""
+        return tuple(Step.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
+
+
+class AuditRow(Record):
+    """A kept answer that was held against another one, chosen for it by chance."""
+
+    id: str
+    """Id of the response that was audited."""
+    at: AwareDatetime
+    """When the verdict was known."""
+    task: str
+    """Whose answer it was."""
+    certificate: str
+    """Fingerprint of the certificate in force."""
+    propensity: float = Field(gt=0, le=1)
+    """Chance that this answer had of being audited, in (0, 1]."""
+    wrong: bool
+    """True if the answer did not hold."""
+    judged_by: Literal["large", "person"]
+    """Whose answer it was held against."""
+    cost_usd: float = 0.0
+    """What asking again cost."""
+    draft: str | None = None
+    """The small model's answer, only if bodies are stored."""
+    other: str | None = None
+    """The answer it was held against, only if bodies are stored."""
+
+
+class FeedbackRow(Record):
+    """What somebody said about an answer. Not a random sample, so no bound rests on it unless it was asked for."""
+
+    id: str
+    """Id of the response."""
+    at: AwareDatetime
+    """When it was said."""
+    verdict: Literal["right", "wrong"]
+    """Whether the answer holds."""
+    answer: str | None = None
+    """The right answer, if given."""
+    caller: str = ""
+    """SHA-256 of the key of whoever said it; empty where no key is asked for."""
+
+
+class StateRow(Record):
+    """A task changed from one state to another."""
+
+    at: AwareDatetime
+    """When."""
+    task: str
+    """Which task."""
+    before: str
+    """State until then; empty at the start."""
+    after: str
+    """State from then on."""
+    why: str
+    """The reason, in one sentence with its figures."""
+    certificate: str
+    """Fingerprint of the certificate in force."""
+
+
+Entry = LedgerRow | AuditRow | FeedbackRow | StateRow

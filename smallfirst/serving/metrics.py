@@ -1,0 +1,69 @@
+"""What the server counts, as Prometheus reads it: requests, waits, tokens, first tokens, and who is inside.
+
+Labels take only names the operator chose (routes, served names, stages): a client cannot make new ones. The price of a
+request is a few microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.registry import Collector
+
+from smallfirst.models.protocol import Completion
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+"""Upper ends of the histograms' buckets, in seconds: from a scored label on a quiet machine to the default deadline."""
+
+
+class Meter:
+    """The counters of one server."""
+
+    def __init__(self, collectors: Iterable[Collector] = ()) -> None:
+        """`collectors` are shown beside its own."""
+        self._registry = registry = CollectorRegistry()
+        for collector in collectors:
+            registry.register(collector)
+        self._requests = Counter(
+            "smallfirst_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "smallfirst_request_seconds",
+            "From the request to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "smallfirst_first_token_seconds",
+            "From the request to the first text of its answer, by the stage that answered.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "smallfirst_tokens", "Tokens of answers, by stage.", ["stage", "kind"], registry=registry
+        )
+
+    def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """A figure that is read when it is asked for."""
+        Gauge(name, what, registry=self._registry).set_function(value)
+
+    def done(self, route: str, status: int, seconds: float) -> None:
+        """A request has ended."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def answered(self, stage: str, completion: Completion, first_s: float) -> None:
+        """An answer was given, its first text after `first_s` seconds."""
+        self._first.labels(stage).observe(first_s)
+        self._tokens.labels(stage, "prompt").inc(completion.prompt_tokens)
+        self._tokens.labels(stage, "completion").inc(completion.completion_tokens)
+
+    def shown(self) -> str:
+        """All figures as text."""
+        return generate_latest(self._registry).decode()
+
+
+MEDIA_TYPE = CONTENT_TYPE_LATEST

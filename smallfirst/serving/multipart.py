@@ -1,0 +1,138 @@
+"""A form with one file, written to disk as it arrives: no more than a piece of it is ever in memory.
+
+Bytes are counted as they come. A form that is too large or broken is read to its end all the same, within a second
+limit, so that the client meets the reason and not a broken connection. The parser bounds the headers of each part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import BinaryIO, NamedTuple
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from smallfirst.serving.admission import pieces
+from smallfirst.serving.openai.errors import WireError
+
+FILE = "file"
+"""The field that carries the file."""
+MAX_FIELDS = 8
+MAX_FIELD_BYTES = 4096
+
+
+class Form(NamedTuple):
+    """What came with the file."""
+
+    fields: Mapping[str, str]
+    filename: str
+    """As the client gave it: to be shown, never to be used as a path."""
+    n_bytes: int
+    """Size of the file."""
+
+
+class _Broken(Exception):
+    """A rule that the form breaks."""
+
+
+async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_bytes: int) -> Form:
+    """The form, the content of its part `file` written to `file`. At most `max_bytes` are read, envelope included.
+
+    Raises WireError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and ClientGone.
+    """
+    headers = Headers(scope=scope)
+    kind, options = parse_options_header(headers.get("content-type", ""))
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise WireError(415, "The body must be sent as Content-Type: multipart/form-data.")
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise WireError(415, "Compressed bodies are not accepted.")
+    problem, reader = "", None
+    try:
+        reader = _Reader(options[b"boundary"], file)
+    except FormParserError as error:
+        problem = str(error)
+    async for piece in pieces(receive, max_bytes=max_bytes, most_bytes=2 * max_bytes):
+        if reader is None or problem:
+            continue  # the rest is read and dropped
+        try:
+            await asyncio.to_thread(reader.take, piece)
+        except (_Broken, FormParserError) as error:
+            problem = str(error)
+    if problem or reader is None or not reader.complete:
+        raise WireError(400, f"The form cannot be read: {problem or 'it ends too early'}.", code="invalid_form")
+    if reader.filename is None:
+        raise WireError(400, f'The form has no file; send it as "{FILE}".', param=FILE)
+    return Form(reader.fields, reader.filename, reader.n_bytes)
+
+
+class _Reader:
+    """What has been read of a form."""
+
+    def __init__(self, boundary: bytes, file: BinaryIO) -> None:
+        self.fields: dict[str, str] = {}
+        self.filename: str | None = None
+        self.n_bytes = 0
+        self.complete = False
+        self._file = file
+        self._header, self._value, self._name = bytearray(), bytearray(), ""
+        self._field: bytearray | None = None  # None: this part is the file
+        self._disposition = b""
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._enter,
+                "on_part_data": self._data,
+                "on_part_end": self._end,
+                "on_end": self._finish,
+            },
+        )
+
+    def take(self, piece: bytes) -> None:
+        """Nothing back; raises _Broken or the parser's error."""
+        self._parser.write(piece)
+
+    def _begin(self) -> None:
+        self._disposition = b""
+
+    def _end_header(self) -> None:
+        if bytes(self._header).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header.clear()
+        self._value.clear()
+
+    def _enter(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._field = None if b"filename" in options else bytearray()
+        if self._field is not None:
+            if len(self.fields) >= MAX_FIELDS:
+                raise _Broken(f"more than {MAX_FIELDS} fields")
+            return
+        if self._name != FILE:
+            raise _Broken(f'the file must be sent as "{FILE}"')
+        if self.filename is not None:
+            raise _Broken("more than one file")
+        self.filename = options[b"filename"].decode("utf-8", "replace")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._field is None:
+            self._file.write(data[start:end])
+            self.n_bytes += end - start
+            return
+        self._field += data[start:end]
+        if len(self._field) > MAX_FIELD_BYTES:
+            raise _Broken(f"a field of more than {MAX_FIELD_BYTES} bytes")
+
+    def _end(self) -> None:
+        if self._field is not None:
+            self.fields[self._name] = self._field.decode("utf-8", "replace")
+
+    def _finish(self) -> None:
+        self.complete = True

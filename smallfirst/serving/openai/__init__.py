@@ -1,0 +1,1 @@
+"""OpenAI's wire format: requests, responses, errors, limits of JSON."""

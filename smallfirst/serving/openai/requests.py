@@ -1,0 +1,257 @@
+"""What a body asks for: a chat or a text completion becomes Requests, one per prompt.
+
+Both routes share all that comes after: what differs is how they are asked and how the answer is shown.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import pydantic
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+from smallfirst.data.dataset import Message
+from smallfirst.models.protocol import MOST_LOGPROBS, Request, ResponseFormat
+from smallfirst.serving.openai.errors import WireError, explain, json_object
+from smallfirst.serving.openai.json_limits import check_json, check_lists
+from smallfirst.serving.openai.parameters import IGNORED, REFUSED, TEXT_IGNORED, TEXT_REFUSED, check_names
+
+MOST_CHOICES = 8
+"""Answers to one prompt at most (`n`)."""
+MOST_PROMPTS = 64
+"""Prompts of one completion at most."""
+MOST_TOKENS = 32_768
+"""Tokens that may be asked for in one answer."""
+_TEXT_TOKENS = 16
+"""Tokens of a completion where the client names none, as OpenAI has it."""
+_TEXT_LOGPROBS = 5
+"""Alternatives beside each token of a completion at most, as OpenAI allows."""
+_SILENT_IN_MESSAGE = frozenset(("name", "refusal", "annotations", "reasoning_content"))
+"""Fields of a message that carry nothing a model here reads (clients send answers back whole)."""
+
+
+class Asked(NamedTuple):
+    """A parsed body: which model is asked what, and how the answer is to be sent."""
+
+    model: str
+    requests: tuple[Request, ...]
+    """One per prompt; a chat has one."""
+    n: int = 1
+    """Answers to each."""
+    stream: bool = False
+    include_usage: bool = False
+
+    def draws(self) -> tuple[Request, ...]:
+        """The requests to ask, those of a prompt together: `n` with a seed each, one where all answers are the same."""
+        if self.n == 1:
+            return self.requests
+        return tuple(
+            request if request.temperature == 0 else request.model_copy(update={"seed": _seed(request, i)})
+            for request in self.requests
+            for i in range(self.n if request.temperature > 0 else 1)
+        )
+
+
+def _seed(request: Request, i: int) -> int:
+    return random.getrandbits(31) if request.seed is None else (request.seed + i) % 2**31
+
+
+class _Turn(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_silent(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        kept = {k: v for k, v in value.items() if v is not None and v != []}
+        return {k: v for k, v in kept.items() if k not in _SILENT_IN_MESSAGE}
+
+    @pydantic.field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
+        texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
+        if len(texts) < len(value):
+            raise PydanticCustomError("parts", "only parts of the form {type: text, text: …} are accepted")
+        return "\n".join(texts)
+
+
+class _StreamOptions(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class _Schema(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    json_schema: dict[str, Any] = Field(default={}, alias="schema")
+    strict: bool | None = None
+    description: str | None = Field(default=None, max_length=4096)
+
+
+class _Form(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _has_its_schema(self) -> _Form:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError("schema", "json_schema comes with the type json_schema, and only with it")
+        return self
+
+    def as_format(self) -> ResponseFormat | None:
+        if self.type == "text":
+            return None
+        given = self.json_schema
+        if given is None:
+            return ResponseFormat(kind="json_object")
+        return ResponseFormat(
+            kind="json_schema", name=given.name, json_schema=given.json_schema, strict=bool(given.strict)
+        )
+
+
+_TagName = Annotated[str, Field(min_length=1, max_length=64)]
+_TagValue = Annotated[str, Field(max_length=512)]
+_Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+
+
+class _Common(pydantic.BaseModel):
+    """What a chat and a completion are asked alike."""
+
+    model_config = pydantic.ConfigDict(extra="ignore", strict=True)
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: _Tokens | None = None
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: list[str] = Field(default=[], max_length=4)
+    user: _TagValue | None = None
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+
+    @pydantic.field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and any(t == "" or len(str(t)) > 256 for t in texts):
+            raise PydanticCustomError("stop", "each stop text has 1 to 256 characters")
+        return texts
+
+    @pydantic.model_validator(mode="after")
+    def _streams(self) -> _Common:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("stream_options", "stream_options is only allowed when stream is true")
+        return self
+
+    def asked(self, *requests: Request) -> Asked:
+        """These requests, sent as the body says."""
+        options = self.stream_options or _StreamOptions()
+        return Asked(self.model, requests, self.n, self.stream, options.include_usage)
+
+
+class ChatBody(_Common):
+    """The body of a chat."""
+
+    messages: list[_Turn] = Field(min_length=1)
+    max_completion_tokens: _Tokens | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    response_format: _Form | None = None
+    metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
+
+    @pydantic.model_validator(mode="after")
+    def _logprobs_first(self) -> ChatBody:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs is only allowed when logprobs is true")
+        return self
+
+    def to_request(self) -> Request:
+        """The Request of a Model; a developer message is a system message by its newer name."""
+        tokens = self.max_completion_tokens or self.max_tokens
+        turns = [Message(role="system" if m.role == "developer" else m.role, content=m.content) for m in self.messages]
+        if all(turn.role != "user" for turn in turns):  # instructions alone are what is asked
+            turns[-1] = Message(role="user", content=turns[-1].content)
+        return Request(
+            messages=tuple(turns),
+            temperature=self.temperature,
+            seed=self.seed,
+            stop=tuple(self.stop),
+            tags={**self.metadata, **({} if self.user is None else {"user": self.user})},
+            response_format=self.response_format.as_format() if self.response_format else None,
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            **({} if tokens is None else {"max_tokens": tokens}),
+        )
+
+
+class TextBody(_Common):
+    """The body of a completion."""
+
+    prompt: list[str] = Field(min_length=1, max_length=MOST_PROMPTS)
+    logprobs: int | None = Field(default=None, ge=0, le=_TEXT_LOGPROBS)
+
+    @pydantic.field_validator("prompt", mode="before")
+    @classmethod
+    def _as_prompts(cls, value: object) -> object:
+        if isinstance(value, list) and value and not isinstance(value[0], str):
+            raise PydanticCustomError("prompt", "prompts are texts; token ids of another model mean nothing here")
+        return [value] if isinstance(value, str) else value
+
+    def to_requests(self) -> tuple[Request, ...]:
+        """A Request for each prompt, which is its user message: a model here adds its task's prompt."""
+        rest: dict[str, Any] = {
+            "max_tokens": self.max_tokens or _TEXT_TOKENS,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "stop": tuple(self.stop),
+            "tags": {} if self.user is None else {"user": self.user},
+            "logprobs": self.logprobs,
+        }
+        return tuple(Request(messages=(Message(role="user", content=text),), **rest) for text in self.prompt)
+
+
+_Kind = TypeVar("_Kind", bound=_Common)
+
+
+def parse_chat(body: bytes, *, max_messages: int) -> Asked:
+    """What a chat body asks for. Raises WireError 400 naming the field at fault."""
+    values = given(body)
+    check_names(values, ChatBody.model_fields, IGNORED, REFUSED)
+    messages = values.get("messages")
+    if isinstance(messages, list) and len(messages) > max_messages:
+        raise WireError(400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages")
+    parsed = _read(ChatBody, values)
+    if parsed.messages[-1].role == "assistant":
+        raise WireError(400, "The last message is what is answered, so it cannot be the assistant's.", param="messages")
+    return parsed.asked(parsed.to_request())
+
+
+def parse_text(body: bytes) -> Asked:
+    """What the body of a completion asks for. Raises WireError 400 naming the field at fault."""
+    values = given(body)
+    check_names(values, TextBody.model_fields, TEXT_IGNORED, TEXT_REFUSED)
+    parsed = _read(TextBody, values)
+    return parsed.asked(*parsed.to_requests())
+
+
+def given(body: bytes) -> dict[str, Any]:
+    """The fields that are not null, of bearable size."""
+    values = json_object(body)
+    check_json(values)
+    check_lists(values)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _read(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    try:
+        return kind.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise explain(error) from None

@@ -1,0 +1,227 @@
+"""What a client gets: a Completion as OpenAI's response, as its stream of chunks, and as headers.
+
+Beside OpenAI's own keys each answer carries a `smallfirst` object: who answered, why, how surely,
+for how much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+from smallfirst.models.protocol import Completion, Step, Token
+
+
+class Reply(NamedTuple):
+    """What all parts of one answer share."""
+
+    id: str
+    """`chatcmpl-…` or `cmpl-…`, also the id of the ledger row."""
+    created: int
+    """Seconds since 1970."""
+    served_name: str
+    """Model name the client asked for."""
+    form: Literal["chat", "text"] = "chat"
+    """Which of OpenAI's two forms the answer has."""
+
+    def whole(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
+        """The response to a request that is not streamed; `n` answers to each prompt."""
+        first = answers[0]
+        return {
+            **self._head("chat.completion" if self.form == "chat" else "text_completion"),
+            "system_fingerprint": system_fingerprint(first.answered_by),
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": usage(answers, n),
+            "smallfirst": self.explained(together(answers, n)),
+        }
+
+    def opening(self, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
+        """The first chunk of a chat: who speaks."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return self._chunk(index, {"delta": delta, "logprobs": None}, None, include_usage)
+
+    def piece(self, text: str, tokens: Sequence[Token] = (), *, index: int = 0, include_usage: bool) -> dict[str, Any]:
+        """A chunk of new text."""
+        said: dict[str, Any] = {"delta": {"content": text}} if self.form == "chat" else {"text": text}
+        return self._chunk(index, {**said, "logprobs": self._logprobs(tokens)}, None, include_usage)
+
+    def last(self, answer: Completion, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
+        """The last chunk of a choice, with the `smallfirst` object."""
+        said: dict[str, Any] = {"delta": {}} if self.form == "chat" else {"text": ""}
+        chunk = self._chunk(index, {**said, "logprobs": None}, answer.finish_reason, include_usage)
+        chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
+        chunk["smallfirst"] = self.explained(answer)
+        return chunk
+
+    def counted(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
+        """The chunk of usage that ends a stream if the client asked for it."""
+        return {
+            **self._head(self._chunk_kind),
+            "system_fingerprint": system_fingerprint(answers[0].answered_by),
+            "choices": [],
+            "usage": usage(answers, n),
+        }
+
+    def explained(self, completion: Completion) -> dict[str, Any]:
+        """The `smallfirst` object: who answered and why, how surely, for how much."""
+        route = completion.route
+        return {
+            "route": self.stage(completion),
+            "why": route.why if route else None,
+            "certified": certified(completion),
+            "confidence": confidence(completion),
+            "threshold": route.threshold if route else None,
+            "task": (route.task or None) if route else None,
+            "promise": (route.promise or None) if route else None,
+            "steps": [step.model_dump(exclude_defaults=True) for step in route.trail] if route else [],
+            "cost_usd": completion.cost_usd,
+            "latency_ms": completion.latency_ms,
+            "answered_by": completion.answered_by,
+            "alternatives": [
+                {"label": label, "probability": probability} for label, probability in completion.alternatives
+            ],
+        }
+
+    def headers(self, completion: Completion) -> dict[str, str]:
+        """The same as headers; a confidence that nobody has is left out."""
+        sure = confidence(completion)
+        return {
+            "x-smallfirst-route": _header(self.stage(completion)),
+            "x-smallfirst-certified": "true" if certified(completion) else "false",
+            **({} if sure is None else {"x-smallfirst-confidence": f"{sure:.6f}"}),
+            "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
+            "x-smallfirst-model": _header(completion.answered_by),
+            **_ways(completion),
+        }
+
+    def stage(self, completion: Completion) -> str:
+        """Stage of the Router that answered; where no Router chose, the served name."""
+        return completion.route.stage if completion.route else self.served_name
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.served_name,
+        }
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.form == "chat" else "text_completion"
+
+    def _choice(self, index: int, answer: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": []}
+        said: dict[str, Any] = {"message": message} if self.form == "chat" else {"text": answer.text}
+        logprobs = self._logprobs(answer.tokens)
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+    def _chunk(
+        self, index: int, said: dict[str, Any], finish_reason: str | None, include_usage: bool
+    ) -> dict[str, Any]:
+        choice = {"index": index, **said, "finish_reason": finish_reason}
+        chunk = {**self._head(self._chunk_kind), "system_fingerprint": None, "choices": [choice]}
+        return {**chunk, "usage": None} if include_usage else chunk
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
+        """Token probabilities in the answer's form; None where the model gave none."""
+        if not tokens:
+            return None
+        if self.form == "chat":
+            content = [
+                {**_token(t.text, t.logprob, t.octets), "top_logprobs": [_token(*o) for o in t.top]} for t in tokens
+            ]
+            return {"content": content, "refusal": None}
+        offsets = [0, *accumulate(len(token.text) for token in tokens)][:-1]
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [dict(token.top) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def together(answers: Sequence[Completion], n: int = 1) -> Completion:
+    """Several answers as one: the first one's, with what all of them took. `n` answers to a prompt read it once."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    made = list({id(answer): answer for answer in answers}.values())  # an answer given twice was made once
+    return first.model_copy(
+        update={
+            "cost_usd": math.fsum(answer.cost_usd for answer in made),
+            "latency_ms": max(answer.latency_ms for answer in made),
+            "prompt_tokens": sum(answer.prompt_tokens for answer in answers[::n]),
+            "completion_tokens": sum(answer.completion_tokens for answer in answers),
+        }
+    )
+
+
+def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:
+    # JSON has no infinity; OpenAI writes -9999 for a token that cannot be.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(octets or text.encode())}
+
+
+def confidence(completion: Completion) -> float | None:
+    """The confidence that the route was chosen by, or the model's own where no Router chose."""
+    return completion.route.confidence if completion.route else completion.confidence
+
+
+def certified(completion: Completion) -> bool:
+    """True if a Router's certificate covers this answer."""
+    return completion.route is not None and completion.route.certified
+
+
+def _ways(completion: Completion) -> dict[str, str]:
+    """Which way the answer came, in one header, and why, in another; nothing where no Router chose."""
+    route = completion.route
+    if route is None:
+        return {}
+    steps = "; ".join(f"{step.stage} {step.decision}{_compared(step)}" for step in route.trail)
+    return {
+        "x-smallfirst-why": _header(route.why[:300]),
+        **({"x-smallfirst-steps": _header(steps[:900])} if steps else {}),
+    }
+
+
+def _compared(step: Step) -> str:
+    """` (0.412 of 0.800)`: the score and what it was compared with."""
+    if step.score is None:
+        return ""
+    return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
+
+
+def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
+    """OpenAI's `usage` object over `n` answers to each prompt."""
+    whole = together(answers, n)
+    return {
+        "prompt_tokens": whole.prompt_tokens,
+        "completion_tokens": whole.completion_tokens,
+        "total_tokens": whole.prompt_tokens + whole.completion_tokens,
+    }
+
+
+def system_fingerprint(answered_by: str) -> str:
+    """`fp_` and ten hex digits that change when another model answers."""
+    return f"fp_{hashlib.sha256(answered_by.encode()).hexdigest()[:10]}"
+
+
+def model_entry(name: str, created: int) -> dict[str, Any]:
+    """One entry of /v1/models."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "smallfirst"}
+
+
+def event(value: dict[str, Any] | str) -> bytes:
+    """One server-sent event, in ASCII: some clients split lines at a bare U+2028 as well."""
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()
+
+
+def _header(text: str) -> str:
+    """`text` fit for a header: no line break, nothing outside ASCII."""
+    return quote(text, safe="/@:+ ,=();")

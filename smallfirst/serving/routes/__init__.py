@@ -1,0 +1,1 @@
+"""HTTP routes: completions, embeddings, invocations, streams."""

@@ -1,0 +1,135 @@
+"""MLflow's ways of asking a served model: a chat, a prompt, texts to embed, or a table of rows. No sockets here.
+
+    {"messages": […]}                    a chat, answered as /v1/chat/completions does
+    {"prompt": …}                        a text completion, answered as /v1/completions does
+    {"input": …}                         embeddings, answered as /v1/embeddings does
+    {"dataframe_split": {columns, data}}, {"dataframe_records": […]}, {"inputs": …}, {"instances": …}
+                                         rows, each asked as a chat of one message, answered {"predictions": […]}
+
+Rows may come with `params`, which are those of a chat. The price of a table: it is answered when its last row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from smallfirst.errors import did_you_mean
+from smallfirst.serving.openai.errors import WireError
+
+Shape = Literal["chat", "completion", "embeddings", "predictions"]
+
+MOST_ROWS = 256
+"""Rows of one table at most."""
+TEXT_COLUMNS = ("text", "prompt", "question", "query", "input", "content")
+"""Which of several columns is read, the first one there is."""
+_WHOLE: dict[str, Shape] = {"messages": "chat", "prompt": "completion", "input": "embeddings"}
+_TABLES = ("dataframe_split", "dataframe_records", "inputs", "instances")
+_KINDS = (*_WHOLE, *_TABLES)
+_NOT_IN_PARAMS = ("model", "messages", "stream", "n")
+
+
+class Invocation(NamedTuple):
+    """What a body asks for."""
+
+    shape: Shape
+    """How it is answered."""
+    bodies: tuple[dict[str, Any], ...]
+    """Without `model`: one body of the route that `shape` names; for `predictions` a chat body a row."""
+
+
+def parse(body: Mapping[str, Any], *, most_rows: int = MOST_ROWS) -> Invocation:
+    """What an MLflow body asks for; the bodies in it are still to be checked. Raises WireError 400."""
+    there = [kind for kind in _KINDS if body.get(kind) is not None]
+    if len(there) != 1:
+        unknown = next((name[:64] for name in body if name not in _KINDS), "")
+        near = did_you_mean(unknown, _KINDS) if not there else ""
+        said = f"{', '.join(there)} came together" if there else f"none came{near}"
+        raise WireError(400, f"Exactly one of {', '.join(_KINDS)} is needed; {said}.", param=(*there, unknown)[0])
+    kind = there[0]
+    if kind in _WHOLE:
+        return Invocation(_WHOLE[kind], (dict(body),))
+    strange = next((name[:64] for name in body if name not in (kind, "params", "client_request_id")), None)
+    if strange is not None:
+        near = did_you_mean(strange, ("params",)) or ": settings of a chat stand in `params`"
+        raise WireError(400, f'Unknown field beside {kind}: "{strange}"{near}.', param=strange)
+    params, rows = _params(body.get("params")), _rows(kind, body[kind])
+    if not 1 <= len(rows) <= most_rows:
+        raise WireError(400, f"{len(rows)} rows; 1 to {most_rows} are read.", param=kind)
+    asked = [{"messages": _messages(row, f"{kind}[{place}]"), **params} for place, row in enumerate(rows)]
+    return Invocation("predictions", tuple(asked))
+
+
+def answer(shape: Shape, completions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The body that answers: the only one as it is, or the texts of a table's rows and who wrote each.
+
+    `completions` are bodies as /v1/chat/completions gives them, in the order of `Invocation.bodies`.
+    """
+    if shape != "predictions":
+        return completions[0]
+    return {
+        "predictions": [one["choices"][0]["message"]["content"] for one in completions],
+        "smallfirst": [one.get("smallfirst") for one in completions],
+    }
+
+
+def _params(given: object) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise WireError(400, "`params` is an object of chat settings, such as max_tokens.", param="params")
+    for name in _NOT_IN_PARAMS:
+        if name in given:
+            raise WireError(400, f"`params` cannot hold `{name}`.", param=f"params.{name}")
+    return given
+
+
+def _rows(kind: str, table: object) -> list[Any]:
+    """The rows of a table: texts, or mappings from column to value."""
+    if kind == "dataframe_split":
+        return _split(table)
+    if isinstance(table, str) and kind == "inputs":
+        return [table]
+    if isinstance(table, dict) and kind == "inputs":
+        return _columns(table)
+    if not isinstance(table, list):
+        raise WireError(400, f"`{kind}` is a list of rows.", param=kind)
+    # A matrix of one column is a list of texts.
+    return [row[0] if isinstance(row, list) and len(row) == 1 else row for row in table]
+
+
+def _split(table: object) -> list[Any]:
+    columns, data = (table.get("columns"), table.get("data")) if isinstance(table, dict) else (None, None)
+    if not isinstance(columns, list) or not isinstance(data, list) or not all(isinstance(c, str) for c in columns):
+        what = '`dataframe_split` is {"columns": [names], "data": [[values of a row], …]}.'
+        raise WireError(400, what, param="dataframe_split")
+    for place, row in enumerate(data):
+        if not isinstance(row, list) or len(row) != len(columns):
+            what = f"A row has {len(columns)} values, as many as there are columns."
+            raise WireError(400, what, param=f"dataframe_split.data[{place}]")
+    return [dict(zip(columns, row, strict=True)) for row in data]
+
+
+def _columns(table: dict[str, Any]) -> list[Any]:
+    """Rows of a mapping from column to values; a mapping to single values is one row."""
+    if "messages" in table or not any(isinstance(values, list) for values in table.values()):
+        return [table]
+    if len({len(values) if isinstance(values, list) else -1 for values in table.values()}) != 1:
+        raise WireError(400, "All columns of `inputs` are lists of one length.", param="inputs")
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _messages(row: object, place: str) -> list[Any]:
+    """The messages that a row asks with."""
+    if isinstance(row, dict):
+        if isinstance(row.get("messages"), list):
+            return list(row["messages"])
+        name = next(iter(row)) if len(row) == 1 else next((c for c in TEXT_COLUMNS if c in row), None)
+        if name is None:
+            shown = ", ".join(column[:64] for column in list(row)[:10]) or "no column"
+            what = f"Which column is the text? There is {shown}; one of {', '.join(TEXT_COLUMNS)} is read."
+            raise WireError(400, what, param=place)
+        row, place = row[name], f"{place}.{name[:64]}"
+    if not isinstance(row, str):
+        raise WireError(400, "A row is a text, or an object with one.", param=place)
+    return [{"role": "user", "content": row}]

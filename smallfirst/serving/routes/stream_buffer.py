@@ -1,0 +1,66 @@
+"""A model's stream read ahead of its client: one task reads it, another sends it.
+
+A stream must be read and closed in one task, and a slow client must not hold up a model for longer than a bounded
+queue lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from smallfirst.errors import BadAnswer
+from smallfirst.models.protocol import Chunk
+
+_AHEAD = 64
+"""Chunks a model may be ahead of its client before it has to wait."""
+
+Chunks = asyncio.Queue[Chunk | Exception]
+
+
+@asynccontextmanager
+async def ahead(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
+    """A queue that one task fills from `stream`, which is closed in that task at the end."""
+    chunks: Chunks = asyncio.Queue(_AHEAD)
+    filling = asyncio.create_task(_fill(chunks, stream))
+    try:
+        yield chunks
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+async def _fill(chunks: Chunks, stream: AsyncIterator[Chunk]) -> None:
+    try:
+        async for chunk in stream:
+            await chunks.put(chunk)
+            if chunk.completion is not None:
+                return
+        await chunks.put(BadAnswer("the stream ended without a completion"))
+    except Exception as error:
+        await chunks.put(error)
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def following(chunks: Chunks) -> Chunk:
+    """The next chunk. Raises what the stream raised."""
+    item = await chunks.get()
+    if isinstance(item, Exception):
+        raise item
+    return item
+
+
+async def beginning(chunks: Chunks) -> Chunk:
+    """Some text, and all else that is ready by then: more text, perhaps the Completion. Raises as `following`."""
+    found = await following(chunks)
+    while found.completion is None and (not found.text or not chunks.empty()):
+        more = await following(chunks)
+        found = Chunk(text=found.text + more.text, tokens=found.tokens + more.tokens, completion=more.completion)
+    if not found.text and found.completion is not None:
+        # A model may send its whole answer with the Completion alone.
+        return Chunk(text=found.completion.text, tokens=found.completion.tokens, completion=found.completion)
+    return found

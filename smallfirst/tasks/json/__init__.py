@@ -1,0 +1,1 @@
+"""JSON answers: schema in, valid JSON out, fields compared."""

@@ -1,0 +1,108 @@
+"""Where the fields of an answer are: their paths, their values, and the characters they take up.
+
+A path names a place (`slots.artist`; `items[].price` inside a list of objects) and not one value: the items of a list
+share it. The price is that which item of a list of objects a value belongs to is told by `comparable` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_PLAIN_NAME = re.compile(r'(?!\s)[^.\[\]"\\\x00-\x1f]+(?<!\s)')
+
+
+def path_inside(path: str, name: str, *, in_list: bool = False) -> str:
+    """Path of the field `name` of the object at `path`, which may be an item of a list.
+
+    A name with points, brackets or quotes, or white space around it, is written in quotes, as in JSON, so that no two
+    places share a path.
+    """
+    written = name if _PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    return f"{path}[].{written}" if in_list else f"{path}.{written}" if path else written
+
+
+def path_of_items(path: str, *, in_list: bool = False) -> str:
+    """Path of the items of the list at `path`: its own, but for a list within a list."""
+    return f"{path}[]" if in_list else path
+
+
+def flat(answer: Any) -> dict[str, list[Any]]:
+    """Values of a parsed answer by path, in order. Null, an empty list and an empty object say nothing."""
+    found: dict[str, list[Any]] = {}
+    for path, value in _leaves(answer, "", False):
+        found.setdefault(path, []).append(value)
+    return found
+
+
+def comparable(answer: Any, normalise: Mapping[str, Normaliser]) -> Hashable:
+    """What is equal for two parsed answers that say the same: values normalised, lists without order.
+
+    None if the answer says nothing. `normalise` names by path how values are compared.
+    """
+    return _comparable(answer, normalise, "", False)
+
+
+def spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
+    """Start and end (characters, end excluded) of every value in a canonical answer, by path and in order.
+
+    The quotes of a text are not part of it, unless it is empty: then they are all there is.
+    """
+    found: dict[str, list[tuple[int, int]]] = {}
+    around: list[tuple[str, str, bool]] = []  # bracket, path and whether that is in a list, of what is open
+    path, in_list, is_name = "", False, False
+    for match in _TOKEN.finditer(canonical):
+        token = match[0]
+        if token == "{":
+            around.append((token, path, in_list))
+            is_name = True
+        elif token == "[":
+            path, in_list = path_of_items(path, in_list=in_list), True
+            around.append((token, path, in_list))
+        elif token in ("}", "]"):
+            around.pop()
+        elif token == ",":
+            bracket, path, in_list = around[-1]
+            is_name = bracket == "{"
+        elif token == ":":
+            is_name = False
+        elif is_name:
+            _, path, in_list = around[-1]
+            path, in_list = path_inside(path, json.loads(token), in_list=in_list), False
+        else:
+            quotes = int(len(token) > 2 and token[0] == '"')
+            found.setdefault(path, []).append((match.start() + quotes, match.end() - quotes))
+    return found
+
+
+def _leaves(value: Any, path: str, in_list: bool) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, held in value.items():
+            yield from _leaves(held, path_inside(path, name, in_list=in_list), False)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, path_of_items(path, in_list=in_list), True)
+    elif value is not None:
+        yield path, value
+
+
+def _comparable(value: Any, normalise: Mapping[str, Normaliser], path: str, in_list: bool) -> Hashable:
+    if isinstance(value, dict):
+        inside = {
+            name: said
+            for name, held in value.items()
+            if (said := _comparable(held, normalise, path_inside(path, name, in_list=in_list), False)) is not None
+        }
+        return ("object", frozenset(inside.items())) if inside else None
+    if isinstance(value, list):
+        items_path = path_of_items(path, in_list=in_list)
+        items = Counter(_comparable(item, normalise, items_path, True) for item in value)
+        del items[None]
+        return ("list", frozenset(items.items())) if items else None
+    return None if value is None else normalised(value, normalise.get(path, "exact"))

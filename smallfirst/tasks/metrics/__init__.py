@@ -1,0 +1,1 @@
+"""Metrics of labels and fields, and when two values count as equal."""

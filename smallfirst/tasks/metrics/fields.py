@@ -1,0 +1,124 @@
+"""What extraction answers are worth, field by field.
+
+Values are counted, not rows: what is there, what is said, and what of it is right, as multisets by field path. All
+figures come from five counts a row, so that a bootstrap over rows costs additions only. The price: in a list of objects
+a right value at the wrong object counts as right here, and makes only the row wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
+from smallfirst.tasks.json.paths import comparable, flat
+from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
+from smallfirst.tasks.task import Answered, Part
+
+Ways = Mapping[str, Normaliser]
+
+
+class Counts(NamedTuple):
+    """Values of one field, or of all fields of a row."""
+
+    n_gold: int
+    """Values that are there."""
+    n_said: int
+    """Values that the answer gives."""
+    n_right: int
+    """Of these, how many are there."""
+    n_missing: int
+    """Values there beyond the number that is said."""
+    n_invented: int
+    """Values said beyond the number that is there."""
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 if nothing is there and nothing said."""
+        return 2 * self.n_right / max(1, self.n_gold + self.n_said)
+
+
+def field_score(golds: Sequence[str], answer: str | None, normalise: Ways) -> float:
+    """1 if the answer says the same as a gold one; else the best F1 over fields, below 1. No answer scores 0."""
+    said = _parsed(answer)
+    return 0.0 if said is None else max((_score(_parsed(gold), said, normalise) for gold in golds), default=0.0)
+
+
+def field_measures(rows: Sequence[Answered], normalise: Ways) -> dict[str, Estimate]:
+    """`field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented`, and `valid`, the share of answers.
+
+    Intervals of the first five are bootstrapped over rows, since the fields of one row err together.
+    """
+    totals = [_sum(by_path.values()) for by_path in _counted(rows, normalise)]
+    counts = np.array(totals, dtype=np.int64).reshape(len(rows), len(Counts._fields))
+    gold, said, right, missing, invented = counts.T
+
+    def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
+        return bootstrap_share(lambda at: float(above[at].sum() / max(1, below[at].sum())), len(rows))
+
+    return {
+        "field_f1": ratio(2 * right, gold + said),
+        "field_precision": ratio(right, said),
+        "field_recall": ratio(right, gold),
+        "missing": ratio(missing, gold),
+        "invented": ratio(invented, said),
+        "valid": wilson(sum(row.answer is not None for row in rows), len(rows)),
+    }
+
+
+def field_parts(paths: Iterable[str], rows: Sequence[Answered], normalise: Ways) -> tuple[Part, ...]:
+    """Counts by field: those of `paths` in this order, then others that occur, as they come."""
+    found: dict[str, list[Counts]] = {path: [] for path in paths}
+    for by_path in _counted(rows, normalise):
+        for path, counts in by_path.items():
+            found.setdefault(path, []).append(counts)
+    return tuple(Part(name=path, **_sum(counts)._asdict()) for path, counts in found.items())
+
+
+def _counted(rows: Sequence[Answered], normalise: Ways) -> list[dict[str, Counts]]:
+    """Counts of each row by path, against the gold answer nearest to what was said."""
+    found = []
+    for row in rows:
+        said = _parsed(row.answer)
+        golds = [_parsed(gold) for gold in row.golds]
+        gold = max(golds, key=lambda one: _score(one, said, normalise)) if len(golds) > 1 else golds[0]
+        found.append(_by_path(gold, said, normalise))
+    return found
+
+
+def _score(gold: Any, said: Any, normalise: Ways) -> float:
+    if comparable(gold, normalise) == comparable(said, normalise):
+        return 1.0
+    counts = _sum(_by_path(gold, said, normalise).values())
+    if counts.f1 == 1.0:  # right values, but at the wrong objects of a list: as if one of them were wrong
+        return 1 - 1 / counts.n_gold
+    return counts.f1
+
+
+def _by_path(gold: Any, said: Any, normalise: Ways) -> dict[str, Counts]:
+    there, given = _values(gold, normalise), _values(said, normalise)
+    found = {}
+    for path in {**there, **given}:
+        g, s = there.get(path, Counter()), given.get(path, Counter())
+        n_gold, n_said = g.total(), s.total()
+        found[path] = Counts(n_gold, n_said, (g & s).total(), max(0, n_gold - n_said), max(0, n_said - n_gold))
+    return found
+
+
+def _values(answer: Any, normalise: Ways) -> dict[str, Counter[Any]]:
+    return {
+        path: Counter(normalised(value, normalise.get(path, "exact")) for value in values)
+        for path, values in flat(answer).items()
+    }
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    return Counts(*map(sum, zip(Counts(0, 0, 0, 0, 0), *counts, strict=True)))
+
+
+def _parsed(answer: str | None) -> Any:
+    return None if answer is None else json.loads(answer)

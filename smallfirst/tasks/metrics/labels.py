@@ -1,0 +1,263 @@
+"""Figures of answers that are labels: counts by label, F1, out of scope, scales, costs, each with a 95 % interval.
+
+Rows that share outcome and right answer are one cell, and a bootstrap draws how often each cell occurs: a thousand
+resamples are one matrix of counts, and every figure a product with it. Draws and intervals are those of
+`stats.bootstrap_share`, without a pass over the rows for each. The price is memory: resamples × distinct outcomes
+numbers of 8 bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+from scipy import special
+
+from smallfirst.stats.intervals import Estimate, wilson
+from smallfirst.tasks.task import Answered, Part
+
+RESAMPLES = 1000
+"""Resamples of a bootstrap."""
+
+Metric = Callable[[np.ndarray], np.ndarray]
+"""From how often each cell occurs (…, cells) to a figure (…,)."""
+
+
+def label_measures(
+    labels: Sequence[str],
+    rows: Sequence[Answered],
+    *,
+    other: str | None = None,
+    ordered: bool = False,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> dict[str, Estimate]:
+    """`macro_f1` and `weighted_f1`, and what `other`, `ordered` and `costs` ask for, over rows whose gold is a label.
+
+    `other` asks for `in_scope_accuracy`, `other_recall` and `other_precision`; `ordered` for `within_one`,
+    `mean_distance` (in steps) and `quadratic_kappa`; `costs` for `mean_cost`. On a scale and in costs no answer counts
+    as the worst one: the label farthest from the right one, or the dearest.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    pairs = [(index[x], index.get(row.answer or "", -1)) for row in rows if (x := _gold(row)) in index]
+    outcomes = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    gold, said = outcomes[:, 0], outcomes[:, 1]
+    draws = _Draws(gold * (len(labels) + 1) + said + 1)
+    of_gold, of_said = gold[draws.first], said[draws.first]
+    found = _f1_measures(draws, np.eye(len(labels))[of_gold], np.eye(len(labels) + 1)[of_said][:, :-1])
+    if other is not None:
+        found |= _other_measures(gold, said, index[other])
+    if ordered:
+        farthest = np.where(of_gold * 2 > len(labels) - 1, 0, len(labels) - 1)
+        found |= _scale_measures(draws, of_gold, np.where(of_said < 0, farthest, of_said), len(labels))
+    if costs:
+        found["mean_cost"] = draws.mean(_cost_table(labels, costs), of_gold, of_said)
+    return found
+
+
+def label_parts(labels: Sequence[str], rows: Sequence[Answered]) -> tuple[Part, ...]:
+    """Counts by label. Where several labels are right, the one that was answered is the row's gold label."""
+    there = Counter(_gold(row) for row in rows)
+    said = Counter(row.answer for row in rows)
+    right = Counter(row.answer for row in rows if row.answer in row.golds)
+    return tuple(Part(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
+
+
+def set_measures(
+    labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
+) -> dict[str, Estimate]:
+    """`micro_f1`, `macro_f1`, `jaccard` (mean over rows) and `exact` (share of rows with the whole set right).
+
+    For rows with several labels each. No answer (None) says no label, and is not right even where none is.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    gold, said = np.zeros((2, len(golds), len(labels)))
+    alike = np.zeros(len(golds))
+    number: dict[tuple[bytes, bytes, bool], int] = {}
+    cells = np.zeros(len(golds), dtype=np.int64)
+    for i, (right, answer) in enumerate(zip(golds, answers, strict=True)):
+        gold[i, [index[x] for x in right if x in index]] = 1
+        said[i, [index[x] for x in answer or () if x in index]] = 1
+        alike[i] = 0.0 if answer is None else jaccard(right, answer)
+        cells[i] = number.setdefault((gold[i].tobytes(), said[i].tobytes(), answer is None), len(number))
+    draws = _Draws(cells)
+    gold, said, alike = gold[draws.first], said[draws.first], alike[draws.first]
+    both, total = (gold * said).sum(axis=1), (gold + said).sum(axis=1)
+    return {
+        "micro_f1": draws.share(lambda w: _ratio(2 * (w @ both), w @ total)),
+        "macro_f1": _f1_measures(draws, gold, said)["macro_f1"],
+        "jaccard": draws.share(lambda w: w @ alike / draws.n),
+        "exact": wilson(int(draws.counts[alike == 1].sum()), draws.n),
+    }
+
+
+def set_parts(
+    labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
+) -> tuple[Part, ...]:
+    """Counts by label of rows with several labels each."""
+    there = Counter(label for gold in golds for label in gold)
+    said = Counter(label for answer in answers for label in answer or ())
+    right = Counter(x for gold, answer in zip(golds, answers, strict=True) for x in answer or () if x in gold)
+    return tuple(Part(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
+
+
+def jaccard(gold: Collection[str], answer: Collection[str]) -> float:
+    """Share of the labels in either set that are in both, in [0, 1] (Jaccard 1912); two empty sets agree."""
+    either = len({*gold, *answer})
+    return len(set(gold) & set(answer)) / either if either else 1.0
+
+
+def parse_label(labels: Sequence[str], text: str) -> str | None:
+    """The label that `text` is, or the only label it mentions, ignoring case and punctuation; None if there is none."""
+    if (exact := text.strip()) in labels:
+        return exact
+    folded = _folded_labels(tuple(labels))
+    said = _fold(text)
+    if said in folded:
+        return folded[said]
+    mentioned = [key for key in folded if re.search(rf"\b{re.escape(key)}\b", said)]
+    longest = [key for key in mentioned if not any(key != o and f" {key} " in f" {o} " for o in mentioned)]
+    return folded[longest[0]] if len(longest) == 1 else None
+
+
+@lru_cache(maxsize=16)
+def _folded_labels(labels: tuple[str, ...]) -> dict[str, str]:
+    """Labels by their fold; those that differ in punctuation only ("C", "C++") are told apart by exact text alone."""
+    folds = Counter(_fold(label) for label in labels)
+    return {key: label for label in labels if (key := _fold(label)) and folds[key] == 1}
+
+
+def _fold(text: str) -> str:
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+
+
+def _gold(row: Answered) -> str:
+    """The label that the answer is held against: itself if it is a right one, else the row's own."""
+    return row.answer if row.answer is not None and row.answer in row.golds else row.golds[0]
+
+
+class _Draws:
+    """Rows grouped into cells, and how often each cell occurs in each bootstrap resample."""
+
+    def __init__(self, cell_of_row: np.ndarray) -> None:
+        self.n = len(cell_of_row)
+        _, self.first, cells = np.unique(cell_of_row, return_index=True, return_inverse=True)
+        counts = np.bincount(cells, minlength=len(self.first))
+        self.counts = counts.astype(float)
+        self.resampled = np.zeros((RESAMPLES, len(counts)))
+        draw = np.random.default_rng(0)
+        for i in range(RESAMPLES if self.n else 0):
+            self.resampled[i] = np.bincount(cells[draw.integers(0, self.n, self.n)], minlength=len(counts))
+
+    def share(self, metric: Metric) -> Estimate:
+        """A figure in [0, 1], bias-corrected percentile interval, at least Wilson's of a share of the same value."""
+        if self.n == 0:
+            return Estimate(value=0.0, low=0.0, high=1.0, n=0)
+        value, low, high = self.ends(metric)
+        least = wilson(cast(int, value * self.n), self.n)  # the formula holds for parts of a success as well
+        return Estimate(value=value, low=min(low, least.low), high=max(high, least.high), n=self.n)
+
+    def mean(self, table: np.ndarray, gold: np.ndarray, said: np.ndarray) -> Estimate:
+        """The mean of `table[gold, said]`, one pair a cell, 0 where the answer is right; no answer (-1) is the worst.
+
+        No narrower than Wilson's interval of the share of errors times what one was worth on average: rows without an
+        error do not show that there is none. If none was seen, any wrong answer is taken to be as likely.
+        """
+        if self.n == 0:
+            return Estimate(value=0.0, low=0.0, high=float(table.max()), n=0)
+        values = np.where(said < 0, table[gold].max(axis=1), table[gold, said])
+        value, low, high = self.ends(lambda w: w @ values / self.n)
+        errors = int(self.counts[values > 0].sum())
+        any_wrong = self.counts @ table.sum(axis=1)[gold] / (len(table) - 1)
+        each = float(value * self.n / errors if errors else any_wrong / self.n)
+        least = wilson(errors, self.n)
+        return Estimate(value=value, low=min(low, least.low * each), high=max(high, least.high * each), n=self.n)
+
+    def ends(self, metric: Metric) -> tuple[float, float, float]:
+        """Value, low and high; the ends are moved so that the value sits amid the resamples (Efron 1981)."""
+        value, values = float(metric(self.counts)), metric(self.resampled)
+        below = float((values < value).mean() + (values == value).mean() / 2)
+        shift = 2 * special.ndtri(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
+        low, high = np.quantile(values, special.ndtr(shift + special.ndtri([0.025, 0.975])))
+        return value, float(low), float(high)
+
+
+def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str, Estimate]:
+    """Macro- and weighted F1 from which labels are gold and said in each cell, both (cells, labels) of 0 and 1."""
+    hit = gold * said
+
+    def by_label(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        there = weights @ gold
+        total = there + weights @ said
+        return _ratio(2 * (weights @ hit), total), there, total
+
+    def macro(weights: np.ndarray) -> np.ndarray:
+        f1, _, total = by_label(weights)
+        return _ratio(f1.sum(axis=-1), (total > 0).sum(axis=-1))
+
+    def weighted(weights: np.ndarray) -> np.ndarray:
+        f1, there, _ = by_label(weights)
+        return _ratio((f1 * there).sum(axis=-1), there.sum(axis=-1))
+
+    return {"macro_f1": draws.share(macro), "weighted_f1": draws.share(weighted)}
+
+
+def _other_measures(gold: np.ndarray, said: np.ndarray, other: int) -> dict[str, Estimate]:
+    """How well what belongs to no other label is kept apart; shares of rows, Wilson intervals."""
+    inside, caught = gold != other, int(((gold == other) & (said == other)).sum())
+    return {
+        "in_scope_accuracy": wilson(int((gold == said)[inside].sum()), int(inside.sum())),
+        "other_recall": wilson(caught, int((~inside).sum())),
+        "other_precision": wilson(caught, int((said == other).sum())),
+    }
+
+
+def _cost_table(labels: Sequence[str], costs: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Cost (gold, said) of every pair of labels: as named, else 1, and 0 for the right one."""
+    table = 1.0 - np.eye(len(labels))
+    index = {label: i for i, label in enumerate(labels)}
+    for gold, by_said in costs.items():
+        for said, cost in by_said.items():
+            table[index[gold], index[said]] = cost
+    return table
+
+
+def _scale_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray, n_labels: int) -> dict[str, Estimate]:
+    """How far answers are from the right step of a scale; `gold` and `said` are one step a cell.
+
+    Kappa: Cohen 1968. Its interval is no narrower than what that of the mean squared distance leaves it, the agreement
+    by chance taken as known.
+    """
+    steps = np.arange(n_labels)
+    distances = np.abs(steps[:, None] - steps)
+    squares, distance = distances**2, distances[gold, said]
+    at_gold, at_said = np.eye(n_labels)[gold], np.eye(n_labels)[said]
+
+    def by_chance(weights: np.ndarray) -> np.ndarray:
+        both = ((weights @ at_gold) @ squares * (weights @ at_said)).sum(axis=-1)
+        return np.asarray(both / draws.n**2)
+
+    def kappa(weights: np.ndarray) -> np.ndarray:
+        chance = by_chance(weights)
+        return np.where(chance > 0, 1 - _ratio(weights @ distance**2 / draws.n, chance), 0.0)
+
+    found = {
+        "within_one": wilson(int(draws.counts[distance <= 1].sum()), draws.n),
+        "mean_distance": draws.mean(distances, gold, said),
+    }
+    chance = float(by_chance(draws.counts)) if draws.n else 0.0
+    if chance == 0:  # one label throughout: agreement beyond chance cannot be seen
+        return found | {"quadratic_kappa": Estimate(value=0.0, low=-1.0, high=1.0, n=draws.n)}
+    value, low, high = draws.ends(kappa)
+    off = draws.mean(squares, gold, said)
+    low, high = min(low, 1 - off.high / chance), max(high, 1 - off.low / chance)
+    return found | {"quadratic_kappa": Estimate(value=value, low=max(-1.0, low), high=min(1.0, high), n=draws.n)}
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """`part / whole`, 0 where there is no whole."""
+    zeros = np.zeros(np.broadcast(part, whole).shape)
+    return np.asarray(np.divide(part, whole, out=zeros, where=np.asarray(whole) > 0))

@@ -1,0 +1,245 @@
+"""What a fine-tune will take, before it is started: time, memory and money, as ranges.
+
+Work is counted in floating-point operations. A weight that is trained costs 6 a token: 2 forward, 2 for the gradient of
+its input, 2 for its own (Kaplan et al. 2020, section 2.1); under adapters the base's weights cost 4, for they need no
+gradient of their own, and the adapters' 6. Attention adds 12 × layers × query width × length a token (Chowdhery et al.
+2022, appendix B), the output matrix its share at target tokens only. Padding is counted as it will be.
+
+The rate is what an earlier run with the same base and method reached here, else half of what a matrix product of the
+model's widths reaches now; five runs of SmolLM2-135M on two shared cores reached 0.39 to 0.48 of it
+(benchmarks/results/estimate.md). A GPU is kept waiting by small steps: its range adds 0.3 to 1.5 ms a layer and read, a
+guess that has not been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from smallfirst.models.base_size import BaseSize
+from smallfirst.records import Record
+from smallfirst.training.batches import Row, epoch_batches, micro_batches
+from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
+from smallfirst.training.estimates.hardware import Rate
+from smallfirst.training.estimates.memory import Span, largest_read, peak, read_of, trained_weights
+
+EFFICIENCY = 0.5
+"""Share of a matrix product's rate that a training step reaches."""
+MEASURED_RANGE, EARLIER_RANGE = 1.5, 1.3
+"""The time divided and multiplied by this, where the rate was measured now, and where an earlier run gave it."""
+BUSY = 1.3
+"""A machine that could be so many times as fast as it is now is said to be busy."""
+OPTIMISER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
+"""Read and written for each trained weight in a step, and how fast: the high end adds it, small batches feel it."""
+DORA_TIME = 1.4
+"""A step of DoRA over one of LoRA: SmolLM2-135M took 1.3 to 1.5 times the processor time at 512 tokens a read."""
+GPU_WAIT_S = (0.3e-3, 1.5e-3)
+"""For each layer and read."""
+WRITING_SLOWER = 8.0
+"""Tokens that are written one by one in an exam cost so many times those that are read: 7 to 9 in two runs."""
+
+
+class Pace(NamedTuple):
+    """How fast this machine trains: operations a second of a training step, all in all."""
+
+    slow: float
+    fast: float
+    words: str
+    """How it is known."""
+    measured: bool
+    """True if it rests on a matrix product, False if on an earlier run, which paid for everything else as well."""
+    gpu: bool = False
+
+
+class ExamWork(NamedTuple):
+    """What the model is asked after each epoch."""
+
+    read_tokens: int
+    written_tokens: int
+
+
+class Work(NamedTuple):
+    """One epoch."""
+
+    tokens: int
+    """Real ones, padding not counted."""
+    padded: int
+    """With padding."""
+    targets: int
+    """To be predicted."""
+    pairs: int
+    """Rows times the square of their padded length: what attention looks at."""
+    steps: int
+    reads: int
+
+
+class Needs(Record):
+    """What a fine-tune will take."""
+
+    base: str
+    """Base model by name."""
+    parameters: int
+    """All its weights."""
+    trained: int
+    """Weights that are trained."""
+    method: str
+    """full, lora or dora."""
+    epochs: float
+    """How often each row is read."""
+    steps: int
+    """Optimiser steps."""
+    tokens: int
+    """Tokens trained on over all epochs, padding not counted."""
+    flops: float
+    """Floating-point operations of training, padding included, exams not."""
+    seconds: Span
+    """Wall-clock time, exams included."""
+    pace: str
+    """How the rate is known."""
+    memory_bytes: Span
+    """At the peak, the program included."""
+    least_bytes: float
+    """What it takes at the very least; more than is free means that it cannot run."""
+    free_bytes: int | None
+    """What is free now, swap not counted; None if nobody tells."""
+    cost_usd: Span | None
+    """At the machine's price an hour; None if the task file sets none."""
+
+    @property
+    def _gigabytes(self) -> str:
+        return f"{self.memory_bytes.low / 1e9:.1f} to {self.memory_bytes.high / 1e9:.1f} GB"
+
+    @property
+    def in_short(self) -> str:
+        """Time and memory."""
+        return f"about {_times(self.seconds)}, {self._gigabytes}"
+
+    @property
+    def in_words(self) -> list[str]:
+        """For a terminal."""
+        trained = "" if self.trained == self.parameters else f", {_millions(self.trained)} of them trained"
+        lines = [
+            f"fine-tune of {self.base}: {self.method}, {_millions(self.parameters)} weights{trained}",
+            f"  work    {self.tokens:,} tokens in {self.steps:,} steps, {self.epochs:.3g} epochs",
+            f"  time    about {_times(self.seconds)} ({self.pace})",
+        ]
+        free = "" if self.free_bytes is None else f"; {self.free_bytes / 1e9:.1f} GB is free"
+        lines.append(f"  memory  about {self._gigabytes}{free}")
+        if self.cost_usd is not None:
+            lines.append(f"  cost    about ${self.cost_usd.low:.2g} to ${self.cost_usd.high:.2g}")
+        return lines
+
+
+def work_of(rows: Sequence[Row], config: TrainConfig) -> Work:
+    """The work of the first epoch, put into batches as training does."""
+    batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
+    parts = [p for batch in batches for p in micro_batches(batch, config.micro_tokens or config.batch_tokens)]
+    reads = [read_of(part) for part in parts]
+    return Work(
+        tokens=sum(len(row.ids) - 1 for row in rows),
+        padded=sum(read.rows * read.width for read in reads),
+        targets=sum(read.targets for read in reads),
+        pairs=sum(read.rows * read.width**2 for read in reads),
+        steps=len(batches),
+        reads=len(reads),
+    )
+
+
+def epochs_of(work: Work, config: TrainConfig) -> float:
+    """How many epochs the duration makes."""
+    duration = parse_duration(config.duration)
+    return duration.amount / {"ep": 1, "ba": work.steps, "tok": work.tokens}[duration.unit]
+
+
+def train_flops(size: BaseSize, config: TrainConfig, work: Work, epochs: float) -> float:
+    """Floating-point operations of the whole run. Frozen layers are read forward once, whatever the epochs."""
+    upper = 1 - min(1.0, config.frozen_layers / size.layers)
+    full = config.method == "full"
+    token = (6 if full else 4) * size.body * upper + (0 if full else 6 * trained_weights(size, config))
+    attention = 12 * size.layers * upper * size.query * work.pairs
+    head = (6 if full else 4) * size.vocabulary * size.hidden * work.targets
+    frozen = 2 * size.body * (1 - upper) * work.padded
+    return epochs * (token * work.padded + attention + head) + frozen
+
+
+def earlier_pace(tokens_per_s: float, size: BaseSize, config: TrainConfig, work: Work, *, gpu: bool = False) -> Pace:
+    """The pace of an earlier run with the same base and method, from its tokens a second."""
+    rate = tokens_per_s * train_flops(size, config, work, 1.0) / max(1, work.tokens)
+    words = f"an earlier run read {tokens_per_s:,.0f} tokens/s"
+    return Pace(rate / EARLIER_RANGE, rate * EARLIER_RANGE, words, measured=False, gpu=gpu)
+
+
+def measured_pace(rate: Rate, *, gpu: bool = False) -> Pace:
+    """The pace that the rate of a matrix product promises; a machine that is busy now may be free later."""
+    words = f"half of the {rate.now / 1e9:,.0f} GFLOP/s measured now"
+    if rate.alone > BUSY * rate.now:
+        words += f", {rate.alone / 1e9:,.0f} if nothing else runs"
+    slow, fast = EFFICIENCY * rate.now / MEASURED_RANGE, EFFICIENCY * rate.alone * MEASURED_RANGE
+    return Pace(slow, fast, words, measured=True, gpu=gpu)
+
+
+def seconds_of(size: BaseSize, config: TrainConfig, work: Work, exam: ExamWork, pace: Pace) -> Span:
+    """The time of the whole run, an exam after each epoch included. Early stopping lowers the low end."""
+    epochs = epochs_of(work, config)
+    asked = exam.read_tokens + WRITING_SLOWER * exam.written_tokens
+    each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * exam.written_tokens
+    flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * each
+    longer = DORA_TIME if config.method == "dora" and pace.measured else 1.0
+    low, high = longer * flops / pace.fast, longer * flops / pace.slow
+    if pace.measured and pace.gpu:
+        waits = epochs * work.reads * size.layers
+        low, high = low + waits * GPU_WAIT_S[0], high + waits * GPU_WAIT_S[1]
+    elif pace.measured:
+        moved = epochs * work.steps * OPTIMISER_BYTES * trained_weights(size, config)
+        high += moved / MEMORY_BYTES_PER_S
+    shortest = min(1.0, (config.patience + 1) / epochs) if config.patience else 1.0
+    return Span(low=low * shortest, high=high)
+
+
+def needs_of(base: str, size: BaseSize, config: TrainConfig, rows: Sequence[Row], exam: ExamWork, pace: Pace) -> Needs:
+    """What the fine-tune takes; free memory and the price are for the caller to add."""
+    work = work_of(rows, config)
+    epochs = epochs_of(work, config)
+    read, several = largest_read(rows, size, config, gpu=pace.gpu)
+    top = peak(size, config, read, in_all=work.tokens, gpu=pace.gpu, several=several)
+    return Needs(
+        base=base,
+        parameters=size.parameters,
+        trained=round(trained_weights(size, config)),
+        method=config.method,
+        epochs=epochs,
+        steps=max(1, round(epochs * work.steps)),
+        tokens=round(epochs * work.tokens),
+        flops=train_flops(size, config, work, epochs),
+        seconds=seconds_of(size, config, work, exam, pace),
+        pace=pace.words,
+        memory_bytes=top.span,
+        least_bytes=top.at_least,
+        free_bytes=None,
+        cost_usd=None,
+    )
+
+
+def _millions(n: float) -> str:
+    return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"
+
+
+def _times(span: Span) -> str:
+    """Both ends, rounded to what can be known; one unit where both have the same."""
+    low, high = _time(span.low), _time(span.high)
+    if low == high:
+        return high
+    unit = " " + high.split()[1]
+    return f"{low.removesuffix(unit)} to {high}"
+
+
+def _time(seconds: float) -> str:
+    units = (("h", 3600), ("min", 60), ("s", 1))
+    unit, length = next(((name, n) for name, n in units if seconds >= 1.5 * n), units[-1])
+    return f"{_rounded(seconds / length)} {unit}"
+
+
+def _rounded(value: float) -> str:
+    if value < 10:
+        return f"{max(1.0, value):.2g}"
+    return f"{5 * round(value / 5):,}" if value < 100 else f"{round(value, -1):,.0f}"

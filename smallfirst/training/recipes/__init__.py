@@ -1,0 +1,1 @@
+"""What a fine-tune teaches: labels, chat, contrastive pairs, a teacher's probabilities."""

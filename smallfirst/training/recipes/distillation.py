@@ -1,0 +1,135 @@
+"""A causal model that learns from a teacher's probabilities as well as from the right answers.
+
+The loss of a target token is (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), both softened by the temperature
+T; T² keeps the two parts in proportion whatever T is (Hinton, Vinyals and Dean 2015). The teacher reads the same batch
+without a gradient, in bf16 like the student. Its vocabulary must be the student's, token by token: a probability can
+only be compared under the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from smallfirst.errors import ConfigError
+from smallfirst.models.catalog import find
+from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.manifest import MANIFEST, read_manifest
+from smallfirst.tasks import AnyTask
+from smallfirst.training.backend import Causal
+from smallfirst.training.batches import Row
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.forward import read
+from smallfirst.training.recipes.teacher import Teacher
+
+SHOWN = 3
+"""Tokens or labels of a kind that an error names."""
+
+
+class Distilled(Causal):
+    """A causal model beside its teacher."""
+
+    def __init__(self, teacher: Teacher, task: AnyTask) -> None:
+        self.teacher, self.task = teacher, task
+        self.reader: Any = None
+        """The teacher's model, once it is loaded."""
+
+    def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        """Model and tokenizer of the student. Raises ConfigError naming what keeps the teacher from teaching it."""
+        model, tokenizer = super().load(base, config)
+        self.reader = load_teacher(self.teacher, self.task, tokenizer)
+        return model, tokenizer
+
+    def loss(self, model: Any, rows: Sequence[Row]) -> torch.Tensor:
+        """Sum of the losses of the rows' target tokens, in nats; prompts are read and never judged."""
+        with torch.inference_mode():
+            taught = self.reader.get_output_embeddings()(read(self.reader, rows).states)
+        states, tokens = read(model, rows, self.lower)
+        return distilled_loss(model.get_output_embeddings()(states), taught, tokens, self.teacher)
+
+
+def distilled_loss(logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Tensor, teacher: Teacher) -> torch.Tensor:
+    """Sum over n targets of (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), in nats.
+
+    logits, taught (n, vocabulary), the student's and the teacher's; tokens (n,). Models of one vocabulary may be padded
+    to different widths; what only one of them has stands for no token and is left out of the comparison.
+    """
+    width, t = min(logits.shape[1], taught.shape[1]), teacher.temperature
+    own = logits.float()
+    hard = F.cross_entropy(own, tokens, reduction="sum")
+    student = (own[:, :width] / t).log_softmax(-1)
+    wanted = (taught[:, :width].float() / t).log_softmax(-1)
+    soft = F.kl_div(student, wanted, reduction="sum", log_target=True)
+    return (1 - teacher.weight) * hard + teacher.weight * t**2 * soft
+
+
+def load_teacher(teacher: Teacher, task: AnyTask, tokenizer: Any) -> Any:
+    """The teacher's model, which will not move.
+
+    Raises ConfigError if it cannot teach a student with this tokenizer this task, WeightsNotFound if it is nowhere.
+    """
+    folder = find(teacher.base)
+    if folder.is_file():
+        raise ConfigError(
+            f"small.teacher: {teacher.base} is a GGUF file here, which gives no probabilities to learn from",
+            hint="name a folder or hub model of safetensors",
+        )
+    check_task(folder, task, tokenizer)
+    model, own = load_causal(folder)
+    check_vocabulary(teacher.base, own.get_vocab(), tokenizer.get_vocab())
+    return model.requires_grad_(False)
+
+
+def check_vocabulary(name: str, theirs: Mapping[str, int], ours: Mapping[str, int]) -> None:
+    """Nothing back. Raises ConfigError naming how the teacher's map from token to number differs from the student's."""
+    moved = [token for token in ours if token in theirs and theirs[token] != ours[token]]
+    parts = [
+        (sorted(theirs.keys() - ours.keys()), "only in the teacher's"),
+        (sorted(ours.keys() - theirs.keys()), "only in the student's"),
+        ([f"{token} ({theirs[token]}, not {ours[token]})" for token in moved], "under another number"),
+    ]
+    found = [f"{len(tokens):,} {where}: {_some(tokens)}" for tokens, where in parts if tokens]
+    if found:
+        raise ConfigError(
+            f"small.teacher: {name} has another vocabulary than the student\n  " + "\n  ".join(found),
+            hint="name a model with the student's tokenizer; any other can label rows:  smallfirst label task.yaml",
+        )
+
+
+def check_task(folder: Path, task: AnyTask, tokenizer: Any) -> None:
+    """Nothing back. Raises ConfigError if a teacher in `folder` answers another task, or other codes, than the student.
+
+    A model that was not fine-tuned here can only teach tasks whose answers are written.
+    """
+    if not (folder / MANIFEST).is_file():
+        if task.closed:
+            raise ConfigError(
+                f"small.teacher: {folder} knows no codes for the labels of {task.name}, so it cannot teach them",
+                hint="train the larger model on this task first, and name its folder (<run>/model)",
+            )
+        return
+    manifest = read_manifest(folder)
+    wrong = "asks with another prompt" if manifest.task.prompt("…") != task.prompt("…") else ""
+    if manifest.kind != ("codes" if task.closed else "writes"):
+        wrong = f'is of kind "{manifest.kind}"'
+    elif task.closed:
+        ours = dict(zip(task.closed, choose_codes(task.closed, tokenizer), strict=True))
+        theirs = dict(zip(manifest.task.closed, manifest.codes, strict=True))
+        other = sorted(label for label in ours.keys() | theirs.keys() if ours.get(label) != theirs.get(label))
+        if other:
+            wrong = f"has other labels or codes: {_some(other)}"
+    if wrong:
+        raise ConfigError(
+            f"small.teacher: {folder} was trained for {manifest.task.name} and {wrong}, so it cannot teach {task.name}",
+            hint="train the larger model with this task file, and name its folder (<run>/model)",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(f"“{name}”" for name in names[:SHOWN])
+    return shown + (", …" if len(names) > SHOWN else "")

@@ -1,0 +1,77 @@
+"""What a half-trained model is worth: its mean score on selection rows, and the calibration that suits it.
+
+One exam for answers read from label probabilities, one for answers that are written. The second takes about as long as
+some training steps a row, so it asks a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import DataError, Problem
+from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
+from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.generation.grammar import Grammar
+from smallfirst.models.label_model import Scored
+from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
+from smallfirst.models.manifest import Manifest
+from smallfirst.tasks.task import Task
+
+MOST_WRITTEN = 400
+"""Selection rows whose answers are written after each epoch; the first ones, which a content hash has put in order."""
+
+
+class Exam(NamedTuple):
+    """How a model did."""
+
+    value: float
+    """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
+    learnt: Manifest
+    """The manifest with the temperature or calibration fitted on them."""
+    measure: str = "validation_score"
+    """What `value` is called in MLflow and in events."""
+
+
+def code_exam(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> Exam:
+    """The exam of a model that is read at one position."""
+    scored = LabelScorer(model, tokenizer, manifest).score([example.text for example in selection.examples])
+    accuracy, temperature = judge(scored, selection, manifest.task)
+    return Exam(accuracy, manifest.model_copy(update={"temperature": temperature}))
+
+
+def writing_exam(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> Exam:
+    """The exam of a model that writes, under the task's grammar where it has one."""
+    task, examples = manifest.task, selection.examples[:MOST_WRITTEN]
+    if not examples:
+        return Exam(0.0, manifest)
+    schema = task.answer_schema()
+    grammar = Grammar.compile(schema, tokenizer) if schema is not None else None
+    prompts = [encode_prompt(tokenizer, task.prompt(e.text), manifest.max_tokens) for e in examples]
+    asks = [Ask(ids, task.max_answer_tokens) for ids in prompts]
+    written = TextWriter(model, tokenizer).write(asks, grammar)
+    scores = [task.score(e.golds, task.parse(w.text)) for e, w in zip(examples, written, strict=True)]
+    calibration = fit_calibration(
+        [w.log_probabilities for w in written], [score >= task.right_from for score in scores]
+    )
+    return Exam(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
+
+
+def judge(scored: Sequence[Scored], data: Dataset, task: Task) -> tuple[float, float]:
+    """Accuracy of the likeliest labels on the rows, and the temperature that suits them.
+
+    Raises DataError naming rows whose label the task does not know.
+    """
+    if not len(data):
+        return 0.0, 1.0
+    index = {label: i for i, label in enumerate(task.closed)}
+    unknown = [Problem(e.path, e.line, f'unknown label "{e.answer}"') for e in data.examples if e.answer not in index]
+    if unknown:
+        raise DataError(f"{len(unknown)} of {len(data)} selection rows cannot be judged:", unknown)
+    gold = np.array([index[example.answer] for example in data.examples])
+    log_probabilities = np.array([row.log_probabilities for row in scored])
+    accuracy = float((log_probabilities.argmax(axis=1) == gold).mean())
+    return accuracy, fit_temperature(log_probabilities, gold)

@@ -1,0 +1,170 @@
+"""`smallfirst jobs`: the table, one job, JSON for programs, stopping and going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst.cli.jobs import jobs
+from smallfirst.errors import ConfigError
+from smallfirst.jobs import queue
+from smallfirst.jobs.file_locks import hold
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.spec import Order, Progress, Result, Tracking, now
+from smallfirst.training.config import TrainConfig
+
+
+def call(*arguments: str) -> str:
+    """What the command prints; an error it raises is raised here."""
+    return CliRunner().invoke(jobs, arguments, catch_exceptions=False).output
+
+
+def refused(*arguments: str) -> str:
+    found = CliRunner().invoke(jobs, arguments).exception
+    assert isinstance(found, ConfigError | queue.NoSuchJob), found
+    return str(found)
+
+
+def laid_down(name: str, age: timedelta, *kinds: Any) -> JobFolder:
+    """A job of this age to which these things have happened."""
+    order = Order(
+        name=name,
+        lesson="chat",
+        model="toys/tiny",
+        train_rows="rows.jsonl",
+        register_to="main.toys.desk",
+        experiment="toys",
+        config=TrainConfig(duration="3ep"),
+        created_by="somebody",
+        created_at=datetime.now(UTC) - age,
+        submitted={"train_data_path": "rows.jsonl"},
+    )
+    job = JobFolder(queue.jobs_folder() / name)
+    job.folder.mkdir()
+    for kind in ("CREATED", *kinds):
+        job.log.append(kind, f"it says {kind}")
+    order.save(job.folder / "job.json")
+    return job
+
+
+@pytest.fixture
+def running() -> Iterator[JobFolder]:
+    """A job that this process seems to carry out, three tenths done."""
+    job = laid_down("cards-b", timedelta(hours=2, minutes=5), "STARTED", "TRAIN_STARTED")
+    held = hold(job.lock)
+    progress = {"step": 30, "epoch": 0.9, "share": 0.3, "loss": 1.0, "tokens_per_s": 100.0, "seconds_left": 260.0}
+    Progress.model_validate({**progress, "at": now()}).save(job.folder / "progress.json")
+    yield job
+    job.log.append("STOPPED", "")
+    os.close(held or -1)
+
+
+@pytest.fixture
+def completed() -> JobFolder:
+    job = laid_down("pins-a", timedelta(days=3, hours=1), "STARTED", "TRAIN_STARTED", "COMPLETED")
+    Result(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
+    Tracking(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
+    return job
+
+
+def test_the_table_has_the_newest_first_in_columns(running: JobFolder, completed: JobFolder) -> None:
+    lines = call().splitlines()
+    assert re.fullmatch(r"NAME     STATUS     BASE       PROGRESS {8,10}AGE", lines[0]), lines[0]
+    assert re.fullmatch(r"cards-b  RUNNING    toys/tiny  30%, \dm \d+s left  2h 5m", lines[1]), lines[1]
+    assert re.fullmatch(r"pins-a   COMPLETED  toys/tiny  - {15,17}3d 1h", lines[2]), lines[2]
+    assert len({line.rindex("  ") for line in lines}) == 1
+    assert len(lines) == 3
+
+
+def test_without_jobs_it_says_how_one_is_made() -> None:
+    assert call() == "no job yet: foundation_model.create(…) submits one\n"
+    assert json.loads(call("--json")) == []
+
+
+def test_a_program_reads_the_same_as_json(running: JobFolder, completed: JobFolder) -> None:
+    first, second = json.loads(call("--json"))
+    assert (first["name"], first["status"], first["progress"]) == ("cards-b", "RUNNING", 0.3)
+    assert datetime.fromisoformat(first["eta"]) - datetime.now(UTC) == pytest.approx(
+        timedelta(seconds=260), abs=timedelta(seconds=60)
+    )
+    assert (first["model_version"], first["ended_at"]) == (None, None)
+    assert (second["register_to"], second["model_version"]) == ("main.toys.desk", 4)
+    assert second["mlflow_run_id"] == "abc"
+    assert second["says"] == "it says COMPLETED"
+    assert datetime.fromisoformat(second["ended_at"]) <= datetime.now(UTC)
+
+
+def test_one_job_is_shown_with_its_events(completed: JobFolder) -> None:
+    shown = call("show", "pins-a").splitlines()
+    assert shown[:6] == [
+        "name      pins-a",
+        "status    COMPLETED",
+        "base      toys/tiny",
+        "rows      rows.jsonl",
+        "training  3ep, learning rate 0.0002",
+        "model     main.toys.desk/4",
+    ]
+    assert shown[-6:-4] == [f"folder    {completed.folder}", ""]
+    assert [line.split()[2] for line in shown[-4:]] == ["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"]
+    told = json.loads(call("show", "pins-a", "--json"))
+    assert [event["type"] for event in told["events"]] == ["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"]
+    assert told["folder"] == str(completed.folder)
+
+
+def test_following_a_job_that_has_ended_returns_at_once(completed: JobFolder) -> None:
+    lines = call("show", "pins-a", "--follow").splitlines()
+    assert lines[-1].endswith("it says COMPLETED")
+
+
+def test_a_failed_job_says_how_it_goes_on() -> None:
+    laid_down("bad-c", timedelta(), "STARTED", "FAILED")
+    shown = call("show", "bad-c").splitlines()
+    assert shown[1] == "status    FAILED"
+    assert "model     main.toys.desk (not registered yet)" in shown
+    assert shown[-1] == "next: smallfirst jobs resume bad-c"
+
+
+def test_cancel_asks_the_running_and_tells_of_the_ended(running: JobFolder, completed: JobFolder) -> None:
+    assert call("cancel", "cards-b", "pins-a").splitlines() == [
+        "cards-b: asked to stop",
+        "pins-a: has ended already, COMPLETED",
+    ]
+    assert running.cancelled
+    assert call().splitlines()[1].split()[1] == "TERMINATING"
+
+
+def test_resume_leaves_the_living_and_refuses_the_completed(running: JobFolder, completed: JobFolder) -> None:
+    assert call("resume", "cards-b") == "cards-b: has a living process, RUNNING\n"
+    assert "pins-a is completed: nothing is left" in refused("resume", "pins-a")
+
+
+def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a queue of its own
+    monkeypatch.setenv("SMALLFIRST_JOBS_AT_ONCE", "0")  # so that the process ends as soon as its turn would come
+    job = laid_down("stopped-d", timedelta(), "STOPPED")
+    assert call("resume", "stopped-d") == "stopped-d: goes on\n"
+    held = None
+    while held is None:
+        held = hold(job.lock)  # once its process has ended
+    os.close(held)
+    kinds = [event.kind for event in job.events]
+    assert kinds == ["CREATED", "STOPPED", "REQUEUED", "FAILED"]
+    assert "had it go on from its last checkpoint" in job.events[2].message
+
+
+@pytest.mark.parametrize("verb", ["show", "cancel", "resume"])
+def test_an_unknown_name_is_told_with_the_nearest(verb: str, completed: JobFolder) -> None:
+    assert 'no job is called "pin-a" — did you mean "pins-a"?' in refused(verb, "pin-a")
+
+
+def test_nothing_is_asked_to_stop_if_one_name_is_wrong(running: JobFolder) -> None:
+    refused("cancel", "cards-b", "nobody")
+    assert not running.cancelled

@@ -1,0 +1,75 @@
+"""`smallfirst keys`: what is printed, what is kept, and what is never shown again."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst.cli.keys import keys
+from smallfirst.errors import ConfigError
+from smallfirst.paths import home
+from smallfirst.serving.auth.key_store import Keyring, Terms
+from smallfirst.serving.auth.keys import key_id
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Keyring:
+    return Keyring(tmp_path / "keys.json")
+
+
+def test_keys_are_made_listed_and_revoked_by_commands(ring: Keyring) -> None:
+    run = CliRunner()
+    file = ["--file", str(ring.path)]
+    assert "no keys" in run.invoke(keys, ["list", *file]).output
+    options = [
+        "--model",
+        "small",
+        "--model",
+        "org/large",
+        "--requests-per-minute",
+        "60",
+        "--expires",
+        "2099-01-31",
+        "--admin",
+    ]
+    made = run.invoke(keys, ["create", "desk", *options, *file])
+    secret = made.stdout.strip()
+    assert key_id(secret)
+    (key,) = ring.entries()
+    assert key.terms == Terms(
+        role="admin", models=("small", "org/large"), requests_per_minute=60, expires_on=date(2099, 1, 31)
+    )
+    listed = run.invoke(keys, ["list", *file]).output
+    assert secret not in listed
+    assert key.sha256 not in listed
+    for part in (
+        "desk",
+        key.id,
+        "active",
+        "admin",
+        "small, org/large",
+        "60 requests/min",
+        "last used never",
+        "until 2099-01-31",
+    ):
+        assert part in listed
+    assert run.invoke(keys, ["revoke", key.id, *file]).output == f"revoked desk ({key.id})\n"
+    (shown,) = json.loads(run.invoke(keys, ["list", "--json", *file]).output)
+    assert (shown["state"], shown["name"], shown["max_in_flight"]) == ("revoked", "desk", None)
+    assert "sha256" not in shown
+    assert json.loads(run.invoke(keys, ["create", "other", "--json", *file]).output)["key"].startswith("sf-")
+
+
+def test_keys_live_in_the_state_folder_and_mistakes_are_named() -> None:
+    run = CliRunner()
+    assert run.invoke(keys, ["create", "desk"]).exit_code == 0
+    (key,) = Keyring(home() / "keys.json").entries()
+    assert key.terms == Terms()
+    for arguments in (["create", "desk"], ["revoke", "none"], ["create", "other", "--model", "a b"]):
+        failed = run.invoke(keys, arguments)
+        assert isinstance(failed.exception, ConfigError)  # the command line prints it without a traceback
+    assert run.invoke(keys, ["create", "other", "--requests-per-minute", "0"]).exit_code == 2

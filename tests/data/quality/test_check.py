@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.quality.check import CheckReport, check, explain
+from smallfirst.data.quality.findings import Finding, write_places
+from smallfirst.data.quality.lengths import RowTokens
+from smallfirst.data.sources.text_files import load
+
+DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
+
+
+def labelled(name: str, *pairs: tuple[str, str]) -> Dataset:
+    rows = (
+        Example(
+            messages=(Message(role="user", content=text),),
+            answer=label,
+            shape="label",
+            path=f"{name}.jsonl",
+            line=i,
+        )
+        for i, (text, label) in enumerate(pairs, start=1)
+    )
+    return Dataset(name=f"{name}.jsonl", examples=tuple(rows))
+
+
+def plenty(name: str, n: int, *more: tuple[str, str]) -> Dataset:
+    """`n` good rows of two labels, sharing no text with another name, then `more`."""
+    pairs = [(f"{name} word{i} thing{i * 7}", "ab"[i % 2]) for i in range(n)]
+    return labelled(name, *pairs, *more)
+
+
+def found(report: CheckReport, start: str) -> Finding:
+    """The one finding whose text starts so."""
+    [finding] = [f for f in report.findings if f.what.startswith(start)]
+    return finding
+
+
+def test_clean_data_is_a_go_with_nothing_to_mend() -> None:
+    report = check(plenty("train", 100), validation=plenty("val", 60), test=plenty("test", 30))
+    assert report.verdict == "GO"
+    assert report.findings == ()
+    assert report.class_counts == {"a": 50, "b": 50}
+    assert explain(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend")
+
+
+def test_one_text_with_two_labels_is_a_contradiction() -> None:
+    train = plenty("train", 100, ("Lost my card", "a"), ("lost my card!", "b"))
+    finding = found(check(train), "texts with different labels")
+    assert finding.what == ("texts with different labels: 1 (2 rows; case, spacing and punctuation aside)")
+    assert finding.where == ('train.jsonl:101 "a" and train.jsonl:102 "b"',)
+    assert (finding.level, finding.n) == ("fix", 1)
+
+
+def test_many_contradictions_stop_the_training() -> None:
+    torn = [(f"torn {i}", label) for i in range(3) for label in "ab"]  # 6 of 100 rows
+    report = check(plenty("train", 94, *torn))
+    assert found(report, "texts with different labels").level == "stop"
+    assert report.verdict == "NO"
+
+
+def test_a_repeated_row_is_noted_and_many_are_to_be_fixed() -> None:
+    one = found(check(plenty("train", 99, ("TRAIN word0 thing0", "a"))), "train rows that repeat")
+    assert (one.level, one.n) == ("note", 1)
+    assert one.where == ("train.jsonl:100 repeats train.jsonl:1",)
+    many = check(plenty("train", 90, *[("again and again", "a")] * 10))
+    assert found(many, "train rows that repeat").level == "fix"
+    assert found(many, "train rows that repeat").n == 9
+
+
+def test_a_text_in_two_splits_is_a_leak() -> None:
+    test = plenty("test", 200, ("Train WORD0, thing0", "a"))
+    report = check(plenty("train", 100), validation=plenty("val", 60), test=test)
+    finding = found(report, "1 of 201 test texts are also in train")
+    assert finding.where == ("test.jsonl:201 is train.jsonl:1",)
+    assert (finding.level, report.verdict) == ("fix", "FIX")
+
+
+def test_leaks_in_over_one_percent_of_a_split_stop() -> None:
+    report = check(plenty("train", 100), validation=plenty("val", 60, ("train word0 thing0", "a")))
+    assert found(report, "1 of 61 validation texts are also in train").level == "stop"
+
+
+def test_a_leak_between_validation_and_test_is_seen() -> None:
+    splits = {
+        "validation": plenty("val", 60),
+        "test": plenty("test", 99, ("val word0 thing0", "a")),
+    }
+    finding = found(check(plenty("train", 100), **splits), "1 of 100 test texts are also in valid")
+    assert finding.where == ("test.jsonl:100 is val.jsonl:1",)
+
+
+def test_a_nearly_repeated_text_between_splits_is_noted() -> None:
+    ten = "please tell me where on earth my new card is"
+    test = plenty("test", 99, (ten.removesuffix(" is"), "a"))
+    finding = found(check(plenty("train", 100, (ten, "a")), test=test), "1 of 100 test texts nearly")
+    assert finding.where == ("test.jsonl:100 is nearly train.jsonl:101",)
+    assert finding.level == "note"
+
+
+def test_labels_with_fewer_than_five_rows_are_named() -> None:
+    rare = [(f"rare {i}", "c") for i in range(4)]
+    enough = [(f"enough {i}", "d") for i in range(5)]
+    finding = found(check(plenty("train", 20, *rare, *enough)), "labels with too few train rows")
+    assert (finding.level, finding.where, finding.n) == ("fix", ('"c": 4',), 1)
+
+
+def test_a_largest_class_of_ten_times_the_smallest_is_noted() -> None:
+    small = [(f"small {i}", "c") for i in range(5)]
+    assert found(check(plenty("train", 100, *small)), '"a" has').what == ('"a" has 50 train rows, "c" has 5')
+    assert not [f for f in check(plenty("train", 98, *small)).findings if "has" in f.what]
+
+
+def test_one_label_cannot_be_classified() -> None:
+    report = check(labelled("train", *[(f"text {i}", "a") for i in range(9)]))
+    assert found(report, 'one label only: "a"').level == "stop"
+
+
+def test_a_label_in_two_spellings_is_told() -> None:
+    twin = [(f"twin {i}", "A ") for i in range(5)]
+    finding = found(check(plenty("train", 20, *twin)), "labels spelt in several ways")
+    assert (finding.level, finding.where) == ("fix", ('"A " and "a"',))
+
+
+def test_a_label_without_a_train_row_stops() -> None:
+    test = plenty("test", 20, ("new thing", "c"), ("other thing", "c"), ("third thing", "d"))
+    finding = found(check(plenty("train", 100), test=test), "test labels without a train row: 2")
+    assert finding.level == "stop"
+    assert finding.where == ('test.jsonl:21 "c"', 'test.jsonl:23 "d"')
+
+
+def test_rows_over_the_token_limit_stop_by_line() -> None:
+    train = labelled("train", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
+    tokens = RowTokens(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
+    report = check(train, tokens=tokens)
+    finding = found(report, "train rows over 3 tokens: 1")
+    assert (finding.level, finding.where) == ("stop", ("train.jsonl:20 has 4",))
+    assert report.verdict == "NO"
+    assert [(spread.split, spread.longest, spread.n_over) for spread in report.lengths] == [("train", 4, 1)]
+
+
+def test_without_lengths_nothing_is_said_of_them() -> None:
+    report = check(plenty("train", 20))
+    assert report.lengths == ()
+    assert "tokens a row" not in explain(report)
+
+
+def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:
+    again = [("again", "a")] * 13
+    report = check(plenty("train", 100, *again), test=labelled("test", ("Train word0 thing0", "c")))
+    n = write_places(report.findings, tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == n
+    assert rows[0] == {
+        "level": "stop",
+        "path": "test.jsonl",
+        "line": 1,
+        "says": "test.jsonl:1 is train.jsonl:1",
+        "finding": "1 of 1 test texts are also in train (case, spacing and punctuation aside)",
+    }
+    assert [row["line"] for row in rows if "repeat" in row["finding"]] == list(range(102, 114))
+    assert {row["level"] for row in rows} == {"stop", "fix"}
+
+
+def test_the_json_holds_the_first_places_only() -> None:
+    report = check(plenty("train", 100, *[("again", "a")] * 13))
+    [repeats] = [f for f in json.loads(report.model_dump_json())["findings"] if "repeat" in f["what"]]
+    assert (len(repeats["where"]), repeats["n"]) == (10, 12)
+    assert "places" not in repeats
+
+
+def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
+    finding = found(check(plenty("train", 100), validation=plenty("val", 59)), "validation rows")
+    assert finding.what == "validation rows: 59, too few to promise at most 5% errors"
+    assert finding.rule == "that takes at least 59 labels with no error among them"
+    assert (finding.level, finding.n) == ("note", 59)
+
+
+def test_an_empty_split_stops() -> None:
+    report = check(labelled("train"), test=labelled("test"))
+    assert [f.what for f in report.findings if f.level == "stop"] == [
+        "no train rows",
+        "no test rows",
+    ]
+
+
+def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:
+    report = check(plenty("train", 100, *[("again", "a")] * 13))
+    finding = found(report, "train rows that repeat")
+    assert (len(finding.where), finding.n) == (10, 12)
+    assert "        … and 2 more" in explain(report).splitlines()
+
+
+def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
+    report = check(plenty("train", 99, ("new", "c")), test=plenty("test", 150, ("more", "d")))
+    assert explain(report) == (
+        "NO  100 train, 151 test rows, 3 labels\n"
+        "stop  test labels without a train row: 1\n"
+        "      a label that was never shown cannot be answered: add train rows, or drop it\n"
+        '        test.jsonl:151 "d"\n'
+        "fix   labels with too few train rows: 1\n"
+        "      at least 5 rows a label: add rows, or merge labels\n"
+        '        "c": 1\n'
+        'note  "a" has 50 train rows, "c" has 1\n'
+        "      rare labels will be answered worst: look at each, not at the mean\n"
+        "note  validation rows: 0, too few to promise at most 5% errors\n"
+        "      that takes at least 59 labels with no error among them"
+    )
+
+
+def test_prompts_with_two_responses_are_only_noted() -> None:
+    rows = tuple(
+        Example(messages=(Message(role="user", content="Hi"),), answer=answer, shape="prompt")
+        for answer in ("Hello!", "Good day!")
+    )
+    finding = found(check(Dataset(name="train", examples=rows)), "texts with different responses")
+    assert (finding.level, finding.where) == ("note", ('row:0 "Hello!" and row:0 "Good day!"',))
+
+
+def test_ten_thousand_rows_against_three_thousand_take_seconds() -> None:
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(3000)]
+    weights = [1 / rank for rank in range(1, 3001)]  # Zipf's law, as in real text
+
+    def rows(name: str, n: int) -> Dataset:
+        said = (" ".join(draw.choices(words, weights, k=draw.randint(5, 25))) for _ in range(n))
+        return labelled(name, *((text, draw.choice("ab")) for text in said))
+
+    train, test = rows("train", 10_000), rows("test", 3_000)
+    start = time.process_time()
+    check(train, test=test)
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.skipif(not (DATASETS / "banking77").is_dir(), reason="no Banking77 beside this copy")
+def test_the_known_leaks_of_banking77_are_found() -> None:
+    names = ("train", "validation", "test")
+    train, validation, test = (load(DATASETS / "banking77" / f"{n}.jsonl") for n in names)
+    report = check(train, validation=validation, test=test)
+    assert report.n_rows == {"train": 9000, "validation": 1003, "test": 3080}
+    leak = found(report, "21 of 3,080 test texts are also in train")
+    assert leak.what.endswith("(case, spacing and punctuation aside), 5 of them letter for letter")
+    assert leak.level == "fix"
+    assert found(report, "4 of 3,080 test texts are also in validation").level == "fix"
+    assert found(report, "4 of 1,003 validation texts are also in train").level == "fix"
+    assert len(report.class_counts) == 77
+    assert report.verdict == "FIX"

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.folders import MAX_TEXT_BYTES, files_below, inside
+from smallfirst.data.sources.resolve import open_source, read_source
+from smallfirst.errors import DataError
+
+
+def put(path: Path, content: bytes | str = "some text") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def problems(folder: Path) -> list[tuple[str, str]]:
+    """Path below the folder, and rule, of every problem."""
+    return [(str(Path(p.path).relative_to(folder)), p.rule) for p in read_source(folder)[1]]
+
+
+def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    put(folder / "b.md", b"\xef\xbb\xbf# B\r\n")
+    put(folder / "a" / "z.TXT", "Z\n")
+    put(folder / "a.txt", "A")
+    put(folder / "_SUCCESS", "")
+    put(folder / ".cache" / "c.txt", "hidden")
+    data = open_source(folder)
+    assert data.name == "books"
+    assert [(e.messages, e.answer, e.shape, Path(e.path), e.line) for e in data.examples] == [
+        ((), "Z\n", "text", folder / "a" / "z.TXT", 1),
+        ((), "A", "text", folder / "a.txt", 1),
+        ((), "# B\r\n", "text", folder / "b.md", 1),
+    ]
+
+
+def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
+    for i in (7, 2, 9, 4, 0, 5, 1, 8, 3, 6):
+        put(tmp_path / "books" / f"{i}.txt", str(i))
+    assert [e.answer for e in open_source(tmp_path / "books").examples] == list("0123456789")
+
+
+def test_text_goes_into_the_column_that_is_named_for_it(tmp_path: Path) -> None:
+    put(tmp_path / "books" / "a.txt", "A")
+    assert [e.answer for e in open_source(tmp_path / "books", columns=Columns(text="body")).examples] == ["A"]
+
+
+def test_one_file_of_text_is_one_row(tmp_path: Path) -> None:
+    data = open_source(put(tmp_path / "a.txt", "A"))
+    assert (data.name, [e.answer for e in data.examples]) == ("a.txt", ["A"])
+
+
+def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> None:
+    folder = tmp_path / "books"
+    put(folder / "a.txt")
+    put(folder / "b.txt", " \n")
+    put(folder / "c.txt", b"caf\xe9")
+    put(folder / "d.txt", b"\xef\xbb\xbfcaf\xe9")
+    put(folder / "e.txt", "text".encode("utf-16"))
+    put(folder / "f.txt", b"a\0b")
+    put(folder / "g.pdf", b"%PDF")
+    put(folder / "rows.jsonl", "{}")
+    assert problems(folder) == [
+        ("b.txt", '"text" is empty'),
+        ("c.txt", "not UTF-8: byte 0xe9 at offset 3 of the file"),
+        ("d.txt", "not UTF-8: byte 0xe9 at offset 6 of the file"),
+        ("e.txt", "UTF-16, seen from byte 0; text must be UTF-8"),
+        ("f.txt", '"text" has a NUL character at position 2'),
+        ("g.pdf", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+        ("rows.jsonl", "neither .txt nor .md: a folder of text holds nothing else; move it out"),
+    ]
+
+
+def test_a_text_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:
+    put(tmp_path / "books" / "fits.txt", b"a" * MAX_TEXT_BYTES)
+    put(tmp_path / "books" / "long.txt", b"a" * (MAX_TEXT_BYTES + 1))
+    data, _ = read_source(tmp_path / "books")
+    assert [len(e.answer) for e in data.examples] == [MAX_TEXT_BYTES]
+    rule = "file of 10,000,001 bytes; at most 10,000,000 are read: split it"
+    assert problems(tmp_path / "books") == [("long.txt", rule)]
+
+
+def test_a_file_that_only_claims_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    sparse = put(tmp_path / "books" / "sparse.txt")
+    os.truncate(sparse, 2 * 1024**3)
+    assert problems(tmp_path / "books") == [
+        ("sparse.txt", "file of 2,147,483,648 bytes; at most 10,000,000 are read: split it")
+    ]
+
+
+def test_all_texts_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 15)
+    for name in ("a.txt", "b.txt"):
+        put(tmp_path / "books" / name, "eight by")
+    with pytest.raises(DataError, match="books: more than 15 bytes; no more are read of one source"):
+        open_source(tmp_path / "books")
+
+
+def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "books", put(tmp_path / "secret.txt", "secret")
+    put(folder / "a.txt", "A")
+    (folder / "b.txt").symlink_to("a.txt")
+    (folder / "c.txt").symlink_to(secret)
+    (folder / "d.txt").symlink_to("nothing.txt")
+    (folder / "e.txt").symlink_to("e.txt")
+    (folder / "more").symlink_to(tmp_path)
+    data, _ = read_source(folder)
+    assert [e.answer for e in data.examples] == ["A", "A"]
+    assert problems(folder) == [
+        ("c.txt", "a link that leads out of the folder; put the file itself here"),
+        ("d.txt", "a link to nothing"),
+        ("e.txt", "a link that leads out of the folder; put the file itself here"),
+        ("more", "a link to a folder; put the folder itself here"),
+    ]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    put(tmp_path / "books" / "a.txt", "A")
+    os.mkfifo(tmp_path / "books" / "b.txt")
+    assert problems(tmp_path / "books") == [("b.txt", "not a regular file")]
+
+
+def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
+    put(tmp_path / "books" / "a.txt", "A")
+    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/books/caf\xe9.txt")), "B")
+    data = open_source(tmp_path / "books")
+    assert [e.answer for e in data.examples] == ["A", "B"]
+    assert data.examples[1].path.endswith(r"/books/caf\xe9.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may look into every folder")
+def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None:
+    put(tmp_path / "books" / "closed" / "a.txt")
+    (tmp_path / "books" / "closed").chmod(0)
+    try:
+        with pytest.raises(DataError, match="closed: Permission denied"):
+            files_below(tmp_path / "books")
+    finally:
+        (tmp_path / "books" / "closed").chmod(0o700)
+
+
+def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone: No such file or directory"):
+        files_below(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("parts", [("..", "a"), ("a", ".."), ("", "etc"), ("a/../../b",), (".",), ("a\0b",)])
+def test_a_path_below_a_root_is_made_of_plain_names(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"is plain names, without \.\. and empty parts"):
+        inside(tmp_path, parts)
+
+
+def test_a_path_below_a_root_does_not_lead_out_by_a_link(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put(root / "a" / "b.txt")
+    (root / "out").symlink_to(tmp_path)
+    (root / "in").symlink_to(root / "a")
+    assert inside(root, ("in", "b.txt")) == root / "in" / "b.txt"
+    with pytest.raises(DataError, match="a link that leads out of"):
+        inside(root, ("out", "secret.txt"))

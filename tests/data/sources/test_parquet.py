@@ -1,0 +1,306 @@
+"""Parquet against hand-counted rows, and against what the same rows give as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.resolve import open_source, read_source
+from smallfirst.data.sources.text_files import load
+from smallfirst.errors import DataError, MissingExtra, Problem
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+
+def parquet(path: Path, table: Any, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
+    """File name, row and rule of every problem."""
+    return [(Path(p.path).name, p.line, p.rule) for p in read_source(path, **options)[1]]
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        open_source(path)
+    return str(caught.value)
+
+
+def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return load(path)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_every_kind_of_text_column_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+    text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
+    table = pa.table({"text": pa.array(["lost it", "é ☃"]).cast(text), "label": ["card", "cash"], "n": [1, 2]})
+    data = open_source(parquet(tmp_path / "rows.parquet", table))
+    assert data.name == "rows.parquet"
+    assert [(e.text, e.answer, e.line) for e in data.examples] == [("lost it", "card", 1), ("é ☃", "cash", 2)]
+
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "labels": [{"text": "a", "labels": ["x", "y"]}, {"text": "b", "labels": []}],
+    "target": [
+        {"text": "a", "target": {"n": 3, "of": {"share": 0.1, "ok": True}, "names": ["p", None], "none": None}},
+        {"text": "b", "target": {"n": -(2**53) - 1, "of": {"share": 1e300, "ok": False}, "names": [], "none": None}},
+    ],
+    "target as text": [{"text": "a", "target": '{"n": 3, "of": [1, "x"]}'}],
+    "question": [{"question": "who?", "answer": ["me", "I"], "context": None}],
+    "prompt": [{"prompt": "2+2?", "completion": "4"}],
+    "messages": [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
+    "text": [{"text": "Once upon"}],
+}
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+def test_each_shape_is_the_same_as_from_json_lines(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    data = open_source(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    wanted = as_json_lines(tmp_path, rows)
+    assert data.content_fingerprint == wanted.content_fingerprint
+    assert [e.golds for e in data.examples] == [e.golds for e in wanted.examples]
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5), st.integers(1, 3))
+def test_any_text_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]], row_group: int
+) -> None:
+    table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
+    path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
+    assert [(e.text, e.answer) for e in open_source(path).examples] == pairs
+
+
+LIST_OF_MESSAGES = "a list of structs of role and content, both text"
+A_TARGET = "a struct of text, integers, doubles, booleans, lists and structs, or JSON as text"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "rule"),
+    [
+        ("label", pa.array([3]), 'column "label" is int64: write it as text'),
+        ("label", pa.array([True]), 'column "label" is bool: write it as text'),
+        ("label", pa.array([b"card"]), 'column "label" is binary: write it as text'),
+        ("label", pa.array([["card"]]), 'column "label" is list<element: string>: write it as text'),
+        ("labels", pa.array([[1, 2]]), 'column "labels" is list<element: int64>: write it as a list of texts'),
+        (
+            "target",
+            pa.array([[{"a": 1}]]),
+            f'column "target" is list<element: struct<a: int64>>: write it as {A_TARGET}',
+        ),
+        (
+            "target",
+            pa.array([{"a": 0.1}], pa.struct([("a", pa.float32())])),
+            f'column "target" is struct<a: float>: write it as {A_TARGET}',
+        ),
+        (
+            "target",
+            pa.array([{"day": 1}], pa.struct([("day", pa.date32())])),
+            f'column "target" is struct<day: date32[day]>: write it as {A_TARGET}',
+        ),
+    ],
+)
+def test_a_column_of_another_type_is_one_problem_and_never_converted(
+    tmp_path: Path, column: str, values: Any, rule: str
+) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], column: values}))
+    assert problems(path) == [("rows.parquet", 1, rule)]
+
+
+def test_messages_with_more_than_role_and_content_are_refused(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "a", "name": None}
+    path = parquet(tmp_path / "rows.parquet", pa.Table.from_pylist([{"messages": [turn, turn]}]))
+    [(_, line, rule)] = problems(path)
+    assert line == 1
+    assert rule.endswith(f": write it as {LIST_OF_MESSAGES}")
+
+
+@pytest.mark.parametrize(
+    ("names", "rule"),
+    [
+        (["text", "lable"], 'no column "label", but "lable" — did you mean "label"?'),
+        (["text", "text"], 'column "text" twice'),
+    ],
+)
+def test_columns_that_make_no_shape_are_one_problem(tmp_path: Path, names: list[str], rule: str) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.Table.from_arrays([pa.array(["a", "b"])] * 2, names=names))
+    assert problems(path) == [("rows.parquet", 1, rule)]
+
+
+def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
+    texts_ = ["a", None, "c", " ", "e"]
+    table = pa.table({"text": texts_, "label": ["x", "y", "x", "y", "q"]})
+    path = parquet(tmp_path / "rows.parquet", table, row_group_size=2)
+    with pytest.raises(DataError) as caught:
+        open_source(path, labels=["x", "y"])
+    assert str(caught.value) == (
+        f"{path}: 3 bad and 2 good rows\n"
+        f'  {path}:2  "text" must be text, not null\n'
+        f'  {path}:4  "text" is empty\n'
+        f'  {path}:5  label "q" is not one of the 2 labels\n'
+        "  next: mend these lines; map columns of other names with Columns(text=…, label=…)"
+    )
+
+
+def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: Path) -> None:
+    table = pa.table({"body.text": ["a"], "team": ["x"], "body": pa.array([{"text": "wrong"}])})
+    data = open_source(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
+    assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    rows = [{"text": "a", "target": {"n": 1.5}}, {"text": "b", "target": {"n": float("nan")}}]
+    [(_, line, rule)] = problems(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    assert (line, rule[:26]) == (2, '"target" is no JSON object')
+
+
+def test_bytes_that_are_not_utf_8_are_named_by_row(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6)))
+    texts_ = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"okc\xe9fe")])
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x", "x", "x"]}))
+    data, found = read_source(path)
+    assert [(e.text, e.line) for e in data.examples] == [("ok", 1), ("fe", 3)]
+    assert found == (Problem(str(path), 2, "text that is not UTF-8: byte 0xe9 at its offset 1"),)
+
+
+def repeated(text: str, n: int) -> Any:
+    """One text n times, which a Parquet file holds once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * n, pa.int32()), pa.array([text]))
+
+
+def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> None:
+    texts_ = ["a", "b" * 999_999, "c" * 1_000_000, "d"]
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x"] * 4}))
+    data, found = read_source(path)
+    assert [e.line for e in data.examples] == [1, 2, 4]
+    assert [(p.line, p.rule) for p in found] == [(3, "row of 1,000,001 bytes; at most 1,000,000 are read")]
+
+
+def test_gigabytes_packed_into_kilobytes_are_never_unpacked(tmp_path: Path) -> None:
+    n = 1000
+    turn = pa.StructArray.from_arrays([repeated("user", n), repeated("b" * 2_500_000, n)], names=["role", "content"])
+    one_each = pa.array(range(n + 1), pa.int32())
+    table = pa.table({"messages": pa.ListArray.from_arrays(one_each, turn)})
+    path = parquet(tmp_path / "rows.parquet", table, store_schema=False)
+    assert path.stat().st_size < 300_000
+    before = pa.total_allocated_bytes()
+    found = problems(path)
+    assert {rule for _, _, rule in found} == {"row of 2,500,004 bytes; at most 1,000,000 are read"}
+    assert len(found) == n
+    assert pa.total_allocated_bytes() - before < 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "what"), [("MAX_SOURCE_BYTES", 5_000, "5,000 bytes"), ("MAX_SOURCE_ROWS", 99, "99 rows")]
+)
+def test_a_source_over_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int, what: str
+) -> None:
+    monkeypatch.setattr(f"smallfirst.data.sources.reader.{limit}", most)
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": repeated("b" * 60, 100), "label": ["x"] * 100}))
+    assert refused(path).startswith(f"{path}: more than {what}; no more are read of one source\n")
+
+
+def test_a_claimed_size_is_believed_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["b" * 60_000], "label": ["x"]}))
+    raw = bytearray(path.read_bytes())
+    raw[4:2_000] = b"\xff" * 1_996  # broken pages: reading any of them would tell so
+    path.write_bytes(raw)
+    assert "not readable as Parquet" in refused(path)
+    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 50_000)
+    assert "more than 50,000 bytes" in refused(path)
+
+
+def nested(depth: int) -> Any:
+    kind = pa.string()
+    for _ in range(depth):
+        kind = pa.struct([("a", kind)])
+    return pa.table({"text": ["t"], "target": pa.nulls(1, kind)})
+
+
+def test_structs_nested_too_deeply_are_no_crash(tmp_path: Path) -> None:
+    assert problems(parquet(tmp_path / "a.parquet", nested(50))) == [
+        ("a.parquet", 1, '"target" must be a JSON object, not null')
+    ]
+    deep = parquet(tmp_path / "b.parquet", nested(400), store_schema=False)
+    assert "b.parquet" in refused(deep)
+
+
+@pytest.mark.parametrize("cut", [slice(0), slice(-1), slice(40), slice(4, None)])
+def test_a_broken_file_is_told_as_such(tmp_path: Path, cut: slice) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
+    path.write_bytes(path.read_bytes()[cut])
+    assert refused(path).startswith(f"{path}: not readable as Parquet: ")
+
+
+def test_a_table_without_rows_is_an_error(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path / "rows.parquet",
+        pa.table({"text": pa.array([], pa.string()), "label": []}).cast(
+            pa.schema([("text", pa.string()), ("label", pa.string())])
+        ),
+    )
+    assert refused(path) == f"{path}: there are no rows"
+
+
+def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    for name in ("b/part-1.parquet", "b/part-0.snappy.parquet", "a.parquet"):
+        parquet(folder / name, pa.table({"text": [f"{name} 1", f"{name} 2"], "label": ["x", "y"]}))
+    (folder / "_SUCCESS").write_text("")
+    (folder / ".a.parquet.crc").write_text("x")
+    data = open_source(folder)
+    assert data.name == "rows"
+    wanted = [
+        (f"{name} {n}", n) for name in ("a.parquet", "b/part-0.snappy.parquet", "b/part-1.parquet") for n in (1, 2)
+    ]
+    assert [(e.text, e.line) for e in data.examples] == wanted
+
+
+def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None:
+    good = pa.table({"text": ["a", "b"], "label": ["x", "y"]})
+    folder = tmp_path / "rows"
+    for name in ("a.parquet", "team=x/b.parquet"):
+        parquet(folder / name, good)
+    outside = parquet(tmp_path / "secret.parquet", good)
+    (folder / "c.parquet").symlink_to(outside)
+    (folder / "d.csv").write_text("text,label\n")
+    parquet(folder / "e.parquet", pa.table({"prompt": ["p"], "response": ["r"]}))
+    data, _ = read_source(folder)
+    assert {Path(e.path).name for e in data.examples} == {"a.parquet"}
+    assert problems(folder) == [
+        ("c.parquet", 1, "a link that leads out of the folder; put the file itself here"),
+        ("d.csv", 1, "no .parquet file: a folder of Parquet holds nothing else; move it out"),
+        ("e.parquet", 1, "a row of prompt + response, while this source has rows of text + label"),
+        (
+            "b.parquet",
+            1,
+            'the value of "team=x" is not in the file: write the rows without partitions, or as Delta',
+        ),
+    ]
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
+        open_source(path)

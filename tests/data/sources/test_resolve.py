@@ -1,0 +1,256 @@
+"""One address, one source: what is read for which, and that the same rows are the same from everywhere."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.data.row_formats import Columns
+from smallfirst.data.sources.resolve import open_source, read_source
+from smallfirst.data.sources.text_files import load
+from smallfirst.errors import ConfigError, DataError
+from smallfirst.project.rows import read_rows
+from smallfirst.project.task_file import read_taskfile
+
+ROWS = [{"text": f"row {i}, with a comma", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def _no_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SMALLFIRST_TABLES", "SMALLFIRST_VOLUMES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def jsonl(rows: list[dict[str, Any]] = ROWS) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def table(rows: list[dict[str, Any]] = ROWS) -> Any:
+    return pytest.importorskip("pyarrow").Table.from_pylist(rows)
+
+
+def delta(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    pytest.importorskip("deltalake").write_deltalake(folder, table(rows))
+    return folder
+
+
+def refused(address: str | Path, **options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        open_source(address, **options)
+    return str(caught.value)
+
+
+def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "rows.jsonl").write_bytes(jsonl())
+    (tmp_path / "rows.ndjson.gz").write_bytes(gzip.compress(jsonl()))
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    (tmp_path / "rows.CSV.GZ").write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
+    pq.write_table(table(), tmp_path / "rows.parquet", row_group_size=7)
+    (tmp_path / "parts").mkdir()
+    pq.write_table(table(ROWS[:25]), tmp_path / "parts" / "0.parquet")
+    pq.write_table(table(ROWS[25:]), tmp_path / "parts" / "1.parquet")
+    delta(tmp_path / "tickets")
+    names = ["rows.jsonl", "rows.ndjson.gz", "rows.csv", "rows.CSV.GZ", "rows.parquet", "parts", "tickets"]
+    read = {name: open_source(tmp_path / name) for name in names}
+    assert {data.content_fingerprint for data in read.values()} == {load(tmp_path / "rows.jsonl").content_fingerprint}
+    assert [data.name for data in read.values()] == [*names[:-1], "tickets@v0"]
+    for data in read.values():
+        assert [(e.text, e.answer) for e in data.examples] == [(row["text"], row["label"]) for row in ROWS]
+
+
+def test_a_file_is_read_as_load_reads_it_and_told_as_load_tells_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(jsonl() + b"[1]\n")
+    told = f"{path}: 1 bad and 40 good rows\n  {path}:41  not a JSON object: each line must be {{…}}\n"
+    assert refused(path).startswith(told)
+    assert refused("rows.jsonl", folder=tmp_path).startswith(told)
+    data, problems = read_source(path)
+    assert (len(data), [p.line for p in problems]) == (40, [41])
+
+
+@pytest.mark.parametrize("target", ['{"n": NaN}', '{"n": 1e999}', r'"{\"n\": -Infinity}"', r'{"n": "\ud800"}'])
+def test_what_json_has_not_is_refused_in_a_target(tmp_path: Path, target: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "a", "target": {target}}}\n')
+    rule = "has half a surrogate pair" if "ud800" in target else "is no JSON object: Out of range float values"
+    assert f'{path}:1  "target" {rule}' in refused(path)
+
+
+def test_bad_lines_of_a_packed_file_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\na,x\n,y\n"))
+    assert f'{path}:3  "text" is empty' in refused(path)
+
+
+def test_a_packed_file_that_claims_gigabytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallfirst.data.sources.reader.MAX_SOURCE_BYTES", 20_000_000)
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        for _ in range(30):
+            file.write(b" " * 1_000_000)
+    assert path.stat().st_size < 100_000
+    assert refused(path).startswith(f"{path}: more than 20,000,000 bytes; no more are read of one source\n")
+
+
+@pytest.mark.parametrize("content", [gzip.compress(jsonl())[:-9], b"no gzip", gzip.compress(jsonl()) + b"more"])
+def test_a_broken_packed_file_is_told_as_such(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: broken gzip: ")
+
+
+def test_packed_files_of_no_known_kind_are_refused(tmp_path: Path) -> None:
+    for name, shown in (("rows.xml.gz", ".xml.gz"), ("rows.gz", ".gz")):
+        (tmp_path / name).write_bytes(gzip.compress(b"x"))
+        assert f"cannot tell the format from {shown}; known: .jsonl" in refused(tmp_path / name)
+
+
+def test_a_packed_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json.gz"
+    path.write_bytes(gzip.compress(b"[{}]"))
+    assert refused(path).endswith(f"next: gzip -dc {path} | jq -c '.[]' > rows.jsonl")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path, name: str) -> None:
+    near = f"trian{Path(name).suffix}"
+    (tmp_path / near).write_text("")
+    assert refused(tmp_path / name) == f"{tmp_path}/{name}: no such file\n  next: did you mean {tmp_path}/{near}?"
+    assert refused(tmp_path / "one.txt") == f"{tmp_path}/one.txt: no such file\n  next: {tmp_path} holds {near}"
+
+
+def test_a_folder_of_other_files_is_told_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("")
+    assert refused(tmp_path) == f"{tmp_path}: a folder, not a file\n  next: {tmp_path} holds rows.csv"
+
+
+def test_a_folder_of_both_parquet_and_text_is_refused(tmp_path: Path) -> None:
+    for name in ("a.parquet", "a.md"):
+        (tmp_path / name).write_text("")
+    assert refused(tmp_path).startswith(f"{tmp_path}: holds both Parquet and text\n")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/rows.parquet", "https://example.org/rows.jsonl"])
+def test_addresses_elsewhere_are_refused_and_not_asked(address: str) -> None:
+    assert refused(address).startswith(f"{address}: not read from there\n")
+
+
+def test_an_address_with_a_nul_is_refused() -> None:
+    assert refused("rows\0.jsonl") == r"'rows\x00.jsonl': an address has no NUL character"
+
+
+def test_a_table_is_found_by_its_name_of_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta(tmp_path / "lake" / "warehouse" / "tickets" / "train")
+    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
+    data = open_source("warehouse.tickets.train")
+    assert (data.name, len(data)) == ("warehouse.tickets.train@v0", 40)
+    assert open_source("warehouse.tickets.train@v0").examples == data.examples
+    assert refused("warehouse.tickets.trian") == (
+        f'warehouse.tickets.trian: no such table below {tmp_path}/lake — did you mean "warehouse.tickets.train"?\n'
+        f"  next: ls {tmp_path}/lake/*/*"
+    )
+
+
+def test_a_table_name_without_a_root_says_how_to_name_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("warehouse.tickets.train", folder=tmp_path) == (
+        f"warehouse.tickets.train: neither a file ({tmp_path}/warehouse.tickets.train) nor, without "
+        "SMALLFIRST_TABLES, a table that can be found\n"
+        "  next: set SMALLFIRST_TABLES to the folder that holds catalog/schema/table, or give the folder of the table"
+    )
+    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"SMALLFIRST_TABLES: .*none: no such folder"):
+        open_source("warehouse.tickets.train")
+
+
+def test_a_table_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = delta(tmp_path / "elsewhere")
+    schema = tmp_path / "lake" / "warehouse" / "tickets"
+    schema.mkdir(parents=True)
+    (schema / "train").symlink_to(outside)
+    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
+    assert "a link that leads out of" in refused("warehouse.tickets.train")
+
+
+def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    delta(tmp_path / "lake" / "a" / "b" / "c")
+    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
+    (tmp_path / "a.b.c").mkdir()
+    (tmp_path / "a.b.c" / "one.txt").write_text("text")
+    assert open_source("a.b.c", folder=tmp_path).name == "a.b.c"
+    assert open_source("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
+
+
+def task(folder: Path, data: str) -> Any:
+    folder.mkdir(exist_ok=True)
+    (folder / "task.yaml").write_text(f"name: desk\ndata: {data}\n", encoding="utf-8")
+    return read_rows(read_taskfile(folder))
+
+
+def test_a_task_file_names_tables_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "project"
+    delta(tmp_path / "lake" / "warehouse" / "tickets" / "train")
+    monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
+    delta(project / "held" / "validation", ROWS[:10])
+    table(ROWS[10:20])
+    pytest.importorskip("pyarrow.parquet").write_table(table(ROWS[10:20]), project / "held" / "test.parquet")
+    data = "{train: warehouse.tickets.train@v0, validation: held/validation, test: held/test.parquet}"
+    rows = task(project, data)
+    assert rows.train.name == "warehouse.tickets.train@v0:train"
+    assert (len(rows.train), len(rows.test)) == (40, 10)
+    assert len(rows.selection) + len(rows.calibration) == 10
+    assert rows.calibration.name == "validation@v0:rest"
+
+
+def test_paths_of_a_task_file_are_beside_it_and_never_beside_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train").mkdir()
+    (tmp_path / "rows" / "train" / "a.txt").write_text("text of the caller")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="rows/train: no such file"):
+        task(tmp_path / "project", "{train: rows/train}")
+
+
+def test_open_ended_requests_may_be_a_table_too(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_bytes(jsonl())
+    delta(tmp_path / "asked", [{"prompt": "tell me a story"}])
+    rows = task(tmp_path, "{train: train.jsonl, open_ended: asked}")
+    assert [e.text for e in rows.open_ended.examples] == ["tell me a story"]
+
+
+def test_columns_and_labels_hold_for_tables_too(tmp_path: Path) -> None:
+    folder = delta(tmp_path / "t", [{"body": "a", "team": "x"}, {"body": "b", "team": "xy"}])
+    data, problems = read_source(folder, columns=Columns(text="body", label="team"), labels=["x", "y"])
+    assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
+    assert [p.rule for p in problems] == ['label "xy" is not one of the 2 labels — did you mean "y"?']
+
+
+def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    (tmp_path / "rows.jsonl").write_bytes(jsonl())
+    code = (
+        "import sys; from smallfirst.data.sources.resolve import open_source; "
+        "print(len(open_source(sys.argv[1])), [m for m in ('pyarrow', 'deltalake', 'datasets', 'databricks') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "rows.jsonl")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ},
+    )
+    assert done.stdout == "40 []\n"

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Example, Message
+from smallfirst.data.row_formats import Columns, as_row
+from smallfirst.data.sources.text_files import MAX_ROW_BYTES, load, read_good
+from smallfirst.errors import DataError
+
+
+def written(folder: Path, content: str | bytes, name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def jsonl(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def rules(path: Path, **options: object) -> list[tuple[int, str]]:
+    """Line and rule of every problem that stops the file."""
+    with pytest.raises(DataError) as caught:
+        load(path, **options)  # type: ignore[arg-type]
+    return [(problem.line, problem.rule) for problem in caught.value.problems]
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+def test_a_label_row_is_a_question_with_its_label_as_answer(tmp_path: Path) -> None:
+    path = written(tmp_path, '\n{"text": "lost it", "label": "card", "id": 7}\n')
+    data = load(path)
+    assert data.name == "rows.jsonl"
+    assert data.examples == (Example(messages=user("lost it"), answer="card", shape="label", path=str(path), line=2),)
+
+
+@pytest.mark.parametrize("answer_key", ["response", "completion"])
+def test_a_prompt_row_is_a_question_with_its_response(tmp_path: Path, answer_key: str) -> None:
+    [example] = load(written(tmp_path, jsonl({"prompt": "2+2?", answer_key: "4"}))).examples
+    assert (example.messages, example.answer, example.shape) == (user("2+2?"), "4", "prompt")
+
+
+def test_a_chat_row_is_answered_by_its_last_message(tmp_path: Path) -> None:
+    roles = ("system", "user", "assistant", "user", "assistant")
+    row = [{"role": role, "content": f"by {role}"} for role in roles]
+    [example] = load(written(tmp_path, jsonl({"messages": row}))).examples
+    assert [m.role for m in example.messages] == ["system", "user", "assistant", "user"]
+    assert (example.answer, example.shape) == ("by assistant", "chat")
+
+
+def test_text_alone_is_text_to_continue(tmp_path: Path) -> None:
+    [example] = load(written(tmp_path, jsonl({"text": "Once upon", "source": "book"}))).examples
+    assert (example.messages, example.answer, example.shape) == ((), "Once upon", "text")
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    columns = Columns(text="prompt", label="completion")
+    path = written(tmp_path, jsonl({"prompt": "lost it", "completion": "card"}))
+    [example] = load(path, columns=columns).examples
+    assert (example.text, example.answer, example.shape) == ("lost it", "card", "label")
+
+
+def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        '{"text": "fine", "label": "card"}\n'
+        '{"text": "broken" "label": "card"}\n'
+        "\n"
+        '{"text": "", "label": 3}\n'
+        '{"text": "who", "label": "crad"}\n'
+        '{"text": "who", "lable": "card"}\n'
+        "[1]\n",
+    )
+    with pytest.raises(DataError) as caught:
+        load(path, labels=["card", "cash"])
+    assert str(caught.value) == (
+        f"{path}: 5 bad and 1 good rows\n"
+        f"  {path}:2  broken JSON at column 19: Expecting ',' delimiter\n"
+        f'  {path}:4  "text" is empty\n'
+        f'  {path}:4  "label" must be text, not a number\n'
+        f'  {path}:5  label "crad" is not one of the 2 labels — did you mean "card"?\n'
+        f'  {path}:6  no column "label", but "lable" — did you mean "label"?\n'
+        f"  {path}:7  not a JSON object: each line must be {{…}}\n"
+        "  next: mend these lines; map columns of other names with Columns(text=…, label=…)"
+    )
+
+
+def test_read_good_keeps_the_good_rows_and_tells_the_problems(tmp_path: Path) -> None:
+    path = written(tmp_path, jsonl({"text": "a", "label": "x"}, 5, {"text": "b", "label": "y"}))
+    data, problems = read_good(path)
+    assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("b", 3)]
+    assert [str(p) for p in problems] == [f"{path}:2  not a JSON object: each line must be {{…}}"]
+
+
+def test_a_key_written_twice_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, '{"text": "a", "text": "b", "label": "x"}')
+    assert rules(path) == [(1, 'broken JSON: key "text" twice')]
+
+
+def test_json_nested_too_deeply_is_a_bad_row_and_no_crash(tmp_path: Path) -> None:
+    assert rules(written(tmp_path, "[" * 200_000)) == [(1, "broken JSON: nested too deeply")]
+
+
+def test_a_row_of_another_shape_than_most_is_refused(tmp_path: Path) -> None:
+    label = {"text": "a", "label": "x"}
+    path = written(tmp_path, jsonl({"prompt": "p", "response": "r"}, label, label))
+    rule = "a row of prompt + response, while this file has rows of text + label"
+    assert rules(path) == [(1, rule)]
+    data, _ = read_good(path)
+    assert [e.line for e in data.examples] == [2, 3]
+
+
+def test_a_row_over_the_limit_is_refused(tmp_path: Path) -> None:
+    row = jsonl({"text": "", "label": "x"})
+    fits = row.replace('""', '"' + "a" * (MAX_ROW_BYTES + 1 - len(row)) + '"')
+    path = written(tmp_path, fits + fits.replace("aa", "aaa", 1))
+    assert rules(path) == [(2, "row of 1,000,001 bytes; at most 1,000,000 are read")]
+
+
+def test_only_the_line_feed_ends_a_line(tmp_path: Path) -> None:
+    text = "a\u2028b\x85c\x0bd"
+    content = json.dumps({"text": text, "label": "x"}, ensure_ascii=False)
+    data = load(written(tmp_path, content + "\r\n" + jsonl({"text": "b", "label": "x"})))
+    # A vertical tab is a control character, which JSON writes as an escape.
+    assert [(e.text, e.line) for e in data.examples] == [(text, 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = {"rows.jsonl": '{"text": "é", "label": "x"}', "rows.csv": "text,label\né,x\n"}[name]
+    [example] = load(written(tmp_path, b"\xef\xbb\xbf" + content.encode(), name)).examples
+    assert (example.text, example.answer) == ("é", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "offset"),
+    [
+        ("rows.jsonl", '{"text": "a", "label": "x"}\n{"text": "é", "label": "x"}\n', 38),
+        ("rows.csv", "text,label\ncafé,x\n", 14),
+    ],
+)
+def test_a_byte_of_another_encoding_is_named_by_line_and_offset(
+    tmp_path: Path, name: str, content: str, offset: int
+) -> None:
+    path = written(tmp_path, content.encode("latin-1"), name)
+    assert rules(path) == [(2, f"not UTF-8: byte 0xe9 at offset {offset} of the file")]
+
+
+def test_utf_16_is_named_as_such(tmp_path: Path) -> None:
+    path = written(tmp_path, "text,label\n".encode("utf-16"), "rows.csv")
+    with pytest.raises(DataError, match="UTF-16, seen from byte 0 of line 1; rows must be UTF-8"):
+        load(path)
+
+
+def test_csv_lines_are_physical_lines_after_quoted_line_breaks(tmp_path: Path) -> None:
+    path = written(tmp_path, 'text,label\r\n"one\r\ntwo",x\r\n\r\n"a ""b"", c",y\r\n', "rows.csv")
+    data = load(path)
+    assert [(e.text, e.answer, e.line) for e in data.examples] == [
+        ("one\r\ntwo", "x", 2),
+        ('a "b", c', "y", 5),
+    ]
+
+
+def test_bad_csv_rows_are_all_named_by_their_first_line(tmp_path: Path) -> None:
+    path = written(tmp_path, 'text,label\n"a\nb",x,z\nlonely\n"c"d,x\n,x\ne,x\n"never\nclosed,x\n', "rows.csv")
+    assert rules(path) == [
+        (2, "3 fields where the header has 2"),
+        (4, "1 fields where the header has 2"),
+        (5, "broken CSV: ',' expected after '\"'"),
+        (6, '"text" is empty'),
+        (8, "broken CSV: the quote opened here is never closed"),
+    ]
+
+
+def test_a_csv_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
+    path = written(tmp_path, "text,label\n" + "a" * 200_000 + ",x\n", "rows.csv")
+    assert len(load(path).examples[0].text) == 200_000
+
+
+def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
+    [example] = load(written(tmp_path, "prompt\tcompletion\na, b\tc\n", "rows.tsv")).examples
+    assert (example.text, example.answer, example.shape) == ("a, b", "c", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("header", "rule"),
+    [
+        ("text,lable", 'no column "label", but "lable" — did you mean "label"?'),
+        ("text,label,text", 'column "text" twice in the header'),
+    ],
+)
+def test_a_bad_csv_header_is_one_problem_not_one_per_row(tmp_path: Path, header: str, rule: str) -> None:
+    assert rules(written(tmp_path, f"{header}\na,x\nb,y\n", "rows.csv")) == [(1, rule)]
+
+
+def test_semicolons_in_a_csv_are_named(tmp_path: Path) -> None:
+    [(line, rule)] = rules(written(tmp_path, "text;label\na;x\n", "rows.csv"))
+    assert line == 1
+    assert rule.endswith("fields must be separated by commas, not semicolons")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", "text,label\n")])
+def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str) -> None:
+    path = written(tmp_path, content, name)
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: the file has no rows"
+
+
+def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
+    path = written(tmp_path, '[\n{"text": "a", "label": "x"}\n]', "rows.json")
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"{path}: one JSON list; rows must be one object per line\n  next: jq -c '.[]' {path} > rows.jsonl"
+    )
+
+
+def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path) -> None:
+    written(tmp_path, "", "train.jsonl")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "trian.jsonl")
+    assert str(caught.value) == (f"{tmp_path}/trian.jsonl: no such file\n  next: did you mean {tmp_path}/train.jsonl?")
+
+
+def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:
+    written(tmp_path, "", "b.csv")
+    with pytest.raises(DataError, match=r"no such file\n  next: .* holds b\.csv$"):
+        load(tmp_path / "quite-another.jsonl")
+    with pytest.raises(DataError, match="next: make the folder"):
+        load(tmp_path / "no" / "rows.jsonl")
+
+
+def test_a_folder_is_told_with_what_it_holds(tmp_path: Path) -> None:
+    written(tmp_path, "", "b.csv")
+    with pytest.raises(DataError, match=r"a folder, not a file\n  next: .* holds b\.csv$"):
+        load(tmp_path)
+
+
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "", "rows.parquet")
+    with pytest.raises(DataError) as caught:
+        load(path)
+    assert str(caught.value) == (
+        f"{path}: cannot tell the format from .parquet; known: .jsonl, .ndjson, .json, .csv, .tsv"
+    )
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+texts = words.filter(str.strip)
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> list[Example]:
+    shape = draw(st.sampled_from(["label", "prompt", "chat", "text"]))
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        roles = ["user"]
+        if shape == "chat":
+            pairs = ["user", "assistant"] * draw(st.integers(0, 2))
+            roles = [*(["system"] if draw(st.booleans()) else []), *pairs, "user"]
+        turns = [] if shape == "text" else [Message(role=r, content=draw(texts)) for r in roles]
+        rows.append(Example(messages=tuple(turns), answer=draw(texts), shape=shape))
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=examples(), ascii_only=st.booleans())
+def test_rows_written_as_json_lines_are_read_back_the_same(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Example], ascii_only: bool
+) -> None:
+    lines = [json.dumps(as_row(row), ensure_ascii=ascii_only) for row in rows]
+    data = load(written(tmp_path_factory.mktemp("trip"), "\n".join(lines)))
+    assert [e.model_copy(update={"path": "", "line": 0}) for e in data.examples] == rows
+    assert [e.line for e in data.examples] == list(range(1, len(rows) + 1))

@@ -1,0 +1,129 @@
+"""What is personal goes, what only looks like it stays, and no text takes long."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.data.redaction import in_words, redact, redact_json
+
+GONE = [
+    ("write to anna.o'hara+claims@mail.example.co.uk, please", "write to [EMAIL], please", "email"),
+    ("(bob@example.com)", "([EMAIL])", "email"),
+    ("grüße an jürgen@müller.example.", "grüße an [EMAIL].", "email"),
+    ("IBAN DE89 3704 0044 0532 0130 00 please", "IBAN [IBAN] please", "iban"),
+    ("to GB82WEST12345698765432.", "to [IBAN].", "iban"),
+    ("AB12 CDEF GB82 WEST 1234 5698 7654 32", "AB12 CDEF [IBAN]", "iban"),
+    ("NO9386011117947 is mine", "[IBAN] is mine", "iban"),
+    ("card 4111 1111 1111 1111 12/27", "card [CARD] 12/27", "card"),
+    ("card 5500-0000-0000-0004", "card [CARD]", "card"),
+    ("amex 371449635398431", "amex [CARD]", "card"),
+    ("order 12 4111 1111 1111 1111", "order 12 [CARD]", "card"),
+    ("from 192.168.0.17 today", "from [IP] today", "ip"),
+    ("host 2001:db8::ff00:42:8329, down", "host [IP], down", "ip"),
+    ("call +49 30 1234567 now", "call [PHONE] now", "phone"),
+    ("call 0049-30-1234567", "call [PHONE]", "phone"),
+    ("call (030) 123 45 67", "call [PHONE]", "phone"),
+    ("Tel.0171 1234567", "Tel.[PHONE]", "phone"),
+    ("appelez le 06 12 34 56 78 svp", "appelez le [PHONE] svp", "phone"),
+    ("(555) 123-4567 or so", "[PHONE] or so", "phone"),
+    ("555-123-4567", "[PHONE]", "phone"),
+    ("my phone number is 612345678", "my phone number is [PHONE]", "phone"),
+    ("see https://anna:geheim@example.com/x?y=1 there", "see [URL] there", "url"),
+    ("see https://example.com/x?access_token=abc123", "see [URL]", "url"),
+    ("get ftp://token@example.com", "get [URL]", "url"),
+]
+STAYS = [
+    "my car was stolen on 24.12.2023, at 12:30:45",
+    "paid 1.234,56 on 2024-01-15 and 0.12345678 later, 12 345 678 in all",
+    "see https://example.com/claims?id=12345 and std::vector, version 1.2.3",
+    "policy 1234567890 and order AB12CDEFGHIJKLMNOP",
+    "card 4111 1111 1111 1112",
+    "IBAN GB82 WEST 1234 5698 7654 33",
+    "an @ alone, a@b, half 50% and #12",
+    "on 01.02.2024 and 01-02-2024",
+    "999.1.1.1 and 1.2.3.4.5",
+    "",
+]
+
+
+@pytest.mark.parametrize(("text", "clean", "kind"), GONE)
+def test_what_is_personal_becomes_a_placeholder_of_its_kind(text: str, clean: str, kind: str) -> None:
+    assert redact(text) == (clean, {kind: 1})
+
+
+@pytest.mark.parametrize("text", STAYS)
+def test_what_only_looks_like_it_stays(text: str) -> None:
+    assert redact(text) == (text, {})
+
+
+def test_several_finds_are_counted_by_kind() -> None:
+    found = redact("a@x.de, b@x.de, 10.0.0.1, https://u:p@h.de/?mail=c@x.de")
+    assert found.text == "[EMAIL], [EMAIL], [IP], [URL]"
+    assert found.counts == {"email": 2, "ip": 1, "url": 1}
+    assert in_words(found.counts) == "1 url, 2 email, 1 ip"
+    assert in_words({}) == "nothing"
+
+
+def test_json_stays_json_and_keys_stay() -> None:
+    found = redact_json('{"a@x.de": "write b@x.de", "card": 4111111111111111, "n": 3, "ok": true, "l": ["c@x.de"]}')
+    assert json.loads(found.text) == {
+        "a@x.de": "write [EMAIL]",
+        "card": "[CARD]",
+        "n": 3,
+        "ok": True,
+        "l": ["[EMAIL]"],
+    }
+    assert found.counts == {"email": 2, "card": 1}
+    with pytest.raises(ValueError, match="Expecting"):
+        redact_json("no json")
+
+
+@given(st.text(alphabet="ab@.:/0159 +-()DE[]?=&'", max_size=200))
+def test_redacting_again_changes_nothing(text: str) -> None:
+    once = redact(text).text
+    assert redact(once) == (once, {})
+
+
+HOSTILE = [
+    "a",
+    "a.",
+    "a@",
+    "a@a.",
+    "@",
+    "1",
+    "1 ",
+    "11 ",
+    "411 ",
+    "0",
+    "01",
+    "+1 ",
+    "+1(",
+    "(0",
+    "00",
+    ":",
+    "a:",
+    "1.",
+    "://",
+    "a://",
+    "http://a:",
+    "http://a?token",
+    "AA11",
+    "AA11 ",
+    "DE89 3704 ",
+    "phone ",
+    "phone 1 ",
+    "555-123-",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_a_hostile_text_of_100_kb_takes_a_moment(piece: str) -> None:
+    text = piece * (100_000 // len(piece)) + "!"
+    began = time.process_time()
+    redact(text)
+    assert time.process_time() - began < 5  # what grows with the square would take minutes

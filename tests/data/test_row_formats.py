@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smallfirst.data.dataset import Example, Message
+from smallfirst.data.row_formats import Columns, Layout, as_row, layout, read_row
+
+
+def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
+    """Every rule that the row breaks."""
+    found = layout(row, columns or Columns(), answered=answered)
+    if isinstance(found, str):
+        return [found]
+    return read_row(row, found, path="rows.jsonl", line=1, labels=None)[1]
+
+
+def talk(*roles: str) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": f"by {role}"} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("keys", "shape"),
+    [
+        ({"text", "label", "id"}, "label"),
+        ({"text", "label", "prompt"}, "label"),
+        ({"prompt", "response", "text"}, "prompt"),
+        ({"prompt", "completion"}, "prompt"),
+        ({"messages", "id"}, "chat"),
+        ({"text", "level"}, "text"),
+    ],
+)
+def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(keys: set[str], shape: str) -> None:
+    found = layout(keys, Columns())
+    assert isinstance(found, Layout)
+    assert found.shape == shape
+
+
+def test_columns_that_were_named_decide_between_two_shapes() -> None:
+    columns = Columns(text="prompt", label="completion")
+    found = layout(["prompt", "completion"], columns)
+    assert found == Layout("label", {"text": "prompt", "label": "completion"})
+    found = layout(["text", "label"], Columns(prompt="text", response="label"))
+    assert found == Layout("prompt", {"prompt": "text", "response": "label"})
+
+
+def test_only_an_unmapped_response_may_be_called_completion() -> None:
+    row = {"prompt": "a", "completion": "b"}
+    assert rules(row, columns=Columns(response="answer")) == ['no column "answer"; the row has "prompt", "completion"']
+
+
+def test_a_label_outside_the_list_is_refused() -> None:
+    found = Layout("label", {"text": "text", "label": "label"})
+    row = {"text": "a", "label": "crad " * 20}
+    example, broken = read_row(row, found, path="p", line=1, labels=["card"])
+    assert example is None
+    assert broken == [f'label "{"crad " * 12}…" is not one of the 1 labels']
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"text": " \n", "label": "x"}, '"text" is empty'),
+        ({"text": "a", "label": ""}, '"label" is empty'),
+        ({"text": None, "label": "x"}, '"text" must be text, not null'),
+        ({"text": "a", "label": True}, '"label" must be text, not true or false'),
+        ({"text": ["a"], "label": "x"}, '"text" must be text, not a list'),
+        ({"text": "a\0", "label": "x"}, '"text" has a NUL character at position 2'),
+        ({"text": "\ud800", "label": "x"}, '"text" has half a surrogate pair at position 1'),
+        ({"prompt": "a"}, 'no column "response"; the row has "prompt"'),
+        ({"message": []}, 'no column "messages", but "message" — did you mean "messages"?'),
+        ({"text": "a", "Label": "x"}, 'no column "label", but "Label" — did you mean "label"?'),
+        (
+            {"text": "a", "label": "x", "prompt": "a", "response": "x"},
+            "fits two shapes at once: text + label and prompt + response",
+        ),
+        (
+            {"prompt": "a", "response": "x", "completion": "y"},
+            'has both "response" and "completion": keep one of them',
+        ),
+        (
+            {"a": 1},
+            "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
+            'messages, text alone): the row has "a"',
+        ),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
+    assert rules(row) == [rule]
+
+
+def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
+    row = {"text": "a", "category": "x"}
+    rule = 'no column "label"; the row has "text", "category"'
+    assert rules(row, answered=True) == [rule]
+    rule = 'no column "kind"; the row has "text", "category"'
+    assert rules(row, columns=Columns(label="kind")) == [rule]
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
+        (
+            talk("assistant"),
+            '"messages" needs a question and its answer: at least 2 messages, not 1',
+        ),
+        (
+            talk("user", "assistant", "user"),
+            "the last message of messages must be the assistant's answer",
+        ),
+        (talk("system", "user"), "the last message of messages must be the assistant's answer"),
+        (
+            talk("user", "user", "assistant"),
+            "messages[1] is from user, due is assistant: system first or not at all, then user and assistant in turn",
+        ),
+        (
+            talk("user", "system", "assistant"),
+            "messages[1] is from system, due is assistant: system first or not at all, then user and assistant in turn",
+        ),
+        (
+            talk("system", "assistant"),
+            "messages[1] is from assistant, due is user: system first or not at all, then user and assistant in turn",
+        ),
+        (
+            talk("developer", "user", "assistant"),
+            'messages[0] has role "developer": use system, user or assistant',
+        ),
+        (
+            {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]},
+            "messages[0] content is empty",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": None},
+                ]
+            },
+            "messages[1] content must be text, not null",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
+            'messages[1] has no "content"',
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "name": "Al"}, "x"]},
+            'messages[0] has "name": a message is role and content only',
+        ),
+    ],
+)
+def test_a_chat_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
+    assert rules(row)[0] == rule
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "a", "label": "x"},
+        {"prompt": "a", "response": "x"},
+        {"text": "a"},
+        talk("system", "user", "assistant", "user", "assistant"),
+    ],
+)
+def test_an_example_becomes_the_row_it_was(row: dict[str, Any]) -> None:
+    found = layout(row, Columns())
+    assert isinstance(found, Layout)
+    example, _ = read_row(row, found, path="p", line=1, labels=None)
+    assert example is not None
+    assert as_row(example) == row
+
+
+def test_a_completion_becomes_a_response() -> None:
+    question = (Message(role="user", content="a"),)
+    example = Example(messages=question, answer="x", shape="prompt")
+    assert as_row(example) == {"prompt": "a", "response": "x"}
+
+
+def read_good_row(row: dict[str, Any], **names: str) -> Example:
+    found = layout(row, Columns(**names))
+    assert isinstance(found, Layout), found
+    example, broken = read_row(row, found, path="rows.jsonl", line=1, labels=None)
+    assert broken == []
+    assert example is not None
+    return example
+
+
+def test_a_target_is_kept_as_json_on_one_line_whether_written_as_object_or_as_text() -> None:
+    as_object = read_good_row({"text": "11 of us", "target": {"people": "11", "names": ["é"]}})
+    as_text = read_good_row({"text": "11 of us", "target": '{"people":"11",\n"names":["é"]}'})
+    assert as_object.answer == as_text.answer == '{"people": "11", "names": ["é"]}'
+    assert as_object.shape == "target"
+    assert as_row(as_object) == {"text": "11 of us", "target": {"people": "11", "names": ["é"]}}
+
+
+def test_several_right_answers_are_kept_in_order_and_told_once() -> None:
+    example = read_good_row({"question": "when?", "answer": ["1972", "December 1972", "1972"]})
+    assert example.golds == ("1972", "December 1972")
+    assert read_good_row(as_row(example)) == example
+
+
+def test_a_context_stands_before_what_is_asked_and_may_be_missing() -> None:
+    assert read_good_row({"question": "how many?", "context": "They were 11. ", "answer": "11"}).text == (
+        "They were 11.\n\nhow many?"
+    )
+    assert read_good_row({"question": "how many?", "context": "", "answer": "11"}).text == "how many?"
+    listed = read_good_row({"text": "13", "target": {}, "asked": ["time", "date"]}, context="asked")
+    assert listed.text == "time, date\n\n13"
+    assert read_good_row({"text": "13", "target": {}}, context="asked").text == "13"
+
+
+def test_labels_are_a_list_and_each_must_be_known() -> None:
+    row = {"text": "late and broken", "labels": ["late", "broken"]}
+    assert read_good_row(row).answer == '["late", "broken"]'
+    assert as_row(read_good_row(row)) == row
+    found = layout(row, Columns())
+    assert isinstance(found, Layout)
+    _, broken = read_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
+    assert broken == ['label "broken" is not one of the 2 labels — did you mean "brokn"?']
+
+
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
+        ({"text": "a", "target": [1]}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
+        ({"question": "a", "answer": []}, '"answer" is an empty list'),
+        ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
+        ({"question": "a", "context": 3, "answer": "b"}, '"context" must be text, not a number'),
+    ],
+)
+def test_values_of_the_newer_shapes_have_rules_too(row: dict[str, Any], rule: str) -> None:
+    assert rules(row) == [rule]

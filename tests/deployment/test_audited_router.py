@@ -1,0 +1,401 @@
+"""A Router under watch: audits by chance, a broken promise, fallback and recovery, restarts, feedback, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from smallfirst.deployment.audited_router import Auditing, Live
+from smallfirst.deployment.monitoring_routes import MOST_VERDICTS, LiveRouters
+from smallfirst.errors import Unavailable
+from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
+from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
+from smallfirst.routing.router import Router
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.stats.intervals import wilson
+
+
+class Says:
+    """Answers with `text`, surely; `wrong` and `down` may be changed while it runs."""
+
+    def __init__(self, name: str, *, confidence: float = 0.9, cost_usd: float = 0.0) -> None:
+        self.name, self.confidence, self.cost_usd = name, confidence, cost_usd
+        self.wrong = self.down = False
+        self.asked = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked += 1
+        if self.down:
+            raise Unavailable("down")
+        return Completion(
+            text="wrong" if self.wrong else "refund",
+            answered_by=self.name,
+            latency_ms=1.0,
+            cost_usd=self.cost_usd,
+            confidence=self.confidence,
+        )
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+def certificate(*, issued: bool = True) -> Certificate:
+    return Certificate(
+        issued=issued,
+        why="13 of 720 wrong" if issued else "too few labels",
+        promised_error=0.05,
+        confidence=0.95,
+        threshold=0.5 if issued else NOTHING_KEPT,
+        n_labels=100,
+        n_kept=60,
+        errors_kept=0,
+        error_bound=0.049,
+        coverage=wilson(60, 100),
+        below="escalate",
+        below_why="measured",
+        below_difference=None,
+        temperature=1.0,
+        curve=(),
+        model_fingerprint="m",
+        dataset_fingerprint="d",
+    )
+
+
+class Setting:
+    """A Live Router over two models, and its ledger."""
+
+    def __init__(self, ledger: Ledger, *, issued: bool = True, judge: Any = "large", **settings: Any) -> None:
+        self.ledger, self.small, self.large = ledger, Says("small", cost_usd=0.01), Says("large", cost_usd=1.0)
+        every = {"audit_share": 1.0, "audit_share_on_drift": 1.0, "audit_share_in_fallback": 1.0}
+        chosen = MonitorSettings.model_validate({**every, **settings})
+        router = Router(self.small, self.large, certificate(issued=issued), name="tickets")
+
+        def monitor() -> Monitor:
+            return Monitor(chosen, limit=0.05, reference_confidence=[], shadow=not issued)
+
+        auditing = Auditing(judge, lambda draft, other: draft == other)
+        self.live = Live(router, monitor, ledger=ledger, auditing=auditing, draw=random.Random(0))
+
+    async def ask(self, n: int = 1) -> list[Completion]:
+        """`n` answers, each audited before the next is asked."""
+        found = []
+        for _ in range(n):
+            request = Request.ask("where is my card")
+            found.append(await self.live.complete(request))
+            id = f"chatcmpl-{self.small.asked}-{self.large.asked}"
+            route = found[-1].route
+            assert route is not None
+            row = LedgerRow.model_validate(
+                {
+                    "id": id,
+                    "at": datetime.now(UTC),
+                    "served_name": "tickets",
+                    "status": 200,
+                    "latency_ms": 1,
+                    "task": "tickets",
+                    "stage": route.stage,
+                    "certified": route.certified,
+                    "audited": route.audited,
+                    "audit_share": route.audit_share,
+                }
+            )
+            await self.ledger.append_async(row)
+            self.live.answered(id, request, found[-1])
+            if self.live._waiting:
+                await asyncio.wait(self.live._waiting)
+        return found
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        return [(row.before, row.after) for row in self.ledger.entries(StateRow)]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    made = Ledger(tmp_path / "ledger.db")
+    yield made
+    made.close()
+
+
+def stages(found: list[Completion]) -> set[str]:
+    return {answer.route.stage for answer in found if answer.route}
+
+
+def test_audited_answers_are_held_against_the_large_model_after_the_client_has_them(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    (answer,) = asyncio.run(setting.ask())
+    assert answer.route is not None
+    assert (answer.answered_by, answer.cost_usd, answer.route.audited, answer.route.audit_share) == (
+        "small",
+        0.01,
+        True,
+        1.0,
+    )
+    (audit,) = ledger.entries(AuditRow)
+    assert audit.model_dump(exclude={"at", "certificate"}) == {
+        "id": "chatcmpl-1-0",
+        "task": "tickets",
+        "propensity": 1.0,
+        "wrong": False,
+        "judged_by": "large",
+        "cost_usd": 1.0,
+        "draft": None,
+        "other": None,
+    }
+    assert (setting.live.monitor.live_error.n, setting.changes) == (1, [("", "live")])
+
+
+def test_chance_alone_chooses_audits_at_the_stated_share(ledger: Ledger) -> None:
+    setting = Setting(ledger, audit_share=0.2)
+    found = asyncio.run(setting.ask(400))
+    audited = sum(answer.route.audited for answer in found if answer.route)
+    assert 50 < audited < 112  # 80 ± 4 sigma
+    assert len(ledger.entries(AuditRow)) == audited == setting.large.asked
+    assert {a.propensity for a in ledger.entries(AuditRow)} == {0.2}
+
+
+def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_is_shown_again(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    setting.small.wrong = True
+    found = asyncio.run(setting.ask(5))
+    assert stages(found[:1]) == {"small"}
+    assert stages(found[-2:]) == {"large"}
+    assert found[-1].text == "refund"
+    assert found[-1].route is not None
+    assert found[-1].route.why == "the promise was found broken on live answers"
+    assert not found[-1].route.certified
+    assert setting.changes == [("", "live"), ("live", "fallback")]
+    assert "wrong" in ledger.entries(StateRow)[-1].why
+
+    setting.small.wrong = False
+    recovered = asyncio.run(setting.ask(400))
+    assert stages(recovered[-5:]) == {"small"}
+    assert setting.changes[-1] == ("fallback", "live")
+
+
+def test_in_fallback_a_draft_that_the_certificate_would_not_keep_is_no_audit(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    setting.live.monitor.resume("fallback")
+    setting.small.confidence = 0.3
+    asyncio.run(setting.ask(5))
+    assert setting.small.asked == 5
+    assert ledger.entries(AuditRow) == ()
+
+
+def test_without_a_certificate_the_small_model_runs_in_shadow_only(ledger: Ledger) -> None:
+    setting = Setting(ledger, issued=False)
+    found = asyncio.run(setting.ask(3))
+    assert stages(found) == {"large"}
+    assert setting.changes == [("", "shadow")]
+    assert found[0].cost_usd == 1.0
+
+
+def test_a_restart_goes_on_in_the_state_and_with_the_audits_of_before(ledger: Ledger) -> None:
+    before = Setting(ledger)
+    before.small.wrong = True
+    asyncio.run(before.ask(20))
+    n = len(ledger.entries(AuditRow))
+    after = Setting(ledger)
+    assert after.live.monitor.state == "fallback"
+    assert stages(asyncio.run(after.ask())) == {"large"}
+    assert len(ledger.entries(AuditRow)) == n + 1 > 1
+    assert len(before.changes) == len(after.changes)
+
+
+def test_an_audit_that_fails_changes_nothing(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    setting = Setting(ledger)
+    setting.large.down = True
+    found = asyncio.run(setting.ask())
+    assert stages(found) == {"small"}
+    assert ledger.entries(AuditRow) == ()
+    assert "not audited, down" in caplog.text
+
+
+def said(id: str, verdict: Any) -> FeedbackRow:
+    return FeedbackRow.model_validate({"id": id, "at": "2026-01-02T13:00:00Z", "verdict": verdict})
+
+
+def test_a_person_judges_audits_where_they_are_asked_and_no_other_answers(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person", audit_share=0.5)
+    found = asyncio.run(setting.ask(40))
+    ids = [(f"chatcmpl-{i + 1}-0", answer.route.audited) for i, answer in enumerate(found) if answer.route]
+    for id, _ in ids:
+        asyncio.run(setting.live.feedback(said(id, "right")))
+    chosen = [id for id, audited in ids if audited]
+    assert 5 < len(chosen) < 35
+    assert [a.id for a in ledger.entries(AuditRow)] == chosen
+    assert setting.live.monitor.live_error.n == len(chosen)
+    assert len(ledger.entries(FeedbackRow)) == 40
+
+
+def test_a_person_who_corrects_verdicts_takes_the_alarm_back(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+    setting.small.wrong = True
+    asyncio.run(setting.ask(4))
+    assert setting.live.monitor.state == "fallback"
+    for audit in ledger.entries(AuditRow):
+        asyncio.run(setting.live.feedback(said(audit.id, "right")))
+    assert setting.live.monitor.state == "live"
+    assert setting.changes[-1] == ("fallback", "live")
+    assert "a person corrected" in ledger.entries(StateRow)[-1].why
+    assert Setting(ledger).live.monitor.state == "live"
+
+
+def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> None:
+    setting = Setting(ledger)
+
+    async def race() -> None:
+        slow = setting.large.complete
+
+        async def held(request: Request) -> Completion:
+            await setting.live.feedback(said("chatcmpl-1-0", "wrong"))  # while the large model is asked
+            return await slow(request)
+
+        setting.large.complete = held  # type: ignore[method-assign]
+        await setting.ask()
+
+    asyncio.run(race())
+    assert [(a.judged_by, a.wrong) for a in ledger.entries(AuditRow)] == [("person", True)]
+    assert setting.live.monitor.live_error.n == 1
+
+
+def test_feedback_on_an_answer_of_another_certificate_moves_no_bound(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person")
+    asyncio.run(setting.ask())
+    setting.live._since = datetime.now(UTC)  # as if this certificate had come after that answer
+    asyncio.run(setting.live.feedback(said("chatcmpl-1-0", "wrong")))
+    assert ledger.entries(AuditRow) == ()
+    assert len(ledger.entries(FeedbackRow)) == 1
+
+
+Running = Callable[..., Any]
+
+
+@pytest.fixture
+def house(ledger: Ledger, running: Running) -> Iterator[tuple[Setting, httpx.Client]]:
+    setting = Setting(ledger)
+    extension = LiveRouters([setting.live], ledger)
+    with (
+        running({"tickets": setting.live}, ledger, ServeSettings(), extension=extension) as at,
+        httpx.Client(base_url=at.url) as client,
+    ):
+        yield setting, client
+
+
+def chat(client: httpx.Client) -> Any:
+    body = {"model": "tickets", "messages": [{"role": "user", "content": "hi"}]}
+    return client.post("/v1/chat/completions", json=body).json()
+
+
+def settled(client: httpx.Client, n: int) -> Any:
+    """The state once `n` audits are in."""
+    for _ in range(200):
+        (found,) = client.get("/v1/routers").json()["data"]
+        if found["live_error"]["n"] >= n:
+            break
+    return found
+
+
+def test_over_http_an_answer_says_its_way_and_its_promise(house: tuple[Setting, httpx.Client]) -> None:
+    setting, client = house
+    answer = chat(client)
+    assert answer["smallfirst"]["promise"] == "at most 5 % of kept answers wrong (95 %)"
+    assert [step["stage"] for step in answer["smallfirst"]["steps"]] == ["small"]
+    row = setting.ledger.get(answer["id"])
+    assert row is not None
+    assert (row.task, row.audited, row.audit_share) == ("tickets", True, 1.0)
+    assert [step.stage for step in row.steps] == ["small"]
+
+
+def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
+    house: tuple[Setting, httpx.Client],
+) -> None:
+    setting, client = house
+    id = chat(client)["id"]
+    settled(client, 1)
+    given = client.post("/v1/feedback", json={"id": id, "verdict": "wrong", "answer": "lost_card"})
+    assert (given.status_code, given.json()) == (
+        200,
+        {"object": "feedback", "id": id, "verdict": "wrong", "audit": True},
+    )
+    (kept,) = setting.ledger.entries(FeedbackRow)
+    assert (kept.verdict, kept.answer) == ("wrong", "lost_card")
+    for body, param in [
+        ({"id": "chatcmpl-none", "verdict": "right"}, "id"),
+        ({"id": 7, "verdict": "right"}, "id"),
+        ({"id": id, "verdict": "maybe"}, "verdict"),
+        ({"id": id, "verdict": "right", "answer": 3}, "answer"),
+        ({"id": id, "verdict": "right", "score": 3}, "score"),
+    ]:
+        refused = client.post("/v1/feedback", json=body)
+        assert refused.status_code in (400, 404)
+        assert refused.json()["error"]["param"] == param
+
+
+def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(house: tuple[Setting, httpx.Client]) -> None:
+    setting, client = house
+    id = chat(client)["id"]
+    codes = [client.post("/v1/feedback", json={"id": id, "verdict": "right"}).status_code for _ in range(18)]
+    assert codes == [200] * MOST_VERDICTS + [409] * 2
+    assert len(setting.ledger.entries(FeedbackRow)) == MOST_VERDICTS
+
+
+def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.Client]) -> None:
+    setting, client = house
+    chat(client)
+    setting.small.wrong = True
+    for _ in range(3):
+        chat(client)
+    found = settled(client, 4)
+    assert (found["task"], found["state"], found["limit"]) == ("tickets", "fallback", 0.05)
+    assert found["changes"][-1]["after"] == "fallback"
+    lines = client.get("/metrics").text.splitlines()
+    assert 'smallfirst_state{state="fallback",task="tickets"} 1.0' in lines
+    assert 'smallfirst_state{state="live",task="tickets"} 0.0' in lines
+    assert 'smallfirst_answers_total{stage="small",task="tickets"} 4.0' in lines
+    assert 'smallfirst_cost_usd_total{task="tickets"} 0.04' in lines
+    assert 'smallfirst_alarms_total{cause="promise",task="tickets"} 1.0' in lines
+
+
+def test_a_watcher_that_fails_takes_no_answer_away(
+    ledger: Ledger, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(LiveRouters):
+        def answered(self, id: str, request: Request, completion: Completion) -> None:
+            raise RuntimeError("broken")
+
+    setting = Setting(ledger)
+    with (
+        running({"tickets": setting.live}, ledger, ServeSettings(), extension=Broken([setting.live], ledger)) as at,
+        httpx.Client(base_url=at.url) as client,
+    ):
+        assert chat(client)["choices"][0]["message"]["content"] == "refund"
+    assert "the watcher failed" in caplog.text
+    assert [row.status for row in ledger.rows()] == [200]
+
+
+def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, running: Running) -> None:
+    setting = Setting(ledger, judge="person")
+    with (
+        running(
+            {"tickets": setting.live}, ledger, ServeSettings(), extension=LiveRouters([setting.live], ledger)
+        ) as at,
+        httpx.Client(base_url=at.url) as client,
+    ):
+        id = chat(client)["id"]
+        assert [row["id"] for row in client.get("/v1/queue").json()["data"]] == [id]
+        client.post("/v1/feedback", json={"id": id, "verdict": "right"})
+        assert client.get("/v1/queue").json()["data"] == []

@@ -1,0 +1,210 @@
+"""From a plan to what is served: shares are kept, equal values stick, and a cascade stands on its certificate."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.deployment.endpoint_plan import (
+    Cascade,
+    External,
+    Plan,
+    Registered,
+    Split,
+    build,
+    external_model,
+    versions_now,
+)
+from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
+from smallfirst.gate.gate import GateLine, Verdict
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Chunk, Completion, Model, Request, Scores, stream_whole
+from smallfirst.models.remote.model import EndpointConfig
+from smallfirst.pricing import PriceBook, TokenPrice
+from smallfirst.project.task_file import Signature
+from smallfirst.registry import versions as registry
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.stats.intervals import wilson
+from smallfirst.tasks.classify import Classify
+
+NAME = "main.ml.tickets"
+ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_retries=0, connect_timeout_s=0.2)
+
+
+class Says:
+    """Answers with its own name."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.closed = name, 0
+
+    async def complete(self, request: Request) -> Completion:
+        return Completion(text=self.name, answered_by=self.name, latency_ms=1, cost_usd=0.5, confidence=0.7)
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+def ask(model: Model, text: str = "where is my card", **tags: str) -> Completion:
+    return asyncio.run(model.complete(Request.ask(text).model_copy(update={"tags": tags})))
+
+
+def split(**percent: int) -> Split:
+    models = {name: Says(name) for name in percent}
+    return Split("desk", models, percent, sticky_by=("user", "team"), chance=random.Random(1).random)
+
+
+def test_each_entity_gets_its_share_of_requests_by_chance() -> None:
+    both = split(ours=80, big=20)
+    found = Counter(ask(both).text for _ in range(2000))
+    assert found["ours"] / 2000 == pytest.approx(0.8, abs=0.03)
+    assert set(found) == {"ours", "big"}
+
+
+def test_equal_values_of_a_tag_go_to_the_same_entity_in_the_given_shares() -> None:
+    both = split(ours=80, big=20)
+    first = {f"u{i}": ask(both, user=f"u{i}").text for i in range(1000)}
+    assert all(ask(both, "other text", user=user).text == entity for user, entity in first.items())
+    assert Counter(first.values())["ours"] / 1000 == pytest.approx(0.8, abs=0.04)
+    assert len({ask(both, team="a").text for _ in range(20)}) == 1
+
+
+def test_an_answer_says_which_entity_gave_it_and_why() -> None:
+    route = ask(split(ours=100, spare=0), user="x").route
+    assert route is not None
+    both = ask(split(ours=60, big=40), user="x")
+    assert both.route is not None
+    assert both.route.stage == both.text == both.answered_by
+    assert both.route.why == f"{60 if both.text == 'ours' else 40} % go there, by user"
+    assert both.route.trail[0].score is not None
+    assert (both.route.certified, both.route.confidence) == (False, 0.7)
+
+
+def test_a_stream_is_told_of_the_same_way() -> None:
+    async def pieces() -> list[Chunk]:
+        return [chunk async for chunk in split(ours=100).stream(Request.ask("a"))]
+
+    found = asyncio.run(pieces())
+    assert found[0].text == "ours"
+    assert found[-1].completion is not None
+    assert found[-1].completion.route is not None
+    assert found[-1].completion.route.stage == "ours"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify) -> Iterator[None]:
+    """Two versions of a linear model: the first has an issued certificate of threshold 0.9, the second none."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
+        LinearScorer.fit("words", toy_rows, toy_task).save(folder / "m", Manifest(kind="words", task=toy_task, base=""))
+        line = GateLine(bar="accuracy at least 0.9", measured="1.0 n=24", passed=True)
+        verdict = Verdict(candidate="words", lines=(line,), passed=True, evaluation_fingerprint="e")
+        for _ in range(2):
+            registry.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
+        registry.promote(NAME, 1)
+        keep(certificate(issued=True))
+        yield
+
+
+def certificate(*, issued: bool) -> Certificate:
+    return Certificate(
+        issued=issued,
+        why="at most 5 % wrong" if issued else "too few labels",
+        promised_error=0.05,
+        confidence=0.95,
+        threshold=0.9 if issued else 1.1,
+        n_labels=300,
+        n_kept=200,
+        errors_kept=2,
+        error_bound=0.03,
+        coverage=wilson(200, 300),
+        below="keep",
+        below_why="",
+        below_difference=None,
+        temperature=1.0,
+        curve=(),
+        model_fingerprint="m",
+        dataset_fingerprint="d",
+    )
+
+
+def keep(found: Certificate) -> None:
+    registry.attach(NAME, 1, "certificate.json", found.model_dump_json().encode())
+
+
+def plan(version: str = "1", *, cascade: Cascade | None = None) -> Plan:
+    return Plan(
+        registered=(Registered(name="tickets", model=NAME, version=version),),
+        external=(External(name="big", endpoint=ELSEWHERE),),
+        percent={"tickets": 100},
+        cascade=cascade,
+    )
+
+
+@pytest.mark.usefixtures("store")
+def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone() -> None:
+    assert versions_now(plan("@champion")) == {"tickets": 1}
+    assert versions_now(plan("2")) == {"tickets": 2}
+    with pytest.raises(RegistryError, match='no version called "shadow"'):
+        versions_now(plan("@shadow"))
+    built = build("desk", plan("@champion"))
+    assert set(built.models) == {"desk", "desk/tickets", "desk/big"}
+    assert built.versions == {"tickets": 1}
+    found = ask(built.models["desk"])
+    assert (found.text, found.answered_by) == ("card_arrival", "tickets@1")
+    assert found.route is not None
+    assert found.route.stage == "tickets"
+    assert isinstance(built.models["desk"], Scores) == isinstance(built.models["desk/tickets"], Scores)
+    asyncio.run(built.aclose())
+
+
+@pytest.mark.usefixtures("store")
+def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest() -> None:
+    built = build("desk", plan(cascade=Cascade(fallback="big")))
+    sure = ask(built.models["desk"], "where is my card")
+    assert sure.route is not None
+    assert (sure.text, sure.route.stage, sure.route.certified) == ("card_arrival", "small", True)
+    assert sure.route.trail[0].stage == "split"
+    unsure = ask(built.models["desk"], "xyz")  # nobody answers there, so the draft stands and says so
+    assert unsure.route is not None
+    assert not unsure.route.certified
+    assert "the large model did not answer" in unsure.route.why
+    assert "at most 5 % wrong" in built.notes[0]
+    asyncio.run(built.aclose())
+
+
+@pytest.mark.usefixtures("store")
+def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs() -> None:
+    with pytest.raises(StageMissing, match="tickets version 2 has no certificate"):
+        build("desk", plan("2", cascade=Cascade(fallback="big")))
+    keep(certificate(issued=False))
+    try:
+        with pytest.raises(StageMissing, match="too few labels"):
+            build("desk", plan(cascade=Cascade(fallback="big")))
+        signed = Cascade(fallback="big", override=Signature(by="Ada", because="pilot"))
+        found = ask(build("desk", plan(cascade=signed)).models["desk"], "xyz")
+        assert found.route is not None
+        assert "signed for by Ada: pilot" in found.route.why
+        assert not found.route.certified
+    finally:
+        keep(certificate(issued=True))
+
+
+def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted = EndpointConfig(base_url="https://llm.example.com/v1", model="house-7b", api_key_env="HOUSE_KEY")
+    with pytest.raises(PriceUnknown, match=r'h: no price for "house-7b"[\s\S]*smallfirst: \{prices: \{tokens: '):
+        external_model(External(name="h", endpoint=hosted), PriceBook())
+    prices = PriceBook(tokens={"house-7b": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=2)})
+    with pytest.raises(ConfigError, match="HOUSE_KEY"):
+        external_model(External(name="h", endpoint=hosted), prices)
+    monkeypatch.setenv("HOUSE_KEY", "k")
+    assert external_model(External(name="h", endpoint=hosted), prices).name == "house-7b"

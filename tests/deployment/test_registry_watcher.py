@@ -1,0 +1,309 @@
+"""A running server follows `@champion`: promotion and rollback from outside, without a dropped request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from smallfirst.cli.explain import explanation, in_words
+from smallfirst.deployment import registry_watcher as module
+from smallfirst.deployment.registry_watcher import Following
+from smallfirst.deployment.service import served
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.paths import home
+from smallfirst.registry import versions as registry
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import LedgerRow, StateRow
+
+TEXT = "where is my card"
+SERVER = """
+import sys
+from pathlib import Path
+from smallfirst.deployment.service import served
+from smallfirst.paths import home
+from smallfirst.serving.app import serve
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.project.task_file import read_taskfile
+
+ledger = Ledger(home() / "ledger.db")
+found = served([read_taskfile(Path(sys.argv[1]))], ledger, follow_every_s=0.25)
+serve(found.models, ledger=ledger, settings=ServeSettings(port=0), extension=found.watch)
+"""
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    opened = Ledger(home() / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def answer(model: Model, text: str = TEXT) -> Completion:
+    return asyncio.run(model.complete(Request.ask(text)))
+
+
+def states(ledger: Ledger) -> list[str]:
+    return [row.why for row in ledger.entries(StateRow, task="toy")]
+
+
+def start(desk, ledger: Ledger, *turns: int) -> Following:
+    """Versions 1, 2, …, the first one champion, served in this process without a thread."""
+    for turn in turns:
+        desk.register(turn)
+    registry.promote(registry.resolve("main.desk.toy/1").name, 1)
+    return served([desk.file], ledger).watch
+
+
+def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.0)
+    watch = start(desk, ledger, 0, 1)
+    router, small = watch.fleet["toy"], watch.fleet["toy-small"]
+    first = answer(small)
+    assert (first.answered_by, watch.look()) == ("toy-small@1", [])
+    assert list(watch.fleet) == ["toy", "toy-small"]
+    left = watch.fleet.on_duty["toy"].models["toy-small"]
+
+    registry.promote("main.desk.toy", 2)
+    assert watch.look() == ["toy"]
+    second = answer(small)
+    assert second.answered_by == "toy-small@2"
+    labels = desk.task.labels
+    assert labels.index(second.text) == (labels.index(first.text) - 1) % 4  # the codes were turned by one place
+    kept = answer(router)
+    assert kept.route is not None
+    assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
+    assert watch.by_task["toy"].certificate == watch.fleet.on_duty["toy"].models["toy"].certificate  # type: ignore[attr-defined]
+
+    registry.rollback("main.desk.toy")
+    assert watch.look() == ["toy"]
+    assert answer(small).text == first.text
+    assert watch.fleet.leaving == []
+    with pytest.raises(ModelError, match="toy-small@1 is closed"):
+        answer(left)
+    assert states(ledger)[-1] == ("the registry's aliases moved from version 2 to version 1, which answers from now on")
+    asyncio.run(watch.aclose())
+    assert list(watch.fleet) == []
+
+
+def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
+    desk, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = start(desk, ledger, 0, 1)
+    weights = registry.resolve("main.desk.toy/2").folder / "model.safetensors"
+    whole = weights.read_bytes()
+    registry.promote("main.desk.toy", 2)
+    weights.write_bytes(whole[:-1])
+    with caplog.at_level(logging.WARNING, "smallfirst.serving"):
+        assert [watch.look(), watch.look()] == [[], []]
+        assert watch._trouble["toy"].wait_s == 5.0  # the second round left it alone
+        watch._trouble["toy"].again_at_s = 0.0
+        assert watch.look() == []
+        assert watch._trouble["toy"].wait_s == 10.0
+    said = [m for m in caplog.messages if "is not served" in m]
+    assert len(said) == 1
+    assert "version 2 is not served: main.desk.toy/2 was changed: model.safetensors" in said[0]
+    assert said[0].endswith("; version 1 stays")
+    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert states(ledger)[-1] in said[0]
+    weights.write_bytes(whole)
+    watch._trouble["toy"].again_at_s = 0.0
+    assert watch.look() == ["toy"]
+    assert answer(watch.fleet["toy"]).answered_by == "toy-small@2"
+    asyncio.run(watch.aclose())
+
+
+def test_a_version_without_a_certificate_is_taken_once_it_has_one(desk, ledger: Ledger) -> None:
+    watch = start(desk, ledger, 0)
+    desk.register(1, certified=False)
+    registry.promote("main.desk.toy", 2)
+    assert [watch.look(), watch.look()] == [[], []]
+    assert states(ledger)[-1] == "version 2 is not served: it has no certificate yet; version 1 stays"
+    desk.certify(2)
+    assert watch.look() == ["toy"]
+    asyncio.run(watch.aclose())
+
+
+def test_a_version_that_loads_but_does_not_answer_is_not_taken(desk, ledger: Ledger) -> None:
+    watch = start(desk, ledger, 0)
+    desk.register(1, codes=(10**6,) * 4)  # beyond the vocabulary
+    registry.promote("main.desk.toy", 2)
+    before = threading.active_count()
+    assert watch.look() == []
+    assert "version 2 is not served: toy-small@2 could not answer" in states(ledger)[-1]
+    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert threading.active_count() == before  # what was loaded is freed
+    asyncio.run(watch.aclose())
+
+
+def test_aliases_that_cannot_be_looked_up_change_nothing(
+    desk, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = start(desk, ledger, 0)
+    n_states = len(states(ledger))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://mlflow")
+    with caplog.at_level(logging.WARNING, "smallfirst.serving"):
+        assert [watch.look(), watch.look()] == [[], []]
+    assert len([m for m in caplog.messages if "the aliases cannot be looked up" in m]) == 1
+    assert len(states(ledger)) == n_states
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert watch.look() == []
+    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    asyncio.run(watch.aclose())
+
+
+def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledger) -> None:
+    watch = start(desk, ledger, 0, 1)
+    old = watch.by_task["toy"]
+    registry.promote("main.desk.toy", 2)
+
+    async def finish_after_the_change() -> None:
+        late = await watch.fleet["toy"].complete(Request.ask(TEXT))
+        assert await asyncio.to_thread(watch.look) == ["toy"]
+        new = watch.by_task["toy"]
+        assert new is not old
+        drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
+        watch.answered("chatcmpl-1", Request.ask(TEXT), drawn)
+        assert ("chatcmpl-1" in old._drawn_at, "chatcmpl-1" in new._drawn_at) == (True, False)
+        fresh = await watch.fleet["toy"].complete(Request.ask(TEXT))
+        drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
+        watch.answered("chatcmpl-2", Request.ask(TEXT), drawn)
+        assert ("chatcmpl-2" in old._drawn_at, "chatcmpl-2" in new._drawn_at) == (False, True)
+        await watch.aclose()
+
+    asyncio.run(finish_after_the_change())
+
+
+class Client(threading.Thread):
+    """Asks without a pause until it is stopped, over one connection, and keeps what came back."""
+
+    def __init__(self, url: str, *, stream: bool) -> None:
+        super().__init__()
+        self.url, self.stream, self.stopped = url, stream, threading.Event()
+        self.answers: list[tuple[float, int, str]] = []
+
+    def run(self) -> None:
+        body = {"model": "toy", "messages": [{"role": "user", "content": TEXT}], "stream": self.stream}
+        with httpx.Client(timeout=30) as client:
+            while not self.stopped.is_set():
+                reply = client.post(f"{self.url}/chat/completions", json=body)
+                self.answers.append((time.monotonic(), reply.status_code, _answered_by(reply)))
+
+
+def _answered_by(reply: httpx.Response) -> str:
+    if reply.status_code != 200:
+        return reply.text
+    if reply.headers["content-type"].startswith("application/json"):
+        return str(reply.json()["smallfirst"]["answered_by"])
+    events = [line.removeprefix("data: ") for line in reply.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    return str(next(json.loads(e)["smallfirst"]["answered_by"] for e in events[:-1] if "smallfirst" in json.loads(e)))
+
+
+def test_a_running_server_follows_without_a_dropped_request(desk) -> None:
+    for turn in (0, 1):
+        desk.register(turn)
+    registry.promote("main.desk.toy", 1)
+    command = [sys.executable, "-c", SERVER, str(desk.path)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert server.stdout is not None
+    url = server.stdout.readline().rsplit(" ", 1)[1].strip()
+    clients = [Client(url, stream=stream) for stream in (False, True, False)]
+    for client in clients:
+        client.start()
+    try:
+        moved = [time.monotonic()]
+        for move, expected in (
+            (lambda: registry.promote("main.desk.toy", 2), "toy-small@2"),
+            (lambda: registry.rollback("main.desk.toy"), "toy-small@1"),
+        ):
+            _wait_for(clients, "toy-small@1" if expected.endswith("2") else "toy-small@2", moved[-1])
+            move()
+            moved.append(time.monotonic())
+            _wait_for(clients, expected, moved[-1])
+            assert time.monotonic() - moved[-1] < 20
+    finally:
+        for client in clients:
+            client.stopped.set()
+        for client in clients:
+            client.join()
+        server.send_signal(signal.SIGTERM)
+        rest = server.communicate(timeout=120)[0]
+    assert {(status, who) for c in clients for _, status, who in c.answers} == {
+        (200, "toy-small@1"),
+        (200, "toy-small@2"),
+    }
+    for client in clients:  # each client sees every change once: no answer of a version that was left
+        seen = [who for _, _, who in client.answers]
+        assert sum(a != b for a, b in pairwise(seen)) == 2
+    assert (server.returncode, "stopped" in rest) == (0, True)
+    _is_explained(sum(len(c.answers) for c in clients))
+
+
+def _is_explained(n: int) -> None:
+    """Every answer is in the ledger with its version, and so is each change."""
+    ledger = Ledger(home() / "ledger.db")
+    rows = ledger.entries(LedgerRow)
+    assert len(rows) == n
+    second = next(row for row in rows if row.answered_by == "toy-small@2")
+    told = "\n".join(in_words(explanation(ledger, second.id)))
+    assert "by toy-small@2 (stage small)" in told
+    assert [why for why in states(ledger) if "moved" in why] == [
+        "the registry's aliases moved from version 1 to version 2, which answers from now on",
+        "the registry's aliases moved from version 2 to version 1, which answers from now on",
+    ]
+    ledger.close()
+
+
+def _wait_for(clients: list[Client], who: str, after_s: float) -> None:
+    end = time.monotonic() + 60
+    while not all(any(at > after_s and by == who for at, _, by in c.answers[-50:]) for c in clients):
+        assert time.monotonic() < end, [c.answers[-1:] for c in clients]
+        time.sleep(0.02)
+
+
+def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
+    settings = json.loads(desk.path.read_text())
+    split = {"kind": "split", "to": "challenger", "share": 1.0}
+    desk.path.write_text(json.dumps({**settings, "routing": {"domain": "off", "policies": [split]}}))
+    for turn in (0, 1, 2):
+        desk.register(turn)
+    registry.promote("main.desk.toy", 1)
+    with pytest.raises(registry.RegistryError, match="leads to the challenger, and no version"):
+        served([desk.file], ledger)
+    point(2)
+    watch = served([desk.file], ledger).watch
+    assert answer(watch.fleet["toy"]).answered_by == "toy-challenger@2"
+    point(3)
+    assert watch.look() == ["toy"]
+    assert answer(watch.fleet["toy"]).answered_by == "toy-challenger@3"
+    point(None)
+    assert watch.look() == ["toy"]
+    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert states(ledger)[-1] == (
+        "the registry's aliases moved from version 1, challenger 3 to version 1, which answers from now on"
+    )
+    asyncio.run(watch.aclose())
+
+
+def point(version: int | None) -> None:
+    """@challenger names this version, or nothing."""
+    from smallfirst.registry.mlflow_runs import client
+
+    if version is None:
+        client().delete_registered_model_alias("main.desk.toy", "challenger")
+    else:
+        client().set_registered_model_alias("main.desk.toy", "challenger", str(version))

@@ -1,0 +1,125 @@
+"""What a server is given: rules that lead somewhere, names of their own, a judge with the task's own eyes."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.deployment import service
+from smallfirst.deployment import task_deployment as desks
+from smallfirst.errors import ConfigError, RegistryError, StageMissing
+from smallfirst.models.protocol import Step
+from smallfirst.paths import home
+from smallfirst.pipeline import router_setup
+from smallfirst.project.task_file import TaskFile
+from smallfirst.records import parse_record
+from smallfirst.routing.policies import Always, Budget, Purse
+from smallfirst.routing.types import Stage
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import LedgerRow
+from smallfirst.tasks.classify import Classify
+from smallfirst.tasks.extract import Extract
+
+
+def task_file(**routing: Any) -> TaskFile:
+    values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "routing": routing}
+    return parse_record(TaskFile, values, where="task.yaml")
+
+
+def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
+    policies = [{"kind": "always", "to": "words"}]
+    rules = router_setup.rules_of(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
+    assert rules.before == [Always(kind="always", to="words")]
+    assert rules.budget is not None
+    assert (rules.budget.usd, rules.expected_usd, rules.signed) == (2.0, {"large": 0.5}, "")
+    signed = router_setup.rules_of(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
+    assert (signed.signed, signed.expected_usd) == ("Ada: pilot", {})
+
+
+def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> None:
+    file = task_file(policies=[{"kind": "always", "to": "large"}, {"kind": "always", "to": "huge"}])
+    with pytest.raises(
+        ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, challenger, general"
+    ):
+        router_setup.rules_of(file, None, Path())
+
+
+def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_challenger(tmp_path: Path) -> None:
+    file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "always", "to": "large"}])
+    alone = router_setup.rules_of(file, None, tmp_path)
+    assert [policy.to for policy in alone.before] == ["large"]
+    with pytest.raises(RegistryError):
+        router_setup.challenger_of(file)
+    assert router_setup.challenger_of(task_file()) == ()
+    beside = (Stage("challenger", None),)  # type: ignore[arg-type]  # it is not asked here
+    both = router_setup.rules_of(file, None, tmp_path, beside)
+    assert ([policy.to for policy in both.before], both.beside) == (["challenger", "large"], beside)
+
+
+def test_who_drafts_last_cannot_draft_ahead_too() -> None:
+    with pytest.raises(ConfigError, match="ahead: words drafts last already"):
+        task_file(small="words", ahead=["words"])
+
+
+def test_a_draft_holds_if_it_says_what_the_judge_says() -> None:
+    holds = desks._holds(Classify(name="t", labels=("billing", "delivery")))
+    assert holds("billing", "billing")
+    assert not holds("billing", "delivery")
+    assert not holds("billing", "no label at all")
+    schema = {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": False}
+    same = desks._holds(Extract(name="e", json_schema=schema))
+    assert same('{"n": "two"}', '{ "n" : "two" }')
+    assert not same('{"n": "two"}', '{"n": "three"}')
+
+
+def test_two_tasks_of_one_name_and_a_task_called_auto_are_refused(tmp_path: Path) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    auto = task_file().model_copy(update={"name": "auto"})
+    with pytest.raises(ConfigError, match="two things would be served as 'auto'"):
+        service.served([auto], ledger)
+    ledger.close()
+
+
+def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    with pytest.raises((RegistryError, StageMissing)):
+        service.served([task_file()], ledger)
+    ledger.close()
+
+
+def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> None:
+    ledger, now = Ledger(home() / "ledger.db"), datetime.now(UTC)
+
+    def answer(id: str, hours_ago: float, cost_usd: float, **values: Any) -> None:
+        step = Step(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
+        draft = Step(stage="small", decision="passed on", why="not sure enough", model="desk-small")
+        trail = f"[{draft.model_dump_json()},{step.model_dump_json()}]"
+        given = {"id": id, "at": now - timedelta(hours=hours_ago), "served_name": "desk", "status": 200}
+        ledger.append(LedgerRow.model_validate({**given, "latency_ms": 1.0, "task": "desk", "trail": trail, **values}))
+
+    answer("old", 30, 5.0)
+    answer("today", 20, 0.75)
+    answer("other", 1, 5.0, task="other")
+    outside = '[{"stage":"large","decision":"answered","why":"no task","cost_usd":5.0}]'
+    answer("outside", 1, 5.0, trail=outside)
+    answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
+    clock = [0.0]
+    purse = Purse(Budget(usd=1.0, per="day"), now=lambda: clock[0])
+    desks.remember(purse, ledger, "desk")
+    ledger.close()
+    assert purse.allows(0.2)
+    assert not purse.allows(0.3)
+    clock[0] = 4.01 * 3600  # the payment is more than a day old
+    assert purse.allows(0.9)
+
+
+def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:
+    endpoint = {"base_url": "https://api.example.com/v1", "model": "big"}
+    values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "large": {"endpoint": endpoint}}
+    tracing = service.tracing_of([parse_record(TaskFile, values, where="task.yaml"), task_file()])
+    assert tracing._told.providers == {"big": "api.example.com"}
+    asyncio.run(tracing.aclose())

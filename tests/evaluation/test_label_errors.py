@@ -1,0 +1,226 @@
+"""Suspects by hand, label errors put into clean rows and found again, and the file that a person fills in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.errors import DataError
+from smallfirst.evaluation.label_errors import Suspect, apply_relabels, export, suspects
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.stats.intervals import wilson
+
+Said = tuple[str | None, float | None]
+"""An answer and its confidence."""
+
+
+def heard(candidate: str, golds: dict[str, str], said: dict[str, Said]) -> Evaluation:
+    """What one candidate says of each row."""
+    rows = tuple(
+        EvaluatedRow(
+            key=key,
+            text=f"text of {key}",
+            gold=golds[key],
+            answer=answer,
+            score=float(answer == golds[key]),
+            correct=answer == golds[key],
+            confidence=confidence,
+            stage=candidate,
+            certified=False,
+            latency_ms=1.0,
+            cost_usd=0.0,
+        )
+        for key, (answer, confidence) in said.items()
+    )
+    return Evaluation(
+        candidate=candidate,
+        model=candidate,
+        task="t",
+        split="test",
+        dataset_fingerprint="f",
+        rows=rows,
+        accuracy=wilson(sum(row.correct for row in rows), len(rows)),
+        cost_usd_per_1k=0.0,
+        p50_ms=1.0,
+        p95_ms=1.0,
+        requests_per_s=None,
+    )
+
+
+GOLD = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "b3": "b", "x": "b"}
+CLEAN: dict[str, Said] = {key: (GOLD[key], 0.6) for key in ("a1", "a2", "a3", "b1", "b2", "b3")}
+
+
+def test_a_row_is_suspect_from_the_mean_confidence_of_the_label_that_is_said() -> None:
+    # "a" is said of rows given as a with 0.6 on average: 0.6 is sure, 0.59 is not.
+    (found,) = suspects([heard("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
+    assert found == Suspect(
+        key="x", text="text of x", gold="b", said="a", confidence=0.6, agrees=("small",), evidence=0.6
+    )
+    assert suspects([heard("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
+
+
+def test_without_a_mean_only_high_confidence_is_sure() -> None:
+    few = {key: said for key, said in CLEAN.items() if key != "a3"}  # two rows make no mean
+    golds = GOLD | {"a3": "a"}
+    other = heard("words", golds, {"a3": ("a", None)})
+    assert suspects([heard("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
+    assert [s.key for s in suspects([heard("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
+
+
+def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_answer_lowers_it() -> None:
+    alone = heard("small", GOLD, CLEAN | {"x": ("a", 0.8)})
+    with_it = heard("words", GOLD, {"x": ("a", 0.3)})
+    unsure_of_it = heard("large", GOLD, {"x": ("a", None)})
+    against_it = heard("encoder", GOLD, {"x": ("b", 0.5)})
+    evidence = [
+        suspects(list(evaluations))[0].evidence
+        for evaluations in ([alone, with_it, unsure_of_it], [alone, with_it], [alone], [alone, against_it])
+    ]
+    assert evidence == pytest.approx([0.8 + 0.3 + 0.5, 0.8 + 0.3, 0.8, 0.8 - 0.5])
+    assert suspects([alone, with_it, unsure_of_it])[0].agrees == ("small", "large", "words")
+    assert suspects([alone, heard("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
+
+
+def test_three_unsure_candidates_make_a_label_suspect_and_two_do_not() -> None:
+    unsure = [heard(name, GOLD, CLEAN | {"x": ("a", 0.4)}) for name in ("words", "encoder", "small")]
+    assert suspects(unsure[:2]) == ()
+    (found,) = suspects(unsure)
+    assert found.agrees == ("encoder", "small", "words")
+
+
+def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> None:
+    golds = {"q1": "in four days", "q2": "no"}
+    small = heard("small", golds, {"q1": ("in five days", 0.99), "q2": ("no", 0.9)})
+    large = heard("large", golds, {"q1": ("in five days", None), "q2": ("never", None)})
+    assert suspects([small]) == ()
+    (found,) = suspects([small, large])
+    assert (found.key, found.said, found.confidence) == ("q1", "in five days", 0.99)
+
+
+def test_models_that_give_no_answer_do_not_agree_on_one() -> None:
+    golds = {"q1": "in four days"}
+    assert suspects([heard(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
+
+
+def test_of_several_other_answers_the_one_with_the_most_behind_it_is_named() -> None:
+    golds = {"q": "in four days"}
+    said = {"words": ("never", 0.3), "encoder": ("never", 0.2), "small": ("soon", 0.8), "large": ("soon", 0.7)}
+    voices = [heard(name, golds, {"q": answer}) for name, answer in said.items()]
+    assert [s.said for s in suspects(voices)] == ["soon"]
+    assert [s.said for s in suspects(voices[::-1])] == ["soon"]
+
+
+def test_the_router_says_nothing_of_its_own() -> None:
+    assert suspects([heard("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
+
+
+def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
+    draw, labels = np.random.default_rng(1), ("a", "b", "c", "d")
+    truth = {f"r{i:03}": labels[i % 4] for i in range(400)}
+    wrong = {key for i, key in enumerate(truth) if i % 19 == 0}
+    golds = {key: labels[(labels.index(t) + 1) % 4] if key in wrong else t for key, t in truth.items()}
+
+    def model(accuracy: float) -> dict[str, Said]:
+        said: dict[str, Said] = {}
+        for key, t in truth.items():
+            right = bool(draw.random() < accuracy)
+            confidence = float(draw.beta(12, 2) if right else draw.beta(3, 3))
+            said[key] = (t if right else labels[(labels.index(t) + 2) % 4], confidence)
+        return said
+
+    voices = [heard("words", golds, model(0.8)), heard("small", golds, model(0.9))]
+    found = suspects(voices, most=20)
+    assert suspects(voices, most=3) == found[:3]
+    hits = sum(s.key in wrong for s in found)
+    assert hits >= 0.9 * len(found)
+    assert hits >= 0.6 * len(wrong)
+    assert [s.evidence for s in found] == sorted((s.evidence for s in found), reverse=True)
+
+
+def example(text: str, answer: str, *, also: tuple[str, ...] = ()) -> Example:
+    return Example(messages=(Message(role="user", content=text),), answer=answer, also=also, shape="label", line=7)
+
+
+DATA = Dataset(name="test.jsonl", examples=(example("one", "a"), example("two\u2028lines", "b", also=("c",))))
+
+
+def suspect(of: Example, said: str) -> Suspect:
+    return Suspect(key=of.key, text=of.text, gold=of.answer, said=said, confidence=0.9, agrees=("small",), evidence=1.0)
+
+
+def filled(path: Path, answers: dict[str, str]) -> None:
+    """Fill in answers by text, as a person would."""
+    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+    for line in lines:
+        line["answer"] = answers.get(line["text"], line["answer"])
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -> None:
+    one, two = DATA.examples
+    path = export([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    first = json.loads(path.read_text().split("\n")[0])
+    assert first == {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": ""}
+    assert apply_relabels(DATA, path) == DATA
+    filled(path, {"two\u2028lines": " c "})
+    mended = apply_relabels(DATA, path, labels=("a", "b", "c"))
+    assert mended.examples[0] == one
+    assert (mended.examples[1].answer, mended.examples[1].also, mended.examples[1].line) == ("c", (), 7)
+    assert mended.examples[1].key == example("two\u2028lines", "c").key
+    assert mended.content_fingerprint != DATA.content_fingerprint
+    assert apply_relabels(mended, path) == mended
+
+
+def test_exporting_again_loses_no_answer(tmp_path: Path) -> None:
+    one, two = DATA.examples
+    path = export([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    filled(path, {"one": "b"})
+    export([suspect(two, "a")], path)
+    lines = [json.loads(line) for line in path.read_text().split("\n") if line]
+    assert [(line["text"], line["suggested"], line["answer"]) for line in lines] == [
+        ("two\u2028lines", "a", ""),
+        ("one", "b", "b"),
+    ]
+    export([suspect(one, "c")], path)
+    assert [json.loads(line)["answer"] for line in path.read_text().split("\n") if line] == ["b"]
+
+
+def test_every_bad_line_is_named_with_its_file_and_place(tmp_path: Path) -> None:
+    path = tmp_path / "suspects.jsonl"
+    path.write_text('{"key": "k", "text": 3, "given": "a", "answer": "b"}\n\n{oops\n["a"]\n')
+    with pytest.raises(DataError, match="3 lines cannot be used") as caught:
+        apply_relabels(DATA, path)
+    assert [(p.line, p.path) for p in caught.value.problems] == [(n, str(path)) for n in (1, 3, 4)]
+    rules = [p.rule for p in caught.value.problems]
+    assert rules[0] == "must have as text: text, suggested"
+    assert rules[1].startswith("no JSON: ")
+    assert rules[2] == "must be a JSON object"
+
+
+def test_an_answer_that_cannot_be_placed_is_never_dropped(tmp_path: Path) -> None:
+    one = DATA.examples[0]
+    lines = [
+        {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": "b"},
+        {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": "c"},
+        {"key": "0" * 16, "text": "gone", "given": "a", "suggested": "b", "answer": "b"},
+        {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": "bb"},
+    ]
+    path = tmp_path / "suspects.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError) as caught:
+        apply_relabels(DATA, path, labels=("a", "b", "c"))
+    assert [(p.line, p.rule) for p in caught.value.problems] == [
+        (2, '"c", but an earlier line says "b"'),
+        (3, f"no row of test.jsonl has the key {'0' * 16}"),
+        (4, 'unknown label "bb" — did you mean "b"?'),
+    ]
+
+
+def test_a_file_that_is_not_there_is_an_error_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*export the suspects first"):
+        apply_relabels(DATA, tmp_path / "gone.jsonl")

@@ -1,0 +1,102 @@
+"""A model against itself: counts by hand, and the bound on the best match by drawing models at random."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.self_agreement import ceiling
+from smallfirst.stats.intervals import wilson
+
+
+def asked(answers: dict[str, str | None], golds: dict[str, str], *, model: str = "big", note: str = "") -> Evaluation:
+    """One pass: answers by row, right where they are the gold one."""
+    rows = tuple(
+        EvaluatedRow(
+            key=key,
+            text=key,
+            gold=golds[key],
+            answer=answer,
+            score=float(answer == golds[key]),
+            correct=answer == golds[key],
+            confidence=None,
+            stage="large",
+            certified=False,
+            latency_ms=1.0,
+            cost_usd=0.0,
+        )
+        for key, answer in answers.items()
+    )
+    return Evaluation(
+        candidate="large",
+        model=model,
+        task="t",
+        split="test",
+        dataset_fingerprint="f",
+        rows=rows,
+        accuracy=wilson(sum(row.correct for row in rows), len(rows)),
+        cost_usd_per_1k=0.0,
+        p50_ms=1.0,
+        p95_ms=1.0,
+        requests_per_s=None,
+        note=note,
+    )
+
+
+GOLD = {"1": "a", "2": "a", "3": "b", "4": "b", "5": "a"}
+FIRST = {"1": "a", "2": "a", "3": "a", "4": "b", "5": None}
+AGAIN = {"1": "a", "2": "b", "3": "a", "4": "b", "5": None}
+
+
+def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> None:
+    found = ceiling(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
+    assert found.itself == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
+    assert found.gold == wilson(3, 5)  # 1, 2, 4
+    assert found.gold_again == wilson(2, 5)  # 1, 4
+    assert found.same_but_wrong == wilson(1, 5)  # 3
+    assert found.note == "May; June"
+
+
+def test_kappa_takes_off_what_chance_would_agree_on() -> None:
+    # Shares a 3/5 and 2/5, b 1/5 and 2/5: by chance 6/25 + 2/25; the missing answers meet nothing.
+    found = ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD))
+    assert found.kappa is not None
+    assert found.kappa.value == pytest.approx((3 / 5 - 8 / 25) / (1 - 8 / 25))
+
+
+def test_answers_that_mean_the_same_agree_and_have_no_kappa() -> None:
+    once = asked({"1": "Four days."}, {"1": "four days"})
+    again = asked({"1": "four days"}, {"1": "four days"})
+    assert ceiling(once, again).itself.value == 0.0
+    found = ceiling(once, again, same=lambda a, b: a.casefold().strip(".") == b.casefold().strip("."))
+    assert found.itself.value == 1.0
+    assert found.kappa is None
+
+
+def test_what_can_be_reached_lies_between_the_agreement_and_its_root() -> None:
+    found = ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD))
+    low, high = found.attainable
+    assert low == wilson(3, 5).low
+    assert high == pytest.approx(math.sqrt(wilson(3, 5).high))
+    assert "the same answer on 0.600" in found.in_words
+    assert f"{low:.3f} to {high:.3f} of rows at best" in found.in_words
+
+
+@given(st.lists(st.lists(st.floats(0.01, 1), min_size=2, max_size=5), min_size=1, max_size=8))
+def test_the_best_match_with_a_drawing_model_lies_within_the_bound(weights: list[list[float]]) -> None:
+    rows = [[w / sum(row) for w in row] for row in weights]
+    agreement = sum(sum(p * p for p in row) for row in rows) / len(rows)
+    best = sum(max(row) for row in rows) / len(rows)
+    assert agreement - 1e-12 <= best <= math.sqrt(agreement) + 1e-12
+
+
+def test_passes_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(SmallfirstError, match="two passes of big share no row"):
+        ceiling(asked({"1": "a"}, GOLD), asked({"2": "a"}, GOLD))
+    with pytest.raises(SmallfirstError, match="made by big and other"):
+        ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD, model="other"))

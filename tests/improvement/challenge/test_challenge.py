@@ -1,0 +1,217 @@
+"""A challenger replaces the champion if it passes the gate and wins by the declared rule, and otherwise never."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from smallfirst.errors import ConfigError, DataError, RegistryError, StageMissing
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.gate.gate import Gate
+from smallfirst.improvement.challenge import CHALLENGER, ChallengeResult, Contest, challenge, propose
+from smallfirst.improvement.challenge.challenge import LOOKS, RESULT, proposal_of
+from smallfirst.improvement.challenge.comparison import contest
+from smallfirst.paths import home
+from smallfirst.pipeline import run as pipeline
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import read_taskfile
+from smallfirst.registry import versions as registry
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import LedgerRow, StateRow
+from smallfirst.stats.intervals import wilson
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:
+    """Rows that are right as `flags` say, the first `kept` of them under a certificate."""
+    rows = tuple(
+        EvaluatedRow(
+            key=str(i),
+            text="t",
+            gold="a",
+            answer="a",
+            correct=flag,
+            confidence=None,
+            stage="small",
+            certified=i < kept,
+            latency_ms=1,
+            cost_usd=0,
+        )
+        for i, flag in enumerate(flags)
+    )
+    values = {"candidate": "small", "model": "m", "task": "t", "split": "test", "dataset_fingerprint": "f"}
+    figures = {"accuracy": wilson(sum(flags), len(flags)), "cost_usd_per_1k": 0, "p50_ms": 1, "p95_ms": 1}
+    return Evaluation.model_validate({**values, **figures, "rows": rows, "requests_per_s": None})
+
+
+def duel(only_ours: int, only_theirs: int, n: int, *, kept: tuple[int, int] | None = None, look: int = 1) -> Contest:
+    ours = evaluation([i >= only_theirs for i in range(n)])
+    theirs = evaluation([not only_theirs <= i < only_theirs + only_ours for i in range(n)])
+    routed = (evaluation([True] * n, kept[0]), evaluation([True] * n, kept[1])) if kept else None
+    return contest(ours, theirs, routed=routed, look=look)
+
+
+def test_a_better_challenger_wins_and_an_equal_or_worse_one_does_not() -> None:
+    better = duel(20, 2, 100)
+    assert better.won
+    assert (better.only_challenger, better.only_champion) == (20, 2)
+    assert better.difference.value == pytest.approx(0.18)
+    assert better.p_value == pytest.approx(2 * sum(math.comb(22, k) for k in range(3)) / 2**22)
+    assert "more accurate than the champion: +0.180" in better.why
+    assert not duel(6, 2, 100).won
+    assert not duel(0, 0, 100, kept=(100, 0)).won  # 100 equal rows do not show «at most 0.01 worse»
+    assert not duel(2, 20, 100, kept=(100, 0)).won
+
+
+def test_one_that_is_not_worse_wins_by_keeping_more_small() -> None:
+    z = stats.norm.ppf(0.5 + (1 - 0.05 / 2) / 2)
+    equal = duel(0, 0, 1000, kept=(500, 400))
+    assert equal.difference.low == pytest.approx(-(z**2) / (1000 + z**2), abs=1e-6)  # Tango's without disagreement
+    assert equal.won
+    assert "more stays small: +0.100" in equal.why
+    assert not duel(0, 0, 1000, kept=(400, 500)).won
+    assert not duel(0, 0, 1000, kept=(401, 400)).won
+    assert "was not measured" in duel(0, 0, 1000).why
+
+
+def test_each_challenge_has_to_show_more_than_the_one_before() -> None:
+    # Shown is -z² / (1000 + z²): with z for level 1 - 0.05 / (k (k + 1)) that is -0.0098 at k = 5, -0.0104 at k = 6.
+    assert [duel(0, 0, 1000, kept=(500, 400), look=k).won for k in (1, 5, 6)] == [True, True, False]
+    assert [duel(14, 3, 100, look=k).won for k in (1, 2, 3)] == [True, True, False]
+    assert sum(1 - duel(0, 0, 10, look=k).level for k in range(1, 200)) < 0.05
+
+
+def test_the_reason_tells_new_rows_alarms_and_how_much_is_sent_on(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"text": "a", "label": "x", "source": "feedback"}, {"text": "b", "label": "x", "source": "large"}]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines * 2), encoding="utf-8")
+    alone = propose("toy", (3, NOON), (rows, 4))
+    assert alone.by_source == {"feedback": 2, "large": 2}
+    assert alone.sent_on is None
+    assert not (home() / "ledger.db").exists()
+    ledger = Ledger(tmp_path / "ledger.db")
+    for hours, before, after in ((-2, "live", "drift"), (0, "", "live"), (1, "live", "drift"), (2, "drift", "live")):
+        values = {"at": NOON + timedelta(hours=hours), "task": "toy", "before": before, "after": after, "why": "w"}
+        ledger.append(StateRow.model_validate({**values, "certificate": "c"}))
+    for i, stage in enumerate(["small", "large", "person", "small", "small"]):
+        values = {"id": str(i), "at": NOON + timedelta(hours=i), "served_name": "toy", "status": 200, "latency_ms": 1}
+        ledger.append(LedgerRow.model_validate({**values, "task": "toy", "stage": stage}))
+    ledger.close()
+    found = propose("toy", (3, NOON), (rows, 4), ledger=ledger.path, sent_on_in_test=0.25)
+    assert found.changes == ("2026-01-02 13:00  live -> drift: w", "2026-01-02 14:00  drift -> live: w")
+    assert found.n_alarms == 1
+    assert found.sent_on == wilson(2, 5)
+    assert found.in_words[0] == (
+        "4 new rows for version 3 (in the file: 2 corrected by feedback, 2 answered by the large model)"
+    )
+    assert found.in_words[-1].endswith("were not the small model's; on test rows it was 0.250")
+    with pytest.raises(ConfigError, match="no such ledger"):
+        propose("toy", (3, NOON), (rows, 4), ledger=tmp_path / "none.db")
+
+
+NOUNS = {
+    "card_arrival": ("card", "envelope", "parcel"),
+    "refund_request": ("refund", "money", "return"),
+    "exchange_rate": ("exchange", "euro", "currency"),
+    "lost_pin": ("pin", "code", "passcode"),
+}
+TRAIN = ("where is my {}", "I want to know about the {} please", "can you help with a {}", "the {} again")
+CALIBRATION = ("tell me more about your {}", "hello, {} question")
+TEST = ("a {} it is", "one {} more", "{} {}", "is there any {} left", "no {} for us")
+
+
+def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
+    rows = [
+        {"text": frame.replace("{}", nouns[i]), "label": label}
+        for frame in frames
+        for i in places
+        for label, nouns in NOUNS.items()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_folder: Path) -> Job:
+    """A task whose rows show one noun of each label, while three are asked about."""
+    write(tmp_path / "train.jsonl", TRAIN, (0,))
+    write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
+    write(tmp_path / "test.jsonl", TEST, (0, 1, 2))
+    training = {"duration": "1ep", "learning_rate": 3e-3}
+    file = {
+        "name": "toy",
+        "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
+        "small": {"base": str(tiny_folder), "training": training, "ladder": ["words", "small"]},
+        "gate": {"accuracy_at_least": 0.05},
+        "routing": {"small": "words"},
+        "register_to": "main.tests.toy",
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    return Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+
+
+def make_champion(job: Job) -> Workspace:
+    workspace = pipeline.train_stage(job)
+    pipeline.evaluate_stage(job, workspace)
+    pipeline.gate_stage(job, workspace)
+    pipeline.promote_stage(job, workspace)
+    pipeline.calibrate_stage(job, workspace)
+    return workspace
+
+
+def aliases() -> dict[str, int]:
+    return {alias: v.version for v in registry.list_versions("main.tests.toy") for alias in v.aliases}
+
+
+def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(job: Job, tmp_path: Path) -> None:
+    useless = tmp_path / "useless.jsonl"
+    useless.write_text(json.dumps({"text": "zebra zebra", "label": "lost_pin"}) + "\n", encoding="utf-8")
+    with pytest.raises(RegistryError, match="no model is registered"):
+        challenge(job, useless)
+    make_champion(job)
+    lost = challenge(job, useless)
+    assert not lost.won
+    assert lost.contest is not None
+    assert lost.contest.look == 1
+    assert lost.in_words[-1].startswith("version 1 stays champion: neither shown better")
+    assert aliases() == {"champion": 1, CHALLENGER: 2}
+    run = Workspace.latest("toy", lost.run)
+    assert ChallengeResult.load(run.folder / RESULT) == lost
+    assert (run.folder / "report.html").exists()
+    assert not (run.folder / "promoted.json").exists()
+
+    strict = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=1.0)}))
+    (run.folder / RESULT).unlink()  # as if the process had died before its end
+    refused = challenge(strict, useless, resume=True)
+    assert (refused.run, refused.version, refused.contest, refused.won) == (lost.run, None, None, False)
+    assert refused.why == "words did not pass the gate"
+    assert aliases() == {"champion": 1, CHALLENGER: 2}
+    with pytest.raises(StageMissing, match="no challenge to go on with"):
+        challenge(job, useless, resume=True)
+
+    telling = write(tmp_path / "telling.jsonl", TRAIN, (1, 2))
+    won = challenge(job, telling)
+    assert won.won
+    assert won.contest is not None
+    assert won.contest.look == 2
+    assert won.contest.difference.value > 0.3
+    assert won.proposal.n_new == 32
+    assert aliases() == {"previous": 1, "champion": 3}
+    assert registry.read_attachment("main.tests.toy", 3, "certificate.json")
+    assert Workspace.latest("toy", won.run).promoted().version == 3
+    assert json.loads(registry.read_attachment("main.tests.toy", 1, LOOKS) or b"")["runs"] == [lost.run, won.run]
+
+    known = write(tmp_path / "known.jsonl", TRAIN, (0,))
+    with pytest.raises(DataError, match="all its rows stand in the training rows"):
+        proposal_of(job, known)
+    fewer = job.rows.model_copy(update={"test": job.rows.test.subset("test", job.rows.test.examples[1:])})
+    with pytest.raises(StageMissing, match=r"not measured on today's test rows(?s:.*)evaluate task.yaml --run"):
+        proposal_of(job._replace(rows=fewer), telling)

@@ -1,0 +1,807 @@
+"""Labelling: no answer is paid twice, no cap is passed, no held-out text becomes a training row."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.data.sources.text_files import load
+from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
+from smallfirst.improvement.labelling import Labelled, LabelOptions, Teacher, label, teacher_of
+from smallfirst.improvement.labelling.budget import MOST_BAD_IN_A_ROW
+from smallfirst.improvement.labelling.journal import Errand, Journal
+from smallfirst.improvement.labelling.teacher import local_teacher
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.pipeline.large_model import AGAIN
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.stats.intervals import wilson
+from smallfirst.tasks.classify import Classify
+
+LABELS = ("card", "fee", "pin")
+QUIET = Watch(quiet=True)
+COST, WORST = 1 / 64, 2 / 64
+"""Exact in binary, so that sums can be compared."""
+
+
+def text(i: int) -> str:
+    """A text that shares no word with any other."""
+    return " ".join(f"w{i}{letter}" for letter in "abcdefgh")
+
+
+def gold(words: str) -> str:
+    """The label that people give: by the number of the text."""
+    return LABELS[int(words.split()[0][1:-1]) % 3]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def labelled_rows(numbers: range) -> list[dict[str, Any]]:
+    return [{"text": text(i), "label": gold(text(i))} for i in numbers]
+
+
+def task(folder: Path, **changes: Any) -> TaskFile:
+    """A task of 12 training, 10 validation and 6 test rows; 4 of the validation rows choose (texts 100 to 127)."""
+    write(folder / "train.jsonl", labelled_rows(range(100, 112)))
+    write(folder / "validation.jsonl", labelled_rows(range(112, 122)))
+    write(folder / "test.jsonl", labelled_rows(range(122, 128)))
+    files = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
+    values = {"name": "desk", "data": files, "routing": {"selection_share": 0.5}, **changes}
+    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
+    return read_taskfile(folder)
+
+
+def texts(folder: Path, numbers: range = range(8)) -> Path:
+    return write(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
+
+
+class Oracle:
+    """Knows the right label, or says what `says` says; counts, and may break down at its n-th request."""
+
+    def __init__(
+        self,
+        says: Callable[[Request], str] = lambda request: gold(request.text),
+        *,
+        cost_usd: float = COST,
+        confidence: Callable[[str], float | None] = lambda text: None,
+        breaks: dict[int, BaseException] | None = None,
+    ) -> None:
+        self.name = "oracle"
+        self.says, self.cost_usd, self.confidence, self.breaks = says, cost_usd, confidence, breaks or {}
+        self.asked: list[Request] = []
+        self.answered: list[str] = []
+        self.under_way = self.most_under_way = 0
+        self.open = True
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        n = len(self.asked)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.under_way -= 1
+        if n in self.breaks:
+            raise self.breaks[n]
+        self.answered.append(request.text)
+        return Completion(
+            text=self.says(request),
+            answered_by=self.name,
+            latency_ms=1.0,
+            cost_usd=self.cost_usd,
+            confidence=self.confidence(request.text),
+        )
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        self.open = False
+
+
+def teacher(model: Any, *, way: str = "way-1", at_once: int = 1, worst_usd: float = WORST) -> Teacher:
+    return Teacher(model=model, way=way, prompt=(), worst_usd=lambda text: worst_usd, at_once=at_once)
+
+
+def options(folder: Path, **values: Any) -> LabelOptions:
+    """Nothing but the rows is asked, unless said otherwise."""
+    return LabelOptions.model_validate(
+        {"out": folder / "labelled.jsonl", "yes": True, "check_rows": 0, "again_rows": 0, **values}
+    )
+
+
+def run(folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any) -> Labelled:
+    """Label the eight texts with a teacher."""
+    of_teacher = {name: values.pop(name) for name in ("way", "at_once", "worst_usd") if name in values}
+    return label(
+        file or task(folder),
+        rows or texts(folder),
+        options=options(folder, **values),
+        watch=QUIET,
+        teacher=teacher(model, **of_teacher),
+    )
+
+
+def out(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# What comes out
+
+
+def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path: Path) -> None:
+    model = Oracle(confidence=lambda text: 0.75)
+    found = run(tmp_path, model)
+    rows = out(tmp_path)
+    assert [row["text"] for row in rows] == [text(i) for i in range(8)]
+    assert [row["label"] for row in rows] == [LABELS[i % 3] for i in range(8)]
+    assert all((row["teacher"], row["confidence"], row["agreement"]) == ("oracle", 0.75, None) for row in rows)
+    assert all(row["labelled_on"] == found.made_at for row in rows)
+    assert found.by_answer == {"card": 3, "fee": 3, "pin": 2}
+    assert Labelled.load(tmp_path / "labelled.labels.json") == found
+    assert not model.open
+    # Named together with the training rows they are what the task trains on.
+    both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(both)
+    assert len(Job.read(read_taskfile(tmp_path), QUIET).rows.train) == 12 + 8
+
+
+def test_rows_have_the_column_names_of_the_task(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    names = {"text": "message", "label": "desk"}
+    for part in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{part}.jsonl").read_text().splitlines()]
+        write(tmp_path / f"{part}.jsonl", [{names[key]: value for key, value in row.items()} for row in rows])
+    columns = file.data.columns.model_copy(update=names)
+    file = file.model_copy(update={"data": file.data.model_copy(update={"columns": columns})})
+    rows_file = write(tmp_path / "rows.jsonl", [{"message": text(1), "id": 7}])
+    run(tmp_path, Oracle(), file=file, rows=rows_file)
+    assert list(out(tmp_path)[0].items())[:2] == [("message", text(1)), ("desk", "fee")]
+
+
+SHOP = {"type": "object", "properties": {"item": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "known", "unlabelled", "said", "made"),
+    [
+        (
+            {"kind": "extract", "schema": SHOP},
+            {"text": "two pens", "target": {"item": "pen"}},
+            {"text": "one cup"},
+            'Sure: {"item": "cup"}',
+            {"text": "one cup", "target": {"item": "cup"}},
+        ),
+        (
+            {"kind": "classify", "multiple": True, "labels": ["card", "fee"]},
+            {"text": "two pens", "labels": ["card"]},
+            {"text": "one cup"},
+            "fee, card",
+            {"text": "one cup", "labels": ["card", "fee"]},
+        ),
+        (
+            {"kind": "answer"},
+            {"question": "how long?", "answer": "a day", "context": "It takes a day."},
+            {"question": "how much?", "context": ["It costs a pound.", "It is green."]},
+            "a pound",
+            {"question": "It costs a pound., It is green.\n\nhow much?", "answer": "a pound"},
+        ),
+        (
+            {"kind": "answer"},
+            {"question": "how long?", "answer": "a day"},
+            {"text": "how much?"},
+            "a pound",
+            {"question": "how much?", "answer": "a pound"},
+        ),
+        (
+            {"kind": "chat"},
+            {"prompt": "hello", "response": "hi there"},
+            {"prompt": "good bye"},
+            "farewell",
+            {"prompt": "good bye", "response": "farewell"},
+        ),
+        (
+            {"kind": "chat"},
+            {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]},
+            {"text": "good bye"},
+            "farewell",
+            {"messages": [{"role": "user", "content": "good bye"}, {"role": "assistant", "content": "farewell"}]},
+        ),
+    ],
+)
+def test_every_kind_of_task_gets_rows_of_its_own_shape(
+    tmp_path: Path, settings: Any, known: Any, unlabelled: Any, said: str, made: Any
+) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [known])
+    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": files, **settings}))
+    rows = write(tmp_path / "rows.jsonl", [unlabelled])
+    run(tmp_path, Oracle(lambda request: said), file=read_taskfile(tmp_path), rows=rows)
+    (row,) = out(tmp_path)
+    assert {key: row[key] for key in made} == made
+    assert load(tmp_path / "labelled.jsonl").examples[0].shape == load(tmp_path / "train.jsonl").examples[0].shape
+
+
+@pytest.mark.parametrize(("name", "packed"), [("rows.csv", bytes), ("rows.csv.gz", gzip.compress)])
+def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(
+    tmp_path: Path, name: str, packed: Callable[[bytes], bytes]
+) -> None:
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [{"question": "how long?", "answer": "a day"}])
+    files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
+    rows = tmp_path / name
+    rows.write_bytes(packed(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n'))
+    run(tmp_path, Oracle(lambda request: "x"), file=read_taskfile(tmp_path), rows=rows)
+    assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
+
+
+def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) -> None:
+    sure = {text(0): 0.9, text(1): 0.89, text(2): None, text(3): 1.0}
+    unclear = {text(4): "no idea", text(5): "card or fee"}
+    model = Oracle(
+        lambda request: unclear.get(request.text, "card"),
+        confidence=lambda text: sure.get(text, 0.95),
+        breaks={7: BadAnswer("nothing")},
+    )
+    found = run(tmp_path, model, sure_from=0.9)
+    assert [row["text"] for row in out(tmp_path)] == [text(0), text(3), text(7)]
+    c = found.counts
+    assert (c.n_kept, c.n_unsure, c.n_unparseable, c.n_failed, c.n_unasked) == (3, 2, 2, 1, 0)
+
+
+def test_open_text_that_was_cut_off_is_no_answer_but_a_label_before_the_cut_is(tmp_path: Path) -> None:
+    class Cut(Oracle):
+        async def complete(self, request: Request) -> Completion:
+            return (await super().complete(request)).model_copy(update={"finish_reason": "length"})
+
+    assert run(tmp_path, Cut(lambda request: "card, because")).counts.n_kept == 8
+    for part in ("train", "validation", "test"):
+        write(tmp_path / f"{part}.jsonl", [{"prompt": "hello", "response": "hi there"}])
+    values = json.loads((tmp_path / "task.yaml").read_text()) | {"kind": "chat"}
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    found = run(tmp_path, Cut(lambda request: "farewell"), file=read_taskfile(tmp_path), way="way-2")
+    assert (found.counts.n_kept, found.counts.n_unparseable) == (0, 8)
+
+
+# Several draws, and how far to believe them
+
+
+def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_path: Path) -> None:
+    def says(request: Request) -> str:
+        torn = request.text in (text(0), text(1))
+        return "pin" if torn and request.seed in ((1,) if request.text == text(0) else (1, 2)) else "card"
+
+    model = Oracle(says)
+    found = run(tmp_path, model, samples=3, sure_from=0.6)
+    by_text = {row["text"]: (row["label"], row["agreement"]) for row in out(tmp_path)}
+    assert by_text[text(0)] == ("card", 2 / 3)
+    assert by_text[text(1)] == ("pin", 2 / 3)
+    assert by_text[text(2)] == ("card", 1.0)
+    asked = [(r.temperature, r.seed) for r in model.asked if r.text == text(0)]
+    assert asked == [(0.0, None), (AGAIN, 1), (AGAIN, 2)]
+    # Draws 0 and 1 of all rows: text 0 and text 1 differ.
+    assert found.trust.itself == wilson(6, 8)
+    stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, sure_from=0.7)
+    assert (stricter.counts.n_kept, stricter.counts.n_unsure, stricter.n_answers_now) == (6, 2, 0)
+
+
+def test_some_rows_are_asked_twice_to_see_how_far_the_teacher_agrees_with_itself(tmp_path: Path) -> None:
+    model = Oracle(lambda request: "pin" if request.seed else gold(request.text))
+    found = run(tmp_path, model, again_rows=5)
+    assert len(model.asked) == 8 + 5
+    twice = [t for t, n in Counter(model.answered).items() if n == 2]
+    alike = sum(gold(t) == "pin" for t in twice)
+    assert found.trust.itself == wilson(alike, 5)
+    assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]  # the first answer counts
+
+
+def test_the_teacher_is_held_against_selection_rows_that_never_become_training_rows(tmp_path: Path) -> None:
+    chosen = {e.text for e in Job.read(task(tmp_path), QUIET).rows.selection.examples}
+    wrong = sorted(chosen)[0]
+    model = Oracle(lambda r: "none of them" if r.text == wrong else gold(r.text), confidence=lambda text: 0.9)
+    found = run(tmp_path, model, check_rows=50, sure_from=0.8)
+    n = len(chosen)
+    assert n >= 2
+    assert {r.text for r in model.asked} == chosen | {text(i) for i in range(8)}
+    assert found.trust.people == wilson(n - 1, n)
+    assert found.trust.people_sure == wilson(n - 1, n - 1)
+    assert [(t.sure_from, t.accuracy.value) for t in found.trust.thresholds] == [(0.9, 1.0)]
+    assert chosen.isdisjoint(row["text"] for row in out(tmp_path))
+
+
+def test_rows_of_your_own_are_checked_on_and_left_to_people(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", [{"text": text(0).upper(), "label": "pin"}, {"text": text(50), "label": "pin"}])
+    found = run(tmp_path, Oracle(), gold=own, check_rows=50)
+    assert found.trust.people == wilson(1, 2)  # text 0 is a card to the teacher, text 50 a pin
+    assert found.trust.checked_on == "rows of own.jsonl"
+    assert found.sifted.n_by_people == 1
+    assert text(0) not in {row["text"] for row in out(tmp_path)}
+
+
+def test_nothing_is_chosen_on_test_or_calibration_rows(tmp_path: Path) -> None:
+    own = write(tmp_path / "own.jsonl", labelled_rows(range(122, 125)))
+    model = Oracle()
+    with pytest.raises(DataError, match="3 rows are test, calibration or open-ended rows"):
+        run(tmp_path, model, gold=own, check_rows=50)
+    shown = write(tmp_path / "shown.jsonl", labelled_rows(range(100, 103)))
+    with pytest.raises(DataError, match="all its rows stand in the training rows"):
+        run(tmp_path, model, gold=shown, check_rows=50)
+    assert model.asked == []
+
+
+def test_a_teacher_that_never_says_how_sure_it_is_cannot_reach_a_threshold(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(ConfigError, match=r"does not say how sure it is.*\n.*--samples 3"):
+        run(tmp_path, model, sure_from=0.9)
+    assert len(model.asked) == 5  # no more than to foretell the price
+    assert run(tmp_path, model, sure_from=0.9, samples=2).counts.n_kept == 8
+
+
+# Held-out rows
+
+
+def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_path: Path) -> None:
+    rows = [
+        {"text": text(1)},
+        {"text": text(1).upper() + "!"},  # repeated
+        {"text": text(122)},  # a test row
+        {"text": f"«{text(112).upper()}»"},  # a validation row, folded
+        {"text": text(100).title()},  # a training row, folded
+        {"text": text(2)},
+    ]
+    model = Oracle()
+    found = run(tmp_path, model, rows=write(tmp_path / "rows.jsonl", rows))
+    assert [r.text for r in model.asked] == [text(1), text(2)]
+    s = found.sifted
+    assert (s.n_rows, s.n_repeated, s.n_held_out, s.n_near_held_out, s.n_by_people) == (6, 1, 2, 0, 1)
+    assert s.n_left == found.counts.n_kept == 2
+
+
+def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tmp_path: Path) -> None:
+    task(tmp_path)
+    write(tmp_path / "open.jsonl", [{"prompt": text(200)}])
+    values = json.loads((tmp_path / "task.yaml").read_text())
+    values["data"]["open_ended"] = "open.jsonl"
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    rows = write(tmp_path / "rows.jsonl", [{"text": text(i)} for i in (1, *range(112, 128), 200)])
+    found = run(tmp_path, Oracle(), file=read_taskfile(tmp_path), rows=rows)
+    assert (found.sifted.n_held_out, found.counts.n_kept) == (17, 1)
+
+
+def test_nothing_is_asked_where_no_row_may_be_labelled(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(DataError, match=r"0 of 6 rows may be labelled \(6 equal to held-out rows\)"):
+        run(tmp_path, model, rows=texts(tmp_path, range(122, 128)), check_rows=50)
+    assert model.asked == []
+
+
+def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    words = [f"v{i}" for i in range(20)]
+    write(tmp_path / "test.jsonl", [{"text": " ".join(words), "label": "card"}])
+    rows = [{"text": " ".join([*words[:-1], "other"])}, {"text": " ".join([*words[:-4], "1", "2", "3", "4"])}]
+    found = run(tmp_path, Oracle(lambda r: "card"), file=file, rows=write(tmp_path / "rows.jsonl", rows))
+    assert (found.sifted.n_near_held_out, found.counts.n_kept) == (1, 1)  # 19 of 21 words, and 16 of 24
+
+
+def test_where_rows_are_split_off_the_training_file_no_teachers_answer_lands_among_them(tmp_path: Path) -> None:
+    task(tmp_path)
+    (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": {"train": "train.jsonl"}}))
+    rows = texts(tmp_path, range(80))
+    found = run(tmp_path, Oracle(), file=read_taskfile(tmp_path), rows=rows)
+    assert 10 < found.sifted.n_split_off < 60  # 40 % on average
+    made = {row["text"] for row in out(tmp_path)}
+    assert len(made) == 80 - found.sifted.n_split_off
+    both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(both)
+    assert made <= {e.text for e in Job.read(read_taskfile(tmp_path), QUIET).rows.train.examples}
+
+
+# Going on after a stop
+
+
+def test_after_a_crash_between_answers_no_text_is_asked_twice(tmp_path: Path) -> None:
+    first = Oracle(breaks={6: RuntimeError("power cut")})
+    with pytest.raises(ExceptionGroup):
+        run(tmp_path, first)
+    assert first.answered == [text(i) for i in range(5)]
+    second = Oracle()
+    found = run(tmp_path, second)
+    assert second.answered == [text(i) for i in range(5, 8)]
+    assert [row["text"] for row in out(tmp_path)] == [text(i) for i in range(8)]
+    assert (found.n_answers_now, found.paid_now_usd, found.paid_usd) == (3, 3 * COST, 8 * COST)
+    assert found.lost_usd == WORST  # the sixth request may have been paid, and nobody knows
+
+
+def test_a_model_that_goes_down_keeps_its_error_and_all_answers_until_then(tmp_path: Path) -> None:
+    first = Oracle(breaks={7: Unavailable("large model down", hint="see if it is up")})
+    said = r"large model down; 6 of 8 answers are kept in .*\n  next: see if it is up; then run the same command again"
+    with pytest.raises(Unavailable, match=said):
+        run(tmp_path, first)
+    assert not first.open
+    assert not (tmp_path / "labelled.jsonl").exists()
+    second = Oracle()
+    run(tmp_path, second)
+    assert Counter(first.answered + second.answered) == Counter(text(i) for i in range(8))
+
+
+def test_a_request_that_was_turned_away_costs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RateLimited):
+        run(tmp_path, Oracle(breaks={7: RateLimited("slow down")}))
+    assert run(tmp_path, Oracle()).lost_usd == 0.0
+
+
+def test_a_line_cut_short_by_a_crash_is_dropped_and_its_text_asked_again(tmp_path: Path) -> None:
+    run(tmp_path, Oracle())
+    (journal,) = (tmp_path / ".smallfirst" / "labels" / "desk").glob("*.jsonl")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-20])
+    model = Oracle()
+    run(tmp_path, model)
+    assert model.answered == [text(7)]
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_whole_line_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    run(tmp_path, Oracle())
+    (journal,) = (tmp_path / ".smallfirst" / "labels" / "desk").glob("*.jsonl")
+    lines = journal.read_text().splitlines()
+    lines[3] = '{"said": {"key": "k"}}'
+    journal.write_text("\n".join([*lines, "not JSON"]) + "\n")
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, Oracle())
+    assert [problem.line for problem in caught.value.problems] == [4, len(lines) + 1]
+
+
+def test_another_prompt_uses_no_old_answer_and_another_file_does(tmp_path: Path) -> None:
+    run(tmp_path, Oracle())
+    other = Oracle()
+    run(tmp_path, other, way="way-2")
+    assert len(other.answered) == 8
+    more = Oracle()
+    found = run(tmp_path, more, rows=texts(tmp_path, range(4, 12)))
+    assert more.answered == [text(i) for i in range(8, 12)]
+    assert found.paid_usd == 8 * COST
+
+
+def test_one_journal_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal.open(path, {}), pytest.raises(ConfigError, match="another run is labelling"), Journal.open(path, {}):
+        pass
+    with Journal.open(path, {}) as journal:
+        assert journal.lost_usd([Errand("k", 0)]) == 0.0
+
+
+def test_a_failed_row_is_asked_again_by_the_next_run_only(tmp_path: Path) -> None:
+    model = Oracle(breaks={2: BadAnswer("no completion")})
+    found = run(tmp_path, model)
+    assert len(model.asked) == 8
+    assert (found.counts.n_failed, found.lost_usd) == (1, WORST)
+    again = Oracle()
+    found = run(tmp_path, again)
+    assert again.answered == [text(1)]
+    assert (found.counts.n_failed, found.counts.n_kept) == (0, 8)
+
+
+def test_many_bad_answers_in_a_row_end_the_run(tmp_path: Path) -> None:
+    model = Oracle(breaks={n: BadAnswer("no completion") for n in range(6, 100)})
+    with pytest.raises(BadAnswer, match="5 of 60 answers are kept"):
+        run(tmp_path, model, rows=texts(tmp_path, range(60)))
+    assert len(model.asked) == 5 + MOST_BAD_IN_A_ROW
+    silent = Oracle(breaks={n: BadAnswer("no completion") for n in range(1, 100)})
+    with pytest.raises(BadAnswer):
+        run(tmp_path, silent, rows=texts(tmp_path, range(60)), way="way-2")
+    assert len(silent.asked) == 5
+
+
+# Money
+
+
+def test_a_cap_ends_the_work_cleanly_and_a_higher_one_goes_on(tmp_path: Path) -> None:
+    # Before answer k + 1 there must be k/64 + 2/64 <= 6/64, so 5 answers are asked.
+    first = Oracle()
+    found = run(tmp_path, first, cap_usd=6 / 64, yes=False)
+    assert len(first.asked) == 5
+    assert (found.counts.n_kept, found.counts.n_unasked, found.paid_usd) == (5, 3, 5 / 64)
+    assert found.go_on.startswith("stopped at the cap of $0.09375 (earlier runs count): 3 answers are missing")
+    same = Oracle()
+    assert run(tmp_path, same, cap_usd=6 / 64).counts.n_kept == 5
+    assert same.asked == []
+    higher = found.go_on.split("--cap-usd ")[1].split(",")[0]
+    assert float(higher) == 0.16  # 5/64 paid, 3/64 to come and 2/64 set aside: 0.15625
+    last = Oracle()
+    found = run(tmp_path, last, cap_usd=float(higher))
+    assert (found.counts.n_kept, found.go_on, found.paid_usd) == (8, "", 8 / 64)
+    assert len(last.asked) == 3
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, at_once: int) -> None:
+    cap = 9 / 64
+
+    class Strict(Oracle):
+        async def complete(self, request: Request) -> Completion:
+            assert len(self.answered) * COST + (self.under_way + 1) * WORST <= cap
+            return await super().complete(request)
+
+    model = Strict()
+    found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, at_once=at_once)
+    assert (found.counts.n_kept, found.paid_usd) == (8, 8 / 64)  # k/64 + 2/64 <= 9/64 up to k = 7
+    assert model.most_under_way == min(at_once, 4)  # four at worst are 8/64
+
+
+def test_no_more_are_under_way_than_the_endpoint_takes(tmp_path: Path) -> None:
+    model = Oracle()
+    run(tmp_path, model, rows=texts(tmp_path, range(30)), at_once=4)
+    assert model.most_under_way == 4
+
+
+def test_requests_that_may_have_been_paid_count_against_the_cap(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        run(tmp_path, Oracle(breaks={3: Unavailable("down")}), cap_usd=7 / 64)
+    # 2/64 paid and 2/64 perhaps: k more need 4/64 + k/64 + 2/64 <= 7/64, so two.
+    model = Oracle()
+    found = run(tmp_path, model, cap_usd=7 / 64)
+    assert (len(model.asked), found.paid_usd, found.lost_usd) == (2, 4 / 64, 2 / 64)
+
+
+def test_within_a_run_too_a_request_without_an_answer_counts_at_its_worst_case(tmp_path: Path) -> None:
+    model = Oracle(breaks={2: BadAnswer("no completion")})
+    found = run(tmp_path, model, cap_usd=6 / 64)
+    # 1/64 paid and 2/64 perhaps: k more need 3/64 + k/64 + 2/64 <= 6/64, so two.
+    assert (len(model.asked), found.paid_usd, found.lost_usd) == (4, 3 / 64, 2 / 64)
+    assert (found.counts.n_kept, found.counts.n_failed, found.counts.n_unasked) == (3, 1, 4)
+
+
+def test_an_answer_dearer_than_its_worst_case_is_set_aside_for_from_then_on(tmp_path: Path) -> None:
+    model = Oracle(cost_usd=4 / 64)
+    found = run(tmp_path, model, cap_usd=10 / 64)
+    # 2/64 at worst by what is known, then 4/64 each: 4 + 4 <= 10, but not 8 + 4 (8 + 2 would be).
+    assert (len(model.asked), found.paid_usd) == (2, 8 / 64)
+
+
+def test_a_cap_too_small_for_one_answer_is_said_before_anything_is_paid(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, model, cap_usd=0.03)
+    assert str(caught.value) == (
+        "the cap of $0.03 is too small for one answer, which may cost up to $0.031250\n"
+        "  next: raise it to at least --cap-usd 0.032"
+    )
+    assert model.asked == []
+
+
+def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_path: Path) -> None:
+    model = Oracle()
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, model, yes=False)
+    assert str(caught.value) == (
+        "labelling costs money, and nobody has agreed to it: 3 answers to ask, about $0.0469 ($0.0469 if all were as "
+        "dear as the dearest), judged by 5 answers asked for it now; $0.0781 paid so far\n"
+        "  next: add --yes, or a limit: --cap-usd 0.057"
+    )
+    assert len(model.asked) == 5
+    again = Oracle()
+    with pytest.raises(ConfigError, match="judged by 5 earlier answers"):
+        run(tmp_path, again, yes=False)
+    assert again.asked == []
+    assert run(tmp_path, again, yes=True).price.usd == 3 * COST
+
+
+def test_what_costs_nothing_needs_no_consent(tmp_path: Path) -> None:
+    assert run(tmp_path, Oracle(cost_usd=0.0), yes=False).counts.n_kept == 8
+    assert run(tmp_path, Oracle(), yes=False).n_answers_now == 0  # all there, at whatever price
+
+
+def test_the_price_is_foretold_from_a_recording_without_asking(tmp_path: Path) -> None:
+    header = {"recorded": {"model": "oracle", "made_at": "2026-01-02", "smallfirst": "0.1.0", "n": 2}}
+    row = {"text": "", "answer": "card", "prompt_tokens": 3, "completion_tokens": 1, "latency_ms": 5.0}
+    rows = [{**row, "key": str(i), "cost_usd": cost} for i, cost in enumerate((0.25, 0.75))]
+    write(tmp_path / "large.jsonl", [header, *rows])
+    file = task(tmp_path, large={"recorded": "large.jsonl"})
+    model = Oracle()
+    with pytest.raises(
+        ConfigError, match=r"8 answers to ask, about \$4.0000 \(\$6.0000 .* judged by 2 recorded answers"
+    ):
+        run(tmp_path, model, file=file, yes=False)
+    assert model.asked == []
+    with pytest.raises(ConfigError, match="does not say how sure it is"):
+        run(tmp_path, model, file=file, sure_from=0.9)
+    assert len(model.asked) == 5
+
+
+# Who labels
+
+
+def test_recorded_answers_can_label_too(tmp_path: Path) -> None:
+    header = {"recorded": {"model": "big", "made_at": "2026-01-02", "smallfirst": "0.1.0", "n": 7}}
+    row = {"text": "", "answer": "fee", "prompt_tokens": 3, "completion_tokens": 1, "latency_ms": 5.0, "cost_usd": 0.5}
+    rows = [{**row, "key": request_key(Request.ask(text(i)))} for i in range(7)]
+    replay = ReplayModel.load(write(tmp_path / "large.jsonl", [header, *rows]))
+    found = run(tmp_path, replay)
+    assert (found.teacher, found.counts.n_kept, found.counts.n_failed) == ("big", 7, 1)
+    assert found.paid_usd == 3.5
+
+
+PRICES = {"tokens": {"big": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0}}}
+ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrency": 3}
+
+
+def made(folder: Path, **changes: Any) -> Teacher:
+    file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
+    job = Job.read(file, QUIET)
+    return teacher_of(file, job.task, job.rows.train)
+
+
+def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_path: Path) -> None:
+    found = made(tmp_path)
+    shown = sum(len(message.content) for message in found.prompt)
+    assert len(found.prompt) == 1 + 2 * 3  # instructions, and one solved row for each label
+    read = shown + len("größer".encode()) + 16 * 8 + 128
+    assert found.worst_usd("größer") == pytest.approx((read * 1.0 + 32 * 4.0) / 1e6)
+    assert found.at_once == 3
+
+
+def test_the_worst_case_of_a_machine_is_the_longest_wait(tmp_path: Path) -> None:
+    found = made(tmp_path, prices={"machine": {"usd_per_hour": 3.6, "utilisation": 0.5}})
+    assert found.worst_usd("any") == pytest.approx(2 * 60 * (3 + 1) * 0.002)  # 3 tries more than one, of 60 + 60 s
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"large": {"endpoint": ENDPOINT | {"timeout_s": 5, "max_concurrency": 1}}}, True),
+        ({"large": {"endpoint": ENDPOINT, "sample_test": 3}}, True),
+        ({"about": "Sort the post."}, False),
+        ({"large": {"endpoint": ENDPOINT | {"extra_body": {"top_p": 0.5}}}}, False),
+        ({"large": {"endpoint": ENDPOINT, "shots_per_label": 2}}, False),
+    ],
+)
+def test_answers_are_kept_apart_by_all_that_changes_them(tmp_path: Path, changes: dict[str, Any], same: bool) -> None:
+    assert (made(tmp_path, **changes).way == made(tmp_path).way) is same
+
+
+@pytest.mark.parametrize(
+    ("large", "message"),
+    [(None, "task.yaml names no large model"), ({"recorded": "large.jsonl"}, "names only recorded answers")],
+)
+def test_without_a_large_model_that_answers_it_is_said_what_to_add(tmp_path: Path, large: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        label(task(tmp_path, large=large), texts(tmp_path), options=options(tmp_path), watch=QUIET)
+
+
+# Files that must not be mistaken
+
+
+def test_a_file_with_answers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"its rows have answers already \(text \+ label\)"):
+        run(tmp_path, Oracle(), rows=write(tmp_path / "rows.jsonl", labelled_rows(range(3))))
+    some = write(tmp_path / "rows.jsonl", [{"text": text(1)}, {"text": text(2)}, {"text": text(3), "label": "card"}])
+    with pytest.raises(DataError, match="1 rows are no text without an answer"):
+        run(tmp_path, Oracle(), rows=some)
+
+
+def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
+    for name in ("rows.jsonl", "train.jsonl", "test.jsonl"):
+        with pytest.raises(ConfigError, match="is read here, so it cannot be written"):
+            run(tmp_path, Oracle(), out=tmp_path / name)
+    with pytest.raises(ConfigError, match="labelled rows are JSON Lines"):
+        run(tmp_path, Oracle(), out=tmp_path / "labelled.csv")
+    (tmp_path / "labelled.jsonl").write_text("mine\n")
+    with pytest.raises(ConfigError, match="not as an earlier labelling left it"):
+        run(tmp_path, Oracle())
+    (tmp_path / "labelled.jsonl").unlink()
+    run(tmp_path, Oracle())
+    run(tmp_path, Oracle())  # its own output may be written anew
+    mended = (tmp_path / "labelled.jsonl").read_text().replace('"card"', '"fee"')
+    (tmp_path / "labelled.jsonl").write_text(mended)
+    with pytest.raises(ConfigError, match="not as an earlier labelling left it"):
+        run(tmp_path, Oracle())
+
+
+# Over a real address
+
+
+class Desk(BaseHTTPRequestHandler):
+    """An endpoint that files every text under its right label, and says what it was sent."""
+
+    sent: list[dict[str, Any]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.sent.append(body)
+        words = body["messages"][-1]["content"]
+        n_read = sum(len(message["content"].split()) for message in body["messages"])
+        reply = {
+            "choices": [{"message": {"role": "assistant", "content": f"{gold(words)}."}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": n_read, "completion_tokens": 2},
+        }
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def desk() -> Iterator[str]:
+    """Address of the endpoint."""
+    Desk.sent.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Desk)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path, desk: str) -> None:
+    file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk}}, prices=PRICES)
+    found = label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
+    assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
+    assert len(Desk.sent) == 10
+    assert sorted(body["temperature"] for body in Desk.sent) == [0.0] * 8 + [AGAIN] * 2
+    for body in Desk.sent:
+        assert body["messages"][0]["content"].startswith("Classify the user's message.")
+        assert len(body["messages"]) == 1 + 2 * 3 + 1
+    n_read = sum(len(m["content"].split()) for body in Desk.sent for m in body["messages"])
+    assert found.paid_usd == pytest.approx((n_read * 1.0 + 10 * 2 * 4.0) / 1e6)
+    assert found.paid_usd < 10 * made(tmp_path).worst_usd(text(0))
+    assert found.trust.itself == wilson(2, 2)
+    label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
+    assert len(Desk.sent) == 10
+
+
+def words_model(folder: Path, file: TaskFile) -> Path:
+    """A linear model of the task, fitted on its training rows."""
+    job = Job.read(file, QUIET)
+    LinearScorer.fit("words", job.rows.train, job.task).save(
+        folder / "words", Manifest(kind="words", task=job.task, base="")
+    )
+    return folder / "words"
+
+
+def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
+    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
+    found = label(file, rows, options=options, watch=QUIET)
+    assert found.counts.n_kept == 3
+    made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["label"] for row in made] == [gold(text(100))] * 3
+    assert "words" in found.teacher
+
+
+def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
+    file = task(tmp_path)
+    folder = words_model(tmp_path, file)
+    other = Classify(name="desk", labels=("card", "fee", "tan"))
+    with pytest.raises(ConfigError, match="was made for another task"):
+        local_teacher(folder, file, other)
+    with pytest.raises(ConfigError, match="so it is not a model"):
+        local_teacher(tmp_path, file, other)

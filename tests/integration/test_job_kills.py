@@ -1,0 +1,86 @@
+"""benchmarks/kills.py in short: killed, stopped and resumed, a job ends with the weights of an unbroken one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.jobs import queue
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.spec import Order
+from smallfirst.registry import versions as registry
+from smallfirst.registry.mlflow_runs import client
+from smallfirst.training.events import EventLog
+
+pytestmark = pytest.mark.usefixtures("jobs_home")
+Eventually = Callable[[Callable[[], Any]], Any]
+
+SUBMIT_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from smallfirst.jobs import queue
+from smallfirst.jobs.spec import Order
+queue.submit(Order.load(Path(sys.argv[1])))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed(job: JobFolder, eventually: Eventually) -> None:
+    """The process that carries the job out is killed; somebody looks, and another one does."""
+    os.kill(int([e for e in job.events if e.kind == "STARTED"][-1].values["process"]), signal.SIGKILL)
+    eventually(lambda: not job.alive)
+    assert queue.find(job.name).alive
+
+
+def happened(job: JobFolder, kind: str) -> int:
+    """How often, in training."""
+    return sum(event.kind == kind for event in EventLog(job.run_folder / "events.jsonl").read())
+
+
+def weights(job: JobFolder) -> bytes:
+    return (job.run_folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_one(
+    order: Order, eventually: Eventually, tmp_path: Path
+) -> None:
+    config = order.config.model_copy(update={"duration": "300ba", "batch_tokens": 64})
+    order = order.model_copy(update={"config": config, "checkpoint_every_s": 0.0, "eval_rows": order.train_rows})
+    order.model_copy(update={"name": "broken"}).save(tmp_path / "order.json")
+    submitter = subprocess.run([sys.executable, "-c", SUBMIT_AND_DIE, str(tmp_path / "order.json")], check=False)
+    assert submitter.returncode == -signal.SIGKILL
+    broken = queue.find("broken")
+    draw = random.Random(0)
+    eventually(lambda: broken.state == "STARTING")
+    time.sleep(draw.uniform(0, 1))
+    killed(broken, eventually)  # as it imports, or just after
+    eventually(lambda: happened(broken, "CHECKPOINT_SAVED"))
+    time.sleep(draw.uniform(0, 0.3))
+    killed(broken, eventually)  # as it trains
+    eventually(lambda: happened(broken, "RESUMED"))
+    assert queue.cancel(broken)
+    eventually(lambda: broken.ended)
+    assert broken.state == "STOPPED"
+    assert queue.resume(broken, by="somebody")
+    whole = queue.submit(order.model_copy(update={"name": "whole"}))
+    eventually(lambda: broken.ended and whole.ended)
+
+    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.last_lines()
+    assert weights(broken) == weights(whole)
+    assert happened(whole, "RESUMED") == 0
+    versions = registry.list_versions("main.toys.desk")
+    assert sorted(version.tags["job"] for version in versions) == ["broken", "whole"]
+    (experiment,) = client().search_experiments(filter_string="name = 'toys'")
+    runs = client().search_runs([experiment.experiment_id])
+    stati = sorted(run.info.status for run in runs if run.data.tags["job"] == "broken")
+    assert stati.count("FINISHED") == 1
+    assert set(stati) <= {"FINISHED", "KILLED"}

@@ -1,0 +1,185 @@
+"""The whole path on a tiny seeded model: what each stage leaves is what the next one takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from smallfirst.cli.main import main
+from smallfirst.deployment import service
+from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.models.protocol import Request, Route
+from smallfirst.paths import home
+from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.summary import Outcome, table
+from smallfirst.progress import Progress, Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.registry import versions as registry
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.training.events import EventLog
+from smallfirst.training.run import Run
+
+DEMO = Path(__file__).parents[2] / "examples" / "claims_desk" / "task.yaml"
+
+
+@pytest.fixture(scope="module")
+def desk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer model with a tokenizer made from the demo's own texts, so that labels find code tokens."""
+    texts = [json.loads(line)["text"] for line in (DEMO.parent / "train.jsonl").open(encoding="utf-8")]
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    words.train_from_iterator([f"{text} {text}" for text in texts], trainer)
+    folder = tmp_path_factory.mktemp("tiny")
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=2000,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def task_file(base: Path, **gate: float) -> TaskFile:
+    """The demo's task with a tiny model, without the rungs that need real weights."""
+    file = read_taskfile(DEMO)
+    training = file.small.training.model_copy(update={"duration": "2ep", "learning_rate": 3e-3})
+    small = file.small.model_copy(update={"base": str(base), "ladder": ("words", "small"), "training": training})
+    bars = file.gate.model_copy(update={"accuracy_at_least": None, "not_worse_than_large_by": None, **gate})
+    routing = file.routing.model_copy(update={"small": "smallest"})
+    return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
+
+
+def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.5)
+    outcome = pipeline.run(file, watch=Watch(quiet=True))
+    assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
+    assert outcome.promoted is not None
+    assert outcome.promoted.candidate == "words"
+    assert outcome.large is not None
+    assert outcome.large.accuracy.n == 200
+    assert outcome.routed is not None
+    assert 0 <= outcome.routed.share <= 1
+    assert registry.resolve("main.claims.tickets@champion").version == 1
+    assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert "gate PASS · promoted main.claims.tickets version 1 @champion" in table(outcome)
+    _router_answers(file)
+
+
+def _router_answers(file: TaskFile) -> None:
+    ledger = Ledger(home() / "ledger.db")
+    models, watch = service.served([file], ledger, live=False)
+    assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
+    live = watch.by_task["claims-desk"]
+    assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
+
+    async def ask(name: str, text: str) -> Route:
+        answer = await models[name].complete(Request.ask(text))
+        assert answer.route is not None
+        return answer.route
+
+    async def all_of_them() -> None:
+        known = Job.read(file, Watch(quiet=True)).rows.test.examples[0].text
+        assert (await ask("claims-desk", known)).task == "claims-desk"
+        routed = await ask("auto", known)
+        assert (routed.task, routed.trail[0].stage) == ("claims-desk", "front")
+        for model in models.values():
+            await model.aclose()
+
+    asyncio.run(all_of_them())
+    ledger.close()
+
+
+def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.99)
+    with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
+        pipeline.run(file, watch=Watch(quiet=True))
+    workspace = Workspace.latest("claims-desk")
+    assert (workspace.folder / "report.html").exists()
+    with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
+        workspace.promoted()
+
+
+class Interrupting(Watch):
+    """Presses Ctrl-C in the middle of the first bar."""
+
+    @contextmanager
+    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+        def press(done: int, of: int, words: str = "") -> None:
+            if done > of / 2:
+                raise KeyboardInterrupt
+
+        yield press
+
+
+def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
+    job = Job.read(task_file(desk_folder), Watch(quiet=True))
+    with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
+        pipeline.train_stage(job, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.train_stage(job._replace(watch=Interrupting(quiet=True)))
+    broken = Workspace.unfinished("claims-desk")
+    assert broken is not None
+    workspace = pipeline.train_stage(job, resume=True)
+    assert workspace.folder == broken.folder
+    begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
+    assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
+    assert Workspace.unfinished("claims-desk") is None
+
+
+def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
+    desk_folder: Path, tiny_encoder_folder: Path
+) -> None:
+    file = task_file(desk_folder, accuracy_at_least=0.5)
+    brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
+    more = {"ladder": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
+    job = Job.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Watch(quiet=True))
+    workspace = pipeline.train_stage(job)
+    assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(job, workspace)}
+    verdict = pipeline.gate_stage(job, workspace).of("tuned")
+    tuned = workspace.evaluation("tuned", "test")
+    assert tuned is not None
+    assert verdict.evaluation_fingerprint == tuned.fingerprint()
+    assert Run.load(workspace.folder / "tuned" / "run.json").task == "claims-desk"
+
+
+def test_rows_that_check_refuses_are_told_before_anything_is_trained(
+    desk_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained(Exception): ...
+
+    def train(*_: object, **__: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr(pipeline, "train_stage", train)
+    file = task_file(desk_folder)
+    leaking = file.model_copy(update={"data": file.data.model_copy(update={"test": file.data.train})})
+    with pytest.raises(Trained):
+        pipeline.run(leaking, watch=Watch())
+    assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
+
+
+def test_a_stage_without_its_forerunner_names_the_command() -> None:
+    result = CliRunner().invoke(main, ["evaluate", str(DEMO)])
+    assert result.exit_code == 1
+    assert "claims-desk has no finished run" in result.output
+    assert "next: smallfirst train task.yaml" in result.output

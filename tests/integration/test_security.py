@@ -1,0 +1,388 @@
+"""The checklist of docs/security.md, a test for each line that one server can show; the page names the others."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fixtures.secured_server import Build, Lines, fortresses
+from starlette.routing import Route
+
+from smallfirst.errors import Unavailable
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.pricing import PriceBook, TokenPrice
+from smallfirst.serving.app import build_app
+from smallfirst.serving.auth.key_store import Keyring, Terms
+from smallfirst.serving.auth.keys import hash_key, new_key
+from smallfirst.serving.settings import ServeSettings
+
+HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
+BODY: dict[str, Any] = {"model": "m", "messages": HELLO}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def fortress(tmp_path: Path) -> Iterator[Build]:
+    with fortresses(tmp_path) as build:
+        yield build
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Keyring:
+    return Keyring(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """All log lines of the test."""
+    handler, root = Lines(), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def chat(house: Any, key: str = "none", **values: Any) -> httpx.Response:
+    headers = values.pop("headers", {})
+    return httpx.post(
+        f"{house.url}/v1/chat/completions",
+        content=json.dumps({**BODY, **values}).encode(),
+        headers={"content-type": "application/json", "authorization": f"Bearer {key}", **headers},
+        timeout=20,
+    )
+
+
+def test_01_a_full_server_says_503_and_when_to_come_back(fortress, echo) -> None:
+    house = fortress(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
+    echo.gate.clear()
+    waiting = threading.Thread(target=chat, args=(house,))
+    waiting.start()
+    assert echo.started.wait(5)
+    refused = chat(house)
+    echo.gate.set()
+    waiting.join()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert refused.headers["retry-after"].isdigit()
+
+
+def test_02_no_request_outlives_its_deadline(fortress, echo) -> None:
+    echo.gate.clear()
+    answer = chat(fortress(settings=ServeSettings(request_timeout_s=0.3), m=echo))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    assert echo.cancelled.wait(5)
+
+
+def test_03_a_client_that_leaves_frees_its_place(fortress, echo) -> None:
+    house = fortress(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
+    echo.gate.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{house.url}/v1/chat/completions", json=BODY, timeout=0.5)
+    assert echo.cancelled.wait(5)
+    echo.gate.set()
+    assert chat(house).status_code == 200
+
+
+def test_05_a_model_that_is_down_is_503_and_the_others_go_on(fortress, failing, label) -> None:
+    house = fortress(m=label, down=failing(Unavailable("child 4711 of /secret/path died")))
+    answer = chat(house, model="down")
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"].isdigit()
+    assert "4711" not in answer.text
+    assert "/secret" not in answer.text
+    assert chat(house).status_code == 200
+
+
+def test_06_requests_leave_nothing_behind(fortress, label) -> None:
+    house = fortress(m=label)
+    sizes = []
+    for _ in range(2):
+        for n in range(60):
+            chat(house, model="m" if n % 2 else "../none")
+        end = time.monotonic() + 5
+        while house.n_connections and time.monotonic() < end:
+            time.sleep(0.01)
+        sizes.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    assert sizes[1][0] <= sizes[0][0] + 1
+    assert sizes[1][1] <= sizes[0][1]
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"n": 9}, "n"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": "a" * 257}, "stop"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias"),
+        ({"max_tokens": 10**9}, "max_tokens"),
+        ({"messages": HELLO * 257}, "messages"),
+        ({"metadata": {str(n): "a" for n in range(17)}}, "metadata"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"n_discard": -1}, "n_discard"),
+        ({"guided_grammar": "root ::= root"}, "guided_grammar"),
+        ({"base_url": "http://localhost:1"}, "base_url"),
+        ({"extra_body": {}}, "extra_body"),
+    ],
+)
+def test_07_lists_numbers_and_foreign_fields_are_bounded(fortress, label, values: dict[str, Any], param: str) -> None:
+    answer = chat(fortress(m=label), **values)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+def test_07_bodies_are_counted_as_they_come_and_never_unpacked(fortress, label) -> None:
+    house = fortress(settings=ServeSettings(max_body_bytes=1_000), m=label)
+    url, kind = f"{house.url}/v1/chat/completions", {"content-type": "application/json"}
+    assert httpx.post(url, content=iter([b" " * 600] * 2), headers=kind).status_code == 413
+    assert httpx.post(url, content=b"{}", headers={**kind, "content-encoding": "gzip"}).status_code == 415
+    deep = b'{"model": "m", "messages": ' + b"[" * 400 + b"]" * 400 + b"}"
+    assert httpx.post(url, content=deep, headers=kind).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        {"type": "string", "pattern": "^(a+)+$"},
+        {"enum": [f"v{n}" for n in range(100_000)]},
+        {"$ref": "http://127.0.0.1:1/x"},
+        {"type": "string", "maxLength": 10**9},
+    ],
+)
+def test_08_schemas_that_cost_too_much_are_refused_in_time(fortress, label, inside: dict[str, Any]) -> None:
+    schema = {"type": "object", "properties": {"a": inside}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    house = fortress(settings=ServeSettings(max_body_bytes=4 * 1024 * 1024), m=label)
+    began = time.monotonic()
+    answer = chat(house, response_format=form)
+    assert answer.status_code == 400
+    assert time.monotonic() - began < 10
+
+
+def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs(fortress, ring, label) -> None:
+    _, user = ring.create("user", Terms())
+    _, admin = ring.create("admin", Terms(role="admin"))
+    house = fortress(ring, m=label)
+    app = build_app({"m": label}, ledger=house.ledger, settings=ServeSettings())
+    paths = [r.path.replace("{name:path}", "m") for r in app.routes if isinstance(r, Route)]
+    assert len(paths) > 8
+    for path in [
+        *paths,
+        "/v1/queue",
+        "/v1/routers",
+        "/nowhere",
+        "/health/",
+        "//health",
+        "/health/../metrics",
+        "/health%2f",
+    ]:
+        for method in ("GET", "POST", "DELETE", "OPTIONS"):
+            asked = httpx.request(method, house.url + path)
+            assert (asked.status_code in (200, 405, 503)) == (path in ("/health", "/ready")), (method, path)
+            assert path in ("/health", "/ready") or asked.status_code == 401
+    for path, status in (("/metrics", 200), ("/v1/queue", 404), ("/v1/routers/x", 404)):  # there are no Routers here
+        as_user = httpx.get(house.url + path, headers={"authorization": f"Bearer {user}"})
+        as_admin = httpx.get(house.url + path, headers={"authorization": f"Bearer {admin}"})
+        assert (as_user.status_code, as_user.json()["error"]["code"]) == (403, "admin_only")
+        assert as_admin.status_code == status
+    rewritten = {"x-original-url": "/health", "x-rewrite-url": "/health", "x-forwarded-prefix": "/health"}
+    assert httpx.get(f"{house.url}/metrics", headers=rewritten).status_code == 401
+
+
+def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(fortress, label) -> None:
+    key = new_key()
+    settings = ServeSettings(api_keys_sha256=(hash_key(key),), allowed_hosts=("models.example",))
+    house = fortress(settings=settings, m=label)
+    hosts = {"models.example": 200, "MODELS.example:8443": 200, "evil.example": 403, "models.example@evil.example": 403}
+    for host, status in hosts.items():
+        headers = {"host": host, "authorization": f"Bearer {key}"}
+        assert httpx.get(f"{house.url}/v1/models", headers=headers).status_code == status
+    assert httpx.get(f"{house.url}/health", headers={"host": "10.0.0.7:8000"}).status_code == 200
+
+
+def test_09_a_key_sees_and_asks_only_its_models(fortress, ring, label, echo) -> None:
+    _, narrow = ring.create("narrow", Terms(models=("small",)))
+    house = fortress(ring, small=label, secret=echo)
+    client = house.client(narrow)
+    assert [model.id for model in client.models.list()] == ["small"]
+    assert chat(house, narrow, model="small").status_code == 200
+    refused = chat(house, narrow, model="secret")
+    assert refused.status_code == 404
+    missing = chat(house, narrow, model="no-such")
+    assert refused.json()["error"]["code"] == missing.json()["error"]["code"] == "model_not_found"
+    assert "Served: small." in refused.json()["error"]["message"]
+    assert httpx.get(f"{house.url}/v1/models/secret", headers={"authorization": f"Bearer {narrow}"}).status_code == 404
+
+
+def test_10_nothing_is_fetched(fortress, label) -> None:
+    house = fortress(m=label)
+    with socket.socket() as trap:
+        trap.bind(("127.0.0.1", 0))
+        trap.listen()
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/x"
+        image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+        schema = {"type": "object", "properties": {"a": {"$ref": url}}, "$schema": url, "$id": url}
+        form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        statuses = [
+            chat(house, messages=image).status_code,
+            chat(house, response_format=form).status_code,
+            chat(house, model=url).status_code,
+            chat(house, base_url=url).status_code,
+            chat(house, messages=[{"role": "user", "content": url}]).status_code,
+        ]
+        assert statuses == [400, 400, 404, 400, 200]
+        trap.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+def test_11_no_code_comes_with_data() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "smallfirst").rglob("*.py")}
+    assert len(sources) > 100
+    for path, text in sources.items():
+        for wrong in ("import pickle", "import cloudpickle", "import marshal", "import shelve"):
+            assert f"\n{wrong}" not in text.replace("    ", ""), path
+        for wrong in ("trust_remote_code=True", "weights_only=False", "yaml.load(", "joblib.load("):
+            assert wrong not in text, path
+
+
+def test_11_a_template_cannot_leave_its_sandbox(tiny_folder: Path) -> None:
+    import jinja2.exceptions
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    with pytest.raises(jinja2.exceptions.SecurityError):
+        tokenizer.apply_chat_template(HELLO, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["../keys.json", "/etc/passwd", "m\u0000", "m\r\nX: 1", "a" * 256, "%2e%2e", "M", " m"]
+)
+def test_12_names_are_looked_up_and_nothing_else(fortress, label, lines: Lines, name: str) -> None:
+    house = fortress(m=label)
+    answer = chat(house, model=name)
+    assert answer.status_code == 404
+    assert "x" not in answer.headers
+    assert all("\r" not in value and "\n" not in value for value in answer.headers.values())
+    (row,) = house.ledger.rows()
+    assert row.served_name == name[:128]
+    assert "\nX: 1" not in lines.text
+
+
+def test_13_neither_bodies_nor_keys_nor_forged_lines_come_into_the_log_or_the_ledger(
+    fortress, ring, label, failing, lines: Lines
+) -> None:
+    _, secret = ring.create("desk", Terms())
+    house = fortress(ring, m=label, broken=failing(RuntimeError("kaboom")))
+    said = "xyzzy-body\r\nERROR root: forged"
+    cookie = {"cookie": "session=xyzzy-cookie", "user-agent": "xyzzy-agent"}
+    for model in ("m", "broken", "none\r\nERROR root: forged"):
+        messages = [{"role": "user", "content": said, "name": "a"}]
+        answer = chat(house, secret, model=model, messages=messages, headers=cookie, user=said)
+        assert "Traceback" not in answer.text
+        assert "kaboom" not in answer.text
+    chat(house, secret + "x", headers=cookie)
+    assert "kaboom" in lines.text  # the log is really read
+    assert "\nERROR root: forged" not in lines.text
+    ledger = b"".join(path.read_bytes() for path in house.ledger.path.parent.glob("ledger.sqlite*"))
+    for word in ("xyzzy", secret[16:]):
+        assert word not in lines.text
+        assert word.encode() not in ledger
+
+
+def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -> None:
+    seen: list[dict[str, str]] = []
+
+    class Upstream(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.rfile.read(int(self.headers["content-length"]))
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+            body = json.dumps({"choices": [choice], "usage": usage}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    upstream = HTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=upstream.serve_forever).start()
+    try:
+        config = EndpointConfig(base_url=f"http://127.0.0.1:{upstream.server_port}/v1", model="big")
+        book = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=1)})
+        _, secret = ring.create("desk", Terms())
+        house = fortress(ring, m=EndpointModel(config, book, api_key="sk-operators-own"))
+        mine = {
+            "cookie": "a=b",
+            "x-forwarded-for": "1.2.3.4",
+            "x-custom": "c",
+            "connection": "close, x-custom",
+            "te": "x",
+        }
+        assert chat(house, secret, headers=mine).status_code == 200
+    finally:
+        upstream.shutdown()
+        upstream.server_close()
+    (headers,) = seen
+    assert headers["authorization"] == "Bearer sk-operators-own"
+    assert not {"cookie", "x-forwarded-for", "x-custom", "te"} & set(headers)
+    assert secret not in json.dumps(headers)
+
+
+def test_14_a_model_is_told_whose_request_it_is(fortress, ring, echo) -> None:
+    seen: list[str] = []
+
+    class Listening(type(echo)):
+        async def complete(self, request: Request) -> Completion:
+            seen.append(request.tenant)
+            return await super().complete(request)
+
+    secrets = [ring.create(name, Terms())[1] for name in ("one", "two")]
+    house = fortress(ring, m=Listening())
+    for key in secrets:
+        assert chat(house, key).status_code == 200
+    assert seen == [hash_key(key) for key in secrets]
+
+
+def test_15_versions_with_known_holes_are_not_installed() -> None:
+    def numbers(name: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in importlib.metadata.version(name).split(".")[:3])
+
+    assert numbers("starlette") >= (1, 0, 1)  # CVE-2026-48710
+    assert numbers("h11") >= (0, 16, 0)  # CVE-2025-43859
+
+
+def test_16_no_dependency_brings_a_file_that_runs_when_python_starts() -> None:
+    waiting, seen = ["smallfirst"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # wanted on another platform, or by an extra that is not installed
+        if name not in ("smallfirst", "setuptools"):  # an editable install is one such file itself
+            assert not [file for file in found.files or () if str(file).endswith(".pth")], name
+        needs = [need for need in found.requires or () if name == "smallfirst" or "extra ==" not in need]
+        waiting += [
+            need.split(";")[0].split("[")[0].strip(" ()").split(" ")[0].rstrip("<>=!~0123456789.,") for need in needs
+        ]
+    assert {"starlette", "uvicorn", "pydantic"} <= seen

@@ -1,0 +1,218 @@
+"""A run that was killed goes on to the very weights of an unbroken one; one that was asked to stop stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import Cancelled, TrainingError
+from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.tasks.classify import Classify
+from smallfirst.training.checkpoint import Checkpoints
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.events import EventLog
+from smallfirst.training.loop import Step
+from smallfirst.training.recipes.recipe import Lesson, TaskLesson
+from smallfirst.training.run import CANCEL, Run, train
+from smallfirst.training.validation import Exam
+
+FullDisk = Callable[[int], AbstractContextManager[None]]
+CONFIG = TrainConfig(duration="4ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+class Bench:
+    def __init__(self, lesson: Lesson, base: Path) -> None:
+        self.lesson, self.base = lesson, base
+
+    def train(self, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
+        with open_run("toy", folder.name) as tracked:
+            return train(self.lesson, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
+
+
+@pytest.fixture(scope="module")
+def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path) -> Bench:
+    return Bench(TaskLesson(toy_task, toy_rows, toy_selection), tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def unbroken(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return bench.train(tmp_path_factory.mktemp("unbroken"))
+
+
+def weights(run: Run) -> bytes:
+    return (run.folder / "model.safetensors").read_bytes()
+
+
+def kinds(folder: Path) -> list[str]:
+    return [event.kind for event in EventLog(folder / "events.jsonl").read()]
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing after it runs, no handler is made for it."""
+
+
+def killing(at: int) -> Any:
+    def kill(step: Step) -> None:
+        if step.step == at:
+            raise Killed
+
+    return kill
+
+
+@pytest.mark.parametrize("at", [2, 7, 9])
+def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
+    bench: Bench, unbroken: Run, tmp_path: Path, at: int
+) -> None:
+    with pytest.raises(Killed):
+        bench.train(tmp_path, on_step=killing(at), save_every_s=0)
+    assert Checkpoints(tmp_path / "checkpoint").latest() is not None
+    run = bench.train(tmp_path)
+    assert weights(run) == weights(unbroken)
+    assert (run.validation_curve, run.loss_curve) == (unbroken.validation_curve, unbroken.loss_curve)
+    assert run.best_epoch == unbroken.best_epoch
+    assert "RESUMED" in kinds(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_the_adapters_of_a_broken_run_are_taken_up_as_well(bench: Bench, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"method": "lora", "lora_rank": 4, "duration": "2ep"})
+    whole = bench.train(tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        bench.train(tmp_path / "broken", config, on_step=killing(4), save_every_s=0)
+    assert weights(bench.train(tmp_path / "broken", config)) == weights(whole)
+
+
+def test_a_finished_run_is_not_trained_again_and_leaves_no_checkpoint(bench: Bench, unbroken: Run) -> None:
+    left = unbroken.folder.parent / "checkpoint" / "step-9"  # as by a kill between run.json and the tidying
+    left.mkdir(parents=True)
+    assert bench.train(unbroken.folder.parent, on_step=killing(1)) == unbroken
+    assert not left.parent.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(bench: Bench, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        bench.train(tmp_path, on_step=killing(3), save_every_s=0)
+    with pytest.raises(TrainingError, match="is of another run: its rows, settings or base model differ"):
+        bench.train(tmp_path, CONFIG.model_copy(update={"seed": 1}))
+
+
+def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def cancel(step: Step) -> None:
+        seen.append(step.step)
+        if step.step == 3:
+            (tmp_path / CANCEL).touch()
+
+    with pytest.raises(Cancelled, match="cancelled at step 3 of"):
+        bench.train(tmp_path, on_step=cancel)
+    assert seen == [1, 2, 3]
+    assert kinds(tmp_path)[-1] == "STOPPED"
+
+
+class Graded:
+    """The lesson, with grades given in advance instead of an exam."""
+
+    def __init__(self, lesson: TaskLesson, grades: list[float]) -> None:
+        self.name, self.train_rows, self.study = lesson.name, lesson.train_rows, lesson.study
+        self.prepare, self.grades = lesson.prepare, iter(grades)
+
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam:
+        return Exam(next(self.grades), manifest)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 7)])
+def test_patience_ends_a_run_that_no_longer_gets_better(
+    bench: Bench, tmp_path: Path, patience: int | None, epochs: int
+) -> None:
+    graded = Bench(Graded(bench.lesson, [0.5, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6]), bench.base)
+    run = graded.train(tmp_path, CONFIG.model_copy(update={"duration": "7ep", "patience": patience}))
+    assert len(run.validation_curve) == epochs
+    assert run.best_epoch == (2 if epochs == 3 else 4)
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_path: Path, full_disk: FullDisk) -> None:
+    first = bench.train(tmp_path / "first", CONFIG.model_copy(update={"duration": "1ep"}))
+    before = weights(first)
+    (first.folder.parent / "run.json").unlink()
+
+    def fill(step: Step) -> None:
+        if step.ends_epoch:
+            disk.enter_context(full_disk(30_000))
+
+    short = CONFIG.model_copy(update={"duration": "1ep"})
+    with ExitStack() as disk, pytest.raises(TrainingError, match=r"cannot write to .*") as caught:
+        bench.train(first.folder.parent, short, on_step=fill)
+    assert "goes on from its checkpoint" in str(caught.value)
+    assert weights(first) == before
+    assert read_manifest(first.folder).base == "toys/tiny"
+    assert not (first.folder.parent / "model.draft").exists()
+
+
+PROGRAM = """
+    import sys, time
+    from pathlib import Path
+    from smallfirst.data.sources.text_files import load
+    from smallfirst.tasks.classify import Classify
+    from smallfirst.registry.mlflow_runs import open_run
+    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.recipes.recipe import TaskLesson
+    from smallfirst.training.run import train
+    rows, base, folder = map(Path, sys.argv[1:])
+    data = load(rows)
+    task = Classify(name="toy", labels=tuple(dict.fromkeys(e.answer for e in data.examples)))
+    config = TrainConfig(duration="60ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
+    with open_run("toy", "killed") as tracked:
+        train(TaskLesson(task, data, data), config, base=("toys/tiny", base), tracked=tracked, folder=folder,
+              save_every_s=0)
+"""
+
+
+def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": e.text, "label": e.answer}) for e in toy_rows.examples]
+    rows.write_text("\n".join(lines), encoding="utf-8")
+    program = textwrap.dedent(PROGRAM)
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", program, str(rows), str(tiny_folder), str(folder)])
+
+    whole = start(tmp_path / "whole")
+    draw = random.Random(0)
+    folder = tmp_path / "killed"
+    for _ in range(2):
+        child = start(folder)
+        n_before = len(kinds(folder))
+        while child.poll() is None and len(kinds(folder)) < n_before + 3:  # well under way again
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.3))
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    assert start(folder).wait(timeout=120) == 0
+    assert whole.wait(timeout=120) == 0
+    assert (folder / "model" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model" / "model.safetensors"
+    ).read_bytes()
+    assert kinds(folder)[-1] == "COMPLETED"
+    assert kinds(folder).count("RESUMED") == 2

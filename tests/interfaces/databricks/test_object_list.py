@@ -1,0 +1,61 @@
+"""A list that shows itself as a table."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import pytest
+
+from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList, shown
+
+
+class Thing(NamedTuple):
+    name: str
+    size: int | None
+
+
+COLUMNS = {"Name": "name", "Its size": "size"}
+
+
+def test_it_is_a_list() -> None:
+    things = ObjectList([Thing("a", 1)], COLUMNS)
+    things.append(Thing("b", 2))
+    things.insert(0, Thing("c", 3))
+    things.extend([Thing("d", 4)])
+    assert [thing.name for thing in things] == ["c", "a", "b", "d"]
+    assert len(things) == 4
+    assert things[1] == Thing("a", 1)
+    assert repr(ObjectList([1, 2])) == "[1, 2]"
+
+
+def test_names_of_users_are_escaped_in_the_table() -> None:
+    table = ObjectList([Thing("<script>", None)], COLUMNS)._repr_html_()
+    assert table == (
+        "<table><thead><tr><th>Name</th><th>Its size</th></tr></thead>"
+        "<tbody><tr><td>&lt;script&gt;</td><td></td></tr></tbody></table>"
+    )
+    assert shown(datetime(2026, 11, 30, 12, tzinfo=UTC)) == "2026-11-30 12:00:00 UTC"
+
+
+def test_the_shown_columns_make_a_frame() -> None:
+    pytest.importorskip("pandas")
+    frame = ObjectList([Thing("a", 1), Thing("b", 2)], COLUMNS).to_pandas()
+    assert frame.to_dict("list") == {"Name": ["a", "b"], "Its size": [1, 2]}
+
+
+def test_pages_end() -> None:
+    last = PagedList([Thing("b", 2)], COLUMNS)
+    asked: list[int | None] = []
+
+    def more(limit: int | None) -> PagedList[Thing]:
+        asked.append(limit)
+        return last
+
+    first = PagedList([Thing("a", 1)], COLUMNS, more)
+    assert first.has_next_page
+    assert first.next_page(7) is last
+    assert asked == [7]
+    assert not last.has_next_page
+    with pytest.raises(StopIteration):
+        last.next_page()

@@ -1,0 +1,233 @@
+"""Databricks' dict through MLflow's own clients: `get_deploy_client("smallfirst")`, and its HTTP client beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.deployments
+import pandas
+import pytest
+from fixtures.endpoints import NAME, Large, certify, large_server, register_tiny, register_words
+from mlflow.deployments import BaseDeploymentClient, get_deploy_client, interface
+from mlflow.deployments.plugin_manager import DeploymentPlugins
+from mlflow.exceptions import MlflowException
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+from smallfirst.interfaces.mlflow_deployments import plugin as mlflow_plugin
+from smallfirst.interfaces.mlflow_deployments.client import body_of
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Request
+from smallfirst.tasks.classify import Classify
+
+MODULE = "smallfirst.interfaces.mlflow_deployments.plugin"
+ASKED = {"messages": [{"role": "user", "content": "where is my card"}]}
+
+
+def databricks_config(api_base: str) -> dict[str, Any]:
+    """What a notebook on Databricks sends, but for its names."""
+    return {
+        "name": "support-desk",
+        "config": {
+            "served_entities": [
+                {
+                    "name": "tickets",
+                    "entity_name": NAME,
+                    "entity_version": "1",
+                    "workload_size": "Small",
+                    "scale_to_zero_enabled": True,
+                },
+                {
+                    "name": "gpt",
+                    "external_model": {
+                        "name": "gpt-4o-mini",
+                        "provider": "openai",
+                        "task": "llm/v1/chat",
+                        "openai_config": {
+                            "openai_api_key": "{{secrets/support/openai_key}}",
+                            "openai_api_base": api_base,
+                        },
+                    },
+                },
+            ],
+            "traffic_config": {
+                "routes": [
+                    {"served_model_name": "tickets", "traffic_percentage": 100},
+                    {"served_model_name": "gpt", "traffic_percentage": 0},
+                ]
+            },
+        },
+    }
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    """MLflow knows the plugin, whether or not this checkout is installed."""
+    interface.plugin_store.register("smallfirst", MODULE)
+
+
+@pytest.fixture(scope="module")
+def large() -> Iterator[Large]:
+    with large_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def created(
+    tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify, large: Large
+) -> Iterator[dict[str, Any]]:
+    """The endpoint `support-desk`, as MLflow's client gave it back."""
+    folder = tmp_path_factory.mktemp("plugin")
+    interface.plugin_store.register("smallfirst", MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
+        patch.setenv("SUPPORT_OPENAI_KEY", "sk-live-1")
+        register_words(folder / "model", toy_rows, toy_task)
+        certify(1, 0.9)
+        yield get_deploy_client("smallfirst").create_endpoint(config=databricks_config(large.url))
+        for endpoint in endpoints.all_endpoints():
+            endpoints.delete(endpoint.name)
+
+
+def test_mlflow_finds_the_plugin_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "plugin_of_this_test-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-of-this-test\nVersion: 1\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[mlflow.deployments]\nsmallfirst = {MODULE}\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert DeploymentPlugins()["smallfirst"] is mlflow_plugin
+
+
+def test_the_module_has_what_mlflow_looks_for_and_one_client() -> None:
+    members = dict(inspect.getmembers(mlflow_plugin, inspect.isclass))
+    clients = [c for c in members.values() if issubclass(c, BaseDeploymentClient) and c is not BaseDeploymentClient]
+    assert clients == [mlflow_plugin.SmallfirstClient]
+    assert list(inspect.signature(mlflow_plugin.run_local).parameters) == ["name", "model_uri", "flavor", "config"]
+    assert "{{secrets/scope/key}}" in mlflow_plugin.target_help()
+
+
+def test_databricks_config_makes_an_endpoint_that_databricks_words_describe(created: dict[str, Any]) -> None:
+    assert created["name"] == "support-desk"
+    assert created["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
+    assert [entity["name"] for entity in created["config"]["served_entities"]] == ["tickets", "gpt"]
+    assert created["config"]["traffic_config"] == databricks_config("")["config"]["traffic_config"]
+    assert "sk-live-1" not in json.dumps(created)
+    assert any("SUPPORT_OPENAI_KEY" in note for note in created["notes"])
+    client = get_deploy_client("smallfirst")
+    assert client.get_endpoint("support-desk") == created
+    assert [one["name"] for one in client.list_endpoints()] == ["support-desk"]
+
+
+def test_predict_answers_chats_tables_and_data_frames(created: dict[str, Any]) -> None:
+    client = get_deploy_client("smallfirst")
+    chat = client.predict(endpoint="support-desk", inputs=ASKED)
+    assert chat.choices[0]["message"]["content"] == "card_arrival"
+    assert chat["model"] == "support-desk"
+    frame = pandas.DataFrame({"text": ["where is my card", "tell me more about your refund"]})
+    expected = ["card_arrival", "refund_request"]
+    for inputs in (frame, frame["text"].to_numpy(), list(frame["text"]), {"inputs": list(frame["text"])}):
+        found = client.predict(endpoint="support-desk", inputs=inputs)
+        assert found["predictions"] == expected
+    assert found.get_predictions()[0].tolist() == expected
+    assert client.predict(deployment_name="support-desk", inputs=ASKED)["choices"] == chat["choices"]
+
+
+def test_a_stream_is_chunks_that_make_up_the_answer(created: dict[str, Any]) -> None:
+    chunks = list(get_deploy_client("smallfirst").predict_stream(endpoint="support-desk", inputs=ASKED))
+    assert chunks[0]["object"] == "chat.completion.chunk"
+    text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+    assert text == "card_arrival"
+    with pytest.raises(MlflowException, match="Exactly one of messages"):
+        list(get_deploy_client("smallfirst").predict_stream(endpoint="support-desk", inputs={}))
+
+
+def test_mlflows_own_http_client_and_a_target_that_runs_already_ask_the_same_server(created: dict[str, Any]) -> None:
+    theirs = get_deploy_client(created["url"])
+    assert [endpoint.name for endpoint in theirs.list_endpoints()] == ["support-desk"]
+    assert theirs.get_endpoint("support-desk").endpoint_url == f"{created['url']}/endpoints/support-desk/invocations"
+    assert theirs.predict(endpoint="support-desk", inputs=ASKED)["choices"][0]["message"]["content"] == "card_arrival"
+    there = get_deploy_client(f"smallfirst:/{created['url']}")
+    assert there.predict(endpoint="support-desk", inputs={"inputs": ["where is my card"]})["predictions"] == [
+        "card_arrival"
+    ]
+    assert there.get_endpoint("support-desk")["id"] == created["id"]
+    assert [one["name"] for one in there.list_endpoints()] == ["support-desk"]
+    with pytest.raises(MlflowException, match="not deleted from here"):
+        there.delete_endpoint("support-desk")
+    with pytest.raises(MlflowException, match='No endpoint is called "other"'):
+        there.get_endpoint("other")
+
+
+def test_an_update_makes_a_cascade_that_asks_the_large_model_when_unsure(created: dict[str, Any], large: Large) -> None:
+    client = get_deploy_client("smallfirst")
+    wanted = databricks_config(large.url)["config"]
+    del wanted["traffic_config"]
+    updated = client.update_endpoint("support-desk", {**wanted, "routing": {"strategy": "cascade", "fallback": "gpt"}})
+    assert updated["config"]["config_version"] == 2
+    assert updated["url"] == created["url"]
+    sure = client.predict(endpoint="support-desk", inputs=ASKED)["smallfirst"]
+    assert (sure["route"], sure["certified"]) == ("small", True)
+    n_before = len(large.asked)
+    unsure = client.predict(endpoint="support-desk", inputs={"messages": [{"role": "user", "content": "xyz"}]})
+    assert unsure["choices"][0]["message"]["content"] == "refund_request"
+    assert (unsure["smallfirst"]["route"], unsure["smallfirst"]["certified"]) == ("large", False)
+    (asked,) = large.asked[n_before:]
+    assert asked["messages"][-1]["content"] == "xyz"
+    assert "lost_pin" in asked["messages"][0]["content"]  # the large model is told the task
+    assert large.keys[-1] == "Bearer sk-live-1"
+
+
+def test_a_deployment_is_an_endpoint_of_one_model(
+    created: dict[str, Any], tmp_path: Path, tiny_folder: Path, toy_task: Classify
+) -> None:
+    folder = register_tiny(tmp_path / "tiny", tiny_folder, toy_task, name="main.ml.tiny")
+    expected = [asyncio.run(load_model(folder).complete(Request.ask(text))).text for text in ("my card", "a refund")]
+    found = mlflow.deployments.run_local("smallfirst", "alone", "models:/main.ml.tiny@champion")
+    client = get_deploy_client("smallfirst")
+    try:
+        assert found["name"] == "alone"
+        assert client.get_deployment("alone")["config"]["served_entities"][0]["live_version"] == "1"
+        assert {one["name"] for one in client.list_deployments()} == {"alone", "support-desk"}
+        assert client.predict("alone", inputs=["my card", "a refund"])["predictions"] == expected
+        client.update_deployment("alone", f"models:/{NAME}/1")
+        assert client.get_deployment("alone")["config"]["config_version"] == 2
+        assert client.predict("alone", inputs=["where is my card"])["predictions"] == ["card_arrival"]
+    finally:
+        client.delete_deployment("alone")
+    client.delete_deployment("alone")
+    with pytest.raises(MlflowException, match='no endpoint is called "alone"'):
+        client.get_deployment("alone")
+
+
+def test_every_error_is_mlflows_in_smallfirsts_words(large: Large) -> None:
+    client = get_deploy_client("smallfirst")
+    with pytest.raises(MlflowException, match="at least one entity") as caught:
+        client.create_endpoint("desk", {"served_entities": []})
+    assert caught.value.error_code == "INVALID_PARAMETER_VALUE"
+    with pytest.raises(MlflowException, match='no endpoint is called "desk"') as caught:
+        client.predict(endpoint="desk", inputs=ASKED)
+    assert caught.value.error_code == "RESOURCE_DOES_NOT_EXIST"
+    with pytest.raises(MlflowException, match="no endpoint is named"):
+        client.predict(inputs=ASKED)
+    with pytest.raises(MlflowException, match='flavor "sklearn" is not served'):
+        client.create_deployment("desk", f"models:/{NAME}/1", flavor="sklearn")
+    with pytest.raises(MlflowException, match="stands a server"):
+        get_deploy_client("smallfirst:/8000")
+    with pytest.raises(MlflowException, match="does not answer"):
+        get_deploy_client("smallfirst:/http://127.0.0.1:9").list_endpoints()
+    client.delete_endpoint("desk")
+
+
+def test_inputs_become_a_body() -> None:
+    assert body_of(ASKED) == ASKED
+    assert body_of("a") == {"inputs": "a"}
+    frame = pandas.DataFrame({"text": ["a"]})
+    assert body_of(frame) == {"dataframe_split": {"columns": ["text"], "index": [0], "data": [["a"]]}}
+    with pytest.raises(Exception, match="inputs of type int"):
+        body_of(3)

@@ -1,0 +1,261 @@
+"""Files for fine-tuning with the openai client: kept byte by byte, each key's own, bounded, never found by a path."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore, shown_name
+from smallfirst.paths import home
+
+
+def stored() -> list[Path]:
+    """All that lies below the folder of files."""
+    return sorted(path for path in (home() / "files").rglob("*") if path.is_file())
+
+
+def post(url: str, body: bytes | Iterator[bytes], kind: str = "multipart/form-data; boundary=B") -> httpx.Response:
+    return send(url, body, {"content-type": kind})
+
+
+def send(url: str, body: bytes | Iterator[bytes], headers: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{url}/files", content=body, headers=headers, timeout=60)
+
+
+def form(*parts: tuple[str, str], end: str = "--B--\r\n") -> bytes:
+    """A form by hand: what stands after `form-data;`, and the content."""
+    text = "".join(f"--B\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n" for head, content in parts)
+    return (text + end).encode()
+
+
+PURPOSE = ('name="purpose"', "fine-tune")
+ROWS = ('name="file"; filename="rows.jsonl"', "{}")
+
+
+def test_a_file_is_kept_shown_and_deleted(start_api: Any, chat_file: bytes, tmp_path: Path) -> None:
+    client = start_api().client()
+    (tmp_path / "rows.jsonl").write_bytes(chat_file)
+    before = int(time.time())
+    with (tmp_path / "rows.jsonl").open("rb") as file:
+        made = client.files.create(file=file, purpose="fine-tune")
+    assert (made.object, made.bytes, made.filename) == ("file", len(chat_file), "rows.jsonl")
+    assert (made.purpose, made.status) == ("fine-tune", "processed")
+    assert before <= made.created_at <= time.time()
+    assert client.files.wait_for_processing(made.id) == made
+    assert client.files.retrieve(made.id) == made
+    answer = client.files.content(made.id)
+    assert answer.read() == chat_file
+    assert answer.response.headers["content-disposition"] == 'attachment; filename="rows.jsonl"'
+    assert answer.response.headers["x-content-type-options"] == "nosniff"
+    assert [file.id for file in client.files.list()] == [made.id]
+    deleted = client.files.delete(made.id)
+    assert (deleted.id, deleted.deleted) == (made.id, True)
+    for ask in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError, match=f"No such File object: {made.id}"):
+            ask(made.id)
+    assert stored() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("../../../../etc/cron.d/rows.jsonl", "rows.jsonl"),
+        ("..", "upload.jsonl"),
+        ("rows\\mine.jsonl", "mine.jsonl"),
+        ("", "upload.jsonl"),
+        ("a\r\nset-cookie: x.jsonl", "aset-cookie: x.jsonl"),
+        ("zürich <b>.jsonl", "zürich <b>.jsonl"),
+        ("x" * 300, "x" * 255),
+    ],
+)
+def test_a_name_is_shown_and_is_no_path(given: str, shown: str) -> None:
+    store = FileStore(max_files=9, max_bytes=99)
+    with store.draft("owner") as (content, publish):
+        content.write(b"{}")
+        file = publish(given)
+    assert file.filename == shown_name(given) == shown
+    folder = home() / "files" / "owner" / file.id
+    assert stored() == [folder / "file.json", folder / "rows.jsonl"]
+    assert store.path("owner", file).read_bytes() == b"{}"
+
+
+def test_names_like_paths_arrive_nowhere_else(start_api: Any, chat_file: bytes) -> None:
+    client = start_api().client()
+    made = client.files.create(file=("../../evil.jsonl", chat_file), purpose="fine-tune")
+    assert made.filename == "evil.jsonl"
+    assert [path.name for path in stored()] == ["file.json", "rows.jsonl"]
+    for id in ("../no-key", "..%2f..%2fledger.sqlite", "file-", made.id + "/../x", "file.json", made.id.upper()):
+        answer = httpx.get(f"{client.base_url}files/{id}", timeout=60)
+        assert answer.status_code == 404, id
+
+
+def test_a_key_sees_its_own_files_only(start_api: Any, chat_file: bytes) -> None:
+    server = start_api("one", "two")
+    one, two = server.client("one"), server.client("two")
+    made = one.files.create(file=("rows.jsonl", chat_file), purpose="fine-tune")
+    assert [file.id for file in two.files.list()] == []
+    for ask in (two.files.retrieve, two.files.content, two.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            ask(made.id)
+    with pytest.raises(openai.BadRequestError, match="does not exist") as caught:
+        two.fine_tuning.jobs.create(model="tiny", training_file=made.id)
+    assert (caught.value.param, caught.value.code) == ("training_file", "file_not_found")
+    with pytest.raises(openai.AuthenticationError):
+        server.client("three").files.create(file=("rows.jsonl", chat_file), purpose="fine-tune")
+    assert one.files.retrieve(made.id) == made
+    assert "one" not in str(stored())
+
+
+def test_what_is_too_large_is_refused_and_leaves_nothing(start_api: Any) -> None:
+    server = start_api(max_upload_bytes=10_000)
+    client = server.client()
+    for size in (9_990, 15_000, 1_000_000):  # the envelope counts too
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.files.create(file=("rows.jsonl", b"x" * size), purpose="fine-tune")
+        assert caught.value.status_code == 413
+        assert caught.value.code == "request_too_large"
+
+    def pieces() -> Iterator[bytes]:  # no Content-Length: the size is only known by counting
+        yield form(PURPOSE, ROWS, end="")
+        for _ in range(150):
+            yield b"x" * 100
+
+    assert post(server.url, pieces()).status_code == 413
+    assert client.files.create(file=("rows.jsonl", b"x" * 9_000), purpose="fine-tune").bytes == 9_000
+    assert len(stored()) == 2
+
+
+def test_a_key_has_room_for_so_much(start_api: Any) -> None:
+    client = start_api(max_files=2, max_stored_bytes=100).client()
+
+    def upload(size: int) -> str:
+        return client.files.create(file=("rows.jsonl", b"x" * size), purpose="fine-tune").id
+
+    upload(40)
+    with pytest.raises(openai.BadRequestError, match="more than 100 bytes") as caught:
+        upload(61)
+    assert caught.value.code == "storage_full"
+    second = upload(60)
+    with pytest.raises(openai.BadRequestError, match="at most 2 are kept; delete files"):
+        upload(1)
+    client.files.delete(second)
+    upload(1)
+    assert len(stored()) == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (form(PURPOSE, ROWS, end=""), 400, "ends too early"),
+        (form(PURPOSE), 400, "The form has no file"),
+        (form(PURPOSE, ROWS, ROWS), 400, "more than one file"),
+        (form(PURPOSE, ('name="other"; filename="x"', "")), 400, 'must be sent as "file"'),
+        (form(PURPOSE, ('name="file"; filename="x"', "")), 400, "The file is empty"),
+        (form(*[(f'name="f{i}"', "x") for i in range(9)], ROWS), 400, "more than 8 fields"),
+        (form(('name="purpose"', "x" * 5000), ROWS), 400, "a field of more than 4096 bytes"),
+        (form(ROWS), 400, "purpose is missing"),
+        (form(('name="purpose"', "batch"), ROWS), 400, 'purpose is "batch"; files here are for "fine-tune"'),
+        (form(PURPOSE, ('name="purose"', "x"), ROWS), 400, 'Unknown parameter: "purose"'),
+        (form(PURPOSE, ('name="expires_after[seconds]"', "9"), ROWS), 400, "expires_after is not supported"),
+        (form(('name="purpose"\r\nX-Long: ' + "x" * 9000, ""), ROWS), 400, "header size"),
+        (b"not a form at all", 400, "cannot be read"),
+        (b"", 400, "ends too early"),
+    ],
+)
+def test_forms_that_cannot_be_kept(start_api: Any, body: bytes, status: int, words: str) -> None:
+    answer = post(start_api().url, body)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]["message"]
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert stored() == []
+
+
+def test_other_kinds_of_bodies_are_refused(start_api: Any) -> None:
+    url = start_api().url
+    assert post(url, b"{}", "application/json").status_code == 415
+    assert post(url, b"", "multipart/form-data").status_code == 415
+    assert post(url, form(PURPOSE, ROWS), f"multipart/form-data; boundary={'B' * 300}").status_code == 400
+    packed = {"content-type": "multipart/form-data; boundary=B", "content-encoding": "gzip"}
+    assert send(url, b"", packed).status_code == 415
+    assert post(url, form(PURPOSE, ROWS)).status_code == 200  # a form by hand is as good
+
+
+def test_without_keys_a_page_from_elsewhere_cannot_upload(start_api: Any) -> None:
+    url = start_api().url
+    kind = {"content-type": "multipart/form-data; boundary=B"}
+    for origin, status in [
+        ("https://evil.example", 403),
+        ("null", 403),
+        ("http://localhost.evil.example", 403),
+        ("http://localhost:3000", 200),
+    ]:
+        answer = send(url, form(PURPOSE, ROWS), {**kind, "origin": origin})
+        assert answer.status_code == status, origin
+
+
+def test_files_are_listed_in_pages(start_api: Any) -> None:
+    client = start_api().client()
+    ids = [client.files.create(file=("x.jsonl", b"{}"), purpose="fine-tune").id for _ in range(5)]
+    newest = [file.id for file in client.files.list(limit=2)]  # follows the pages
+    assert sorted(newest) == sorted(ids)
+    first = client.files.list(limit=2)
+    assert (len(first.data), first.has_more) == (2, True)
+    last = client.files.list(limit=2, after=newest[3])
+    assert ([file.id for file in last.data], last.has_more) == ([newest[4]], False)
+    assert [file.id for file in client.files.list(order="asc")] == newest[::-1]
+    assert client.files.list(purpose="batch").data == []
+    for asked in ({"limit": 0}, {"limit": 10_001}, {"after": "file-x"}, {"order": "up"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.files.list(**asked)  # type: ignore[arg-type]
+        assert caught.value.param == next(iter(asked))
+
+
+def give_up(store: FileStore) -> None:
+    """An upload that breaks off in the middle."""
+    with store.draft("owner") as (content, _):
+        content.write(b"{}")
+        assert store.all("owner") == []
+        raise ConnectionError
+
+
+def test_a_draft_is_no_file_and_an_old_one_is_removed() -> None:
+    store = FileStore(max_files=9, max_bytes=99)
+    with pytest.raises(ConnectionError):
+        give_up(store)
+    assert stored() == []
+    folder = home() / "files" / "owner"
+    for name, age_s in (("old", 100_000), ("new", 60)):
+        (folder / f".draft-{name}").mkdir()
+        os.utime(folder / f".draft-{name}", (time.time() - age_s,) * 2)
+    FileStore(max_files=9, max_bytes=99)
+    assert [path.name for path in folder.iterdir()] == [".draft-new"]
+    assert store.find("owner", ".draft-new") is None
+
+
+def test_an_id_is_no_way_to_another_folder() -> None:
+    store = FileStore(max_files=9, max_bytes=99)
+    with store.draft("owner") as (content, publish):
+        content.write(b"{}")
+        file = publish("rows.jsonl")
+    assert store.find("owner", file.id) == file
+    for id in (f"../owner/{file.id}", f"{file.id}/", f"./{file.id}", f"{file.id}\n", ""):
+        assert store.find("owner", id) is None
+        assert store.find("other", id) is None
+
+
+def test_files_that_cannot_be_read_hide_no_other() -> None:
+    store = FileStore(max_files=9, max_bytes=99)
+    with store.draft("owner") as (content, publish):
+        content.write(b"{}")
+        file = publish("rows.jsonl")
+    damaged = home() / "files" / "owner" / f"file-{'0' * 24}"
+    damaged.mkdir()
+    (damaged / "file.json").write_text("{")
+    assert store.all("owner") == [file]

@@ -1,0 +1,420 @@
+"""Fine-tuning jobs with the openai client: from an upload to the model's answer, and every way to be refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from smallfirst.errors import MissingExtra
+from smallfirst.interfaces.databricks import foundation_model as fm
+from smallfirst.interfaces.openai_finetuning import plugin as openai_fine_tuning
+from smallfirst.interfaces.openai_finetuning.objects import job_id, job_object, told
+from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.queue import jobs_folder
+from smallfirst.jobs.spec import Order, Progress, Result
+from smallfirst.paths import home as state_folder
+from smallfirst.registry import versions as registry
+from smallfirst.serving.app import build_app
+from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.training.config import TrainConfig
+
+PATIENCE_S = 240
+QUESTION: list[Any] = [{"role": "user", "content": "where is my pin"}]
+
+
+@pytest.fixture(autouse=True)
+def _own_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of other test files do not take this one's turn."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def upload(client: openai.OpenAI, content: bytes) -> str:
+    return client.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+
+
+def until(client: openai.OpenAI, id: str, *statuses: str) -> Any:
+    """The job once it has one of these statuses."""
+    end = time.monotonic() + PATIENCE_S
+    while (job := client.fine_tuning.jobs.retrieve(id)).status not in statuses:
+        assert job.status in ("validating_files", "queued", "running"), job.error
+        assert time.monotonic() < end, job.status
+        time.sleep(0.1)
+    return job
+
+
+def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: bytes, tiny_folder: Path) -> None:
+    server = start_api("one", "two", max_open_jobs=1, max_loaded_models=1)
+    one, two = server.client("one"), server.client("two")
+    training, validation = upload(one, chat_file), upload(one, chat_file)
+    supervised: Any = {"hyperparameters": {"n_epochs": 8, "learning_rate_multiplier": 50}}
+    made = one.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=training,
+        validation_file=validation,
+        suffix="desk",
+        seed=7,
+        method={"type": "supervised", "supervised": supervised},
+        metadata={"team": "claims"},
+    )
+    assert made.status in ("validating_files", "queued", "running")
+    assert (made.fine_tuned_model, made.finished_at, made.trained_tokens, made.error) == (None, None, None, None)
+    with pytest.raises(openai.RateLimitError, match="1 jobs have not ended") as caught:
+        one.fine_tuning.jobs.create(model="tiny", training_file=training)
+    assert caught.value.response.headers["retry-after"] == "60"
+    one.files.delete(training)  # the job has its own copy of the rows
+
+    job = until(one, made.id, "succeeded")
+    name = f"ft:tiny:smallfirst:desk:{made.id.removeprefix('ftjob-')}"
+    assert (job.fine_tuned_model, job.model, job.seed) == (name, "tiny", 7)
+    assert (job.training_file, job.validation_file) == (training, validation)
+    assert (job.metadata, job.result_files, job.object) == ({"team": "claims"}, [], "fine_tuning.job")
+    assert job.hyperparameters.n_epochs == 8
+    assert job.method is not None
+    assert job.finished_at is not None
+    assert job.finished_at >= job.created_at
+    assert job.estimated_finish is None
+
+    events = list(one.fine_tuning.jobs.list_events(made.id, limit=7))  # follows the pages
+    kinds = [event.message.partition(":")[0] for event in reversed(events)]
+    marks = ["CREATED", "STARTED", "DATA_VALIDATED", "TRAIN_STARTED", "TRAIN_FINISHED", "COMPLETED"]
+    assert [kind for kind in kinds if kind in marks] == marks
+    assert len({event.id for event in events}) == len(events)
+    assert {event.type for event in events} == {"message", "metrics"}
+    assert events[0].message == f"COMPLETED: the model is {name}"
+    for secret in (str(tiny_folder), str(state_folder())):
+        assert all(secret not in event.message for event in events)
+    (checkpoint,) = one.fine_tuning.jobs.checkpoints.list(made.id)
+    assert checkpoint.fine_tuned_model_checkpoint == name
+    assert checkpoint.metrics.valid_loss is not None
+    assert 0 < checkpoint.metrics.valid_loss < 1
+    assert 0 < checkpoint.step_number <= 8 * 48
+
+    assert [model.id for model in one.models.list()] == [name, "fixed"]
+    assert one.models.retrieve(name).created == job.finished_at
+    answer = one.chat.completions.create(model=name, messages=QUESTION)
+    assert (answer.choices[0].message.content, answer.model) == ("on its way", name)
+    pieces = one.chat.completions.create(model=name, messages=QUESTION, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "on its way"
+    with pytest.raises(openai.BadRequestError) as long:
+        one.chat.completions.create(model=name, messages=[{"role": "system", "content": "pin " * 900}, *QUESTION])
+    assert long.value.code == "context_length_exceeded"
+
+    # Another key knows nothing of it.
+    assert [model.id for model in two.models.list()] == ["fixed"]
+    assert two.fine_tuning.jobs.list().data == []
+    for ask in (
+        two.fine_tuning.jobs.retrieve,
+        two.fine_tuning.jobs.cancel,
+        two.fine_tuning.jobs.list_events,
+        two.fine_tuning.jobs.checkpoints.list,
+    ):
+        with pytest.raises(openai.NotFoundError, match="Could not find fine tune"):
+            ask(made.id)
+    with pytest.raises(openai.NotFoundError):
+        two.chat.completions.create(model=name, messages=QUESTION)
+    with pytest.raises(openai.NotFoundError):
+        two.models.retrieve(name)
+    with pytest.raises(openai.BadRequestError, match="cannot be fine-tuned here"):
+        two.fine_tuning.jobs.create(model=name, training_file=upload(two, chat_file))
+
+    # This machine's own interfaces see the same job and model.
+    run = fm.get(made.id)
+    assert (run.status.display_name, run.created_by) == ("Completed", f"key {hash_key('one')[:8]}")
+    assert run.register_to == "main.fine_tuning.desk"
+    assert registry.resolve("main.fine_tuning.desk/1").tags["job"] == made.id
+    with pytest.raises(openai.BadRequestError, match="has already ended: it is succeeded"):
+        one.fine_tuning.jobs.cancel(made.id)
+
+    # A model whose files are gone is down, again and again; nobody else's request suffers.
+    gone = laid_down(1, "STARTED", owner=hash_key("one"))
+    Result(model="main.fine_tuning.gone", version=1, best_epoch=1).save(gone.folder / "result.json")
+    gone.log.append("COMPLETED", "")
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError) as caught_down:
+            one.chat.completions.create(model=f"ft:tiny:smallfirst::{1:016x}", messages=QUESTION)
+        assert (caught_down.value.status_code, caught_down.value.code) == (503, "model_unavailable")
+    assert one.chat.completions.create(model=name, messages=QUESTION).choices[0].message.content == "on its way"
+
+    # A server that starts again finds all of it; the model is a base model too.
+    again = start_api("one").client("one")
+    assert again.fine_tuning.jobs.retrieve(made.id) == job
+    assert again.chat.completions.create(model=name, messages=QUESTION).choices[0].message.content == "on its way"
+    second = again.fine_tuning.jobs.create(model=name, training_file=validation, hyperparameters={"n_epochs": 50})
+    assert second.model == name
+    assert again.fine_tuning.jobs.cancel(second.id).status == "cancelled"
+    order = JobFolder(jobs_folder() / second.id).order
+    assert order.model == "tiny"
+    assert order.weights == str(registry.resolve("main.fine_tuning.desk/1").folder)
+    assert [listed.id for listed in again.fine_tuning.jobs.list(limit=1)] == [second.id, made.id, gone.name]
+    assert [listed.id for listed in again.fine_tuning.jobs.list(metadata={"team": "claims"})] == [made.id]
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"model": "tiny", "training_file": "FILE", **changes}
+
+
+def supervised(**hyperparameters: Any) -> dict[str, Any]:
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "words"),
+    [
+        (body(model="tiny2"), "model", 'cannot be fine-tuned here — did you mean "tiny"?'),
+        (body(model="../tiny"), "model", "cannot be fine-tuned here"),
+        (body(model="ft:tiny:smallfirst::" + "0" * 16), "model", "cannot be fine-tuned here"),
+        (body(training_file="file-" + "0" * 24), "training_file", "does not exist"),
+        (body(training_file="../../rows"), "training_file", "does not exist"),
+        (body(validation_file="file-1"), "validation_file", "does not exist"),
+        (
+            body(**supervised(learning_rate=1)),
+            "method.supervised.hyperparameters.learning_rate",
+            'Unknown parameter: "method.supervised.hyperparameters.learning_rate" — did you mean '
+            '"learning_rate_multiplier"?',
+        ),
+        (body(hyperparameters={"epochs": 3}), "hyperparameters.epochs", 'did you mean "n_epochs"?'),
+        (body(**supervised(n_epochs=51)), "method.supervised.hyperparameters.n_epochs", "whole number from 1 to 50"),
+        (body(**supervised(n_epochs="3")), "method.supervised.hyperparameters.n_epochs", 'must be "auto" or'),
+        (body(**supervised(batch_size=0)), "method.supervised.hyperparameters.batch_size", "from 1 to 1024"),
+        (
+            body(**supervised(learning_rate_multiplier=-1)),
+            "method.supervised.hyperparameters.learning_rate_multiplier",
+            "above 0",
+        ),
+        (body(method={"type": "dpo"}), "method.type", '"dpo" is not supported here; use "supervised"'),
+        (body(hyperparameters={}, **supervised()), "hyperparameters", "in `method` alone"),
+        (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", "not supported here"),
+        (body(suffix="a/b"), "suffix", "suffix"),
+        (body(suffix="x" * 65), "suffix", "suffix"),
+        (body(seed=-1), "seed", "seed"),
+        (body(metadata={str(i): "x" for i in range(17)}), "metadata", "metadata"),
+        (body(metadata={"a": 1}), "metadata.a", "metadata.a"),
+        (body(trainingfile="x"), "trainingfile", 'did you mean "training_file"?'),
+        ({"model": "tiny"}, "training_file", "training_file"),
+    ],
+)
+def test_a_job_that_cannot_be_done_is_refused_by_its_field(
+    start_api: Any, chat_file: bytes, asked: dict[str, Any], param: str, words: str
+) -> None:
+    client = start_api().client()
+    asked = {**asked, "training_file": upload(client, chat_file)} if asked.get("training_file") == "FILE" else asked
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/fine_tuning/jobs", body=asked, cast_to=object)
+    assert caught.value.param == param
+    assert words in caught.value.message
+    assert [*jobs_folder().iterdir()] == []
+
+
+def lines(*rows: Any) -> bytes:
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lines(*[{"prompt": "a", "completion": "b"}] * 9), "has 9 rows; at least 10 are needed"),
+        (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
+        (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
+        (b"[]", "line 1: not a JSON object"),
+        (b"\n\n", "the file has no rows"),
+        ("[]".encode("utf-16"), "UTF-16"),
+        (b"\x00\xff\x00" * 100, "line 1: not UTF-8"),
+    ],
+)
+def test_files_of_other_things_are_refused(start_api: Any, content: bytes, words: str) -> None:
+    client = start_api().client()
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, content))
+    assert (caught.value.param, caught.value.code) == ("training_file", "invalid_file")
+    assert words in caught.value.message
+    assert str(state_folder()) not in caught.value.message
+
+
+def test_a_broken_line_is_told_by_its_number(start_api: Any, chat_file: bytes, broken_file: bytes) -> None:
+    client = start_api().client()
+    good, broken = upload(client, chat_file), upload(client, broken_file)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=broken)
+    assert caught.value.param == "training_file"
+    assert caught.value.message == (
+        'Error code: 400 - rows.jsonl cannot be used: line 7: "messages" needs a question and its answer: '
+        "at least 2 messages, not 1; a row is {messages: […]}, or {prompt, completion}."
+    )
+    with pytest.raises(openai.BadRequestError, match="line 7") as caught:
+        client.fine_tuning.jobs.create(model="tiny", training_file=good, validation_file=broken)
+    assert caught.value.param == "validation_file"
+    many = upload(client, lines(*["{"] * 30))
+    with pytest.raises(openai.BadRequestError, match=r"line 20: broken JSON.*; and 10 more"):
+        client.fine_tuning.jobs.create(model="tiny", training_file=many)
+
+
+def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
+    """A job of this API that no process carries out, with these events after its creation."""
+    name = f"ftjob-{number:016x}"
+    made = datetime(2020, 1, 2, tzinfo=UTC) + timedelta(hours=number)
+    submitted = {
+        "interface": "openai",
+        "owner": "",
+        "model": "tiny",
+        "training_file": "file-" + "a" * 24,
+        "validation_file": None,
+        "suffix": None,
+        "metadata": {},
+        "hyperparameters": {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 1.0},
+    }
+    order = Order(
+        name=name,
+        lesson="chat",
+        model="tiny",
+        train_rows="file-" + "a" * 24,
+        register_to=f"main.fine_tuning.{name}",
+        experiment="toys",
+        config=TrainConfig(),
+        created_by="somebody",
+        created_at=made,
+        submitted={**submitted, **changes},
+    )
+    job = JobFolder(jobs_folder() / name)
+    job.folder.mkdir()
+    for kind in ("CREATED", *kinds):
+        job.log.append(kind, kind.lower())  # type: ignore[arg-type]
+    order.save(job.folder / "job.json")
+    return job
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status"),
+    [
+        ((), "validating_files"),
+        (("QUEUED",), "queued"),
+        (("QUEUED", "STARTED"), "running"),
+        (("STARTED", "TRAIN_STARTED"), "running"),
+        (("STARTED", "TRAIN_STARTED", "REQUEUED"), "queued"),
+        (("STARTED", "TRAIN_STARTED", "REQUEUED", "STARTED", "RESUMED"), "running"),
+        (("STARTED", "COMPLETED"), "succeeded"),
+        (("STARTED", "FAILED"), "failed"),
+        (("STOPPED",), "cancelled"),
+    ],
+)
+def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
+    job = laid_down(1, *kinds)
+    shown = job_object(job)
+    assert shown["status"] == status
+    ended = status in ("succeeded", "failed", "cancelled")
+    assert (shown["finished_at"] is not None) == ended
+    assert (shown["fine_tuned_model"] is not None) == (status == "succeeded")
+    assert (shown["error"] is not None) == (status == "failed")
+    job.ask_to_stop()
+    assert job_object(job)["status"] == (status if ended else "cancelled")
+
+
+def test_a_running_job_says_when_it_will_be_done() -> None:
+    job = laid_down(1, "STARTED", "TRAIN_STARTED")
+    assert job_object(job)["estimated_finish"] is None
+    at = datetime(2020, 1, 2, 12, tzinfo=UTC)
+    about = {"step": 1, "epoch": 0.5, "share": 0.25, "loss": 1.0, "tokens_per_s": 100.0}
+    Progress(**about, seconds_left=90.0, at=at).save(job.folder / "progress.json")
+    assert job_object(job)["estimated_finish"] == int(at.timestamp()) + 90
+
+
+def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
+    job = laid_down(1, "STARTED")
+    job.log.append("TRAIN_UPDATED", "", tokens=40)
+    job.log.append("TRAIN_UPDATED", "", tokens=80)
+    assert job_object(job)["trained_tokens"] is None  # not before its end
+    job.log.append("COMPLETED", "")
+    assert job_object(job)["trained_tokens"] == 80
+
+
+def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> None:
+    job = laid_down(1, "STARTED")
+    id = "file-" + "a" * 24
+    job.log.append("FAILED", f"1 of 2 rows cannot be used:\n  {id}:7  900 tokens; the limit is 512\n  next: mend it")
+    other = laid_down(2, "STARTED")
+    other.log.append("FAILED", f"its process died 4 times; the last lines of {other.output}:\nsecret line")
+    client = start_api().client()
+    error = client.fine_tuning.jobs.retrieve(job.name).error
+    assert error is not None
+    assert (error.code, error.param) == ("invalid_file", "training_file")
+    assert error.message == f"1 of 2 rows cannot be used:\n  {id}:7  900 tokens; the limit is 512"
+    error = client.fine_tuning.jobs.retrieve(other.name).error
+    assert error is not None
+    assert (error.code, error.param, error.message) == ("training_failed", None, "its process died 4 times")
+    assert told(f"no weights in {state_folder()}/weights", job) == "no weights in …/weights"
+    (event,) = client.fine_tuning.jobs.list_events(other.name, limit=1).data
+    assert (event.level, event.message) == ("error", "FAILED: its process died 4 times")
+
+
+def test_jobs_are_listed_in_pages_and_by_their_metadata(start_api: Any) -> None:
+    names = [
+        laid_down(i, "STOPPED", metadata={"team": "claims", "odd": str(i % 2)} if i else {}).name for i in range(5)
+    ][::-1]
+    laid_down(8, "STOPPED", owner="somebody else's")
+    laid_down(9, "STOPPED", interface="other")
+    client = start_api().client()
+    jobs = client.fine_tuning.jobs
+    assert [job.id for job in jobs.list()] == names
+    first = jobs.list(limit=3)
+    assert ([job.id for job in first.data], first.has_more) == (names[:3], True)
+    rest = jobs.list(limit=3, after=names[2])
+    assert ([job.id for job in rest.data], rest.has_more) == (names[3:], False)
+    assert [job.id for job in jobs.list(metadata={"odd": "1", "team": "claims"})] == [names[1], names[3]]
+    assert [job.id for job in jobs.list(extra_query={"metadata": "null"})] == [names[4]]
+    for asked in ({"limit": 101}, {"after": "ftjob-x"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            jobs.list(**asked)  # type: ignore[arg-type]
+        assert caught.value.param == next(iter(asked))
+    for id in ("ftjob-" + "f" * 16, "ftjob-x", "..%2f..", f"ftjob-{9:016x}"):
+        with pytest.raises(openai.NotFoundError):
+            jobs.retrieve(id)
+
+
+def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> None:
+    job = laid_down(1, "STARTED")
+    client = start_api().client()
+    assert [model.id for model in client.models.list()] == ["fixed"]  # nothing has come of it yet
+    Result(model="main.fine_tuning.gone", version=1, best_epoch=1).save(job.folder / "result.json")
+    job.log.append("COMPLETED", "")
+    name = f"ft:tiny:smallfirst::{1:016x}"
+    assert [model.id for model in client.models.list()] == [name, "fixed"]
+    assert client.chat.completions.create(model="fixed", messages=QUESTION).choices[0].message.content == "fixed"
+    for other in (name.replace("::", ":x:"), name.replace("tiny", "small"), name[:-1] + "2", "ft:..:x"):
+        with pytest.raises(openai.NotFoundError, match="Served: fixed, ft:tiny"):
+            client.chat.completions.create(model=other, messages=QUESTION)
+
+
+def test_only_names_of_the_form_are_looked_up() -> None:
+    assert job_id("ft:a/b:smallfirst:s:" + "0" * 16) == "ftjob-" + "0" * 16
+    for name in ("0" * 16, "a:" + "0" * 16, "ft:a:../" + "0" * 16, "ft:a::" + "0" * 16 + "\n", "ft:"):
+        assert job_id(name) is None
+
+
+def test_names_that_cannot_be_served_are_no_base_models() -> None:
+    assert list(FineTuningSettings().base_models) == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+    for name in ("a:b", "", "x" * 65, "a b"):
+        with pytest.raises(ValueError, match="cannot be a base model's name"):
+            FineTuningSettings(base_models={name: "x"})
+
+
+def test_without_torch_there_is_no_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_fine_tuning, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtra, match="Fine-tuning needs packages"):
+        openai_fine_tuning.fine_tuning()
+
+
+def test_without_the_extension_there_is_no_such_path(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    app = build_app({"m": None}, ledger=ledger, settings=ServeSettings())  # type: ignore[dict-item]
+    with TestClient(app, base_url="http://localhost") as client:
+        for path in ("/v1/files", "/v1/fine_tuning/jobs"):
+            assert client.get(path).status_code == 404

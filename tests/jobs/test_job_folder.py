@@ -1,0 +1,72 @@
+"""A job's state, from its events and its lock alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smallfirst.jobs.file_locks import hold
+from smallfirst.jobs.job_folder import JobFolder, state_after
+from smallfirst.jobs.spec import Order, new_name
+from smallfirst.training.events import Event
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state"),
+    [
+        ([], "PENDING"),
+        (["CREATED"], "PENDING"),
+        (["CREATED", "QUEUED"], "QUEUED"),
+        (["CREATED", "QUEUED", "STARTED", "DATA_VALIDATED", "MODEL_INITIALIZED"], "STARTING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_UPDATED", "CHECKPOINT_SAVED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "TRAIN_FINISHED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED"], "PENDING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "REQUEUED", "STARTED", "RESUMED"], "RUNNING"),
+        (["CREATED", "STARTED", "TRAIN_STARTED", "COMPLETED"], "COMPLETED"),
+        (["CREATED", "STOPPED"], "STOPPED"),
+        (["CREATED", "STARTED", "FAILED"], "FAILED"),
+    ],
+)
+def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None:
+    events = tuple(Event(kind=kind, at="2026-11-30T12:00:00+00:00", message="") for kind in kinds)  # type: ignore[arg-type]
+    assert state_after(events, cancelled=False) == state
+    ended = state in ("COMPLETED", "STOPPED", "FAILED")
+    assert state_after(events, cancelled=True) == (state if ended else "TERMINATING")
+
+
+def test_a_job_lives_while_its_lock_is_held(
+    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+) -> None:
+    job = laid_down(order.model_copy(update={"name": "held"}))
+    assert not job.alive
+    held = hold(job.lock)
+    assert job.alive
+    os.close(held or -1)
+    assert not job.alive
+
+
+def test_asked_to_stop_it_is_terminating_until_it_says_so(
+    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+) -> None:
+    job = laid_down(order.model_copy(update={"name": "stopping"}))
+    job.ask_to_stop()
+    assert (job.state, job.cancelled, job.ended) == ("TERMINATING", True, False)
+    assert (job.folder / "run" / "cancel").exists()  # where training looks
+    job.log.append("STOPPED", "")
+    assert (job.state, job.ended) == ("STOPPED", True)
+
+
+def test_the_last_lines_of_the_output(jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order) -> None:
+    job = laid_down(order.model_copy(update={"name": "printing"}))
+    assert job.last_lines() == "(it printed nothing)"
+    job.output.write_text("one\ntwo\nthree\n")
+    assert job.last_lines(2) == "two\nthree"
+
+
+def test_names_tell_the_model_and_are_safe_in_paths() -> None:
+    assert new_name("Org/My Model.v2")[:-6] == "my-model-v2-"
+    assert new_name("../..")[:-6] == "model-"
+    assert len({new_name("a/b") for _ in range(50)}) == 50

@@ -1,0 +1,198 @@
+"""Jobs in real processes: none is lost when its process or its parent is killed, and each has its turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.errors import Cancelled, ConfigError
+from smallfirst.jobs import file_locks as locks
+from smallfirst.jobs import queue
+from smallfirst.jobs import worker as process
+from smallfirst.jobs.file_locks import hold
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.register import register_model
+from smallfirst.jobs.spec import Order, Tracking
+from smallfirst.registry import versions as registry
+from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.training.events import EventLog
+from smallfirst.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("jobs_home")
+LaidDown = Callable[[Order], JobFolder]
+Eventually = Callable[[Callable[[], Any]], Any]
+
+
+def kinds(job: JobFolder) -> list[str]:
+    return [event.kind for event in job.events]
+
+
+def process_of(job: JobFolder) -> int:
+    """Number of the process that carries the job out."""
+    return int([event for event in job.events if event.kind == "STARTED"][-1].values["process"])
+
+
+def has_checkpoint(job: JobFolder) -> bool:
+    return "CHECKPOINT_SAVED" in [event.kind for event in EventLog(job.run_folder / "events.jsonl").read()]
+
+
+def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: Order, eventually: Eventually) -> None:
+    slow = order.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
+    often = {"checkpoint_every_s": 0.0, "config": slow}
+    long = slow.model_copy(update={"duration": "9999ep"})
+    later = {**often, "config": long, "created_at": order.created_at + timedelta(seconds=1)}
+    first = queue.submit(order.model_copy(update={"name": "first", "eval_prompts": ("where is my card",), **often}))
+    eventually(lambda: first.state == "STARTING")  # its turn has come; now the others must wait
+    second = queue.submit(order.model_copy(update={"name": "second", **later}))
+    third = queue.submit(order.model_copy(update={"name": "third", **later}))
+    eventually(lambda: second.state == third.state == "QUEUED")
+    assert queue.cancel(third)
+    eventually(lambda: third.state == "STOPPED")
+    assert kinds(third) == ["CREATED", "QUEUED", "STOPPED"]
+
+    eventually(lambda: has_checkpoint(first))
+    os.kill(process_of(first), signal.SIGKILL)
+    eventually(lambda: not first.alive)
+    assert first.state == "RUNNING"  # it had no time for a last word
+    eventually(lambda: second.state == "RUNNING")  # the queue goes on without it
+    assert queue.find("first").alive  # whoever looks brings it back
+    assert kinds(first)[-1] in ("REQUEUED", "QUEUED")
+    assert queue.cancel(second)
+    eventually(lambda: second.ended)
+    assert second.state == "STOPPED"
+    assert second.events[-1].message.startswith("cancelled at step")
+    assert client().get_run(tracking(second)).info.status == "KILLED"
+
+    eventually(lambda: first.ended)
+    assert first.state == "COMPLETED", first.last_lines()
+    assert kinds(first)[-1] == "COMPLETED"
+    assert kinds(first).count("TRAIN_STARTED") == kinds(first).count("RESUMED") == 1
+    assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
+    assert first.result is not None
+    assert first.result.reference == "main.toys.desk/1"
+    version = registry.resolve("main.toys.desk/1")
+    assert (version.tags["signed_by"], version.tags["because"]) == ("somebody", "no gate was declared")
+    assert version.run_id == tracking(first)
+    assert version.aliases == ()  # nothing goes live by itself
+    artifacts = {file.path for file in client().list_artifacts(version.run_id, "eval_prompts")}
+    assert "eval_prompts/epoch-001.json" in artifacts
+    assert first.progress is not None
+    assert first.progress.share == 1.0
+    assert queue.cancel(first) is False
+    # Had it been killed between registering and saying so, it would find its version again.
+    run = Run.load(first.run_folder / "run.json")
+    assert register_model(first, run) == first.result
+    assert len(registry.list_versions("main.toys.desk")) == 1
+
+
+def tracking(job: JobFolder) -> str:
+    assert job.tracking is not None
+    return job.tracking.run_id
+
+
+def test_a_job_that_cannot_be_done_fails_and_says_why(order: Order, eventually: Eventually) -> None:
+    job = queue.submit(order.model_copy(update={"name": "hopeless", "train_rows": "nowhere.jsonl"}))
+    eventually(lambda: job.ended)
+    assert kinds(job) == ["CREATED", "STARTED", "FAILED"]
+    assert "nowhere.jsonl: no such file" in job.events[-1].message
+
+
+def test_a_job_whose_process_dies_again_and_again_is_given_up(order: Order, laid_down: LaidDown) -> None:
+    job = laid_down(order.model_copy(update={"name": "dying"}))
+    for _ in range(queue.MOST_RESTARTS):
+        job.log.append("REQUEUED", "")
+    job.output.write_text("Killed: out of memory\n")
+    left_open = open_run("toy", "dying").run_id
+    Tracking(run_id=left_open, experiment_id="1").save(job.folder / "mlflow.json")
+    assert queue.find("dying").state == "FAILED"
+    assert client().get_run(left_open).info.status == "FAILED"
+    assert "died 4 times" in job.events[-1].message
+    assert "Killed: out of memory" in job.events[-1].message
+
+
+def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process(order: Order, laid_down: LaidDown) -> None:
+    job = laid_down(order.model_copy(update={"name": "unwanted"}))
+    assert queue.cancel(job)
+    assert kinds(job) == ["CREATED", "STOPPED"]
+    assert queue.cancel(job) is False
+
+
+def test_a_living_job_is_left_alone(order: Order, laid_down: LaidDown) -> None:
+    job = laid_down(order.model_copy(update={"name": "living"}))
+    held = hold(job.lock)
+    queue.recover(job)
+    assert kinds(job) == ["CREATED"]
+    job.log.append("COMPLETED", "")
+    os.close(held or -1)
+    queue.recover(job)
+    assert kinds(job) == ["CREATED", "COMPLETED"]
+
+
+def test_names_are_looked_up_and_the_nearest_is_told(order: Order, laid_down: LaidDown) -> None:
+    laid_down(order.model_copy(update={"name": "tickets-abc"})).log.append("STOPPED", "")
+    for wrong in ("ticket-abc", "../jobs/tickets-abc", "tickets-abc/"):
+        with pytest.raises(queue.NoSuchJob, match='did you mean "tickets-abc"'):
+            queue.find(wrong)
+    with pytest.raises(ConfigError, match='there is a job "tickets-abc" already'):
+        queue.submit(order.model_copy(update={"name": "tickets-abc"}))
+
+
+def test_a_damaged_job_hides_no_other(order: Order, laid_down: LaidDown) -> None:
+    damaged = laid_down(order.model_copy(update={"name": "damaged"}))
+    (damaged.folder / "job.json").write_text("{")
+    whole = laid_down(order.model_copy(update={"name": "whole"}))
+    whole.log.append("STOPPED", "")
+    names = [job.name for job in queue.all_jobs()]
+    assert "whole" in names
+    assert "damaged" not in names
+    (damaged.folder / "job.json").unlink()
+
+
+def test_the_earlier_of_two_that_wait_goes_first(
+    order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    early = laid_down(order.model_copy(update={"name": "early"}))
+    late = laid_down(
+        order.model_copy(update={"name": "late", "created_at": order.created_at + timedelta(microseconds=1)})
+    )
+    held = hold(early.lock)
+    assert [job.name for job in queue.waiting_before(late)] == ["early"]
+    assert queue.waits(early)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:  # what happens while the late one sleeps
+        naps.append(seconds)
+        assert late.state == "QUEUED"
+        if len(naps) == 3:
+            early.log.append("STARTED", "")  # it is no longer waiting, but the machine is free
+
+    monkeypatch.setattr(process.time, "sleep", nap)
+    with process.turn(late):
+        assert len(naps) == 3
+        assert locks.take_slot() is None
+    slot = locks.take_slot()
+    assert slot is not None
+    os.close(slot)
+    os.close(held or -1)
+    for job in (early, late):
+        job.log.append("STOPPED", "")
+
+
+def test_a_job_cancelled_while_it_waits_never_begins(
+    order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    job = laid_down(order.model_copy(update={"name": "waiting"}))
+    taken = locks.take_slot()
+    monkeypatch.setattr(process.time, "sleep", lambda _: job.ask_to_stop())
+    with pytest.raises(Cancelled, match="before it began"), process.turn(job):
+        pytest.fail("it began")
+    os.close(taken or -1)
+    job.log.append("STOPPED", "")

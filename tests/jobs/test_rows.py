@@ -1,0 +1,55 @@
+"""The rows of a job are read once and told by their own lines ever after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import DataError
+from smallfirst.jobs.job_folder import JobFolder
+from smallfirst.jobs.rows import JobRows, read_rows
+from smallfirst.jobs.spec import Order
+
+
+def test_rows_once_read_are_kept_with_their_places(
+    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+) -> None:
+    job = laid_down(order.model_copy(update={"name": "kept", "eval_rows": order.train_rows}))
+    first = JobRows.of(job)
+    Path(order.train_rows).write_text('{"prompt": "other", "response": "rows"}')
+    again = JobRows.of(job)
+    assert (again.train, again.evaluation) == (first.train, first.evaluation)
+    assert len(again.train) == 64
+    assert (again.train.examples[2].path, again.train.examples[2].line) == (order.train_rows, 3)
+
+
+def test_rows_given_at_submission_are_not_read_again(
+    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+) -> None:
+    rows = JobRows.read(order)
+    job = laid_down(order.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))
+    rows.keep(job.folder)
+    assert JobRows.of(job).train == rows.train
+    assert JobRows.of(job).evaluation is None
+
+
+def test_a_folder_of_text_is_for_the_text_lesson_only(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "b.txt").write_text("second")
+    (tmp_path / "texts" / "a.txt").write_text("first")
+    assert [e.answer for e in read_rows(str(tmp_path / "texts"), "text").examples] == ["first", "second"]
+    with pytest.raises(DataError, match="2 of 2 rows do not fit") as caught:
+        read_rows(str(tmp_path / "texts"), "chat")
+    assert [Path(problem.path).name for problem in caught.value.problems] == ["a.txt", "b.txt"]
+
+
+def test_rows_of_another_lesson_are_named(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "where is my card", "label": "card"}))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this lesson takes chat messages"):
+        read_rows(str(rows), "chat")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this lesson takes text alone"):
+        read_rows(str(rows), "text")

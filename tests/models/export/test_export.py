@@ -1,0 +1,468 @@
+"""Exports of tiny models, read back by transformers and by llama.cpp: equal where right, refused where broken."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.models.export import gguf as export_gguf
+from smallfirst.models.export.export import ExportReport, chat_template, export
+from smallfirst.models.export.parity import Difference, Row, Seen, compare, judge
+from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.local.label_scorer import encode_prompt, weights_fingerprint
+from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from smallfirst.models.protocol import Request
+from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.pricing import PriceBook
+from smallfirst.tasks.answer import Answer
+from smallfirst.tasks.classify import Classify
+
+ANSWER = Answer(name="rules", max_answer_tokens=6)
+TEXTS = ("where is my card", "a refund of 1,250.75, please", "  été 😀 日本 ", "</s> it's lost", "the euro rate again")
+needs_llama = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+
+
+@pytest.fixture
+def with_llama() -> None:
+    """Asked for by tests in which llama.cpp reads the file as well."""
+
+
+@pytest.fixture(autouse=True)
+def _llama_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it is as if it were not installed: a child process takes seconds."""
+    if "with_llama" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+
+@pytest.fixture
+def trained(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
+    """A folder as training writes it, answers by code tokens."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "trained"))
+    codes = choose_codes(toy_task.labels, transformers.AutoTokenizer.from_pretrained(folder))
+    write_manifest(folder, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
+    return folder
+
+
+@pytest.fixture
+def writing(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A folder as training writes it, answers are written."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "writing"))
+    write_manifest(folder, Manifest(kind="writes", task=ANSWER, base="tiny"))
+    return folder
+
+
+def as_family(folder: Path, kind: str, **settings: Any) -> None:
+    """Nothing back; the folder's model becomes a seeded one of another family or shape, biases drawn too."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.1,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = transformers.AutoConfig.for_model(kind, **shape | settings)
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(".bias"):
+            torch.nn.init.normal_(weight, std=0.5)
+    (folder / "model.safetensors").unlink()
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def load(path: Path) -> tuple[Any, Any]:
+    """Model in fp32 and tokenizer, by transformers alone."""
+    place, settings = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **settings)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(place, **settings)
+
+
+def logits(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model(input_ids=torch.tensor([ids])).logits[0]
+    return found
+
+
+def assert_equal_logits(folder: Path, exported: Path) -> None:
+    (before, tokenizer), (after, _) = load(folder), load(exported)
+    ids = encode_prompt(tokenizer, "can you help with a card =>", 512)
+    assert torch.equal(logits(before, ids), logits(after, ids))
+
+
+def assert_nothing_left(target: Path) -> None:
+    assert not target.exists()
+    assert not list(target.parent.glob(".export-*"))
+
+
+def gguf_export(folder: Path, target: Path, precision: Any = "bf16", texts: tuple[str, ...] = TEXTS) -> ExportReport:
+    return export(folder, target, format="gguf", precision=precision, texts=texts)
+
+
+# --- a transformers folder -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_loads_without_our_manifest_and_has_the_trained_weights(trained: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "plain"
+    report = export(trained, target, format="safetensors", precision="bf16", texts=TEXTS)
+    assert read_manifest(target) == read_manifest(trained)
+    (target / MANIFEST).unlink()
+    (before, _), (after, tokenizer) = load(trained), load(target)
+    assert weights_fingerprint(after) == weights_fingerprint(before)
+    assert after.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert after.generation_config.max_new_tokens == 1  # a code is one token, and nothing follows
+    assert_equal_logits(trained, target)
+    assert report.model_dump(exclude={"sha256", "notes"}) == {
+        "format": "safetensors",
+        "precision": "bf16",
+        "path": target,
+        "n_texts": 5,
+        "same_answers": 1.0,
+        "max_difference": 0.0,
+        "engine": "transformers",
+        "n_llama_texts": 0,
+    }
+    assert len(report.sha256) == 64
+    assert_nothing_left(tmp_path / "out" / "other")
+
+
+def test_f16_is_what_the_folder_then_holds(writing: Path, tmp_path: Path) -> None:
+    export(writing, tmp_path / "plain", format="safetensors", precision="f16", texts=TEXTS)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert model.dtype == torch.float16
+    assert model.generation_config.max_new_tokens == 6
+
+
+def test_a_weight_that_f16_cannot_hold_is_refused(trained: Path, tmp_path: Path) -> None:
+    model, _ = load(trained)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = 1e6
+    model.to(torch.bfloat16).save_pretrained(trained)
+    with pytest.raises(SmallfirstError, match=r"5 of 5 texts.*\n  text 1: log-probabilities differ by up to nan"):
+        export(trained, tmp_path / "plain", format="safetensors", precision="f16", texts=TEXTS)
+    assert_nothing_left(tmp_path / "plain")
+
+
+def test_a_chat_endpoint_would_ask_as_in_training(trained: Path, tmp_path: Path) -> None:
+    export(trained, tmp_path / "plain", format="safetensors", precision="bf16", texts=TEXTS)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "plain")
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "  where is it\n"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert tokenizer.convert_ids_to_tokens(ids[:1]) == ["<s>"]
+    assert tokenizer.decode(ids[1:]) == "where is it =>"
+
+
+def test_chat_template_quotes_what_a_prompt_says_around_the_text(tiny_fp32: tuple[Any, Any]) -> None:
+    class Curly(Classify):
+        def prompt(self, text: str) -> str:
+            return f'{{"text": {text}}} "=>"\n'
+
+    _, tokenizer = tiny_fp32
+    tokenizer.chat_template = chat_template(Curly(name="curly", labels=("a", "b")), tokenizer)
+    turns = [{"role": "user", "content": " x "}]
+    assert tokenizer.apply_chat_template(turns, tokenize=False) == '<s>{"text":  x } "=>"\n'
+
+
+# --- one GGUF file -------------------------------------------------------------------------------------------------
+
+
+def test_gguf_in_bf16_has_the_logits_of_the_trained_model(trained: Path, tmp_path: Path) -> None:
+    report = gguf_export(trained, tmp_path / "m.gguf")
+    assert_equal_logits(trained, tmp_path / "m.gguf")
+    assert (report.same_answers, report.max_difference, report.engine) == (1.0, 0.0, "transformers")
+    assert any("llama.cpp has not read it" in note for note in report.notes)
+    assert "output.weight" not in {t.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}  # it is tied
+
+
+def test_gguf_of_a_qwen_keeps_biases_untied_head_and_spare_rows(writing: Path, tmp_path: Path) -> None:
+    as_family(writing, "qwen2", vocab_size=510, tie_word_embeddings=False)
+    report = gguf_export(writing, tmp_path / "m.gguf")
+    assert_equal_logits(writing, tmp_path / "m.gguf")
+    assert (report.same_answers, report.max_difference) == (1.0, 0.0)
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    names = {tensor.name for tensor in reader.tensors}
+    assert {"blk.1.attn_q.bias", "blk.1.attn_k.bias", "blk.1.attn_v.bias", "output.weight"} <= names
+    field = reader.fields["tokenizer.ggml.token_type"]
+    kinds = [int(field.parts[at][0]) for at in field.data]
+    n_tokens = len(transformers.AutoTokenizer.from_pretrained(writing))
+    assert (kinds[:3], kinds[n_tokens:]) == ([3, 3, 1], [5] * (510 - n_tokens))  # control, normal; unused
+
+
+@pytest.mark.parametrize("precision", ["bf16", "f16", "q8_0"])
+def test_matrices_take_the_precision_and_vectors_stay_fp32(trained: Path, tmp_path: Path, precision: str) -> None:
+    report = gguf_export(trained, tmp_path / "m.gguf", precision)
+    kinds = {(len(t.shape), t.tensor_type.name.lower()) for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert kinds == {(1, "f32"), (2, precision)}
+    assert report.max_difference == 0 if precision == "bf16" else 0 <= report.max_difference < 0.1
+
+
+def test_rows_that_q8_0_cannot_cut_in_blocks_are_f16_and_that_is_said(trained: Path, tmp_path: Path) -> None:
+    as_family(trained, "llama", intermediate_size=48)
+    report = gguf_export(trained, tmp_path / "m.gguf", "q8_0")
+    assert report.notes[0].startswith("2 matrices are f16")  # one `down_proj` in each layer
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
+
+
+def test_wrong_order_of_rows_is_refused_and_nothing_is_left(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_gguf, "permuted", lambda weight, n_heads: weight)
+    with pytest.raises(SmallfirstError) as caught:
+        gguf_export(trained, tmp_path / "m.gguf")
+    message = str(caught.value)
+    assert "read by transformers, the bf16 export does not answer as the trained model on 5 of 5 texts" in message
+    assert "\n  text 5: log-probabilities differ by up to " in message
+    assert_nothing_left(tmp_path / "m.gguf")
+
+
+def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize = gguf.quants.quantize
+
+    def off_by_a_bit(values: np.ndarray, kind: Any) -> np.ndarray:
+        if values.shape == (32, 64):
+            values = values.copy()
+            values[0, 0] = np.nextafter(values[0, 0] * 1.01, np.float32(0))
+        return quantize(values, kind)
+
+    monkeypatch.setattr(gguf.quants, "quantize", off_by_a_bit)
+    monkeypatch.setattr("smallfirst.models.export.parity.LIMIT_NATS", {"bf16": 1.0})
+    with pytest.raises(SmallfirstError, match="some weights are others than the trained ones"):
+        gguf_export(trained, tmp_path / "m.gguf")
+    assert_nothing_left(tmp_path / "m.gguf")
+
+
+def test_tokens_are_those_of_training(trained: Path, tmp_path: Path) -> None:
+    gguf_export(trained, tmp_path / "m.gguf")
+    (_, before), (_, after) = load(trained), load(tmp_path / "m.gguf")
+    for text in TEXTS:
+        assert after.encode(text, add_special_tokens=False) == before.encode(text, add_special_tokens=False)
+    assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
+
+
+def test_lost_merges_are_refused_by_text(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = gguf.GGUFWriter.add_token_merges
+    monkeypatch.setattr(gguf.GGUFWriter, "add_token_merges", lambda writer, merges: add(writer, merges[:40]))
+    with pytest.raises(SmallfirstError, match=r"splits 2 of 2 texts into other tokens.*\n  text 1: from token \d+ on"):
+        gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card", "refund request"))
+    assert_nothing_left(tmp_path / "m.gguf")
+
+
+def test_our_manifest_is_in_the_file(trained: Path, tmp_path: Path) -> None:
+    gguf_export(trained, tmp_path / "m.gguf")
+    field = gguf.GGUFReader(tmp_path / "m.gguf").fields[export_gguf.MANIFEST_KEY]
+    assert Manifest.model_validate_json(bytes(field.parts[-1])) == read_manifest(trained)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("mistral", {"sliding_window": None}, 'its architecture is "mistral"; supported are llama, qwen2'),
+        ("llama", {"attention_bias": True}, "it has biases"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, 'scaled ("linear")'),
+        ("llama", {"hidden_act": "gelu"}, 'its activation is "gelu"'),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "a sliding window"),
+    ],
+)
+def test_what_gguf_cannot_hold_is_named(
+    trained: Path, tmp_path: Path, kind: str, settings: dict[str, Any], said: str
+) -> None:
+    as_family(trained, kind, **settings)
+    with pytest.raises(ConfigError) as caught:
+        gguf_export(trained, tmp_path / "m.gguf")
+    assert said in str(caught.value)
+    assert "next: export it as safetensors" in str(caught.value)
+    assert_nothing_left(tmp_path / "m.gguf")
+
+
+def test_rows_of_a_head_alternate_between_its_halves() -> None:
+    rows = np.arange(8)[:, None] * np.ones((1, 3))  # two heads of four rows
+    assert export_gguf.permuted(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+# --- how text is split ---------------------------------------------------------------------------------------------
+
+
+def byte_level(**settings: Any) -> Any:
+    return pre_tokenizers.ByteLevel(**{"add_prefix_space": False} | settings)
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "name"),
+    [
+        (byte_level, "gpt-2"),
+        (lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()]), "smollm"),
+        (
+            lambda: pre_tokenizers.Sequence(
+                [pre_tokenizers.Split(tokenizers.Regex(LLAMA_3), "isolated"), byte_level(use_regex=False)]
+            ),
+            "llama-bpe",
+        ),
+        (lambda: byte_level(add_prefix_space=True), None),
+        (pre_tokenizers.Whitespace, None),
+    ],
+)
+def test_split_rule_is_named_by_what_it_does(
+    tiny_fp32: tuple[Any, Any], rule: Callable[[], Any], name: str | None
+) -> None:
+    _, tokenizer = tiny_fp32
+    tokenizer.backend_tokenizer.pre_tokenizer = rule()
+    assert export_gguf.pre_tokenizer_name(tokenizer) == name
+
+
+def test_split_rule_of_qwen_as_transformers_builds_it() -> None:
+    assert export_gguf.pre_tokenizer_name(transformers.Qwen2Tokenizer(vocab={"a": 0}, merges=[])) == "qwen2"
+
+
+def test_unknown_split_rule_is_said(trained: Path, tmp_path: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
+    splitter = pre_tokenizers.Split(tokenizers.Regex("Q"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, byte_level()])
+    tokenizer.save_pretrained(trained)
+    report = gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card",))
+    assert report.notes[0].startswith("the tokenizer splits text by a rule that llama.cpp has no name for")
+
+
+# --- what is refused before anything is written ----------------------------------------------------------------------
+
+
+def test_every_wrong_argument_is_named_at_once(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        export(trained, tmp_path / "there", format="safetensors", precision="q8_0", texts=())
+    assert "there exists" in str(caught.value)
+    assert "q8_0 is a precision of gguf" in str(caught.value)
+    assert "no texts to compare it on" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"must end in \.gguf"):
+        gguf_export(trained, tmp_path / "model.bin")
+
+
+def test_linear_models_are_not_exported(trained: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(trained)
+    write_manifest(trained, manifest.model_copy(update={"kind": "words"}))
+    with pytest.raises(ConfigError, match='of kind "words"; only "codes" and "writes"'):
+        gguf_export(trained, tmp_path / "m.gguf")
+
+
+# --- the comparison ------------------------------------------------------------------------------------------------
+
+
+def seen(*log_probabilities: float) -> Seen:
+    """One position at which tokens 0, 1, 2 … have these log-probabilities."""
+    values = torch.tensor([log_probabilities])
+    return Seen(Row((7, 0), 1), torch.arange(values.shape[1])[None], values)
+
+
+def test_difference_is_of_likely_tokens_and_says_how_firm_the_trained_model_was() -> None:
+    mine = seen(-0.5, -1.0, -9.0)
+    found = compare(mine, torch.tensor([[-0.9, -0.8, -4.0, -20.0]]))
+    assert found.tokens == (0, 1)
+    assert found.gap_nats == pytest.approx(0.5)
+    assert found.max_difference == pytest.approx(0.4)  # not 5: e^-9 is no likely token
+    stranger = compare(mine, torch.tensor([[-0.5, -1.0, -9.0, -0.1]]))
+    assert (stranger.tokens, stranger.gap_nats) == ((0, 3), float("inf"))
+    assert compare(mine, torch.tensor([[-0.5, -1.0, -3.0, -4.0]])) == Difference(None, 0.0, 0.0)
+
+
+def test_near_ties_pass_and_q8_0_may_answer_one_text_in_fifty_otherwise(tiny_fp32: tuple[Any, Any]) -> None:
+    _, tokenizer = tiny_fp32
+    same, tie, other = Difference(None, 0, 0), Difference((5, 6), 0.19, 0), Difference((5, 6), 0.21, 0)
+    judge([same, tie], "bf16", tokenizer, engine="test")
+    judge([other] + [same] * 49, "q8_0", tokenizer, engine="test")
+    with pytest.raises(SmallfirstError, match=r"on 1 of 50 texts .*other answers on 0% of texts"):
+        judge([other] + [same] * 49, "f16", tokenizer, engine="test")
+    with pytest.raises(SmallfirstError, match=r'on 2 of 50 texts .*\n  text 2: .*; it says .*", 0\.21 nats likelier'):
+        judge([same, other, other] + [same] * 47, "q8_0", tokenizer, engine="test")
+    with pytest.raises(SmallfirstError, match="text 1: log-probabilities differ by up to nan"):
+        judge([Difference(None, 0, float("nan"))], "q8_0", tokenizer, engine="test")
+    judge([Difference(None, 0, 0.02)], "bf16", tokenizer, engine="test", extra_nats=0.25)
+
+
+# --- llama.cpp -----------------------------------------------------------------------------------------------------
+
+
+@needs_llama
+@pytest.mark.usefixtures("with_llama")
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_llama_cpp_answers_alike(trained: Path, tmp_path: Path, kind: str) -> None:
+    as_family(trained, kind, vocab_size=510)
+    report = gguf_export(trained, tmp_path / "m.gguf")
+    assert (report.engine, report.n_llama_texts) == ("transformers, llama.cpp", 5)
+    assert 0 < report.max_difference < 0.1
+    assert not any("asks otherwise" in note for note in report.notes)
+
+
+@needs_llama
+@pytest.mark.usefixtures("with_llama")
+def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
+    writing: Path, tmp_path: Path, toy_rows: Dataset
+) -> None:
+    as_family(writing, "llama", tie_word_embeddings=False)
+    model, tokenizer = load(writing)
+    broken = [at for at in range(len(tokenizer)) if not tokenizer.decode([at]).isascii()]
+    with torch.no_grad():
+        model.lm_head.weight[broken] = 0  # parts of characters would not come through an endpoint
+    model.to(torch.bfloat16).save_pretrained(writing)
+    gguf_export(writing, tmp_path / "m.gguf")
+    model.float()
+    texts = [example.text for example in toy_rows.examples]
+    asks = [Ask(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]
+    written = TextWriter(model, tokenizer).write(asks)
+    firm = [
+        (text, answer.text.strip())
+        for text, ask, answer in zip(texts, asks, written, strict=True)
+        if firmness_nats(model, list(ask.ids), list(answer.token_ids)) > 0.1  # llama.cpp's sums are rounded otherwise
+    ]
+    assert len(firm) >= 2
+
+    async def say() -> list[str]:
+        other = GgufModel(GgufConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
+        replies = [(await other.complete(Request.ask(text, max_tokens=2))).text for text, _ in firm[:3]]
+        await other.aclose()
+        return replies
+
+    assert [text.strip() for text in asyncio.run(say())] == [text for _, text in firm[:3]]
+
+
+def firmness_nats(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """How far the likeliest token is ahead of the next one, at least over the answer."""
+    best = logits(model, prompt + answer)[len(prompt) - 1 : -1].topk(2, dim=-1).values
+    return float((best[:, 0] - best[:, 1]).min())
+
+
+@needs_llama
+@pytest.mark.usefixtures("with_llama")
+def test_llama_cpp_finds_a_lost_start_token(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf.GGUFWriter, "add_add_bos_token", lambda writer, value: None)
+    with pytest.raises(SmallfirstError, match=r"llama.cpp splits 1 of 1 texts .*\n  text 1: from token 1 on"):
+        gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card",))
+    assert_nothing_left(tmp_path / "m.gguf")

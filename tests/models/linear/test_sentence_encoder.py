@@ -1,0 +1,65 @@
+"""The frozen encoder: unit vectors, the same alone and in a crowd, pooled as the formula says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.tasks.classify import Classify
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_encoder_folder: Path) -> Path:
+    return tiny_encoder_folder
+
+
+def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> None:
+    encoder = Encoder(folder)
+    encoder.batch_rows = 2
+    texts = [
+        "where is my card, it is late",
+        "refund",
+        "tell me more about your refund",
+        "pin",
+        "refund",
+    ]
+    vectors = encoder.embed(texts)
+    assert vectors.shape == (5, 32)
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert vector == pytest.approx(encoder.embed([text])[0], abs=1e-5)
+
+
+def test_a_vector_is_the_mean_over_the_texts_own_tokens(folder: Path) -> None:
+    encoder = Encoder(folder)
+    ids = torch.tensor([encoder.tokenizer.encode("my card")])
+    with torch.inference_mode():
+        mean = encoder.model(input_ids=ids).last_hidden_state[0].mean(0).numpy()
+    among = encoder.embed(["my card", "a much longer text about a refund and a card"])[0]
+    assert among == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+
+
+def test_a_long_text_is_read_up_to_the_limit(folder: Path) -> None:
+    encoder = Encoder(folder)
+    encoder.max_tokens = 8
+    long, longer = encoder.embed(["where is my card " * 10, "where is my card " * 20])
+    assert np.array_equal(long, longer)
+
+
+def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
+    folder: Path, toy_rows: Dataset, toy_task: Classify, tmp_path: Path
+) -> None:
+    scorer = LinearScorer.fit("encoder", toy_rows, toy_task, encoder=Encoder(folder))
+    scorer.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(folder)))
+    texts = [example.text for example in toy_rows.examples[:5]]
+    again = LinearScorer.load(tmp_path, read_manifest(tmp_path)).score(texts)
+    for ours, theirs in zip(scorer.score(texts), again, strict=True):
+        assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-6)

@@ -1,0 +1,113 @@
+"""The mask-free attention is causal attention, and padding on the right changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+
+from smallfirst.models.local import attention
+from smallfirst.models.local.attention import causal_attention
+
+SHAPES = [
+    pytest.param(4, 4, 7, id="as many key heads as heads"),
+    pytest.param(6, 2, 9, id="three heads on a key head"),
+    pytest.param(4, 1, 1, id="one key head and one token"),
+    pytest.param(4, 2, attention.SHORT_TOKENS, id="the longest short row"),
+    pytest.param(4, 2, attention.SHORT_TOKENS + 1, id="the shortest long row"),
+]
+
+
+def drawn(heads: int, kv_heads: int, time: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    query = torch.randn(2, heads, time, 8, requires_grad=True)
+    key, value = (torch.randn(2, kv_heads, time, 8, requires_grad=True) for _ in range(2))
+    return query, key, value
+
+
+def reference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """PyTorch's own kernel on keys and values repeated for each head, as (rows, time, heads, width)."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.3)
+    return mixed.transpose(1, 2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "time"), SHAPES)
+def test_it_equals_pytorchs_causal_attention(heads: int, kv_heads: int, time: int) -> None:
+    tensors = drawn(heads, kv_heads, time)
+    mixed, weights = causal_attention(None, *tensors, None, scaling=0.3)
+    assert weights is None
+    assert mixed.shape == (2, time, heads, 8)
+    torch.testing.assert_close(mixed, reference(*tensors), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "time"), SHAPES)
+def test_its_gradients_equal_pytorchs(heads: int, kv_heads: int, time: int) -> None:
+    tensors = drawn(heads, kv_heads, time)
+    weigh = torch.randn(2, time, heads, 8)
+    mixed, _ = causal_attention(None, *tensors, None, scaling=0.3)
+    ours = torch.autograd.grad((mixed * weigh).sum(), tensors)
+    theirs = torch.autograd.grad((reference(*tensors) * weigh).sum(), tensors)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_in_gives_bfloat16_out() -> None:
+    query, key, value = (t.bfloat16() for t in drawn(4, 2, 6))
+    mixed, _ = causal_attention(None, query, key, value, None, scaling=0.3)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.float(), reference(query.float(), key.float(), value.float()), atol=0.03, rtol=0)
+
+
+def test_a_model_with_it_reads_as_with_transformers_own_attention(
+    tiny_fp32: tuple[Any, Any], tiny_folder: Path
+) -> None:
+    ours, tokenizer = tiny_fp32
+    assert ours.config._attn_implementation == "smallfirst_causal"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    ids = torch.tensor([tokenizer.encode("where is my card, it is late")])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 77])
+def test_right_padding_never_changes_what_is_read_at_real_positions(tiny_fp32: tuple[Any, Any], padding: int) -> None:
+    model, tokenizer = tiny_fp32
+    row = tokenizer.encode("tell me more about your refund")
+    padded = torch.full((3, len(row) + 13), padding)
+    padded[1, : len(row)] = torch.tensor(row)
+    with torch.inference_mode():
+        alone = model.model(input_ids=torch.tensor([row])).last_hidden_state[0]
+        among = model.model(input_ids=padded).last_hidden_state[1, : len(row)]
+    torch.testing.assert_close(among, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+def test_a_given_mask_is_the_only_mask(heads: int, kv_heads: int, keys: int) -> None:
+    torch.manual_seed(2)
+    query = torch.randn(2, heads, 3, 8)
+    key, value = (torch.randn(2, kv_heads, keys, 8) for _ in range(2))
+    hidden = torch.rand(2, 1, 3, keys) < 0.4
+    mask = torch.zeros(2, 1, 3, keys).masked_fill(hidden, torch.finfo(torch.float32).min)
+    mixed, _ = causal_attention(None, query, key, value, mask, scaling=0.3)
+    groups = heads // kv_heads
+    wanted = F.scaled_dot_product_attention(
+        query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), attn_mask=mask, scale=0.3
+    )
+    torch.testing.assert_close(mixed, wanted.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("keys", [9, attention.SHORT_TOKENS + 5])
+@pytest.mark.parametrize("time", [1, 2])
+def test_without_a_mask_the_last_positions_see_all_before_them(keys: int, time: int) -> None:
+    query, key, value = (t.detach() for t in drawn(4, 2, keys))
+    mixed, _ = causal_attention(None, query[:, :, keys - time :], key, value, None, scaling=0.3)
+    torch.testing.assert_close(mixed, reference(query, key, value)[:, keys - time :], atol=1e-5, rtol=0)

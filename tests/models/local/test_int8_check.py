@@ -1,0 +1,102 @@
+"""Eight bits are kept only where rows show the same answers; what was seen is written down."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import DataError
+from smallfirst.models.label_model import Scored
+from smallfirst.models.local.int8_check import (
+    EIGHT_BITS,
+    EightBitCheck,
+    check_eight_bits,
+    compare,
+    may_use_eight_bits,
+)
+from smallfirst.models.local.int8_matmul import eight_bits_work
+from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.manifest import Manifest, write_manifest
+from smallfirst.tasks.classify import Classify
+
+MANIFEST = Manifest(kind="codes", task=Classify(name="t", labels=("a", "b")), base="tiny", weights_fingerprint="f00")
+
+
+def rows(*first: float) -> list[Scored]:
+    """Rows with these probabilities of the first of two labels."""
+    return [Scored([math.log(p), math.log(1 - p)], 3, 0.0) for p in first]
+
+
+def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
+    found = compare(rows(*[0.8] * 250), rows(*[0.7] * 250), [0] * 200 + [1] * 50, manifest=MANIFEST, rows="validation")
+    assert found.kept
+    assert (found.agreement.value, found.agreement.n) == (1.0, 250)
+    assert found.agreement.low == pytest.approx(250 / (250 + 1.959964**2))  # Wilson, all alike
+    assert (found.exact_right, found.eight_bits_right) == (200, 200)
+    assert found.mean_shift == pytest.approx(0.1)
+    assert (found.weights_fingerprint, found.rows) == ("f00", "validation")
+    assert "the same label on 1.000" in found.why
+
+
+@pytest.mark.parametrize(("n", "kept"), [(99, False), (100, True)])
+def test_nothing_is_chosen_on_too_few_rows(n: int, kept: bool) -> None:
+    assert compare(rows(*[0.8] * n), rows(*[0.8] * n), None, manifest=MANIFEST, rows="v").kept is kept
+
+
+def test_other_answers_are_not_kept() -> None:
+    exact, eight = rows(*[0.8] * 300), rows(*[0.8] * 290, *[0.3] * 10)
+    found = compare(exact, eight, None, manifest=MANIFEST, rows="v")
+    assert not found.kept
+    assert found.agreement.value == pytest.approx(290 / 300)
+    assert (found.difference, found.exact_right) == (None, None)
+    assert "on at least 98% it must be" in found.why
+
+
+def test_lost_accuracy_is_not_kept_even_where_labels_mostly_agree() -> None:
+    exact, eight = rows(*[0.8] * 1000), rows(*[0.8] * 985, *[0.3] * 15)
+    found = compare(exact, eight, [0] * 1000, manifest=MANIFEST, rows="v")
+    assert found.difference is not None
+    assert found.difference.value == pytest.approx(-0.015)
+    assert (found.exact_right, found.eight_bits_right) == (1000, 985)
+    assert not found.kept
+    assert "no more than 1% may be lost" in found.why
+    assert compare(exact, eight, [1] * 1000, manifest=MANIFEST, rows="v").kept  # the same labels, now for the better
+
+
+def test_no_rows_are_an_error() -> None:
+    with pytest.raises(DataError, match="v: no rows to check eight bits on"):
+        compare([], [], None, manifest=MANIFEST, rows="v")
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
+    from smallfirst.models.local.label_scorer import load_causal
+
+    made = tmp_path / "model"
+    made.mkdir()
+    for file in tiny_folder.iterdir():
+        (made / file.name).write_bytes(file.read_bytes())
+    codes = choose_codes(toy_task.labels, load_causal(made)[1])
+    manifest = Manifest(kind="codes", task=toy_task, base="tiny", codes=codes, weights_fingerprint="f00")
+    write_manifest(made, manifest)
+    return made
+
+
+@pytest.mark.skipif(not eight_bits_work(), reason="this processor has no fast products of bytes")
+def test_the_check_of_a_folder_lies_beside_its_weights(folder: Path, toy_selection: Dataset) -> None:
+    many = Dataset(name="selection", examples=toy_selection.examples * 10)
+    found = check_eight_bits(folder, many)
+    assert found is not None
+    assert found.agreement.n == 240
+    assert EightBitCheck.load(folder / EIGHT_BITS) == found
+    assert may_use_eight_bits(folder, MANIFEST) is found.kept
+    assert not may_use_eight_bits(folder, MANIFEST.model_copy(update={"weights_fingerprint": "f01"}))
+
+
+def test_a_model_that_is_not_read_at_one_position_is_not_checked(tmp_path: Path, toy_selection: Dataset) -> None:
+    write_manifest(tmp_path, MANIFEST.model_copy(update={"kind": "words"}))
+    assert check_eight_bits(tmp_path, toy_selection) is None
+    assert not may_use_eight_bits(tmp_path, MANIFEST)

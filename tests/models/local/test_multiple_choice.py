@@ -1,0 +1,73 @@
+"""The likeliest of given answers: what one plain forward pass an answer says, whatever is read beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from smallfirst.models.local import multiple_choice as module
+from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.models.local.multiple_choice import Choice, choice, mean_log_probabilities
+
+TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
+CHOICES = [
+    Choice((0, 5, 9, 300), ((301,), (302, 303), (301, 7, 8))),  # the third begins like the first, which ends there
+    Choice((0, 4), ((11, 12, 13, 14), (11, 12, 13, 15))),
+    Choice((0, 21, 22, 23, 24, 25, 26), ((40,), (40, 41))),
+]
+
+
+def plainly(folder: Path, asked: Choice) -> list[float]:
+    """Mean log-probability of each answer from transformers' own model, prompt and answer in one pass."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    means = []
+    for answer in asked.answers:
+        with torch.inference_mode():
+            logs = model.eval()(input_ids=torch.tensor([[*asked.prompt, *answer]])).logits[0].log_softmax(-1)
+        first = len(asked.prompt) - 1
+        means.append(sum(logs[first + i, token].item() for i, token in enumerate(answer)) / len(answer))
+    return means
+
+
+def test_answers_get_their_mean_log_probability_a_token(tiny_fp32: tuple[Any, Any], tiny_folder: Path) -> None:
+    found = mean_log_probabilities(tiny_fp32[0], CHOICES)
+    for values, asked in zip(found, CHOICES, strict=True):
+        assert values == pytest.approx(plainly(tiny_folder, asked), abs=1e-4)
+
+
+def test_questions_read_together_do_not_change_each_other(
+    tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = mean_log_probabilities(tiny_fp32[0], CHOICES)
+    monkeypatch.setattr(module, "PROMPTS_AT_ONCE", 1)
+    alone = mean_log_probabilities(tiny_fp32[0], CHOICES)
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_the_output_matrix_may_be_multiplied_in_any_parts(
+    tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = mean_log_probabilities(tiny_fp32[0], CHOICES)
+    monkeypatch.setattr(module, "VOCABULARY_CHUNK", 37)
+    for one, other in zip(mean_log_probabilities(tiny_fp32[0], CHOICES), whole, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_a_question_is_asked_through_the_chat_template_if_there_is_one(tiny_folder: Path) -> None:
+    _, tokenizer = load_causal(tiny_folder)
+
+    def encoded(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    plain = choice(tokenizer, "card", ["A", "lost"])
+    assert plain.prompt == (tokenizer.bos_token_id, *encoded("card\nAnswer:"))
+    assert plain.answers == (encoded(" A"), encoded(" lost"))
+    tokenizer.chat_template = TEMPLATE
+    asked = choice(tokenizer, "card", ["A", "lost"])
+    assert asked.prompt == encoded("<s>card</s>=>")
+    assert asked.answers == (encoded("A"), encoded("lost"))

@@ -1,0 +1,151 @@
+"""Recording a model: no answer is lost, none is paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
+from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.recorded.record import Progress, record
+from smallfirst.models.recorded.replay import ReplayModel
+
+HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
+TEXTS = ("one", "two", "three", "four")
+
+
+class Shout:
+    """Answers in capitals; cannot answer the texts in `bad`, and is down for those in `down`."""
+
+    def __init__(self, *, bad: str = "", down: str = "", name: str = "shout") -> None:
+        self.name = name
+        self.bad, self.down = bad.split(), down.split()
+        self.asked: list[str] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request.text)
+        await asyncio.sleep(0)
+        if request.text in self.bad:
+            raise BadAnswer(f"nothing to say to {request.text}")
+        if request.text in self.down:
+            raise Unavailable("large model down")
+        return Completion(text=request.text.upper(), answered_by=self.name, latency_ms=1.26, cost_usd=0.1)
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        pass
+
+
+def run(
+    model: Shout,
+    path: Path,
+    texts: tuple[str, ...] = TEXTS,
+    *,
+    header: dict[str, Any] = HEADER,
+    concurrency: int = 1,
+    progress: Progress | None = None,
+) -> int:
+    requests = [Request.ask(text) for text in texts]
+    return asyncio.run(record(model, requests, path, header=header, concurrency=concurrency, progress=progress))
+
+
+def answers(path: Path) -> list[str]:
+    return [json.loads(line)["answer"] for line in path.read_text().splitlines()[1:]]
+
+
+def test_recording_replays(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "shout.jsonl"
+    assert run(Shout(), path, concurrency=3) == 4
+    model = ReplayModel.load(path)
+    assert model.note == "recorded 2026-11-25 from shout (n=4)"
+    completion = asyncio.run(model.complete(Request.ask("three")))
+    assert (completion.text, completion.latency_ms, completion.cost_usd) == ("THREE", 1.3, 0.1)
+
+
+def test_equal_requests_are_asked_once(tmp_path: Path) -> None:
+    model = Shout()
+    assert run(model, tmp_path / "a.jsonl", ("one", "two", "one")) == 2
+    assert model.asked == ["one", "two"]
+
+
+def test_killed_run_goes_on_without_asking_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    run(Shout(), path, ("one", "two"))
+    whole = path.read_text()
+    path.write_text(whole[:-20])  # the second row is half written
+    model, told = Shout(), []
+    assert run(model, path, progress=lambda there, wanted: told.append((there, wanted))) == 3
+    assert model.asked == ["two", "three", "four"]
+    assert told == [(2, 4), (3, 4), (4, 4)]
+    assert answers(path) == ["ONE", "TWO", "THREE", "FOUR"]
+    assert ReplayModel.load(path).note == "recorded 2026-11-25 from shout (n=4)"
+
+
+def test_model_that_is_down_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -> None:
+    path, model = tmp_path / "a.jsonl", Shout(down="three")
+    with pytest.raises(Unavailable, match="large model down"):
+        run(model, path)
+    assert model.asked == ["one", "two", "three"]
+    assert answers(path) == ["ONE", "TWO"]
+
+
+def test_answer_under_way_when_the_model_goes_down_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(Unavailable):
+        run(Shout(down="one"), path, concurrency=2)
+    assert answers(path) == ["TWO"]
+
+
+def test_bad_answers_are_skipped_and_told_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(BadAnswer) as caught:
+        run(Shout(bad="one three"), path)
+    assert str(caught.value) == (
+        f"2 of 4 requests got no answer; the others are in {path}. "
+        "The first: nothing to say to one\n"
+        "  next: run the same command again to ask only those"
+    )
+    assert answers(path) == ["TWO", "FOUR"]
+
+
+def test_another_model_may_not_go_on_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    run(Shout(), path)
+    before = path.read_text()
+    model = Shout(name="whisper")
+    with pytest.raises(DataError) as caught:
+        run(model, path)
+    assert str(caught.value) == (
+        f'{path} was recorded with "shout", not "whisper" as model; '
+        "one file must not mix answers of both\n"
+        "  next: record into another file, or delete this one"
+    )
+    assert (model.asked, path.read_text()) == ([], before)
+
+
+def test_another_prompt_may_not_go_on_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    run(Shout(), path)
+    with pytest.raises(DataError, match="with another one as prompt"):
+        run(Shout(), path, header=HEADER | {"prompt": "Think."})
+
+
+def test_settings_are_compared_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    header = HEADER | {"settings": {"stop": ("\n",)}}  # a tuple here, a list in the file
+    run(Shout(), path, header=header)
+    assert run(Shout(), path, header=header) == 0
+
+
+def test_wrong_header_asks_nothing(tmp_path: Path) -> None:
+    model = Shout()
+    with pytest.raises(ConfigError, match="made_at: missing"):
+        run(model, tmp_path / "a.jsonl", header={"smallfirst": "0.1.0"})
+    assert model.asked == []

@@ -1,0 +1,347 @@
+"""The way to an endpoint over real sockets: broken lines, dead processes, retries within a budget, the breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+import pytest
+
+from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unavailable
+from smallfirst.models.protocol import Completion, Probed, Request
+from smallfirst.models.remote.client import BURST, LeftAlone
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.pricing import PriceBook, TokenPrice
+
+BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
+BODY = json.dumps(
+    {
+        "choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+    }
+).encode()
+Deed = Callable[[socket.socket], bool]
+
+
+def reply(status: str, body: bytes = b"", *headers: str) -> Deed:
+    """Answers, and keeps the connection."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+
+    def do(line: socket.socket) -> bool:
+        line.sendall("\r\n".join(lines).encode() + body)
+        return True
+
+    return do
+
+
+def say_and_hang_up(content: bytes) -> Deed:
+    """Sends something, then closes the connection."""
+
+    def do(line: socket.socket) -> bool:
+        line.sendall(content)
+        return False
+
+    return do
+
+
+def say_nothing(line: socket.socket) -> bool:
+    time.sleep(6)
+    return False
+
+
+OK, BUSY = reply("200 OK", BODY), reply("503 Service Unavailable", b"busy")
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(value: Any) -> bytes:
+    data = f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def piece(text: str, finish: str | None = None) -> bytes:
+    return chunk({"choices": [{"delta": {"content": text}, "finish_reason": finish}]})
+
+
+class Server:
+    """Does its deeds in turn, one a request, and the last one for ever."""
+
+    def __init__(self) -> None:
+        self.deeds: list[Deed] = [OK]
+        self.heads: list[str] = []
+        self.n_lines = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def model(self, **settings: Any) -> EndpointModel:
+        config = EndpointConfig(**{"base_url": self.url, "model": "big", "timeout_s": 5, **settings})
+        return EndpointModel(config, BOOK, sleep=self.no_wait, clock=lambda: self.now_s)
+
+    now_s = 100.0
+
+    async def no_wait(self, seconds: float) -> None:
+        """Tries follow at once."""
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # closing alone would leave the thread in accept()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                line, _ = self._listener.accept()
+            except OSError:
+                return
+            self.n_lines += 1
+            threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        with line, line.makefile("rb") as said:
+            while head := _head(said):
+                lengths = [h.partition(":")[2] for h in head.split("\r\n") if h.lower().startswith("content-length")]
+                said.read(int(lengths[0]))
+                self.heads.append(head)
+                deed = self.deeds.pop(0) if len(self.deeds) > 1 else self.deeds[0]
+                if not deed(line):
+                    line.shutdown(socket.SHUT_RDWR)
+                    return
+
+
+def _head(said: BinaryIO) -> str:
+    """A request's head; empty if the client has gone."""
+    lines = []
+    while (line := said.readline()) not in (b"", b"\r\n"):
+        lines.append(line)
+    return b"".join(lines).decode() if line else ""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    made = Server()
+    yield made
+    made.close()
+
+
+def ask(model: EndpointModel) -> str:
+    return asyncio.run(model.complete(Request.ask("Is it?"))).text
+
+
+def all_of(model: EndpointModel, n: int) -> list[BaseException | Completion]:
+    """What comes of `n` requests, one after the other."""
+
+    async def one_by_one() -> list[BaseException | Completion]:
+        return [(await asyncio.gather(model.complete(Request.ask("?")), return_exceptions=True))[0] for _ in range(n)]
+
+    return asyncio.run(one_by_one())
+
+
+def streamed(model: EndpointModel) -> list[str]:
+    async def collect() -> list[str]:
+        return [c.text async for c in model.stream(Request.ask("Is it?"))]
+
+    return asyncio.run(collect())
+
+
+# --- what goes over the line ---------------------------------------------------------------------
+
+
+def test_the_key_goes_along_and_no_cookie_comes_back(server: Server) -> None:
+    server.deeds = [reply("200 OK", BODY, "Set-Cookie: a=b; Path=/"), OK]
+    model = server.model()
+
+    async def twice() -> None:
+        await model.complete(Request.ask("one"))
+        await model.complete(Request.ask("two"))
+
+    asyncio.run(twice())
+    assert "Authorization: Bearer sk-secret" in server.heads[1]
+    assert "cookie" not in server.heads[1].lower()
+    assert server.n_lines == 1  # the connection was used again
+
+
+def test_loopback_is_reached_past_a_proxy_and_a_netrc(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert ask(server.model()) == "yes"
+    assert "Bearer sk-secret" in server.heads[0]
+
+
+def test_a_redirect_is_not_followed(server: Server) -> None:
+    server.deeds = [reply("302 Found", b"", f"Location: {server.url}/elsewhere")]
+    with pytest.raises(BadAnswer, match="a redirect, which is not followed"):
+        ask(server.model())
+    assert len(server.heads) == 1
+
+
+def test_lines_of_a_stream_may_be_cut_anywhere(server: Server) -> None:
+    whole = b"".join([piece("ca"), piece("fé"), piece("", "stop"), chunk({"choices": [], "usage": {
+        "prompt_tokens": 3, "completion_tokens": 2}}), chunk("[DONE]"), b"0\r\n\r\n"])  # fmt: skip
+
+    def drip(line: socket.socket) -> bool:
+        line.sendall(CHUNKED)
+        for start in range(0, len(whole), 7):
+            line.sendall(whole[start : start + 7])
+            time.sleep(0.001)
+        return True
+
+    server.deeds = [drip]
+    assert streamed(server.model()) == ["ca", "fé", ""]
+
+
+# --- what breaks ---------------------------------------------------------------------------------
+
+
+def test_a_line_that_breaks_before_the_answer_is_tried_again(server: Server) -> None:
+    server.deeds = [say_and_hang_up(b""), say_and_hang_up(b"HTTP/1.1 2"), say_and_hang_up(b"nonsense\r\n\r\n"), OK]
+    assert ask(server.model()) == "yes"
+    assert len(server.heads) == 4
+
+
+def test_a_line_that_breaks_inside_the_answer_is_an_error_and_not_tried_again(server: Server) -> None:
+    server.deeds = [say_and_hang_up(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")]
+    with pytest.raises(Unavailable, match="broke off its answer"):
+        ask(server.model())
+    assert len(server.heads) == 1
+
+
+def test_silence_is_an_error_in_time_and_not_tried_again(server: Server) -> None:
+    server.deeds = [say_nothing]
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"gave no answer within 0\.1 s"):
+        ask(server.model(timeout_s=0.1))
+    assert time.monotonic() - began < 5
+    assert len(server.heads) == 1
+
+
+@pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"])
+def test_a_stream_that_ends_early_is_an_error(server: Server, ending: bytes) -> None:
+    server.deeds = [say_and_hang_up(CHUNKED + piece("half") + ending)]
+    with pytest.raises(Unavailable, match="broke off its answer"):
+        streamed(server.model())
+    assert len(server.heads) == 1
+
+
+STREAMING = """
+import socket, sys, time
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+line, _ = listener.accept()
+line.recv(65536)
+line.sendall(bytes.fromhex(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+def test_an_upstream_killed_in_the_middle_of_a_stream_is_an_error_at_once() -> None:
+    said = (CHUNKED + piece("half")).hex()
+    with subprocess.Popen([sys.executable, "-c", STREAMING, said], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        url = f"http://127.0.0.1:{int(child.stdout.readline())}/v1"
+        model = EndpointModel(EndpointConfig(base_url=url, model="big", timeout_s=30), BOOK)
+        moments: list[float] = []
+
+        async def read() -> None:
+            async for part in model.stream(Request.ask("Is it?")):
+                assert part.text == "half"
+                os.kill(child.pid, signal.SIGKILL)
+                moments.append(time.monotonic())
+
+        with pytest.raises(Unavailable, match="broke off its answer"):
+            asyncio.run(read())
+        assert time.monotonic() - moments[0] < 3
+
+
+def test_a_caller_that_is_cancelled_lets_go_of_the_line_and_of_its_place(server: Server) -> None:
+    server.deeds = [say_nothing, OK]
+    model = server.model(max_concurrency=1)
+
+    async def leave() -> str:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await model.complete(Request.ask("Is it?"))
+        return (await model.complete(Request.ask("And now?"))).text
+
+    assert asyncio.run(leave()) == "yes"
+
+
+# --- the budget and the breaker ------------------------------------------------------------------
+
+
+def test_retries_of_all_requests_together_stay_within_the_budget(server: Server) -> None:
+    server.deeds = [BUSY]
+    model = server.model(breaker={"failures_in_a_row": 10_000, "least_n": 10_000})
+    errors = all_of(model, 40)
+    assert {type(error) for error in errors} == {Unavailable}
+    # What there was at first, and a tenth of 40; what came in while there were still ten is lost.
+    assert 40 + BURST < len(server.heads) <= 40 + BURST + 4
+
+
+def test_a_wait_that_the_endpoint_names_with_429_is_not_counted(server: Server) -> None:
+    server.deeds = [reply("429 Too Many Requests", b"", "Retry-After: 1")]
+    with pytest.raises(RateLimited):
+        ask(server.model(retry_share=0, max_retries=BURST + 5))
+    assert len(server.heads) == 1 + BURST + 5
+
+
+def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(server: Server) -> None:
+    server.deeds = [BUSY]
+    model = server.model(max_retries=0)
+    assert [type(error) for error in all_of(model, 5)] == [Unavailable] * 5
+    with pytest.raises(LeftAlone, match=r"not asked for another 1 s \(5 failures in a row\)") as caught:
+        ask(model)
+    assert (caught.value.retry_after_s, caught.value.retryable, len(server.heads)) == (1, True, 5)
+    server.deeds, server.now_s = [OK], 101
+    assert [ask(model), ask(model)] == ["yes", "yes"]
+
+
+def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
+    server.deeds = [BUSY]
+    with pytest.raises(Unavailable, match="HTTP 503 after 2 tries"):
+        ask(server.model(breaker={"failures_in_a_row": 2}))
+    assert len(server.heads) == 2
+
+
+@pytest.mark.parametrize(
+    ("deed", "kind"), [(reply("400 Bad Request"), BadAnswer), (reply("429 Slow Down"), RateLimited)]
+)
+def test_a_refusal_shows_that_the_endpoint_is_there(server: Server, deed: Deed, kind: type[ModelError]) -> None:
+    server.deeds = [deed]
+    model = server.model(max_retries=0, breaker={"failures_in_a_row": 2})
+    assert [type(error) for error in all_of(model, 4)] == [kind] * 4
+
+
+def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
+    server.deeds = [say_and_hang_up(CHUNKED + piece("half"))]
+    model = server.model(breaker={"failures_in_a_row": 2})
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="broke off"):
+            streamed(model)
+    with pytest.raises(LeftAlone):
+        streamed(model)
+
+
+def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) -> None:
+    model = server.model(max_retries=0, breaker={"failures_in_a_row": 1})
+    assert isinstance(model, Probed)
+    asyncio.run(model.ready())
+    assert server.heads == []
+    server.deeds = [BUSY]
+    with pytest.raises(Unavailable):
+        ask(model)
+    with pytest.raises(LeftAlone):
+        asyncio.run(model.ready())
+    server.now_s += 1
+    asyncio.run(model.ready())

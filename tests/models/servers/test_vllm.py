@@ -1,0 +1,294 @@
+"""vLLM as a program of its own: a stand-in that speaks HTTP on a Unix socket as `vllm serve` does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from fixtures.tiny_llama import gone_within
+
+from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
+from smallfirst.models.protocol import Chunk, Model, Probed, Request, ResponseFormat
+from smallfirst.models.servers.vllm import VllmConfig, VllmModel, command_of, find_vllm
+from smallfirst.pricing import PriceBook
+
+STAND_IN = f"""#!{sys.executable}
+import http.server, json, os, pathlib, socketserver, subprocess, sys, threading
+
+place = pathlib.Path(__file__).parent
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+own = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "helper": helper.pid, "pid": os.getpid()}}
+(place / "started.json").write_text(json.dumps(own))
+if (place / "broken").exists():
+    helper.kill()
+    sys.exit("ValueError: no kernel image is available")
+bodies = open(place / "bodies.jsonl", "a", buffering=1)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self):
+        return "socket"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.headers["authorization"] != "Bearer " + os.environ["VLLM_API_KEY"]:
+            self.send_response(401)
+            self.end_headers()
+            return
+        bodies.write(json.dumps(body) + "\\n")
+        self.send_response(200)
+        self.end_headers()
+        answers = (place / "answers.txt").read_text().splitlines()
+        text = answers[min(len(answers), sum(1 for _ in open(place / "bodies.jsonl"))) - 1]
+        for delta, reason in ((text[:3], None), (text[3:], "stop")):
+            self.event({{"choices": [{{"index": 0, "delta": {{"content": delta}}, "finish_reason": reason}}]}})
+        self.event({{"choices": [], "usage": {{"prompt_tokens": 5, "completion_tokens": 2}}}})
+        self.wfile.write(b"data: [DONE]\\n\\n")
+
+    def event(self, value):
+        self.wfile.write(b"data: " + json.dumps(value).encode() + b"\\n\\n")
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+Server(sys.argv[sys.argv.index("--uds") + 1], Handler).serve_forever()
+"""
+YES_NO = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """The stand-in; it answers one line of answers.txt a request, the last one again and again."""
+    path = tmp_path / "bin" / "vllm"
+    path.parent.mkdir()
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    (path.parent / "answers.txt").write_text("hello there\n")
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, program: Path) -> VllmConfig:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").touch()
+    (adapter / "adapter_config.json").write_text('{"r": 24}')
+    (adapter / "adapter_model.safetensors").touch()
+    return VllmConfig(model=base, program=program, adapters=(("billing", adapter),), start_timeout_s=60)
+
+
+@pytest.fixture
+def model(config: VllmConfig) -> Iterator[VllmModel]:
+    model = VllmModel(config, PriceBook())
+    yield model
+    asyncio.run(model.aclose())
+
+
+def started(program: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((program.parent / "started.json").read_text())
+    return found
+
+
+def bodies(program: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (program.parent / "bodies.jsonl").read_text().splitlines()]
+
+
+def test_answers_whole_and_in_pieces(model: VllmModel) -> None:
+    async def run() -> tuple[str, list[Chunk]]:
+        await model.ready()
+        whole = await model.complete(Request.ask("Hi"))
+        assert whole.cost_usd > 0
+        assert (whole.answered_by, whole.prompt_tokens, whole.completion_tokens) == ("base", 5, 2)
+        return whole.text, [chunk async for chunk in model.stream(Request.ask("Hi"))]
+
+    text, chunks = asyncio.run(run())
+    assert isinstance(model, Model)
+    assert isinstance(model, Probed)
+    assert text == "hello there"
+    assert [chunk.text for chunk in chunks] == ["hel", "lo there", ""]
+
+
+def test_server_is_started_for_us_alone(model: VllmModel, config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not yours")
+    monkeypatch.setenv("PYTHONPATH", "not-yours")
+    asyncio.run(model.complete(Request.ask("Hi")))
+    assert config.program is not None
+    own = started(config.program)
+    given = dict(zip(own["arguments"], own["arguments"][1:], strict=False))
+    assert own["arguments"][:2] == ["serve", str(config.model)]
+    assert given["--served-model-name"] == "base"
+    assert given["--max-lora-rank"] == "32"  # the adapter's is 24
+    assert given["--lora-modules"] == f"billing={config.adapters[0][1]}"
+    assert Path(given["--uds"]).parent.stat().st_mode & 0o777 == 0o700
+    assert {"--host", "--port"} & set(own["arguments"]) == set()
+    environment = own["environment"]
+    assert len(environment["VLLM_API_KEY"]) > 40
+    assert environment["VLLM_API_KEY"] not in " ".join(own["arguments"])
+    assert {"OPENAI_API_KEY", "PYTHONPATH"} & environment.keys() == set()
+    assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == environment["VLLM_SERVER_DEV_MODE"] == "0"
+
+
+def test_tenants_prompts_are_salted_apart(model: VllmModel, program: Path) -> None:
+    async def run() -> None:
+        for tenant in ("ann", "ann", "bob"):
+            await model.complete(Request.ask("Hi").model_copy(update={"tenant": tenant, "tags": {"n": "9"}}))
+
+    asyncio.run(run())
+    first, again, other = bodies(program)
+    assert first["cache_salt"] == again["cache_salt"] != other["cache_salt"]
+    assert "ann" not in first["cache_salt"]
+    expected = {"model", "messages", "max_tokens", "temperature", "stream", "stream_options", "cache_salt"}
+    assert set(first) == expected
+
+
+def test_adapter_is_asked_for_by_name_in_the_same_process(config: VllmConfig, model: VllmModel, program: Path) -> None:
+    async def run() -> None:
+        adapted = VllmModel(config, PriceBook(), adapter="billing")
+        await model.complete(Request.ask("Hi"))
+        pid = started(program)["pid"]
+        assert (await adapted.complete(Request.ask("Hi"))).answered_by == "billing"
+        assert started(program)["pid"] == pid
+        await model.aclose()
+        await adapted.complete(Request.ask("Hi"))
+        await adapted.aclose()
+
+    asyncio.run(run())
+    assert [body["model"] for body in bodies(program)] == ["base", "billing", "billing"]
+
+
+def test_form_is_checked_before_and_after(model: VllmModel, program: Path) -> None:
+    (program.parent / "answers.txt").write_text('nonsense\n{"ok":true}\nnonsense\n')
+    form = ResponseFormat(kind="json_schema", json_schema=YES_NO)
+    bad = ResponseFormat(kind="json_schema", json_schema={"type": "string", "pattern": "(?=x)"})
+
+    async def run() -> None:
+        request = Request.ask("Hi").model_copy(update={"response_format": form})
+        assert (await model.complete(request)).text == '{"ok":true}'
+        with pytest.raises(BadAnswer, match="base wrote what its schema forbids: 'nonsense'"):
+            await model.complete(request)
+        with pytest.raises(RequestRefused, match="look-around"):
+            await model.complete(request.model_copy(update={"response_format": bad}))
+
+    asyncio.run(run())
+    sent = bodies(program)
+    assert len(sent) == 4
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": YES_NO}}
+    assert all(body["response_format"] == wanted for body in sent)
+    assert sent[0]["cache_salt"] != sent[1]["cache_salt"]  # the second try remembers nothing
+
+
+def test_server_and_its_helpers_end_with_the_model(model: VllmModel, program: Path) -> None:
+    asyncio.run(model.complete(Request.ask("Hi")))
+    own = started(program)
+    asyncio.run(model.aclose())
+    assert gone_within(own["pid"], seconds=5)
+    assert gone_within(own["helper"], seconds=5)
+
+
+def test_dead_server_is_started_again(model: VllmModel, program: Path) -> None:
+    asyncio.run(model.complete(Request.ask("Hi")))
+    own, child = started(program), asyncio.run(model.open().supervisor.child())
+    os.kill(own["pid"], signal.SIGKILL)
+    assert child.ended.wait(5)
+    assert gone_within(own["helper"], seconds=5)  # or it would keep the GPU's memory
+
+    async def again() -> str:
+        for _ in range(50):  # on a busy machine the first one may still meet the end of the old server
+            try:
+                return (await model.complete(Request.ask("Hi"))).text
+            except Unavailable:
+                await asyncio.sleep(0.2)
+        return ""
+
+    assert asyncio.run(again()) == "hello there"
+    assert started(program)["pid"] != own["pid"]
+
+
+def test_server_dies_with_us(config: VllmConfig, program: Path) -> None:
+    text = (
+        "import asyncio, sys, time\n"
+        "from smallfirst.models.protocol import Request\n"
+        "from smallfirst.models.servers.vllm import VllmConfig, VllmModel\n"
+        "from smallfirst.pricing import PriceBook\n"
+        "model = VllmModel(VllmConfig.model_validate_json(sys.argv[1]), PriceBook())\n"
+        "asyncio.run(model.complete(Request.ask('Hi', max_tokens=1)))\n"
+        "print('asked', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    root = str(Path(__file__).parents[3])
+    command = [sys.executable, "-c", text, config.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"asked\n"
+        parent.kill()
+    assert gone_within(started(program)["pid"], seconds=8)
+    assert gone_within(started(program)["helper"], seconds=8)
+
+
+def test_server_that_does_not_start_says_why(model: VllmModel, program: Path) -> None:
+    (program.parent / "broken").touch()
+    with pytest.raises(Unavailable, match="vLLM did not start for base: ValueError: no kernel image is available"):
+        asyncio.run(model.complete(Request.ask("Hi")))
+
+
+def test_without_vllm_it_is_said_how_to_install_it(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert find_vllm() is None
+    with pytest.raises(MissingExtra, match=r"no `vllm` is on PATH\n  next: install it in an environment of its own"):
+        VllmModel(config.model_copy(update={"program": None}), PriceBook())
+    with pytest.raises(MissingExtra, match="there is no program nowhere/vllm"):
+        VllmModel(config.model_copy(update={"program": Path("nowhere/vllm")}), PriceBook())
+
+
+def test_everything_wrong_with_the_folders_is_named(config: VllmConfig) -> None:
+    (config.model / "config.json").write_text('{"auto_map": {"AutoModel": "evil.py"}}')
+    (config.model / "model.safetensors").unlink()
+    (config.adapters[0][1] / "adapter_config.json").write_text('{"r": 1024}')
+    with pytest.raises(ConfigError) as caught:
+        VllmModel(config, PriceBook(), adapter="other")
+    for problem in ('no adapter is called "other"', "code of its own", "no weights as safetensors", "rank is 1024"):
+        assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"options": ("--trust-remote-code",)},
+        {"options": ("--host=0.0.0.0",)},
+        {"options": ("--allowed-local-media-path=/",)},
+        {"adapters": {"../up": "a"}},
+        {"adapters": [["a", "x"], ["a", "y"]]},
+    ],
+)
+def test_settings_that_would_open_it_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=r"cannot be given|names must be|one name"):
+        VllmConfig.model_validate({"model": "m", **wrong})
+
+
+def test_adapters_may_be_written_as_a_mapping(config: VllmConfig) -> None:
+    found = VllmConfig.model_validate({"model": "m", "adapters": {"a": "x"}, "options": ["--dtype=bfloat16"]})
+    assert found.adapters == (("a", Path("x")),)
+    assert (
+        command_of(Path("vllm"), config.model_copy(update={"options": ("--dtype=float",)}), Path("s"))[-1]
+        == "--dtype=float"
+    )

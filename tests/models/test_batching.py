@@ -1,0 +1,153 @@
+"""Whoever waits is answered together, in order; a failure reaches everyone who waited and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from smallfirst.errors import ModelError
+from smallfirst.models.batching import Plan, Worker, _Pace
+
+
+class Doubling:
+    """Doubles numbers; waits for `gate`; fails on 13."""
+
+    def __init__(self) -> None:
+        self.gate, self.began = threading.Event(), threading.Event()
+        self.gate.set()
+        self.batches: list[list[int]] = []
+
+    def __call__(self, numbers: Sequence[int]) -> list[int]:
+        self.batches.append(list(numbers))
+        self.began.set()
+        assert self.gate.wait(10)
+        if 13 in numbers:
+            raise ValueError("unlucky")
+        return [2 * n for n in numbers]
+
+
+def test_what_waits_is_answered_together_up_to_the_most() -> None:
+    async def scenario() -> tuple[list[int], list[list[int]]]:
+        doubling = Doubling()
+        doubling.gate.clear()
+        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=3)
+        first = asyncio.ensure_future(worker.ask(1))
+        await asyncio.to_thread(doubling.began.wait, 10)
+        others = [asyncio.ensure_future(worker.ask(n)) for n in range(2, 7)]
+        await asyncio.sleep(0)  # all five stand in line
+        doubling.gate.set()
+        found = [await first, *(await asyncio.gather(*others))]
+        await worker.aclose()
+        return found, doubling.batches
+
+    found, batches = asyncio.run(scenario())
+    assert found == [2, 4, 6, 8, 10, 12]
+    assert batches == [[1], [2, 3, 4], [5, 6]]
+
+
+def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> None:
+    async def scenario() -> tuple[list[object], int]:
+        worker: Worker[int, int] = Worker(Doubling(), name="doubling", most_at_once=9)
+        failed = await asyncio.gather(worker.ask(13), return_exceptions=True)
+        after = await worker.ask(4)
+        await worker.aclose()
+        return list(failed), after
+
+    failed, after = asyncio.run(scenario())
+    assert isinstance(failed[0], ModelError)
+    assert "doubling could not answer: unlucky" in str(failed[0])
+    assert after == 8
+
+
+def test_a_closed_worker_says_so_and_may_be_closed_twice() -> None:
+    async def scenario() -> None:
+        worker: Worker[int, int] = Worker(Doubling(), name="doubling", most_at_once=9)
+        await worker.aclose()
+        await worker.aclose()
+        with pytest.raises(ModelError, match="doubling is closed"):
+            await worker.ask(1)
+
+    asyncio.run(scenario())
+
+
+def test_one_bad_question_does_not_fail_its_neighbours() -> None:
+    async def scenario() -> tuple[list[object], list[list[int]]]:
+        doubling = Doubling()
+        doubling.gate.clear()
+        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9)
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 13, 3)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await worker.aclose()
+        return list(found), doubling.batches
+
+    found, batches = asyncio.run(scenario())
+    assert [found[0], found[1], found[3]] == [2, 4, 6]
+    assert isinstance(found[2], ModelError)
+    assert batches == [[1], [2, 13, 3], [2], [13], [3]]
+
+
+def test_what_waits_is_counted_without_those_who_gave_up() -> None:
+    async def scenario() -> list[tuple[int, int]]:
+        doubling = Doubling()
+        doubling.gate.clear()
+        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9, size=lambda n: 10 * n)
+        seen = [worker.waiting()]
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        seen.append(worker.waiting())
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 3, 4)]
+        await asyncio.sleep(0)
+        seen.append(worker.waiting())
+        asked[2].cancel()
+        await asyncio.sleep(0)
+        seen.append(worker.waiting())
+        doubling.gate.set()
+        await asyncio.gather(*asked, return_exceptions=True)
+        seen.append(worker.waiting())
+        await worker.aclose()
+        assert doubling.batches == [[1], [2, 4]]
+        return [tuple(one) for one in seen]
+
+    assert asyncio.run(scenario()) == [(0, 0), (0, 0), (3, 90), (2, 60), (0, 0)]
+
+
+def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
+    async def scenario() -> list[list[int]]:
+        doubling = Doubling()
+        worker: Worker[int, int] = Worker(
+            doubling, name="doubling", most_at_once=9, size=lambda n: n, plan=Plan(seconds=0.0, full=10)
+        )
+        await worker.ask(1)  # from now on a rate is known
+        doubling.gate.clear()
+        doubling.began.clear()
+        asked = [asyncio.ensure_future(worker.ask(1))]
+        await asyncio.to_thread(doubling.began.wait, 10)
+        asked += [asyncio.ensure_future(worker.ask(n)) for n in (4, 5, 2, 40, 3)]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        await asyncio.gather(*asked)
+        await worker.aclose()
+        return doubling.batches[1:]
+
+    # 4 + 5 fit into 10, 2 more do not; 40 is a pass of its own.
+    assert asyncio.run(scenario()) == [[1], [4, 5], [2], [40], [3]]
+
+
+def test_the_pace_follows_the_passes() -> None:
+    pace = _Pace(Plan(seconds=2.0, full=3.0))
+    assert pace.affords() == 3.0
+    assert _Pace(Plan()).affords() == float("inf")
+    pace.learn(100, 1.0)
+    assert pace.affords() == pytest.approx(200)
+    pace.learn(10, 1.0)
+    assert pace.affords() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
+    for _ in range(200):
+        pace.learn(1, 10.0)
+    assert pace.affords() == 3.0  # never less than what keeps the machine busy

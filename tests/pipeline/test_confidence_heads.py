@@ -1,0 +1,127 @@
+"""Heads and difficulty are learnt on selection rows, kept only where they help, and change confidences, not answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.pipeline.confidence_heads import DIFFICULTY, Heads, believed, fit_difficulty, fit_heads, rewritten
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.task_file import read_taskfile
+from smallfirst.routing.confidence_head import DraftHead
+from smallfirst.routing.difficulty import Difficulty
+from smallfirst.routing.types import Stage
+
+LABELS = ("billing", "delivery")
+
+
+def number(text: str) -> int:
+    return int(text.split()[1])
+
+
+class Words:
+    """Right on even rows, on odd ones it says the other label; always sure."""
+
+    name = "words"
+
+    async def complete(self, request: Request) -> Completion:
+        n = number(request.text)
+        label = LABELS[0] if n % 2 == 0 else LABELS[1]
+        return Completion(text=label, answered_by=self.name, latency_ms=1.0, cost_usd=0.0, confidence=0.8)
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+class Small(Words):
+    """Always says billing with the same confidence: only the words' view tells when it is wrong."""
+
+    name = "small"
+
+    async def complete(self, request: Request) -> Completion:
+        found = await super().complete(request)
+        return found.model_copy(update={"text": LABELS[0], "confidence": 0.7})
+
+
+def job(folder: Path) -> Job:
+    """Every row is answered as the words say."""
+    for part, n in (("train", 40), ("validation", 400), ("test", 10)):
+        rows = [{"text": f"{part} {i}", "label": LABELS[i % 2]} for i in range(n)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    file = {"name": "desk", "labels": list(LABELS), "data": data, "routing": {"selection_share": 0.6}}
+    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    return Job.read(read_taskfile(folder / "task.yaml"), Watch(quiet=True))
+
+
+def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
+    of, stages = job(tmp_path), (Stage("words", Words()), Stage("small", Small()))
+    heads, drafts = asyncio.run(fit_heads(of, stages))
+    assert set(heads.by_stage) == {"small"}  # words are always right: nothing to learn
+    assert [stage.head for stage in heads.on(stages)] == [None, heads.by_stage["small"]]
+    assert len(drafts["small"]) == len(of.rows.selection)
+    found = asyncio.run(believed(heads, stages, of.rows.calibration))
+    assert set(found) == {"small"}
+    sure = {e.text: found["small"][e.key] for e in of.rows.calibration.examples}
+    assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
+    assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
+    assert Heads.model_validate_json(heads.model_dump_json()) == heads
+
+
+def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:
+    of, stages = job(tmp_path), (Stage("small", Words()),)
+    heads, _ = asyncio.run(fit_heads(of, stages))
+    assert heads == Heads()  # always right shows nothing
+    assert asyncio.run(believed(heads, stages, of.rows.calibration)) == {}
+    assert Heads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
+
+
+def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
+    from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+    from smallfirst.stats.intervals import wilson
+
+    row = EvaluatedRow(
+        key="a",
+        text="t",
+        gold="g",
+        answer="g",
+        correct=True,
+        confidence=0.5,
+        stage="small",
+        certified=False,
+        latency_ms=1,
+        cost_usd=0,
+    )
+    made = Evaluation(
+        candidate="small",
+        model="m",
+        task="t",
+        split="calibration",
+        dataset_fingerprint="d",
+        rows=(row, row.model_copy(update={"key": "b"})),
+        accuracy=wilson(2, 2),
+        cost_usd_per_1k=0,
+        p50_ms=1,
+        p95_ms=1,
+        requests_per_s=None,
+    )
+    changed = rewritten(made, {"a": 0.9, "b": 0.1})
+    assert [(r.confidence, r.answer) for r in changed.rows] == [(0.9, "g"), (0.1, "g")]
+    assert rewritten(made, {}) is made
+
+
+def test_a_learned_difficulty_is_kept_and_says_what_it_knows(tmp_path: Path) -> None:
+    of = job(tmp_path)
+    drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in of.rows.selection.examples]
+    found = fit_difficulty(of, drafts, tmp_path)
+    again = Difficulty.load(tmp_path / DIFFICULTY)
+    assert again is not None
+    assert again.fitted == found.fitted
+    assert again.score(["validation 7"]).tolist() == found.score(["validation 7"]).tolist()

@@ -1,0 +1,230 @@
+"""What is served must answer as what was measured: equal files pass, every kind of skew is blocked with its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from smallfirst.cli.main import Verbs
+from smallfirst.cli.parity import parity
+from smallfirst.errors import StageMissing
+from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.models.loading import load_model
+from smallfirst.models.protocol import Completion, Request, stream_whole
+from smallfirst.pipeline.parity import Best, Parity, ParityFailed, Row, check_parity, parity_stage, rows_of
+from smallfirst.pipeline.parity_requests import ask_all
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.registry import versions as registry
+from smallfirst.serving.loopback import Address, on_loopback
+from smallfirst.tasks.classify import Classify
+
+
+def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Job, Workspace]:
+    """A run whose small model was evaluated on the calibration rows."""
+    job, workspace = Job.read(desk.file, Watch(quiet=True)), Workspace.new("toy")
+    shutil.copytree(desk.folder(turn, **manifest), workspace.folder / "model")
+    (workspace.folder / "run.json").write_text("{}", encoding="utf-8")
+    model = load_model(workspace.folder / "model", name="toy-small")
+    measuring = Measuring(job.task, job.rows.calibration, split="calibration")
+
+    async def measure() -> None:
+        workspace.save_evaluation(await evaluate(model, measuring, candidate="small"))
+        await model.aclose()
+
+    asyncio.run(measure())
+    return job, workspace
+
+
+def kept(version: registry.ModelVersion) -> Parity:
+    raw = registry.read_attachment(version.name, version.version, "parity.json")
+    assert raw is not None
+    return Parity.model_validate_json(raw)
+
+
+def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> None:
+    job, workspace = measured(desk)
+    version = desk.enter(workspace.folder / "model", run=workspace.folder.name)
+    found = parity_stage(job, workspace, version, "small")
+    n = len(job.rows.calibration)
+    assert n > 10
+    assert (found.n, found.n_same, found.n_ties, found.passed, found.version) == (n, n, 0, True, version.version)
+    assert found.largest_gap is not None
+    assert found.largest_gap < 0.05
+    assert kept(version) == found
+    assert found.in_words[0].startswith(f"toy-small: {n} of {n} rows answered as measured, confidences at most 0.0")
+
+
+def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
+    job, workspace = measured(desk)
+    version = desk.enter(desk.folder(1), run=workspace.folder.name)
+    with pytest.raises(ParityFailed) as caught:
+        parity_stage(job, workspace, version, "small")
+    found = kept(version)
+    assert (found.n_same, found.n_ties, found.passed) == (0, 0, False)
+    first = found.differences[0]
+    labels = desk.task.labels
+    assert labels.index(first.got) == (labels.index(first.expected) - 1) % 4
+    assert first.text in {e.text for e in job.rows.calibration.examples}
+    said = str(caught.value)
+    assert f"another answer: expected {first.expected!r}, got {first.got!r}" in said
+    assert first.text in said
+    assert caught.value.exit_code == 3
+
+
+def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the_same(desk) -> None:
+    job, workspace = measured(desk, temperature=0.2)
+    version = desk.enter(desk.folder(0, temperature=1.0), run=workspace.folder.name)
+    with pytest.raises(ParityFailed, match="the same answer, but confidence 0"):
+        parity_stage(job, workspace, version, "small")
+    found = kept(version)
+    assert all(row.expected == row.got for row in found.differences)
+    assert found.largest_gap is not None
+    assert found.largest_gap > 0.05
+
+
+def test_another_prompt_is_blocked(desk) -> None:
+    job, workspace = measured(desk, temperature=0.02)  # so that small differences show
+    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=workspace.folder.name)
+    with pytest.raises(ParityFailed):
+        parity_stage(job, workspace, version, "small")
+
+
+def rows(*answers: str) -> list[Row]:
+    asked = Request.ask("a").messages
+    return [Row(f"k{i}", asked, answer, None) for i, answer in enumerate(answers)]
+
+
+class Says:
+    """Always one answer."""
+
+    name = "says"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    async def complete(self, request: Request) -> Completion:
+        return Completion(text=self.text, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
+
+    def stream(self, request: Request) -> Any:
+        return stream_whole(self, request)
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+TASK = Classify(name="t", labels=("left", "right", "up"))
+
+
+def checked(asked: list[Row], *bests: Best | None) -> tuple[Parity, list[str]]:
+    """An endpoint that always says `left`; `bests` answers for the rows that differ, in order."""
+    seen: list[str] = []
+
+    async def ask_bests(moved: Any) -> list[Best | None]:
+        seen.extend(row.key for row in moved)
+        return list(bests)
+
+    with on_loopback({"says": Says("left")}) as address:
+        return asyncio.run(check_parity(address, "says", asked, task=TASK, bests=ask_bests)), seen
+
+
+def test_a_tie_is_shown_and_does_not_block() -> None:
+    found, seen = checked(rows("left", "right", "left"), Best(("right", "left"), 0.001))
+    assert (found.passed, found.n, found.n_same, found.n_ties, seen) == (True, 3, 2, 1, ["k1"])
+    assert found.in_words[:2] == [
+        "says: 2 of 3 rows answered as measured, 1 of the others as good as equal when measured",
+        "  tie   two best labels only 0.0010 apart when measured: expected 'right', got 'left'",
+    ]
+
+
+@pytest.mark.parametrize(
+    "best",
+    [Best(("right", "left"), 0.02), Best(("right", "up"), 0.001), None],
+    ids=["not close", "the served answer was not among the two best", "not known"],
+)
+def test_what_is_no_tie_blocks(best: Best | None) -> None:
+    found, _ = checked(rows("left", "right", "left"), best)
+    assert (found.passed, found.n_ties) == (False, 0)
+
+
+def test_many_ties_are_no_accident() -> None:
+    close = Best(("right", "left"), 0.001)
+    found, _ = checked(rows("right", "right", *["left"] * 60), close, close)
+    assert (found.n_ties, found.passed) == (2, False)  # 2 of 62 are more than 2 %
+    assert checked(rows("right", "right", *["left"] * 98), close, close)[0].passed
+
+
+def test_no_rows_show_nothing() -> None:
+    assert not checked([])[0].passed
+
+
+def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None:
+    with on_loopback({"says": Says("left")}) as address:
+        unknown = asyncio.run(check_parity(address, "other", rows("left"), task=TASK))
+        refused = asyncio.run(check_parity(Address(address.base_url, "wrong"), "says", rows("left"), task=TASK))
+    gone = asyncio.run(check_parity(address, "says", rows("left"), task=TASK))
+    assert unknown.differences[0].why.startswith("HTTP 404: ")
+    assert refused.differences[0].why.startswith("HTTP 401: ")
+    assert gone.differences[0].why == "no answer (ConnectError)"
+    assert [unknown.passed, refused.passed, gone.passed] == [False, False, False]
+
+
+def test_conversations_are_asked_as_they_are() -> None:
+    class Repeats(Says):
+        async def complete(self, request: Request) -> Completion:
+            said = " / ".join(f"{m.role}: {m.content}" for m in request.messages)
+            return (await super().complete(request)).model_copy(update={"text": said})
+
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
+    messages = Request.model_validate({"messages": turns}).messages
+    with on_loopback({"says": Repeats("")}) as address:
+        replies = asyncio.run(ask_all(address, "says", [messages]))
+    assert [reply.text for reply in replies] == ["system: be brief / user: a"]
+
+
+def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
+    job, workspace = measured(desk)
+    some = rows_of(job, workspace, "small", 5)
+    assert [row.key for row in some] == [row.key for row in rows_of(job, workspace, "small", 5)]
+    assert len(some) == 5
+    assert all(row.confidence is not None for row in some)
+    with pytest.raises(StageMissing, match="words was not evaluated on calibration rows"):
+        rows_of(job, workspace, "words")
+
+
+def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, workspace = measured(desk)
+    version = desk.enter(workspace.folder / "model", run=workspace.folder.name)
+    registry.promote(version.name, version.version)
+    main = Verbs(commands={"parity": parity})
+    started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])
+    assert (started.exit_code, json.loads(started.stdout)["passed"]) == (0, True)
+    with on_loopback({"skewed": load_model(desk.folder(1))}) as address:
+        monkeypatch.setenv("THE_KEY", address.key)
+        options = ["--url", address.base_url, "--model", "skewed", "--rows", "4", "--key-env", "THE_KEY"]
+        asked = CliRunner().invoke(main, ["parity", str(desk.path), *options])
+    assert asked.exit_code == 3
+    assert "skewed: 0 of 4 rows answered as measured" in asked.output
+    assert asked.output.count("another answer: expected ") >= 4
+    wrong = CliRunner().invoke(main, ["parity", str(desk.path), "--url", "localhost:8000"])
+    assert (wrong.exit_code, "is no address" in wrong.output) == (2, True)
+
+
+def test_a_server_on_loopback_asks_for_its_key_and_closes_its_models() -> None:
+    class Closes(Says):
+        closed = 0
+
+        async def aclose(self) -> None:
+            self.closed += 1
+
+    model = Closes("left")
+    with on_loopback({"says": model}) as address:
+        assert model.closed == 0
+    assert model.closed == 1
+    assert len(address.key) > 40

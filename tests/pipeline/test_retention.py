@@ -1,0 +1,173 @@
+"""The stage that measures what a fine-tune has forgotten: when, how often, and where its figures go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import DataError
+from smallfirst.evaluation.ability_probe import take_probe
+from smallfirst.gate.gate import Gate
+from smallfirst.pipeline import retention as module
+from smallfirst.pipeline.retention import KEPT_AS, Measured, in_words, kept_retention, measure_retention, wanted_probe
+from smallfirst.pipeline.run import gate_stage, train_stage
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import SmallConfig, TaskFile, read_taskfile
+from smallfirst.registry import mlflow_runs as tracking
+
+ANSWERS = ("card", "refund", "late", "exchange", "lost", "pin")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, toy_rows: Dataset) -> TaskFile:
+    """A toy task whose gate asks for retention on thirty questions that the untouched tiny model answers right."""
+    folder = tmp_path_factory.mktemp("task")
+    rows = [{"text": e.text, "label": e.answer} for e in toy_rows.examples]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (folder / "own.jsonl").write_text("\n".join(map(json.dumps, easy_for(tiny_folder, folder))), encoding="utf-8")
+    training = {"duration": "2ep", "learning_rate": 3e-3, "batch_tokens": 64, "max_seq_tokens": 64}
+    values: dict[str, Any] = {
+        "name": "toy",
+        "data": {"train": "rows.jsonl"},
+        "small": {"base": str(tiny_folder), "training": training, "ladder": ["small"]},
+        "gate": {"retention_at_least": 0.5, "retention_prompts": "own.jsonl"},
+    }
+    (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
+    return read_taskfile(folder / "task.yaml")
+
+
+def easy_for(base: Path, folder: Path) -> list[dict[str, Any]]:
+    """Questions with the right answer being what the model itself finds likeliest of the six."""
+    prompts = [f"{word} number {n}" for word in ("card", "pin", "late", "euro", "help") for n in range(6)]
+    tried = [
+        {"prompt": prompt, "answer": answer, "wrong": [a for a in ANSWERS if a != answer]}
+        for prompt in prompts
+        for answer in ANSWERS
+    ]
+    path = folder / "tried.jsonl"
+    path.write_text("\n".join(map(json.dumps, tried)), encoding="utf-8")
+    right = take_probe(module.read_probe(path), base, name="tiny").right
+    return [question for question, is_right in zip(tried, right, strict=True) if is_right]
+
+
+@pytest.fixture(scope="module")
+def job(file: TaskFile) -> Job:
+    return Job.read(file, Watch(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def workspace(job: Job) -> Workspace:
+    return train_stage(job)
+
+
+def test_it_is_measured_where_something_asks_for_it(file: TaskFile) -> None:
+    silent = file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)})
+    assert wanted_probe(silent) is None
+    asked = silent.model_copy(update={"small": file.small.model_copy(update={"retention": True})})
+    assert len(wanted_probe(asked).questions) == 72  # type: ignore[union-attr]
+    barred = file.model_copy(update={"gate": Gate(retention_at_least=0.5)})
+    assert len(wanted_probe(barred).questions) == 72  # type: ignore[union-attr]
+    own = wanted_probe(file)
+    assert own is not None
+    assert (own.name, len(own.questions)) == ("own.jsonl", 30)
+
+
+def test_naming_questions_is_no_bar() -> None:
+    assert not Gate(retention_prompts=Path("own.jsonl")).declares_a_bar
+    assert not SmallConfig().retention
+
+
+def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Job, workspace: Workspace) -> None:
+    found = measure_retention(job, workspace)
+    assert found is not None
+    assert found == kept_retention(workspace)
+    measured = Measured.load(workspace.folder / KEPT_AS)
+    assert all(measured.before.right)  # the questions were made so
+    assert measured.after.right != measured.before.right
+    assert found.right_after is not None
+    assert found.kept is not None
+    n = sum(measured.after.right)
+    assert found.right_after.value == n / 30
+    assert found.kept.value == pytest.approx((n - (30 - n) * (1 / 6) / (5 / 6)) / 30)
+    run = tracking.client().get_run(json.loads((workspace.folder / "run.json").read_text())["run_id"])
+    assert run.data.metrics["retention/kept"] == pytest.approx(found.kept.value)
+    assert run.data.metrics["retention/difference"] == pytest.approx(n / 30 - 1)
+    assert run.data.metrics["retention/right_before"] == 1.0
+    assert in_words(found).startswith(f"1.000 right before, {n / 30:.3f} after; kept ")
+
+
+def test_nothing_is_measured_twice(job: Job, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measure_retention(job, workspace)
+    asked: list[str] = []
+
+    def counting(probe: Any, folder: Path, *, name: str) -> Any:
+        asked.append(name)
+        return take_probe(probe, folder, name=name)
+
+    monkeypatch.setattr(module, "take_probe", counting)
+    assert measure_retention(job, workspace) == first
+    assert asked == []
+    (workspace.folder / KEPT_AS).unlink()
+    assert measure_retention(job, workspace) == first
+    assert asked == ["toy-small"]  # the base is known from before, whichever run asks
+    weights = workspace.folder / "model" / "model.safetensors"
+    moved = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
+    shutil.copyfile(weights, workspace.folder / "before")
+    save_file(moved, weights, metadata={"format": "pt"})
+    measure_retention(job, workspace)
+    assert asked == ["toy-small", "toy-small"]  # other weights, other answers
+    shutil.copyfile(workspace.folder / "before", weights)
+    assert measure_retention(job, workspace) == first
+    asked.clear()
+    own = job.file.small.model_copy(update={"retention": True})
+    other = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5), "small": own}))
+    measure_retention(other, workspace)
+    assert asked == [job.file.small.base, "toy-small"]  # other questions
+
+
+def test_a_run_that_nobody_asks_is_left_alone(job: Job, workspace: Workspace) -> None:
+    (workspace.folder / KEPT_AS).unlink(missing_ok=True)
+    silent = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)}))
+    assert measure_retention(silent, workspace) is None
+    assert kept_retention(workspace) is None
+
+
+def test_the_gate_holds_the_fine_tuned_model_to_it(job: Job, workspace: Workspace) -> None:
+    from smallfirst.pipeline.run import evaluate_stage
+
+    evaluate_stage(job, workspace)
+    assert (workspace.folder / KEPT_AS).exists()
+    found = measure_retention(job, workspace)
+    assert found is not None
+    (line,) = gate_stage(job, workspace).of("small").lines
+    assert line.bar == "general ability kept at least 0.500"
+    assert f"{found.before:.3f} before and {found.after:.3f} after" in line.measured
+    small = workspace.evaluation("small", "test")
+    assert small is not None
+    workspace.save_evaluation(small.model_copy(update={"candidate": "words"}))
+    (words,) = gate_stage(job, workspace).of("words").lines
+    assert (words.passed, words.measured) == (False, "not measured")  # a linear model has no general ability
+
+
+def test_questions_that_cannot_be_asked_are_told_before_training(job: Job) -> None:
+    bad = job.file.gate.model_copy(update={"retention_prompts": Path("task.yaml")})
+    runs = list((Path(module.home()) / "tasks" / "toy").glob("*"))
+    with pytest.raises(DataError, match=r"task\.yaml"):
+        train_stage(job._replace(file=job.file.model_copy(update={"gate": bad})))
+    assert list((Path(module.home()) / "tasks" / "toy").glob("*")) == runs

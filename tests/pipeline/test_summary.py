@@ -1,0 +1,171 @@
+"""The last lines of a run: the table a person reads, drawn from what the stages left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import StageMissing
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.gate.gate import GateLine, Verdict
+from smallfirst.pipeline.summary import OpenEndedShare, outcome_of, table
+from smallfirst.project.run_folder import Promoted, Verdicts, Workspace
+from smallfirst.project.task_file import TaskFile
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.stats.intervals import wilson
+
+FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}})
+
+
+def measured(candidate: str, wrong: set[int], *, kept: int = 0, cost: float, rate: float | None = 50.0) -> Evaluation:
+    """Twenty rows; a Router keeps the first `kept` of them."""
+    rows = tuple(
+        EvaluatedRow(
+            key=str(i),
+            text=str(i),
+            gold="a",
+            answer="a",
+            correct=i not in wrong,
+            confidence=0.5,
+            stage=("small" if i < kept else "large") if candidate == "routed" else candidate,
+            certified=i < kept,
+            latency_ms=4.0,
+            cost_usd=cost / 1000,
+        )
+        for i in range(20)
+    )
+    share = wilson(20 - len(wrong), 20)
+    return Evaluation(
+        candidate=candidate,
+        model=f"{candidate}-1",
+        task="desk",
+        split="test",
+        dataset_fingerprint="d",
+        rows=rows,
+        accuracy=share,
+        measures={"macro_f1": share},
+        cost_usd_per_1k=cost,
+        p50_ms=4.0,
+        p95_ms=9.0,
+        requests_per_s=rate,
+    )
+
+
+def verdict(candidate: str, passed: bool) -> Verdict:
+    line = GateLine(bar="accuracy at least 0.8", measured="0.9", passed=passed)
+    return Verdict(candidate=candidate, lines=(line,), passed=passed, evaluation_fingerprint="e")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
+    made = Workspace.new("desk")
+    made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
+    made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
+    Verdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
+        made.folder / "verdicts.json"
+    )
+    return made
+
+
+def finished(made: Workspace, *, wrong: set[int], below: str = "escalate") -> Workspace:
+    made.save_evaluation(measured("routed", wrong, kept=15, cost=0.4))
+    Promoted(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
+        made.folder / "promoted.json"
+    )
+    OpenEndedShare(n_requests=40, n_to_large=39).save(made.folder / "open_ended.json")
+    Certificate(
+        issued=True,
+        why="shown",
+        promised_error=0.1,
+        confidence=0.95,
+        threshold=0.4,
+        n_labels=100,
+        n_kept=60,
+        errors_kept=0,
+        error_bound=0.049,
+        coverage=wilson(60, 100),
+        below=below,  # type: ignore[arg-type]
+        below_why="measured",
+        below_difference=None,
+        temperature=1.0,
+        curve=(),
+        model_fingerprint="m",
+        dataset_fingerprint="d",
+    ).save(made.folder / "certificate.json")
+    return made
+
+
+def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: Workspace) -> None:
+    outcome = outcome_of(FILE, finished(workspace, wrong={0, 19}))
+    assert table(outcome).splitlines() == [
+        "                     accuracy                 cost / 1k requests         p50   share",
+        "large (recorded)     0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
+        "small (fine-tuned)   0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
+        "routed               0.900 [0.699, 0.972]     $0.4000                   4 ms   75 % small",
+        "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
+        "promise held on test rows: 1 of 15 kept answers wrong",
+        "open-ended requests sent to the large model: 39 of 40",
+        "smallest candidate that passes: words — consider it (routing.small)",
+    ]
+
+
+def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(workspace: Workspace) -> None:
+    # 2 of 15 is above the promised 0.1; the wrong answer of row 19 was not kept.
+    outcome = outcome_of(FILE, finished(workspace, wrong={0, 1, 19}, below="keep"))
+    assert (outcome.kept, outcome.kept_wrong, outcome.promise_held) == (15, 2, False)
+    lines = table(outcome).splitlines()
+    assert "promise did NOT hold on test rows: 2 of 15 kept answers wrong" in lines
+    assert "doubtful requests stay small: the large model was measured to be no better on them" in lines
+
+
+def test_before_anything_is_promoted_the_outcome_says_what_there_is(workspace: Workspace) -> None:
+    outcome = outcome_of(FILE, workspace)
+    assert (outcome.promise_held, outcome.promoted, outcome.certificate, outcome.routed) == (None, None, None, None)
+    assert outcome.large is not None
+    assert (outcome.large.model, outcome.large.share) == ("large-1", 1.0)
+    assert outcome.report == str(workspace.folder / "report.html")
+
+
+def test_if_nothing_passes_it_says_keep_the_api(workspace: Workspace) -> None:
+    Verdicts(verdicts=(verdict("small", False),), smallest=None).save(workspace.folder / "verdicts.json")
+    lines = table(outcome_of(FILE, workspace)).splitlines()
+    assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
+
+
+def test_an_outcome_is_read_back_as_it_was_saved(workspace: Workspace, tmp_path: Path) -> None:
+    outcome = outcome_of(FILE, finished(workspace, wrong={0}))
+    assert type(outcome).load(outcome.save(tmp_path / "outcome.json")) == outcome
+
+
+def test_the_latest_finished_run_is_found_and_a_named_one_too(workspace: Workspace) -> None:
+    with pytest.raises(StageMissing) as caught:
+        Workspace.latest("desk")
+    assert str(caught.value) == "desk has no finished run\n  next: smallfirst train task.yaml"
+    for name in ("20250101-000000-aa", "20250102-000000-aa", "20250103-000000-aa"):
+        (workspace.folder.parent / name).mkdir()
+    for name in ("20250101-000000-aa", "20250102-000000-aa"):  # the third was never finished
+        (workspace.folder.parent / name / "run.json").write_text("{}")
+    assert Workspace.latest("desk").folder.name == "20250102-000000-aa"
+    assert Workspace.latest("desk", "20250101-000000-aa").folder.name == "20250101-000000-aa"
+    with pytest.raises(StageMissing, match='desk has no finished run "20250103-000000-aa"'):
+        Workspace.latest("desk", "20250103-000000-aa")
+
+
+def test_a_stage_whose_forerunner_is_missing_names_the_command(workspace: Workspace) -> None:
+    with pytest.raises(StageMissing) as caught:
+        workspace.certificate()
+    assert str(caught.value) == (
+        f"certificate.json is missing in run {workspace.folder.name}\n  next: smallfirst calibrate task.yaml"
+    )
+    with pytest.raises(StageMissing, match="the gate has no verdict on encoder"):
+        workspace.verdicts().of("encoder")
+    with pytest.raises(StageMissing, match="nothing has been evaluated yet"):
+        workspace.evaluations("calibration")
+
+
+def test_evaluations_come_back_in_ladder_order(workspace: Workspace) -> None:
+    workspace.save_evaluation(measured("words", {0}, cost=0.0001))
+    assert [found.candidate for found in workspace.evaluations("test")] == ["words", "small", "large"]
+    assert workspace.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)

@@ -1,0 +1,222 @@
+"""task.yaml: every wrong setting named at once, and rows split so that nothing is used twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from smallfirst.data.dataset import Dataset, Message
+from smallfirst.errors import ConfigError, DataError
+from smallfirst.project.rows import read_rows, read_task
+from smallfirst.project.task_file import TaskFile, read_taskfile
+
+LABELS = ("card", "fee", "pin")
+MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
+
+
+def write_rows(path: Path, numbers: Iterable[int]) -> None:
+    rows = ({"text": f"question {i} about a thing", "label": LABELS[i % 3]} for i in numbers)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def written(folder: Path, text: str = MINIMAL) -> Path:
+    (folder / "task.yaml").write_text(text)
+    return folder / "task.yaml"
+
+
+def read(folder: Path, text: str = MINIMAL) -> TaskFile:
+    return read_taskfile(written(folder, text))
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_taskfile(path)
+    return str(caught.value)
+
+
+def texts(data: Dataset) -> set[str]:
+    return {example.text for example in data.examples}
+
+
+def test_a_short_file_is_enough_and_paths_are_relative_to_it(tmp_path: Path) -> None:
+    task_file = read(tmp_path)
+    assert task_file.path(task_file.data.train) == tmp_path / "train.jsonl"
+    assert task_file.path(Path("/elsewhere/rows.csv")) == Path("/elsewhere/rows.csv")
+    assert read_taskfile(tmp_path) == task_file  # the folder stands for the file in it
+
+
+def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "name: desk\n"
+        "data: {train: train.jsonl, trian: x, columns: {lable: category}}\n"
+        "small: {training: {learning_rat: 0.1}}\n"
+        "routing: {promise: {atmost_wrong: 0.01}}\n"
+        "gate: {accuracy_at_lest: 0.9}\n"
+        "colour: red\n",
+    )
+    assert refused(path) == (
+        f"{path}:\n"
+        '  data.columns.lable: unknown setting — did you mean "label"?\n'
+        '  data.trian: unknown setting — did you mean "train"?\n'
+        '  small.training.learning_rat: unknown setting — did you mean "learning_rate"?\n'
+        '  gate.accuracy_at_lest: unknown setting — did you mean "accuracy_at_least"?\n'
+        '  routing.promise.atmost_wrong: unknown setting — did you mean "at_most_wrong"?\n'
+        "  colour: unknown setting"
+    )
+
+
+def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tmp_path: Path) -> None:
+    path = written(tmp_path, "data: {}\nrouting: {promise: {confidence: 2}}\nsmall: {training: {duration: 8 epochs}}\n")
+    assert refused(path) == (
+        f"{path}:\n"
+        "  name: missing\n"
+        "  data.train: missing\n"
+        '  small.training.duration: "8 epochs" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok '
+        "(got '8 epochs')\n"
+        "  routing.promise.confidence: Input should be less than 1 (got 2)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("large", "rule"),
+    [
+        ("{shots_per_label: 1}", "give endpoint, gguf, vllm or recorded"),
+        (
+            "{gguf: x, endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}}",
+            "give one of endpoint, gguf and vllm",
+        ),
+    ],
+)
+def test_a_large_path_that_nobody_or_two_would_answer_is_refused(tmp_path: Path, large: str, rule: str) -> None:
+    path = written(tmp_path, f"{MINIMAL}large: {large}\n")
+    assert refused(path) == f"{path}:\n  large: {rule}"
+
+
+def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    assert refused(path) == f"{path}: no such file\n  next: smallfirst init   writes a commented task.yaml"
+    assert refused(written(tmp_path, "- a\n- b\n")) == f"{path}: expected settings by name, found list"
+    assert refused(written(tmp_path, "")) == f"{path}: expected settings by name, found NoneType"
+    assert refused(written(tmp_path, "name: [")).startswith(f"{path}: not readable as YAML: ")
+
+
+def test_labels_are_a_list_or_a_mapping_to_descriptions(tmp_path: Path) -> None:
+    as_list = read(tmp_path, MINIMAL + "labels: [card, fee]\n")
+    assert (as_list.labels, as_list.descriptions) == (("card", "fee"), {})
+    as_mapping = read(tmp_path, MINIMAL + "labels:\n  card: plastic\n  fee:\n  404: not found\n")
+    assert (as_mapping.labels, as_mapping.descriptions) == (
+        ("card", "fee", "404"),
+        {"card": "plastic", "404": "not found"},
+    )
+
+
+@pytest.mark.parametrize("labels", ["[yes, no]", "{yes: agreed, no: not agreed}"])
+def test_a_bare_yes_or_no_as_label_is_refused_and_not_read_as_true(tmp_path: Path, labels: str) -> None:
+    path = written(tmp_path, f"{MINIMAL}labels: {labels}\n")
+    assert refused(path) == (
+        f"{path}:\n  labels.0: Input should be a valid string (got True)\n"
+        "  labels.1: Input should be a valid string (got False)"
+    )
+
+
+def test_parts_that_are_left_out_are_split_off_and_share_no_text(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [*range(600), *range(0, 600, 7)])  # some texts twice
+    rows = read_rows(read(tmp_path))
+    parts = [texts(part) for part in (rows.train, rows.selection, rows.calibration, rows.test)]
+    assert set.union(*parts) == {f"question {i} about a thing" for i in range(600)}
+    assert sum(len(part) for part in parts) == 600  # disjoint
+    # 20 % each, the fifth of validation apart: four standard deviations of 600 draws are 39 rows.
+    assert len(parts[3]) == pytest.approx(120, abs=39)
+    assert len(parts[1] | parts[2]) == pytest.approx(120, abs=39)
+    assert 5 <= len(parts[1]) < len(parts[2])
+
+
+def test_given_parts_are_used_whole_and_only_validation_is_divided(tmp_path: Path) -> None:
+    for name, numbers in (("train", range(60)), ("validation", range(60, 160)), ("test", range(160, 190))):
+        write_rows(tmp_path / f"{name}.jsonl", numbers)
+    rows = read_rows(
+        read(tmp_path, "name: desk\ndata: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}")
+    )
+    assert (len(rows.train), len(rows.test)) == (60, 30)
+    assert texts(rows.selection) & texts(rows.calibration) == set()
+    assert texts(rows.selection) | texts(rows.calibration) == {f"question {i} about a thing" for i in range(60, 160)}
+    assert len(rows.selection) == pytest.approx(20, abs=16)
+
+
+def test_the_share_for_choosing_is_a_setting(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(600))
+    few, many = (read_rows(read(tmp_path, f"{MINIMAL}routing: {{selection_share: {share}}}")) for share in (0.1, 0.7))
+    assert texts(few.selection) < texts(many.selection)
+    assert len(many.selection) > len(many.calibration) > 0
+    assert texts(few.test) == texts(many.test)
+
+
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(5))
+    task_file = read(tmp_path, MINIMAL + "labels: [card, fee, pim]\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(task_file)
+    assert f'{tmp_path}/train.jsonl:3  label "pin" is not one of the 3 labels — did you mean "pim"?' in str(
+        caught.value
+    )
+
+
+def test_a_label_of_the_validation_rows_must_be_one_of_the_training_rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", (0, 1, 3, 4))
+    write_rows(tmp_path / "validation.jsonl", (0, 2))
+    with pytest.raises(DataError, match=r'validation\.jsonl:2  label "pin" is not one of the 2 labels'):
+        read_rows(read(tmp_path, "name: desk\ndata: {train: train.jsonl, validation: validation.jsonl}"))
+
+
+def test_without_labels_the_task_has_those_of_all_rows_even_if_the_split_took_them_from_training(
+    tmp_path: Path,
+) -> None:
+    write_rows(tmp_path / "train.jsonl", (i for i in range(200) if i % 3 != 2))
+    for i in range(50):  # one row of the third label, until a split takes it away from training
+        with (tmp_path / "train.jsonl").open("a") as file:
+            file.write(json.dumps({"text": f"rare {i}", "label": f"rare-{i}"}) + "\n")
+    task_file = read(tmp_path)
+    rows = read_rows(task_file)
+    task = read_task(task_file, rows)
+    assert set(task.labels) == {"card", "fee", *(f"rare-{i}" for i in range(50))}
+    assert list(task.labels) == sorted(task.labels)
+    assert set(rows.train.labels()) < set(task.labels)
+
+
+def test_the_task_carries_the_labels_and_their_descriptions(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(9))
+    task_file = read(tmp_path, MINIMAL + "about: File it.\nlabels: {pin: secret, card:, fee:}\n")
+    task = read_task(task_file, read_rows(task_file))
+    assert (task.name, task.about, task.labels) == ("desk", "File it.", ("pin", "card", "fee"))
+    assert task.descriptions == {"pin": "secret"}
+
+
+def test_rows_of_one_label_make_no_task(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(0, 30, 3))
+    task_file = read(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        read_task(task_file, read_rows(task_file))
+    assert str(caught.value) == "task desk:\n  a classification needs at least two labels"
+
+
+def test_open_ended_requests_are_read_as_user_messages_without_an_answer(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(9))
+    (tmp_path / "open.jsonl").write_text('{"prompt": "write a poem"}\n{"prompt": "plan a trip"}\n')
+    rows = read_rows(
+        read(tmp_path, "name: desk\ndata: {train: train.jsonl, open_ended: open.jsonl, columns: {text: text}}")
+    )
+    assert rows.open_ended is not None
+    assert [example.messages for example in rows.open_ended.examples] == [
+        (Message(role="user", content="write a poem"),),
+        (Message(role="user", content="plan a trip"),),
+    ]
+    assert [(example.answer, example.line) for example in rows.open_ended.examples] == [("", 1), ("", 2)]
+
+
+def test_without_open_ended_requests_there_are_none(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", range(9))
+    assert read_rows(read(tmp_path)).open_ended is None

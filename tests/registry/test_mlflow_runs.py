@@ -1,0 +1,174 @@
+"""Runs in a real MLflow SQLite store."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smallfirst.errors import SmallfirstError
+from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.registry.mlflow_runs import TrackedRun, client, open_run, reopen_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One store for the module, since making its tables takes a second; its path needs quoting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("my project #1 ä")))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+        yield
+
+
+def stored(run: TrackedRun) -> Run:
+    return client().get_run(run.run_id)
+
+
+def artifact(run: TrackedRun, path: str) -> Path:
+    return Path(client().download_artifacts(run.run_id, path))
+
+
+def test_a_run_keeps_its_parameters_tags_and_curve(tmp_path: Path) -> None:
+    (tmp_path / "loss.txt").write_text("1 2 3")
+    with open_run("tickets", "first", params={"rank": 16, "lr": 2e-4}, tags={"task": "t"}) as run:
+        run.log_metrics(1, {"loss": 2.0, "tokens_per_s": 900.0})
+        run.log_metrics(2, {"loss": 1.5, "tokens_per_s": None})
+        run.log_artifact(tmp_path / "loss.txt")
+        assert run.log_json("about/machine", {"cores": 2}) == "about/machine.json"
+    found = stored(run)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "first"
+    assert found.data.params == {"rank": "16", "lr": "0.0002"}
+    assert found.data.tags["task"] == "t"
+    curve = client().get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in curve] == [(1, 2.0), (2, 1.5)]
+    speeds = client().get_metric_history(run.run_id, "tokens_per_s")
+    assert [(point.step, point.value) for point in speeds] == [(1, 900.0)]
+    assert artifact(run, "loss.txt").read_text() == "1 2 3"
+    assert json.loads(artifact(run, "about/machine.json").read_text()) == {"cores": 2}
+
+
+def test_two_runs_share_an_experiment() -> None:
+    with open_run("shared", "a") as a, open_run("shared", "b") as b:
+        assert stored(a).info.experiment_id == stored(b).info.experiment_id
+
+
+def test_metrics_wait_in_memory_until_the_next_batch() -> None:
+    with open_run("tickets", "buffered") as run:
+        run.log_metrics(1, {"loss": 2.0})
+        assert stored(run).data.metrics == {}
+        assert run.flush()
+        assert stored(run).data.metrics == {"loss": 2.0}
+
+
+def test_metrics_are_written_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_EVERY_S", 0.05)
+    with open_run("tickets", "live") as run:
+        time.sleep(0.06)
+        run.log_metrics(1, {"loss": 2.0})
+        assert stored(run).data.metrics == {"loss": 2.0}
+
+
+def test_more_than_one_batch_is_written_whole() -> None:
+    with open_run("tickets", "long") as run:
+        for step in range(1500):
+            run.log_metrics(step, {"loss": float(step)})
+    assert len(client().get_metric_history(run.run_id, "loss")) == 1500
+
+
+def test_a_store_that_fails_does_not_stop_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    with open_run("tickets", "store away") as run:
+        away = TrackedRun(client(), "0" * 32)  # a run that the store does not know refuses metrics
+        away.log_metrics(1, {"loss": 2.0})
+        assert not away.flush()
+        assert "1 metrics wait for the tracking store" in caplog.text
+        assert run.flush()
+
+
+def test_an_error_ends_the_run_as_failed_with_its_text() -> None:
+    run = open_run("tickets", "bad")
+    run.log_metrics(3, {"loss": 9.0})
+    with pytest.raises(ValueError, match="loss is nan"), run:
+        raise ValueError("loss is nan")
+    found = stored(run)
+    assert found.info.status == "FAILED"
+    assert found.data.tags["error"] == "ValueError: loss is nan"
+    assert found.data.metrics == {"loss": 9.0}
+
+
+def test_an_interrupt_ends_the_run_as_killed() -> None:
+    with pytest.raises(KeyboardInterrupt), open_run("tickets", "stopped") as run:
+        raise KeyboardInterrupt
+    assert stored(run).info.status == "KILLED"
+
+
+def test_a_run_that_was_finished_by_hand_stays_so() -> None:
+    with open_run("tickets", "by hand") as run:
+        run.finish("KILLED")
+    assert stored(run).info.status == "KILLED"
+
+
+def test_a_run_can_be_taken_up_again() -> None:
+    with open_run("tickets", "part one") as first:
+        first.log_metrics(1, {"loss": 2.0})
+    with reopen_run(first.run_id) as second:
+        assert stored(second).info.status == "RUNNING"
+        second.log_metrics(2, {"loss": 1.0})
+    assert stored(first).info.status == "FINISHED"
+    assert len(client().get_metric_history(first.run_id, "loss")) == 2
+
+
+def test_taking_up_an_unknown_run_names_the_store() -> None:
+    with pytest.raises(SmallfirstError, match=r"the MLflow store sqlite:///.* refused: .*not found"):
+        reopen_run("0" * 32)
+
+
+def test_long_values_are_cut_and_many_parameters_accepted() -> None:
+    params = {f"p{i}": i for i in range(150)} | {"labels": "x" * 7000, "a:b?": 1}
+    with open_run("tickets", "wide", params=params, tags={"note": "y" * 9000}) as run:
+        pass
+    found = stored(run)
+    assert len(found.data.params) == 152
+    assert found.data.params["labels"] == "x" * 5999 + "…"
+    assert found.data.params["a_b_"] == "1"
+    assert found.data.tags["note"] == "y" * 5000
+
+
+def test_a_password_in_the_store_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:secret@127.0.0.1/runs")
+    with pytest.raises(SmallfirstError) as caught, tracking.store_errors():
+        raise OSError("no route")
+    assert "postgresql://ada:***@127.0.0.1/runs refused: no route" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_early(
+    tmp_path: Path,
+) -> None:
+    program = (
+        "import sys, smallfirst.registry.mlflow_runs, smallfirst.registry.versions\n"
+        "assert 'mlflow' not in sys.modules\n"
+        "with smallfirst.registry.mlflow_runs.open_run('e', 'r') as run: run.log_json('a', {})\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "assert is_telemetry_disabled()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"SMALLFIRST_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

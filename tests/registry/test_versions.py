@@ -1,0 +1,372 @@
+"""The registry over a real MLflow SQLite store: succession, refusals, damage and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import GateFailed, RegistryError
+from smallfirst.gate.gate import GateLine, Verdict, overridden
+from smallfirst.registry.artifacts import Stored, copy_in, measure
+from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.registry.versions import (
+    ModelVersion,
+    attach,
+    check_name,
+    list_versions,
+    promote,
+    read_attachment,
+    register,
+    resolve,
+    rollback,
+)
+
+NAME = "main.claims.tickets"
+PASSED = Verdict(
+    candidate="small",
+    lines=(GateLine(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),),
+    passed=True,
+    evaluation_fingerprint="e1",
+)
+FAILED = Verdict(
+    candidate="small",
+    lines=(
+        GateLine(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),
+        GateLine(
+            bar="p95 latency at most 5 ms",
+            measured="9.0 ms n=600",
+            passed=False,
+            advice="a smaller model would help",
+        ),
+    ),
+    passed=False,
+    evaluation_fingerprint="e1",
+)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables made, to be copied: making them takes a second."""
+    folder = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client().search_experiments()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state folder of one test, with a path that needs quoting."""
+    folder = tmp_path / "state #1 ä"
+    folder.mkdir()
+    shutil.copy(empty_store, folder)
+    monkeypatch.setenv("SMALLFIRST_HOME", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder with a file in a subfolder."""
+    folder = tmp_path / "model"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"\x01" * 1000)
+    (folder / "config.json").write_text('{"labels": ["a", "b"]}')
+    (folder / "tokenizer" / "vocab.json").write_text("{}")
+    return folder
+
+
+def new_version(model: Path, *, name: str = NAME) -> ModelVersion:
+    return register(model, PASSED, name=name, run_id=None, tags={})
+
+
+def test_three_level_names_with_dots_work_and_the_version_holds_files_and_evidence(
+    model: Path,
+) -> None:
+    with open_run("tickets", "train") as run:
+        made = register(model, PASSED, name=NAME, run_id=run.run_id, tags={"base": "tiny"})
+    (model / "config.json").write_text("changed after registration")
+    found = resolve("main.claims.tickets/1")
+    assert found == made
+    assert (found.name, found.version, found.aliases, found.run_id) == (NAME, 1, (), run.run_id)
+    assert (found.folder / "config.json").read_text() == '{"labels": ["a", "b"]}'
+    assert (found.folder / "tokenizer" / "vocab.json").read_text() == "{}"
+    assert found.tags["base"] == "tiny"
+    assert found.tags["candidate"] == "small"
+    assert found.tags["evaluation_fingerprint"] == "e1"
+    assert Verdict.model_validate(json.loads(found.tags["verdict"])) == PASSED
+    assert "signed_by" not in found.tags
+
+
+def test_promote_twice_and_roll_back_and_forth(model: Path) -> None:
+    for _ in range(3):
+        new_version(model)
+    assert promote(NAME, 1).aliases == ("champion",)
+    with pytest.raises(RegistryError, match="no earlier champion to roll back to"):
+        rollback(NAME)
+    assert promote(NAME, 2).aliases == ("champion",)
+    assert resolve(f"{NAME}@previous").version == 1
+    assert promote(NAME, 3).version == 3
+    assert resolve(f"{NAME}@previous").version == 2
+
+    back = rollback(NAME)
+    assert (back.version, back.aliases) == (2, ("champion",))
+    assert resolve(NAME).version == 2
+    assert resolve(f"{NAME}@previous").version == 3
+    assert rollback(NAME).version == 3
+    assert [(v.version, v.aliases) for v in list_versions(NAME)] == [
+        (1, ()),
+        (2, ("previous",)),
+        (3, ("champion",)),
+    ]
+
+
+def test_promoting_the_champion_again_keeps_the_former_one(model: Path) -> None:
+    for _ in range(2):
+        promote(NAME, new_version(model).version)
+    assert promote(NAME, 2).aliases == ("champion",)
+    assert resolve(f"{NAME}@previous").version == 1
+
+
+def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) -> None:
+    with pytest.raises(GateFailed) as caught:
+        register(model, FAILED, name=NAME, run_id=None, tags={})
+    assert str(caught.value) == (
+        "small did not pass its gate and is not registered\n"
+        "  FAIL  p95 latency at most 5 ms: 9.0 ms n=600\n"
+        "        a smaller model would help\n"
+        "  next: do what the advice says, or have a person sign for it (gate.overridden)"
+    )
+    assert caught.value.exit_code == 3
+    with pytest.raises(RegistryError, match="no model is registered"):
+        list_versions(NAME)
+
+
+def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> None:
+    signed = overridden(FAILED, by="Ada", because="night batch")
+    register(model, signed, name=NAME, run_id=None, tags={"signed_by": "nobody"})
+    tags = resolve(f"{NAME}/1").tags
+    assert (tags["signed_by"], tags["because"]) == ("Ada", "night batch")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: (f / "weights.safetensors").write_bytes(b"\x02" * 1000), "was changed: weights"),
+        (
+            lambda f: (f / "tokenizer" / "vocab.json").unlink(),
+            "is incomplete: tokenizer/vocab.json",
+        ),
+        (lambda f: (f / "extra.json").touch(), "was changed: extra.json was added"),
+        (lambda f: (f / "smallfirst-manifest.json").unlink(), "is incomplete: it has no"),
+        (lambda f: (f / "smallfirst-manifest.json").write_text("{"), "is incomplete: it has no"),
+        (lambda f: measure_again(f), "its manifest is not the registered one"),
+        (lambda f: shutil.rmtree(f), "is incomplete: it has no"),
+    ],
+)
+def test_damaged_files_are_never_resolved_nor_promoted(
+    model: Path, damage: Callable[[Path], object], says: str
+) -> None:
+    damage(new_version(model).folder)
+    with pytest.raises(RegistryError, match=says):
+        resolve(f"{NAME}/1")
+    with pytest.raises(RegistryError):
+        promote(NAME, 1)
+    assert list_versions(NAME)[0].aliases == ()
+
+
+def measure_again(folder: Path) -> None:
+    """Change a file and forge the manifest to match."""
+    (folder / "config.json").write_text("{}")
+    measure(folder).save(folder / "smallfirst-manifest.json")
+
+
+def test_a_damaged_former_champion_does_not_come_back(model: Path) -> None:
+    for _ in range(2):
+        promote(NAME, new_version(model).version)
+    (resolve(f"{NAME}/1").folder / "config.json").write_text("{}")
+    with pytest.raises(RegistryError, match=r"config\.json is not the registered file"):
+        rollback(NAME)
+    assert resolve(NAME).version == 2
+
+
+def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from smallfirst.registry.artifacts import copy_in, measure\n"
+        "from smallfirst.registry.mlflow_runs import open_run\n"
+        "model = Path(sys.argv[1])\n"
+        "print(copy_in(open_run('e', 'r').run_id, model, measure(model)).model_dump_json())\n"
+        "sys.stdout.flush()\n"
+        "os._exit(9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(model)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 9, done.stderr
+    orphan = Stored.model_validate_json(done.stdout)
+    assert (orphan.folder() / "weights.safetensors").is_file()  # it got that far
+    with pytest.raises(RegistryError, match="no model is registered as main"):
+        resolve(f"{NAME}/1")
+    assert new_version(model).version == 1
+
+
+def test_a_kill_between_the_two_aliases_leaves_the_old_champion(model: Path) -> None:
+    for _ in range(2):
+        new_version(model)
+    promote(NAME, 1)
+    client().set_registered_model_alias(NAME, "previous", "1")  # where promote(2) was cut off
+    assert resolve(NAME).version == 1
+    with pytest.raises(RegistryError) as caught:
+        rollback(NAME)
+    assert str(caught.value) == (
+        "main.claims.tickets has no earlier champion to roll back to\n"
+        "  next: promote one of its versions: main.claims.tickets/1, main.claims.tickets/2"
+    )
+    promote(NAME, 2)
+    assert resolve(f"{NAME}@previous").version == 1
+
+
+def test_two_registrations_in_one_run_do_not_share_files(model: Path) -> None:
+    with open_run("tickets", "train") as run:
+        register(model, PASSED, name=NAME, run_id=run.run_id, tags={})
+        (model / "config.json").write_text("second")
+        register(model, PASSED, name=NAME, run_id=run.run_id, tags={})
+    assert (resolve(f"{NAME}/1").folder / "config.json").read_text() == '{"labels": ["a", "b"]}'
+    assert (resolve(f"{NAME}/2").folder / "config.json").read_text() == "second"
+
+
+def test_a_version_that_somebody_else_registered_is_not_vouched_for(model: Path) -> None:
+    client().create_registered_model(NAME)
+    client().create_model_version(NAME, str(model))
+    with pytest.raises(RegistryError, match="tickets/1 was not registered by smallfirst"):
+        resolve(f"{NAME}/1")
+    assert [version.version for version in list_versions(NAME)] == [1]
+
+
+def test_a_project_that_was_moved_keeps_its_models(model: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(NAME, new_version(model).version)
+    moved = state.rename(state.with_name("elsewhere"))
+    monkeypatch.setenv("SMALLFIRST_HOME", str(moved))
+    assert resolve(NAME).folder.is_relative_to(moved)
+
+
+def test_files_of_a_store_elsewhere_are_downloaded_once(model: Path, state: Path) -> None:
+    with open_run("tickets", "train") as run:
+        stored = copy_in(run.run_id, model, measure(model))
+    away = stored.model_copy(update={"source": f"mlflow-artifacts:/{stored.entry}/model"})
+    folder = away.fetch()
+    assert folder.is_relative_to(state / "downloads")
+    assert measure(folder) == measure(model)
+    (folder / "config.json").write_text("kept")
+    assert (away.fetch() / "config.json").read_text() == "kept"
+    away.write_attachment("certificate.json", b"{}")
+    assert away.read_attachment("certificate.json") == b"{}"
+    assert stored.read_attachment("certificate.json") == b"{}"
+    assert away.read_attachment("other.json") is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("main.claims.tickts", 'no model is registered as main.claims.tickts — did you mean "main'),
+        ("main.claims.tickets@champoin", 'called "champoin" — did you mean "champion"?'),
+        ("main.claims.tickets/9", "main.claims.tickets has no version 9\n  next: use one of: main"),
+        ("main.claims.tickets/one", '"one" is no version number of main.claims.tickets'),
+        ("tickets@champion", '"tickets" is no model name'),
+    ],
+)
+def test_a_wrong_reference_is_answered_with_the_nearest_right_one(model: Path, reference: str, says: str) -> None:
+    promote(NAME, new_version(model).version)
+    with pytest.raises(RegistryError) as caught:
+        resolve(reference)
+    assert says in str(caught.value)
+
+
+def test_a_name_without_a_champion_shows_its_versions(model: Path) -> None:
+    new_version(model)
+    with pytest.raises(RegistryError) as caught:
+        resolve(NAME)
+    assert str(caught.value) == (
+        'main.claims.tickets has no version called "champion"\n'
+        "  next: promote a version, or use one of: main.claims.tickets/1"
+    )
+
+
+def test_mlflows_own_way_to_write_a_reference_is_understood(model: Path) -> None:
+    promote(NAME, new_version(model).version)
+    assert resolve(f"models:/{NAME}@champion") == resolve(NAME) == resolve(f"models:/{NAME}/1")
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        ("claims.tickets", "main.claims.tickets"),
+        ("tickets", "main.default.tickets"),
+        ("a.b.c.d", "a.b.c_d"),
+        ("main.claims.my tickets", "main.claims.my_tickets"),
+        ("../../etc", "main.default.etc"),
+        ("main.claims.x' OR '1", "main.claims.x_OR_1"),
+        ("", "main.default.model"),
+    ],
+)
+def test_a_name_of_another_form_is_refused_with_a_corrected_example(name: str, example: str) -> None:
+    with pytest.raises(RegistryError) as caught:
+        check_name(name)
+    assert str(caught.value) == (
+        f'"{name}" is no model name: three parts are needed, catalog.schema.model, '
+        f"each of letters, digits, _ and -\n  next: name it, for example, {example}"
+    )
+    assert check_name(example) == example
+
+
+@pytest.mark.parametrize("file", ["weights.bin", "model.pt", "model.pkl", "classifier.joblib"])
+def test_formats_that_run_code_when_loaded_are_not_stored(model: Path, file: str) -> None:
+    (model / file).write_bytes(b"\x80\x04")
+    with pytest.raises(RegistryError, match=f"{file} has a format that is not stored"):
+        new_version(model)
+
+
+def test_links_and_empty_folders_are_not_stored(model: Path, tmp_path: Path) -> None:
+    (model / "passwords.txt").symlink_to("/etc/passwd")
+    with pytest.raises(RegistryError, match=r"passwords\.txt is a link"):
+        new_version(model)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RegistryError, match="is empty"):
+        new_version(tmp_path / "empty")
+    with pytest.raises(RegistryError, match="is not a folder"):
+        new_version(tmp_path / "missing")
+
+
+def test_attachments_are_replaced_and_leave_the_model_sealed(model: Path) -> None:
+    new_version(model)
+    assert read_attachment(NAME, 1, "certificate.json") is None
+    attach(NAME, 1, "certificate.json", b"one")
+    attach(NAME, 1, "certificate.json", b"two")
+    assert read_attachment(NAME, 1, "certificate.json") == b"two"
+    assert resolve(f"{NAME}/1").version == 1
+    with pytest.raises(RegistryError, match="has no version 2"):
+        attach(NAME, 2, "certificate.json", b"")
+
+
+@pytest.mark.parametrize("filename", ["../config.json", ".hidden", "a/b.json", ""])
+def test_an_attachment_cannot_be_written_elsewhere(model: Path, filename: str) -> None:
+    new_version(model)
+    with pytest.raises(RegistryError, match="no file name for an attachment"):
+        attach(NAME, 1, filename, b"")
+    with pytest.raises(RegistryError, match="no file name for an attachment"):
+        read_attachment(NAME, 1, filename)

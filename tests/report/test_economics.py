@@ -1,0 +1,115 @@
+"""Every expected figure is worked out by hand in the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallfirst.pricing import MachinePrice
+from smallfirst.report.data import ListPrice, ReportData
+from smallfirst.report.economics import (
+    PathCost,
+    break_even_requests,
+    drop_that_ends_it,
+    list_cost_usd_per_1k,
+    own_machine,
+    path_costs,
+    price_drops,
+)
+
+
+def path(candidate: str, cost: float, *, large: float = 0.0, training: float = 0.0) -> PathCost:
+    return PathCost(
+        candidate=candidate,
+        cost_usd_per_1k=cost,
+        large_part_usd_per_1k=large,
+        training_usd=training,
+    )
+
+
+LARGE = path("large", 2.0, large=2.0)
+
+
+def test_training_is_paid_back_when_the_saving_has_reached_its_cost() -> None:
+    # $1.95 saved per 1,000 requests; $3.90 is reached after exactly 2,000.
+    assert break_even_requests(3.9, 0.05, 2.0) == 2000
+    # $4.00 needs 2,051.28… requests, so the 2,052nd pays it back.
+    assert break_even_requests(4.0, 0.05, 2.0) == 2052
+    assert break_even_requests(0.0, 0.05, 2.0) == 0
+
+
+@pytest.mark.parametrize("large_usd", [0.05, 0.01])
+def test_a_path_that_is_not_cheaper_never_pays_its_training_back(large_usd: float) -> None:
+    assert break_even_requests(3.9, 0.05, large_usd) is None
+
+
+def test_list_price_counts_prompt_and_completion_tokens() -> None:
+    # 1,000 requests read 400,000 tokens at $0.25 per million and write 5,000 at $2: $0.10 + $0.01.
+    price = ListPrice("hosted-mini", 0.25, 2.0)
+    cost = list_cost_usd_per_1k(price, prompt_tokens=400, completion_tokens=5)
+    assert cost == pytest.approx(0.11)
+
+
+def test_a_price_drop_moves_the_large_part_of_the_routed_path_only() -> None:
+    small = path("small", 0.05, training=3.9)
+    # A quarter of the requests go large: 0.05 for drafts, 0.5 for the large model.
+    routed = path("routed", 0.55, large=0.5, training=3.9)
+    today, half, fifth, tenth = price_drops((small, routed), LARGE)
+    assert (today.drop, half.drop, fifth.drop, tenth.drop) == (0.0, 0.5, 0.8, 0.9)
+    assert today.cheaper_usd_per_1k == pytest.approx((0.05, 0.55))
+    assert half.large_usd_per_1k == pytest.approx(1.0)
+    assert half.cheaper_usd_per_1k == pytest.approx((0.05, 0.30))
+    # At 90 % less large costs 0.20: small saves 0.15, routed costs 0.05 + 0.05 and saves 0.10.
+    assert tenth.cheaper_usd_per_1k == pytest.approx((0.05, 0.10))
+    assert tenth.break_even == (26_000, 39_000)
+
+
+def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:
+    routed = path("routed", 0.55, large=0.5)
+    drop = drop_that_ends_it(routed, LARGE)
+    assert drop is not None
+    # Own part 0.05; the large path's price not shared with it is 1.5: 1 - 0.05 / 1.5.
+    assert drop == pytest.approx(1 - 0.05 / 1.5)
+    assert routed.after_drop(drop) == pytest.approx(LARGE.after_drop(drop))
+    assert drop_that_ends_it(path("small", 2.5), LARGE) is None
+
+
+def test_a_machine_of_its_own_is_paid_whether_or_not_requests_come() -> None:
+    machine = MachinePrice(usd_per_hour=0.1)
+    small = path("small", 0.05)
+    alone = own_machine(machine, small, LARGE, requests_per_s=1.0)
+    assert alone.usd_per_month == pytest.approx(73.0)
+    # $73 against $2 per 1,000 requests.
+    assert alone.break_even_per_month == 36_500
+    assert alone.capacity_per_month == 2_628_000
+    # At one request every 100 s it can serve 26,280 a month: too few to pay for itself.
+    assert own_machine(machine, small, LARGE, requests_per_s=0.01).break_even_per_month is None
+
+
+def test_routed_cost_is_drafts_plus_the_large_part(
+    make_report: Callable[..., ReportData],
+) -> None:
+    small, large, routed = path_costs(make_report().evaluations, training_usd=3.9)
+    # Two of eight rows went large at $2 per 1,000; all eight had a draft at $0.05 per 1,000.
+    assert routed.large_part_usd_per_1k == pytest.approx(0.5)
+    assert routed.cost_usd_per_1k == pytest.approx(0.55)
+    assert (small.training_usd, large.training_usd, routed.training_usd) == (3.9, 0.0, 3.9)
+    assert routed.monthly_usd(10_000) == pytest.approx(5.5)
+
+
+@given(
+    training=st.floats(0, 1e4),
+    cost=st.floats(0, 10),
+    large=st.floats(0.001, 100),
+)
+def test_at_break_even_the_path_has_cost_no_more_than_the_large_one(training: float, cost: float, large: float) -> None:
+    needed = break_even_requests(training, cost, large)
+    if needed is None:
+        assert cost >= large
+        return
+    cheaper = path("small", cost, training=training)
+    dear = path("large", large, large=large)
+    assert cheaper.total_usd(needed) <= dear.total_usd(needed) * (1 + 1e-6) + 1e-6

@@ -1,0 +1,522 @@
+"""The certificate: thresholds by hand, and the promise kept in simulation as often as it says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.errors import ConfigError, DataError
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.routing.certificate.certificate import (
+    NOTHING_KEPT,
+    Certificate,
+    Promise,
+    Search,
+    certify,
+    certify_without_gold,
+    charged,
+    search_threshold,
+)
+from smallfirst.stats.intervals import Estimate, paired_difference, rows_needed, upper_bound, wilson
+
+FIVE_PERCENT = Promise()
+
+
+def measured(
+    candidate: str,
+    correct: Sequence[bool],
+    confidence: Sequence[float | None] | None = None,
+    *,
+    cost_usd: float = 0.001,
+    first: int = 0,
+) -> Evaluation:
+    """An evaluation of rows numbered from `first`."""
+    rows = tuple(
+        EvaluatedRow(
+            key=f"row-{number}",
+            text=f"text {number}",
+            gold="a",
+            answer="a" if right else "b",
+            correct=right,
+            confidence=confidence[number - first] if confidence else None,
+            stage=candidate,
+            certified=False,
+            latency_ms=1.0,
+            cost_usd=cost_usd,
+        )
+        for number, right in enumerate(correct, start=first)
+    )
+    share = wilson(sum(correct), len(correct))
+    return Evaluation(
+        candidate=candidate,
+        model=candidate,
+        task="t",
+        split="calibration",
+        dataset_fingerprint="d",
+        rows=rows,
+        accuracy=share,
+        measures={"macro_f1": share},
+        cost_usd_per_1k=1000 * cost_usd,
+        p50_ms=1.0,
+        p95_ms=1.0,
+        requests_per_s=None,
+    )
+
+
+def falling(n: int) -> list[float]:
+    """Distinct confidences from 1 downwards."""
+    return [1 - i / (2 * n) for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [59, 60])
+def test_fifty_nine_rows_without_an_error_are_enough_for_five_percent(n: int) -> None:
+    confidence = falling(n)
+    assert search_threshold(confidence, [True] * n, FIVE_PERCENT) == Search(
+        threshold=confidence[-1], n_kept=n, errors_kept=0
+    )
+
+
+def test_fifty_eight_are_not() -> None:
+    found = search_threshold(falling(58), [True] * 58, FIVE_PERCENT)
+    assert found == Search(threshold=NOTHING_KEPT, n_kept=0, errors_kept=0)
+
+
+def test_one_error_among_ninety_three_is_shown_and_among_ninety_two_is_not() -> None:
+    # 0.95**93 + 93 * 0.05 * 0.95**92 = 0.04999 and with 92 rows 0.0521; the error is the least sure row.
+    found = [search_threshold(falling(n), [True] * (n - 1) + [False], FIVE_PERCENT) for n in (93, 92)]
+    assert [(search.n_kept, search.errors_kept) for search in found] == [(93, 1), (91, 0)]
+
+
+def test_the_first_failure_stops_the_search() -> None:
+    # 60 right, 2 wrong (fails: two errors in 62), then 200 right, which would have passed again.
+    correct = [True] * 60 + [False] * 2 + [True] * 58
+    assert search_threshold(falling(120), correct, FIVE_PERCENT) == Search(
+        threshold=falling(120)[59], n_kept=60, errors_kept=0
+    )
+    longer = correct + [True] * 200
+    assert upper_bound(2, len(longer)) < 0.05
+    # With more rows the search starts where half of them are kept, past the two errors.
+    assert search_threshold(falling(320), longer, FIVE_PERCENT).n_kept == 320
+
+
+def test_where_the_search_begins_does_not_depend_on_which_answers_are_right() -> None:
+    # The first 100 of 200 are tried first, and 11 errors in them show nothing, however good the surest 60 are.
+    correct = [True] * 80 + [False] * 20 + [True] * 100
+    assert search_threshold(falling(200), correct, FIVE_PERCENT).n_kept == 0
+
+
+def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
+    confidence = [0.9] * 58 + [0.8] * 10 + [0.7] * 10
+    correct = [True] * 68 + [False] * 10
+    # 59 rows would do, but the 59th shares its confidence with nine others.
+    assert search_threshold(confidence, correct, FIVE_PERCENT) == Search(threshold=0.8, n_kept=68, errors_kept=0)
+    # One wrong row among the ten is too many for 68, so none of them is kept, nor the 58 alone.
+    correct[60] = False
+    assert search_threshold(confidence, correct, FIVE_PERCENT).n_kept == 0
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    draw = np.random.default_rng(0)
+    confidence, correct = draw.random(200), draw.random(200) < 0.99
+    order = draw.permutation(200)
+    assert search_threshold(confidence, correct, FIVE_PERCENT) == search_threshold(
+        confidence[order], correct[order], FIVE_PERCENT
+    )
+
+
+def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
+    found = certify(measured("small", [True] * 40, falling(40)), None, FIVE_PERCENT, model_fingerprint="m")
+    assert not found.issued
+    assert found.why == (
+        "too few labels: 40 calibration rows; even without an error this promise needs 59; about 19 more rows like "
+        "these would show it"
+    )
+    assert found.labels_missing == 19
+    assert (found.threshold, found.n_kept, found.error_bound) == (NOTHING_KEPT, 0, 1.0)
+    assert found.coverage == wilson(0, 40)
+
+
+def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
+    small = measured("small", [True, False] * 50, falling(100))
+    found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    assert found.why == (
+        "not shown: with 100 calibration rows (50 of all answers wrong) no threshold keeping 59 or more answers shows "
+        "at most 5 % wrong; no number of rows like these would show it: promise less, or improve the model"
+    )
+    assert found.labels_missing is None
+
+
+def test_a_promise_that_is_shown_says_on_what_it_rests() -> None:
+    small = measured("small", [True] * 99 + [False], falling(100))
+    promise = Promise(at_most_wrong=0.075, confidence=0.975)
+    found = certify(small, None, promise, model_fingerprint="m", temperature=1.5)
+    # Clopper and Pearson: 0.0545 is the rate at which at most 1 error in 100 has probability 0.025.
+    assert found.why == (
+        "at most 7.5 % of kept answers wrong (97.5 %): 1 of 100 kept calibration answers were wrong, so at most 0.054"
+    )
+    assert (found.issued, found.n_kept, found.errors_kept, found.n_labels) == (True, 100, 1, 100)
+    assert found.error_bound == upper_bound(1, 100, confidence=0.975)
+    assert (found.promised_error, found.confidence, found.temperature) == (0.075, 0.975, 1.5)
+    assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "d")
+
+
+def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_often() -> None:
+    # 60 sure and right, then 10 doubtful: small right on 2, large on 6 (5 that small misses, and 1 of its own 2).
+    ours = [True] * 60 + [True, True] + [False] * 8
+    theirs = [False] * 60 + [True, False] + [True] * 5 + [False] * 3
+    found = certify(
+        measured("small", ours, falling(60) + [0.1] * 10),
+        measured("large", theirs),
+        FIVE_PERCENT,
+        model_fingerprint="m",
+    )
+    assert (found.n_kept, found.below) == (60, "escalate")
+    assert found.below_difference == paired_difference(theirs[60:], ours[60:])
+    # McNemar on 5 against 1: 2 * (1 + 6) / 2**6
+    assert found.below_why == (
+        "on 10 calibration rows below the threshold large is right on 6, small on 2 "
+        f"(difference {found.below_difference}, McNemar p = 0.219)"
+    )
+
+
+@pytest.mark.parametrize("large_right", [0, 2])
+def test_doubtful_requests_stay_small_where_the_large_model_is_no_better(large_right: int) -> None:
+    ours = [True] * 60 + [True, True] + [False] * 8
+    theirs = [True] * 60 + [False] * (10 - large_right) + [True] * large_right
+    found = certify(
+        measured("small", ours, falling(60) + [0.1] * 10),
+        measured("large", theirs),
+        FIVE_PERCENT,
+        model_fingerprint="m",
+    )
+    assert found.below == "keep"
+    assert found.below_why.endswith(": sending them on would cost more and help nobody")
+    assert isinstance(found.below_difference, Estimate)
+
+
+def test_a_large_model_that_was_not_measured_is_trusted() -> None:
+    small = measured("small", [True] * 60 + [False] * 10, falling(60) + [0.1] * 10)
+    found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    assert (found.below, found.below_why, found.below_difference) == (
+        "escalate",
+        "the large model was not measured, so it is trusted",
+        None,
+    )
+
+
+def test_a_large_model_measured_on_other_rows_only_is_trusted_and_that_is_said() -> None:
+    small = measured("small", [True] * 60 + [False] * 10, falling(60) + [0.1] * 10)
+    found = certify(small, measured("large", [True] * 60), FIVE_PERCENT, model_fingerprint="m")
+    assert (found.below, found.below_why) == (
+        "escalate",
+        "the large model was not measured on rows below the threshold, so it is trusted",
+    )
+
+
+def test_if_everything_is_kept_nothing_is_below() -> None:
+    found = certify(
+        measured("small", [True] * 60, falling(60)), measured("large", [True] * 60), FIVE_PERCENT, model_fingerprint="m"
+    )
+    assert (found.below, found.below_why) == ("escalate", "no calibration row falls below the threshold")
+
+
+def test_an_answer_without_confidence_counts_as_no_confidence_at_all() -> None:
+    found = certify(
+        measured("small", [True] * 60 + [False] * 5, [*falling(60), *[None] * 5]),
+        None,
+        FIVE_PERCENT,
+        model_fingerprint="m",
+    )
+    assert found.n_kept == 60
+
+
+def test_the_curve_begins_all_large_and_ends_all_small() -> None:
+    draw = np.random.default_rng(5)
+    ours, theirs = (draw.random(150) < 0.8).tolist(), (draw.random(150) < 0.9).tolist()
+    small = measured("small", ours, draw.random(150).tolist(), cost_usd=0.001)
+    large = measured("large", theirs, cost_usd=0.02)
+    curve = certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve
+    assert (curve[0].threshold, curve[0].n_kept, curve[0].errors_kept) == (NOTHING_KEPT, 0, 0)
+    assert curve[0].routed_accuracy == sum(theirs) / 150
+    assert curve[0].routed_cost_usd_per_1k == pytest.approx(21.0)  # thrown-away drafts are paid too
+    assert (curve[-1].n_kept, curve[-1].errors_kept) == (150, 150 - sum(ours))
+    assert curve[-1].routed_accuracy == sum(ours) / 150
+    assert curve[-1].routed_cost_usd_per_1k == pytest.approx(1.0)
+    assert curve[-1].threshold == min(row.confidence or 0.0 for row in small.rows)
+
+
+def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
+    for n in (400, 501, 777):
+        said = np.random.default_rng(n).random(n)
+        small = measured("small", (said > 0.1).tolist(), said.tolist())
+        found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+        assert found.issued
+        (point,) = [p for p in found.curve if p.threshold == found.threshold]
+        assert (point.n_kept, point.errors_kept) == (found.n_kept, found.errors_kept)
+
+
+def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
+    draw = np.random.default_rng(6)
+    ours, theirs = draw.random(90) < 0.8, draw.random(90) < 0.9
+    said = draw.choice([0.2, 0.5, 0.7, 0.9, 1.0], 90)  # many ties, which no threshold can part
+    curve = certify(
+        measured("small", ours.tolist(), said.tolist()),
+        measured("large", theirs.tolist()),
+        FIVE_PERCENT,
+        model_fingerprint="m",
+    ).curve
+    assert [point.threshold for point in curve] == [NOTHING_KEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
+    for point in curve:
+        kept = said >= point.threshold
+        assert (point.n_kept, point.errors_kept) == (kept.sum(), (kept & ~ours).sum())
+        assert point.error_bound == upper_bound(point.errors_kept, point.n_kept)
+        assert point.routed_accuracy == pytest.approx(np.where(kept, ours, theirs).mean())
+
+
+def test_on_rows_the_large_model_was_not_measured_on_the_curve_takes_the_draft() -> None:
+    small = measured("small", [False] * 10, falling(10))
+    large = measured("large", [True] * 4, first=3)
+    assert certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve[0].routed_accuracy == 0.4
+
+
+def wrong_above(threshold: float, jump: float, *, high: float, low: float) -> float:
+    """Share of wrong answers at or above `threshold`: confidence uniform, `high` below `jump`, `low` above it."""
+    if threshold >= jump:
+        return low
+    return ((1 - jump) * low + (jump - threshold) * high) / (1 - threshold)
+
+
+@pytest.mark.parametrize(
+    ("jump", "high", "low", "n"),
+    [
+        (0.5, 0.30, 0.005, 260),  # the surer half is good; the promise breaks soon after
+        (0.3, 1.00, 0.005, 140),  # good down to 0.3, then always wrong
+        (1.0, 0.0501, 0.0, 260),  # every threshold breaks the promise by a hair: the hardest case there is
+    ],
+)
+def test_the_promise_is_broken_at_most_as_often_as_it_says(jump: float, high: float, low: float, n: int) -> None:
+    draw, sets, broken, issued = np.random.default_rng(11), 1000, 0, 0
+    for _ in range(sets):
+        said = draw.random(n)
+        right = draw.random(n) >= np.where(said < jump, high, low)
+        found = search_threshold(said, right, FIVE_PERCENT)
+        issued += found.n_kept > 0
+        broken += found.n_kept > 0 and wrong_above(found.threshold, jump, high=high, low=low) > 0.05
+    slack = 3 * math.sqrt(0.05 * 0.95 / sets)
+    assert broken / sets <= 0.05 + slack
+    if jump < 1:
+        assert issued / sets > 0.7  # it does promise where there is something to promise
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 260).flatmap(lambda n: st.tuples(st.permutations(range(n)), st.integers(0, 12))),
+    st.sampled_from([(0.02, 0.05), (0.05, 0.06), (0.05, 0.2), (0.1, 0.3)]),
+)
+def test_a_looser_promise_never_asks_for_more_confidence(
+    drawn: tuple[list[int], int], alphas: tuple[float, float]
+) -> None:
+    # Confidences are distinct: ties can skip the very threshold at which the stricter promise is shown.
+    order, n_wrong = drawn
+    confidence = [(place + 1) / (len(order) + 1) for place in order]
+    correct = [i >= n_wrong for i in range(len(order))]
+    strict, loose = (search_threshold(confidence, correct, Promise(at_most_wrong=alpha)) for alpha in alphas)
+    assert loose.threshold <= strict.threshold
+    assert loose.n_kept >= strict.n_kept
+
+
+def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
+    draw = np.random.default_rng(1)
+    ours = [(draw.random(800) < share).tolist() for share in (0.99, 0.99)]
+    said = [draw.random(800).tolist() for _ in ours]
+    words, small = (measured(name, o, s) for name, o, s in zip(("words", "small"), ours, said, strict=True))
+    found = certify((words, small), measured("large", [True] * 800, cost_usd=0.02), FIVE_PERCENT, model_fingerprint="m")
+    assert [one.name for one in found.stages] == ["words", "small"]
+    assert found.issued
+    assert sum(one.n_kept for one in found.stages) == found.n_kept
+    assert sum(one.errors_kept for one in found.stages) == found.errors_kept
+    assert found.threshold == found.stages[-1].threshold
+    first = found.stages[0].threshold
+    kept = sum(confidence >= first for confidence in said[0])
+    assert kept == found.stages[0].n_kept
+    assert found.promises("a", first, stage="words")
+    assert not found.promises("a", first - 1e-9, stage="words")
+
+
+def test_one_stage_given_alone_or_in_a_list_is_the_same() -> None:
+    small, large = measured("small", [True] * 99 + [False], falling(100)), measured("large", [True] * 100)
+    alone = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
+    assert certify([small], large, FIVE_PERCENT, model_fingerprint="m") == alone
+    assert [(one.name, one.threshold, one.n_kept) for one in alone.stages] == [("small", alone.threshold, 100)]
+
+
+def test_a_draft_that_was_not_measured_on_all_rows_is_refused_with_how_many_are_missing() -> None:
+    words, small = measured("words", [True] * 60), measured("small", [True] * 90, falling(90))
+    with pytest.raises(DataError, match="words was not measured on 30 of the 90 calibration rows of small"):
+        certify([words, small], None, FIVE_PERCENT, model_fingerprint="m")
+    with pytest.raises(ConfigError, match="a promise by label speaks of one drafting stage"):
+        certify([small, small], None, Promise(per_class=True), model_fingerprint="m")
+
+
+def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
+    draw = np.random.default_rng(2)
+    small = measured("small", (draw.random(300) < 0.97).tolist(), draw.random(300).tolist())
+    large = measured("large", (draw.random(300) < 0.9).tolist())
+    promise = Promise(at_most_wrong=0.1, at_most_below_large=0.1, at_most_escalated=0.9)
+    found = certify(small, large, promise, model_fingerprint="m")
+    assert found.issued
+    assert Certificate.model_validate_json(found.model_dump_json()) == found
+    added = {"promise", "stages", "risks", "labels", "labels_missing", "classes", "bands", "audit_limit"}
+    values = found.model_dump(exclude={*added, "limits_of_validity"})
+    old = Certificate.model_validate(values)
+    assert (old.stages, old.bands, old.labels, old.audit_limit, old.promise) == ((), (), "gold", None, None)
+    assert old.decide(found.threshold) == "keep_certified"
+    assert old.decide(found.threshold - 1e-9) == found.below
+
+
+def test_each_limit_is_said_with_what_was_seen() -> None:
+    draw = np.random.default_rng(3)
+    small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
+    promise = Promise(at_most_wrong=0.1, at_most_escalated=0.5, at_most_usd_per_1k=100, p95_under_ms=50)
+    found = certify(small, measured("large", [True] * 600, cost_usd=0.02), promise, model_fingerprint="m")
+    assert found.issued
+    assert [one.risk for one in found.risks] == ["wrong", "cost", "late", "escalated"]
+    # Four limits share 5 %, so each is shown at 1.25 %.
+    wrong = found.risks[0]
+    assert wrong.bound == upper_bound(found.errors_kept, found.n_kept, confidence=0.9875) == found.error_bound
+    assert "of 600 were sent on, so at most" in found.why
+    assert "95 % holds for all 4 limits together" in found.limits_of_validity
+
+
+def test_a_promise_about_the_large_model_needs_it_on_the_rows() -> None:
+    small = measured("small", [True] * 300, falling(300))
+    promise = Promise(at_most_wrong=None, at_most_below_large=0.05)
+    found = certify(small, None, promise, model_fingerprint="m")
+    assert found.why == (
+        "not shown: «at most 5 points less accurate than the large model» needs the large model's answers on the "
+        "calibration rows, of which 300 of 300 are missing"
+    )
+    assert not found.issued
+    assert found.promised_error == 1.0
+    shown = certify(small, measured("large", [True] * 300), promise, model_fingerprint="m")
+    assert shown.issued
+    assert shown.n_kept == 300
+    assert (shown.risks[0].value, shown.risks[0].n) == (0.0, 300)
+
+
+def test_the_router_is_told_what_to_do_by_band() -> None:
+    # 200 sure and right; then 40 on which large is better, then 40 on which it is worse.
+    ours = [True] * 200 + [False] * 40 + [True] * 20 + [False] * 20
+    theirs = [True] * 200 + [True] * 40 + [False] * 40
+    said = falling(200) + [0.4 - i / 1000 for i in range(40)] + [0.1 - i / 1000 for i in range(40)]
+    small, large = measured("small", ours, said), measured("large", theirs)
+    found = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
+    decisions = [found.decide(confidence) for confidence in (0.9, 0.45, 0.39, 0.09, 0.0, None)]
+    # Four wrong answers among 204 kept are still at most 5 %, so the threshold lies at 0.397.
+    assert decisions == ["keep_certified", "keep_certified", "escalate", "keep", "keep", "keep"]
+    person = certify(small, large, FIVE_PERCENT, model_fingerprint="m", person=True)
+    assert person.decide(0.09) == "abstain"
+    assert person.below == "escalate"
+
+
+def test_by_label_only_what_is_shown_is_promised() -> None:
+    right = [True] * 200 + [i % 2 == 0 for i in range(100)]
+    small = measured("small", right, falling(300))
+    said = ["card"] * 200 + ["loan"] * 100
+    rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, said, strict=True))
+    small = small.model_copy(update={"rows": rows})
+    found = certify(small, None, Promise(per_class=True), model_fingerprint="m")
+    assert found.why == (
+        "at most 5 % of kept answers wrong of each promised label (95 %): shown for 1 of 2 labels, of whose 200 kept "
+        "calibration answers 0 were wrong"
+    )
+    assert (found.n_kept, found.threshold) == (200, falling(300)[199])
+    assert found.promises("card", 0.99)
+    assert not found.promises("card", found.threshold - 1e-9)
+    assert not found.promises("loan", 0.99)
+    assert not found.promises("never seen", 0.99)
+    assert found.decide(0.99, "loan") == "escalate"
+    # Without the wish the labels are listed, and the promise is about all of them together.
+    whole = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    assert [(one.label, one.certified) for one in whole.classes] == [("card", True), ("loan", False)]
+    assert whole.promises("loan", 0.99)
+
+
+def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() -> None:
+    ours = [True] * 100
+    theirs = [True] * 90 + [False] * 10
+    found = certify(
+        measured("small", ours, falling(100)), measured("large", theirs), FIVE_PERCENT, model_fingerprint="m"
+    )
+    assert found.audit_limit == 0.05 + upper_bound(10, 100)
+    assert found.limits_of_validity[-1].startswith("audits by the large model break it when more than 0.214")
+    alone = certify(measured("small", ours, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    assert alone.audit_limit is None
+
+
+def judged(n: int, *, agree: int, right: int, n_gold: int) -> tuple[Evaluation, Evaluation, dict[str, str]]:
+    """Small and large answers: alike on `agree` rows; gold on the first `n_gold`, small right on `right` of these."""
+    small, large = measured("small", [True] * n, falling(n)), measured("large", [True] * n)
+    rows = [row.model_copy(update={"answer": "a" if i % n < agree else "b"}) for i, row in enumerate(small.rows)]
+    gold = {row.key: row.answer if i < right else "c" for i, row in enumerate(rows[:n_gold])}
+    return small.model_copy(update={"rows": tuple(rows)}), large, gold  # type: ignore[return-value]
+
+
+def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said() -> None:
+    small, large, _ = judged(400, agree=400, right=0, n_gold=0)
+    found = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert (found.issued, found.labels, found.n_kept, found.audit_limit) == (True, "large", 400, 0.05)
+    assert found.why.endswith("so at most 0.007; right is what the large model answered")
+    assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
+
+
+def test_a_little_gold_corrects_a_large_model_that_is_wrong_itself() -> None:
+    # Small says what large says, everywhere; gold says that one in five of these answers is wrong.
+    small, large, gold = judged(1000, agree=1000, right=80, n_gold=100)
+    trusting = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    corrected = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert trusting.issued
+    assert not corrected.issued
+    assert corrected.labels == "large+gold"
+    assert "corrected by 100 gold rows" in corrected.why
+
+
+def test_with_gold_that_agrees_the_promise_is_shown() -> None:
+    small, large, gold = judged(2000, agree=2000, right=400, n_gold=400)
+    found = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    assert found.issued
+    assert found.n_kept == 2000
+    # 2,000 rows that agree: at most 0.0023 (99 %); 400 corrections of 0: a little more than ln(25) / 400.
+    assert 0.0023 + math.log(25) / 400 < found.error_bound < 0.02
+
+
+def test_the_routers_own_price_is_paid_by_every_walk() -> None:
+    small = measured("small", [True] * 100, falling(100))
+    dearer = charged(small, cost_usd=0.002, latency_ms=5)
+    assert {row.cost_usd for row in dearer.rows} == {0.003}
+    assert dearer.cost_usd_per_1k == pytest.approx(3.0)
+    assert dearer.by_key["row-0"].latency_ms == 6.0
+    curve = certify(dearer, None, FIVE_PERCENT, model_fingerprint="m").curve
+    assert curve[-1].routed_cost_usd_per_1k == pytest.approx(3.0)
+
+
+def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None:
+    # 3 of 100 wrong, evenly spread, so that every share of the rows is wrong about as often.
+    right = [i not in (17, 50, 83) for i in range(100)]
+    found = certify(measured("small", right, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    assert found.labels_missing is not None
+    assert 0 < found.labels_missing <= (rows_needed(0.03, 0.05) or 0) - 100
+    assert found.why.endswith(f"about {found.labels_missing} more rows like these would show it")
+
+
+def test_no_rows_at_all_show_nothing() -> None:
+    promise = Promise(at_most_below_large=0.1, at_most_escalated=0.5, at_most_usd_per_1k=1, p95_under_ms=100)
+    for wish in (FIVE_PERCENT, promise):
+        found = certify(measured("small", [], []), measured("large", []), wish, model_fingerprint="m")
+        assert not found.issued
+        assert found.decide(0.99) == "escalate"

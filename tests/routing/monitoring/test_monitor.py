@@ -1,0 +1,237 @@
+"""The monitor: what leads from state to state, what it counts, and that quiet traffic leaves it alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.records import parse_record
+from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
+from smallfirst.stats.intervals import Estimate
+
+LABELS = [f"label {i}" for i in range(30)]
+
+
+class Traffic:
+    """Requests and audits with an error rate, a skew of the confidences and a favourite label."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.draw = random.Random(seed + 500)
+        self.error, self.power, self.favourite = 0.01, 0.3, 0.0
+
+    def confidence(self) -> float:
+        return float(self.draw.random() ** self.power)
+
+    def label(self) -> str:
+        return LABELS[7] if self.draw.random() < self.favourite else self.draw.choice(LABELS)
+
+    def monitor(self, settings: MonitorSettings | None = None, *, shadow: bool = False) -> Monitor:
+        """A monitor with 300 of these requests as reference."""
+        return Monitor(
+            settings or MonitorSettings(audit_share=0.1),
+            limit=0.05,
+            reference_confidence=[self.confidence() for _ in range(300)],
+            reference_labels=[self.label() for _ in range(300)],
+            shadow=shadow,
+        )
+
+    def pass_by(self, monitor: Monitor, n: int) -> list[StateChange]:
+        """What comes of n requests and the audits among them."""
+        changes: list[StateChange] = []
+        for _ in range(n):
+            share = monitor.audit_share
+            changes += monitor.saw(self.confidence(), None, self.label())
+            if self.draw.random() < share:
+                changes += monitor.audited(self.draw.random() < self.error)
+        return changes
+
+
+def test_quiet_traffic_changes_nothing() -> None:
+    traffic = Traffic()
+    monitor = traffic.monitor()
+    assert traffic.pass_by(monitor, 2000) == []
+    assert (monitor.state, monitor.alarms, monitor.requests) == ("live", (), 2000)
+    assert monitor.live_error.low <= 0.01 <= monitor.live_error.high
+    assert 150 < monitor.live_error.n < 250
+
+
+def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> None:
+    traffic = Traffic()
+    monitor = traffic.monitor()
+    traffic.pass_by(monitor, 500)
+    traffic.error = 0.4
+    (broken,) = traffic.pass_by(monitor, 400)
+    assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "promise")
+    assert 500 < broken.at_request < 900
+    assert broken.values["evidence"] >= broken.values["alarm_at"] == pytest.approx(40)
+    assert f"{broken.values['errors']:.0f} of {broken.values['audits']:.0f} audited answers were wrong" in broken.why
+    assert monitor.alarms == (broken,)
+    assert monitor.audit_share == 0.1
+
+    assert traffic.pass_by(monitor, 2000) == []  # still broken
+    assert monitor.live_error.low > 0.3
+    before = monitor.live_error
+    monitor.audited(False, drawn_at=broken.at_request)  # an answer from before the fallback counts no longer
+    assert monitor.live_error == before
+    monitor.audited(True, drawn_at=broken.at_request + 1)
+    assert monitor.live_error.n == before.n + 1
+    traffic.error = 0.01
+    (back,) = _until_changed(traffic, monitor, 4000)
+    assert (back.before, back.after, back.cause) == ("fallback", "live", "shown")
+    assert back.values["evidence"] >= back.values["alarm_at"] == pytest.approx(20)
+    assert monitor.live_error.n == 0
+    assert monitor.alarms == (broken,)
+
+    traffic.error = 0.4
+    (again,) = _until_changed(traffic, monitor, 1000)
+    assert again.values["alarm_at"] == pytest.approx(80)
+
+
+def _until_changed(traffic: Traffic, monitor: Monitor, most: int) -> list[StateChange]:
+    for _ in range(most):
+        if changes := traffic.pass_by(monitor, 1):
+            return changes
+    return []
+
+
+def test_without_recovery_a_fallback_is_for_good() -> None:
+    monitor = Traffic().monitor(MonitorSettings(recover=False))
+    assert [change.after for _ in range(40) for change in monitor.audited(True)] == ["fallback"]
+    assert [change for _ in range(500) for change in monitor.audited(False)] == []
+    assert monitor.state == "fallback"
+    assert (monitor.live_error.n, monitor.live_error.value < 0.1) == (540 - monitor.alarms[0].values["audits"], True)
+
+
+def test_changed_confidences_bring_more_audits_until_these_show_the_promise() -> None:
+    traffic = Traffic()
+    monitor = traffic.monitor(MonitorSettings(audit_share_on_drift=0.5))
+    traffic.pass_by(monitor, 300)
+    traffic.power = 1.0
+    (drift,) = _until_changed(traffic, monitor, 500)
+    assert (drift.before, drift.after, drift.cause) == ("live", "drift", "confidence")
+    assert monitor.audit_share == 0.5
+    assert "mean confidence" in drift.why
+    # Two statistics are watched, and the first alarm of each has half of its chance: 0.05 / 2 / 2.
+    assert drift.values["evidence"] >= drift.values["alarm_at"] == pytest.approx(80)
+
+    (shown,) = _until_changed(traffic, monitor, 3000)
+    assert (shown.before, shown.after, shown.cause) == ("drift", "live", "shown")
+    assert monitor.audit_share == 0.02
+    assert traffic.pass_by(monitor, 1000) == []  # what was new is now usual
+    traffic.power = 0.3
+    (back,) = _until_changed(traffic, monitor, 500)
+    assert back.cause == "confidence"
+    assert back.values["alarm_at"] == pytest.approx(160)
+
+
+def test_traffic_that_gathers_on_a_label_is_named_and_can_fall_back_at_once() -> None:
+    traffic = Traffic()
+    monitor = traffic.monitor(MonitorSettings(on_drift="fallback"))
+    traffic.favourite = 0.5
+    (drift,) = _until_changed(traffic, monitor, 300)
+    assert (drift.after, drift.cause) == ("fallback", "label")
+    assert "share of the answer 'label 7'" in drift.why
+    # 300 requests become the new reference; then another drift, on top of the fallback, makes proof begin anew.
+    assert traffic.pass_by(monitor, 300) == []
+    assert monitor.live_error.n > 0
+    traffic.favourite = 0.0
+    (more,) = _until_changed(traffic, monitor, 300)
+    assert (more.before, more.after, more.cause) == ("fallback", "fallback", "label")
+    assert monitor.alarms == (drift, more)
+
+
+def test_in_shadow_audits_only_count_and_somebody_ends_it() -> None:
+    traffic = Traffic()
+    monitor = traffic.monitor(shadow=True)
+    traffic.error, traffic.favourite = 0.5, 0.9
+    assert monitor.audit_share == 1.0
+    assert traffic.pass_by(monitor, 500) == []
+    assert (monitor.state, monitor.live_error.n) == ("shadow", 500)
+    (live,) = monitor.go_live()
+    assert (live.before, live.after, live.cause, live.at_request) == ("shadow", "live", "go-live", 500)
+    assert monitor.go_live() == ()
+    assert monitor.live_error == Estimate(value=0.0, low=0.0, high=1.0, n=0)
+    assert monitor.alarms == ()
+    assert _until_changed(traffic, monitor, 200)
+
+
+def test_a_state_that_was_written_down_is_taken_up_again() -> None:
+    monitor = Traffic().monitor()
+    for _ in range(20):
+        monitor.audited(False)
+    monitor.resume("live")
+    assert monitor.live_error.n == 20  # nothing to take up
+    monitor.resume("fallback")
+    assert (monitor.state, monitor.live_error.n, monitor.alarms) == ("fallback", 0, ())
+    assert "live" in [change.after for _ in range(200) for change in monitor.audited(False)]
+    assert [change.after for _ in range(20) for change in monitor.audited(True)] == ["fallback"]
+    monitor.resume("live")  # somebody knew better; the broken test must not strike at once
+    assert monitor.audited(False) == ()
+    assert monitor.state == "live"
+
+
+def test_what_is_not_known_is_not_counted() -> None:
+    monitor = Traffic().monitor()
+    for _ in range(1000):
+        assert monitor.saw(None) == ()
+    assert monitor.requests == 1000
+
+
+def test_the_same_requests_and_audits_give_the_same_monitor() -> None:
+    changes = []
+    for _ in range(2):
+        traffic = Traffic(3)
+        monitor = traffic.monitor()
+        traffic.error, traffic.power = 0.3, 0.6
+        changes.append((traffic.pass_by(monitor, 800), monitor.live_error))
+    assert changes[0] == changes[1]
+    assert changes[0][0]
+
+
+def test_many_alarms_do_not_use_up_the_numbers() -> None:
+    """The chance left to each further test is halved; after fifty it must still be one."""
+    monitor = Monitor(MonitorSettings(confidence=0.6), limit=0.5, reference_confidence=())
+    for _ in range(60):
+        while monitor.state == "live":
+            monitor.audited(True)
+        while monitor.state == "fallback":
+            monitor.audited(False)
+    assert len(monitor.alarms) == 60
+
+
+def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
+    """The hardest quiet case: an error at the limit. Both budgets 20 %, so 40 % of lives at most may have an alarm."""
+    settings = MonitorSettings(audit_share=0.3, audit_share_on_drift=0.3, confidence=0.8, drift_confidence=0.8)
+    lives, with_alarm = 60, {"promise": 0, "drift": 0}
+    for seed in range(lives):
+        traffic = Traffic(seed)
+        monitor = traffic.monitor(settings)
+        traffic.error = 0.05
+        traffic.pass_by(monitor, 400)
+        causes = {alarm.cause for alarm in monitor.alarms}
+        with_alarm["promise"] += "promise" in causes
+        with_alarm["drift"] += bool(causes - {"promise"})
+    assert max(with_alarm.values()) / lives <= 0.2 + 3 * 0.052
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"audit_share": 0.0}, "audit_share: Input should be greater than 0"),
+        ({"audit_share": 1.5}, "audit_share: Input should be less than or equal to 1"),
+        ({"confidence": 0.4}, "confidence: Input should be greater than 0.5"),
+        ({"audit_share": 0.2}, "audit_share_on_drift (0.1) is below audit_share (0.2)"),
+        ({"audit_shares": 0.2}, "did you mean"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(values: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_record(MonitorSettings, values, where="task.yaml")
+    assert said in str(refused.value)
+
+
+def test_a_limit_that_promises_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit"):
+        Monitor(MonitorSettings(), limit=0.0, reference_confidence=[0.5])

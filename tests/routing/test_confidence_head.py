@@ -1,0 +1,173 @@
+"""The head over drafts: features by hand, weighed only where that helps, the same after a restart."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.models.confidence import Steps
+from smallfirst.models.protocol import Completion
+from smallfirst.routing.confidence_head import (
+    FEATURES,
+    DraftHead,
+    features_of,
+    log_losses,
+    log_odds,
+    shown_by,
+    shown_lower,
+)
+
+
+def draft(text: str = "a", confidence: float | None = 0.8, **more: object) -> Completion:
+    return Completion.model_validate(
+        {"text": text, "answered_by": "small", "latency_ms": 1, "cost_usd": 0, "confidence": confidence, **more}
+    )
+
+
+def drawn(n: int, seed: int, *, said: str = "honest") -> tuple[list[Completion], list[bool], list[Completion]]:
+    """Drafts, outcomes and a cheaper model's answers: it agrees with nine in ten right ones, and three in ten wrong."""
+    draw = np.random.default_rng(seed)
+    truth = draw.uniform(0.5, 1, n)
+    right = draw.random(n) < truth
+    agrees = draw.random(n) < np.where(right, 0.9, 0.3)
+    own = {"honest": truth, "too sure": 1 - (1 - truth) ** 3}[said]
+    drafts = [draft("a", float(p)) for p in own]
+    return drafts, right.tolist(), [draft("a" if same else "b", 0.7) for same in agrees]
+
+
+def auroc(said: list[float], right: list[bool]) -> float:
+    s, y = np.array(said), np.array(right)
+    above = s[y][:, None] - s[~y][None, :]
+    return float((above > 0).mean() + (above == 0).mean() / 2)
+
+
+def test_features_of_a_label_by_hand() -> None:
+    found = dict(zip(FEATURES, features_of(draft("ab", 0.6, alternatives=(("ab", 0.6), ("c", 0.3)))), strict=True))
+    assert found["own"] == pytest.approx(math.log(0.6 / 0.4))
+    assert found["margin"] == pytest.approx(math.log(2))
+    assert found["entropy"] == pytest.approx(-(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 0.1 * math.log(0.1)))
+    assert found["characters"] == pytest.approx(math.log(3))
+    assert found["least_field"] == found["mean_field"] == found["own"]
+    assert found["same"] == found["cheaper"] == 0
+
+
+def test_features_of_fields_by_hand() -> None:
+    found = features_of(draft("{}", 0.5, field_confidence={"x": 0.9, "y": 0.2}, completion_tokens=3))
+    assert found[FEATURES.index("least_field")] == pytest.approx(log_odds(0.2))
+    assert found[FEATURES.index("mean_field")] == pytest.approx((log_odds(0.9) + log_odds(0.2)) / 2)
+    assert found[FEATURES.index("tokens")] == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(
+    ("cheaper", "same", "probability"),
+    [
+        (draft("a", 0.7), 1, 0.7),
+        (draft("b", 0.7), -1, 0.3),  # at most what its own answer leaves over
+        (draft("b", 0.7, alternatives=(("b", 0.7), ("a", 0.2))), -1, 0.2),
+        (draft("a", None), 1, 0.5),
+    ],
+)
+def test_agreement_with_a_cheaper_model(cheaper: Completion, same: int, probability: float) -> None:
+    assert features_of(draft("a"), cheaper)[-2:] == (same, pytest.approx(log_odds(probability)))
+
+
+def test_what_a_draft_shows_of_numbers() -> None:
+    (shown,) = shown_by(["2 cars at 1,500 each"], [draft("2 * 1,500 = 3,000\n", finish_reason="length")])
+    assert shown[len(FEATURES) :] == pytest.approx([math.log(2), math.log(4), 1.0, 1 / 3, 1.0])
+
+
+def test_unfitted_it_gives_the_drafts_own_confidence() -> None:
+    assert DraftHead().confidence(draft("a", 0.37)) == 0.37
+    assert DraftHead().confidence(draft("a", None)) == 0.0
+    assert DraftHead().fields(draft("{}", field_confidence={"x": 0.4})) == {"x": 0.4}
+
+
+def test_agreement_is_weighed_where_it_tells_something() -> None:
+    drafts, right, cheaper = drawn(400, 0)
+    head = DraftHead.fit(drafts, right, cheaper=cheaper)
+    assert head.weights[FEATURES.index("same")] > 0
+    fresh, outcomes, beside = drawn(400, 1)
+    with_head = auroc([head.confidence(*pair) for pair in zip(fresh, beside, strict=True)], outcomes)
+    assert with_head > auroc([each.confidence or 0 for each in fresh], outcomes) + 0.05
+
+
+def test_an_honest_confidence_without_anything_beside_stays_as_it_is() -> None:
+    for seed in range(5):
+        drafts, right, _ = drawn(400, seed)
+        head = DraftHead.fit(drafts, right)
+        assert head.weights == ()
+        assert "stays as it is" in head.why
+
+
+def test_a_boastful_confidence_is_bent_and_keeps_its_order() -> None:
+    drafts, right, _ = drawn(600, 0, said="too sure")
+    head = DraftHead.fit(drafts, right)
+    assert "bent" in head.why
+    fresh, outcomes, _ = drawn(600, 1, said="too sure")
+    own, bent = np.array([each.confidence or 0 for each in fresh]), np.array([head.confidence(each) for each in fresh])
+    assert (np.diff(bent[np.argsort(own)]) >= 0).all()
+    assert own.mean() > np.mean(outcomes) + 0.1
+    assert bent.mean() == pytest.approx(np.mean(outcomes), abs=0.05)
+
+
+def test_too_few_wrong_answers_leave_it_unfitted() -> None:
+    drafts, _, cheaper = drawn(100, 0)
+    head = DraftHead.fit(drafts, [True] * 91 + [False] * 9, cheaper=cheaper)
+    assert head.weights == ()
+    assert "91 right, 9 wrong" in head.why
+
+
+def test_few_wrong_answers_cannot_weigh_many_features() -> None:
+    for seed in range(8):
+        drafts, right, cheaper = drawn(90, seed)
+        differ = np.array([features_of(*pair) for pair in zip(drafts, cheaper, strict=True)]).std(axis=0) > 1e-9
+        assert min(sum(right), 90 - sum(right)) < 10 * differ.sum()
+        head = DraftHead.fit(drafts, right, cheaper=cheaper)
+        assert "all features are weighed" not in head.why
+
+
+def test_a_field_with_thirty_rows_gets_steps_of_its_own() -> None:
+    drafts = [draft("{}", 0.9, field_confidence={"x": 0.5 + i / 100, "y": 0.9} if i < 10 else {"x": 0.5 + i / 100})
+              for i in range(40)]  # fmt: skip
+    outcomes = [{path: i >= 20 for path in each.field_confidence} for i, each in enumerate(drafts)]
+    head = DraftHead.fit(drafts, [True] * 40, fields_correct=outcomes)
+    assert list(head.field_steps) == ["x"]
+    low, high = (head.fields(draft("{}", field_confidence={"x": p, "y": 0.7})) for p in (0.55, 0.85))
+    assert low["x"] < 0.1
+    assert high["x"] > 0.9
+    assert low["y"] == 0.7
+
+
+def test_it_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    drafts, right, cheaper = drawn(200, 0)
+    head = DraftHead.fit(drafts, right, cheaper=cheaper)
+    assert DraftHead.load(head.save(tmp_path / "head.json")) == head
+
+
+def test_half_a_head_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "head.json"
+    path.write_text('{"weights": [1.0, 2.0]}')
+    with pytest.raises(ConfigError, match="one number for each of own, margin"):
+        DraftHead.load(path)
+    whole = (1.0,) * len(FEATURES)
+    with pytest.raises(ValueError, match="scales must be above 0"):
+        DraftHead(weights=whole, centres=whole, scales=(0.0, *whole[1:]), steps=Steps(x=(0.0, 1.0), y=(0.0, 1.0)))
+
+
+def test_drafts_and_outcomes_must_be_equally_many() -> None:
+    with pytest.raises(ValueError, match="differ in number: 1, 2"):
+        DraftHead.fit([draft()], [True, False])
+
+
+def test_losses_are_compared_by_their_standard_error() -> None:
+    assert log_losses(np.array([0.8, 0.8]), np.array([1.0, 0.5])) == pytest.approx(
+        [-math.log(0.8), -(math.log(0.8) + math.log(0.2)) / 2]
+    )
+    others = np.array([1.0, 1.0, 1.0, 1.0])
+    gains = np.array([0.4, 0.0, 0.4, 0.0])  # mean 0.2, standard error 0.2309 / 2 = 0.1155
+    assert shown_lower(others - gains, others, errors=1.7)
+    assert not shown_lower(others - gains, others, errors=1.8)

@@ -1,0 +1,156 @@
+"""Policies: the first that applies decides; splits stick; a budget is never overspent by more than one answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Request
+from smallfirst.records import parse_record
+from smallfirst.routing.policies import (
+    Always,
+    Budget,
+    Difficult,
+    Policy,
+    Purse,
+    Rule,
+    Split,
+    language_of,
+    main_script,
+    place,
+    position,
+)
+
+
+def asked(text: str, **tags: str) -> Request:
+    return Request.ask(text).model_copy(update={"tags": tags})
+
+
+def where(policy: Policy, request: Request) -> str | None:
+    found = place([policy], request)
+    return found.to if found else None
+
+
+def rule(**conditions: object) -> Rule:
+    return Rule.model_validate({"kind": "rule", "to": "large", **conditions})
+
+
+TALK = Request(
+    messages=(
+        Message(role="user", content="hi"),
+        Message(role="assistant", content="hello"),
+        Message(role="user", content="and now"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "applies", "does_not"),
+    [
+        (rule(longer_than_chars=3), asked("four"), asked("abc")),
+        (rule(shorter_than_chars=4), asked("abc"), asked("four")),
+        (rule(contains=("Urgent", "now")), asked("this is URGENT"), asked("this is calm")),
+        (rule(scripts=("cyrillic",)), asked("где моя карта ok"), asked("where is my card")),
+        (rule(languages=("de", "fr")), asked("wo ist meine Karte geblieben"), asked("where is my card")),
+        (rule(tags={"tier": "gold"}), asked("x", tier="gold"), asked("x", tier="silver")),
+        (rule(tags={"tier": "gold"}), asked("x", tier="gold", user="me"), asked("x")),
+        (rule(conversation=True), TALK, asked("x")),
+        (rule(conversation=False), asked("x"), TALK),
+        (rule(contains=("card",), longer_than_chars=10), asked("where is my card"), asked("card")),
+        (Always(kind="always", to="large"), asked(""), None),
+    ],
+)
+def test_a_policy_applies_where_all_its_conditions_hold(
+    policy: Policy, applies: Request, does_not: Request | None
+) -> None:
+    assert where(policy, applies) == "large"
+    assert does_not is None or where(policy, does_not) is None
+
+
+def test_the_first_policy_that_applies_decides_and_says_why() -> None:
+    policies = [rule(contains=("card",), to="small"), Always(kind="always", to="large")]
+    found = place(policies, asked("my CARD is lost"))
+    assert found is not None
+    assert (found.to, found.policy, found.why) == ("small", "rule", "contains 'card'")
+    other = place(policies, asked("my house"))
+    assert other is not None
+    assert other.to == "large"
+    assert place([], asked("x")) is None
+
+
+def test_a_rule_without_a_condition_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a rule needs a condition: .*languages.*or use kind: always"):
+        parse_record(Rule, {"kind": "rule", "to": "large"}, where="before[0]")
+
+
+def test_a_split_sticks_to_its_tag_whatever_is_asked() -> None:
+    split = Split(kind="split", to="canary", share=0.5)
+    sides = {user: where(split, asked("a", user=user)) for user in map(str, range(200))}
+    assert sides == {user: where(split, asked("quite another text", user=user)) for user in sides}
+    assert 70 < sum(side == "canary" for side in sides.values()) < 130  # ±4.2 sigma
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_whoever_is_in_a_smaller_share_stays_in_a_larger_one(user: str, a: float, b: float) -> None:
+    small, large = sorted((a, b))
+    inside = where(Split(kind="split", to="canary", share=small), asked("x", user=user))
+    if inside:
+        assert where(Split(kind="split", to="canary", share=large), asked("x", user=user)) == inside
+
+
+@given(st.text())
+def test_share_zero_takes_nobody_and_share_one_everybody(text: str) -> None:
+    assert where(Split(kind="split", to="canary", share=0.0), asked(text)) is None
+    assert where(Split(kind="split", to="canary", share=1.0), asked(text)) == "canary"
+
+
+def test_splits_of_different_salt_are_independent() -> None:
+    first, second = (Split(kind="split", to="c", share=0.5, salt=salt) for salt in ("a", "b"))
+    same = sum(
+        (position(first, asked("x", user=str(i))) < 0.5) == (position(second, asked("x", user=str(i))) < 0.5)
+        for i in range(400)
+    )
+    assert 150 < same < 250  # ±5 sigma around 200
+
+
+def test_without_its_tag_a_split_sticks_to_the_messages() -> None:
+    split = Split(kind="split", to="canary", share=0.5)
+    assert position(split, asked("one")) == position(split, asked("one"))
+    assert position(split, asked("one")) != position(split, asked("two"))
+
+
+def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
+    class Length:
+        def score(self, texts: list[str]) -> list[float]:
+            return [1 / len(text) for text in texts]
+
+    policy = Difficult(kind="difficulty", below=0.3)
+    found = place([policy], asked("long one"), Length())  # type: ignore[arg-type]
+    assert found is not None
+    assert (found.to, found.score, found.threshold) == ("large", 0.125, 0.3)
+    assert place([policy], asked("abc"), Length()) is None  # type: ignore[arg-type]
+    assert place([policy], asked("long one")) is None
+
+
+def test_a_budget_slides() -> None:
+    clock = [0.0]
+    purse = Purse(Budget(usd=1.0, per="hour"), now=lambda: clock[0])
+    assert purse.allows(0.9)
+    assert not purse.allows(1.0)
+    purse.pay(0.6)
+    clock[0] = 1800
+    purse.pay(0.6)
+    assert not purse.allows()
+    clock[0] = 3600  # the first payment is an hour old
+    assert purse.allows(0.3)
+    clock[0] = 5400
+    assert purse.allows(0.99)
+
+
+def test_the_script_of_most_letters_and_the_language() -> None:
+    assert (main_script("где ok"), main_script("12 !"), main_script("カード")) == ("CYRILLIC", "", "KATAKANA")
+    assert language_of("où est ma carte\nje ne sais pas") == "fr"

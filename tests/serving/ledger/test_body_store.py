@@ -1,0 +1,128 @@
+"""Texts are kept redacted, for so many days, and their bytes are gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.body_store import MAX_CHARACTERS, Bodies, Body
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
+
+ASKED = '[["user", "write to jane@example.com"]]'
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def bodies(tmp_path: Path) -> Iterator[Bodies]:
+    opened = Bodies(tmp_path / "bodies.db", keep_days=30)
+    yield opened
+    opened.close()
+
+
+def test_texts_are_found_by_id_without_personal_data(bodies: Bodies) -> None:
+    bodies.put("chatcmpl-1", ASKED, "her card is 4111 1111 1111 1111")
+    assert bodies.get("chatcmpl-1") == Body('[["user", "write to [EMAIL]"]]', "her card is [CARD]")
+    assert bodies.get("chatcmpl-2") is None
+    assert stat.S_IMODE(os.stat(bodies.path).st_mode) == 0o600
+    asyncio.run(bodies.put_async("chatcmpl-2", ASKED, None))
+    assert bodies.get("chatcmpl-2") == Body('[["user", "write to [EMAIL]"]]', None)
+
+
+def test_what_is_too_old_is_deleted_with_its_bytes(bodies: Bodies) -> None:
+    bodies.put("old", '[["user", "xyzzy-old"]]', "plugh-old", at=NOW - timedelta(days=29, hours=23))
+    bodies.put("new", '[["user", "xyzzy-new"]]', "plugh-new", at=NOW)
+    assert b"xyzzy-old" in bodies.path.read_bytes()
+    assert bodies.expire(NOW + timedelta(hours=2)) == 1
+    assert bodies.get("old") is None
+    assert bodies.get("new") is not None
+    content = bodies.path.read_bytes()
+    assert b"xyzzy-old" not in content
+    assert b"plugh-old" not in content
+    assert b"xyzzy-new" in content
+
+
+@pytest.mark.parametrize("look", ["open", "put", "get"])
+def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, look: str) -> None:
+    path = tmp_path / "bodies.db"
+    first = Bodies(path, keep_days=30)
+    first.put("a", '[["user", "xyzzy"]]', "x", at=NOW - timedelta(days=31))
+    assert b"xyzzy" in path.read_bytes()
+    if look == "put":
+        first.put("b", ASKED, "x")
+    elif look == "get":
+        assert first.get("a") is None
+    else:
+        Bodies(path, keep_days=30).close()
+    assert b"xyzzy" not in path.read_bytes()
+    first.close()
+
+
+def test_a_text_can_be_erased_on_request(bodies: Bodies) -> None:
+    bodies.put("mine", '[["user", "xyzzy"]]', "x")
+    assert bodies.erase("mine")
+    assert not bodies.erase("mine")
+    assert b"xyzzy" not in bodies.path.read_bytes()
+
+
+def test_texts_that_are_too_long_are_not_kept(bodies: Bodies) -> None:
+    bodies.put("long", '[["user", "' + "a" * MAX_CHARACTERS + '"]]', "short")
+    assert bodies.get("long") == Body(None, "short")
+
+
+def test_what_people_wrote_is_beside_the_ledger_and_not_in_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    at = datetime.now(UTC)
+    row = LedgerRow(id="a", at=at, served_name="m", status=200, latency_ms=1.0)
+    asked = '[["user","my mail is ada@example.com"]]'
+    ledger.append(row.model_copy(update={"request_text": asked, "answer_text": "answer"}))
+    audit = {"task": "t", "certificate": "c", "propensity": 1.0, "wrong": False, "judged_by": "large"}
+    ledger.append(AuditRow(id="a", at=at, draft="say ada@example.com", other="other", **audit))
+    ledger.append(FeedbackRow(id="a", at=at, verdict="wrong", answer="ask ada@example.com"))
+    ledger.append(row.model_copy(update={"id": "b"}))
+    found = ledger.get("a")
+    assert found is not None
+    assert found.answer_text == "answer"
+    assert json.loads(found.request_text or "")[0][1] != "my mail is ada@example.com"
+    (held,) = ledger.entries(AuditRow)
+    assert held.other == "other"
+    assert held.draft is not None
+    assert held.draft.startswith("say ")
+    assert ledger.get("b") == row.model_copy(update={"id": "b"})
+    ledger.close()
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"ada@example.com" not in kept
+    assert b"answer" not in (tmp_path / "ledger.db").read_bytes().split(b"CREATE")[-1].replace(b"answers", b"")
+    assert (tmp_path / "ledger-bodies.db").exists()
+
+
+def test_texts_of_the_ledger_are_forgotten_after_their_days(tmp_path: Path) -> None:
+    row = LedgerRow(id="a", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0, answer_text="answer")
+    ledger = Ledger(tmp_path / "ledger.db", keep_bodies_days=0)
+    ledger.append(row)
+    found = ledger.get("a")
+    assert found is not None
+    assert found.answer_text is None
+    ledger.close()
+
+
+def test_a_ledger_without_texts_has_no_file_for_them(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.append(LedgerRow(id="a", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0))
+    assert len(ledger.rows()) == 1
+    ledger.close()
+    assert not (tmp_path / "ledger-bodies.db").exists()
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bodies.db").write_text("not a database, but long enough to be looked at")
+    with pytest.raises(ConfigError, match=r"bodies\.db cannot keep texts"):
+        Bodies(tmp_path / "bodies.db")

@@ -1,0 +1,339 @@
+"""Rows of the ledger stay: in order, after a kill, against changes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Step
+from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, NotRecorded, StageTotals
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def answer(id: str, **values: object) -> LedgerRow:
+    """A row of an answer by the small stage."""
+    given = {
+        "id": id,
+        "at": NOON,
+        "served_name": "routed",
+        "status": 200,
+        "latency_ms": 10.0,
+        "stage": "small",
+        "certified": True,
+        "prompt_tokens": 5,
+        "completion_tokens": 1,
+        "cost_usd": 0.25,
+    }
+    return LedgerRow.model_validate({**given, **values})
+
+
+def test_what_was_appended_is_read_back_unchanged_even_after_closing(tmp_path: Path) -> None:
+    row = answer(
+        "a",
+        error_code="x",
+        answered_by="m",
+        confidence=0.5,
+        threshold=0.25,
+        request_sha256="f" * 64,
+        request_text="[]",
+        answer_text="café",
+    )
+    ledger = Ledger(tmp_path / "deep" / "ledger.sqlite")
+    ledger.append(row)
+    assert ledger.rows() == (row,)
+    ledger.close()
+    ledger.close()
+    again = Ledger(tmp_path / "deep" / "ledger.sqlite")
+    assert again.get("a") == row
+    assert again.get("b") is None
+    again.close()
+
+
+def test_rows_come_in_order_of_writing_from_a_moment_on_and_the_newest_if_limited(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    tokyo = timezone(timedelta(hours=9))
+    for hour, id in enumerate("abcd"):
+        ledger.append(answer(id, at=(NOON + timedelta(hours=hour)).astimezone(tokyo)))
+    assert [row.id for row in ledger.rows()] == ["a", "b", "c", "d"]
+    assert [row.id for row in ledger.rows(since=NOON + timedelta(hours=1))] == ["b", "c", "d"]
+    assert [row.id for row in ledger.rows(limit=2)] == ["c", "d"]
+    assert ledger.rows()[0].at == NOON
+    ledger.close()
+
+
+def test_totals_sum_per_stage_and_keep_errors_apart_with_unknown_cost(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.totals() == {}
+    ledger.append(answer("a", latency_ms=10, cost_usd=0.25))
+    ledger.append(answer("b", latency_ms=30, cost_usd=0.5))
+    ledger.append(answer("c", stage="large", latency_ms=7, cost_usd=2.0))
+    ledger.append(LedgerRow(id="d", at=NOON, served_name="", status=400, latency_ms=1.0))
+    assert ledger.totals() == {
+        "small": StageTotals(
+            n=2, cost_usd=0.75, n_cost_unknown=0, prompt_tokens=10, completion_tokens=2,
+            p50_latency_ms=20.0,
+        ),
+        "large": StageTotals(
+            n=1, cost_usd=2.0, n_cost_unknown=0, prompt_tokens=5, completion_tokens=1,
+            p50_latency_ms=7.0,
+        ),
+        "error": StageTotals(
+            n=1, cost_usd=0.0, n_cost_unknown=1, prompt_tokens=0, completion_tokens=0,
+            p50_latency_ms=1.0,
+        ),
+    }  # fmt: skip
+    ledger.close()
+
+
+def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        ledger.append(answer("a"))
+    other = sqlite3.connect(tmp_path / "ledger.sqlite")
+    for change in ("DELETE FROM answers", "UPDATE answers SET cost_usd = 0"):
+        with pytest.raises(sqlite3.IntegrityError, match="the ledger is append-only"):
+            other.execute(change)
+    other.close()
+    assert len(ledger.rows()) == 1
+    ledger.close()
+
+
+def test_rows_from_many_threads_and_an_event_loop_all_arrive(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    def append_some(prefix: str) -> None:
+        for number in range(20):
+            ledger.append(answer(f"{prefix}{number}"))
+
+    async def append_in_order() -> None:
+        await asyncio.gather(*(ledger.append_async(answer(f"loop{n}")) for n in range(20)))
+
+    threads = [threading.Thread(target=append_some, args=(prefix,)) for prefix in "xyz"]
+    for thread in threads:
+        thread.start()
+    asyncio.run(append_in_order())
+    for thread in threads:
+        thread.join()
+    ids = [row.id for row in ledger.rows()]
+    assert len(ids) == 80
+    assert [id for id in ids if id.startswith("loop")] == [f"loop{n}" for n in range(20)]
+    ledger.close()
+
+
+def test_a_row_is_written_even_if_the_one_who_waits_is_cancelled(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+
+    async def leave() -> None:
+        busy = threading.Event()
+        ledger._writer._thread.submit(busy.wait)  # the row has to queue behind this
+        waiting = asyncio.create_task(ledger.append_async(answer("a")))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        busy.set()
+
+    asyncio.run(leave())
+    ledger.close()
+    assert [row.id for row in Ledger(tmp_path / "ledger.sqlite").rows()] == ["a"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from datetime import UTC, datetime
+from smallfirst.models.protocol import Step
+from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
+from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
+ledger = Ledger(Path(sys.argv[1]))
+for n in range(50):
+    ledger.append(LedgerRow(
+        id=f"r{n}", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0, stage="small"
+    ))
+    print(f"r{n}", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_no_row_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    told = killed.stdout.split()
+    assert len(told) == 50
+    ledger = Ledger(path)
+    assert [row.id for row in ledger.rows()] == told
+    ledger.append(answer("after"))
+    ledger.close()
+
+
+def test_rows_that_come_together_share_a_transaction_and_a_doubled_one_fails_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+
+    async def together() -> list[BaseException | None]:
+        rows = (answer(id) for id in ("b", "a", "c"))
+        return await asyncio.gather(*map(ledger.append_async, rows), return_exceptions=True)
+
+    results = asyncio.run(together())
+    assert [type(result) for result in results] == [type(None), sqlite3.IntegrityError, type(None)]
+    assert [row.id for row in ledger.rows()] == ["a", "b", "c"]
+    ledger.close()
+
+
+def test_a_full_disk_is_said_and_rows_are_taken_again_once_there_is_room(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("before"))
+    pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own word for a disk of this size
+    text = "x" * 20_000
+    with pytest.raises(NotRecorded) as caught:
+        ledger.append(answer("lost", served_name=text))
+    assert str(caught.value) == (
+        f"{tmp_path}/ledger.sqlite takes no row: database or disk is full\n"
+        "  next: make room on its disk and see that it can be written to; the next row is tried again"
+    )
+    ledger._connection.execute("PRAGMA max_page_count = 100000")
+    ledger.append(answer("after", served_name=text))
+    assert [row.id for row in ledger.rows()] == ["before", "after"]
+    ledger.close()
+
+
+def test_a_ledger_is_ready_while_rows_can_be_written_and_leaves_none_behind(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.append(answer("a"))
+    asyncio.run(ledger.ready())
+    assert len(ledger.rows()) == 1
+    ledger._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(NotRecorded, match="readonly"):
+        asyncio.run(ledger.ready())
+    ledger._connection.execute("PRAGMA query_only = 0")
+    asyncio.run(ledger.ready())
+    ledger.close()
+
+
+KILLED_IN_A_CROWD = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from datetime import UTC, datetime
+from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
+ledger = Ledger(Path(sys.argv[1]))
+n_written = 0
+async def one(n):
+    global n_written
+    row = LedgerRow(id=f"r{n}", at=datetime.now(UTC), served_name="m", status=200, latency_ms=1.0)
+    await ledger.append_async(row)
+    os.write(1, f"r{n}\\n".encode())
+    n_written += 1
+    if n_written == 150:
+        os.kill(os.getpid(), signal.SIGKILL)
+async def main():
+    await asyncio.gather(*(one(n) for n in range(400)))
+asyncio.run(main())
+"""
+
+
+def test_no_row_that_was_promised_to_a_crowd_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    command = [sys.executable, "-c", KILLED_IN_A_CROWD, str(path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    told = killed.stdout.split()
+    assert len(told) == 150
+    ledger = Ledger(path)
+    assert set(told) <= {row.id for row in ledger.rows()}
+    ledger.close()
+
+
+def test_only_the_owner_can_read_the_file(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger.sqlite").close()
+    assert (tmp_path / "ledger.sqlite").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_is_no_ledger_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes, not a database, and they are long enough " * 20)
+    with pytest.raises(ConfigError) as caught:
+        Ledger(path)
+    assert str(caught.value) == (
+        f"{path} cannot be used as a ledger: file is not a database\n  next: choose another path for the ledger"
+    )
+
+
+def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA user_version = 9")
+    other.close()
+    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 3"):
+        Ledger(path)
+
+
+FORMAT_1 = """
+CREATE TABLE answers (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, served_name TEXT NOT NULL,
+    status INTEGER NOT NULL, latency_ms REAL NOT NULL, error_code TEXT, answered_by TEXT, stage TEXT,
+    certified INTEGER, confidence REAL, threshold REAL, prompt_tokens INTEGER, completion_tokens INTEGER,
+    cost_usd REAL, request_sha256 TEXT, request_text TEXT, answer_text TEXT
+);
+INSERT INTO answers (id, at, served_name, status, latency_ms)
+    VALUES ('old', '2026-01-02T12:00:00.000000+00:00', 'routed', 200, 3.0);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as old:
+        old.executescript(FORMAT_1)
+    old.close()
+    ledger = Ledger(path)
+    ledger.append(answer("new", task="tickets", trail='[{"stage":"small","decision":"kept","why":"sure"}]'))
+    ledger.close()
+    rows = Ledger(path).rows()
+    assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
+    assert rows[0].steps == ()
+    assert rows[1].steps == (Step(stage="small", decision="kept", why="sure"),)
+
+
+def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    audit = AuditRow(
+        id="a", at=NOON, task="t", certificate="c", propensity=0.1, wrong=True, judged_by="large", cost_usd=0.5
+    )
+    said = FeedbackRow(id="a", at=NOON, verdict="wrong", answer="refund")
+    change = StateRow(at=NOON, task="t", before="live", after="fallback", why="3 of 20", certificate="c")
+    other = audit.model_copy(update={"id": "b", "task": "u"})
+    for entry in (audit, said, change, other):
+        ledger.append(entry)
+    assert ledger.entries(AuditRow) == (audit, other)
+    assert ledger.entries(AuditRow, task="u") == (other,)
+    assert ledger.entries(AuditRow, task="t", id="b") == ()
+    assert ledger.entries(FeedbackRow, id="a") == (said,)
+    assert ledger.entries(StateRow, limit=1) == (change,)
+    ledger.close()
+    with sqlite3.connect(tmp_path / "ledger.db") as direct:
+        for table in ("audits", "feedback", "states"):
+            for order in (f"DELETE FROM {table}", f"UPDATE {table} SET at = ''"):
+                with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                    direct.execute(order)
+
+
+def test_entries_are_found_by_their_own_fields_only(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.db")
+    with pytest.raises(KeyError, match="1=1 OR task"):
+        ledger.entries(AuditRow, **{"1=1 OR task": "x"})
+    ledger.close()

@@ -1,0 +1,100 @@
+"""MLflow's bodies: what each way of asking becomes, and what is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.routes.invocation_formats import answer, parse
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"),
+    [
+        ({"messages": user("a"), "max_tokens": 3}, "chat"),
+        ({"prompt": "a", "max_tokens": 3}, "completion"),
+        ({"input": ["a"]}, "embeddings"),
+    ],
+)
+def test_a_body_of_one_question_goes_on_as_it_is(body: dict[str, Any], shape: str) -> None:
+    found = parse(body)
+    assert found == (shape, (body,))
+    assert answer(found.shape, [{"id": "one"}]) == {"id": "one"}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"dataframe_split": {"columns": ["text"], "data": [["a"], ["b"]]}},
+        {"dataframe_split": {"columns": ["id", "text"], "index": [0, 1], "data": [[7, "a"], [8, "b"]]}},
+        {"dataframe_records": [{"ticket": "a"}, {"ticket": "b"}]},
+        {"inputs": ["a", "b"]},
+        {"inputs": [["a"], ["b"]]},
+        {"inputs": {"text": ["a", "b"]}},
+        {"inputs": {"id": [1, 2], "question": ["a", "b"]}},
+        {"instances": ["a", {"text": "b"}]},
+    ],
+)
+def test_every_table_is_a_chat_a_row(table: dict[str, Any]) -> None:
+    found = parse({**table, "params": {"max_tokens": 4}})
+    assert found.shape == "predictions"
+    assert found.bodies == tuple({"messages": user(text), "max_tokens": 4} for text in "ab")
+
+
+def test_one_text_and_one_conversation_are_rows_too() -> None:
+    assert parse({"inputs": "a"}).bodies == ({"messages": user("a")},)
+    spoken = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
+    assert parse({"inputs": {"messages": spoken}}).bodies == ({"messages": spoken},)
+    assert parse({"dataframe_records": [{"messages": spoken, "id": 3}]}).bodies == ({"messages": spoken},)
+
+
+def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> None:
+    completions = [{"choices": [{"message": {"content": text}}], "smallfirst": {"route": text}} for text in "xy"]
+    assert answer("predictions", completions) == {
+        "predictions": ["x", "y"],
+        "smallfirst": [{"route": "x"}, {"route": "y"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({}, "", "none came"),
+        ({"dataframe_spilt": {}}, "dataframe_spilt", 'did you mean "dataframe_split"'),
+        ({"inputs": ["a"], "messages": user("b")}, "messages", "messages, inputs came together"),
+        ({"inputs": ["a"], "max_tokens": 3}, "max_tokens", "in `params`"),
+        ({"inputs": []}, "inputs", "0 rows; 1 to 2"),
+        ({"inputs": ["a", "b", "c"]}, "inputs", "3 rows; 1 to 2"),
+        ({"inputs": [3]}, "inputs[0]", "A row is a text"),
+        ({"inputs": [["a", "b"]]}, "inputs[0]", "A row is a text"),
+        ({"inputs": {"a": ["x"], "b": ["y", "z"]}}, "inputs", "of one length"),
+        ({"inputs": {"text": ["a"], "id": "b"}}, "inputs", "of one length"),
+        ({"inputs": {"text": [None]}}, "inputs[0].text", "A row is a text"),
+        ({"instances": {"text": ["a"]}}, "instances", "list of rows"),
+        ({"dataframe_records": [{"a": "x", "b": "y"}]}, "dataframe_records[0]", "There is a, b; one of text"),
+        ({"dataframe_records": [{}]}, "dataframe_records[0]", "no column"),
+        ({"dataframe_split": {"data": [["a"]]}}, "dataframe_split", "columns"),
+        ({"dataframe_split": {"columns": [1], "data": [["a"]]}}, "dataframe_split", "columns"),
+        (
+            {"dataframe_split": {"columns": ["text"], "data": [["a"], ["b", "c"]]}},
+            "dataframe_split.data[1]",
+            "1 values",
+        ),
+        ({"inputs": ["a"], "params": [1]}, "params", "object"),
+        ({"inputs": ["a"], "params": {"model": "other"}}, "params.model", "cannot hold"),
+        ({"inputs": ["a"], "params": {"stream": True}}, "params.stream", "cannot hold"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(body: dict[str, Any], param: str, words: str) -> None:
+    with pytest.raises(WireError) as caught:
+        parse(body, most_rows=2)
+    error = caught.value.body["error"]
+    assert caught.value.status == 400
+    assert error["param"] == param
+    assert words in error["message"]

@@ -1,0 +1,142 @@
+"""Bounds on means of bounded losses: hand values, the exact bound as a yardstick, and coverage by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.stats.bounds import (
+    betting_p_value,
+    betting_upper_bound,
+    corrections,
+    empirical_bernstein,
+    prediction_powered_shows,
+    prediction_powered_upper_bound,
+    rows_to_refute,
+)
+from smallfirst.stats.intervals import upper_bound
+
+LOSSES = st.lists(st.floats(0, 1), min_size=1, max_size=60)
+
+
+def bits(ones: int, n: int) -> np.ndarray:
+    return np.array([1.0] * ones + [0.0] * (n - ones))
+
+
+def test_one_row_by_hand() -> None:
+    # Against «mean >= 1/2» a loss of 0 multiplies by 1 + b, a loss of 1 by 1 - b. Bets b: 32 of mean 1/2 and weight
+    # 3/4 together, and 0.999 of weight 1/4. Wealth 3/4 * 1.5 + 1/4 * 1.999 = 1.62475 (and 0.37525 after a loss).
+    assert betting_p_value([0.0], 0.5) == pytest.approx(1 / 1.62475)
+    assert betting_p_value([1.0], 0.5) == 1.0
+    # A row at the mean itself changes nothing.
+    assert betting_p_value([0.5, 0.0], 0.5) == pytest.approx(1 / 1.62475)
+
+
+def test_the_empirical_bernstein_bound_by_hand() -> None:
+    # 50 ones in 100: variance 25/99, log(2/0.05) = 3.6889: 0.5 + sqrt(2 * 0.25253 * 3.6889 / 100) + 7 * 3.6889 / 297
+    assert empirical_bernstein(bits(50, 100)) == pytest.approx(0.5 + 0.13649 + 0.08694, abs=1e-5)
+    assert empirical_bernstein([0.3]) == 1.0
+
+
+@pytest.mark.parametrize(("errors", "n"), [(0, 300), (3, 200), (40, 800), (100, 300)])
+def test_for_coin_flips_betting_lies_between_the_exact_bound_and_empirical_bernstein(errors: int, n: int) -> None:
+    rows = bits(errors, n)
+    assert upper_bound(errors, n) < betting_upper_bound(rows) < empirical_bernstein(rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOSSES, st.sampled_from([0.6, 0.9, 0.95, 0.99]))
+def test_the_bound_is_the_least_mean_that_is_refuted(losses: list[float], confidence: float) -> None:
+    bound = betting_upper_bound(losses, confidence=confidence)
+    assert bound >= np.mean(losses) - 1e-9
+    if bound < 0.999:
+        assert betting_p_value(losses, bound + 1e-5) <= 1 - confidence
+        assert betting_p_value(losses, bound - 1e-5) > 1 - confidence
+
+
+@settings(max_examples=60, deadline=None)
+@given(LOSSES, st.randoms(use_true_random=False), st.floats(0.05, 0.95))
+def test_the_order_of_rows_and_their_unit_do_not_matter(losses: list[float], random: object, mean: float) -> None:
+    p_value = betting_p_value(losses, mean)
+    random.shuffle(losses)  # type: ignore[attr-defined]
+    assert betting_p_value(losses, mean) == pytest.approx(p_value)
+    moved = [2 * loss - 1 for loss in losses]
+    assert betting_p_value(moved, 2 * mean - 1, low=-1, high=1) == pytest.approx(p_value, rel=1e-6)
+    bound = betting_upper_bound(losses)
+    assert betting_upper_bound(moved, low=-1, high=1) == pytest.approx(2 * bound - 1, abs=1e-5)
+
+
+def test_nothing_seen_shows_nothing() -> None:
+    assert betting_p_value([], 0.5) == 1.0
+    assert betting_upper_bound([], low=-1, high=1) == 1.0
+    assert betting_p_value([0.0] * 500, 0.0) == 1.0  # no data refutes a mean of 0 or more
+
+
+def test_a_value_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"values must lie in \[0, 1\]"):
+        betting_upper_bound([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"values must lie in \[-1, 1\]"):
+        betting_p_value([-2.0], 0.0, low=-1, high=1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "low"),
+    [
+        (lambda g, n: (g.random(n) < 0.04).astype(float), 0.04, 0.0),
+        (lambda g, n: g.beta(0.5, 4.5, n), 0.1, 0.0),
+        (lambda g, n: g.choice([-1.0, 0.0, 1.0], n, p=[0.05, 0.88, 0.07]), 0.02, -1.0),
+    ],
+)
+def test_the_bounds_cover_the_mean_as_often_as_they_say(draw, mean: float, low: float) -> None:
+    generator, sets, missed = np.random.default_rng(3), 600, 0
+    for _ in range(sets):
+        missed += betting_p_value(draw(generator, 120), mean, low=low) <= 0.05
+    # A p-value of at most 0.05 at the true mean is a bound that misses it.
+    assert missed / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
+
+
+def test_rows_to_refute_is_where_copies_of_the_rows_begin_to_show_it() -> None:
+    rows = bits(2, 100)
+    n = rows_to_refute(rows, 0.05, level=0.05, most=10_000)
+    assert n is not None
+    assert betting_p_value(np.tile(rows, n // 100 + 1), 0.05) <= 0.05
+    assert betting_p_value(np.tile(rows, n // 100 - 1), 0.05) > 0.05
+    assert rows_to_refute(rows, 0.02, level=0.05, most=10_000) is None  # as large as what was seen
+    assert rows_to_refute(rows, 0.021, level=0.05, most=200) is None
+
+
+def test_corrections_are_true_minus_judged() -> None:
+    assert corrections([True, True, False, False], [True, False, True, False]).tolist() == [0, 1, -1, 0]
+    with pytest.raises(ValueError, match="gold rows differ in number: 2 and 1"):
+        corrections([True, False], [True])
+
+
+def test_the_prediction_powered_bound_is_the_sum_of_its_two_parts() -> None:
+    judged, true, also = bits(30, 1000) > 0, bits(4, 100) > 0, bits(3, 100) > 0
+    bound = prediction_powered_upper_bound(judged, gold_wrong=true, gold_judged_wrong=also)
+    # A fifth of 0.05 for the 1,000 judged rows, the rest for the 100 corrections, of which one is +1.
+    parts = upper_bound(30, 1000, confidence=0.99), betting_upper_bound(bits(1, 100), confidence=0.96, low=-1, high=1)
+    assert bound == pytest.approx(sum(parts), abs=1e-6)
+    for limit in (bound - 1e-4, bound + 1e-4):
+        shown = prediction_powered_shows((30, 1000), corrections(true, also), limit, level=0.05)
+        assert shown == (limit > bound)
+
+
+def test_the_prediction_powered_bound_covers_the_true_error_when_the_judge_is_wrong_too() -> None:
+    generator, sets, missed, trusting = np.random.default_rng(8), 600, 0, 0
+    for _ in range(sets):
+        wrong = generator.random(600) < 0.08
+        # The judge misses half of the errors, so its own rate is 0.04 and a bound on that is no bound on 0.08.
+        judged = wrong & (generator.random(600) < 0.5)
+        gold = slice(0, 120)
+        shown = prediction_powered_shows(
+            (int(judged.sum()), 600), corrections(wrong[gold], judged[gold]), 0.08, level=0.05
+        )
+        missed += shown
+        trusting += upper_bound(int(judged.sum()), 600) < 0.08
+    assert missed / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
+    assert trusting / sets > 0.9

@@ -1,0 +1,398 @@
+"""Every interval against a reference implementation, or against what it promises to cover."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+from sklearn.metrics import cohen_kappa_score, f1_score
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from smallfirst.stats.intervals import (
+    Estimate,
+    binomial_tail,
+    bootstrap,
+    bootstrap_share,
+    clopper_pearson,
+    cohen_kappa,
+    holm,
+    macro_f1,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference,
+    paired_mean_difference,
+    permutation_p,
+    rows_needed,
+    share_of_resamples,
+    upper_bound,
+    wilson,
+)
+
+COUNTS = st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+CALM = settings(max_examples=50, deadline=None)
+"""A busy machine is no reason to fail."""
+LEVELS = st.sampled_from([0.8, 0.95, 0.975, 0.99])
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_wilson_agrees_with_statsmodels(counts: tuple[int, int], level: float) -> None:
+    found = wilson(*counts, confidence=level)
+    low, high = proportion_confint(*counts, alpha=1 - level, method="wilson")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert (found.value, found.n) == (counts[0] / counts[1], counts[1])
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_clopper_pearson_agrees_with_statsmodels(counts: tuple[int, int], level: float) -> None:
+    found = clopper_pearson(*counts, confidence=level)
+    low, high = proportion_confint(*counts, alpha=1 - level, method="beta")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-9)
+    assert (found.value, found.n) == (counts[0] / counts[1], counts[1])
+
+
+@pytest.mark.parametrize("interval", [wilson, clopper_pearson])
+def test_the_end_at_nothing_and_at_everything_is_exact(interval: Callable[[int, int], Estimate]) -> None:
+    for n in range(1, 300):
+        none, every = interval(0, n), interval(n, n)
+        assert (none.low, every.high) == (0.0, 1.0)
+        assert 0 < none.high < 1 or n == 1
+        assert every.low == pytest.approx(1 - none.high)
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_the_upper_bound_agrees_with_the_upper_end_of_a_two_sided_interval_at_twice_the_alpha(
+    counts: tuple[int, int], level: float
+) -> None:
+    reference = proportion_confint(*counts, alpha=2 * (1 - level), method="beta")[1]
+    assert upper_bound(*counts, confidence=level) == pytest.approx(reference, abs=1e-9)
+
+
+@CALM
+@given(COUNTS)
+def test_the_upper_bound_is_the_rate_at_which_so_few_errors_are_as_rare_as_promised(counts: tuple[int, int]) -> None:
+    bound = upper_bound(*counts)
+    if counts[0] < counts[1]:
+        assert binomial_tail(*counts, bound) == pytest.approx(0.05, abs=1e-6)
+    else:
+        assert bound == 1.0
+
+
+def test_nothing_measured_shows_nothing() -> None:
+    assert wilson(0, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
+    assert clopper_pearson(0, 0) == wilson(0, 0)
+    assert upper_bound(0, 0) == 1.0
+    assert mcnemar(0, 0) == 1.0
+    assert paired_difference([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    assert paired_mean_difference([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    assert bootstrap(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
+    assert bootstrap_share(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
+    assert paired_bootstrap(lambda rows: 0.5, lambda rows: 0.5, n=0) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    assert cohen_kappa([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
+    assert permutation_p([], []) == 1.0
+    assert holm([]) == ()
+
+
+def test_an_estimate_prints_with_its_interval() -> None:
+    assert str(wilson(547, 600)) == "0.912 [0.886, 0.932]"
+
+
+def test_fifty_nine_rows_without_an_error_show_at_most_five_percent() -> None:
+    # 0.95**59 = 0.0485 and 0.95**58 = 0.0510
+    assert rows_needed(0.0, 0.05) == 59
+    assert upper_bound(0, 59) <= 0.05 < upper_bound(0, 58)
+    assert rows_needed(0.0, 0.01) == 299  # 0.99**299 = 0.0495
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 30), st.integers(10, 200))
+def test_the_rows_needed_are_enough_and_no_fewer_are(rate_permille: int, bar_permille: int) -> None:
+    needed = rows_needed(rate_permille / 1000, bar_permille / 1000, most=1500)
+
+    def enough(n: int) -> bool:
+        errors = -(-rate_permille * n // 1000)  # whole numbers: nothing to round
+        return upper_bound(errors, n) <= bar_permille / 1000
+
+    assert needed == next((n for n in range(1, 1501) if enough(n)), None)
+
+
+def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
+    # 0.035 * 200 is 7.000000000000001 to a computer; 7 errors in 200 show 6.5 %, 8 would not.
+    assert rows_needed(0.035, 0.065) == 200
+    assert upper_bound(7, 200) <= 0.065 < upper_bound(8, 200)
+
+
+def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
+    assert rows_needed(0.05, 0.05) is None
+    assert rows_needed(0.049, 0.05, most=1000) is None
+
+
+@CALM
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_agrees_with_statsmodels(only_first: int, only_second: int) -> None:
+    table = [[5, only_first], [only_second, 7]]
+    if only_first + only_second:
+        reference = float(statsmodels_mcnemar(table, exact=True).pvalue)
+        assert mcnemar(only_first, only_second) == pytest.approx(min(1.0, reference), abs=1e-9)
+
+
+def test_mcnemar_by_hand() -> None:
+    # Five rows, all for the first: 2 * 0.5**5
+    assert mcnemar(5, 0) == mcnemar(0, 5) == pytest.approx(0.0625)
+
+
+def test_a_paired_difference_by_hand() -> None:
+    first = [True] * 8 + [False] * 2
+    second = [True] * 5 + [False] * 4 + [True]
+    # Only first: 3 rows, only second: 1. Plus half a row each: 3.5/12 and 1.5/12, difference 2/12.
+    half = 1.959964 * math.sqrt((5 / 12 - (2 / 12) ** 2) / 12)
+    found = paired_difference(first, second)
+    assert (found.value, found.n) == (pytest.approx(0.2), 10)
+    assert (found.low, found.high) == pytest.approx((2 / 12 - half, 2 / 12 + half), abs=1e-6)
+
+
+@CALM
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50))
+def test_a_paired_difference_changes_sign_with_the_order(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    there, back = paired_difference(first, second), paired_difference(second, first)
+    assert (there.value, there.low, there.high) == pytest.approx((-back.value, -back.high, -back.low))
+    assert -1 <= there.low <= there.value <= there.high <= 1
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.02), (0.2, 0.2), (0.3, 0.05)])
+def test_a_paired_difference_covers_the_truth_as_often_as_promised(shares: tuple[float, float]) -> None:
+    draw, n, sets = np.random.default_rng(0), 120, 1500
+    only_first, only_second = shares
+    kinds = draw.choice(3, p=[only_first, only_second, 1 - only_first - only_second], size=(sets, n))
+    covered = 0
+    for row in kinds:
+        found = paired_difference(row != 1, row != 0)
+        covered += found.low <= only_first - only_second <= found.high
+    # Four standard deviations of 1,500 draws at 95 % are 2.3 %.
+    assert covered / sets >= 0.95 - 0.023
+
+
+@CALM
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=50))
+def test_graded_scores_of_0_and_1_give_the_interval_of_right_and_wrong(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    graded = paired_mean_difference([float(a) for a in first], [float(b) for b in second])
+    assert graded == paired_difference(first, second)
+
+
+def test_a_paired_mean_difference_by_hand() -> None:
+    found = paired_mean_difference([0.9, 0.5, 1.0], [0.4, 0.5, 0.8])
+    # Differences 0.5, 0 and 0.2; with two more pairs that bring a square of 1: (0.25 + 0.04 + 1) / 5 - (0.7 / 5)**2
+    half = 1.959964 * math.sqrt((1.29 / 5 - 0.14**2) / 5)
+    assert (found.value, found.n) == (pytest.approx(0.7 / 3), 3)
+    assert (found.low, found.high) == pytest.approx((0.14 - half, 0.14 + half), abs=1e-6)
+
+
+def test_rows_that_all_differ_alike_keep_the_value_inside_the_interval() -> None:
+    found = paired_mean_difference([1.0] * 5, [0.0] * 5)
+    assert found.value == found.high == 1.0
+    assert found.low < 0.8
+    # A narrow interval about the centre, which the two added pairs pull towards 0, would leave the value out.
+    found = paired_mean_difference([0.5] * 50, [0.0] * 50, confidence=0.2)
+    assert found.low < found.value == found.high == 0.5
+
+
+@pytest.mark.parametrize("compare", [paired_difference, paired_mean_difference, permutation_p])
+def test_paired_rows_must_be_pairs(compare: Callable[[list[bool], list[bool]], object]) -> None:
+    with pytest.raises(ValueError, match="paired rows differ in number: 2 and 1"):
+        compare([True, False], [True])
+
+
+@pytest.mark.parametrize("score", [1.5, math.nan])
+def test_scores_beyond_0_and_1_are_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="must differ by at most 1"):
+        paired_mean_difference([score], [0.0])
+
+
+def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
+    values = np.random.default_rng(1).normal(3, 2, 200)
+    found = bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
+    reference = scipy_stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=2)
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.02)
+    assert found == bootstrap(lambda rows: float(values[rows].mean()), len(values), resamples=5000)
+
+
+def test_the_bias_corrected_interval_is_the_percentile_one_moved_towards_the_value() -> None:
+    values = np.linspace(0.4, 0.6, 1001)
+    # In the middle of the resamples there is nothing to correct; n is large, so that Wilson's interval is inside.
+    found = share_of_resamples(0.5, values, n=100_000)
+    assert (found.low, found.high) == pytest.approx((0.405, 0.595), abs=1e-6)
+    # 84.13 % of the resamples lie below 0.56827, one standard deviation: both ends move up by two of them, from the
+    # quantiles at ±1.96 to those at 0.04 and 3.96.
+    found = share_of_resamples(0.568269, values, n=100_000)
+    expected = 0.4 + 0.2 * scipy_stats.norm.cdf([2 - 1.959964, 2 + 1.959964])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-3)
+
+
+def test_a_share_without_an_error_is_as_open_as_wilson_says() -> None:
+    right = np.ones(30)
+    found = bootstrap_share(lambda rows: float(right[rows].mean()), 30)
+    assert found == wilson(30, 30)
+
+
+def test_a_paired_bootstrap_sees_the_same_rows_on_both_sides() -> None:
+    scores = np.random.default_rng(4).random(50)
+    # Always a tenth apart: resampling the two apart would give a width of about 0.2.
+    found = paired_bootstrap(
+        lambda rows: float(scores[rows].mean()), lambda rows: float(scores[rows].mean()) - 0.1, n=50
+    )
+    assert found.value == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((0.1 - 1.959964 / 52, 0.1 + 1.959964 / 52), abs=1e-6)
+
+
+def test_a_paired_bootstrap_of_means_agrees_with_scipy() -> None:
+    draw = np.random.default_rng(5)
+    first, second = draw.random(300), draw.random(300)
+    found = paired_bootstrap(
+        lambda rows: float(first[rows].mean()), lambda rows: float(second[rows].mean()), n=300, resamples=4000
+    )
+    reference = scipy_stats.bootstrap((first - second,), np.mean, method="percentile", n_resamples=4000, rng=6)
+    assert found.value == pytest.approx(float((first - second).mean()))
+    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.01)
+
+
+def test_a_paired_bootstrap_finds_a_difference_in_macro_f1() -> None:
+    gold = np.arange(200) % 4
+    worse = np.where(np.arange(200) % 5 == 0, (gold + 1) % 4, gold)
+    found = paired_bootstrap(
+        lambda rows: macro_f1(gold[rows], gold[rows], 4), lambda rows: macro_f1(gold[rows], worse[rows], 4), n=200
+    )
+    assert found.value == pytest.approx(1 - f1_score(gold, worse, average="macro"))
+    assert 0.1 < found.low < found.value < found.high < 0.3
+
+
+@CALM
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=60))
+def test_kappa_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    found = cohen_kappa(first, second)
+    if len({*first, *second}) > 1:
+        assert found.value == pytest.approx(cohen_kappa_score(first, second))
+    else:
+        assert (found.value, found.low, found.high) == (0.0, -1.0, 1.0)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.n == len(pairs)
+
+
+def test_kappa_by_hand() -> None:
+    # Cohen's measure of two judges: agreement 0.7 (20 + 15 of 50), by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5.
+    first = ["yes"] * 25 + ["no"] * 25
+    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    found = cohen_kappa(first, second)
+    assert found.value == pytest.approx(0.4)
+    agreement = wilson(35, 50)
+    assert (found.low, found.high) == pytest.approx((2 * agreement.low - 1, 2 * agreement.high - 1))
+    with pytest.raises(ValueError, match="paired rows differ in number: 1 and 2"):
+        cohen_kappa(["yes"], ["yes", "no"])
+
+
+@CALM
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 20))
+def test_a_permutation_test_of_right_and_wrong_is_mcnemars(only_first: int, only_second: int, alike: int) -> None:
+    first = [1.0] * only_first + [0.0] * only_second + [1.0] * alike
+    second = [0.0] * only_first + [1.0] * only_second + [1.0] * alike
+    assert permutation_p(first, second) == pytest.approx(mcnemar(only_first, only_second))
+
+
+@pytest.mark.parametrize("n", [10, 60])
+def test_a_permutation_test_agrees_with_scipy(n: int) -> None:
+    draw = np.random.default_rng(n)
+    first, second = draw.random(n) + 0.08, draw.random(n)
+    reference = scipy_stats.permutation_test(
+        (first, second), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=20_000, rng=7
+    )
+    assert permutation_p(first.tolist(), second.tolist()) == pytest.approx(reference.pvalue, abs=0.02)
+
+
+def test_no_number_of_draws_makes_a_difference_impossible() -> None:
+    assert permutation_p([1.0] * 40, [0.0] * 40, draws=999) == 1 / 1000
+
+
+@settings(max_examples=6, deadline=None)  # the reference takes its time
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=12))
+def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_holm_by_hand() -> None:
+    # Smallest times 3, next times 2, and no later one below an earlier one.
+    assert holm([0.03, 0.01, 0.035]) == pytest.approx((0.06, 0.03, 0.06))
+
+
+@CALM
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=60))
+def test_macro_f1_agrees_with_scikit_learn_and_no_answer_is_a_wrong_one(pairs: list[tuple[int, int]]) -> None:
+    gold, answer = np.array([g for g, _ in pairs]), np.array([a for _, a in pairs])
+    there = sorted({*gold.tolist(), *answer[answer >= 0].tolist()})
+    reference = f1_score(gold, answer, labels=there, average="macro", zero_division=0)
+    assert macro_f1(gold, answer, 5) == pytest.approx(reference)
+
+
+def test_macro_f1_of_no_rows_is_zero() -> None:
+    nothing = np.array([], dtype=int)
+    assert macro_f1(nothing, nothing, 3) == 0.0
+
+
+@pytest.fixture(scope="module")
+def intervals() -> ModuleType:
+    """The simulation behind benchmarks/results/intervals.md."""
+    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+    spec = importlib.util.spec_from_file_location("intervals", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says(intervals: ModuleType) -> None:
+    for cell in intervals.measure(intervals.shares, draws=2000, sizes=(30, 200), rates=(0.5, 0.9)):
+        n, p = cell.n, cell.p
+        interval = {"Wilson": wilson, "Clopper-Pearson": clopper_pearson}.get(cell.method)
+        chances = scipy_stats.binom.pmf(range(n + 1), n, p)
+        if interval:
+            ends = [interval(count, n) for count in range(n + 1)]
+            covered = [each.low <= p <= each.high for each in ends]
+        else:
+            covered = [upper_bound(n - count, n) >= 1 - p for count in range(n + 1)]
+        exact = float(chances[covered].sum())
+        assert cell.coverage == pytest.approx(exact, abs=4 * cell.error)
+        assert exact >= (0.93 if cell.method == "Wilson" else 0.95)
+
+
+def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_bootstrap_does_not(
+    intervals: ModuleType,
+) -> None:
+    (pairs,) = intervals.measure(intervals.pairs, draws=2000, sizes=(60,), rates=(0.9,))
+    plain, widened = intervals.measure(intervals.macro_f1s, draws=300, sizes=(30,), rates=(0.97,))
+    assert not pairs.short
+    assert not widened.short
+    assert plain.coverage < 0.75
+
+
+def test_a_bound_that_is_read_after_every_row_promises_too_much(intervals: ModuleType) -> None:
+    (once,) = [
+        c for c in intervals.measure(intervals.shares, draws=2000, sizes=(200,), rates=(0.9,)) if "exact" in c.method
+    ]
+    (often,) = intervals.measure(intervals.watched, draws=2000, sizes=(200,), rates=(0.9,))
+    assert often.coverage < 0.87 < once.coverage

@@ -1,0 +1,282 @@
+"""Tests that may be read at any time: fair by enumeration, right by simulation, and quick when something changes."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special, stats
+
+from smallfirst.stats.intervals import Estimate, clopper_pearson
+from smallfirst.stats.sequential import DriftTest, PromiseTest, RecoveryTest, _Histogram, anytime_interval
+
+CALM = settings(max_examples=60, deadline=None)
+COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+LEVELS = st.sampled_from([0.8, 0.95, 0.99])
+
+
+def test_the_first_round_by_hand() -> None:
+    """Limit 1/2: odds m give theta = m / (1 + m), so an error multiplies by 2 theta; 0.4094 of the stake takes part."""
+    stake = 1 - 1 / (1 + math.log(2))
+    thetas = [m / (1 + m) for m in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)]
+    for wrong in (True, False):
+        test = PromiseTest(0.5)
+        test.update(wrong)
+        factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
+        assert test.e_value == pytest.approx(stake * np.mean(factors) + 1 - stake)
+        assert (test.n, test.errors) == (1, int(wrong))
+
+
+def test_the_recursion_is_the_mixture_over_start_times() -> None:
+    outcomes = [False, True, True, False, True, False, False]
+    test = PromiseTest(0.1)
+    for wrong in outcomes:
+        test.update(wrong)
+    left = [1 / (1 + math.log(t)) for t in range(1, len(outcomes) + 2)]
+    expected = left[-1]
+    for odds in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0):
+        theta = odds / 9 / (1 + odds / 9)
+        bet = (theta - 0.1) / (0.1 * 0.9)
+        for start in range(len(outcomes)):
+            product_from_start = math.prod(1 + bet * (wrong - 0.1) for wrong in outcomes[start:])
+            expected += (left[start] - left[start + 1]) * product_from_start / 6
+    assert test.e_value == pytest.approx(expected)
+
+
+@CALM
+@given(st.floats(0.01, 0.9), st.floats(0, 1), st.integers(1, 8))
+def test_evidence_against_a_true_promise_is_at_most_1_on_average(limit: float, below: float, n: int) -> None:
+    rate = below * limit
+    mean = 0.0
+    for outcomes in product((False, True), repeat=n):
+        test = PromiseTest(limit)
+        for wrong in outcomes:
+            test.update(wrong)
+        mean += rate ** sum(outcomes) * (1 - rate) ** (n - sum(outcomes)) * test.e_value
+    assert mean <= 1 + 1e-9
+    if below == 1:
+        assert mean == pytest.approx(1)
+
+
+def test_a_promise_just_kept_is_seldom_called_broken() -> None:
+    draw, false_alarms = random.Random(1), 0
+    for _ in range(300):
+        test = PromiseTest(0.1, 0.8)
+        for _ in range(400):
+            test.update(draw.random() < 0.1)
+        false_alarms += test.broken
+    assert 0 < false_alarms / 300 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 300)
+
+
+@pytest.mark.parametrize(("quiet", "most"), [(0, 60), (5000, 90)])
+def test_a_broken_promise_is_found_soon_also_when_it_breaks_late(quiet: int, most: int) -> None:
+    for seed in range(10):
+        draw, test = random.Random(seed), PromiseTest(0.03)
+        for _ in range(quiet):
+            test.update(draw.random() < 0.02)
+        assert not test.broken
+        while not test.broken and test.n < quiet + most:
+            test.update(draw.random() < 0.35)
+        assert test.broken
+
+
+def test_an_alarm_stays() -> None:
+    test = PromiseTest(0.03)
+    for _ in range(1000):
+        test.update(True)
+    assert test.broken
+    assert math.isfinite(test.e_value)
+    for _ in range(40_000):
+        test.update(False)
+    assert test.broken
+    assert test.e_value < 1
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.5])
+def test_evidence_for_a_recovery_is_at_most_1_on_average_while_there_is_none(limit: float) -> None:
+    for rate in (limit, (1 + limit) / 2):
+        mean = 0.0
+        for outcomes in product((False, True), repeat=8):
+            test = RecoveryTest(limit)
+            for wrong in outcomes:
+                test.update(wrong)
+            mean += rate ** sum(outcomes) * (1 - rate) ** (8 - sum(outcomes)) * test.e_value
+        assert mean == pytest.approx(1) if rate == limit else mean < 1
+
+
+def test_a_mended_model_is_seen_to_be_so_though_it_was_wrong_for_long() -> None:
+    """Without an error bets on a thirtieth of the odds grow by 3 % an audit at most: 0.03 n = ln 20 + ln 6 + late."""
+    test = RecoveryTest(0.03)
+    for number in range(2000):
+        test.update(number % 3 == 0)
+    assert not test.recovered
+    while not test.recovered and test.n < 2000 + 700:
+        test.update(False)
+    assert test.recovered
+    assert (test.n > 2000 + 150, test.errors) == (True, 667)
+    assert anytime_interval(test.errors, test.n).low > 0.03
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_the_anytime_interval_is_never_narrower_than_the_exact_one_for_a_single_look(
+    counts: tuple[int, int], level: float
+) -> None:
+    anytime, once = anytime_interval(*counts, level), clopper_pearson(*counts, confidence=level)
+    assert anytime.low <= once.low + 1e-12
+    assert anytime.high >= once.high - 1e-12
+    assert (anytime.value, anytime.n) == (once.value, once.n)
+
+
+@CALM
+@given(COUNTS, LEVELS)
+def test_at_its_ends_the_anytime_interval_has_the_average_likelihood_over_alpha(
+    counts: tuple[int, int], level: float
+) -> None:
+    errors, n = counts
+    found = anytime_interval(errors, n, level)
+    average = special.betaln(errors + 0.5, n - errors + 0.5) - special.betaln(0.5, 0.5)
+    for end, given_away in ((found.low, errors > 0), (found.high, errors < n)):
+        if given_away:
+            likelihood = special.xlogy(errors, end) + special.xlog1py(n - errors, -end)
+            assert average - likelihood == pytest.approx(-math.log(1 - level), abs=1e-4)
+        else:
+            assert end in (0.0, 1.0)
+
+
+def test_one_row_by_hand() -> None:
+    """A right answer: the average likelihood is 1/2, so p stays in while 1 - p > 0.05 / 2."""
+    assert anytime_interval(0, 1).high == pytest.approx(0.975)
+    assert (anytime_interval(0, 0).low, anytime_interval(0, 0).high) == (0.0, 1.0)
+
+
+def test_the_anytime_interval_covers_at_every_row_at_once() -> None:
+    """Over 300 rows read after each; Clopper-Pearson's leaves the truth out at some row far more often."""
+    rate, n, draws = 0.1, 300, 200
+    errors = np.cumsum(np.random.default_rng(2).random((draws, n)) < rate, axis=1)
+    intervals = {
+        pair: anytime_interval(*pair) for pair in {(int(e), i + 1) for row in errors for i, e in enumerate(row)}
+    }
+    missed = [any(not _covers(intervals[int(e), i + 1], rate) for i, e in enumerate(row)) for row in errors]
+    assert np.mean(missed) <= 0.05
+    counts = np.arange(1, n + 1)
+    low = np.nan_to_num(stats.beta.ppf(0.025, errors, counts - errors + 1))
+    high = np.nan_to_num(stats.beta.ppf(0.975, errors + 1, counts - errors), nan=1.0)
+    assert np.mean(((low > rate) | (high < rate)).any(axis=1)) > 0.12
+
+
+def _covers(interval: Estimate, rate: float) -> bool:
+    return interval.low <= rate <= interval.high
+
+
+def scores(draw: random.Random, n: int) -> list[float]:
+    return [draw.random() for _ in range(n)]
+
+
+@pytest.mark.parametrize("most_scores", [10_000, 60])
+def test_a_stream_like_the_reference_seldom_raises_an_alarm(most_scores: int) -> None:
+    """Also where a random half is forgotten again and again."""
+    draw, false_alarms = random.Random(3), 0
+    for seed in range(200):
+        test = DriftTest(scores(draw, 50), 0.8, seed=seed, most_scores=most_scores)
+        for _ in range(400):
+            test.update(draw.random())
+        false_alarms += test.drifted
+    assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
+
+
+def test_few_categories_with_their_ties_raise_no_alarm_either() -> None:
+    draw, false_alarms = random.Random(4), 0
+    for seed in range(200):
+        test = DriftTest([float(draw.randrange(3)) for _ in range(50)], 0.8, seed=seed)
+        for _ in range(300):
+            test.update(float(draw.randrange(3)))
+        false_alarms += test.drifted
+    assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
+
+
+def test_ranks_are_uniform_and_independent_also_after_a_half_was_forgotten() -> None:
+    draw = random.Random(5)
+    test = DriftTest(scores(draw, 20), seed=1, most_scores=40)
+    ranks = [test._rank(draw.random()) for _ in range(4000)]
+    assert len(test._scores) <= 40
+    assert stats.kstest(ranks, "uniform").pvalue > 0.001
+    assert abs(np.corrcoef(ranks[1:], ranks[:-1])[0, 1]) < 4 / math.sqrt(4000)
+
+
+def test_a_rank_by_hand() -> None:
+    """Among 1, 2, 2, 4 the score 2 has one above and ties with two and itself: a rank from 1/5 to 4/5."""
+    ranks = [DriftTest([1.0, 2.0, 2.0, 4.0], seed=seed)._rank(2.0) for seed in range(300)]
+    assert min(ranks) == pytest.approx(0.2, abs=0.01)
+    assert max(ranks) == pytest.approx(0.8, abs=0.01)
+    assert DriftTest([1.0, 2.0], seed=0)._rank(0.0) > 2 / 3
+
+
+def test_the_density_that_is_bet_averages_to_1() -> None:
+    histogram, draw = _Histogram(10, 50, 20.0), random.Random(6)
+    for _ in range(50_000):  # long enough for its counts to be scaled back more than once
+        histogram.bet(draw.random() ** 2)
+    middles = [(place + 0.5) / 10 for place in range(10)]
+    state = histogram._counts, histogram._total, histogram._unit
+    densities = []
+    for middle in middles:
+        histogram._counts, histogram._total, histogram._unit = list(state[0]), state[1], state[2]
+        densities.append(histogram.bet(middle))
+    assert np.mean(densities) == pytest.approx(1)
+    assert densities[0] > 1.5 > 0.9 > densities[-1]
+
+
+@pytest.mark.parametrize("quiet", [0, 3000])
+def test_a_shift_of_the_scores_is_found(quiet: int) -> None:
+    for seed in range(5):
+        draw = random.Random(seed + 100)  # not that of the test, whose ties would be broken by the scores
+        test = DriftTest(scores(draw, 300), 0.999, seed=seed)
+        for _ in range(quiet):
+            test.update(draw.random())
+        assert not test.drifted
+        while not test.drifted and test.n < quiet + 250:
+            test.update(draw.random() ** 2.5)
+        assert test.drifted
+
+
+@pytest.mark.parametrize("quiet", [0, 3000])
+def test_traffic_that_gathers_on_one_of_many_labels_is_found(quiet: int) -> None:
+    for seed in range(5):
+        draw = random.Random(seed + 100)  # not that of the test, whose ties would be broken by the scores
+        test = DriftTest([float(draw.randrange(50)) for _ in range(300)], 0.999, seed=seed)
+        for _ in range(quiet):
+            test.update(float(draw.randrange(50)))
+        assert not test.drifted
+        while not test.drifted and test.n < quiet + 250:
+            test.update(17.0 if draw.random() < 0.3 else float(draw.randrange(50)))
+        assert test.drifted
+
+
+def test_equal_calls_give_equal_evidence() -> None:
+    values = []
+    for _ in range(2):
+        draw = random.Random(7)
+        test = DriftTest(scores(draw, 30), seed=3, most_scores=50)
+        for _ in range(100):
+            test.update(draw.random())
+        values.append(test.e_value)
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_what_cannot_be_is_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        PromiseTest(limit)
+    with pytest.raises(ValueError, match="confidence"):
+        anytime_interval(1, 2, confidence=limit)
+    with pytest.raises(ValueError, match="3 of 2"):
+        anytime_interval(3, 2)
+    with pytest.raises(ValueError, match="reference"):
+        DriftTest([])
+    with pytest.raises(ValueError, match="NaN"):
+        DriftTest([0.5]).update(math.nan)

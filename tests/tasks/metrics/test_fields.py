@@ -1,0 +1,114 @@
+"""Counts, scores and figures by field, worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from smallfirst.stats.intervals import wilson
+from smallfirst.tasks.metrics.fields import field_measures, field_parts, field_score
+from smallfirst.tasks.task import Answered, Part
+
+
+def row(gold: Any, said: Any, *others: Any) -> Answered:
+    golds = tuple(json.dumps(one) for one in (gold, *others))
+    answer = None if said is None else json.dumps(said)
+    return Answered(golds, answer, field_score(golds, answer, {}))
+
+
+ROWS = (
+    row({"who": "Ada", "n": "2"}, {"who": "Ada", "n": "2"}),  # 2 there, 2 said, 2 right
+    row({"who": "Ada", "n": "2"}, {"who": "Eva", "day": "May"}),  # 2, 2, 0, 1 missing, 1 invented
+    row({"tags": ["a", "b", "b"]}, {"tags": ["b", "b", "c", "d"]}),  # 3, 4, 2, 0 missing, 1 invented
+    row({"who": "Ada"}, None),  # 1, 0, 0, 1 missing
+    row({}, {}),
+    row({"day": None, "tags": []}, {"day": "May"}),  # 0, 1, 0, 1 invented
+)
+
+
+def test_figures_count_values_over_all_rows() -> None:
+    found = field_measures(ROWS, {})
+    assert list(found) == ["field_f1", "field_precision", "field_recall", "missing", "invented", "valid"]
+    values = {name: estimate.value for name, estimate in found.items()}
+    assert values == pytest.approx(
+        {
+            "field_f1": 2 * 4 / (8 + 9),
+            "field_precision": 4 / 9,
+            "field_recall": 4 / 8,
+            "missing": 2 / 8,
+            "invented": 3 / 9,
+            "valid": 5 / 6,
+        }
+    )
+    assert found["valid"] == wilson(5, 6)
+    assert all(0 <= e.low <= e.value <= e.high <= 1 and e.n == 6 for e in found.values())
+
+
+def test_parts_count_each_field_in_the_order_of_the_schema() -> None:
+    assert field_parts(["n", "who", "never"], ROWS, {}) == (
+        Part(name="n", n_gold=2, n_said=1, n_right=1, n_missing=1),
+        Part(name="who", n_gold=3, n_said=2, n_right=1, n_missing=1),
+        Part(name="never", n_gold=0, n_said=0, n_right=0),
+        Part(name="day", n_gold=0, n_said=2, n_right=0, n_invented=2),
+        Part(name="tags", n_gold=3, n_said=4, n_right=2, n_invented=1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("gold", "said", "score"),
+    [
+        ({"a": 1, "b": "x"}, {"b": "x", "a": 1.0}, 1.0),
+        ({"a": ["x", "y"]}, {"a": ["y", "x"]}, 1.0),
+        ({"a": None}, {}, 1.0),
+        ({}, {}, 1.0),
+        ({}, {"a": "x"}, 0.0),
+        ({"a": "x"}, {}, 0.0),
+        ({"a": "x", "b": "y"}, {"a": "x"}, 2 / 3),
+        ({"a": "x", "b": "y"}, {"a": "x", "b": "z"}, 1 / 2),
+        ({"a": True}, {"a": 1}, 0.0),
+        ({"a": "x"}, None, 0.0),
+        ({}, None, 0.0),
+    ],
+)
+def test_a_row_scores_one_if_every_field_is_right(gold: Any, said: Any, score: float) -> None:
+    assert row(gold, said).score == pytest.approx(score)
+
+
+def test_values_at_the_wrong_object_are_not_right() -> None:
+    gold = {"items": [{"n": "tea", "p": 2}, {"n": "cake", "p": 4}]}
+    mixed = {"items": [{"n": "tea", "p": 4}, {"n": "cake", "p": 2}]}
+    assert row(gold, mixed).score == 3 / 4
+    assert row(gold, {"items": gold["items"][::-1]}).score == 1.0
+
+
+def test_the_nearest_gold_answer_counts() -> None:
+    answered = row({"a": "x", "b": "y"}, {"a": "z"}, {"a": "q", "b": "r"}, {"a": "z"})
+    assert answered.score == 1.0
+    assert field_parts(["a", "b"], [answered], {})[1] == Part(name="b", n_gold=0, n_said=0, n_right=0)
+
+
+def test_values_are_compared_as_the_task_says() -> None:
+    golds, answer = ('{"day": "2024-05-03", "to": "Graz"}',), '{"day": "May 3rd, 2024", "to": "graz"}'
+    assert field_score(golds, answer, {}) == 0.0
+    assert field_score(golds, answer, {"day": "date"}) == 0.5
+    assert field_score(golds, answer, {"day": "date", "to": "case"}) == 1.0
+    answered = Answered(golds, answer, 0.5)
+    assert field_measures([answered], {"day": "date"})["field_recall"].value == 0.5
+    assert [part.n_right for part in field_parts(["day", "to"], [answered], {"day": "date"})] == [1, 0]
+
+
+def test_no_rows_give_figures_that_say_nothing() -> None:
+    assert {(e.value, e.low, e.high, e.n) for e in field_measures([], {}).values()} == {(0.0, 0.0, 1.0, 0)}
+    assert field_parts(["a"], [], {}) == (Part(name="a", n_gold=0, n_said=0, n_right=0),)
+
+
+def test_four_thousand_rows_are_measured_in_seconds() -> None:
+    rows = [
+        row({f"f{i}": f"{n}" for i in range(8)}, {f"f{i}": f"{n + n % (i + 2)}" for i in range(8)}) for n in range(4000)
+    ]
+    start = time.process_time()
+    field_measures(rows, {"f0": "number"})
+    assert time.process_time() - start < 3.0

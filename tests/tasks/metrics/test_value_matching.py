@@ -1,0 +1,129 @@
+"""Which values are the same under each normaliser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
+
+
+def same(first: Any, second: Any, how: Normaliser) -> bool:
+    """True if both are equal, hashes included."""
+    a, b = normalised(first, how), normalised(second, how)
+    return a == b and hash(a) == hash(b)
+
+
+@pytest.mark.parametrize(
+    ("how", "first", "second"),
+    [
+        ("exact", " a b ", "a b"),
+        ("exact", "e\u0301", "\u00e9"),
+        ("exact", 1, 1.0),
+        ("case", "  New  YORK.", "“new york”"),
+        ("case", "STRASSE", "straße"),
+        ("number", "1,234.50", 1234.5),
+        ("number", "1.234,50", "1234.5"),
+        ("number", "1 234 567", "1,234,567"),
+        ("number", "0.10", 0.1),
+        ("number", "1,5", "1.5"),
+        ("number", "-5", "−5"),
+        ("number", "Four", "four"),
+        ("money", "$1,200.00", "1200 USD"),
+        ("money", "usd 1200", "1,200 dollars"),
+        ("money", "-$5", "$-5.00"),
+        ("money", "1.200,00 €", "EUR 1200"),
+        ("money", "RM 9.00", "RM9"),
+        ("money", "Rs. 500", "₹500"),
+        ("money", 12, "12.00"),
+        ("money", "$5 USD", "US$5"),
+        ("date", "2024-05-03", "May 3rd, 2024"),
+        ("date", "20240503", "3 May 2024"),
+        ("date", "2024-05-03T10:00:00Z", "5/3/2024"),
+        ("date", "Sun, 05 Aug 2018", "Sunday the 5th of August 2018"),
+        ("date", "05-Aug-18", "2018/08/05"),
+        ("date", "25/12/2018", "2018-12-25"),  # there is no 25th month
+        ("date", "03.05.2024", "2024-05-03"),  # points: day first
+        ("date", "may 3", "3rd May"),
+        ("date", "Sept. 2020", "September 2020"),
+        ("date", "01/01/69", "1969-01-01"),
+        ("date", "01/01/68", "2068-01-01"),
+        ("date", "Tomorrow", "tomorrow"),
+        ("date_dmy", "03/05/2024", "2024-05-03"),
+        ("date_dmy", "12/25/2018", "2018-12-25"),
+    ],
+)
+def test_these_are_the_same(how: Normaliser, first: Any, second: Any) -> None:
+    assert same(first, second, how)
+
+
+@pytest.mark.parametrize(
+    ("how", "first", "second"),
+    [
+        ("exact", "A", "a"),
+        ("exact", "a  b", "a b"),
+        ("exact", "1", 1),
+        ("exact", True, 1),
+        ("exact", False, 0),
+        ("exact", None, ""),
+        ("exact", 0.1, 0.1 + 2**-55),
+        ("case", "C++", "c"),
+        ("case", "?", "!"),
+        ("number", "1.234", "1,234"),
+        ("number", "1.2.3,4,5", "12345"),
+        ("number", "12 %", "12"),
+        ("money", "$5", "€5"),
+        ("money", "$5", "5"),
+        ("money", "$5 EUR", "$5"),
+        ("money", "kr 5", "SEK 5"),
+        ("money", "5 apples", "5"),
+        ("date", "03/05/2024", "2024-05-03"),
+        ("date", "May 3rd", "May 3rd, 2024"),
+        ("date", "30 Feb 2024", "1 Mar 2024"),
+        ("date", "May 2024", "2024-05-01"),
+        ("date", "2024-05-03", 20240503),
+    ],
+)
+def test_these_are_not(how: Normaliser, first: Any, second: Any) -> None:
+    assert not same(first, second, how)
+
+
+def test_what_cannot_be_read_is_text_without_case() -> None:
+    for how in ("number", "money", "date", "date_dmy"):
+        assert normalised(" In 14  Days.", how) == normalised("in 14 days", "case")  # type: ignore[arg-type]
+
+
+def test_a_long_text_is_not_tried_as_a_number() -> None:
+    assert normalised("1" * 65, "number") == ("text", "1" * 65)
+    assert normalised("1" * 64, "number") == ("number", int("1" * 64))
+
+
+@hypothesis.given(
+    st.text(max_size=70) | st.integers() | st.floats(allow_nan=False), st.sampled_from(Normaliser.__args__)
+)
+@hypothesis.settings(deadline=None)
+def test_anything_can_be_compared_and_is_the_same_as_itself(value: Any, how: Normaliser) -> None:
+    assert same(value, value, how)
+
+
+@hypothesis.given(st.decimals(-(10**9), 10**9, places=2))
+def test_a_number_is_read_in_every_usual_form(amount: Any) -> None:
+    plain = f"{amount:f}"
+    grouped = f"{amount:,}"
+    european = grouped.translate(str.maketrans(",.", ".,"))
+    assert normalised(plain, "number") == normalised(grouped, "number") == normalised(european, "number")
+    assert normalised(f"${grouped}".replace("$-", "-$"), "money") == ("money", "USD", amount)
+
+
+@hypothesis.given(st.dates())
+def test_a_date_is_read_in_every_usual_form(day: Any) -> None:
+    wanted = ("date", day.year, day.month, day.day)
+    year = f"{day.year:04d}"
+    assert normalised(day.isoformat(), "date") == wanted
+    assert normalised(f"{day.month}/{day.day}/{year}", "date") == wanted
+    assert normalised(f"{day.day}/{day.month}/{year}", "date_dmy") == wanted
+    assert normalised(f"{day:%B} {day.day}, {year}", "date") == wanted
+    assert normalised(f"{day:%a} {day.day} {day:%b} {year}", "date_dmy") == wanted

@@ -1,0 +1,240 @@
+"""Memory of a fine-tune: parts by hand, the kept activations against PyTorch's own count, and who is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.errors import TrainingError
+from smallfirst.models.base_size import BaseSize, read_size
+from smallfirst.training.batches import Row
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates import memory
+from smallfirst.training.estimates.hardware import Free
+from smallfirst.training.estimates.memory import (
+    Read,
+    kept_bytes,
+    largest_read,
+    least_bytes,
+    peak,
+    require_memory,
+    trained_weights,
+    what_fits,
+)
+
+SIZE = BaseSize(
+    parameters=1_000,
+    embedding=200,
+    head=0,
+    linear_ends=50,
+    layers=4,
+    hidden=8,
+    inner=16,
+    heads=2,
+    query=8,
+    key_value=4,
+    vocabulary=25,
+    causal=True,
+)
+FULL, LORA = TrainConfig(), TrainConfig(method="lora", lora_rank=2)
+LARGE = SIZE.model_copy(update={"parameters": 10**9, "embedding": 10**8, "linear_ends": 10**6})
+
+
+def asking(*texts: str) -> Dataset:
+    examples = (
+        Example(messages=(Message(role="user", content=text),), answer="x", shape="label", path="train", line=i)
+        for i, text in enumerate(texts, start=1)
+    )
+    return Dataset(name="train", examples=tuple(examples))
+
+
+def test_weights_that_move_are_counted_by_method() -> None:
+    assert trained_weights(SIZE, FULL) == 1000
+    assert trained_weights(SIZE, LORA) == 100
+    # The upper three of four layers; the embedding, which is also the output matrix, stays.
+    assert trained_weights(SIZE, TrainConfig(frozen_layers=1)) == 600
+    assert trained_weights(SIZE, TrainConfig(frozen_layers=1, method="lora", lora_rank=2)) == 75
+    own_head = SIZE.model_copy(update={"head": 200})
+    assert trained_weights(own_head, TrainConfig(frozen_layers=2)) == 300 + 200
+
+
+def test_a_token_keeps_what_the_formula_says() -> None:
+    token = 16 * 8 + 4 * 8 + 4 * 4 + 8 * 16  # 304
+    assert kept_bytes(SIZE, FULL, Read(3, 10, 0), gpu=True) == 3 * 10 * 4 * token
+    assert kept_bytes(SIZE, FULL, Read(3, 10, 0), gpu=False) == 3 * 10 * 4 * (token + 6 * 2 * 10)
+    assert kept_bytes(SIZE, FULL, Read(1, 257, 0), gpu=False) == 257 * 4 * token
+    assert kept_bytes(SIZE, FULL, Read(0, 0, 7), gpu=False) == 7 * 10 * 25
+    assert kept_bytes(SIZE, TrainConfig(frozen_layers=3), Read(3, 10, 0), gpu=True) == 3 * 10 * token
+
+
+def test_the_peak_is_the_larger_of_two_moments() -> None:
+    nothing = Read(0, 0, 0)
+    # 2 bf16 + 4 master + 8 moments, and a gradient: fp32 while the optimiser works.
+    assert peak(SIZE, FULL, nothing).at_least == 18_000
+    read = Read(10, 10, 0)
+    kept = kept_bytes(SIZE, FULL, read, gpu=True)
+    assert peak(SIZE, FULL, read, gpu=True) == (16_000, kept)
+    assert peak(SIZE, FULL, read, gpu=True, several=True) == (20_000, kept)
+    # Adapters: the base in bf16, 12 bytes for each of theirs, and the whole in fp32 once it is saved.
+    assert peak(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 4_000
+
+
+def test_what_frozen_layers_made_of_all_rows_is_counted() -> None:
+    frozen, nothing = TrainConfig(frozen_layers=1), Read(0, 0, 0)
+    more = peak(SIZE, frozen, nothing, in_all=1_000).at_least - peak(SIZE, frozen, nothing).at_least
+    assert more == 2 * 8 * 1_000
+    assert peak(SIZE, FULL, nothing, in_all=1_000) == peak(SIZE, FULL, nothing)
+
+
+def test_the_range_holds_the_least_and_the_program() -> None:
+    found = peak(SIZE, FULL, Read(10, 10, 0), gpu=True)
+    assert found.at_least < found.span.low < found.span.high
+    assert found.span.high == pytest.approx(1.3 * (16_000 + found.read) + 600e6)
+
+
+@pytest.mark.parametrize(
+    ("width", "method", "within"),
+    [(32, "full", 0.03), (64, "full", 0.03), (300, "full", 0.03), (32, "lora", 0.1), (32, "dora", 0.2)],
+)
+def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: Any, within: float) -> None:
+    model, size = seeded_llama(tmp_path)
+    config = TrainConfig(method=method)
+    if method != "full":
+        from smallfirst.training.lora import with_adapters
+
+        model = with_adapters(model, config)
+    rows = 4
+    formula = kept_bytes(size, config, Read(rows, width, 0), gpu=False)
+    assert kept_by(model, rows, width) == pytest.approx(formula, rel=within)
+
+
+def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
+    """A Llama wide enough that what the formula leaves out, a few bytes a token, is small."""
+    import torch
+    import transformers
+
+    from smallfirst.models.local import attention
+
+    shape = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        attn_implementation=attention.register(),
+    )
+    model = transformers.LlamaForCausalLM(shape).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    size = read_size(folder)
+    assert size is not None
+    return model, size
+
+
+def kept_by(model: Any, rows: int, width: int) -> int:
+    """Bytes of distinct storages that are no weights and kept for the backward pass of one forward pass."""
+    import torch
+
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.model(input_ids=torch.ones(rows, width, dtype=torch.long), use_cache=False)
+    assert hidden.last_hidden_state.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_the_read_that_keeps_most_is_found() -> None:
+    long, short = Row(tuple(range(101)), 100), Row(tuple(range(11)), 5)
+    found, several = largest_read([short] * 40 + [long] * 2, SIZE, TrainConfig(batch_tokens=200))
+    assert (found.rows, found.width, several) == (2, 100, False)
+    found, several = largest_read([short] * 40, SIZE, TrainConfig(batch_tokens=200, micro_tokens=50))
+    assert (found, several) == (Read(5, 10, 30), True)
+
+
+def test_the_least_counts_no_more_tokens_than_the_rows_have() -> None:
+    few = asking("a" * 79)  # 80 bytes and its answer: 10 tokens at least
+    n = 81 // 8
+    assert least_bytes(LARGE, FULL, few) == peak(LARGE, FULL, Read(n, 1, 0)).at_least
+    many = asking(*(f"{i} {'a' * 100}" for i in range(1000)))
+    assert least_bytes(LARGE, FULL, few) <= least_bytes(LARGE, FULL, many)
+    fuller = kept_bytes(SIZE, FULL, Read(768, 1, 0), gpu=False)
+    assert least_bytes(SIZE, FULL, many) <= 16_000 + 0.85 * fuller
+
+
+def test_what_rows_begin_with_alike_counts_once() -> None:
+    begin = "answer briefly and to the point. " * 100
+    alike = asking(*(f"{begin}{i}" for i in range(100)))
+    other = asking(*(f"{i}{begin}" for i in range(100)))
+    assert least_bytes(SIZE, FULL, alike) < least_bytes(SIZE, FULL, other)
+    assert least_bytes(SIZE, FULL, asking(begin)) == least_bytes(SIZE, FULL, asking(begin[::-1]))
+
+
+def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: Free(int(n_bytes), int(swap), gpu=False))
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(
+    tiny_folder: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    size = read_size(tiny_folder)
+    assert size is not None
+    need = least_bytes(size, FULL, toy_rows)
+    free_is(monkeypatch, need - 1)
+    with pytest.raises(TrainingError) as caught:
+        require_memory(("tiny", tiny_folder), FULL, toy_rows)
+    assert str(caught.value).startswith("full fine-tune of tiny (0 M weights) needs at least 0.0 GB of memory")
+    assert "next:" in str(caught.value)
+    free_is(monkeypatch, need)
+    require_memory(("tiny", tiny_folder), FULL, toy_rows)
+
+
+def test_swap_may_be_used_before_a_run_is_refused(
+    tiny_folder: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_is(monkeypatch, 1, swap=1e12)
+    require_memory(("tiny", tiny_folder), FULL, toy_rows)
+
+
+def test_nobody_is_refused_on_what_is_not_known(
+    tiny_folder: Path, toy_rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_is(monkeypatch, 1)
+    require_memory(("unknown", tmp_path), FULL, toy_rows)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_memory(("shared", tiny_folder), FULL, toy_rows)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    require_memory(("tiny", tiny_folder), FULL, toy_rows)
+
+
+def test_the_way_out_is_the_nearest_that_fits() -> None:
+    many = asking(*(f"{i} {'a' * 100}" for i in range(1000)))
+    wide = LARGE.model_copy(update={"hidden": 8192, "inner": 32768, "layers": 40})
+    full = TrainConfig(batch_tokens=65_536)
+    assert least_bytes(wide, full, many) > 60e9 > least_bytes(wide, full.model_copy(update={"micro_tokens": 256}), many)
+    assert what_fits(wide, full, many, Free(int(60e9), 0, gpu=False)).startswith("micro_tokens: 256 ")
+    assert what_fits(LARGE, FULL, many, Free(int(7e9), 0, gpu=False)).startswith("method: lora (rank 16) ")
+    # 18 bytes a weight at the least.
+    assert what_fits(LARGE, FULL, many, Free(int(1.8e9), 0, gpu=False)) == (
+        "a smaller base model: 100 M weights at most would fit"
+    )
+
+
+def test_an_encoder_is_trained_in_fp32_and_offered_no_adapters() -> None:
+    encoder = SIZE.model_copy(update={"causal": False})
+    # 4 weights + 4 master + 8 moments + 4 gradient.
+    assert peak(encoder, FULL, Read(10, 10, 0)).at_least == 20_000
+    assert what_fits(encoder, FULL, asking("a"), Free(1, 0, gpu=False)).startswith("a smaller base model")

@@ -1,0 +1,125 @@
+"""What is read once gives the gradient of reading it with every row; what is frozen stays, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.errors import ConfigError, TrainingError
+from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.tasks.classify import Classify
+from smallfirst.training import forward as reading
+from smallfirst.training.backend import Causal
+from smallfirst.training.batches import Row, collate
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.forward import LowerLayers, read_plainly, read_shared, shared_beginning
+from smallfirst.training.loss import target_loss
+from smallfirst.training.recipes.contrastive import Contrastive
+from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.run import train
+
+BEGINNING = tuple(range(10, 22))
+ROWS = [
+    Row((*BEGINNING, 30, 31, 300, 301), 14),
+    Row((*BEGINNING, 40, 300, 301, 302), 13),
+    Row((*BEGINNING, 50, 51, 52, 53, 300), 16),
+]
+
+
+@pytest.fixture
+def model(tiny_folder: Path) -> Any:
+    found, _ = load_causal(tiny_folder)
+    return found.float()
+
+
+def gradients(model: Any, **settings: Any) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = target_loss(model, ROWS, **settings)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def test_the_shared_beginning_ends_before_the_token_that_predicts_the_first_target() -> None:
+    assert shared_beginning(ROWS) == 12
+    assert shared_beginning(ROWS[:1]) == 0
+    assert shared_beginning([Row((*BEGINNING, 1), 12), Row((*BEGINNING, 2), 12)]) == 11
+    assert shared_beginning([Row((1, *BEGINNING, 9), 12), Row((2, *BEGINNING, 9), 12)]) == 0
+    assert shared_beginning([Row((*BEGINNING[:7], 1, 5), 8), Row((*BEGINNING[:7], 2, 5), 8)]) == 0
+    assert shared_beginning([Row(BEGINNING, 0), Row(BEGINNING, 0)]) == 0  # plain text: every token is a target
+
+
+def test_a_beginning_read_once_gives_the_loss_and_gradient_of_reading_it_with_every_row(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = gradients(model)
+    monkeypatch.setattr(reading, "SHARED_TOKENS", 1000)
+    apart = gradients(model)
+    assert len(once) == len(apart) > 10
+    for one, other in zip(once, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_shared_beginning_passes_through_the_layers_once(model: Any) -> None:
+    seen = []
+    model.model.layers[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
+    batch = collate(ROWS)
+    hidden = read_shared(model, batch, 12)
+    assert seen == [(1, 12), (3, 4)]
+    torch.testing.assert_close(hidden, read_plainly(model, batch)[:, 12:], atol=1e-5, rtol=1e-4)
+
+
+def test_frozen_layers_read_once_give_the_gradient_of_the_others(model: Any) -> None:
+    lower = LowerLayers(model, 1)
+    for part in (model.get_input_embeddings(), model.model.layers[0]):
+        part.requires_grad_(False)
+    apart = gradients(model)
+    lower.fill(model, ROWS)
+    seen: list[object] = []
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    once = gradients(model, lower=lower)
+    assert not seen
+    assert len(once) == len(apart) == 1 + 9 + 1  # loss, the upper layer's weights, the last norm
+    for one, other in zip(once, apart, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert len(model.model.layers) == model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_moves_the_upper_layers_only(
+    method: str, toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(duration="2ep", learning_rate=3e-3, batch_tokens=128, frozen_layers=1, method=method)
+    with open_run("toy", "frozen", params={}) as tracked:
+        lesson = TaskLesson(toy_task, toy_rows, toy_selection)
+        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+    before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, run.folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("layers.1." in name or (method == "full" and name == "model.norm.weight") for name in moved)
+
+
+def test_all_layers_frozen_is_refused(tiny_folder: Path) -> None:
+    with pytest.raises(TrainingError, match="frozen_layers is 2, the model has 2 layers"):
+        Causal().load(tiny_folder, TrainConfig(frozen_layers=2))
+
+
+def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None:
+    model.model.embed_tokens.register_forward_hook(lambda _, __, out: out * 2)
+    twice = model.model.forward
+
+    def scaled(input_ids: Any = None, inputs_embeds: Any = None, **rest: Any) -> Any:
+        return twice(input_ids=input_ids, inputs_embeds=None if inputs_embeds is None else inputs_embeds * 2, **rest)
+
+    model.model.forward = scaled
+    with pytest.raises(TrainingError, match="cannot be read in two halves"):
+        LowerLayers(model, 1)
+
+
+def test_an_encoder_has_no_frozen_layers(tiny_encoder_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="frozen_layers unset"):
+        Contrastive(3).load(tiny_encoder_folder, TrainConfig(frozen_layers=1))
