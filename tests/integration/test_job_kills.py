@@ -1,4 +1,4 @@
-"""benchmarks/kills.py in short: killed, stopped and resumed, a job ends with the weights of an unbroken one."""
+"""benchmarks/training/kills.py in short: killed, stopped and resumed, a job ends with the weights of an unbroken one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,113 @@
+"""The whole path on a real set, and its figures in benchmarks/results/SET.json.
+
+    python benchmarks/accuracy/run.py banking77             # everything
+    python benchmarks/accuracy/run.py banking77 --resume    # goes on after the training of the latest run
+
+Sets are the files of benchmarks/sets. Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets
+beside the repository; a set is a folder of train.jsonl, validation.jsonl and test.jsonl. Most of the time is training,
+15 to 30 minutes a set on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+from smallfirst.errors import GateFailed
+from smallfirst.evaluation.evaluate import compare
+from smallfirst.pipeline import run as pipeline
+from smallfirst.pipeline.summary import outcome_of, table
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.training.run import Run
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def data_folder(name: str) -> Path:
+    """Folder of the set. Exits with the places looked in if there is none."""
+    repository = HERE.parent
+    places = [Path(os.environ["SMALLFIRST_DATA"])] if "SMALLFIRST_DATA" in os.environ else []
+    places.append(repository.parent / "shared" / "datasets")
+    for place in places:
+        if (place / name / "train.jsonl").is_file():
+            return place / name
+    sys.exit(
+        f"{name} was not found in " + " or ".join(str(p) for p in places) + ".\n"
+        "The sets are public; their sources are named in benchmarks/sets. Convert one to JSON lines and set "
+        "SMALLFIRST_DATA."
+    )
+
+
+def task_file(name: str, folder: Path) -> TaskFile:
+    """The benchmark's task file with its rows in `folder`."""
+    file = read_taskfile(HERE / "sets" / f"{name}.yaml")
+    data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
+    return file.model_copy(update={"data": data})
+
+
+def main() -> None:
+    known = sorted(path.stem for path in (HERE / "sets").glob("*.yaml"))
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in known:
+        sys.exit(f"which set? {', '.join(known)}")
+    folder = data_folder(name)
+    file = task_file(name, folder)
+    watch = Watch()
+    watch.say(f"{name} from {folder}")
+    try:
+        if "--resume" in sys.argv:
+            resume(Job.read(file, watch))
+        else:
+            pipeline.run(file, watch=watch)
+    except GateFailed as refusal:
+        watch.say(str(refusal))
+    workspace = Workspace.latest(file.name)
+    outcome = outcome_of(file, workspace)
+    run = Run.load(workspace.folder / "run.json")
+    evaluations = {e.candidate: e for e in workspace.evaluations("test")}
+    pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
+    result = {
+        "benchmark": name,
+        "command": f"python benchmarks/accuracy/run.py {name}",
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}, Python {platform.python_version()}",
+        "training_minutes": round(run.seconds / 60, 2),
+        "training_tokens_per_s": round(run.tokens_per_s, 1),
+        "training_config": run.config.model_dump(),
+        "validation_curve": run.validation_curve,
+        "comparisons": [
+            compare(evaluations[a], evaluations[b]).model_dump() for a, b in pairs if {a, b} <= evaluations.keys()
+        ],
+        "outcome": json.loads(outcome.model_dump_json(exclude={"report"})),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(table(outcome))
+
+
+def resume(job: Job) -> None:
+    """The stages after training, on the latest run; candidates already measured are not measured again."""
+    workspace = Workspace.latest(job.file.name)
+    left = tuple(c for c in job.file.small.ladder if workspace.evaluation(c, "test") is None)
+    small = job.file.small.model_copy(update={"ladder": left})
+    pipeline.evaluate_stage(job._replace(file=job.file.model_copy(update={"small": small})), workspace)
+    pipeline.after_evaluation(job, workspace)
+
+
+def _processor() -> str:
+    """Name of the processor, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    main()

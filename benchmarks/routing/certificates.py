@@ -1,0 +1,232 @@
+"""Is the promise kept? Certificates from 1,000 resamplings of recorded answers, judged on rows they have not seen.
+
+    python benchmarks/routing/certificates.py FOLDER [--only NAME,NAME] [--resamplings 1000] [--large FILE]
+
+Needs a finished run of Banking77 (`benchmarks/accuracy/run.py banking77`), the recorded answers of RouteLLM's GSM8K under
+$SMALLFIRST_DATA, and `pip install "mapie>=1.3"` to compare with. Each part is kept in FOLDER and written to
+benchmarks/results/certificates.md; --large takes a recording of Banking77's large model for the promise about it.
+
+Two judges. «truth»: calibration rows are drawn with replacement, so the pool is the population and the true rate is
+known; a promise must be broken in at most 5 % of the draws. «fresh»: the pool is cut in two without replacement; the
+other rows show the true rate only up to their own scatter, so of promises kept with little to spare some look broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from certificates_page import write
+from certificates_pools import banking, banking_with_large, gsm8k
+from scipy.stats import binom
+
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers, Walk
+from smallfirst.routing.certificate.risks import LOOSENS, evidence
+from smallfirst.routing.certificate.threshold_search import search
+
+
+class Choice(NamedTuple):
+    """What a method does with calibration rows."""
+
+    thresholds: tuple[float, ...]
+    sealed: bool = False
+
+
+Method = Callable[[Answers, Promise], Choice]
+
+
+def ours(rows: Answers, promise: Promise) -> Choice:
+    found = search(rows, promise)
+    return Choice(found.thresholds, found.sealed)
+
+
+def plain(rows: Answers, promise: Promise) -> Choice:
+    """The lowest threshold whose kept calibration answers are wrong at most as often as promised."""
+    order = np.argsort(-rows.confidence[0], kind="stable")
+    wrong = np.cumsum(~rows.right[0][order])
+    n_kept = np.flatnonzero(wrong <= (promise.at_most_wrong or 0) * np.arange(1, rows.n + 1))
+    return Choice((float(rows.confidence[0][order][n_kept[-1]]) if n_kept.size else NOTHING_KEPT,))
+
+
+def mapie(grid: str, fwer: str) -> Method:
+    """MAPIE's controller of precision; «kept» is its positive class, «right» its label."""
+    from mapie.risk_control import BinaryClassificationController, precision
+
+    def choose(rows: Answers, promise: Promise) -> Choice:
+        said = rows.confidence[0]
+        falling = np.unique(np.quantile(said, np.linspace(0.5, 0, 100)))[::-1]
+        controller = BinaryClassificationController(
+            lambda x: np.column_stack([1 - x, x]),
+            precision,
+            target_level=1 - (promise.at_most_wrong or 0),
+            confidence_level=promise.confidence,
+            list_predict_params=falling if grid == "quantiles" else np.linspace(0.99, 0, 100),
+            fwer_method=fwer,  # type: ignore[arg-type]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            controller.calibrate(said, rows.right[0].astype(int))
+        best = controller.best_predict_param
+        return Choice((NOTHING_KEPT if best is None else float(best),))  # type: ignore[arg-type]
+
+    return choose
+
+
+def broken(rows: Answers, choice: Choice, promise: Promise) -> bool:
+    """True if these rows, taken as the truth, break a limit."""
+    walk = rows.walk(choice.thresholds)
+    apart = rows.walk((*choice.thresholds[:-1], 0.0)) if choice.sealed else walk
+    return any(
+        evidence(name, walk if name in LOOSENS else apart, limit).value > limit + 1e-12
+        for name, limit in promise.limits.items()
+    )
+
+
+def measure(
+    pool: Answers, promise: Promise, method: Method, *, n: int, repeats: int, null: bool = False
+) -> dict[str, Any]:
+    """Counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw.
+
+    MAPIE is judged by the truth alone: it takes most of the time.
+    """
+    draw, began = np.random.default_rng(0), time.process_time()
+    counts: dict[str, Any] = {"repeats": repeats, "n": n, "issued": 0, "true": 0, "fresh_issued": 0, "fresh": 0}
+    kept, first, scatter = [], [], []
+    for _ in range(repeats):
+        population = shuffled(pool, draw) if null else pool
+        choice = method(population.take(draw.integers(0, pool.n, n)), promise)
+        if min(choice.thresholds) <= 1:
+            counts["issued"] += 1
+            counts["true"] += broken(population, choice, promise)
+            walk = population.walk(choice.thresholds)
+            kept.append(walk.n_kept / pool.n)
+            scatter.append(looks_broken(walk, promise, walk.n_kept * (pool.n - n) // pool.n))
+            first.append(float((walk.taken == 0).mean()))
+        if method not in (ours, plain) or n >= pool.n:
+            counts["fresh"] = None
+            continue
+        cut = draw.permutation(pool.n)
+        choice = method(population.take(cut[:n]), promise)
+        if min(choice.thresholds) <= 1:
+            counts["fresh_issued"] += 1
+            counts["fresh"] += broken(population.take(cut[n:]), choice, promise)
+    shares = {"kept": float(np.mean(kept)) if kept else None, "first": float(np.mean(first)) if first else None}
+    shares["scatter"] = sum(scatter) / repeats if promise.limits.keys() == {"wrong"} else None
+    return {"promise": promise.in_words, **counts, **shares, "ms": 1000 * (time.process_time() - began) / repeats}
+
+
+def looks_broken(walk: Walk, promise: Promise, n: int) -> float:
+    """Probability that n fresh kept rows show more errors than promised, from the true rate of the walk."""
+    true = evidence("wrong", walk, 0.0).value
+    return float(binom.sf(np.floor((promise.at_most_wrong or 1) * n + 1e-9), n, true))
+
+
+def shuffled(pool: Answers, draw: np.random.Generator) -> Answers:
+    values = {name: getattr(pool, name) for name in Answers.__dataclass_fields__}
+    return Answers(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
+
+
+WRONG = {limit: Promise(at_most_wrong=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
+
+
+def regret(limit: float) -> Promise:
+    return Promise(at_most_wrong=None, at_most_below_large=limit)
+
+
+def banking_part(repeats: int) -> Iterator[dict[str, Any]]:
+    pool = banking()
+    methods = {
+        "smallfirst": ours,
+        "plain threshold": plain,
+        "MAPIE, its defaults": mapie("default", "bonferroni_holm"),
+        "MAPIE, our sequence": mapie("quantiles", "fixed_sequence"),
+    }
+    for limit in (0.01, 0.02, 0.03, 0.05):
+        for name, method in methods.items():
+            yield {"method": name, **measure(pool, WRONG[limit], method, n=800, repeats=repeats)}
+
+
+def gsm8k_part(repeats: int) -> Iterator[dict[str, Any]]:
+    pool = gsm8k()
+    methods = {
+        "smallfirst": ours,
+        "plain threshold": plain,
+        "MAPIE, our sequence": mapie("quantiles", "fixed_sequence"),
+    }
+    for limit in (0.1, 0.15, 0.2, 0.25):
+        for name, method in methods.items():
+            yield {"method": name, **measure(pool, WRONG[limit], method, n=400, repeats=repeats)}
+    for limit in (0.02, 0.05, 0.1):
+        yield {"method": "smallfirst", **measure(pool, regret(limit), ours, n=400, repeats=repeats)}
+
+
+def null_part(repeats: int) -> Iterator[dict[str, Any]]:
+    for name, pool, promises, n in (
+        ("Banking77", banking(), [WRONG[limit] for limit in (0.01, 0.03, 0.05)], 800),
+        ("GSM8K", gsm8k(), [WRONG[0.2], WRONG[0.25], regret(0.05)], 400),
+    ):
+        for promise in promises:
+            yield {"method": f"smallfirst, {name}", **measure(pool, promise, ours, n=n, repeats=repeats, null=True)}
+
+
+def several_part(repeats: int) -> Iterator[dict[str, Any]]:
+    pool = gsm8k()
+    for promise in (
+        Promise(at_most_wrong=0.25, at_most_escalated=0.6),
+        Promise(at_most_wrong=0.25, at_most_escalated=0.6, at_most_usd_per_1k=3.5),
+        Promise(at_most_wrong=0.25, at_most_below_large=0.15),
+    ):
+        yield {"method": "smallfirst, GSM8K", **measure(pool, promise, ours, n=400, repeats=repeats)}
+    cascade = banking(("words", "small"))
+    for limit in (0.02, 0.03, 0.05):
+        found = measure(cascade, WRONG[limit], ours, n=800, repeats=repeats)
+        yield {"method": "smallfirst, Banking77, words before small", **found}
+
+
+def large_part(repeats: int, recording: Path) -> Iterator[dict[str, Any]]:
+    pool = banking_with_large(recording)
+    right, theirs = pool.right[0].mean(), pool.large_right.mean()
+    for limit in (0.01, 0.02, 0.05):
+        found = measure(pool, regret(limit), ours, n=pool.n, repeats=repeats)
+        yield {"method": f"smallfirst (small {right:.3f}, large {theirs:.3f}, n={pool.n})", **found}
+
+
+PARTS: dict[str, tuple[str, Callable[..., Iterator[dict[str, Any]]]]] = {
+    "banking77": ("Banking77: the fine-tuned small model, 800 calibration rows", banking_part),
+    "gsm8k": ("GSM8K (RouteLLM's recorded answers), 400 calibration rows", gsm8k_part),
+    "null": ("Null case: confidences shuffled, so that they say nothing", null_part),
+    "several": ("Several limits, several stages", several_part),
+    "large": ("Banking77: not worse than the large model", large_part),
+}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("folder", type=Path)
+    asked.add_argument("--only", default=",".join(PARTS))
+    asked.add_argument("--resamplings", type=int, default=1000)
+    asked.add_argument("--large", type=Path)
+    given = asked.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for name in given.only.split(","):
+        if name == "large" and given.large is None:
+            continue
+        began, more = time.monotonic(), (given.large,) if name == "large" else ()
+        found = []
+        for one in PARTS[name][1](given.resamplings, *more):
+            found.append(one)
+            print(json.dumps(one), flush=True)
+        (given.folder / f"{name}.json").write_text(json.dumps(found, indent=1))
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    write(given.folder, {name: title for name, (title, _) in PARTS.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Banking77 end to end: accuracy and cost of the small model, the large one and the routed path at several promises.
+
+    python benchmarks/routing/routed.py record 900     # asks the large model; hours on two cores, goes on where it stopped
+    python benchmarks/routing/routed.py                # certificates from validation rows, figures on test rows: a minute
+
+Needs a finished `python benchmarks/accuracy/run.py banking77`. The large model takes about ten seconds a row here, so it is
+asked in an order that was fixed before any of its answers was seen: calibration rows the small model is least sure of
+and 100 drawn by content hash, 200 test rows drawn so, then the test rows with a confidence under 0.7 and under 0.9.
+Certificates are made from calibration rows alone. A routed answer on a test row is the small model's where the
+certificate keeps it, else the large model's as it was recorded; the Router's laws are tested elsewhere. Writes
+benchmarks/results/routed.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+from run import RESULTS, data_folder, task_file
+
+from smallfirst.data.dataset import Example
+from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.models.catalog import find
+from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.record import record
+from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.paths import home
+from smallfirst.pipeline import large_model as large_path
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.project.run_folder import Workspace
+from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference, wilson
+
+PROMISES = (0.05, 0.03, 0.02, 0.01)
+DRAWN_CALIBRATION, DRAWN_TEST = 100, 200
+"""Rows asked because chance drew them."""
+SURE = (0.7, 0.9)
+"""Confidences under which test rows are asked as well."""
+
+
+class Figures(NamedTuple):
+    """One way of answering the test rows."""
+
+    name: str
+    right: dict[str, bool]
+    """By row key."""
+    usd_per_1k: float
+    kept: str = ""
+    wrong_kept: str = ""
+
+
+def place(example: Example) -> str:
+    """A row's place in the draw: the same whatever other rows there are."""
+    return hashlib.sha256(f"order{example.key}".encode()).hexdigest()
+
+
+def order(job: Job, calibration: Evaluation, test: Evaluation) -> list[Example]:
+    """The rows in the order in which the large model is asked."""
+    sure = {row.key: row.confidence or 0.0 for row in (*calibration.rows, *test.rows)}
+    drawn_cal, drawn_test = (sorted(part.examples, key=place) for part in (job.rows.calibration, job.rows.test))
+    parts = [
+        [e for e in drawn_cal if sure[e.key] < SURE[1]],
+        drawn_cal[:DRAWN_CALIBRATION],
+        drawn_test[:DRAWN_TEST],
+        *([e for e in drawn_test if sure[e.key] < limit] for limit in SURE),
+    ]
+    return list({example.key: example for part in parts for example in part}.values())
+
+
+def recording() -> Path:
+    return home() / "recordings" / "banking77" / "routed.jsonl"
+
+
+def ask(job: Job, rows: Sequence[Example]) -> None:
+    """Ask the large model the rows that it was not asked yet; on one core it costs half the machine's price."""
+    assert job.file.large is not None
+    cores = len(os.sched_getaffinity(0))
+    machine = job.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
+    prices = job.file.prices.model_copy(update={"machine": machine})
+    config = GgufConfig(path=find(str(job.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
+    inner = large_path.Named(GgufModel(config, prices, answers=job.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
+    nearest = large_path.NearestShots(job.rows.train, Encoder(find(job.file.small.encoder)), job.file.large.nearest)
+    model = PromptedModel(inner, job.task, chooser=nearest, max_tokens=job.task.max_answer_tokens)
+    header = {
+        "made_at": date.today().isoformat(),
+        "smallfirst": "0.1.0",
+        "command": "python benchmarks/routing/routed.py record",
+        "settings": {"nearest": job.file.large.nearest, "only_labels": True, "temperature": 0},
+        "prompt": f"label list, and the {job.file.large.nearest} training rows nearest to the request",
+        "machine": f"{cores} cores",
+    }
+    requests = [Request(messages=e.messages) for e in rows]
+
+    async def all_of_them() -> None:
+        await model.complete(requests[0])  # loading is nobody's latency
+        with job.watch.bar(f"asking {model.name}", len(requests)) as progress:
+            await record(model, requests, recording(), header=header, concurrency=1, progress=progress)
+        await model.aclose()
+
+    asyncio.run(all_of_them())
+
+
+def asked(job: Job, split: str, answers: ReplayModel) -> Evaluation:
+    """The large model on those rows of a split that it was asked."""
+    data = getattr(job.rows, split)
+    known = tuple(e for e in data.examples if request_key(Request(messages=e.messages)) in answers._answers)
+    measuring = Measuring(job.task, data.subset(split, known), split=split)
+    return asyncio.run(evaluate(answers, measuring, candidate="large", note=answers.note))
+
+
+def routed(certificate: Certificate, small: Evaluation, large: Evaluation) -> tuple[Figures, int]:
+    """The routed path on test rows, and how many rows had to be left out for want of a recorded answer."""
+    right: dict[str, bool] = {}
+    kept: list[EvaluatedRow] = []
+    usd = n_sent = 0.0
+    left_out = 0
+    for row in small.rows:
+        then = certificate.decide(row.confidence, row.answer)
+        kept += [row] if then == "keep_certified" else []
+        if then == "escalate":
+            n_sent += 1
+            if row.key not in large.by_key:
+                left_out += 1
+                continue
+        other = large.by_key[row.key] if then == "escalate" else None
+        right[row.key] = (other or row).correct
+        usd += row.cost_usd + (other.cost_usd if other else 0.0)
+    wrong = sum(not row.correct for row in kept)
+    share = f"{wilson(len(kept), len(small.rows))}; {int(n_sent)} sent on"
+    held = f"{wrong} of {len(kept)} ({100 * wrong / max(1, len(kept)):.1f} %)"
+    name = f"routed, at most {100 * certificate.promised_error:g} % wrong"
+    return Figures(name, right, 1000 * usd / max(1, len(right)), share, held), left_out
+
+
+def accuracy(right: Sequence[bool]) -> Estimate:
+    return wilson(sum(right), len(right))
+
+
+def against(first: dict[str, bool], second: dict[str, bool]) -> str:
+    """Paired difference in points on the rows that both have, with McNemar's p."""
+    keys = sorted(first.keys() & second.keys())
+    a, b = [first[k] for k in keys], [second[k] for k in keys]
+    found = paired_difference(a, b)
+    only_a, only_b = (sum(x and not y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    p = mcnemar(only_a, only_b)
+    return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}], p={p:.3g}, n={len(keys)}"
+
+
+def measure(job: Job, workspace: Workspace) -> str:
+    """The result page."""
+    answers = ReplayModel.load(recording())
+    large_cal, large_test = asked(job, "calibration", answers), asked(job, "test", answers)
+    small_cal, small = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
+    assert small_cal is not None
+    assert small is not None
+    drawn = {e.key for e in sorted(job.rows.test.examples, key=place)[:DRAWN_TEST]}
+    fair = {key: row.correct for key, row in large_test.by_key.items() if key in drawn}
+    ours = Figures("small", {row.key: row.correct for row in small.rows}, small.cost_usd_per_1k)
+    fair_cost = [row.cost_usd for row in large_test.rows if row.key in drawn]
+    theirs = Figures("large, rows drawn by chance", fair, 1000 * sum(fair_cost) / max(1, len(fair_cost)))
+    lines, notes = [], []
+    for limit in PROMISES:
+        certificate = certify(small_cal, large_cal, Promise(at_most_wrong=limit), model_fingerprint="")
+        if not certificate.issued:
+            notes.append(f"- at most {100 * limit:g} %: refused: {certificate.why}")
+            continue
+        found, left_out = routed(certificate, small, large_test)
+        lines.append(_line(found, ours, theirs))
+        bands = "; ".join(
+            f"{b.low:.2f} to {b.high:.2f}: small {b.small_right}, large {b.large_right} of {b.n}, {b.then}"
+            for b in certificate.bands
+        )
+        notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {bands}.")
+        notes += [f"  {left_out} rows that it would send on were not asked, and are left out."] if left_out else []
+    point = Promise(at_most_wrong=None, at_most_below_large=0.01)
+    regret = certify(small_cal, _drawn(job, large_cal), point, model_fingerprint="")
+    notes.append(f"- at most one point below the large model: {regret.why}")
+    names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")
+    head = "| " + " | ".join((*names, "minus small, points", "minus large, points")) + " |"
+    first = [_line(each, ours, theirs) for each in (ours, theirs)]
+    counts = f"{len(large_cal.rows)} calibration and {len(large_test.rows)} test rows"
+    asked_rows = f"The large model's answers: {answers.note}; {counts}."
+    return "\n".join([asked_rows, "", head, "|---|---|---|---|---|---|---|", *first, *lines, "", *notes])
+
+
+def _drawn(job: Job, large: Evaluation) -> Evaluation:
+    """The large model on the calibration rows that chance drew."""
+    keys = {e.key for e in sorted(job.rows.calibration.examples, key=place)[:DRAWN_CALIBRATION]}
+    return large.model_copy(update={"rows": tuple(row for row in large.rows if row.key in keys)})
+
+
+def _line(each: Figures, small: Figures, large: Figures) -> str:
+    versus = [against(each.right, other.right) if other is not each else "" for other in (small, large)]
+    cells = [each.name, f"{accuracy(list(each.right.values()))}, n={len(each.right):,}", f"${each.usd_per_1k:.4f}"]
+    return "| " + " | ".join([*cells, each.kept, each.wrong_kept, *versus]) + " |"
+
+
+def main() -> None:
+    job = Job.read(task_file("banking77", data_folder("banking77")), Watch())
+    workspace = Workspace.latest("banking77")
+    calibration, test = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
+    if calibration is None or test is None:
+        sys.exit("first: python benchmarks/accuracy/run.py banking77")
+    if sys.argv[1:2] == ["record"]:
+        ask(job, order(job, calibration, test)[: int(sys.argv[2])])
+        return
+    page = measure(job, workspace)
+    today = date.today().isoformat()
+    text = f"""# Banking77, end to end: small, large and routed
+
+`python benchmarks/routing/routed.py`, {today}, 2 shared cores (Zen 5), 24 GB. Small: SmolLM2-135M fine-tuned.
+Large: Qwen2.5-Coder-1.5B (Q4_K_M, llama.cpp) with the label list and the 12 nearest solved rows in its prompt. Costs:
+this machine's time at $0.10 an hour, busy 30 % of it; the large model was recorded on one of the two cores, at half
+the price.
+Certificates are made from the 794 calibration rows, figures are on the official test rows.
+
+{page}
+"""
+    (RESULTS / "routed.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

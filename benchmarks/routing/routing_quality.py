@@ -1,0 +1,301 @@
+"""Routing by the field's own measure: RouteLLM's recorded answers to GSM8K and MT-Bench, and its published figures.
+
+    SMALLFIRST_DATA=FOLDER python benchmarks/routing/routing_quality.py [--litellm PYTHON] [--seeds 2]
+
+A router orders requests by how much the strong model is needed; the weak one answers the rest. What is measured is in
+routing_tables.py. Ours are fitted by 10-fold cross-validation over questions, nothing chosen on a held-out fold; each
+fold is ranked by itself, so that no fold's general level counts. LiteLLM's offline classifiers (`--litellm`: the
+interpreter of an environment of its own with `pip install litellm`) order the same prompts as they come, untrained.
+
+Writes benchmarks/results/routing_quality.md. Some minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from routing_tables import PRICE_RATIO, PUBLISHED, WEAK, Table, arithmetic, figures, gsm8k, mtbench, published
+
+from smallfirst.models.catalog import find
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+from smallfirst.models.protocol import Completion
+from smallfirst.routing.confidence_head import shown_by
+from smallfirst.routing.difficulty import Difficulty
+from smallfirst.stats.intervals import Estimate
+
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "routing_quality.md"
+FOLDS = 10
+LOOKED_AT = 319
+"""Rows of GSM8K on which what to learn was chosen; the others were not looked at before."""
+
+
+class Line(NamedTuple):
+    """One router on one benchmark."""
+
+    who: str
+    trained_on: str
+    need: np.ndarray
+    """How much the strong model is needed (seeds, rows); only the order counts."""
+    ms: float = float("nan")
+    """One decision."""
+    drafted: bool = False
+    """True if the weak model's answer was there, and paid for, before the decision."""
+    point: np.ndarray | None = None
+    """Rows sent to the strong model by the router's own settings."""
+
+
+Measured = tuple[Line, list[Estimate]]
+"""A router, with its APGR and its calls for 50, 80 and 95 %."""
+
+
+class Remembering:
+    """An encoder that reads each text once."""
+
+    def __init__(self, encoder: Encoder, texts: Sequence[str]) -> None:
+        self.known = dict(zip(texts, encoder.embed(texts), strict=True))
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors (texts, width)."""
+        return np.array([self.known[text] for text in texts])
+
+
+def cross_fitted(
+    table: Table,
+    seeds: int,
+    *,
+    further: Sequence[Sequence[float]] | None = None,
+    encoder: tuple[str, Any] | None = None,
+) -> np.ndarray:
+    """The need (seeds, rows): within each fold the rank of a row by a Difficulty fitted on the other folds."""
+    from scipy.stats import rankdata
+    from sklearn.model_selection import KFold
+
+    def part(column: Sequence[Any] | None, rows: np.ndarray) -> Any:
+        return None if column is None else [column[i] for i in rows]
+
+    need = np.zeros((seeds, len(table.texts)))
+    for seed in range(seeds):
+        for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(table.texts):
+            texts, helped = part(table.texts, train), part(table.helped, train)
+            fitted = Difficulty.fit(texts, helped, further=part(further, train), encoder=encoder)
+            score = fitted.score(part(table.texts, test), further=part(further, test))
+            need[seed, test] = rankdata(-score) / (len(test) + 1)
+    return need
+
+
+def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
+    """Median milliseconds of processor time of one decision, asked one at a time."""
+    fitted = Difficulty.fit(table.texts, table.helped, encoder=encoder)
+    times = []
+    for text in table.texts[:100]:
+        began = time.process_time()
+        fitted.score([text])
+        times.append(time.process_time() - began)
+    return 1000 * float(np.median(times))
+
+
+def ours(table: Table, seeds: int) -> list[Line]:
+    encoder = Encoder(find(DEFAULT_ENCODER))
+    known = (DEFAULT_ENCODER, Remembering(encoder, table.texts))
+    own = f"{len(table.texts) * (FOLDS - 1) // FOLDS:,} rows of the other folds"
+    words, meaning = cross_fitted(table, seeds), cross_fitted(table, seeds, encoder=known)
+    lines = [
+        Line("ours, before: words", own, words, decision_ms(table, None)),
+        Line("ours, before: words and MiniLM", own, meaning, decision_ms(table, (DEFAULT_ENCODER, encoder))),
+    ]
+    if table.drafts:
+        drafts = [Completion(text=text, answered_by=WEAK, latency_ms=0, cost_usd=0) for text in table.drafts]
+        shown = zip(shown_by(table.texts, drafts), table.drafts, strict=True)
+        need = cross_fitted(table, seeds, further=[[*draft, *arithmetic(text)] for draft, text in shown])
+        lines.append(Line("ours, after the weak model's draft", own, need, drafted=True))
+    return lines
+
+
+def litellm(table: Table, python: str | None) -> tuple[str, list[Line]]:
+    """Version and lines of LiteLLM's two offline classifiers."""
+    if not python:
+        print("LiteLLM is left out: pip install litellm into an environment of its own, then --litellm ITS/bin/python")
+        return "", []
+    with tempfile.TemporaryDirectory() as scratch:
+        prompts = Path(scratch) / "prompts.jsonl"
+        prompts.write_text("".join(json.dumps(text) + "\n" for text in table.texts), encoding="utf-8")
+        command = [python, "-W", "ignore", str(HERE / "routing_quality_litellm.py"), str(prompts)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"LiteLLM failed:\n{done.stderr[-3000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    trained = {"heuristic": "nothing: rules", "heuristic_v2": "UltraFeedback"}
+    lines = []
+    for name, what in trained.items():
+        scores, strong, ms = (found[name][key] for key in ("scores", "strong", "ms"))
+        lines.append(Line(f"LiteLLM {name}", what, np.array([scores]), ms, point=np.array(strong)))
+    return found["version"], lines
+
+
+def rows_of(measured: Sequence[Measured]) -> str:
+    """Our lines, as Markdown."""
+    found = []
+    for line, (mean, *calls) in measured:
+        shares = " | ".join(f"{100 * c.value:.1f} [{100 * c.low:.1f}, {100 * c.high:.1f}]" for c in calls)
+        ms = "" if np.isnan(line.ms) else f"{line.ms:.1f}"
+        found.append(f"| {line.who} | {line.trained_on} | {mean} | {shares} | {ms} |\n")
+    return "".join(found)
+
+
+def verdicts(name: str, measured: Sequence[Measured]) -> str:
+    """Whether the best published figures are met, a sentence for each of ours."""
+    who, _, bar, _, bar_calls = PUBLISHED[name][-1]
+    rules = [mean for line, (mean, *_) in measured if line.who.startswith("LiteLLM")]
+    beside = f"; LiteLLM's better one {max(rules, key=lambda mean: mean.value)}" if rules else ""
+    found = []
+    for line, (mean, _, calls, _) in measured:
+        if line.who.startswith("ours"):
+            said = "above" if mean.low > bar else "below" if mean.high < bar else "not told apart from"
+            found.append(
+                f"- {name}, {line.who}: APGR {mean}, {said} the best published, {bar} ({who}); 80 % of the gap for "
+                f"{100 * calls.value:.1f} % of calls, there {bar_calls} %{beside}\n"
+            )
+    return "".join(found)
+
+
+def own_points(name: str, table: Table, measured: Sequence[Measured]) -> str:
+    """What LiteLLM's classifiers do with their own settings, a sentence each."""
+    found = []
+    for line, _ in measured:
+        if line.point is not None:
+            sent, recovered = line.point.mean(), table.gain[line.point].sum() / table.gain.sum()
+            found.append(f"- {name}, {line.who}: {100 * sent:.1f} % of calls, {100 * recovered:.1f} % of the gap\n")
+    return "".join(found)
+
+
+def costs(measured: Sequence[Measured]) -> str:
+    """Cost where 80 % of the gap is recovered, over that of the strong model alone, as Markdown."""
+    found = []
+    for line, (_, _, calls, _) in measured:
+        share = calls.value
+        drafts = 1.0 if line.drafted else 1 - share
+        cells = [100 * value for value in (share, share + PRICE_RATIO * drafts, share + 0.1 * drafts)]
+        found.append(f"| {line.who} | {' | '.join(f'{cell:.1f}' for cell in cells)} |\n")
+    return "".join(found)
+
+
+PAGE = """# Routing by the field's own measure
+
+`python benchmarks/routing/routing_quality.py{options}`, {today}, one of 2 shared cores, Zen 5, other work beside.
+Recorded answers of Mixtral-8x7B (weak) and GPT-4-1106 (strong) from RouteLLM's repository, without the rows that
+RouteLLM leaves out: GSM8K {gsm8k} questions, MT-Bench {mtbench} questions of two turns, of which the first decides for
+both.
+
+APGR: mean share of the gap between the two models that is recovered, over all shares of calls to the strong one. Calls
+for x %: the least share of calls, in %, that recovers x % of the gap. Ours: 10-fold cross-validation over questions,
+mean of {seeds} seeds; penalties are chosen inside the training folds. Intervals: 95 %, from resampling the rows judged.
+ms: processor time of one decision. What is learned is how well the weak model does; that this is better to learn than
+the gain was seen on the first {looked_at} rows of GSM8K. On the others, APGR is {unseen}.
+
+{verdicts}
+## GSM8K
+
+{head}{gsm8k_rows}{gsm8k_published}
+## MT-Bench
+
+{head}{mtbench_rows}{mtbench_published}
+The published lines (tables 3 and 1 of arXiv:2406.18665, no intervals given) were trained on other questions, compared
+by people or by GPT-4, and judge GSM8K and MT-Bench as strangers; ours learn from the benchmark's own questions, as a
+company would from its own traffic. So the two answer different questions: what a general router does on a new task, and
+what a few hundred rows of that task are worth. We have no Arena votes, so for MT-Bench ours has {mtbench_rows_learnt}
+rows to learn from, and {mtbench} questions tell few routers apart. A decision after the draft sees what no line of
+theirs sees: the weak model's answer.
+
+## What the draft costs
+
+A decision after the draft pays for the weak answer of every request, and waits for it. Cost where 80 % of GSM8K's gap
+is recovered, in % of the cost of the strong model alone, for three prices of a weak answer over a strong one: none
+counted, RouteLLM's {ratio:.4f} ($0.24 and $24.7 a million tokens), and 0.1.
+
+| router | 0 | {ratio:.4f} | 0.1 |
+|---|---|---|---|
+{costs}
+## LiteLLM
+
+{litellm}"""
+HEAD = """| router | learnt from | APGR | calls for 50 % | for 80 % | for 95 % | ms |
+|---|---|---|---|---|---|---|
+"""
+
+
+def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version: str, seeds: int) -> None:
+    """The result as a page."""
+    math, talk = found
+    points = "".join(own_points(t.name, t, m) for t, m in zip(tables, found, strict=True))
+    theirs = (
+        f"Version {version}, its offline classifiers in their own environment. With their own settings:\n\n{points}"
+    )
+    RESULT.write_text(
+        PAGE.format(
+            options=" --litellm PYTHON" if version else "",
+            today=date.today(),
+            gsm8k=f"{len(tables[0].texts):,}",
+            mtbench=len(tables[1].texts),
+            seeds=seeds,
+            looked_at=LOOKED_AT,
+            unseen=unseen(tables[0], math),
+            verdicts="".join(verdicts(t.name, m) for t, m in zip(tables, found, strict=True)),
+            head=HEAD,
+            gsm8k_rows=rows_of(math),
+            gsm8k_published=published("GSM8K"),
+            mtbench_rows=rows_of(talk),
+            mtbench_published=published("MT-Bench"),
+            mtbench_rows_learnt=len(tables[1].texts) * (FOLDS - 1) // FOLDS,
+            ratio=PRICE_RATIO,
+            costs=costs(math),
+            litellm=theirs if version else "Not measured: its interpreter was not given.\n",
+        ),
+        encoding="utf-8",
+    )
+
+
+def unseen(table: Table, measured: Sequence[Measured]) -> str:
+    """APGR of ours on the rows that nobody looked at before."""
+    said = [
+        f"{figures(line.need[:, LOOKED_AT:], table.gain[LOOKED_AT:])[0]} ({line.who.removeprefix('ours, ')})"
+        for line, _ in measured
+        if line.who.startswith("ours")
+    ]
+    return ", ".join(said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--litellm", help="interpreter of an environment that has litellm")
+    parser.add_argument("--seeds", type=int, default=2)
+    wanted = parser.parse_args()
+    folder = Path(os.environ["SMALLFIRST_DATA"])
+    tables, found, version = [gsm8k(folder), mtbench(folder)], [], ""
+    for table in tables:
+        version, theirs = litellm(table, wanted.litellm)
+        bounds = [
+            Line("random", "nothing", np.zeros((1, len(table.texts)))),
+            Line("oracle", "both answers' scores", table.gain[None]),
+        ]
+        lines = [*bounds, *theirs, *ours(table, wanted.seeds)]
+        found.append([(line, figures(line.need, table.gain)) for line in lines])
+        print(rows_of(found[-1]), flush=True)
+    write(tables, found, version, wanted.seeds)
+
+
+if __name__ == "__main__":
+    main()

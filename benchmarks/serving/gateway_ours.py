@@ -1,0 +1,112 @@
+"""Our side of gateway.py: a key, a Router with its certificate, the ledger, and an endpoint as the large model.
+
+    python benchmarks/serving/gateway_ours.py fit FOLDER
+    python benchmarks/serving/gateway_ours.py UPSTREAM_PORT FOLDER words|rule PORT
+
+`words`: a linear model on words drafts an answer to every request, the certificate finds it not sure enough, and the
+request goes on to the endpoint: the longest way that a request can take through a gateway. `rule`: a policy sends it
+there undrafted. Serves until SIGTERM. `fit` makes the model on words.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from smallfirst.models.label_model import ScoredModel
+from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.protocol import Model
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.pricing import PriceBook, TokenPrice
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.policies import Rule
+from smallfirst.routing.router import Router
+from smallfirst.routing.types import Rules, Stage
+from smallfirst.serving.app import serve
+from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.stats.intervals import wilson
+from smallfirst.tasks.classify import Classify
+
+KEY, MODEL = "sk-benchmark", "routed"
+TASK = Classify(name="desk", labels=tuple(f"matter_{i}" for i in range(8)))
+CERTIFICATE = Certificate(
+    issued=True,
+    why="made up for this benchmark",
+    promised_error=0.05,
+    confidence=0.95,
+    threshold=0.999,
+    n_labels=1000,
+    n_kept=600,
+    errors_kept=10,
+    error_bound=0.049,
+    coverage=wilson(600, 1000),
+    below="escalate",
+    below_why="made up for this benchmark",
+    below_difference=None,
+    temperature=1.0,
+    curve=(),
+    model_fingerprint="benchmark",
+    dataset_fingerprint="benchmark",
+)
+
+
+def fit(folder: Path) -> None:
+    """A linear model on words of 8 labels, from 160 made-up rows, saved in `folder`."""
+    from smallfirst.data.dataset import Dataset, Example, Message
+
+    rows = [
+        Example(
+            messages=(Message(role="user", content=f"thing{i} number {n} of kind{i % 3} is broken again"),),
+            answer=TASK.closed[i],
+            shape="label",
+        )
+        for i in range(8)
+        for n in range(20)
+    ]
+    scorer = LinearScorer.fit("words", Dataset(name="desk", examples=tuple(rows)), TASK)
+    scorer.save(folder, Manifest(kind="words", task=TASK, base="words"))
+
+
+def words(folder: Path) -> Model:
+    """What `fit` saved, as a Model."""
+    manifest = read_manifest(folder)
+    return ScoredModel(LinearScorer.load(folder, manifest), manifest, name="words")
+
+
+class NeverAsked:
+    """Stands where the small model would; a rule sends everything past it."""
+
+    name = "small"
+
+    async def complete(self, request: object) -> object:
+        """Nothing."""
+        raise AssertionError
+
+    stream = complete
+
+    async def aclose(self) -> None:
+        """Holds nothing."""
+
+
+def main() -> None:
+    if sys.argv[1] == "fit":
+        fit(Path(sys.argv[2]))
+        return
+    port, folder, route = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    config = EndpointConfig(base_url=f"http://127.0.0.1:{port}/v1", model="instant", max_concurrency=64)
+    price = TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=4)
+    large = EndpointModel(config, PriceBook(tokens={"instant": price}))
+    if route == "words":
+        router = Router([Stage("small", words(folder))], large, CERTIFICATE)
+    else:
+        rules = Rules(before=[Rule(kind="rule", to="large", longer_than_chars=10)])
+        router = Router(NeverAsked(), large, CERTIFICATE, rules=rules)  # type: ignore[arg-type]
+    settings = ServeSettings(port=int(sys.argv[4]), api_keys_sha256=(hash_key(KEY),), max_queue=1024)
+    serve({MODEL: router}, ledger=Ledger(folder / "ledger.sqlite"), settings=settings)
+
+
+if __name__ == "__main__":
+    main()

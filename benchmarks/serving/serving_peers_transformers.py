@@ -1,0 +1,107 @@
+"""Two servers of serving_speed.py as people write them: transformers behind FastAPI.
+
+    python benchmarks/serving/serving_peers_transformers.py MODEL --port PORT [--batch 32]
+
+The plain one answers a request by one forward pass in a thread, one at a time (the model is not safe for two). With
+`--batch` requests wait in a queue: whatever has arrived while the last batch ran is padded on the left and read
+together, at most so many. Both compute logits of the last place alone and take the likeliest of the code tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class Ask(BaseModel):
+    """A request's body."""
+
+    prompt: str
+
+
+class Codes:
+    """A model, and the code token that it finds likeliest after each prompt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self.codes = torch.tensor(json.loads((folder / "smallfirst.json").read_text())["codes"])
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[str]) -> list[int]:
+        """Token ids, in order."""
+        texts = [self.tokenizer.bos_token + prompt for prompt in prompts]
+        inputs = self.tokenizer(texts, add_special_tokens=False, padding=len(texts) > 1, return_tensors="pt")
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        found: list[int] = self.codes[logits[:, self.codes].argmax(dim=-1)].tolist()
+        return found
+
+
+def plain(codes: Codes) -> FastAPI:
+    """One request at a time."""
+    app, lock = FastAPI(), threading.Lock()
+
+    @app.post("/classify")
+    def classify(ask: Ask) -> dict[str, int]:
+        with lock:
+            return {"token": codes.answer([ask.prompt])[0]}
+
+    return app
+
+
+def batching(codes: Codes, most: int) -> FastAPI:
+    """All that wait together, up to `most`."""
+    waiting: asyncio.Queue[tuple[str, asyncio.Future[int]]] = asyncio.Queue()
+
+    async def run() -> None:
+        while True:
+            batch = [await waiting.get()]
+            while len(batch) < most and not waiting.empty():
+                batch.append(waiting.get_nowait())
+            found = await asyncio.to_thread(codes.answer, [prompt for prompt, _ in batch])
+            for (_, answer), token in zip(batch, found, strict=True):
+                answer.set_result(token)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(run())
+        yield
+        task.cancel()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.post("/classify")
+    async def classify(ask: Ask) -> dict[str, int]:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting.put_nowait((ask.prompt, answer))
+        return {"token": await answer}
+
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--batch", type=int, default=0)
+    wanted = parser.parse_args()
+    codes = Codes(wanted.model)
+    app: Any = batching(codes, wanted.batch) if wanted.batch else plain(codes)
+    uvicorn.run(app, host="127.0.0.1", port=wanted.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What `smallfirst check` foretells against what happened: time of finished runs, memory of two steps.
+
+    python benchmarks/training/estimate.py time                    # finished benchmark runs of the state folder
+    python benchmarks/training/estimate.py memory full 512 32 1    # method, tokens a batch, tokens a row, targets a row
+    python benchmarks/training/estimate.py memory full 512 32 1 --micro 128
+
+Memory takes the weights of SmolLM2-135M-Instruct and two steps on random tokens; the peak is the process's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from run import data_folder, task_file
+
+from smallfirst.models.base_size import BaseSize, read_size
+from smallfirst.models.catalog import find
+from smallfirst.paths import home
+from smallfirst.pipeline.check import exam_work, find_base, in_tokens
+from smallfirst.progress import Watch
+from smallfirst.project.project import Job
+from smallfirst.training.batches import Row
+from smallfirst.training.config import TrainConfig
+from smallfirst.training.estimates.cost import earlier_pace, epochs_of, seconds_of, train_flops, work_of
+from smallfirst.training.estimates.memory import largest_read, peak
+
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def compare_times() -> None:
+    from smallfirst.training.run import Run
+
+    print("| set | tokens/s | GFLOP/s | took, s | foretold from the run before, s |\n|---|---|---|---|---|")
+    before: float | None = None
+    for path in sorted((home() / "tasks").glob("*/*/run.json"), key=lambda path: path.parent.name):
+        name, run = path.parts[-3], Run.load(path)
+        job = Job.read(task_file(name, data_folder(name)), Watch(quiet=True))
+        base = find_base(run.base)
+        assert base.size is not None
+        assert base.tokens is not None
+        work = work_of(in_tokens(job, job.rows.train, base.tokens), run.config)
+        rate = train_flops(base.size, run.config, work, epochs_of(work, run.config)) / run.seconds / 1e9
+        foretold = "–"
+        if before is not None:
+            exam = exam_work(job, in_tokens(job, job.rows.selection, base.tokens))
+            span = seconds_of(base.size, run.config, work, exam, earlier_pace(before, base.size, run.config, work))
+            foretold = f"{span.low:.0f} to {span.high:.0f}"
+        print(f"| {name} | {run.tokens_per_s:.0f} | {rate:.0f} | {run.seconds:.0f} | {foretold} |")
+        before = run.tokens_per_s
+
+
+def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
+    from smallfirst.training.backend import Causal
+    from smallfirst.training.loop import Fit
+
+    size = read_size(find(BASE))
+    assert size is not None
+    draw = random.Random(0)
+    row_tokens = [tuple(draw.randrange(10, 400) for _ in range(width + 1)) for _ in range(config.batch_tokens // width)]
+    rows = [Row(ids, width + 1 - targets) for ids in row_tokens]
+    study = Causal()
+    model, tokenizer = study.load(find(BASE), config)
+    before = time.process_time()
+    for _ in Fit(study, model, rows, config).steps():
+        spent, before = time.process_time() - before, time.process_time()
+    if config.method != "full":
+        with tempfile.TemporaryDirectory() as folder:
+            study.save(model, tokenizer, Path(folder))
+    _show(config, width, targets, _foretold(size, config, rows), spent)
+
+
+def _foretold(size: BaseSize, config: TrainConfig, rows: list[Row]) -> tuple[float, float, float]:
+    read, several = largest_read(rows, size, config)
+    found = peak(size, config, read, several=several)
+    return found.at_least, found.span.low, found.span.high
+
+
+def _show(config: TrainConfig, width: int, targets: int, foretold: tuple[float, float, float], spent: float) -> None:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    most = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    least, low, high = (n / 1e9 for n in foretold)
+    print(
+        f"| {config.method} | {config.batch_tokens} | {config.micro_tokens or '–'} | {width} | {targets} | "
+        f"{most / 1e9:.2f} | {low:.2f} to {high:.2f} | {least:.2f} | {spent:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("time")
+    memory = verbs.add_parser("memory")
+    memory.add_argument("method", choices=["full", "lora", "dora"])
+    for name in ("batch", "width", "targets"):
+        memory.add_argument(name, type=int)
+    memory.add_argument("--micro", type=int)
+    wanted = parser.parse_args()
+    if wanted.verb == "time":
+        compare_times()
+        return
+    config = TrainConfig(method=wanted.method, batch_tokens=wanted.batch, micro_tokens=wanted.micro, duration="2ba")
+    compare_memory(config, wanted.width, wanted.targets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Training steps, side by side in one run: ours, TRL's SFTTrainer, LLaMA-Factory; the same rows and base model.
+
+    python benchmarks/training/training.py --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
+
+ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens, the
+label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we read once a batch. Peers
+live in environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL is
+handed the very tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
+matrix rate measured before and after each; medians over the rounds are shown. "Of the peak" are 6 FLOPs for each weight
+outside the embedding and each real token, over the bf16 rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+HERE = Path(__file__).parent
+WARM_UP, STEPS = 2, 8
+
+
+class Side(NamedTuple):
+    """Who trains, and how."""
+
+    name: str
+    command: tuple[str, ...]
+    """Interpreter and script; rows and base are added."""
+
+
+def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Measured multiplication rate in FLOP/s on a shape of the model's own kind."""
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    a @ b
+    n, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        a @ b
+        n += 1
+    return n * 2 * 2048**3 / (time.perf_counter() - began)
+
+
+def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> None:
+    """Nothing back; `into` holds the rows in tokens, and the conversations for a side that writes its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    with source.open(encoding="utf-8") as lines, into.open("w", encoding="utf-8") as out:
+        for line, _ in zip(lines, range(n), strict=False):
+            row = json.loads(line)
+            answer = row["label"].replace("_", " ")
+            prompt = tokenizer.encode(f"{before}<|im_start|>user\n{row['text']}<|im_end|>\n<|im_start|>assistant\n")
+            target = tokenizer.encode(f"{answer}<|im_end|>")
+            record = {
+                "ids": prompt + target,
+                "n_prompt": len(prompt),
+                "text": row["text"],
+                "answer": answer,
+                "system": system,
+            }
+            out.write(json.dumps(record) + "\n")
+
+
+def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
+    """Figures of our own steps, in this process."""
+    from smallfirst.training.backend import Causal
+    from smallfirst.training.batches import Row
+    from smallfirst.training.config import TrainConfig, epoch_seed
+    from smallfirst.training.loop import Fit
+
+    config = TrainConfig(batch_tokens=1024, frozen_layers=frozen)
+    read = [json.loads(line) for line in rows.open(encoding="utf-8")]
+    learnt = [Row(tuple(row["ids"]), row["n_prompt"]) for row in read]
+    study = Causal()
+    model, _ = study.load(base, config)
+    study.begin(model, learnt, config)
+    fit = Fit(study, model, learnt, config)
+    batches = study.batches(learnt, config, epoch_seed(config, 0))
+    steps = fit.steps()
+    for _ in range(WARM_UP):
+        next(steps)
+    tokens, began = fit.tokens, time.perf_counter()
+    for _ in range(STEPS):
+        next(steps)
+    seconds = time.perf_counter() - began
+    n_rows = sum(len(batch) for batch in batches[WARM_UP : WARM_UP + STEPS])
+    return {"tokens": fit.tokens - tokens, "rows": n_rows, "seconds": seconds}
+
+
+def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
+    """What the side prints last: tokens, rows and seconds of its steps. Exits with its words if it fails."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), **quiet}
+    done = subprocess.run(
+        [*side.command, str(base), str(rows)], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{side.name} failed:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def sides(wanted: argparse.Namespace) -> list[Side]:
+    """Everybody who takes part."""
+    own = (sys.executable, str(HERE / "training.py"), "--own")
+    found = [Side("ours", (*own, "0"))]
+    if wanted.frozen:
+        found.append(Side(f"ours, {wanted.frozen} lower layers frozen", (*own, str(wanted.frozen))))
+    if wanted.trl:
+        script = str(HERE / "training_trl.py")
+        found += [Side(f"TRL, {how}", (wanted.trl, script, how)) for how in ("defaults", "bf16 grouped")]
+    if wanted.llamafactory:
+        found.append(Side("LLaMA-Factory", (wanted.llamafactory, str(HERE / "training_llamafactory.py"))))
+    return found
+
+
+def show(found: dict[str, list[dict[str, float]]], rates: dict[str, list[float]], weights: int) -> None:
+    """Nothing back; the table of medians is printed."""
+    middle = {name: statistics.median(r["tokens"] / r["seconds"] for r in runs) for name, runs in found.items()}
+    bf16, fp32 = (statistics.median(rates[name]) for name in ("bf16", "fp32"))
+    print(
+        f"matrix rate: bf16 {bf16 / 1e9:.0f} GFLOP/s, fp32 {fp32 / 1e9:.0f}; {weights / 1e6:.1f} M weights are counted"
+    )
+    print("| who | tokens/s (median, least to most) | rows/s | of the bf16 peak | ours is |")
+    print("|---|---|---|---|---|")
+    for name, runs in found.items():
+        each = sorted(r["tokens"] / r["seconds"] for r in runs)
+        rows = statistics.median(r["rows"] / r["seconds"] for r in runs)
+        share = statistics.median(6 * weights * r["tokens"] / r["seconds"] / r["peak"] for r in runs)
+        print(
+            f"| {name} | {middle[name]:.0f} ({each[0]:.0f} to {each[-1]:.0f}) | {rows:.1f} | {share:.0%} "
+            f"| {middle['ours'] / middle[name]:.1f}× |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--trl")
+    parser.add_argument("--llamafactory")
+    parser.add_argument("--frozen", type=int, default=0)
+    parser.add_argument("--system", default="")
+    parser.add_argument("--rounds", type=int, default=3)
+    wanted = parser.parse_args()
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(wanted.base)
+    weights = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name)
+    del model
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = Path(scratch) / "rows.jsonl"
+        write_rows(wanted.base, wanted.rows, rows, 2000, wanted.system)
+        for number in range(wanted.rounds):
+            for side in sides(wanted):
+                before = matrix_rate(torch.bfloat16)
+                rates["fp32"].append(matrix_rate(torch.float32))
+                figures = run_side(side, wanted.base, rows)
+                after = matrix_rate(torch.bfloat16)
+                rates["bf16"] += [before, after]
+                found[side.name].append({**figures, "peak": (before + after) / 2})
+                rate = figures["tokens"] / figures["seconds"]
+                print(f"round {number + 1}: {side.name}: {rate:.0f} tokens/s", file=sys.stderr, flush=True)
+    show(found, rates, weights)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--own"]:
+        print(json.dumps(ours(Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[2]))))
+    else:
+        main()

@@ -1,0 +1,73 @@
+"""The side of TRL in training.py, run by the interpreter of an environment that has trl.
+
+    python benchmarks/training/training_trl.py "defaults" BASE ROWS.jsonl
+
+`defaults` changes nothing; `bf16 grouped` is the best setting we found: bf16 weights and optimiser state (no fp32
+masters), 32 rows a batch, rows of similar length together.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from training_clock import STEPS, WARM_UP, Clock, size
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+
+class Counting:
+    """A collator that notes the real tokens and the rows of each batch."""
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+        self.seen: list[tuple[int, int]] = []
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """The batch."""
+        self.seen.append(size(rows))
+        return self.collator(rows)
+
+
+def settings(how: str) -> tuple[dict[str, Any], torch.dtype]:
+    """What is set beside the defaults, and the weights' type."""
+    if how == "defaults":
+        return {}, torch.float32
+    old = "group_by_length" in inspect.signature(SFTConfig.__init__).parameters
+    grouped = {"group_by_length": True} if old else {"train_sampling_strategy": "group_by_length"}
+    return {"per_device_train_batch_size": 32, **grouped}, torch.bfloat16
+
+
+def main() -> None:
+    how, base, rows = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    read = [json.loads(line) for line in rows.open(encoding="utf-8")]
+    columns = {
+        "input_ids": [row["ids"] for row in read],
+        "completion_mask": [[0] * row["n_prompt"] + [1] * (len(row["ids"]) - row["n_prompt"]) for row in read],
+    }
+    extra, dtype = settings(how)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SFTConfig(
+            output_dir=scratch, max_steps=WARM_UP + STEPS, report_to="none", save_strategy="no", use_cpu=True, **extra
+        )
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(base, dtype=dtype),
+            args=config,
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=AutoTokenizer.from_pretrained(base),
+            callbacks=[clock],
+        )
+        trainer.data_collator = Counting(trainer.data_collator)
+        trainer.train()
+    clock.show(trainer.data_collator.seen)
+
+
+if __name__ == "__main__":
+    main()
