@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Self, TypeVar
 import pydantic
 
 from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.files import write_atomically
 
 R = TypeVar("R", bound="Record")
 
@@ -49,18 +49,6 @@ def fingerprint(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of `value` as canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write `content` beside `path`, flush it to disk, then rename over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    return path
 
 
 def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:

@@ -10,7 +10,8 @@ import pydantic
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.records import Record, fingerprint, parse_record, write_atomically
+from smallfirst.files import write_atomically
+from smallfirst.records import Record, fingerprint, parse_record
 
 
 class Engine(Record):

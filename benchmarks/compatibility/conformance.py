@@ -153,7 +153,9 @@ def page(sdk: tuple[Counter[str], Counter[str], list[str]], comply: list[dict[st
     """The page of results."""
     counts, reasons, failed = sdk
     lines = ["# Conformance with OpenAI's API", ""]
-    lines += [f"`python benchmarks/compatibility/conformance.py`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,"]
+    lines += [
+        f"`python benchmarks/compatibility/conformance.py`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,"
+    ]
     lines += [
         f"Python {platform.python_version()}. SmolLM2-135M-Instruct behind the names that the suites ask for.",
         "",

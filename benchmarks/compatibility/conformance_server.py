@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smallfirst.models import catalog as base
 from smallfirst.models.generation.models import LocalChat
-from smallfirst.models.protocol import Chunk, Completion, Embeddings, Embeds, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Embeds, Request
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
@@ -27,6 +27,8 @@ MOST_TOKENS = 24
 
 class Short:
     """A chat model whose answers are cut early."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.EMBEDDINGS, Capability.READINESS})
 
     def __init__(self, model: LocalChat) -> None:
         self._model = model

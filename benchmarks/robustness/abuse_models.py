@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tiny import make_tiny
 
-from smallfirst.models.protocol import Chunk, Completion, Model, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 
 _PIECE, _PIECES = "flood " * 5_000, 3_000
 
@@ -23,6 +23,8 @@ def tiny(folder: Path) -> Model:
 
 class Flood:
     """Ninety megabytes of text, piece by piece."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     name = "flood"
 

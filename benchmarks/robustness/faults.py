@@ -396,7 +396,9 @@ async def run(options: argparse.Namespace, work: Path) -> dict[str, list[str]]:
 def page(found: dict[str, list[str]]) -> str:
     """The page of results."""
     lines = ["# Faults", ""]
-    lines += [f"`python benchmarks/robustness/faults.py MODEL_FOLDER --gguf FILE`, {date.today()}, {platform.machine()},"]
+    lines += [
+        f"`python benchmarks/robustness/faults.py MODEL_FOLDER --gguf FILE`, {date.today()}, {platform.machine()},"
+    ]
     lines += [
         f"{os.cpu_count()} cores, Python {platform.python_version()}. The small model is a fine-tuned SmolLM2-135M,"
     ]

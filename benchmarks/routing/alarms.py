@@ -255,7 +255,9 @@ class Recorded:
     def rows(self, candidate: str, split: str) -> tuple[EvaluatedRow, ...]:
         """What was recorded of a candidate on a split."""
         found = self.workspace.evaluation(candidate, split)
-        assert found is not None, f"no answers of {candidate} to the {split} rows: python benchmarks/accuracy/run.py banking77"
+        assert found is not None, (
+            f"no answers of {candidate} to the {split} rows: python benchmarks/accuracy/run.py banking77"
+        )
         return found.rows
 
     def setting(self, name: str, before: World, after: World, *looked_for: str) -> Setting:

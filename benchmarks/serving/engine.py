@@ -194,7 +194,9 @@ def main() -> None:
     verb, paths = sys.argv[1], [Path(path) for path in sys.argv[2:]]
     found = accuracy(*paths) if verb == "accuracy" else speed(*paths)
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
-    found["command"] = " ".join(["python benchmarks/serving/engine.py", verb, "MODEL_FOLDER", *(p.name for p in paths[1:])])
+    found["command"] = " ".join(
+        ["python benchmarks/serving/engine.py", verb, "MODEL_FOLDER", *(p.name for p in paths[1:])]
+    )
     found["date"] = str(datetime.date.today())
     figures[verb] = found
     FIGURES.write_text(json.dumps(figures), encoding="utf-8")

@@ -19,7 +19,7 @@ import psutil
 from serving_load import Answer, Client, closed_loop, post
 from serving_sides import Row, Side
 
-from smallfirst.records import write_atomically
+from smallfirst.files import write_atomically
 
 START_S = 600.0
 STOP_S = 20.0

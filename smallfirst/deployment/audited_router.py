@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple, cast
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Chunk, Completion, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Decision
@@ -42,6 +42,9 @@ class Auditing(NamedTuple):
 
 class Live:
     """A Router under watch, itself a Model."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
+    """What it can do beyond answering."""
 
     def __init__(
         self,

@@ -19,8 +19,17 @@ from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.protocol import Chunk, Completion, Embeds, Model, Probed, Request, Route, Scores, Step
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Model,
+    Request,
+    Route,
+    Step,
+)
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pipeline.confidence_heads import HEADS, Heads
 from smallfirst.pipeline.router_setup import marked
 from smallfirst.pricing import PriceBook
@@ -211,13 +220,11 @@ class Split:
         able = able or (next(iter(models.values())) if len(models) == 1 else None)
         if isinstance(able, Router):
             able = able.drafts[-1].model
-        # Present only where they work: a server asks for them by looking.
-        if isinstance(able, Embeds):
-            self.embed = able.embed
-        if isinstance(able, Scores):
-            self.probabilities = able.probabilities
-        if isinstance(able, Probed):
-            self.ready = able.ready
+        more = able.capabilities if able else frozenset()
+        self.capabilities = more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
+        if able:
+            delegate = DelegatingModel(able)
+            self.embed, self.probabilities, self.ready = delegate.embed, delegate.probabilities, delegate.ready
 
     async def complete(self, request: Request) -> Completion:
         """The chosen entity's answer."""

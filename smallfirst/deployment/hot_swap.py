@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Chunk, Completion, Model, Request
-
-_MORE = ("embed", "probabilities", "ready")
-"""What some models can do beside answering; a door has what the model behind it has."""
+from smallfirst.models.protocol import Model
+from smallfirst.models.wrappers import DelegatingModel
 
 
 class Closes(Protocol):
@@ -125,69 +123,24 @@ class Fleet(Mapping[str, Model]):
         return len(self._doors)
 
 
-class Door:
-    """A served name, itself a Model: each request goes to whoever stands behind it when it begins."""
+class Door(DelegatingModel):
+    """A served name, itself a Model: each request goes to the model that has the name when the request begins."""
 
     def __init__(self, fleet: Fleet, served: str, model: Model) -> None:
-        self._fleet, self._served, self._model = fleet, served, model
-        for verb in _MORE:
-            if hasattr(model, verb):
-                setattr(self, verb, self._passing(verb))
+        super().__init__(model)
+        self._fleet, self._served = fleet, served
 
-    @property
-    def name(self) -> str:
-        """Name of the model behind it."""
-        return self._model.name
-
-    async def complete(self, request: Request) -> Completion:
-        """Its answer."""
+    @contextmanager
+    def _target(self) -> Iterator[Model]:
         with self._fleet.lease(self._served) as model:
-            return await model.complete(request)
-
-    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Its answer piece by piece."""
-        with self._fleet.lease(self._served) as model:
-            pieces = model.stream(request)
-            try:
-                async for chunk in pieces:
-                    yield chunk
-            finally:
-                close = getattr(pieces, "aclose", None)
-                if close is not None:
-                    await close()
+            yield model
 
     async def aclose(self) -> None:
-        """Nothing: the fleet closes what it holds."""
-
-    def _passing(self, verb: str) -> Any:
-        async def ask(*given: Any) -> Any:
-            with self._fleet.lease(self._served) as model:
-                work = getattr(model, verb, None)
-                if work is None:
-                    raise ModelError(f"{model.name} cannot do this ({verb})")
-                return await work(*given)
-
-        return ask
+        """Do nothing: the fleet closes what it holds."""
 
 
-class Kept:
+class Kept(DelegatingModel):
     """A model that several crews share: it stays open when one of them leaves."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self.model.name
-
-    async def complete(self, request: Request) -> Completion:
-        """Its answer."""
-        return await self.model.complete(request)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Its answer piece by piece."""
-        return self.model.stream(request)
-
     async def aclose(self) -> None:
-        """Nothing: whoever made the model closes it."""
+        """Do nothing: whoever made the model closes it."""

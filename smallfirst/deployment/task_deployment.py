@@ -162,7 +162,7 @@ class Desk:
         found = self._watched(router, certificate, reference)
         models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}
         if self.general is not None:
-            models[f"{file.name}-large"] = self.general.model
+            models[f"{file.name}-large"] = self.general.inner
         return Standing(wanted, found, Crew(file.name, models, found), workspace.folder / SIGNATURE_FOLDER)
 
     def _somebody_answers(self, certificate: Certificate) -> None:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem, did_you_mean
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.records import Record, write_atomically
+from smallfirst.files import write_atomically
+from smallfirst.records import Record
 
 SURE = 0.9
 """Confidence that counts as sure where a model's own mean is not known."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from smallfirst.jobs.file_locks import is_held
+from smallfirst.files import is_locked
 from smallfirst.jobs.spec import Order, Progress, Result, Tracking
 from smallfirst.records import Record
 from smallfirst.training.events import Event, EventLog
@@ -92,7 +92,7 @@ class JobFolder:
     @property
     def alive(self) -> bool:
         """True while a process carries it out, waiting for its turn included."""
-        return is_held(self.lock)
+        return is_locked(self.lock)
 
     @property
     def cancelled(self) -> bool:

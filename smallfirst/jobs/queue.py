@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
-from smallfirst.jobs.file_locks import hold
+from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import WAITING, JobFolder
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JOB_NAME, Order
@@ -54,7 +54,7 @@ def submit(order: Order, rows: JobRows | None = None) -> JobFolder:
     except FileExistsError:
         raise ConfigError(f'there is a job "{order.name}" already', hint="choose another name") from None
     job = JobFolder(folder)
-    held = hold(job.lock)
+    held = try_lock(job.lock)
     if held is None:
         raise SmallfirstError(f"{job.lock} is held by another process", hint="submit again")
     try:
@@ -101,7 +101,7 @@ def recover(job: JobFolder) -> None:
     """Nothing back; a job that no process carries out and that has not ended is started again, stopped or failed."""
     if job.ended:
         return
-    held = hold(job.lock)
+    held = try_lock(job.lock)
     if held is None:
         return
     try:
@@ -127,7 +127,7 @@ def resume(job: JobFolder, *, by: str) -> bool:
     A wish that it stop is taken back. Raises ConfigError if it is completed.
     """
     end = time.monotonic() + LAST_MOMENT_S
-    while (held := hold(job.lock)) is None:
+    while (held := try_lock(job.lock)) is None:
         if not job.ended or time.monotonic() > end:
             return False
         time.sleep(0.05)  # its process has said its last word and is about to let go of the lock

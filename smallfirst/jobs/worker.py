@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import Cancelled, SmallfirstError
-from smallfirst.jobs.file_locks import hold, take_slot
+from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import waiting_before, waits
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import Progress, Tracking, now
+from smallfirst.jobs.training_slots import take_slot
 from smallfirst.progress import quiet_in_a_pipe
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ RELAYED = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CH
 def main(arguments: Sequence[str]) -> int:
     """0 if the job is COMPLETED, 1 if it is STOPPED or FAILED, 2 if another process carries it out."""
     job = JobFolder(Path(arguments[0]).absolute())
-    held = int(arguments[1]) if len(arguments) > 1 else hold(job.lock)
+    held = int(arguments[1]) if len(arguments) > 1 else try_lock(job.lock)
     if held is None or job.ended:
         print(f"{job.name} has ended or is carried out by another process", file=sys.stderr)
         return 2

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
+from smallfirst.files import write_atomically
 from smallfirst.paths import home
 from smallfirst.progress import quiet_in_a_pipe
-from smallfirst.records import Record, write_atomically
+from smallfirst.records import Record
 
 Say = Callable[[str], None]
 

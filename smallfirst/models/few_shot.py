@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
 from smallfirst.tasks.task import Shot, Task
 
 
@@ -25,6 +25,9 @@ class ShotChooser(Protocol):
 
 class PromptedModel:
     """A Task answered by a general model; the answer is the parsed one wherever there is one."""
+
+    capabilities: frozenset[Capability] = frozenset()
+    """What it can do beyond answering."""
 
     def __init__(
         self,

@@ -16,7 +16,16 @@ import numpy as np
 from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.batching import Plan, Waiting, Worker
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Embeddings, LabelScores, Request, Token, stream_whole
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Embeddings,
+    LabelScores,
+    Request,
+    Token,
+    stream_whole,
+)
 from smallfirst.pricing import MachinePrice
 
 CHARACTERS_A_TOKEN = 4
@@ -68,6 +77,11 @@ class _Asked(NamedTuple):
 
 class ScoredModel:
     """A Scorer as a Model: batches what is asked at the same time, prices the machine-seconds."""
+
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.EMBEDDINGS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
+    )
+    """What it can do beyond answering."""
 
     most_at_once = 512
     """Texts in a pass; what comes while it runs waits for it."""

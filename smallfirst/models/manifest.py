@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from smallfirst.errors import ConfigError
+from smallfirst.files import write_atomically
 from smallfirst.models.confidence import Calibration
-from smallfirst.records import Record, write_atomically
+from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"

@@ -6,7 +6,8 @@ One small Protocol, so one `evaluate()` measures every path and one `serve()` se
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from pydantic import Field
 
@@ -165,6 +166,23 @@ class Chunk(Record):
     """Set on the last piece only."""
 
 
+class Capability(StrEnum):
+    """What a Model can do beyond answering in one piece."""
+
+    STREAM = "stream"
+    """`stream` yields text while it is generated; without it the whole answer comes in one chunk."""
+    JSON = "json"
+    """Free text is held to `Request.response_format`."""
+    LOGPROBS = "logprobs"
+    """Token log-probabilities are returned where `Request.logprobs` asks for them."""
+    EMBEDDINGS = "embeddings"
+    """The model is an `Embeds`."""
+    LABEL_PROBABILITIES = "label_probabilities"
+    """The model is a `Scores`."""
+    READINESS = "readiness"
+    """The model is a `Probed`."""
+
+
 @runtime_checkable
 class Model(Protocol):
     """Anything that answers a Request."""
@@ -172,6 +190,10 @@ class Model(Protocol):
     @property
     def name(self) -> str:
         """Name shown in results, headers and the ledger."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the model can do beyond answering. Ask these, never for a class: a wrapper passes them on."""
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer. Raises ModelError if there is none."""
@@ -236,3 +258,18 @@ async def stream_whole(model: Model, request: Request) -> AsyncIterator[Chunk]:
     completion = await model.complete(request)
     yield Chunk(text=completion.text, tokens=completion.tokens)
     yield Chunk(completion=completion)
+
+
+def embedding_model(model: Model) -> Embeds | None:
+    """Return `model` as one that embeds texts, or None if it does not."""
+    return cast(Embeds, model) if Capability.EMBEDDINGS in model.capabilities else None
+
+
+def label_probability_model(model: Model) -> Scores | None:
+    """Return `model` as one that gives label probabilities, or None if it does not."""
+    return cast(Scores, model) if Capability.LABEL_PROBABILITIES in model.capabilities else None
+
+
+def probed_model(model: Model) -> Probed | None:
+    """Return `model` as one whose readiness can be probed, or None if it cannot."""
+    return cast(Probed, model) if Capability.READINESS in model.capabilities else None

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from smallfirst.files import write_atomically
 from smallfirst.models.linear.classifier import LinearScorer, WordFeatures
-from smallfirst.records import write_atomically
 
 if TYPE_CHECKING:
     from smallfirst.models.local.label_scorer import LabelScorer

@@ -19,19 +19,21 @@ import smallfirst
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import take_share
 from smallfirst.errors import BadAnswer, ConfigError
+from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.label_model import ScoredModel
 from smallfirst.models.linear.sentence_encoder import Encoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Embeds, Model, Probed, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
+from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
 from smallfirst.progress import Watch
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
-from smallfirst.records import fingerprint, parse_record, write_atomically
+from smallfirst.records import fingerprint, parse_record
 from smallfirst.tasks.task import Shot, Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
@@ -53,13 +55,15 @@ def general_model(
         from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
 
         config = GgufConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
-        return Named(GgufModel(config, task_file.prices, answers=answers, schema=schema), large.gguf.split("/")[-1])
+        gguf_model = GgufModel(config, task_file.prices, answers=answers, schema=schema)
+        return DelegatingModel(gguf_model, name=large.gguf.split("/")[-1])
     if large.vllm:
         from smallfirst.models.servers.vllm import VllmConfig, VllmModel
 
         asked = {**large.vllm.model_dump(exclude={"base"}), "model": find(large.vllm.base)}
         config_of_vllm = parse_record(VllmConfig, asked, where="large.vllm")
-        return Named(VllmModel(config_of_vllm, task_file.prices, schema=schema), large.vllm.base.split("/")[-1])
+        vllm_model = VllmModel(config_of_vllm, task_file.prices, schema=schema)
+        return DelegatingModel(vllm_model, name=large.vllm.base.split("/")[-1])
     raise ConfigError(
         "large: names only recorded answers, nobody who could answer new requests",
         hint="add endpoint:, gguf: or vllm: under large: in task.yaml",
@@ -178,6 +182,9 @@ class OpenAnswers:
     no answer, which counts as wrong, at the cost and latency of the answer recorded with the prompt.
     """
 
+    capabilities: frozenset[Capability] = frozenset()
+    """What it can do beyond answering."""
+
     def __init__(self, open_answers: ReplayModel, task_answers: ReplayModel) -> None:
         self._open, self._task = open_answers, task_answers
 
@@ -253,23 +260,6 @@ class NearestShots:
         with self._lock:
             vector = self.encoder.embed([text])[0]
         return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]
-
-
-class Named:
-    """A model under the name users know it by."""
-
-    def __init__(self, inner: Model, name: str) -> None:
-        self._inner, self._name = inner, name
-        self.complete, self.stream, self.aclose = inner.complete, inner.stream, inner.aclose
-        if isinstance(inner, Probed):  # what it can do beyond answering, it can do under any name
-            self.ready = inner.ready
-        if isinstance(inner, Embeds):
-            self.embed = inner.embed
-
-    @property
-    def name(self) -> str:
-        """Name shown in results, headers and the ledger."""
-        return self._name
 
 
 def _config(task_file: TaskFile) -> LargeConfig:

@@ -16,8 +16,9 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from smallfirst.errors import ConfigError, RegistryError
+from smallfirst.files import write_atomically
 from smallfirst.paths import home
-from smallfirst.records import Record, write_atomically
+from smallfirst.records import Record
 from smallfirst.registry.mlflow_runs import client, store_errors
 
 MANIFEST = "smallfirst-manifest.json"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jinja2
 
-from smallfirst.records import write_atomically
+from smallfirst.files import write_atomically
 from smallfirst.report import differences, economics, excerpts, formats, sections
 from smallfirst.report.charts import plots
 from smallfirst.report.data import (

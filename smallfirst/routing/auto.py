@@ -11,7 +11,7 @@ from typing import Protocol
 
 from smallfirst.errors import ModelError
 from smallfirst.models.batching import Worker
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step
 
 
 class Found(Protocol):
@@ -51,6 +51,9 @@ class Chooser(Protocol):
 
 class Auto:
     """Routers by task behind one name, itself a Model."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
+    """What it can do beyond answering."""
 
     def __init__(
         self, front: Chooser, routers: Mapping[str, Model], general: Model | None, *, name: str = "auto"

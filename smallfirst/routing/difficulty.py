@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
+from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find
 from smallfirst.models.confidence import Steps
-from smallfirst.records import Record, write_atomically
+from smallfirst.records import Record
 from smallfirst.routing.confidence_head import FOLDS, NUMBER, log_losses, logistic, shown_lower, standards
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)

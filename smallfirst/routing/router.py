@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Step
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Step
 from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
 from smallfirst.routing.certificate.guarantee import Promise
 from smallfirst.routing.policies import CASCADE, Purse, place
@@ -24,6 +24,9 @@ __all__ = ["Doubt", "Router"]
 
 class Router:
     """Small first. `large` answers the task's doubtful requests; `general` whatever is not the task's."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
+    """What it can do beyond answering."""
 
     def __init__(
         self,

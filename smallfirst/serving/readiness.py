@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
-from smallfirst.models.protocol import Model, Probed
+from smallfirst.models.protocol import Model, probed_model
 from smallfirst.models.remote.client import LeftAlone
 
 _log = logging.getLogger("smallfirst.serving")
@@ -60,8 +60,9 @@ class Readiness:
         probes: dict[str, Callable[[], Awaitable[None]]] = {}
         for name in list(self._models):
             model = self._models.get(name)
-            if isinstance(model, Probed):
-                probes[name] = model.ready
+            probed = model and probed_model(model)
+            if probed:
+                probes[name] = probed.ready
         if self._ledger_ready is not None:
             probes["the ledger"] = self._ledger_ready
         found = await asyncio.gather(*(_answers(name, probe) for name, probe in probes.items()))

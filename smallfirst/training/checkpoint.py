@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from smallfirst.records import write_atomically
+from smallfirst.files import write_atomically
 
 MOST_SHARE = 0.03
 """Share of the time that writing checkpoints may take."""

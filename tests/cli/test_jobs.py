@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from smallfirst.cli.jobs import jobs
 from smallfirst.errors import ConfigError
+from smallfirst.files import try_lock
 from smallfirst.jobs import queue
-from smallfirst.jobs.file_locks import hold
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import Order, Progress, Result, Tracking, now
 from smallfirst.training.config import TrainConfig
@@ -59,7 +59,7 @@ def laid_down(name: str, age: timedelta, *kinds: Any) -> JobFolder:
 def running() -> Iterator[JobFolder]:
     """A job that this process seems to carry out, three tenths done."""
     job = laid_down("cards-b", timedelta(hours=2, minutes=5), "STARTED", "TRAIN_STARTED")
-    held = hold(job.lock)
+    held = try_lock(job.lock)
     progress = {"step": 30, "epoch": 0.9, "share": 0.3, "loss": 1.0, "tokens_per_s": 100.0, "seconds_left": 260.0}
     Progress.model_validate({**progress, "at": now()}).save(job.folder / "progress.json")
     yield job
@@ -153,7 +153,7 @@ def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch:
     assert call("resume", "stopped-d") == "stopped-d: goes on\n"
     held = None
     while held is None:
-        held = hold(job.lock)  # once its process has ended
+        held = try_lock(job.lock)  # once its process has ended
     os.close(held)
     kinds = [event.kind for event in job.events]
     assert kinds == ["CREATED", "STOPPED", "REQUEUED", "FAILED"]

@@ -15,7 +15,7 @@ import pytest
 from smallfirst.deployment.audited_router import Auditing, Live
 from smallfirst.deployment.monitoring_routes import MOST_VERDICTS, LiveRouters
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router
@@ -27,6 +27,8 @@ from smallfirst.stats.intervals import wilson
 
 class Says:
     """Answers with `text`, surely; `wrong` and `down` may be changed while it runs."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str, *, confidence: float = 0.9, cost_usd: float = 0.0) -> None:
         self.name, self.confidence, self.cost_usd = name, confidence, cost_usd

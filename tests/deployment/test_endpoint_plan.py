@@ -24,7 +24,7 @@ from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMis
 from smallfirst.gate.gate import GateLine, Verdict
 from smallfirst.models.linear.classifier import LinearScorer
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Scores, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Scores, stream_whole
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import Signature
@@ -39,6 +39,8 @@ ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_re
 
 class Says:
     """Answers with its own name."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str) -> None:
         self.name, self.closed = name, 0

@@ -11,7 +11,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import Unavailable
 from smallfirst.evaluation.evaluate import Measuring, compare, evaluate, restrict
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.models.protocol import Chunk, Completion, Request, Route, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, Route, stream_whole
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
@@ -21,6 +21,8 @@ GOLD = {"rose": "red", "fire": "red", "grass": "green", "sea": "blue", "sky": "b
 
 class Scripted:
     """Answers from a script; a request takes 10 ms for each request that is in flight with it."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "scripted-1"
 

@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.llm_judge import Judge, Judgement, agreement, judged, read_verdict
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
 from smallfirst.stats.intervals import wilson
 
 CRITERION = "it says the same as a reference answer"
@@ -21,6 +21,8 @@ CRITERION = "it says the same as a reference answer"
 
 class Scripted:
     """A judge that answers by a function of the request; 0.001 USD each; counts how many it is asked at once."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "judge-1"
 

@@ -1,4 +1,4 @@
-"""benchmarks/training/kills.py in short: killed, stopped and resumed, a job ends with the weights of an unbroken one."""
+"""A job that is killed, stopped and resumed ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.jobs import file_locks as locks
-from smallfirst.jobs import queue
+from smallfirst.jobs import queue, training_slots
 from smallfirst.jobs import worker as process
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows
@@ -27,7 +26,7 @@ Eventually = Callable[[Callable[[], Any]], Any]
 def _machine_is_taken(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No job here gets its turn, so none of their processes does more than wait."""
     monkeypatch.setattr(tempfile, "tempdir", str(jobs_home))  # as TMPDIR says to the processes
-    slot = locks.take_slot()
+    slot = training_slots.take_slot()
     assert slot is not None
     yield
     os.close(slot)

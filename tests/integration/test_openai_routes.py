@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from smallfirst.errors import ConfigError, RequestRefused, Unavailable
-from smallfirst.models.protocol import Completion, Embeddings, LabelScores, Request, Token, stream_whole
+from smallfirst.models.protocol import Capability, Completion, Embeddings, LabelScores, Request, Token, stream_whole
 from smallfirst.models.remote.client import LeftAlone
 from smallfirst.serving.settings import ServeSettings
 
@@ -22,6 +22,10 @@ BODY = {"model": "m", "messages": HELLO}
 
 class Drawing:
     """Answers its seed; knows the vectors and the labels of texts."""
+
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.EMBEDDINGS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
+    )
 
     name = "drawing-1"
     asked = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.jobs.file_locks import hold
+from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder, state_after
 from smallfirst.jobs.spec import Order, new_name
 from smallfirst.training.events import Event
@@ -42,7 +42,7 @@ def test_a_job_lives_while_its_lock_is_held(
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "held"}))
     assert not job.alive
-    held = hold(job.lock)
+    held = try_lock(job.lock)
     assert job.alive
     os.close(held or -1)
     assert not job.alive

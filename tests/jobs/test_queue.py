@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import Cancelled, ConfigError
-from smallfirst.jobs import file_locks as locks
-from smallfirst.jobs import queue
+from smallfirst.files import try_lock
+from smallfirst.jobs import queue, training_slots
 from smallfirst.jobs import worker as process
-from smallfirst.jobs.file_locks import hold
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
 from smallfirst.jobs.spec import Order, Tracking
@@ -125,7 +124,7 @@ def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process(order: Order
 
 def test_a_living_job_is_left_alone(order: Order, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "living"}))
-    held = hold(job.lock)
+    held = try_lock(job.lock)
     queue.recover(job)
     assert kinds(job) == ["CREATED"]
     job.log.append("COMPLETED", "")
@@ -157,12 +156,12 @@ def test_a_damaged_job_hides_no_other(order: Order, laid_down: LaidDown) -> None
 def test_the_earlier_of_two_that_wait_goes_first(
     order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
     early = laid_down(order.model_copy(update={"name": "early"}))
     late = laid_down(
         order.model_copy(update={"name": "late", "created_at": order.created_at + timedelta(microseconds=1)})
     )
-    held = hold(early.lock)
+    held = try_lock(early.lock)
     assert [job.name for job in queue.waiting_before(late)] == ["early"]
     assert queue.waits(early)
     naps: list[float] = []
@@ -176,8 +175,8 @@ def test_the_earlier_of_two_that_wait_goes_first(
     monkeypatch.setattr(process.time, "sleep", nap)
     with process.turn(late):
         assert len(naps) == 3
-        assert locks.take_slot() is None
-    slot = locks.take_slot()
+        assert training_slots.take_slot() is None
+    slot = training_slots.take_slot()
     assert slot is not None
     os.close(slot)
     os.close(held or -1)
@@ -188,9 +187,9 @@ def test_the_earlier_of_two_that_wait_goes_first(
 def test_a_job_cancelled_while_it_waits_never_begins(
     order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
     job = laid_down(order.model_copy(update={"name": "waiting"}))
-    taken = locks.take_slot()
+    taken = training_slots.take_slot()
     monkeypatch.setattr(process.time, "sleep", lambda _: job.ask_to_stop())
     with pytest.raises(Cancelled, match="before it began"), process.turn(job):
         pytest.fail("it began")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
 
@@ -15,6 +15,8 @@ TASK = Classify(name="cards", labels=("card_lost", "card_stolen"))
 
 class Parrot:
     """A model that always says the same and remembers what it was asked."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "parrot"
 

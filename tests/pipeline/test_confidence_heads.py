@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.pipeline.confidence_heads import DIFFICULTY, Heads, believed, fit_difficulty, fit_heads, rewritten
 from smallfirst.progress import Watch
 from smallfirst.project.project import Job
@@ -25,6 +25,8 @@ def number(text: str) -> int:
 
 class Words:
     """Right on even rows, on odd ones it says the other label; always sure."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "words"
 

@@ -15,7 +15,7 @@ from smallfirst.cli.parity import parity
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.evaluate import Measuring, evaluate
 from smallfirst.models.loading import load_model
-from smallfirst.models.protocol import Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Completion, Request, stream_whole
 from smallfirst.pipeline.parity import Best, Parity, ParityFailed, Row, check_parity, parity_stage, rows_of
 from smallfirst.pipeline.parity_requests import ask_all
 from smallfirst.progress import Watch
@@ -103,6 +103,8 @@ def rows(*answers: str) -> list[Row]:
 
 class Says:
     """Always one answer."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "says"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step
 from smallfirst.routing.auto import Auto
 
 
@@ -33,6 +33,8 @@ class ByWord:
 
 class Desk:
     """Says its name; a Router if it has a route."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     def __init__(self, name: str, *, routed: bool = True) -> None:
         self.name, self.routed, self.closed = name, routed, 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route
 from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate, StageThreshold
 from smallfirst.routing.certificate.guarantee import Promise
 from smallfirst.routing.policies import Always, Budget, Rule, Split
@@ -22,6 +22,8 @@ from smallfirst.stats.intervals import wilson
 
 class Answers:
     """Says its own name and the text; streams it in two pieces; writes down what happens in `events`."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     def __init__(
         self,

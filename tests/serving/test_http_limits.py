@@ -13,7 +13,7 @@ import httpx
 import pytest
 from fixtures.secured_server import Build, House, fortresses
 
-from smallfirst.models.protocol import Chunk, Completion, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.serving.http_limits import ConnectionLimits
 
 QUICK = ConnectionLimits(head_s=0.4, body_s=0.4, unread_s=0.6)
@@ -165,6 +165,8 @@ def test_a_refused_client_that_goes_on_sending_is_cut_off(fortress, label) -> No
 
 class Flood:
     """Forty megabytes, piece by piece."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     name = "flood"
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.models.protocol import Chunk, Completion, Model, Request, Route, Step, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step, stream_whole
 from smallfirst.registry.mlflow_runs import client
 from smallfirst.registry.mlflow_traces import TraceSpan, TraceStore
 from smallfirst.serving import tracing as module
@@ -66,6 +66,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TraceStore:
 
 class Fixed:
     """Gives one answer to everything."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     name = "fixed"
 

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import pydantic
 
 from smallfirst.data.dataset import Example
-from smallfirst.records import Record, write_atomically
+from smallfirst.files import write_atomically
+from smallfirst.records import Record
 
 Level = Literal["stop", "fix", "note"]
 LEVELS: tuple[Level, ...] = ("stop", "fix", "note")

@@ -18,12 +18,13 @@ from smallfirst.data.dataset import Dataset, Example, Message, folded
 from smallfirst.data.redaction import Redacted, redact, redact_json
 from smallfirst.data.row_formats import Columns, as_row, layout, read_row
 from smallfirst.errors import ConfigError
+from smallfirst.files import write_atomically
 from smallfirst.improvement.harvest.evidence import existing_ledger, hear
 from smallfirst.improvement.harvest.resolve import Settled, Vote, read, settle
 from smallfirst.improvement.harvest.result import REASONS, SOURCES, Disputed, HarvestResult, Unread
 from smallfirst.project.added_rows import leaks_into
 from smallfirst.project.project import Job
-from smallfirst.records import fingerprint, write_atomically
+from smallfirst.records import fingerprint
 from smallfirst.tasks import AnyTask
 
 SHOWN = 200

@@ -12,6 +12,7 @@ import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.errors import ConfigError, DataError, ModelError
 from smallfirst.evaluation.self_consistency import Trust, same_meaning, vote, with_itself, with_people
+from smallfirst.files import write_atomically
 from smallfirst.improvement.labelling.budget import Asking, Purse
 from smallfirst.improvement.labelling.journal import Errand, Journal
 from smallfirst.improvement.labelling.options import LabelOptions
@@ -23,7 +24,7 @@ from smallfirst.paths import home
 from smallfirst.progress import Watch
 from smallfirst.project.project import Job
 from smallfirst.project.task_file import TaskFile
-from smallfirst.records import fingerprint, write_atomically
+from smallfirst.records import fingerprint
 
 _USUAL = LabelOptions()
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError
+from smallfirst.files import is_locked
 from smallfirst.interfaces.mlflow_deployments.config_rules import is_name
-from smallfirst.jobs.file_locks import is_held
 from smallfirst.paths import home
 from smallfirst.records import Record
 
@@ -112,7 +112,7 @@ class EndpointFolder:
     @property
     def alive(self) -> bool:
         """True if its server lives."""
-        return self.folder.is_dir() and is_held(self.lock)
+        return self.folder.is_dir() and is_locked(self.lock)
 
     def want(self, kept: Kept) -> None:
         """Nothing back; the config is to go live."""

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable, did_you_mean
+from smallfirst.files import try_lock
 from smallfirst.interfaces.mlflow_deployments.config import Parsed, parse
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, Kept, endpoints_folder, folder_of
-from smallfirst.jobs.file_locks import hold
 from smallfirst.jobs.spec import user_name
 
 READY_WITHIN_S = 300.0
@@ -173,7 +173,7 @@ def url_of(kept: Kept) -> str:
 @contextmanager
 def _changing(endpoint: EndpointFolder) -> Iterator[None]:
     """A block that nobody else changes the endpoint in. Raises SmallfirstError if somebody does."""
-    held = hold(endpoint.changing)
+    held = try_lock(endpoint.changing)
     if held is None:
         raise SmallfirstError(f"{endpoint.name} is being changed by another process", hint="try again when it is done")
     try:
@@ -185,7 +185,7 @@ def _changing(endpoint: EndpointFolder) -> Iterator[None]:
 def _start(endpoint: EndpointFolder, kept: Kept) -> None:
     """Nothing back; a process that inherits the held lock serves the endpoint."""
     end = time.monotonic() + _LAST_LOOK_S
-    while (held := hold(endpoint.lock)) is None and time.monotonic() < end:
+    while (held := try_lock(endpoint.lock)) is None and time.monotonic() < end:
         time.sleep(_LOOK_S)  # somebody who only looks holds it for a moment too
     if held is None:
         raise SmallfirstError(f"{endpoint.name} runs already", hint=f"smallfirst endpoints stop {endpoint.name}")

@@ -14,9 +14,9 @@ from contextlib import closing
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError
+from smallfirst.files import try_lock
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.live import LiveEndpoint
-from smallfirst.jobs.file_locks import hold
 from smallfirst.paths import home
 from smallfirst.progress import quiet_in_a_pipe
 from smallfirst.serving.app import build_app
@@ -27,7 +27,7 @@ from smallfirst.serving.server import listen, run
 def main(arguments: Sequence[str]) -> int:
     """0 after SIGTERM, 1 if it could not serve, 2 if another process serves the endpoint."""
     endpoint = EndpointFolder(Path(arguments[0]).absolute())
-    held = int(arguments[1]) if len(arguments) > 1 else hold(endpoint.lock)
+    held = int(arguments[1]) if len(arguments) > 1 else try_lock(endpoint.lock)
     if held is None:
         print(f"{endpoint.name} is served by another process", file=sys.stderr)
         return 2

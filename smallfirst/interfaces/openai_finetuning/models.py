@@ -21,7 +21,7 @@ from smallfirst.interfaces.openai_finetuning.objects import is_of, job_id, model
 from smallfirst.interfaces.openai_finetuning.pagination import seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.models.protocol import Chunk, Completion, Model, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.serving.openai.errors import WireError
 
@@ -154,6 +154,9 @@ class TunedModels:
 
 class TunedModel:
     """A fine-tuned model that is loaded when it is asked."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
+    """What it can do beyond answering."""
 
     def __init__(self, name: str, reference: str, loaded: LoadedModels) -> None:
         self.name, self._reference, self._loaded = name, reference, loaded

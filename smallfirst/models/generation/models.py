@@ -22,7 +22,7 @@ from smallfirst.models.generation.sequence import Ask
 from smallfirst.models.local.chat_template import chat_tokens, end_of_turn
 from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Embeddings, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request
 from smallfirst.pricing import MachinePrice
 
 __all__ = ["LocalChat", "WrittenModel", "field_confidence"]
@@ -30,6 +30,9 @@ __all__ = ["LocalChat", "WrittenModel", "field_confidence"]
 
 class WrittenModel:
     """A fine-tuned model that writes its task's answers."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
+    """What it can do beyond answering."""
 
     def __init__(
         self,
@@ -110,6 +113,9 @@ class WrittenModel:
 
 class LocalChat:
     """A chat model as it came, asked through its own template; under a schema if one is given."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
+    """What it can do beyond answering."""
 
     max_prompt_tokens = 4096
 

@@ -17,12 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find
 from smallfirst.models.label_model import Embedded, Scored
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
 from smallfirst.models.linear.tfidf import Ngrams, Table
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.records import write_atomically
 from smallfirst.tasks import AnyTask
 
 INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}

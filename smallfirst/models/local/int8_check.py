@@ -16,9 +16,10 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
+from smallfirst.files import write_atomically
 from smallfirst.models.label_model import Scored
 from smallfirst.models.manifest import Manifest
-from smallfirst.records import Record, write_atomically
+from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, paired_difference, wilson
 
 EIGHT_BITS = "eight_bits.json"

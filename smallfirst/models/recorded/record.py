@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from smallfirst.errors import BadAnswer, DataError, SmallfirstError
+from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded.replay import Recorded, RecordedAnswer, read_recording, request_key
-from smallfirst.records import parse_record, write_atomically
+from smallfirst.records import parse_record
 
 Progress = Callable[[int, int], None]
 

@@ -16,7 +16,7 @@ import pydantic
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import BadAnswer, DataError, Problem
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.records import Record, fingerprint
 
 R = TypeVar("R", bound=Record)
@@ -71,6 +71,9 @@ def request_key(request: Request) -> str:
 
 class ReplayModel:
     """Answers what was recorded, and refuses everything else."""
+
+    capabilities: frozenset[Capability] = frozenset()
+    """What it can do beyond answering."""
 
     def __init__(self, header: Recorded, answers: Iterable[RecordedAnswer], *, path: str) -> None:
         """A model that answers from `answers`; `path` is named in errors."""

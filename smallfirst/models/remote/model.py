@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import BadAnswer, ConfigError, PriceUnknown
-from smallfirst.models.protocol import Chunk, Completion, Embeddings, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
 from smallfirst.models.remote.client import Upstream
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.responses import Answer, Replies, Usage
@@ -30,6 +30,9 @@ CHAT = "/chat/completions"
 
 class EndpointModel:
     """A model behind an OpenAI-compatible address; usable from several `asyncio.run` calls."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
+    """What it can do beyond answering."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from typing import Any
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
 from smallfirst.pricing import PriceBook
 
@@ -24,6 +24,9 @@ SPARE_TOKENS = 8
 
 class ExportedModel:
     """The task's own model, in another engine."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.READINESS})
+    """What it can do beyond answering."""
 
     def __init__(
         self, path: Path, manifest: Manifest, prices: PriceBook, *, name: str = "", slots: int = 2, **more: Any

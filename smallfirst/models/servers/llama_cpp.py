@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
-from smallfirst.models.protocol import Request
+from smallfirst.models.protocol import Capability, Request
 from smallfirst.models.servers.child_process import environment
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE, READY
 from smallfirst.models.servers.managed_server import Engine, HostedConfig, HostedModel, ServerChild, new_key
@@ -52,6 +52,9 @@ class GgufModel:
     Models of one file share one process. An answer costs its time by the machine price, divided by the requests under
     way when it began. An answer of a fixed form is checked when it is whole, so it comes in one piece.
     """
+
+    capabilities: frozenset[Capability] = HostedModel.capabilities
+    """What it can do beyond answering."""
 
     def __init__(
         self,

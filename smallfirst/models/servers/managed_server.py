@@ -18,7 +18,7 @@ import httpx
 from pydantic import Field
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.servers.child_process import Child
 from smallfirst.models.servers.response_format import FREE, Form, form_asked, in_form
@@ -218,6 +218,9 @@ class Hosted:
 
 class HostedModel:
     """A name that a process answers to, itself a Model; models of one config share the process."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.READINESS})
+    """What it can do beyond answering."""
 
     def __init__(
         self, name: str, prices: PriceBook, own: Form | None, engine: Callable[[], Engine], config: HostedConfig

@@ -25,7 +25,7 @@ import pydantic
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
-from smallfirst.models.protocol import Request
+from smallfirst.models.protocol import Capability, Request
 from smallfirst.models.servers import orphan_guard as leash
 from smallfirst.models.servers.child_process import environment
 from smallfirst.models.servers.managed_server import Engine, HostedConfig, HostedModel, ServerChild, new_key
@@ -92,6 +92,9 @@ class VllmConfig(HostedConfig):
 
 class VllmModel:
     """One name that vLLM serves: the base model, or an adapter over it. Models of one config share the process."""
+
+    capabilities: frozenset[Capability] = HostedModel.capabilities
+    """What it can do beyond answering."""
 
     def __init__(
         self,

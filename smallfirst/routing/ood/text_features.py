@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from smallfirst.files import write_atomically
 from smallfirst.models.linear.classifier import WordFeatures
-from smallfirst.records import write_atomically
 
 SCORES = ("unseen", "nearest", "near", "unlike")
 """Columns of what a Wording gives."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.protocol import Completion, Embeds, Model, Request, Scores
+from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
 from smallfirst.serving.admission import n_tokens
 from smallfirst.serving.auth.middleware import caller, current
 from smallfirst.serving.exchange import Exchange
@@ -79,7 +79,7 @@ class Readings:
         await exchange.json(200, whole, {"x-smallfirst-cost-usd": f"{taken.cost_usd:.9f}"})
 
     async def _embed(self, asked: ScoreBody, model: Model) -> tuple[list[dict[str, Any]], Completion]:
-        able = next((one for one in _behind(model) if isinstance(one, Embeds)), None)
+        able = next(filter(None, map(embedding_model, _behind(model))), None)
         if able is None:
             raise _cannot(asked.model, "not give embeddings")
         found = await able.embed(asked.input)
@@ -91,7 +91,7 @@ class Readings:
         return data, _taken(model, found.n_tokens, found.cost_usd)
 
     async def _score(self, asked: ScoreBody, model: Model) -> tuple[list[dict[str, Any]], Completion]:
-        able = next((one for one in _behind(model) if isinstance(one, Scores)), None)
+        able = next(filter(None, map(label_probability_model, _behind(model))), None)
         if able is None:
             raise _cannot(asked.model, "not give label probabilities")
         found = await able.probabilities(asked.input)

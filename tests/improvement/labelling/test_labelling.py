@@ -22,7 +22,7 @@ from smallfirst.improvement.labelling.journal import Errand, Journal
 from smallfirst.improvement.labelling.teacher import local_teacher
 from smallfirst.models.linear.classifier import LinearScorer
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.models.recorded.replay import ReplayModel, request_key
 from smallfirst.pipeline.large_model import AGAIN
 from smallfirst.progress import Watch
@@ -73,6 +73,8 @@ def texts(folder: Path, numbers: range = range(8)) -> Path:
 
 class Oracle:
     """Knows the right label, or says what `says` says; counts, and may break down at its n-th request."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(
         self,

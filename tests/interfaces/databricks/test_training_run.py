@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
 from smallfirst.interfaces.databricks.run_status import RunStatus
 from smallfirst.interfaces.databricks.training_run import TrainingRun, in_words
-from smallfirst.jobs.file_locks import hold
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
 from smallfirst.jobs.spec import Order, Progress, Result, Tracking
@@ -39,7 +39,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
     made.folder.mkdir()
     made.log.append("CREATED", "a fine-tune of <tiny>")
     order.save(made.folder / "job.json")
-    held = hold(made.lock)
+    held = try_lock(made.lock)
     yield made
     os.close(held or -1)
 

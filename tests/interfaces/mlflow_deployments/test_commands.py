@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from fixtures.endpoints import on_disk
 
 from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.files import try_lock
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as command
-from smallfirst.jobs.file_locks import hold
 from smallfirst.paths import home
 
 
@@ -50,7 +50,7 @@ def test_an_unknown_endpoint_is_named_with_the_nearest_one() -> None:
 
 def test_two_do_not_change_one_endpoint_at_once() -> None:
     desk = on_disk("desk")
-    held = hold(desk.changing)
+    held = try_lock(desk.changing)
     assert held is not None
     try:
         with pytest.raises(SmallfirstError, match="being changed by another process"):

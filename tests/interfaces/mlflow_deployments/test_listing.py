@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 
 from smallfirst.interfaces.mlflow_deployments.listing import Listing
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 from smallfirst.serving.settings import ServeSettings
@@ -20,6 +20,8 @@ from smallfirst.serving.settings import ServeSettings
 
 class Echo:
     """Says its name and what it was asked."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str) -> None:
         self.name = name

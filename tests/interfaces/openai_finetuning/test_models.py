@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateError
 
 from smallfirst.errors import ConfigError, RegistryError, Unavailable
 from smallfirst.interfaces.openai_finetuning.models import LoadedModels, TunedModel
-from smallfirst.models.protocol import Chunk, Completion, Model, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.serving.openai.errors import WireError
 
 ASK = Request.ask("hello")
@@ -20,6 +20,8 @@ ASK = Request.ask("hello")
 
 class Held:
     """A model that says when it is loaded and closed, and answers once `go` is set."""
+
+    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 
     def __init__(self, name: str, story: list[str]) -> None:
         self.name, self._story = name, story

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
-from smallfirst.models.protocol import Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
 from smallfirst.models.recorded.record import Progress, record
 from smallfirst.models.recorded.replay import ReplayModel
 
@@ -21,6 +21,8 @@ TEXTS = ("one", "two", "three", "four")
 
 class Shout:
     """Answers in capitals; cannot answer the texts in `bad`, and is down for those in `down`."""
+
+    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, *, bad: str = "", down: str = "", name: str = "shout") -> None:
         self.name = name

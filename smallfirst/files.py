@@ -1,0 +1,73 @@
+"""Write files atomically and lock them between processes.
+
+The kernel releases a `flock` when its holder dies, so a lock never goes stale, and a child process inherits it with the
+open file. `flock` does not exist on Windows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> Path:
+    """Write `content` beside `path`, flush it to disk and rename it over `path`; return `path`.
+
+    A reader sees the old file or the new one, never half. Each call uses a temporary file of its own, so concurrent
+    writers do not mix; the last one wins. The new file gets the permission bits `mode` less the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def try_lock(path: Path) -> int | None:
+    """Return an open file descriptor that holds the exclusive lock at `path`, or None if another process holds it.
+
+    The lock lasts until every process that inherited the descriptor has closed it.
+    """
+    return _open_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Return True if a living process holds the lock at `path`. Concurrent calls do not disturb each other."""
+    descriptor = _open_locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    if descriptor is None:
+        return True
+    os.close(descriptor)
+    return False
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock at `path`; wait for it if another process holds it."""
+    descriptor = _open_locked(path, fcntl.LOCK_EX)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, operation: int) -> int | None:
+    # O_NOFOLLOW: a symbolic link must not lead to another file.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor

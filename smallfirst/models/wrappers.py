@@ -1,0 +1,90 @@
+"""A Model in front of another Model: one base that passes every call and every capability on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+
+from smallfirst.errors import ModelError
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Embeddings,
+    LabelScores,
+    Model,
+    Request,
+    embedding_model,
+    label_probability_model,
+    probed_model,
+)
+
+
+class DelegatingModel:
+    """Answer as `inner` does. Subclasses override what differs; what they leave alone keeps working.
+
+    Overriding `_target` alone redirects every call, for example to whichever model currently has a name.
+    """
+
+    def __init__(self, inner: Model, *, name: str | None = None) -> None:
+        """Wrap `inner`, under its own name or under `name`."""
+        self.inner, self._name = inner, name
+
+    @property
+    def name(self) -> str:
+        """Name shown in results, headers and the ledger."""
+        return self.inner.name if self._name is None else self._name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the wrapped model can do."""
+        return self.inner.capabilities
+
+    @contextmanager
+    def _target(self) -> Iterator[Model]:
+        """Yield the model that takes the next call; it stays usable until the context ends."""
+        yield self.inner
+
+    async def complete(self, request: Request) -> Completion:
+        """Return the answer. Raise ModelError if there is none."""
+        with self._target() as model:
+            return await model.complete(request)
+
+    async def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the answer piece by piece. Closing the iterator closes the wrapped model's."""
+        with self._target() as model:
+            pieces = model.stream(request)
+            try:
+                async for chunk in pieces:
+                    yield chunk
+            finally:
+                close = getattr(pieces, "aclose", None)  # a plain iterator has nothing to close
+                if close is not None:
+                    await close()
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return one vector per text. Raise ModelError if the model has no embeddings."""
+        with self._target() as model:
+            able = embedding_model(model)
+            if able is None:
+                raise ModelError(f"{model.name} has no embeddings")
+            return await able.embed(texts)
+
+    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+        """Return the probability of every label for each text. Raise ModelError if the model has no labels."""
+        with self._target() as model:
+            able = label_probability_model(model)
+            if able is None:
+                raise ModelError(f"{model.name} has no label probabilities")
+            return await able.probabilities(texts)
+
+    async def ready(self) -> None:
+        """Return if the model would answer now, or if it cannot be probed. Raise ModelError otherwise."""
+        with self._target() as model:
+            able = probed_model(model)
+            if able is not None:
+                await able.ready()
+
+    async def aclose(self) -> None:
+        """Close the wrapped model. A subclass that shares it overrides this."""
+        await self.inner.aclose()
