@@ -24,7 +24,7 @@ _HOMES = {
     "Evaluation": "evaluation.results",
     "Extract": "tasks.extract",
     "Gate": "gate.gate",
-    "Promise": "routing.certificate.certificate",
+    "Guarantee": "routing.certificate.certificate",
     "Router": "routing.router",
     "TaskFile": "project.task_file",
     "TrainConfig": "training.config",
@@ -35,7 +35,7 @@ _HOMES = {
     "load": "data.sources.text_files",
     "open_source": "data.sources.resolve",
     "load_model": "models.loading",
-    "read_taskfile": "project.task_file",
+    "read_task_file": "project.task_file",
     "run": "pipeline.run",
     "serve": "serving.app",
 }

@@ -53,7 +53,7 @@ def tracking_uri() -> str:
     return f"sqlite:///{file}"
 
 
-def artifacts() -> Path:
+def artifact_folder() -> Path:
     """The folder of run artifacts in the state folder, created if missing."""
     folder = home() / "artifacts"
     folder.mkdir(exist_ok=True)

@@ -13,21 +13,21 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Progress(Protocol):
+class ProgressCallback(Protocol):
     """Called as work goes on."""
 
     def __call__(self, done: int, of: int, words: str = "") -> None:
         """`done` of `of` units are done; `words` replace the rate at the end of the bar."""
 
 
-class Watch:
+class Progress:
     """Tells what happens. `quiet` says nothing at all."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.on_terminal = sys.stderr.isatty() and not quiet
         self.began = time.monotonic()
-        quiet_in_a_pipe()
+        disable_tqdm_in_pipes()
 
     def say(self, text: str) -> None:
         """One line, with the minutes and seconds since the start."""
@@ -36,7 +36,7 @@ class Watch:
             print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[ProgressCallback]:
         """A function to call with (done, total, optionally words at the end); draws a bar on a terminal."""
         if not self.on_terminal:
             yield _ignore
@@ -62,7 +62,7 @@ class Watch:
             yield update
 
 
-def quiet_in_a_pipe() -> None:
+def disable_tqdm_in_pipes() -> None:
     """Nothing back; keeps libraries from drawing bars where nobody sees them.
 
     Their bars (tqdm's) ask once, when they are first imported, and PyTorch imports them: call this before.

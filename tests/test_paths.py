@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.paths import artifacts, home, tracking_uri
+from smallfirst.paths import artifact_folder, home, tracking_uri
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_the_store_is_a_sqlite_file_in_the_state_folder_unless_mlflow_is_told_ot
 ) -> None:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
-    assert artifacts() == tmp_path / "artifacts"
+    assert artifact_folder() == tmp_path / "artifacts"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri() == "http://127.0.0.1:5000"
 

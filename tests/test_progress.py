@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 PROGRAM = """
-from smallfirst.progress import Watch
-Watch()
+from smallfirst.progress import Progress
+Progress()
 import torch  # brings tqdm in, whose bars ask once
 from tqdm.auto import tqdm
 list(tqdm(range(3)))

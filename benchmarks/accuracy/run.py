@@ -20,11 +20,11 @@ from pathlib import Path
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import outcome_of, table
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.pipeline.summary import summarize_run, table
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.training.run import Run
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def data_folder(name: str) -> Path:
 
 def task_file(name: str, folder: Path) -> TaskFile:
     """The benchmark's task file with its rows in `folder`."""
-    file = read_taskfile(HERE / "sets" / f"{name}.yaml")
+    file = read_task_file(HERE / "sets" / f"{name}.yaml")
     data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
     return file.model_copy(update={"data": data})
 
@@ -60,17 +60,17 @@ def main() -> None:
         sys.exit(f"which set? {', '.join(known)}")
     folder = data_folder(name)
     file = task_file(name, folder)
-    watch = Watch()
+    watch = Progress()
     watch.say(f"{name} from {folder}")
     try:
         if "--resume" in sys.argv:
-            resume(Job.read(file, watch))
+            resume(Project.read(file, watch))
         else:
             pipeline.run(file, watch=watch)
     except GateFailed as refusal:
         watch.say(str(refusal))
-    workspace = Workspace.latest(file.name)
-    outcome = outcome_of(file, workspace)
+    workspace = RunFolder.latest(file.name)
+    outcome = summarize_run(file, workspace)
     run = Run.load(workspace.folder / "run.json")
     evaluations = {e.candidate: e for e in workspace.evaluations("test")}
     pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
@@ -93,13 +93,13 @@ def main() -> None:
     print(table(outcome))
 
 
-def resume(job: Job) -> None:
+def resume(job: Project) -> None:
     """The stages after training, on the latest run; candidates already measured are not measured again."""
-    workspace = Workspace.latest(job.file.name)
+    workspace = RunFolder.latest(job.file.name)
     left = tuple(c for c in job.file.small.ladder if workspace.evaluation(c, "test") is None)
     small = job.file.small.model_copy(update={"ladder": left})
     pipeline.evaluate_stage(job._replace(file=job.file.model_copy(update={"small": small})), workspace)
-    pipeline.after_evaluation(job, workspace)
+    pipeline.gate_and_release(job, workspace)
 
 
 def _processor() -> str:

@@ -168,15 +168,15 @@ def main(folder: Path, only: str | None) -> int:
 
 
 def _make_keys(path: Path) -> dict[str, str]:
-    from smallfirst.serving.auth.key_store import Keyring, Terms
+    from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
 
-    keyring = Keyring(path)
+    keyring = KeyStore(path)
     terms = {
-        KEY: Terms(),
-        VICTIM: Terms(),
-        REVOKED: Terms(),
-        EXPIRED: Terms(expires_on=date(2020, 1, 1)),
-        NARROW: Terms(models=("flood",), requests_per_minute=3),
+        KEY: KeyPolicy(),
+        VICTIM: KeyPolicy(),
+        REVOKED: KeyPolicy(),
+        EXPIRED: KeyPolicy(expires_on=date(2020, 1, 1)),
+        NARROW: KeyPolicy(models=("flood",), requests_per_minute=3),
     }
     keys = {name: keyring.create(name.strip("<>"), wanted)[1] for name, wanted in terms.items()}
     keyring.revoke("revoked")
@@ -190,7 +190,7 @@ def _serve(folder: Path) -> None:
     from abuse_models import Flood, tiny
 
     from smallfirst.serving.app import serve
-    from smallfirst.serving.auth.key_store import Keyring
+    from smallfirst.serving.auth.key_store import KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
 
@@ -200,7 +200,7 @@ def _serve(folder: Path) -> None:
         models,
         ledger=Ledger(folder / "ledger.db"),
         settings=ServeSettings(port=0),
-        keyring=Keyring(folder / "keys.json"),
+        keyring=KeyStore(folder / "keys.json"),
     )
 
 

@@ -14,11 +14,11 @@ _PIECE, _PIECES = "flood " * 5_000, 3_000
 
 def tiny(folder: Path) -> Model:
     """A seeded Llama of two layers that writes some tokens of nonsense."""
-    from smallfirst.models.generation.models import LocalChat
+    from smallfirst.models.generation.models import ChatModel
 
     if not (folder / "config.json").is_file():
         make_tiny(folder)
-    return LocalChat.load(folder, name="tiny")
+    return ChatModel.load(folder, name="tiny")
 
 
 class Flood:

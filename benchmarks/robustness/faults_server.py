@@ -11,7 +11,7 @@ from pathlib import Path
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.pricing import PriceBook
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
@@ -31,7 +31,7 @@ def main() -> None:
         ),
     }
     if len(sys.argv) > 6:
-        models["engine"] = GgufModel(GgufConfig(path=Path(sys.argv[6]), slots=4, context_tokens=4096), prices)
+        models["engine"] = LlamaCppModel(LlamaCppConfig(path=Path(sys.argv[6]), slots=4, context_tokens=4096), prices)
     settings = ServeSettings(port=port, api_keys_sha256=(hash_key(key),), request_timeout_s=60)
     serve(models, ledger=Ledger(Path(ledger)), settings=settings)
 

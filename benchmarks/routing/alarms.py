@@ -38,14 +38,14 @@ from intervals import processor
 from run import data_folder
 
 from smallfirst.evaluation.results import EvaluatedRow
-from smallfirst.models.label_model import tempered
-from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.label_model import softmax
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import read_manifest
-from smallfirst.project.run_folder import Workspace
-from smallfirst.routing.certificate.certificate import Promise, search_threshold
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.routing.certificate.certificate import Guarantee, search_threshold
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.stats.intervals import wilson
-from smallfirst.stats.sequential import PromiseTest, RecoveryTest
+from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest
 
 RESULT = Path(__file__).parent / "results" / "alarms.md"
 N_QUIET, QUIET_REQUESTS, QUIET_AUDITS = 1000, 3000, 1000
@@ -136,7 +136,7 @@ def pass_by(monitor: Monitor, world: World, threshold: float, draw: random.Rando
     seen, share, beside = world(draw), monitor.audit_share, monitor.state == "fallback"
     if beside and draw.random() >= share:
         return
-    monitor.saw(seen.confidence, None, seen.label)
+    monitor.observe(seen.confidence, None, seen.label)
     if seen.confidence >= threshold and (beside or draw.random() < share):
         monitor.audited(seen.wrong)
 
@@ -217,7 +217,7 @@ def audits_to_alarm(limit: float, rate: float) -> list[float]:
     """Audits until the promise is called broken, for an error that is above the limit from the start."""
     found = []
     for number in range(N_CHANGED):
-        draw, test = random.Random(f"broken {number}"), PromiseTest(limit, 1 - (1 - MonitorSettings().confidence) / 2)
+        draw, test = random.Random(f"broken {number}"), GuaranteeTest(limit, 1 - (1 - MonitorSettings().confidence) / 2)
         while not test.broken and test.n < MOST_AUDITS:
             test.update(draw.random() < rate)
         found.append(float(test.n) if test.broken else float("inf"))
@@ -245,7 +245,7 @@ class Recorded:
     """The recorded rows, and the settings made of them."""
 
     def __init__(self) -> None:
-        self.workspace = Workspace.latest("banking77")
+        self.workspace = RunFolder.latest("banking77")
         self.certificate = self.workspace.certificate()
         self.calibration, self.test = self.rows("small", "calibration"), self.rows("small", "test")
         self.labels = sorted({str(row.gold) for row in self.test})
@@ -286,12 +286,12 @@ class Recorded:
         manifest = read_manifest(folder)
         lines = (data_folder("clinc150") / "test.jsonl").read_text(encoding="utf-8").splitlines()
         others = [row["text"] for row in map(json.loads, lines) if row.get("domain") != "banking"]
-        scores = LinearScorer.load(folder, manifest).score(others)
-        shares = [tempered(scored.log_probabilities, manifest.temperature) for scored in scores]
+        scores = LinearClassifier.load(folder, manifest).score(others)
+        shares = [softmax(scored.log_probabilities, manifest.temperature) for scored in scores]
         foreign = [Seen(float(p.max()), manifest.task.closed[int(p.argmax())], True) for p in shares]
         usual, rows = drawn_from(as_seen(self.rows("words", "test"))), self.rows("words", "calibration")
         confidence, right = [row.confidence or 0.0 for row in rows], [row.correct for row in rows]
-        found = search_threshold(confidence, right, Promise(at_most_wrong=WORDS_LIMIT))
+        found = search_threshold(confidence, right, Guarantee(at_most_wrong=WORDS_LIMIT))
         after = mixed(0.2, drawn_from(foreign), usual)
         name = "new class, other business"
         return Setting(name, WORDS_LIMIT, found.threshold, len(rows), usual, after, ("drift",))
@@ -310,7 +310,7 @@ class Recorded:
                 reference_labels=[seen.label for seen in reference],
             )
             for seen in rows:
-                monitor.saw(seen.confidence, None, seen.label)
+                monitor.observe(seen.confidence, None, seen.label)
             found.append(float(monitor.alarms[0].at_request) if monitor.alarms else float("inf"))
         return found
 

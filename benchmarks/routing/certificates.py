@@ -26,10 +26,10 @@ from certificates_page import write
 from certificates_pools import banking, banking_with_large, gsm8k
 from scipy.stats import binom
 
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers, Walk
-from smallfirst.routing.certificate.risks import LOOSENS, evidence
-from smallfirst.routing.certificate.threshold_search import search
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
+from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
+from smallfirst.routing.certificate.threshold_search import search_cascade
 
 
 class Choice(NamedTuple):
@@ -39,27 +39,27 @@ class Choice(NamedTuple):
     sealed: bool = False
 
 
-Method = Callable[[Answers, Promise], Choice]
+Method = Callable[[CascadeData, Guarantee], Choice]
 
 
-def ours(rows: Answers, promise: Promise) -> Choice:
-    found = search(rows, promise)
+def ours(rows: CascadeData, promise: Guarantee) -> Choice:
+    found = search_cascade(rows, promise)
     return Choice(found.thresholds, found.sealed)
 
 
-def plain(rows: Answers, promise: Promise) -> Choice:
+def plain(rows: CascadeData, promise: Guarantee) -> Choice:
     """The lowest threshold whose kept calibration answers are wrong at most as often as promised."""
     order = np.argsort(-rows.confidence[0], kind="stable")
     wrong = np.cumsum(~rows.right[0][order])
     n_kept = np.flatnonzero(wrong <= (promise.at_most_wrong or 0) * np.arange(1, rows.n + 1))
-    return Choice((float(rows.confidence[0][order][n_kept[-1]]) if n_kept.size else NOTHING_KEPT,))
+    return Choice((float(rows.confidence[0][order][n_kept[-1]]) if n_kept.size else NEVER_ACCEPT,))
 
 
 def mapie(grid: str, fwer: str) -> Method:
     """MAPIE's controller of precision; «kept» is its positive class, «right» its label."""
     from mapie.risk_control import BinaryClassificationController, precision
 
-    def choose(rows: Answers, promise: Promise) -> Choice:
+    def choose(rows: CascadeData, promise: Guarantee) -> Choice:
         said = rows.confidence[0]
         falling = np.unique(np.quantile(said, np.linspace(0.5, 0, 100)))[::-1]
         controller = BinaryClassificationController(
@@ -74,23 +74,23 @@ def mapie(grid: str, fwer: str) -> Method:
             warnings.simplefilter("ignore")
             controller.calibrate(said, rows.right[0].astype(int))
         best = controller.best_predict_param
-        return Choice((NOTHING_KEPT if best is None else float(best),))  # type: ignore[arg-type]
+        return Choice((NEVER_ACCEPT if best is None else float(best),))  # type: ignore[arg-type]
 
     return choose
 
 
-def broken(rows: Answers, choice: Choice, promise: Promise) -> bool:
+def broken(rows: CascadeData, choice: Choice, promise: Guarantee) -> bool:
     """True if these rows, taken as the truth, break a limit."""
     walk = rows.walk(choice.thresholds)
     apart = rows.walk((*choice.thresholds[:-1], 0.0)) if choice.sealed else walk
     return any(
-        evidence(name, walk if name in LOOSENS else apart, limit).value > limit + 1e-12
+        evidence(name, walk if name in GROWS_WITH_COVERAGE else apart, limit).value > limit + 1e-12
         for name, limit in promise.limits.items()
     )
 
 
 def measure(
-    pool: Answers, promise: Promise, method: Method, *, n: int, repeats: int, null: bool = False
+    pool: CascadeData, promise: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
 ) -> dict[str, Any]:
     """Counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw.
 
@@ -122,22 +122,22 @@ def measure(
     return {"promise": promise.in_words, **counts, **shares, "ms": 1000 * (time.process_time() - began) / repeats}
 
 
-def looks_broken(walk: Walk, promise: Promise, n: int) -> float:
+def looks_broken(walk: CascadeOutcome, promise: Guarantee, n: int) -> float:
     """Probability that n fresh kept rows show more errors than promised, from the true rate of the walk."""
     true = evidence("wrong", walk, 0.0).value
     return float(binom.sf(np.floor((promise.at_most_wrong or 1) * n + 1e-9), n, true))
 
 
-def shuffled(pool: Answers, draw: np.random.Generator) -> Answers:
-    values = {name: getattr(pool, name) for name in Answers.__dataclass_fields__}
-    return Answers(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
+def shuffled(pool: CascadeData, draw: np.random.Generator) -> CascadeData:
+    values = {name: getattr(pool, name) for name in CascadeData.__dataclass_fields__}
+    return CascadeData(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
 
 
-WRONG = {limit: Promise(at_most_wrong=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
+WRONG = {limit: Guarantee(at_most_wrong=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
 
 
-def regret(limit: float) -> Promise:
-    return Promise(at_most_wrong=None, at_most_below_large=limit)
+def regret(limit: float) -> Guarantee:
+    return Guarantee(at_most_wrong=None, at_most_below_large=limit)
 
 
 def banking_part(repeats: int) -> Iterator[dict[str, Any]]:
@@ -179,9 +179,9 @@ def null_part(repeats: int) -> Iterator[dict[str, Any]]:
 def several_part(repeats: int) -> Iterator[dict[str, Any]]:
     pool = gsm8k()
     for promise in (
-        Promise(at_most_wrong=0.25, at_most_escalated=0.6),
-        Promise(at_most_wrong=0.25, at_most_escalated=0.6, at_most_usd_per_1k=3.5),
-        Promise(at_most_wrong=0.25, at_most_below_large=0.15),
+        Guarantee(at_most_wrong=0.25, at_most_escalated=0.6),
+        Guarantee(at_most_wrong=0.25, at_most_escalated=0.6, at_most_usd_per_1k=3.5),
+        Guarantee(at_most_wrong=0.25, at_most_below_large=0.15),
     ):
         yield {"method": "smallfirst, GSM8K", **measure(pool, promise, ours, n=400, repeats=repeats)}
     cascade = banking(("words", "small"))

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.project.run_folder import Workspace
-from smallfirst.routing.certificate.outcomes import Answers, answers_of
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.routing.certificate.outcomes import CascadeData, cascade_data
 
 
-def banking(candidates: tuple[str, ...] = ("small",)) -> Answers:
+def banking(candidates: tuple[str, ...] = ("small",)) -> CascadeData:
     """Calibration and test rows of the newest run, together."""
-    run, found = Workspace.latest("banking77"), []
+    run, found = RunFolder.latest("banking77"), []
     for candidate in candidates:
         one, two = run.evaluation(candidate, "calibration"), run.evaluation(candidate, "test")
         assert one, f"{candidate} was not evaluated"
         assert two, f"{candidate} was not evaluated"
         found.append(joined(one, two))
-    return answers_of(found, None)
+    return cascade_data(found, None)
 
 
 def joined(one: Evaluation, two: Evaluation) -> Evaluation:
@@ -35,7 +35,7 @@ def joined(one: Evaluation, two: Evaluation) -> Evaluation:
     return Evaluation(**{**fields, "rows": tuple(rows.values()), "probes_ms": ()})
 
 
-def gsm8k() -> Answers:
+def gsm8k() -> CascadeData:
     """RouteLLM's weak and strong model on the 60 % of rows on which the score of the weak draft was not fitted."""
     path = Path(os.environ["SMALLFIRST_DATA"]) / "routellm_gsm8k" / "test.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -44,7 +44,7 @@ def gsm8k() -> Answers:
     kept = [i for i in np.flatnonzero(~fit).tolist()]
     right = np.array([[rows[i]["weak_correct"] for i in kept]])
     price = np.array([[len(rows[i][f"{who}_response"]) / 4 * usd for i in kept] for who, usd in PRICES.items()])
-    return Answers(
+    return CascadeData(
         names=("weak",),
         confidence=score[kept][None, :],
         right=right,
@@ -113,14 +113,14 @@ def _hashed(text: str) -> float:
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
 
 
-def banking_with_large(recording: Path) -> Answers:
+def banking_with_large(recording: Path) -> CascadeData:
     """Rows of both splits with the least hashes, as far as every one of them was recorded: a random part.
 
     A recording may hold other rows too (the least sure ones, say); they are left out.
     """
     lines = [json.loads(line) for line in recording.read_text().splitlines()]
     said = {line["text"]: line for line in lines if "answer" in line}
-    run, rows = Workspace.latest("banking77"), []
+    run, rows = RunFolder.latest("banking77"), []
     for split in ("calibration", "test"):
         small = run.evaluation("small", split)
         assert small, "small was not evaluated"
@@ -139,4 +139,4 @@ def banking_with_large(recording: Path) -> Answers:
         )
         for row in rows
     ]
-    return answers_of([small], Evaluation(**{**fields, "candidate": "large", "rows": tuple(theirs), "probes_ms": ()}))
+    return cascade_data([small], Evaluation(**{**fields, "candidate": "large", "rows": tuple(theirs), "probes_ms": ()}))

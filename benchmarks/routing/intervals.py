@@ -25,9 +25,9 @@ import numpy as np
 
 from smallfirst.stats.intervals import (
     Estimate,
+    bootstrap_interval,
     clopper_pearson,
     paired_difference,
-    share_of_resamples,
     upper_bound,
     wilson,
 )
@@ -150,7 +150,7 @@ def macro_f1s(n: int, p: float, draws: int, draw: np.random.Generator) -> Iterat
         values, value = macro_f1(resampled.reshape(-1, *shape)), float(macro_f1(counts.reshape(shape)))
         low, high = np.quantile(values, [(1 - PROMISED) / 2, (1 + PROMISED) / 2])
         plain.append(Estimate(value=value, low=float(low), high=float(high), n=n))
-        widened.append(share_of_resamples(value, values, n=n))
+        widened.append(bootstrap_interval(value, values, n=n))
     expected = float(macro_f1(truth))
     yield judged(PERCENTILE, n, p, expected, plain)
     yield judged(SHARE, n, p, expected, widened)

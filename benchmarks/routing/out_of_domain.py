@@ -23,8 +23,8 @@ import numpy as np
 import out_of_domain_auto
 from out_of_domain_models import MODELS, PARTS, Scope, Seen, logsumexp, mixture, see, see_small, worded
 
-from smallfirst.models.state_features import SIGNALS
-from smallfirst.routing.ood.conformal import Fusion, Ranks
+from smallfirst.models.state_features import STATE_FEATURES
+from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
 from smallfirst.routing.ood.text_features import SCORES
 from smallfirst.stats import intervals as stats
 
@@ -68,7 +68,7 @@ class Answers(NamedTuple):
 
     def by_share(self, name: str) -> list[str]:
         """A row for each share of validation rows that the limit keeps."""
-        ranks, found = Ranks.fit(self.strange["validation"]), []
+        ranks, found = ConformalScorer.fit(self.strange["validation"]), []
         for keep in (0.995, 0.99, 0.98, 0.97, 0.95):
             kept, gone = (ranks.doubt(self.strange[part]) <= keep for part in ("test", "oos_test"))
             shares = [(kept, len(kept)), (kept & self.right["test"], len(kept)), (~gone, len(gone))]
@@ -115,7 +115,7 @@ def _alone(model: Seen, gold: dict[str, np.ndarray]) -> list[str]:
     right, name = {p: model.logits[p].argmax(axis=1) == gold[p] for p in gold}, MODELS[model.name][1]
     by_signal = [
         Answers(right, {p: model.signals[p][:, at] for p in PARTS}).line(f"{name} | {signal}")
-        for at, signal in enumerate(SIGNALS)
+        for at, signal in enumerate(STATE_FEATURES)
     ]
     return [*by_signal, *_fused(name, right, model.signals)]
 
@@ -130,8 +130,8 @@ def _small(scope: Scope, folder: Path, gold: dict[str, np.ndarray]) -> list[str]
 
 def _nats(model: Seen) -> dict[str, np.ndarray]:
     """Minus the logarithm of the p-value of each row by the model's four signals together."""
-    fusion = Fusion.fit(model.signals["validation"])
-    return {part: fusion.fused.nats(fusion.strangeness(model.signals[part])) for part in PARTS}
+    fusion = ScoreFusion.fit(model.signals["validation"])
+    return {part: fusion.fused.nats(fusion.nonconformity(model.signals[part])) for part in PARTS}
 
 
 def _closed(
@@ -156,8 +156,8 @@ def _fused(
     """The rows of scores fused without out-of-scope rows, and with the 100 training ones."""
     found = []
     for foreign, title in ((None, f"{of}, fused"), (scores["oos_train"], f"{of}, weighed on 100 out-of-scope rows")):
-        fusion = Fusion.fit(scores["validation"], foreign)
-        strange = {part: fusion.strangeness(scores[part]) for part in PARTS}
+        fusion = ScoreFusion.fit(scores["validation"], foreign)
+        strange = {part: fusion.nonconformity(scores[part]) for part in PARTS}
         found.append(Answers(right, strange).line(f"{name} | {title}"))
     return found
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.routing.ood.task_selector import Front
+from smallfirst.routing.ood.task_selector import TaskSelector
 
 TASKS = ("banking77", "snips_slots", "medquad_short")
 OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_seed": "train"}
@@ -42,9 +42,9 @@ def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
     """Training, selection and test rows of a task, split as every stage splits them."""
     from run import data_folder, task_file
 
-    from smallfirst.project.project import Job
+    from smallfirst.project.project import Project
 
-    parts = Job.read(task_file(task, data_folder(task))).rows
+    parts = Project.read(task_file(task, data_folder(task))).rows
     return parts.train, parts.selection, parts.test
 
 
@@ -59,22 +59,22 @@ def open_requests(name: str) -> list[str]:
 def fit(kind: str, folder: Path) -> Path:
     """The folder of the front's signatures, one a task; fitted if they are not there."""
     from smallfirst.data.dataset import Example, Message
-    from smallfirst.models.catalog import find
-    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
-    from smallfirst.routing.ood.detector import SIGNATURE, fit_signature
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+    from smallfirst.routing.ood.detector import PROFILE_FILE, fit_task_profile
 
     place = folder / "auto" / kind
     encoder = other = None
     for task in TASKS:
-        if (place / task / SIGNATURE).exists():
+        if (place / task / PROFILE_FILE).exists():
             continue
         if kind == "encoder":
-            encoder = encoder or (DEFAULT_ENCODER, Encoder(find(DEFAULT_ENCODER)))
+            encoder = encoder or (DEFAULT_ENCODER, SentenceEncoder(find_weights(DEFAULT_ENCODER)))
         train, selection, _ = rows(task)
         if kind == "known":
             known = [(Message(role="user", content=text),) for text in open_requests("self_instruct_seed")]
             other = train.subset("other", tuple(Example(messages=m, answer="", shape="text") for m in known))
-        fit_signature(train, selection, other=other, encoder=encoder).save(place / task)
+        fit_task_profile(train, selection, other=other, encoder=encoder).save(place / task)
     return place
 
 
@@ -83,10 +83,10 @@ def confusion(kind: str, folder: Path) -> dict[str, Any]:
     kept = folder / "auto" / f"{kind}.json"
     if not kept.exists():
         place = fit(kind, folder)
-        front = Front.load({task: place / task for task in TASKS})
+        front = TaskSelector.load({task: place / task for task in TASKS})
         counts: dict[str, Any] = {}
         for source, texts in requests().items():
-            choices = front.choose_all(texts)
+            choices = front.select_all(texts)
             counts[source] = Counter(choice.task or "none" for choice in choices)
             counts[source]["second"] = sum(choice.second_look for choice in choices)
         kept.write_text(json.dumps(counts, indent=1), encoding="utf-8")
@@ -113,7 +113,7 @@ def measure(folder: Path, kind: str) -> None:
     texts = [t for source in json.loads((folder / "auto" / "requests.json").read_text()).values() for t in source]
     texts = texts[:: -(-len(texts) // TIMED)]
     before = _memory_mb()
-    front = Front.load({task: place / task for task in TASKS})
+    front = TaskSelector.load({task: place / task for task in TASKS})
     front.choose(texts[0])  # opens the encoder, if there is one
     wall, busy = [], []
     for text in texts:

@@ -14,10 +14,10 @@ from run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.text_files import load
 from smallfirst.evaluation.calibration import fit_temperature
-from smallfirst.models.linear.classifier import ENCODER, LinearScorer
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.models.state_features import StateProfile, States, read_states
-from smallfirst.routing.ood.text_features import Wording
+from smallfirst.models.state_features import HiddenStateProfile, HiddenStates, compute_states
+from smallfirst.routing.ood.text_features import TextFeatures
 from smallfirst.tasks.classify import Classify
 
 PARTS = ("validation", "test", "oos_train", "oos_test")
@@ -67,44 +67,46 @@ class Seen(NamedTuple):
         return scaled - logsumexp(scaled)
 
 
-def words(scope: Scope, folder: Path) -> LinearScorer:
+def words(scope: Scope, folder: Path) -> LinearClassifier:
     if not (folder / "smallfirst.json").exists():
-        LinearScorer.fit("words", scope.train, scope.task).save(
+        LinearClassifier.fit("words", scope.train, scope.task).save(
             folder, Manifest(kind="words", task=scope.task, base="")
         )
-    return LinearScorer.load(folder, read_manifest(folder))
+    return LinearClassifier.load(folder, read_manifest(folder))
 
 
-def frozen(scope: Scope, folder: Path) -> LinearScorer:
-    from smallfirst.models.catalog import find
-    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+def frozen(scope: Scope, folder: Path) -> LinearClassifier:
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 
     if not (folder / "smallfirst.json").exists():
-        scorer = LinearScorer.fit("encoder", scope.train, scope.task, encoder=Encoder(find(DEFAULT_ENCODER)))
+        scorer = LinearClassifier.fit(
+            "encoder", scope.train, scope.task, encoder=SentenceEncoder(find_weights(DEFAULT_ENCODER))
+        )
         scorer.save(folder, Manifest(kind="encoder", task=scope.task, base=DEFAULT_ENCODER))
-    return LinearScorer.load(folder, read_manifest(folder))
+    return LinearClassifier.load(folder, read_manifest(folder))
 
 
-def tuned(scope: Scope, folder: Path) -> LinearScorer:
+def tuned(scope: Scope, folder: Path) -> LinearClassifier:
     from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.recipes.contrastive import EncoderLesson
+    from smallfirst.training.recipes.contrastive import EncoderRecipe
 
-    lesson = EncoderLesson(scope.task, scope.train, scope.parts["validation"])
+    lesson = EncoderRecipe(scope.task, scope.train, scope.parts["validation"])
     _train(lesson, TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256), DEFAULT_ENCODER, folder)
-    assert (folder / "model" / ENCODER).is_dir()
-    return LinearScorer.load(folder / "model", read_manifest(folder / "model"))
+    assert (folder / "model" / ENCODER_FOLDER).is_dir()
+    return LinearClassifier.load(folder / "model", read_manifest(folder / "model"))
 
 
 def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
     """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
-    from smallfirst.models.catalog import find
-    from smallfirst.registry import mlflow_runs as tracking
+    from smallfirst.models.catalog import find_weights
+    from smallfirst.registry import runs as tracking
     from smallfirst.training.run import train
 
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'mlflow.db'}")
     with tracking.open_run("out_of_domain", folder.name, params={}) as tracked:
-        run = train(lesson, config, base=(base, find(base)), tracked=tracked, folder=folder)
+        run = train(lesson, config, base=(base, find_weights(base)), tracked=tracked, folder=folder)
     say(f"{folder.name}: {run.validation_curve}, {run.seconds / 60:.1f} min")
 
 
@@ -121,12 +123,12 @@ def see(name: str, scope: Scope, folder: Path) -> Seen:
     if not kept.exists():
         scorer = MODELS[name][0](scope, folder / name)
         say(f"{name}: reading {len(scope.train)} training rows")
-        profile = StateProfile.fit(read_states(scorer, texts(scope.train)), scope.gold("train"))
+        profile = HiddenStateProfile.fit(compute_states(scorer, texts(scope.train)), scope.gold("train"))
         arrays: dict[str, np.ndarray] = {}
         began, n = time.process_time(), 0
         for part, data in scope.parts.items():
-            states = read_states(scorer, texts(data))
-            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.strangeness(states)}
+            states = compute_states(scorer, texts(data))
+            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.nonconformity(states)}
             n += len(data)
         np.savez(kept, ms=1000 * (time.process_time() - began) / n, **arrays)
     file = np.load(kept)
@@ -144,19 +146,19 @@ def see_small(scope: Scope, folder: Path) -> tuple[Seen, dict[str, np.ndarray]]:
     kept = folder / "small.npz"
     if not kept.exists():
         from smallfirst.models.local.label_scorer import LabelScorer
-        from smallfirst.project.run_folder import Workspace
+        from smallfirst.project.run_folder import RunFolder
 
-        place = Workspace.latest("clinc150").model_folder("small")
+        place = RunFolder.latest("clinc150").model_folder("small")
         scorer = LabelScorer.load(place, read_manifest(place))
         labels = list(scorer.manifest.task.closed)
         inside, oos = [labels.index(label) for label in scope.task.labels], labels.index("oos")
-        read = read_states(scorer, texts(scope.train)[::3])
-        profile = StateProfile.fit(States(read.hidden, read.logits[:, inside]), scope.gold("train")[::3])
+        read = compute_states(scorer, texts(scope.train)[::3])
+        profile = HiddenStateProfile.fit(HiddenStates(read.hidden, read.logits[:, inside]), scope.gold("train")[::3])
         arrays, began = {}, time.process_time()
         for part, data in scope.parts.items():
-            read = read_states(scorer, texts(data))
-            states = States(read.hidden, read.logits[:, inside])
-            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.strangeness(states)}
+            read = compute_states(scorer, texts(data))
+            states = HiddenStates(read.hidden, read.logits[:, inside])
+            arrays |= {f"logits/{part}": states.logits, f"signals/{part}": profile.nonconformity(states)}
             arrays[f"oos/{part}"] = (read.logits - logsumexp(read.logits))[:, oos]
             say(f"small: {part}")
         ms = 1000 * (time.process_time() - began) / sum(map(len, scope.parts.values()))
@@ -171,7 +173,7 @@ def worded(scope: Scope, folder: Path) -> dict[str, np.ndarray]:
     """Scores of the words alone; no labels are needed for them."""
     kept = folder / "wording.npz"
     if not kept.exists():
-        wording = Wording.fit(texts(scope.train))
+        wording = TextFeatures.fit(texts(scope.train))
         np.savez(kept, **{part: wording.scores(texts(data)) for part, data in scope.parts.items()})
     file = np.load(kept)
     return {part: file[part] for part in PARTS}

@@ -25,22 +25,22 @@ from typing import NamedTuple
 from run import RESULTS, data_folder, task_file
 
 from smallfirst.data.dataset import Example
-from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.models.catalog import find
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel, request_key
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.paths import home
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference, wilson
 
 PROMISES = (0.05, 0.03, 0.02, 0.01)
@@ -66,7 +66,7 @@ def place(example: Example) -> str:
     return hashlib.sha256(f"order{example.key}".encode()).hexdigest()
 
 
-def order(job: Job, calibration: Evaluation, test: Evaluation) -> list[Example]:
+def order(job: Project, calibration: Evaluation, test: Evaluation) -> list[Example]:
     """The rows in the order in which the large model is asked."""
     sure = {row.key: row.confidence or 0.0 for row in (*calibration.rows, *test.rows)}
     drawn_cal, drawn_test = (sorted(part.examples, key=place) for part in (job.rows.calibration, job.rows.test))
@@ -83,15 +83,17 @@ def recording() -> Path:
     return home() / "recordings" / "banking77" / "routed.jsonl"
 
 
-def ask(job: Job, rows: Sequence[Example]) -> None:
+def ask(job: Project, rows: Sequence[Example]) -> None:
     """Ask the large model the rows that it was not asked yet; on one core it costs half the machine's price."""
     assert job.file.large is not None
     cores = len(os.sched_getaffinity(0))
     machine = job.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
     prices = job.file.prices.model_copy(update={"machine": machine})
-    config = GgufConfig(path=find(str(job.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
-    inner = large_path.Named(GgufModel(config, prices, answers=job.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
-    nearest = large_path.NearestShots(job.rows.train, Encoder(find(job.file.small.encoder)), job.file.large.nearest)
+    config = LlamaCppConfig(path=find_weights(str(job.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
+    inner = large_path.Named(LlamaCppModel(config, prices, answers=job.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
+    nearest = large_path.NearestShots(
+        job.rows.train, SentenceEncoder(find_weights(job.file.small.encoder)), job.file.large.nearest
+    )
     model = PromptedModel(inner, job.task, chooser=nearest, max_tokens=job.task.max_answer_tokens)
     header = {
         "made_at": date.today().isoformat(),
@@ -112,11 +114,11 @@ def ask(job: Job, rows: Sequence[Example]) -> None:
     asyncio.run(all_of_them())
 
 
-def asked(job: Job, split: str, answers: ReplayModel) -> Evaluation:
+def asked(job: Project, split: str, answers: ReplayModel) -> Evaluation:
     """The large model on those rows of a split that it was asked."""
     data = getattr(job.rows, split)
     known = tuple(e for e in data.examples if request_key(Request(messages=e.messages)) in answers._answers)
-    measuring = Measuring(job.task, data.subset(split, known), split=split)
+    measuring = EvaluationSetup(job.task, data.subset(split, known), split=split)
     return asyncio.run(evaluate(answers, measuring, candidate="large", note=answers.note))
 
 
@@ -158,7 +160,7 @@ def against(first: dict[str, bool], second: dict[str, bool]) -> str:
     return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}], p={p:.3g}, n={len(keys)}"
 
 
-def measure(job: Job, workspace: Workspace) -> str:
+def measure(job: Project, workspace: RunFolder) -> str:
     """The result page."""
     answers = ReplayModel.load(recording())
     large_cal, large_test = asked(job, "calibration", answers), asked(job, "test", answers)
@@ -172,7 +174,7 @@ def measure(job: Job, workspace: Workspace) -> str:
     theirs = Figures("large, rows drawn by chance", fair, 1000 * sum(fair_cost) / max(1, len(fair_cost)))
     lines, notes = [], []
     for limit in PROMISES:
-        certificate = certify(small_cal, large_cal, Promise(at_most_wrong=limit), model_fingerprint="")
+        certificate = certify(small_cal, large_cal, Guarantee(at_most_wrong=limit), model_fingerprint="")
         if not certificate.issued:
             notes.append(f"- at most {100 * limit:g} %: refused: {certificate.why}")
             continue
@@ -184,7 +186,7 @@ def measure(job: Job, workspace: Workspace) -> str:
         )
         notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {bands}.")
         notes += [f"  {left_out} rows that it would send on were not asked, and are left out."] if left_out else []
-    point = Promise(at_most_wrong=None, at_most_below_large=0.01)
+    point = Guarantee(at_most_wrong=None, at_most_below_large=0.01)
     regret = certify(small_cal, _drawn(job, large_cal), point, model_fingerprint="")
     notes.append(f"- at most one point below the large model: {regret.why}")
     names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")
@@ -195,7 +197,7 @@ def measure(job: Job, workspace: Workspace) -> str:
     return "\n".join([asked_rows, "", head, "|---|---|---|---|---|---|---|", *first, *lines, "", *notes])
 
 
-def _drawn(job: Job, large: Evaluation) -> Evaluation:
+def _drawn(job: Project, large: Evaluation) -> Evaluation:
     """The large model on the calibration rows that chance drew."""
     keys = {e.key for e in sorted(job.rows.calibration.examples, key=place)[:DRAWN_CALIBRATION]}
     return large.model_copy(update={"rows": tuple(row for row in large.rows if row.key in keys)})
@@ -208,8 +210,8 @@ def _line(each: Figures, small: Figures, large: Figures) -> str:
 
 
 def main() -> None:
-    job = Job.read(task_file("banking77", data_folder("banking77")), Watch())
-    workspace = Workspace.latest("banking77")
+    job = Project.read(task_file("banking77", data_folder("banking77")), Progress())
+    workspace = RunFolder.latest("banking77")
     calibration, test = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
     if calibration is None or test is None:
         sys.exit("first: python benchmarks/accuracy/run.py banking77")

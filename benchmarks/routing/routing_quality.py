@@ -29,11 +29,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from routing_tables import PRICE_RATIO, PUBLISHED, WEAK, Table, arithmetic, figures, gsm8k, mtbench, published
 
-from smallfirst.models.catalog import find
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
-from smallfirst.routing.confidence_head import shown_by
-from smallfirst.routing.difficulty import Difficulty
+from smallfirst.routing.confidence_head import draft_features
+from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.stats.intervals import Estimate
 
 HERE = Path(__file__).parent
@@ -65,7 +65,7 @@ Measured = tuple[Line, list[Estimate]]
 class Remembering:
     """An encoder that reads each text once."""
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str]) -> None:
+    def __init__(self, encoder: SentenceEncoder, texts: Sequence[str]) -> None:
         self.known = dict(zip(texts, encoder.embed(texts), strict=True))
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -91,7 +91,7 @@ def cross_fitted(
     for seed in range(seeds):
         for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(table.texts):
             texts, helped = part(table.texts, train), part(table.helped, train)
-            fitted = Difficulty.fit(texts, helped, further=part(further, train), encoder=encoder)
+            fitted = DifficultyModel.fit(texts, helped, further=part(further, train), encoder=encoder)
             score = fitted.score(part(table.texts, test), further=part(further, test))
             need[seed, test] = rankdata(-score) / (len(test) + 1)
     return need
@@ -99,7 +99,7 @@ def cross_fitted(
 
 def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
     """Median milliseconds of processor time of one decision, asked one at a time."""
-    fitted = Difficulty.fit(table.texts, table.helped, encoder=encoder)
+    fitted = DifficultyModel.fit(table.texts, table.helped, encoder=encoder)
     times = []
     for text in table.texts[:100]:
         began = time.process_time()
@@ -109,7 +109,7 @@ def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
 
 
 def ours(table: Table, seeds: int) -> list[Line]:
-    encoder = Encoder(find(DEFAULT_ENCODER))
+    encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
     known = (DEFAULT_ENCODER, Remembering(encoder, table.texts))
     own = f"{len(table.texts) * (FOLDS - 1) // FOLDS:,} rows of the other folds"
     words, meaning = cross_fitted(table, seeds), cross_fitted(table, seeds, encoder=known)
@@ -119,7 +119,7 @@ def ours(table: Table, seeds: int) -> list[Line]:
     ]
     if table.drafts:
         drafts = [Completion(text=text, answered_by=WEAK, latency_ms=0, cost_usd=0) for text in table.drafts]
-        shown = zip(shown_by(table.texts, drafts), table.drafts, strict=True)
+        shown = zip(draft_features(table.texts, drafts), table.drafts, strict=True)
         need = cross_fitted(table, seeds, further=[[*draft, *arithmetic(text)] for draft, text in shown])
         lines.append(Line("ours, after the weak model's draft", own, need, drafted=True))
     return lines

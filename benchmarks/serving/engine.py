@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from scoring import matrix_rate
 
-from smallfirst.models.label_model import ScoredModel
+from smallfirst.models.label_model import LabelModel
 from smallfirst.models.local.int8_check import compare
 from smallfirst.models.local.label_scorer import Engine, LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
@@ -84,7 +84,7 @@ def timed(scorer: LabelScorer, encoded: list[list[int]], rows: int) -> float:
 
 async def closed_loop(scorer: LabelScorer, texts: list[str], clients: int) -> tuple[float, float, float]:
     """Requests/s, p50 and p99 in ms of clients that ask anew once they are answered, without HTTP."""
-    model, waiting, took = ScoredModel(scorer, scorer.manifest), iter(texts), list[float]()
+    model, waiting, took = LabelModel(scorer, scorer.manifest), iter(texts), list[float]()
 
     async def client() -> None:
         for text in waiting:
@@ -180,7 +180,7 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
         medians = [statistics.median(runs[f"{name}/{rows}"]) for rows in BATCHES]
         cells = [f"{m:.1f} ({max(runs[f'{name}/{rows}']):.1f})" for m, rows in zip(medians, BATCHES, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells)} | {medians[-1] / bound:.0%} |")
-    lines += ["", "Closed loop through `ScoredModel`, tokenising included, no HTTP, medians of three:", ""]
+    lines += ["", "Closed loop through `LabelModel`, tokenising included, no HTTP, medians of three:", ""]
     lines += ["| engine | clients | requests/s | p50 ms | p99 ms |", "|---|---|---|---|---|"]
     for clients in CLIENTS:
         for name in [name for name in ENGINES if f"{name}/1" in runs]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import openai
 
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.project.task_file import read_task_file
 
 RESULT = Path(__file__).parent / "results" / "first_token.md"
 
@@ -43,7 +43,7 @@ def main() -> None:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "smallfirst.cli.main", "serve", str(options.task), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    name = read_taskfile(options.task).name
+    name = read_task_file(options.task).name
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=300, max_retries=0)
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     try:

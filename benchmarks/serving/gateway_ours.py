@@ -13,16 +13,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from smallfirst.models.label_model import ScoredModel
-from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.policies import Rule
+from smallfirst.routing.policies import RulePolicy
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import Rules, Stage
+from smallfirst.routing.types import RouterOptions, Stage
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
@@ -66,14 +66,14 @@ def fit(folder: Path) -> None:
         for i in range(8)
         for n in range(20)
     ]
-    scorer = LinearScorer.fit("words", Dataset(name="desk", examples=tuple(rows)), TASK)
+    scorer = LinearClassifier.fit("words", Dataset(name="desk", examples=tuple(rows)), TASK)
     scorer.save(folder, Manifest(kind="words", task=TASK, base="words"))
 
 
 def words(folder: Path) -> Model:
     """What `fit` saved, as a Model."""
     manifest = read_manifest(folder)
-    return ScoredModel(LinearScorer.load(folder, manifest), manifest, name="words")
+    return LabelModel(LinearClassifier.load(folder, manifest), manifest, name="words")
 
 
 class NeverAsked:
@@ -102,7 +102,7 @@ def main() -> None:
     if route == "words":
         router = Router([Stage("small", words(folder))], large, CERTIFICATE)
     else:
-        rules = Rules(before=[Rule(kind="rule", to="large", longer_than_chars=10)])
+        rules = RouterOptions(before=[RulePolicy(kind="rule", to="large", longer_than_chars=10)])
         router = Router(NeverAsked(), large, CERTIFICATE, rules=rules)  # type: ignore[arg-type]
     settings = ServeSettings(port=int(sys.argv[4]), api_keys_sha256=(hash_key(KEY),), max_queue=1024)
     serve({MODEL: router}, ledger=Ledger(folder / "ledger.sqlite"), settings=settings)

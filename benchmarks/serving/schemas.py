@@ -22,8 +22,8 @@ from typing import Any
 import jsonschema
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.catalog import find
-from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.tasks.extract import Extract
@@ -94,14 +94,14 @@ def main() -> None:
     texts = [f"Please book {i} things for day {i}." for i in range(EACH)]
     if len(sys.argv) > 1:
         texts = [json.loads(line)["text"] for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()][:EACH]
-    model, tokenizer = load_causal(find("HuggingFaceTB/SmolLM2-135M-Instruct"))
-    writer = TextWriter(model, tokenizer)
+    model, tokenizer = load_causal(find_weights("HuggingFaceTB/SmolLM2-135M-Instruct"))
+    writer = Generator(model, tokenizer)
     lines, valid, closed, n, began = [], 0, 0, 0, time.perf_counter()
     for name, schema in SCHEMAS.items():
         task = Extract(name="bench", json_schema=schema)
         grammar = Grammar.compile(task.answer_schema(), tokenizer)
         asks = [
-            Ask(encode_prompt(tokenizer, task.prompt(text), 512), ROOM, 1.2 * (i % 2), seed=i)
+            GenerationRequest(encode_prompt(tokenizer, task.prompt(text), 512), ROOM, 1.2 * (i % 2), seed=i)
             for i, text in enumerate(texts)
         ]
         written = writer.write(asks, grammar)

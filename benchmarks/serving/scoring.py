@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
 from smallfirst.models.local.label_trie import TrieScorer
 from smallfirst.models.manifest import read_manifest
@@ -60,12 +60,12 @@ def main() -> None:
     encoded = [encode_prompt(scorer.tokenizer, prompt, 512) for prompt in prompts]
     tokens = sum(map(len, encoded)) / len(encoded)
     weights = sum(p.numel() for name, p in scorer.model.named_parameters() if "embed" not in name)
-    writer = TextWriter(scorer.model, scorer.tokenizer)
+    writer = Generator(scorer.model, scorer.tokenizer)
     scorer.score(texts[:64])
     peak = matrix_rate()
     bound = peak / (2 * weights * tokens)
     scored = rate(lambda: scorer.score(texts), n)
-    asks = [Ask(ids, LABEL_TOKENS) for ids in encoded[: n // 4]]
+    asks = [GenerationRequest(ids, LABEL_TOKENS) for ids in encoded[: n // 4]]
     writer.end = -1  # as many tokens for every row, as generate writes
     written = rate(lambda: writer.write(asks), len(asks))
     generated = rate(lambda: generate(scorer, encoded[: n // 4]), len(asks))

@@ -43,9 +43,9 @@ LEVELS = (1, 8, 32)
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
     """A JSON Lines file in an order drawn with a fixed seed, with prompts and their tokens."""
     from smallfirst.models.local.label_scorer import encode_prompt
-    from smallfirst.models.local.tokenizer import read_tokens
+    from smallfirst.models.local.tokenizer import load_tokenizer
 
-    tokens, rows = read_tokens(model), []
+    tokens, rows = load_tokenizer(model), []
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         prompt = manifest.task.prompt(row["text"])
@@ -57,9 +57,9 @@ def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
 
 def promoted_model(task: Path, home: Path) -> Path:
     """The folder of the task's newest promoted model."""
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.project.task_file import read_task_file
 
-    runs = sorted((home / "tasks" / read_taskfile(task).name).glob("*/promoted.json"))
+    runs = sorted((home / "tasks" / read_task_file(task).name).glob("*/promoted.json"))
     if not runs:
         sys.exit(f"{home} holds no promoted model of {task}")
     return runs[-1].parent / "model"
@@ -160,9 +160,9 @@ def main() -> None:
     wanted.work = wanted.work.resolve() / manifest.weights_fingerprint
     wanted.work.mkdir(parents=True, exist_ok=True)
     wanted.home = own_home(wanted.home, wanted.work / "home")
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.project.task_file import read_task_file
 
-    data = read_taskfile(wanted.task).data
+    data = read_task_file(wanted.task).data
     test, others = (read_rows(Path(path), model, manifest) for path in (data.test, data.validation))
     plan = {"weights": manifest.weights_fingerprint, "rows": wanted.rows, "cores": len(wanted.cores)}
     store = Store(wanted.work, plan, quick=wanted.quick)

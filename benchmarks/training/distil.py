@@ -24,21 +24,21 @@ from run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.text_files import load
 from smallfirst.improvement.labelling import LabelOptions, label
-from smallfirst.models.catalog import find
-from smallfirst.models.label_model import Scored
-from smallfirst.models.linear.classifier import LinearScorer
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.project.task_file import DEFAULT_ENCODER, read_taskfile
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.project.task_file import DEFAULT_ENCODER, read_task_file
+from smallfirst.registry import runs as tracking
 from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.contrastive import EncoderLesson
-from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.recipes.contrastive import EncoderRecipe
+from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
-from smallfirst.training.validation import judge
+from smallfirst.training.validation import accuracy_and_temperature
 
 N_HUMAN, N_CHOOSE, SEED = 1000, 150, 0
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -52,7 +52,7 @@ class Pupil(NamedTuple):
     """A fitted model and what it is worth on the rows that choose."""
 
     name: str
-    scorer: LinearScorer | LabelScorer
+    scorer: LinearClassifier | LabelScorer
     chosen_on: float
     folder: Path
 
@@ -74,12 +74,12 @@ class Bench:
         self.test = load(source / "test.jsonl")
         labels = tuple(sorted({example.answer for example in self.everything.examples}))
         self.task = Classify(name="distil", labels=labels, about="Messages of an online bank's customers.")
-        self.encoder = Encoder(find(DEFAULT_ENCODER))
+        self.encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
 
     def linear(self, kind: str, rows: Dataset, tag: str) -> Pupil:
         """A linear model on words or on the frozen encoder."""
-        scorer = LinearScorer.fit(kind, rows, self.task, encoder=self.encoder if kind == "encoder" else None)
-        accuracy, temperature = judge(scorer.score(texts(self.choose)), self.choose, self.task)
+        scorer = LinearClassifier.fit(kind, rows, self.task, encoder=self.encoder if kind == "encoder" else None)
+        accuracy, temperature = accuracy_and_temperature(scorer.score(texts(self.choose)), self.choose, self.task)
         base = DEFAULT_ENCODER if kind == "encoder" else ""
         folder = self.out / f"{kind}-{tag}"
         scorer.save(folder, Manifest(kind=kind, task=self.task, base=base, temperature=temperature))
@@ -93,14 +93,14 @@ class Bench:
         folder = self.out / f"tuned-{tag}-{rate:g}"
         with tracking.open_run("distil", folder.name, params={}) as tracked:
             run = train(
-                EncoderLesson(self.task, rows, self.choose),
+                EncoderRecipe(self.task, rows, self.choose),
                 config,
-                base=(DEFAULT_ENCODER, find(DEFAULT_ENCODER)),
+                base=(DEFAULT_ENCODER, find_weights(DEFAULT_ENCODER)),
                 tracked=tracked,
                 folder=folder,
             )
         say(f"tuned on {tag} at {rate:g}: {epochs} epochs in {run.seconds:.0f} s, {run.validation_curve}")
-        scorer = LinearScorer.load(run.folder, read_manifest(run.folder))
+        scorer = LinearClassifier.load(run.folder, read_manifest(run.folder))
         return Pupil("tuned", scorer, max(v for _, v in run.validation_curve), run.folder)
 
     def small(self, rows: Dataset, tag: str) -> Pupil:
@@ -108,8 +108,8 @@ class Bench:
         config = TrainConfig(duration="4ep", frozen_layers=15)
         folder = self.out / f"small-{tag}"
         with tracking.open_run("distil", folder.name, params={}) as tracked:
-            lesson = TaskLesson(self.task, rows, self.choose)
-            run = train(lesson, config, base=(SMALL, find(SMALL)), tracked=tracked, folder=folder)
+            lesson = TaskRecipe(self.task, rows, self.choose)
+            run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=folder)
         say(f"small on {tag}: {run.seconds:.0f} s, {run.validation_curve}")
         scorer = LabelScorer.load(run.folder, read_manifest(run.folder))
         return Pupil("small", scorer, max(v for _, v in run.validation_curve), run.folder)
@@ -127,7 +127,7 @@ class Bench:
         }
         wishes = {"name": "distil", "data": wish, "routing": {"selection_share": 0.5}, "register_to": "a.b.distil"}
         (self.out / "task.yaml").write_text(json.dumps(wishes), encoding="utf-8")
-        file = read_taskfile(self.out / "task.yaml")
+        file = read_task_file(self.out / "task.yaml")
         best: tuple[float, float, Dataset] | None = None
         for sure in SURE:
             made = self.out / f"labelled-{sure:g}.jsonl"
@@ -147,7 +147,7 @@ class Bench:
         return best[2]
 
 
-def rightness(scored: Sequence[Scored], data: Dataset, task: Classify) -> list[bool]:
+def rightness(scored: Sequence[LabelLogProbs], data: Dataset, task: Classify) -> list[bool]:
     best = [task.closed[max(range(len(s.log_probabilities)), key=s.log_probabilities.__getitem__)] for s in scored]
     return [answer == example.answer for answer, example in zip(best, data.examples, strict=True)]
 

@@ -17,16 +17,22 @@ from pathlib import Path
 
 from run import data_folder, task_file
 
-from smallfirst.models.base_size import BaseSize, read_size
-from smallfirst.models.catalog import find
+from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
-from smallfirst.pipeline.check import exam_work, find_base, in_tokens
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.training.batches import Row
+from smallfirst.pipeline.check import find_local_base, tokenize_rows, validation_work
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.cost import earlier_pace, epochs_of, seconds_of, train_flops, work_of
-from smallfirst.training.estimates.memory import largest_read, peak
+from smallfirst.training.estimates.cost import (
+    count_epochs,
+    epoch_work,
+    estimate_seconds,
+    speed_from_earlier_run,
+    train_flops,
+)
+from smallfirst.training.estimates.memory import largest_micro_batch, peak_memory
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -38,34 +44,36 @@ def compare_times() -> None:
     before: float | None = None
     for path in sorted((home() / "tasks").glob("*/*/run.json"), key=lambda path: path.parent.name):
         name, run = path.parts[-3], Run.load(path)
-        job = Job.read(task_file(name, data_folder(name)), Watch(quiet=True))
-        base = find_base(run.base)
+        job = Project.read(task_file(name, data_folder(name)), Progress(quiet=True))
+        base = find_local_base(run.base)
         assert base.size is not None
         assert base.tokens is not None
-        work = work_of(in_tokens(job, job.rows.train, base.tokens), run.config)
-        rate = train_flops(base.size, run.config, work, epochs_of(work, run.config)) / run.seconds / 1e9
+        work = epoch_work(tokenize_rows(job, job.rows.train, base.tokens), run.config)
+        rate = train_flops(base.size, run.config, work, count_epochs(work, run.config)) / run.seconds / 1e9
         foretold = "–"
         if before is not None:
-            exam = exam_work(job, in_tokens(job, job.rows.selection, base.tokens))
-            span = seconds_of(base.size, run.config, work, exam, earlier_pace(before, base.size, run.config, work))
+            exam = validation_work(job, tokenize_rows(job, job.rows.selection, base.tokens))
+            span = estimate_seconds(
+                base.size, run.config, work, exam, speed_from_earlier_run(before, base.size, run.config, work)
+            )
             foretold = f"{span.low:.0f} to {span.high:.0f}"
         print(f"| {name} | {run.tokens_per_s:.0f} | {rate:.0f} | {run.seconds:.0f} | {foretold} |")
         before = run.tokens_per_s
 
 
 def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
-    from smallfirst.training.backend import Causal
-    from smallfirst.training.loop import Fit
+    from smallfirst.training.backend import CausalBackend
+    from smallfirst.training.loop import TrainingLoop
 
-    size = read_size(find(BASE))
+    size = read_base_size(find_weights(BASE))
     assert size is not None
     draw = random.Random(0)
     row_tokens = [tuple(draw.randrange(10, 400) for _ in range(width + 1)) for _ in range(config.batch_tokens // width)]
-    rows = [Row(ids, width + 1 - targets) for ids in row_tokens]
-    study = Causal()
-    model, tokenizer = study.load(find(BASE), config)
+    rows = [TokenizedRow(ids, width + 1 - targets) for ids in row_tokens]
+    study = CausalBackend()
+    model, tokenizer = study.load(find_weights(BASE), config)
     before = time.process_time()
-    for _ in Fit(study, model, rows, config).steps():
+    for _ in TrainingLoop(study, model, rows, config).steps():
         spent, before = time.process_time() - before, time.process_time()
     if config.method != "full":
         with tempfile.TemporaryDirectory() as folder:
@@ -73,9 +81,9 @@ def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
     _show(config, width, targets, _foretold(size, config, rows), spent)
 
 
-def _foretold(size: BaseSize, config: TrainConfig, rows: list[Row]) -> tuple[float, float, float]:
-    read, several = largest_read(rows, size, config)
-    found = peak(size, config, read, several=several)
+def _foretold(size: BaseSize, config: TrainConfig, rows: list[TokenizedRow]) -> tuple[float, float, float]:
+    read, several = largest_micro_batch(rows, size, config)
+    found = peak_memory(size, config, read, several=several)
     return found.at_least, found.span.low, found.span.high
 
 

@@ -33,9 +33,9 @@ from tiny import ROWS, make_tiny
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Order, now
+from smallfirst.jobs.spec import JobSpec, utc_now
 from smallfirst.registry import versions as registry
-from smallfirst.registry.mlflow_runs import client
+from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
 
 RESULT = Path(__file__).parent / "results" / "kills.md"
@@ -87,10 +87,10 @@ class Bench:
 
     def submit(self, name: str) -> JobFolder:
         """A job of this exam's own process, with checkpoints as close as their price allows."""
-        told = {"register_to": NAME, "experiment": "exam", "created_by": "exam", "created_at": now()}
+        told = {"register_to": NAME, "experiment": "exam", "created_by": "exam", "created_at": utc_now()}
         rows = {"train_rows": str(self.rows), "eval_rows": str(self.rows), "checkpoint_every_s": 0}
         plain = {"name": name, "lesson": "chat", "model": str(self.model), "config": CONFIG}
-        return queue.submit(Order.model_validate({**plain, **rows, **told}))
+        return queue.submit(JobSpec.model_validate({**plain, **rows, **told}))
 
     def elsewhere(self, name: str | None = None) -> subprocess.Popen[str]:
         """Another process that submits and then stays: a user's program, or one that submits job `name` as we do."""
@@ -116,7 +116,7 @@ def unbroken(bench: Bench) -> None:
     job = JobFolder(queue.jobs_folder() / name)
     _until(lambda: job.ended)
     child.communicate()
-    assert job.state == "COMPLETED", job.last_lines()
+    assert job.state == "COMPLETED", job.output_tail()
     times = {event.kind: datetime.fromisoformat(event.at) for event in job.events}
     start_s, life_s = ((times[end] - times["CREATED"]).total_seconds() for end in ("TRAIN_STARTED", "COMPLETED"))
     bench.keep(kind="unbroken", create_s=create_s, start_s=start_s, life_s=life_s, sha256=_weights(job))

@@ -14,15 +14,15 @@ from pathlib import Path
 from run import data_folder
 
 from smallfirst.data.sources.text_files import load
-from smallfirst.models.catalog import find
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import read_manifest
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.registry import runs as tracking
 from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
 
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -42,8 +42,8 @@ def main() -> None:
     task = Classify(name="minutes", labels=labels, about="Messages of an online bank's customers.")
     config = TrainConfig(duration=f"{wanted.epochs}ep", frozen_layers=wanted.frozen, learning_rate=wanted.rate)
     with tracking.open_run("minutes", wanted.out.name, params={}) as tracked:
-        lesson = TaskLesson(task, rows["train"], rows["validation"])
-        run = train(lesson, config, base=(SMALL, find(SMALL)), tracked=tracked, folder=wanted.out)
+        lesson = TaskRecipe(task, rows["train"], rows["validation"])
+        run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=wanted.out)
     began = None
     for event in EventLog(wanted.out / "events.jsonl").read():
         if event.kind == "TRAIN_STARTED":

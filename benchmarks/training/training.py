@@ -73,18 +73,18 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> Non
 
 def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
     """Figures of our own steps, in this process."""
-    from smallfirst.training.backend import Causal
-    from smallfirst.training.batches import Row
+    from smallfirst.training.backend import CausalBackend
+    from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.config import TrainConfig, epoch_seed
-    from smallfirst.training.loop import Fit
+    from smallfirst.training.loop import TrainingLoop
 
     config = TrainConfig(batch_tokens=1024, frozen_layers=frozen)
     read = [json.loads(line) for line in rows.open(encoding="utf-8")]
-    learnt = [Row(tuple(row["ids"]), row["n_prompt"]) for row in read]
-    study = Causal()
+    learnt = [TokenizedRow(tuple(row["ids"]), row["n_prompt"]) for row in read]
+    study = CausalBackend()
     model, _ = study.load(base, config)
     study.begin(model, learnt, config)
-    fit = Fit(study, model, learnt, config)
+    fit = TrainingLoop(study, model, learnt, config)
     batches = study.batches(learnt, config, epoch_seed(config, 0))
     steps = fit.steps()
     for _ in range(WARM_UP):

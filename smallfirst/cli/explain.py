@@ -12,7 +12,7 @@ from datetime import datetime
 
 from smallfirst.errors import ConfigError
 from smallfirst.improvement.harvest.evidence import last_user_message
-from smallfirst.models.protocol import Step
+from smallfirst.models.protocol import RouteStep
 from smallfirst.records import Record
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
@@ -27,7 +27,7 @@ class Explanation(Record):
 
     answer: LedgerRow
     """The answer."""
-    steps: tuple[Step, ...]
+    steps: tuple[RouteStep, ...]
     """Its way through the Router, in order."""
     state: StateRow | None
     """The last change of the task's state before it; None where none is written down."""
@@ -66,7 +66,7 @@ def in_words(found: Explanation) -> list[str]:
     return [*lines, "", *after] if after else lines
 
 
-def table(steps: Sequence[Step]) -> list[str]:
+def table(steps: Sequence[RouteStep]) -> list[str]:
     """A line of headings and one a step, in columns as wide as their widest value."""
     rows = [COLUMNS, *(_cells(step) for step in steps)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
@@ -134,7 +134,7 @@ def _not_made(row: LedgerRow) -> str:
     return ""
 
 
-def _cells(step: Step) -> tuple[str, ...]:
+def _cells(step: RouteStep) -> tuple[str, ...]:
     waived = step.decision == "not asked"
     return (
         step.stage,
@@ -148,7 +148,7 @@ def _cells(step: Step) -> tuple[str, ...]:
     )
 
 
-def _bar(step: Step) -> str:
+def _bar(step: RouteStep) -> str:
     """What the score had to reach, or, for a doubt, must not pass."""
     if step.threshold is None:
         return ""

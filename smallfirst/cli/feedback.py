@@ -84,9 +84,9 @@ def challenge(
 def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
     """Explain one served answer: every step with score, threshold and price, the promise, audits and feedback."""
     from smallfirst.cli.explain import explanation, in_words
-    from smallfirst.improvement.harvest.evidence import existing_ledger
+    from smallfirst.improvement.harvest.evidence import open_ledger
 
-    with closing(existing_ledger(ledger)) as opened:
+    with closing(open_ledger(ledger)) as opened:
         found = explanation(opened, response_id.strip())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(in_words(found)))
 
@@ -99,11 +99,11 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
 @JSON
 def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
     """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
-    from smallfirst.improvement.harvest.evidence import existing_ledger
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.improvement.harvest.evidence import open_ledger
+    from smallfirst.project.task_file import read_task_file
 
-    task = name or read_taskfile(task_yaml).name
-    with closing(existing_ledger(ledger)) as opened:
+    task = name or read_task_file(task_yaml).name
+    with closing(open_ledger(ledger)) as opened:
         rows = waiting(opened, task)
     shown = [_told(row) for row in rows[:limit]]
     if as_json:
@@ -161,8 +161,8 @@ def _moment(text: str) -> datetime:
 
 
 def _job(path: Path) -> Any:
-    from smallfirst.progress import Watch
-    from smallfirst.project.project import Job
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.progress import Progress
+    from smallfirst.project.project import Project
+    from smallfirst.project.task_file import read_task_file
 
-    return Job.read(read_taskfile(path), Watch())
+    return Project.read(read_task_file(path), Progress())

@@ -44,12 +44,12 @@ def jobs(ctx: click.Context, as_json: bool) -> None:
 @JSON
 def show(name: str, follow: bool, as_json: bool) -> None:
     """Show one job: what was asked for, where its files are, what happened."""
-    from smallfirst.interfaces.databricks.training_run import TrainingRun, event_list
+    from smallfirst.interfaces.databricks.training_run import TrainingRun, training_events
     from smallfirst.jobs import queue
 
     job = queue.find(name)
     run = TrainingRun.of(job)
-    events = event_list(job.events)
+    events = training_events(job.events)
     if as_json:
         happened = [{"type": e.type, "time": e.time.isoformat(), "message": e.message} for e in events]
         click.echo(json.dumps({**told(run), "events": happened}, indent=2))
@@ -71,7 +71,7 @@ def cancel(names: tuple[str, ...]) -> None:
     """Ask jobs to stop; each does so within one step and can be resumed."""
     from smallfirst.jobs import queue
 
-    for job in [queue.find(name, bring_back=False) for name in names]:
+    for job in [queue.find(name, restart_dead=False) for name in names]:
         stopped = queue.cancel(job)
         click.echo(f"{job.name}: asked to stop" if stopped else f"{job.name}: has ended already, {job.state}")
 
@@ -83,7 +83,7 @@ def resume(names: tuple[str, ...]) -> None:
     from smallfirst.jobs import queue
     from smallfirst.jobs.spec import user_name
 
-    for job in [queue.find(name, bring_back=False) for name in names]:
+    for job in [queue.find(name, restart_dead=False) for name in names]:
         goes_on = queue.resume(job, by=user_name())
         click.echo(f"{job.name}: goes on" if goes_on else f"{job.name}: has a living process, {job.state}")
 
@@ -139,6 +139,6 @@ def _progress(run: TrainingRun) -> str:
 
 
 def _age(run: TrainingRun) -> str:
-    from smallfirst.interfaces.databricks.training_run import in_words
+    from smallfirst.interfaces.databricks.training_run import format_duration
 
-    return in_words(datetime.now(UTC) - run.created_at) if run.created_at else "-"
+    return format_duration(datetime.now(UTC) - run.created_at) if run.created_at else "-"

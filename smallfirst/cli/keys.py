@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from smallfirst.serving.auth.key_store import Key, Keyring, Terms
+    from smallfirst.serving.auth.key_store import ApiKey, KeyPolicy, KeyStore
 
 FILE = click.option("--file", type=click.Path(path_type=Path), help="Another keyring than that of the state folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print records as JSON.")
@@ -71,27 +71,27 @@ def revoke(name_or_id: str, file: Path | None) -> None:
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-def _keyring(file: Path | None) -> Keyring:
+def _keyring(file: Path | None) -> KeyStore:
     from smallfirst.paths import home
-    from smallfirst.serving.auth.key_store import FILE_NAME, Keyring
+    from smallfirst.serving.auth.key_store import FILE_NAME, KeyStore
 
-    return Keyring(file or home() / FILE_NAME)
+    return KeyStore(file or home() / FILE_NAME)
 
 
-def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> Terms:
+def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:
     from smallfirst.records import parse_record
-    from smallfirst.serving.auth.key_store import Terms
+    from smallfirst.serving.auth.key_store import KeyPolicy
 
     day = expires_on.date() if expires_on else None
-    return parse_record(Terms, {**terms, "role": "admin" if admin else "user", "expires_on": day}, where="options")
+    return parse_record(KeyPolicy, {**terms, "role": "admin" if admin else "user", "expires_on": day}, where="options")
 
 
-def _told(key: Key, used: Any) -> dict[str, Any]:
+def _told(key: ApiKey, used: Any) -> dict[str, Any]:
     shown = key.model_dump(mode="json", exclude={"sha256", "terms"})
     return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.terms.model_dump(mode="json")}
 
 
-def _in_words(key: Key, used: Any) -> str:
+def _in_words(key: ApiKey, used: Any) -> str:
     """One line: name, id, state, role, models, limits, days."""
     terms = key.terms
     limits = [

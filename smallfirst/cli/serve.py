@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from smallfirst.models.protocol import Model
     from smallfirst.serving.ledger.ledger import Ledger
-    from smallfirst.serving.plugins import Extension
+    from smallfirst.serving.plugins import Plugin
     from smallfirst.serving.settings import ServeSettings
 
 
@@ -39,14 +39,14 @@ def serve(
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart.
     """
-    from smallfirst.interfaces.mlflow_deployments.listing import Listing
+    from smallfirst.interfaces.mlflow_deployments.listing import EndpointListing
     from smallfirst.interfaces.openai_finetuning.plugin import extension_for
     from smallfirst.paths import home
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
-    from smallfirst.serving.auth.key_store import FILE_NAME, Keyring
+    from smallfirst.serving.auth.key_store import FILE_NAME, KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
-    from smallfirst.serving.plugins import Together
+    from smallfirst.serving.plugins import PluginGroup
     from smallfirst.serving.settings import ServeSettings
 
     wanted = task_yamls or (Path("task.yaml"),)
@@ -56,45 +56,45 @@ def serve(
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace")}
     keep_days = options.pop("keep_days")
     chosen = parse_record(ServeSettings, options, where="options")
-    extensions: list[Extension] = [extension_for(bases)] if fine_tuning else []
-    ledger, keyring = Ledger(home() / "ledger.db", keep_bodies_days=keep_days), Keyring(home() / FILE_NAME)
+    extensions: list[Plugin] = [extension_for(bases)] if fine_tuning else []
+    ledger, keyring = Ledger(home() / "ledger.db", keep_bodies_days=keep_days), KeyStore(home() / FILE_NAME)
     models: Mapping[str, Model] = {}
     if not fine_tuning or any(path.exists() for path in wanted):  # else only what is fine-tuned here is served
         models, more = _of_tasks(wanted, ledger, chosen, live)
-        extensions = [*more, *extensions, Listing(lambda: models)]
-    serve_models(models, ledger=ledger, settings=chosen, extension=Together(*extensions), keyring=keyring)
+        extensions = [*more, *extensions, EndpointListing(lambda: models)]
+    serve_models(models, ledger=ledger, settings=chosen, extension=PluginGroup(*extensions), keyring=keyring)
 
 
 def _of_tasks(
     wanted: Sequence[Path], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
-) -> tuple[Mapping[str, Model], list[Extension]]:
+) -> tuple[Mapping[str, Model], list[Plugin]]:
     """The models of the tasks, and what watches them."""
-    from smallfirst.deployment.service import served, tracing_of
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.deployment.service import deploy, trace_plugin
+    from smallfirst.project.task_file import read_task_file
 
-    files = [read_taskfile(path) for path in wanted]
-    found = served(
+    files = [read_task_file(path) for path in wanted]
+    found = deploy(
         files,
         ledger,
         live=not live["replay_large"],
         store_bodies=settings.store_bodies,
         follow_every_s=live["follow_s"] or None,
     )
-    traces = [tracing_of(files, store_bodies=settings.store_bodies)] if live["trace"] else []
+    traces = [trace_plugin(files, store_bodies=settings.store_bodies)] if live["trace"] else []
     return found.models, [found.watch, *traces]
 
 
 def _engines(wanted: Sequence[Path]) -> str:
     """Which engine answers for each model of the tasks, and why; nothing is loaded."""
-    from smallfirst.models.servers.selection import choose, explain, this_setting
-    from smallfirst.pipeline.large_model import general_place
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.models.servers.selection import choose_engine, explain_choices, this_setting
+    from smallfirst.pipeline.large_model import general_model_location
+    from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions as registry
 
     setting, choices = this_setting(), []
-    for file in map(read_taskfile, wanted):
+    for file in map(read_task_file, wanted):
         version = registry.resolve(f"{file.register_to}@{registry.CHAMPION}")
-        choices.append(choose(version.folder, setting, name=f"{file.name}-small"))
-        if (place := general_place(file)) is not None:
-            choices.append(choose(place, setting, name=f"{file.name}-large"))
-    return explain(choices, setting.machine)
+        choices.append(choose_engine(version.folder, setting, name=f"{file.name}-small"))
+        if (place := general_model_location(file)) is not None:
+            choices.append(choose_engine(place, setting, name=f"{file.name}-large"))
+    return explain_choices(choices, setting.machine)

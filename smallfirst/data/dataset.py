@@ -13,7 +13,7 @@ from typing import Literal
 
 from smallfirst.records import Record, fingerprint
 
-Shape = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
+RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
 """text + label · text + labels · text + target (JSON) · question + answer · prompt + response · chat messages ·
 text to continue."""
 
@@ -36,7 +36,7 @@ class Example(Record):
     """The gold label, canonical JSON, the response, or the text to continue; empty if there is no gold answer."""
     also: tuple[str, ...] = ()
     """Other answers that are as right."""
-    shape: Shape
+    shape: RowFormat
     """Which of the row shapes it was read from."""
     path: str = ""
     """File it came from."""
@@ -99,7 +99,7 @@ class Dataset(Record):
         return Dataset(name=name, examples=examples)
 
 
-def folded(text: str) -> str:
+def fold_text(text: str) -> str:
     """`text` without case, punctuation, spacing and Unicode variants: equal means «the same text».
 
     A text of nothing but punctuation stands for itself, so that not all such texts are one.

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-KINDS = ("url", "email", "iban", "card", "ip", "phone")
+PII_KINDS = ("url", "email", "iban", "card", "ip", "phone")
 """In the order in which they are looked for: what a URL holds is no e-mail address any more."""
 
 _URL = re.compile(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.\-]{0,30}://[^\s<>\"]++")
@@ -49,7 +49,7 @@ _CALLED = re.compile(
 _MOST_CARD_DIGITS, _FEWEST_CARD_DIGITS = 19, 13
 
 
-class Redacted(NamedTuple):
+class RedactedText(NamedTuple):
     """A text without what was seen in it."""
 
     text: str
@@ -58,7 +58,7 @@ class Redacted(NamedTuple):
     """Finds by kind; kinds without one are left out."""
 
 
-def redact(text: str) -> Redacted:
+def redact(text: str) -> RedactedText:
     """The text with a placeholder for each find. Redacting the result once more changes nothing."""
     found: Counter[str] = Counter()
 
@@ -78,10 +78,10 @@ def redact(text: str) -> Redacted:
     sub(_IPV6, "ip", _is_ipv6)
     text = _CALLED.sub(lambda m: m.group()[: m.start(2) - m.start()] + placeholder("phone"), text)
     sub(_PHONE, "phone", lambda number: True)
-    return Redacted(text, dict(found))
+    return RedactedText(text, dict(found))
 
 
-def redact_json(text: str) -> Redacted:
+def redact_json(text: str) -> RedactedText:
     """The same for every value in JSON, keys left alone; a number that is a find becomes text.
 
     Raises ValueError if the text is no JSON.
@@ -99,12 +99,12 @@ def redact_json(text: str) -> Redacted:
         found.update(inside.counts)
         return inside.text if inside.counts else value
 
-    return Redacted(json.dumps(cleaned(json.loads(text)), ensure_ascii=False, separators=(", ", ": ")), dict(found))
+    return RedactedText(json.dumps(cleaned(json.loads(text)), ensure_ascii=False, separators=(", ", ": ")), dict(found))
 
 
-def in_words(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """`3 email, 1 phone` in the order of KINDS; `nothing` for no find."""
-    return ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS if counts.get(kind)) or "nothing"
+    return ", ".join(f"{counts[kind]:,} {kind}" for kind in PII_KINDS if counts.get(kind)) or "nothing"
 
 
 def _without(text: str, spans: Iterator[tuple[int, int]], said: Callable[[], str]) -> str:

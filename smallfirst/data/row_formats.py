@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Example, Message, Shape
+from smallfirst.data.dataset import Example, Message, RowFormat
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
 
@@ -44,7 +44,7 @@ class Columns(Record):
     """A conversation, its last message being the answer."""
 
 
-SHAPES: dict[Shape, str] = {
+ROW_FORMATS: dict[RowFormat, str] = {
     "label": "text + label",
     "labels": "text + labels",
     "target": "text + target",
@@ -55,7 +55,7 @@ SHAPES: dict[Shape, str] = {
 }
 """The shapes by the name that messages to the user give them."""
 
-_FIELDS: dict[Shape, tuple[str, ...]] = {
+_FIELDS: dict[RowFormat, tuple[str, ...]] = {
     "label": ("text", "label"),
     "labels": ("text", "labels"),
     "target": ("text", "target"),
@@ -68,14 +68,14 @@ _KEYS_LOOKED_AT = 20
 _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """A recognised shape and, by field of Columns, the key that holds it in the row."""
 
-    shape: Shape
+    shape: RowFormat
     keys: dict[str, str]
 
 
-def layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> Layout | str:
+def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
     """The shape that these keys make, or the rule they break. Other keys are ignored.
 
     `answered` refuses text alone: the caller knows that every row must have an answer.
@@ -85,22 +85,22 @@ def layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -
     if len(fits) > 1:
         named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
         if len(named) != 1:
-            return f"fits two shapes at once: {SHAPES[fits[0]]} and {SHAPES[fits[1]]}"
+            return f"fits two shapes at once: {ROW_FORMATS[fits[0]]} and {ROW_FORMATS[fits[1]]}"
         fits = named
     if fits == ["prompt"] and names["response"] != "completion" and _both_answers(keys, columns):
         return 'has both "response" and "completion": keep one of them'
     if fits:
         fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
-        return Layout(fits[0], {field: names[field] for field in fields})
+        return RowLayout(fits[0], {field: names[field] for field in fields})
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
-        return Layout("text", {"text": names["text"]})
+        return RowLayout("text", {"text": names["text"]})
     return _what_is_missing(keys, names, columns)
 
 
-def read_row(
-    row: Mapping[str, Any], found: Layout, *, path: str, line: int, labels: Collection[str] | None
+def parse_row(
+    row: Mapping[str, Any], found: RowLayout, *, path: str, line: int, labels: Collection[str] | None
 ) -> tuple[Example | None, list[str]]:
     """The row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
@@ -121,7 +121,7 @@ def read_row(
     return example, []
 
 
-def _asked_and_golds(row: Mapping[str, Any], found: Layout) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """What a good row asks, and its right answers."""
     keys = found.keys
     if found.shape == "chat":
@@ -136,18 +136,18 @@ def _asked_and_golds(row: Mapping[str, Any], found: Layout) -> tuple[tuple[Messa
     text = f"{context.strip()}\n\n{question}" if context and context.strip() else question
     asked_once = (Message(role="user", content=text),)
     if found.shape == "target":
-        return asked_once, (as_json(gold if isinstance(gold, dict) else json.loads(gold)),)
+        return asked_once, (to_json(gold if isinstance(gold, dict) else json.loads(gold)),)
     if found.shape == "labels":
-        return asked_once, (as_json(gold),)
+        return asked_once, (to_json(gold),)
     return asked_once, tuple(dict.fromkeys(gold)) if isinstance(gold, list) else (gold,)
 
 
-def as_json(value: object) -> str:
+def to_json(value: object) -> str:
     """`value` as JSON on one line, the way answers are kept: `{"people": 3, "names": ["a"]}`."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
-def as_row(example: Example) -> dict[str, Any]:
+def to_row(example: Example) -> dict[str, Any]:
     """The example as a row with the usual column names, which `load` reads as the same example."""
     if example.shape == "text":
         return {"text": example.answer}
@@ -191,13 +191,13 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
     strays = _strays(keys, names)
     near = {f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names}
 
-    def closeness(shape: Shape) -> int:
+    def closeness(shape: RowFormat) -> int:
         return sum(2 if f in names else bool(near[f]) for f in _FIELDS[shape])
 
     shape = max(_FIELDS, key=closeness)
     seen = ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
     if not closeness(shape):
-        return f"fits no shape ({', '.join(SHAPES.values())}): the row has {seen}"
+        return f"fits no shape ({', '.join(ROW_FORMATS.values())}): the row has {seen}"
     told = []
     for field in (f for f in _FIELDS[shape] if f not in names):
         column, stray = getattr(columns, field), near[field]

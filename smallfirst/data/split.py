@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.errors import ConfigError
 from smallfirst.records import Record
 
@@ -45,7 +45,7 @@ def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> S
     return Splits(**{name: data.subset(f"{data.name}:{name}", tuple(rows)) for name, rows in parts.items()})
 
 
-def take_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:
+def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:
     """A share in [0, 1] of the rows, and the rest; equal texts go the same way.
 
     Independent of `split`; a second draw from the rest needs another `salt`. A larger share holds
@@ -64,7 +64,7 @@ def take_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Da
 
 def _draw(purpose: str, salt: str, example: Example) -> float:
     """A number in [0, 1), the same for equal texts, and independent of other purposes' draws."""
-    content = "\0".join((purpose, salt, folded(example.asked)))
+    content = "\0".join((purpose, salt, fold_text(example.asked)))
     digest = hashlib.sha256(content.encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits are exact in a float
 

@@ -25,11 +25,11 @@ from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 
 _log = logging.getLogger("smallfirst.serving")
 _OUTSIDE = "domain"
-MOST_AUDITS_AT_ONCE = 4
+MAX_CONCURRENT_AUDITS = 4
 """Audits that may be under way side by side; further ones wait, so that audits never crowd out answers."""
 
 
-class Auditing(NamedTuple):
+class AuditSettings(NamedTuple):
     """How answers of one task are judged."""
 
     judge: Literal["large", "person"]
@@ -40,7 +40,7 @@ class Auditing(NamedTuple):
     """True keeps both answers in the ledger."""
 
 
-class Live:
+class AuditedRouter:
     """A Router under watch, itself a Model."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
@@ -52,7 +52,7 @@ class Live:
         monitor: Callable[[], Monitor],
         *,
         ledger: Ledger,
-        auditing: Auditing,
+        auditing: AuditSettings,
         draw: random.Random | None = None,
     ) -> None:
         """`monitor` makes a new one, as at go-live: what happened since is fed to it from the ledger."""
@@ -61,7 +61,7 @@ class Live:
         self.certificate = router.certificate.fingerprint()
         self._draw = draw or random.SystemRandom()
         self._waiting: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MOST_AUDITS_AT_ONCE)
+        self._room = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._drawn_at: dict[str, int] = {}
         self._feed_audits()
         self._go_on()
@@ -203,7 +203,7 @@ class Live:
         """Tell the monitor of a draft."""
         if decision.draft is not None:
             doubt = next((s.score for s in decision.route.trail if s.stage == _OUTSIDE), None)
-            await self._log(self.monitor.saw(decision.route.confidence, doubt, decision.draft.text))
+            await self._log(self.monitor.observe(decision.route.confidence, doubt, decision.draft.text))
 
     async def _take(self, audit: AuditRow) -> None:
         await self.ledger.append_async(audit)

@@ -1,6 +1,6 @@
 """From the entities of an endpoint to what is served under its name: registered models, endpoints elsewhere, a cascade.
 
-A Plan says what an endpoint is made of; `build` loads it. A registered model is a version, or an alias that is
+A Plan says what an endpoint is made of; `load_endpoint` loads it. A registered model is a version, or an alias that is
 followed; with a fallback it stands in a Router on the certificate of its version. Between several entities traffic is
 split by weight. The price of a new plan in a running server: for a moment both its models and the old ones are in
 memory.
@@ -26,23 +26,23 @@ from smallfirst.models.protocol import (
     Model,
     Request,
     Route,
-    Step,
+    RouteStep,
 )
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.wrappers import DelegatingModel
-from smallfirst.pipeline.confidence_heads import HEADS, Heads
-from smallfirst.pipeline.router_setup import marked
+from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
+from smallfirst.pipeline.router_setup import versioned_name
 from smallfirst.pricing import PriceBook
-from smallfirst.project.task_file import Signature
+from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
 from smallfirst.registry import versions as registry
 from smallfirst.routing import policies as policy
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import Router
-from smallfirst.routing.types import Rules, Stage
+from smallfirst.routing.types import RouterOptions, Stage
 
 
-class Registered(Record):
+class RegisteredEntity(Record):
     """A model of the registry."""
 
     name: str
@@ -58,7 +58,7 @@ class Registered(Record):
         return self.model + (self.version if self.version.startswith("@") else f"/{self.version}")
 
 
-class External(Record):
+class ExternalEntity(Record):
     """A model behind an OpenAI-compatible address."""
 
     name: str
@@ -72,16 +72,16 @@ class Cascade(Record):
 
     fallback: str
     """Name of the external entity that is asked last."""
-    override: Signature | None = None
+    override: SignedOverride | None = None
     """Lets registered models answer without an issued certificate."""
 
 
-class Plan(Record):
+class EndpointPlan(Record):
     """What an endpoint is made of."""
 
-    registered: tuple[Registered, ...] = ()
+    registered: tuple[RegisteredEntity, ...] = ()
     """Models of the registry."""
-    external: tuple[External, ...] = ()
+    external: tuple[ExternalEntity, ...] = ()
     """Models elsewhere."""
     percent: dict[str, Annotated[int, Field(ge=0, le=100)]]
     """Share of the requests by entity name, in percent; they sum to 100."""
@@ -93,7 +93,7 @@ class Plan(Record):
     """What answers cost."""
 
 
-class Built(NamedTuple):
+class LoadedEndpoint(NamedTuple):
     """A plan, loaded."""
 
     models: dict[str, Model]
@@ -109,7 +109,7 @@ class Built(NamedTuple):
             await model.aclose()
 
 
-def versions_now(plan: Plan) -> dict[str, int]:
+def resolve_versions(plan: EndpointPlan) -> dict[str, int]:
     """The version that each registered entity means at the moment. Raises RegistryError if there is none."""
     found = {}
     for entity in plan.registered:
@@ -124,7 +124,7 @@ def versions_now(plan: Plan) -> dict[str, int]:
     return found
 
 
-def build(name: str, plan: Plan) -> Built:
+def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
     """What is served under `name`. May take seconds: files are verified and weights are read.
 
     Raises RegistryError, ConfigError and PriceUnknown for an entity that cannot be had, StageMissing for a cascade
@@ -137,7 +137,7 @@ def build(name: str, plan: Plan) -> Built:
         version = registry.resolve(entity.reference)
         # Before anything large is read: it may be missing for a while after a promotion.
         certificate = _certificate(version, plan.cascade) if plan.cascade else None
-        shown = marked(entity.name, version.version)
+        shown = versioned_name(entity.name, version.version)
         able = inner[entity.name] = load_model(version.folder, name=shown, price=plan.prices.machine)
         versions[entity.name] = version.version
         if plan.cascade and certificate:
@@ -146,12 +146,16 @@ def build(name: str, plan: Plan) -> Built:
             promise = certificate.why if certificate.issued else "no certificate was issued; somebody signed for it"
             notes.append(f"{entity.name}: {promise}; its answers are not audited here, as `smallfirst serve` does")
     weights = {entity: percent for entity, percent in plan.percent.items() if percent}
-    alone = {f"{name}/{entity}": Split(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()}
-    whole = Split(name, inner, weights, sticky_by=plan.sticky_by, able=able if len(plan.registered) == 1 else None)
-    return Built({name: whole, **alone}, versions, tuple(notes))
+    alone = {
+        f"{name}/{entity}": TrafficSplit(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()
+    }
+    whole = TrafficSplit(
+        name, inner, weights, sticky_by=plan.sticky_by, able=able if len(plan.registered) == 1 else None
+    )
+    return LoadedEndpoint({name: whole, **alone}, versions, tuple(notes))
 
 
-def external_model(entity: External, prices: PriceBook) -> EndpointModel:
+def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
     """The external entity's model, not connected yet. Raises ConfigError without its key, PriceUnknown."""
     try:
         return EndpointModel(entity.endpoint, prices)
@@ -195,14 +199,16 @@ def _cascade(
     """
     (small, large), manifest = models, read_manifest(version.folder)
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
-    heads = Heads.model_validate_json(registry.read_attachment(version.name, version.version, HEADS) or b"{}")
+    heads = ConfidenceHeads.model_validate_json(registry.read_attachment(version.name, version.version, HEADS) or b"{}")
     if manifest.kind != "chats":
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
-    return Router(heads.on((Stage("small", small),)), large, certificate, rules=Rules(signed=signed), name=small.name)
+    return Router(
+        heads.on((Stage("small", small),)), large, certificate, rules=RouterOptions(signed=signed), name=small.name
+    )
 
 
-class Split:
+class TrafficSplit:
     """Several Models as one: each request goes to one of them, by weight; equal values of a tag to the same one."""
 
     def __init__(
@@ -247,7 +253,9 @@ class Split:
         tag = next((tag for tag in self._sticky_by if tag in request.tags), None)
         at = self._chance()
         if tag is not None:
-            at = policy.position(policy.Split(kind="split", to="", share=1, by=tag, salt=self.name), request)
+            at = policy.split_position(
+                policy.SplitPolicy(kind="split", to="", share=1, by=tag, salt=self.name), request
+            )
         by = f"by {tag}" if tag else "by chance"
         ends = zip(self._percent, accumulate(self._percent.values()), strict=True)
         entity = next(name for name, end in ends if at * 100 < end)
@@ -261,7 +269,7 @@ class Split:
     def _told(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:
         """The completion with the entity in its route; a Router's own route stays, with one step more."""
         decision: Literal["passed on"] = "passed on"
-        step = Step(stage="split", decision=decision, why=f"{why}: to {entity}", score=at)
+        step = RouteStep(stage="split", decision=decision, why=f"{why}: to {entity}", score=at)
         route = completion.route
         if route is None:
             here = completion.confidence

@@ -27,13 +27,13 @@ class Closes(Protocol):
         """Free what is held."""
 
 
-class Crew:
+class ModelSet:
     """Models that are replaced together."""
 
     def __init__(self, slot: str, models: Mapping[str, Model], closes: Closes) -> None:
         """`closes` frees all of them, and what else they stand on; `slot` is whose place they take."""
         self.slot, self.models, self._closes = slot, dict(models), closes
-        self.n_under_way = 0
+        self.n_in_flight = 0
         """Requests that are answered by it now."""
         self.idle_since_s = time.monotonic()
         """When its last request was done."""
@@ -43,19 +43,19 @@ class Crew:
         await self._closes.aclose()
 
 
-class Fleet(Mapping[str, Model]):
+class HotSwapModels(Mapping[str, Model]):
     """The crews on duty, by served name. Any thread may replace one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._crews: dict[str, Crew] = {}
-        self._behind: dict[str, Crew] = {}
-        self._doors: dict[str, Door] = {}
-        self._leaving: list[Crew] = []
+        self._crews: dict[str, ModelSet] = {}
+        self._behind: dict[str, ModelSet] = {}
+        self._doors: dict[str, ModelProxy] = {}
+        self._leaving: list[ModelSet] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         """The event loop that requests come from; None before the first."""
 
-    def put(self, crews: Sequence[Crew], *, without: Collection[str] = ()) -> None:
+    def put(self, crews: Sequence[ModelSet], *, without: Collection[str] = ()) -> None:
         """Nothing back; from now on new requests go to `crews`, and slots in `without` are empty."""
         with self._lock:
             kept = {slot: crew for slot, crew in self._crews.items() if slot not in without}
@@ -64,7 +64,9 @@ class Fleet(Mapping[str, Model]):
             self._crews = after
             self._behind = {name: crew for crew in after.values() for name in crew.models}
             # A new mapping each time: whoever goes through the old one is not disturbed.
-            self._doors = {name: Door(self, name, model) for c in after.values() for name, model in c.models.items()}
+            self._doors = {
+                name: ModelProxy(self, name, model) for c in after.values() for name, model in c.models.items()
+            }
 
     @contextmanager
     def lease(self, name: str) -> Iterator[Model]:
@@ -73,35 +75,35 @@ class Fleet(Mapping[str, Model]):
             crew = self._behind.get(name)
             if crew is None:
                 raise ModelError(f"{name} is served no more")
-            crew.n_under_way += 1
+            crew.n_in_flight += 1
             if self.loop is None:
                 self.loop = asyncio.get_running_loop()
         try:
             yield crew.models[name]
         finally:
             with self._lock:
-                crew.n_under_way -= 1
+                crew.n_in_flight -= 1
                 crew.idle_since_s = time.monotonic()
 
-    def door(self, name: str, model: Model) -> Door:
+    def door(self, name: str, model: Model) -> ModelProxy:
         """A way to a served name that stays right when its models are replaced; `model` is who stands there now."""
-        return Door(self, name, model)
+        return ModelProxy(self, name, model)
 
-    def gone(self, *, idle_s: float) -> list[Crew]:
+    def gone(self, *, idle_s: float) -> list[ModelSet]:
         """Crews that were replaced and had no request for `idle_s` seconds: the caller closes them, nobody else."""
         with self._lock:
             before = time.monotonic() - idle_s
-            done = [crew for crew in self._leaving if not crew.n_under_way and crew.idle_since_s <= before]
+            done = [crew for crew in self._leaving if not crew.n_in_flight and crew.idle_since_s <= before]
             self._leaving = [crew for crew in self._leaving if crew not in done]
         return done
 
     @property
-    def on_duty(self) -> dict[str, Crew]:
+    def active(self) -> dict[str, ModelSet]:
         """The crews that new requests go to, by slot."""
         return self._crews
 
     @property
-    def leaving(self) -> list[Crew]:
+    def leaving(self) -> list[ModelSet]:
         """Crews that were replaced and are not closed yet."""
         return list(self._leaving)
 
@@ -123,10 +125,10 @@ class Fleet(Mapping[str, Model]):
         return len(self._doors)
 
 
-class Door(DelegatingModel):
+class ModelProxy(DelegatingModel):
     """A served name, itself a Model: each request goes to the model that has the name when the request begins."""
 
-    def __init__(self, fleet: Fleet, served: str, model: Model) -> None:
+    def __init__(self, fleet: HotSwapModels, served: str, model: Model) -> None:
         super().__init__(model)
         self._fleet, self._served = fleet, served
 
@@ -139,7 +141,7 @@ class Door(DelegatingModel):
         """Do nothing: the fleet closes what it holds."""
 
 
-class Kept(DelegatingModel):
+class SharedModel(DelegatingModel):
     """A model that several crews share: it stays open when one of them leaves."""
 
     async def aclose(self) -> None:

@@ -20,34 +20,34 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from smallfirst.deployment.audited_router import Live
+from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.plugins import Call, ExtraRoute
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest, PluginRoute
 
 STATES = ("live", "shadow", "drift", "fallback")
 _MAX_BYTES = 64 * 1024
-MOST_VERDICTS = 16
+MAX_VERDICTS = 16
 """Verdicts that are kept on one answer: people may disagree, but not fill the ledger."""
 _MOST_SHOWN = 200
 """Entries of the queue that are listed at once."""
 
 
-class LiveRouters:
+class MonitoringRoutes:
     """The extension over the Routers of one server."""
 
-    def __init__(self, routers: Sequence[Live], ledger: Ledger) -> None:
+    def __init__(self, routers: Sequence[AuditedRouter], ledger: Ledger) -> None:
         self.by_task = {live.name: live for live in routers}
         self._ledger = ledger
         self._answers: Counter[tuple[str, str]] = Counter()
         self._cost_usd: Counter[str] = Counter()
         self.collectors: tuple[Collector, ...] = (_Figures(self),)
-        self.routes: tuple[ExtraRoute, ...] = (
-            ExtraRoute("POST", "/v1/feedback", self._feedback),
-            ExtraRoute("GET", "/v1/routers", self._states),
-            ExtraRoute("GET", "/v1/queue", self._queue),
+        self.routes: tuple[PluginRoute, ...] = (
+            PluginRoute("POST", "/v1/feedback", self._feedback),
+            PluginRoute("GET", "/v1/routers", self._states),
+            PluginRoute("GET", "/v1/queue", self._queue),
         )
 
     def find(self, name: str, caller: str) -> Model | None:
@@ -71,16 +71,14 @@ class LiveRouters:
     async def aclose(self) -> None:
         """Nothing is held: the Routers are closed as the models they are."""
 
-    async def _feedback(self, call: Call) -> dict[str, Any]:
+    async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
         said = _parse(await call.json(max_bytes=_MAX_BYTES), call.caller)
         row = await asyncio.to_thread(self._ledger.get, said.id)
         if row is None or row.status != 200:
-            raise WireError(404, "There is no answer with this id.", param="id", code="answer_not_found")
+            raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=said.id)
-        if len(earlier) >= MOST_VERDICTS:
-            raise WireError(
-                409, f"There are {MOST_VERDICTS} verdicts on this answer already.", param="id", code="judged"
-            )
+        if len(earlier) >= MAX_VERDICTS:
+            raise ApiError(409, f"There are {MAX_VERDICTS} verdicts on this answer already.", param="id", code="judged")
         live = self.by_task.get(row.task or "")
         if live is None:
             await self._ledger.append_async(said)
@@ -88,10 +86,10 @@ class LiveRouters:
             await live.feedback(said)
         return {"object": "feedback", "id": said.id, "verdict": said.verdict, "audit": bool(live and row.audited)}
 
-    async def _states(self, _: Call) -> dict[str, Any]:
+    async def _states(self, _: PluginRequest) -> dict[str, Any]:
         return {"object": "list", "data": [_shown(live) for live in self.by_task.values()]}
 
-    async def _queue(self, _: Call) -> dict[str, Any]:
+    async def _queue(self, _: PluginRequest) -> dict[str, Any]:
         waiting = await asyncio.to_thread(self._waiting)
         data = [{"id": r.id, "task": r.task, "at": r.at.isoformat(), "stage": r.stage} for r in waiting[:_MOST_SHOWN]]
         return {"object": "list", "data": data, "has_more": len(waiting) > _MOST_SHOWN}
@@ -113,7 +111,7 @@ class LiveRouters:
 class _Figures(Collector):
     """The Routers' figures as Prometheus reads them; nothing is counted twice, so nothing can disagree."""
 
-    def __init__(self, house: LiveRouters) -> None:
+    def __init__(self, house: MonitoringRoutes) -> None:
         self._house = house
 
     def collect(self) -> Iterator[Metric]:
@@ -144,7 +142,7 @@ class _Figures(Collector):
         yield from (answers, cost, state, audits, error, limit, alarms)
 
 
-def _shown(live: Live) -> dict[str, Any]:
+def _shown(live: AuditedRouter) -> dict[str, Any]:
     found = live.monitor.live_error
     states = live.ledger.entries(StateRow, task=live.name, limit=5)
     return {
@@ -164,12 +162,12 @@ def _parse(body: dict[str, Any], caller: str) -> FeedbackRow:
     """The feedback in a body. Raises WireError 400 naming the field at fault."""
     unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
-        raise WireError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
+        raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
     id, verdict, answer = body.get("id"), body.get("verdict"), body.get("answer")
     if not isinstance(id, str) or not 1 <= len(id) <= 128:
-        raise WireError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
+        raise ApiError(400, "`id` is the id of a response, such as chatcmpl-….", param="id")
     if verdict not in ("right", "wrong"):
-        raise WireError(400, '`verdict` is "right" or "wrong".', param="verdict")
+        raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
-        raise WireError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
+        raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
     return FeedbackRow(id=id, at=datetime.now(UTC), verdict=verdict, answer=answer, caller=caller)

@@ -21,23 +21,23 @@ from typing import Any
 
 from prometheus_client.registry import Collector
 
-from smallfirst.deployment.audited_router import Live
-from smallfirst.deployment.hot_swap import Crew, Fleet
-from smallfirst.deployment.monitoring_routes import LiveRouters
-from smallfirst.deployment.task_deployment import Desk, Standing, Wanted, tried
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
+from smallfirst.deployment.monitoring_routes import MonitoringRoutes
+from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.routing.auto import Auto
-from smallfirst.routing.ood.detector import SIGNATURE
-from smallfirst.routing.ood.task_selector import Front
+from smallfirst.routing.auto import AutoRouter
+from smallfirst.routing.ood.detector import PROFILE_FILE
+from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import StateRow
-from smallfirst.serving.plugins import ExtraRoute
+from smallfirst.serving.plugins import PluginRoute
 
 _log = logging.getLogger("smallfirst.serving")
 
 AUTO = "auto"
 """Name under which every task of a server is reached at once."""
-FOLLOW_EVERY_S = 5.0
+POLL_INTERVAL_S = 5.0
 """Seconds between two lookups."""
 LINGER_S = 2.0
 """Seconds that a replaced version stays open after its last request: its answers are still told to its own watch."""
@@ -50,30 +50,30 @@ _TRIAL_TOKENS = 8
 class _Trouble:
     """A version that could not be taken."""
 
-    wanted: Wanted | None
+    wanted: TargetVersions | None
     said: str
     again_at_s: float = 0.0
-    wait_s: float = FOLLOW_EVERY_S
+    wait_s: float = POLL_INTERVAL_S
 
 
-class Following:
+class RegistryWatcher:
     """The extension over the Routers of one server, which follow their aliases once `start` was called."""
 
-    def __init__(self, desks: Sequence[Desk], ledger: Ledger, *, every_s: float = FOLLOW_EVERY_S) -> None:
+    def __init__(self, desks: Sequence[TaskDeployment], ledger: Ledger, *, every_s: float = POLL_INTERVAL_S) -> None:
         """Loads every task's champion. Raises what `Desk.standing` does."""
         self._desks, self._ledger, self._every_s = {desk.name: desk for desk in desks}, ledger, every_s
-        self.fleet = Fleet()
+        self.fleet = HotSwapModels()
         """The served models by name."""
         self._standing = {desk.name: desk.standing(desk.wanted()) for desk in desks}
-        self._past: list[Standing] = []
+        self._past: list[DeployedVersion] = []
         self._trouble: dict[str, _Trouble] = {}
-        self._routers = LiveRouters([standing.live for standing in self._standing.values()], ledger)
+        self._routers = MonitoringRoutes([standing.live for standing in self._standing.values()], ledger)
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._follow, name="follow", daemon=True)
         auto = self._auto()
         self.fleet.put([*(standing.crew for standing in self._standing.values()), *([auto] if auto else [])])
 
     @property
-    def by_task(self) -> Mapping[str, Live]:
+    def by_task(self) -> Mapping[str, AuditedRouter]:
         """The Routers that answer now."""
         return self._routers.by_task
 
@@ -83,7 +83,7 @@ class Following:
         return self._routers.collectors
 
     @property
-    def routes(self) -> Sequence[ExtraRoute]:
+    def routes(self) -> Sequence[PluginRoute]:
         """Feedback, states and queue."""
         return self._routers.routes
 
@@ -153,7 +153,7 @@ class Following:
             self._report(name, wanted, str(error.args[0] if error.args else "") or type(error).__name__)
             return False
 
-    def _replace(self, name: str, new: Standing) -> bool:
+    def _replace(self, name: str, new: DeployedVersion) -> bool:
         if self._stop.is_set():
             asyncio.run(new.crew.aclose())
             return False
@@ -163,7 +163,7 @@ class Following:
             auto = self._auto()
         except Exception:  # requests by name matter more than those by `auto`, which goes by what it knew
             _log.exception("%s: auto goes on with what it knew of the task", name)
-            auto = self.fleet.on_duty.get(AUTO)
+            auto = self.fleet.active.get(AUTO)
         self.fleet.put([new.crew, *([auto] if auto else [])], without=() if auto else (AUTO,))
         self._routers.by_task[name] = new.live
         self._trouble.pop(name, None)
@@ -171,19 +171,19 @@ class Following:
         self._write(new.live, old.live.monitor.state, f"{moved}, which answers from now on")
         return True
 
-    def _auto(self) -> Crew | None:
+    def _auto(self) -> ModelSet | None:
         """`auto` over the tasks that have a signature; None if there is none."""
-        known = {name: s.signature for name, s in self._standing.items() if (s.signature / SIGNATURE).exists()}
+        known = {name: s.signature for name, s in self._standing.items() if (s.signature / PROFILE_FILE).exists()}
         if not known:
             return None
         general = next((desk.general for desk in self._desks.values() if desk.general is not None), None)
         doors: dict[str, Model] = {name: self.fleet.door(name, self._standing[name].live) for name in known}
-        auto = Auto(Front.load(known), doors, general)
-        return Crew(AUTO, {AUTO: auto}, auto)
+        auto = AutoRouter(TaskSelector.load(known), doors, general)
+        return ModelSet(AUTO, {AUTO: auto}, auto)
 
-    def _try(self, desk: Desk, models: Sequence[Model]) -> None:
+    def _try(self, desk: TaskDeployment, models: Sequence[Model]) -> None:
         """Ask each model one request of the task, on the server's own event loop if there is one."""
-        self._run(tried(models, Request(messages=desk.sample, max_tokens=_TRIAL_TOKENS)))
+        self._run(check_models_answer(models, Request(messages=desk.sample, max_tokens=_TRIAL_TOKENS)))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         loop = self.fleet.loop
@@ -192,21 +192,21 @@ class Following:
         else:
             asyncio.run(work)
 
-    def _close(self, crew: Crew) -> None:
+    def _close(self, crew: ModelSet) -> None:
         try:
             self._run(crew.aclose())
         except Exception:
             _log.exception("%s: a version that was replaced could not be closed", crew.slot)
 
-    def _due(self, name: str, wanted: Wanted) -> bool:
+    def _due(self, name: str, wanted: TargetVersions) -> bool:
         trouble = self._trouble.get(name)
         return trouble is None or trouble.wanted != wanted or time.monotonic() >= trouble.again_at_s
 
-    def _report(self, name: str, wanted: Wanted | None, why: str, *, waits: bool = True) -> None:
+    def _report(self, name: str, wanted: TargetVersions | None, why: str, *, waits: bool = True) -> None:
         """Once for each reason; the next try comes later each time, if it `waits`."""
         before, said = self._trouble.get(name), " ".join(why.split())[:500]
         again = before is not None and (before.wanted, before.said) == (wanted, said)
-        wait_s = min(2 * before.wait_s, _LONGEST_WAIT_S) if before is not None and again else FOLLOW_EVERY_S
+        wait_s = min(2 * before.wait_s, _LONGEST_WAIT_S) if before is not None and again else POLL_INTERVAL_S
         self._trouble[name] = _Trouble(wanted, said, time.monotonic() + wait_s * waits, wait_s)
         if again:
             return
@@ -216,7 +216,7 @@ class Following:
         else:
             self._write(live, live.monitor.state, f"{wanted.in_words} is not served: {said}; {stays} stays")
 
-    def _write(self, live: Live, before: str, why: str) -> None:
+    def _write(self, live: AuditedRouter, before: str, why: str) -> None:
         """One line to the log, and a row of the task's state, so that explanations show it."""
         _log.warning("%s: %s", live.name, why)
         row = StateRow(
@@ -233,7 +233,7 @@ class Following:
             _log.exception("%s: the ledger did not take a row", live.name)
 
 
-def _gave(live: Live, completion: Completion) -> bool:
+def _gave(live: AuditedRouter, completion: Completion) -> bool:
     """True if one of a Router's own models wrote the answer: their names hold the version."""
     stages = (*live.router.drafts, *live.router.rules.beside)
     return any(stage.model.name == completion.answered_by for stage in stages)

@@ -11,33 +11,33 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from smallfirst.deployment.registry_watcher import AUTO, Following
-from smallfirst.deployment.task_deployment import Desk
+from smallfirst.deployment.registry_watcher import AUTO, RegistryWatcher
+from smallfirst.deployment.task_deployment import TaskDeployment
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry.mlflow_traces import TraceStore
+from smallfirst.registry.traces import TraceStore
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.tracing import EXPERIMENT, Tracing
+from smallfirst.serving.tracing import EXPERIMENT, TracePlugin
 
 
-class Served(NamedTuple):
+class DeployedTasks(NamedTuple):
     """What a server is given."""
 
     models: Mapping[str, Model]
     """By served name; who stands behind a name may change while it is served."""
-    watch: Following
+    watch: RegistryWatcher
     """The extension that shows and takes in what happens after go-live; it closes the models."""
 
 
-def served(
+def deploy(
     files: Sequence[TaskFile],
     ledger: Ledger,
     *,
     live: bool = True,
     store_bodies: bool = False,
     follow_every_s: float | None = None,
-) -> Served:
+) -> DeployedTasks:
     """The models of several tasks by name: each one's Router, small and large model, and `auto` over all Routers.
 
     `live=False` answers the large path from recordings. With `follow_every_s` the registry's aliases are looked up that
@@ -49,15 +49,15 @@ def served(
         if file.name in names or file.name == AUTO:
             raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
         names.add(file.name)
-    desks = [Desk(file, ledger, live=live, store_bodies=store_bodies) for file in files]
-    following = Following(desks, ledger, every_s=follow_every_s or 0.0)
+    desks = [TaskDeployment(file, ledger, live=live, store_bodies=store_bodies) for file in files]
+    following = RegistryWatcher(desks, ledger, every_s=follow_every_s or 0.0)
     if follow_every_s:
         following.start()
-    return Served(following.fleet, following)
+    return DeployedTasks(following.fleet, following)
 
 
-def tracing_of(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> Tracing:
+def trace_plugin(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> TracePlugin:
     """The extension that writes traces of answers to the MLflow store; hosted models are told by their address."""
     endpoints = [file.large.endpoint for file in files if file.large and file.large.endpoint]
     providers = {endpoint.model: urlsplit(endpoint.base_url).hostname or "" for endpoint in endpoints}
-    return Tracing(TraceStore(EXPERIMENT), store_bodies=store_bodies, share=share, providers=providers)
+    return TracePlugin(TraceStore(EXPERIMENT), store_bodies=store_bodies, share=share, providers=providers)

@@ -13,32 +13,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.data.dataset import Message
-from smallfirst.deployment.audited_router import Auditing, Live
-from smallfirst.deployment.hot_swap import Crew, Kept
+from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
+from smallfirst.deployment.hot_swap import ModelSet, SharedModel
 from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.pipeline.candidates import SIGNATURE_FOLDER, domain_of
-from smallfirst.pipeline.confidence_heads import HEADS, Heads
+from smallfirst.pipeline.candidates import SIGNATURE_FOLDER, load_ood_detector
+from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
     CHALLENGER,
     REFERENCE,
-    Reference,
-    asks_challenger,
-    challenger_of,
-    marked,
-    rules_of,
+    TrafficReference,
+    challenger_stages,
+    routes_to_challenger,
+    routing_rules,
     stages_ahead,
+    versioned_name,
 )
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import versions as registry
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.policies import SECONDS, Purse
+from smallfirst.routing.policies import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
@@ -50,7 +50,7 @@ Trial = Callable[[Sequence[Model]], None]
 """Sees whether new models answer; raises what they raise."""
 
 
-class Wanted(NamedTuple):
+class TargetVersions(NamedTuple):
     """The versions that the registry's aliases name."""
 
     champion: int
@@ -64,17 +64,17 @@ class Wanted(NamedTuple):
         return f"version {self.champion}{beside}"
 
 
-class Standing(NamedTuple):
+class DeployedVersion(NamedTuple):
     """A version at work."""
 
-    wanted: Wanted
-    live: Live
-    crew: Crew
+    wanted: TargetVersions
+    live: AuditedRouter
+    crew: ModelSet
     signature: Path
     """Folder of the signature by which `auto` knows the task; may be missing."""
 
 
-class Desk:
+class TaskDeployment:
     """One task of a server."""
 
     def __init__(self, file: TaskFile, ledger: Ledger, *, live: bool = True, store_bodies: bool = False) -> None:
@@ -83,17 +83,17 @@ class Desk:
         Raises RegistryError without a champion, or without the challenger that a policy leads to; and as `Job.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
-        if self.wanted().challenger is None and asks_challenger(file):
+        if self.wanted().challenger is None and routes_to_challenger(file):
             raise RegistryError(
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
                 hint="smallfirst challenge task.yaml, or leave out the policy",
             )
-        job = Job.read(file, Watch(quiet=True))
+        job = Project.read(file, Progress(quiet=True))
         self._task = job.task
         large, general = _large_models(job, live=live)
         self.shared = list({id(model): model for model in (large, general) if model}.values())
         """Models that every version shares."""
-        kept = {id(model): Kept(model) for model in self.shared}
+        kept = {id(model): SharedModel(model) for model in self.shared}
         self.large, self.general = kept.get(id(large)), kept.get(id(general))
         self.sample: tuple[Message, ...] = job.rows.train.examples[0].messages
         """A request to try new models with."""
@@ -103,19 +103,21 @@ class Desk:
         """The task's name."""
         return self.file.name
 
-    def wanted(self) -> Wanted:
+    def wanted(self) -> TargetVersions:
         """What the aliases name now: a lookup, no file is read. Raises RegistryError without a champion."""
         name = self.file.register_to
         named = {alias: v.version for v in registry.list_versions(name) for alias in v.aliases}
         if registry.CHAMPION not in named:
             raise RegistryError(f"{name} has no champion any more", hint="smallfirst promote task.yaml")
-        return Wanted(named[registry.CHAMPION], named.get(CHALLENGER) if asks_challenger(self.file) else None)
+        return TargetVersions(
+            named[registry.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
+        )
 
     def certified(self, version: int) -> bool:
         """True if a version has its certificate: without one it is not loaded."""
         return registry.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
 
-    def standing(self, wanted: Wanted, *, trial: Trial | None = None) -> Standing:
+    def standing(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
         """The Router of a version under watch, with the models that are served beside it.
 
         Raises StageMissing without certificate or run, RegistryError if files are damaged, and what `trial` raises;
@@ -129,21 +131,21 @@ class Desk:
                 asyncio.run(model.aclose())
             raise
 
-    def _standing(self, wanted: Wanted, loaded: list[Model], trial: Trial | None) -> Standing:
+    def _standing(self, wanted: TargetVersions, loaded: list[Model], trial: Trial | None) -> DeployedVersion:
         file = self.file
         version = registry.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
-        workspace = Workspace.latest(file.name, version.tags.get("run"))
+        workspace = RunFolder.latest(file.name, version.tags.get("run"))
         certificate = Certificate.model_validate_json(_attached(version, CERTIFICATE))
-        reference = Reference.model_validate_json(_attached(version, REFERENCE, b"{}"))
-        heads = Heads.model_validate_json(_attached(version, HEADS, b"{}"))
+        reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
+        heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
         self._somebody_answers(certificate)
         ahead = stages_ahead(file, workspace, version=version.version)
         loaded += [stage.model for stage in ahead]
-        name = marked(f"{file.name}-small", version.version)
+        name = versioned_name(f"{file.name}-small", version.version)
         small = load_model(version.folder, name=name, price=file.prices.machine)
         loaded.append(small)
-        beside = challenger_of(file, wanted.challenger) if wanted.challenger is not None else ()
+        beside = challenger_stages(file, wanted.challenger) if wanted.challenger is not None else ()
         loaded += [stage.model for stage in beside]
         if trial is not None:
             trial(loaded)
@@ -152,18 +154,18 @@ class Desk:
             self.large,
             certificate,
             general=self.general,
-            domain=domain_of(file, workspace) if self.general is not None else None,
-            rules=rules_of(file, reference.large_usd, workspace.folder, beside),
+            domain=load_ood_detector(file, workspace) if self.general is not None else None,
+            rules=routing_rules(file, reference.large_usd, workspace.folder, beside),
             name=file.name,
         )
         if router.purse is not None:
-            remember(router.purse, self._ledger, file.name)
+            restore_spending(router.purse, self._ledger, file.name)
         # Last, since it writes the state of the certificate to the ledger.
         found = self._watched(router, certificate, reference)
         models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
-        return Standing(wanted, found, Crew(file.name, models, found), workspace.folder / SIGNATURE_FOLDER)
+        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), workspace.folder / SIGNATURE_FOLDER)
 
     def _somebody_answers(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:
@@ -172,17 +174,17 @@ class Desk:
                 hint="name one under large:, or sign for it under routing.override: {by: …, because: …}",
             )
 
-    def _watched(self, router: Router, certificate: Certificate, reference: Reference) -> Live:
+    def _watched(self, router: Router, certificate: Certificate, reference: TrafficReference) -> AuditedRouter:
         judge = _judge(self.file, certificate, self.large)
-        auditing = Auditing(judge, _holds(self._task), self._store_bodies)
+        auditing = AuditSettings(judge, _holds(self._task), self._store_bodies)
         monitor = _monitor(self.file, certificate, reference, judge)
-        return Live(router, monitor, ledger=self._ledger, auditing=auditing)
+        return AuditedRouter(router, monitor, ledger=self._ledger, auditing=auditing)
 
 
-def remember(purse: Purse, ledger: Ledger, task: str) -> None:
+def restore_spending(purse: BudgetTracker, ledger: Ledger, task: str) -> None:
     """Nothing back; the purse knows what escalated answers of the task cost in its window, before this process."""
     now = datetime.now(UTC)
-    since = now - timedelta(seconds=SECONDS[purse.budget.per])
+    since = now - timedelta(seconds=WINDOW_SECONDS[purse.budget.per])
     for row in ledger.entries(LedgerRow, since=since, task=task):
         drafted = any(step.decision == "passed on" and step.model for step in row.steps)
         cost_usd = sum(step.cost_usd for step in row.steps if step.decision == "answered")
@@ -197,7 +199,7 @@ def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Lit
 
 
 def _monitor(
-    file: TaskFile, certificate: Certificate, reference: Reference, judge: Literal["large", "person"]
+    file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Literal["large", "person"]
 ) -> Callable[[], Monitor]:
     """Makes the monitor of a task as at go-live; where the large model judges, the limit allows for its own errors."""
     routing, limit = file.routing, certificate.promised_error
@@ -224,7 +226,7 @@ def _holds(task: Any) -> Callable[[str, str], bool]:
     return holds
 
 
-def _large_models(job: Job, *, live: bool) -> tuple[Model | None, Model | None]:
+def _large_models(job: Project, *, live: bool) -> tuple[Model | None, Model | None]:
     """The large model asked for the task, and as it is; both None where nobody can be asked."""
     file = job.file
     if file.large is None or not (live or file.large.recorded):
@@ -232,7 +234,7 @@ def _large_models(job: Job, *, live: bool) -> tuple[Model | None, Model | None]:
     if live and (file.large.endpoint or file.large.gguf or file.large.vllm):
         return large_path.prompted_model(file, job.task, job.rows.train), large_path.general_model(file)
     large: Model = asyncio.run(large_path.recorded_answers(file, job.task, job.rows, watch=job.watch))
-    return large, asyncio.run(large_path.recorded_open(file, job.rows, watch=job.watch)) or large
+    return large, asyncio.run(large_path.recorded_open_answers(file, job.rows, watch=job.watch)) or large
 
 
 def _attached(version: registry.ModelVersion, filename: str, otherwise: bytes | None = None) -> bytes:
@@ -244,7 +246,7 @@ def _attached(version: registry.ModelVersion, filename: str, otherwise: bytes | 
     return otherwise or b"" if raw is None else raw
 
 
-async def tried(models: Sequence[Model], request: Request) -> None:
+async def check_models_answer(models: Sequence[Model], request: Request) -> None:
     """Nothing if every model answers one request. Raises ModelError."""
     for model in models:
         await model.complete(request)

@@ -22,10 +22,10 @@ from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.records import Record, fingerprint, parse_record
 from smallfirst.stats.intervals import Estimate, wilson
 
-OWN = "smallfirst's own questions"
-MOST_WRONG = 3
+BUILT_IN_NAME = "smallfirst's own questions"
+MAX_WRONG_ANSWERS = 3
 """Wrong answers that a question without its own is given."""
-TELLING_FILES = ("*.safetensors", "config.json", "tokenizer*", "chat_template*")
+FINGERPRINTED_FILES = ("*.safetensors", "config.json", "tokenizer*", "chat_template*")
 """What in a model's folder decides how it answers."""
 
 Text = Annotated[str, pydantic.Field(min_length=1)]
@@ -95,7 +95,7 @@ def read_probe(path: Path | None = None) -> Probe:
     """
     if path is None:
         text = resources.files("smallfirst.evaluation").joinpath("ability_probe.jsonl").read_text(encoding="utf-8")
-        return _parsed(text, OWN, OWN)
+        return _parsed(text, BUILT_IN_NAME, BUILT_IN_NAME)
     try:
         return _parsed(path.read_text(encoding="utf-8-sig"), str(path), path.name)
     except OSError as error:
@@ -104,16 +104,16 @@ def read_probe(path: Path | None = None) -> Probe:
         raise DataError(f"{path}: not readable as UTF-8: {error}") from None
 
 
-def take_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
+def run_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
     """What the causal model in `folder` makes of the questions, asked through its chat template if it has one.
 
     Of equally likely answers none is the likeliest, so a model that cannot tell right from wrong is not right.
     """
     from smallfirst.models.local.label_scorer import load_causal
-    from smallfirst.models.local.multiple_choice import choice, mean_log_probabilities
+    from smallfirst.models.local.multiple_choice import encode_question, mean_log_probabilities
 
     model, tokenizer = load_causal(folder)
-    choices = [choice(tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]
+    choices = [encode_question(tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]
     found = mean_log_probabilities(model, choices)
     return ProbeResult(
         model=name,
@@ -128,7 +128,7 @@ def take_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
 
 def model_fingerprint(folder: Path) -> str:
     """16 hex digits that change with the weights, the tokenizer and the chat template, read from the files alone."""
-    paths = sorted({path for pattern in TELLING_FILES for path in folder.glob(pattern)})
+    paths = sorted({path for pattern in FINGERPRINTED_FILES for path in folder.glob(pattern)})
     digests = []
     for path in paths:
         with path.open("rb") as file:
@@ -176,5 +176,5 @@ def _with_wrong(question: Question, questions: list[Question]) -> Question:
     if question.wrong:
         return question
     others = dict.fromkeys(q.answer[0] for q in questions if q.answer[0] not in question.answer)
-    drawn = sorted(others, key=lambda answer: fingerprint([question.prompt, answer]))[:MOST_WRONG]
+    drawn = sorted(others, key=lambda answer: fingerprint([question.prompt, answer]))[:MAX_WRONG_ANSWERS]
     return question.model_copy(update={"wrong": tuple(drawn)})

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.confidence import FEATURES, LOWEST, Calibration, Steps, features_of
+from smallfirst.models.confidence import FEATURES, LOWEST, Calibration, IsotonicCurve, features_of
 
-FEWEST_ROWS = 30
+MIN_ROWS = 30
 """Rows below which steps or weights would follow chance."""
 
 
@@ -40,7 +40,7 @@ def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def fit_isotonic(confidence: Sequence[float], correct: Sequence[bool]) -> Steps:
+def fit_isotonic(confidence: Sequence[float], correct: Sequence[bool]) -> IsotonicCurve:
     """Rising steps from a confidence or score to the share of right answers (isotonic regression).
 
     One wrong answer surer than all and one right answer less sure than all are added, so that no step claims certainty:
@@ -52,12 +52,12 @@ def fit_isotonic(confidence: Sequence[float], correct: Sequence[bool]) -> Steps:
     said, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     _same_number(said, right)
     if _shows_nothing(right):
-        return Steps()
+        return IsotonicCurve()
     low, high = float(said.min()), float(said.max())
     edge = max(1e-9, 1e-9 * (high - low))  # a row at exactly the end would be averaged with those there
     x = np.concatenate([[low - edge], said, [high + edge]])
     fitted = IsotonicRegression(y_min=0, y_max=1).fit(x, np.concatenate([[1.0], right, [0.0]]))
-    return Steps(x=tuple(fitted.X_thresholds_.tolist()), y=tuple(fitted.y_thresholds_.tolist()))
+    return IsotonicCurve(x=tuple(fitted.X_thresholds_.tolist()), y=tuple(fitted.y_thresholds_.tolist()))
 
 
 def fit_calibration(log_probabilities: Sequence[Sequence[float]], correct: Sequence[bool]) -> Calibration:
@@ -107,7 +107,7 @@ def _logistic() -> Any:
 
 def _shows_nothing(right: np.ndarray) -> bool:
     """True for rows too few to follow, or of one kind: nothing to part."""
-    return len(right) < FEWEST_ROWS or right.min() == right.max()
+    return len(right) < MIN_ROWS or right.min() == right.max()
 
 
 def _same_number(said: Sequence[object] | np.ndarray, right: np.ndarray) -> None:
@@ -115,7 +115,7 @@ def _same_number(said: Sequence[object] | np.ndarray, right: np.ndarray) -> None
         raise ValueError(f"confidences and outcomes differ in number: {len(said)} and {len(right)}")
 
 
-def brier(confidence: Sequence[float], correct: Sequence[bool]) -> float:
+def brier_score(confidence: Sequence[float], correct: Sequence[bool]) -> float:
     """Mean squared distance of confidence from 1 for right and 0 for wrong answers, in [0, 1] (Brier 1950).
 
     It counts both how honest confidences are and how well they part right from wrong. 0 without rows. Raises ValueError

@@ -18,19 +18,19 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.stats.intervals import mcnemar, paired_difference, wilson
 from smallfirst.tasks.task import Task
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
-class Measuring:
+class EvaluationSetup:
     """How to run an evaluation: what stays the same from candidate to candidate."""
 
-    def __init__(self, task: Task, data: Dataset, *, split: str, progress: Progress | None = None) -> None:
+    def __init__(self, task: Task, data: Dataset, *, split: str, progress: ProgressCallback | None = None) -> None:
         self.task, self.data, self.split = task, data, split
         self.progress = progress or (lambda done, total: None)
 
 
 async def evaluate(
-    model: Model, measuring: Measuring, *, candidate: str, probe_rows: int = 0, note: str = ""
+    model: Model, measuring: EvaluationSetup, *, candidate: str, probe_rows: int = 0, note: str = ""
 ) -> Evaluation:
     """The Evaluation of `model` on all rows of the split.
 
@@ -52,7 +52,7 @@ async def evaluate(
     latencies = [row.latency_ms for row in rows]
     if probe_rows:
         latencies = await _probe(model, examples[:probe_rows])
-    found = summarise(
+    found = summarize(
         rows,
         measuring,
         candidate=candidate,
@@ -71,9 +71,9 @@ async def _probe(model: Model, examples: Sequence[Example]) -> list[float]:
     return [(await model.complete(Request(messages=e.messages))).latency_ms for e in examples]
 
 
-def summarise(
+def summarize(
     rows: Sequence[EvaluatedRow],
-    measuring: Measuring,
+    measuring: EvaluationSetup,
     *,
     candidate: str,
     model: str,
@@ -118,10 +118,10 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     )
 
 
-def restrict(evaluation: Evaluation, measuring: Measuring) -> Evaluation:
+def restrict_to_rows(evaluation: Evaluation, measuring: EvaluationSetup) -> Evaluation:
     """The same evaluation on the rows of a smaller split, nothing asked again."""
     rows = [evaluation.by_key[e.key] for e in measuring.data.examples if e.key in evaluation.by_key]
-    part = summarise(
+    part = summarize(
         rows,
         measuring,
         candidate=evaluation.candidate,

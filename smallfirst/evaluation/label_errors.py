@@ -61,7 +61,7 @@ class _Voice(NamedTuple):
         return UNSAID if self.row.confidence is None else self.row.confidence
 
 
-def suspects(evaluations: Sequence[Evaluation], *, most: int = 50) -> tuple[Suspect, ...]:
+def find_label_errors(evaluations: Sequence[Evaluation], *, most: int = 50) -> tuple[Suspect, ...]:
     """At most `most` suspect rows, the strongest evidence first.
 
     A row is suspect if a candidate surely says something else, if three say the same other label, or if two say the
@@ -81,7 +81,7 @@ def suspects(evaluations: Sequence[Evaluation], *, most: int = 50) -> tuple[Susp
     return tuple(sorted(found, key=lambda s: (-s.evidence, s.key))[:most])
 
 
-def export(found: Sequence[Suspect], path: Path) -> Path:
+def write_suspects(found: Sequence[Suspect], path: Path) -> Path:
     """The path, at which a person finds one JSON line per suspect: text, given, suggested, and `answer` to fill in.
 
     Answers that the file already holds stay in it, also of rows that are suspect no longer. Raises DataError if it

@@ -15,18 +15,18 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.split import take_share
+from smallfirst.data.split import sample_share
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 
-PER_LABEL = (5, 10, 30)
-SHARES = (0.1, 0.3)
-FEWEST_SIZES = 3
-FURTHEST = 4
+DEFAULT_ROWS_PER_LABEL = (5, 10, 30)
+DEFAULT_SHARES = (0.1, 0.3)
+MIN_SIZES = 3
+MAX_EXTRAPOLATION = 4
 """So many times the largest measured number of rows a forecast may look ahead."""
-WIDEST = 0.1
+MAX_INTERVAL_WIDTH = 0.1
 """Width of the interval from which a forecast says nothing."""
 _RATES = np.linspace(0.05, 2.0, 79)
 _DRAWS = 500
@@ -80,7 +80,7 @@ class Forecast(Record):
     """The forecast, or the reason for refusing it, in words."""
 
 
-def per_label(train: Dataset, numbers: Sequence[int] = PER_LABEL) -> tuple[Dataset, ...]:
+def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_LABEL) -> tuple[Dataset, ...]:
     """Nested parts with at most so many rows of each answer, fewest rows first, each smaller than the next.
 
     For tasks with a closed set of labels. The whole is no part of itself. Raises ConfigError for numbers below 1.
@@ -100,12 +100,12 @@ def per_label(train: Dataset, numbers: Sequence[int] = PER_LABEL) -> tuple[Datas
     return _growing(parts, train)
 
 
-def by_share(train: Dataset, shares: Sequence[float] = SHARES) -> tuple[Dataset, ...]:
+def subsets_by_share(train: Dataset, shares: Sequence[float] = DEFAULT_SHARES) -> tuple[Dataset, ...]:
     """Nested parts of about these shares, fewest rows first, each smaller than the next.
 
     Equal texts go together. Raises ConfigError for shares outside [0, 1].
     """
-    return _growing([take_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
+    return _growing([sample_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
 
 
 def learning_point(evaluation: Evaluation, n_rows: int) -> LearningPoint:
@@ -137,7 +137,7 @@ def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:
     off = sum(((law.at(p.n_rows) - p.accuracy.value) / e) ** 2 for p, e in zip(curve, error, strict=True))
     if scipy_stats.chi2.sf(off, max(1, len(curve) - 3)) < 0.01:
         why = "the points do not follow a power law: they are further from the best one than chance allows"
-    elif high - low > WIDEST:
+    elif high - low > MAX_INTERVAL_WIDTH:
         why = f"the points leave everything from {low:.3f} to {high:.3f} open at {n_rows:,} rows"
     else:
         estimate = Estimate(value=reached, low=low, high=high, n=curve[-1].accuracy.n)
@@ -156,10 +156,10 @@ def _too_little(curve: Sequence[LearningPoint], n_rows: int) -> str:
     sizes = sorted({point.n_rows for point in curve})
     if sizes[0] < 1:
         return f"a point rests on {sizes[0]} rows"
-    if len(sizes) < FEWEST_SIZES:
-        return f"{FEWEST_SIZES} numbers of rows are needed, and {len(sizes)} measured"
-    if n_rows > FURTHEST * sizes[-1]:
-        return f"{n_rows:,} rows are more than {FURTHEST} times the {sizes[-1]:,} measured"
+    if len(sizes) < MIN_SIZES:
+        return f"{MIN_SIZES} numbers of rows are needed, and {len(sizes)} measured"
+    if n_rows > MAX_EXTRAPOLATION * sizes[-1]:
+        return f"{n_rows:,} rows are more than {MAX_EXTRAPOLATION} times the {sizes[-1]:,} measured"
     first, last = curve[0], curve[-1]
     noise = float(np.hypot(*_errors([first, last])))
     if last.accuracy.value - first.accuracy.value < 1.96 * noise:

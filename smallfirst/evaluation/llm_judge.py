@@ -22,11 +22,11 @@ from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson
 
-LEAST_LABELS = 30
+MIN_HUMAN_LABELS = 30
 """Human labels below which an agreement says too little: 30 of 30 right still leaves 0.89 as the lower end."""
 
 
-class Judgement(Record):
+class Judgment(Record):
     """What a judge made of one answer."""
 
     key: str
@@ -68,7 +68,7 @@ class JudgeAgreement(Record):
     """Cost of judging these n."""
 
 
-class Judge:
+class LLMJudge:
     """A Model that is asked whether answers are right."""
 
     def __init__(self, model: Model, criterion: str, *, most_at_once: int = 8) -> None:
@@ -76,7 +76,7 @@ class Judge:
         self.model, self.criterion = model, criterion
         self.most_at_once = most_at_once
 
-    async def judge(self, rows: Sequence[EvaluatedRow]) -> tuple[Judgement, ...]:
+    async def judge(self, rows: Sequence[EvaluatedRow]) -> tuple[Judgment, ...]:
         """One Judgement per row, in order. A row without an answer is wrong and costs nothing.
 
         Raises what the model raises.
@@ -87,7 +87,7 @@ class Judge:
             async with free:
                 return await self.model.complete(request)
 
-        async def one(row: EvaluatedRow) -> Judgement:
+        async def one(row: EvaluatedRow) -> Judgment:
             if row.answer is None:
                 return self._judgement(row, ())
             said = await asyncio.gather(*(ask(self.request(row, gold_first=first)) for first in (True, False)))
@@ -116,9 +116,9 @@ class Judge:
             temperature=0.0,
         )
 
-    def _judgement(self, row: EvaluatedRow, said: Sequence[Completion]) -> Judgement:
-        words = {read_verdict(completion.text) for completion in said} if said else {False}
-        return Judgement(
+    def _judgement(self, row: EvaluatedRow, said: Sequence[Completion]) -> Judgment:
+        words = {parse_judgment(completion.text) for completion in said} if said else {False}
+        return Judgment(
             key=row.key,
             answer=row.answer,
             right=words.pop() if len(words) == 1 else None,
@@ -129,7 +129,7 @@ class Judge:
         )
 
 
-def read_verdict(text: str) -> bool | None:
+def parse_judgment(text: str) -> bool | None:
     """True for yes, False for no, None if neither is said clearly.
 
     A first word before a punctuation mark or the end decides; else the only one of the two words that occurs.
@@ -140,7 +140,7 @@ def read_verdict(text: str) -> bool | None:
     return found == {"yes"} if len(found) == 1 else None
 
 
-def agreement(judgements: Sequence[Judgement], human: Mapping[str, bool]) -> JudgeAgreement:
+def measure_agreement(judgements: Sequence[Judgment], human: Mapping[str, bool]) -> JudgeAgreement:
     """How far people agree with the judge. `human` says by row key whether the very answer that was judged is right.
 
     Raises ConfigError if the judgements are not of one judge, or none of them has a human label.
@@ -150,7 +150,7 @@ def agreement(judgements: Sequence[Judgement], human: Mapping[str, bool]) -> Jud
     if not both:
         raise ConfigError(
             f"none of the {len(judgements)} judged answers has a human label",
-            hint=f"label at least {LEAST_LABELS} of them as right or wrong, by row key",
+            hint=f"label at least {MIN_HUMAN_LABELS} of them as right or wrong, by row key",
         )
     said = np.array([judgement.right is True for judgement in both])
     people = np.array([human[judgement.key] for judgement in both], dtype=bool)
@@ -167,7 +167,7 @@ def agreement(judgements: Sequence[Judgement], human: Mapping[str, bool]) -> Jud
     )
 
 
-def judged(evaluation: Evaluation, judgements: Sequence[Judgement], agreement: JudgeAgreement) -> Evaluation:
+def apply_judgments(evaluation: Evaluation, judgements: Sequence[Judgment], agreement: JudgeAgreement) -> Evaluation:
     """The evaluation with `correct` from the judge, and a note on which judge, how far to believe it and its cost.
 
     Scores, measures and the candidate's own cost stay. An answer without a clear word counts as wrong and is counted.
@@ -202,7 +202,7 @@ def judged(evaluation: Evaluation, judgements: Sequence[Judgement], agreement: J
     )
 
 
-def _note(used: Sequence[Judgement], agreement: JudgeAgreement) -> str:
+def _note(used: Sequence[Judgment], agreement: JudgeAgreement) -> str:
     undecided = sum(judgement.right is None for judgement in used)
     parts = [
         f"right and wrong as judged by {agreement.judge}",
@@ -216,16 +216,16 @@ def _note(used: Sequence[Judgement], agreement: JudgeAgreement) -> str:
 
 
 def _check_believable(agreement: JudgeAgreement) -> None:
-    if agreement.n < LEAST_LABELS:
+    if agreement.n < MIN_HUMAN_LABELS:
         raise ConfigError(
             f"judge {agreement.judge} was compared with people on {agreement.n} answers; "
-            f"its judgements count from {LEAST_LABELS} on",
-            hint=f"label at least {LEAST_LABELS - agreement.n} more rows as right or wrong, "
+            f"its judgements count from {MIN_HUMAN_LABELS} on",
+            hint=f"label at least {MIN_HUMAN_LABELS - agreement.n} more rows as right or wrong, "
             "then measure the agreement again",
         )
 
 
-def _one_judge(judgements: Sequence[Judgement]) -> tuple[str, str]:
+def _one_judge(judgements: Sequence[Judgment]) -> tuple[str, str]:
     judges = sorted({(judgement.judge, judgement.criterion) for judgement in judgements})
     if len(judges) != 1:
         found = ", ".join(f'{judge} with "{criterion}"' for judge, criterion in judges) or "none"

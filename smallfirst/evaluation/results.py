@@ -6,7 +6,7 @@ from functools import cached_property
 
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
-from smallfirst.tasks.task import Answered, Part
+from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 
 class EvaluatedRow(Record):
@@ -40,9 +40,9 @@ class EvaluatedRow(Record):
     """Confidence by field of a JSON answer."""
 
     @property
-    def answered(self) -> Answered:
+    def answered(self) -> ScoredAnswer:
         """The row as tasks draw figures from it."""
-        return Answered((self.gold, *self.also), self.answer, self.score, self.text)
+        return ScoredAnswer((self.gold, *self.also), self.answer, self.score, self.text)
 
 
 class Evaluation(Record):
@@ -64,7 +64,7 @@ class Evaluation(Record):
     """Share of right answers, Wilson interval at 95 %."""
     measures: dict[str, Estimate] = {}
     """The task's own figures by name (`macro_f1`, `field_f1`, `token_f1`), most telling first."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[PartCounts, ...] = ()
     """Counts by label or by field."""
     cost_usd_per_1k: float
     """Mean cost of 1,000 answers in USD."""

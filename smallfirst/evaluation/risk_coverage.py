@@ -19,7 +19,7 @@ from smallfirst.stats.intervals import Estimate, bootstrap, wilson
 Confidences = Sequence[float | None]
 
 
-class RiskPoint(Record):
+class RiskCoveragePoint(Record):
     """Error when only the surest share of answers is kept."""
 
     coverage: float
@@ -30,14 +30,16 @@ class RiskPoint(Record):
     """Confidence of the least sure answer kept: the threshold that gives this point."""
 
 
-def risk_coverage(confidence: Confidences, correct: Sequence[bool], *, n_points: int = 60) -> tuple[RiskPoint, ...]:
+def risk_coverage_curve(
+    confidence: Confidences, correct: Sequence[bool], *, n_points: int = 60
+) -> tuple[RiskCoveragePoint, ...]:
     """Error by share kept, from the surest answers to all that have a confidence; empty if none has one."""
     said, wrong = _by_confidence(confidence, correct)
     sure = int(np.isfinite(said).sum())
     errors = np.cumsum(wrong)
     counts = {_whole_ties(said, max(1, round(sure * i / n_points))) for i in range(1, n_points + 1)} if sure else set()
     return tuple(
-        RiskPoint(
+        RiskCoveragePoint(
             coverage=count / len(said),
             error=wilson(int(errors[count - 1]), count),
             confidence=float(said[count - 1]),

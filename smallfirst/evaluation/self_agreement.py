@@ -19,7 +19,7 @@ from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson
 Same = Callable[[str, str], bool]
 
 
-class Ceiling(Record):
+class SelfAgreement(Record):
     """The large model against itself and against the given answers, on the rows that it was asked twice."""
 
     itself: Estimate
@@ -52,7 +52,7 @@ class Ceiling(Record):
         )
 
 
-def ceiling(first: Evaluation, second: Evaluation, *, same: Same | None = None) -> Ceiling:
+def self_agreement(first: Evaluation, second: Evaluation, *, same: Same | None = None) -> SelfAgreement:
     """The agreement of two passes of one model, on the rows that both have.
 
     `same` says whether two answers mean the same; without it they must be equal. Raises SmallfirstError if the passes
@@ -77,7 +77,7 @@ def ceiling(first: Evaluation, second: Evaluation, *, same: Same | None = None) 
         for a, b in pairs
     ]
     n = len(pairs)
-    return Ceiling(
+    return SelfAgreement(
         itself=wilson(sum(alike), n),
         gold=wilson(sum(a.correct for a, _ in pairs), n),
         gold_again=wilson(sum(b.correct for _, b in pairs), n),

@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from smallfirst.evaluation.risk_coverage import risk_coverage
+from smallfirst.evaluation.risk_coverage import risk_coverage_curve
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson
 from smallfirst.tasks.task import Task
 
 Same = Callable[[str, str], bool]
-THRESHOLDS = 10
+N_THRESHOLDS = 10
 """Steps of the table from which `sure_from` is chosen."""
 
 
-class Draw(NamedTuple):
+class TeacherAnswer(NamedTuple):
     """One answer of a teacher to one row."""
 
     answer: str | None
@@ -30,7 +30,7 @@ class Draw(NamedTuple):
     """The model's own, in [0, 1]; None if it gives none."""
 
 
-class Vote(Record):
+class MajorityVote(Record):
     """What the draws of one row come to."""
 
     answer: str | None
@@ -45,14 +45,14 @@ class Vote(Record):
         """The lower of agreement and confidence; None if neither is known."""
         return min((x for x in (self.agreement, self.confidence) if x is not None), default=None)
 
-    def is_sure(self, sure_from: float) -> bool:
+    def is_confident(self, sure_from: float) -> bool:
         """True if there is an answer and its sureness reaches `sure_from`; at 0 every answer does."""
         if self.answer is None or sure_from <= 0:
             return self.answer is not None
         return self.sureness is not None and self.sureness >= sure_from
 
 
-class Threshold(Record):
+class ConfidenceThreshold(Record):
     """What one value of `sure_from` would keep, on rows that people have answered."""
 
     sure_from: float
@@ -63,7 +63,7 @@ class Threshold(Record):
     """Share of right answers among the kept, Wilson interval."""
 
 
-class Trust(Record):
+class TeacherAgreement(Record):
     """How far a teacher may be believed; None and empty where it was not asked."""
 
     itself: Estimate | None = None
@@ -74,7 +74,7 @@ class Trust(Record):
     """Share of rows answered by people on which it is right, sure or not, Wilson interval; no answer is wrong."""
     people_sure: Estimate | None = None
     """Share of right answers among those it was sure of: what to expect of the training file."""
-    thresholds: tuple[Threshold, ...] = ()
+    thresholds: tuple[ConfidenceThreshold, ...] = ()
     """What other values of `sure_from` would keep, the strictest first; empty if the teacher never says how sure it
     is."""
     checked_on: str = ""
@@ -97,58 +97,60 @@ class Trust(Record):
         return lines
 
 
-def same_meaning(task: Task) -> Same:
+def answer_matcher(task: Task) -> Same:
     """Whether two parsed answers mean the same to the task: equal, or as right as it asks a right answer to be."""
     if task.closed:
         return lambda first, second: first == second
     return lambda first, second: first == second or task.score((first,), second) >= task.right_from
 
 
-def vote(draws: Sequence[Draw], same: Same) -> Vote:
+def majority_vote(draws: Sequence[TeacherAnswer], same: Same) -> MajorityVote:
     """What the draws of one row come to. Draws without an answer count against every answer."""
     said = [(i, draw.answer) for i, draw in enumerate(draws) if draw.answer is not None]
     if not said:
-        return Vote(answer=None, agreement=None, confidence=None)
+        return MajorityVote(answer=None, agreement=None, confidence=None)
     backers = [(answer, [j for j, other in said if same(answer, other)]) for _, answer in said]
     answer, backing = max(backers, key=lambda pair: len(pair[1]))  # the first of equals
     known = [c for j in backing if (c := draws[j].confidence) is not None]
-    return Vote(
+    return MajorityVote(
         answer=answer,
         agreement=len(backing) / len(draws) if len(draws) > 1 else None,
         confidence=sum(known) / len(known) if known else None,
     )
 
 
-def with_itself(pairs: Sequence[tuple[Draw, Draw]], task: Task) -> Trust:
+def agreement_with_itself(pairs: Sequence[tuple[TeacherAnswer, TeacherAnswer]], task: Task) -> TeacherAgreement:
     """A Trust with `itself` and `kappa` from rows asked twice; an empty one without such rows."""
     if not pairs:
-        return Trust()
-    same = same_meaning(task)
+        return TeacherAgreement()
+    same = answer_matcher(task)
     alike = [a.answer is not None and b.answer is not None and same(a.answer, b.answer) for a, b in pairs]
     # No answer twice is no agreement, so each draw has a word of its own for it.
     first = [(1,) if a.answer is None else a.answer for a, _ in pairs]
     second = [(2,) if b.answer is None else b.answer for _, b in pairs]
-    return Trust(
+    return TeacherAgreement(
         itself=wilson(sum(alike), len(pairs)),
         kappa=cohen_kappa(first, second) if task.closed else None,
     )
 
 
-def with_people(votes: Sequence[Vote], golds: Sequence[Sequence[str]], task: Task, *, sure_from: float) -> Trust:
+def agreement_with_people(
+    votes: Sequence[MajorityVote], golds: Sequence[Sequence[str]], task: Task, *, sure_from: float
+) -> TeacherAgreement:
     """A Trust with `people`, `people_sure` and `thresholds`, from the right answers that people gave to each row.
 
     An empty one without rows. Raises ValueError if the lengths differ.
     """
     if not votes:
-        return Trust()
+        return TeacherAgreement()
     right = [task.score(gold, v.answer) >= task.right_from for v, gold in zip(votes, golds, strict=True)]
-    sure = [ok for v, ok in zip(votes, right, strict=True) if v.is_sure(sure_from)]
-    points = risk_coverage([v.sureness for v in votes], right, n_points=THRESHOLDS)
-    return Trust(
+    sure = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(sure_from)]
+    points = risk_coverage_curve([v.sureness for v in votes], right, n_points=N_THRESHOLDS)
+    return TeacherAgreement(
         people=wilson(sum(right), len(right)),
         people_sure=wilson(sum(sure), len(sure)),
         thresholds=tuple(
-            Threshold(sure_from=p.confidence, share=p.coverage, accuracy=_complement(p.error)) for p in points
+            ConfidenceThreshold(sure_from=p.confidence, share=p.coverage, accuracy=_complement(p.error)) for p in points
         ),
     )
 

@@ -15,13 +15,13 @@ from scipy import stats as scipy_stats
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 
-MOST_ROWS = 100_000
+MAX_ADVISED_ROWS = 100_000
 """More labels than this are no advice."""
 STORED_CONFIDENCE = 0.95
 """The level of every interval that an Evaluation holds."""
 
 
-class GateLine(Record):
+class CheckResult(Record):
     """One bar and what was measured."""
 
     bar: str
@@ -36,7 +36,7 @@ class GateLine(Record):
     """The figure with the interval that was held against the bar; None for a plain figure or none at all."""
 
 
-class Level:
+class ConfidenceLevel:
     """The interval level after looking at several candidates, and at several parts of each (Bonferroni)."""
 
     def __init__(self, comparisons: int, parts: int = 1) -> None:
@@ -45,9 +45,9 @@ class Level:
         self.confidence = 1 - 0.05 / (comparisons * parts)
         self.z = _z(self.confidence)
 
-    def of_parts(self, parts: int) -> Level:
+    def of_parts(self, parts: int) -> ConfidenceLevel:
         """The level at which all of so many parts can be looked at together."""
-        return Level(self.comparisons, max(1, parts))
+        return ConfidenceLevel(self.comparisons, max(1, parts))
 
     @property
     def mention(self) -> str:
@@ -74,19 +74,21 @@ def _z(confidence: float) -> float:
     return float(scipy_stats.norm.ppf(0.5 + confidence / 2))
 
 
-def not_measured(bar: str, measured: str, advice: str) -> GateLine:
+def not_measured(bar: str, measured: str, advice: str) -> CheckResult:
     """The failing line of a bar that nothing could be held against."""
-    return GateLine(bar=bar, measured=measured, passed=False, advice=advice)
+    return CheckResult(bar=bar, measured=measured, passed=False, advice=advice)
 
 
-def at_least(bar: float, found: Estimate, text: tuple[str, str], rows_for: Callable[[], int | None]) -> GateLine:
+def check_minimum(
+    bar: float, found: Estimate, text: tuple[str, str], rows_for: Callable[[], int | None]
+) -> CheckResult:
     """The line of a floor: passed if the lower end reaches it. `text` is the bar and what was measured, in words."""
     passed = found.n > 0 and found.low >= bar
-    advice = "" if passed else advice_on(found, bar, rows_for)
-    return GateLine(bar=text[0], measured=text[1], passed=passed, advice=advice, found=found)
+    advice = "" if passed else advice_for(found, bar, rows_for)
+    return CheckResult(bar=text[0], measured=text[1], passed=passed, advice=advice, found=found)
 
 
-def advice_on(found: Estimate, bar: float, rows_for: Callable[[], int | None]) -> str:
+def advice_for(found: Estimate, bar: float, rows_for: Callable[[], int | None]) -> str:
     """What to do about `found` not reaching the floor `bar`; `rows_for` says how many rows would show it."""
     if found.n == 0:
         return "no row was measured"
@@ -95,12 +97,12 @@ def advice_on(found: Estimate, bar: float, rows_for: Callable[[], int | None]) -
     if found.value < bar:
         return "the measured value misses the bar: more rows will not help, a better model would"
     needed = rows_for()
-    if needed is None or needed > MOST_ROWS:
+    if needed is None or needed > MAX_ADVISED_ROWS:
         return f"{found.n} examples cannot show this, nor can any number: too close to the bar"
-    return f"{found.n} examples cannot show this; label about {round_up(needed - found.n)} more"
+    return f"{found.n} examples cannot show this; label about {round_up_to_two_digits(needed - found.n)} more"
 
 
-def rows_by_width(found: Estimate, bar: float) -> int | None:
+def rows_for_width(found: Estimate, bar: float) -> int | None:
     """About the rows at which the lower end is at `bar`: a width shrinks with the root of n."""
     if found.value <= bar:
         return None
@@ -108,7 +110,7 @@ def rows_by_width(found: Estimate, bar: float) -> int | None:
     return max(found.n + 1, math.ceil(rows - 1e-6))
 
 
-def round_up(rows: int) -> int:
+def round_up_to_two_digits(rows: int) -> int:
     """`rows` rounded up to two figures; the rate is an estimate itself, so more would pretend."""
     unit = int(10 ** max(0, len(str(rows)) - 2))
     return max(1, -(-rows // unit) * unit)

@@ -15,27 +15,27 @@ from typing import Annotated
 
 import pydantic
 
-from smallfirst.data.quality.leaks import Leaks
+from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import GateLine, Level
-from smallfirst.gate.limits import at_most, cheaper, leaked
-from smallfirst.gate.metrics import accuracy, measure_at_least, measure_at_most
-from smallfirst.gate.paired import not_worse, score_not_worse
-from smallfirst.gate.per_class import each_part, named_part
-from smallfirst.gate.retention import Retention, retained, retention_of
+from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
+from smallfirst.gate.limits import check_leaks, check_maximum, check_saving
+from smallfirst.gate.metrics import check_accuracy, check_metric_maximum, check_metric_minimum
+from smallfirst.gate.paired import check_not_worse, check_score_not_worse
+from smallfirst.gate.per_class import check_each_part, check_named_part
+from smallfirst.gate.retention import Retention, check_retention, retention_from_scores
 from smallfirst.records import Record
 
 __all__ = [
     "Gate",
-    "GateLine",
+    "CheckResult",
     "Retention",
     "Verdict",
     "check",
-    "explain",
-    "overridden",
-    "retention_of",
-    "sign",
+    "format_verdict",
+    "override",
+    "retention_from_scores",
+    "override_candidate",
     "smallest_passing",
 ]
 
@@ -81,7 +81,7 @@ class Gate(Record):
     """Share of test rows that may also stand in the training rows; fails if leaks were not looked for."""
 
     @property
-    def declares_a_bar(self) -> bool:
+    def has_checks(self) -> bool:
         """True if there is anything to check."""
         no_bars = {"part_rows": Gate().part_rows, "retention_prompts": None}
         return self.model_copy(update=no_bars) != Gate()
@@ -92,7 +92,7 @@ class Verdict(Record):
 
     candidate: str
     """Who was checked."""
-    lines: tuple[GateLine, ...]
+    lines: tuple[CheckResult, ...]
     """One line a bar."""
     passed: bool
     """True if every line passed, or a person signed for it."""
@@ -106,7 +106,7 @@ class Verdict(Record):
     """The evaluation it was drawn from."""
 
     @property
-    def missed(self) -> tuple[GateLine, ...]:
+    def missed(self) -> tuple[CheckResult, ...]:
         """The lines that failed; a signature does not take them away."""
         return tuple(line for line in self.lines if not line.passed)
 
@@ -125,7 +125,7 @@ def check(
     *,
     large: Evaluation | None,
     comparisons_made: int = 1,
-    leaks: Leaks | None = None,
+    leaks: LeakReport | None = None,
     retention: Retention | None = None,
 ) -> Verdict:
     """The verdict on `candidate`: one line for each declared bar.
@@ -136,12 +136,12 @@ def check(
     """
     if comparisons_made < 1:
         raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")
-    if not gate.declares_a_bar:
+    if not gate.has_checks:
         raise ConfigError(
             "the gate declares no bar, so anything would pass",
             hint="declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}",
         )
-    level = Level(comparisons_made)
+    level = ConfidenceLevel(comparisons_made)
     lines = [
         *_quality(gate, candidate, level),
         *_parts(gate, candidate, level),
@@ -149,9 +149,9 @@ def check(
     ]
     lines += [*_ceilings(gate, candidate, large)]
     if gate.retention_at_least is not None:
-        lines.append(retained(gate.retention_at_least, retention, level))
+        lines.append(check_retention(gate.retention_at_least, retention, level))
     if gate.leaks_at_most is not None:
-        lines.append(leaked(gate.leaks_at_most, candidate, leaks, level))
+        lines.append(check_leaks(gate.leaks_at_most, candidate, leaks, level))
     return Verdict(
         candidate=candidate.candidate,
         lines=tuple(lines),
@@ -160,32 +160,34 @@ def check(
     )
 
 
-def _quality(gate: Gate, candidate: Evaluation, level: Level) -> Iterator[GateLine]:
+def _quality(gate: Gate, candidate: Evaluation, level: ConfidenceLevel) -> Iterator[CheckResult]:
     if gate.accuracy_at_least is not None:
-        yield accuracy(gate.accuracy_at_least, candidate, level)
+        yield check_accuracy(gate.accuracy_at_least, candidate, level)
     if gate.macro_f1_at_least is not None:
-        yield measure_at_least("macro_f1", gate.macro_f1_at_least, candidate, level)
+        yield check_metric_minimum("macro_f1", gate.macro_f1_at_least, candidate, level)
     for name, bar in gate.measures_at_least.items():
-        yield measure_at_least(name, bar, candidate, level)
+        yield check_metric_minimum(name, bar, candidate, level)
     for name, bar in gate.measures_at_most.items():
-        yield measure_at_most(name, bar, candidate, level)
+        yield check_metric_maximum(name, bar, candidate, level)
 
 
-def _parts(gate: Gate, candidate: Evaluation, level: Level) -> Iterator[GateLine]:
+def _parts(gate: Gate, candidate: Evaluation, level: ConfidenceLevel) -> Iterator[CheckResult]:
     if gate.each_part_at_least is not None:
-        yield each_part(gate.each_part_at_least, candidate, level, part_rows=gate.part_rows)
+        yield check_each_part(gate.each_part_at_least, candidate, level, part_rows=gate.part_rows)
     for name, bar in gate.parts_at_least.items():
-        yield named_part(name, bar, candidate, level)
+        yield check_named_part(name, bar, candidate, level)
 
 
-def _paired(gate: Gate, candidate: Evaluation, large: Evaluation | None, level: Level) -> Iterator[GateLine]:
+def _paired(
+    gate: Gate, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel
+) -> Iterator[CheckResult]:
     if gate.not_worse_than_large_by is not None:
-        yield not_worse(gate.not_worse_than_large_by, candidate, large, level)
+        yield check_not_worse(gate.not_worse_than_large_by, candidate, large, level)
     if gate.score_not_worse_than_large_by is not None:
-        yield score_not_worse(gate.score_not_worse_than_large_by, candidate, large, level)
+        yield check_score_not_worse(gate.score_not_worse_than_large_by, candidate, large, level)
 
 
-def _ceilings(gate: Gate, candidate: Evaluation, large: Evaluation | None) -> Iterator[GateLine]:
+def _ceilings(gate: Gate, candidate: Evaluation, large: Evaluation | None) -> Iterator[CheckResult]:
     plain = (
         (gate.p50_ms_at_most, candidate.p50_ms, ("p50 latency at most {:g} ms", "{:.1f} ms")),
         (gate.p95_ms_at_most, candidate.p95_ms, ("p95 latency at most {:g} ms", "{:.1f} ms")),
@@ -197,9 +199,9 @@ def _ceilings(gate: Gate, candidate: Evaluation, large: Evaluation | None) -> It
     )
     for bar, value, words in plain:
         if bar is not None:
-            yield at_most(bar, value, len(candidate.probes_ms) or len(candidate.rows), words)
+            yield check_maximum(bar, value, len(candidate.probes_ms) or len(candidate.rows), words)
     if gate.cheaper_than_large_by is not None:
-        yield cheaper(gate.cheaper_than_large_by, candidate, large)
+        yield check_saving(gate.cheaper_than_large_by, candidate, large)
 
 
 def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
@@ -210,7 +212,7 @@ def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
     return next((verdict.candidate for verdict in verdicts if verdict.passed), None)
 
 
-def overridden(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
+def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
     """The failing `verdict` as passed, signed with a name, a reason and the time (`at`, else now); its lines stay.
 
     The registry and the report show all. Raises ConfigError if name or reason is empty, if `at` has no
@@ -230,7 +232,7 @@ def overridden(verdict: Verdict, *, by: str, because: str, at: datetime | None =
     )
 
 
-def sign(
+def override_candidate(
     verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str, at: datetime | None = None
 ) -> tuple[Verdict, ...]:
     """All `verdicts` of a run, the one on `candidate` overridden.
@@ -244,12 +246,12 @@ def sign(
             hint=f"sign for one of: {', '.join(names)}" if names else "smallfirst gate task.yaml",
         )
     return tuple(
-        overridden(verdict, by=by, because=because, at=at) if verdict.candidate == candidate else verdict
+        override(verdict, by=by, because=because, at=at) if verdict.candidate == candidate else verdict
         for verdict in verdicts
     )
 
 
-def explain(verdict: Verdict) -> str:
+def format_verdict(verdict: Verdict) -> str:
     """The verdict as an aligned table for the terminal, with the advice under each line that has some."""
     bars = max((len(line.bar) for line in verdict.lines), default=0)
     rows = [f"{verdict.candidate}: {_in_words(verdict)}"]

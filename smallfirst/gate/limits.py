@@ -6,19 +6,19 @@ evaluation reports zeros and has shown nothing, so it meets none of them.
 
 from __future__ import annotations
 
-from smallfirst.data.quality.leaks import Leaks
+from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import GateLine, Level, not_measured
+from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, not_measured
 from smallfirst.stats import intervals as stats
 
 PLACES = 3
 """So many leaked rows are named in a line."""
 
 
-def at_most(bar: float, value: float, n: int, words: tuple[str, str]) -> GateLine:
+def check_maximum(bar: float, value: float, n: int, words: tuple[str, str]) -> CheckResult:
     """The line of a plain ceiling; `words` are templates of the bar and of what was measured."""
     passed = n > 0 and value <= bar
-    return GateLine(
+    return CheckResult(
         bar=words[0].format(bar),
         measured=f"{words[1].format(value)} n={n}",
         passed=passed,
@@ -26,7 +26,7 @@ def at_most(bar: float, value: float, n: int, words: tuple[str, str]) -> GateLin
     )
 
 
-def cheaper(share: float, candidate: Evaluation, large: Evaluation | None) -> GateLine:
+def check_saving(share: float, candidate: Evaluation, large: Evaluation | None) -> CheckResult:
     """The line of the saving: 1,000 answers cost at least `share` less than the large model's."""
     bar = f"at least {share:.3f} cheaper than the large model"
     if large is None:
@@ -42,7 +42,7 @@ def cheaper(share: float, candidate: Evaluation, large: Evaluation | None) -> Ga
         )
     # 0.01 is 90 % below 0.10, but 1 - 0.9 is a hair less than 0.1 in floating point.
     passed = n > 0 and ours <= (1 - share) * theirs * (1 + 1e-12)
-    return GateLine(
+    return CheckResult(
         bar=bar,
         measured=f"{1 - ours / theirs:.3f} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000 n={n}",
         passed=passed,
@@ -50,7 +50,7 @@ def cheaper(share: float, candidate: Evaluation, large: Evaluation | None) -> Ga
     )
 
 
-def leaked(bar: float, candidate: Evaluation, leaks: Leaks | None, level: Level) -> GateLine:
+def check_leaks(bar: float, candidate: Evaluation, leaks: LeakReport | None, level: ConfidenceLevel) -> CheckResult:
     """The line of the leak bar: share of test rows that also stand in the training rows, and accuracy without them."""
     text = f"at most {bar:g} of test rows also in the training rows"
     if leaks is None:
@@ -64,7 +64,7 @@ def leaked(bar: float, candidate: Evaluation, leaks: Leaks | None, level: Level)
     if not leaks.n_test:
         return not_measured(text, "no test row n=0", "no row was measured")
     passed = leaks.share <= bar
-    return GateLine(
+    return CheckResult(
         bar=text,
         measured=f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}{_kinds(leaks)}"
         f"{_with_and_without(candidate, leaks, level)}",
@@ -73,13 +73,13 @@ def leaked(bar: float, candidate: Evaluation, leaks: Leaks | None, level: Level)
     )
 
 
-def _kinds(leaks: Leaks) -> str:
+def _kinds(leaks: LeakReport) -> str:
     counts = ((len(leaks.exact), "exact"), (len(leaks.folded), "folded"), (len(leaks.near), "near"))
     said = ", ".join(f"{n} {kind}" for n, kind in counts if n)
     return f" ({said})" if said else ""
 
 
-def _with_and_without(candidate: Evaluation, leaks: Leaks, level: Level) -> str:
+def _with_and_without(candidate: Evaluation, leaks: LeakReport, level: ConfidenceLevel) -> str:
     keys = leaks.keys
     if not keys:
         return ""
@@ -90,7 +90,7 @@ def _with_and_without(candidate: Evaluation, leaks: Leaks, level: Level) -> str:
     return f"; accuracy {both} n={n}, without them {without} n={without.n}{level.mention}"
 
 
-def _mend(leaks: Leaks) -> str:
+def _mend(leaks: LeakReport) -> str:
     first = [f"{leak.test} is {leak.train}" for leak in (*leaks.exact, *leaks.folded, *leaks.near)]
     more = [f"and {len(first) - PLACES} more"] if len(first) > PLACES else []
     rows = f"{leaks.n_leaked} test row{' repeats' if leaks.n_leaked == 1 else 's repeat'} a training row"

@@ -3,8 +3,8 @@
 The interval for «right or wrong» is Tango's score interval (1998), McNemar's test turned into an interval. Unlike the
 Wald kinds it never falls when an answer becomes right, and rows without any disagreement do not count as certainty:
 40 equal rows leave 0.088 open, not 0.047. Graded scores have Agresti and Min's interval (2005), its lower end made to
-keep that law too (`graded_difference`). A row that stands twice counts once, at the candidate's worst answer and the
-large model's best.
+keep that law too (`paired_score_difference`). A repeated row counts once, at the candidate's worst answer and the large
+model's best.
 """
 
 from __future__ import annotations
@@ -17,8 +17,15 @@ import numpy as np
 from scipy import stats as scipy_stats
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.check_result import MOST_ROWS, GateLine, Level, at_least, not_measured, rows_by_width
-from smallfirst.gate.metrics import no_surer_than_its_rows
+from smallfirst.gate.check_result import (
+    MAX_ADVISED_ROWS,
+    CheckResult,
+    ConfidenceLevel,
+    check_minimum,
+    not_measured,
+    rows_for_width,
+)
+from smallfirst.gate.metrics import cap_lower_bound
 from smallfirst.stats import intervals as stats
 from smallfirst.stats.intervals import Estimate
 
@@ -54,7 +61,7 @@ def _lower_end(a: float, b: float, n: int, z: float) -> float:
     return refused
 
 
-def graded_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+def paired_score_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Mean score of the first minus mean score of the second on the same rows, for scores in [0, 1].
 
     As `stats.paired_mean_difference`, but its lower end never falls when the first scores higher. There, one row far
@@ -79,11 +86,13 @@ def graded_difference(first: Sequence[float], second: Sequence[float], *, confid
     return whole.model_copy(update={"low": low})
 
 
-def not_worse(margin: float, candidate: Evaluation, large: Evaluation | None, level: Level) -> GateLine:
+def check_not_worse(
+    margin: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel
+) -> CheckResult:
     """The line of the paired difference in accuracy, on the rows that both answered."""
     bar = f"at most {margin:.3f} less accurate than the large model"
     pairs = _pairs(bar, candidate, large)
-    if isinstance(pairs, GateLine):
+    if isinstance(pairs, CheckResult):
         return pairs
     ours = sum(small.correct and not big.correct for small, big in pairs)
     theirs = sum(big.correct and not small.correct for small, big in pairs)
@@ -93,21 +102,23 @@ def not_worse(margin: float, candidate: Evaluation, large: Evaluation | None, le
         return _lower_end(ours * rows / len(pairs), theirs * rows / len(pairs), rows, level.z)
 
     measured = level.show(found, f" of {len(candidate.rows)} rows paired")
-    return at_least(-margin, found, (bar, measured), lambda: _fewest_rows(low_at, -margin, len(pairs)))
+    return check_minimum(-margin, found, (bar, measured), lambda: _fewest_rows(low_at, -margin, len(pairs)))
 
 
-def score_not_worse(margin: float, candidate: Evaluation, large: Evaluation | None, level: Level) -> GateLine:
+def check_score_not_worse(
+    margin: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel
+) -> CheckResult:
     """The line of the paired mean difference in graded score, on the rows that both answered."""
     bar = f"score at most {margin:.3f} below the large model's"
     pairs = _pairs(bar, candidate, large)
-    if isinstance(pairs, GateLine):
+    if isinstance(pairs, CheckResult):
         return pairs
     ours, theirs = [small.score for small, _ in pairs], [big.score for _, big in pairs]
     if not all(0 <= score <= 1 for score in (*ours, *theirs)):
         return not_measured(bar, "a score is not in [0, 1]", "mend the scorer, then evaluate both models again")
-    found = no_surer_than_its_rows(graded_difference(ours, theirs, confidence=level.confidence), level)
+    found = cap_lower_bound(paired_score_difference(ours, theirs, confidence=level.confidence), level)
     measured = level.show(found, f" of {len(candidate.rows)} rows paired")
-    return at_least(-margin, found, (bar, measured), lambda: rows_by_width(found, -margin))
+    return check_minimum(-margin, found, (bar, measured), lambda: rows_for_width(found, -margin))
 
 
 def _fewest_rows(low_at: Callable[[int], float], bar: float, n: int) -> int | None:
@@ -115,7 +126,7 @@ def _fewest_rows(low_at: Callable[[int], float], bar: float, n: int) -> int | No
     enough = max(1, n)
     while low_at(enough) < bar:
         enough *= 2
-        if enough > 2 * MOST_ROWS:
+        if enough > 2 * MAX_ADVISED_ROWS:
             return None
     short = enough // 2
     while enough - short > 1:
@@ -129,7 +140,7 @@ class _Outcome(NamedTuple):
     score: float
 
 
-def _pairs(bar: str, candidate: Evaluation, large: Evaluation | None) -> list[tuple[_Outcome, _Outcome]] | GateLine:
+def _pairs(bar: str, candidate: Evaluation, large: Evaluation | None) -> list[tuple[_Outcome, _Outcome]] | CheckResult:
     """Outcomes of both by row, in the order of keys, so that the order of rows changes nothing; or the line without."""
     n = len(candidate.rows)
     if large is None:
@@ -139,7 +150,7 @@ def _pairs(bar: str, candidate: Evaluation, large: Evaluation | None) -> list[tu
     if not both:
         return not_measured(bar, f"n=0 of {n} rows paired", OTHER_ROWS)
     if candidate is large or candidate.fingerprint() == large.fingerprint():
-        return GateLine(bar=bar, measured=f"is the large model itself n={n}", passed=True)
+        return CheckResult(bar=bar, measured=f"is the large model itself n={n}", passed=True)
     return both
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.ability_probe import Probe, ProbeResult
-from smallfirst.gate.check_result import GateLine, Level, at_least, not_measured, rows_by_width
-from smallfirst.gate.metrics import no_surer_than_its_rows
+from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, check_minimum, not_measured, rows_for_width
+from smallfirst.gate.metrics import cap_lower_bound
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, bootstrap, paired_difference
 
 
-class RetentionPart(Record):
+class RetentionByKind(Record):
     """General prompts of one kind."""
 
     kind: str
@@ -51,11 +51,11 @@ class Retention(Record):
     """The same of the trained model."""
     difference: Estimate | None = None
     """Share of right answers after minus before, paired on the same prompts."""
-    parts: tuple[RetentionPart, ...] = ()
+    parts: tuple[RetentionByKind, ...] = ()
     """The same by kind of prompt."""
 
 
-def retention_of(before: Sequence[float], after: Sequence[float], *, prompts: str = "") -> Retention:
+def retention_from_scores(before: Sequence[float], after: Sequence[float], *, prompts: str = "") -> Retention:
     """The Retention from the scores of the same prompts before and after training.
 
     Raises ConfigError if the lengths differ, or if nothing was scored above 0 before.
@@ -81,7 +81,7 @@ def retention_of(before: Sequence[float], after: Sequence[float], *, prompts: st
     )
 
 
-def probed(probe: Probe, before: ProbeResult, after: ProbeResult) -> Retention:
+def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult) -> Retention:
     """The Retention from a probe's results before and after training, corrected for guessing (Frary 1988).
 
     A right answer scores 1, a wrong one -g / (1 - g), g being how often guessing is right: so guessing scores 0 on
@@ -93,7 +93,7 @@ def probed(probe: Probe, before: ProbeResult, after: ProbeResult) -> Retention:
     old, new = _corrected(before, guesses), _corrected(after, guesses)
     kept = None
     if before.accuracy.low > float(np.mean(guesses)):
-        kept = retention_of(old, new).kept
+        kept = retention_from_scores(old, new).kept
     return Retention(
         kept=kept,
         before=float(np.mean(old)),
@@ -110,16 +110,16 @@ def _corrected(result: ProbeResult, guesses: Sequence[float]) -> list[float]:
     return [1.0 if right else -g / (1 - g) for right, g in zip(result.right, guesses, strict=True)]
 
 
-def _parts(probe: Probe, before: ProbeResult, after: ProbeResult) -> tuple[RetentionPart, ...]:
+def _parts(probe: Probe, before: ProbeResult, after: ProbeResult) -> tuple[RetentionByKind, ...]:
     found = []
     for kind in dict.fromkeys(question.kind for question in probe.questions):
         at = [i for i, question in enumerate(probe.questions) if question.kind == kind]
         n_before, n_after = (sum(result.right[i] for i in at) for result in (before, after))
-        found.append(RetentionPart(kind=kind, n=len(at), n_before=n_before, n_after=n_after))
+        found.append(RetentionByKind(kind=kind, n=len(at), n_before=n_before, n_after=n_after))
     return tuple(found) if len(found) > 1 else ()
 
 
-def retained(bar: float, retention: Retention | None, level: Level) -> GateLine:
+def check_retention(bar: float, retention: Retention | None, level: ConfidenceLevel) -> CheckResult:
     """The line of the retention bar; it fails when retention was not measured."""
     text = f"general ability kept at least {bar:.3f}"
     if retention is None:
@@ -128,9 +128,9 @@ def retained(bar: float, retention: Retention | None, level: Level) -> GateLine:
     if retention.kept is None:
         measured = f"the untouched model is no better than guessing: {retention.before:.3f} before"
         return not_measured(text, measured, "name prompts that it can answer (gate.retention_prompts)")
-    found = no_surer_than_its_rows(level.widened(retention.kept), level)
+    found = cap_lower_bound(level.widened(retention.kept), level)
     measured = f"{level.show(found)}, {retention.before:.3f} before and {retention.after:.3f} after"
-    line = at_least(bar, found, (text, measured), lambda: rows_by_width(found, bar))
+    line = check_minimum(bar, found, (text, measured), lambda: rows_for_width(found, bar))
     if line.passed:
         return line
     forgot = "more than that was forgotten: method lora, fewer epochs or a lower learning_rate forget less"

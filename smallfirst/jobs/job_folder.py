@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from smallfirst.files import is_locked
-from smallfirst.jobs.spec import Order, Progress, Result, Tracking
+from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
 from smallfirst.records import Record
 from smallfirst.training.events import Event, EventLog
 
@@ -31,8 +31,8 @@ _STATES: dict[str, State] = {
     "FAILED": "FAILED",
 }
 """The state after an event; other events change nothing."""
-ENDED: frozenset[str] = frozenset({"COMPLETED", "STOPPED", "FAILED"})
-WAITING: frozenset[str] = frozenset({"PENDING", "QUEUED"})
+TERMINAL_STATES: frozenset[str] = frozenset({"COMPLETED", "STOPPED", "FAILED"})
+WAITING_STATES: frozenset[str] = frozenset({"PENDING", "QUEUED"})
 
 
 class JobFolder:
@@ -50,9 +50,9 @@ class JobFolder:
         """Held for as long as a process carries the job out."""
 
     @cached_property
-    def order(self) -> Order:
+    def order(self) -> JobSpec:
         """What was asked for. Raises ConfigError if the file is damaged."""
-        return Order.load(self.folder / "job.json")
+        return JobSpec.load(self.folder / "job.json")
 
     @property
     def exists(self) -> bool:
@@ -65,19 +65,19 @@ class JobFolder:
         return self.log.read()
 
     @property
-    def progress(self) -> Progress | None:
+    def progress(self) -> JobProgress | None:
         """How far training is; None before its first step."""
-        return self._read(Progress, "progress.json")
+        return self._read(JobProgress, "progress.json")
 
     @property
-    def tracking(self) -> Tracking | None:
+    def tracking(self) -> MlflowIds | None:
         """Where MLflow has the run; None before it is opened."""
-        return self._read(Tracking, "mlflow.json")
+        return self._read(MlflowIds, "mlflow.json")
 
     @property
-    def result(self) -> Result | None:
+    def result(self) -> JobResult | None:
         """What came out; None before it is registered."""
-        return self._read(Result, "result.json")
+        return self._read(JobResult, "result.json")
 
     @property
     def state(self) -> State:
@@ -87,7 +87,7 @@ class JobFolder:
     @property
     def ended(self) -> bool:
         """True once it stands in a state that it will never leave."""
-        return self.state in ENDED
+        return self.state in TERMINAL_STATES
 
     @property
     def alive(self) -> bool:
@@ -99,12 +99,12 @@ class JobFolder:
         """True once somebody asked it to stop."""
         return self._cancel_file.exists()
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Nothing back; the process stops within one step, or before it begins."""
         self.run_folder.mkdir(exist_ok=True)
         self._cancel_file.touch()
 
-    def take_back_stop(self) -> None:
+    def clear_stop_request(self) -> None:
         """Nothing back; nobody wants the job to stop any more."""
         self._cancel_file.unlink(missing_ok=True)
 
@@ -114,7 +114,7 @@ class JobFolder:
         model = self.run_folder / "model"
         return [model] if (model / "smallfirst.json").is_file() else []
 
-    def last_lines(self, n: int = 12) -> str:
+    def output_tail(self, n: int = 12) -> str:
         """The end of what the process printed."""
         if not self.output.is_file():
             return "(it printed nothing)"
@@ -134,4 +134,4 @@ def state_after(events: tuple[Event, ...], *, cancelled: bool) -> State:
     """The state of a job in which `events` have happened."""
     states = [_STATES[event.kind] for event in events if event.kind in _STATES]
     state = states[-1] if states else "PENDING"
-    return "TERMINATING" if cancelled and state not in ENDED else state
+    return "TERMINATING" if cancelled and state not in TERMINAL_STATES else state

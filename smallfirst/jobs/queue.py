@@ -17,32 +17,32 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import WAITING, JobFolder
+from smallfirst.jobs.job_folder import WAITING_STATES, JobFolder
 from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import JOB_NAME, Order
+from smallfirst.jobs.spec import JOB_NAME, JobSpec
 from smallfirst.paths import home
-from smallfirst.registry.mlflow_runs import Status, reopen_run
+from smallfirst.registry.runs import Status, resume_run
 from smallfirst.training.events import Event
 
 log = logging.getLogger(__name__)
 
-MOST_RESTARTS = 3
+MAX_RESTARTS = 3
 """How often a job is started again without getting on; something then kills it each time."""
 _GOT_ON = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
 """Events after which restarts are counted anew: more is kept than before, or only a person can have it go on."""
 
-LAST_MOMENT_S = 5.0
+EXIT_TIMEOUT_S = 5.0
 """Longest wait for a process that has said how the job ended."""
 
-SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
+KEPT_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
 """Environment variables that a job keeps from its submission, whoever starts its process again."""
 
 
-class NoSuchJob(SmallfirstError):
+class JobNotFound(SmallfirstError):
     """No job has this name."""
 
 
-def submit(order: Order, rows: JobRows | None = None) -> JobFolder:
+def submit(order: JobSpec, rows: JobRows | None = None) -> JobFolder:
     """The job, its process started, which waits for its turn by itself; without `rows` it reads them too.
 
     Raises ConfigError if the name is taken.
@@ -69,16 +69,16 @@ def submit(order: Order, rows: JobRows | None = None) -> JobFolder:
     return job
 
 
-def find(name: str, *, bring_back: bool = True) -> JobFolder:
+def find(name: str, *, restart_dead: bool = True) -> JobFolder:
     """The job called `name`, brought back if its process died. Raises NoSuchJob with the nearest name."""
     job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
     if job is None or not job.exists:
         names = [other.name for other in _all()]
-        raise NoSuchJob(
+        raise JobNotFound(
             f'no job is called "{name}"{did_you_mean(name, names)}',
             hint=f"there are: {', '.join(names[:10])}" if names else "none has been submitted yet",
         )
-    if bring_back:
+    if restart_dead:
         recover(job)
     return job
 
@@ -92,7 +92,7 @@ def cancel(job: JobFolder) -> bool:
     """True if the job was asked to stop; False if it had ended. It is STOPPED a moment later, or already."""
     if job.ended:
         return False
-    job.ask_to_stop()
+    job.request_stop()
     recover(job)  # no process may be left to obey
     return True
 
@@ -111,7 +111,7 @@ def recover(job: JobFolder) -> None:
         if job.cancelled:
             job.log.append("STOPPED", "cancelled")
             _close_tracking(job, "KILLED")
-        elif restarts >= MOST_RESTARTS:
+        elif restarts >= MAX_RESTARTS:
             job.log.append("FAILED", _gave_up(job, restarts))
             _close_tracking(job, "FAILED")
         else:
@@ -126,7 +126,7 @@ def resume(job: JobFolder, *, by: str) -> bool:
 
     A wish that it stop is taken back. Raises ConfigError if it is completed.
     """
-    end = time.monotonic() + LAST_MOMENT_S
+    end = time.monotonic() + EXIT_TIMEOUT_S
     while (held := try_lock(job.lock)) is None:
         if not job.ended or time.monotonic() > end:
             return False
@@ -134,7 +134,7 @@ def resume(job: JobFolder, *, by: str) -> bool:
     try:
         if job.state == "COMPLETED":
             raise ConfigError(f"{job.name} is completed: nothing is left", hint=f"smallfirst jobs show {job.name}")
-        job.take_back_stop()
+        job.clear_stop_request()
         job.log.append("REQUEUED", f"{by} had it go on from its last checkpoint")
         _start(job, held)
     finally:
@@ -142,15 +142,15 @@ def resume(job: JobFolder, *, by: str) -> bool:
     return True
 
 
-def waiting_before(job: JobFolder) -> list[JobFolder]:
+def unfinished_before(job: JobFolder) -> list[JobFolder]:
     """Jobs that were submitted earlier and have not ended, oldest first."""
     mine = (job.order.created_at, job.name)
     return [other for other in _all()[::-1] if (other.order.created_at, other.name) < mine and not other.ended]
 
 
-def waits(job: JobFolder) -> bool:
+def is_waiting(job: JobFolder) -> bool:
     """True if a living process waits for the job's turn."""
-    return job.state in WAITING and job.alive
+    return job.state in WAITING_STATES and job.alive
 
 
 def jobs_folder() -> Path:
@@ -183,7 +183,7 @@ def _close_tracking(job: JobFolder, status: Status) -> None:
     if job.tracking is None:
         return
     try:
-        reopen_run(job.tracking.run_id).finish(status)
+        resume_run(job.tracking.run_id).finish(status)
     except SmallfirstError as error:
         log.warning("the MLflow run of %s stays open: %s", job.name, error)
 
@@ -191,7 +191,7 @@ def _close_tracking(job: JobFolder, status: Status) -> None:
 def _start(job: JobFolder, held: int) -> None:
     """Nothing back; a process that inherits the held lock carries the job out."""
     own = {"SMALLFIRST_HOME": str(job.folder.parents[1]), "PYTHONPATH": _module_path()}
-    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    kept = {name: value for name, value in os.environ.items() if name not in KEPT_VARIABLES}
     # -P: a file in the working folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "smallfirst.jobs.worker", str(job.folder), str(held)]
     with job.output.open("ab") as output:
@@ -217,7 +217,7 @@ def _module_path() -> str:
 
 
 def _settings() -> dict[str, str]:
-    return {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    return {name: os.environ[name] for name in KEPT_VARIABLES if os.environ.get(name)}
 
 
 def _restarts_in_vain(events: Sequence[Event]) -> int:
@@ -229,7 +229,7 @@ def _restarts_in_vain(events: Sequence[Event]) -> int:
 def _gave_up(job: JobFolder, restarts: int) -> str:
     return (
         f"its process died {restarts + 1} times without getting on; the last lines of {job.output}:\n"
-        f"{job.last_lines()}\n"
+        f"{job.output_tail()}\n"
         f"  next: free memory or mend what kills it, then smallfirst jobs resume {job.name}; "
         f"or submit it anew with a smaller batch_tokens or model"
     )

@@ -7,16 +7,16 @@ and a signature. Such a version is not live until somebody promotes it.
 from __future__ import annotations
 
 from smallfirst.errors import RegistryError
-from smallfirst.gate.gate import GateLine, Verdict, overridden
+from smallfirst.gate.gate import CheckResult, Verdict, override
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Result
+from smallfirst.jobs.spec import JobResult
 from smallfirst.registry import versions as registry
 from smallfirst.training.run import Run
 
 NO_GATE = "no gate was declared"
 
 
-def register_model(job: JobFolder, run: Run) -> Result:
+def register_model(job: JobFolder, run: Run) -> JobResult:
     """The registered version; one that an earlier, killed process registered is found again. Raises RegistryError."""
     version = _registered_before(job)
     if version is None:
@@ -24,7 +24,7 @@ def register_model(job: JobFolder, run: Run) -> Result:
         tags = {"task": order.name, "job": order.name, "base": order.model, "lesson": order.lesson}
         verdict = _signed(job)
         version = registry.register(run.folder, verdict, name=order.register_to, run_id=run.run_id, tags=tags).version
-    result = Result(model=job.order.register_to, version=version, best_epoch=run.best_epoch)
+    result = JobResult(model=job.order.register_to, version=version, best_epoch=run.best_epoch)
     result.save(job.folder / "result.json")
     return result
 
@@ -38,11 +38,11 @@ def _registered_before(job: JobFolder) -> int | None:
 
 
 def _signed(job: JobFolder) -> Verdict:
-    line = GateLine(
+    line = CheckResult(
         bar="a gate",
         measured="none was declared",
         passed=False,
         advice="declare one in a task.yaml and measure this model before it goes live",
     )
     verdict = Verdict(candidate="small", lines=(line,), passed=False, evaluation_fingerprint="")
-    return overridden(verdict, by=job.order.created_by, because=NO_GATE)
+    return override(verdict, by=job.order.created_by, because=NO_GATE)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, Shape
-from smallfirst.data.row_formats import SHAPES
+from smallfirst.data.dataset import Dataset, RowFormat
+from smallfirst.data.row_formats import ROW_FORMATS
 from smallfirst.data.sources.resolve import open_source
 from smallfirst.errors import DataError, Problem
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Order
+from smallfirst.jobs.spec import JobSpec
 
-LESSON_SHAPES: dict[str, tuple[Shape, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
+RECIPE_SHAPES: dict[str, tuple[RowFormat, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
 """Which rows a lesson takes."""
 
 
@@ -26,7 +26,7 @@ class JobRows:
         self.train, self.evaluation = train, evaluation
 
     @classmethod
-    def read(cls, order: Order) -> JobRows:
+    def read(cls, order: JobSpec) -> JobRows:
         """From where the order says. Raises DataError naming every bad row."""
         evaluation = read_rows(order.eval_rows, order.lesson) if order.eval_rows else None
         return cls(read_rows(order.train_rows, order.lesson), evaluation)
@@ -53,8 +53,10 @@ def read_rows(address: str, lesson: str) -> Dataset:
     Raises DataError naming every bad row, ConfigError or MissingExtra as `open_source` does.
     """
     data = open_source(address)
-    if wrong := [e for e in data.examples if e.shape not in LESSON_SHAPES[lesson]]:
+    if wrong := [e for e in data.examples if e.shape not in RECIPE_SHAPES[lesson]]:
         told = "chat messages or prompt + response" if lesson == "chat" else "text alone"
-        problems = [Problem(e.path, e.line, f"a row of {SHAPES[e.shape]}; this lesson takes {told}") for e in wrong]
+        problems = [
+            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this lesson takes {told}") for e in wrong
+        ]
         raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the lesson", problems)
     return data

@@ -21,7 +21,7 @@ from smallfirst.training.config import TrainConfig
 JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
-class Order(Record):
+class JobSpec(Record):
     """A fine-tune that somebody asked for."""
 
     name: str = pydantic.Field(pattern=f"^{JOB_NAME.pattern}$")
@@ -58,7 +58,7 @@ class Order(Record):
     """Settings that say where things are, as at submission; filled in then."""
 
 
-class Progress(Record):
+class JobProgress(Record):
     """How far a job is; written about once a second while it trains."""
 
     step: int
@@ -77,7 +77,7 @@ class Progress(Record):
     """When this was so."""
 
 
-class Tracking(Record):
+class MlflowIds(Record):
     """Where MLflow keeps the job's run."""
 
     run_id: str
@@ -86,7 +86,7 @@ class Tracking(Record):
     """MLflow's id of its experiment."""
 
 
-class Result(Record):
+class JobResult(Record):
     """What came out."""
 
     model: str
@@ -102,7 +102,7 @@ class Result(Record):
         return f"{self.model}/{self.version}"
 
 
-def new_name(model: str) -> str:
+def new_job_name(model: str) -> str:
     """A name for a job that fine-tunes `model`: its last part and six random hex digits."""
     last = re.sub(r"[^A-Za-z0-9_]+", "-", re.split(r"[/\\]", model.rstrip("/\\"))[-1]).strip("-").lower()
     return f"{last[:60] or 'model'}-{secrets.token_hex(3)}"
@@ -116,6 +116,6 @@ def user_name() -> str:
         return f"user-{os.getuid()}"
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)

@@ -20,26 +20,26 @@ from typing import TYPE_CHECKING
 from smallfirst.errors import Cancelled, SmallfirstError
 from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.queue import waiting_before, waits
+from smallfirst.jobs.queue import is_waiting, unfinished_before
 from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import Progress, Tracking, now
+from smallfirst.jobs.spec import JobProgress, MlflowIds, utc_now
 from smallfirst.jobs.training_slots import take_slot
-from smallfirst.progress import quiet_in_a_pipe
+from smallfirst.progress import disable_tqdm_in_pipes
 
 if TYPE_CHECKING:
-    from smallfirst.registry.mlflow_runs import TrackedRun
-    from smallfirst.training.loop import Step
-    from smallfirst.training.recipes.recipe import Lesson
+    from smallfirst.registry.runs import TrackedRun
+    from smallfirst.training.loop import StepMetrics
+    from smallfirst.training.recipes.recipe import Recipe
     from smallfirst.training.run import Run
     from smallfirst.training.validation_loss import Sample
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_S = 0.25
+POLL_INTERVAL_S = 0.25
 """Pause between two looks at whether it is this job's turn."""
-TELL_EVERY_S = 1.0
+PROGRESS_INTERVAL_S = 1.0
 """Least time between two writings of the progress."""
-RELAYED = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
+RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
 """Events of the training that are events of the job too; how it ends, the job says itself."""
 
 
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str]) -> int:
     if held is None or job.ended:
         print(f"{job.name} has ended or is carried out by another process", file=sys.stderr)
         return 2
-    quiet_in_a_pipe()
+    disable_tqdm_in_pipes()
     os.set_inheritable(held, False)  # this process alone stands for the job
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
-        with turn(job):
-            carry_out(job)
+        with wait_for_turn(job):
+            run_job(job)
     except Cancelled as stop:
         job.log.append("STOPPED", str(stop))
     except SmallfirstError as error:
@@ -71,25 +71,25 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def turn(job: JobFolder) -> Iterator[None]:
+def wait_for_turn(job: JobFolder) -> Iterator[None]:
     """A block that begins once no earlier job waits and the machine is free. Raises Cancelled if asked to stop."""
-    earlier, slot = waiting_before(job), None
+    earlier, slot = unfinished_before(job), None
     while slot is None:
         if job.cancelled:
             raise Cancelled("cancelled before it began")
-        if not any(waits(other) for other in earlier):
+        if not any(is_waiting(other) for other in earlier):
             slot = take_slot()
         if slot is None:
             if job.state != "QUEUED":
                 job.log.append("QUEUED", "waiting for the machine")
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(POLL_INTERVAL_S)
     try:
         yield
     finally:
         os.close(slot)
 
 
-def carry_out(job: JobFolder) -> None:
+def run_job(job: JobFolder) -> None:
     """Nothing back; the job is COMPLETED. Whatever stands in its way is raised."""
     from smallfirst.jobs.register import register_model
 
@@ -112,11 +112,11 @@ def carry_out(job: JobFolder) -> None:
 
 
 def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
-    from smallfirst.models.catalog import find
+    from smallfirst.models.catalog import find_weights
     from smallfirst.training.run import train
 
     order = job.order
-    base = find(order.weights or order.model, say=lambda text: print(text, flush=True))
+    base = find_weights(order.weights or order.model, say=lambda text: print(text, flush=True))
     if base.is_file():
         raise SmallfirstError(
             f"{order.model} is a GGUF file here: it can answer, but not be trained",
@@ -139,19 +139,19 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     return run
 
 
-def _lesson(job: JobFolder, rows: JobRows, watcher: _Watcher) -> Lesson:
-    from smallfirst.training.recipes.chat import ChatLesson, TextLesson
+def _lesson(job: JobFolder, rows: JobRows, watcher: _Watcher) -> Recipe:
+    from smallfirst.training.recipes.chat import ChatRecipe, PretrainingRecipe
 
-    kind = ChatLesson if job.order.lesson == "chat" else TextLesson
+    kind = ChatRecipe if job.order.lesson == "chat" else PretrainingRecipe
     return kind(job.name, rows.train, rows.evaluation, job.order.eval_prompts, watcher.exam)
 
 
 def _tracked(job: JobFolder, rows: JobRows) -> TrackedRun:
     """The job's MLflow run; one that an earlier process opened is gone on with."""
-    from smallfirst.registry.mlflow_runs import client, open_run, reopen_run, store_errors
+    from smallfirst.registry.runs import client, open_run, resume_run, store_errors
 
     if job.tracking is not None:
-        return reopen_run(job.tracking.run_id)
+        return resume_run(job.tracking.run_id)
     order = job.order
     if any(event.kind == "REQUEUED" for event in job.events):
         _close_unnoted(job)
@@ -161,19 +161,19 @@ def _tracked(job: JobFolder, rows: JobRows) -> TrackedRun:
     tracked = open_run(order.experiment, job.name, params=params, tags={"job": job.name, "by": order.created_by})
     with store_errors():
         experiment_id = str(client().get_run(tracked.run_id).info.experiment_id)
-    Tracking(run_id=tracked.run_id, experiment_id=experiment_id).save(job.folder / "mlflow.json")
+    MlflowIds(run_id=tracked.run_id, experiment_id=experiment_id).save(job.folder / "mlflow.json")
     return tracked
 
 
 def _close_unnoted(job: JobFolder) -> None:
     """Nothing back; an MLflow run that an earlier process opened, and died before it could note it, is KILLED."""
-    from smallfirst.registry.mlflow_runs import client, reopen_run, store_errors
+    from smallfirst.registry.runs import client, resume_run, store_errors
 
     with store_errors():
         experiment = client().get_experiment_by_name(job.order.experiment)
         found = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
     for run in found:
-        reopen_run(run.info.run_id).finish("KILLED")
+        resume_run(run.info.run_id).finish("KILLED")
 
 
 class _Watcher:
@@ -181,16 +181,16 @@ class _Watcher:
 
     def __init__(self, job: JobFolder, tracked: TrackedRun) -> None:
         self.job, self.tracked = job, tracked
-        self.seen = sum(event.kind in RELAYED for event in job.events)
+        self.seen = sum(event.kind in RELAYED_EVENTS for event in job.events)
         self.first: tuple[float, float] | None = None  # clock and share at the first step of this process
         self.told_at, self.tenth, self.at_step = 0.0, 0, 0
 
-    def step(self, step: Step) -> None:
+    def step(self, step: StepMetrics) -> None:
         """Called after each step."""
         clock = time.monotonic()
         self.first = self.first or (clock, step.progress)
         self.at_step = step.step
-        if clock - self.told_at >= TELL_EVERY_S or step.progress >= 1:
+        if clock - self.told_at >= PROGRESS_INTERVAL_S or step.progress >= 1:
             self.told_at = clock
             self._progress(step, clock).save(self.job.folder / "progress.json")
             self.relay()
@@ -217,23 +217,23 @@ class _Watcher:
         """Nothing back; what training has told since the last time stands in the job's events too."""
         from smallfirst.training.events import EventLog
 
-        told = [e for e in EventLog(self.job.run_folder / "events.jsonl").read() if e.kind in RELAYED]
+        told = [e for e in EventLog(self.job.run_folder / "events.jsonl").read() if e.kind in RELAYED_EVENTS]
         for event in told[self.seen :]:
             self.job.log.append(event.kind, event.message, **event.values)
         self.seen = max(self.seen, len(told))
 
-    def _progress(self, step: Step, clock: float) -> Progress:
+    def _progress(self, step: StepMetrics, clock: float) -> JobProgress:
         began, share = self.first or (clock, step.progress)
         done = step.progress - share
         left = (clock - began) * (1 - step.progress) / done if done > 0 else None
-        return Progress(
+        return JobProgress(
             step=step.step,
             epoch=step.epoch,
             share=step.progress,
             loss=step.loss,
             tokens_per_s=step.tokens_per_s,
             seconds_left=left,
-            at=now(),
+            at=utc_now(),
         )
 
 

@@ -54,7 +54,7 @@ class BaseSize(Record):
         return self.parameters - self.embedding - self.head
 
 
-def read_size(folder: Path) -> BaseSize | None:
+def read_base_size(folder: Path) -> BaseSize | None:
     """The size of the model in `folder`; None if config or weights do not tell it, or it is a mixture of experts."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-class Waiting(NamedTuple):
+class QueueDepth(NamedTuple):
     """What stands in line; what is being answered is not counted."""
 
     requests: int
@@ -31,7 +31,7 @@ class Waiting(NamedTuple):
     """Their sizes together, in the worker's unit (tokens, roughly, where texts are asked)."""
 
 
-class Plan(NamedTuple):
+class BatchBudget(NamedTuple):
     """How much work a pass takes."""
 
     seconds: float = float("inf")
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     only make it slower. A larger question is a pass of its own."""
 
 
-class Worker(Generic[Q, R]):
+class BatchWorker(Generic[Q, R]):
     """Answers questions in batches, in one thread of its own."""
 
     def __init__(
@@ -51,14 +51,14 @@ class Worker(Generic[Q, R]):
         name: str,
         most_at_once: int,
         size: Callable[[Q], int] = lambda _: 1,
-        plan: Plan | None = None,
+        plan: BatchBudget | None = None,
     ) -> None:
         """`answer` takes 1 to `most_at_once` questions and gives one result each, in order.
 
         `size` says how much work a question is, in the unit of the plan; without a plan a pass may take any time.
         """
         self._answer_all, self._name, self._most_at_once = answer, name, most_at_once
-        self._size, self._pace = size, _Pace(plan or Plan())
+        self._size, self._pace = size, ThroughputEstimate(plan or BatchBudget())
         self._line: deque[tuple[Q, Future[R]]] = deque()
         self._door, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name=f"answers of {name}", daemon=True)
@@ -76,11 +76,11 @@ class Worker(Generic[Q, R]):
             self._door.notify()
         return await asyncio.wrap_future(future)
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> QueueDepth:
         """What stands in line now, for whoever decides whether another request may join it."""
         with self._door:
             sizes = [self._size(question) for question, future in self._line if not future.cancelled()]
-        return Waiting(len(sizes), sum(sizes))
+        return QueueDepth(len(sizes), sum(sizes))
 
     async def aclose(self) -> None:
         """Stop the thread once it has answered what waits."""
@@ -132,12 +132,12 @@ class Worker(Generic[Q, R]):
             future.set_result(result)
 
 
-class _Pace:
+class ThroughputEstimate:
     """How fast questions are answered, learnt from passes: a moving mean over about eight of them."""
 
     keeps = 0.875
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BatchBudget) -> None:
         self._plan, self._size, self._seconds = plan, 0.0, 0.0
 
     def learn(self, size: int, seconds: float) -> None:

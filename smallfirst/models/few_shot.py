@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.tasks.task import Shot, Task
 
 
-class ShotChooser(Protocol):
+class ShotSelector(Protocol):
     """Finds solved examples that suit one text, such as the nearest training rows."""
 
     def choose(self, text: str) -> Sequence[Shot]:
@@ -35,7 +35,7 @@ class PromptedModel:
         task: Task,
         *,
         shots: Sequence[Shot] = (),
-        chooser: ShotChooser | None = None,
+        chooser: ShotSelector | None = None,
         max_tokens: int = 32,
     ) -> None:
         """`shots` are shown to every request, those of `chooser` after them.
@@ -73,7 +73,7 @@ class PromptedModel:
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The answer in one piece: it can be parsed only when it is whole."""
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Close the general model."""

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from smallfirst.errors import ModelError, RequestRefused
-from smallfirst.models.batching import Plan, Waiting, Worker
+from smallfirst.models.batching import BatchBudget, BatchWorker, QueueDepth
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
@@ -24,15 +24,15 @@ from smallfirst.models.protocol import (
     LabelScores,
     Request,
     Token,
-    stream_whole,
+    stream_in_one_chunk,
 )
 from smallfirst.pricing import MachinePrice
 
-CHARACTERS_A_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 """Of ordinary text, to know how much work waits before it is tokenised."""
 
 
-class Scored(NamedTuple):
+class LabelLogProbs(NamedTuple):
     """Label probabilities of one text."""
 
     log_probabilities: Sequence[float]
@@ -43,7 +43,7 @@ class Scored(NamedTuple):
     """Share of the machine's time this text took, in seconds."""
 
 
-class Embedded(NamedTuple):
+class TextEmbedding(NamedTuple):
     """What one text looks like to a model."""
 
     vector: list[float]
@@ -57,7 +57,7 @@ class Embedded(NamedTuple):
 class Scorer(Protocol):
     """Label probabilities of many texts at once. Called from one thread at a time."""
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """One result per text, in order."""
 
 
@@ -65,7 +65,7 @@ class Scorer(Protocol):
 class Embedder(Protocol):
     """A Scorer that also turns texts into vectors. Called from one thread at a time."""
 
-    def embed(self, texts: Sequence[str]) -> list[Embedded]:
+    def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
         """One result per text, in order."""
 
 
@@ -75,7 +75,7 @@ class _Asked(NamedTuple):
     """True if the text's vector is wanted, else its label probabilities."""
 
 
-class ScoredModel:
+class LabelModel:
     """A Scorer as a Model: batches what is asked at the same time, prices the machine-seconds."""
 
     capabilities: frozenset[Capability] = frozenset(
@@ -85,7 +85,7 @@ class ScoredModel:
 
     most_at_once = 512
     """Texts in a pass; what comes while it runs waits for it."""
-    plan = Plan(seconds=0.1, full=256)
+    plan = BatchBudget(seconds=0.1, full=256)
     """How many tokens, roughly, share a pass. Short passes cost the rate nothing and let a server send answers while
     the next one runs."""
 
@@ -96,7 +96,7 @@ class ScoredModel:
         self._name = name or manifest.task.name
         self._price = price or MachinePrice()
         self._scorer = scorer
-        self._worker: Worker[_Asked, Scored | Embedded] = Worker(
+        self._worker: BatchWorker[_Asked, LabelLogProbs | TextEmbedding] = BatchWorker(
             self._answer, name=self._name, most_at_once=self.most_at_once, size=_size, plan=self.plan
         )
 
@@ -105,7 +105,7 @@ class ScoredModel:
         """Name shown in results, headers and the ledger."""
         return self._name
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> QueueDepth:
         """Requests that stand in line and their tokens, roughly; what is being answered is not counted."""
         return self._worker.waiting()
 
@@ -113,7 +113,7 @@ class ScoredModel:
         """The likeliest label, its probability as confidence, the five best as alternatives."""
         began = time.perf_counter()
         scored = await self._score(request.text)
-        probabilities = tempered(scored.log_probabilities, self.manifest.temperature)
+        probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
         best = np.argsort(-probabilities)
         labels = self.manifest.task.closed
         return Completion(
@@ -130,7 +130,7 @@ class ScoredModel:
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """A label comes in one piece."""
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
         """Calibrated probabilities of all labels for each text, in order. Raises ModelError."""
@@ -138,7 +138,7 @@ class ScoredModel:
         return [
             LabelScores(
                 labels=labels,
-                probabilities=tempered(scored.log_probabilities, temperature).tolist(),
+                probabilities=softmax(scored.log_probabilities, temperature).tolist(),
                 n_tokens=scored.n_tokens,
                 cost_usd=self._price.cost_usd(scored.busy_s),
             )
@@ -153,7 +153,7 @@ class ScoredModel:
         if not isinstance(self._scorer, Embedder):
             raise RequestRefused(f"{self._name} reads words, not vectors: it gives no embeddings")
         asked = [self._worker.ask(_Asked(text, vector=True)) for text in texts]
-        found = [one for one in await asyncio.gather(*asked) if isinstance(one, Embedded)]
+        found = [one for one in await asyncio.gather(*asked) if isinstance(one, TextEmbedding)]
         cost_usd = sum(self._price.cost_usd(one.busy_s) for one in found)
         return Embeddings([one.vector for one in found], sum(one.n_tokens for one in found), cost_usd)
 
@@ -165,14 +165,14 @@ class ScoredModel:
         """Stop the worker thread once it has answered what waits."""
         await self._worker.aclose()
 
-    async def _score(self, text: str) -> Scored:
+    async def _score(self, text: str) -> LabelLogProbs:
         """Raises ModelError also for probabilities that are none, as damaged weights give."""
         scored = await self._worker.ask(_Asked(text))
-        if not isinstance(scored, Scored) or not np.isfinite(scored.log_probabilities).any():
+        if not isinstance(scored, LabelLogProbs) or not np.isfinite(scored.log_probabilities).any():
             raise ModelError(f"{self._name} could not answer: its label probabilities are no numbers")
         return scored
 
-    def _answer(self, asked: Sequence[_Asked]) -> list[Scored | Embedded]:
+    def _answer(self, asked: Sequence[_Asked]) -> list[LabelLogProbs | TextEmbedding]:
         """Runs in the worker's thread."""
         texts = [one.text for one in asked if not one.vector]
         scored = self._scorer.score(texts) if texts else []
@@ -183,20 +183,20 @@ class ScoredModel:
         of_scored, of_embedded = iter(scored), iter(embedded)
         return [next(of_embedded) if one.vector else next(of_scored) for one in asked]
 
-    def _token(self, scored: Scored, best: np.ndarray, n_top: int) -> Token:
+    def _token(self, scored: LabelLogProbs, best: np.ndarray, n_top: int) -> Token:
         """The label as one token, with its log-probability among the labels."""
         labels = self.manifest.task.closed
-        logs = log_tempered(scored.log_probabilities, self.manifest.temperature)
+        logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
         text = labels[best[0]]
         top = tuple((labels[i], float(logs[i])) for i in best[:n_top])
         return Token(text=text, logprob=float(logs[best[0]]), octets=tuple(text.encode()), top=top)
 
 
 def _size(asked: _Asked) -> int:
-    return 1 + len(asked.text) // CHARACTERS_A_TOKEN
+    return 1 + len(asked.text) // CHARACTERS_PER_TOKEN
 
 
-def tempered(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
+def softmax(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities from log-probabilities divided by `temperature`; the last axis sums to 1."""
     scaled = np.asarray(log_probabilities, dtype=np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
@@ -204,8 +204,8 @@ def tempered(log_probabilities: Sequence[float] | np.ndarray, temperature: float
     return probabilities
 
 
-def log_tempered(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
-    """The logarithms of `tempered`, finite even where a probability is too small to be written."""
+def log_softmax(log_probabilities: Sequence[float] | np.ndarray, temperature: float) -> np.ndarray:
+    """The logarithms of `softmax`, finite even where a probability is too small to be written."""
     scaled = np.asarray(log_probabilities, dtype=np.float64) / temperature
     scaled = scaled - scaled.max(axis=-1, keepdims=True)
     logs: np.ndarray = scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.models.compute_thread import aside
-from smallfirst.models.label_model import ScoredModel, Scorer
+from smallfirst.models.compute_thread import run_in_temp_thread
+from smallfirst.models.label_model import LabelModel, Scorer
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import MachinePrice
@@ -21,7 +21,7 @@ def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = Non
 
     Raises ConfigError if the folder holds none.
     """
-    return aside(lambda: _loaded(folder, name, price))
+    return run_in_temp_thread(lambda: _loaded(folder, name, price))
 
 
 def _loaded(folder: Path, name: str, price: MachinePrice | None) -> Model:
@@ -31,13 +31,13 @@ def _loaded(folder: Path, name: str, price: MachinePrice | None) -> Model:
         return load_adapter(folder, name=name, price=price)
     manifest = read_manifest(folder)
     if manifest.kind == "writes":
-        from smallfirst.models.generation.models import WrittenModel
+        from smallfirst.models.generation.models import GenerativeTaskModel
 
-        return WrittenModel.load(folder, manifest, name=name, price=price)
+        return GenerativeTaskModel.load(folder, manifest, name=name, price=price)
     if manifest.kind == "chats":
-        from smallfirst.models.generation.models import LocalChat
+        from smallfirst.models.generation.models import ChatModel
 
-        chat = LocalChat.load(folder, name=name or manifest.task.name, price=price)
+        chat = ChatModel.load(folder, name=name or manifest.task.name, price=price)
         chat.max_prompt_tokens = manifest.max_tokens
         return chat
     if manifest.kind == "codes":
@@ -45,7 +45,7 @@ def _loaded(folder: Path, name: str, price: MachinePrice | None) -> Model:
 
         scorer: Scorer = LabelScorer.load(folder, manifest)
     else:
-        from smallfirst.models.linear.classifier import LinearScorer
+        from smallfirst.models.linear.classifier import LinearClassifier
 
-        scorer = LinearScorer.load(folder, manifest)
-    return ScoredModel(scorer, manifest, name=name, price=price)
+        scorer = LinearClassifier.load(folder, manifest)
+    return LabelModel(scorer, manifest, name=name, price=price)

@@ -14,7 +14,7 @@ from pydantic import Field
 from smallfirst.data.dataset import Message
 from smallfirst.records import Record
 
-MOST_LOGPROBS = 20
+MAX_LOGPROBS = 20
 """Alternatives beside a token at most, as OpenAI allows."""
 
 
@@ -46,7 +46,7 @@ class Request(Record):
     """Texts at which a written answer ends."""
     response_format: ResponseFormat | None = None
     """Form the answer must have; a model whose task has a form of its own keeps to that one."""
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """Alternatives wanted beside each token of the answer; None: no token probabilities at all."""
     tenant: str = ""
     """Who asks (SHA-256 of the key): what a model remembers of a request is never shared with another tenant."""
@@ -65,7 +65,7 @@ class Request(Record):
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
-class Step(Record):
+class RouteStep(Record):
     """What one stage of a Router did with a request."""
 
     stage: str
@@ -104,7 +104,7 @@ class Route(Record):
     """The task whose Router decided; empty where no task was found."""
     promise: str = ""
     """What is promised about a certified answer, in words."""
-    trail: tuple[Step, ...] = ()
+    trail: tuple[RouteStep, ...] = ()
     """Every step on the way, in order, and last the choice that was not made, if there was one."""
     audit_share: float | None = None
     """Chance in (0, 1] that this answer had of being audited; None where none is."""
@@ -253,7 +253,7 @@ class Probed(Protocol):
         """Nothing if it would, shown by a tiny piece of real work that is not paid for. Raises ModelError."""
 
 
-async def stream_whole(model: Model, request: Request) -> AsyncIterator[Chunk]:
+async def stream_in_one_chunk(model: Model, request: Request) -> AsyncIterator[Chunk]:
     """The stream of a model that answers in one piece (a label, a recording)."""
     completion = await model.complete(request)
     yield Chunk(text=completion.text, tokens=completion.tokens)

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from smallfirst.files import write_atomically
-from smallfirst.models.linear.classifier import LinearScorer, WordFeatures
+from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures
 
 if TYPE_CHECKING:
     from smallfirst.models.local.label_scorer import LabelScorer
 
-SIGNALS = ("energy", "probability", "mahalanobis", "neighbour")
+STATE_FEATURES = ("energy", "probability", "mahalanobis", "neighbour")
 """Columns of what a StateProfile gives; each is larger the stranger a text is."""
-NEAREST = 5
+N_NEIGHBOURS = 5
 """Training texts over which the neighbour signal averages."""
-AT_ONCE = 512
+BATCH_ROWS = 512
 """Texts compared with all training texts at a time."""
 
 
-class States(NamedTuple):
+class HiddenStates(NamedTuple):
     """What a model made of some texts."""
 
     hidden: np.ndarray
@@ -38,7 +38,7 @@ class States(NamedTuple):
     """Of the labels, not normalised (texts, labels), float32; no columns for a model without labels."""
 
 
-class StateProfile:
+class HiddenStateProfile:
     """Where a task's own training texts lie among the hidden states of its model."""
 
     def __init__(self, means: np.ndarray, whitening: np.ndarray, rows: np.ndarray) -> None:
@@ -46,7 +46,7 @@ class StateProfile:
         self.means, self.whitening, self.rows = means, whitening, rows
 
     @classmethod
-    def fit(cls, states: States, gold: Sequence[int] | np.ndarray) -> StateProfile:
+    def fit(cls, states: HiddenStates, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
         """From the training texts and the place of each one's label.
 
         One covariance is shared by all labels and shrunk as Ledoit and Wolf (2004) do, so it can be inverted even where
@@ -62,9 +62,9 @@ class StateProfile:
         arrays = (means @ whitening, whitening, _unit(hidden))
         return cls(*(array.astype(np.float32) for array in arrays))
 
-    def strangeness(self, states: States) -> np.ndarray:
+    def nonconformity(self, states: HiddenStates) -> np.ndarray:
         """The SIGNALS (texts, 4), float64; of states without logits the last two alone."""
-        of_logits = doubts_of_logits(states.logits) if states.logits.shape[1] else ()
+        of_logits = logit_features(states.logits) if states.logits.shape[1] else ()
         return np.column_stack([*of_logits, self._mahalanobis(states), self._neighbour(states)])
 
     def save(self, path: Path) -> None:
@@ -74,30 +74,30 @@ class StateProfile:
         write_atomically(path, save({"means": self.means, "whitening": self.whitening, "rows": self.rows}))
 
     @classmethod
-    def load(cls, path: Path) -> StateProfile:
+    def load(cls, path: Path) -> HiddenStateProfile:
         """Read back what `save` wrote."""
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
 
-    def _mahalanobis(self, states: States) -> np.ndarray:
+    def _mahalanobis(self, states: HiddenStates) -> np.ndarray:
         """Distance to the nearest label's mean."""
         white = states.hidden @ self.whitening
         squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
         distance: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0))
         return distance
 
-    def _neighbour(self, states: States) -> np.ndarray:
+    def _neighbour(self, states: HiddenStates) -> np.ndarray:
         """1 less the mean cosine to the NEAREST training texts."""
-        unit, k = _unit(states.hidden), min(NEAREST, len(self.rows))
+        unit, k = _unit(states.hidden), min(N_NEIGHBOURS, len(self.rows))
         strange = np.zeros(len(unit))
-        for start in range(0, len(unit), AT_ONCE):
-            cosines = unit[start : start + AT_ONCE] @ self.rows.T
-            strange[start : start + AT_ONCE] = 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
+        for start in range(0, len(unit), BATCH_ROWS):
+            cosines = unit[start : start + BATCH_ROWS] @ self.rows.T
+            strange[start : start + BATCH_ROWS] = 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
         return strange
 
 
-def doubts_of_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def logit_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energy and minus the largest log-probability of each text: larger is stranger."""
     from scipy.special import logsumexp
 
@@ -105,16 +105,16 @@ def doubts_of_logits(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return -whole, whole - logits.max(axis=1)
 
 
-def read_states(scorer: LinearScorer | LabelScorer, texts: Sequence[str]) -> States:
+def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str]) -> HiddenStates:
     """Hidden states and logits of texts, in order, from one pass of the model over each."""
-    if not isinstance(scorer, LinearScorer):
+    if not isinstance(scorer, LinearClassifier):
         return _causal_states(scorer, texts)
     features = scorer.features(list(texts))
     logits = np.asarray(features @ scorer.weights.T) + scorer.bias
-    return States(logits if isinstance(scorer.features, WordFeatures) else features, logits)
+    return HiddenStates(logits if isinstance(scorer.features, TfidfFeatures) else features, logits)
 
 
-def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> States:
+def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
     from smallfirst.models.local.label_scorer import encode_prompt
 
     task, most = scorer.manifest.task, scorer.manifest.max_tokens
@@ -125,7 +125,7 @@ def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> States:
     for start in range(0, len(order), scorer.batch_rows):
         chosen = order[start : start + scorer.batch_rows]
         hidden[chosen], logits[chosen] = _pass(scorer, [encoded[i] for i in chosen])
-    return States(hidden, logits)
+    return HiddenStates(hidden, logits)
 
 
 def _pass(scorer: LabelScorer, batch: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

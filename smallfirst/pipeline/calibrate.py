@@ -12,33 +12,40 @@ from typing import Any
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.evaluate import Measuring, restrict
+from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
-from smallfirst.pipeline.candidates import fit_domain, in_domain, local_candidate
-from smallfirst.pipeline.confidence_heads import HEADS, Heads, believed, fit_difficulty, fit_heads, rewritten
-from smallfirst.pipeline.proxy_labels import certify_from_stand_ins
-from smallfirst.pipeline.router_setup import drafting_stages, keep_reference
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Promoted, Workspace
+from smallfirst.pipeline.candidates import fit_ood_detectors, in_domain_rows, load_candidate
+from smallfirst.pipeline.confidence_heads import (
+    HEADS,
+    ConfidenceHeads,
+    fit_difficulty,
+    fit_heads,
+    head_confidences,
+    with_confidences,
+)
+from smallfirst.pipeline.proxy_labels import certify_from_proxy_labels
+from smallfirst.pipeline.router_setup import cascade_stages, save_reference
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions as registry
 from smallfirst.routing.certificate.certificate import Certificate, certify
-from smallfirst.routing.certificate.outcomes import charged
-from smallfirst.routing.policies import Difficult
-from smallfirst.routing.types import Doubt, Stage
+from smallfirst.routing.certificate.outcomes import with_routing_cost
+from smallfirst.routing.policies import DifficultyPolicy
+from smallfirst.routing.types import OodScore, Stage
 
 
-def certify_promoted(job: Job, workspace: Workspace) -> tuple[Certificate, Heads]:
+def certify_promoted(job: Project, workspace: RunFolder) -> tuple[Certificate, ConfidenceHeads]:
     """The certificate of the promoted model and the heads it rests on, both kept with its version.
 
     Raises StageMissing if a drafting stage was not evaluated.
     """
     promoted, routing = workspace.promoted(), job.file.routing
-    fit_domain(job, workspace)
-    own, doubts = asyncio.run(in_domain(job, workspace))
+    fit_ood_detectors(job, workspace)
+    own, doubts = asyncio.run(in_domain_rows(job, workspace))
     heads, confidence = asyncio.run(_learnt(job, workspace, promoted, own))
     names = dict(zip((*routing.ahead, "small"), (*routing.ahead, promoted.candidate), strict=True))
-    drafts = [rewritten(_on(job, workspace, c, own), confidence.get(stage, {})) for stage, c in names.items()]
+    drafts = [with_confidences(_on(job, workspace, c, own), confidence.get(stage, {})) for stage, c in names.items()]
     drafts[0] = _paying_for(doubts, drafts[0])
     large = workspace.evaluation("large", "calibration")
     certificate = _certified(job, workspace, promoted, (drafts, large))
@@ -46,41 +53,41 @@ def certify_promoted(job: Job, workspace: Workspace) -> tuple[Certificate, Heads
     for filename, kept in (("certificate.json", certificate), (HEADS, heads)):
         registry.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
     values = [doubt.value for doubt in doubts]
-    keep_reference(job, (promoted.name, promoted.version), drafts[-1], values, large)
+    save_reference(job, (promoted.name, promoted.version), drafts[-1], values, large)
     job.watch.say(f"certificate: {certificate.why}")
     job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
     return certificate, heads
 
 
-def _paying_for(doubts: Sequence[Doubt], first: Evaluation) -> Evaluation:
+def _paying_for(doubts: Sequence[OodScore], first: Evaluation) -> Evaluation:
     """The first draft with the domain check's mean price and time on each row: every request pays for the look."""
     if not doubts:
         return first
     cost_usd, latency_ms = (sum(values) / len(doubts) for values in zip(*(doubt[1:] for doubt in doubts), strict=True))
-    return charged(first, cost_usd=cost_usd, latency_ms=latency_ms)
+    return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
 
 
 def _certified(
-    job: Job, workspace: Workspace, promoted: Promoted, measured: tuple[list[Evaluation], Evaluation | None]
+    job: Project, workspace: RunFolder, promoted: Promotion, measured: tuple[list[Evaluation], Evaluation | None]
 ) -> Certificate:
     (drafts, large), routing = measured, job.file.routing
     manifest = read_manifest(workspace.model_folder(promoted.candidate))
     made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
     if routing.labels == "large" and job.file.data.gold:
-        return certify_from_stand_ins(job, drafts[-1], **made)
+        return certify_from_proxy_labels(job, drafts[-1], **made)
     return certify(drafts, large, routing.promise, person=routing.person, labels=routing.labels, **made)
 
 
 async def _learnt(
-    job: Job, workspace: Workspace, promoted: Promoted, own: Dataset
-) -> tuple[Heads, dict[str, dict[str, float]]]:
+    job: Project, workspace: RunFolder, promoted: Promotion, own: Dataset
+) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
     """What is learnt on selection rows, and the confidences of calibration rows under it, by stage and row key."""
-    stages = drafting_stages(job, workspace, local_candidate(job, workspace, promoted.candidate))
+    stages = cascade_stages(job, workspace, load_candidate(job, workspace, promoted.candidate))
     try:
         heads, drafts = await fit_heads(job, stages)
-        if any(isinstance(policy, Difficult) for policy in job.file.routing.policies):
+        if any(isinstance(policy, DifficultyPolicy) for policy in job.file.routing.policies):
             fit_difficulty(job, drafts[stages[-1].name], workspace.folder)
-        return heads, await believed(heads, stages, own)
+        return heads, await head_confidences(heads, stages, own)
     finally:
         await _close(stages)
 
@@ -90,11 +97,11 @@ async def _close(stages: tuple[Stage, ...]) -> None:
         await stage.model.aclose()
 
 
-def _on(job: Job, workspace: Workspace, candidate: str, rows: Dataset) -> Evaluation:
+def _on(job: Project, workspace: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
     """A candidate's evaluation on some of the calibration rows. Raises StageMissing if it was not measured."""
     found = workspace.evaluation(candidate, "calibration")
     if found is None:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
     if len(rows) == len(found.rows):
         return found
-    return restrict(found, Measuring(job.task, rows, split="calibration"))
+    return restrict_to_rows(found, EvaluationSetup(job.task, rows, split="calibration"))

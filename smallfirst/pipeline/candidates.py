@@ -5,57 +5,57 @@ from __future__ import annotations
 import asyncio
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import take_share
+from smallfirst.data.split import sample_share
 from smallfirst.errors import DataError
-from smallfirst.models.catalog import find
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry import mlflow_runs as tracking
-from smallfirst.routing.ood.detector import fit_signature
+from smallfirst.registry import runs as tracking
+from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.ood.gate import DomainGate, SignatureGate
-from smallfirst.routing.types import Domain, Doubt
+from smallfirst.routing.types import OodDetector, OodScore
 
 SIGNATURE_FOLDER = "signature"
 """Where in a run's folder the task's signature is."""
 
 
-def fit_linear(job: Job, workspace: Workspace) -> None:
+def fit_linear(job: Project, workspace: RunFolder) -> None:
     """Nothing back; the linear rungs are fitted and kept in the run's folder."""
-    from smallfirst.models.linear.classifier import LinearScorer
-    from smallfirst.training.validation import judge
+    from smallfirst.models.linear.classifier import LinearClassifier
+    from smallfirst.training.validation import accuracy_and_temperature
 
     for kind in ("words", "encoder"):
         if kind not in job.ladder:
             continue
         encoder = None
         if kind == "encoder":
-            from smallfirst.models.linear.sentence_encoder import Encoder
+            from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
-            encoder = Encoder(find(job.file.small.encoder, say=job.watch.say))
-        scorer = LinearScorer.fit(kind, job.rows.train, job.task, encoder=encoder)
+            encoder = SentenceEncoder(find_weights(job.file.small.encoder, say=job.watch.say))
+        scorer = LinearClassifier.fit(kind, job.rows.train, job.task, encoder=encoder)
         scored = scorer.score([e.text for e in job.rows.selection.examples])
-        accuracy, temperature = judge(scored, job.rows.selection, job.task)
+        accuracy, temperature = accuracy_and_temperature(scored, job.rows.selection, job.task)
         base = job.file.small.encoder if kind == "encoder" else ""
         manifest = Manifest(kind=kind, task=job.task, base=base, temperature=temperature)
         scorer.save(workspace.model_folder(kind), manifest)
         job.watch.say(f"fitted {kind} + linear: {accuracy:.3f} on selection rows")
 
 
-def tune_encoder(job: Job, workspace: Workspace) -> None:
+def tune_encoder(job: Project, workspace: RunFolder) -> None:
     """Nothing back; the sentence encoder is fine-tuned into the run's folder, watched in an MLflow run of its own."""
     if "tuned" not in job.ladder:
         return
-    from smallfirst.training.recipes.contrastive import EncoderLesson
+    from smallfirst.training.recipes.contrastive import EncoderRecipe
     from smallfirst.training.run import train
 
     small, folder = job.file.small, workspace.folder / "tuned"
-    lesson = EncoderLesson(job.task, job.rows.train, job.rows.selection)
-    base = (small.encoder, find(small.encoder, say=job.watch.say))
+    lesson = EncoderRecipe(job.task, job.rows.train, job.rows.selection)
+    base = (small.encoder, find_weights(small.encoder, say=job.watch.say))
     params = {"base": small.encoder, "n_train": len(job.rows.train), "task": job.file.name}
     params |= {f"train.{k}": v for k, v in small.encoder_training.model_dump().items()}
     with (
@@ -74,35 +74,35 @@ def tune_encoder(job: Job, workspace: Workspace) -> None:
     job.watch.say(f"tuned the encoder in {run.seconds / 60:.1f} min: {best:.3f} on selection rows")
 
 
-def local_candidate(job: Job, workspace: Workspace, candidate: str) -> Model:
+def load_candidate(job: Project, workspace: RunFolder, candidate: str) -> Model:
     """A rung of the ladder, ready to answer: kept in the run's folder, or the untouched base model."""
     name, price = f"{job.file.name}-{candidate}", job.file.prices.machine
     if candidate != "base":
         return load_model(workspace.model_folder(candidate), name=name, price=price)
-    return large_path.untouched_base(job.file, job.task, job.rows.train)
+    return large_path.prompted_base(job.file, job.task, job.rows.train)
 
 
-def fit_domain(job: Job, workspace: Workspace) -> None:
+def fit_ood_detectors(job: Project, workspace: RunFolder) -> None:
     """Nothing back; the task's signature is fitted, and a domain gate if there are open-ended requests to fit it on."""
     encoder = None
     if "encoder" in job.ladder:
-        from smallfirst.models.linear.sentence_encoder import Encoder
+        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
-        encoder = (job.file.small.encoder, Encoder(find(job.file.small.encoder)))
+        encoder = (job.file.small.encoder, SentenceEncoder(find_weights(job.file.small.encoder)))
     try:
-        signature = fit_signature(job.rows.train, job.rows.selection, encoder=encoder)
+        signature = fit_task_profile(job.rows.train, job.rows.selection, encoder=encoder)
         signature.save(workspace.folder / SIGNATURE_FOLDER)
     except DataError as error:
         job.watch.say(f"auto will not know this task: {error.args[0]}")
     if job.rows.open_ended is None or job.file.routing.domain != "open_ended":
         return
-    fitting, _ = take_share(job.rows.open_ended, 0.5, "domain")
+    fitting, _ = sample_share(job.rows.open_ended, 0.5, "domain")
     gate = DomainGate.fit(job.rows.train, fitting, job.rows.selection, encoder=encoder)
     gate.save(workspace.folder / "domain")
     asyncio.run(gate.aclose())
 
 
-def domain_of(file: TaskFile, workspace: Workspace) -> Domain | None:
+def load_ood_detector(file: TaskFile, workspace: RunFolder) -> OodDetector | None:
     """What tells the task's own requests from others; None if nothing does."""
     price = file.prices.machine
     if file.routing.domain == "own_rows":
@@ -112,10 +112,10 @@ def domain_of(file: TaskFile, workspace: Workspace) -> Domain | None:
     return DomainGate.load(workspace.folder / "domain", price=price)
 
 
-async def in_domain(job: Job, workspace: Workspace) -> tuple[Dataset, tuple[Doubt, ...]]:
+async def in_domain_rows(job: Project, workspace: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
     """The calibration rows that reach the small model at all (the certificate speaks of these), and their doubts."""
     rows = job.rows.calibration
-    domain = domain_of(job.file, workspace)
+    domain = load_ood_detector(job.file, workspace)
     if domain is None:
         return rows, ()
     found = [(e, await domain.doubt(Request(messages=e.messages))) for e in rows.examples]

@@ -14,38 +14,46 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.quality.check import CheckReport, check, explain
-from smallfirst.data.quality.findings import Finding, finding
-from smallfirst.data.quality.lengths import RowTokens, guessed
-from smallfirst.data.split import take_share
+from smallfirst.data.quality.check import CheckReport, check, format_report
+from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.data.quality.lengths import TokenCounts, estimate_token_counts
+from smallfirst.data.split import sample_share
 from smallfirst.errors import MissingExtra, WeightsNotFound
-from smallfirst.evaluation.learning_curve import LearningPoint, by_share, forecast, per_label
-from smallfirst.models.base_size import BaseSize, read_size
-from smallfirst.models.catalog import find
-from smallfirst.models.linear.classifier import LinearScorer
-from smallfirst.models.local.tokenizer import Tokens, read_tokens
+from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
+from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home
 from smallfirst.pricing import PriceBook
-from smallfirst.project.project import Job
+from smallfirst.project.project import Project
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.training.batches import Row, label_rows, text_rows
+from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.cost import ExamWork, Needs, Pace, earlier_pace, measured_pace, needs_of, work_of
-from smallfirst.training.estimates.hardware import Free, free_memory, has_gpu, matmul_rate
-from smallfirst.training.estimates.memory import Span, gigabytes, least_bytes, what_fits
+from smallfirst.training.estimates.cost import (
+    TrainingEstimate,
+    TrainingSpeed,
+    ValidationWork,
+    epoch_work,
+    estimate_training,
+    speed_from_earlier_run,
+    speed_from_matmul,
+)
+from smallfirst.training.estimates.hardware import FreeMemory, free_memory, has_gpu, matmul_rate
+from smallfirst.training.estimates.memory import Range, format_gigabytes, least_bytes, suggest_smaller_setting
 
 HELD_OUT = 0.2
 """Share of the training rows on which the learning curve is measured; no other rows are touched."""
 _NO_LIMIT = 1 << 30
 
 
-class Checkup(Record):
+class PreflightReport(Record):
     """All that is known before a run."""
 
     rows: CheckReport
     """What was found in the rows; and a finding, if the fine-tune cannot fit into memory."""
-    needs: Needs | None
+    needs: TrainingEstimate | None
     """What the fine-tune will take; None if that cannot be known yet."""
     unknown: str
     """Why it cannot be known, and what to do; empty if it is."""
@@ -61,7 +69,7 @@ class Checkup(Record):
     def in_words(self) -> str:
         """For a terminal."""
         needs = self.needs.in_words if self.needs else [f"time and memory of the fine-tune: unknown, {self.unknown}"]
-        return "\n".join([explain(self.rows), *needs, *self.more_rows])
+        return "\n".join([format_report(self.rows), *needs, *self.more_rows])
 
     @property
     def in_json(self) -> str:
@@ -70,31 +78,33 @@ class Checkup(Record):
         return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
 
 
-class Base(NamedTuple):
+class LocalBaseModel(NamedTuple):
     """The base model as far as it is on this machine."""
 
-    tokens: Tokens | None
+    tokens: Tokenizer | None
     size: BaseSize | None
     unknown: str
 
 
-def checkup(job: Job, *, curve: bool = False) -> Checkup:
+def run_preflight(job: Project, *, curve: bool = False) -> PreflightReport:
     """The rows, their lengths and the needs of the fine-tune; `curve` adds what more rows would bring."""
     rows, config = job.rows, job.file.small.training
     validation = rows.selection.subset("validation", rows.selection.examples + rows.calibration.examples)
     splits = {"train": rows.train, "validation": validation, "test": rows.test}
-    base = find_base(job.file.small.base)
-    encoded = {name: in_tokens(job, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
-    counted = _counts(encoded, job) if encoded else guessed(splits, config.max_seq_tokens)
+    base = find_local_base(job.file.small.base)
+    encoded = {name: tokenize_rows(job, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
+    counted = _counts(encoded, job) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted)
     needs, unknown = None, base.unknown
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(job, base.size, encoded)
         report = report.with_findings(_too_large(needs, base.size, config, rows.train))
-    return Checkup(rows=report, needs=needs, unknown=unknown, more_rows=tuple(more_rows(job)) if curve else ())
+    return PreflightReport(
+        rows=report, needs=needs, unknown=unknown, more_rows=tuple(learning_curve_lines(job)) if curve else ()
+    )
 
 
-def more_rows(job: Job) -> Iterator[str]:
+def learning_curve_lines(job: Project) -> Iterator[str]:
     """How accuracy of the words rung grows with training rows, and what twice as many would bring, in words.
 
     Trained on parts of four fifths of the training rows and measured on the fifth: no validation or test row is used.
@@ -102,10 +112,10 @@ def more_rows(job: Job) -> Iterator[str]:
     if not job.task.closed:
         yield "more rows: linear models need closed answers; `smallfirst learn --small` fine-tunes on parts after a run"
         return
-    held, rest = take_share(job.rows.train, HELD_OUT, "check")
-    parts = [*per_label(rest), rest]
+    held, rest = sample_share(job.rows.train, HELD_OUT, "check")
+    parts = [*subsets_per_label(rest), rest]
     if len(parts) < 3:  # too few rows a label for two parts by number
-        parts = [*by_share(rest, (0.25, 0.5)), rest]
+        parts = [*subsets_by_share(rest, (0.25, 0.5)), rest]
     points = [
         LearningPoint(n_rows=len(part), candidate="words", accuracy=_words_accuracy(job, part, held))
         for part in parts
@@ -120,43 +130,47 @@ def more_rows(job: Job) -> Iterator[str]:
     yield f"  {forecast(points, 2 * len(job.rows.train)).why}"
 
 
-def _words_accuracy(job: Job, part: Dataset, held: Dataset) -> Estimate:
-    scored = LinearScorer.fit("words", part, job.task).score([example.text for example in held.examples])
+def _words_accuracy(job: Project, part: Dataset, held: Dataset) -> Estimate:
+    scored = LinearClassifier.fit("words", part, job.task).score([example.text for example in held.examples])
     said = [job.task.closed[int(np.argmax(row.log_probabilities))] for row in scored]
     return wilson(sum(answer in e.golds for answer, e in zip(said, held.examples, strict=True)), len(held))
 
 
-def find_base(name: str) -> Base:
+def find_local_base(name: str) -> LocalBaseModel:
     """What there is of the base model here; nothing is fetched."""
     try:
-        folder = find(name, download=False)
+        folder = find_weights(name, download=False)
         if folder.is_file():
-            return Base(None, None, f"{folder.name} is one file, and a base model to train is a folder")
-        return Base(read_tokens(folder), read_size(folder), "the base model's files do not tell its size")
+            return LocalBaseModel(None, None, f"{folder.name} is one file, and a base model to train is a folder")
+        return LocalBaseModel(
+            load_tokenizer(folder), read_base_size(folder), "the base model's files do not tell its size"
+        )
     except WeightsNotFound as error:
-        return Base(None, None, f"{str(error).splitlines()[0]}\n  next: smallfirst models pull {name}")
+        return LocalBaseModel(None, None, f"{str(error).splitlines()[0]}\n  next: smallfirst models pull {name}")
     except MissingExtra as error:
-        return Base(None, None, str(error))
+        return LocalBaseModel(None, None, str(error))
     except (OSError, ValueError) as error:  # of transformers, which has a tokenizer of its own kind to load
-        return Base(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
+        return LocalBaseModel(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
 
 
-def in_tokens(job: Job, data: Dataset, tokens: Tokens) -> list[Row]:
+def tokenize_rows(job: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
     """The rows in tokens, exactly as training reads them, but of any length."""
     closed = job.task.closed
     if closed:  # which token stands for a label does not change the length
-        return label_rows(data, job.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
-    return text_rows(data, job.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
+        return encode_label_rows(data, job.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
+    return encode_text_rows(data, job.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
 
 
-def _counts(encoded: Mapping[str, Sequence[Row]], job: Job) -> RowTokens:
+def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], job: Project) -> TokenCounts:
     counts = {
         name: tuple(len(row.ids) if name == "train" else row.n_prompt for row in rows) for name, rows in encoded.items()
     }
-    return RowTokens(counts=counts, limit=job.file.small.training.max_seq_tokens, counted_by=job.file.small.base)
+    return TokenCounts(counts=counts, limit=job.file.small.training.max_seq_tokens, counted_by=job.file.small.base)
 
 
-def _needs(job: Job, size: BaseSize, encoded: Mapping[str, list[Row]]) -> tuple[Needs | None, str]:
+def _needs(
+    job: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
+) -> tuple[TrainingEstimate | None, str]:
     """What the fine-tune takes here, or why that is unknown."""
     config = job.file.small.training
     try:
@@ -164,8 +178,8 @@ def _needs(job: Job, size: BaseSize, encoded: Mapping[str, list[Row]]) -> tuple[
     except ImportError:
         return None, str(MissingExtra("Training", "train"))
     pace = _pace(job, size, encoded["train"], gpu=gpu)
-    exam = exam_work(job, encoded["validation"])
-    needs = needs_of(job.file.small.base, size, config, encoded["train"], exam, pace)
+    exam = validation_work(job, encoded["validation"])
+    needs = estimate_training(job.file.small.base, size, config, encoded["train"], exam, pace)
     free, least = free_memory(), least_bytes(size, config, job.rows.train, gpu=gpu)
     more = {
         "least_bytes": min(needs.least_bytes, least),
@@ -175,34 +189,34 @@ def _needs(job: Job, size: BaseSize, encoded: Mapping[str, list[Row]]) -> tuple[
     return needs.model_copy(update=more), ""
 
 
-def _cost(seconds: Span, prices: PriceBook) -> Span | None:
+def _cost(seconds: Range, prices: PriceBook) -> Range | None:
     """None unless the task file says what the machine costs: a default would look like knowledge."""
     told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
     return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
 
 
-def exam_work(job: Job, validation: Sequence[Row]) -> ExamWork:
+def validation_work(job: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
     """What the model is asked after each epoch: selection rows, of written answers only the first ones."""
-    from smallfirst.training.validation import MOST_WRITTEN  # loads PyTorch
+    from smallfirst.training.validation import MAX_GENERATED_ROWS  # loads PyTorch
 
     asked = validation[: len(job.rows.selection)]
     if job.task.closed:
-        return ExamWork(sum(row.n_prompt for row in asked), 0)
-    asked = asked[:MOST_WRITTEN]
-    return ExamWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
+        return ValidationWork(sum(row.n_prompt for row in asked), 0)
+    asked = asked[:MAX_GENERATED_ROWS]
+    return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
 
 
-def _pace(job: Job, size: BaseSize, rows: Sequence[Row], *, gpu: bool) -> Pace:
+def _pace(job: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
     """How fast this machine trains, from the latest finished run that is alike, else measured now."""
-    config, work = job.file.small.training, work_of(rows, job.file.small.training)
-    earlier = earlier_tokens_per_s(home() / "tasks", job.file.small.base, config)
+    config, work = job.file.small.training, epoch_work(rows, job.file.small.training)
+    earlier = last_tokens_per_s(home() / "tasks", job.file.small.base, config)
     if earlier is not None:
-        return earlier_pace(earlier, size, config, work, gpu=gpu)
+        return speed_from_earlier_run(earlier, size, config, work, gpu=gpu)
     tokens = max(1, round(work.padded / max(1, work.reads)))
-    return measured_pace(matmul_rate(tokens, size.hidden, size.inner), gpu=gpu)
+    return speed_from_matmul(matmul_rate(tokens, size.hidden, size.inner), gpu=gpu)
 
 
-def earlier_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
+def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
     """Tokens a second of the latest finished run below `tasks` with this base, method and frozen layers, or None."""
     for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
         try:
@@ -216,15 +230,15 @@ def earlier_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float |
     return None
 
 
-def _too_large(needs: Needs | None, size: BaseSize, config: TrainConfig, rows: Dataset) -> Iterator[Finding]:
+def _too_large(needs: TrainingEstimate | None, size: BaseSize, config: TrainConfig, rows: Dataset) -> Iterator[Finding]:
     """A finding if the fine-tune cannot fit into the memory that is free now."""
-    free: Free | None = free_memory() if needs else None
+    free: FreeMemory | None = free_memory() if needs else None
     if needs is None or free is None or needs.least_bytes <= free.bytes + free.swap:
         return
-    yield finding(
+    yield make_finding(
         "stop",
-        f"the fine-tune needs at least {gigabytes(needs.least_bytes)} of {free.name}, "
-        f"{gigabytes(free.bytes + free.swap)} is free",
-        what_fits(size, config, rows, free),
+        f"the fine-tune needs at least {format_gigabytes(needs.least_bytes)} of {free.name}, "
+        f"{format_gigabytes(free.bytes + free.swap)} is free",
+        suggest_smaller_setting(size, config, rows, free),
         n=1,
     )

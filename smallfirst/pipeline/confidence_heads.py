@@ -14,10 +14,10 @@ from pathlib import Path
 from smallfirst.data.dataset import Dataset
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.project.project import Job
+from smallfirst.project.project import Project
 from smallfirst.records import Record
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.difficulty import Difficulty
+from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.types import Stage
 
 HEADS = "heads.json"
@@ -26,7 +26,7 @@ DIFFICULTY = "difficulty"
 """Folder of the learned difficulty in a run's folder."""
 
 
-class Heads(Record):
+class ConfidenceHeads(Record):
     """The heads that were kept, by stage."""
 
     by_stage: dict[str, DraftHead] = {}
@@ -37,7 +37,7 @@ class Heads(Record):
         return tuple(stage._replace(head=self.by_stage.get(stage.name)) for stage in stages)
 
 
-async def fit_heads(job: Job, stages: Sequence[Stage]) -> tuple[Heads, dict[str, list[Completion]]]:
+async def fit_heads(job: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
     """The heads that help, and every stage's drafts of the selection rows."""
     rows = job.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
@@ -45,26 +45,28 @@ async def fit_heads(job: Job, stages: Sequence[Stage]) -> tuple[Heads, dict[str,
     before: list[Completion] | None = None
     for stage in stages:
         mine = drafts[stage.name]
-        right = [is_right(job, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
+        right = [is_correct(job, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
         head = DraftHead.fit(mine, right, cheaper=before)
         if head.weights:
             found[stage.name] = head
             job.watch.say(f"confidence of {stage.name}: {head.why}")
         before = mine
-    return Heads(by_stage=found), drafts
+    return ConfidenceHeads(by_stage=found), drafts
 
 
-def fit_difficulty(job: Job, drafts: Sequence[Completion], folder: Path) -> Difficulty:
+def fit_difficulty(job: Project, drafts: Sequence[Completion], folder: Path) -> DifficultyModel:
     """The learned difficulty of the last stage's selection rows, kept in `folder`."""
     rows = job.rows.selection.examples
-    right = [is_right(job, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
-    found = Difficulty.fit([e.text for e in rows], right)
+    right = [is_correct(job, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
+    found = DifficultyModel.fit([e.text for e in rows], right)
     found.save(folder / DIFFICULTY)
     job.watch.say(f"difficulty: {found.fitted.why}")
     return found
 
 
-async def believed(heads: Heads, stages: Sequence[Stage], rows: Dataset) -> dict[str, dict[str, float]]:
+async def head_confidences(
+    heads: ConfidenceHeads, stages: Sequence[Stage], rows: Dataset
+) -> dict[str, dict[str, float]]:
     """By stage that has a head, the confidence of its draft by row key."""
     if not heads.by_stage:
         return {}
@@ -80,7 +82,7 @@ async def believed(heads: Heads, stages: Sequence[Stage], rows: Dataset) -> dict
     return found
 
 
-def rewritten(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
+def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
     """The evaluation with other confidences, by row key; the same one without any."""
     if not confidence:
         return evaluation
@@ -94,6 +96,6 @@ async def drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
     return list(await asyncio.gather(*asked))
 
 
-def is_right(job: Job, golds: Sequence[str], draft: Completion) -> bool:
+def is_correct(job: Project, golds: Sequence[str], draft: Completion) -> bool:
     """Whether the task calls a draft right."""
     return job.task.score(golds, job.task.parse(draft.text)) >= job.task.right_from

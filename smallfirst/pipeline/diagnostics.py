@@ -9,33 +9,33 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from smallfirst.data.quality.leaks import Leaks, find_leaks
-from smallfirst.evaluation.evaluate import Measuring, evaluate
-from smallfirst.evaluation.label_errors import Suspect, export, suspects
+from smallfirst.data.quality.leaks import LeakReport, find_leaks
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.self_agreement import Ceiling, ceiling
+from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 
 
-class Doubts(Record):
+class Diagnostics(Record):
     """What was found."""
 
-    leaks: Leaks
+    leaks: LeakReport
     """Test rows that also stand in the training rows."""
     suspects: tuple[Suspect, ...] = ()
     """Calibration and test rows whose given answer is probably wrong."""
-    ceiling: Ceiling | None = None
+    ceiling: SelfAgreement | None = None
     """The large model against itself; None if it was not asked twice."""
 
 
-def leaks_of(job: Job, workspace: Workspace) -> Leaks:
+def find_split_leaks(job: Project, workspace: RunFolder) -> LeakReport:
     """The leaks between the job's rows, looked for once a run."""
     path = workspace.folder / "leaks.json"
     if path.exists():
-        found = Leaks.load(path)
+        found = LeakReport.load(path)
         if found.test_fingerprint == job.rows.test.content_fingerprint:
             return found
     found = find_leaks(job.rows.train, job.rows.test)
@@ -43,24 +43,24 @@ def leaks_of(job: Job, workspace: Workspace) -> Leaks:
     return found
 
 
-def suspects_of(workspace: Workspace) -> tuple[Suspect, ...]:
+def find_suspects(workspace: RunFolder) -> tuple[Suspect, ...]:
     """Probable label errors among the rows that were evaluated; none of them was trained on."""
     heard = [e for split in ("calibration", "test") for e in _evaluations(workspace, split)]
-    return suspects(heard)
+    return find_label_errors(heard)
 
 
-def export_suspects(workspace: Workspace, path: Path) -> int:
+def export_suspects(workspace: RunFolder, path: Path) -> int:
     """How many suspects were written to `path`, for a person to fill in; what is filled in already stays."""
-    found = suspects_of(workspace)
-    export(found, path)
+    found = find_suspects(workspace)
+    write_suspects(found, path)
     return len(found)
 
 
-def ceiling_of(job: Job, workspace: Workspace) -> Ceiling | None:
+def measure_self_agreement(job: Project, workspace: RunFolder) -> SelfAgreement | None:
     """The large model's agreement with itself; None if the task file asks for none, or nobody can be asked again."""
     path, large = workspace.folder / "ceiling.json", job.file.large
     if path.exists():
-        return Ceiling.load(path)
+        return SelfAgreement.load(path)
     first = workspace.evaluation("large", "test")
     if first is None or large is None or not large.sample_ceiling:
         return None
@@ -70,26 +70,30 @@ def ceiling_of(job: Job, workspace: Workspace) -> Ceiling | None:
     return found
 
 
-async def _asked_twice(job: Job, workspace: Workspace) -> Ceiling | None:
-    again = await large_path.asked_again(job.file, job.task, job.rows, watch=job.watch)
+async def _asked_twice(job: Project, workspace: RunFolder) -> SelfAgreement | None:
+    again = await large_path.second_answers(job.file, job.task, job.rows, watch=job.watch)
     first = workspace.evaluation("large", "test")
     if again is None or first is None:
         return None
-    data = large_path.sample(job.rows.test, large_path.n_asked_again(job.file))
-    second = await evaluate(again, Measuring(job.task, data, split="test"), candidate="large", note=again.note)
-    return ceiling(first, second)
+    data = large_path.sample_rows(job.rows.test, large_path.n_second_answers(job.file))
+    second = await evaluate(again, EvaluationSetup(job.task, data, split="test"), candidate="large", note=again.note)
+    return self_agreement(first, second)
 
 
-def doubts_of(job: Job, workspace: Workspace) -> Doubts:
+def diagnose(job: Project, workspace: RunFolder) -> Diagnostics:
     """Everything a sceptic asks, with a line on the terminal for what was found."""
-    leaks, found, highest = leaks_of(job, workspace), suspects_of(workspace), ceiling_of(job, workspace)
+    leaks, found, highest = (
+        find_split_leaks(job, workspace),
+        find_suspects(workspace),
+        measure_self_agreement(job, workspace),
+    )
     job.watch.say(
         f"scrutiny: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
         f"{len(found)} probable label errors" + (f"; {highest.in_words}" if highest else "")
     )
-    return Doubts(leaks=leaks, suspects=found, ceiling=highest)
+    return Diagnostics(leaks=leaks, suspects=found, ceiling=highest)
 
 
-def _evaluations(workspace: Workspace, split: str) -> list[Evaluation]:
+def _evaluations(workspace: RunFolder, split: str) -> list[Evaluation]:
     names = ("words", "encoder", "tuned", "small", "large")
     return [e for name in names if (e := workspace.evaluation(name, split)) is not None]

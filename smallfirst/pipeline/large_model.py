@@ -17,20 +17,20 @@ import numpy as np
 
 import smallfirst
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import take_share
+from smallfirst.data.split import sample_share
 from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.models.catalog import find
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.label_model import ScoredModel
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
-from smallfirst.progress import Watch
+from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint, parse_record
@@ -38,7 +38,7 @@ from smallfirst.tasks.task import Shot, Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
 """Settings that do not change what the large model is asked."""
-AGAIN = 0.7
+SECOND_ANSWER_TEMPERATURE = 0.7
 """Temperature at which it is asked a second time, to see how far it agrees with itself."""
 
 
@@ -52,15 +52,15 @@ def general_model(
 
         return EndpointModel(large.endpoint, task_file.prices)
     if large.gguf:
-        from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+        from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 
-        config = GgufConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
-        gguf_model = GgufModel(config, task_file.prices, answers=answers, schema=schema)
+        config = LlamaCppConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
+        gguf_model = LlamaCppModel(config, task_file.prices, answers=answers, schema=schema)
         return DelegatingModel(gguf_model, name=large.gguf.split("/")[-1])
     if large.vllm:
         from smallfirst.models.servers.vllm import VllmConfig, VllmModel
 
-        asked = {**large.vllm.model_dump(exclude={"base"}), "model": find(large.vllm.base)}
+        asked = {**large.vllm.model_dump(exclude={"base"}), "model": find_weights(large.vllm.base)}
         config_of_vllm = parse_record(VllmConfig, asked, where="large.vllm")
         vllm_model = VllmModel(config_of_vllm, task_file.prices, schema=schema)
         return DelegatingModel(vllm_model, name=large.vllm.base.split("/")[-1])
@@ -70,19 +70,19 @@ def general_model(
     )
 
 
-def general_place(task_file: TaskFile) -> Path | str | None:
+def general_model_location(task_file: TaskFile) -> Path | str | None:
     """Where the general model is: an address or a file; None if nobody could be asked. Nothing is fetched."""
     large = task_file.large
     if large is None or not (large.endpoint or large.gguf or large.vllm):
         return None
     if large.vllm:
-        return find(large.vllm.base, download=False)
+        return find_weights(large.vllm.base, download=False)
     return large.endpoint.base_url if large.endpoint else _weights(task_file, str(large.gguf), download=False)
 
 
 def _weights(task_file: TaskFile, gguf: str, *, download: bool = True) -> Path:
     local = task_file.path(Path(gguf))
-    return local if local.suffix == ".gguf" and local.is_file() else find(gguf, download=download)
+    return local if local.suffix == ".gguf" and local.is_file() else find_weights(gguf, download=download)
 
 
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
@@ -90,7 +90,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     large = _config(task_file)
     chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
-        encoder = Encoder(find(task_file.small.encoder))
+        encoder = SentenceEncoder(find_weights(task_file.small.encoder))
         chooser, shots = NearestShots(train, encoder, large.nearest, kept=home() / "vectors"), ()
     bound = bool((large.gguf or large.vllm) and large.only_labels)
     inner = general_model(
@@ -99,33 +99,33 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     return PromptedModel(inner, task, shots=shots, chooser=chooser, max_tokens=task.max_answer_tokens)
 
 
-def untouched_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
+def prompted_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     """The base model before any fine-tuning, told the job in its chat template: what fine-tuning must beat.
 
     Closed answers are read from the probabilities of their texts, JSON is written under its schema.
     """
-    folder, name, price = find(task_file.small.base), task_file.small.base, task_file.prices.machine
+    folder, name, price = find_weights(task_file.small.base), task_file.small.base, task_file.prices.machine
     if task.closed:
         from smallfirst.models.local.label_trie import TrieScorer
 
         scorer = TrieScorer.of_folder(folder, task)
         manifest = Manifest(kind="codes", task=task, base=name)
-        return ScoredModel(scorer, manifest, name=name, price=price)
-    from smallfirst.models.generation.models import LocalChat
+        return LabelModel(scorer, manifest, name=name, price=price)
+    from smallfirst.models.generation.models import ChatModel
 
-    inner = LocalChat.load(folder, name=name, price=price, schema=task.answer_schema())
+    inner = ChatModel.load(folder, name=name, price=price, schema=task.answer_schema())
     return PromptedModel(inner, task, shots=fixed_shots(train, task, 1), max_tokens=task.max_answer_tokens)
 
 
 async def recorded_answers(
-    task_file: TaskFile, task: Task, rows: Rows, *, watch: Watch, parts: Sequence[str] = ("calibration", "test")
+    task_file: TaskFile, task: Task, rows: Rows, *, watch: Progress, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
     """Answers of the large path to the rows of some splits: those recorded earlier, and the missing ones asked now."""
     large = _config(task_file)
     if large.recorded and task_file.path(large.recorded).exists():
         return ReplayModel.load(task_file.path(large.recorded))
     path = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
-    wanted = [e for part in parts for e in sample(getattr(rows, part), large.sample(part)).examples]
+    wanted = [e for part in parts for e in sample_rows(getattr(rows, part), large.sample(part)).examples]
     requests = [Request(messages=example.messages) for example in wanted]
     model = prompted_model(task_file, task, rows.train)
     if large.gguf and requests and not path.exists():
@@ -136,30 +136,30 @@ async def recorded_answers(
     return ReplayModel.load(path)
 
 
-async def asked_again(task_file: TaskFile, task: Task, rows: Rows, *, watch: Watch) -> ReplayModel | None:
+async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, watch: Progress) -> ReplayModel | None:
     """Second answers of the large path to some test rows, at temperature AGAIN; None if there are none to be had."""
     large = _config(task_file)
     first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
     path = first.with_name(f"{first.stem}-again.jsonl")
     if large.endpoint or large.gguf or large.vllm:
-        wanted = sample(rows.test, n_asked_again(task_file)).examples
-        requests = [Request(messages=e.messages, temperature=AGAIN, seed=1) for e in wanted]
+        wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
+        requests = [Request(messages=e.messages, temperature=SECOND_ANSWER_TEMPERATURE, seed=1) for e in wanted]
         model = prompted_model(task_file, task, rows.train)
         header = _header(task_file, task, rows)
-        header["settings"] = header["settings"] | {"temperature": AGAIN, "seed": 1}
+        header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
         with watch.bar(f"asking {model.name} again", len(requests)) as progress:
             await record(model, requests, path, header=header, progress=progress)
         await model.aclose()
     return ReplayModel.load(path) if path.exists() else None
 
 
-def n_asked_again(task_file: TaskFile) -> int:
+def n_second_answers(task_file: TaskFile) -> int:
     """Test rows that are asked twice: at most as many as are asked once."""
     large = _config(task_file)
     return min(large.sample_ceiling, large.sample_test or large.sample_ceiling)
 
 
-async def recorded_open(task_file: TaskFile, rows: Rows, *, watch: Watch) -> ReplayModel | None:
+async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, watch: Progress) -> ReplayModel | None:
     """Answers of the general model to the open-ended requests; None if there are no such requests or recordings."""
     large = _config(task_file)
     if rows.open_ended is None or large.recorded_open is None:
@@ -202,18 +202,18 @@ class OpenAnswers:
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The same in one piece."""
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Nothing is held."""
 
 
-def sample(data: Dataset, n: int | None) -> Dataset:
+def sample_rows(data: Dataset, n: int | None) -> Dataset:
     """At most `n` rows, drawn by content hash, the same ones every time."""
     if n is None or n >= len(data):
         return data
     share = n / len(data)
-    while len(taken := take_share(data, min(1.0, share), "large")[0]) < n:
+    while len(taken := sample_share(data, min(1.0, share), "large")[0]) < n:
         share *= 1.05
     return data.subset(data.name, taken.examples[:n])
 
@@ -240,7 +240,7 @@ class NearestShots:
     The rows' vectors are kept in the folder `kept`, so that a server need not read all rows anew whenever it starts.
     """
 
-    def __init__(self, train: Dataset, encoder: Encoder, n: int, *, kept: Path | None = None) -> None:
+    def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, kept: Path | None = None) -> None:
         self.encoder, self.n = encoder, n
         self.shots = [Shot(e.text, e.answer) for e in train.examples]
         self._lock = threading.Lock()

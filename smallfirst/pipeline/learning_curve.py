@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.learning_curve import (
     LearningCurve,
     LearningPoint,
-    by_share,
     forecast,
     learning_point,
-    per_label,
+    subsets_by_share,
+    subsets_per_label,
 )
-from smallfirst.models.catalog import find
-from smallfirst.models.linear.classifier import LinearScorer
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
-from smallfirst.pipeline.large_model import sample
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.pipeline.large_model import sample_rows
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.registry import runs as tracking
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.training.config import TrainConfig, parse_duration
 
@@ -42,7 +42,7 @@ MOST_TEST_ROWS = 1000
 """Test rows that a fine-tuned model is asked for each point."""
 
 
-def measure_curve(job: Job, workspace: Workspace, rungs: Sequence[str] = ("words", "encoder")) -> LearningCurve:
+def measure_curve(job: Project, workspace: RunFolder, rungs: Sequence[str] = ("words", "encoder")) -> LearningCurve:
     """The curve with new points of these rungs, kept in the run's folder; earlier points of others stay.
 
     The whole of the rows is the run's own evaluation, if there is one.
@@ -50,7 +50,7 @@ def measure_curve(job: Job, workspace: Workspace, rungs: Sequence[str] = ("words
     path = workspace.folder / "learning.json"
     wanted = [rung for rung in rungs if rung in job.ladder]
     kept = [p for p in LearningCurve.load(path).points if p.candidate not in wanted] if path.exists() else []
-    parts = per_label(job.rows.train) if job.task.closed else by_share(job.rows.train)
+    parts = subsets_per_label(job.rows.train) if job.task.closed else subsets_by_share(job.rows.train)
     new: list[LearningPoint] = []
     for rung in wanted:
         measure = _Linear(job, rung).accuracy if rung != "small" else _FineTuned(job, workspace).accuracy
@@ -64,7 +64,7 @@ def measure_curve(job: Job, workspace: Workspace, rungs: Sequence[str] = ("words
     return curve
 
 
-def outlook(curve: LearningCurve, n_rows: int) -> list[str]:
+def forecast_lines(curve: LearningCurve, n_rows: int) -> list[str]:
     """For each candidate, what twice the rows would bring, or why that cannot be said."""
     names = dict.fromkeys(point.candidate for point in curve.points)
     groups = ([p for p in curve.points if p.candidate == name] for name in names)
@@ -74,7 +74,7 @@ def outlook(curve: LearningCurve, n_rows: int) -> list[str]:
 class _Remembering:
     """An encoder that embeds every text once."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: SentenceEncoder) -> None:
         self._encoder = encoder
         self._known: dict[str, np.ndarray] = {}
 
@@ -88,15 +88,15 @@ class _Remembering:
 class _Linear:
     """A linear rung fitted on parts."""
 
-    def __init__(self, job: Job, kind: Any) -> None:
+    def __init__(self, job: Project, kind: Any) -> None:
         self.job, self.kind = job, kind
         self.encoder: Any = None
         if kind == "encoder":
-            self.encoder = _Remembering(Encoder(find(job.file.small.encoder)))
+            self.encoder = _Remembering(SentenceEncoder(find_weights(job.file.small.encoder)))
 
     def accuracy(self, part: Dataset) -> Estimate:
         """Share of right answers on the test rows."""
-        scorer = LinearScorer.fit(self.kind, part, self.job.task, encoder=self.encoder)
+        scorer = LinearClassifier.fit(self.kind, part, self.job.task, encoder=self.encoder)
         examples = self.job.rows.test.examples
         labels = self.job.task.closed
         said = [labels[int(np.argmax(s.log_probabilities))] for s in scorer.score([e.text for e in examples])]
@@ -106,12 +106,12 @@ class _Linear:
 class _FineTuned:
     """The small model fine-tuned on parts; the weights of a part are thrown away once it is measured."""
 
-    def __init__(self, job: Job, workspace: Workspace) -> None:
+    def __init__(self, job: Project, workspace: RunFolder) -> None:
         self.job, self.folder = job, workspace.folder / "learning"
 
     def accuracy(self, part: Dataset) -> Estimate:
         """Share of right answers on at most MOST_TEST_ROWS test rows."""
-        from smallfirst.training.recipes.recipe import TaskLesson
+        from smallfirst.training.recipes.recipe import TaskRecipe
         from smallfirst.training.run import train
 
         file, folder = self.job.file, self.folder / str(len(part))
@@ -119,9 +119,9 @@ class _FineTuned:
         name = f"learning-{len(part)}"
         with tracking.open_run(file.name, name, params={"n_train": len(part)}) as tracked:
             train(
-                TaskLesson(self.job.task, part, self.job.rows.selection),
+                TaskRecipe(self.job.task, part, self.job.rows.selection),
                 config,
-                base=(file.small.base, find(file.small.base)),
+                base=(file.small.base, find_weights(file.small.base)),
                 tracked=tracked,
                 folder=folder,
             )
@@ -131,7 +131,7 @@ class _FineTuned:
 
     async def _measured(self, folder: Path) -> Estimate:
         model = load_model(folder)
-        measuring = Measuring(self.job.task, sample(self.job.rows.test, MOST_TEST_ROWS), split="test")
+        measuring = EvaluationSetup(self.job.task, sample_rows(self.job.rows.test, MOST_TEST_ROWS), split="test")
         found = await evaluate(model, measuring, candidate="small")
         await model.aclose()
         return found.accuracy

@@ -22,15 +22,15 @@ from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
-from smallfirst.pipeline.candidates import local_candidate
-from smallfirst.pipeline.large_model import sample
-from smallfirst.pipeline.parity_requests import SHOWN_CHARS, Reply, ask_all
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.pipeline.candidates import load_candidate
+from smallfirst.pipeline.large_model import sample_rows
+from smallfirst.pipeline.parity_requests import SHOWN_CHARS, EndpointReply, ask_all
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 from smallfirst.registry import versions as registry
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.serving.loopback import Address, on_loopback
+from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.task import Task
 
 PARITY = "parity.json"
@@ -48,7 +48,7 @@ MOST_TIES = 0.02
 _SPLIT = "calibration"
 
 
-class Row(NamedTuple):
+class ParityRow(NamedTuple):
     """A row that is asked again."""
 
     key: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
     """How sure it was, in [0, 1]; None where confidences are not compared."""
 
 
-class Difference(Record):
+class ParityDifference(Record):
     """A row whose served answer is not the measured one."""
 
     key: str
@@ -82,7 +82,7 @@ class Difference(Record):
     """True if the two best answers were as good as equal when they were measured."""
 
 
-class Parity(Record):
+class ParityResult(Record):
     """What asking again has shown."""
 
     model: str
@@ -103,7 +103,7 @@ class Parity(Record):
     """Probabilities closer than this were taken as equal."""
     confidence_tolerance: float = CONFIDENCE_TOLERANCE
     """So far apart confidences may be."""
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[ParityDifference, ...] = ()
     """Every row that differs, ties included."""
     passed: bool
     """True if nothing differs but a few ties."""
@@ -127,7 +127,7 @@ class ParityFailed(GateFailed):
     """The served model does not answer as the measured one did."""
 
 
-class Best(NamedTuple):
+class TopTwo(NamedTuple):
     """The two best answers of the model that was measured."""
 
     answers: tuple[str, ...]
@@ -135,13 +135,13 @@ class Best(NamedTuple):
     """How far apart their probabilities are, in [0, 1]."""
 
 
-Bests = Callable[[Sequence[Row]], Awaitable[Sequence[Best | None]]]
+TopTwoLookup = Callable[[Sequence[ParityRow]], Awaitable[Sequence[TopTwo | None]]]
 """By row, the two best answers when measured; None where that is not known."""
 
 
 async def check_parity(
-    address: Address, model: str, rows: Sequence[Row], *, task: Task, bests: Bests | None = None
-) -> Parity:
+    address: Address, model: str, rows: Sequence[ParityRow], *, task: Task, bests: TopTwoLookup | None = None
+) -> ParityResult:
     """What the endpoint says to `rows`, held against what was measured; `bests` is asked about differing rows only.
 
     An answer that the endpoint refuses or that does not come is a difference.
@@ -152,7 +152,7 @@ async def check_parity(
     best = dict(zip((row.key for row in moved), await bests(moved), strict=True)) if bests and moved else {}
     differences = [_settled(one, best.get(one.key)) for one, _ in found if one is not None]
     n_ties, gaps = sum(d.tie for d in differences), [gap for _, gap in found if gap is not None]
-    return Parity(
+    return ParityResult(
         model=model,
         version=None,
         split=_SPLIT,
@@ -166,24 +166,26 @@ async def check_parity(
     )
 
 
-def parity_stage(job: Job, workspace: Workspace, version: ModelVersion, candidate: str) -> Parity:
+def parity_stage(job: Project, workspace: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
     """What the version answers through the real server, kept beside it in the registry as `parity.json`.
 
     Call it between `registry.register` and `registry.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
     """
     name = f"{job.file.name}-small"
-    rows = rows_of(job, workspace, candidate)
+    rows = parity_rows(job, workspace, candidate)
     folder = registry.resolve(f"{version.name}/{version.version}").folder
-    with on_loopback({name: load_model(folder, name=name, price=job.file.prices.machine)}) as address:
-        found = asyncio.run(check_parity(address, name, rows, task=job.task, bests=bests_of(job, workspace, candidate)))
+    with serve_on_loopback({name: load_model(folder, name=name, price=job.file.prices.machine)}) as address:
+        found = asyncio.run(
+            check_parity(address, name, rows, task=job.task, bests=top_two_lookup(job, workspace, candidate))
+        )
     found = found.model_copy(update={"version": version.version})
     registry.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
     job.watch.say(f"parity: {found.in_words[0]}")
-    return passed(found)
+    return require_parity(found)
 
 
-def passed(found: Parity) -> Parity:
+def require_parity(found: ParityResult) -> ParityResult:
     """The same parity. Raises ParityFailed if it did not pass."""
     if found.passed:
         return found
@@ -193,7 +195,7 @@ def passed(found: Parity) -> Parity:
     )
 
 
-def rows_of(job: Job, workspace: Workspace, candidate: str, n_rows: int | None = None) -> tuple[Row, ...]:
+def parity_rows(job: Project, workspace: RunFolder, candidate: str, n_rows: int | None = None) -> tuple[ParityRow, ...]:
     """Evaluated validation rows of a candidate, at most `n_rows` (None: as many as promotion asks), by content hash.
 
     Raises StageMissing if there are none.
@@ -202,7 +204,7 @@ def rows_of(job: Job, workspace: Workspace, candidate: str, n_rows: int | None =
     if evaluation is None:
         raise StageMissing(f"{candidate} was not evaluated on {_SPLIT} rows", hint="smallfirst evaluate task.yaml")
     most = n_rows or (MOST_ROWS if job.task.closed else MOST_WRITTEN)
-    chosen = sample(job.rows.calibration, most).examples
+    chosen = sample_rows(job.rows.calibration, most).examples
     known = [(example, evaluation.by_key.get(example.key)) for example in chosen]
     rows = tuple(_row(job, example.messages, row) for example, row in known if row is not None)
     if not rows:
@@ -213,13 +215,13 @@ def rows_of(job: Job, workspace: Workspace, candidate: str, n_rows: int | None =
     return rows
 
 
-def bests_of(job: Job, workspace: Workspace, candidate: str) -> Bests | None:
+def top_two_lookup(job: Project, workspace: RunFolder, candidate: str) -> TopTwoLookup | None:
     """Asks the model that was measured, as its run has it, for its two best labels; None for open answers."""
     if not job.task.closed:
         return None
 
-    async def bests(rows: Sequence[Row]) -> list[Best | None]:
-        model = local_candidate(job, workspace, candidate)
+    async def bests(rows: Sequence[ParityRow]) -> list[TopTwo | None]:
+        model = load_candidate(job, workspace, candidate)
         try:
             return [await _best(model, row) for row in rows]
         finally:
@@ -228,17 +230,17 @@ def bests_of(job: Job, workspace: Workspace, candidate: str) -> Bests | None:
     return bests
 
 
-async def _best(model: Model, row: Row) -> Best | None:
+async def _best(model: Model, row: ParityRow) -> TopTwo | None:
     two = (await model.complete(Request(messages=row.messages))).alternatives[:2]
-    return Best(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
+    return TopTwo(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
 
 
-def _row(job: Job, messages: tuple[Message, ...], row: EvaluatedRow) -> Row:
+def _row(job: Project, messages: tuple[Message, ...], row: EvaluatedRow) -> ParityRow:
     # The confidence of a written answer moves in steps, so that rounding alone can move it far.
-    return Row(row.key, messages, row.answer, row.confidence if job.task.closed else None)
+    return ParityRow(row.key, messages, row.answer, row.confidence if job.task.closed else None)
 
 
-def _compare(row: Row, reply: Reply, task: Task) -> tuple[Difference | None, float | None]:
+def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:
     """What differs, if anything, and how far apart the confidences of a same answer are."""
     got, gap, why = None if reply.text is None else task.parse(reply.text), None, ""
     if reply.error:
@@ -252,7 +254,7 @@ def _compare(row: Row, reply: Reply, task: Task) -> tuple[Difference | None, flo
     if not why:
         return None, gap
     text = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
-    difference = Difference(
+    difference = ParityDifference(
         key=row.key,
         text=_short(text) or "",
         expected=_short(row.answer),
@@ -264,7 +266,7 @@ def _compare(row: Row, reply: Reply, task: Task) -> tuple[Difference | None, flo
     return difference, gap
 
 
-def _settled(difference: Difference, best: Best | None) -> Difference:
+def _settled(difference: ParityDifference, best: TopTwo | None) -> ParityDifference:
     """The difference, as a tie where both answers were the two best and as good as equal."""
     if best is None or best.margin >= TIE_MARGIN or {difference.expected, difference.got} != set(best.answers):
         return difference

@@ -21,7 +21,7 @@ _TRIES = 4
 _LONGEST_S = 120.0
 
 
-class Reply(NamedTuple):
+class EndpointReply(NamedTuple):
     """What came back."""
 
     text: str | None
@@ -32,13 +32,13 @@ class Reply(NamedTuple):
     """Why there is no answer."""
 
 
-async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[EndpointReply]:
     """One reply to each conversation, in order. Never raises for what the endpoint does."""
     headers = {"authorization": f"Bearer {address.key}"} if address.key else {}
     url, room = f"{address.base_url.rstrip('/')}/chat/completions", asyncio.Semaphore(_AT_ONCE)
     async with httpx.AsyncClient(headers=headers, timeout=_LONGEST_S) as client:
 
-        async def ask(messages: Sequence[Message]) -> Reply:
+        async def ask(messages: Sequence[Message]) -> EndpointReply:
             said = [{"role": message.role, "content": message.content} for message in messages]
             async with room:
                 return await _ask(client, url, {"model": model, "messages": said})
@@ -46,7 +46,7 @@ async def ask_all(address: Address, model: str, conversations: Sequence[Sequence
         return list(await asyncio.gather(*map(ask, conversations)))
 
 
-async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Reply:
+async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> EndpointReply:
     error = ""
     for attempt in range(_TRIES):
         try:
@@ -54,17 +54,17 @@ async def _ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Rep
             if reply.status_code == 200:
                 return _read(reply.json())
         except (httpx.HTTPError, ValueError) as failure:
-            return Reply(None, error=f"no answer ({type(failure).__name__})")
+            return EndpointReply(None, error=f"no answer ({type(failure).__name__})")
         error = f"HTTP {reply.status_code}: {' '.join(reply.text.split())[:SHOWN_CHARS]}"
         if reply.status_code not in (429, 503):
             break
         await asyncio.sleep(2.0**attempt / 2)
-    return Reply(None, error=error)
+    return EndpointReply(None, error=error)
 
 
-def _read(body: Any) -> Reply:
+def _read(body: Any) -> EndpointReply:
     try:
         told = body.get("smallfirst") or {}
-        return Reply(body["choices"][0]["message"]["content"], told.get("confidence"))
+        return EndpointReply(body["choices"][0]["message"]["content"], told.get("confidence"))
     except (AttributeError, KeyError, IndexError, TypeError):
-        return Reply(None, error="what came back is no chat completion")
+        return EndpointReply(None, error="what came back is no chat completion")

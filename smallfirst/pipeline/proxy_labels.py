@@ -11,11 +11,13 @@ from __future__ import annotations
 from smallfirst.data.sources.resolve import open_source
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.project.project import Job
+from smallfirst.project.project import Project
 from smallfirst.routing.certificate.certificate import Certificate, certify_without_gold
 
 
-def certify_from_stand_ins(job: Job, small: Evaluation, *, model_fingerprint: str, temperature: float) -> Certificate:
+def certify_from_proxy_labels(
+    job: Project, small: Evaluation, *, model_fingerprint: str, temperature: float
+) -> Certificate:
     """The certificate for `small` on rows whose given answers are the large model's, corrected by `data.gold`.
 
     Raises ConfigError if other stages draft ahead, DataError if a row of people's answers is no validation row.
@@ -43,7 +45,7 @@ def certify_from_stand_ins(job: Job, small: Evaluation, *, model_fingerprint: st
     )
 
 
-def gold_answers(job: Job, small: Evaluation) -> dict[str, str]:
+def gold_answers(job: Project, small: Evaluation) -> dict[str, str]:
     """By key of a calibration row: what people answered. Rows that only choose (selection) are left out."""
     assert job.file.data.gold is not None
     read = open_source(job.file.data.gold, columns=job.file.data.columns, folder=job.file.folder)

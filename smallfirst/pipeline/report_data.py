@@ -10,16 +10,16 @@ import smallfirst
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.evaluation.learning_curve import LearningCurve
 from smallfirst.evaluation.results import Comparison, Evaluation
-from smallfirst.pipeline.diagnostics import Doubts
-from smallfirst.pipeline.retention import kept_retention
-from smallfirst.pipeline.summary import OpenEndedShare
-from smallfirst.project.project import Job
+from smallfirst.pipeline.diagnostics import Diagnostics
+from smallfirst.pipeline.retention import saved_retention
+from smallfirst.pipeline.summary import OpenEndedRouting
+from smallfirst.project.project import Project
 from smallfirst.project.rows import Rows
-from smallfirst.project.run_folder import Promoted, Workspace
+from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.report.data import (
     ListPrice,
-    OpenEnded,
+    OutOfScopeRequests,
     PromiseHeld,
     ReportData,
     TrainingSummary,
@@ -31,7 +31,7 @@ HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
 
 
-def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
+def report_data(job: Project, workspace: RunFolder, doubts: Diagnostics) -> ReportData:
     """Everything the report of a run shows."""
     file, rows = job.file, job.rows
     evaluations = workspace.evaluations("test")
@@ -41,8 +41,8 @@ def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
     if "open_ended.json" in there:
-        share = OpenEndedShare.load(workspace.folder / "open_ended.json")
-        open_ended = OpenEnded(n_requests=share.n_requests, n_to_large=share.n_to_large)
+        share = OpenEndedRouting.load(workspace.folder / "open_ended.json")
+        open_ended = OutOfScopeRequests(n_requests=share.n_requests, n_to_large=share.n_to_large)
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
@@ -70,14 +70,14 @@ def report_data(job: Job, workspace: Workspace, doubts: Doubts) -> ReportData:
         suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
         ceiling=_ceiling(doubts),
         leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(workspace)) else None,
-        retention=kept_retention(workspace),
+        retention=saved_retention(workspace),
         notes=_notes(rows, workspace),
         made_at=datetime.now(UTC),
         versions=_versions(),
     )
 
 
-def _comparisons(workspace: Workspace) -> tuple[Comparison, ...]:
+def _comparisons(workspace: RunFolder) -> tuple[Comparison, ...]:
     pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"), ("small", "tuned"))
     found = []
     for first, second in pairs:
@@ -87,25 +87,25 @@ def _comparisons(workspace: Workspace) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def _judged(workspace: Workspace) -> Evaluation | None:
+def _judged(workspace: RunFolder) -> Evaluation | None:
     """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
     live = workspace.folder / "promoted.json"
-    return workspace.evaluation(Promoted.load(live).candidate if live.exists() else "small", "test")
+    return workspace.evaluation(Promotion.load(live).candidate if live.exists() else "small", "test")
 
 
-def _ceiling(doubts: Doubts) -> Ceiling | None:
+def _ceiling(doubts: Diagnostics) -> Ceiling | None:
     found = doubts.ceiling
     return Ceiling(itself=found.itself, gold=found.gold, note=found.in_words) if found else None
 
 
-def _learning_curve(workspace: Workspace) -> tuple[LearningPoint, ...]:
+def _learning_curve(workspace: RunFolder) -> tuple[LearningPoint, ...]:
     path = workspace.folder / "learning.json"
     if not path.exists():
         return ()
     return tuple(LearningPoint(p.n_rows, p.candidate, p.accuracy) for p in LearningCurve.load(path).points)
 
 
-def _training(file: TaskFile, workspace: Workspace) -> TrainingSummary:
+def _training(file: TaskFile, workspace: RunFolder) -> TrainingSummary:
     run = Run.load(workspace.folder / "run.json")
     return TrainingSummary(
         base=run.base,
@@ -147,7 +147,7 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
     return tuple(prices)
 
 
-def _notes(rows: Rows, workspace: Workspace) -> tuple[str, ...]:
+def _notes(rows: Rows, workspace: RunFolder) -> tuple[str, ...]:
     notes = [
         f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch and the temperature, "
         f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",

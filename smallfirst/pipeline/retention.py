@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import time
 
-from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_fingerprint, read_probe, take_probe
-from smallfirst.gate.retention import Retention, probed
-from smallfirst.models.catalog import find
+from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_fingerprint, read_probe, run_probe
+from smallfirst.gate.retention import Retention, retention_from_probes
+from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.registry import runs as tracking
 from smallfirst.stats.intervals import Estimate
 
-KEPT_AS = "retention.json"
+FILE_NAME = "retention.json"
 """Name of the file in a run's folder."""
 
 
-class Measured(Record):
+class RetentionRecord(Record):
     """The answers behind a Retention, question by question."""
 
     before: ProbeResult
@@ -35,7 +35,7 @@ class Measured(Record):
     """What is left."""
 
 
-def wanted_probe(file: TaskFile) -> Probe | None:
+def requested_probe(file: TaskFile) -> Probe | None:
     """The questions to measure with, None if nobody asks for the figure. Raises DataError naming every bad one."""
     gate = file.gate
     if gate.retention_at_least is None and gate.retention_prompts is None and not file.small.retention:
@@ -43,30 +43,30 @@ def wanted_probe(file: TaskFile) -> Probe | None:
     return read_probe(file.path(gate.retention_prompts) if gate.retention_prompts else None)
 
 
-def measure_retention(job: Job, workspace: Workspace) -> Retention | None:
+def measure_retention(job: Project, workspace: RunFolder) -> Retention | None:
     """What the fine-tuned model has kept, measured once a run and shown in its MLflow run; None if not asked for."""
-    probe = wanted_probe(job.file)
+    probe = requested_probe(job.file)
     if probe is None:
         return None
-    folder, path = workspace.model_folder("small"), workspace.folder / KEPT_AS
+    folder, path = workspace.model_folder("small"), workspace.folder / FILE_NAME
     if path.exists():
-        known = Measured.load(path)
+        known = RetentionRecord.load(path)
         if known.after.model_fingerprint == model_fingerprint(folder) and _same(known, probe):
             return known.retention
     began = time.monotonic()
     before = _of_base(job, probe)
-    after = take_probe(probe, folder, name=f"{job.file.name}-small")
-    measured = Measured(before=before, after=after, retention=probed(probe, before, after))
+    after = run_probe(probe, folder, name=f"{job.file.name}-small")
+    measured = RetentionRecord(before=before, after=after, retention=retention_from_probes(probe, before, after))
     measured.save(path)
     _log(workspace, measured)
     job.watch.say(f"general ability: {in_words(measured.retention)} ({time.monotonic() - began:.0f} s)")
     return measured.retention
 
 
-def kept_retention(workspace: Workspace) -> Retention | None:
+def saved_retention(workspace: RunFolder) -> Retention | None:
     """What was measured earlier in a run, None if nothing was."""
-    path = workspace.folder / KEPT_AS
-    return Measured.load(path).retention if path.exists() else None
+    path = workspace.folder / FILE_NAME
+    return RetentionRecord.load(path).retention if path.exists() else None
 
 
 def in_words(retention: Retention) -> str:
@@ -81,23 +81,23 @@ def _share(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f}" if estimate else "?"
 
 
-def _same(known: Measured, probe: Probe) -> bool:
+def _same(known: RetentionRecord, probe: Probe) -> bool:
     return {known.before.probe_fingerprint, known.after.probe_fingerprint} == {probe.fingerprint()}
 
 
-def _of_base(job: Job, probe: Probe) -> ProbeResult:
+def _of_base(job: Project, probe: Probe) -> ProbeResult:
     """The base model's answers, asked for once for all its fine-tunes."""
     name = job.file.small.base
-    folder = find(name, say=job.watch.say)
+    folder = find_weights(name, say=job.watch.say)
     path = home() / "retention" / f"{model_fingerprint(folder)}-{probe.fingerprint()}.json"
     if path.exists():
         return ProbeResult.load(path)
-    found = take_probe(probe, folder, name=name)
+    found = run_probe(probe, folder, name=name)
     found.save(path)
     return found
 
 
-def _log(workspace: Workspace, measured: Measured) -> None:
+def _log(workspace: RunFolder, measured: RetentionRecord) -> None:
     """Nothing back; figures and answers are in the MLflow run of the fine-tune."""
     from smallfirst.training.run import Run
 

@@ -15,13 +15,13 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.confidence_heads import DIFFICULTY
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions as registry
-from smallfirst.routing.difficulty import Difficulty
-from smallfirst.routing.types import Rules, Stage
+from smallfirst.routing.difficulty import DifficultyModel
+from smallfirst.routing.types import RouterOptions, Stage
 
 CHALLENGER = "challenger"
 """Alias, and stage, of a version that a split sends a share of the requests to."""
@@ -29,7 +29,7 @@ REFERENCE = "reference.json"
 """What is kept beside the certificate."""
 
 
-class Reference(Record):
+class TrafficReference(Record):
     """What the small model gave on the calibration rows: live traffic is compared with it."""
 
     confidence: tuple[float, ...] = ()
@@ -42,11 +42,11 @@ class Reference(Record):
     """Mean cost of an answer of the large model in USD; None if it was not measured."""
 
 
-def keep_reference(
-    job: Job, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
-) -> Reference:
+def save_reference(
+    job: Project, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
+) -> TrafficReference:
     """The reference of the calibration rows, kept with the model's version (`promoted`: name and version)."""
-    found = Reference(
+    found = TrafficReference(
         confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
         doubt=tuple(doubts),
         labels=tuple(row.answer for row in small.rows if row.answer is not None) if job.task.closed else (),
@@ -56,26 +56,29 @@ def keep_reference(
     return found
 
 
-def drafting_stages(job: Job, workspace: Workspace, last: Model) -> tuple[Stage, ...]:
+def cascade_stages(job: Project, workspace: RunFolder, last: Model) -> tuple[Stage, ...]:
     """The cascade's stages below the large model: the cheaper candidates ahead, then `last`, always called `small`."""
     return (*stages_ahead(job.file, workspace), Stage("small", last))
 
 
-def stages_ahead(file: TaskFile, workspace: Workspace, *, version: int | None = None) -> tuple[Stage, ...]:
+def stages_ahead(file: TaskFile, workspace: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
     """The cheaper candidates of a run that draft first, in order; a version that is served marks their names."""
     price = file.prices.machine
     return tuple(
-        Stage(name, load_model(workspace.model_folder(name), name=marked(f"{file.name}-{name}", version), price=price))
+        Stage(
+            name,
+            load_model(workspace.model_folder(name), name=versioned_name(f"{file.name}-{name}", version), price=price),
+        )
         for name in file.routing.ahead
     )
 
 
-def marked(name: str, version: int | None) -> str:
+def versioned_name(name: str, version: int | None) -> str:
     """The name of a model that is served: `tickets-small@3`."""
     return name if version is None else f"{name}@{version}"
 
 
-def rules_of(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> Rules:
+def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> RouterOptions:
     """The rules of a task file; a learned difficulty is in the run's folder. ConfigError: a policy leads nowhere.
 
     Policies that lead to the challenger are left out where it is not among the stages `beside`.
@@ -92,22 +95,22 @@ def rules_of(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequ
     policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
     signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""
     expected = {} if large_usd is None else {"large": large_usd}
-    hardness = Difficulty.load(folder / DIFFICULTY)
-    return Rules(policies, routing.budget, hardness, tuple(beside), signed, expected)
+    hardness = DifficultyModel.load(folder / DIFFICULTY)
+    return RouterOptions(policies, routing.budget, hardness, tuple(beside), signed, expected)
 
 
-def asks_challenger(file: TaskFile) -> bool:
+def routes_to_challenger(file: TaskFile) -> bool:
     """True if a policy sends requests to the challenger."""
     return any(policy.to == CHALLENGER for policy in file.routing.policies)
 
 
-def challenger_of(file: TaskFile, version: int | None = None) -> tuple[Stage, ...]:
+def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage, ...]:
     """A version as the challenger's stage beside the cascade, if a policy leads to it; else nothing.
 
     Without a number it is the one called @challenger. RegistryError: there is none.
     """
-    if not asks_challenger(file):
+    if not routes_to_challenger(file):
         return ()
     found = registry.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
-    name = marked(f"{file.name}-{CHALLENGER}", found.version)
+    name = versioned_name(f"{file.name}-{CHALLENGER}", found.version)
     return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.project.run_folder import Promoted, Verdicts, Workspace
+from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import Estimate
 
 
-class OpenEndedShare(Record):
+class OpenEndedRouting(Record):
     """What the Router did with open-ended requests it had not seen."""
 
     n_requests: int
@@ -19,7 +19,7 @@ class OpenEndedShare(Record):
     """How many went to the large model."""
 
 
-class PathFigures(Record):
+class PathSummary(Record):
     """One path in figures, on test rows."""
 
     model: str
@@ -42,26 +42,26 @@ class PathFigures(Record):
     """What a reader must know."""
 
 
-class Outcome(Record):
+class RunSummary(Record):
     """Everything the last lines of a run say."""
 
     task: str
     """Task name."""
-    large: PathFigures | None = None
+    large: PathSummary | None = None
     """The large model on everything."""
-    linear: PathFigures | None = None
+    linear: PathSummary | None = None
     """Words + linear."""
-    encoder: PathFigures | None = None
+    encoder: PathSummary | None = None
     """Frozen encoder + linear."""
-    tuned: PathFigures | None = None
+    tuned: PathSummary | None = None
     """The fine-tuned encoder."""
-    base: PathFigures | None = None
+    base: PathSummary | None = None
     """The untouched base model."""
-    small: PathFigures | None = None
+    small: PathSummary | None = None
     """The fine-tuned model on everything."""
-    routed: PathFigures | None = None
+    routed: PathSummary | None = None
     """The Router."""
-    gate: Verdicts
+    gate: GateVerdicts
     """The gate's answers."""
     certificate: Certificate | None = None
     """The promise."""
@@ -71,15 +71,15 @@ class Outcome(Record):
     """Kept test answers that were wrong."""
     kept: int = 0
     """Kept test answers."""
-    promoted: Promoted | None = None
+    promoted: Promotion | None = None
     """What went live."""
-    open_ended: OpenEndedShare | None = None
+    open_ended: OpenEndedRouting | None = None
     """The Router on open-ended requests."""
     report: str
     """Path of the report."""
 
 
-def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
+def summarize_run(file: TaskFile, workspace: RunFolder) -> RunSummary:
     """The outcome of a run from what its stages have left."""
     names = {"linear": "words", **{name: name for name in ("large", "encoder", "tuned", "base", "small")}}
     paths = {key: _figures(workspace.evaluation(name, "test")) for key, name in names.items()}
@@ -88,7 +88,7 @@ def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
     wrong = sum(not row.correct for row in kept)
     there = {path.name for path in workspace.folder.iterdir()}
     certificate = workspace.certificate() if "certificate.json" in there else None
-    return Outcome(
+    return RunSummary(
         task=file.name,
         **paths,
         routed=_figures(routed),
@@ -98,12 +98,12 @@ def outcome_of(file: TaskFile, workspace: Workspace) -> Outcome:
         kept_wrong=wrong,
         kept=len(kept),
         promoted=workspace.promoted() if "promoted.json" in there else None,
-        open_ended=OpenEndedShare.load(workspace.folder / "open_ended.json") if "open_ended.json" in there else None,
+        open_ended=OpenEndedRouting.load(workspace.folder / "open_ended.json") if "open_ended.json" in there else None,
         report=str(workspace.folder / "report.html"),
     )
 
 
-def table(outcome: Outcome) -> str:
+def table(outcome: RunSummary) -> str:
     """The outcome for a terminal."""
     names = {
         "large": "large (recorded)" if outcome.large and outcome.large.requests_per_s is None else "large",
@@ -116,7 +116,7 @@ def table(outcome: Outcome) -> str:
     }
     lines = [f"{'':<20} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
     for key, title in names.items():
-        figures: PathFigures | None = getattr(outcome, key)
+        figures: PathSummary | None = getattr(outcome, key)
         if figures is None:
             continue
         share = f"{figures.share:.0%}".replace("%", " %") + (" small" if key == "routed" else "")
@@ -127,7 +127,7 @@ def table(outcome: Outcome) -> str:
     return "\n".join([*lines, *_sentences(outcome)])
 
 
-def _sentences(outcome: Outcome) -> list[str]:
+def _sentences(outcome: RunSummary) -> list[str]:
     chosen = outcome.promoted.candidate if outcome.promoted else "small"
     passed = any(v.candidate == chosen and v.passed for v in outcome.gate.verdicts)
     words = [f"gate {'PASS' if passed else 'FAIL'}"]
@@ -151,10 +151,10 @@ def _sentences(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _figures(evaluation: Evaluation | None) -> PathFigures | None:
+def _figures(evaluation: Evaluation | None) -> PathSummary | None:
     if evaluation is None:
         return None
-    return PathFigures(
+    return PathSummary(
         model=evaluation.model,
         accuracy=evaluation.accuracy,
         measures=evaluation.measures,

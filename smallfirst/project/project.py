@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from smallfirst.progress import Watch
+from smallfirst.progress import Progress
 from smallfirst.project.added_rows import with_harvested
-from smallfirst.project.rows import Rows, read_rows, read_task, relabelled, settled
+from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_relabels
 from smallfirst.project.task_file import Candidate, TaskFile
 from smallfirst.tasks import AnyTask
 
 
-class Job(NamedTuple):
+class Project(NamedTuple):
     """A task file with what it names, read once and handed from stage to stage."""
 
     file: TaskFile
     rows: Rows
     task: AnyTask
-    watch: Watch
+    watch: Progress
 
     @classmethod
-    def read(cls, file: TaskFile, watch: Watch | None = None) -> Job:
+    def read(cls, file: TaskFile, watch: Progress | None = None) -> Project:
         """The job of a task file. Raises DataError or ConfigError if rows or settings are wrong."""
         rows = read_rows(file)
         task = read_task(file, rows)
         for path in file.data.harvested:  # labels and schema are those of the file's own rows
             rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-        return cls(file, relabelled(settled(rows, task), file, task), task, watch or Watch())
+        return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, watch or Progress())
 
     @property
     def ladder(self) -> tuple[Candidate, ...]:

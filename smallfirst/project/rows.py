@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.dataset import Dataset, Example, Message, Shape
-from smallfirst.data.row_formats import SHAPES
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
+from smallfirst.data.row_formats import ROW_FORMATS
 from smallfirst.data.sources.resolve import open_source
-from smallfirst.data.split import split, take_share
+from smallfirst.data.split import sample_share, split
 from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels
 from smallfirst.project.task_file import TaskFile
@@ -23,7 +23,7 @@ from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.json.schema import schema_from_rows
+from smallfirst.tasks.json.schema_inference import infer_schema
 
 _KINDS: dict[str, type[Any]] = {"classify": Classify, "extract": Extract, "answer": Answer, "chat": Chat}
 _SETTINGS: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "answer": ("choices", "not_answerable", "right_from", "max_answer_tokens"),
     "chat": ("scorers", "right_from", "max_answer_tokens"),
 }
-_SHAPES: dict[str, tuple[Shape, ...]] = {
+_SHAPES: dict[str, tuple[RowFormat, ...]] = {
     "classify": ("label",),
     "multiple": ("labels",),
     "extract": ("target",),
@@ -80,7 +80,7 @@ def read_rows(task_file: TaskFile) -> Rows:
         salt=task_file.name,
     )
     validation = read(files.validation) if files.validation else parts.validation
-    selection, calibration = take_share(validation, task_file.routing.selection_share, task_file.name)
+    selection, calibration = sample_share(validation, task_file.routing.selection_share, task_file.name)
     return Rows(
         train=parts.train,
         selection=selection,
@@ -108,12 +108,12 @@ def read_task(task_file: TaskFile, rows: Rows) -> AnyTask:
     if kind == "classify" and not values.get("labels"):
         values["labels"] = _labels_seen(rows)
     if kind == "extract" and not values.get("json_schema"):
-        values["json_schema"] = schema_from_rows([json.loads(e.answer) for e in rows.train.examples])
+        values["json_schema"] = infer_schema([json.loads(e.answer) for e in rows.train.examples])
     task: AnyTask = parse_record(_KINDS[kind], values, where=f"task {task_file.name}")
     return task
 
 
-def settled(rows: Rows, task: AnyTask) -> Rows:
+def with_canonical_answers(rows: Rows, task: AnyTask) -> Rows:
     """The rows with their answers in the task's canonical form. Raises DataError naming each row that has none."""
     wanted = _SHAPES[task.kind if not (isinstance(task, Classify) and task.multiple) else "multiple"]
     problems: list[Problem] = []
@@ -123,7 +123,8 @@ def settled(rows: Rows, task: AnyTask) -> Rows:
         for example in data.examples:
             golds = [task.parse(gold) for gold in example.golds]
             if example.shape not in wanted:
-                rule = f"a row of {SHAPES[example.shape]}; this task takes {' or '.join(SHAPES[s] for s in wanted)}"
+                takes = " or ".join(ROW_FORMATS[s] for s in wanted)
+                rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
                 problems.append(Problem(example.path, example.line, rule))
             elif sum(m.role != "system" for m in example.messages) > 1:
                 rule = "a conversation of several turns; a task is one question and its answer"
@@ -152,7 +153,7 @@ def _answered(example: Example, answer: str, also: tuple[str, ...]) -> Example:
     return Example(**kept | {"answer": answer, "also": also})
 
 
-def relabelled(rows: Rows, task_file: TaskFile, task: AnyTask) -> Rows:
+def with_relabels(rows: Rows, task_file: TaskFile, task: AnyTask) -> Rows:
     """The rows with the answers that people gave to probable label errors. Raises DataError naming every bad line."""
     if task_file.data.relabels is None:
         return rows

@@ -23,7 +23,7 @@ from smallfirst.routing.certificate.certificate import Certificate
 R = TypeVar("R", bound=Record)
 
 
-class Promoted(Record):
+class Promotion(Record):
     """What went live, and when."""
 
     name: str
@@ -36,7 +36,7 @@ class Promoted(Record):
     """ISO 8601 in UTC."""
 
 
-class Verdicts(Record):
+class GateVerdicts(Record):
     """The gate's answers of one run."""
 
     verdicts: tuple[Verdict, ...]
@@ -52,14 +52,14 @@ class Verdicts(Record):
         raise StageMissing(f"the gate has no verdict on {candidate}", hint="smallfirst gate task.yaml")
 
 
-class Workspace:
+class RunFolder:
     """The folder of one run of one task."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def new(cls, task: str) -> Workspace:
+    def new(cls, task: str) -> RunFolder:
         """A fresh folder; its name sorts by time."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = home() / "tasks" / task / f"{stamp}-{secrets.token_hex(2)}"
@@ -67,7 +67,7 @@ class Workspace:
         return cls(folder)
 
     @classmethod
-    def latest(cls, task: str, run: str | None = None) -> Workspace:
+    def latest(cls, task: str, run: str | None = None) -> RunFolder:
         """The newest run whose training ended, or the one named `run`. Raises StageMissing if there is none."""
         place = home() / "tasks" / task
         runs = sorted(path.parent for path in place.glob("*/run.json"))
@@ -79,7 +79,7 @@ class Workspace:
         return cls(runs[-1])
 
     @classmethod
-    def unfinished(cls, task: str) -> Workspace | None:
+    def unfinished(cls, task: str) -> RunFolder | None:
         """The newest run if its training was broken off, else None."""
         runs = sorted(path.parent for path in (home() / "tasks" / task).glob("*/events.jsonl"))
         return cls(runs[-1]) if runs and not (runs[-1] / "run.json").exists() else None
@@ -111,17 +111,17 @@ class Workspace:
             raise StageMissing(f"{path.name} is missing in run {self.folder.name}", hint=next_command)
         return kind.load(path)
 
-    def verdicts(self) -> Verdicts:
+    def verdicts(self) -> GateVerdicts:
         """The gate's answers."""
-        return self.read(Verdicts, "verdicts.json", next_command="smallfirst gate task.yaml")
+        return self.read(GateVerdicts, "verdicts.json", next_command="smallfirst gate task.yaml")
 
     def certificate(self) -> Certificate:
         """The Router's certificate."""
         return self.read(Certificate, "certificate.json", next_command="smallfirst calibrate task.yaml")
 
-    def promoted(self) -> Promoted:
+    def promoted(self) -> Promotion:
         """What went live from this run."""
-        return self.read(Promoted, "promoted.json", next_command="smallfirst promote task.yaml")
+        return self.read(Promotion, "promoted.json", next_command="smallfirst promote task.yaml")
 
     def _evaluation_path(self, candidate: str, split: str) -> Path:
         return self.folder / "evaluations" / f"{candidate}-{split}.json"

@@ -19,12 +19,12 @@ from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record, parse_record
-from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies import Budget, Policy
-from smallfirst.tasks.metrics.value_matching import Normaliser
+from smallfirst.tasks.metrics.value_matching import Normalizer
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.teacher import Teacher
+from smallfirst.training.recipes.teacher import TeacherConfig
 
 Candidate = Literal["words", "encoder", "tuned", "base", "small"]
 RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")
@@ -61,7 +61,7 @@ class SmallConfig(Record):
     """Name, folder or GGUF file of the base model."""
     training: TrainConfig = TrainConfig()
     """How to fine-tune it."""
-    teacher: Teacher | None = None
+    teacher: TeacherConfig | None = None
     """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
     """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
@@ -128,7 +128,7 @@ class LargeConfig(Record):
         return self
 
 
-class Signature(Record):
+class SignedOverride(Record):
     """Who answers for serving without a certificate."""
 
     by: str = pydantic.Field(min_length=1)
@@ -140,7 +140,7 @@ class Signature(Record):
 class RoutingConfig(Record):
     """What the Router promises and which candidate it starts with."""
 
-    promise: Promise = Promise()
+    promise: Guarantee = Guarantee()
     """The promise about answers that stay small."""
     small: Literal["words", "encoder", "tuned", "small", "smallest"] = "small"
     """Who drafts: the fine-tuned model, a linear one, the fine-tuned encoder, or the smallest that passes the gate."""
@@ -163,7 +163,7 @@ class RoutingConfig(Record):
     """How closely the promise is watched after go-live."""
     judge: Literal["large", "person"] = "large"
     """Whose answer an audited one is held against."""
-    override: Signature | None = None
+    override: SignedOverride | None = None
     """A signature under which drafts are served that no certificate covers; without it they run in shadow only."""
 
     @pydantic.model_validator(mode="after")
@@ -196,7 +196,7 @@ class TaskFile(Record):
     """classify: cost of a wrong answer by right label and said label; 1 where nothing is said."""
     json_schema: dict[str, Any] = {}
     """extract: JSON schema of the fields (`schema:` inline or a file); left out: guessed from the training rows."""
-    normalise: dict[str, Normaliser] = {}
+    normalise: dict[str, Normalizer] = {}
     """extract: how a field's values are compared: exact, case, number, money, date, date_dmy."""
     choices: tuple[str, ...] = ()
     """answer: the closed set of answers, such as yes, no, maybe; left out: any text."""
@@ -228,7 +228,7 @@ class TaskFile(Record):
     """Folder of the file; set on reading."""
 
     @property
-    def teacher(self) -> Teacher | None:
+    def teacher(self) -> TeacherConfig | None:
         """Who teaches the small model; a folder is looked for beside this file first."""
         teacher = self.small.teacher
         local = self.path(Path(teacher.base)) if teacher else None
@@ -239,7 +239,7 @@ class TaskFile(Record):
         return relative if relative.is_absolute() else self.folder / relative
 
 
-def read_taskfile(path: Path) -> TaskFile:
+def read_task_file(path: Path) -> TaskFile:
     """The record of a task.yaml. Raises ConfigError naming every wrong setting, with suggestions."""
     if path.is_dir():
         path = path / "task.yaml"

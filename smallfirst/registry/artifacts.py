@@ -19,10 +19,10 @@ from smallfirst.errors import ConfigError, RegistryError
 from smallfirst.files import write_atomically
 from smallfirst.paths import home
 from smallfirst.records import Record
-from smallfirst.registry.mlflow_runs import client, store_errors
+from smallfirst.registry.runs import client, store_errors
 
-MANIFEST = "smallfirst-manifest.json"
-STORABLE = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
+MANIFEST_FILENAME = "smallfirst-manifest.json"
+ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
 """Formats that hold data only: loading them cannot run code, as loading a pickle does."""
 
 
@@ -33,7 +33,7 @@ class Manifest(Record):
     """SHA-256 in hex by path inside the folder, with `/` on every system."""
 
 
-class Stored(Record):
+class StoredModel(Record):
     """Where the files of one registration are kept."""
 
     run_id: str
@@ -43,7 +43,7 @@ class Stored(Record):
     source: str
     """URI of the model folder, as MLflow shows it."""
 
-    def own_folder(self) -> Path | None:
+    def local_folder(self) -> Path | None:
         """The model folder if the store keeps artifacts on this machine, else None.
 
         A project folder may have been moved since: then it is looked for in the state folder of
@@ -58,12 +58,12 @@ class Stored(Record):
 
     def folder(self) -> Path:
         """Where the model folder is, or will be once it is downloaded."""
-        return self.own_folder() or home() / "downloads" / self.run_id / self.entry / "model"
+        return self.local_folder() or home() / "downloads" / self.run_id / self.entry / "model"
 
     def fetch(self) -> Path:
         """The local model folder, downloaded if the store is elsewhere and it has not been yet."""
         folder = self.folder()
-        if folder.is_dir() or self.own_folder() is not None:
+        if folder.is_dir() or self.local_folder() is not None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Downloaded beside its place and renamed, so that a killed download is not taken for the
@@ -76,7 +76,7 @@ class Stored(Record):
 
     def write_attachment(self, filename: str, content: bytes) -> None:
         """Nothing back; `content` is beside the model as `attachments/<filename>`."""
-        own = self.own_folder()
+        own = self.local_folder()
         if own is not None:
             write_atomically(own.parent / "attachments" / filename, content)
             return
@@ -86,7 +86,7 @@ class Stored(Record):
 
     def read_attachment(self, filename: str) -> bytes | None:
         """The content of `attachments/<filename>`, None if there is no such file."""
-        own = self.own_folder()
+        own = self.local_folder()
         if own is not None:
             path = own.parent / "attachments" / filename
             return path.read_bytes() if path.is_file() else None
@@ -99,7 +99,7 @@ class Stored(Record):
             return Path(store.download_artifacts(self.run_id, wanted, draft)).read_bytes()
 
 
-def copy_in(run_id: str, folder: Path, manifest: Manifest) -> Stored:
+def upload(run_id: str, folder: Path, manifest: Manifest) -> StoredModel:
     """The place of a complete, sealed copy of `folder` in the run; no version refers to it yet."""
     entry = f"registered/{uuid.uuid4().hex[:12]}"
     store = client()
@@ -108,12 +108,12 @@ def copy_in(run_id: str, folder: Path, manifest: Manifest) -> Stored:
         for name in manifest.files:
             inside = f"{entry}/model/{name}".rpartition("/")[0]
             store.log_artifact(run_id, str(folder / name), inside)
-        sealed = manifest.save(Path(draft) / MANIFEST)
+        sealed = manifest.save(Path(draft) / MANIFEST_FILENAME)
         store.log_artifact(run_id, str(sealed), f"{entry}/model")
-    return Stored(run_id=run_id, entry=entry, source=f"{place}/{entry}/model")
+    return StoredModel(run_id=run_id, entry=entry, source=f"{place}/{entry}/model")
 
 
-def measure(folder: Path) -> Manifest:
+def build_manifest(folder: Path) -> Manifest:
     """The manifest of `folder` as it is now.
 
     Raises RegistryError for a folder that cannot be stored: empty, or with a link or a file of
@@ -126,11 +126,11 @@ def measure(folder: Path) -> Manifest:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise RegistryError(f"{path} is a link: a registered model must hold its own files")
-        if path.is_dir() or name == MANIFEST:
+        if path.is_dir() or name == MANIFEST_FILENAME:
             continue
-        if path.suffix.lower() not in STORABLE:
+        if path.suffix.lower() not in ALLOWED_SUFFIXES:
             raise RegistryError(
-                f"{path} has a format that is not stored; allowed are {' '.join(STORABLE)}",
+                f"{path} has a format that is not stored; allowed are {' '.join(ALLOWED_SUFFIXES)}",
                 hint="save weights as safetensors, settings as JSON: loading a pickle runs code",
             )
         files[name] = sha256(path)
@@ -146,9 +146,9 @@ def verify(folder: Path, what: str, *, fingerprint: str) -> None:
     """
     hint = f"restore {folder}, or register the model again"
     try:
-        sealed = Manifest.load(folder / MANIFEST)
+        sealed = Manifest.load(folder / MANIFEST_FILENAME)
     except (OSError, ValueError, ConfigError):
-        raise RegistryError(f"{what} is incomplete: it has no {MANIFEST}", hint=hint) from None
+        raise RegistryError(f"{what} is incomplete: it has no {MANIFEST_FILENAME}", hint=hint) from None
     if sealed.fingerprint() != fingerprint:
         raise RegistryError(f"{what} was changed: its manifest is not the registered one", hint=hint)
     for name, digest in sealed.files.items():
@@ -157,7 +157,7 @@ def verify(folder: Path, what: str, *, fingerprint: str) -> None:
         if sha256(folder / name) != digest:
             raise RegistryError(f"{what} was changed: {name} is not the registered file", hint=hint)
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(present - sealed.files.keys() - {MANIFEST}):
+    for name in sorted(present - sealed.files.keys() - {MANIFEST_FILENAME}):
         raise RegistryError(f"{what} was changed: {name} was added", hint=hint)
 
 

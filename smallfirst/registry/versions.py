@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from smallfirst.errors import GateFailed, RegistryError, did_you_mean
 from smallfirst.gate.gate import Verdict
 from smallfirst.records import Record
-from smallfirst.registry.artifacts import Manifest, Stored, copy_in, measure, verify
-from smallfirst.registry.mlflow_runs import client, open_run, store_errors
+from smallfirst.registry.artifacts import Manifest, StoredModel, build_manifest, upload, verify
+from smallfirst.registry.runs import client, open_run, store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as Row
@@ -59,11 +59,11 @@ def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, t
     check_name(name)
     if not verdict.passed:
         raise _refusal(verdict)
-    manifest = measure(folder)
+    manifest = build_manifest(folder)
     if run_id is not None:
-        return create_version(name, copy_in(run_id, folder, manifest), verdict, manifest, tags)
+        return create_version(name, upload(run_id, folder, manifest), verdict, manifest, tags)
     with open_run("registry", f"register {name}", tags={"model": name}) as run:
-        return create_version(name, copy_in(run.run_id, folder, manifest), verdict, manifest, tags)
+        return create_version(name, upload(run.run_id, folder, manifest), verdict, manifest, tags)
 
 
 def promote(name: str, version: int) -> ModelVersion:
@@ -156,7 +156,7 @@ def check_name(name: str) -> str:
 
 
 def create_version(
-    name: str, stored: Stored, verdict: Verdict, manifest: Manifest, tags: Mapping[str, str]
+    name: str, stored: StoredModel, verdict: Verdict, manifest: Manifest, tags: Mapping[str, str]
 ) -> ModelVersion:
     """The version made of files that are already complete: here it begins to exist."""
     store = client()
@@ -258,8 +258,8 @@ def _choices(name: str) -> str:
     return ", ".join(f"{name}/{row.version}" for row in _rows(name)) or "no version yet"
 
 
-def _stored(row: Row) -> Stored:
-    return Stored(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
+def _stored(row: Row) -> StoredModel:
+    return StoredModel(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
 
 
 def _names_of(version: int, aliases: Mapping[str, int]) -> tuple[str, ...]:

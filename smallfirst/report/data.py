@@ -79,7 +79,7 @@ class PromiseHeld(Record):
         return cls.count(sum(not row.correct for row in kept), len(kept))
 
 
-class OpenEnded(Record):
+class OutOfScopeRequests(Record):
     """What the Router did with requests that are none of the task's business."""
 
     n_requests: int
@@ -130,7 +130,7 @@ class ReportData(Record):
     """Mean completion tokens of one request on the large path."""
     promise_held: PromiseHeld | None = None
     """The promise on test rows; None if there is no certificate."""
-    open_ended: OpenEnded | None = None
+    open_ended: OutOfScopeRequests | None = None
     """The Router on requests outside the task; None if not tried."""
     probes_ms: dict[str, tuple[float, ...]] = pydantic.Field(default_factory=dict)
     """By candidate: latency in ms of each request that was asked one at a time."""

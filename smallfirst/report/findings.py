@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from smallfirst.data.quality.leaks import Leaks
+from smallfirst.data.quality.leaks import LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
@@ -74,7 +74,7 @@ class LeakEffect(Record):
         return wilson(self.n_leaked, self.n_test)
 
     @classmethod
-    def on(cls, evaluation: Evaluation, leaks: Leaks) -> LeakEffect:
+    def on(cls, evaluation: Evaluation, leaks: LeakReport) -> LeakEffect:
         """What the leaks found do to the accuracy of this evaluation on the same test rows."""
         rest = [row.correct for row in evaluation.rows if row.key not in leaks.keys]
         return cls(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallfirst.evaluation.calibration import brier, equal_count_bins, expected_calibration_error
+from smallfirst.evaluation.calibration import brier_score, equal_count_bins, expected_calibration_error
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.evaluation.risk_coverage import RiskPoint, auroc, risk_coverage
+from smallfirst.evaluation.risk_coverage import RiskCoveragePoint, auroc, risk_coverage_curve
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
 
@@ -179,13 +179,13 @@ def reliability_of(said: Sequence[float], right: Sequence[bool], *, n_bins: int)
         accuracy=wilson(int(correct.sum()), len(correct)),
         ece=expected_calibration_error(said, right, bins=n_bins),
         ece_by_chance=chance / len(confidence),
-        brier=brier(said, right),
+        brier=brier_score(said, right),
         parts_right_from_wrong=auroc(said, right),
         n=len(confidence),
         n_without=0,
     )
 
 
-def risks(evaluation: Evaluation) -> tuple[RiskPoint, ...]:
+def risks(evaluation: Evaluation) -> tuple[RiskCoveragePoint, ...]:
     """Error by share kept, from the surest answers to all; empty without any confidence."""
-    return risk_coverage([row.confidence for row in evaluation.rows], [row.correct for row in evaluation.rows])
+    return risk_coverage_curve([row.confidence for row in evaluation.rows], [row.correct for row in evaluation.rows])

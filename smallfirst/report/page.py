@@ -17,20 +17,20 @@ from pathlib import Path
 import jinja2
 
 from smallfirst.files import write_atomically
-from smallfirst.report import differences, economics, excerpts, formats, sections
+from smallfirst.report import economics, excerpts, formats, json_differences, sections
 from smallfirst.report.charts import plots
 from smallfirst.report.data import (
     ListPrice,
-    OpenEnded,
+    OutOfScopeRequests,
     PromiseHeld,
     ReportData,
     TrainingSummary,
 )
-from smallfirst.routing.certificate.guarantee import in_words as limit_in_words
+from smallfirst.routing.certificate.guarantee import describe_limit as limit_in_words
 
 __all__ = [
     "ListPrice",
-    "OpenEnded",
+    "OutOfScopeRequests",
     "PromiseHeld",
     "ReportData",
     "TrainingSummary",
@@ -96,10 +96,10 @@ def _templates() -> jinja2.Environment:
     environment.globals.update(
         roles=formats.ROLES,
         interval_bar=plots.interval_bar,
-        small_reliability=plots.small_reliability,
-        between=differences.between,
-        differing=differences.differing,
-        side_by_side=differences.side_by_side,
+        small_reliability=plots.reliability_sparkline,
+        between=json_differences.between,
+        differing=json_differences.differing,
+        side_by_side=json_differences.side_by_side,
         question_and_context=excerpts.question_and_context,
     )
     return environment

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.records import Record
-from smallfirst.report.differences import differing, within
+from smallfirst.report.json_differences import differing, within
 from smallfirst.report.measures import Reliability, answers_are_labels, reliability_of
 from smallfirst.stats.intervals import Estimate
-from smallfirst.tasks.task import Part
+from smallfirst.tasks.task import PartCounts
 
 
 class PartRow(Record):
     """One label or one field."""
 
-    part: Part
+    part: PartCounts
     """Its counts."""
     errors: tuple[EvaluatedRow, ...]
     """A few rows where it went wrong, the surest mistakes first."""
@@ -97,14 +97,14 @@ def field_trust(evaluation: Evaluation) -> tuple[FieldTrust, ...]:
     return tuple(sorted(found, key=lambda f: (-f.reliability.ece, f.path)))
 
 
-def _counted(evaluation: Evaluation) -> tuple[Part, ...]:
+def _counted(evaluation: Evaluation) -> tuple[PartCounts, ...]:
     """Counts by label from the rows, for evaluations whose task gave none."""
     if not answers_are_labels(evaluation):
         return ()
     there = Counter(row.gold for row in evaluation.rows)
     said = Counter(row.answer for row in evaluation.rows if row.answer is not None)
     right = Counter(row.answer for row in evaluation.rows if row.correct and row.answer is not None)
-    return tuple(Part(name=name, n_gold=n, n_said=said[name], n_right=right[name]) for name, n in there.items())
+    return tuple(PartCounts(name=name, n_gold=n, n_said=said[name], n_right=right[name]) for name, n in there.items())
 
 
 def _label_errors(rows: Sequence[EvaluatedRow]) -> Mapping[str, list[EvaluatedRow]]:
@@ -128,7 +128,7 @@ def _labels(answer: str | None) -> frozenset[str]:
     return frozenset([answer])
 
 
-def _field_errors(rows: Sequence[EvaluatedRow], parts: Sequence[Part]) -> Mapping[str, list[EvaluatedRow]]:
+def _field_errors(rows: Sequence[EvaluatedRow], parts: Sequence[PartCounts]) -> Mapping[str, list[EvaluatedRow]]:
     found: dict[str, list[EvaluatedRow]] = defaultdict(list)
     for row in surest_first([row for row in rows if row.answer != row.gold]):
         wrong = differing(row)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.report import economics, ladder, measures
+from smallfirst.report import candidates, economics, measures
 from smallfirst.report import per_class as parts
 from smallfirst.report.charts import cost as money_plots
 from smallfirst.report.charts import latency, plots
@@ -51,16 +51,18 @@ def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dic
     state, held = wording.promise(data.promise_held, data.certificate)
     shown = {data.smallest_passing, "small"} if data.verdicts else set()
     opened = [v for v in data.verdicts if v.candidate in shown] or list(data.verdicts[:1])
-    said = [wording.routing_sentence(data), wording.against_large(data), *wording.losses(data)]
+    said = [wording.routing_sentence(data), wording.against_large(data), *wording.weaker_than(data)]
     return {
         "headline": wording.headline(data),
         "also": [sentence for sentence in said if sentence],
         "linear_note": wording.linear_note(data),
-        "to_do": advice.what_to_do(data, paths),
+        "to_do": advice.recommendations(data, paths),
         "warnings": advice.warnings(data),
         "cards": (cards := path_cards(data, paths)),
         "same_rows": len({card.evaluation.accuracy.n for card in cards}) == 1,
-        "overview_plot": plots.quality_cost(data.evaluations, (), chosen=None, ceiling=data.ceiling, name="overview"),
+        "overview_plot": plots.quality_cost_chart(
+            data.evaluations, (), chosen=None, ceiling=data.ceiling, name="overview"
+        ),
         "promise_state": state,
         "promise_held": held,
         "opened_verdicts": opened,
@@ -93,7 +95,7 @@ def path_cards(data: ReportData, paths: tuple[economics.PathCost, ...]) -> tuple
 
 def evidence(data: ReportData) -> dict[str, Any]:
     """The ladder, the routed curve, confidence, mistakes and what the data allow."""
-    ladder_found = ladder.ladder(data)
+    ladder_found = candidates.candidate_table(data)
     return {
         "ladder": ladder_found,
         "first_measures": ladder_found.measures[:FIRST_MEASURES],
@@ -148,8 +150,8 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     promised = certificate.promised_error if certificate else None
     return {
         "calibration": calibration,
-        "reliability_plot": plots.reliability_diagram(calibration) if calibration else None,
-        "risk_plot": plots.risk_by_coverage(risks, promised_error=promised, kept=kept) if risks else None,
+        "reliability_plot": plots.reliability_chart(calibration) if calibration else None,
+        "risk_plot": plots.risk_coverage_chart(risks, promised_error=promised, kept=kept) if risks else None,
         "field_trust": parts.field_trust(focus),
     }
 
@@ -172,7 +174,7 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
         "large_path": large,
         "smaller_paths": smaller,
         "drops": economics.price_drops(smaller, large) if large else (),
-        "spending_plot": money_plots.spending(smaller, large, requests_per_month=data.requests_per_month)
+        "spending_plot": money_plots.spending_chart(smaller, large, requests_per_month=data.requests_per_month)
         if large and smaller
         else None,
         "listed": sorted(listed, key=lambda item: item[1]),
@@ -194,7 +196,7 @@ def _routing(data: ReportData) -> dict[str, Any]:
         "curve": curve,
         "chosen": chosen,
         "slider": _slider(data, curve),
-        "routed_plot": plots.quality_cost(data.evaluations, curve, chosen=chosen) if curve else None,
+        "routed_plot": plots.quality_cost_chart(data.evaluations, curve, chosen=chosen) if curve else None,
     }
 
 

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
 from smallfirst.errors import ModelError
-from smallfirst.models.batching import Worker
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step
+from smallfirst.models.batching import BatchWorker
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
 
 
 class Found(Protocol):
@@ -49,7 +49,7 @@ class Chooser(Protocol):
         """The task, or none, with the reason."""
 
 
-class Auto:
+class AutoRouter:
     """Routers by task behind one name, itself a Model."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
@@ -59,7 +59,7 @@ class Auto:
         self, front: Chooser, routers: Mapping[str, Model], general: Model | None, *, name: str = "auto"
     ) -> None:
         self.routers, self.general, self._name = dict(routers), general, name
-        self._worker: Worker[Request, Found] = Worker(
+        self._worker: BatchWorker[Request, Found] = BatchWorker(
             lambda requests: [front.choose(request) for request in requests], name=name, most_at_once=8
         )
 
@@ -98,7 +98,7 @@ class Auto:
 def _after(found: Found, completion: Completion) -> Completion:
     """The completion with the front's step first, and with what the front took added."""
     score = found.doubts.get(found.task) if found.task else min(found.doubts.values(), default=None)
-    step = Step(
+    step = RouteStep(
         stage="front",
         decision="passed on",
         why=found.why,
@@ -109,7 +109,7 @@ def _after(found: Found, completion: Completion) -> Completion:
     )
     route = completion.route
     if route is None:
-        last = Step(
+        last = RouteStep(
             stage="large",
             decision="answered",
             why="the request is no task's",

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
-from smallfirst.models.confidence import Steps, check_fitted
+from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
+from smallfirst.models.confidence import IsotonicCurve, check_fitted
 from smallfirst.models.protocol import Completion
 from smallfirst.records import Record
 
@@ -27,13 +27,13 @@ FEATURES = ("own", "margin", "entropy", "tokens", "characters", "least_field", "
 second's · `entropy` of the labels in nats · `tokens`, `characters`: log of 1 + their number · `least_field`,
 `mean_field`: of the fields' log-odds, `own` where there are none · `same`: 1 if a cheaper model answers the same, -1 if
 not, 0 without one · `cheaper`: log-odds that it gives the draft's answer."""
-LEAST = 1e-6
+MIN_PROBABILITY = 1e-6
 """Probabilities are told apart down to this distance from 0 and 1."""
 FOLDS = 5
-CLEARLY = 1.645
+MIN_Z_SCORE = 1.645
 """Standard errors by which a candidate must win: 95 %, one-sided. The own confidence is a good order already, and few
 wrong answers make much noise."""
-PER_FEATURE = 10
+MIN_ROWS_PER_FEATURE = 10
 """Rows of the rarer kind, right or wrong, that each feature which differs at all must have (Peduzzi et al. 1996): with
 15 wrong rows cross-validation itself is fooled, as it was on Banking77's 209 selection rows."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
@@ -48,9 +48,9 @@ class DraftHead(Record):
     """Mean of each feature on the rows it was fitted on."""
     scales: tuple[float, ...] = ()
     """Standard deviation of each feature there; 1 where it never differs."""
-    steps: Steps = Steps()
+    steps: IsotonicCurve = IsotonicCurve()
     """From the weighted sum to the probability."""
-    field_steps: dict[str, Steps] = {}
+    field_steps: dict[str, IsotonicCurve] = {}
     """By field path, from the field's own probability to that of its being right; other fields keep their own."""
     n_rows: int = 0
     """Rows it was fitted on."""
@@ -88,7 +88,7 @@ class DraftHead(Record):
         chosen, why = _columns_that_help(features, right)
         if not chosen:
             return cls(field_steps=fields, n_rows=len(right), why=why)
-        centres, scales = standards(features)
+        centres, scales = means_and_scales(features)
         standard = (features - centres) / scales
         weights = np.zeros(len(FEATURES))
         weights[chosen] = logistic(1.0).fit(standard[:, chosen], right).coef_[0]
@@ -116,7 +116,7 @@ class DraftHead(Record):
 
     def fields(self, completion: Completion) -> dict[str, float]:
         """By field path of a JSON draft, the probability in [0, 1] that its value is right."""
-        plain = Steps()
+        plain = IsotonicCurve()
         return {path: self.field_steps.get(path, plain).at(own) for path, own in completion.field_confidence.items()}
 
 
@@ -125,14 +125,14 @@ def features_of(completion: Completion, cheaper: Completion | None = None) -> tu
     own = log_odds(0.5 if completion.confidence is None else completion.confidence)
     labels = [probability for _, probability in completion.alternatives]
     rest = max(0.0, 1.0 - math.fsum(labels)) if labels else 0.0
-    margin = math.log(max(labels[0], LEAST) / max(labels[1], LEAST)) if len(labels) > 1 else own
+    margin = math.log(max(labels[0], MIN_PROBABILITY) / max(labels[1], MIN_PROBABILITY)) if len(labels) > 1 else own
     entropy = -math.fsum(p * math.log(p) for p in (*labels, rest) if p > 0)
     fields = [log_odds(p) for p in completion.field_confidence.values()] or [own]
     length = math.log1p(completion.completion_tokens), math.log1p(len(completion.text))
     return own, margin, entropy, *length, min(fields), math.fsum(fields) / len(fields), *_agreement(completion, cheaper)
 
 
-def shown_by(
+def draft_features(
     texts: Sequence[str], drafts: Sequence[Completion], cheaper: Sequence[Completion | None] | None = None
 ) -> list[list[float]]:
     """What each draft shows: FEATURES, its lines and numbers, and whether it ran out of room.
@@ -161,7 +161,7 @@ def _agreement(completion: Completion, cheaper: Completion | None) -> tuple[floa
 
 def log_odds(probability: float) -> float:
     """log(p / (1 - p)), with p kept 1e-6 away from 0 and 1."""
-    p = min(max(probability, LEAST), 1 - LEAST)
+    p = min(max(probability, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
     return math.log(p / (1 - p))
 
 
@@ -172,7 +172,7 @@ def logistic(inverse_penalty: float) -> Any:
     return LogisticRegression(C=inverse_penalty, max_iter=100, solver="newton-cholesky")
 
 
-def standards(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def means_and_scales(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each column; 1 where it never differs."""
     spread = features.std(axis=0)
     return features.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
@@ -180,12 +180,12 @@ def standards(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def log_losses(said: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Log loss in nats of each row; a target in (0, 1) is a share of right answers."""
-    p = np.clip(said, LEAST, 1 - LEAST)
+    p = np.clip(said, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     losses: np.ndarray = -(target * np.log(p) + (1 - target) * np.log1p(-p))
     return losses
 
 
-def shown_lower(losses: np.ndarray, others: np.ndarray, *, errors: float = 1.0) -> bool:
+def significantly_lower(losses: np.ndarray, others: np.ndarray, *, errors: float = 1.0) -> bool:
     """True if the mean of `losses` is below that of `others` on the same rows by more than `errors` standard errors.
 
     With one it is the one-standard-error rule (Breiman et al. 1984): the simpler candidate stays unless clearly beaten.
@@ -202,10 +202,10 @@ def _columns_that_help(features: np.ndarray, right: np.ndarray) -> tuple[list[in
     means = f"as it is {plain.mean():.4f}, bent {bent.mean():.4f}, with all features {weighed.mean():.4f}"
     found = f"5-fold log loss on {len(right)} rows: {means}"
     n_differ, rarer = int((features.std(axis=0) > 1e-9).sum()), int(min(right.sum(), (~right).sum()))
-    enough = rarer >= PER_FEATURE * n_differ
-    if enough and shown_lower(weighed, min(plain, bent, key=np.mean), errors=CLEARLY):
+    enough = rarer >= MIN_ROWS_PER_FEATURE * n_differ
+    if enough and significantly_lower(weighed, min(plain, bent, key=np.mean), errors=MIN_Z_SCORE):
         return every, f"all features are weighed. {found}"
-    if shown_lower(bent, plain, errors=CLEARLY):
+    if significantly_lower(bent, plain, errors=MIN_Z_SCORE):
         return own, f"the model's confidence is bent by steps. {found}"
     return [], f"the model's confidence stays as it is. {found}"
 
@@ -220,7 +220,7 @@ def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Probability of each row by a regression on the other folds."""
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    centres, scales = standards(features)
+    centres, scales = means_and_scales(features)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     said = cross_val_predict(logistic(1.0), (features - centres) / scales, right, cv=folds, method="predict_proba")
     return np.asarray(said[:, 1])
@@ -228,10 +228,10 @@ def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _enough(right: np.ndarray) -> bool:
     """True if there is something to weigh, and both kinds in every fold."""
-    return len(right) >= FEWEST_ROWS and min(right.sum(), (~right).sum()) >= 2 * FOLDS
+    return len(right) >= MIN_ROWS and min(right.sum(), (~right).sum()) >= 2 * FOLDS
 
 
-def _field_steps(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, bool]]) -> dict[str, Steps]:
+def _field_steps(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, bool]]) -> dict[str, IsotonicCurve]:
     """Steps of the fields whose own probability is clearly worse on held-out rows than a bent one."""
     said: dict[str, list[tuple[float, bool]]] = {}
     for draft, outcome in zip(drafts, outcomes, strict=False):
@@ -242,7 +242,7 @@ def _field_steps(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, b
         own, right = np.array([[log_odds(p)] for p, _ in rows]), np.array([ok for _, ok in rows])
         if _enough(right):
             bent, plain = log_losses(_held_out(own, right), right), log_losses(_plain(own), right)
-            if shown_lower(bent, plain, errors=CLEARLY):
+            if significantly_lower(bent, plain, errors=MIN_Z_SCORE):
                 found[path] = fit_isotonic([p for p, _ in rows], right.tolist())
     return found
 

@@ -18,20 +18,27 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from smallfirst.evaluation.calibration import FEWEST_ROWS, fit_isotonic
+from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.files import write_atomically
-from smallfirst.models.catalog import find
-from smallfirst.models.confidence import Steps
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.records import Record
-from smallfirst.routing.confidence_head import FOLDS, NUMBER, log_losses, logistic, shown_lower, standards
+from smallfirst.routing.confidence_head import (
+    FOLDS,
+    NUMBER,
+    log_losses,
+    logistic,
+    means_and_scales,
+    significantly_lower,
+)
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
 """C of the logistic regression, strictest first; cross-validation on the fitting rows chooses among them."""
-PLACES = 2**15
+N_HASH_BUCKETS = 2**15
 """Places that words and pairs of words are hashed to."""
-DIRECTIONS = 64
+N_COMPONENTS = 64
 """Directions of the words' and of the encoder's space that are weighed (truncated SVD); the weights are folded back."""
-LEAST_GAIN = 1e-3
+MIN_GAIN = 1e-3
 """Nats of log loss below which nothing was learned, however sure."""
 QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
@@ -44,7 +51,7 @@ class Embedder(Protocol):
         """Unit vectors (texts, width), in order."""
 
 
-class Fitted(Record):
+class DifficultyParameters(Record):
     """What is stored beside the weights."""
 
     rate: float
@@ -59,11 +66,11 @@ class Fitted(Record):
     """Name of the sentence encoder; empty without one."""
     bias: float = 0.0
     """Added to the weighted sum."""
-    steps: Steps = Steps()
+    steps: IsotonicCurve = IsotonicCurve()
     """From the weighted sum to the probability."""
 
 
-class Weights(NamedTuple):
+class DifficultyWeights(NamedTuple):
     """What a word counts (`rarity`: inverse document frequency, as in TF-IDF) and weighs, by place; and the others."""
 
     rarity: np.ndarray
@@ -72,10 +79,12 @@ class Weights(NamedTuple):
     meaning: np.ndarray
 
 
-class Difficulty:
+class DifficultyModel:
     """Probability, by request, that the small model does well enough."""
 
-    def __init__(self, fitted: Fitted, weights: Weights | None = None, embedder: Embedder | None = None) -> None:
+    def __init__(
+        self, fitted: DifficultyParameters, weights: DifficultyWeights | None = None, embedder: Embedder | None = None
+    ) -> None:
         self.fitted, self._weights, self._embedder = fitted, weights, embedder
 
     @classmethod
@@ -86,7 +95,7 @@ class Difficulty:
         *,
         further: Sequence[Sequence[float]] | None = None,
         encoder: tuple[str, Embedder] | None = None,
-    ) -> Difficulty:
+    ) -> DifficultyModel:
         """From requests and how well the small model did on each, in [0, 1] (True: well enough).
 
         `further` holds more numbers for each row: what is `shown_by` its draft (`routing.confidence`), for a decision
@@ -95,21 +104,21 @@ class Difficulty:
         """
         target = _outcomes(texts, helped, further)
         rate = float(target.mean()) if len(target) else 0.5
-        if len(target) < FEWEST_ROWS or target.min() == target.max():
-            why = f"nothing to learn from {len(target)} rows: {FEWEST_ROWS} are needed, not all alike"
-            return cls(Fitted(rate=rate, known=False, why=why, n_rows=len(target)))
+        if len(target) < MIN_ROWS or target.min() == target.max():
+            why = f"nothing to learn from {len(target)} rows: {MIN_ROWS} are needed, not all alike"
+            return cls(DifficultyParameters(rate=rate, known=False, why=why, n_rows=len(target)))
         places, counts = _places(texts), _counts(texts, further)
-        rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(places.indices, minlength=PLACES)))
-        weighed, (centres, scales) = _weighed(places, rarity), standards(counts)
+        rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(places.indices, minlength=N_HASH_BUCKETS)))
+        weighed, (centres, scales) = _weighed(places, rarity), means_and_scales(counts)
         meaning = encoder[1].embed(texts) if encoder else np.zeros((len(texts), 0))
         basis, axes = _directions(weighed), _directions(meaning)
         x = np.hstack([weighed @ basis, (counts - centres) / scales, meaning @ axes])
         known, why, inverse_penalty, held_out = _least_loss(x, target)
         if not known:
-            return cls(Fitted(rate=rate, known=False, why=why, n_rows=len(target)))
+            return cls(DifficultyParameters(rate=rate, known=False, why=why, n_rows=len(target)))
         model = _fit(x, target, inverse_penalty)
         of_words, of_counts, of_meaning = np.split(model.coef_[0], np.cumsum([basis.shape[1], len(scales)]))
-        fitted = Fitted(
+        fitted = DifficultyParameters(
             rate=rate,
             known=True,
             why=why,
@@ -119,7 +128,9 @@ class Difficulty:
             steps=fit_isotonic(held_out.tolist(), target.tolist()),
         )
         return cls(
-            fitted, Weights(rarity, basis @ of_words, of_counts / scales, axes @ of_meaning), encoder and encoder[1]
+            fitted,
+            DifficultyWeights(rarity, basis @ of_words, of_counts / scales, axes @ of_meaning),
+            encoder and encoder[1],
         )
 
     def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
@@ -132,7 +143,8 @@ class Difficulty:
         counts = _counts(texts, further)
         if counts.shape[1] != (n := len(self._weights.counts)):
             raise ValueError(
-                f"fitted with {n - N_COUNTS} further numbers a row, asked with {counts.shape[1] - N_COUNTS}"
+                f"fitted with {n - N_SURFACE_FEATURES} extra features, "
+                f"called with {counts.shape[1] - N_SURFACE_FEATURES}"
             )
         logits = _weighed(_places(texts), self._weights.rarity) @ self._weights.words + self.fitted.bias
         logits = logits + counts @ self._weights.counts
@@ -150,24 +162,24 @@ class Difficulty:
         self.fitted.save(folder / "difficulty.json")
 
     @classmethod
-    def load(cls, folder: Path) -> Difficulty | None:
+    def load(cls, folder: Path) -> DifficultyModel | None:
         """Read back what `save` wrote; None if there is nothing. An encoder is found by its name."""
         if not (folder / "difficulty.json").exists():
             return None
-        fitted = Fitted.load(folder / "difficulty.json")
+        fitted = DifficultyParameters.load(folder / "difficulty.json")
         if not fitted.known:
             return cls(fitted)
         from safetensors.numpy import load_file
 
-        weights = Weights(**load_file(folder / "difficulty.safetensors"))
+        weights = DifficultyWeights(**load_file(folder / "difficulty.safetensors"))
         if not fitted.base:
             return cls(fitted, weights)
-        from smallfirst.models.linear.sentence_encoder import Encoder
+        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
-        return cls(fitted, weights, Encoder(find(fitted.base)))
+        return cls(fitted, weights, SentenceEncoder(find_weights(fitted.base)))
 
 
-def text_counts(text: str) -> tuple[float, ...]:
+def surface_features(text: str) -> tuple[float, ...]:
     """Length, sentences, questions, numbers and signs of a text, as logs or shares."""
     words, numbers = text.split(), NUMBER.findall(text)
     largest = max((float(number.replace(",", "").split(".")[0]) for number in numbers), default=0.0)
@@ -187,11 +199,11 @@ def text_counts(text: str) -> tuple[float, ...]:
     )
 
 
-N_COUNTS = len(text_counts(""))
+N_SURFACE_FEATURES = len(surface_features(""))
 
 
 def _counts(texts: Sequence[str], further: Sequence[Sequence[float]] | None) -> np.ndarray:
-    own = np.array([text_counts(text) for text in texts], dtype=np.float64)
+    own = np.array([surface_features(text) for text in texts], dtype=np.float64)
     return own if further is None else np.hstack([own, np.asarray(further, dtype=np.float64)])
 
 
@@ -209,7 +221,7 @@ def _least_loss(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np
             scores[test] = _fit(x[train], target[train], inverse_penalty).decision_function(x[test])
         tried.append((log_losses(1 / (1 + np.exp(-scores)), target), inverse_penalty, scores))
     plain, (losses, inverse_penalty, scores) = log_losses(rates, target), min(tried, key=lambda one: one[0].mean())
-    known = shown_lower(losses, plain) and losses.mean() < plain.mean() - LEAST_GAIN
+    known = significantly_lower(losses, plain) and losses.mean() < plain.mean() - MIN_GAIN
     why = f"5-fold log loss on {len(target)} rows {losses.mean():.3f}, of the plain rate {plain.mean():.3f}"
     return known, f"{why}: {'learned' if known else 'nothing learned'}", inverse_penalty, scores
 
@@ -225,7 +237,9 @@ def _places(texts: Sequence[str]) -> Any:
     """Which words and pairs of words are in each text: sparse ones (texts, PLACES)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    hashing = HashingVectorizer(n_features=PLACES, ngram_range=(1, 2), binary=True, norm=None, alternate_sign=False)
+    hashing = HashingVectorizer(
+        n_features=N_HASH_BUCKETS, ngram_range=(1, 2), binary=True, norm=None, alternate_sign=False
+    )
     return hashing.transform(texts)
 
 
@@ -240,7 +254,7 @@ def _directions(rows: Any) -> np.ndarray:
     """Directions (columns, n) along which the rows differ most, by truncated SVD (Halko et al. 2011)."""
     from sklearn.utils.extmath import randomized_svd
 
-    if not (n := min(DIRECTIONS, *rows.shape)):
+    if not (n := min(N_COMPONENTS, *rows.shape)):
         return np.zeros((rows.shape[1], 0))
     return np.asarray(randomized_svd(rows, n, n_iter=2, transpose=False, random_state=0)[2].T)
 

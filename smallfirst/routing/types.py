@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
-from smallfirst.routing.policies import Budget, Hardness, Policy
+from smallfirst.routing.policies import Budget, DifficultyScorer, Policy
 
 
-class Doubt(NamedTuple):
+class OodScore(NamedTuple):
     """How unlike the task's own requests a request is."""
 
     value: float
@@ -23,10 +23,10 @@ class Doubt(NamedTuple):
     """How long it took."""
 
 
-class Domain(Protocol):
+class OodDetector(Protocol):
     """Tells requests that belong to the task from all others."""
 
-    async def doubt(self, request: Request) -> Doubt:
+    async def doubt(self, request: Request) -> OodScore:
         """The request's doubt; above `limit` it is taken for something else."""
 
     async def aclose(self) -> None:
@@ -37,7 +37,7 @@ class Domain(Protocol):
         """The most doubt a request of the task may raise."""
 
 
-class Head(Protocol):
+class ConfidenceHead(Protocol):
     """Reads the confidence of a draft off more than the model's own probability."""
 
     def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
@@ -51,24 +51,24 @@ class Stage(NamedTuple):
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
     """Who drafts."""
-    head: Head | None = None
+    head: ConfidenceHead | None = None
     """Reads the confidence of its drafts; None takes the model's own."""
 
 
-class Rules(NamedTuple):
+class RouterOptions(NamedTuple):
     """What stands around the cascade."""
 
     before: Sequence[Policy] = ()
     """Asked in order before anything is drafted."""
     budget: Budget | None = None
     """What escalation may cost."""
-    hardness: Hardness | None = None
+    difficulty: DifficultyScorer | None = None
     """The learned difficulty that `difficulty` policies ask."""
     beside: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
     signed: str = ""
     """Who signed for drafts that no certificate covers, and why; empty where nobody did."""
-    expected_usd: dict[str, float] = {}
+    expected_cost_usd: dict[str, float] = {}
     """Measured mean cost of an answer by stage, to tell what a choice that was not made would have cost."""
 
 

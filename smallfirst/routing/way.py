@@ -9,26 +9,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Completion, Model, Request, Route, Step
-from smallfirst.routing.policies import Placed, is_conversation
+from smallfirst.models.protocol import Completion, Model, Request, Route, RouteStep
+from smallfirst.routing.policies import PolicyDecision, is_conversation
 from smallfirst.routing.types import Decision, Stage
 
 if TYPE_CHECKING:
     from smallfirst.routing.router import Router
 
 
-class Way:
+class RoutingAttempt:
     """One request's way through a Router: what was tried so far, and what it took."""
 
     def __init__(self, router: Router, request: Request, paused: str = "") -> None:
         self.router, self.request, self.paused = router, request, paused
-        self.trail: list[Step] = []
+        self.trail: list[RouteStep] = []
         self.cost_usd = self.latency_ms = 0.0
         self.draft: Completion | None = None
 
-    async def go_to(self, placed: Placed) -> Decision:
+    async def run_stage(self, placed: PolicyDecision) -> Decision:
         """Straight to the stage that a policy names."""
-        said = Step(
+        said = RouteStep(
             stage=placed.policy,
             decision="passed on",
             why=f"{placed.why}: to {placed.to}",
@@ -44,7 +44,7 @@ class Way:
         general = placed.to == "general" and self.router.general is not None
         return self._ask(self.router.general if general else self.router.large, self._route(placed.to, why))
 
-    async def up_the_cascade(self, placed: Placed | None) -> Decision:
+    async def run_cascade(self, placed: PolicyDecision | None) -> Decision:
         """Past the domain, then from the cheapest stage to the one whose draft stands."""
         outside = None if placed else await self._outside()
         if outside and self.router.general is not None:
@@ -80,7 +80,7 @@ class Way:
             stage, why = "person", "not sure, and the large model was measured to be no better here: for a person"
         elif then == "keep":
             why = "not sure, but the large model was measured to be no better here"
-        elif router.purse is not None and not router.purse.allows(router.rules.expected_usd.get("large", 0.0)):
+        elif router.purse is not None and not router.purse.allows(router.rules.expected_cost_usd.get("large", 0.0)):
             why = f"not sure, but the budget of ${router.purse.budget.usd:g} a {router.purse.budget.per} is spent"
         else:
             why = "the small model was not sure enough"
@@ -110,7 +110,7 @@ class Way:
             why = "a conversation, while this task is asked in one message"
         elif doubt.value > limit:
             why = f"unlike this task's requests (doubt {doubt.value:.2f}, limit {limit:.2f})"
-        step = Step(
+        step = RouteStep(
             stage="domain",
             decision="passed on",
             why=why or "the task's own",
@@ -134,15 +134,15 @@ class Way:
     ) -> None:
         values = {"stage": stage.name, "decision": decision, "why": why, "model": draft.answered_by}
         costs = {"cost_usd": draft.cost_usd, "latency_ms": draft.latency_ms}
-        self.trail.append(Step.model_validate({**values, **costs, "score": confidence, "threshold": threshold}))
+        self.trail.append(RouteStep.model_validate({**values, **costs, "score": confidence, "threshold": threshold}))
 
     def _not_asked(self) -> None:
         """What the choice that was not made would have cost, where that is known."""
-        expected = self.router.rules.expected_usd.get("large")
+        expected = self.router.rules.expected_cost_usd.get("large")
         if self.router.large is not None and expected is not None:
             why = "expected price of asking"
             name = self.router.large.name
-            self.trail.append(Step(stage="large", decision="not asked", why=why, model=name, cost_usd=expected))
+            self.trail.append(RouteStep(stage="large", decision="not asked", why=why, model=name, cost_usd=expected))
 
     def _route(
         self,

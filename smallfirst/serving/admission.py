@@ -15,13 +15,13 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from smallfirst.models.protocol import Request
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 RETRY_AFTER_S = 2
 """Seconds a refused client is asked to wait; about the time that one large answer takes."""
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """Nobody waits for the answer any more."""
 
 
@@ -32,7 +32,7 @@ class Admission:
         """An empty house for `in_flight` + `queue` requests that hold at most about `tokens` prompt tokens."""
         self.turn = asyncio.Semaphore(in_flight)
         self._places, self._most_tokens = in_flight + queue, tokens
-        self.inside, self.tokens_inside = 0, 0
+        self.inside, self.tokens_in_flight = 0, 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -48,22 +48,22 @@ class Admission:
     @contextmanager
     def load(self, tokens: int) -> Iterator[None]:
         """Room for a prompt. Raises WireError 503 if there is none; one that nobody else competes with always has."""
-        if self.tokens_inside and self.tokens_inside + tokens > self._most_tokens:
+        if self.tokens_in_flight and self.tokens_in_flight + tokens > self._most_tokens:
             raise _overloaded("prompt tokens")
-        self.tokens_inside += tokens
+        self.tokens_in_flight += tokens
         try:
             yield
         finally:
-            self.tokens_inside -= tokens
+            self.tokens_in_flight -= tokens
 
 
-def n_tokens(request: Request) -> int:
+def estimate_tokens(request: Request) -> int:
     """About how many tokens a prompt has: a third of its bytes, more than most texts need. Only bounds rest on it."""
     return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
 
 
-def _overloaded(what: str) -> WireError:
-    return WireError(
+def _overloaded(what: str) -> ApiError:
+    return ApiError(
         503,
         f"The server is at its limit of {what}; try again shortly.",
         kind="server_error",
@@ -77,16 +77,16 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     headers = Headers(scope=scope)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # Also keeps web pages out: a browser sends this type across sites only after asking first.
-        raise WireError(415, "The body must be sent as Content-Type: application/json.")
+        raise ApiError(415, "The body must be sent as Content-Type: application/json.")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise WireError(415, "Compressed bodies are not accepted; send plain JSON.")
+        raise ApiError(415, "Compressed bodies are not accepted; send plain JSON.")
     body = bytearray()
-    async for piece in pieces(receive, max_bytes=max_bytes, most_bytes=8 * max_bytes):
+    async for piece in body_chunks(receive, max_bytes=max_bytes, most_bytes=8 * max_bytes):
         body += piece
     return bytes(body)
 
 
-async def pieces(receive: Receive, *, max_bytes: int, most_bytes: int) -> AsyncIterator[bytes]:
+async def body_chunks(receive: Receive, *, max_bytes: int, most_bytes: int) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises WireError 413 if it is larger than `max_bytes`, and ClientGone.
 
     What goes over the limit is read and dropped, up to `most_bytes`: a client that is still sending would otherwise
@@ -96,17 +96,17 @@ async def pieces(receive: Receive, *, max_bytes: int, most_bytes: int) -> AsyncI
     while more and n_bytes <= most_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         piece = message.get("body", b"")
         n_bytes += len(piece)
         if n_bytes <= max_bytes:
             yield piece
         more = message.get("more_body", False)
     if n_bytes > max_bytes:
-        raise WireError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
+        raise ApiError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
 
 
-async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+async def cancel_on_disconnect(work: Coroutine[Any, Any, None], receive: Receive) -> None:
     """Nothing once `work` is done. Raises ClientGone, the work cancelled, if the client left.
 
     The work stays in the caller's task: a task of its own for each request would cost a tenth of a gateway's time.
@@ -128,6 +128,6 @@ async def unless_gone(work: Coroutine[Any, Any, None], receive: Receive) -> None
         if not gone:
             raise
         here.uncancel()
-        raise ClientGone from None
+        raise ClientDisconnected from None
     finally:
         watching.cancel()

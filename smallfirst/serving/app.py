@@ -33,24 +33,24 @@ from starlette.routing import Route
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
-from smallfirst.serving.admission import Admission, ClientGone
-from smallfirst.serving.auth.key_store import Keyring
-from smallfirst.serving.auth.middleware import CHAT_PATH, Guard, Permitted, caller
+from smallfirst.serving.admission import Admission, ClientDisconnected
+from smallfirst.serving.auth.key_store import KeyStore
+from smallfirst.serving.auth.middleware import CHAT_PATH, AuthMiddleware, PermittedModels, caller_digest
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.metrics import MEDIA_TYPE, Meter
-from smallfirst.serving.openai.errors import WireError, model_missing
+from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
+from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.responses import model_entry
-from smallfirst.serving.openapi import document
-from smallfirst.serving.plugins import Extension, Served, as_route, collectors_of
+from smallfirst.serving.openapi import openapi_document
+from smallfirst.serving.plugins import Plugin, ServedModels, collectors_of, to_route
 from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.request_lifecycle import Endpoint, House, Work
-from smallfirst.serving.routes.completions import Answers
-from smallfirst.serving.routes.embeddings import Readings
-from smallfirst.serving.routes.invocations import Invocations
+from smallfirst.serving.request_lifecycle import AppContext, Handler, RequestLifecycle
+from smallfirst.serving.routes.completions import CompletionHandler
+from smallfirst.serving.routes.embeddings import EmbeddingHandler
+from smallfirst.serving.routes.invocations import InvocationHandler
 from smallfirst.serving.routes.task_paths import addressed_routes
 from smallfirst.serving.server import Closes, listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
-from smallfirst.serving.tracing import TraceContext
+from smallfirst.serving.tracing import TraceContextMiddleware
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
 
@@ -60,8 +60,8 @@ def build_app(
     *,
     ledger: Ledger,
     settings: ServeSettings,
-    extension: Extension | None = None,
-    keyring: Keyring | None = None,
+    extension: Plugin | None = None,
+    keyring: KeyStore | None = None,
 ) -> Starlette:
     """The web application that serves `models`. Its caller closes the models, the ledger and the extension.
 
@@ -78,24 +78,24 @@ def build_app(
         *_looking(house),
         *_catalogue(house.models, models, extension),
         *addressed_routes(house),
-        *map(as_route, extension.routes if extension else ()),
-        *(Route(path, Endpoint(house, work), methods=["POST"]) for path, work in _works(house).items()),
+        *map(to_route, extension.routes if extension else ()),
+        *(Route(path, RequestLifecycle(house, work), methods=["POST"]) for path, work in _works(house).items()),
     ]
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(
-                Guard,
+                AuthMiddleware,
                 settings=settings,
                 keyring=keyring,
                 allowed_hosts=settings.allowed_hosts,
             ),
-            Middleware(TraceContext),
+            Middleware(TraceContextMiddleware),
         ],
         exception_handlers={
             HTTPException: _http_error,
-            WireError: _refused,
-            ClientGone: _gone,
+            ApiError: _refused,
+            ClientDisconnected: _gone,
             Exception: _broken,
         },
     )
@@ -109,8 +109,8 @@ def serve(
     *,
     ledger: Ledger,
     settings: ServeSettings,
-    extension: Extension | None = None,
-    keyring: Keyring | None = None,
+    extension: Plugin | None = None,
+    keyring: KeyStore | None = None,
 ) -> None:
     """Nothing, after SIGINT or SIGTERM, once running requests are done, models and extension are closed.
 
@@ -132,37 +132,41 @@ def serve(
     print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
 
 
-def _house(models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, extension: Extension | None) -> House:
+def _house(
+    models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, extension: Plugin | None
+) -> AppContext:
     admission = Admission(
-        in_flight=settings.max_in_flight, queue=settings.max_queue, tokens=settings.max_prompt_tokens_inside
+        in_flight=settings.max_in_flight, queue=settings.max_queue, tokens=settings.max_prompt_tokens_in_flight
     )
-    meter = Meter(collectors_of(extension))
+    meter = Metrics(collectors_of(extension))
     meter.watch("smallfirst_requests_inside", "Requests worked on or waiting.", lambda: admission.inside)
     meter.watch(
-        "smallfirst_prompt_tokens_inside", "About how many prompt tokens they hold.", lambda: admission.tokens_inside
+        "smallfirst_prompt_tokens_inside", "About how many prompt tokens they hold.", lambda: admission.tokens_in_flight
     )
-    served = Permitted(Served(models, extension) if extension else models)
-    return House(served, ledger, settings, admission, meter, Readiness(models, ledger_ready=ledger.ready), extension)
+    served = PermittedModels(ServedModels(models, extension) if extension else models)
+    return AppContext(
+        served, ledger, settings, admission, meter, Readiness(models, ledger_ready=ledger.ready), extension
+    )
 
 
-def _works(house: House) -> dict[str, Work]:
+def _works(house: AppContext) -> dict[str, Handler]:
     """What a POST to each path does."""
     return {
-        CHAT_PATH: Answers(house, "chat"),
-        "/v1/completions": Answers(house, "text"),
-        "/v1/embeddings": Readings(house, "embeddings"),
-        "/v1/score": Readings(house, "score"),
-        "/invocations": Invocations(house),
+        CHAT_PATH: CompletionHandler(house, "chat"),
+        "/v1/completions": CompletionHandler(house, "text"),
+        "/v1/embeddings": EmbeddingHandler(house, "embeddings"),
+        "/v1/score": EmbeddingHandler(house, "score"),
+        "/invocations": InvocationHandler(house),
     }
 
 
-def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extension: Extension | None) -> list[Route]:
+def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extension: Plugin | None) -> list[Route]:
     """The routes that say what is served to the caller."""
     created = int(time.time())
 
     async def made() -> dict[str, int]:
         """All names that the caller may ask for, and since when there are these models."""
-        added = await asyncio.to_thread(extension.names, caller()) if extension else {}
+        added = await asyncio.to_thread(extension.names, caller_digest()) if extension else {}
         since = {**added, **dict.fromkeys(fixed, created)}
         for name in served:  # names may come while the server runs
             since.setdefault(name, created)
@@ -175,7 +179,7 @@ def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extensio
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
         name, names = request.path_params["name"], await made()
         if name not in names:
-            return _error(model_missing(name, names))
+            return _error(model_not_found(name, names))
         return JSONResponse(model_entry(name, names[name]))
 
     return [
@@ -184,7 +188,7 @@ def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extensio
     ]
 
 
-def _looking(house: House) -> list[Route]:
+def _looking(house: AppContext) -> list[Route]:
     """The routes for whoever watches the server."""
 
     async def ready(_: HttpRequest) -> JSONResponse:
@@ -196,7 +200,7 @@ def _looking(house: House) -> list[Route]:
 
     async def routes(_: HttpRequest) -> JSONResponse:
         names = await asyncio.to_thread(lambda: list(house.models))
-        return JSONResponse(document(_version(), names))
+        return JSONResponse(openapi_document(_version(), names))
 
     found = {"/ready": ready, "/metrics": metrics, "/openapi.json": routes}
     return [Route(path, answer, methods=["GET"]) for path, answer in found.items()]
@@ -222,7 +226,7 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _error(refusal: WireError) -> JSONResponse:
+def _error(refusal: ApiError) -> JSONResponse:
     return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
 
 
@@ -230,21 +234,21 @@ async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     method = request.method
     if error.status_code == 405:
-        refusal = WireError(405, f"{method} is not allowed on this path.", code="method_not_allowed")
+        refusal = ApiError(405, f"{method} is not allowed on this path.", code="method_not_allowed")
     else:
-        refusal = WireError(error.status_code, "There is nothing at this path.", code="not_found")
+        refusal = ApiError(error.status_code, "There is nothing at this path.", code="not_found")
     refusal.headers.update(error.headers or {})
     return _error(refusal)
 
 
 async def _refused(_: HttpRequest, error: Exception) -> JSONResponse:
-    assert isinstance(error, WireError)
+    assert isinstance(error, ApiError)
     return _error(error)
 
 
 async def _gone(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _error(WireError(499, "The client left.", code="client_gone"))  # nobody reads it
+    return _error(ApiError(499, "The client left.", code="client_gone"))  # nobody reads it
 
 
 async def _broken(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _error(WireError(500, "Something broke inside the server.", kind="server_error", code="internal_error"))
+    return _error(ApiError(500, "Something broke inside the server.", kind="server_error", code="internal_error"))

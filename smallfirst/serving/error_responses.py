@@ -6,45 +6,45 @@ import logging
 import math
 
 from smallfirst.errors import ModelError, RateLimited, RequestRefused, Unauthorised, Unavailable
-from smallfirst.models.remote.client import LeftAlone
-from smallfirst.serving.admission import RETRY_AFTER_S, ClientGone
-from smallfirst.serving.ledger.ledger import NotRecorded
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.models.remote.client import CircuitOpenError
+from smallfirst.serving.admission import RETRY_AFTER_S, ClientDisconnected
+from smallfirst.serving.ledger.ledger import LedgerUnavailable
+from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
 
 
-def as_refusal(error: Exception, served_name: str) -> WireError:
+def to_api_error(error: Exception, served_name: str) -> ApiError:
     """The error in OpenAI's form."""
     match error:
-        case WireError():
+        case ApiError():
             return error
-        case ClientGone():
-            return WireError(499, "The client left.", code="client_gone")
+        case ClientDisconnected():
+            return ApiError(499, "The client left.", code="client_gone")
         case TimeoutError():
             return server_error(504, "The answer took too long.", "timeout")
-        case NotRecorded():
+        case LedgerUnavailable():
             # What cannot be written down is not given out.
             return server_error(503, "The answer could not be recorded.", "ledger_unavailable", RETRY_AFTER_S)
         case RequestRefused():
-            return WireError(400, str(error.args[0]), code=error.code)
+            return ApiError(400, str(error.args[0]), code=error.code)
         case ModelError():
             return _of_model(error, f'"{served_name}"')
         case _:
             return server_error(500, "Something broke inside the server.", "internal_error")
 
 
-def _of_model(error: ModelError, name: str) -> WireError:
+def _of_model(error: ModelError, name: str) -> ApiError:
     match error:
         case RateLimited():
-            return WireError(
+            return ApiError(
                 429,
                 f"The model behind {name} asks to slow down.",
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 retry_after_s=RETRY_AFTER_S,
             )
-        case LeftAlone():
+        case CircuitOpenError():
             wait_s = math.ceil(error.retry_after_s)
             return server_error(503, f"The model behind {name} is down.", "model_unavailable", wait_s)
         case Unavailable():
@@ -56,17 +56,17 @@ def _of_model(error: ModelError, name: str) -> WireError:
             return server_error(502, f"The model behind {name} gave no usable answer.", "bad_answer")
 
 
-def server_error(status: int, message: str, code: str, retry_after_s: int | None = None) -> WireError:
+def server_error(status: int, message: str, code: str, retry_after_s: int | None = None) -> ApiError:
     """A refusal that is the server's own fault."""
-    return WireError(status, message, kind="server_error", code=code, retry_after_s=retry_after_s)
+    return ApiError(status, message, kind="server_error", code=code, retry_after_s=retry_after_s)
 
 
-def stopping() -> WireError:
+def server_stopping() -> ApiError:
     """What a request is told that the end of the drain cuts off."""
     return server_error(503, "The server is stopping; try again shortly.", "stopping", RETRY_AFTER_S)
 
 
-def report(id: str, served_name: str, refusal: WireError, error: Exception) -> None:
+def log_error(id: str, served_name: str, refusal: ApiError, error: Exception) -> None:
     """One log line: what the client did wrong is not news, what the server did wrong is."""
     if refusal.status == 500:
         _log.error("%s: failed", id, exc_info=error)

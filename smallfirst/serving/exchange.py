@@ -14,30 +14,30 @@ from starlette.types import Send
 from smallfirst.models.protocol import Completion, Route
 from smallfirst.serving.ledger.rows import LedgerRow
 from smallfirst.serving.openai.errors import messages_json, messages_sha256
-from smallfirst.serving.openai.requests import Asked
-from smallfirst.serving.openai.responses import Reply, certified, confidence
+from smallfirst.serving.openai.requests import ParsedRequest
+from smallfirst.serving.openai.responses import ResponseBuilder, certified, confidence
 
 
 @dataclass
 class Exchange:
     """One request and its answer."""
 
-    reply: Reply
+    reply: ResponseBuilder
     send: Send
     at: datetime
     started_s: float = field(default_factory=time.perf_counter)
-    asked: Asked | None = None
-    first_s: float | None = None
+    asked: ParsedRequest | None = None
+    first_token_s: float | None = None
     status: int = 0
     head_sent: bool = False
     recorded: bool = False
 
-    def taken(self, asked: Asked) -> None:
+    def taken(self, asked: ParsedRequest) -> None:
         """What is asked is known."""
         self.asked, self.reply = asked, self.reply._replace(served_name=asked.model)
 
     @property
-    def waited_s(self) -> float:
+    def elapsed_s(self) -> float:
         """Seconds since the request came."""
         return time.perf_counter() - self.started_s
 
@@ -84,7 +84,7 @@ class Exchange:
                 "threshold": route.threshold if route else None,
                 "prompt_tokens": completion.prompt_tokens,
                 "completion_tokens": completion.completion_tokens,
-                "first_token_ms": None if self.first_s is None else self.first_s * 1000,
+                "first_token_ms": None if self.first_token_s is None else self.first_token_s * 1000,
                 "cost_usd": completion.cost_usd,
                 "answer_text": completion.text if store_bodies else None,
                 **(_way(route) if route else {}),

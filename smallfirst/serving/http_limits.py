@@ -33,7 +33,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallfirst.records import Record
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLDED = re.compile(rb"\n[ \t]")
@@ -52,7 +52,7 @@ class ConnectionLimits(Record):
     """Longest time from the first byte of a head to its last."""
     body_s: float = 20.0
     """Longest time for a body, beside what its bytes earn."""
-    bytes_a_s: int = 500
+    bytes_per_s: int = 500
     """Bytes that earn another second, of a body that comes and of an answer that is taken in."""
     unread_s: float = 30.0
     """Longest time that a client may take nothing in while there is something to send."""
@@ -114,8 +114,8 @@ def _wrong_length(head: bytes) -> _Bad | None:
     return None
 
 
-class BoundedProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1 connection with deadlines; `bounded` gives it limits."""
+class LimitedProtocol(H11Protocol):
+    """uvicorn's HTTP/1.1 connection with deadlines; `limited_protocol` gives it limits."""
 
     limits = ConnectionLimits()
 
@@ -196,7 +196,7 @@ class BoundedProtocol(H11Protocol):
     def _left_s(self) -> float:
         given_s = self.limits.head_s
         if self._phase == "body":
-            given_s = self.limits.body_s + self._n_bytes / self.limits.bytes_a_s
+            given_s = self.limits.body_s + self._n_bytes / self.limits.bytes_per_s
         return self._since_s + given_s - time.monotonic()
 
     def _ring(self) -> None:
@@ -216,7 +216,7 @@ class BoundedProtocol(H11Protocol):
     def _ring_unread(self, n_bytes: int) -> None:
         """The time is up, unless the client is slow and not still."""
         left = self._n_waiting()
-        if n_bytes - left >= self.limits.unread_s * self.limits.bytes_a_s:
+        if n_bytes - left >= self.limits.unread_s * self.limits.bytes_per_s:
             self._watch_unread(left)
         else:
             self._cut_off()
@@ -241,12 +241,12 @@ class BoundedProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            body = json.dumps(WireError(status, message, code=code).body).encode()
+            body = json.dumps(ApiError(status, message, code=code).body).encode()
             fields = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d" % len(body)
             self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n\r\n%s" % (status, _REASONS[status], fields, body))
         self.transport.close()
 
 
-def bounded(limits: ConnectionLimits) -> type[BoundedProtocol]:
+def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
     """The class to give to `uvicorn.Config(http=…)`."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
+    return type("BoundedProtocol", (LimitedProtocol,), {"limits": limits})

@@ -34,7 +34,7 @@ class Address(NamedTuple):
 
 
 @contextmanager
-def on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
+def serve_on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
     """The address of a server of `models` as long as the context lasts; then it is stopped and the models are closed.
 
     Its ledger is thrown away with it: what is asked here is no traffic.

@@ -17,7 +17,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 
 """Upper ends of the histograms' buckets, in seconds: from a scored label on a quiet machine to the default deadline."""
 
 
-class Meter:
+class Metrics:
     """The counters of one server."""
 
     def __init__(self, collectors: Iterable[Collector] = ()) -> None:
@@ -55,9 +55,9 @@ class Meter:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def answered(self, stage: str, completion: Completion, first_s: float) -> None:
-        """An answer was given, its first text after `first_s` seconds."""
-        self._first.labels(stage).observe(first_s)
+    def answered(self, stage: str, completion: Completion, first_token_s: float) -> None:
+        """An answer was given, its first text after `first_token_s` seconds."""
+        self._first.labels(stage).observe(first_token_s)
         self._tokens.labels(stage, "prompt").inc(completion.prompt_tokens)
         self._tokens.labels(stage, "completion").inc(completion.completion_tokens)
 

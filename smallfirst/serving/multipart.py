@@ -15,8 +15,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from smallfirst.serving.admission import pieces
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.admission import body_chunks
+from smallfirst.serving.openai.errors import ApiError
 
 FILE = "file"
 """The field that carries the file."""
@@ -24,7 +24,7 @@ MAX_FIELDS = 8
 MAX_FIELD_BYTES = 4096
 
 
-class Form(NamedTuple):
+class UploadForm(NamedTuple):
     """What came with the file."""
 
     fields: Mapping[str, str]
@@ -38,7 +38,7 @@ class _Broken(Exception):
     """A rule that the form breaks."""
 
 
-async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_bytes: int) -> Form:
+async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_bytes: int) -> UploadForm:
     """The form, the content of its part `file` written to `file`. At most `max_bytes` are read, envelope included.
 
     Raises WireError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and ClientGone.
@@ -46,15 +46,15 @@ async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_by
     headers = Headers(scope=scope)
     kind, options = parse_options_header(headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
-        raise WireError(415, "The body must be sent as Content-Type: multipart/form-data.")
+        raise ApiError(415, "The body must be sent as Content-Type: multipart/form-data.")
     if headers.get("content-encoding", "identity").lower() != "identity":
-        raise WireError(415, "Compressed bodies are not accepted.")
+        raise ApiError(415, "Compressed bodies are not accepted.")
     problem, reader = "", None
     try:
         reader = _Reader(options[b"boundary"], file)
     except FormParserError as error:
         problem = str(error)
-    async for piece in pieces(receive, max_bytes=max_bytes, most_bytes=2 * max_bytes):
+    async for piece in body_chunks(receive, max_bytes=max_bytes, most_bytes=2 * max_bytes):
         if reader is None or problem:
             continue  # the rest is read and dropped
         try:
@@ -62,10 +62,10 @@ async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_by
         except (_Broken, FormParserError) as error:
             problem = str(error)
     if problem or reader is None or not reader.complete:
-        raise WireError(400, f"The form cannot be read: {problem or 'it ends too early'}.", code="invalid_form")
+        raise ApiError(400, f"The form cannot be read: {problem or 'it ends too early'}.", code="invalid_form")
     if reader.filename is None:
-        raise WireError(400, f'The form has no file; send it as "{FILE}".', param=FILE)
-    return Form(reader.fields, reader.filename, reader.n_bytes)
+        raise ApiError(400, f'The form has no file; send it as "{FILE}".', param=FILE)
+    return UploadForm(reader.fields, reader.filename, reader.n_bytes)
 
 
 class _Reader:

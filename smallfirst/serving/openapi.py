@@ -12,8 +12,8 @@ from typing import Any
 
 import pydantic
 
-from smallfirst.serving.openai.parameters import EMBEDDING_IGNORED, IGNORED, TEXT_IGNORED
-from smallfirst.serving.openai.requests import ChatBody, TextBody
+from smallfirst.serving.openai.parameters import CHAT_IGNORED, COMPLETION_IGNORED, EMBEDDING_IGNORED
+from smallfirst.serving.openai.requests import ChatBody, CompletionBody
 from smallfirst.serving.routes.embeddings import EmbeddingBody, ScoreBody
 
 Json = dict[str, Any]
@@ -120,7 +120,7 @@ _WORK = (400, 408, 413, 415, 500, 502, 503, 504)
 """What a request for an answer can meet beside that."""
 
 
-def document(version: str, names: Sequence[str]) -> Json:
+def openapi_document(version: str, names: Sequence[str]) -> Json:
     """The document of this release for a caller who may ask for the models of these names."""
     return {
         "openapi": "3.1.0",
@@ -131,8 +131,10 @@ def document(version: str, names: Sequence[str]) -> Json:
             "schemas": {**_parts(), "Served": {"enum": list(names)}},
         },
         "paths": {
-            "/v1/chat/completions": _post("Answer a chat", _body(ChatBody, IGNORED), _CHAT, streams=True),
-            "/v1/completions": _post("Answer prompts", _body(TextBody, TEXT_IGNORED), _COMPLETION, streams=True),
+            "/v1/chat/completions": _post("Answer a chat", _body(ChatBody, CHAT_IGNORED), _CHAT, streams=True),
+            "/v1/completions": _post(
+                "Answer prompts", _body(CompletionBody, COMPLETION_IGNORED), _COMPLETION, streams=True
+            ),
             "/v1/embeddings": _post("Vectors of texts", _body(EmbeddingBody, EMBEDDING_IGNORED), _EMBEDDINGS),
             "/v1/score": _post("Probabilities of labels", _body(ScoreBody, EMBEDDING_IGNORED), _SCORES),
             "/invocations": _post("MLflow's shapes", _INVOCATION, {"type": "object"}),
@@ -159,7 +161,7 @@ def _body(kind: type[pydantic.BaseModel], ignored: Iterable[str]) -> Json:
 def _parts() -> Json:
     """The schemas that bodies refer to."""
     found: Json = {}
-    for kind in (ChatBody, TextBody, EmbeddingBody, ScoreBody):
+    for kind in (ChatBody, CompletionBody, EmbeddingBody, ScoreBody):
         found |= kind.model_json_schema(ref_template=_PLACE).get("$defs", {})
     return found
 

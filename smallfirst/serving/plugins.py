@@ -18,18 +18,18 @@ from starlette.routing import Route
 
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.admission import read_body
-from smallfirst.serving.auth.middleware import caller
-from smallfirst.serving.multipart import Form, receive_form
+from smallfirst.serving.auth.middleware import caller_digest
+from smallfirst.serving.multipart import UploadForm, receive_form
 from smallfirst.serving.openai.errors import json_object
 from smallfirst.serving.openai.json_limits import check_json
 
 
-class Call:
+class PluginRequest:
     """One request to an added route."""
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
-        self.caller = caller()
+        self.caller = caller_digest()
         """SHA-256 in hex of the caller's key; empty where the server asks for none."""
         self.place: Mapping[str, str] = request.path_params
         """The variable parts of the path."""
@@ -43,12 +43,12 @@ class Call:
         check_json(values)
         return values
 
-    async def form(self, file: BinaryIO, *, max_bytes: int) -> Form:
+    async def form(self, file: BinaryIO, *, max_bytes: int) -> UploadForm:
         """The fields of a form, its one file written to `file` as it arrives. Raises as `receive_form` does."""
         return await receive_form(self._request.scope, self._request.receive, file, max_bytes=max_bytes)
 
 
-class Download(NamedTuple):
+class FileDownload(NamedTuple):
     """An answer that is a file."""
 
     path: Path
@@ -56,38 +56,38 @@ class Download(NamedTuple):
     """What the client is told it is called."""
 
 
-class Text(NamedTuple):
+class TextResponse(NamedTuple):
     """An answer that is neither JSON nor a file."""
 
     content: str
     media_type: str
 
 
-Answer = dict[str, Any] | Download | Text
+PluginResponse = dict[str, Any] | FileDownload | TextResponse
 
 
-class ExtraRoute(NamedTuple):
+class PluginRoute(NamedTuple):
     """A path that the server answers as well."""
 
     method: str
     path: str
     """As starlette writes it: /v1/files/{file_id}."""
-    answer: Callable[[Call], Awaitable[Answer]]
+    answer: Callable[[PluginRequest], Awaitable[PluginResponse]]
     """Gives the answer or raises WireError."""
 
 
-class Watcher(Protocol):
+class AnswerObserver(Protocol):
     """Sees every answer, once it is in the ledger."""
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Nothing; must be quick: what takes time goes into a task of its own."""
 
 
-class Extension(Watcher, Protocol):
+class Plugin(AnswerObserver, Protocol):
     """Routes and models beside those the server was started with."""
 
     @property
-    def routes(self) -> Sequence[ExtraRoute]:
+    def routes(self) -> Sequence[PluginRoute]:
         """What is answered."""
 
     def find(self, name: str, caller: str) -> Model | None:
@@ -100,18 +100,18 @@ class Extension(Watcher, Protocol):
         """Free what is held."""
 
 
-def collectors_of(extension: Extension | None) -> Sequence[Collector]:
+def collectors_of(extension: Plugin | None) -> Sequence[Collector]:
     """The extension's own figures for Prometheus, its `collectors`, if it has any."""
     found: Sequence[Collector] = getattr(extension, "collectors", ())
     return found
 
 
-class Together:
+class PluginGroup:
     """Several extensions as one; of equal names the first one's model is found."""
 
-    def __init__(self, *extensions: Extension) -> None:
+    def __init__(self, *extensions: Plugin) -> None:
         self._all = extensions
-        self.routes: tuple[ExtraRoute, ...] = tuple(route for each in extensions for route in each.routes)
+        self.routes: tuple[PluginRoute, ...] = tuple(route for each in extensions for route in each.routes)
         self.collectors: tuple[Collector, ...] = tuple(one for each in extensions for one in collectors_of(each))
 
     def find(self, name: str, caller: str) -> Model | None:
@@ -133,36 +133,36 @@ class Together:
             await each.aclose()
 
 
-class Served(Mapping[str, Model]):
+class ServedModels(Mapping[str, Model]):
     """The models that the server was started with, and those that the extension has for whoever asks."""
 
-    def __init__(self, fixed: Mapping[str, Model], extension: Extension) -> None:
+    def __init__(self, fixed: Mapping[str, Model], extension: Plugin) -> None:
         self._fixed, self._extension = fixed, extension
 
     def __getitem__(self, name: str) -> Model:
         if name in self._fixed:
             return self._fixed[name]
-        found = self._extension.find(name, caller())
+        found = self._extension.find(name, caller_digest())
         if found is None:
             raise KeyError(name)
         return found
 
     def __iter__(self) -> Iterator[str]:
         yield from self._fixed
-        yield from (name for name in self._extension.names(caller()) if name not in self._fixed)
+        yield from (name for name in self._extension.names(caller_digest()) if name not in self._fixed)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-def as_route(extra: ExtraRoute) -> Route:
+def to_route(extra: PluginRoute) -> Route:
     """The route in the words of the web framework."""
 
     async def respond(request: HttpRequest) -> Response:
-        answer = await extra.answer(Call(request))
+        answer = await extra.answer(PluginRequest(request))
         if isinstance(answer, dict):
             return JSONResponse(answer)
-        if isinstance(answer, Text):
+        if isinstance(answer, TextResponse):
             return Response(answer.content, media_type=answer.media_type)
         # Never shown by a browser as a page of this server: whoever uploaded it chose what is in it.
         safe = {"x-content-type-options": "nosniff"}

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from smallfirst.models.protocol import Model, probed_model
-from smallfirst.models.remote.client import LeftAlone
+from smallfirst.models.remote.client import CircuitOpenError
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -73,7 +73,7 @@ async def _answers(name: str, probe: Callable[[], Awaitable[None]]) -> bool:
     try:
         async with asyncio.timeout(LONGEST_S):
             await probe()
-    except LeftAlone:
+    except CircuitOpenError:
         return True  # another machine is down, and it is down for every server: what is answered here still is
     except Exception as error:
         _log.warning("not ready: %s: %s", name, " ".join(str(error).split())[:300] or type(error).__name__)

@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.http_limits import ConnectionLimits, bounded
-from smallfirst.serving.request_lifecycle import LAST_WORDS_S
+from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
+from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
 
 _LOOK_S = 0.02
 """How often the drain looks whether it is over."""
@@ -67,7 +67,7 @@ async def _serve(server: _Server, listener: socket.socket, drain_s: float, held:
         await server.serve(sockets=[listener])
         if cut_off := server.server_state.tasks:
             # Cancelled at the end of the drain; they still tell their clients and the ledger.
-            await asyncio.wait(cut_off, timeout=LAST_WORDS_S)
+            await asyncio.wait(cut_off, timeout=ERROR_SEND_TIMEOUT_S)
     finally:
         draining.cancel()
         # A Model may be served under two names; closing it twice is allowed. What watches them ends before they do.
@@ -88,7 +88,7 @@ async def _drain(server: _Server, drain_s: float) -> None:
 def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=bounded(ConnectionLimits()),
+        http=limited_protocol(ConnectionLimits()),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -32,7 +32,7 @@ class ServeSettings(Record):
     """Requests that models work on at once."""
     max_queue: int = Field(default=256, ge=0)
     """Further requests that may wait for a turn; beyond that the answer is 503 with Retry-After."""
-    max_prompt_tokens_inside: int = Field(default=1_000_000, ge=1)
+    max_prompt_tokens_in_flight: int = Field(default=1_000_000, ge=1)
     """About so many prompt tokens may be worked on and wait at once; beyond that the answer is 503 as well."""
     request_timeout_s: float = Field(default=120.0, gt=0)
     """Longest time for one request, waiting included; then 504."""

@@ -25,17 +25,17 @@ from typing import Any, NamedTuple, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallfirst.models.protocol import Completion, Model, Request, Step
-from smallfirst.registry.mlflow_traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
-from smallfirst.serving.plugins import ExtraRoute
+from smallfirst.models.protocol import Completion, Model, Request, RouteStep
+from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
+from smallfirst.serving.plugins import PluginRoute
 
 _log = logging.getLogger("smallfirst.serving")
 
 EXPERIMENT = "smallfirst serve"
 """MLflow experiment that traces are written to, unless another is named."""
-MOST_WAITING = 5_000
+MAX_QUEUED = 5_000
 """Answers that wait to be written; beyond that they are not traced."""
-MOST_PER_S = 20.0
+MAX_TRACES_PER_S = 20.0
 """Traces a second in the long run: about 8 % of a core. Up to ten seconds' worth may come at once."""
 _BURST_S = 10.0
 _TELL_EVERY_S = 60.0
@@ -46,7 +46,7 @@ _LAST_S = 10.0
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
-class Parent(NamedTuple):
+class ParentSpan(NamedTuple):
     """The trace of the client that a request belongs to (W3C Trace Context)."""
 
     trace_id: int
@@ -55,10 +55,10 @@ class Parent(NamedTuple):
     """False if the client does not want the request traced."""
 
 
-_parent: ContextVar[Parent | None] = ContextVar("parent", default=None)
+_parent: ContextVar[ParentSpan | None] = ContextVar("parent", default=None)
 
 
-class TraceContext:
+class TraceContextMiddleware:
     """ASGI middleware that reads `traceparent`, so that a trace goes on where the client's has begun."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -69,16 +69,16 @@ class TraceContext:
         """Nothing; the request was passed on."""
         if scope["type"] == "http":
             given = [value for name, value in scope["headers"] if name == b"traceparent"]
-            _parent.set(parent_of(given[0]) if len(given) == 1 else None)
+            _parent.set(parse_traceparent(given[0]) if len(given) == 1 else None)
         await self._app(scope, receive, send)
 
 
-def parent_of(header: bytes) -> Parent | None:
+def parse_traceparent(header: bytes) -> ParentSpan | None:
     """What a `traceparent` header says; None if it is none that can be gone on with."""
     found = _TRACEPARENT.fullmatch(header.strip())
     if found is None or not int(found[1], 16) or not int(found[2], 16):
         return None
-    return Parent(int(found[1], 16), int(found[2], 16), bool(int(found[3], 16) & 1))
+    return ParentSpan(int(found[1], 16), int(found[2], 16), bool(int(found[3], 16) & 1))
 
 
 class _Answer(NamedTuple):
@@ -86,30 +86,30 @@ class _Answer(NamedTuple):
     request: Request
     completion: Completion
     end_ns: int
-    parent: Parent | None
+    parent: ParentSpan | None
 
 
-class Store(Protocol):
-    """Where spans are kept, such as `smallfirst.registry.mlflow_traces.TraceStore`."""
+class SpanStore(Protocol):
+    """Where spans are kept, such as `smallfirst.registry.traces.TraceStore`."""
 
     def write(self, spans: Sequence[TraceSpan]) -> None:
         """Nothing, once they are kept. Raises whatever goes wrong."""
 
 
-class Tracing:
+class TracePlugin:
     """The extension that traces answers; it adds no route and no model."""
 
-    routes: tuple[ExtraRoute, ...] = ()
+    routes: tuple[PluginRoute, ...] = ()
 
     def __init__(
         self,
-        store: Store,
+        store: SpanStore,
         *,
         store_bodies: bool = False,
         share: float = 1.0,
-        most_per_s: float = MOST_PER_S,
+        most_per_s: float = MAX_TRACES_PER_S,
         providers: Mapping[str, str] | None = None,
-        most_waiting: int = MOST_WAITING,
+        most_waiting: int = MAX_QUEUED,
     ) -> None:
         """Traces a `share` of the answers, in [0, 1], and no more than `most_per_s`.
 
@@ -119,7 +119,7 @@ class Tracing:
         self._per_s, self._room, self._room_at_s = most_per_s, most_per_s * _BURST_S, time.monotonic()
         self._told = _Told(store_bodies, dict(providers or {}))
         self._waiting: queue.Queue[_Answer] = queue.Queue(most_waiting)
-        self.n_written = self.n_lost = self.n_passed_over = 0
+        self.n_written = self.n_lost = self.n_skipped = 0
         """Answers that were traced, that were to be and could not, and that came too fast."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="traces", daemon=True)
@@ -139,7 +139,7 @@ class Tracing:
         if not parent.sampled if parent else self._share < 1 and random.random() >= self._share:
             return
         if not self._has_room():
-            self.n_passed_over += 1
+            self.n_skipped += 1
             return
         try:
             self._waiting.put_nowait(_Answer(id, request, completion, time.time_ns(), parent))
@@ -166,7 +166,7 @@ class Tracing:
         while True:
             last = self._stop.wait(wait_s)
             wait_s = self._write_waiting(wait_s)
-            now = (self.n_lost, self.n_passed_over)
+            now = (self.n_lost, self.n_skipped)
             if now != told and (last or time.monotonic() - told_at_s > _TELL_EVERY_S):
                 told_at_s, told = time.monotonic(), now
                 _log.warning("of all answers %d traces were lost, and %d answers came too fast to be traced", *now)
@@ -230,7 +230,7 @@ class _Told(NamedTuple):
             )
             start_ns = end_ns
 
-    def _step_work(self, answered: Completion | None, step: Step) -> dict[str, Any]:
+    def _step_work(self, answered: Completion | None, step: RouteStep) -> dict[str, Any]:
         if step.model or step.cost_usd:
             return self._work(answered, step.model, step.cost_usd)
         return {}
@@ -274,7 +274,7 @@ def _facts(answer: _Answer) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _step(step: Step) -> dict[str, Any]:
+def _step(step: RouteStep) -> dict[str, Any]:
     known = step.model_dump(exclude_none=True, include={"decision", "why", "score", "threshold", "cost_usd"})
     return {f"smallfirst.{name}": value for name, value in {**known, "latency_ms": step.latency_ms}.items()}
 

@@ -131,15 +131,15 @@ def bootstrap_share(
 ) -> Estimate:
     """`metric(row_indices)` in [0, 1] over all n rows, for averages of shares such as macro F1.
 
-    The interval is that of `share_of_resamples`. n = 0 gives [0, 1] around 0.
+    The interval is that of `bootstrap_interval`. n = 0 gives [0, 1] around 0.
     """
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
     value, values = _resample(metric, n, resamples=resamples, seed=seed)
-    return share_of_resamples(value, values, n=n, confidence=confidence)
+    return bootstrap_interval(value, values, n=n, confidence=confidence)
 
 
-def share_of_resamples(value: float, values: np.ndarray, *, n: int, confidence: float = 0.95) -> Estimate:
+def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: float = 0.95) -> Estimate:
     """A figure in [0, 1] over n rows, at least one, from its `values` on bootstrap resamples of them.
 
     Interval: bias-corrected percentiles (Efron 1981), widened where need be to Wilson's interval of a share of the same

@@ -52,7 +52,7 @@ class _Wealth:
             self._sums = [min(owned, _HUGE) for owned in self._sums]
 
 
-class PromiseTest:
+class GuaranteeTest:
     """Tests «each audited answer is wrong with probability at most `limit`, whatever came before», forever.
 
     If that is true, `broken` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error
@@ -102,7 +102,7 @@ class RecoveryTest:
         _check_share(limit=limit, confidence=confidence)
         self.limit, self.confidence = limit, confidence
         # «Wrong at least so often» is «right at most so often»: the same test, of right answers.
-        self._of_right = PromiseTest(1 - limit, confidence)
+        self._of_right = GuaranteeTest(1 - limit, confidence)
 
     def update(self, wrong: bool) -> None:
         """Take in one audit."""
@@ -217,7 +217,7 @@ class _Histogram:
         return density
 
 
-def anytime_interval(errors: int, n: int, confidence: float = 0.95) -> Estimate:
+def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Estimate:
     """Share of errors with an interval that holds at every n at once, so that one may stop at the best looking one.
 
     All rates p whose likelihood is above (1 - confidence) times the average likelihood under a Beta(1/2, 1/2) of

@@ -18,9 +18,9 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
-from smallfirst.tasks.metrics.labels import label_measures, label_parts, parse_label
-from smallfirst.tasks.scorers import best_score, exact, normalised, token_f1
-from smallfirst.tasks.task import Answered, Part, Shot
+from smallfirst.tasks.metrics.labels import counts_by_label, label_metrics, parse_label
+from smallfirst.tasks.scorers import best_score, exact, normalize_answer, token_f1
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 
 
 class Answer(Record):
@@ -98,7 +98,7 @@ class Answer(Record):
             return float(self._has_none(golds))
         return best_score(token_f1, [gold for gold in self._read(golds) if not self._abstains(gold)], answer)
 
-    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """`token_f1` and `exact_match` of open answers, the figures of a classification for choices.
 
         Where a question may have no answer, also `abstain_precision` and `abstain_recall` (of the answers that say so,
@@ -106,19 +106,19 @@ class Answer(Record):
         """
         abstaining = self._abstaining(rows) if self.not_answerable else {}
         if self.choices:
-            return {**label_measures(self.choices, rows), **abstaining}
+            return {**label_metrics(self.choices, rows), **abstaining}
         same = sum(self._is_gold(row) for row in rows)
         found = {"token_f1": _mean([row.score for row in rows]), "exact_match": wilson(same, len(rows))}
         if self.not_answerable:
             found["answerable_f1"] = _mean([row.score for row in rows if not self._has_none(row.golds)])
         return {**found, **abstaining}
 
-    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         """Counts by choice; open answers have no parts."""
-        return label_parts(self.choices, rows) if self.choices else ()
+        return counts_by_label(self.choices, rows) if self.choices else ()
 
     def _abstains(self, text: str) -> bool:
-        return bool(self.not_answerable) and normalised(text) == normalised(self.not_answerable)
+        return bool(self.not_answerable) and normalize_answer(text) == normalize_answer(self.not_answerable)
 
     def _has_none(self, golds: Sequence[str]) -> bool:
         return any(self._abstains(gold) for gold in golds)
@@ -127,10 +127,10 @@ class Answer(Record):
         """Gold answers as `parse` would read them: what stands after a blank line cannot be asked of an answer."""
         return [self.parse(gold) or gold for gold in golds]
 
-    def _is_gold(self, row: Answered) -> bool:
+    def _is_gold(self, row: ScoredAnswer) -> bool:
         return best_score(exact, self._read(row.golds), row.answer) == 1.0
 
-    def _abstaining(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def _abstaining(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         said = [row.answer is not None and self._abstains(row.answer) for row in rows]
         there = [self._has_none(row.golds) for row in rows]
         both = sum(s and t for s, t in zip(said, there, strict=True))

@@ -15,8 +15,8 @@ import pydantic
 from smallfirst.data.dataset import Message
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, bootstrap_share
-from smallfirst.tasks.scorers import best_score, check_scorer, resolve
-from smallfirst.tasks.task import Answered, Part, Shot
+from smallfirst.tasks.scorers import best_score, check_scorer, load_scorer
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 
 
 class Chat(Record):
@@ -75,17 +75,17 @@ class Chat(Record):
 
     def score(self, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
         """What the first scorer gives for the best gold answer."""
-        return best_score(resolve(self.scorers[0]), golds, answer, question=question)
+        return best_score(load_scorer(self.scorers[0]), golds, answer, question=question)
 
-    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """Mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
         return {name: self._mean(name, rows) for name in self.scorers}
 
-    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         """Empty: open text has no parts."""
         return ()
 
-    def _mean(self, name: str, rows: Sequence[Answered]) -> Estimate:
-        scorer = resolve(name)
+    def _mean(self, name: str, rows: Sequence[ScoredAnswer]) -> Estimate:
+        scorer = load_scorer(name)
         scores = np.array([best_score(scorer, row.golds, row.answer, question=row.text) for row in rows], dtype=float)
         return bootstrap_share(lambda at: float(scores[at].mean()), len(scores))

@@ -19,10 +19,17 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
-from smallfirst.tasks.metrics.labels import jaccard, label_measures, label_parts, parse_label, set_measures, set_parts
-from smallfirst.tasks.task import Answered, Part, Shot
+from smallfirst.tasks.metrics.labels import (
+    counts_by_label,
+    jaccard,
+    label_metrics,
+    label_set_counts,
+    label_set_metrics,
+    parse_label,
+)
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 
-SHORTEST_LIMIT, LONGEST_LIMIT = 32, 1024
+MIN_ANSWER_TOKENS, LONGEST_LIMIT = 32, 1024
 """Between these lies the most tokens that a written answer may have."""
 
 
@@ -98,7 +105,7 @@ class Classify(Record):
     def max_answer_tokens(self) -> int:
         """Enough for any label, or for all of them: a token is at least one byte."""
         written = [self._as_json(self.labels)] if self.multiple else self.labels
-        return min(LONGEST_LIMIT, max(SHORTEST_LIMIT, *(len(text.encode()) + 2 for text in written)))
+        return min(LONGEST_LIMIT, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
 
     @property
     def right_from(self) -> float:
@@ -137,18 +144,18 @@ class Classify(Record):
             return 0.0
         return max((jaccard(gold, said) for text in golds if (gold := self._as_set(text)) is not None), default=0.0)
 
-    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """`macro_f1`, `weighted_f1`, what `other`, `ordered` and `costs` add.
 
         Of several labels `micro_f1`, `macro_f1`, `jaccard` (mean score) and `exact`.
         """
         if self.multiple:
-            return set_measures(self.labels, *self._sets(rows))
-        return label_measures(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
+            return label_set_metrics(self.labels, *self._sets(rows))
+        return label_metrics(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
 
-    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         """Counts by label."""
-        return set_parts(self.labels, *self._sets(rows)) if self.multiple else label_parts(self.labels, rows)
+        return label_set_counts(self.labels, *self._sets(rows)) if self.multiple else counts_by_label(self.labels, rows)
 
     def _label_problems(self) -> Iterator[str]:
         if len(self.labels) < 2:
@@ -195,7 +202,7 @@ class Classify(Record):
         parsed = None if answer is None else self.parse(answer)
         return None if parsed is None else tuple(json.loads(parsed))
 
-    def _sets(self, rows: Sequence[Answered]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...] | None]]:
+    def _sets(self, rows: Sequence[ScoredAnswer]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...] | None]]:
         """Gold and answered labels of each row; of several gold sets the one nearest to the answer."""
         golds, answers = [], []
         for row in rows:

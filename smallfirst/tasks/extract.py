@@ -17,12 +17,12 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import did_you_mean
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
-from smallfirst.tasks.json.answers import json_answers
-from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, fields_of
-from smallfirst.tasks.json.schema_limits import SCALARS, Schema, types_of
-from smallfirst.tasks.metrics.fields import field_measures, field_parts, field_score
-from smallfirst.tasks.metrics.value_matching import Normaliser
-from smallfirst.tasks.task import Answered, Part, Shot
+from smallfirst.tasks.json.answers import answer_parser
+from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
+from smallfirst.tasks.json.schema_limits import SCALARS, Schema, allowed_types
+from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score
+from smallfirst.tasks.metrics.value_matching import Normalizer
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 
@@ -38,7 +38,7 @@ class Extract(Record):
     """One sentence on the job, told to general models."""
     json_schema: dict[str, Any]
     """JSON schema of an answer (see `schema_rules` for what it may say); kept in its closed form."""
-    normalise: dict[str, Normaliser] = {}
+    normalise: dict[str, Normalizer] = {}
     """How values are compared, by field path (`date`, `items[].price`); where nothing is said as they stand."""
     max_answer_tokens: int = pydantic.Field(default=192, ge=1)
     """Most tokens an answer may have."""
@@ -60,7 +60,7 @@ class Extract(Record):
     @property
     def fields(self) -> tuple[FieldSpec, ...]:
         """Every place for a value, in schema order."""
-        return fields_of(self.json_schema)
+        return list_fields(self.json_schema)
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -113,30 +113,30 @@ class Extract(Record):
         Prose and code fences around it do no harm. An object that is cut off, names a field twice, holds NaN or
         Infinity, or breaks the schema is no answer.
         """
-        return json_answers(json.dumps(self.json_schema)).read(text)
+        return answer_parser(json.dumps(self.json_schema)).read(text)
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
         """1 if every field is right; else the F1 over fields, below 1, best over the gold answers."""
         return field_score(golds, answer, self.normalise)
 
-    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """`field_f1`, `field_precision`, `field_recall` over all values, `missing`, `invented`, `valid`."""
-        return field_measures(rows, self.normalise)
+        return field_metrics(rows, self.normalise)
 
-    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         """Counts by field path."""
-        return field_parts([field.path for field in self.fields], rows, self.normalise)
+        return counts_by_field([field.path for field in self.fields], rows, self.normalise)
 
 
 def _can_be_listed(schema: Schema) -> bool:
     """True if each field holds plain values, or a list of such, and there are no others."""
     for field in schema.get("properties", {}).values():
-        options = [option for option in alternatives(schema, field) if types_of(option) != ("null",)]
-        lists = [option for option in options if "array" in types_of(option)]
-        if lists and (len(lists) < len(options) or any(set(types_of(one)) - {"array", "null"} for one in lists)):
+        options = [option for option in alternatives(schema, field) if allowed_types(option) != ("null",)]
+        lists = [option for option in options if "array" in allowed_types(option)]
+        if lists and (len(lists) < len(options) or any(set(allowed_types(one)) - {"array", "null"} for one in lists)):
             return False
         held = [item for one in lists for item in alternatives(schema, one["items"])] if lists else options
-        if not all(set(types_of(one)) <= {*SCALARS} for one in held):
+        if not all(set(allowed_types(one)) <= {*SCALARS} for one in held):
             return False
     return not schema["additionalProperties"]
 

@@ -30,7 +30,7 @@ _HOW_TO = f"""install a package whose pyproject.toml says
   NAME = "module:function"   # (question, answer, gold) -> float in [0, 1]"""
 
 
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """`text` without case, punctuation, articles and spare white space, as SQuAD compares answers.
 
     Punctuation is dropped, not turned into a space: "e-mail" is "email". A text of nothing but articles and
@@ -42,18 +42,18 @@ def normalised(text: str) -> str:
 
 
 def word_f1(answer: str, gold: str) -> float:
-    """F1 of the words of two texts after `normalised`, each word counted as often as it occurs (SQuAD's token F1).
+    """Return the F1 of the words of two texts after `normalize_answer`, with multiplicity (SQuAD's token F1).
 
     A script written without spaces makes one word, so there it is 1 for the same text and else 0.
     """
-    said, there = normalised(answer).split(), normalised(gold).split()
+    said, there = normalize_answer(answer).split(), normalize_answer(gold).split()
     shared = (Counter(said) & Counter(there)).total()
     return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
 
 
 def exact(question: str, answer: str, gold: str) -> float:
-    """1 if both are the same after `normalised`, else 0."""
-    return float(normalised(answer) == normalised(gold))
+    """1 if both are the same after `normalize_answer`, else 0."""
+    return float(normalize_answer(answer) == normalize_answer(gold))
 
 
 def token_f1(question: str, answer: str, gold: str) -> float:
@@ -76,8 +76,8 @@ def length_ratio(question: str, answer: str, gold: str) -> float:
 
 
 def contains(question: str, answer: str, gold: str) -> float:
-    """1 if the answer says the gold answer somewhere, word for word after `normalised`, else 0."""
-    return float(f" {normalised(gold)} " in f" {normalised(answer)} ")
+    """1 if the answer says the gold answer somewhere, word for word after `normalize_answer`, else 0."""
+    return float(f" {normalize_answer(gold)} " in f" {normalize_answer(answer)} ")
 
 
 BUILT_IN: dict[str, Scorer] = {scorer.__name__: scorer for scorer in (exact, token_f1, rouge_l, length_ratio, contains)}
@@ -91,7 +91,7 @@ def check_scorer(name: str, *, where: str) -> None:
 
 
 @lru_cache
-def resolve(name: str) -> Scorer:
+def load_scorer(name: str) -> Scorer:
     """The scorer of that name; what it returns is checked at each call.
 
     Raises ConfigError if the name is unknown, if its package cannot be loaded, or, when called, if the function fails

@@ -22,7 +22,7 @@ class Shot(NamedTuple):
     answer: str
 
 
-class Answered(NamedTuple):
+class ScoredAnswer(NamedTuple):
     """One row's outcome, as the figures of a task are drawn from it."""
 
     golds: tuple[str, ...]
@@ -35,7 +35,7 @@ class Answered(NamedTuple):
     """What was asked; empty where it is not known."""
 
 
-class Part(Record):
+class PartCounts(Record):
     """One label or one field: how often it was there, said and right."""
 
     name: str
@@ -104,8 +104,8 @@ class Task(Protocol):
     def score(self, golds: Sequence[str], answer: str | None) -> float:
         """How right a parsed answer is, in [0, 1]: the best over the gold answers. No answer scores 0."""
 
-    def measures(self, rows: Sequence[Answered]) -> dict[str, Estimate]:
+    def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """The task's own figures by name (such as `macro_f1`), each with a 95 % interval, most telling first."""
 
-    def parts(self, rows: Sequence[Answered]) -> tuple[Part, ...]:
+    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
         """Counts by label or by field; empty if the task has no parts."""

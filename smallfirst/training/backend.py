@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import torch
 
 from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
-from smallfirst.training.batches import Row, epoch_batches
+from smallfirst.training.batches import TokenizedRow, epoch_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import LowerLayers
-from smallfirst.training.lora import merged, with_adapters
-from smallfirst.training.loss import accumulate, target_loss
+from smallfirst.training.forward import FrozenLayers
+from smallfirst.training.lora import add_adapters, merge_adapters
+from smallfirst.training.loss import accumulate_gradient, target_loss
 from smallfirst.training.optimizer import MasterAdamW
 
 
-class Study(Protocol):
+class Backend(Protocol):
     """How a kind of model learns. What a row is, beyond its `ids`, is its own affair."""
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
@@ -44,41 +44,41 @@ class Study(Protocol):
         ...
 
 
-class Causal:
+class CausalBackend:
     """A causal model: next-token loss on the answer's tokens, every weight, the upper layers or adapters."""
 
-    lower: LowerLayers | None = None
+    lower: FrozenLayers | None = None
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
         """Model and tokenizer, with adapters if the method wants them, lower layers frozen if it wants that."""
         model, tokenizer = load_causal(base)
         if config.frozen_layers:
-            self.lower = LowerLayers(model, config.frozen_layers)
+            self.lower = FrozenLayers(model, config.frozen_layers)
             still = [model.get_input_embeddings(), *model.model.layers[: config.frozen_layers]]
             for part in still:
                 part.requires_grad_(False)
-        return (model if config.method == "full" else with_adapters(model, config)), tokenizer
+        return (model if config.method == "full" else add_adapters(model, config)), tokenizer
 
-    def begin(self, model: Any, rows: Sequence[Row], config: TrainConfig) -> None:
+    def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
         """Nothing back; what frozen layers make of the rows is computed."""
         if self.lower is not None:
             self.lower.fill(model, rows)
 
-    def batches(self, rows: Sequence[Row], config: TrainConfig, seed: int) -> list[list[Row]]:
+    def batches(self, rows: Sequence[TokenizedRow], config: TrainConfig, seed: int) -> list[list[TokenizedRow]]:
         """Rows of similar length together."""
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
 
-    def gradient(self, model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW) -> float:
+    def gradient(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig, optimiser: MasterAdamW) -> float:
         """Mean loss over the target tokens."""
-        return accumulate(model, rows, config, optimiser, self.loss)
+        return accumulate_gradient(model, rows, config, optimiser, self.loss)
 
-    def loss(self, model: Any, rows: Sequence[Row]) -> torch.Tensor:
+    def loss(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """Sum of cross-entropies over the rows' target tokens, in nats."""
         return target_loss(model, rows, self.lower)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
         """Adapters are folded into the weights first."""
-        whole = merged(model)
+        whole = merge_adapters(model)
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return weights_fingerprint(whole)

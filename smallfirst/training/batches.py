@@ -16,7 +16,7 @@ from smallfirst.models.local.label_scorer import encode_prompt
 from smallfirst.tasks.task import Task
 
 
-class Row(NamedTuple):
+class TokenizedRow(NamedTuple):
     """One tokenised row: the first `n_prompt` tokens are read, the rest are targets."""
 
     ids: tuple[int, ...]
@@ -34,7 +34,9 @@ class Batch(NamedTuple):
     n_tokens: int
 
 
-def label_rows(data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int) -> list[Row]:
+def encode_label_rows(
+    data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int
+) -> list[TokenizedRow]:
     """Prompt and code token for each example; the code token is the target.
 
     There is no end-of-turn target here: the answer is read at one position and nothing is ever written after it.
@@ -52,13 +54,13 @@ def label_rows(data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: An
             rule = f"{len(prompt) + 1} tokens; the limit is {max_tokens} (max_seq_tokens)"
             problems.append(Problem(example.path, example.line, rule))
         else:
-            rows.append(Row((*prompt, code), len(prompt)))
+            rows.append(TokenizedRow((*prompt, code), len(prompt)))
     if problems:
         raise DataError(f"{len(problems)} of {len(data)} rows cannot be trained on:", problems)
     return rows
 
 
-def text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[Row]:
+def encode_text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[TokenizedRow]:
     """Prompt, target text and end token for each example; target text and end token are the targets.
 
     The end token is always there: a model that never saw one does not know when to stop. Raises DataError naming every
@@ -74,7 +76,7 @@ def text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> 
             rule = f"{n_tokens} tokens; the limit is {max_tokens} (max_seq_tokens)"
             problems.append(Problem(example.path, example.line, rule))
         else:
-            rows.append(Row((*prompt, *target, end), len(prompt)))
+            rows.append(TokenizedRow((*prompt, *target, end), len(prompt)))
     if problems:
         raise DataError(
             f"{len(problems)} of {len(data)} rows cannot be trained on:",
@@ -84,12 +86,12 @@ def text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> 
     return rows
 
 
-def epoch_batches(rows: Sequence[Row], *, batch_tokens: int, seed: int) -> list[list[Row]]:
+def epoch_batches(rows: Sequence[TokenizedRow], *, batch_tokens: int, seed: int) -> list[list[TokenizedRow]]:
     """All rows in batches of at most `batch_tokens` tokens (padding included), in an order drawn from `seed`."""
     draw = random.Random(seed)
     noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
-    batches: list[list[Row]] = []
-    current: list[Row] = []
+    batches: list[list[TokenizedRow]] = []
+    current: list[TokenizedRow] = []
     width = 0
     for row in noisy:
         wider = max(width, len(row.ids) - 1)
@@ -104,9 +106,9 @@ def epoch_batches(rows: Sequence[Row], *, batch_tokens: int, seed: int) -> list[
     return batches
 
 
-def micro_batches(rows: Sequence[Row], most_tokens: int) -> list[list[Row]]:
-    """The rows, in order, in parts of at most `most_tokens` tokens, padding included; a longer row stands alone."""
-    parts: list[list[Row]] = []
+def micro_batches(rows: Sequence[TokenizedRow], most_tokens: int) -> list[list[TokenizedRow]]:
+    """The rows, in order, in parts of at most `max_tokens` tokens, padding included; a longer row stands alone."""
+    parts: list[list[TokenizedRow]] = []
     width = 0
     for row in rows:
         wider = max(width, len(row.ids) - 1)
@@ -119,7 +121,7 @@ def micro_batches(rows: Sequence[Row], most_tokens: int) -> list[list[Row]]:
     return parts
 
 
-def collate(rows: Sequence[Row]) -> Batch:
+def collate(rows: Sequence[TokenizedRow]) -> Batch:
     """Tensors of one batch. The last token of a row is only a target, so it is not fed."""
     import torch
 

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from smallfirst.files import write_atomically
 
-MOST_SHARE = 0.03
+MAX_TIME_SHARE = 0.03
 """Share of the time that writing checkpoints may take."""
 _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
-class Saved(NamedTuple):
+class Checkpoint(NamedTuple):
     """What a checkpoint holds."""
 
     tensors: dict[str, torch.Tensor]
@@ -33,7 +33,7 @@ class Saved(NamedTuple):
     """Plain JSON values."""
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one run, in one folder; the newest complete one counts."""
 
     def __init__(self, folder: Path, *, least_s: float = 60) -> None:
@@ -47,7 +47,7 @@ class Checkpoints:
         """True when it is time to write one."""
         return time.monotonic() >= self._next_at
 
-    def write(self, step: int, saved: Saved) -> float:
+    def write(self, step: int, saved: Checkpoint) -> float:
         """Seconds it took. Raises OSError if the disk refuses; the checkpoint before is still there then."""
         began = time.monotonic()
         place = self.folder / f"step-{step}"
@@ -62,18 +62,18 @@ class Checkpoints:
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
         finally:
             took = time.monotonic() - began
-            self._next_at = time.monotonic() + max(self.least_s, took / MOST_SHARE)
+            self._next_at = time.monotonic() + max(self.least_s, took / MAX_TIME_SHARE)
         for other in self._places():
             if other != place:
                 shutil.rmtree(other, ignore_errors=True)
         return took
 
-    def latest(self) -> Saved | None:
+    def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, None if there is none."""
         for place in sorted(self._places(), key=_step_of, reverse=True):
             if (place / _STATE).is_file():
                 figures = json.loads((place / _STATE).read_text(encoding="utf-8"))
-                return Saved(load_file(place / _TENSORS), figures)
+                return Checkpoint(load_file(place / _TENSORS), figures)
         return None
 
     def clear(self) -> None:

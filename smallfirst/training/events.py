@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from smallfirst.records import Record
 
-Kind = Literal[
+EventKind = Literal[
     "CREATED",
     "QUEUED",
     "REQUEUED",
@@ -36,7 +36,7 @@ Kind = Literal[
 class Event(Record):
     """Something that happened to a run."""
 
-    kind: Kind
+    kind: EventKind
     """What."""
     at: str
     """When, ISO 8601 in UTC."""
@@ -52,7 +52,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def append(self, kind: Kind, message: str, **values: Any) -> Event:
+    def append(self, kind: EventKind, message: str, **values: Any) -> Event:
         """The event as written."""
         event = Event(kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values)
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,57 +15,57 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.errors import TrainingError
-from smallfirst.models.local.kv_cache import cache_name
-from smallfirst.training.batches import Batch, Row, collate, micro_batches
+from smallfirst.models.local.kv_cache import cache_argument
+from smallfirst.training.batches import Batch, TokenizedRow, collate, micro_batches
 
-SHARED_TOKENS = 8
+MIN_SHARED_PREFIX_TOKENS = 8
 """A common beginning from so many tokens on is read once; a shorter one saves less than reading it apart costs."""
-AT_ONCE_TOKENS = 2048
+FROZEN_BATCH_TOKENS = 2048
 """Tokens put through the frozen layers at once, padding included."""
 
 
-class Targets(NamedTuple):
+class TargetStates(NamedTuple):
     """Where a batch is judged: hidden states before each target token (n, hidden), and those tokens (n,)."""
 
     states: torch.Tensor
     tokens: torch.Tensor
 
 
-def read(model: Any, rows: Sequence[Row], lower: LowerLayers | None = None) -> Targets:
+def forward(model: Any, rows: Sequence[TokenizedRow], lower: FrozenLayers | None = None) -> TargetStates:
     """The hidden states from which the rows' targets are predicted, on the way to a gradient."""
     batch = collate(rows)
     row, position, token = batch.targets.to(model.device).unbind(1)
     if lower is not None:
-        hidden, n_shared = lower.read_on(model, rows), 0
+        hidden, n_shared = lower.forward_upper(model, rows), 0
     else:
-        n_shared = shared_beginning(rows)
-        hidden = read_shared(model, batch, n_shared) if n_shared else read_plainly(model, batch)
-    return Targets(hidden[row, position - n_shared], token)
+        n_shared = shared_prefix_tokens(rows)
+        hidden = forward_with_shared_prefix(model, batch, n_shared) if n_shared else forward_rows(model, batch)
+    return TargetStates(hidden[row, position - n_shared], token)
 
 
-def shared_beginning(rows: Sequence[Row]) -> int:
+def shared_prefix_tokens(rows: Sequence[TokenizedRow]) -> int:
     """Tokens that all rows begin with, up to the one from which the first target is predicted; 0 if not worth it."""
     if len(rows) < 2:
         return 0
     most = min(row.n_prompt for row in rows) - 1
-    if most < SHARED_TOKENS:
+    if most < MIN_SHARED_PREFIX_TOKENS:
         return 0
     first, last = min(row.ids[:most] for row in rows), max(row.ids[:most] for row in rows)
     n = next((i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b), most)
-    return n if n >= SHARED_TOKENS else 0
+    return n if n >= MIN_SHARED_PREFIX_TOKENS else 0
 
 
-def read_plainly(model: Any, batch: Batch) -> torch.Tensor:
+def forward_rows(model: Any, batch: Batch) -> torch.Tensor:
     """Hidden states after each token of the batch (rows, width, hidden)."""
     hidden: torch.Tensor = model.model(input_ids=batch.ids.to(model.device), use_cache=False).last_hidden_state
     return hidden
 
 
-def read_shared(model: Any, batch: Batch, n_shared: int) -> torch.Tensor:
+def forward_with_shared_prefix(model: Any, batch: Batch, n_shared: int) -> torch.Tensor:
     """Hidden states after the shared beginning (rows, width − n_shared, hidden)."""
     from transformers import DynamicCache
 
-    ids, name = batch.ids.to(model.device), cache_name(model)
+    ids, name = batch.ids.to(model.device), cache_argument(model)
     cache: Any = DynamicCache()  # its layers carry no types
     model.model(input_ids=ids[:1, :n_shared], use_cache=True, **{name: cache})
     for layer in cache.layers:  # looked at by every row, kept once
@@ -75,7 +75,7 @@ def read_shared(model: Any, batch: Batch, n_shared: int) -> torch.Tensor:
     return hidden
 
 
-class LowerLayers:
+class FrozenLayers:
     """The first layers of a model, which do not move, and what they have made of each row."""
 
     def __init__(self, model: Any, n_layers: int) -> None:
@@ -90,15 +90,15 @@ class LowerLayers:
         self._check(model)
 
     @torch.no_grad()
-    def fill(self, model: Any, rows: Sequence[Row]) -> None:
+    def fill(self, model: Any, rows: Sequence[TokenizedRow]) -> None:
         """Nothing back; what the frozen layers make of each row is kept."""
         known = {row.ids[:-1]: row for row in rows}
-        for part in micro_batches(sorted(known.values(), key=lambda row: len(row.ids)), AT_ONCE_TOKENS):
+        for part in micro_batches(sorted(known.values(), key=lambda row: len(row.ids)), FROZEN_BATCH_TOKENS):
             states = self._below(model, collate(part).ids.to(model.device))
             for row, own in zip(part, states, strict=True):
                 self._kept[row.ids[:-1]] = own[: len(row.ids) - 1].clone()
 
-    def read_on(self, model: Any, rows: Sequence[Row]) -> torch.Tensor:
+    def forward_upper(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """Hidden states of rows that were filled in, after the last layer (rows, width, hidden)."""
         kept = [self._kept[row.ids[:-1]] for row in rows]
         return self._above(model, torch.nn.utils.rnn.pad_sequence(kept, batch_first=True))

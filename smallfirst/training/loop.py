@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.errors import TrainingError
-from smallfirst.training.backend import Study
+from smallfirst.training.backend import Backend
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.optimizer import MasterAdamW
 
 
-class Step(NamedTuple):
+class StepMetrics(NamedTuple):
     """What one optimiser step did."""
 
     step: int
@@ -39,21 +39,21 @@ class Step(NamedTuple):
     """True after the last step of an epoch and of the run: the time for an exam."""
 
 
-class Fit:
+class TrainingLoop:
     """A fine-tune under way: `steps()` moves the model in place, `state()` is all that the rest of it depends on."""
 
-    def __init__(self, study: Study, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
+    def __init__(self, study: Backend, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
         self.study, self.model, self.rows, self.config = study, model, rows, config
-        self.total, self.per_epoch = plan(study, rows, config)
+        self.total, self.per_epoch = count_steps(study, rows, config)
         self.optimiser = MasterAdamW([p for p in model.parameters() if p.requires_grad], config)
         self.step, self.tokens, self.busy_s = 0, 0, 0.0
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[StepMetrics]:
         """Step after step to the end, from where the fit stands; the model is in evaluation mode between steps.
 
         Raises TrainingError when the loss stops being a number; the weights are then those before that step.
         """
-        for batch in islice(endless_batches(self.study, self.rows, self.config), self.step, self.total):
+        for batch in islice(iterate_batches(self.study, self.rows, self.config), self.step, self.total):
             yield self._step(batch)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -67,19 +67,19 @@ class Fit:
         torch.set_rng_state(tensors["generator"])
         self.step, self.tokens, self.busy_s = int(figures["step"]), int(figures["tokens"]), figures["busy_s"]
 
-    def _step(self, rows: Sequence[Any]) -> Step:
+    def _step(self, rows: Sequence[Any]) -> StepMetrics:
         began = time.perf_counter()
         self.model.train()
         loss = self.study.gradient(self.model, rows, self.config, self.optimiser)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss} at step {self.step + 1}", hint="lower learning_rate")
         self.step += 1
-        rate = rate_at(self.step, self.total, self.config)
+        rate = learning_rate_at(self.step, self.total, self.config)
         self.optimiser.step(rate)
         self.model.eval()
         self.tokens += sum(len(row.ids) - 1 for row in rows)
         self.busy_s += time.perf_counter() - began
-        return Step(
+        return StepMetrics(
             step=self.step,
             epoch=self.step / self.per_epoch,
             loss=loss,
@@ -91,7 +91,7 @@ class Fit:
         )
 
 
-def rate_at(step: int, total: int, config: TrainConfig) -> float:
+def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     """Learning rate of step `step` (from 1) of `total`: linear warm-up, then a cosine."""
     warmup = max(1, round(config.warmup_share * total))
     if step <= warmup:
@@ -101,7 +101,7 @@ def rate_at(step: int, total: int, config: TrainConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def plan(study: Study, rows: Sequence[Any], config: TrainConfig) -> tuple[int, int]:
+def count_steps(study: Backend, rows: Sequence[Any], config: TrainConfig) -> tuple[int, int]:
     """Steps in the whole run and steps in one epoch (of the first epoch's batches)."""
     duration = parse_duration(config.duration)
     first = study.batches(rows, config, epoch_seed(config, 0))
@@ -115,7 +115,7 @@ def plan(study: Study, rows: Sequence[Any], config: TrainConfig) -> tuple[int, i
     return max(1, total), per_epoch
 
 
-def endless_batches(study: Study, rows: Sequence[Any], config: TrainConfig) -> Iterator[list[Any]]:
+def iterate_batches(study: Backend, rows: Sequence[Any], config: TrainConfig) -> Iterator[list[Any]]:
     """Batches of epoch after epoch, each epoch in its own order."""
     epoch = 0
     while True:

@@ -10,7 +10,7 @@ import torch
 from smallfirst.training.config import TrainConfig
 
 
-def with_adapters(model: Any, config: TrainConfig) -> Any:
+def add_adapters(model: Any, config: TrainConfig) -> Any:
     """The model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks.
 
     Only the adapters are trained. The base stays bf16; adapters are bf16 with fp32 masters, as all that is trained.
@@ -33,7 +33,7 @@ def with_adapters(model: Any, config: TrainConfig) -> Any:
     return wrapped.base_model.model  # same object graph, without the wrapper's own forward
 
 
-def merged(model: Any) -> Any:
+def merge_adapters(model: Any) -> Any:
     """A copy with the adapters folded in, in fp32 before rounding to bf16 once; without any, the model itself."""
     if not any(hasattr(module, "lora_A") for module in model.modules()):
         return model

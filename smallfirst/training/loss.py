@@ -13,27 +13,31 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from smallfirst.training.batches import Row, micro_batches
+from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import LowerLayers, read
+from smallfirst.training.forward import FrozenLayers, forward
 from smallfirst.training.optimizer import MasterAdamW
 
-LossOf = Callable[[Any, Sequence[Row]], torch.Tensor]
+LossFunction = Callable[[Any, Sequence[TokenizedRow]], torch.Tensor]
 """From a model and rows to the sum of the losses of their target tokens, in nats."""
 
 
-def target_loss(model: Any, rows: Sequence[Row], lower: LowerLayers | None = None) -> torch.Tensor:
+def target_loss(model: Any, rows: Sequence[TokenizedRow], lower: FrozenLayers | None = None) -> torch.Tensor:
     """Sum of cross-entropies over the target tokens, in nats; the vocabulary is projected at target positions only.
 
     `lower` are the layers that do not move, if any.
     """
-    states, tokens = read(model, rows, lower)
+    states, tokens = forward(model, rows, lower)
     logits = model.get_output_embeddings()(states)  # (n_targets, vocabulary)
     return F.cross_entropy(logits.float(), tokens, reduction="sum")
 
 
-def accumulate(
-    model: Any, rows: Sequence[Row], config: TrainConfig, optimiser: MasterAdamW, loss_of: LossOf = target_loss
+def accumulate_gradient(
+    model: Any,
+    rows: Sequence[TokenizedRow],
+    config: TrainConfig,
+    optimiser: MasterAdamW,
+    loss_of: LossFunction = target_loss,
 ) -> float:
     """Mean loss over the target tokens of all `rows`, in nats; its gradient is gathered in the optimiser.
 
@@ -52,6 +56,6 @@ def accumulate(
     return float(total)
 
 
-def _own(rows: Sequence[Row]) -> Sequence[Row]:
+def _own(rows: Sequence[TokenizedRow]) -> Sequence[TokenizedRow]:
     """The rows of this process: every n-th of them."""
     return rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows

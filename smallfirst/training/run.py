@@ -22,18 +22,18 @@ from safetensors import SafetensorError
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.records import Record, fingerprint
-from smallfirst.registry.mlflow_runs import TrackedRun
-from smallfirst.training.checkpoint import Checkpoints, Saved
+from smallfirst.registry.runs import TrackedRun
+from smallfirst.training.checkpoint import Checkpoint, CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates.memory import require_memory
 from smallfirst.training.events import EventLog
-from smallfirst.training.loop import Fit, Step
-from smallfirst.training.recipes.recipe import Lesson
+from smallfirst.training.loop import StepMetrics, TrainingLoop
+from smallfirst.training.recipes.recipe import Recipe
 
-CANCEL = "cancel"
+CANCEL_FILE = "cancel"
 """Name of the file in a run's folder that stops it within one step."""
 
-OnStep = Callable[[Step], None]
+StepCallback = Callable[[StepMetrics], None]
 
 
 class Run(Record):
@@ -66,13 +66,13 @@ class Run(Record):
 
 
 def train(
-    lesson: Lesson,
+    lesson: Recipe,
     config: TrainConfig,
     *,
     base: tuple[str, Path],
     tracked: TrackedRun,
     folder: Path,
-    on_step: OnStep = lambda _: None,
+    on_step: StepCallback = lambda _: None,
     save_every_s: float = 60,
 ) -> Run:
     """Fine-tune the base model (name and folder); the model is written to `folder`/model.
@@ -82,7 +82,7 @@ def train(
     CANCEL, TrainingError if the run goes wrong; what was saved before stays.
     """
     if (folder / "run.json").is_file():
-        Checkpoints(folder / "checkpoint").clear()  # a kill may have come before
+        CheckpointStore(folder / "checkpoint").clear()  # a kill may have come before
         return Run.load(folder / "run.json")
     trainer = _Trainer(lesson, config, base, tracked, folder, save_every_s)
     try:
@@ -103,7 +103,7 @@ class _Trainer:
 
     def __init__(
         self,
-        lesson: Lesson,
+        lesson: Recipe,
         config: TrainConfig,
         base: tuple[str, Path],
         tracked: TrackedRun,
@@ -112,12 +112,12 @@ class _Trainer:
     ) -> None:
         self.lesson, self.config, self.base, self.tracked, self.folder = lesson, config, base, tracked, folder
         self.log = EventLog(folder / "events.jsonl")
-        self.checkpoints = Checkpoints(folder / "checkpoint", least_s=save_every_s)
+        self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
         self.validation_curve: list[tuple[float, float]] = []
         self.loss_curve: list[tuple[int, float]] = []
         self.best, self.best_epoch, self.epoch, self.saving_s = -math.inf, 0, 0, 0.0
 
-    def run(self, on_step: OnStep) -> Run:
+    def run(self, on_step: StepCallback) -> Run:
         if not self.log.read():
             words = f"fine-tune of {self.base[0]} on {len(self.lesson.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
@@ -127,7 +127,7 @@ class _Trainer:
         self.model, self.tokenizer = study.load(self.base[1], self.config)
         rows, self.manifest = self.lesson.prepare(self.tokenizer, self.config, self.base[0])
         study.begin(self.model, rows, self.config)
-        fit = Fit(study, self.model, rows, self.config)
+        fit = TrainingLoop(study, self.model, rows, self.config)
         self._start(fit)
         began = time.perf_counter()
         for step in fit.steps():
@@ -141,7 +141,7 @@ class _Trainer:
         seconds = self.seconds + time.perf_counter() - began - self.saving_s
         return self._finish(fit, seconds)
 
-    def _start(self, fit: Fit) -> None:
+    def _start(self, fit: TrainingLoop) -> None:
         """Nothing back; the fit stands at the last checkpoint, or at its beginning."""
         self.seconds = 0.0
         saved, events = self.checkpoints.latest(), self.log.read()
@@ -164,13 +164,13 @@ class _Trainer:
             self.log.append("RESUMED", f"from step {fit.step} of {fit.total}", steps=fit.total)
         self.began = time.perf_counter()
 
-    def _note(self, step: Step) -> None:
+    def _note(self, step: StepMetrics) -> None:
         """Nothing back; the step is in the curves."""
         self.loss_curve.append((step.step, step.loss))
         names = ("loss", "learning_rate", "tokens_per_s", "epoch")
         self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
 
-    def _examine(self, step: Step) -> None:
+    def _examine(self, step: StepMetrics) -> None:
         """Nothing back; the epoch was judged, and its weights are kept if none was better."""
         self.epoch += 1
         exam = self.lesson.exam(self.model, self.tokenizer, self.manifest)
@@ -190,9 +190,9 @@ class _Trainer:
         """True if the last epochs were no better than one before them."""
         return self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience
 
-    def _look_up(self, fit: Fit, step: Step) -> None:
+    def _look_up(self, fit: TrainingLoop, step: StepMetrics) -> None:
         """Nothing back; writes a checkpoint when one is due. Raises Cancelled if somebody wants the run to stop."""
-        if (self.folder / CANCEL).exists():
+        if (self.folder / CANCEL_FILE).exists():
             raise Cancelled(f"cancelled at step {step.step} of {fit.total}")
         if not self.checkpoints.due:
             return
@@ -207,7 +207,7 @@ class _Trainer:
             "seconds": self.seconds + time.perf_counter() - self.began - self.saving_s,
         }
         try:
-            took = self.checkpoints.write(step.step, Saved(tensors, {"fit": figures, "run": own}))
+            took = self.checkpoints.write(step.step, Checkpoint(tensors, {"fit": figures, "run": own}))
         except OSError as error:
             self.log.append("CHECKPOINT_FAILED", f"step {step.step}: {error}")
             return
@@ -235,7 +235,7 @@ class _Trainer:
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
         _replace(place, draft)
 
-    def _finish(self, fit: Fit, seconds: float) -> Run:
+    def _finish(self, fit: TrainingLoop, seconds: float) -> Run:
         if not self.best_epoch:
             raise TrainingError("the run ended before its first step")
         every = math.ceil(len(self.loss_curve) / 200)

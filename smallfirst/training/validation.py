@@ -14,18 +14,18 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
-from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.label_model import Scored
+from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 
-MOST_WRITTEN = 400
+MAX_GENERATED_ROWS = 400
 """Selection rows whose answers are written after each epoch; the first ones, which a content hash has put in order."""
 
 
-class Exam(NamedTuple):
+class ValidationResult(NamedTuple):
     """How a model did."""
 
     value: float
@@ -36,31 +36,31 @@ class Exam(NamedTuple):
     """What `value` is called in MLflow and in events."""
 
 
-def code_exam(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> Exam:
+def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
     """The exam of a model that is read at one position."""
     scored = LabelScorer(model, tokenizer, manifest).score([example.text for example in selection.examples])
-    accuracy, temperature = judge(scored, selection, manifest.task)
-    return Exam(accuracy, manifest.model_copy(update={"temperature": temperature}))
+    accuracy, temperature = accuracy_and_temperature(scored, selection, manifest.task)
+    return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
 
 
-def writing_exam(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> Exam:
+def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
     """The exam of a model that writes, under the task's grammar where it has one."""
-    task, examples = manifest.task, selection.examples[:MOST_WRITTEN]
+    task, examples = manifest.task, selection.examples[:MAX_GENERATED_ROWS]
     if not examples:
-        return Exam(0.0, manifest)
+        return ValidationResult(0.0, manifest)
     schema = task.answer_schema()
     grammar = Grammar.compile(schema, tokenizer) if schema is not None else None
     prompts = [encode_prompt(tokenizer, task.prompt(e.text), manifest.max_tokens) for e in examples]
-    asks = [Ask(ids, task.max_answer_tokens) for ids in prompts]
-    written = TextWriter(model, tokenizer).write(asks, grammar)
+    asks = [GenerationRequest(ids, task.max_answer_tokens) for ids in prompts]
+    written = Generator(model, tokenizer).write(asks, grammar)
     scores = [task.score(e.golds, task.parse(w.text)) for e, w in zip(examples, written, strict=True)]
     calibration = fit_calibration(
         [w.log_probabilities for w in written], [score >= task.right_from for score in scores]
     )
-    return Exam(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
+    return ValidationResult(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
 
 
-def judge(scored: Sequence[Scored], data: Dataset, task: Task) -> tuple[float, float]:
+def accuracy_and_temperature(scored: Sequence[LabelLogProbs], data: Dataset, task: Task) -> tuple[float, float]:
     """Accuracy of the likeliest labels on the rows, and the temperature that suits them.
 
     Raises DataError naming rows whose label the task does not know.

@@ -13,17 +13,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.generation.generator import Ask, TextWriter
-from smallfirst.models.local.chat_template import chat_tokens, end_of_turn
+from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.label_scorer import encode_prompt
 from smallfirst.models.manifest import Manifest
-from smallfirst.training.batches import Row, micro_batches
+from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.loss import target_loss
-from smallfirst.training.validation import Exam
+from smallfirst.training.validation import ValidationResult
 
-READ_AT_ONCE_TOKENS = 2048
+VALIDATION_BATCH_TOKENS = 2048
 """Tokens of the rows judged in one forward pass, padding included."""
-SAMPLE_TOKENS = 256
+MAX_SAMPLE_TOKENS = 256
 """Most tokens of an answer that is written for a person to read."""
 
 
@@ -34,42 +34,44 @@ class Sample(NamedTuple):
     answer: str
 
 
-class OnExam(Protocol):
+class ValidationCallback(Protocol):
     """Called after each epoch."""
 
     def __call__(self, figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
         """`figures` by name, empty without evaluation rows; `samples` in the order of the prompts."""
 
 
-def ignore(figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
+def no_callback(figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
     """Nothing back, and nothing done: nobody listens."""
 
 
-def loss_exam(model: Any, rows: Sequence[Row], manifest: Manifest) -> tuple[Exam, dict[str, float]]:
+def validate_loss(
+    model: Any, rows: Sequence[TokenizedRow], manifest: Manifest
+) -> tuple[ValidationResult, dict[str, float]]:
     """The exam, its value being the mean loss in nats with its sign turned, and the figures to report."""
     loss = mean_loss(model, rows)
     figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50))}
-    return Exam(-loss, manifest, "minus_eval_loss"), figures
+    return ValidationResult(-loss, manifest, "minus_eval_loss"), figures
 
 
 @torch.inference_mode()
-def mean_loss(model: Any, rows: Sequence[Row]) -> float:
+def mean_loss(model: Any, rows: Sequence[TokenizedRow]) -> float:
     """Mean cross-entropy over all target tokens of the rows, in nats."""
-    parts = micro_batches(sorted(rows, key=lambda row: len(row.ids)), READ_AT_ONCE_TOKENS)
+    parts = micro_batches(sorted(rows, key=lambda row: len(row.ids)), VALIDATION_BATCH_TOKENS)
     total = math.fsum(float(target_loss(model, part)) for part in parts)
     return total / sum(len(row.ids) - row.n_prompt for row in rows)
 
 
-def write_samples(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int) -> list[Sample]:
+def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int) -> list[Sample]:
     """The likeliest answer to each prompt, asked as the model will be: through its chat template if it has one."""
     if not prompts:
         return []
-    asks = [Ask(_prompt_ids(tokenizer, prompt, max_tokens), SAMPLE_TOKENS) for prompt in prompts]
-    written = TextWriter(model, tokenizer, end=end_of_turn(tokenizer)).write(asks)
+    asks = [GenerationRequest(_prompt_ids(tokenizer, prompt, max_tokens), MAX_SAMPLE_TOKENS) for prompt in prompts]
+    written = Generator(model, tokenizer, end=end_of_turn_token(tokenizer)).write(asks)
     return [Sample(prompt, answer.text.strip()) for prompt, answer in zip(prompts, written, strict=True)]
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     if tokenizer.chat_template:
-        return chat_tokens(tokenizer, [Message(role="user", content=prompt)], max_tokens=max_tokens)
+        return encode_chat(tokenizer, [Message(role="user", content=prompt)], max_tokens=max_tokens)
     return encode_prompt(tokenizer, prompt, max_tokens)

@@ -18,7 +18,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.files import try_lock
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Order, Progress, Result, Tracking, now
+from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds, utc_now
 from smallfirst.training.config import TrainConfig
 
 
@@ -29,13 +29,13 @@ def call(*arguments: str) -> str:
 
 def refused(*arguments: str) -> str:
     found = CliRunner().invoke(jobs, arguments).exception
-    assert isinstance(found, ConfigError | queue.NoSuchJob), found
+    assert isinstance(found, ConfigError | queue.JobNotFound), found
     return str(found)
 
 
 def laid_down(name: str, age: timedelta, *kinds: Any) -> JobFolder:
     """A job of this age to which these things have happened."""
-    order = Order(
+    order = JobSpec(
         name=name,
         lesson="chat",
         model="toys/tiny",
@@ -61,7 +61,7 @@ def running() -> Iterator[JobFolder]:
     job = laid_down("cards-b", timedelta(hours=2, minutes=5), "STARTED", "TRAIN_STARTED")
     held = try_lock(job.lock)
     progress = {"step": 30, "epoch": 0.9, "share": 0.3, "loss": 1.0, "tokens_per_s": 100.0, "seconds_left": 260.0}
-    Progress.model_validate({**progress, "at": now()}).save(job.folder / "progress.json")
+    JobProgress.model_validate({**progress, "at": utc_now()}).save(job.folder / "progress.json")
     yield job
     job.log.append("STOPPED", "")
     os.close(held or -1)
@@ -70,8 +70,8 @@ def running() -> Iterator[JobFolder]:
 @pytest.fixture
 def completed() -> JobFolder:
     job = laid_down("pins-a", timedelta(days=3, hours=1), "STARTED", "TRAIN_STARTED", "COMPLETED")
-    Result(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
-    Tracking(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
+    JobResult(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
+    MlflowIds(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
     return job
 
 

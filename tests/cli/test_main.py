@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 import smallfirst
 from smallfirst.cli.main import main
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.models.catalog import CATALOGUE
+from smallfirst.models.catalog import CATALOG
 from smallfirst.project.rows import read_rows
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import read_task_file
 from smallfirst.stats.intervals import wilson
 
 VERBS = (
@@ -109,7 +109,7 @@ def measured(wrong: int, n: int = 100) -> Evaluation:
 
 def evaluated(wrong: int) -> None:
     """A run of the task of which the small model was evaluated."""
-    workspace = Workspace.new("desk")
+    workspace = RunFolder.new("desk")
     (workspace.folder / "run.json").write_text("{}")
     workspace.save_evaluation(measured(wrong))
 
@@ -138,7 +138,7 @@ def test_init_writes_a_template_that_is_read_once_the_rows_are_there(tmp_path: P
     assert result.output == f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}\n"
     assert [path.name for path in target.parent.iterdir()] == ["task.yaml"]
     (target.parent / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
-    task_file = read_taskfile(target)
+    task_file = read_task_file(target)
     assert task_file.name == "tickets"
     assert len(read_rows(task_file).train) > 30
 
@@ -150,7 +150,7 @@ def test_the_settings_that_the_template_leaves_commented_out_are_real_ones(tmp_p
     start = next(i for i, line in enumerate(lines) if line.startswith("name:"))
     shown = [re.sub(r"^(\s*)# (?=\s*[a-z0-9_]+:( |$))", r"\1", line) for line in lines[start:]]
     (tmp_path / "task.yaml").write_text("\n".join(shown))
-    task_file = read_taskfile(tmp_path)
+    task_file = read_task_file(tmp_path)
     assert task_file.labels == ("billing", "delivery")
     assert task_file.large is not None
     assert task_file.large.endpoint is not None
@@ -185,7 +185,7 @@ def test_a_signature_lets_a_failing_candidate_pass_and_keeps_what_it_missed(fold
     assert signed.exit_code == 0
     assert "signed by Ada" in signed.output
     assert "the pilot is small" in signed.output
-    verdict = Workspace.latest("desk").verdicts().of("small")
+    verdict = RunFolder.latest("desk").verdicts().of("small")
     assert verdict.passed
     assert len(verdict.missed) == 1
 
@@ -280,8 +280,8 @@ def test_models_lists_the_catalogue_and_where_it_stands() -> None:
     result = call("models")
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert [line.split()[0] for line in lines] == [entry.name for entry in CATALOGUE]
-    assert all(f"{entry.megabytes} MB" in line for entry, line in zip(CATALOGUE, lines, strict=True))
+    assert [line.split()[0] for line in lines] == [entry.name for entry in CATALOG]
+    assert all(f"{entry.megabytes} MB" in line for entry, line in zip(CATALOG, lines, strict=True))
 
 
 def test_a_base_model_that_is_nowhere_is_an_error_with_a_suggestion() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.data.dataset import Dataset, Example, Message, folded
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 
 
 def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -25,7 +25,7 @@ def labelled(text: str, label: str, line: int = 0) -> Example:
     ],
 )
 def test_folding_keeps_the_words_and_drops_their_dress(text: str, plain: str) -> None:
-    assert folded(text) == plain
+    assert fold_text(text) == plain
 
 
 def test_the_text_of_an_example_is_the_last_thing_the_user_said() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.redaction import in_words, redact, redact_json
+from smallfirst.data.redaction import format_counts, redact, redact_json
 
 GONE = [
     ("write to anna.o'hara+claims@mail.example.co.uk, please", "write to [EMAIL], please", "email"),
@@ -65,8 +65,8 @@ def test_several_finds_are_counted_by_kind() -> None:
     found = redact("a@x.de, b@x.de, 10.0.0.1, https://u:p@h.de/?mail=c@x.de")
     assert found.text == "[EMAIL], [EMAIL], [IP], [URL]"
     assert found.counts == {"email": 2, "ip": 1, "url": 1}
-    assert in_words(found.counts) == "1 url, 2 email, 1 ip"
-    assert in_words({}) == "nothing"
+    assert format_counts(found.counts) == "1 url, 2 email, 1 ip"
+    assert format_counts({}) == "nothing"
 
 
 def test_json_stays_json_and_keys_stay() -> None:

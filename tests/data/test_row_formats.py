@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 
 from smallfirst.data.dataset import Example, Message
-from smallfirst.data.row_formats import Columns, Layout, as_row, layout, read_row
+from smallfirst.data.row_formats import Columns, RowLayout, detect_layout, parse_row, to_row
 
 
 def rules(row: dict[str, Any], *, columns: Columns | None = None, answered: bool = False) -> list[str]:
     """Every rule that the row breaks."""
-    found = layout(row, columns or Columns(), answered=answered)
+    found = detect_layout(row, columns or Columns(), answered=answered)
     if isinstance(found, str):
         return [found]
-    return read_row(row, found, path="rows.jsonl", line=1, labels=None)[1]
+    return parse_row(row, found, path="rows.jsonl", line=1, labels=None)[1]
 
 
 def talk(*roles: str) -> dict[str, object]:
@@ -32,17 +32,17 @@ def talk(*roles: str) -> dict[str, object]:
     ],
 )
 def test_a_shape_is_told_by_its_keys_and_other_keys_do_not_matter(keys: set[str], shape: str) -> None:
-    found = layout(keys, Columns())
-    assert isinstance(found, Layout)
+    found = detect_layout(keys, Columns())
+    assert isinstance(found, RowLayout)
     assert found.shape == shape
 
 
 def test_columns_that_were_named_decide_between_two_shapes() -> None:
     columns = Columns(text="prompt", label="completion")
-    found = layout(["prompt", "completion"], columns)
-    assert found == Layout("label", {"text": "prompt", "label": "completion"})
-    found = layout(["text", "label"], Columns(prompt="text", response="label"))
-    assert found == Layout("prompt", {"prompt": "text", "response": "label"})
+    found = detect_layout(["prompt", "completion"], columns)
+    assert found == RowLayout("label", {"text": "prompt", "label": "completion"})
+    found = detect_layout(["text", "label"], Columns(prompt="text", response="label"))
+    assert found == RowLayout("prompt", {"prompt": "text", "response": "label"})
 
 
 def test_only_an_unmapped_response_may_be_called_completion() -> None:
@@ -51,9 +51,9 @@ def test_only_an_unmapped_response_may_be_called_completion() -> None:
 
 
 def test_a_label_outside_the_list_is_refused() -> None:
-    found = Layout("label", {"text": "text", "label": "label"})
+    found = RowLayout("label", {"text": "text", "label": "label"})
     row = {"text": "a", "label": "crad " * 20}
-    example, broken = read_row(row, found, path="p", line=1, labels=["card"])
+    example, broken = parse_row(row, found, path="p", line=1, labels=["card"])
     assert example is None
     assert broken == [f'label "{"crad " * 12}…" is not one of the 1 labels']
 
@@ -164,23 +164,23 @@ def test_a_chat_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str)
     ],
 )
 def test_an_example_becomes_the_row_it_was(row: dict[str, Any]) -> None:
-    found = layout(row, Columns())
-    assert isinstance(found, Layout)
-    example, _ = read_row(row, found, path="p", line=1, labels=None)
+    found = detect_layout(row, Columns())
+    assert isinstance(found, RowLayout)
+    example, _ = parse_row(row, found, path="p", line=1, labels=None)
     assert example is not None
-    assert as_row(example) == row
+    assert to_row(example) == row
 
 
 def test_a_completion_becomes_a_response() -> None:
     question = (Message(role="user", content="a"),)
     example = Example(messages=question, answer="x", shape="prompt")
-    assert as_row(example) == {"prompt": "a", "response": "x"}
+    assert to_row(example) == {"prompt": "a", "response": "x"}
 
 
 def read_good_row(row: dict[str, Any], **names: str) -> Example:
-    found = layout(row, Columns(**names))
-    assert isinstance(found, Layout), found
-    example, broken = read_row(row, found, path="rows.jsonl", line=1, labels=None)
+    found = detect_layout(row, Columns(**names))
+    assert isinstance(found, RowLayout), found
+    example, broken = parse_row(row, found, path="rows.jsonl", line=1, labels=None)
     assert broken == []
     assert example is not None
     return example
@@ -191,13 +191,13 @@ def test_a_target_is_kept_as_json_on_one_line_whether_written_as_object_or_as_te
     as_text = read_good_row({"text": "11 of us", "target": '{"people":"11",\n"names":["é"]}'})
     assert as_object.answer == as_text.answer == '{"people": "11", "names": ["é"]}'
     assert as_object.shape == "target"
-    assert as_row(as_object) == {"text": "11 of us", "target": {"people": "11", "names": ["é"]}}
+    assert to_row(as_object) == {"text": "11 of us", "target": {"people": "11", "names": ["é"]}}
 
 
 def test_several_right_answers_are_kept_in_order_and_told_once() -> None:
     example = read_good_row({"question": "when?", "answer": ["1972", "December 1972", "1972"]})
     assert example.golds == ("1972", "December 1972")
-    assert read_good_row(as_row(example)) == example
+    assert read_good_row(to_row(example)) == example
 
 
 def test_a_context_stands_before_what_is_asked_and_may_be_missing() -> None:
@@ -213,10 +213,10 @@ def test_a_context_stands_before_what_is_asked_and_may_be_missing() -> None:
 def test_labels_are_a_list_and_each_must_be_known() -> None:
     row = {"text": "late and broken", "labels": ["late", "broken"]}
     assert read_good_row(row).answer == '["late", "broken"]'
-    assert as_row(read_good_row(row)) == row
-    found = layout(row, Columns())
-    assert isinstance(found, Layout)
-    _, broken = read_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
+    assert to_row(read_good_row(row)) == row
+    found = detect_layout(row, Columns())
+    assert isinstance(found, RowLayout)
+    _, broken = parse_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
     assert broken == ['label "broken" is not one of the 2 labels — did you mean "brokn"?']
 
 

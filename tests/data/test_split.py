@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message, folded
-from smallfirst.data.split import split, take_share
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text
+from smallfirst.data.split import sample_share, split
 from smallfirst.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ def places(data: Dataset) -> dict[str, str]:
     place: dict[str, str] = {}
     for name in ("train", "validation", "test"):
         for example in getattr(parts, name).examples:
-            assert place.setdefault(folded(example.text), name) == name
+            assert place.setdefault(fold_text(example.text), name) == name
     return place
 
 
@@ -92,7 +92,7 @@ def test_another_salt_gives_another_split() -> None:
 def test_parts_are_named_after_the_data() -> None:
     parts = split(THOUSAND, validation=0.1, test=0.1)
     assert parts.validation.name == "rows.jsonl:validation"
-    taken, rest = take_share(THOUSAND, 0.25)
+    taken, rest = sample_share(THOUSAND, 0.25)
     assert (taken.name, rest.name) == ("rows.jsonl:0.25", "rows.jsonl:rest")
 
 
@@ -115,15 +115,15 @@ def test_shares_that_cannot_be_are_refused(validation: float, test: float, messa
 
 
 def test_a_larger_share_holds_all_of_a_smaller_one() -> None:
-    (small, _), (large, rest) = take_share(THOUSAND, 0.1), take_share(THOUSAND, 0.4)
+    (small, _), (large, rest) = sample_share(THOUSAND, 0.1), sample_share(THOUSAND, 0.4)
     assert set(small.examples) < set(large.examples)
     assert not set(large.examples) & set(rest.examples)
-    assert len(take_share(THOUSAND, 0)[0]) == 0
-    assert len(take_share(THOUSAND, 1)[1]) == 0
+    assert len(sample_share(THOUSAND, 0)[0]) == 0
+    assert len(sample_share(THOUSAND, 1)[1]) == 0
 
 
 def test_a_share_of_a_part_is_an_ordinary_share() -> None:
     # With one draw for both, no train row could be below the test share.
     train = split(THOUSAND, validation=0.25, test=0.25).train
-    taken, _ = take_share(train, 0.25)
+    taken, _ = sample_share(train, 0.25)
     assert len(taken) == pytest.approx(len(train) / 4, abs=40)

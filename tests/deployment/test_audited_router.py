@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.deployment.audited_router import Auditing, Live
-from smallfirst.deployment.monitoring_routes import MOST_VERDICTS, LiveRouters
+from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
+from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
-from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router
 from smallfirst.serving.ledger.ledger import Ledger
@@ -48,7 +48,7 @@ class Says:
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -60,7 +60,7 @@ def certificate(*, issued: bool = True) -> Certificate:
         why="13 of 720 wrong" if issued else "too few labels",
         promised_error=0.05,
         confidence=0.95,
-        threshold=0.5 if issued else NOTHING_KEPT,
+        threshold=0.5 if issued else NEVER_ACCEPT,
         n_labels=100,
         n_kept=60,
         errors_kept=0,
@@ -88,8 +88,8 @@ class Setting:
         def monitor() -> Monitor:
             return Monitor(chosen, limit=0.05, reference_confidence=[], shadow=not issued)
 
-        auditing = Auditing(judge, lambda draft, other: draft == other)
-        self.live = Live(router, monitor, ledger=ledger, auditing=auditing, draw=random.Random(0))
+        auditing = AuditSettings(judge, lambda draft, other: draft == other)
+        self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, draw=random.Random(0))
 
     async def ask(self, n: int = 1) -> list[Completion]:
         """`n` answers, each audited before the next is asked."""
@@ -289,7 +289,7 @@ Running = Callable[..., Any]
 @pytest.fixture
 def house(ledger: Ledger, running: Running) -> Iterator[tuple[Setting, httpx.Client]]:
     setting = Setting(ledger)
-    extension = LiveRouters([setting.live], ledger)
+    extension = MonitoringRoutes([setting.live], ledger)
     with (
         running({"tickets": setting.live}, ledger, ServeSettings(), extension=extension) as at,
         httpx.Client(base_url=at.url) as client,
@@ -351,8 +351,8 @@ def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(house: tuple[Set
     setting, client = house
     id = chat(client)["id"]
     codes = [client.post("/v1/feedback", json={"id": id, "verdict": "right"}).status_code for _ in range(18)]
-    assert codes == [200] * MOST_VERDICTS + [409] * 2
-    assert len(setting.ledger.entries(FeedbackRow)) == MOST_VERDICTS
+    assert codes == [200] * MAX_VERDICTS + [409] * 2
+    assert len(setting.ledger.entries(FeedbackRow)) == MAX_VERDICTS
 
 
 def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.Client]) -> None:
@@ -375,7 +375,7 @@ def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.C
 def test_a_watcher_that_fails_takes_no_answer_away(
     ledger: Ledger, running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken(LiveRouters):
+    class Broken(MonitoringRoutes):
         def answered(self, id: str, request: Request, completion: Completion) -> None:
             raise RuntimeError("broken")
 
@@ -393,7 +393,7 @@ def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, ru
     setting = Setting(ledger, judge="person")
     with (
         running(
-            {"tickets": setting.live}, ledger, ServeSettings(), extension=LiveRouters([setting.live], ledger)
+            {"tickets": setting.live}, ledger, ServeSettings(), extension=MonitoringRoutes([setting.live], ledger)
         ) as at,
         httpx.Client(base_url=at.url) as client,
     ):

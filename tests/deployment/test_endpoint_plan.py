@@ -12,22 +12,22 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import (
     Cascade,
-    External,
-    Plan,
-    Registered,
-    Split,
-    build,
+    EndpointPlan,
+    ExternalEntity,
+    RegisteredEntity,
+    TrafficSplit,
     external_model,
-    versions_now,
+    load_endpoint,
+    resolve_versions,
 )
 from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
-from smallfirst.gate.gate import GateLine, Verdict
-from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.gate.gate import CheckResult, Verdict
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Scores, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Scores, stream_in_one_chunk
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook, TokenPrice
-from smallfirst.project.task_file import Signature
+from smallfirst.project.task_file import SignedOverride
 from smallfirst.registry import versions as registry
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
@@ -49,7 +49,7 @@ class Says:
         return Completion(text=self.name, answered_by=self.name, latency_ms=1, cost_usd=0.5, confidence=0.7)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         self.closed += 1
@@ -59,9 +59,9 @@ def ask(model: Model, text: str = "where is my card", **tags: str) -> Completion
     return asyncio.run(model.complete(Request.ask(text).model_copy(update={"tags": tags})))
 
 
-def split(**percent: int) -> Split:
+def split(**percent: int) -> TrafficSplit:
     models = {name: Says(name) for name in percent}
-    return Split("desk", models, percent, sticky_by=("user", "team"), chance=random.Random(1).random)
+    return TrafficSplit("desk", models, percent, sticky_by=("user", "team"), chance=random.Random(1).random)
 
 
 def test_each_entity_gets_its_share_of_requests_by_chance() -> None:
@@ -107,8 +107,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
-        LinearScorer.fit("words", toy_rows, toy_task).save(folder / "m", Manifest(kind="words", task=toy_task, base=""))
-        line = GateLine(bar="accuracy at least 0.9", measured="1.0 n=24", passed=True)
+        LinearClassifier.fit("words", toy_rows, toy_task).save(
+            folder / "m", Manifest(kind="words", task=toy_task, base="")
+        )
+        line = CheckResult(bar="accuracy at least 0.9", measured="1.0 n=24", passed=True)
         verdict = Verdict(candidate="words", lines=(line,), passed=True, evaluation_fingerprint="e")
         for _ in range(2):
             registry.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
@@ -143,10 +145,10 @@ def keep(found: Certificate) -> None:
     registry.attach(NAME, 1, "certificate.json", found.model_dump_json().encode())
 
 
-def plan(version: str = "1", *, cascade: Cascade | None = None) -> Plan:
-    return Plan(
-        registered=(Registered(name="tickets", model=NAME, version=version),),
-        external=(External(name="big", endpoint=ELSEWHERE),),
+def plan(version: str = "1", *, cascade: Cascade | None = None) -> EndpointPlan:
+    return EndpointPlan(
+        registered=(RegisteredEntity(name="tickets", model=NAME, version=version),),
+        external=(ExternalEntity(name="big", endpoint=ELSEWHERE),),
         percent={"tickets": 100},
         cascade=cascade,
     )
@@ -154,11 +156,11 @@ def plan(version: str = "1", *, cascade: Cascade | None = None) -> Plan:
 
 @pytest.mark.usefixtures("store")
 def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone() -> None:
-    assert versions_now(plan("@champion")) == {"tickets": 1}
-    assert versions_now(plan("2")) == {"tickets": 2}
+    assert resolve_versions(plan("@champion")) == {"tickets": 1}
+    assert resolve_versions(plan("2")) == {"tickets": 2}
     with pytest.raises(RegistryError, match='no version called "shadow"'):
-        versions_now(plan("@shadow"))
-    built = build("desk", plan("@champion"))
+        resolve_versions(plan("@shadow"))
+    built = load_endpoint("desk", plan("@champion"))
     assert set(built.models) == {"desk", "desk/tickets", "desk/big"}
     assert built.versions == {"tickets": 1}
     found = ask(built.models["desk"])
@@ -171,7 +173,7 @@ def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_ent
 
 @pytest.mark.usefixtures("store")
 def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest() -> None:
-    built = build("desk", plan(cascade=Cascade(fallback="big")))
+    built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")))
     sure = ask(built.models["desk"], "where is my card")
     assert sure.route is not None
     assert (sure.text, sure.route.stage, sure.route.certified) == ("card_arrival", "small", True)
@@ -187,13 +189,13 @@ def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest() -
 @pytest.mark.usefixtures("store")
 def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs() -> None:
     with pytest.raises(StageMissing, match="tickets version 2 has no certificate"):
-        build("desk", plan("2", cascade=Cascade(fallback="big")))
+        load_endpoint("desk", plan("2", cascade=Cascade(fallback="big")))
     keep(certificate(issued=False))
     try:
         with pytest.raises(StageMissing, match="too few labels"):
-            build("desk", plan(cascade=Cascade(fallback="big")))
-        signed = Cascade(fallback="big", override=Signature(by="Ada", because="pilot"))
-        found = ask(build("desk", plan(cascade=signed)).models["desk"], "xyz")
+            load_endpoint("desk", plan(cascade=Cascade(fallback="big")))
+        signed = Cascade(fallback="big", override=SignedOverride(by="Ada", because="pilot"))
+        found = ask(load_endpoint("desk", plan(cascade=signed)).models["desk"], "xyz")
         assert found.route is not None
         assert "signed for by Ada: pilot" in found.route.why
         assert not found.route.certified
@@ -204,9 +206,9 @@ def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs
 def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     hosted = EndpointConfig(base_url="https://llm.example.com/v1", model="house-7b", api_key_env="HOUSE_KEY")
     with pytest.raises(PriceUnknown, match=r'h: no price for "house-7b"[\s\S]*smallfirst: \{prices: \{tokens: '):
-        external_model(External(name="h", endpoint=hosted), PriceBook())
+        external_model(ExternalEntity(name="h", endpoint=hosted), PriceBook())
     prices = PriceBook(tokens={"house-7b": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=2)})
     with pytest.raises(ConfigError, match="HOUSE_KEY"):
-        external_model(External(name="h", endpoint=hosted), prices)
+        external_model(ExternalEntity(name="h", endpoint=hosted), prices)
     monkeypatch.setenv("HOUSE_KEY", "k")
-    assert external_model(External(name="h", endpoint=hosted), prices).name == "house-7b"
+    assert external_model(ExternalEntity(name="h", endpoint=hosted), prices).name == "house-7b"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.deployment.hot_swap import Crew, Fleet, Kept
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet, SharedModel
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 
@@ -47,8 +47,8 @@ class Embedding(Gated):
         return [self.name, *texts]
 
 
-def crew(model: Gated, slot: str = "toy", served: str = "toy") -> Crew:
-    return Crew(slot, {served: model}, model)
+def crew(model: Gated, slot: str = "toy", served: str = "toy") -> ModelSet:
+    return ModelSet(slot, {served: model}, model)
 
 
 async def under_way(door: Model) -> asyncio.Task[Completion]:
@@ -59,7 +59,7 @@ async def under_way(door: Model) -> asyncio.Task[Completion]:
 
 def test_a_request_ends_where_it_began_and_the_next_one_goes_to_the_new_crew() -> None:
     async def change() -> None:
-        old, new, fleet = Gated("old"), Gated("new"), Fleet()
+        old, new, fleet = Gated("old"), Gated("new"), HotSwapModels()
         fleet.put([crew(old)])
         door = fleet["toy"]
         before = await under_way(door)
@@ -81,7 +81,7 @@ def test_a_request_ends_where_it_began_and_the_next_one_goes_to_the_new_crew() -
 
 def test_a_crew_lingers_after_its_last_request() -> None:
     async def change() -> None:
-        old, fleet = Gated("old"), Fleet()
+        old, fleet = Gated("old"), HotSwapModels()
         old.gate.set()
         fleet.put([crew(old)])
         await fleet["toy"].complete(ASKED)
@@ -94,7 +94,7 @@ def test_a_crew_lingers_after_its_last_request() -> None:
 
 def test_a_stream_that_is_left_gives_its_place_back_and_ends_the_models_stream() -> None:
     async def change() -> None:
-        old, fleet = Gated("old"), Fleet()
+        old, fleet = Gated("old"), HotSwapModels()
         fleet.put([crew(old)])
         pieces: Any = fleet["toy"].stream(ASKED)
         assert (await anext(pieces)).text == "old"
@@ -109,7 +109,7 @@ def test_a_stream_that_is_left_gives_its_place_back_and_ends_the_models_stream()
 
 def test_a_failure_gives_its_place_back_too() -> None:
     async def change() -> None:
-        old, fleet = Gated("old"), Fleet()
+        old, fleet = Gated("old"), HotSwapModels()
         old.closed, _ = 1, old.gate.set()
         fleet.put([crew(old)])
         with pytest.raises(ModelError, match="old is closed"):
@@ -122,7 +122,7 @@ def test_a_failure_gives_its_place_back_too() -> None:
 
 def test_a_door_can_do_what_the_model_behind_it_can() -> None:
     async def change() -> None:
-        fleet = Fleet()
+        fleet = HotSwapModels()
         fleet.put([crew(Embedding("first"))])
         door: Any = fleet["toy"]
         assert Capability.EMBEDDINGS in door.capabilities
@@ -137,14 +137,14 @@ def test_a_door_can_do_what_the_model_behind_it_can() -> None:
 
 def test_slots_come_and_go_by_name_and_the_rest_stays() -> None:
     async def change() -> None:
-        a, auto, fleet = Gated("a"), Gated("auto"), Fleet()
+        a, auto, fleet = Gated("a"), Gated("auto"), HotSwapModels()
         fleet.put([crew(a), crew(auto, "auto", "auto")])
         names = iter(fleet)
         assert next(names) == "toy"
         fleet.put([], without=("auto",))
         assert list(names) == ["auto"]  # whoever was going through the names is not disturbed
         assert (list(fleet), len(fleet), "auto" in fleet) == (["toy"], 1, False)
-        assert fleet.on_duty["toy"].models == {"toy": a}
+        assert fleet.active["toy"].models == {"toy": a}
         await fleet.aclose()
         assert (a.closed, auto.closed, list(fleet)) == (1, 1, [])
         with pytest.raises(ModelError, match="toy is served no more"):
@@ -157,7 +157,7 @@ def test_a_shared_model_stays_open() -> None:
     async def change() -> None:
         large = Gated("large")
         large.gate.set()
-        kept = Kept(large)
+        kept = SharedModel(large)
         await kept.aclose()
         assert (await kept.complete(ASKED)).text == "large"
         assert [c.text async for c in kept.stream(ASKED)] == ["large", ""]

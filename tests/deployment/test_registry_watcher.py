@@ -19,8 +19,8 @@ import pytest
 
 from smallfirst.cli.explain import explanation, in_words
 from smallfirst.deployment import registry_watcher as module
-from smallfirst.deployment.registry_watcher import Following
-from smallfirst.deployment.service import served
+from smallfirst.deployment.registry_watcher import RegistryWatcher
+from smallfirst.deployment.service import deploy
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.paths import home
@@ -32,15 +32,15 @@ TEXT = "where is my card"
 SERVER = """
 import sys
 from pathlib import Path
-from smallfirst.deployment.service import served
+from smallfirst.deployment.service import deploy
 from smallfirst.paths import home
 from smallfirst.serving.app import serve
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.project.task_file import read_task_file
 
 ledger = Ledger(home() / "ledger.db")
-found = served([read_taskfile(Path(sys.argv[1]))], ledger, follow_every_s=0.25)
+found = deploy([read_task_file(Path(sys.argv[1]))], ledger, follow_every_s=0.25)
 serve(found.models, ledger=ledger, settings=ServeSettings(port=0), extension=found.watch)
 """
 
@@ -60,12 +60,12 @@ def states(ledger: Ledger) -> list[str]:
     return [row.why for row in ledger.entries(StateRow, task="toy")]
 
 
-def start(desk, ledger: Ledger, *turns: int) -> Following:
+def start(desk, ledger: Ledger, *turns: int) -> RegistryWatcher:
     """Versions 1, 2, …, the first one champion, served in this process without a thread."""
     for turn in turns:
         desk.register(turn)
     registry.promote(registry.resolve("main.desk.toy/1").name, 1)
-    return served([desk.file], ledger).watch
+    return deploy([desk.file], ledger).watch
 
 
 def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     first = answer(small)
     assert (first.answered_by, watch.look()) == ("toy-small@1", [])
     assert list(watch.fleet) == ["toy", "toy-small"]
-    left = watch.fleet.on_duty["toy"].models["toy-small"]
+    left = watch.fleet.active["toy"].models["toy-small"]
 
     registry.promote("main.desk.toy", 2)
     assert watch.look() == ["toy"]
@@ -86,7 +86,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     kept = answer(router)
     assert kept.route is not None
     assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
-    assert watch.by_task["toy"].certificate == watch.fleet.on_duty["toy"].models["toy"].certificate  # type: ignore[attr-defined]
+    assert watch.by_task["toy"].certificate == watch.fleet.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
 
     registry.rollback("main.desk.toy")
     assert watch.look() == ["toy"]
@@ -283,9 +283,9 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
         desk.register(turn)
     registry.promote("main.desk.toy", 1)
     with pytest.raises(registry.RegistryError, match="leads to the challenger, and no version"):
-        served([desk.file], ledger)
+        deploy([desk.file], ledger)
     point(2)
-    watch = served([desk.file], ledger).watch
+    watch = deploy([desk.file], ledger).watch
     assert answer(watch.fleet["toy"]).answered_by == "toy-challenger@2"
     point(3)
     assert watch.look() == ["toy"]
@@ -301,7 +301,7 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
 
 def point(version: int | None) -> None:
     """@challenger names this version, or nothing."""
-    from smallfirst.registry.mlflow_runs import client
+    from smallfirst.registry.runs import client
 
     if version is None:
         client().delete_registered_model_alias("main.desk.toy", "challenger")

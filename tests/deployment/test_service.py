@@ -12,12 +12,12 @@ import pytest
 from smallfirst.deployment import service
 from smallfirst.deployment import task_deployment as desks
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
-from smallfirst.models.protocol import Step
+from smallfirst.models.protocol import RouteStep
 from smallfirst.paths import home
 from smallfirst.pipeline import router_setup
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
-from smallfirst.routing.policies import Always, Budget, Purse
+from smallfirst.routing.policies import AlwaysPolicy, Budget, BudgetTracker
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
@@ -32,12 +32,12 @@ def task_file(**routing: Any) -> TaskFile:
 
 def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
     policies = [{"kind": "always", "to": "words"}]
-    rules = router_setup.rules_of(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
-    assert rules.before == [Always(kind="always", to="words")]
+    rules = router_setup.routing_rules(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
+    assert rules.before == [AlwaysPolicy(kind="always", to="words")]
     assert rules.budget is not None
-    assert (rules.budget.usd, rules.expected_usd, rules.signed) == (2.0, {"large": 0.5}, "")
-    signed = router_setup.rules_of(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
-    assert (signed.signed, signed.expected_usd) == ("Ada: pilot", {})
+    assert (rules.budget.usd, rules.expected_cost_usd, rules.signed) == (2.0, {"large": 0.5}, "")
+    signed = router_setup.routing_rules(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
+    assert (signed.signed, signed.expected_cost_usd) == ("Ada: pilot", {})
 
 
 def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> None:
@@ -45,18 +45,18 @@ def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> N
     with pytest.raises(
         ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, challenger, general"
     ):
-        router_setup.rules_of(file, None, Path())
+        router_setup.routing_rules(file, None, Path())
 
 
 def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_challenger(tmp_path: Path) -> None:
     file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "always", "to": "large"}])
-    alone = router_setup.rules_of(file, None, tmp_path)
+    alone = router_setup.routing_rules(file, None, tmp_path)
     assert [policy.to for policy in alone.before] == ["large"]
     with pytest.raises(RegistryError):
-        router_setup.challenger_of(file)
-    assert router_setup.challenger_of(task_file()) == ()
+        router_setup.challenger_stages(file)
+    assert router_setup.challenger_stages(task_file()) == ()
     beside = (Stage("challenger", None),)  # type: ignore[arg-type]  # it is not asked here
-    both = router_setup.rules_of(file, None, tmp_path, beside)
+    both = router_setup.routing_rules(file, None, tmp_path, beside)
     assert ([policy.to for policy in both.before], both.beside) == (["challenger", "large"], beside)
 
 
@@ -80,14 +80,14 @@ def test_two_tasks_of_one_name_and_a_task_called_auto_are_refused(tmp_path: Path
     ledger = Ledger(home() / "ledger.db")
     auto = task_file().model_copy(update={"name": "auto"})
     with pytest.raises(ConfigError, match="two things would be served as 'auto'"):
-        service.served([auto], ledger)
+        service.deploy([auto], ledger)
     ledger.close()
 
 
 def test_without_a_champion_nothing_is_served(tmp_path: Path) -> None:
     ledger = Ledger(home() / "ledger.db")
     with pytest.raises((RegistryError, StageMissing)):
-        service.served([task_file()], ledger)
+        service.deploy([task_file()], ledger)
     ledger.close()
 
 
@@ -95,8 +95,8 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
     ledger, now = Ledger(home() / "ledger.db"), datetime.now(UTC)
 
     def answer(id: str, hours_ago: float, cost_usd: float, **values: Any) -> None:
-        step = Step(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
-        draft = Step(stage="small", decision="passed on", why="not sure enough", model="desk-small")
+        step = RouteStep(stage="large", decision="answered", why="asked last", cost_usd=cost_usd)
+        draft = RouteStep(stage="small", decision="passed on", why="not sure enough", model="desk-small")
         trail = f"[{draft.model_dump_json()},{step.model_dump_json()}]"
         given = {"id": id, "at": now - timedelta(hours=hours_ago), "served_name": "desk", "status": 200}
         ledger.append(LedgerRow.model_validate({**given, "latency_ms": 1.0, "task": "desk", "trail": trail, **values}))
@@ -108,8 +108,8 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
     answer("outside", 1, 5.0, trail=outside)
     answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
     clock = [0.0]
-    purse = Purse(Budget(usd=1.0, per="day"), now=lambda: clock[0])
-    desks.remember(purse, ledger, "desk")
+    purse = BudgetTracker(Budget(usd=1.0, per="day"), now=lambda: clock[0])
+    desks.restore_spending(purse, ledger, "desk")
     ledger.close()
     assert purse.allows(0.2)
     assert not purse.allows(0.3)
@@ -120,6 +120,6 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
 def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> None:
     endpoint = {"base_url": "https://api.example.com/v1", "model": "big"}
     values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "large": {"endpoint": endpoint}}
-    tracing = service.tracing_of([parse_record(TaskFile, values, where="task.yaml"), task_file()])
+    tracing = service.trace_plugin([parse_record(TaskFile, values, where="task.yaml"), task_file()])
     assert tracing._told.providers == {"big": "api.example.com"}
     asyncio.run(tracing.aclose())

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from smallfirst.errors import DataError
-from smallfirst.evaluation.ability_probe import Probe, ProbeResult, Question, model_fingerprint, read_probe, take_probe
+from smallfirst.evaluation.ability_probe import Probe, ProbeResult, Question, model_fingerprint, read_probe, run_probe
 
 
 def written(path: Path, *lines: object) -> Path:
@@ -100,12 +100,12 @@ def test_the_model_is_right_where_the_right_answer_is_the_likeliest(tiny_folder:
         Question(prompt="what is it", answer=(right,), wrong=tuple(a for a in answers if a != right))
         for right in answers
     )
-    result = take_probe(Probe(name="four", questions=asked), tiny_folder, name="tiny")
+    result = run_probe(Probe(name="four", questions=asked), tiny_folder, name="tiny")
     assert sum(result.right) == 1  # one of four answers to the same question is the likeliest
     best = answers[result.right.index(True)]
     other, *rest = [answer for answer in answers if answer != best]
     either = Question(prompt="what is it", answer=(other, best), wrong=tuple(rest))
-    assert take_probe(Probe(name="two", questions=(either,)), tiny_folder, name="tiny").right == (True,)
+    assert run_probe(Probe(name="two", questions=(either,)), tiny_folder, name="tiny").right == (True,)
     assert result.model == "tiny"
     assert (result.accuracy.value, result.accuracy.n) == (0.25, 4)
 
@@ -115,12 +115,12 @@ def test_equally_likely_answers_are_not_right(tiny_folder: Path, tmp_path: Path)
     shutil.copytree(tiny_folder, folder)
     weights = {name: tensor * 0 for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert not any(take_probe(read_probe(), folder, name="flat").right)
+    assert not any(run_probe(read_probe(), folder, name="flat").right)
 
 
 def test_a_result_tells_model_and_questions_apart(tiny_folder: Path, tmp_path: Path) -> None:
     probe = Probe(name="one", questions=(Question(prompt="a", answer=("b",), wrong=("c",)),))
-    result = take_probe(probe, tiny_folder, name="tiny")
+    result = run_probe(probe, tiny_folder, name="tiny")
     assert result.probe_fingerprint == probe.fingerprint()
     assert result.model_fingerprint == model_fingerprint(tiny_folder)
     assert ProbeResult.model_validate_json(result.model_dump_json()) == result

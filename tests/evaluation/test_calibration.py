@@ -13,16 +13,16 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from smallfirst.evaluation.calibration import (
-    FEWEST_ROWS,
-    brier,
+    MIN_ROWS,
+    brier_score,
     equal_count_bins,
     expected_calibration_error,
     fit_calibration,
     fit_isotonic,
     fit_temperature,
 )
-from smallfirst.models.confidence import TIE_BREAK, Calibration, Steps, features_of
-from smallfirst.models.label_model import tempered
+from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve, features_of
+from smallfirst.models.label_model import softmax
 
 
 def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[
     draw = np.random.default_rng(3)
     logits = draw.normal(0, 2, (n, labels))
     said = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    truth = tempered(said, temperature)
+    truth = softmax(said, temperature)
     gold = (truth.cumsum(axis=1) > draw.random((n, 1))).argmax(axis=1)
     return said, gold
 
@@ -43,7 +43,7 @@ def test_the_temperature_that_was_applied_is_found_again(temperature: float) -> 
 def test_the_fitted_temperature_leaves_less_calibration_error_and_the_same_answers() -> None:
     said, gold = simulated(2.0)
     right = said.argmax(axis=1) == gold
-    before, after = np.exp(said), tempered(said, fit_temperature(said, gold))
+    before, after = np.exp(said), softmax(said, fit_temperature(said, gold))
     assert (after.argmax(axis=1) == before.argmax(axis=1)).all()
     assert expected_calibration_error(before.max(axis=1), right) > 0.1
     assert expected_calibration_error(after.max(axis=1), right) < 0.02
@@ -67,8 +67,8 @@ def test_errors_of_an_all_but_certain_model_still_show_which_temperature_is_best
 def test_without_rows_nothing_is_changed() -> None:
     assert fit_temperature(np.zeros((0, 3)), np.zeros(0, dtype=int)) == 1.0
     assert expected_calibration_error([], []) == 0.0
-    assert brier([], []) == 0.0
-    assert fit_isotonic([], []) == Steps()
+    assert brier_score([], []) == 0.0
+    assert fit_isotonic([], []) == IsotonicCurve()
     assert fit_calibration([], []) == Calibration()
     assert equal_count_bins([], 10) == []
 
@@ -105,14 +105,14 @@ def test_no_step_claims_certainty() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(-100, 1), st.booleans()), min_size=FEWEST_ROWS, max_size=60),
+    st.lists(st.tuples(st.floats(-100, 1), st.booleans()), min_size=MIN_ROWS, max_size=60),
     st.lists(st.floats(-150, 50), min_size=2, max_size=10),
 )
 def test_steps_keep_the_order_and_leave_the_mean_right(rows: list[tuple[float, bool]], values: list[float]) -> None:
     said, right = [s for s, _ in rows], [r for _, r in rows]
     steps = fit_isotonic(said, right)
     if all(right) or not any(right):
-        assert steps == Steps()
+        assert steps == IsotonicCurve()
         return
     found = [steps.at(value) for value in sorted(values)]
     assert found == sorted(found)
@@ -131,7 +131,7 @@ def test_a_calibration_ranks_answers_better_than_their_own_probability_and_means
     assert roc_auc_score(held_out_right, after) > roc_auc_score(held_out_right, before) + 0.1
     assert expected_calibration_error(before, held_out_right) > 0.3
     assert expected_calibration_error(after, held_out_right) < 0.06
-    assert brier(after, held_out_right) < brier(before, held_out_right) - 0.1
+    assert brier_score(after, held_out_right) < brier_score(before, held_out_right) - 0.1
 
 
 def test_where_the_own_probability_says_it_all_nothing_else_is_weighed() -> None:
@@ -155,24 +155,24 @@ def test_with_few_errors_the_order_is_that_of_the_own_probability() -> None:
     assert fitted.centres == pytest.approx(np.mean([features_of(answer) for answer in tokens], axis=0))
 
 
-@pytest.mark.parametrize(("n", "kinds"), [(FEWEST_ROWS - 1, 2), (FEWEST_ROWS, 1), (500, 1)])
+@pytest.mark.parametrize(("n", "kinds"), [(MIN_ROWS - 1, 2), (MIN_ROWS, 1), (500, 1)])
 def test_too_few_rows_and_rows_of_one_kind_leave_it_unfitted(n: int, kinds: int) -> None:
     tokens, _ = answers(n)
     for first in (True, False):
         right = [first if kinds == 1 else i % 2 == 0 for i in range(n)]
         assert fit_calibration(tokens, right) == Calibration()
-        assert fit_isotonic([i / n for i in range(n)], right) == Steps()
+        assert fit_isotonic([i / n for i in range(n)], right) == IsotonicCurve()
 
 
 def test_thirty_rows_of_both_kinds_are_enough() -> None:
-    tokens, _ = answers(FEWEST_ROWS)
-    assert fit_calibration(tokens, [i > 0 for i in range(FEWEST_ROWS)]).n_rows == FEWEST_ROWS
+    tokens, _ = answers(MIN_ROWS)
+    assert fit_calibration(tokens, [i > 0 for i in range(MIN_ROWS)]).n_rows == MIN_ROWS
 
 
 def test_every_answer_needs_its_outcome() -> None:
     with pytest.raises(ValueError, match="differ in number: 1 and 2"):
         fit_calibration([[-0.1]], [True, False])
-    for measure in (fit_isotonic, brier, expected_calibration_error):
+    for measure in (fit_isotonic, brier_score, expected_calibration_error):
         with pytest.raises(ValueError, match="differ in number: 1 and 2"):
             measure([0.5], [True, False])
 
@@ -181,7 +181,7 @@ def test_every_answer_needs_its_outcome() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
 def test_brier_agrees_with_scikit_learn(rows: list[tuple[float, bool]]) -> None:
     said, right = [s for s, _ in rows], [r for _, r in rows]
-    assert brier(said, right) == pytest.approx(brier_score_loss(right, said, labels=[False, True]))
+    assert brier_score(said, right) == pytest.approx(brier_score_loss(right, said, labels=[False, True]))
 
 
 def test_the_calibration_error_is_the_weighted_gap_of_bins_of_equal_count() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import Unavailable
-from smallfirst.evaluation.evaluate import Measuring, compare, evaluate, restrict
+from smallfirst.evaluation.evaluate import EvaluationSetup, compare, evaluate, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, Route, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, Route, stream_in_one_chunk
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
@@ -48,7 +48,7 @@ class Scripted:
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -69,7 +69,7 @@ def rows(*texts: str) -> Dataset:
 
 
 def measured(script: dict[str, str], candidate: str, *texts: str, probe: int = 0) -> Evaluation:
-    measuring = Measuring(TASK, rows(*(texts or GOLD)), split="test")
+    measuring = EvaluationSetup(TASK, rows(*(texts or GOLD)), split="test")
     return asyncio.run(evaluate(Scripted(script), measuring, candidate=candidate, probe_rows=probe, note="as said"))
 
 
@@ -105,13 +105,15 @@ def test_latency_is_measured_one_request_at_a_time_and_throughput_with_all_in_fl
 
 def test_the_probe_warms_up_on_three_rows_and_then_asks_as_many_as_it_was_told() -> None:
     model = Scripted(GOLD)
-    asyncio.run(evaluate(model, Measuring(TASK, rows(*GOLD), split="test"), candidate="small", probe_rows=4))
+    asyncio.run(evaluate(model, EvaluationSetup(TASK, rows(*GOLD), split="test"), candidate="small", probe_rows=4))
     assert model.asked == [*GOLD, "rose", "fire", "grass", "rose", "fire", "grass", "sea"]
 
 
 def test_progress_counts_every_row_once() -> None:
     told: list[tuple[int, int]] = []
-    measuring = Measuring(TASK, rows(*GOLD), split="test", progress=lambda done, total: told.append((done, total)))
+    measuring = EvaluationSetup(
+        TASK, rows(*GOLD), split="test", progress=lambda done, total: told.append((done, total))
+    )
     asyncio.run(evaluate(Scripted(GOLD), measuring, candidate="small"))
     assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
@@ -121,7 +123,7 @@ def test_the_stage_that_answered_is_taken_from_the_route() -> None:
         "rose": Route(stage="small", why="sure", certified=True),
         "sea": Route(stage="large", why="unsure", certified=False),
     }
-    measuring = Measuring(TASK, rows("rose", "sea", "sky"), split="test")
+    measuring = EvaluationSetup(TASK, rows("rose", "sea", "sky"), split="test")
     found = asyncio.run(evaluate(Scripted(GOLD, routes), measuring, candidate="routed"))
     assert [(row.stage, row.certified) for row in found.rows] == [("small", True), ("large", False), ("routed", False)]
     assert (found.share("small"), found.share("large")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
@@ -129,25 +131,25 @@ def test_the_stage_that_answered_is_taken_from_the_route() -> None:
 
 def test_confidence_is_as_the_router_reads_it() -> None:
     routes = {"rose": Route(stage="small", why="sure", certified=True, confidence=0.5)}
-    measuring = Measuring(TASK, rows("rose", "sky"), split="test")
+    measuring = EvaluationSetup(TASK, rows("rose", "sky"), split="test")
     found = asyncio.run(evaluate(Scripted(GOLD, routes), measuring, candidate="routed"))
     assert [row.confidence for row in found.rows] == [0.5, 0.75]
 
 
 def test_a_model_that_does_not_answer_ends_the_evaluation() -> None:
     with pytest.raises(Unavailable, match="down"):
-        asyncio.run(evaluate(Down(GOLD), Measuring(TASK, rows("sea"), split="test"), candidate="large"))
+        asyncio.run(evaluate(Down(GOLD), EvaluationSetup(TASK, rows("sea"), split="test"), candidate="large"))
 
 
 def test_no_rows_show_nothing() -> None:
-    empty = Measuring(TASK, Dataset(name="none", examples=()), split="test")
+    empty = EvaluationSetup(TASK, Dataset(name="none", examples=()), split="test")
     found = asyncio.run(evaluate(Scripted(GOLD), empty, candidate="small"))
     assert (found.accuracy, found.p50_ms, found.cost_usd_per_1k) == (wilson(0, 0), 0.0, 0.0)
 
 
 def test_a_part_of_an_evaluation_asks_nothing_again_and_keeps_the_measured_latency() -> None:
     whole = measured(GOLD | {"sky": "red"}, "small", probe=2)
-    part = restrict(whole, Measuring(TASK, rows("sky", "rose"), split="part"))
+    part = restrict_to_rows(whole, EvaluationSetup(TASK, rows("sky", "rose"), split="part"))
     assert [row.text for row in part.rows] == ["sky", "rose"]
     assert part.accuracy == wilson(1, 2)
     assert (part.p50_ms, part.p95_ms, part.requests_per_s) == (whole.p50_ms, whole.p95_ms, whole.requests_per_s)
@@ -157,7 +159,7 @@ def test_a_part_of_an_evaluation_asks_nothing_again_and_keeps_the_measured_laten
 
 def test_a_row_that_was_never_measured_is_left_out_of_a_part() -> None:
     whole = measured(GOLD, "small", "sea", "sky")
-    assert restrict(whole, Measuring(TASK, rows("sea", "fire"), split="part")).accuracy.n == 1
+    assert restrict_to_rows(whole, EvaluationSetup(TASK, rows("sea", "fire"), split="part")).accuracy.n == 1
 
 
 def test_two_evaluations_are_paired_by_content_on_the_rows_both_have_seen() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
-from smallfirst.evaluation.label_errors import Suspect, apply_relabels, export, suspects
+from smallfirst.evaluation.label_errors import Suspect, apply_relabels, find_label_errors, write_suspects
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.stats.intervals import wilson
 
@@ -57,19 +57,19 @@ CLEAN: dict[str, Said] = {key: (GOLD[key], 0.6) for key in ("a1", "a2", "a3", "b
 
 def test_a_row_is_suspect_from_the_mean_confidence_of_the_label_that_is_said() -> None:
     # "a" is said of rows given as a with 0.6 on average: 0.6 is sure, 0.59 is not.
-    (found,) = suspects([heard("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
+    (found,) = find_label_errors([heard("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
     assert found == Suspect(
         key="x", text="text of x", gold="b", said="a", confidence=0.6, agrees=("small",), evidence=0.6
     )
-    assert suspects([heard("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
+    assert find_label_errors([heard("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
 
 
 def test_without_a_mean_only_high_confidence_is_sure() -> None:
     few = {key: said for key, said in CLEAN.items() if key != "a3"}  # two rows make no mean
     golds = GOLD | {"a3": "a"}
     other = heard("words", golds, {"a3": ("a", None)})
-    assert suspects([heard("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
-    assert [s.key for s in suspects([heard("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
+    assert find_label_errors([heard("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
+    assert [s.key for s in find_label_errors([heard("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
 
 
 def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_answer_lowers_it() -> None:
@@ -78,18 +78,18 @@ def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_ans
     unsure_of_it = heard("large", GOLD, {"x": ("a", None)})
     against_it = heard("encoder", GOLD, {"x": ("b", 0.5)})
     evidence = [
-        suspects(list(evaluations))[0].evidence
+        find_label_errors(list(evaluations))[0].evidence
         for evaluations in ([alone, with_it, unsure_of_it], [alone, with_it], [alone], [alone, against_it])
     ]
     assert evidence == pytest.approx([0.8 + 0.3 + 0.5, 0.8 + 0.3, 0.8, 0.8 - 0.5])
-    assert suspects([alone, with_it, unsure_of_it])[0].agrees == ("small", "large", "words")
-    assert suspects([alone, heard("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
+    assert find_label_errors([alone, with_it, unsure_of_it])[0].agrees == ("small", "large", "words")
+    assert find_label_errors([alone, heard("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
 
 
 def test_three_unsure_candidates_make_a_label_suspect_and_two_do_not() -> None:
     unsure = [heard(name, GOLD, CLEAN | {"x": ("a", 0.4)}) for name in ("words", "encoder", "small")]
-    assert suspects(unsure[:2]) == ()
-    (found,) = suspects(unsure)
+    assert find_label_errors(unsure[:2]) == ()
+    (found,) = find_label_errors(unsure)
     assert found.agrees == ("encoder", "small", "words")
 
 
@@ -97,26 +97,26 @@ def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> N
     golds = {"q1": "in four days", "q2": "no"}
     small = heard("small", golds, {"q1": ("in five days", 0.99), "q2": ("no", 0.9)})
     large = heard("large", golds, {"q1": ("in five days", None), "q2": ("never", None)})
-    assert suspects([small]) == ()
-    (found,) = suspects([small, large])
+    assert find_label_errors([small]) == ()
+    (found,) = find_label_errors([small, large])
     assert (found.key, found.said, found.confidence) == ("q1", "in five days", 0.99)
 
 
 def test_models_that_give_no_answer_do_not_agree_on_one() -> None:
     golds = {"q1": "in four days"}
-    assert suspects([heard(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
+    assert find_label_errors([heard(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
 
 
 def test_of_several_other_answers_the_one_with_the_most_behind_it_is_named() -> None:
     golds = {"q": "in four days"}
     said = {"words": ("never", 0.3), "encoder": ("never", 0.2), "small": ("soon", 0.8), "large": ("soon", 0.7)}
     voices = [heard(name, golds, {"q": answer}) for name, answer in said.items()]
-    assert [s.said for s in suspects(voices)] == ["soon"]
-    assert [s.said for s in suspects(voices[::-1])] == ["soon"]
+    assert [s.said for s in find_label_errors(voices)] == ["soon"]
+    assert [s.said for s in find_label_errors(voices[::-1])] == ["soon"]
 
 
 def test_the_router_says_nothing_of_its_own() -> None:
-    assert suspects([heard("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
+    assert find_label_errors([heard("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
 
 
 def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
@@ -134,8 +134,8 @@ def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
         return said
 
     voices = [heard("words", golds, model(0.8)), heard("small", golds, model(0.9))]
-    found = suspects(voices, most=20)
-    assert suspects(voices, most=3) == found[:3]
+    found = find_label_errors(voices, most=20)
+    assert find_label_errors(voices, most=3) == found[:3]
     hits = sum(s.key in wrong for s in found)
     assert hits >= 0.9 * len(found)
     assert hits >= 0.6 * len(wrong)
@@ -163,7 +163,7 @@ def filled(path: Path, answers: dict[str, str]) -> None:
 
 def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -> None:
     one, two = DATA.examples
-    path = export([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    path = write_suspects([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
     first = json.loads(path.read_text().split("\n")[0])
     assert first == {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": ""}
     assert apply_relabels(DATA, path) == DATA
@@ -178,15 +178,15 @@ def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -
 
 def test_exporting_again_loses_no_answer(tmp_path: Path) -> None:
     one, two = DATA.examples
-    path = export([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
+    path = write_suspects([suspect(one, "b"), suspect(two, "c")], tmp_path / "suspects.jsonl")
     filled(path, {"one": "b"})
-    export([suspect(two, "a")], path)
+    write_suspects([suspect(two, "a")], path)
     lines = [json.loads(line) for line in path.read_text().split("\n") if line]
     assert [(line["text"], line["suggested"], line["answer"]) for line in lines] == [
         ("two\u2028lines", "a", ""),
         ("one", "b", "b"),
     ]
-    export([suspect(one, "c")], path)
+    write_suspects([suspect(one, "c")], path)
     assert [json.loads(line)["answer"] for line in path.read_text().split("\n") if line] == ["b"]
 
 

@@ -12,7 +12,7 @@ from scipy.optimize import curve_fit
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.learning_curve import LearningPoint, by_share, forecast, per_label
+from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
 from smallfirst.stats.intervals import Estimate, wilson
 
 
@@ -41,7 +41,7 @@ def points(
 
 
 def test_a_part_has_so_many_rows_of_each_label_and_all_of_rare_ones() -> None:
-    parts = per_label(rows({"a": 40, "b": 12, "c": 3}), (30, 5, 10))
+    parts = subsets_per_label(rows({"a": 40, "b": 12, "c": 3}), (30, 5, 10))
     assert [counts(part) for part in parts] == [
         {"a": 5, "b": 5, "c": 3},
         {"a": 10, "b": 10, "c": 3},
@@ -51,15 +51,15 @@ def test_a_part_has_so_many_rows_of_each_label_and_all_of_rare_ones() -> None:
 
 
 def test_a_step_that_adds_nothing_is_left_out_and_the_whole_is_no_part() -> None:
-    assert per_label(rows({"a": 4, "b": 4}), (2, 3, 4, 5)) == per_label(rows({"a": 4, "b": 4}), (2, 3))
-    assert per_label(rows({"a": 4}), (4, 9)) == ()
+    assert subsets_per_label(rows({"a": 4, "b": 4}), (2, 3, 4, 5)) == subsets_per_label(rows({"a": 4, "b": 4}), (2, 3))
+    assert subsets_per_label(rows({"a": 4}), (4, 9)) == ()
 
 
 def test_parts_do_not_depend_on_the_order_of_rows() -> None:
     data = rows({"a": 30, "b": 30})
     turned = data.subset("train", tuple(reversed(data.examples)))
-    assert [p.content_fingerprint for p in per_label(data, (5, 10))] == [
-        p.content_fingerprint for p in per_label(turned, (5, 10))
+    assert [p.content_fingerprint for p in subsets_per_label(data, (5, 10))] == [
+        p.content_fingerprint for p in subsets_per_label(turned, (5, 10))
     ]
 
 
@@ -70,21 +70,21 @@ def test_parts_do_not_depend_on_the_order_of_rows() -> None:
 )
 def test_every_part_lies_within_the_next(numbers: dict[str, int], per: list[int], shares: list[float]) -> None:
     data = rows(numbers)
-    for parts in (per_label(data, per), by_share(data, shares)):
+    for parts in (subsets_per_label(data, per), subsets_by_share(data, shares)):
         keys = [{e.key for e in part.examples} for part in (*parts, data)]
         assert all(smaller < larger for smaller, larger in pairwise(keys))
 
 
 def test_shares_are_met_on_average() -> None:
-    parts = by_share(rows({"a": 2000}), (0.3, 0.1))
+    parts = subsets_by_share(rows({"a": 2000}), (0.3, 0.1))
     assert [len(part) for part in parts] == [pytest.approx(200, abs=50), pytest.approx(600, abs=80)]
 
 
 def test_impossible_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"at least 1 \(got 0, -2\)"):
-        per_label(rows({"a": 4}), (0, 3, -2))
+        subsets_per_label(rows({"a": 4}), (0, 3, -2))
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        by_share(rows({"a": 4}), (1.5,))
+        subsets_by_share(rows({"a": 4}), (1.5,))
 
 
 def test_a_known_curve_is_found_again_and_looked_along() -> None:

@@ -11,9 +11,9 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.llm_judge import Judge, Judgement, agreement, judged, read_verdict
+from smallfirst.evaluation.llm_judge import Judgment, LLMJudge, apply_judgments, measure_agreement, parse_judgment
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.stats.intervals import wilson
 
 CRITERION = "it says the same as a reference answer"
@@ -40,7 +40,7 @@ class Scripted:
         return Completion(text=self.verdict(request), answered_by=self.name, latency_ms=1.0, cost_usd=0.001)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -83,13 +83,13 @@ def same_colour(request: Request) -> str:
     return "Yes." if "blue" in json.loads(request.text)["answer"] else "No."
 
 
-def judge(rows: list[EvaluatedRow], verdict: Callable[[Request], str] = same_colour) -> tuple[Judgement, ...]:
-    return asyncio.run(Judge(Scripted(verdict), CRITERION).judge(rows))
+def judge(rows: list[EvaluatedRow], verdict: Callable[[Request], str] = same_colour) -> tuple[Judgment, ...]:
+    return asyncio.run(LLMJudge(Scripted(verdict), CRITERION).judge(rows))
 
 
-def said(right: list[bool | None]) -> list[Judgement]:
+def said(right: list[bool | None]) -> list[Judgment]:
     return [
-        Judgement(key=f"k{i}", answer="x", right=r, said=(), cost_usd=0.002, judge="judge-1", criterion=CRITERION)
+        Judgment(key=f"k{i}", answer="x", right=r, said=(), cost_usd=0.002, judge="judge-1", criterion=CRITERION)
         for i, r in enumerate(right)
     ]
 
@@ -105,7 +105,7 @@ def test_each_answer_is_judged_and_its_cost_counted() -> None:
 
 
 def test_the_judge_reads_criterion_question_gold_answers_and_answer_at_temperature_0() -> None:
-    request = Judge(Scripted(same_colour), CRITERION).request(row(0, 'red", "answer": "blue'), gold_first=True)
+    request = LLMJudge(Scripted(same_colour), CRITERION).request(row(0, 'red", "answer": "blue'), gold_first=True)
     assert request.temperature == 0.0
     assert [message.role for message in request.messages] == ["system", "user"]
     assert request.messages[0].content == (
@@ -123,7 +123,7 @@ def test_the_judge_reads_criterion_question_gold_answers_and_answer_at_temperatu
 
 def test_each_answer_is_shown_in_both_orders() -> None:
     model = Scripted(same_colour)
-    asyncio.run(Judge(model, CRITERION).judge([row(0, "blue")]))
+    asyncio.run(LLMJudge(model, CRITERION).judge([row(0, "blue")]))
     first, second = model.asked
     assert list(json.loads(first.text)) == ["question", "reference_answers", "answer"]
     assert list(json.loads(second.text)) == ["question", "answer", "reference_answers"]
@@ -143,7 +143,7 @@ def test_a_judge_without_a_clear_word_decides_nothing() -> None:
 
 def test_no_answer_is_wrong_without_asking() -> None:
     model = Scripted(lambda request: "yes")
-    (found,) = asyncio.run(Judge(model, CRITERION).judge([row(0, None)]))
+    (found,) = asyncio.run(LLMJudge(model, CRITERION).judge([row(0, None)]))
     assert (found.right, found.said, found.cost_usd, model.asked) == (False, (), 0.0, [])
 
 
@@ -151,7 +151,7 @@ def test_only_so_many_requests_are_in_flight_at_once_and_results_keep_the_order(
     model = Scripted(same_colour)
     assert isinstance(model, Model)
     rows = [row(i, "blue" if i % 2 else "red") for i in range(20)]
-    found = asyncio.run(Judge(model, CRITERION, most_at_once=3).judge(rows))
+    found = asyncio.run(LLMJudge(model, CRITERION, most_at_once=3).judge(rows))
     assert model.most_in_flight == 3
     assert [j.key for j in found] == [f"k{i}" for i in range(20)]
     assert [j.right for j in found] == [bool(i % 2) for i in range(20)]
@@ -179,7 +179,7 @@ def test_only_so_many_requests_are_in_flight_at_once_and_results_keep_the_order(
     ],
 )
 def test_a_verdict_is_read_only_where_it_is_clear(text: str, verdict: bool | None) -> None:
-    assert read_verdict(text) is verdict
+    assert parse_judgment(text) is verdict
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -187,14 +187,14 @@ def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
     draw = np.random.default_rng(seed)
     by_judge = draw.random(40) < 0.7
     by_people = np.where(draw.random(40) < 0.8, by_judge, ~by_judge)
-    found = agreement(said(by_judge.tolist()), {f"k{i}": bool(right) for i, right in enumerate(by_people)})
+    found = measure_agreement(said(by_judge.tolist()), {f"k{i}": bool(right) for i, right in enumerate(by_people)})
     assert found.kappa.value == pytest.approx(cohen_kappa_score(by_judge, by_people))
 
 
 def test_agreement_with_people_by_hand() -> None:
     judgements = said([True, True, True, False, False, None, None, True])
     human = {"k0": True, "k1": True, "k2": False, "k3": False, "k4": True, "k5": True, "k6": False, "other": True}
-    found = agreement(judgements, human)
+    found = measure_agreement(judgements, human)
     assert (found.judge, found.criterion, found.n, found.n_undecided) == ("judge-1", CRITERION, 7, 2)
     assert found.accuracy == wilson(4, 7)  # k0, k1, k3, and k6 where nothing clear counts as wrong
     assert (found.false_right, found.false_wrong) == (1, 2)
@@ -206,19 +206,19 @@ def test_agreement_with_people_by_hand() -> None:
 
 def test_agreement_needs_one_judge_and_a_label() -> None:
     with pytest.raises(ConfigError) as caught:
-        agreement(said([True, False]), {"other": True})
+        measure_agreement(said([True, False]), {"other": True})
     assert str(caught.value) == (
         "none of the 2 judged answers has a human label\n"
         "  next: label at least 30 of them as right or wrong, by row key"
     )
     mixed = [said([True])[0], said([True])[0].model_copy(update={"judge": "judge-2"})]
     with pytest.raises(ConfigError, match="judgements must be of one judge with one criterion; found judge-1 with"):
-        agreement(mixed, {"k0": True})
+        measure_agreement(mixed, {"k0": True})
     with pytest.raises(ConfigError, match="found none"):
-        agreement([], {"k0": True})
+        measure_agreement([], {"k0": True})
 
 
-def believed(n: int = 30, *, wrong: int = 2) -> tuple[list[EvaluatedRow], tuple[Judgement, ...], dict[str, bool]]:
+def believed(n: int = 30, *, wrong: int = 2) -> tuple[list[EvaluatedRow], tuple[Judgment, ...], dict[str, bool]]:
     """Rows of which every second is blue, their judgements, and people who disagree with `wrong` of them."""
     rows = [row(i, "blue" if i % 2 else "red", correct=True) for i in range(n)]
     human = {f"k{i}": bool(i % 2) != (i < wrong) for i in range(n)}
@@ -229,7 +229,7 @@ def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_to_believ
     rows, judgements, human = believed()
     before = evaluation(*rows, note="recorded")
     assert before.by_key["k0"].correct
-    found = judged(before, judgements, agreement(judgements, human))
+    found = apply_judgments(before, judgements, measure_agreement(judgements, human))
     assert [r.correct for r in found.rows] == [bool(i % 2) for i in range(30)]
     assert not found.by_key["k0"].correct  # not the rows that the evaluation before had cached
     assert found.accuracy == wilson(15, 30)
@@ -237,7 +237,7 @@ def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_to_believ
     assert (found.candidate, found.cost_usd_per_1k) == ("small", 0.5)  # judging is no cost of the candidate
     assert found.note == (
         f"recorded; right and wrong as judged by judge-1, which agrees with people on {wilson(28, 30)} of n=30 answers "
-        f"(kappa {agreement(judgements, human).kappa}, 1 wrongly called right, 1 wrongly called wrong), "
+        f"(kappa {measure_agreement(judgements, human).kappa}, 1 wrongly called right, 1 wrongly called wrong), "
         "judging cost $0.0600"
     )
     assert str(wilson(28, 30)) == "0.933 [0.787, 0.982]"
@@ -246,7 +246,7 @@ def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_to_believ
 def test_answers_without_a_clear_verdict_count_as_wrong_and_are_counted() -> None:
     rows, judgements, human = believed()
     undecided = (judgements[1].model_copy(update={"right": None}), *judgements[:1], *judgements[2:])
-    found = judged(evaluation(*rows), undecided, agreement(judgements, human))
+    found = apply_judgments(evaluation(*rows), undecided, measure_agreement(judgements, human))
     assert not found.rows[1].correct
     assert found.note.startswith("right and wrong as judged by judge-1")
     assert found.note.endswith("judging cost $0.0600, 1 of 30 answers got no clear verdict and count as wrong")
@@ -255,7 +255,7 @@ def test_answers_without_a_clear_verdict_count_as_wrong_and_are_counted() -> Non
 def test_a_judge_compared_on_too_few_answers_is_not_believed() -> None:
     rows, judgements, human = believed(29)
     with pytest.raises(ConfigError) as caught:
-        judged(evaluation(*rows), judgements, agreement(judgements, human))
+        apply_judgments(evaluation(*rows), judgements, measure_agreement(judgements, human))
     assert str(caught.value) == (
         "judge judge-1 was compared with people on 29 answers; its judgements count from 30 on\n"
         "  next: label at least 1 more rows as right or wrong, then measure the agreement again"
@@ -266,7 +266,7 @@ def test_an_agreement_holds_for_its_own_judge_and_criterion_only() -> None:
     rows, judgements, human = believed()
     other = [j.model_copy(update={"criterion": "it is polite"}) for j in judgements]
     with pytest.raises(ConfigError) as caught:
-        judged(evaluation(*rows), other, agreement(judgements, human))
+        apply_judgments(evaluation(*rows), other, measure_agreement(judgements, human))
     assert str(caught.value) == (
         'the agreement was measured for judge judge-1 with the criterion "it says the same as a reference answer", '
         "the judgements are of another\n  next: measure the agreement of the judge that is used"
@@ -277,7 +277,7 @@ def test_judgements_of_another_candidates_answers_are_refused() -> None:
     rows, judgements, human = believed()
     others = [r.model_copy(update={"answer": "green"}) for r in rows[:2]] + rows[2:]
     with pytest.raises(ConfigError) as caught:
-        judged(evaluation(*others), judgements, agreement(judgements, human))
+        apply_judgments(evaluation(*others), judgements, measure_agreement(judgements, human))
     assert str(caught.value) == (
         "2 of 30 answers of small are not judged\n"
         "  next: judge all rows of the evaluation: Judge(…).judge(evaluation.rows)"

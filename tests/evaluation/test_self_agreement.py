@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.evaluation.self_agreement import ceiling
+from smallfirst.evaluation.self_agreement import self_agreement
 from smallfirst.stats.intervals import wilson
 
 
@@ -54,7 +54,7 @@ AGAIN = {"1": "a", "2": "b", "3": "a", "4": "b", "5": None}
 
 
 def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> None:
-    found = ceiling(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
+    found = self_agreement(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
     assert found.itself == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
     assert found.gold == wilson(3, 5)  # 1, 2, 4
     assert found.gold_again == wilson(2, 5)  # 1, 4
@@ -64,7 +64,7 @@ def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> Non
 
 def test_kappa_takes_off_what_chance_would_agree_on() -> None:
     # Shares a 3/5 and 2/5, b 1/5 and 2/5: by chance 6/25 + 2/25; the missing answers meet nothing.
-    found = ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD))
+    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
     assert found.kappa is not None
     assert found.kappa.value == pytest.approx((3 / 5 - 8 / 25) / (1 - 8 / 25))
 
@@ -72,14 +72,14 @@ def test_kappa_takes_off_what_chance_would_agree_on() -> None:
 def test_answers_that_mean_the_same_agree_and_have_no_kappa() -> None:
     once = asked({"1": "Four days."}, {"1": "four days"})
     again = asked({"1": "four days"}, {"1": "four days"})
-    assert ceiling(once, again).itself.value == 0.0
-    found = ceiling(once, again, same=lambda a, b: a.casefold().strip(".") == b.casefold().strip("."))
+    assert self_agreement(once, again).itself.value == 0.0
+    found = self_agreement(once, again, same=lambda a, b: a.casefold().strip(".") == b.casefold().strip("."))
     assert found.itself.value == 1.0
     assert found.kappa is None
 
 
 def test_what_can_be_reached_lies_between_the_agreement_and_its_root() -> None:
-    found = ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD))
+    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
     low, high = found.attainable
     assert low == wilson(3, 5).low
     assert high == pytest.approx(math.sqrt(wilson(3, 5).high))
@@ -97,6 +97,6 @@ def test_the_best_match_with_a_drawing_model_lies_within_the_bound(weights: list
 
 def test_passes_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(SmallfirstError, match="two passes of big share no row"):
-        ceiling(asked({"1": "a"}, GOLD), asked({"2": "a"}, GOLD))
+        self_agreement(asked({"1": "a"}, GOLD), asked({"2": "a"}, GOLD))
     with pytest.raises(SmallfirstError, match="made by big and other"):
-        ceiling(asked(FIRST, GOLD), asked(AGAIN, GOLD, model="other"))
+        self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD, model="other"))

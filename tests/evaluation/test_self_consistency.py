@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.evaluation.self_consistency import Draw, Trust, Vote, same_meaning, vote, with_itself, with_people
+from smallfirst.evaluation.self_consistency import (
+    MajorityVote,
+    TeacherAgreement,
+    TeacherAnswer,
+    agreement_with_itself,
+    agreement_with_people,
+    answer_matcher,
+    majority_vote,
+)
 from smallfirst.stats.intervals import cohen_kappa, wilson
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
@@ -12,12 +20,12 @@ from smallfirst.tasks.extract import Extract
 
 DESK = Classify(name="desk", labels=("card", "fee", "pin"))
 RULES = Answer(name="rules")
-SAME = same_meaning(DESK)
+SAME = answer_matcher(DESK)
 
 
-def draws(words: str) -> list[Draw]:
+def draws(words: str) -> list[TeacherAnswer]:
     """One draw a word; a dash is no answer."""
-    return [Draw(None if word == "-" else word) for word in words.split()]
+    return [TeacherAnswer(None if word == "-" else word) for word in words.split()]
 
 
 @pytest.mark.parametrize(
@@ -34,55 +42,62 @@ def draws(words: str) -> list[Draw]:
     ],
 )
 def test_the_answer_most_draws_give_wins_and_all_draws_count(said: str, answer: str, agreement: float) -> None:
-    assert vote(draws(said), SAME) == Vote(answer=answer, agreement=agreement, confidence=None)
+    assert majority_vote(draws(said), SAME) == MajorityVote(answer=answer, agreement=agreement, confidence=None)
 
 
 def test_confidence_is_the_mean_over_the_draws_that_say_it_and_the_lower_view_counts() -> None:
-    found = vote([Draw("card", 0.9), Draw("fee", 0.2), Draw("card", 0.7), Draw("card")], SAME)
+    found = majority_vote(
+        [TeacherAnswer("card", 0.9), TeacherAnswer("fee", 0.2), TeacherAnswer("card", 0.7), TeacherAnswer("card")], SAME
+    )
     assert found.confidence == pytest.approx(0.8)
     assert found.agreement == 0.75
     assert found.sureness == 0.75
-    assert vote([Draw("card", 0.6)], SAME).sureness == 0.6
-    assert vote([Draw("card")], SAME).sureness is None
+    assert majority_vote([TeacherAnswer("card", 0.6)], SAME).sureness == 0.6
+    assert majority_vote([TeacherAnswer("card")], SAME).sureness is None
 
 
 def test_an_answer_is_sure_from_its_threshold_on_and_an_unknown_sureness_only_at_0() -> None:
-    found = Vote(answer="card", agreement=0.8, confidence=None)
-    assert found.is_sure(0.8)
-    assert not found.is_sure(0.81)
-    unknown = Vote(answer="card", agreement=None, confidence=None)
-    assert unknown.is_sure(0.0)
-    assert not unknown.is_sure(0.1)
-    assert not Vote(answer=None, agreement=None, confidence=None).is_sure(0.0)
+    found = MajorityVote(answer="card", agreement=0.8, confidence=None)
+    assert found.is_confident(0.8)
+    assert not found.is_confident(0.81)
+    unknown = MajorityVote(answer="card", agreement=None, confidence=None)
+    assert unknown.is_confident(0.0)
+    assert not unknown.is_confident(0.1)
+    assert not MajorityVote(answer=None, agreement=None, confidence=None).is_confident(0.0)
 
 
 def test_written_answers_agree_as_far_as_the_task_takes_them_for_right() -> None:
-    same = same_meaning(RULES)
+    same = answer_matcher(RULES)
     assert same("the 21 days", "21 Days")  # articles and case aside, token F1 is 1
     assert not same("21 days", "three weeks")
-    assert vote([Draw("21 days"), Draw("no idea"), Draw("the 21 days.")], same).agreement == 2 / 3
+    assert (
+        majority_vote(
+            [TeacherAnswer("21 days"), TeacherAnswer("no idea"), TeacherAnswer("the 21 days.")], same
+        ).agreement
+        == 2 / 3
+    )
     shop = {"type": "object", "properties": {"on": {"type": "string"}}}
-    dates = same_meaning(Extract(name="shop", json_schema=shop, normalise={"on": "date"}))
+    dates = answer_matcher(Extract(name="shop", json_schema=shop, normalise={"on": "date"}))
     assert dates('{"on": "May 3, 2024"}', '{"on": "2024-05-03"}')
     assert not dates('{"on": "May 3, 2024"}', '{"on": "2024-05-04"}')
 
 
 def test_agreement_with_itself_by_hand() -> None:
     pairs = [tuple(draws(two)) for two in ("card card", "fee fee", "card fee", "- -", "pin pin")]
-    found = with_itself(pairs, DESK)  # type: ignore[arg-type]
+    found = agreement_with_itself(pairs, DESK)  # type: ignore[arg-type]
     assert found.itself == wilson(3, 5)  # no answer twice is no agreement
     first, second = ["card", "fee", "card", 1, "pin"], ["card", "fee", "fee", 2, "pin"]
     assert found.kappa == cohen_kappa(first, second)
-    assert with_itself([], DESK) == Trust()
-    open_text = with_itself([(Draw("21 days"), Draw("the 21 days"))], RULES)
+    assert agreement_with_itself([], DESK) == TeacherAgreement()
+    open_text = agreement_with_itself([(TeacherAnswer("21 days"), TeacherAnswer("the 21 days"))], RULES)
     assert (open_text.itself, open_text.kappa) == (wilson(1, 1), None)
 
 
 def test_agreement_with_people_by_hand() -> None:
     said = [("card", 0.95), ("card", 0.9), ("fee", 0.9), ("pin", 0.6), ("pin", 0.3), (None, None)]
-    votes = [Vote(answer=answer, agreement=None, confidence=sure) for answer, sure in said]
+    votes = [MajorityVote(answer=answer, agreement=None, confidence=sure) for answer, sure in said]
     golds = [("card",), ("fee",), ("fee",), ("card", "pin"), ("fee",), ("pin",)]
-    found = with_people(votes, golds, DESK, sure_from=0.9)
+    found = agreement_with_people(votes, golds, DESK, sure_from=0.9)
     assert found.people == wilson(3, 6)
     assert found.people_sure == wilson(2, 3)
     by_hand = [(0.95, 1 / 6, 1, 1), (0.9, 3 / 6, 2, 3), (0.6, 4 / 6, 3, 4), (0.3, 5 / 6, 3, 5)]
@@ -95,15 +110,17 @@ def test_agreement_with_people_by_hand() -> None:
 
 
 def test_without_sureness_there_is_no_table_and_without_rows_no_trust() -> None:
-    votes = [Vote(answer="card", agreement=None, confidence=None)]
-    found = with_people(votes, [("card",)], DESK, sure_from=0.0)
+    votes = [MajorityVote(answer="card", agreement=None, confidence=None)]
+    found = agreement_with_people(votes, [("card",)], DESK, sure_from=0.0)
     assert (found.people, found.people_sure, found.thresholds) == (wilson(1, 1), wilson(1, 1), ())
-    assert with_people([], [], DESK, sure_from=0.5) == Trust()
-    assert Trust().in_words == []
+    assert agreement_with_people([], [], DESK, sure_from=0.5) == TeacherAgreement()
+    assert TeacherAgreement().in_words == []
 
 
 def test_the_words_hold_every_figure_with_its_interval() -> None:
-    found = with_people([Vote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, sure_from=0.5)
+    found = agreement_with_people(
+        [MajorityVote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, sure_from=0.5
+    )
     lines = found.model_copy(update={"itself": wilson(3, 5), "checked_on": "selection rows"}).in_words
     assert lines == [
         "asked twice it says the same on 0.600 [0.231, 0.882] of 5 rows",

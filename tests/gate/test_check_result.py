@@ -7,31 +7,37 @@ import math
 import pytest
 from scipy.stats import norm
 
-from smallfirst.gate.check_result import Level, advice_on, at_least, round_up, rows_by_width
+from smallfirst.gate.check_result import (
+    ConfidenceLevel,
+    advice_for,
+    check_minimum,
+    round_up_to_two_digits,
+    rows_for_width,
+)
 from smallfirst.stats.intervals import Estimate
 
 
 def test_the_level_is_shared_among_candidates_and_parts() -> None:
-    level = Level(5).of_parts(10)
+    level = ConfidenceLevel(5).of_parts(10)
     assert level.confidence == pytest.approx(0.999)
     assert level.z == pytest.approx(3.2905, abs=1e-4)  # the normal table: 0.9995 at 3.2905
     assert level.mention == " (99.9 % interval: 5 candidates and 10 parts looked at)"
-    assert Level(1).mention == ""
+    assert ConfidenceLevel(1).mention == ""
 
 
 def test_a_stored_interval_is_widened_by_the_ratio_of_the_quantiles() -> None:
     stored = Estimate(value=0.8, low=0.7, high=0.95, n=50)
     ratio = norm.ppf(1 - 0.025 / 5) / norm.ppf(0.975)
-    wide = Level(5).widened(stored)
+    wide = ConfidenceLevel(5).widened(stored)
     assert (wide.low, wide.high) == pytest.approx((0.8 - 0.1 * ratio, 0.8 + 0.15 * ratio))
-    assert Level(1).widened(stored).low == pytest.approx(0.7)
+    assert ConfidenceLevel(1).widened(stored).low == pytest.approx(0.7)
 
 
 def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
     near_zero = Estimate(value=0.05, low=0.01, high=0.2, n=20)
-    assert Level(20).widened(near_zero).low == 0.0
+    assert ConfidenceLevel(20).widened(near_zero).low == 0.0
     kappa = Estimate(value=0.1, low=-0.2, high=0.4, n=20)
-    assert Level(20).widened(kappa).low < -0.2
+    assert ConfidenceLevel(20).widened(kappa).low < -0.2
 
 
 @pytest.mark.parametrize(
@@ -55,22 +61,22 @@ def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
     ],
 )
 def test_advice_names_the_reason_of_the_miss(found: Estimate, advice: str) -> None:
-    line = at_least(0.8, found, ("bar", "measured"), lambda: rows_by_width(found, 0.8))
+    line = check_minimum(0.8, found, ("bar", "measured"), lambda: rows_for_width(found, 0.8))
     assert (line.passed, line.advice) == (False, advice)
 
 
 def test_more_labels_than_anyone_would_write_are_no_advice() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert advice_on(found, 0.85, lambda: 100_001).endswith("too close to the bar")
-    assert advice_on(found, 0.85, lambda: 100_000).endswith("label about 100000 more")
+    assert advice_for(found, 0.85, lambda: 100_001).endswith("too close to the bar")
+    assert advice_for(found, 0.85, lambda: 100_000).endswith("label about 100000 more")
 
 
 def test_a_bar_is_met_by_the_lower_end_alone() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert at_least(0.8, found, ("", ""), lambda: None).passed
-    assert not at_least(0.8000001, found, ("", ""), lambda: None).passed
+    assert check_minimum(0.8, found, ("", ""), lambda: None).passed
+    assert not check_minimum(0.8000001, found, ("", ""), lambda: None).passed
 
 
 @pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
 def test_rows_are_rounded_up_to_two_figures(rows: int, rounded: int) -> None:
-    assert round_up(rows) == rounded
+    assert round_up_to_two_digits(rows) == rounded

@@ -11,13 +11,13 @@ from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.gate import (
+    CheckResult,
     Gate,
-    GateLine,
     Verdict,
     check,
-    explain,
-    overridden,
-    sign,
+    format_verdict,
+    override,
+    override_candidate,
     smallest_passing,
 )
 from smallfirst.records import parse_record
@@ -69,7 +69,7 @@ def evaluation(
     )
 
 
-def only_line(gate: Gate, candidate: Evaluation, **more: object) -> GateLine:
+def only_line(gate: Gate, candidate: Evaluation, **more: object) -> CheckResult:
     verdict = check(gate, candidate, **{"large": None, **more})  # type: ignore[arg-type]
     assert verdict.passed == verdict.lines[0].passed
     assert len(verdict.lines) == 1
@@ -130,7 +130,7 @@ def test_a_stored_interval_is_widened_when_the_level_is_not_95_percent() -> None
 
 def test_without_a_large_model_the_comparison_fails_and_asks_for_it() -> None:
     line = only_line(Gate(not_worse_than_large_by=0.02), evaluation(100, 100), large=None)
-    assert line == GateLine(
+    assert line == CheckResult(
         bar="at most 0.020 less accurate than the large model",
         measured="the large model was not measured",
         passed=False,
@@ -239,9 +239,9 @@ def test_all_bars_stand_in_one_verdict_in_a_fixed_order() -> None:
 
 
 def test_how_many_rows_a_part_needs_is_no_bar_of_its_own() -> None:
-    assert not Gate(part_rows=50).declares_a_bar
-    assert Gate(leaks_at_most=0.0).declares_a_bar
-    assert Gate(parts_at_least={"a": 0.0}).declares_a_bar
+    assert not Gate(part_rows=50).has_checks
+    assert Gate(leaks_at_most=0.0).has_checks
+    assert Gate(parts_at_least={"a": 0.0}).has_checks
 
 
 @pytest.mark.parametrize("made", [0, -1])
@@ -291,7 +291,7 @@ def test_the_smallest_passing_candidate_is_the_first_of_the_ladder() -> None:
 
 def test_an_override_is_signed_and_keeps_the_failing_lines() -> None:
     failed = check(Gate(accuracy_at_least=0.99), evaluation(90, 100), large=None)
-    signed = overridden(failed, by=" Ada ", because="pilot with ten users")
+    signed = override(failed, by=" Ada ", because="pilot with ten users")
     assert (signed.passed, signed.signed_by, signed.because) == (
         True,
         "Ada",
@@ -305,13 +305,13 @@ def test_an_override_is_signed_and_keeps_the_failing_lines() -> None:
 def test_an_override_without_a_name_or_a_reason_is_refused(by: str, because: str) -> None:
     failed = check(Gate(accuracy_at_least=0.99), evaluation(90, 100), large=None)
     with pytest.raises(ConfigError, match="an override needs a name and a reason"):
-        overridden(failed, by=by, because=because)
+        override(failed, by=by, because=because)
 
 
 def test_a_passing_verdict_needs_no_signature() -> None:
     passing = check(Gate(accuracy_at_least=0.5), evaluation(90, 100), large=None)
     with pytest.raises(ConfigError, match="small already passes its gate"):
-        overridden(passing, by="Ada", because="sure")
+        override(passing, by="Ada", because="sure")
 
 
 def test_a_verdict_cannot_claim_what_its_lines_deny() -> None:
@@ -330,9 +330,9 @@ def test_explain_aligns_the_lines_and_shows_who_signed() -> None:
         "  FAIL  p95 latency at most 1 ms  9.0 ms n=100\n"
         "        a smaller model or a shorter prompt would help"
     )
-    assert explain(verdict) == "small: FAIL\n" + table
-    signed = overridden(verdict, by="Ada", because="night batch", at=NOON)
-    assert explain(signed) == (
+    assert format_verdict(verdict) == "small: FAIL\n" + table
+    signed = override(verdict, by="Ada", because="night batch", at=NOON)
+    assert format_verdict(signed) == (
         "small: passed by signature, 1 of 2 bars missed\n"
         + table
         + "\n  signed by Ada at 2030-01-02T10:00:00+00:00: night batch"
@@ -342,24 +342,24 @@ def test_explain_aligns_the_lines_and_shows_who_signed() -> None:
 def test_one_verdict_of_a_run_is_signed_and_the_others_stay() -> None:
     gate = Gate(accuracy_at_least=0.99)
     run = [check(gate, evaluation(90, 100, candidate=name), large=None) for name in ("words", "small")]
-    words, small = sign(run, "small", by="Ada", because="pilot", at=NOON)
+    words, small = override_candidate(run, "small", by="Ada", because="pilot", at=NOON)
     assert words == run[0]
-    assert small == overridden(run[1], by="Ada", because="pilot", at=NOON)
+    assert small == override(run[1], by="Ada", because="pilot", at=NOON)
     assert smallest_passing([words, small]) == "small"
     with pytest.raises(ConfigError, match='no verdict on "smal" to sign — did you mean "small"'):
-        sign(run, "smal", by="Ada", because="pilot")
+        override_candidate(run, "smal", by="Ada", because="pilot")
     with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):
-        sign([], "small", by="Ada", because="pilot")
+        override_candidate([], "small", by="Ada", because="pilot")
 
 
 def test_nobody_signs_twice_or_without_a_timezone() -> None:
     failed = check(Gate(accuracy_at_least=0.99), evaluation(90, 100), large=None)
-    signed = overridden(failed, by="Ada", because="pilot", at=NOON)
+    signed = override(failed, by="Ada", because="pilot", at=NOON)
     with pytest.raises(ConfigError, match="small is already signed for by Ada"):
-        overridden(signed, by="Bob", because="me too")
+        override(signed, by="Bob", because="me too")
     with pytest.raises(ConfigError, match="needs a timezone"):
-        overridden(failed, by="Ada", because="pilot", at=datetime(2030, 1, 2))
-    assert overridden(failed, by="Ada", because="pilot").signed_at is not None
+        override(failed, by="Ada", because="pilot", at=datetime(2030, 1, 2))
+    assert override(failed, by="Ada", because="pilot").signed_at is not None
 
 
 def _dataset(path: str, texts: list[str]) -> Dataset:

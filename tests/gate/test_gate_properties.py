@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.data.quality.leaks import Leak, Leaks
+from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.gate import Gate, Verdict, check
 from smallfirst.gate.retention import Retention
@@ -90,7 +90,7 @@ def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons:
         small,
         large=large,
         comparisons_made=comparisons,
-        leaks=Leaks(n_test=len(case.small), test_fingerprint=small.dataset_fingerprint, exact=tuple(leaks)),
+        leaks=LeakReport(n_test=len(case.small), test_fingerprint=small.dataset_fingerprint, exact=tuple(leaks)),
         retention=Retention(kept=case.kept, before=0.5, after=0.5),
     )
 

@@ -7,32 +7,38 @@ from collections.abc import Callable
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import Level
-from smallfirst.gate.metrics import accuracy, measure_at_least, measure_at_most, most_shown, perfect_rows
+from smallfirst.gate.check_result import ConfidenceLevel
+from smallfirst.gate.metrics import (
+    check_accuracy,
+    check_metric_maximum,
+    check_metric_minimum,
+    max_lower_bound,
+    min_perfect_rows,
+)
 from smallfirst.stats.intervals import Estimate, wilson
 
 Measured = Callable[..., Evaluation]
-ONE = Level(1)
+ONE = ConfidenceLevel(1)
 
 
 def test_accuracy_counts_the_rows_themselves(measured: Measured) -> None:
     forged = measured([True] * 90 + [False] * 10, accuracy=Estimate(value=1.0, low=1.0, high=1.0, n=100))
     # Wilson for 90 of 100 by hand: [0.826, 0.945].
-    assert accuracy(0.825, forged, ONE).measured == "0.900 [0.826, 0.945] n=100"
-    assert accuracy(0.825, forged, ONE).passed
-    assert not accuracy(0.827, forged, ONE).passed
+    assert check_accuracy(0.825, forged, ONE).measured == "0.900 [0.826, 0.945] n=100"
+    assert check_accuracy(0.825, forged, ONE).passed
+    assert not check_accuracy(0.827, forged, ONE).passed
 
 
 def test_a_figure_passes_by_its_lower_end(measured: Measured) -> None:
     candidate = measured([True] * 100, measures={"token_f1": Estimate(value=0.9, low=0.86, high=0.93, n=100)})
-    line = measure_at_least("token_f1", 0.86, candidate, ONE)
+    line = check_metric_minimum("token_f1", 0.86, candidate, ONE)
     assert (line.bar, line.measured, line.passed) == ("token_f1 at least 0.860", "0.900 [0.860, 0.930] n=100", True)
-    assert not measure_at_least("token_f1", 0.87, candidate, ONE).passed
+    assert not check_metric_minimum("token_f1", 0.87, candidate, ONE).passed
 
 
 def test_few_perfect_rows_show_no_more_than_so_many_can(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"field_f1": Estimate(value=1.0, low=1.0, high=1.0, n=20)})
-    line = measure_at_least("field_f1", 0.9, candidate, ONE)
+    line = check_metric_minimum("field_f1", 0.9, candidate, ONE)
     # 20 / (20 + 3.8415) = 0.839, and n / (n + 3.8415) reaches 0.9 at 34.6.
     assert line.measured == "1.000 [0.839, 1.000] n=20"
     assert line.advice == "20 examples cannot show this; label about 15 more"
@@ -40,27 +46,27 @@ def test_few_perfect_rows_show_no_more_than_so_many_can(measured: Measured) -> N
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 def test_perfect_rows_are_the_fewest_that_show_a_share(share: float) -> None:
-    n = perfect_rows(share, ONE)
+    n = min_perfect_rows(share, ONE)
     assert n is not None
-    assert most_shown(n, ONE) >= share > most_shown(n - 1, ONE)
-    assert most_shown(n, ONE) == pytest.approx(wilson(n, n).low)
-    assert perfect_rows(1.0, ONE) is None
+    assert max_lower_bound(n, ONE) >= share > max_lower_bound(n - 1, ONE)
+    assert max_lower_bound(n, ONE) == pytest.approx(wilson(n, n).low)
+    assert min_perfect_rows(1.0, ONE) is None
 
 
 def test_a_ceiling_is_held_by_the_upper_end(measured: Measured) -> None:
     candidate = measured([True] * 400, measures={"invented": Estimate(value=0.02, low=0.01, high=0.04, n=400)})
-    line = measure_at_most("invented", 0.04, candidate, ONE)
+    line = check_metric_maximum("invented", 0.04, candidate, ONE)
     assert (line.bar, line.measured, line.passed) == ("invented at most 0.04", "0.020 [0.010, 0.040] n=400", True)
-    missed = measure_at_most("invented", 0.03, candidate, ONE)
+    missed = check_metric_maximum("invented", 0.03, candidate, ONE)
     # The upper side must shrink from 0.02 to 0.01: four times the rows.
     assert (missed.passed, missed.advice) == (False, "400 examples cannot show this; label about 1200 more")
-    worse = measure_at_most("invented", 0.015, candidate, ONE)
+    worse = check_metric_maximum("invented", 0.015, candidate, ONE)
     assert worse.advice == "the measured value misses the bar: more rows will not help, a better model would"
 
 
 def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"invented": Estimate(value=0.0, low=0.0, high=0.0, n=20)})
-    line = measure_at_most("invented", 0.1, candidate, ONE)
+    line = check_metric_maximum("invented", 0.1, candidate, ONE)
     assert not line.passed
     assert line.measured == "0.000 [0.000, 0.161] n=20"  # 1 - 20 / 23.8415
     assert line.advice == "20 examples cannot show this; label about 15 more"
@@ -68,18 +74,18 @@ def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
 
 def test_a_ceiling_above_one_holds_a_cost(measured: Measured) -> None:
     candidate = measured([True] * 50, measures={"mean_cost": Estimate(value=2.0, low=1.5, high=2.6, n=50)})
-    assert measure_at_most("mean_cost", 2.6, candidate, ONE).passed
-    assert not measure_at_most("mean_cost", 2.5, candidate, ONE).passed
-    assert not measure_at_most("mean_cost", 2.6, candidate, Level(2)).passed
+    assert check_metric_maximum("mean_cost", 2.6, candidate, ONE).passed
+    assert not check_metric_maximum("mean_cost", 2.5, candidate, ONE).passed
+    assert not check_metric_maximum("mean_cost", 2.6, candidate, ConfidenceLevel(2)).passed
 
 
-@pytest.mark.parametrize("bar", [measure_at_least, measure_at_most])
+@pytest.mark.parametrize("bar", [check_metric_minimum, check_metric_maximum])
 def test_an_unknown_figure_fails_and_names_the_near_one(
-    measured: Measured, bar: Callable[[str, float, Evaluation, Level], object]
+    measured: Measured, bar: Callable[[str, float, Evaluation, ConfidenceLevel], object]
 ) -> None:
     line = bar("macro_f2", 0.5, measured([True] * 50), ONE)
     assert line.model_dump() == {  # type: ignore[attr-defined]
-        "bar": f"macro_f2 {'at least 0.500' if bar is measure_at_least else 'at most 0.5'}",
+        "bar": f"macro_f2 {'at least 0.500' if bar is check_metric_minimum else 'at most 0.5'}",
         "measured": 'small has no figure "macro_f2" — did you mean "macro_f1"?',
         "passed": False,
         "advice": 'figures of task "parity": macro_f1',
@@ -88,7 +94,7 @@ def test_an_unknown_figure_fails_and_names_the_near_one(
 
 
 def test_accuracy_by_name_is_sent_to_its_own_bar(measured: Measured) -> None:
-    line = measure_at_least("accuracy", 0.5, measured([True] * 50), ONE)
+    line = check_metric_minimum("accuracy", 0.5, measured([True] * 50), ONE)
     assert (line.passed, line.advice) == (False, "it has a bar of its own: accuracy_at_least")
 
 
@@ -96,17 +102,20 @@ def test_a_figure_that_is_no_number_fails(measured: Measured) -> None:
     nan = float("nan")
     for stored in (Estimate(value=nan, low=nan, high=nan, n=50), Estimate(value=nan, low=0.9, high=0.9, n=50)):
         candidate = measured([True] * 50, measures={"token_f1": stored})
-        for line in (measure_at_least("token_f1", 0.0, candidate, ONE), measure_at_most("token_f1", 9, candidate, ONE)):
+        for line in (
+            check_metric_minimum("token_f1", 0.0, candidate, ONE),
+            check_metric_maximum("token_f1", 9, candidate, ONE),
+        ):
             assert not line.passed
             assert line.advice.startswith("the figure is no number")
 
 
-@pytest.mark.parametrize("level", [Level(1), Level(3)])
-def test_without_a_row_no_bar_is_met(measured: Measured, level: Level) -> None:
+@pytest.mark.parametrize("level", [ConfidenceLevel(1), ConfidenceLevel(3)])
+def test_without_a_row_no_bar_is_met(measured: Measured, level: ConfidenceLevel) -> None:
     empty = measured([], measures={"macro_f1": Estimate(value=0.0, low=0.0, high=1.0, n=0)})
     for line in (
-        accuracy(0.0, empty, level),
-        measure_at_least("macro_f1", 0.0, empty, level),
-        measure_at_most("macro_f1", 9.0, empty, level),
+        check_accuracy(0.0, empty, level),
+        check_metric_minimum("macro_f1", 0.0, empty, level),
+        check_metric_maximum("macro_f1", 9.0, empty, level),
     ):
         assert (line.passed, line.advice) == (False, "no row was measured")

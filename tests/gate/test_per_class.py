@@ -7,17 +7,17 @@ from collections.abc import Callable
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import Level
-from smallfirst.gate.per_class import each_part, named_part
+from smallfirst.gate.check_result import ConfidenceLevel
+from smallfirst.gate.per_class import check_each_part, check_named_part
 from smallfirst.stats.intervals import wilson
-from smallfirst.tasks.task import Part
+from smallfirst.tasks.task import PartCounts
 
 Measured = Callable[..., Evaluation]
-ONE = Level(1)
+ONE = ConfidenceLevel(1)
 
 
-def part(name: str, right: int, gold: int) -> Part:
-    return Part(name=name, n_gold=gold, n_said=gold, n_right=right)
+def part(name: str, right: int, gold: int) -> PartCounts:
+    return PartCounts(name=name, n_gold=gold, n_said=gold, n_right=right)
 
 
 def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured) -> None:
@@ -25,8 +25,8 @@ def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured)
     # Three parts: 1 - 0.05/3, z = 2.394; 90 of 100: centre (0.9 + 0.02866)/1.05731 = 0.87832,
     # half = 2.394/1.05731 · √(0.0009 + 5.7312/40000) = 0.07313.
     low = 0.87832 - 0.07313
-    assert each_part(low - 0.0005, candidate, ONE, part_rows=20).passed
-    line = each_part(low + 0.0005, candidate, ONE, part_rows=20)
+    assert check_each_part(low - 0.0005, candidate, ONE, part_rows=20).passed
+    line = check_each_part(low + 0.0005, candidate, ONE, part_rows=20)
     assert not line.passed
     assert line.measured == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts looked at)'
     assert line.advice.startswith('cannot be shown with the rows there are: "card" (n=100, label about ')
@@ -34,7 +34,7 @@ def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured)
 
 def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 60, 100), part("card", 28, 30), part("fee", 500, 500)))
-    line = each_part(0.8, candidate, ONE, part_rows=20)
+    line = check_each_part(0.8, candidate, ONE, part_rows=20)
     assert not line.passed
     weak, short = line.advice.split("; ")
     assert weak == 'below the bar, where only a better model would help: "pin" 0.600'
@@ -43,47 +43,49 @@ def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
 
 def test_rare_parts_are_named_and_not_judged(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 98, 100), part("odd", 0, 4)))
-    line = each_part(0.9, candidate, ONE, part_rows=20)
+    line = check_each_part(0.9, candidate, ONE, part_rows=20)
     assert line.passed
     # With one part looked at, 0.9 · 3.8415 / 0.1 = 34.6 perfect rows show 0.9: 35 - 4.
     assert line.advice == 'not looked at, under 20 rows, cannot be shown: "odd" (n=4, label about 31 more)'
-    alone = each_part(0.9, measured([True], parts=(part("odd", 4, 4),)), ONE, part_rows=20)
+    alone = check_each_part(0.9, measured([True], parts=(part("odd", 4, 4),)), ONE, part_rows=20)
     assert (alone.passed, alone.measured) == (False, "no part has 20 rows")
 
 
 def test_a_long_list_of_parts_is_cut(measured: Measured) -> None:
     parts = tuple(part(f"part{i}", 0, 30) for i in range(8))
-    line = each_part(0.9, measured([True], parts=parts), ONE, part_rows=20)
+    line = check_each_part(0.9, measured([True], parts=parts), ONE, part_rows=20)
     assert line.advice.endswith('"part3" 0.000, "part4" 0.000, and 3 more')
 
 
 def test_one_named_part_needs_no_correction(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 90, 100), part("card", 10, 100)))
     low = wilson(90, 100).low
-    assert named_part("pin", low, candidate, ONE).passed
-    line = named_part("pin", low + 0.001, candidate, ONE)
+    assert check_named_part("pin", low, candidate, ONE).passed
+    line = check_named_part("pin", low + 0.001, candidate, ONE)
     assert (line.passed, line.measured) == (False, "0.900 [0.826, 0.945] n=100")
 
 
 def test_an_unknown_part_fails_and_names_the_near_one(measured: Measured) -> None:
-    line = named_part("evem", 0.5, measured([True] * 50), ONE)
+    line = check_named_part("evem", 0.5, measured([True] * 50), ONE)
     assert not line.passed
     assert line.measured == 'task "parity" has no part "evem" — did you mean "even"?'
     assert line.advice == 'its parts: "even", "odd"'
 
 
 def test_a_part_that_was_never_there_shows_nothing(measured: Measured) -> None:
-    line = named_part("pin", 0.0, measured([True], parts=(part("pin", 0, 0),)), ONE)
+    line = check_named_part("pin", 0.0, measured([True], parts=(part("pin", 0, 0),)), ONE)
     assert (line.passed, line.advice) == (False, "no row was measured")
 
 
 def test_more_right_than_there_counts_as_all(measured: Measured) -> None:
     """A label right under another gold answer can be right more often than it was there."""
-    found = named_part("pin", 0.5, measured([True], parts=(part("pin", 25, 20),)), ONE).found
+    found = check_named_part("pin", 0.5, measured([True], parts=(part("pin", 25, 20),)), ONE).found
     assert found == wilson(20, 20)
 
 
-@pytest.mark.parametrize("bar", [lambda c: each_part(0.1, c, ONE, part_rows=1), lambda c: named_part("x", 0.1, c, ONE)])
+@pytest.mark.parametrize(
+    "bar", [lambda c: check_each_part(0.1, c, ONE, part_rows=1), lambda c: check_named_part("x", 0.1, c, ONE)]
+)
 def test_a_task_without_parts_cannot_pass(measured: Measured, bar: Callable[[Evaluation], object]) -> None:
     line = bar(measured([True] * 50, parts=()))
     assert line.passed is False  # type: ignore[attr-defined]

@@ -16,9 +16,9 @@ import pytest
 
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Order
+from smallfirst.jobs.spec import JobSpec
 from smallfirst.registry import versions as registry
-from smallfirst.registry.mlflow_runs import client
+from smallfirst.registry.runs import client
 from smallfirst.training.events import EventLog
 
 pytestmark = pytest.mark.usefixtures("jobs_home")
@@ -28,8 +28,8 @@ SUBMIT_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from smallfirst.jobs import queue
-from smallfirst.jobs.spec import Order
-queue.submit(Order.load(Path(sys.argv[1])))
+from smallfirst.jobs.spec import JobSpec
+queue.submit(JobSpec.load(Path(sys.argv[1])))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -51,7 +51,7 @@ def weights(job: JobFolder) -> bytes:
 
 
 def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_one(
-    order: Order, eventually: Eventually, tmp_path: Path
+    order: JobSpec, eventually: Eventually, tmp_path: Path
 ) -> None:
     config = order.config.model_copy(update={"duration": "300ba", "batch_tokens": 64})
     order = order.model_copy(update={"config": config, "checkpoint_every_s": 0.0, "eval_rows": order.train_rows})
@@ -74,7 +74,7 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     whole = queue.submit(order.model_copy(update={"name": "whole"}))
     eventually(lambda: broken.ended and whole.ended)
 
-    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.last_lines()
+    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.output_tail()
     assert weights(broken) == weights(whole)
     assert happened(whole, "RESUMED") == 0
     versions = registry.list_versions("main.toys.desk")

@@ -15,10 +15,10 @@ from smallfirst.jobs import queue, training_slots
 from smallfirst.jobs import worker as process
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import Order
-from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.jobs.spec import JobSpec
+from smallfirst.registry.runs import client, open_run
 
-LaidDown = Callable[[Order], JobFolder]
+LaidDown = Callable[[JobSpec], JobFolder]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
@@ -42,20 +42,20 @@ def stopped(job: JobFolder, eventually: Eventually) -> None:
 
 
 def test_a_job_that_gets_on_is_started_again_as_often_as_need_be(
-    order: Order, laid_down: LaidDown, eventually: Eventually
+    order: JobSpec, laid_down: LaidDown, eventually: Eventually
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "preempted"}))
-    for _ in range(2 * queue.MOST_RESTARTS):
+    for _ in range(2 * queue.MAX_RESTARTS):
         job.log.append("REQUEUED", "")
         job.log.append("CHECKPOINT_SAVED", "")
     assert queue.find("preempted").alive
-    assert kinds(job).count("REQUEUED") == 2 * queue.MOST_RESTARTS + 1
+    assert kinds(job).count("REQUEUED") == 2 * queue.MAX_RESTARTS + 1
     stopped(job, eventually)
 
 
-def test_a_job_that_no_longer_gets_on_is_given_up(order: Order, laid_down: LaidDown) -> None:
+def test_a_job_that_no_longer_gets_on_is_given_up(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "stuck"}))
-    for kind in ("REQUEUED", "CHECKPOINT_SAVED", *["REQUEUED", "EPOCH_FINISHED"] * queue.MOST_RESTARTS):
+    for kind in ("REQUEUED", "CHECKPOINT_SAVED", *["REQUEUED", "EPOCH_FINISHED"] * queue.MAX_RESTARTS):
         job.log.append(kind, "")  # type: ignore[arg-type]
     assert queue.find("stuck").state == "FAILED"
     assert "died 4 times without getting on" in job.events[-1].message
@@ -64,12 +64,12 @@ def test_a_job_that_no_longer_gets_on_is_given_up(order: Order, laid_down: LaidD
 
 @pytest.mark.parametrize("end", ["STOPPED", "FAILED"])
 def test_a_person_may_have_an_ended_job_go_on(
-    end: Any, order: Order, laid_down: LaidDown, eventually: Eventually
+    end: Any, order: JobSpec, laid_down: LaidDown, eventually: Eventually
 ) -> None:
     job = laid_down(order.model_copy(update={"name": f"ended-{end.lower()}"}))
-    for kind in (*["REQUEUED"] * queue.MOST_RESTARTS, end):
+    for kind in (*["REQUEUED"] * queue.MAX_RESTARTS, end):
         job.log.append(kind, "")
-    job.ask_to_stop()
+    job.request_stop()
     assert queue.resume(job, by="somebody")
     eventually(lambda: job.state == "QUEUED")  # a process waits for the machine; nobody wants it to stop any more
     assert [event.message for event in job.events if event.kind == "REQUEUED"][-1].startswith("somebody had it go on")
@@ -88,7 +88,7 @@ def process_number(job: JobFolder) -> int:
     raise AssertionError("no process carries it out")
 
 
-def test_a_job_that_is_completed_does_not_go_on(order: Order, laid_down: LaidDown) -> None:
+def test_a_job_that_is_completed_does_not_go_on(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "done"}))
     job.log.append("COMPLETED", "")
     with pytest.raises(ConfigError, match="done is completed"):
@@ -97,7 +97,7 @@ def test_a_job_that_is_completed_does_not_go_on(order: Order, laid_down: LaidDow
     assert not job.alive
 
 
-def test_an_mlflow_run_that_was_opened_but_not_noted_does_not_stay_open(order: Order, laid_down: LaidDown) -> None:
+def test_an_mlflow_run_that_was_opened_but_not_noted_does_not_stay_open(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "killed-early"}))
     other = open_run("toys", "other", tags={"job": "other"})
     lost = open_run("toys", "killed-early", tags={"job": "killed-early"})  # here the process was killed

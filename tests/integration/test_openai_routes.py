@@ -12,8 +12,16 @@ import openai
 import pytest
 
 from smallfirst.errors import ConfigError, RequestRefused, Unavailable
-from smallfirst.models.protocol import Capability, Completion, Embeddings, LabelScores, Request, Token, stream_whole
-from smallfirst.models.remote.client import LeftAlone
+from smallfirst.models.protocol import (
+    Capability,
+    Completion,
+    Embeddings,
+    LabelScores,
+    Request,
+    Token,
+    stream_in_one_chunk,
+)
+from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -45,7 +53,7 @@ class Drawing:
         )
 
     def stream(self, request: Request):
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def embed(self, texts):
         return Embeddings([[0.6, 0.8] for _ in texts], 5, 0.5)
@@ -225,7 +233,7 @@ def test_readiness_is_real_work_and_recovers(start) -> None:
     down = httpx.get(f"{house.url}/ready")
     assert (down.status_code, down.json()) == (503, {"status": "not ready"})
     assert httpx.get(f"{house.url}/health").status_code == 200
-    model.failure = LeftAlone("an upstream is down", retry_after_s=5)
+    model.failure = CircuitOpenError("an upstream is down", retry_after_s=5)
     time.sleep(1.1)
     assert httpx.get(f"{house.url}/ready").status_code == 200
     model.failure = None
@@ -249,7 +257,7 @@ def test_figures_count_requests_tokens_and_first_tokens(start) -> None:
 
 def test_a_queue_is_bounded_in_tokens_but_one_prompt_alone_always_fits(start, echo) -> None:
     echo.gate.clear()
-    house = start(ServeSettings(max_prompt_tokens_inside=10), m=echo)
+    house = start(ServeSettings(max_prompt_tokens_in_flight=10), m=echo)
     url = f"{house.url}/v1/chat/completions"
     with httpx.Client() as client:
         waiting = client.build_request("POST", url, json=BODY)

@@ -20,11 +20,11 @@ from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.models.protocol import Request, Route
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import Outcome, table
-from smallfirst.progress import Progress, Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.pipeline.summary import RunSummary, table
+from smallfirst.progress import Progress, ProgressCallback
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.registry import versions as registry
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.training.events import EventLog
@@ -60,7 +60,7 @@ def desk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task_file(base: Path, **gate: float) -> TaskFile:
     """The demo's task with a tiny model, without the rungs that need real weights."""
-    file = read_taskfile(DEMO)
+    file = read_task_file(DEMO)
     training = file.small.training.model_copy(update={"duration": "2ep", "learning_rate": 3e-3})
     small = file.small.model_copy(update={"base": str(base), "ladder": ("words", "small"), "training": training})
     bars = file.gate.model_copy(update={"accuracy_at_least": None, "not_worse_than_large_by": None, **gate})
@@ -70,7 +70,7 @@ def task_file(base: Path, **gate: float) -> TaskFile:
 
 def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
-    outcome = pipeline.run(file, watch=Watch(quiet=True))
+    outcome = pipeline.run(file, watch=Progress(quiet=True))
     assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
     assert outcome.promoted.candidate == "words"
@@ -80,14 +80,14 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
     assert 0 <= outcome.routed.share <= 1
     assert registry.resolve("main.claims.tickets@champion").version == 1
     assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert Outcome.model_validate_json(outcome.model_dump_json()) == outcome
+    assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
     assert "gate PASS · promoted main.claims.tickets version 1 @champion" in table(outcome)
     _router_answers(file)
 
 
 def _router_answers(file: TaskFile) -> None:
     ledger = Ledger(home() / "ledger.db")
-    models, watch = service.served([file], ledger, live=False)
+    models, watch = service.deploy([file], ledger, live=False)
     assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
     live = watch.by_task["claims-desk"]
     assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
@@ -98,7 +98,7 @@ def _router_answers(file: TaskFile) -> None:
         return answer.route
 
     async def all_of_them() -> None:
-        known = Job.read(file, Watch(quiet=True)).rows.test.examples[0].text
+        known = Project.read(file, Progress(quiet=True)).rows.test.examples[0].text
         assert (await ask("claims-desk", known)).task == "claims-desk"
         routed = await ask("auto", known)
         assert (routed.task, routed.trail[0].stage) == ("claims-desk", "front")
@@ -112,18 +112,18 @@ def _router_answers(file: TaskFile) -> None:
 def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.99)
     with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
-        pipeline.run(file, watch=Watch(quiet=True))
-    workspace = Workspace.latest("claims-desk")
+        pipeline.run(file, watch=Progress(quiet=True))
+    workspace = RunFolder.latest("claims-desk")
     assert (workspace.folder / "report.html").exists()
     with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
         workspace.promoted()
 
 
-class Interrupting(Watch):
+class Interrupting(Progress):
     """Presses Ctrl-C in the middle of the first bar."""
 
     @contextmanager
-    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[Progress]:
+    def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[ProgressCallback]:
         def press(done: int, of: int, words: str = "") -> None:
             if done > of / 2:
                 raise KeyboardInterrupt
@@ -132,18 +132,18 @@ class Interrupting(Watch):
 
 
 def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
-    job = Job.read(task_file(desk_folder), Watch(quiet=True))
+    job = Project.read(task_file(desk_folder), Progress(quiet=True))
     with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
         pipeline.train_stage(job, resume=True)
     with pytest.raises(KeyboardInterrupt):
         pipeline.train_stage(job._replace(watch=Interrupting(quiet=True)))
-    broken = Workspace.unfinished("claims-desk")
+    broken = RunFolder.unfinished("claims-desk")
     assert broken is not None
     workspace = pipeline.train_stage(job, resume=True)
     assert workspace.folder == broken.folder
     begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
-    assert Workspace.unfinished("claims-desk") is None
+    assert RunFolder.unfinished("claims-desk") is None
 
 
 def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
@@ -152,7 +152,7 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
     more = {"ladder": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
-    job = Job.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Watch(quiet=True))
+    job = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
     workspace = pipeline.train_stage(job)
     assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(job, workspace)}
     verdict = pipeline.gate_stage(job, workspace).of("tuned")
@@ -174,7 +174,7 @@ def test_rows_that_check_refuses_are_told_before_anything_is_trained(
     file = task_file(desk_folder)
     leaking = file.model_copy(update={"data": file.data.model_copy(update={"test": file.data.train})})
     with pytest.raises(Trained):
-        pipeline.run(leaking, watch=Watch())
+        pipeline.run(leaking, watch=Progress())
     assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
 
 

@@ -12,9 +12,9 @@ import pytest
 from fixtures.secured_server import Build, fortresses
 
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.serving.auth.key_store import Keyring, Terms
-from smallfirst.serving.auth.rate_limits import Allowance, Allowances, Bucket, estimated_tokens
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
+from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenBucket, estimated_tokens
+from smallfirst.serving.openai.errors import ApiError
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello small world"}]}
 
@@ -43,7 +43,7 @@ def completion(tokens: int) -> Completion:
 
 def test_a_bucket_holds_a_minute_and_fills_evenly() -> None:
     clock = Clock()
-    bucket = Bucket(120, clock)
+    bucket = TokenBucket(120, clock)
     bucket.take(120)
     assert bucket.wait_s(1) == pytest.approx(0.5)  # two a second
     clock.now_s += 10
@@ -56,12 +56,12 @@ def test_a_bucket_holds_a_minute_and_fills_evenly() -> None:
 
 def test_requests_beyond_the_minute_are_refused_and_cost_nothing() -> None:
     clock = Clock()
-    allowance = Allowance(Terms(requests_per_minute=2), clock)
+    allowance = Quota(KeyPolicy(requests_per_minute=2), clock)
     for _ in range(2):
         with allowance.request():
             pass
     for _ in range(3):
-        with pytest.raises(WireError) as caught, allowance.request():
+        with pytest.raises(ApiError) as caught, allowance.request():
             raise AssertionError
     assert caught.value.status == 429
     assert caught.value.headers == {"retry-after": "30"}
@@ -83,10 +83,10 @@ def test_requests_beyond_the_minute_are_refused_and_cost_nothing() -> None:
 
 def test_tokens_are_taken_by_estimate_and_settled_by_use() -> None:
     clock = Clock()
-    allowance = Allowance(Terms(tokens_per_minute=600), clock)
+    allowance = Quota(KeyPolicy(tokens_per_minute=600), clock)
     with allowance.tokens(500) as bill:
         assert allowance.headers()["x-ratelimit-remaining-tokens"] == "100"
-        with pytest.raises(WireError, match="600 tokens a minute"), allowance.tokens(101):
+        with pytest.raises(ApiError, match="600 tokens a minute"), allowance.tokens(101):
             raise AssertionError
         bill.add(completion(40))
         bill.add(completion(20))
@@ -96,7 +96,7 @@ def test_tokens_are_taken_by_estimate_and_settled_by_use() -> None:
     assert allowance.headers()["x-ratelimit-remaining-tokens"] == "440"
     with allowance.tokens(10) as bill:
         bill.add(completion(940))  # 500 into debt: 50 seconds at ten a second
-    with pytest.raises(WireError) as caught, allowance.request():
+    with pytest.raises(ApiError) as caught, allowance.request():
         raise AssertionError
     assert caught.value.headers == {"retry-after": "50"}
     clock.now_s += 50
@@ -106,21 +106,21 @@ def test_tokens_are_taken_by_estimate_and_settled_by_use() -> None:
 
 def test_an_estimate_above_a_minutes_worth_waits_for_a_full_bucket() -> None:
     clock = Clock()
-    allowance = Allowance(Terms(tokens_per_minute=60), clock)
+    allowance = Quota(KeyPolicy(tokens_per_minute=60), clock)
     with allowance.tokens(1_000) as bill:
         bill.add(completion(30))
     assert allowance.headers()["x-ratelimit-remaining-tokens"] == "30"
-    with pytest.raises(WireError) as caught, allowance.tokens(1_000):
+    with pytest.raises(ApiError) as caught, allowance.tokens(1_000):
         raise AssertionError
     assert caught.value.headers == {"retry-after": "30"}
 
 
 def test_requests_at_once_are_bounded_and_given_back_after_a_failure() -> None:
-    allowance = Allowance(Terms(max_in_flight=1), Clock())
+    allowance = Quota(KeyPolicy(max_in_flight=1), Clock())
 
     def fail_inside() -> None:
         with allowance.request():
-            with pytest.raises(WireError, match="1 requests under way"), allowance.request():
+            with pytest.raises(ApiError, match="1 requests under way"), allowance.request():
                 raise AssertionError
             raise KeyError
 
@@ -131,11 +131,11 @@ def test_requests_at_once_are_bounded_and_given_back_after_a_failure() -> None:
 
 
 def test_each_key_has_its_own_allowance_until_its_terms_change() -> None:
-    allowances = Allowances(Clock())
-    mine = allowances.of("a", Terms(max_in_flight=1))
-    assert allowances.of("a", Terms(max_in_flight=1)) is mine
-    assert allowances.of("b", Terms(max_in_flight=1)) is not mine
-    assert allowances.of("a", Terms(max_in_flight=2)) is not mine
+    allowances = Quotas(Clock())
+    mine = allowances.of("a", KeyPolicy(max_in_flight=1))
+    assert allowances.of("a", KeyPolicy(max_in_flight=1)) is mine
+    assert allowances.of("b", KeyPolicy(max_in_flight=1)) is not mine
+    assert allowances.of("a", KeyPolicy(max_in_flight=2)) is not mine
 
 
 def test_the_estimate_is_a_quarter_of_the_bytes_and_the_room_asked_for() -> None:
@@ -143,9 +143,9 @@ def test_the_estimate_is_a_quarter_of_the_bytes_and_the_room_asked_for() -> None
 
 
 def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(fortress, tmp_path: Path, label) -> None:
-    ring = Keyring(tmp_path / "keys.json")
-    _, slow = ring.create("slow", Terms(requests_per_minute=2, tokens_per_minute=100_000))
-    _, free = ring.create("free", Terms())
+    ring = KeyStore(tmp_path / "keys.json")
+    _, slow = ring.create("slow", KeyPolicy(requests_per_minute=2, tokens_per_minute=100_000))
+    _, free = ring.create("free", KeyPolicy())
     house = fortress(ring, m=label)
     url = f"{house.url}/v1/chat/completions"
 
@@ -171,8 +171,8 @@ def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(fortress, 
 
 
 def test_a_key_has_so_many_requests_at_once(fortress, tmp_path: Path, echo) -> None:
-    ring = Keyring(tmp_path / "keys.json")
-    _, one = ring.create("one", Terms(max_in_flight=1))
+    ring = KeyStore(tmp_path / "keys.json")
+    _, one = ring.create("one", KeyPolicy(max_in_flight=1))
     house = fortress(ring, m=echo)
     url, head = f"{house.url}/v1/chat/completions", {"authorization": f"Bearer {one}"}
     echo.gate.clear()

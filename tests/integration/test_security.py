@@ -24,7 +24,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.key_store import Keyring, Terms
+from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
 from smallfirst.serving.auth.keys import hash_key, new_key
 from smallfirst.serving.settings import ServeSettings
 
@@ -40,8 +40,8 @@ def fortress(tmp_path: Path) -> Iterator[Build]:
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> Keyring:
-    return Keyring(tmp_path / "keys.json")
+def ring(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "keys.json")
 
 
 @pytest.fixture
@@ -173,8 +173,8 @@ def test_08_schemas_that_cost_too_much_are_refused_in_time(fortress, label, insi
 
 
 def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs(fortress, ring, label) -> None:
-    _, user = ring.create("user", Terms())
-    _, admin = ring.create("admin", Terms(role="admin"))
+    _, user = ring.create("user", KeyPolicy())
+    _, admin = ring.create("admin", KeyPolicy(role="admin"))
     house = fortress(ring, m=label)
     app = build_app({"m": label}, ledger=house.ledger, settings=ServeSettings())
     paths = [r.path.replace("{name:path}", "m") for r in app.routes if isinstance(r, Route)]
@@ -214,7 +214,7 @@ def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(fortress, la
 
 
 def test_09_a_key_sees_and_asks_only_its_models(fortress, ring, label, echo) -> None:
-    _, narrow = ring.create("narrow", Terms(models=("small",)))
+    _, narrow = ring.create("narrow", KeyPolicy(models=("small",)))
     house = fortress(ring, small=label, secret=echo)
     client = house.client(narrow)
     assert [model.id for model in client.models.list()] == ["small"]
@@ -286,7 +286,7 @@ def test_12_names_are_looked_up_and_nothing_else(fortress, label, lines: Lines, 
 def test_13_neither_bodies_nor_keys_nor_forged_lines_come_into_the_log_or_the_ledger(
     fortress, ring, label, failing, lines: Lines
 ) -> None:
-    _, secret = ring.create("desk", Terms())
+    _, secret = ring.create("desk", KeyPolicy())
     house = fortress(ring, m=label, broken=failing(RuntimeError("kaboom")))
     said = "xyzzy-body\r\nERROR root: forged"
     cookie = {"cookie": "session=xyzzy-cookie", "user-agent": "xyzzy-agent"}
@@ -326,7 +326,7 @@ def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -
     try:
         config = EndpointConfig(base_url=f"http://127.0.0.1:{upstream.server_port}/v1", model="big")
         book = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=1)})
-        _, secret = ring.create("desk", Terms())
+        _, secret = ring.create("desk", KeyPolicy())
         house = fortress(ring, m=EndpointModel(config, book, api_key="sk-operators-own"))
         mine = {
             "cookie": "a=b",
@@ -353,7 +353,7 @@ def test_14_a_model_is_told_whose_request_it_is(fortress, ring, echo) -> None:
             seen.append(request.tenant)
             return await super().complete(request)
 
-    secrets = [ring.create(name, Terms())[1] for name in ("one", "two")]
+    secrets = [ring.create(name, KeyPolicy())[1] for name in ("one", "two")]
     house = fortress(ring, m=Listening())
     for key in secrets:
         assert chat(house, key).status_code == 200

@@ -20,7 +20,7 @@ from smallfirst.serving.settings import ServeSettings
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-from smallfirst.models.protocol import Completion, stream_whole
+from smallfirst.models.protocol import Completion, stream_in_one_chunk
 from smallfirst.serving.app import serve
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
@@ -32,7 +32,7 @@ class Slow:
         await asyncio.sleep(float(request.text))
         return Completion(text="done", answered_by=self.name, latency_ms=1, cost_usd=0)
     def stream(self, request):
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
     async def aclose(self):
         print("closed", flush=True)
 

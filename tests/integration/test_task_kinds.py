@@ -14,10 +14,10 @@ from smallfirst.errors import DataError, GateFailed, StageMissing
 from smallfirst.models.protocol import Request
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import Signature, read_taskfile
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import SignedOverride, read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 
 ITEMS = ("card", "refund", "pin", "parcel", "envelope", "euro rate")
@@ -66,8 +66,8 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     if kind == "multiple":
         del settings["max_answer_tokens"]
     path = task_file(tmp_path, kind, tiny_folder, **settings)
-    file = read_taskfile(path)
-    outcome = pipeline.run(file, watch=Watch(quiet=True))
+    file = read_task_file(path)
+    outcome = pipeline.run(file, watch=Progress(quiet=True))
     assert outcome.small is not None
     assert outcome.base is not None
     assert outcome.linear is None  # no linear model writes
@@ -76,9 +76,9 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     assert outcome.promoted is not None
     ledger = Ledger(home() / "ledger.db")
     with pytest.raises(StageMissing, match="no large model to run in shadow of"):
-        service.served([file], ledger)  # four rows certify nothing
-    signed = file.routing.model_copy(update={"override": Signature(by="Ada", because="a test")})
-    models, _ = service.served([file.model_copy(update={"routing": signed})], ledger)
+        service.deploy([file], ledger)  # four rows certify nothing
+    signed = file.routing.model_copy(update={"override": SignedOverride(by="Ada", because="a test")})
+    models, _ = service.deploy([file.model_copy(update={"routing": signed})], ledger)
     answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
     ledger.close()
     assert answer.answered_by == f"{file.name}-small@1"
@@ -88,7 +88,7 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
         value = json.loads(answer.text)
         assert set(value) <= {"item", "n"}
         assert "item" in answer.field_confidence
-        rows_of_small = Workspace.latest(file.name).evaluation("small", "test").rows  # type: ignore[union-attr]
+        rows_of_small = RunFolder.latest(file.name).evaluation("small", "test").rows  # type: ignore[union-attr]
         assert all(row.answer is not None for row in rows_of_small)  # valid, however little was learnt
     page = Path(outcome.report).read_text(encoding="utf-8")
     assert f"{file.name}: small model or large?" in page
@@ -104,8 +104,8 @@ def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
     values["data"]["test"] = "test.jsonl"
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(GateFailed, match=r"(?s)FAIL.*training"):
-        pipeline.run(read_taskfile(path), watch=Watch(quiet=True))
-    workspace = Workspace.latest("extract-desk")
+        pipeline.run(read_task_file(path), watch=Progress(quiet=True))
+    workspace = RunFolder.latest("extract-desk")
     failing = [line for line in workspace.verdicts().of("small").lines if not line.passed]
     assert len(failing) == 1
     assert "6 of 18" in failing[0].measured
@@ -116,4 +116,4 @@ def test_rows_that_do_not_fit_the_task_are_named(tmp_path: Path, tiny_folder: Pa
     schema = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
     path = task_file(tmp_path, "extract", tiny_folder, schema=schema)
     with pytest.raises(DataError, match=r"train.jsonl:2.*no answer of this task"):
-        Job.read(read_taskfile(path), Watch(quiet=True))
+        Project.read(read_task_file(path), Progress(quiet=True))

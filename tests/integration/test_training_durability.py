@@ -20,15 +20,15 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.checkpoint import Checkpoints
+from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.loop import Step
-from smallfirst.training.recipes.recipe import Lesson, TaskLesson
-from smallfirst.training.run import CANCEL, Run, train
-from smallfirst.training.validation import Exam
+from smallfirst.training.loop import StepMetrics
+from smallfirst.training.recipes.recipe import Recipe, TaskRecipe
+from smallfirst.training.run import CANCEL_FILE, Run, train
+from smallfirst.training.validation import ValidationResult
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
 CONFIG = TrainConfig(duration="4ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
@@ -42,7 +42,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Bench:
-    def __init__(self, lesson: Lesson, base: Path) -> None:
+    def __init__(self, lesson: Recipe, base: Path) -> None:
         self.lesson, self.base = lesson, base
 
     def train(self, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
@@ -52,7 +52,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path) -> Bench:
-    return Bench(TaskLesson(toy_task, toy_rows, toy_selection), tiny_folder)
+    return Bench(TaskRecipe(toy_task, toy_rows, toy_selection), tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ class Killed(BaseException):
 
 
 def killing(at: int) -> Any:
-    def kill(step: Step) -> None:
+    def kill(step: StepMetrics) -> None:
         if step.step == at:
             raise Killed
 
@@ -86,7 +86,7 @@ def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
 ) -> None:
     with pytest.raises(Killed):
         bench.train(tmp_path, on_step=killing(at), save_every_s=0)
-    assert Checkpoints(tmp_path / "checkpoint").latest() is not None
+    assert CheckpointStore(tmp_path / "checkpoint").latest() is not None
     run = bench.train(tmp_path)
     assert weights(run) == weights(unbroken)
     assert (run.validation_curve, run.loss_curve) == (unbroken.validation_curve, unbroken.loss_curve)
@@ -120,10 +120,10 @@ def test_a_checkpoint_of_another_run_is_refused(bench: Bench, tmp_path: Path) ->
 def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def cancel(step: Step) -> None:
+    def cancel(step: StepMetrics) -> None:
         seen.append(step.step)
         if step.step == 3:
-            (tmp_path / CANCEL).touch()
+            (tmp_path / CANCEL_FILE).touch()
 
     with pytest.raises(Cancelled, match="cancelled at step 3 of"):
         bench.train(tmp_path, on_step=cancel)
@@ -134,12 +134,12 @@ def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: P
 class Graded:
     """The lesson, with grades given in advance instead of an exam."""
 
-    def __init__(self, lesson: TaskLesson, grades: list[float]) -> None:
+    def __init__(self, lesson: TaskRecipe, grades: list[float]) -> None:
         self.name, self.train_rows, self.study = lesson.name, lesson.train_rows, lesson.study
         self.prepare, self.grades = lesson.prepare, iter(grades)
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam:
-        return Exam(next(self.grades), manifest)
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        return ValidationResult(next(self.grades), manifest)
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 7)])
@@ -157,7 +157,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_pa
     before = weights(first)
     (first.folder.parent / "run.json").unlink()
 
-    def fill(step: Step) -> None:
+    def fill(step: StepMetrics) -> None:
         if step.ends_epoch:
             disk.enter_context(full_disk(30_000))
 
@@ -175,16 +175,16 @@ PROGRAM = """
     from pathlib import Path
     from smallfirst.data.sources.text_files import load
     from smallfirst.tasks.classify import Classify
-    from smallfirst.registry.mlflow_runs import open_run
+    from smallfirst.registry.runs import open_run
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.recipes.recipe import TaskLesson
+    from smallfirst.training.recipes.recipe import TaskRecipe
     from smallfirst.training.run import train
     rows, base, folder = map(Path, sys.argv[1:])
     data = load(rows)
     task = Classify(name="toy", labels=tuple(dict.fromkeys(e.answer for e in data.examples)))
     config = TrainConfig(duration="60ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
     with open_run("toy", "killed") as tracked:
-        train(TaskLesson(task, data, data), config, base=("toys/tiny", base), tracked=tracked, folder=folder,
+        train(TaskRecipe(task, data, data), config, base=("toys/tiny", base), tracked=tracked, folder=folder,
               save_every_s=0)
 """
 

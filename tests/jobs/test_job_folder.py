@@ -10,7 +10,7 @@ import pytest
 
 from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder, state_after
-from smallfirst.jobs.spec import Order, new_name
+from smallfirst.jobs.spec import JobSpec, new_job_name
 from smallfirst.training.events import Event
 
 
@@ -38,7 +38,7 @@ def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None
 
 
 def test_a_job_lives_while_its_lock_is_held(
-    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "held"}))
     assert not job.alive
@@ -49,24 +49,26 @@ def test_a_job_lives_while_its_lock_is_held(
 
 
 def test_asked_to_stop_it_is_terminating_until_it_says_so(
-    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "stopping"}))
-    job.ask_to_stop()
+    job.request_stop()
     assert (job.state, job.cancelled, job.ended) == ("TERMINATING", True, False)
     assert (job.folder / "run" / "cancel").exists()  # where training looks
     job.log.append("STOPPED", "")
     assert (job.state, job.ended) == ("STOPPED", True)
 
 
-def test_the_last_lines_of_the_output(jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order) -> None:
+def test_the_last_lines_of_the_output(
+    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
+) -> None:
     job = laid_down(order.model_copy(update={"name": "printing"}))
-    assert job.last_lines() == "(it printed nothing)"
+    assert job.output_tail() == "(it printed nothing)"
     job.output.write_text("one\ntwo\nthree\n")
-    assert job.last_lines(2) == "two\nthree"
+    assert job.output_tail(2) == "two\nthree"
 
 
 def test_names_tell_the_model_and_are_safe_in_paths() -> None:
-    assert new_name("Org/My Model.v2")[:-6] == "my-model-v2-"
-    assert new_name("../..")[:-6] == "model-"
-    assert len({new_name("a/b") for _ in range(50)}) == 50
+    assert new_job_name("Org/My Model.v2")[:-6] == "my-model-v2-"
+    assert new_job_name("../..")[:-6] == "model-"
+    assert len({new_job_name("a/b") for _ in range(50)}) == 50

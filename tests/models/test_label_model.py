@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import ModelError, RequestRefused
-from smallfirst.models.label_model import Embedded, Scored, ScoredModel, log_tempered, tempered
+from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Embeds, Model, Probed, Request, Scores
 from smallfirst.pricing import MachinePrice
@@ -32,7 +32,7 @@ class DigitScorer:
         self.gate.set()
         self.batches: list[list[str]] = []
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         self.batches.append(list(texts))
         self.began.set()
         assert self.gate.wait(10)
@@ -43,12 +43,12 @@ class DigitScorer:
         return [self.one(int(text)) for text in texts]
 
     @staticmethod
-    def one(number: int) -> Scored:
+    def one(number: int) -> LabelLogProbs:
         row = [math.log(0.7) if i == number else math.log(0.05) for i in range(7)]
-        return Scored(row, n_tokens=3, busy_s=0.36)
+        return LabelLogProbs(row, n_tokens=3, busy_s=0.36)
 
 
-def ask(model: ScoredModel, *texts: str) -> list[Completion]:
+def ask(model: LabelModel, *texts: str) -> list[Completion]:
     """Answers to requests made at the same moment; errors are raised."""
 
     async def together() -> list[Completion]:
@@ -59,7 +59,7 @@ def ask(model: ScoredModel, *texts: str) -> list[Completion]:
 
 def test_an_answer_carries_label_confidence_alternatives_cost_and_tokens() -> None:
     price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
-    model = ScoredModel(DigitScorer(), MANIFEST, price=price)
+    model = LabelModel(DigitScorer(), MANIFEST, price=price)
     assert isinstance(model, Model)
     (answer,) = ask(model, "4")
     assert answer.text == "label-4"
@@ -74,22 +74,22 @@ def test_an_answer_carries_label_confidence_alternatives_cost_and_tokens() -> No
 
 def test_alternatives_are_the_five_best_sorted() -> None:
     class Slope:
-        def score(self, texts: Sequence[str]) -> list[Scored]:
-            return [Scored([math.log(p) for p in (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)], 0, 0.0)]
+        def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
+            return [LabelLogProbs([math.log(p) for p in (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)], 0, 0.0)]
 
-    (answer,) = ask(ScoredModel(Slope(), MANIFEST), "any")
+    (answer,) = ask(LabelModel(Slope(), MANIFEST), "any")
     assert [label for label, _ in answer.alternatives] == [f"label-{i}" for i in (1, 5, 3, 0, 6)]
     assert [p for _, p in answer.alternatives] == pytest.approx([0.3, 0.25, 0.2, 0.1, 0.08])
 
 
 def test_confidence_is_tempered_and_the_answer_stays() -> None:
-    (answer,) = ask(ScoredModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2")
+    (answer,) = ask(LabelModel(DigitScorer(), MANIFEST.model_copy(update={"temperature": 2.0})), "2")
     expected = math.sqrt(0.7) / (math.sqrt(0.7) + 6 * math.sqrt(0.05))
     assert (answer.text, answer.confidence) == ("label-2", pytest.approx(expected))
 
 
 def test_a_stream_is_the_label_and_then_the_completion() -> None:
-    model = ScoredModel(DigitScorer(), MANIFEST, name="mine")
+    model = LabelModel(DigitScorer(), MANIFEST, name="mine")
 
     async def pieces() -> list[object]:
         chunks = [chunk async for chunk in model.stream(Request.ask("3"))]
@@ -109,16 +109,16 @@ SLOPE = (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)
 class Slope:
     """The same probabilities for every text, and a vector."""
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
-        return [Scored([math.log(p) for p in SLOPE], 4, 0.36) for _ in texts]
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
+        return [LabelLogProbs([math.log(p) for p in SLOPE], 4, 0.36) for _ in texts]
 
-    def embed(self, texts: Sequence[str]) -> list[Embedded]:
-        return [Embedded([0.6, 0.8] if text else [1.0, 0.0], 5, 0.18) for text in texts]
+    def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
+        return [TextEmbedding([0.6, 0.8] if text else [1.0, 0.0], 5, 0.18) for text in texts]
 
 
 @pytest.mark.parametrize(("wanted", "n_top"), [(0, 0), (3, 3), (20, 7)])
 def test_a_label_is_one_token_with_the_log_probabilities_asked_for(wanted: int, n_top: int) -> None:
-    model = ScoredModel(Slope(), MANIFEST)
+    model = LabelModel(Slope(), MANIFEST)
     answer = asyncio.run(model.complete(Request.ask("any").model_copy(update={"logprobs": wanted})))
     (token,) = answer.tokens
     assert (token.text, token.octets) == ("label-1", tuple(b"label-1"))
@@ -129,18 +129,18 @@ def test_a_label_is_one_token_with_the_log_probabilities_asked_for(wanted: int, 
 
 
 def test_without_a_wish_for_log_probabilities_there_are_no_tokens() -> None:
-    (answer,) = ask(ScoredModel(Slope(), MANIFEST), "any")
+    (answer,) = ask(LabelModel(Slope(), MANIFEST), "any")
     assert answer.tokens == ()
 
 
 def test_log_probabilities_are_tempered_and_always_finite() -> None:
-    assert log_tempered([math.log(0.8), math.log(0.2)], 2.0) == pytest.approx([math.log(2 / 3), math.log(1 / 3)])
-    assert log_tempered([0.0, -1e4], 0.25).tolist() == [0.0, -4e4]
+    assert log_softmax([math.log(0.8), math.log(0.2)], 2.0) == pytest.approx([math.log(2 / 3), math.log(1 / 3)])
+    assert log_softmax([0.0, -1e4], 0.25).tolist() == [0.0, -4e4]
 
 
 def test_probabilities_of_all_labels_come_in_label_order_with_what_they_cost() -> None:
     price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
-    model = ScoredModel(Slope(), MANIFEST.model_copy(update={"temperature": 2.0}), price=price)
+    model = LabelModel(Slope(), MANIFEST.model_copy(update={"temperature": 2.0}), price=price)
     assert isinstance(model, Scores)
     found = asyncio.run(model.probabilities(["one", "two"]))
     whole = sum(math.sqrt(p) for p in SLOPE)
@@ -153,7 +153,7 @@ def test_probabilities_of_all_labels_come_in_label_order_with_what_they_cost() -
 
 def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
     price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
-    model = ScoredModel(Slope(), MANIFEST, price=price)
+    model = LabelModel(Slope(), MANIFEST, price=price)
     assert isinstance(model, Embeds)
 
     async def both() -> tuple[object, object]:
@@ -167,26 +167,26 @@ def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
 
 def test_a_scorer_without_vectors_says_so_to_the_client() -> None:
     with pytest.raises(RequestRefused, match="digits reads words, not vectors: it gives no embeddings"):
-        asyncio.run(ScoredModel(DigitScorer(), MANIFEST).embed(["4"]))
+        asyncio.run(LabelModel(DigitScorer(), MANIFEST).embed(["4"]))
 
 
 @pytest.mark.parametrize("logs", [[math.nan] * 7, [-math.inf] * 7])
 def test_a_model_is_ready_once_it_scores_and_not_with_damaged_weights(logs: list[float]) -> None:
     class Damaged(Slope):
-        def score(self, texts: Sequence[str]) -> list[Scored]:
-            return [Scored(logs, 4, 0.0) for _ in texts]
+        def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
+            return [LabelLogProbs(logs, 4, 0.0) for _ in texts]
 
-    good = ScoredModel(Slope(), MANIFEST)
+    good = LabelModel(Slope(), MANIFEST)
     assert isinstance(good, Probed)
     asyncio.run(good.ready())
     with pytest.raises(ModelError, match="label probabilities are no numbers"):
-        asyncio.run(ScoredModel(Damaged(), MANIFEST).ready())
+        asyncio.run(LabelModel(Damaged(), MANIFEST).ready())
 
 
 def test_what_waits_is_told_in_requests_and_tokens() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST)
+    model = LabelModel(scorer, MANIFEST)
 
     async def crowd() -> tuple[int, int]:
         first = asyncio.create_task(model.complete(Request.ask("0")))
@@ -203,14 +203,14 @@ def test_what_waits_is_told_in_requests_and_tokens() -> None:
 
 def test_askers_at_the_same_moment_each_get_their_own_answer() -> None:
     numbers = [(i * i) % 7 for i in range(300)]
-    answers = ask(ScoredModel(DigitScorer(), MANIFEST), *map(str, numbers))
+    answers = ask(LabelModel(DigitScorer(), MANIFEST), *map(str, numbers))
     assert [answer.text for answer in answers] == [LABELS[number] for number in numbers]
 
 
 def test_what_waits_at_the_same_moment_shares_one_pass() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST)
+    model = LabelModel(scorer, MANIFEST)
 
     async def crowd() -> None:
         first = asyncio.create_task(model.complete(Request.ask("0")))
@@ -225,9 +225,9 @@ def test_what_waits_at_the_same_moment_shares_one_pass() -> None:
 
 
 def test_no_pass_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ScoredModel, "most_at_once", 4)
+    monkeypatch.setattr(LabelModel, "most_at_once", 4)
     scorer = DigitScorer()
-    model = ScoredModel(scorer, MANIFEST)
+    model = LabelModel(scorer, MANIFEST)
     ask(model, *["1"] * 50)
     assert sum(map(len, scorer.batches)) == 50
     assert max(map(len, scorer.batches)) <= 4
@@ -236,7 +236,7 @@ def test_no_pass_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_text_that_fails_is_a_model_error_for_its_asker_and_no_more() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST)
+    model = LabelModel(scorer, MANIFEST)
 
     async def crowd() -> list[object]:
         asked = ["0", "broken", "1", "2"]
@@ -256,7 +256,7 @@ def test_a_text_that_fails_is_a_model_error_for_its_asker_and_no_more() -> None:
 
 
 def test_a_scorer_that_loses_a_text_fails_aloud_and_the_worker_lives_on() -> None:
-    model = ScoredModel(DigitScorer(), MANIFEST)
+    model = LabelModel(DigitScorer(), MANIFEST)
     with pytest.raises(ModelError, match="digits could not answer: 1 texts, 0 results"):
         ask(model, "short")
     assert ask(model, "5")[0].text == "label-5"
@@ -265,7 +265,7 @@ def test_a_scorer_that_loses_a_text_fails_aloud_and_the_worker_lives_on() -> Non
 def test_an_asker_who_gives_up_does_not_disturb_the_others() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST)
+    model = LabelModel(scorer, MANIFEST)
 
     async def crowd() -> list[object]:
         tasks = [asyncio.create_task(model.complete(Request.ask("0")))]
@@ -289,7 +289,7 @@ def test_an_asker_who_gives_up_does_not_disturb_the_others() -> None:
 
 
 def test_a_closed_model_refuses_at_once_and_may_be_closed_twice() -> None:
-    model = ScoredModel(DigitScorer(), MANIFEST)
+    model = LabelModel(DigitScorer(), MANIFEST)
 
     async def closed() -> None:
         await model.aclose()
@@ -304,7 +304,7 @@ def test_a_closed_model_refuses_at_once_and_may_be_closed_twice() -> None:
 def test_closing_answers_what_waits_first_and_ends_the_worker() -> None:
     scorer = DigitScorer()
     scorer.gate.clear()
-    model = ScoredModel(scorer, MANIFEST, name="leaving")
+    model = LabelModel(scorer, MANIFEST, name="leaving")
 
     async def close_while_waiting() -> list[Completion]:
         tasks = [asyncio.create_task(model.complete(Request.ask("0")))]
@@ -329,23 +329,23 @@ def test_closing_answers_what_waits_first_and_ends_the_worker() -> None:
 
 def test_a_temperature_divides_the_logarithms() -> None:
     logs = [math.log(0.8), math.log(0.2)]
-    assert tempered(logs, 1.0) == pytest.approx([0.8, 0.2])
-    assert tempered(logs, 2.0) == pytest.approx([2 / 3, 1 / 3])  # √4 to 1
-    assert tempered(logs, 0.5) == pytest.approx([16 / 17, 1 / 17])  # 4² to 1
-    assert tempered([logs, logs[::-1]], 2.0).tolist() == [
+    assert softmax(logs, 1.0) == pytest.approx([0.8, 0.2])
+    assert softmax(logs, 2.0) == pytest.approx([2 / 3, 1 / 3])  # √4 to 1
+    assert softmax(logs, 0.5) == pytest.approx([16 / 17, 1 / 17])  # 4² to 1
+    assert softmax([logs, logs[::-1]], 2.0).tolist() == [
         pytest.approx([2 / 3, 1 / 3]),
         pytest.approx([1 / 3, 2 / 3]),
     ]
 
 
 def test_very_small_and_very_large_logarithms_are_no_trouble() -> None:
-    assert tempered([-1e4, 0.0, -1e4], 0.25).tolist() == [0.0, 1.0, 0.0]
-    assert tempered([1e4, 1e4], 0.25).tolist() == [0.5, 0.5]
+    assert softmax([-1e4, 0.0, -1e4], 0.25).tolist() == [0.0, 1.0, 0.0]
+    assert softmax([1e4, 1e4], 0.25).tolist() == [0.5, 0.5]
 
 
 @given(st.lists(st.floats(-40, 0), min_size=2, max_size=9), st.floats(0.25, 8))
 def test_tempering_keeps_a_distribution_and_its_order(logs: list[float], temperature: float) -> None:
-    probabilities = tempered(logs, temperature)
+    probabilities = softmax(logs, temperature)
     assert probabilities.sum() == pytest.approx(1)
     by_log = np.argsort(logs, kind="stable")
     assert (np.diff(probabilities[by_log]) >= 0).all()

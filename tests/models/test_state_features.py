@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.state_features import SIGNALS, StateProfile, States, doubts_of_logits, read_states
+from smallfirst.models.state_features import (
+    STATE_FEATURES,
+    HiddenStateProfile,
+    HiddenStates,
+    compute_states,
+    logit_features,
+)
 from smallfirst.tasks.classify import Classify
 
 
@@ -25,7 +31,7 @@ def texts_of(data: Dataset) -> list[str]:
 @pytest.fixture
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
-    codes = choose_codes(toy_task.labels, tokenizer)
+    codes = choose_label_tokens(toy_task.labels, tokenizer)
     return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
 
 
@@ -36,7 +42,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_a_causal_models_logits_are_those_it_answers_from(scorer: LabelScorer, toy_rows: Dataset) -> None:
     scorer.batch_rows = 7
     texts = texts_of(toy_rows)
-    states = read_states(scorer, texts)
+    states = compute_states(scorer, texts)
     said = [scored.log_probabilities for scored in scorer.score(texts)]
     assert log_softmax(states.logits) == pytest.approx(np.array(said), abs=1e-6)
     head = scorer.model.get_output_embeddings().weight[list(scorer.manifest.codes)].detach().float().numpy()
@@ -47,8 +53,8 @@ def test_a_linear_models_hidden_state_is_its_vector_or_without_one_its_logits(
     toy_rows: Dataset, toy_task: Classify
 ) -> None:
     texts = texts_of(toy_rows)
-    words = LinearScorer.fit("words", toy_rows, toy_task)
-    states = read_states(words, texts)
+    words = LinearClassifier.fit("words", toy_rows, toy_task)
+    states = compute_states(words, texts)
     assert (states.hidden == states.logits).all()
     assert log_softmax(states.logits) == pytest.approx(
         np.array([s.log_probabilities for s in words.score(texts)]), abs=1e-5
@@ -57,15 +63,15 @@ def test_a_linear_models_hidden_state_is_its_vector_or_without_one_its_logits(
     def count(asked: list[str]) -> np.ndarray:
         return np.array([[text.count(letter) for letter in "abc"] for text in asked], dtype=np.float32)
 
-    encoder = LinearScorer(count, np.eye(3, dtype=np.float32), np.array([0, 0, 1], dtype=np.float32))
-    states = read_states(encoder, ["aab", "c"])
+    encoder = LinearClassifier(count, np.eye(3, dtype=np.float32), np.array([0, 0, 1], dtype=np.float32))
+    states = compute_states(encoder, ["aab", "c"])
     assert states.hidden.tolist() == [[2, 1, 0], [0, 0, 1]]
     assert states.logits.tolist() == [[2, 1, 1], [0, 0, 2]]
 
 
 def test_energy_and_probability_by_hand() -> None:
     logits = np.array([[0.0, 0.0], [math.log(9), 0.0], [5.0, 5.0]])
-    energy, probability = doubts_of_logits(logits)
+    energy, probability = logit_features(logits)
     assert energy == pytest.approx([-math.log(2), -math.log(10), -5 - math.log(2)])
     assert probability == pytest.approx([-math.log(0.5), -math.log(0.9), -math.log(0.5)])
 
@@ -78,7 +84,7 @@ def test_mahalanobis_distance_is_that_of_the_shrunk_shared_covariance() -> None:
     hidden = (draw.normal(size=(120, 3)) * [1, 5, 1] + np.array([[0, 0, 0], [20, 0, 0]])[gold]).astype(np.float32)
     asked = np.array([[0, 5, 0], [20, 0, 5], [10, 0, 0]], dtype=np.float32)
     logits = np.zeros((3, 2), dtype=np.float32)
-    found = StateProfile.fit(States(hidden, hidden), gold).strangeness(States(asked, logits))[:, 2]
+    found = HiddenStateProfile.fit(HiddenStates(hidden, hidden), gold).nonconformity(HiddenStates(asked, logits))[:, 2]
 
     centred = np.vstack([hidden[gold == label] - hidden[gold == label].mean(axis=0) for label in (0, 1)])
     inverse = np.linalg.inv(LedoitWolf(assume_centered=True).fit(centred).covariance_)
@@ -90,9 +96,9 @@ def test_mahalanobis_distance_is_that_of_the_shrunk_shared_covariance() -> None:
 
 def test_neighbour_is_one_less_the_mean_cosine_to_the_nearest_five() -> None:
     rows = np.array([[1, 0]] * 4 + [[0, 1]] + [[-1, 0]] * 20, dtype=np.float32)
-    profile = StateProfile.fit(States(rows, rows), np.zeros(25, dtype=int))
+    profile = HiddenStateProfile.fit(HiddenStates(rows, rows), np.zeros(25, dtype=int))
     asked = np.array([[3, 0], [0, 2]], dtype=np.float32)
-    neighbour = profile.strangeness(States(asked, asked))[:, 3]
+    neighbour = profile.nonconformity(HiddenStates(asked, asked))[:, 3]
     assert neighbour == pytest.approx([1 - 4 / 5, 1 - 1 / 5], abs=1e-6)
 
 
@@ -101,26 +107,31 @@ def test_strange_states_are_strange_by_every_signal_and_own_ones_by_none() -> No
     centres = np.eye(4, dtype=np.float32) * 8
     gold = np.arange(400) % 4
     rows = (centres[gold] + draw.normal(size=(400, 4))).astype(np.float32)
-    profile = StateProfile.fit(States(rows, rows), gold)
+    profile = HiddenStateProfile.fit(HiddenStates(rows, rows), gold)
     own = (centres[gold[:100]] + draw.normal(size=(100, 4))).astype(np.float32)
     foreign = draw.normal(size=(100, 4)).astype(np.float32)
-    strange, ordinary = profile.strangeness(States(foreign, foreign)), profile.strangeness(States(own, own))
-    assert strange.shape == (100, len(SIGNALS))
+    strange, ordinary = (
+        profile.nonconformity(HiddenStates(foreign, foreign)),
+        profile.nonconformity(HiddenStates(own, own)),
+    )
+    assert strange.shape == (100, len(STATE_FEATURES))
     assert (np.quantile(strange, 0.1, axis=0) > np.quantile(ordinary, 0.9, axis=0)).all()
 
 
 def test_without_logits_there_are_the_two_distances() -> None:
     rows = np.random.default_rng(2).normal(size=(30, 3)).astype(np.float32)
     none = np.zeros((30, 0), dtype=np.float32)
-    profile = StateProfile.fit(States(rows, none), np.zeros(30, dtype=int))
-    assert profile.strangeness(States(rows, none)).shape == (30, 2)
-    assert (profile.strangeness(States(rows, none)) == profile.strangeness(States(rows, rows))[:, 2:]).all()
+    profile = HiddenStateProfile.fit(HiddenStates(rows, none), np.zeros(30, dtype=int))
+    assert profile.nonconformity(HiddenStates(rows, none)).shape == (30, 2)
+    assert (
+        profile.nonconformity(HiddenStates(rows, none)) == profile.nonconformity(HiddenStates(rows, rows))[:, 2:]
+    ).all()
 
 
 def test_a_profile_is_the_same_from_its_file(tmp_path: Path) -> None:
     rows = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
-    states = States(rows, rows)
-    profile = StateProfile.fit(states, np.arange(50) % 3)
+    states = HiddenStates(rows, rows)
+    profile = HiddenStateProfile.fit(states, np.arange(50) % 3)
     profile.save(tmp_path / "states.safetensors")
-    again = StateProfile.load(tmp_path / "states.safetensors")
-    assert again.strangeness(states).tolist() == profile.strangeness(states).tolist()
+    again = HiddenStateProfile.load(tmp_path / "states.safetensors")
+    assert again.nonconformity(states).tolist() == profile.nonconformity(states).tolist()

@@ -6,7 +6,7 @@ import pytest
 
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.pipeline.calibrate import _paying_for
-from smallfirst.routing.types import Doubt
+from smallfirst.routing.types import OodScore
 from smallfirst.stats.intervals import wilson
 
 
@@ -39,7 +39,7 @@ def measured() -> Evaluation:
 
 
 def test_every_request_pays_for_being_looked_at() -> None:
-    found = _paying_for((Doubt(0.1, 0.002, 4.0), Doubt(0.2, 0.004, 8.0)), measured())
+    found = _paying_for((OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)), measured())
     assert [row.cost_usd for row in found.rows] == pytest.approx([0.013, 0.033])
     assert [row.latency_ms for row in found.rows] == [16.0, 16.0]
     assert found.cost_usd_per_1k == pytest.approx(23.0)

@@ -11,18 +11,18 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.paths import home
 from smallfirst.pipeline import check as module
-from smallfirst.pipeline.check import Checkup, checkup, earlier_tokens_per_s, more_rows
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.pipeline.check import PreflightReport, last_tokens_per_s, learning_curve_lines, run_preflight
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.estimates.hardware import Free
-from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.estimates.hardware import FreeMemory
+from smallfirst.training.recipes.recipe import TaskRecipe
 
 LONG = "card " * 60
 
 
-def desk(folder: Path, base: object, *, more: str = "", rows: list[dict[str, Any]] | None = None) -> Job:
+def desk(folder: Path, base: object, *, more: str = "", rows: list[dict[str, Any]] | None = None) -> Project:
     """A task of 90 rows, or of these, with this base model."""
     things = ("card", "fee", "pin")
     frames = ("where is my {}, number {}", "{} of day {} is wrong", "question {}: {}")
@@ -36,10 +36,10 @@ def desk(folder: Path, base: object, *, more: str = "", rows: list[dict[str, Any
     (folder / "task.yaml").write_text(
         f"name: desk\ndata: {{train: train.jsonl}}\nsmall: {{base: {base}, training: {training}}}\n{more}"
     )
-    return Job.read(read_taskfile(folder), Watch(quiet=True))
+    return Project.read(read_task_file(folder), Progress(quiet=True))
 
 
-def spread(found: Checkup, split: str) -> Any:
+def spread(found: PreflightReport, split: str) -> Any:
     [one] = [lengths for lengths in found.rows.lengths if lengths.split == split]
     return one
 
@@ -48,9 +48,9 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
     import transformers
 
     job = desk(tmp_path, tiny_folder)
-    found = spread(checkup(job), "train")
+    found = spread(run_preflight(job), "train")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    lesson = TaskLesson(job.task, job.rows.train, job.rows.selection)
+    lesson = TaskRecipe(job.task, job.rows.train, job.rows.selection)
     lengths = [len(row.ids) for row in lesson.prepare(tokenizer, job.file.small.training, "tiny").rows]
     assert (found.n_rows, found.total, found.longest) == (len(lengths), sum(lengths), max(lengths))
     assert found.counted_by == str(tiny_folder)
@@ -58,9 +58,9 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
 
 def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_folder: Path) -> None:
     job = desk(tmp_path, tiny_folder)
-    needs = checkup(job).needs
+    needs = run_preflight(job).needs
     assert needs is not None
-    found = spread(checkup(job), "train")
+    found = spread(run_preflight(job), "train")
     assert needs.tokens == 2 * (found.total - found.n_rows)  # the last token of a row is only a target
     assert (needs.epochs, needs.method) == (2, "full")
     assert 0 < needs.seconds.low < needs.seconds.high
@@ -71,7 +71,7 @@ def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_f
 
 def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"prompt": f"question {i}{i * 7919 % 1000}", "response": "the card " * (3 + i % 2)} for i in range(60)]
-    found = checkup(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
+    found = run_preflight(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
     assert spread(found, "train").median > spread(found, "test").longest + 3
     assert found.needs is not None
 
@@ -79,17 +79,17 @@ def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Pat
 def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
     job = desk(tmp_path, tiny_folder, rows=rows)
-    found = checkup(job)
+    found = run_preflight(job)
     [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
     assert (over.level, over.n, len(over.places)) == ("stop", len(job.rows.train), len(job.rows.train))
     assert found.verdict == "NO"
 
 
 def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
-    needs = checkup(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
+    needs = run_preflight(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
     assert needs is not None
     assert needs.cost_usd == needs.seconds  # a dollar a second
-    needs = checkup(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
+    needs = run_preflight(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
     assert needs is not None
     assert needs.cost_usd is None
 
@@ -102,9 +102,9 @@ def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
     def no_network(*_: object, **__: object) -> None:
         raise AssertionError("fetched")
 
-    monkeypatch.setattr(base, "pull", no_network)
+    monkeypatch.setattr(base, "pull_weights", no_network)
     rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
-    found = checkup(desk(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", rows=rows))
+    found = run_preflight(desk(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", rows=rows))
     assert found.needs is None
     guesses = [f.level for f in found.rows.findings if "probably over 64 tokens" in f.what]
     assert guesses == ["note"] * 3
@@ -117,23 +117,23 @@ def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
 def test_a_base_without_a_tokenizer_is_said_to_have_none(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
-    found = checkup(desk(tmp_path, tmp_path / "bare"))
+    found = run_preflight(desk(tmp_path, tmp_path / "bare"))
     assert found.needs is None
     assert "cannot be read" in found.unknown
 
 
 def test_a_fine_tune_that_cannot_fit_stops(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_memory", lambda: Free(1000, 0, gpu=False))
-    found = checkup(desk(tmp_path, tiny_folder))
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 0, gpu=False))
+    found = run_preflight(desk(tmp_path, tiny_folder))
     [finding] = [f for f in found.rows.findings if f.what.startswith("the fine-tune needs at least")]
     assert (finding.level, found.verdict) == ("stop", "NO")
     assert found.rows.findings[0] == finding
-    monkeypatch.setattr(module, "free_memory", lambda: Free(1000, 10**12, gpu=False))
-    assert checkup(desk(tmp_path, tiny_folder)).verdict != "NO"
+    monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 10**12, gpu=False))
+    assert run_preflight(desk(tmp_path, tiny_folder)).verdict != "NO"
 
 
 def test_the_json_is_flat_and_holds_the_verdict(tmp_path: Path, tiny_folder: Path) -> None:
-    found = checkup(desk(tmp_path, tiny_folder))
+    found = run_preflight(desk(tmp_path, tiny_folder))
     values = json.loads(found.in_json)
     assert values["verdict"] == found.verdict
     assert sum(values["n_rows"].values()) == 90
@@ -149,7 +149,7 @@ def finished(tasks: Path, name: str, **changes: Any) -> None:
 
 def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
     config = TrainConfig()
-    assert earlier_tokens_per_s(tmp_path, "tiny", config) is None
+    assert last_tokens_per_s(tmp_path, "tiny", config) is None
     finished(tmp_path, "1", tokens_per_s=100.0)
     finished(tmp_path, "2", tokens_per_s=200.0)
     finished(tmp_path, "3", base="another", tokens_per_s=300.0)
@@ -158,14 +158,14 @@ def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
     (tmp_path / "desk" / "6").mkdir()
     (tmp_path / "desk" / "6" / "run.json").write_text("{")
     finished(tmp_path, "7", config=None)
-    assert earlier_tokens_per_s(tmp_path, "tiny", config) == 200
-    assert earlier_tokens_per_s(tmp_path, "tiny", TrainConfig(method="lora")) == 400
-    assert earlier_tokens_per_s(tmp_path, "tiny", TrainConfig(frozen_layers=1)) == 500
+    assert last_tokens_per_s(tmp_path, "tiny", config) == 200
+    assert last_tokens_per_s(tmp_path, "tiny", TrainConfig(method="lora")) == 400
+    assert last_tokens_per_s(tmp_path, "tiny", TrainConfig(frozen_layers=1)) == 500
 
 
 def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_folder: Path) -> None:
     finished(home() / "tasks", "1", base=str(tiny_folder), tokens_per_s=50.0)
-    needs = checkup(desk(tmp_path, tiny_folder)).needs
+    needs = run_preflight(desk(tmp_path, tiny_folder)).needs
     assert needs is not None
     assert needs.pace == "an earlier run read 50 tokens/s"
     assert needs.seconds.low * 1.3 >= needs.tokens / 50  # and the exams besides
@@ -175,19 +175,19 @@ def test_more_rows_are_measured_on_training_rows_alone(tmp_path: Path, tiny_fold
     job = desk(tmp_path, tiny_folder)
     nothing = Dataset(name="nothing", examples=())
     blind = {name: nothing for name in ("selection", "calibration", "test")}
-    lines = list(more_rows(job._replace(rows=job.rows.model_copy(update=blind))))
+    lines = list(learning_curve_lines(job._replace(rows=job.rows.model_copy(update=blind))))
     assert lines[0].startswith("more rows (linear model on words, measured on ")
     assert all("accuracy" in line for line in lines[1:-1])
     assert len(lines) >= 5  # at least three sizes, and what they foretell
-    assert list(checkup(job, curve=True).more_rows) == lines
-    assert checkup(job).more_rows == ()
+    assert list(run_preflight(job, curve=True).more_rows) == lines
+    assert run_preflight(job).more_rows == ()
 
 
 def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"prompt": f"question {i}", "response": "yes"} for i in range(60)]
-    [line] = more_rows(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
+    [line] = learning_curve_lines(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
     assert "closed answers" in line
     few = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
     job = desk(tmp_path, tiny_folder, rows=few)
     job = job._replace(rows=job.rows.model_copy(update={"train": job.rows.train.subset("few", ())}))
-    assert list(more_rows(job)) == ["more rows: too few training rows for a curve"]
+    assert list(learning_curve_lines(job)) == ["more rows: too few training rows for a curve"]

@@ -7,13 +7,20 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
-from smallfirst.pipeline.confidence_heads import DIFFICULTY, Heads, believed, fit_difficulty, fit_heads, rewritten
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.pipeline.confidence_heads import (
+    DIFFICULTY,
+    ConfidenceHeads,
+    fit_difficulty,
+    fit_heads,
+    head_confidences,
+    with_confidences,
+)
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.confidence_head import DraftHead
-from smallfirst.routing.difficulty import Difficulty
+from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.types import Stage
 
 LABELS = ("billing", "delivery")
@@ -36,7 +43,7 @@ class Words:
         return Completion(text=label, answered_by=self.name, latency_ms=1.0, cost_usd=0.0, confidence=0.8)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -52,7 +59,7 @@ class Small(Words):
         return found.model_copy(update={"text": LABELS[0], "confidence": 0.7})
 
 
-def job(folder: Path) -> Job:
+def job(folder: Path) -> Project:
     """Every row is answered as the words say."""
     for part, n in (("train", 40), ("validation", 400), ("test", 10)):
         rows = [{"text": f"{part} {i}", "label": LABELS[i % 2]} for i in range(n)]
@@ -60,7 +67,7 @@ def job(folder: Path) -> Job:
     data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
     file = {"name": "desk", "labels": list(LABELS), "data": data, "routing": {"selection_share": 0.6}}
     (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Job.read(read_taskfile(folder / "task.yaml"), Watch(quiet=True))
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
 
 
 def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
@@ -69,20 +76,20 @@ def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Pat
     assert set(heads.by_stage) == {"small"}  # words are always right: nothing to learn
     assert [stage.head for stage in heads.on(stages)] == [None, heads.by_stage["small"]]
     assert len(drafts["small"]) == len(of.rows.selection)
-    found = asyncio.run(believed(heads, stages, of.rows.calibration))
+    found = asyncio.run(head_confidences(heads, stages, of.rows.calibration))
     assert set(found) == {"small"}
     sure = {e.text: found["small"][e.key] for e in of.rows.calibration.examples}
     assert min(v for text, v in sure.items() if number(text) % 2 == 0) > 0.9
     assert max(v for text, v in sure.items() if number(text) % 2) < 0.1
-    assert Heads.model_validate_json(heads.model_dump_json()) == heads
+    assert ConfidenceHeads.model_validate_json(heads.model_dump_json()) == heads
 
 
 def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:
     of, stages = job(tmp_path), (Stage("small", Words()),)
     heads, _ = asyncio.run(fit_heads(of, stages))
-    assert heads == Heads()  # always right shows nothing
-    assert asyncio.run(believed(heads, stages, of.rows.calibration)) == {}
-    assert Heads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
+    assert heads == ConfidenceHeads()  # always right shows nothing
+    assert asyncio.run(head_confidences(heads, stages, of.rows.calibration)) == {}
+    assert ConfidenceHeads(by_stage={"x": DraftHead()}).on(stages)[0].head is None
 
 
 def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
@@ -114,16 +121,16 @@ def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
         p95_ms=1,
         requests_per_s=None,
     )
-    changed = rewritten(made, {"a": 0.9, "b": 0.1})
+    changed = with_confidences(made, {"a": 0.9, "b": 0.1})
     assert [(r.confidence, r.answer) for r in changed.rows] == [(0.9, "g"), (0.1, "g")]
-    assert rewritten(made, {}) is made
+    assert with_confidences(made, {}) is made
 
 
 def test_a_learned_difficulty_is_kept_and_says_what_it_knows(tmp_path: Path) -> None:
     of = job(tmp_path)
     drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in of.rows.selection.examples]
     found = fit_difficulty(of, drafts, tmp_path)
-    again = Difficulty.load(tmp_path / DIFFICULTY)
+    again = DifficultyModel.load(tmp_path / DIFFICULTY)
     assert again is not None
     assert again.fitted == found.fitted
     assert again.score(["validation 7"]).tolist() == found.score(["validation 7"]).tolist()

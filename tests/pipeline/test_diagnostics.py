@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.pipeline.diagnostics import ceiling_of, doubts_of, export_suspects, leaks_of
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.pipeline.diagnostics import diagnose, export_suspects, find_split_leaks, measure_self_agreement
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import read_task_file
 
 LABELS = ("card", "fee", "pin")
 
@@ -31,7 +31,7 @@ def row(i: int, what: str = "") -> dict[str, str]:
     return {"text": f"{what or 'about'} {' '.join(words)}", "label": LABELS[i % 3]}
 
 
-def recording(path: Path, job: Job, answers: dict[int, str]) -> None:
+def recording(path: Path, job: Project, answers: dict[int, str]) -> None:
     """A recording of the large model's answers to the test rows: right ones, but for those in `answers`."""
     lines = [{"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(job.rows.test)}}]
     for i, example in enumerate(job.rows.test.examples):
@@ -51,7 +51,7 @@ def recording(path: Path, job: Job, answers: dict[int, str]) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> Project:
     """Thirty training rows and twelve test rows, of which one stands in both; recordings of two passes."""
     write(tmp_path / "train.jsonl", [row(i) for i in range(30)])
     write(tmp_path / "validation.jsonl", [row(i) for i in range(40, 60)])
@@ -62,55 +62,55 @@ def job(tmp_path: Path) -> Job:
         "large: {recorded: big.jsonl, sample_ceiling: 12}\n",
         encoding="utf-8",
     )
-    job = Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+    job = Project.read(read_task_file(tmp_path), Progress(quiet=True))
     recording(tmp_path / "big.jsonl", job, {3: "fee"})
     recording(tmp_path / "big-again.jsonl", job, {3: "fee", 5: "fee"})
     return job
 
 
 @pytest.fixture
-def workspace(job: Job) -> Workspace:
+def workspace(job: Project) -> RunFolder:
     """A run in which the large model was evaluated on the test rows."""
-    workspace = Workspace.new("desk")
+    workspace = RunFolder.new("desk")
     large = asyncio.run(large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch))
-    found = asyncio.run(evaluate(large, Measuring(job.task, job.rows.test, split="test"), candidate="large"))
+    found = asyncio.run(evaluate(large, EvaluationSetup(job.task, job.rows.test, split="test"), candidate="large"))
     workspace.save_evaluation(found)
     return workspace
 
 
-def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(job: Job, workspace: Workspace) -> None:
-    assert leaks_of(job, workspace).n_leaked == 1
+def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(job: Project, workspace: RunFolder) -> None:
+    assert find_split_leaks(job, workspace).n_leaked == 1
     path = workspace.folder / "leaks.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["exact"] = []
     path.write_text(json.dumps(stored), encoding="utf-8")
-    assert leaks_of(job, workspace).n_leaked == 0  # read back, not looked for again
+    assert find_split_leaks(job, workspace).n_leaked == 0  # read back, not looked for again
 
 
-def test_leaks_of_other_rows_are_looked_for_again(job: Job, workspace: Workspace) -> None:
-    leaks_of(job, workspace)
+def test_leaks_of_other_rows_are_looked_for_again(job: Project, workspace: RunFolder) -> None:
+    find_split_leaks(job, workspace)
     fewer = job.rows.test.subset("test", job.rows.test.examples[:4])
     other = job._replace(rows=job.rows.model_copy(update={"test": fewer}))
-    assert leaks_of(other, workspace).n_test == 4
+    assert find_split_leaks(other, workspace).n_test == 4
 
 
-def test_the_ceiling_is_the_large_model_against_itself(job: Job, workspace: Workspace) -> None:
+def test_the_ceiling_is_the_large_model_against_itself(job: Project, workspace: RunFolder) -> None:
     answers = [job.rows.test.examples[i].answer for i in (3, 5)]
     changed = int(answers[1] != "fee")
-    found = ceiling_of(job, workspace)
+    found = measure_self_agreement(job, workspace)
     assert found is not None
     assert found.itself.value == pytest.approx((12 - changed) / 12)
     assert found.itself.n == 12
     assert found.same_but_wrong.value == pytest.approx(int(answers[0] != "fee") / 12)
 
 
-def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(job: Job, workspace: Workspace) -> None:
+def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(job: Project, workspace: RunFolder) -> None:
     assert job.file.large is not None
     large = job.file.large.model_copy(update={"sample_ceiling": 0})
-    assert ceiling_of(job._replace(file=job.file.model_copy(update={"large": large})), workspace) is None
+    assert measure_self_agreement(job._replace(file=job.file.model_copy(update={"large": large})), workspace) is None
 
 
-def test_suspects_are_written_for_a_person_to_fill_in(job: Job, workspace: Workspace, tmp_path: Path) -> None:
+def test_suspects_are_written_for_a_person_to_fill_in(job: Project, workspace: RunFolder, tmp_path: Path) -> None:
     large = workspace.evaluation("large", "test")
     assert large is not None
     sure = tuple(r.model_copy(update={"confidence": 0.99}) for r in large.rows)
@@ -123,19 +123,19 @@ def test_suspects_are_written_for_a_person_to_fill_in(job: Job, workspace: Works
     assert all(line["suggested"] == "fee" and line["answer"] == "" for line in lines)
 
 
-def test_answers_of_a_person_change_the_rows_and_nothing_else(job: Job, tmp_path: Path) -> None:
+def test_answers_of_a_person_change_the_rows_and_nothing_else(job: Project, tmp_path: Path) -> None:
     victim = job.rows.test.examples[2]
     line = {"key": victim.key, "text": victim.text, "given": victim.answer, "suggested": "pin", "answer": "fee"}
     write(tmp_path / "mended.jsonl", [line])
     data = job.file.data.model_copy(update={"relabels": Path("mended.jsonl")})
-    mended = Job.read(job.file.model_copy(update={"data": data}), Watch(quiet=True))
+    mended = Project.read(job.file.model_copy(update={"data": data}), Progress(quiet=True))
     answers = [e.answer for e in mended.rows.test.examples]
     assert answers == ["fee" if i == 2 else e.answer for i, e in enumerate(job.rows.test.examples)]
     assert mended.rows.train == job.rows.train
 
 
-def test_all_doubts_come_together(job: Job, workspace: Workspace) -> None:
-    found = doubts_of(job, workspace)
+def test_all_doubts_come_together(job: Project, workspace: RunFolder) -> None:
+    found = diagnose(job, workspace)
     assert found.leaks.n_leaked == 1
     assert found.ceiling is not None
     assert (workspace.folder / "ceiling.json").exists()

@@ -17,12 +17,12 @@ from smallfirst.pipeline.large_model import (
     OpenAnswers,
     fixed_shots,
     general_model,
-    general_place,
+    general_model_location,
     recorded_answers,
-    recorded_open,
-    sample,
+    recorded_open_answers,
+    sample_rows,
 )
-from smallfirst.progress import Watch
+from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile, VllmSettings
 from smallfirst.tasks.classify import Classify
@@ -69,16 +69,16 @@ def test_the_shown_rows_do_not_depend_on_the_order_of_rows() -> None:
 def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:
     rows = dataset(*((f"text {i}", "card") for i in range(200)))
     for n in (1, 7, 60, 199):
-        taken = sample(rows, n)
+        taken = sample_rows(rows, n)
         assert len(taken) == n
-        assert taken == sample(rows, n)
+        assert taken == sample_rows(rows, n)
         assert {e.key for e in taken.examples} < {e.key for e in rows.examples}
 
 
 @pytest.mark.parametrize("n", [None, 3, 10])
 def test_a_sample_of_everything_is_everything(n: int | None) -> None:
     rows = dataset(("a", "card"), ("b", "card"), ("c", "fee"))
-    assert sample(rows, n) == rows
+    assert sample_rows(rows, n) == rows
 
 
 def test_the_nearest_rows_are_shown_nearest_last() -> None:
@@ -126,7 +126,7 @@ def test_a_task_file_may_name_a_model_for_vllm(tmp_path: Path, tiny_folder: Path
     file = task_file(tmp_path, LargeConfig(vllm=settings))
     model = general_model(file)
     assert model.name == tiny_folder.name
-    assert general_place(file) == tiny_folder
+    assert general_model_location(file) == tiny_folder
     with pytest.raises(ConfigError, match="cannot be given"):
         general_model(task_file(tmp_path, LargeConfig(vllm=settings.model_copy(update={"options": ("--host",)}))))
 
@@ -145,7 +145,7 @@ def test_recorded_answers_are_replayed_and_nobody_is_asked(tmp_path: Path) -> No
     recorded(tmp_path, "large.jsonl", "where is it")
     job = task_file(tmp_path, LargeConfig(recorded=Path("large.jsonl")))
     rows = rows_of(dataset(("where is it", "card")))
-    model = asyncio.run(recorded_answers(job, TASK, rows, watch=Watch(quiet=True)))
+    model = asyncio.run(recorded_answers(job, TASK, rows, watch=Progress(quiet=True)))
     answer = asyncio.run(model.complete(Request.ask("where is it")))
     assert (answer.text, answer.answered_by, answer.cost_usd) == ("card", "big-1", 0.001)
     assert model.note == "recorded 2025-01-02 from big-1 (n=1)"
@@ -158,7 +158,7 @@ def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Pat
 
     def found(config: LargeConfig, open_ended: Dataset | None) -> object:
         rows = rows_of(NOTHING, open_ended)
-        return asyncio.run(recorded_open(task_file(tmp_path, config), rows, watch=Watch(quiet=True)))
+        return asyncio.run(recorded_open_answers(task_file(tmp_path, config), rows, watch=Progress(quiet=True)))
 
     assert found(large, poem) is not None
     assert found(large, None) is None

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
-from smallfirst.pipeline.learning_curve import measure_curve, outlook, part_config
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve, part_config
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import read_task_file
 from smallfirst.stats.intervals import wilson
 from smallfirst.training.config import TrainConfig
 
@@ -20,7 +20,7 @@ THINGS = {"card": ("card", "envelope", "parcel"), "fee": ("fee", "charge", "pric
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_folder: Path) -> Job:
+def job(tmp_path: Path, tiny_folder: Path) -> Project:
     """120 separable rows of three labels, and a tiny model to fine-tune."""
     rows = [
         {"text": f"{frame} {word} number {i}", "label": label}
@@ -35,11 +35,11 @@ def job(tmp_path: Path, tiny_folder: Path) -> Job:
         "small": {"base": str(tiny_folder), "ladder": ["words", "small"], "training": {"duration": "1ep"}},
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def test_each_part_is_a_point_and_what_was_measured_earlier_stays(job: Job) -> None:
-    workspace = Workspace.new("desk")
+def test_each_part_is_a_point_and_what_was_measured_earlier_stays(job: Project) -> None:
+    workspace = RunFolder.new("desk")
     old = LearningPoint(n_rows=7, candidate="small", accuracy=wilson(1, 2))
     older = LearningPoint(n_rows=9, candidate="words", accuracy=wilson(1, 2))
     LearningCurve(points=(old, older)).save(workspace.folder / "learning.json")
@@ -52,8 +52,8 @@ def test_each_part_is_a_point_and_what_was_measured_earlier_stays(job: Job) -> N
     assert words[1].accuracy.value > 0.6  # one word says the label
 
 
-def test_a_fine_tuned_point_leaves_no_weights_behind(job: Job) -> None:
-    workspace = Workspace.new("desk")
+def test_a_fine_tuned_point_leaves_no_weights_behind(job: Project) -> None:
+    workspace = RunFolder.new("desk")
     curve = measure_curve(job, workspace, ("small",))
     assert [p.n_rows for p in curve.points] == [15, 30]
     assert not list((workspace.folder / "learning").glob("*"))
@@ -68,5 +68,5 @@ def test_a_part_is_trained_for_as_many_steps_but_ten_epochs_at_most() -> None:
 
 def test_too_few_points_give_a_reason_instead_of_a_number() -> None:
     points = tuple(LearningPoint(n_rows=n, candidate="words", accuracy=wilson(n, 100)) for n in (10, 60))
-    (line,) = outlook(LearningCurve(points=points), 60)
+    (line,) = forecast_lines(LearningCurve(points=points), 60)
     assert line.startswith("words: 3 numbers of rows are needed")

@@ -10,29 +10,37 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from smallfirst.cli.main import Verbs
+from smallfirst.cli.main import CommandGroup
 from smallfirst.cli.parity import parity
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.evaluate import Measuring, evaluate
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.loading import load_model
-from smallfirst.models.protocol import Capability, Completion, Request, stream_whole
-from smallfirst.pipeline.parity import Best, Parity, ParityFailed, Row, check_parity, parity_stage, rows_of
+from smallfirst.models.protocol import Capability, Completion, Request, stream_in_one_chunk
+from smallfirst.pipeline.parity import (
+    ParityFailed,
+    ParityResult,
+    ParityRow,
+    TopTwo,
+    check_parity,
+    parity_rows,
+    parity_stage,
+)
 from smallfirst.pipeline.parity_requests import ask_all
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import versions as registry
-from smallfirst.serving.loopback import Address, on_loopback
+from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.classify import Classify
 
 
-def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Job, Workspace]:
+def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Project, RunFolder]:
     """A run whose small model was evaluated on the calibration rows."""
-    job, workspace = Job.read(desk.file, Watch(quiet=True)), Workspace.new("toy")
+    job, workspace = Project.read(desk.file, Progress(quiet=True)), RunFolder.new("toy")
     shutil.copytree(desk.folder(turn, **manifest), workspace.folder / "model")
     (workspace.folder / "run.json").write_text("{}", encoding="utf-8")
     model = load_model(workspace.folder / "model", name="toy-small")
-    measuring = Measuring(job.task, job.rows.calibration, split="calibration")
+    measuring = EvaluationSetup(job.task, job.rows.calibration, split="calibration")
 
     async def measure() -> None:
         workspace.save_evaluation(await evaluate(model, measuring, candidate="small"))
@@ -42,10 +50,10 @@ def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Job, Workspace]
     return job, workspace
 
 
-def kept(version: registry.ModelVersion) -> Parity:
+def kept(version: registry.ModelVersion) -> ParityResult:
     raw = registry.read_attachment(version.name, version.version, "parity.json")
     assert raw is not None
-    return Parity.model_validate_json(raw)
+    return ParityResult.model_validate_json(raw)
 
 
 def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> None:
@@ -96,9 +104,9 @@ def test_another_prompt_is_blocked(desk) -> None:
         parity_stage(job, workspace, version, "small")
 
 
-def rows(*answers: str) -> list[Row]:
+def rows(*answers: str) -> list[ParityRow]:
     asked = Request.ask("a").messages
-    return [Row(f"k{i}", asked, answer, None) for i, answer in enumerate(answers)]
+    return [ParityRow(f"k{i}", asked, answer, None) for i, answer in enumerate(answers)]
 
 
 class Says:
@@ -115,7 +123,7 @@ class Says:
         return Completion(text=self.text, answered_by=self.name, latency_ms=1.0, cost_usd=0.0)
 
     def stream(self, request: Request) -> Any:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -124,20 +132,20 @@ class Says:
 TASK = Classify(name="t", labels=("left", "right", "up"))
 
 
-def checked(asked: list[Row], *bests: Best | None) -> tuple[Parity, list[str]]:
+def checked(asked: list[ParityRow], *bests: TopTwo | None) -> tuple[ParityResult, list[str]]:
     """An endpoint that always says `left`; `bests` answers for the rows that differ, in order."""
     seen: list[str] = []
 
-    async def ask_bests(moved: Any) -> list[Best | None]:
+    async def ask_bests(moved: Any) -> list[TopTwo | None]:
         seen.extend(row.key for row in moved)
         return list(bests)
 
-    with on_loopback({"says": Says("left")}) as address:
+    with serve_on_loopback({"says": Says("left")}) as address:
         return asyncio.run(check_parity(address, "says", asked, task=TASK, bests=ask_bests)), seen
 
 
 def test_a_tie_is_shown_and_does_not_block() -> None:
-    found, seen = checked(rows("left", "right", "left"), Best(("right", "left"), 0.001))
+    found, seen = checked(rows("left", "right", "left"), TopTwo(("right", "left"), 0.001))
     assert (found.passed, found.n, found.n_same, found.n_ties, seen) == (True, 3, 2, 1, ["k1"])
     assert found.in_words[:2] == [
         "says: 2 of 3 rows answered as measured, 1 of the others as good as equal when measured",
@@ -147,16 +155,16 @@ def test_a_tie_is_shown_and_does_not_block() -> None:
 
 @pytest.mark.parametrize(
     "best",
-    [Best(("right", "left"), 0.02), Best(("right", "up"), 0.001), None],
+    [TopTwo(("right", "left"), 0.02), TopTwo(("right", "up"), 0.001), None],
     ids=["not close", "the served answer was not among the two best", "not known"],
 )
-def test_what_is_no_tie_blocks(best: Best | None) -> None:
+def test_what_is_no_tie_blocks(best: TopTwo | None) -> None:
     found, _ = checked(rows("left", "right", "left"), best)
     assert (found.passed, found.n_ties) == (False, 0)
 
 
 def test_many_ties_are_no_accident() -> None:
-    close = Best(("right", "left"), 0.001)
+    close = TopTwo(("right", "left"), 0.001)
     found, _ = checked(rows("right", "right", *["left"] * 60), close, close)
     assert (found.n_ties, found.passed) == (2, False)  # 2 of 62 are more than 2 %
     assert checked(rows("right", "right", *["left"] * 98), close, close)[0].passed
@@ -167,7 +175,7 @@ def test_no_rows_show_nothing() -> None:
 
 
 def test_an_endpoint_that_refuses_or_is_not_there_differs_in_every_row() -> None:
-    with on_loopback({"says": Says("left")}) as address:
+    with serve_on_loopback({"says": Says("left")}) as address:
         unknown = asyncio.run(check_parity(address, "other", rows("left"), task=TASK))
         refused = asyncio.run(check_parity(Address(address.base_url, "wrong"), "says", rows("left"), task=TASK))
     gone = asyncio.run(check_parity(address, "says", rows("left"), task=TASK))
@@ -185,29 +193,29 @@ def test_conversations_are_asked_as_they_are() -> None:
 
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}]
     messages = Request.model_validate({"messages": turns}).messages
-    with on_loopback({"says": Repeats("")}) as address:
+    with serve_on_loopback({"says": Repeats("")}) as address:
         replies = asyncio.run(ask_all(address, "says", [messages]))
     assert [reply.text for reply in replies] == ["system: be brief / user: a"]
 
 
 def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
     job, workspace = measured(desk)
-    some = rows_of(job, workspace, "small", 5)
-    assert [row.key for row in some] == [row.key for row in rows_of(job, workspace, "small", 5)]
+    some = parity_rows(job, workspace, "small", 5)
+    assert [row.key for row in some] == [row.key for row in parity_rows(job, workspace, "small", 5)]
     assert len(some) == 5
     assert all(row.confidence is not None for row in some)
     with pytest.raises(StageMissing, match="words was not evaluated on calibration rows"):
-        rows_of(job, workspace, "words")
+        parity_rows(job, workspace, "words")
 
 
 def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
     _, workspace = measured(desk)
     version = desk.enter(workspace.folder / "model", run=workspace.folder.name)
     registry.promote(version.name, version.version)
-    main = Verbs(commands={"parity": parity})
+    main = CommandGroup(commands={"parity": parity})
     started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])
     assert (started.exit_code, json.loads(started.stdout)["passed"]) == (0, True)
-    with on_loopback({"skewed": load_model(desk.folder(1))}) as address:
+    with serve_on_loopback({"skewed": load_model(desk.folder(1))}) as address:
         monkeypatch.setenv("THE_KEY", address.key)
         options = ["--url", address.base_url, "--model", "skewed", "--rows", "4", "--key-env", "THE_KEY"]
         asked = CliRunner().invoke(main, ["parity", str(desk.path), *options])
@@ -226,7 +234,7 @@ def test_a_server_on_loopback_asks_for_its_key_and_closes_its_models() -> None:
             self.closed += 1
 
     model = Closes("left")
-    with on_loopback({"says": model}) as address:
+    with serve_on_loopback({"says": model}) as address:
         assert model.closed == 0
     assert model.closed == 1
     assert len(address.key) > 40

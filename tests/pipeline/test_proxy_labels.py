@@ -10,10 +10,10 @@ import pytest
 
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.pipeline.proxy_labels import certify_from_stand_ins, gold_answers
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.pipeline.proxy_labels import certify_from_proxy_labels, gold_answers
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 from smallfirst.stats.intervals import wilson
 
 LABELS = ("billing", "delivery")
@@ -24,7 +24,7 @@ def write(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-def job(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Job:
+def job(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Project:
     """400 validation rows that the large model answered, every tenth one wrongly."""
     write(folder / "train.jsonl", [(f"old {i}", LABELS[i % 2]) for i in range(20)])
     write(folder / "validation.jsonl", [(f"row {i}", said_by_large(i)) for i in range(400)])
@@ -37,7 +37,7 @@ def job(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Job:
         "routing": {"promise": {"at_most_wrong": 0.2}, "labels": "large", **routing},
     }
     (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Job.read(read_taskfile(folder / "task.yaml"), Watch(quiet=True))
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
 
 
 def truth(i: int) -> str:
@@ -48,7 +48,7 @@ def said_by_large(i: int) -> str:
     return LABELS[(i + 1) % 2] if i % 10 == 0 else truth(i)
 
 
-def small(of: Job) -> Evaluation:
+def small(of: Project) -> Evaluation:
     """A small model that is always right, so that it differs from the large one in every tenth row."""
     rows = tuple(
         EvaluatedRow(
@@ -81,8 +81,8 @@ def small(of: Job) -> Evaluation:
     )
 
 
-def certified(of: Job) -> Any:
-    return certify_from_stand_ins(of, small(of), model_fingerprint="m", temperature=1.0)
+def certified(of: Project) -> Any:
+    return certify_from_proxy_labels(of, small(of), model_fingerprint="m", temperature=1.0)
 
 
 def test_people_s_answers_make_it_a_promise_about_true_errors(tmp_path: Path) -> None:

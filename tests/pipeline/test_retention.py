@@ -13,16 +13,23 @@ from safetensors.torch import load_file, save_file
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.evaluation.ability_probe import take_probe
+from smallfirst.evaluation.ability_probe import run_probe
 from smallfirst.gate.gate import Gate
 from smallfirst.pipeline import retention as module
-from smallfirst.pipeline.retention import KEPT_AS, Measured, in_words, kept_retention, measure_retention, wanted_probe
+from smallfirst.pipeline.retention import (
+    FILE_NAME,
+    RetentionRecord,
+    in_words,
+    measure_retention,
+    requested_probe,
+    saved_retention,
+)
 from smallfirst.pipeline.run import gate_stage, train_stage
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import SmallConfig, TaskFile, read_taskfile
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import SmallConfig, TaskFile, read_task_file
+from smallfirst.registry import runs as tracking
 
 ANSWERS = ("card", "refund", "late", "exchange", "lost", "pin")
 
@@ -49,7 +56,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, toy_rows: 
         "gate": {"retention_at_least": 0.5, "retention_prompts": "own.jsonl"},
     }
     (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    return read_taskfile(folder / "task.yaml")
+    return read_task_file(folder / "task.yaml")
 
 
 def easy_for(base: Path, folder: Path) -> list[dict[str, Any]]:
@@ -62,42 +69,42 @@ def easy_for(base: Path, folder: Path) -> list[dict[str, Any]]:
     ]
     path = folder / "tried.jsonl"
     path.write_text("\n".join(map(json.dumps, tried)), encoding="utf-8")
-    right = take_probe(module.read_probe(path), base, name="tiny").right
+    right = run_probe(module.read_probe(path), base, name="tiny").right
     return [question for question, is_right in zip(tried, right, strict=True) if is_right]
 
 
 @pytest.fixture(scope="module")
-def job(file: TaskFile) -> Job:
-    return Job.read(file, Watch(quiet=True))
+def job(file: TaskFile) -> Project:
+    return Project.read(file, Progress(quiet=True))
 
 
 @pytest.fixture(scope="module")
-def workspace(job: Job) -> Workspace:
+def workspace(job: Project) -> RunFolder:
     return train_stage(job)
 
 
 def test_it_is_measured_where_something_asks_for_it(file: TaskFile) -> None:
     silent = file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)})
-    assert wanted_probe(silent) is None
+    assert requested_probe(silent) is None
     asked = silent.model_copy(update={"small": file.small.model_copy(update={"retention": True})})
-    assert len(wanted_probe(asked).questions) == 72  # type: ignore[union-attr]
+    assert len(requested_probe(asked).questions) == 72  # type: ignore[union-attr]
     barred = file.model_copy(update={"gate": Gate(retention_at_least=0.5)})
-    assert len(wanted_probe(barred).questions) == 72  # type: ignore[union-attr]
-    own = wanted_probe(file)
+    assert len(requested_probe(barred).questions) == 72  # type: ignore[union-attr]
+    own = requested_probe(file)
     assert own is not None
     assert (own.name, len(own.questions)) == ("own.jsonl", 30)
 
 
 def test_naming_questions_is_no_bar() -> None:
-    assert not Gate(retention_prompts=Path("own.jsonl")).declares_a_bar
+    assert not Gate(retention_prompts=Path("own.jsonl")).has_checks
     assert not SmallConfig().retention
 
 
-def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Job, workspace: Workspace) -> None:
+def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Project, workspace: RunFolder) -> None:
     found = measure_retention(job, workspace)
     assert found is not None
-    assert found == kept_retention(workspace)
-    measured = Measured.load(workspace.folder / KEPT_AS)
+    assert found == saved_retention(workspace)
+    measured = RetentionRecord.load(workspace.folder / FILE_NAME)
     assert all(measured.before.right)  # the questions were made so
     assert measured.after.right != measured.before.right
     assert found.right_after is not None
@@ -112,18 +119,18 @@ def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Job, works
     assert in_words(found).startswith(f"1.000 right before, {n / 30:.3f} after; kept ")
 
 
-def test_nothing_is_measured_twice(job: Job, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_measured_twice(job: Project, workspace: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measure_retention(job, workspace)
     asked: list[str] = []
 
     def counting(probe: Any, folder: Path, *, name: str) -> Any:
         asked.append(name)
-        return take_probe(probe, folder, name=name)
+        return run_probe(probe, folder, name=name)
 
-    monkeypatch.setattr(module, "take_probe", counting)
+    monkeypatch.setattr(module, "run_probe", counting)
     assert measure_retention(job, workspace) == first
     assert asked == []
-    (workspace.folder / KEPT_AS).unlink()
+    (workspace.folder / FILE_NAME).unlink()
     assert measure_retention(job, workspace) == first
     assert asked == ["toy-small"]  # the base is known from before, whichever run asks
     weights = workspace.folder / "model" / "model.safetensors"
@@ -141,18 +148,18 @@ def test_nothing_is_measured_twice(job: Job, workspace: Workspace, monkeypatch: 
     assert asked == [job.file.small.base, "toy-small"]  # other questions
 
 
-def test_a_run_that_nobody_asks_is_left_alone(job: Job, workspace: Workspace) -> None:
-    (workspace.folder / KEPT_AS).unlink(missing_ok=True)
+def test_a_run_that_nobody_asks_is_left_alone(job: Project, workspace: RunFolder) -> None:
+    (workspace.folder / FILE_NAME).unlink(missing_ok=True)
     silent = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)}))
     assert measure_retention(silent, workspace) is None
-    assert kept_retention(workspace) is None
+    assert saved_retention(workspace) is None
 
 
-def test_the_gate_holds_the_fine_tuned_model_to_it(job: Job, workspace: Workspace) -> None:
+def test_the_gate_holds_the_fine_tuned_model_to_it(job: Project, workspace: RunFolder) -> None:
     from smallfirst.pipeline.run import evaluate_stage
 
     evaluate_stage(job, workspace)
-    assert (workspace.folder / KEPT_AS).exists()
+    assert (workspace.folder / FILE_NAME).exists()
     found = measure_retention(job, workspace)
     assert found is not None
     (line,) = gate_stage(job, workspace).of("small").lines
@@ -165,7 +172,7 @@ def test_the_gate_holds_the_fine_tuned_model_to_it(job: Job, workspace: Workspac
     assert (words.passed, words.measured) == (False, "not measured")  # a linear model has no general ability
 
 
-def test_questions_that_cannot_be_asked_are_told_before_training(job: Job) -> None:
+def test_questions_that_cannot_be_asked_are_told_before_training(job: Project) -> None:
     bad = job.file.gate.model_copy(update={"retention_prompts": Path("task.yaml")})
     runs = list((Path(module.home()) / "tasks" / "toy").glob("*"))
     with pytest.raises(DataError, match=r"task\.yaml"):

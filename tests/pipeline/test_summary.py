@@ -8,9 +8,9 @@ import pytest
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.gate import GateLine, Verdict
-from smallfirst.pipeline.summary import OpenEndedShare, outcome_of, table
-from smallfirst.project.run_folder import Promoted, Verdicts, Workspace
+from smallfirst.gate.gate import CheckResult, Verdict
+from smallfirst.pipeline.summary import OpenEndedRouting, summarize_run, table
+from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
@@ -53,28 +53,28 @@ def measured(candidate: str, wrong: set[int], *, kept: int = 0, cost: float, rat
 
 
 def verdict(candidate: str, passed: bool) -> Verdict:
-    line = GateLine(bar="accuracy at least 0.8", measured="0.9", passed=passed)
+    line = CheckResult(bar="accuracy at least 0.8", measured="0.9", passed=passed)
     return Verdict(candidate=candidate, lines=(line,), passed=passed, evaluation_fingerprint="e")
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
-    made = Workspace.new("desk")
+    made = RunFolder.new("desk")
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
     made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
-    Verdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
+    GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
         made.folder / "verdicts.json"
     )
     return made
 
 
-def finished(made: Workspace, *, wrong: set[int], below: str = "escalate") -> Workspace:
+def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> RunFolder:
     made.save_evaluation(measured("routed", wrong, kept=15, cost=0.4))
-    Promoted(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
+    Promotion(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
         made.folder / "promoted.json"
     )
-    OpenEndedShare(n_requests=40, n_to_large=39).save(made.folder / "open_ended.json")
+    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.folder / "open_ended.json")
     Certificate(
         issued=True,
         why="shown",
@@ -97,8 +97,8 @@ def finished(made: Workspace, *, wrong: set[int], below: str = "escalate") -> Wo
     return made
 
 
-def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: Workspace) -> None:
-    outcome = outcome_of(FILE, finished(workspace, wrong={0, 19}))
+def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: RunFolder) -> None:
+    outcome = summarize_run(FILE, finished(workspace, wrong={0, 19}))
     assert table(outcome).splitlines() == [
         "                     accuracy                 cost / 1k requests         p50   share",
         "large (recorded)     0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
@@ -111,49 +111,49 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: Wor
     ]
 
 
-def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(workspace: Workspace) -> None:
+def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(workspace: RunFolder) -> None:
     # 2 of 15 is above the promised 0.1; the wrong answer of row 19 was not kept.
-    outcome = outcome_of(FILE, finished(workspace, wrong={0, 1, 19}, below="keep"))
+    outcome = summarize_run(FILE, finished(workspace, wrong={0, 1, 19}, below="keep"))
     assert (outcome.kept, outcome.kept_wrong, outcome.promise_held) == (15, 2, False)
     lines = table(outcome).splitlines()
     assert "promise did NOT hold on test rows: 2 of 15 kept answers wrong" in lines
     assert "doubtful requests stay small: the large model was measured to be no better on them" in lines
 
 
-def test_before_anything_is_promoted_the_outcome_says_what_there_is(workspace: Workspace) -> None:
-    outcome = outcome_of(FILE, workspace)
+def test_before_anything_is_promoted_the_outcome_says_what_there_is(workspace: RunFolder) -> None:
+    outcome = summarize_run(FILE, workspace)
     assert (outcome.promise_held, outcome.promoted, outcome.certificate, outcome.routed) == (None, None, None, None)
     assert outcome.large is not None
     assert (outcome.large.model, outcome.large.share) == ("large-1", 1.0)
     assert outcome.report == str(workspace.folder / "report.html")
 
 
-def test_if_nothing_passes_it_says_keep_the_api(workspace: Workspace) -> None:
-    Verdicts(verdicts=(verdict("small", False),), smallest=None).save(workspace.folder / "verdicts.json")
-    lines = table(outcome_of(FILE, workspace)).splitlines()
+def test_if_nothing_passes_it_says_keep_the_api(workspace: RunFolder) -> None:
+    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(workspace.folder / "verdicts.json")
+    lines = table(summarize_run(FILE, workspace)).splitlines()
     assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
 
 
-def test_an_outcome_is_read_back_as_it_was_saved(workspace: Workspace, tmp_path: Path) -> None:
-    outcome = outcome_of(FILE, finished(workspace, wrong={0}))
+def test_an_outcome_is_read_back_as_it_was_saved(workspace: RunFolder, tmp_path: Path) -> None:
+    outcome = summarize_run(FILE, finished(workspace, wrong={0}))
     assert type(outcome).load(outcome.save(tmp_path / "outcome.json")) == outcome
 
 
-def test_the_latest_finished_run_is_found_and_a_named_one_too(workspace: Workspace) -> None:
+def test_the_latest_finished_run_is_found_and_a_named_one_too(workspace: RunFolder) -> None:
     with pytest.raises(StageMissing) as caught:
-        Workspace.latest("desk")
+        RunFolder.latest("desk")
     assert str(caught.value) == "desk has no finished run\n  next: smallfirst train task.yaml"
     for name in ("20250101-000000-aa", "20250102-000000-aa", "20250103-000000-aa"):
         (workspace.folder.parent / name).mkdir()
     for name in ("20250101-000000-aa", "20250102-000000-aa"):  # the third was never finished
         (workspace.folder.parent / name / "run.json").write_text("{}")
-    assert Workspace.latest("desk").folder.name == "20250102-000000-aa"
-    assert Workspace.latest("desk", "20250101-000000-aa").folder.name == "20250101-000000-aa"
+    assert RunFolder.latest("desk").folder.name == "20250102-000000-aa"
+    assert RunFolder.latest("desk", "20250101-000000-aa").folder.name == "20250101-000000-aa"
     with pytest.raises(StageMissing, match='desk has no finished run "20250103-000000-aa"'):
-        Workspace.latest("desk", "20250103-000000-aa")
+        RunFolder.latest("desk", "20250103-000000-aa")
 
 
-def test_a_stage_whose_forerunner_is_missing_names_the_command(workspace: Workspace) -> None:
+def test_a_stage_whose_forerunner_is_missing_names_the_command(workspace: RunFolder) -> None:
     with pytest.raises(StageMissing) as caught:
         workspace.certificate()
     assert str(caught.value) == (
@@ -165,7 +165,7 @@ def test_a_stage_whose_forerunner_is_missing_names_the_command(workspace: Worksp
         workspace.evaluations("calibration")
 
 
-def test_evaluations_come_back_in_ladder_order(workspace: Workspace) -> None:
+def test_evaluations_come_back_in_ladder_order(workspace: RunFolder) -> None:
     workspace.save_evaluation(measured("words", {0}, cost=0.0001))
     assert [found.candidate for found in workspace.evaluations("test")] == ["words", "small", "large"]
     assert workspace.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import DataError
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 
 
-def job(folder: Path, harvested: list[str]) -> Job:
+def job(folder: Path, harvested: list[str]) -> Project:
     for part, n in (("train", 30), ("validation", 20), ("test", 10)):
         rows = [{"text": f"{part} card number {i}", "label": ("a", "b")[i % 2]} for i in range(n)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -21,7 +21,7 @@ def job(folder: Path, harvested: list[str]) -> Job:
     (folder / "harvested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | {"harvested": ["harvested.jsonl"]}
     (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": data}), encoding="utf-8")
-    return Job.read(read_taskfile(folder / "task.yaml"), Watch(quiet=True))
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
 
 
 def test_harvested_rows_are_learnt_from_and_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows, read_task
-from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.project.task_file import TaskFile, read_task_file
 
 LABELS = ("card", "fee", "pin")
 MINIMAL = "name: desk\ndata: {train: train.jsonl}\n"
@@ -28,12 +28,12 @@ def written(folder: Path, text: str = MINIMAL) -> Path:
 
 
 def read(folder: Path, text: str = MINIMAL) -> TaskFile:
-    return read_taskfile(written(folder, text))
+    return read_task_file(written(folder, text))
 
 
 def refused(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_taskfile(path)
+        read_task_file(path)
     return str(caught.value)
 
 
@@ -45,7 +45,7 @@ def test_a_short_file_is_enough_and_paths_are_relative_to_it(tmp_path: Path) -> 
     task_file = read(tmp_path)
     assert task_file.path(task_file.data.train) == tmp_path / "train.jsonl"
     assert task_file.path(Path("/elsewhere/rows.csv")) == Path("/elsewhere/rows.csv")
-    assert read_taskfile(tmp_path) == task_file  # the folder stands for the file in it
+    assert read_task_file(tmp_path) == task_file  # the folder stands for the file in it
 
 
 def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import GateFailed, RegistryError
-from smallfirst.gate.gate import GateLine, Verdict, overridden
-from smallfirst.registry.artifacts import Stored, copy_in, measure
-from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.gate.gate import CheckResult, Verdict, override
+from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
+from smallfirst.registry.runs import client, open_run
 from smallfirst.registry.versions import (
     ModelVersion,
     attach,
@@ -31,15 +31,15 @@ from smallfirst.registry.versions import (
 NAME = "main.claims.tickets"
 PASSED = Verdict(
     candidate="small",
-    lines=(GateLine(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),),
+    lines=(CheckResult(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),),
     passed=True,
     evaluation_fingerprint="e1",
 )
 FAILED = Verdict(
     candidate="small",
     lines=(
-        GateLine(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),
-        GateLine(
+        CheckResult(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),
+        CheckResult(
             bar="p95 latency at most 5 ms",
             measured="9.0 ms n=600",
             passed=False,
@@ -152,7 +152,7 @@ def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) ->
 
 
 def test_a_signed_verdict_is_registered_and_shows_the_signature(model: Path) -> None:
-    signed = overridden(FAILED, by="Ada", because="night batch")
+    signed = override(FAILED, by="Ada", because="night batch")
     register(model, signed, name=NAME, run_id=None, tags={"signed_by": "nobody"})
     tags = resolve(f"{NAME}/1").tags
     assert (tags["signed_by"], tags["because"]) == ("Ada", "night batch")
@@ -187,7 +187,7 @@ def test_damaged_files_are_never_resolved_nor_promoted(
 def measure_again(folder: Path) -> None:
     """Change a file and forge the manifest to match."""
     (folder / "config.json").write_text("{}")
-    measure(folder).save(folder / "smallfirst-manifest.json")
+    build_manifest(folder).save(folder / "smallfirst-manifest.json")
 
 
 def test_a_damaged_former_champion_does_not_come_back(model: Path) -> None:
@@ -203,10 +203,10 @@ def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path) 
     program = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from smallfirst.registry.artifacts import copy_in, measure\n"
-        "from smallfirst.registry.mlflow_runs import open_run\n"
+        "from smallfirst.registry.artifacts import upload, build_manifest\n"
+        "from smallfirst.registry.runs import open_run\n"
         "model = Path(sys.argv[1])\n"
-        "print(copy_in(open_run('e', 'r').run_id, model, measure(model)).model_dump_json())\n"
+        "print(upload(open_run('e', 'r').run_id, model, build_manifest(model)).model_dump_json())\n"
         "sys.stdout.flush()\n"
         "os._exit(9)\n"
     )
@@ -218,7 +218,7 @@ def test_a_kill_between_copy_and_version_leaves_nothing_to_resolve(model: Path) 
         check=False,
     )
     assert done.returncode == 9, done.stderr
-    orphan = Stored.model_validate_json(done.stdout)
+    orphan = StoredModel.model_validate_json(done.stdout)
     assert (orphan.folder() / "weights.safetensors").is_file()  # it got that far
     with pytest.raises(RegistryError, match="no model is registered as main"):
         resolve(f"{NAME}/1")
@@ -267,11 +267,11 @@ def test_a_project_that_was_moved_keeps_its_models(model: Path, state: Path, mon
 
 def test_files_of_a_store_elsewhere_are_downloaded_once(model: Path, state: Path) -> None:
     with open_run("tickets", "train") as run:
-        stored = copy_in(run.run_id, model, measure(model))
+        stored = upload(run.run_id, model, build_manifest(model))
     away = stored.model_copy(update={"source": f"mlflow-artifacts:/{stored.entry}/model"})
     folder = away.fetch()
     assert folder.is_relative_to(state / "downloads")
-    assert measure(folder) == measure(model)
+    assert build_manifest(folder) == build_manifest(model)
     (folder / "config.json").write_text("kept")
     assert (away.fetch() / "config.json").read_text() == "kept"
     away.write_attachment("certificate.json", b"{}")

@@ -15,11 +15,11 @@ import pytest
 
 from smallfirst.evaluation.results import Comparison
 from smallfirst.report import render, save
-from smallfirst.report.page import OpenEnded, PromiseHeld, ReportData
+from smallfirst.report.page import OutOfScopeRequests, PromiseHeld, ReportData
 from smallfirst.routing.certificate.below_threshold import Band
 from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.per_class import ClassCertificate
-from smallfirst.routing.certificate.risks import ShownRisk
+from smallfirst.routing.certificate.risks import RiskResult
 from smallfirst.stats.intervals import Estimate, wilson
 
 Make = Callable[..., ReportData]
@@ -295,7 +295,7 @@ def test_a_refused_certificate_says_why_and_promises_nothing(make_report: Make, 
 
 
 def test_open_ended_requests_are_counted(make_report: Make) -> None:
-    seen = words(render(make_report(open_ended=OpenEnded(n_requests=10, n_to_large=9))))
+    seen = words(render(make_report(open_ended=OutOfScopeRequests(n_requests=10, n_to_large=9))))
     assert "Of 10 open-ended requests, 9 went to the large model: 0.900 [0.596, 0.982]" in seen
 
 
@@ -349,7 +349,7 @@ def test_what_is_promised_and_what_happens_below_stand_in_tables(make_report: Ma
     known = words(render(make_report(certificate=make_certificate())))
     assert "What is promised" not in known  # an older certificate says nothing of it
     shown = make_certificate(
-        risks=(ShownRisk(risk="wrong", limit=0.1, value=0.0143, bound=0.066, n=70),),
+        risks=(RiskResult(risk="wrong", limit=0.1, value=0.0143, bound=0.066, n=70),),
         stages=(
             StageThreshold(name="words", threshold=0.9, n_kept=30, errors_kept=0),
             StageThreshold(name="small", threshold=0.8, n_kept=40, errors_kept=1),

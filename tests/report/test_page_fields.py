@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.report.data import ReportData
-from smallfirst.report.differences import FieldPair, between, differing, same_path, side_by_side, within
+from smallfirst.report.json_differences import FieldPair, between, differing, same_path, side_by_side, within
 from smallfirst.report.per_class import field_trust, part_rows
 from smallfirst.stats.intervals import wilson
 

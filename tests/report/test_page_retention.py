@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Callable
 
-from smallfirst.gate.retention import Retention, RetentionPart
+from smallfirst.gate.retention import Retention, RetentionByKind
 from smallfirst.report import render
 from smallfirst.report.page import ReportData
 from smallfirst.report.text.advice import retention_sentences
@@ -22,8 +22,8 @@ FOUND = Retention(
     right_after=wilson(45, 72),
     difference=paired_difference([True] * 45 + [False] * 27, [True] * 51 + [False] * 21),
     parts=(
-        RetentionPart(kind="arithmetic", n=12, n_before=11, n_after=5),
-        RetentionPart(kind="<evil>", n=60, n_before=40, n_after=40),
+        RetentionByKind(kind="arithmetic", n=12, n_before=11, n_after=5),
+        RetentionByKind(kind="<evil>", n=60, n_before=40, n_after=40),
     ),
 )
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.quality.leaks import Leak, Leaks
+from smallfirst.data.quality.leaks import Leak, LeakReport
+from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts.latency import latency_rows
 from smallfirst.report.charts.learning_curve import gain_of_doubling, learning_sentence
 from smallfirst.report.data import ReportData
@@ -19,8 +20,7 @@ from smallfirst.report.economics import path_costs
 from smallfirst.report.excerpts import Excerpts, question_and_context
 from smallfirst.report.findings import LeakEffect, LearningPoint
 from smallfirst.report.formats import signed, usd
-from smallfirst.report.ladder import ladder
-from smallfirst.report.text.advice import leak_sentence, warnings, what_to_do
+from smallfirst.report.text.advice import leak_sentence, recommendations, warnings
 from smallfirst.report.text.outlook import outlook
 from smallfirst.stats.intervals import Estimate, mcnemar, wilson
 
@@ -29,7 +29,7 @@ Build = Callable[..., Any]
 
 
 def advised(data: ReportData) -> tuple[str, ...]:
-    return what_to_do(data, path_costs(data.evaluations, training_usd=3.9))
+    return recommendations(data, path_costs(data.evaluations, training_usd=3.9))
 
 
 def test_what_passes_and_is_cheaper_should_go_live(make_report: Make) -> None:
@@ -85,7 +85,7 @@ def test_leaks_are_warned_of_from_half_a_percent_on(make_report: Make) -> None:
 def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: Make) -> None:
     small = make_report().evaluations[0]
     leak = Leak(key="row0", test="test.jsonl:1", train="train.jsonl:9")
-    found = LeakEffect.on(small, Leaks(n_test=8, test_fingerprint="f", exact=(leak,)))
+    found = LeakEffect.on(small, LeakReport(n_test=8, test_fingerprint="f", exact=(leak,)))
     # 7 of 8 right; without row 0, which was right, 6 of 7.
     assert (found.n_leaked, found.accuracy_with, found.accuracy_without) == (1, wilson(7, 8), wilson(6, 7))
     said = leak_sentence(make_report(leaks=found)).replace("\xa0", " ")
@@ -96,7 +96,7 @@ def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: M
 def test_the_ladder_corrects_p_values_for_all_its_pairs(make_report: Make, make_evaluation: Build) -> None:
     data = make_report()
     words = make_evaluation("words", "ffffcccc", cost_usd_per_1k=0.001)  # wrong on every row
-    found = ladder(make_report(evaluations=(words, *data.evaluations)))
+    found = candidate_table(make_report(evaluations=(words, *data.evaluations)))
     assert found.against == "large"
     pair = found.pair("words")
     assert pair is not None
@@ -108,7 +108,7 @@ def test_the_ladder_corrects_p_values_for_all_its_pairs(make_report: Make, make_
 
 
 def test_graded_answers_are_compared_by_their_scores_too(samples: dict[str, ReportData]) -> None:
-    found = ladder(samples["chat"]).pair("small")
+    found = candidate_table(samples["chat"]).pair("small")
     assert found is not None
     assert found.score is not None
     small, large = samples["chat"].evaluation("small"), samples["chat"].evaluation("large")
@@ -203,4 +203,4 @@ def test_points_carry_their_sign() -> None:
 def test_a_report_needs_no_more_than_one_evaluation(make_report: Make) -> None:
     lone = make_report().evaluations[0]
     data = ReportData(title="t", task="t", evaluations=(lone,), made_at=datetime(2026, 1, 1))
-    assert (warnings(data), ladder(data).pairs, ladder(data).against) == ((), (), None)
+    assert (warnings(data), candidate_table(data).pairs, candidate_table(data).against) == ((), (), None)

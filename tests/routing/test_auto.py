@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step
-from smallfirst.routing.auto import Auto
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
+from smallfirst.routing.auto import AutoRouter
 
 
 class Found(NamedTuple):
@@ -40,7 +40,7 @@ class Desk:
         self.name, self.routed, self.closed = name, routed, 0
 
     async def complete(self, request: Request) -> Completion:
-        step = Step(stage="small", decision="kept", why="sure")
+        step = RouteStep(stage="small", decision="kept", why="sure")
         route = Route(stage="small", why="sure", certified=True, task=self.name, trail=(step,))
         return Completion(
             text=self.name,
@@ -58,12 +58,12 @@ class Desk:
         self.closed += 1
 
 
-def made(general: Desk | None = None) -> Auto:
+def made(general: Desk | None = None) -> AutoRouter:
     routers: dict[str, Model] = {"tickets": Desk("tickets"), "claims": Desk("claims")}
-    return Auto(ByWord(), routers, general)
+    return AutoRouter(ByWord(), routers, general)
 
 
-def ask(auto: Auto, text: str) -> Completion:
+def ask(auto: AutoRouter, text: str) -> Completion:
     async def once() -> Completion:
         try:
             return await auto.complete(Request.ask(text))

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.confidence import Steps
+from smallfirst.models.confidence import IsotonicCurve
 from smallfirst.models.protocol import Completion
 from smallfirst.routing.confidence_head import (
     FEATURES,
     DraftHead,
+    draft_features,
     features_of,
     log_losses,
     log_odds,
-    shown_by,
-    shown_lower,
+    significantly_lower,
 )
 
 
@@ -76,7 +76,7 @@ def test_agreement_with_a_cheaper_model(cheaper: Completion, same: int, probabil
 
 
 def test_what_a_draft_shows_of_numbers() -> None:
-    (shown,) = shown_by(["2 cars at 1,500 each"], [draft("2 * 1,500 = 3,000\n", finish_reason="length")])
+    (shown,) = draft_features(["2 cars at 1,500 each"], [draft("2 * 1,500 = 3,000\n", finish_reason="length")])
     assert shown[len(FEATURES) :] == pytest.approx([math.log(2), math.log(4), 1.0, 1 / 3, 1.0])
 
 
@@ -155,7 +155,9 @@ def test_half_a_head_is_refused(tmp_path: Path) -> None:
         DraftHead.load(path)
     whole = (1.0,) * len(FEATURES)
     with pytest.raises(ValueError, match="scales must be above 0"):
-        DraftHead(weights=whole, centres=whole, scales=(0.0, *whole[1:]), steps=Steps(x=(0.0, 1.0), y=(0.0, 1.0)))
+        DraftHead(
+            weights=whole, centres=whole, scales=(0.0, *whole[1:]), steps=IsotonicCurve(x=(0.0, 1.0), y=(0.0, 1.0))
+        )
 
 
 def test_drafts_and_outcomes_must_be_equally_many() -> None:
@@ -169,5 +171,5 @@ def test_losses_are_compared_by_their_standard_error() -> None:
     )
     others = np.array([1.0, 1.0, 1.0, 1.0])
     gains = np.array([0.4, 0.0, 0.4, 0.0])  # mean 0.2, standard error 0.2309 / 2 = 0.1155
-    assert shown_lower(others - gains, others, errors=1.7)
-    assert not shown_lower(others - gains, others, errors=1.8)
+    assert significantly_lower(others - gains, others, errors=1.7)
+    assert not significantly_lower(others - gains, others, errors=1.8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from smallfirst.errors import WeightsNotFound
-from smallfirst.routing.difficulty import N_COUNTS, Difficulty, text_counts
+from smallfirst.routing.difficulty import N_SURFACE_FEATURES, DifficultyModel, surface_features
 
 EASY, HARD = ("where is my card", "what is the fee", "is my pin active"), ("prove the lemma", "derive a bound on it")
 FILLER = ("please", "now", "today", "again", "quickly", "for me", "thanks", "hello")
@@ -34,11 +34,11 @@ class Letters:
 
 
 @pytest.fixture(scope="module")
-def learned() -> Difficulty:
-    return Difficulty.fit(*asked(200, 0))
+def learned() -> DifficultyModel:
+    return DifficultyModel.fit(*asked(200, 0))
 
 
-def test_easy_requests_score_higher_and_scores_are_probabilities(learned: Difficulty) -> None:
+def test_easy_requests_score_higher_and_scores_are_probabilities(learned: DifficultyModel) -> None:
     texts, outcomes = asked(400, 1)
     scores = learned.score(texts)
     easy = np.array([text.startswith(EASY) for text in texts])
@@ -55,7 +55,7 @@ def test_where_there_is_nothing_to_learn_it_says_so_and_gives_the_rate() -> None
     for seed in range(6):
         texts, _ = asked(120, seed)
         outcomes = (np.random.default_rng(100 + seed).random(120) < 0.7).tolist()
-        found = Difficulty.fit(texts, outcomes)
+        found = DifficultyModel.fit(texts, outcomes)
         if not found.fitted.known:
             unknown += 1
             assert (found.score(texts) == np.mean(outcomes)).all()
@@ -64,15 +64,15 @@ def test_where_there_is_nothing_to_learn_it_says_so_and_gives_the_rate() -> None
 
 
 def test_too_few_rows_and_rows_all_alike_teach_nothing() -> None:
-    assert Difficulty.fit(["a", "b"], [True, False]).score(["c"]).tolist() == [0.5]
-    assert Difficulty.fit(asked(50, 0)[0], [True] * 50).score(["c"]).tolist() == [1.0]
-    assert Difficulty.fit([], []).score(["c"]).tolist() == [0.5]
+    assert DifficultyModel.fit(["a", "b"], [True, False]).score(["c"]).tolist() == [0.5]
+    assert DifficultyModel.fit(asked(50, 0)[0], [True] * 50).score(["c"]).tolist() == [1.0]
+    assert DifficultyModel.fit([], []).score(["c"]).tolist() == [0.5]
 
 
 def test_outcomes_may_be_shares() -> None:
     texts, _ = asked(200, 0)
     shares = [0.8 if text.startswith(EASY) else 0.3 for text in texts]
-    scores = Difficulty.fit(texts, shares).score([EASY[0], HARD[0]])
+    scores = DifficultyModel.fit(texts, shares).score([EASY[0], HARD[0]])
     assert scores == pytest.approx([0.8, 0.3], abs=0.05)
 
 
@@ -80,12 +80,12 @@ def test_further_numbers_decide_where_the_text_tells_nothing() -> None:
     draw = np.random.default_rng(0)
     outcomes = draw.random(150) < 0.5
     texts, numbers = ["the same request"] * 150, [[float(good) + draw.normal(0, 0.3)] for good in outcomes]
-    assert not Difficulty.fit(texts, outcomes.tolist()).fitted.known
-    found = Difficulty.fit(texts, outcomes.tolist(), further=numbers)
+    assert not DifficultyModel.fit(texts, outcomes.tolist()).fitted.known
+    found = DifficultyModel.fit(texts, outcomes.tolist(), further=numbers)
     low, high = found.score(["the same request"] * 2, further=[[0.0], [1.0]])
     assert low < 0.2
     assert high > 0.8
-    with pytest.raises(ValueError, match="fitted with 1 further numbers a row, asked with 0"):
+    with pytest.raises(ValueError, match="fitted with 1 extra features, called with 0"):
         found.score(["the same request"])
 
 
@@ -93,49 +93,49 @@ def test_an_encoder_adds_its_directions() -> None:
     draw = np.random.default_rng(0)
     texts = ["".join(draw.choice(list("abcd" if i % 2 else "wxyz"), 8)) for i in range(120)]  # no word twice
     outcomes = [i % 2 == 0 for i in range(120)]
-    with_letters = Difficulty.fit(texts, outcomes, encoder=("letters", Letters()))
+    with_letters = DifficultyModel.fit(texts, outcomes, encoder=("letters", Letters()))
     assert with_letters.fitted.base == "letters"
     assert with_letters.score(["wyzx", "badc"])[0] > 0.8
     assert with_letters.score(["wyzx", "badc"])[1] < 0.2
 
 
-def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: Difficulty, tmp_path: Path) -> None:
+def test_it_is_the_same_after_saving_and_loading_and_holds_no_words(learned: DifficultyModel, tmp_path: Path) -> None:
     learned.save(tmp_path / "difficulty")
-    again = Difficulty.load(tmp_path / "difficulty")
+    again = DifficultyModel.load(tmp_path / "difficulty")
     assert again is not None
     texts, _ = asked(30, 2)
     assert (again.score(texts) == learned.score(texts)).all()
     files = sorted((tmp_path / "difficulty").iterdir())
     assert [file.name for file in files] == ["difficulty.json", "difficulty.safetensors"]
     assert not any(b"lemma" in file.read_bytes() for file in files)
-    assert Difficulty.load(tmp_path) is None
+    assert DifficultyModel.load(tmp_path) is None
 
 
 def test_one_that_knows_nothing_is_stored_too(tmp_path: Path) -> None:
-    Difficulty.fit(["a", "b"], [True, True]).save(tmp_path)
-    again = Difficulty.load(tmp_path)
+    DifficultyModel.fit(["a", "b"], [True, True]).save(tmp_path)
+    again = DifficultyModel.load(tmp_path)
     assert again is not None
     assert again.score(["c", "d"]).tolist() == [1.0, 1.0]
 
 
 def test_a_stored_one_looks_for_its_encoder_by_name(tmp_path: Path) -> None:
-    Difficulty.fit(*asked(100, 0), encoder=("nobody/letters", Letters())).save(tmp_path)
+    DifficultyModel.fit(*asked(100, 0), encoder=("nobody/letters", Letters())).save(tmp_path)
     with pytest.raises(WeightsNotFound, match="nobody/letters"):
-        Difficulty.load(tmp_path)
+        DifficultyModel.load(tmp_path)
 
 
 def test_rows_must_fit_together() -> None:
     with pytest.raises(ValueError, match="2 texts, 1 outcomes"):
-        Difficulty.fit(["a", "b"], [True])
+        DifficultyModel.fit(["a", "b"], [True])
     with pytest.raises(ValueError, match=r"outcomes must lie in \[0, 1\]"):
-        Difficulty.fit(["a", "b"], [0.5, 1.5])
+        DifficultyModel.fit(["a", "b"], [0.5, 1.5])
     with pytest.raises(ValueError, match="1 further rows"):
-        Difficulty.fit(["a", "b"], [True, False], further=[[1.0]])
+        DifficultyModel.fit(["a", "b"], [True, False], further=[[1.0]])
 
 
 def test_counts_of_a_text_by_hand() -> None:
-    found = text_counts("Why 2 of 1,500? Go.\n")
-    assert len(found) == N_COUNTS
+    found = surface_features("Why 2 of 1,500? Go.\n")
+    assert len(found) == N_SURFACE_FEATURES
     assert found[:2] == pytest.approx([np.log(21), np.log(6)])
     assert found[2] == pytest.approx(15 / 5)  # Why 2 of 1,500? Go.
     assert found[3:7] == pytest.approx([np.log(3), np.log(2), 1, 1])  # sentences, lines, question marks and words
@@ -145,8 +145,8 @@ def test_counts_of_a_text_by_hand() -> None:
 
 def test_without_an_encoder_no_torch_is_loaded() -> None:
     program = (
-        "import sys; from smallfirst.routing.difficulty import Difficulty\n"
-        "Difficulty.fit(['a b', 'c d'] * 40, [True, False] * 40).score(['a b']); print('torch' in sys.modules)"
+        "import sys; from smallfirst.routing.difficulty import DifficultyModel\n"
+        "DifficultyModel.fit(['a b', 'c d'] * 40, [True, False] * 40).score(['a b']); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -11,17 +11,17 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Request
 from smallfirst.records import parse_record
 from smallfirst.routing.policies import (
-    Always,
+    AlwaysPolicy,
     Budget,
-    Difficult,
+    BudgetTracker,
+    DifficultyPolicy,
     Policy,
-    Purse,
-    Rule,
-    Split,
-    language_of,
-    main_script,
-    place,
-    position,
+    RulePolicy,
+    SplitPolicy,
+    apply_policies,
+    detect_language,
+    dominant_script,
+    split_position,
 )
 
 
@@ -30,12 +30,12 @@ def asked(text: str, **tags: str) -> Request:
 
 
 def where(policy: Policy, request: Request) -> str | None:
-    found = place([policy], request)
+    found = apply_policies([policy], request)
     return found.to if found else None
 
 
-def rule(**conditions: object) -> Rule:
-    return Rule.model_validate({"kind": "rule", "to": "large", **conditions})
+def rule(**conditions: object) -> RulePolicy:
+    return RulePolicy.model_validate({"kind": "rule", "to": "large", **conditions})
 
 
 TALK = Request(
@@ -60,7 +60,7 @@ TALK = Request(
         (rule(conversation=True), TALK, asked("x")),
         (rule(conversation=False), asked("x"), TALK),
         (rule(contains=("card",), longer_than_chars=10), asked("where is my card"), asked("card")),
-        (Always(kind="always", to="large"), asked(""), None),
+        (AlwaysPolicy(kind="always", to="large"), asked(""), None),
     ],
 )
 def test_a_policy_applies_where_all_its_conditions_hold(
@@ -71,23 +71,23 @@ def test_a_policy_applies_where_all_its_conditions_hold(
 
 
 def test_the_first_policy_that_applies_decides_and_says_why() -> None:
-    policies = [rule(contains=("card",), to="small"), Always(kind="always", to="large")]
-    found = place(policies, asked("my CARD is lost"))
+    policies = [rule(contains=("card",), to="small"), AlwaysPolicy(kind="always", to="large")]
+    found = apply_policies(policies, asked("my CARD is lost"))
     assert found is not None
     assert (found.to, found.policy, found.why) == ("small", "rule", "contains 'card'")
-    other = place(policies, asked("my house"))
+    other = apply_policies(policies, asked("my house"))
     assert other is not None
     assert other.to == "large"
-    assert place([], asked("x")) is None
+    assert apply_policies([], asked("x")) is None
 
 
 def test_a_rule_without_a_condition_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"a rule needs a condition: .*languages.*or use kind: always"):
-        parse_record(Rule, {"kind": "rule", "to": "large"}, where="before[0]")
+        parse_record(RulePolicy, {"kind": "rule", "to": "large"}, where="before[0]")
 
 
 def test_a_split_sticks_to_its_tag_whatever_is_asked() -> None:
-    split = Split(kind="split", to="canary", share=0.5)
+    split = SplitPolicy(kind="split", to="canary", share=0.5)
     sides = {user: where(split, asked("a", user=user)) for user in map(str, range(200))}
     assert sides == {user: where(split, asked("quite another text", user=user)) for user in sides}
     assert 70 < sum(side == "canary" for side in sides.values()) < 130  # ±4.2 sigma
@@ -97,30 +97,31 @@ def test_a_split_sticks_to_its_tag_whatever_is_asked() -> None:
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_whoever_is_in_a_smaller_share_stays_in_a_larger_one(user: str, a: float, b: float) -> None:
     small, large = sorted((a, b))
-    inside = where(Split(kind="split", to="canary", share=small), asked("x", user=user))
+    inside = where(SplitPolicy(kind="split", to="canary", share=small), asked("x", user=user))
     if inside:
-        assert where(Split(kind="split", to="canary", share=large), asked("x", user=user)) == inside
+        assert where(SplitPolicy(kind="split", to="canary", share=large), asked("x", user=user)) == inside
 
 
 @given(st.text())
 def test_share_zero_takes_nobody_and_share_one_everybody(text: str) -> None:
-    assert where(Split(kind="split", to="canary", share=0.0), asked(text)) is None
-    assert where(Split(kind="split", to="canary", share=1.0), asked(text)) == "canary"
+    assert where(SplitPolicy(kind="split", to="canary", share=0.0), asked(text)) is None
+    assert where(SplitPolicy(kind="split", to="canary", share=1.0), asked(text)) == "canary"
 
 
 def test_splits_of_different_salt_are_independent() -> None:
-    first, second = (Split(kind="split", to="c", share=0.5, salt=salt) for salt in ("a", "b"))
+    first, second = (SplitPolicy(kind="split", to="c", share=0.5, salt=salt) for salt in ("a", "b"))
     same = sum(
-        (position(first, asked("x", user=str(i))) < 0.5) == (position(second, asked("x", user=str(i))) < 0.5)
+        (split_position(first, asked("x", user=str(i))) < 0.5)
+        == (split_position(second, asked("x", user=str(i))) < 0.5)
         for i in range(400)
     )
     assert 150 < same < 250  # ±5 sigma around 200
 
 
 def test_without_its_tag_a_split_sticks_to_the_messages() -> None:
-    split = Split(kind="split", to="canary", share=0.5)
-    assert position(split, asked("one")) == position(split, asked("one"))
-    assert position(split, asked("one")) != position(split, asked("two"))
+    split = SplitPolicy(kind="split", to="canary", share=0.5)
+    assert split_position(split, asked("one")) == split_position(split, asked("one"))
+    assert split_position(split, asked("one")) != split_position(split, asked("two"))
 
 
 def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
@@ -128,17 +129,17 @@ def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
         def score(self, texts: list[str]) -> list[float]:
             return [1 / len(text) for text in texts]
 
-    policy = Difficult(kind="difficulty", below=0.3)
-    found = place([policy], asked("long one"), Length())  # type: ignore[arg-type]
+    policy = DifficultyPolicy(kind="difficulty", below=0.3)
+    found = apply_policies([policy], asked("long one"), Length())  # type: ignore[arg-type]
     assert found is not None
     assert (found.to, found.score, found.threshold) == ("large", 0.125, 0.3)
-    assert place([policy], asked("abc"), Length()) is None  # type: ignore[arg-type]
-    assert place([policy], asked("long one")) is None
+    assert apply_policies([policy], asked("abc"), Length()) is None  # type: ignore[arg-type]
+    assert apply_policies([policy], asked("long one")) is None
 
 
 def test_a_budget_slides() -> None:
     clock = [0.0]
-    purse = Purse(Budget(usd=1.0, per="hour"), now=lambda: clock[0])
+    purse = BudgetTracker(Budget(usd=1.0, per="hour"), now=lambda: clock[0])
     assert purse.allows(0.9)
     assert not purse.allows(1.0)
     purse.pay(0.6)
@@ -152,5 +153,9 @@ def test_a_budget_slides() -> None:
 
 
 def test_the_script_of_most_letters_and_the_language() -> None:
-    assert (main_script("где ok"), main_script("12 !"), main_script("カード")) == ("CYRILLIC", "", "KATAKANA")
-    assert language_of("où est ma carte\nje ne sais pas") == "fr"
+    assert (dominant_script("где ok"), dominant_script("12 !"), dominant_script("カード")) == (
+        "CYRILLIC",
+        "",
+        "KATAKANA",
+    )
+    assert detect_language("où est ma carte\nje ne sais pas") == "fr"

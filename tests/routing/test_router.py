@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route
-from smallfirst.routing.certificate.certificate import NOTHING_KEPT, Certificate, StageThreshold
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.policies import Always, Budget, Rule, Split
-from smallfirst.routing.router import Doubt, Router
-from smallfirst.routing.types import Rules, Stage
+from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate, StageThreshold
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.policies import AlwaysPolicy, Budget, RulePolicy, SplitPolicy
+from smallfirst.routing.router import OodScore, Router
+from smallfirst.routing.types import RouterOptions, Stage
 from smallfirst.stats.intervals import wilson
 
 
@@ -71,9 +71,9 @@ class Essays:
         self.cost_usd, self.latency_ms = cost_usd, latency_ms
         self.events = events if events is not None else []
 
-    async def doubt(self, request: Request) -> Doubt:
+    async def doubt(self, request: Request) -> OodScore:
         self.events.append("domain")
-        return Doubt(0.9 if "essay" in request.text else 0.1, self.cost_usd, self.latency_ms)
+        return OodScore(0.9 if "essay" in request.text else 0.1, self.cost_usd, self.latency_ms)
 
     async def aclose(self) -> None:
         self.events.append("domain closed")
@@ -137,13 +137,13 @@ def test_a_certificate_that_keeps_nothing_gives_the_large_models_answer_exactly(
     text: str, confidence: float | None
 ) -> None:
     small, large = Answers("small", confidence=confidence), Answers("large")
-    answer = ask(Router(small, large, certificate(NOTHING_KEPT)), text)
+    answer = ask(Router(small, large, certificate(NEVER_ACCEPT)), text)
     assert (answer.text, answer.answered_by) == (ask(large, text).text, "large")
     assert bare(answer) == Route(
         stage="large",
         why="the small model was not sure enough",
         certified=False,
-        threshold=NOTHING_KEPT,
+        threshold=NEVER_ACCEPT,
         confidence=confidence,
     )
 
@@ -320,7 +320,7 @@ def steps(answer: Completion) -> list[tuple[str, str]]:
     return [(step.stage, step.decision) for step in answer.route.trail]
 
 
-def cascade(words: float, small: float, *, rules: Rules | None = None, large: Answers | None = None) -> Router:
+def cascade(words: float, small: float, *, rules: RouterOptions | None = None, large: Answers | None = None) -> Router:
     """Words, then the small model, then the large one, which was measured to cost a dollar."""
     drafts = [
         Stage("words", Answers("words", confidence=words, cost_usd=0.001, latency_ms=1)),
@@ -332,7 +332,9 @@ def cascade(words: float, small: float, *, rules: Rules | None = None, large: An
     )
     promised = certificate(0.8).model_copy(update={"stages": stages})
     last = large or Answers("large", cost_usd=1.0, latency_ms=100)
-    return Router(drafts, last, promised, rules=rules or Rules(expected_usd={"large": 1.25}), name="tickets")
+    return Router(
+        drafts, last, promised, rules=rules or RouterOptions(expected_cost_usd={"large": 1.25}), name="tickets"
+    )
 
 
 def test_the_cheapest_stage_that_is_sure_enough_answers_and_no_other_is_asked() -> None:
@@ -367,28 +369,28 @@ def test_the_choice_that_was_not_made_is_shown_with_its_expected_price() -> None
 
 
 def test_a_policy_places_a_request_without_a_promise() -> None:
-    straight = Rules(before=(Always(kind="always", to="large"),))
+    straight = RouterOptions(before=(AlwaysPolicy(kind="always", to="large"),))
     answer = ask(cascade(1.0, 1.0, rules=straight))
     assert (answer.answered_by, steps(answer)) == ("large", [("always", "passed on"), ("large", "answered")])
-    kept = ask(cascade(0.0, 0.0, rules=Rules(before=(Always(kind="always", to="words"),))))
+    kept = ask(cascade(0.0, 0.0, rules=RouterOptions(before=(AlwaysPolicy(kind="always", to="words"),))))
     assert (kept.answered_by, bare(kept).certified) == ("words", False)
 
 
 def test_a_rule_may_send_a_request_up_the_cascade_before_a_later_policy_takes_it() -> None:
-    first = Rule(kind="rule", to="cascade", contains=("card",))
-    router = cascade(1.0, 1.0, rules=Rules(before=(first, Always(kind="always", to="large"))))
+    first = RulePolicy(kind="rule", to="cascade", contains=("card",))
+    router = cascade(1.0, 1.0, rules=RouterOptions(before=(first, AlwaysPolicy(kind="always", to="large"))))
     assert (ask(router, "my card").answered_by, ask(router, "my house").answered_by) == ("words", "large")
 
 
 def test_a_stage_beside_the_cascade_is_reached_by_a_policy_only() -> None:
     beside = (Stage("challenger", Answers("challenger", confidence=1.0)),)
-    split = Split(kind="split", to="challenger", share=1.0)
-    assert ask(cascade(0.0, 0.0, rules=Rules(beside=beside, before=(split,)))).answered_by == "challenger"
-    assert ask(cascade(0.0, 0.0, rules=Rules(beside=beside))).answered_by == "large"
+    split = SplitPolicy(kind="split", to="challenger", share=1.0)
+    assert ask(cascade(0.0, 0.0, rules=RouterOptions(beside=beside, before=(split,)))).answered_by == "challenger"
+    assert ask(cascade(0.0, 0.0, rules=RouterOptions(beside=beside))).answered_by == "large"
 
 
 def test_a_spent_budget_keeps_the_draft_without_a_promise() -> None:
-    router = cascade(0.0, 0.0, rules=Rules(budget=Budget(usd=2.0, per="day"), expected_usd={"large": 0.9}))
+    router = cascade(0.0, 0.0, rules=RouterOptions(budget=Budget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9}))
     answers = [ask(router) for _ in range(3)]
     assert [a.answered_by for a in answers] == ["large", "large", "small"]
     assert bare(answers[2]).why == "not sure, but the budget of $2 a day is spent"
@@ -416,7 +418,7 @@ def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> 
 
 
 def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for() -> None:
-    asked = Promise(at_most_wrong=None, at_most_below_large=0.01)
+    asked = Guarantee(at_most_wrong=None, at_most_below_large=0.01)
     made = certificate(0.5).model_copy(update={"promise": asked, "promised_error": 1.0})
     answer = ask(Router(Answers("small", confidence=0.9), Answers("large"), made))
     assert answer.route is not None
@@ -424,17 +426,17 @@ def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for(
 
 
 def test_a_budget_is_about_escalation_alone() -> None:
-    straight = Rule(kind="rule", to="large", contains=("house",))
-    rules = Rules(before=(straight,), budget=Budget(usd=1.5, per="day"), expected_usd={"large": 0.9})
+    straight = RulePolicy(kind="rule", to="large", contains=("house",))
+    rules = RouterOptions(before=(straight,), budget=Budget(usd=1.5, per="day"), expected_cost_usd={"large": 0.9})
     router = cascade(0.0, 0.0, rules=rules)
     assert [ask(router, "my house").answered_by for _ in range(3)] == ["large"] * 3
     assert [ask(router, "my card").answered_by for _ in range(2)] == ["large", "small"]
 
 
 def test_a_signature_stands_in_for_a_missing_certificate_only() -> None:
-    rules = Rules(signed="Ada: pilot")
+    rules = RouterOptions(signed="Ada: pilot")
     assert ask(cascade(0.0, 0.0, rules=rules)).answered_by == "large"
     router = cascade(0.0, 0.0, rules=rules)
-    router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NOTHING_KEPT})
+    router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NEVER_ACCEPT})
     answer = ask(router)
     assert (answer.answered_by, bare(answer).why) == ("small", "not certified; signed for by Ada: pilot")

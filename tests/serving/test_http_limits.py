@@ -146,7 +146,7 @@ def test_a_model_that_takes_long_is_no_slow_client(fortress, echo) -> None:
 
 
 def test_bytes_earn_time_for_a_body(fortress, label) -> None:
-    slow = ConnectionLimits(body_s=0.3, bytes_a_s=20)
+    slow = ConnectionLimits(body_s=0.3, bytes_per_s=20)
     body = BODY + b" " * 40
     steps = [step for n in range(0, len(body), 10) for step in (body[n : n + 10], 0.1)]  # 100 bytes a second
     answer = fortress(m=label, limits=slow).raw(post(length(len(body)), b"Connection: close", body=b""), *steps)
@@ -194,7 +194,7 @@ def test_a_client_that_takes_nothing_in_is_cut_off(fortress) -> None:
 
 
 def test_a_client_that_takes_in_slowly_is_not_cut_off(fortress) -> None:
-    limits = ConnectionLimits(unread_s=0.3, bytes_a_s=1_000)
+    limits = ConnectionLimits(unread_s=0.3, bytes_per_s=1_000)
     house = fortress(m=Flood(), limits=limits)
     body = BODY[:-1] + b', "stream": true}'
     n_bytes = 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from smallfirst.serving.admission import ClientGone
-from smallfirst.serving.multipart import Form, receive_form
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.admission import ClientDisconnected
+from smallfirst.serving.multipart import UploadForm, receive_form
+from smallfirst.serving.openai.errors import ApiError
 
 ROWS = b'{"a": 1}\r\n--not the end\r\n\r\n\x00\xff'
 BODY = (
@@ -21,7 +21,7 @@ BODY = (
 GONE = {"type": "http.disconnect"}
 
 
-def read(body: bytes, *, at_once: int, max_bytes: int = 1000, ends: bool = True) -> tuple[Form, bytes]:
+def read(body: bytes, *, at_once: int, max_bytes: int = 1000, ends: bool = True) -> tuple[UploadForm, bytes]:
     """The form and the file's content, the body arriving in pieces."""
     pieces = [body[i : i + at_once] for i in range(0, len(body), at_once)]
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
@@ -40,23 +40,23 @@ def read(body: bytes, *, at_once: int, max_bytes: int = 1000, ends: bool = True)
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7, 50, 1000])
 def test_pieces_of_any_size_make_the_same_form(at_once: int) -> None:
-    assert read(BODY, at_once=at_once) == (Form({"purpose": "fine-tune"}, "rä.jsonl", len(ROWS)), ROWS)
+    assert read(BODY, at_once=at_once) == (UploadForm({"purpose": "fine-tune"}, "rä.jsonl", len(ROWS)), ROWS)
 
 
 @pytest.mark.parametrize("n_bytes", [1001, 1999, 2500, 100_000])
 def test_no_more_is_kept_than_is_allowed(n_bytes: int) -> None:
     start = BODY[: BODY.index(ROWS)]
-    with pytest.raises(WireError, match="larger than 1000 bytes") as caught:
+    with pytest.raises(ApiError, match="larger than 1000 bytes") as caught:
         read(start + b"x" * (n_bytes - len(start)), at_once=100)
     assert caught.value.status == 413
 
 
 def test_a_broken_form_is_read_to_its_end_before_it_is_refused() -> None:
-    with pytest.raises(WireError, match="more than one file") as caught:
+    with pytest.raises(ApiError, match="more than one file") as caught:
         read(BODY[: BODY.index(b"--B", 3)] + BODY, at_once=10)
     assert caught.value.status == 400
 
 
 def test_a_client_that_leaves_sends_no_form() -> None:
-    with pytest.raises(ClientGone):
+    with pytest.raises(ClientDisconnected):
         read(BODY[:40], at_once=10, ends=False)

@@ -13,17 +13,28 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, Step, stream_whole
-from smallfirst.registry.mlflow_runs import client
-from smallfirst.registry.mlflow_traces import TraceSpan, TraceStore
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Model,
+    Request,
+    Route,
+    RouteStep,
+    stream_in_one_chunk,
+)
+from smallfirst.registry.runs import client
+from smallfirst.registry.traces import TraceSpan, TraceStore
 from smallfirst.serving import tracing as module
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.serving.tracing import EXPERIMENT, TraceContext, Tracing, parent_of
+from smallfirst.serving.tracing import EXPERIMENT, TraceContextMiddleware, TracePlugin, parse_traceparent
 
-DOMAIN = Step(stage="domain", decision="passed on", why="own", score=0.1, threshold=0.4, cost_usd=0.001, latency_ms=1.0)
-SMALL = Step(
+DOMAIN = RouteStep(
+    stage="domain", decision="passed on", why="own", score=0.1, threshold=0.4, cost_usd=0.001, latency_ms=1.0
+)
+SMALL = RouteStep(
     stage="small",
     decision="passed on",
     why="not sure enough",
@@ -33,8 +44,8 @@ SMALL = Step(
     cost_usd=0.002,
     latency_ms=20.0,
 )
-LARGE = Step(stage="large", decision="answered", why="asked last", model="big", cost_usd=0.04, latency_ms=300.0)
-WAIVED = Step(stage="large", decision="not asked", why="expected price", model="big", cost_usd=0.04)
+LARGE = RouteStep(stage="large", decision="answered", why="asked last", model="big", cost_usd=0.04, latency_ms=300.0)
+WAIVED = RouteStep(stage="large", decision="not asked", why="expected price", model="big", cost_usd=0.04)
 ROUTE = Route(
     stage="large",
     why="not sure enough, and the large model was measured to be better",
@@ -78,7 +89,7 @@ class Fixed:
         return self.completion
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -101,14 +112,14 @@ class Kept:
 
 
 def ask(
-    models: dict[str, Model], tracing: Tracing, folder: Path, *bodies: dict[str, Any], **headers: str
+    models: dict[str, Model], tracing: TracePlugin, folder: Path, *bodies: dict[str, Any], **headers: str
 ) -> list[httpx.Response]:
     """The answers of the real application; what waits to be written is written at the end."""
 
     async def ask_all() -> list[httpx.Response]:
         ledger = Ledger(folder / "ledger.db")
         app = build_app(models, ledger=ledger, settings=ServeSettings(), extension=tracing)
-        transport = httpx.ASGITransport(app=TraceContext(app))
+        transport = httpx.ASGITransport(app=TraceContextMiddleware(app))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
             asked = {"messages": [{"role": "user", "content": "my money back"}]}
             found = [await http.post("/v1/chat/completions", json={**asked, **body}) for body in bodies]
@@ -119,13 +130,13 @@ def ask(
     return asyncio.run(ask_all())
 
 
-def answered(tracing: Tracing, completion: Completion, n: int = 1) -> None:
+def answered(tracing: TracePlugin, completion: Completion, n: int = 1) -> None:
     for i in range(n):
         tracing.answered(f"chatcmpl-{i}", Request.ask("my money back"), completion)
 
 
 def test_a_routed_answer_is_read_back_with_mlflows_own_client(store: TraceStore, tmp_path: Path) -> None:
-    tracing = Tracing(store, providers={"big": "api.example.com"})
+    tracing = TracePlugin(store, providers={"big": "api.example.com"})
     before_ms = time.time() * 1000
     (reply,) = ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"})
     assert (reply.status_code, tracing.n_written, tracing.n_lost) == (200, 1, 0)
@@ -174,7 +185,7 @@ def test_a_routed_answer_is_read_back_with_mlflows_own_client(store: TraceStore,
 
 
 def test_bodies_are_stored_where_they_are_asked_for(store: TraceStore, tmp_path: Path) -> None:
-    tracing = Tracing(store, store_bodies=True)
+    tracing = TracePlugin(store, store_bodies=True)
     ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"})
     mlflow = client()
     (found,) = mlflow.search_traces([mlflow.get_experiment_by_name(EXPERIMENT).experiment_id])
@@ -185,7 +196,7 @@ def test_bodies_are_stored_where_they_are_asked_for(store: TraceStore, tmp_path:
 
 def test_a_model_without_a_router_is_one_span_and_a_choice_not_made_costs_nothing() -> None:
     store = Kept()
-    tracing = Tracing(store)
+    tracing = TracePlugin(store)
     answered(tracing, ESCALATED.model_copy(update={"route": None, "cost_usd": 0.5}))
     kept = SMALL.model_copy(update={"decision": "kept"})
     route = ROUTE.model_copy(update={"stage": "small", "trail": (kept, WAIVED)})
@@ -202,13 +213,13 @@ def test_a_model_without_a_router_is_one_span_and_a_choice_not_made_costs_nothin
 def test_a_clients_trace_is_gone_on_with_unless_it_says_no(tmp_path: Path) -> None:
     store, trace = Kept(), "4bf92f3577b34da6a3ce929d0e0e4736"
     models: dict[str, Model] = {"toy": Fixed(ESCALATED)}
-    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-01")
+    ask(models, TracePlugin(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-01")
     assert {span.trace_id for span in store.spans} == {int(trace, 16)}
     assert store.spans[0].parent_id == 0x00F067AA0BA902B7
     before = len(store.spans)
-    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-00")
+    ask(models, TracePlugin(store), tmp_path, {"model": "toy"}, traceparent=f"00-{trace}-00f067aa0ba902b7-00")
     assert len(store.spans) == before
-    ask(models, Tracing(store), tmp_path, {"model": "toy"}, traceparent="nonsense")
+    ask(models, TracePlugin(store), tmp_path, {"model": "toy"}, traceparent="nonsense")
     assert store.spans[before].parent_id is None
 
 
@@ -224,13 +235,13 @@ def test_a_clients_trace_is_gone_on_with_unless_it_says_no(tmp_path: Path) -> No
     ],
 )
 def test_headers_that_are_no_traceparent_are_passed_over(header: bytes) -> None:
-    assert parent_of(header) is None
+    assert parse_traceparent(header) is None
 
 
 def test_streamed_answers_are_traced_and_refused_ones_are_not(tmp_path: Path) -> None:
     store = Kept()
     replies = ask(
-        {"toy": Fixed(ESCALATED)}, Tracing(store), tmp_path, {"model": "toy", "stream": True}, {"model": "other"}
+        {"toy": Fixed(ESCALATED)}, TracePlugin(store), tmp_path, {"model": "toy", "stream": True}, {"model": "other"}
     )
     assert [reply.status_code for reply in replies] == [200, 404]
     assert [span.name for span in store.spans] == ["toy", "domain", "small", "large"]
@@ -239,7 +250,7 @@ def test_streamed_answers_are_traced_and_refused_ones_are_not(tmp_path: Path) ->
 def test_a_store_that_is_away_costs_traces_and_no_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Kept()
     store.error = RuntimeError("the database is gone")
-    tracing = Tracing(store)
+    tracing = TracePlugin(store)
     with caplog.at_level(logging.WARNING, "smallfirst.serving"):
         replies = ask({"toy": Fixed(ESCALATED)}, tracing, tmp_path, {"model": "toy"}, {"model": "toy"})
     assert [reply.status_code for reply in replies] == [200, 200]
@@ -250,7 +261,7 @@ def test_a_store_that_is_away_costs_traces_and_no_answer(tmp_path: Path, caplog:
 def test_a_slow_store_loses_what_does_not_fit_and_holds_nobody_up() -> None:
     store = Kept()
     store.gate.clear()
-    tracing = Tracing(store, most_waiting=10, most_per_s=1e6)
+    tracing = TracePlugin(store, most_waiting=10, most_per_s=1e6)
     answered(tracing, ESCALATED, n=5)
     time.sleep(1.3)  # the thread has taken these and hangs in the store
     began = time.perf_counter()
@@ -264,21 +275,21 @@ def test_a_slow_store_loses_what_does_not_fit_and_holds_nobody_up() -> None:
 
 def test_no_more_than_so_many_a_second_are_traced() -> None:
     store = Kept()
-    tracing = Tracing(store, most_per_s=2.0)
+    tracing = TracePlugin(store, most_per_s=2.0)
     answered(tracing, ESCALATED, n=50)
-    assert tracing.n_passed_over == 30  # ten seconds' worth came at once
+    assert tracing.n_skipped == 30  # ten seconds' worth came at once
     time.sleep(1.1)
     answered(tracing, ESCALATED, n=50)
     asyncio.run(tracing.aclose())
     assert 22 <= tracing.n_written <= 30
-    assert tracing.n_written + tracing.n_passed_over == 100
+    assert tracing.n_written + tracing.n_skipped == 100
     assert tracing.n_lost == 0
 
 
 def test_a_share_of_the_answers_is_traced_and_the_hot_path_is_short() -> None:
     store = Kept()
     store.gate.clear()
-    tracing = Tracing(store, share=0.25, most_waiting=100_000, most_per_s=1e6)
+    tracing = TracePlugin(store, share=0.25, most_waiting=100_000, most_per_s=1e6)
     n = 4_000
     best_s = 1.0
     for _ in range(5):

@@ -22,6 +22,7 @@ from smallfirst.stats.intervals import (
     Estimate,
     binomial_tail,
     bootstrap,
+    bootstrap_interval,
     bootstrap_share,
     clopper_pearson,
     cohen_kappa,
@@ -33,7 +34,6 @@ from smallfirst.stats.intervals import (
     paired_mean_difference,
     permutation_p,
     rows_needed,
-    share_of_resamples,
     upper_bound,
     wilson,
 )
@@ -235,11 +235,11 @@ def test_a_bootstrap_agrees_with_scipys_percentile_interval() -> None:
 def test_the_bias_corrected_interval_is_the_percentile_one_moved_towards_the_value() -> None:
     values = np.linspace(0.4, 0.6, 1001)
     # In the middle of the resamples there is nothing to correct; n is large, so that Wilson's interval is inside.
-    found = share_of_resamples(0.5, values, n=100_000)
+    found = bootstrap_interval(0.5, values, n=100_000)
     assert (found.low, found.high) == pytest.approx((0.405, 0.595), abs=1e-6)
     # 84.13 % of the resamples lie below 0.56827, one standard deviation: both ends move up by two of them, from the
     # quantiles at ±1.96 to those at 0.04 and 3.96.
-    found = share_of_resamples(0.568269, values, n=100_000)
+    found = bootstrap_interval(0.568269, values, n=100_000)
     expected = 0.4 + 0.2 * scipy_stats.norm.cdf([2 - 1.959964, 2 + 1.959964])
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-3)
 
@@ -356,7 +356,7 @@ def test_macro_f1_of_no_rows_is_zero() -> None:
 @pytest.fixture(scope="module")
 def intervals() -> ModuleType:
     """The simulation behind benchmarks/results/intervals.md."""
-    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "routing" / "intervals.py"
     spec = importlib.util.spec_from_file_location("intervals", path)
     assert spec is not None
     assert spec.loader is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from smallfirst.stats.intervals import Estimate, clopper_pearson
-from smallfirst.stats.sequential import DriftTest, PromiseTest, RecoveryTest, _Histogram, anytime_interval
+from smallfirst.stats.sequential import DriftTest, GuaranteeTest, RecoveryTest, _Histogram, anytime_valid_interval
 
 CALM = settings(max_examples=60, deadline=None)
 COUNTS = st.integers(1, 3000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -25,7 +25,7 @@ def test_the_first_round_by_hand() -> None:
     stake = 1 - 1 / (1 + math.log(2))
     thetas = [m / (1 + m) for m in (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)]
     for wrong in (True, False):
-        test = PromiseTest(0.5)
+        test = GuaranteeTest(0.5)
         test.update(wrong)
         factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
         assert test.e_value == pytest.approx(stake * np.mean(factors) + 1 - stake)
@@ -34,7 +34,7 @@ def test_the_first_round_by_hand() -> None:
 
 def test_the_recursion_is_the_mixture_over_start_times() -> None:
     outcomes = [False, True, True, False, True, False, False]
-    test = PromiseTest(0.1)
+    test = GuaranteeTest(0.1)
     for wrong in outcomes:
         test.update(wrong)
     left = [1 / (1 + math.log(t)) for t in range(1, len(outcomes) + 2)]
@@ -54,7 +54,7 @@ def test_evidence_against_a_true_promise_is_at_most_1_on_average(limit: float, b
     rate = below * limit
     mean = 0.0
     for outcomes in product((False, True), repeat=n):
-        test = PromiseTest(limit)
+        test = GuaranteeTest(limit)
         for wrong in outcomes:
             test.update(wrong)
         mean += rate ** sum(outcomes) * (1 - rate) ** (n - sum(outcomes)) * test.e_value
@@ -66,7 +66,7 @@ def test_evidence_against_a_true_promise_is_at_most_1_on_average(limit: float, b
 def test_a_promise_just_kept_is_seldom_called_broken() -> None:
     draw, false_alarms = random.Random(1), 0
     for _ in range(300):
-        test = PromiseTest(0.1, 0.8)
+        test = GuaranteeTest(0.1, 0.8)
         for _ in range(400):
             test.update(draw.random() < 0.1)
         false_alarms += test.broken
@@ -76,7 +76,7 @@ def test_a_promise_just_kept_is_seldom_called_broken() -> None:
 @pytest.mark.parametrize(("quiet", "most"), [(0, 60), (5000, 90)])
 def test_a_broken_promise_is_found_soon_also_when_it_breaks_late(quiet: int, most: int) -> None:
     for seed in range(10):
-        draw, test = random.Random(seed), PromiseTest(0.03)
+        draw, test = random.Random(seed), GuaranteeTest(0.03)
         for _ in range(quiet):
             test.update(draw.random() < 0.02)
         assert not test.broken
@@ -86,7 +86,7 @@ def test_a_broken_promise_is_found_soon_also_when_it_breaks_late(quiet: int, mos
 
 
 def test_an_alarm_stays() -> None:
-    test = PromiseTest(0.03)
+    test = GuaranteeTest(0.03)
     for _ in range(1000):
         test.update(True)
     assert test.broken
@@ -119,7 +119,7 @@ def test_a_mended_model_is_seen_to_be_so_though_it_was_wrong_for_long() -> None:
         test.update(False)
     assert test.recovered
     assert (test.n > 2000 + 150, test.errors) == (True, 667)
-    assert anytime_interval(test.errors, test.n).low > 0.03
+    assert anytime_valid_interval(test.errors, test.n).low > 0.03
 
 
 @CALM
@@ -127,7 +127,7 @@ def test_a_mended_model_is_seen_to_be_so_though_it_was_wrong_for_long() -> None:
 def test_the_anytime_interval_is_never_narrower_than_the_exact_one_for_a_single_look(
     counts: tuple[int, int], level: float
 ) -> None:
-    anytime, once = anytime_interval(*counts, level), clopper_pearson(*counts, confidence=level)
+    anytime, once = anytime_valid_interval(*counts, level), clopper_pearson(*counts, confidence=level)
     assert anytime.low <= once.low + 1e-12
     assert anytime.high >= once.high - 1e-12
     assert (anytime.value, anytime.n) == (once.value, once.n)
@@ -139,7 +139,7 @@ def test_at_its_ends_the_anytime_interval_has_the_average_likelihood_over_alpha(
     counts: tuple[int, int], level: float
 ) -> None:
     errors, n = counts
-    found = anytime_interval(errors, n, level)
+    found = anytime_valid_interval(errors, n, level)
     average = special.betaln(errors + 0.5, n - errors + 0.5) - special.betaln(0.5, 0.5)
     for end, given_away in ((found.low, errors > 0), (found.high, errors < n)):
         if given_away:
@@ -151,8 +151,8 @@ def test_at_its_ends_the_anytime_interval_has_the_average_likelihood_over_alpha(
 
 def test_one_row_by_hand() -> None:
     """A right answer: the average likelihood is 1/2, so p stays in while 1 - p > 0.05 / 2."""
-    assert anytime_interval(0, 1).high == pytest.approx(0.975)
-    assert (anytime_interval(0, 0).low, anytime_interval(0, 0).high) == (0.0, 1.0)
+    assert anytime_valid_interval(0, 1).high == pytest.approx(0.975)
+    assert (anytime_valid_interval(0, 0).low, anytime_valid_interval(0, 0).high) == (0.0, 1.0)
 
 
 def test_the_anytime_interval_covers_at_every_row_at_once() -> None:
@@ -160,7 +160,7 @@ def test_the_anytime_interval_covers_at_every_row_at_once() -> None:
     rate, n, draws = 0.1, 300, 200
     errors = np.cumsum(np.random.default_rng(2).random((draws, n)) < rate, axis=1)
     intervals = {
-        pair: anytime_interval(*pair) for pair in {(int(e), i + 1) for row in errors for i, e in enumerate(row)}
+        pair: anytime_valid_interval(*pair) for pair in {(int(e), i + 1) for row in errors for i, e in enumerate(row)}
     }
     missed = [any(not _covers(intervals[int(e), i + 1], rate) for i, e in enumerate(row)) for row in errors]
     assert np.mean(missed) <= 0.05
@@ -271,11 +271,11 @@ def test_equal_calls_give_equal_evidence() -> None:
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_what_cannot_be_is_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="limit"):
-        PromiseTest(limit)
+        GuaranteeTest(limit)
     with pytest.raises(ValueError, match="confidence"):
-        anytime_interval(1, 2, confidence=limit)
+        anytime_valid_interval(1, 2, confidence=limit)
     with pytest.raises(ValueError, match="3 of 2"):
-        anytime_interval(3, 2)
+        anytime_valid_interval(3, 2)
     with pytest.raises(ValueError, match="reference"):
         DriftTest([])
     with pytest.raises(ValueError, match="NaN"):

@@ -8,7 +8,7 @@ import pytest
 from smallfirst.data.dataset import Message
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.task import Answered, Shot, Task
+from smallfirst.tasks.task import ScoredAnswer, Shot, Task
 
 OPEN = Answer(name="rules")
 CHOICES = Answer(name="pubmed", choices=("yes", "no", "maybe"))
@@ -68,7 +68,7 @@ def test_a_gold_answer_with_a_blank_line_can_be_reached() -> None:
     gold = "Perry\n\n107"
     answer = OPEN.parse(OPEN.target(gold))
     assert OPEN.score((gold,), answer) == 1.0
-    assert OPEN.measures([Answered((gold,), answer, 1.0)])["exact_match"] == wilson(1, 1)
+    assert OPEN.measures([ScoredAnswer((gold,), answer, 1.0)])["exact_match"] == wilson(1, 1)
 
 
 def test_a_choice_is_right_or_wrong() -> None:
@@ -88,8 +88,8 @@ def test_an_answer_where_there_is_none_earns_nothing_for_the_words_it_shares() -
     assert NONE.score(("not answerable", "308"), "308") == 1.0
 
 
-def answered(task: Answer, *rows: tuple[tuple[str, ...], str | None]) -> list[Answered]:
-    return [Answered(golds, answer, task.score(golds, answer)) for golds, answer in rows]
+def answered(task: Answer, *rows: tuple[tuple[str, ...], str | None]) -> list[ScoredAnswer]:
+    return [ScoredAnswer(golds, answer, task.score(golds, answer)) for golds, answer in rows]
 
 
 def test_open_answers_are_measured_by_token_f1_and_exact_match() -> None:

@@ -8,7 +8,7 @@ import pytest
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.tasks.chat import Chat
-from smallfirst.tasks.task import Answered, Shot, Task
+from smallfirst.tasks.task import ScoredAnswer, Shot, Task
 
 TASK = Chat(name="letters", scorers=("rouge_l", "exact"))
 
@@ -27,10 +27,10 @@ def test_the_first_scorer_gives_the_score_against_the_best_gold_answer() -> None
 
 def test_every_scorer_is_measured_by_its_name_and_no_answer_counts_as_0() -> None:
     rows = [
-        Answered(("police killed the gunman",), "police kill the gunman", 0.75),
-        Answered(("yes",), "Yes.", 1.0),
-        Answered(("yes",), None, 0.0),
-        Answered(("yes", "sure"), "sure", 1.0),
+        ScoredAnswer(("police killed the gunman",), "police kill the gunman", 0.75),
+        ScoredAnswer(("yes",), "Yes.", 1.0),
+        ScoredAnswer(("yes",), None, 0.0),
+        ScoredAnswer(("yes", "sure"), "sure", 1.0),
     ]
     found = TASK.measures(rows)
     assert list(found) == ["rouge_l", "exact"]
@@ -52,7 +52,7 @@ def test_a_scorer_is_told_the_question(
     (info / "entry_points.txt").write_text("[smallfirst.scorers]\necho = echoes:echo\n")
     monkeypatch.syspath_prepend(str(folder))
     task = Chat(name="x", scorers=("echo",))
-    assert task.measures([Answered(("gold",), "hello", 0.0, "hello")])["echo"].value == 1.0
+    assert task.measures([ScoredAnswer(("gold",), "hello", 0.0, "hello")])["echo"].value == 1.0
     assert task.score(("gold",), "hello", question="hello") == 1.0
     assert task.score(("gold",), "hello") == 0.0
 

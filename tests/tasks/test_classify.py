@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.task import Answered, Part, Shot, Task
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot, Task
 
 LABELS = ("card_arrival", "card_lost", "card", "refund", "Straße", "art", "party")
 TASK = Classify(name="desk", labels=LABELS, descriptions={"refund": "money back"})
@@ -167,14 +167,14 @@ def test_a_setting_adds_what_is_told_and_what_is_measured(
 ) -> None:
     task = Classify(name="x", labels=("low", "high", "none"), **setting)  # type: ignore[arg-type]
     assert task.instructions(())[0].content.splitlines()[-1] == told
-    rows = [Answered(("low",), "high", 0.0), Answered(("none",), "none", 1.0)]
+    rows = [ScoredAnswer(("low",), "high", 0.0), ScoredAnswer(("none",), "none", 1.0)]
     assert list(task.measures(rows)) == ["macro_f1", "weighted_f1", *added]
     assert Classify.model_validate_json(task.model_dump_json()) == task
 
 
 def test_costs_are_of_the_pair_right_and_said() -> None:
     task = Classify(name="x", labels=("fraud", "spam"), costs={"fraud": {"spam": 20.0}})
-    rows = [Answered(("fraud",), "spam", 0.0), Answered(("spam",), "fraud", 0.0)]
+    rows = [ScoredAnswer(("fraud",), "spam", 0.0), ScoredAnswer(("spam",), "fraud", 0.0)]
     assert task.measures(rows)["mean_cost"].value == pytest.approx((20 + 1) / 2)
 
 
@@ -228,16 +228,16 @@ def test_several_labels_are_scored_by_what_both_sets_share() -> None:
 
 def test_several_labels_are_measured_against_the_nearest_right_set() -> None:
     rows = [
-        Answered(('["card"]', '["card", "refund"]'), '["card", "refund"]', 1.0),
-        Answered(('["art"]',), None, 0.0),
-        Answered(("[]",), "[]", 1.0),
+        ScoredAnswer(('["card"]', '["card", "refund"]'), '["card", "refund"]', 1.0),
+        ScoredAnswer(('["art"]',), None, 0.0),
+        ScoredAnswer(("[]",), "[]", 1.0),
     ]
     found = SEVERAL.measures(rows)
     assert found["exact"] == wilson(2, 3)
     assert found["micro_f1"].value == pytest.approx(2 * 2 / (3 + 2))
     parts = {part.name: part for part in SEVERAL.parts(rows)}
-    assert parts["refund"] == Part(name="refund", n_gold=1, n_said=1, n_right=1)
-    assert parts["art"] == Part(name="art", n_gold=1, n_said=0, n_right=0)
+    assert parts["refund"] == PartCounts(name="refund", n_gold=1, n_said=1, n_right=1)
+    assert parts["art"] == PartCounts(name="art", n_gold=1, n_said=0, n_right=0)
 
 
 def test_several_labels_are_no_closed_set_but_follow_a_schema() -> None:

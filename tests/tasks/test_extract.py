@@ -12,7 +12,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import closed_schema
-from smallfirst.tasks.task import Answered, Part, Shot, Task
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot, Task
 
 TEXT = {"type": "string"}
 FIELDS = {
@@ -94,11 +94,11 @@ def test_a_row_is_right_if_every_field_is() -> None:
 
 def test_figures_and_parts_follow_the_normalisers() -> None:
     gold, said = '{"people": "4", "date": "2024-05-03"}', '{"people": "Four", "date": "3 May 2024"}'
-    rows = [Answered((gold,), said, TASK.score([gold], said))]
+    rows = [ScoredAnswer((gold,), said, TASK.score([gold], said))]
     assert TASK.measures(rows)["field_f1"].value == 0.5
     assert TASK.parts(rows)[:2] == (
-        Part(name="people", n_gold=1, n_said=1, n_right=0),
-        Part(name="date", n_gold=1, n_said=1, n_right=1),
+        PartCounts(name="people", n_gold=1, n_said=1, n_right=0),
+        PartCounts(name="date", n_gold=1, n_said=1, n_right=1),
     )
     assert [part.name for part in TASK.parts(rows)] == list(FIELDS)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.tasks.scorers import BUILT_IN, best_score, check_scorer, normalised, resolve, word_f1
+from smallfirst.tasks.scorers import BUILT_IN, best_score, check_scorer, load_scorer, normalize_answer, word_f1
 
 WORDS = st.lists(st.sampled_from(["red", "green", "blue", "sea", "sky"]), max_size=12)
 Register = Callable[[str, str, str], None]
@@ -48,7 +48,7 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
     ],
 )
 def test_case_punctuation_articles_and_white_space_make_no_difference(text: str, plain: str) -> None:
-    assert normalised(text) == plain
+    assert normalize_answer(text) == plain
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_case_punctuation_articles_and_white_space_make_no_difference(text: str,
 )
 def test_word_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) -> None:
     assert word_f1(answer, gold) == pytest.approx(f1, abs=1e-12)
-    assert resolve("token_f1")("", answer, gold) == word_f1(answer, gold) == word_f1(gold, answer)
+    assert load_scorer("token_f1")("", answer, gold) == word_f1(answer, gold) == word_f1(gold, answer)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_word_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) -
     ],
 )
 def test_built_in_scorers_by_hand(name: str, answer: str, gold: str, score: float) -> None:
-    assert resolve(name)("", answer, gold) == pytest.approx(score, abs=1e-12)
+    assert load_scorer(name)("", answer, gold) == pytest.approx(score, abs=1e-12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -100,18 +100,18 @@ def test_the_longest_common_run_is_that_of_the_textbook_table(first: list[str], 
             table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
     total = len(first) + len(second)
     expected = 2 * table[-1][-1] / total if total else 1.0
-    assert resolve("rouge_l")("", " ".join(first), " ".join(second)) == pytest.approx(expected)
+    assert load_scorer("rouge_l")("", " ".join(first), " ".join(second)) == pytest.approx(expected)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from(sorted(BUILT_IN)), st.text(max_size=20), st.text(max_size=20))
 def test_every_built_in_score_is_from_0_to_1_and_1_for_the_gold_answer(name: str, answer: str, gold: str) -> None:
-    assert 0.0 <= resolve(name)("", answer, gold) <= 1.0
-    assert resolve(name)("", gold, gold) == 1.0
+    assert 0.0 <= load_scorer(name)("", answer, gold) <= 1.0
+    assert load_scorer(name)("", gold, gold) == 1.0
 
 
 def test_the_best_gold_answer_counts_and_no_answer_scores_0() -> None:
-    scorer = resolve("exact")
+    scorer = load_scorer("exact")
     assert best_score(scorer, ("red", "blue"), "blue") == 1.0
     assert best_score(scorer, ("red", "blue"), None) == 0.0
     assert best_score(scorer, (), "blue") == 0.0
@@ -121,7 +121,7 @@ def test_a_function_of_an_installed_package_is_found_by_its_name(register: Regis
     code = "def polite(question, answer, gold):\n    return 'please' in answer and question == 'Q' and gold == 'G'\n"
     register("manners", code, "polite = manners:polite")
     check_scorer("polite", where="task x")
-    polite = resolve("polite")
+    polite = load_scorer("polite")
     assert (polite("Q", "yes please", "G"), polite("Q", "yes", "G")) == (1.0, 0.0)
 
 
@@ -129,7 +129,7 @@ def test_a_name_is_checked_without_running_the_package(register: Register) -> No
     register("broken_scorer", "raise RuntimeError('no licence')\n", "broken = broken_scorer:f")
     check_scorer("broken", where="task x")
     with pytest.raises(ConfigError) as caught:
-        resolve("broken")
+        load_scorer("broken")
     assert str(caught.value) == (
         'scorer "broken" (broken_scorer:f) cannot be loaded: RuntimeError: no licence\n'
         "  next: mend the package that registers it"
@@ -152,25 +152,25 @@ def test_an_unknown_scorer_is_refused_with_the_known_ones_and_how_to_add_one(reg
 @pytest.mark.parametrize("name", ["os:getcwd", "os.path.join", "smallfirst.tasks.scorers:exact"])
 def test_a_path_to_code_is_no_name_of_a_scorer(name: str) -> None:
     with pytest.raises(ConfigError, match=f'unknown scorer "{name}"'):
-        resolve(name)
+        load_scorer(name)
 
 
 def test_two_packages_under_one_name_are_refused(register: Register) -> None:
     for package in ("first_twin", "other_twin"):
         register(package, "def twin(question, answer, gold):\n    return 1\n", f"twin = {package}:twin")
     with pytest.raises(ConfigError, match='scorer "twin" is registered twice: first_twin:twin and other_twin:twin'):
-        resolve("twin")
+        load_scorer("twin")
 
 
 def test_a_built_in_scorer_cannot_be_replaced_by_a_package(register: Register) -> None:
     register("cheat", "def exact(question, answer, gold):\n    return 1\n", "exact = cheat:exact")
-    assert resolve("exact")("", "red", "blue") == 0.0
+    assert load_scorer("exact")("", "red", "blue") == 0.0
 
 
 def test_what_is_registered_must_be_a_function(register: Register) -> None:
     register("number_seven", "seven = 7\n", "seven = number_seven:seven")
     with pytest.raises(ConfigError, match=r'scorer "seven" \(number_seven:seven\) is no function but 7'):
-        resolve("seven")
+        load_scorer("seven")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
 ) -> None:
     register(package, f"def f(question, answer, gold):\n    return {value}\n", f"{package} = {package}:f")
     with pytest.raises(ConfigError) as caught:
-        resolve(package)("Q", "yes", "G")
+        load_scorer(package)("Q", "yes", "G")
     assert str(caught.value) == (
         f'scorer "{package}" ({package}:f) returned {shown} for the answer "yes"; it must return a number from 0 to 1\n'
         "  next: mend the function, then measure again"
@@ -198,7 +198,7 @@ def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
 def test_a_scorer_that_fails_is_named_with_the_answer_it_failed_on(register: Register) -> None:
     register("divider", "def f(question, answer, gold):\n    return 1 / 0\n", "divider = divider:f")
     with pytest.raises(ConfigError) as caught:
-        resolve("divider")("Q", "yes", "G")
+        load_scorer("divider")("Q", "yes", "G")
     assert str(caught.value) == (
         'scorer "divider" (divider:f) failed on the answer "yes": ZeroDivisionError: division by zero\n'
         "  next: mend the function, then measure again"

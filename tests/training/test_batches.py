@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.batches import Row, collate, epoch_batches, label_rows
+from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows, epoch_batches
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=60)
 
 
-def rows_of(lengths: list[int]) -> list[Row]:
+def rows_of(lengths: list[int]) -> list[TokenizedRow]:
     """Rows of these many tokens, told apart by their first token."""
-    return [Row((i, *range(100, 99 + n)), n - 1) for i, n in enumerate(lengths)]
+    return [TokenizedRow((i, *range(100, 99 + n)), n - 1) for i, n in enumerate(lengths)]
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def test_batches_of_like_length_waste_little_on_padding() -> None:
 
 
 def test_a_batch_feeds_all_but_the_last_token_and_aims_at_the_code() -> None:
-    batch = collate([Row((7, 8, 9), 2), Row((4, 5, 6, 1, 2), 4)])
+    batch = collate([TokenizedRow((7, 8, 9), 2), TokenizedRow((4, 5, 6, 1, 2), 4)])
     assert batch.ids.tolist() == [[7, 8, 0, 0], [4, 5, 6, 1]]
     assert batch.targets.tolist() == [[0, 1, 9], [1, 3, 2]]
     assert batch.n_tokens == 6
 
 
 def test_an_answer_of_several_tokens_has_a_target_for_each() -> None:
-    batch = collate([Row((4, 5, 6, 1, 2), 2), Row((7, 8), 1)])
+    batch = collate([TokenizedRow((4, 5, 6, 1, 2), 2), TokenizedRow((7, 8), 1)])
     assert batch.ids.tolist() == [[4, 5, 6, 1], [7, 0, 0, 0]]
     assert batch.targets.tolist() == [[0, 1, 6], [0, 2, 1], [0, 3, 2], [1, 0, 8]]
 
@@ -101,13 +101,13 @@ def test_an_answer_of_several_tokens_has_a_target_for_each() -> None:
 def test_a_row_is_the_start_token_the_prompt_and_the_code(
     tokenizer: Any, toy_rows: Dataset, toy_task: Classify
 ) -> None:
-    codes = choose_codes(toy_task.labels, tokenizer)
-    rows = label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
+    codes = choose_label_tokens(toy_task.labels, tokenizer)
+    rows = encode_label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
     assert len(rows) == len(toy_rows)
     for row, made in zip(toy_rows.examples, rows, strict=True):
         prompt = [0, *tokenizer.encode(toy_task.prompt(row.text), add_special_tokens=False)]
         code = codes[toy_task.labels.index(row.answer)]
-        assert made == Row((*prompt, code), len(prompt))
+        assert made == TokenizedRow((*prompt, code), len(prompt))
 
 
 def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify) -> None:
@@ -115,7 +115,7 @@ def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify)
     n = len(tokenizer.encode("where is my card =>")) + 2
     for limit, ends_well in ((n, True), (n - 1, False)):
         try:
-            label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=limit)
+            encode_label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=limit)
         except DataError:
             assert not ends_well
         else:
@@ -135,7 +135,7 @@ def test_all_rows_that_cannot_be_trained_on_are_named_at_once(tokenizer: Any, to
         ),
     )
     with pytest.raises(DataError) as caught:
-        label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=16)
+        encode_label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=16)
     assert str(caught.value) == (
         "3 of 4 rows cannot be trained on:\n"
         '  rows.csv:2  unknown label "card_departure"\n'

@@ -10,24 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from smallfirst.training.checkpoint import Checkpoints, Saved
+from smallfirst.training.checkpoint import Checkpoint, CheckpointStore
 
 
-def saved(value: float, n: int = 3) -> Saved:
-    return Saved({"w": torch.full((n,), value)}, {"step": value, "curve": [[1, 0.1 + 0.2]]})
+def saved(value: float, n: int = 3) -> Checkpoint:
+    return Checkpoint({"w": torch.full((n,), value)}, {"step": value, "curve": [[1, 0.1 + 0.2]]})
 
 
 def test_what_was_written_comes_back_to_the_bit(tmp_path: Path) -> None:
-    kept = Saved({"w": torch.randn(5), "n": torch.tensor(7.0), "generator": torch.get_rng_state()}, {"loss": 0.1 + 0.2})
-    Checkpoints(tmp_path).write(3, kept)
-    found = Checkpoints(tmp_path).latest()
+    kept = Checkpoint(
+        {"w": torch.randn(5), "n": torch.tensor(7.0), "generator": torch.get_rng_state()}, {"loss": 0.1 + 0.2}
+    )
+    CheckpointStore(tmp_path).write(3, kept)
+    found = CheckpointStore(tmp_path).latest()
     assert found is not None
     assert found.figures == kept.figures
     assert all(torch.equal(found.tensors[name], kept.tensors[name]) for name in kept.tensors)
 
 
 def test_the_newest_counts_and_the_one_before_is_gone(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointStore(tmp_path)
     for step in (9, 10):
         checkpoints.write(step, saved(step))
     found = checkpoints.latest()
@@ -37,7 +39,7 @@ def test_the_newest_counts_and_the_one_before_is_gone(tmp_path: Path) -> None:
 
 
 def test_one_that_was_never_finished_does_not_count(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointStore(tmp_path)
     checkpoints.write(1, saved(1))
     (tmp_path / "step-2").mkdir()
     (tmp_path / "step-2" / "state.safetensors").write_bytes(b"half")
@@ -51,7 +53,7 @@ def test_one_that_was_never_finished_does_not_count(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_and_the_one_before_stays(
     tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointStore(tmp_path)
     checkpoints.write(1, saved(1))
     with full_disk(10_000), pytest.raises(OSError, match=r"(?i)too large"):
         checkpoints.write(2, saved(2, 1_000_000))
@@ -62,8 +64,8 @@ def test_a_full_disk_is_told_and_the_one_before_stays(
 
 
 def test_none_is_due_at_once_and_one_always_is_without_a_pause(tmp_path: Path) -> None:
-    assert not Checkpoints(tmp_path, least_s=60).due
-    always = Checkpoints(tmp_path, least_s=0)
+    assert not CheckpointStore(tmp_path, least_s=60).due
+    always = CheckpointStore(tmp_path, least_s=0)
     assert always.due
     took = always.write(1, saved(1))
     assert took > 0
@@ -71,7 +73,7 @@ def test_none_is_due_at_once_and_one_always_is_without_a_pause(tmp_path: Path) -
 
 
 def test_a_finished_run_leaves_none(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoint")
+    checkpoints = CheckpointStore(tmp_path / "checkpoint")
     checkpoints.write(1, saved(1))
     checkpoints.clear()
     assert checkpoints.latest() is None

@@ -11,23 +11,23 @@ import torch
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, TrainingError
 from smallfirst.models.local.label_scorer import load_causal
-from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import forward as reading
-from smallfirst.training.backend import Causal
-from smallfirst.training.batches import Row, collate
+from smallfirst.training.backend import CausalBackend
+from smallfirst.training.batches import TokenizedRow, collate
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import LowerLayers, read_plainly, read_shared, shared_beginning
+from smallfirst.training.forward import FrozenLayers, forward_rows, forward_with_shared_prefix, shared_prefix_tokens
 from smallfirst.training.loss import target_loss
-from smallfirst.training.recipes.contrastive import Contrastive
-from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.recipes.contrastive import ContrastiveBackend
+from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
 
 BEGINNING = tuple(range(10, 22))
 ROWS = [
-    Row((*BEGINNING, 30, 31, 300, 301), 14),
-    Row((*BEGINNING, 40, 300, 301, 302), 13),
-    Row((*BEGINNING, 50, 51, 52, 53, 300), 16),
+    TokenizedRow((*BEGINNING, 30, 31, 300, 301), 14),
+    TokenizedRow((*BEGINNING, 40, 300, 301, 302), 13),
+    TokenizedRow((*BEGINNING, 50, 51, 52, 53, 300), 16),
 ]
 
 
@@ -45,19 +45,21 @@ def gradients(model: Any, **settings: Any) -> list[torch.Tensor]:
 
 
 def test_the_shared_beginning_ends_before_the_token_that_predicts_the_first_target() -> None:
-    assert shared_beginning(ROWS) == 12
-    assert shared_beginning(ROWS[:1]) == 0
-    assert shared_beginning([Row((*BEGINNING, 1), 12), Row((*BEGINNING, 2), 12)]) == 11
-    assert shared_beginning([Row((1, *BEGINNING, 9), 12), Row((2, *BEGINNING, 9), 12)]) == 0
-    assert shared_beginning([Row((*BEGINNING[:7], 1, 5), 8), Row((*BEGINNING[:7], 2, 5), 8)]) == 0
-    assert shared_beginning([Row(BEGINNING, 0), Row(BEGINNING, 0)]) == 0  # plain text: every token is a target
+    assert shared_prefix_tokens(ROWS) == 12
+    assert shared_prefix_tokens(ROWS[:1]) == 0
+    assert shared_prefix_tokens([TokenizedRow((*BEGINNING, 1), 12), TokenizedRow((*BEGINNING, 2), 12)]) == 11
+    assert shared_prefix_tokens([TokenizedRow((1, *BEGINNING, 9), 12), TokenizedRow((2, *BEGINNING, 9), 12)]) == 0
+    assert shared_prefix_tokens([TokenizedRow((*BEGINNING[:7], 1, 5), 8), TokenizedRow((*BEGINNING[:7], 2, 5), 8)]) == 0
+    assert (
+        shared_prefix_tokens([TokenizedRow(BEGINNING, 0), TokenizedRow(BEGINNING, 0)]) == 0
+    )  # plain text: every token is a target
 
 
 def test_a_beginning_read_once_gives_the_loss_and_gradient_of_reading_it_with_every_row(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = gradients(model)
-    monkeypatch.setattr(reading, "SHARED_TOKENS", 1000)
+    monkeypatch.setattr(reading, "MIN_SHARED_PREFIX_TOKENS", 1000)
     apart = gradients(model)
     assert len(once) == len(apart) > 10
     for one, other in zip(once, apart, strict=True):
@@ -68,13 +70,13 @@ def test_the_shared_beginning_passes_through_the_layers_once(model: Any) -> None
     seen = []
     model.model.layers[0].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
     batch = collate(ROWS)
-    hidden = read_shared(model, batch, 12)
+    hidden = forward_with_shared_prefix(model, batch, 12)
     assert seen == [(1, 12), (3, 4)]
-    torch.testing.assert_close(hidden, read_plainly(model, batch)[:, 12:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(hidden, forward_rows(model, batch)[:, 12:], atol=1e-5, rtol=1e-4)
 
 
 def test_frozen_layers_read_once_give_the_gradient_of_the_others(model: Any) -> None:
-    lower = LowerLayers(model, 1)
+    lower = FrozenLayers(model, 1)
     for part in (model.get_input_embeddings(), model.model.layers[0]):
         part.requires_grad_(False)
     apart = gradients(model)
@@ -95,7 +97,7 @@ def test_a_run_moves_the_upper_layers_only(
 ) -> None:
     config = TrainConfig(duration="2ep", learning_rate=3e-3, batch_tokens=128, frozen_layers=1, method=method)
     with open_run("toy", "frozen", params={}) as tracked:
-        lesson = TaskLesson(toy_task, toy_rows, toy_selection)
+        lesson = TaskRecipe(toy_task, toy_rows, toy_selection)
         run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, run.folder))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -105,7 +107,7 @@ def test_a_run_moves_the_upper_layers_only(
 
 def test_all_layers_frozen_is_refused(tiny_folder: Path) -> None:
     with pytest.raises(TrainingError, match="frozen_layers is 2, the model has 2 layers"):
-        Causal().load(tiny_folder, TrainConfig(frozen_layers=2))
+        CausalBackend().load(tiny_folder, TrainConfig(frozen_layers=2))
 
 
 def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None:
@@ -117,9 +119,9 @@ def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None
 
     model.model.forward = scaled
     with pytest.raises(TrainingError, match="cannot be read in two halves"):
-        LowerLayers(model, 1)
+        FrozenLayers(model, 1)
 
 
 def test_an_encoder_has_no_frozen_layers(tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="frozen_layers unset"):
-        Contrastive(3).load(tiny_encoder_folder, TrainConfig(frozen_layers=1))
+        ContrastiveBackend(3).load(tiny_encoder_folder, TrainConfig(frozen_layers=1))

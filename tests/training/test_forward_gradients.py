@@ -14,34 +14,34 @@ import torch
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.label_scorer import load_causal
 from smallfirst.tasks.answer import Answer
-from smallfirst.training.batches import Row, micro_batches
+from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loss import accumulate
+from smallfirst.training.loss import accumulate_gradient
 from smallfirst.training.optimizer import MasterAdamW
 
 # Rows with one, two and five targets: a mean of means would weigh them wrongly.
 ROWS = [
-    Row((0, 5, 9, 300, 301), 4),
-    Row((0, 7, 300, 301, 302), 3),
-    Row((0, 11, 12, 300), 3),
-    Row((0, 4, 300, 301, 302, 303, 304), 2),
-    Row((0, 21, 22, 23, 24, 25, 26, 300), 7),
+    TokenizedRow((0, 5, 9, 300, 301), 4),
+    TokenizedRow((0, 7, 300, 301, 302), 3),
+    TokenizedRow((0, 11, 12, 300), 3),
+    TokenizedRow((0, 4, 300, 301, 302, 303, 304), 2),
+    TokenizedRow((0, 21, 22, 23, 24, 25, 26, 300), 7),
 ]
 PROCESS = """
     import sys, torch, torch.distributed as dist
     from pathlib import Path
     from smallfirst.models.local.label_scorer import load_causal
-    from smallfirst.training.batches import Row
+    from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.loss import accumulate
+    from smallfirst.training.loss import accumulate_gradient
     from smallfirst.training.optimizer import MasterAdamW
     folder, meeting, rank, out = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
     model, _ = load_causal(Path(folder))
     model.float()
-    rows = [Row(tuple(ids), n) for ids, n in ROWS]
+    rows = [TokenizedRow(tuple(ids), n) for ids, n in ROWS]
     optimiser = MasterAdamW(list(model.parameters()), TrainConfig())
-    loss = accumulate(model, rows, TrainConfig(), optimiser)
+    loss = accumulate_gradient(model, rows, TrainConfig(), optimiser)
     torch.save([torch.tensor(loss), *(m.grad for m in optimiser.masters)], out)
 """
 
@@ -52,10 +52,10 @@ def model(tiny_folder: Path) -> Any:
     return found.float()
 
 
-def gradients(model: Any, rows: list[Row], **settings: Any) -> list[torch.Tensor]:
+def gradients(model: Any, rows: list[TokenizedRow], **settings: Any) -> list[torch.Tensor]:
     config = TrainConfig(**settings)
     optimiser = MasterAdamW(list(model.parameters()), config)
-    loss = accumulate(model, rows, config, optimiser)
+    loss = accumulate_gradient(model, rows, config, optimiser)
     return [torch.tensor(loss), *(m.grad for m in optimiser.masters if m.grad is not None)]
 
 
@@ -81,7 +81,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(model: Any) -> None:
     whole = gradients(model, ROWS)
     cut = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": 12})
     optimiser = MasterAdamW(list(model.parameters()), cut)
-    loss = accumulate(model, ROWS, cut, optimiser)
+    loss = accumulate_gradient(model, ROWS, cut, optimiser)
     assert_same([torch.tensor(loss), *(m.grad for m in optimiser.masters)], whole)
 
 
@@ -102,7 +102,7 @@ def test_micro_batches_keep_every_row_in_order_within_the_budget() -> None:
     parts = micro_batches(ROWS, 12)
     assert [row for part in parts for row in part] == ROWS
     assert all(max(len(r.ids) - 1 for r in part) * len(part) <= 12 for part in parts)
-    assert micro_batches([Row(tuple(range(50)), 3)], 32) == [[Row(tuple(range(50)), 3)]]
+    assert micro_batches([TokenizedRow(tuple(range(50)), 3)], 32) == [[TokenizedRow(tuple(range(50)), 3)]]
 
 
 def test_prompt_tokens_beyond_what_a_row_is_never_enter_the_loss(model: Any) -> None:
@@ -112,9 +112,9 @@ def test_prompt_tokens_beyond_what_a_row_is_never_enter_the_loss(model: Any) -> 
 
 
 def test_every_written_row_ends_with_the_end_token(toy_rows: Dataset, tiny_folder: Path) -> None:
-    from smallfirst.training.batches import text_rows
+    from smallfirst.training.batches import encode_text_rows
 
     _, tokenizer = load_causal(tiny_folder)
-    rows = text_rows(toy_rows, Answer(name="toy"), tokenizer=tokenizer, max_tokens=64)
+    rows = encode_text_rows(toy_rows, Answer(name="toy"), tokenizer=tokenizer, max_tokens=64)
     assert {row.ids[-1] for row in rows} == {tokenizer.eos_token_id}
     assert all(row.n_prompt < len(row.ids) - 1 for row in rows)

@@ -15,42 +15,42 @@ import torch.nn.functional as F
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
 from smallfirst.models.local.label_scorer import load_causal
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.backend import Causal
-from smallfirst.training.batches import Row, collate, label_rows
+from smallfirst.training.backend import CausalBackend
+from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import read_plainly
+from smallfirst.training.forward import forward_rows
 from smallfirst.training.loop import (
-    Fit,
-    Step,
-    endless_batches,
-    plan,
-    rate_at,
+    StepMetrics,
+    TrainingLoop,
+    count_steps,
+    iterate_batches,
+    learning_rate_at,
 )
 from smallfirst.training.loss import target_loss
 from smallfirst.training.optimizer import MasterAdamW
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
-Watched = tuple[Any, list[Step], list[int]]
+Watched = tuple[Any, list[StepMetrics], list[int]]
 
 
 @pytest.fixture
-def rows(tiny_folder: Path, toy_rows: Dataset, toy_task: Classify) -> list[Row]:
+def rows(tiny_folder: Path, toy_rows: Dataset, toy_task: Classify) -> list[TokenizedRow]:
     _, tokenizer = load_causal(tiny_folder)
-    codes = choose_codes(toy_task.labels, tokenizer)
-    return label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
+    codes = choose_label_tokens(toy_task.labels, tokenizer)
+    return encode_label_rows(toy_rows, toy_task, codes=codes, tokenizer=tokenizer, max_tokens=64)
 
 
 @pytest.fixture
-def fitted(tiny_folder: Path, rows: list[Row]) -> Callable[[TrainConfig], Watched]:
+def fitted(tiny_folder: Path, rows: list[TokenizedRow]) -> Callable[[TrainConfig], Watched]:
     """Fine-tunes a fresh tiny model; the model, its steps and the epochs that were told."""
 
     def run(config: TrainConfig) -> Watched:
         model, _ = load_causal(tiny_folder)
-        steps: list[Step] = []
+        steps: list[StepMetrics] = []
         epochs: list[int] = []
-        for step in Fit(Causal(), model, rows, config).steps():
+        for step in TrainingLoop(CausalBackend(), model, rows, config).steps():
             steps.append(step)
             if step.ends_epoch:
                 epochs.append(math.ceil(step.epoch))
@@ -63,7 +63,9 @@ def content(model: Any) -> bytes:
     return b"".join(p.detach().view(-1).view(torch.uint8).numpy().tobytes() for p in model.parameters())
 
 
-def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(tiny_fp32: tuple[Any, Any], rows: list[Row]) -> None:
+def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
+    tiny_fp32: tuple[Any, Any], rows: list[TokenizedRow]
+) -> None:
     model, _ = tiny_fp32
     by_hand = []
     with torch.no_grad():
@@ -78,7 +80,7 @@ def test_an_answer_of_several_tokens_counts_each_of_them(
     tiny_fp32: tuple[Any, Any],
 ) -> None:
     model, _ = tiny_fp32
-    row = Row((0, 300, 301, 302, 303), 3)
+    row = TokenizedRow((0, 300, 301, 302, 303), 3)
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0].log_softmax(-1)
         by_hand = -(logs[2, 302] + logs[3, 303]).item()
@@ -86,7 +88,7 @@ def test_an_answer_of_several_tokens_counts_each_of_them(
 
 
 def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
-    tiny_fp32: tuple[Any, Any], rows: list[Row]
+    tiny_fp32: tuple[Any, Any], rows: list[TokenizedRow]
 ) -> None:
     model, _ = tiny_fp32
     chosen = sorted(rows, key=lambda row: len(row.ids))[:3] + [rows[-1]]
@@ -97,7 +99,7 @@ def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
     results = []
     for ids in (batch.ids, wide):
         model.zero_grad()
-        hidden = read_plainly(model, batch._replace(ids=ids))[batch.targets[:, 0], batch.targets[:, 1]]
+        hidden = forward_rows(model, batch._replace(ids=ids))[batch.targets[:, 0], batch.targets[:, 1]]
         loss = F.cross_entropy(model.lm_head(hidden), batch.targets[:, 2])
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
@@ -107,7 +109,7 @@ def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
 
 def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:
     config = TrainConfig(learning_rate=1e-3, warmup_share=0.1, final_rate_share=0.02)
-    rates = [rate_at(step, 100, config) for step in range(1, 101)]
+    rates = [learning_rate_at(step, 100, config) for step in range(1, 101)]
     assert rates[0] == pytest.approx(1e-4)
     assert rates[9] == pytest.approx(1e-3)
     assert rates[54] == pytest.approx(0.51e-3)  # half way down: 0.02 + 0.98 / 2
@@ -117,7 +119,7 @@ def test_the_rate_rises_to_the_peak_and_falls_to_the_floor() -> None:
 
 
 def test_a_run_of_one_step_is_at_the_peak() -> None:
-    assert rate_at(1, 1, TrainConfig(learning_rate=1e-3)) == 1e-3
+    assert learning_rate_at(1, 1, TrainConfig(learning_rate=1e-3)) == 1e-3
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 1e9])
@@ -178,9 +180,9 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
     assert ours.dtype == torch.bfloat16
 
 
-def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
+def test_a_plan_counts_epochs_batches_and_tokens(rows: list[TokenizedRow]) -> None:
     tokens = sum(len(row.ids) - 1 for row in rows)
-    _, per_epoch = plan(Causal(), rows, CONFIG)
+    _, per_epoch = count_steps(CausalBackend(), rows, CONFIG)
     assert per_epoch >= 3
     for duration, total in (
         ("4ep", 4 * per_epoch),
@@ -190,20 +192,20 @@ def test_a_plan_counts_epochs_batches_and_tokens(rows: list[Row]) -> None:
         ("1tok", 1),
     ):
         config = CONFIG.model_copy(update={"duration": duration})
-        assert plan(Causal(), rows, config) == (total, per_epoch)
+        assert count_steps(CausalBackend(), rows, config) == (total, per_epoch)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_planned_epoch_is_the_first_one_with_every_row_once(rows: list[Row], seed: int) -> None:
+def test_the_planned_epoch_is_the_first_one_with_every_row_once(rows: list[TokenizedRow], seed: int) -> None:
     config = CONFIG.model_copy(update={"seed": seed, "batch_tokens": 48})
-    _, per_epoch = plan(Causal(), rows, config)
-    seen = [row for batch in islice(endless_batches(Causal(), rows, config), per_epoch) for row in batch]
+    _, per_epoch = count_steps(CausalBackend(), rows, config)
+    seen = [row for batch in islice(iterate_batches(CausalBackend(), rows, config), per_epoch) for row in batch]
     assert sorted(seen) == sorted(rows)
 
 
-def test_each_epoch_has_its_own_order(rows: list[Row]) -> None:
-    _, per_epoch = plan(Causal(), rows, CONFIG)
-    batches = list(islice(endless_batches(Causal(), rows, CONFIG), 2 * per_epoch))
+def test_each_epoch_has_its_own_order(rows: list[TokenizedRow]) -> None:
+    _, per_epoch = count_steps(CausalBackend(), rows, CONFIG)
+    batches = list(islice(iterate_batches(CausalBackend(), rows, CONFIG), 2 * per_epoch))
     assert batches[:per_epoch] != batches[per_epoch:]
 
 
@@ -213,19 +215,21 @@ def test_the_loss_falls_and_the_task_is_learned(fitted: Callable[[TrainConfig], 
     assert epochs == list(range(1, 13))
 
 
-def test_each_step_tells_how_far_the_run_is(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
+def test_each_step_tells_how_far_the_run_is(fitted: Callable[[TrainConfig], Watched], rows: list[TokenizedRow]) -> None:
     _, steps, _ = fitted(CONFIG.model_copy(update={"duration": "2ep"}))
-    total, per_epoch = plan(Causal(), rows, CONFIG.model_copy(update={"duration": "2ep"}))
+    total, per_epoch = count_steps(CausalBackend(), rows, CONFIG.model_copy(update={"duration": "2ep"}))
     assert [step.step for step in steps] == list(range(1, total + 1))
     assert [step.progress for step in steps] == pytest.approx([n / total for n in range(1, total + 1)])
     assert steps[per_epoch - 1].epoch == 1.0
     assert steps[per_epoch - 1].tokens == sum(len(row.ids) - 1 for row in rows)
     assert all(step.tokens_per_s > 0 for step in steps)
-    assert [step.learning_rate for step in steps] == [rate_at(n, total, CONFIG) for n in range(1, total + 1)]
+    assert [step.learning_rate for step in steps] == [learning_rate_at(n, total, CONFIG) for n in range(1, total + 1)]
 
 
-def test_an_unfinished_last_epoch_is_told_as_well(fitted: Callable[[TrainConfig], Watched], rows: list[Row]) -> None:
-    _, per_epoch = plan(Causal(), rows, CONFIG)
+def test_an_unfinished_last_epoch_is_told_as_well(
+    fitted: Callable[[TrainConfig], Watched], rows: list[TokenizedRow]
+) -> None:
+    _, per_epoch = count_steps(CausalBackend(), rows, CONFIG)
     _, steps, epochs = fitted(CONFIG.model_copy(update={"duration": f"{per_epoch + 1}ba"}))
     assert len(steps) == per_epoch + 1
     assert epochs == [1, 2]
@@ -242,12 +246,12 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert first != other
 
 
-def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[Row]) -> None:
+def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[TokenizedRow]) -> None:
     model, _ = load_causal(tiny_folder)
     model.model.layers[0].requires_grad_(False)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = CONFIG.model_copy(update={"duration": "2ba"})
-    list(Fit(Causal(), model, rows, config).steps())
+    list(TrainingLoop(CausalBackend(), model, rows, config).steps())
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     matrices = {name for name, p in before.items() if p.dim() == 2}
     assert not any(name.startswith("model.layers.0.") for name in moved)
@@ -255,23 +259,24 @@ def test_only_weights_that_may_move_do(tiny_folder: Path, rows: list[Row]) -> No
 
 
 def test_the_model_learns_in_training_mode_and_is_in_evaluation_mode_between_steps(
-    tiny_folder: Path, rows: list[Row]
+    tiny_folder: Path, rows: list[TokenizedRow]
 ) -> None:
     model, _ = load_causal(tiny_folder)
     modes: list[bool] = []
     model.model.register_forward_hook(lambda *_: modes.append(model.training))
     between = [
-        model.training for _ in Fit(Causal(), model, rows, CONFIG.model_copy(update={"duration": "1ep"})).steps()
+        model.training
+        for _ in TrainingLoop(CausalBackend(), model, rows, CONFIG.model_copy(update={"duration": "1ep"})).steps()
     ]
     assert (set(modes), set(between)) == ({True}, {False})
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, rows: list[Row]) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(tiny_folder: Path, rows: list[TokenizedRow]) -> None:
     model, _ = load_causal(tiny_folder)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    told: list[Step] = []
+    told: list[StepMetrics] = []
     with pytest.raises(TrainingError) as caught:
-        told.extend(Fit(Causal(), model, rows, CONFIG).steps())
+        told.extend(TrainingLoop(CausalBackend(), model, rows, CONFIG).steps())
     assert str(caught.value) == "the loss became nan at step 1\n  next: lower learning_rate"
     assert told == []

@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
-from smallfirst.models.label_model import Scored
+from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.registry.runs import client, open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
-from smallfirst.training.loop import Step
-from smallfirst.training.recipes.recipe import TaskLesson
+from smallfirst.training.loop import StepMetrics
+from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run, train
-from smallfirst.training.validation import judge
+from smallfirst.training.validation import accuracy_and_temperature
 
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(
@@ -59,7 +59,7 @@ class Bench(NamedTuple):
     def train(self, config: TrainConfig, folder: Path, **more: Any) -> Run:
         with open_run("toy", folder.name) as tracked:
             return train(
-                TaskLesson(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection)),
+                TaskRecipe(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection)),
                 config,
                 base=("toys/tiny", more.pop("base", self.base)),
                 tracked=tracked,
@@ -74,8 +74,8 @@ def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_fo
 
 
 @pytest.fixture(scope="module")
-def full(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[Step]]:
-    steps: list[Step] = []
+def full(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[StepMetrics]]:
+    steps: list[StepMetrics] = []
     return bench.train(FULL, tmp_path_factory.mktemp("full"), on_step=steps.append), steps
 
 
@@ -112,7 +112,7 @@ def latest_status(folder: Path) -> str:
     return str(runs[0].info.status)
 
 
-def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[Step]], bench: Bench) -> None:
+def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[StepMetrics]], bench: Bench) -> None:
     run, steps = full
     assert (run.task, run.base, run.config, run.n_train) == ("toy", "toys/tiny", FULL, 48)
     assert run.dataset_fingerprint == bench.rows.content_fingerprint
@@ -123,7 +123,7 @@ def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[Step]], be
 
 
 def test_the_loss_curve_has_at_most_200_points_and_spans_the_run(
-    full: tuple[Run, list[Step]],
+    full: tuple[Run, list[StepMetrics]],
 ) -> None:
     run, steps = full
     assert run.loss_curve == tuple((s.step, s.loss) for s in steps)[::2]
@@ -131,7 +131,7 @@ def test_the_loss_curve_has_at_most_200_points_and_spans_the_run(
     assert run.loss_curve[-1][1] < 0.1 * run.loss_curve[0][1]
 
 
-def test_each_epoch_was_judged_and_the_last_of_the_best_was_kept(full: tuple[Run, list[Step]]) -> None:
+def test_each_epoch_was_judged_and_the_last_of_the_best_was_kept(full: tuple[Run, list[StepMetrics]]) -> None:
     run, _ = full
     epochs, accuracies = zip(*run.validation_curve, strict=True)
     assert epochs == tuple(float(n) for n in range(1, len(epochs) + 1))
@@ -140,7 +140,7 @@ def test_each_epoch_was_judged_and_the_last_of_the_best_was_kept(full: tuple[Run
 
 
 def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
-    full: tuple[Run, list[Step]], bench: Bench
+    full: tuple[Run, list[StepMetrics]], bench: Bench
 ) -> None:
     run, _ = full
     best = max(value for _, value in run.validation_curve)
@@ -151,18 +151,18 @@ def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
         assert 0.25 < (answer.confidence or 0) <= 1
 
 
-def test_the_manifest_fits_the_weights_beside_it(full: tuple[Run, list[Step]], bench: Bench) -> None:
+def test_the_manifest_fits_the_weights_beside_it(full: tuple[Run, list[StepMetrics]], bench: Bench) -> None:
     manifest = read_manifest(full[0].folder)
     model, tokenizer = load_causal(full[0].folder)
     assert (manifest.kind, manifest.base, manifest.max_tokens) == ("codes", "toys/tiny", 64)
     assert manifest.task == bench.task
-    assert manifest.codes == choose_codes(bench.task.labels, tokenizer)
+    assert manifest.codes == choose_label_tokens(bench.task.labels, tokenizer)
     assert manifest.weights_fingerprint == weights_fingerprint(model)
     assert 0.25 <= manifest.temperature <= 8
     assert manifest.temperature != 1.0
 
 
-def test_events_tell_the_run_from_creation_to_completion(full: tuple[Run, list[Step]]) -> None:
+def test_events_tell_the_run_from_creation_to_completion(full: tuple[Run, list[StepMetrics]]) -> None:
     run, _ = full
     log = EventLog(run.folder.parent / "events.jsonl")
     epochs = ["EPOCH_FINISHED"] * len(run.validation_curve)
@@ -176,7 +176,7 @@ def test_events_tell_the_run_from_creation_to_completion(full: tuple[Run, list[S
     assert judged == [value for _, value in run.validation_curve]
 
 
-def test_the_curves_are_in_mlflow(full: tuple[Run, list[Step]]) -> None:
+def test_the_curves_are_in_mlflow(full: tuple[Run, list[StepMetrics]]) -> None:
     run, steps = full
     store = client()
     assert store.get_run(run.run_id).info.status == "FINISHED"
@@ -211,7 +211,7 @@ def test_a_lora_run_moves_the_linear_layers_of_the_blocks_and_nothing_else(lora:
 
 
 def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_path: Path) -> None:
-    def stop(step: Step) -> None:
+    def stop(step: StepMetrics) -> None:
         if step.epoch > 2:
             raise KeyboardInterrupt
 
@@ -225,7 +225,7 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
 
 
 def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_path: Path) -> None:
-    def stop(step: Step) -> None:
+    def stop(step: StepMetrics) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -282,8 +282,8 @@ def test_accuracy_and_temperature_by_hand(toy_task: Classify, toy_rows: Dataset)
         torch.tensor([0.7, 0.1, 0.1, 0.1]).log(),
         torch.tensor([0.1, 0.7, 0.1, 0.1]).log(),
     )
-    scored = [Scored(row.tolist(), 1, 0.1) for row in (sure, sure, unsure, unsure)]
-    found, temperature = judge(scored, four, toy_task)
+    scored = [LabelLogProbs(row.tolist(), 1, 0.1) for row in (sure, sure, unsure, unsure)]
+    found, temperature = accuracy_and_temperature(scored, four, toy_task)
     assert found == 0.75
     # Right three times in four: the best temperature T makes 0.75 of 0.7: 7^(1/T) / (7^(1/T) + 3) = 0.75.
     assert 7 ** (1 / temperature) == pytest.approx(9, rel=1e-2)

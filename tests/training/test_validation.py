@@ -8,14 +8,14 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
-from smallfirst.models.label_model import Scored
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.extract import Extract
 from smallfirst.training import validation as exam
-from smallfirst.training.validation import code_exam, judge, writing_exam
+from smallfirst.training.validation import accuracy_and_temperature, validate_generation, validate_labels
 
 SCHEMA = {
     "type": "object",
@@ -37,41 +37,43 @@ def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any]) -> N
     """The only valid answer is {"n": 1}, so exactly the rows that ask for it are right."""
     task = Extract(name="one", json_schema=SCHEMA)
     selection = rows(("a card", '{"n": 1}'), ("a pin", '{"n": 1}'), ("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
-    found = writing_exam(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection)
+    found = validate_generation(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection)
     assert found.value == pytest.approx(0.75)
     assert found.learnt.calibration.n_rows == 0  # four rows fit nothing
 
 
 def test_only_the_first_rows_are_written(tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exam, "MOST_WRITTEN", 1)
+    monkeypatch.setattr(exam, "MAX_GENERATED_ROWS", 1)
     task = Extract(name="one", json_schema=SCHEMA)
     selection = rows(("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
-    assert writing_exam(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection).value == 0.0
+    assert validate_generation(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection).value == 0.0
 
 
 def test_a_calibration_is_fitted_where_rows_suffice(tiny_fp32: tuple[Any, Any]) -> None:
     task = Answer(name="rules", max_answer_tokens=3)
     texts = [f"the card {i}" for i in range(40)]
-    said = writing_exam(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), rows(*[(t, "no") for t in texts]))
+    said = validate_generation(
+        *tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), rows(*[(t, "no") for t in texts])
+    )
     assert said.value == 0.0
     assert said.learnt.calibration.n_rows in (0, 40)  # all wrong: one flat step, or none
 
 
 def test_no_selection_rows_no_score(tiny_fp32: tuple[Any, Any]) -> None:
     manifest = Manifest(kind="writes", task=Answer(name="rules"), base="tiny")
-    assert writing_exam(*tiny_fp32, manifest, Dataset(name="selection", examples=())).value == 0.0
+    assert validate_generation(*tiny_fp32, manifest, Dataset(name="selection", examples=())).value == 0.0
 
 
 def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Classify, toy_selection: Dataset) -> None:
-    codes = choose_codes(toy_task.closed, tiny_fp32[1])
-    found = code_exam(*tiny_fp32, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"), toy_selection)
+    codes = choose_label_tokens(toy_task.closed, tiny_fp32[1])
+    found = validate_labels(*tiny_fp32, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"), toy_selection)
     assert 0 <= found.value <= 1
     assert found.learnt.temperature != 1.0
 
 
 def test_the_judge_names_rows_with_unknown_labels(toy_task: Classify) -> None:
-    scored = [Scored([0.0, -9.0, -9.0, -9.0], 1, 0.0)] * 2
+    scored = [LabelLogProbs([0.0, -9.0, -9.0, -9.0], 1, 0.0)] * 2
     with pytest.raises(DataError, match=r's\.jsonl:2.*unknown label "nothing"'):
-        judge(scored, rows(("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
-    accuracy, _ = judge(scored, rows(("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task)
+        accuracy_and_temperature(scored, rows(("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
+    accuracy, _ = accuracy_and_temperature(scored, rows(("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task)
     assert accuracy == 0.5

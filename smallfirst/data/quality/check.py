@@ -10,20 +10,29 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.quality import lengths, overlaps
-from smallfirst.data.quality.findings import ALIKE, LEVELS, Finding, Place, at, finding, level_of, spot
-from smallfirst.data.quality.lengths import Lengths, RowTokens
+from smallfirst.data.quality.findings import (
+    FOLDED_NOTE,
+    SEVERITIES,
+    Finding,
+    Location,
+    file_and_line,
+    locate,
+    make_finding,
+    severity_of,
+)
+from smallfirst.data.quality.lengths import LengthSummary, TokenCounts
 from smallfirst.data.quality.overlaps import Overlap
 from smallfirst.records import Record
 
 MIN_CLASS_ROWS = 5
 """Fewer rows of a label cannot be learned and measured at once."""
-IMBALANCE = 10
+MAX_IMBALANCE = 10
 """Largest over smallest class from which the imbalance is worth saying."""
 MIN_CERTIFICATE_ROWS = 60
 """Fewer validation rows leave no room for a single error under a 5 % promise."""
-PROMISE = 0.05
+MAX_ERROR_RATE = 0.05
 
 _LARGE = 0.05
 
@@ -39,7 +48,7 @@ class CheckReport(Record):
     """Train rows by label, fewest first; empty if the rows carry no labels."""
     overlaps: tuple[Overlap, ...] = ()
     """Texts of each split that stand in an earlier one, by what counts as the same."""
-    lengths: tuple[Lengths, ...] = ()
+    lengths: tuple[LengthSummary, ...] = ()
     """Tokens a row by split; empty if they were not counted."""
 
     @property
@@ -58,25 +67,25 @@ def check(
     *,
     validation: Dataset | None = None,
     test: Dataset | None = None,
-    tokens: RowTokens | None = None,
+    tokens: TokenCounts | None = None,
 ) -> CheckReport:
     """Everything found in the splits that were given; `tokens` are the lengths of their rows, if anybody counted."""
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
-    seen, shared = overlaps.shared_texts(splits)
+    seen, shared = overlaps.find_overlaps(splits)
     found = [*_emptiness(splits), *_contradictions(splits), *_repeats(train), *shared]
     found += [*_classes(train), *_unseen_labels(splits), *_certificate(validation)]
-    found += lengths.too_long(splits, tokens) if tokens else []
+    found += lengths.find_long_rows(splits, tokens) if tokens else []
     return CheckReport(
         findings=_gravest_first(found),
         n_rows={name: len(data) for name, data in splits.items()},
         class_counts=_class_counts(train),
         overlaps=tuple(seen),
-        lengths=lengths.spread(tokens) if tokens else (),
+        lengths=lengths.summarize_lengths(tokens) if tokens else (),
     )
 
 
-def explain(report: CheckReport) -> str:
+def format_report(report: CheckReport) -> str:
     """The report for a terminal: verdict and sizes, each finding with its rule and places, overlaps, lengths."""
     sizes = ", ".join(f"{n:,} {name}" for name, n in report.n_rows.items())
     classes = f", {len(report.class_counts)} labels" if report.class_counts else ""
@@ -88,11 +97,11 @@ def explain(report: CheckReport) -> str:
             lines.append(f"        … and {found.n - len(found.where):,} more")
     if not report.findings:
         lines.append("nothing to mend")
-    return "\n".join([*lines, *overlaps.table(report.overlaps), *lengths.table(report.lengths)])
+    return "\n".join([*lines, *overlaps.format_overlaps(report.overlaps), *lengths.format_lengths(report.lengths)])
 
 
 def _gravest_first(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    return tuple(sorted(found, key=lambda f: LEVELS.index(f.level)))
+    return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.level)))
 
 
 def _labelled(data: Dataset) -> list[Example]:
@@ -108,14 +117,14 @@ def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
     """Rows by what they ask, folded. A system message is not part of it."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
-        groups[folded(example.asked)].append(example)
+        groups[fold_text(example.asked)].append(example)
     return groups
 
 
 def _emptiness(splits: dict[str, Dataset]) -> Iterator[Finding]:
     for name, data in splits.items():
         if not data.examples:
-            yield finding("stop", f"no {name} rows", "give rows, or leave the split out", n=1)
+            yield make_finding("stop", f"no {name} rows", "give rows, or leave the split out", n=1)
 
 
 def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
@@ -126,38 +135,38 @@ def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
         if not torn:
             continue
         n_rows = sum(len(group) for group in torn)
-        level = level_of(n_rows, len(rows), small="fix", large="stop", bar=_LARGE)
-        yield finding(
+        level = severity_of(n_rows, len(rows), small="fix", large="stop", bar=_LARGE)
+        yield make_finding(
             level if shape == "label" else "note",
-            f"texts with different {what}: {len(torn):,} ({n_rows:,} rows; {ALIKE})",
+            f"texts with different {what}: {len(torn):,} ({n_rows:,} rows; {FOLDED_NOTE})",
             "no model can get both right: settle on one answer for each text",
             [_torn(group) for group in torn],
         )
 
 
-def _torn(group: Sequence[Example]) -> Place:
+def _torn(group: Sequence[Example]) -> Location:
     """The first row of each of the first three answers."""
     first = list({example.answer: example for example in reversed(group)}.values())[::-1][:3]
     words = " and ".join(_shown_answer(example) for example in first)
-    return Place(first[0].path, first[0].line, words)
+    return Location(first[0].path, first[0].line, words)
 
 
 def _shown_answer(example: Example) -> str:
     answer = " ".join(example.answer.split())
-    return f'{spot(example)} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
+    return f'{file_and_line(example)} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
 
 
 def _repeats(train: Dataset) -> Iterator[Finding]:
     first: dict[tuple[str, str], Example] = {}
     where = []
     for example in train.examples:
-        earlier = first.setdefault((folded(example.asked), example.answer), example)
+        earlier = first.setdefault((fold_text(example.asked), example.answer), example)
         if earlier is not example:
-            where.append(at(example, f"repeats {spot(earlier)}"))
+            where.append(locate(example, f"repeats {file_and_line(earlier)}"))
     if where:
-        yield finding(
-            level_of(len(where), len(train), small="note", large="fix", bar=_LARGE),
-            f"train rows that repeat an earlier one: {len(where):,} ({ALIKE})",
+        yield make_finding(
+            severity_of(len(where), len(train), small="note", large="fix", bar=_LARGE),
+            f"train rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})",
             "a repeated row only weighs more: keep one of each unless that is meant",
             where,
         )
@@ -169,20 +178,20 @@ def _classes(train: Dataset) -> Iterator[Finding]:
         return
     if len(counts) == 1:
         rule = "a classifier needs at least two labels to tell apart"
-        yield finding("stop", f'one label only: "{next(iter(counts))}"', rule, n=1)
+        yield make_finding("stop", f'one label only: "{next(iter(counts))}"', rule, n=1)
     if thin := [f'"{label}": {n}' for label, n in counts.items() if n < MIN_CLASS_ROWS]:
         rule = f"at least {MIN_CLASS_ROWS} rows a label: add rows, or merge labels"
-        yield finding("fix", f"labels with too few train rows: {len(thin):,}", rule, thin)
+        yield make_finding("fix", f"labels with too few train rows: {len(thin):,}", rule, thin)
     fewest, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[most] >= IMBALANCE * counts[fewest]:
+    if counts[most] >= MAX_IMBALANCE * counts[fewest]:
         what = f'"{most}" has {counts[most]:,} train rows, "{fewest}" has {counts[fewest]:,}'
-        yield finding("note", what, "rare labels will be answered worst: look at each, not at the mean", n=1)
+        yield make_finding("note", what, "rare labels will be answered worst: look at each, not at the mean", n=1)
     spellings: dict[str, list[str]] = defaultdict(list)
     for label in counts:
-        spellings[folded(label)].append(label)
+        spellings[fold_text(label)].append(label)
     if twins := [" and ".join(f'"{x}"' for x in same) for same in spellings.values() if len(same) > 1]:
-        what = f"labels spelt in several ways: {len(twins):,} ({ALIKE})"
-        yield finding("fix", what, "each spelling counts as a label of its own: keep one", twins)
+        what = f"labels spelt in several ways: {len(twins):,} ({FOLDED_NOTE})"
+        yield make_finding("fix", what, "each spelling counts as a label of its own: keep one", twins)
 
 
 def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
@@ -190,11 +199,11 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
     for name, data in splits.items():
         unseen = {e.answer: e for e in reversed(_labelled(data)) if e.answer not in known}
         if name != "train" and unseen:
-            yield finding(
+            yield make_finding(
                 "stop",
                 f"{name} labels without a train row: {len(unseen):,}",
                 "a label that was never shown cannot be answered: add train rows, or drop it",
-                [Place(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())],
+                [Location(e.path, e.line, _shown_answer(e)) for e in reversed(unseen.values())],
             )
 
 
@@ -203,9 +212,9 @@ def _certificate(validation: Dataset | None) -> Iterator[Finding]:
     if n < MIN_CERTIFICATE_ROWS:
         from smallfirst.stats.intervals import rows_needed  # scipy: half a second that a failing load never pays
 
-        yield finding(
+        yield make_finding(
             "note",
-            f"validation rows: {n}, too few to promise at most {PROMISE:.0%} errors",
-            f"that takes at least {rows_needed(0.0, PROMISE)} labels with no error among them",
+            f"validation rows: {n}, too few to promise at most {MAX_ERROR_RATE:.0%} errors",
+            f"that takes at least {rows_needed(0.0, MAX_ERROR_RATE)} labels with no error among them",
             n=n,
         )

@@ -16,15 +16,15 @@ from smallfirst.data.dataset import Example
 from smallfirst.files import write_atomically
 from smallfirst.records import Record
 
-Level = Literal["stop", "fix", "note"]
-LEVELS: tuple[Level, ...] = ("stop", "fix", "note")
+Severity = Literal["stop", "fix", "note"]
+SEVERITIES: tuple[Severity, ...] = ("stop", "fix", "note")
 """Gravest first."""
-SHOWN = 10
+MAX_SHOWN = 10
 """So many places of a finding are shown."""
-ALIKE = "case, spacing and punctuation aside"
+FOLDED_NOTE = "case, spacing and punctuation aside"
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A row that a finding is about."""
 
     path: str
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 class Finding(Record):
     """One thing seen in the data, how grave it is, and where."""
 
-    level: Level
+    level: Severity
     """stop: training or measuring on it is wrong; fix: better mended first; note: good to know."""
     what: str
     """What was seen, with its count."""
@@ -48,11 +48,11 @@ class Finding(Record):
     """The first places, at most 10, as file:line."""
     n: int
     """How often in all."""
-    places: tuple[Place, ...] = pydantic.Field(default=(), exclude=True, repr=False)
-    """All rows it is about; not part of the JSON, `write_places` writes them."""
+    places: tuple[Location, ...] = pydantic.Field(default=(), exclude=True, repr=False)
+    """All rows it is about; not part of the JSON, `write_locations` writes them."""
 
 
-def finding(level: str, what: str, rule: str, where: Sequence[Place | str] = (), n: int = 0) -> Finding:
+def make_finding(level: str, what: str, rule: str, where: Sequence[Location | str] = (), n: int = 0) -> Finding:
     """A finding of these places; `n` is how many there are where they are not all given."""
     words = [place if isinstance(place, str) else place.words for place in where]
     return Finding.model_validate(
@@ -60,29 +60,29 @@ def finding(level: str, what: str, rule: str, where: Sequence[Place | str] = (),
             "level": level,
             "what": what,
             "rule": rule,
-            "where": tuple(words[:SHOWN]),
+            "where": tuple(words[:MAX_SHOWN]),
             "n": n or len(words),
-            "places": tuple(place for place in where if isinstance(place, Place)),
+            "places": tuple(place for place in where if isinstance(place, Location)),
         }
     )
 
 
-def level_of(n: int, of: int, *, small: Level, large: Level, bar: float) -> Level:
+def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float) -> Severity:
     """`large` if `n` is more than the share `bar` of `of`, else `small`."""
     return large if n > bar * max(of, 1) else small
 
 
-def spot(example: Example) -> str:
+def file_and_line(example: Example) -> str:
     """The row as file:line."""
     return f"{example.path or 'row'}:{example.line}"
 
 
-def at(example: Example, words: str) -> Place:
+def locate(example: Example, words: str) -> Location:
     """The row's place, with what is the matter behind it."""
-    return Place(example.path, example.line, f"{spot(example)} {words}")
+    return Location(example.path, example.line, f"{file_and_line(example)} {words}")
 
 
-def write_places(findings: Iterable[Finding], path: Path) -> int:
+def write_locations(findings: Iterable[Finding], path: Path) -> int:
     """How many rows were written to `path`: one JSON object a line, the gravest findings' first."""
     rows = [
         {"level": found.level, "path": place.path, "line": place.line, "says": place.words, "finding": found.what}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.quality.near_duplicates import near_duplicates
 from smallfirst.records import Record
 
@@ -24,7 +24,7 @@ class Leak(Record):
     """The first training row that it repeats, as file:line."""
 
 
-class Leaks(Record):
+class LeakReport(Record):
     """All test rows that stand in the training rows, each under the closest kind."""
 
     n_test: int
@@ -54,7 +54,7 @@ class Leaks(Record):
         return frozenset(leak.key for leak in (*self.exact, *self.folded, *self.near))
 
 
-def find_leaks(train: Dataset, test: Dataset) -> Leaks:
+def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
     """The test rows that ask what a training row asks: exactly, folded, or nearly. Answers are not compared."""
     letter: dict[str, Example] = {}
     alike: dict[str, Example] = {}
@@ -70,7 +70,7 @@ def find_leaks(train: Dataset, test: Dataset) -> Leaks:
         else:
             others.append(row)
     pairs = near_duplicates([row.asked for row in train.examples], [row.asked for row in others])
-    return Leaks(
+    return LeakReport(
         n_test=len(test),
         test_fingerprint=test.content_fingerprint,
         exact=tuple(exact),
@@ -81,7 +81,7 @@ def find_leaks(train: Dataset, test: Dataset) -> Leaks:
 
 def _bare(text: str) -> str:
     """The folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
-    return folded(text).replace(" ", "")
+    return fold_text(text).replace(" ", "")
 
 
 def _leak(row: Example, earlier: Example) -> Leak:

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.quality.findings import Finding, at, finding
+from smallfirst.data.quality.findings import Finding, locate, make_finding
 from smallfirst.records import Record
 
-BYTES_A_TOKEN = 4
+BYTES_PER_TOKEN = 4
 """Of English text under vocabularies of 30,000 to 150,000 tokens, roughly."""
 
 
-class RowTokens(Record):
+class TokenCounts(Record):
     """The length of every row in tokens."""
 
     counts: dict[str, tuple[int, ...]]
@@ -28,7 +28,7 @@ class RowTokens(Record):
     """Whose tokenizer counted; empty: guessed from bytes."""
 
 
-class Lengths(Record):
+class LengthSummary(Record):
     """The spread of one split's lengths, in tokens."""
 
     split: str
@@ -51,23 +51,23 @@ class Lengths(Record):
     """Whose tokenizer counted; empty: guessed from bytes."""
 
 
-def guessed(splits: Mapping[str, Dataset], limit: int) -> RowTokens:
+def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCounts:
     """Lengths from bytes, for want of a tokenizer."""
     counts = {
         name: tuple(_guess(example, answer=name == "train") for example in data.examples)
         for name, data in splits.items()
     }
-    return RowTokens(counts=counts, limit=limit, counted_by="")
+    return TokenCounts(counts=counts, limit=limit, counted_by="")
 
 
-def spread(tokens: RowTokens) -> tuple[Lengths, ...]:
+def summarize_lengths(tokens: TokenCounts) -> tuple[LengthSummary, ...]:
     """The spread of each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
     found = []
     for split, counts in tokens.counts.items():
         ordered = sorted(counts)
         if ordered:
             found.append(
-                Lengths(
+                LengthSummary(
                     split=split,
                     n_rows=len(ordered),
                     median=ordered[math.ceil(0.5 * len(ordered)) - 1],
@@ -82,32 +82,34 @@ def spread(tokens: RowTokens) -> tuple[Lengths, ...]:
     return tuple(found)
 
 
-def too_long(splits: Mapping[str, Dataset], tokens: RowTokens) -> Iterator[Finding]:
+def find_long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[Finding]:
     """One finding for each split with rows over the limit, every such row in its places."""
     for name, data in splits.items():
         if name not in tokens.counts:
             continue
         pairs = zip(data.examples, tokens.counts[name], strict=True)
-        where = [at(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
+        where = [locate(example, f"has {n:,}") for example, n in pairs if n > tokens.limit]
         if not where:
             continue
         if not tokens.counted_by:
             rule = "guessed from bytes: fetch the base model and check again to know"
-            yield finding("note", f"{name} rows probably over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+            yield make_finding(
+                "note", f"{name} rows probably over {tokens.limit:,} tokens: {len(where):,}", rule, where
+            )
         elif name == "train":
             rule = "rows are never cut in silence: shorten them, drop them, or raise max_seq_tokens"
-            yield finding("stop", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+            yield make_finding("stop", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
         else:
             rule = "the small model reads them with their middle cut out: shorten them, or raise max_seq_tokens"
-            yield finding("fix", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
+            yield make_finding("fix", f"{name} rows over {tokens.limit:,} tokens: {len(where):,}", rule, where)
 
 
-def table(lengths: Sequence[Lengths]) -> list[str]:
+def format_lengths(lengths: Sequence[LengthSummary]) -> list[str]:
     """The spread for a terminal; nothing without lengths."""
     if not lengths:
         return []
     first = lengths[0]
-    by = f"counted by {first.counted_by}" if first.counted_by else f"guessed: bytes / {BYTES_A_TOKEN}"
+    by = f"counted by {first.counted_by}" if first.counted_by else f"guessed: bytes / {BYTES_PER_TOKEN}"
     wide = max(len(found.split) for found in lengths)
     lines = [f"tokens a row ({by}; limit {first.limit:,})"]
     lines.append("  " + " " * wide + "".join(f"{word:>9}" for word in ("median", "p95", "longest", "over")))
@@ -122,4 +124,4 @@ def _guess(example: Example, *, answer: bool) -> int:
     # A label is one token, whatever its name; other answers are written out.
     if answer and example.shape != "label":
         said.append(example.answer)
-    return max(1, math.ceil(sum(len(text.encode()) for text in said) / BYTES_A_TOKEN)) + 2
+    return max(1, math.ceil(sum(len(text.encode()) for text in said) / BYTES_PER_TOKEN)) + 2

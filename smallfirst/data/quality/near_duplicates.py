@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from smallfirst.data.dataset import folded
+from smallfirst.data.dataset import fold_text
 
 MIN_ROWS_FOR_BOILERPLATE = 50
 """Below this many texts, words in most of them are content, not a shared template."""
@@ -46,7 +46,7 @@ def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int,
     Words in over half of all texts do not count, or a prompt template would make all rows alike.
     Texts of `new` that are equal to one of `known` when folded are left out.
     """
-    old_texts, new_texts = [folded(text) for text in known], [folded(text) for text in new]
+    old_texts, new_texts = [fold_text(text) for text in known], [fold_text(text) for text in new]
     rank = _ranks([*old_texts, *new_texts])
     rows: list[_Words] = []
     by_word: dict[int, list[int]] = defaultdict(list)

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from smallfirst.data.dataset import Dataset, folded
-from smallfirst.data.quality.findings import ALIKE, Finding, Place, at, finding, level_of, spot
+from smallfirst.data.dataset import Dataset, fold_text
+from smallfirst.data.quality.findings import (
+    FOLDED_NOTE,
+    Finding,
+    Location,
+    file_and_line,
+    locate,
+    make_finding,
+    severity_of,
+)
 from smallfirst.data.quality.leaks import Leak, find_leaks
 from smallfirst.records import Record
 
 _FOLDED_BAR, _NEARLY_BAR = 0.01, 0.05
-KINDS = ("exact", "case", "folded", "nearly")
+OVERLAP_KINDS = ("exact", "case", "folded", "nearly")
 """Strict to loose."""
 
 
@@ -37,17 +45,17 @@ class Overlap(Record):
     """Word breaks aside as well ("top-up" is "topup"), or nine of ten words the same; the gate's leaks."""
 
 
-Seen = dict[str, frozenset[str]]
+SeenKeys = dict[str, frozenset[str]]
 """Content keys of the rows seen before, by kind; each kind holds the one before."""
 
 
-def shared_texts(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Finding]]:
+def find_overlaps(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Finding]]:
     """Counts and findings for every two splits, and the counts of each split against all before it together."""
     overlaps: list[Overlap] = []
     found: list[Finding] = []
     names = list(splits)
     for i, new in enumerate(names):
-        seen: list[Seen] = []
+        seen: list[SeenKeys] = []
         for old in names[:i]:
             seen.append(_pair(splits[old], splits[new], (old, new), found))
             overlaps.append(_overlap(seen[-1:], splits[new], new, old))
@@ -56,49 +64,51 @@ def shared_texts(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Fin
     return overlaps, found
 
 
-def table(overlaps: Sequence[Overlap]) -> list[str]:
+def format_overlaps(overlaps: Sequence[Overlap]) -> list[str]:
     """The counts for a terminal; nothing if no text was seen twice."""
     if not any(overlap.nearly for overlap in overlaps):
         return []
     names = [f"  {o.new} in {o.old}" for o in overlaps]
     wide = max(map(len, names))
     lines = ["texts that stand in an earlier split, by what counts as the same (each figure holds the one before)"]
-    lines.append(" " * wide + "".join(f"{kind:>9}" for kind in KINDS) + "       of")
+    lines.append(" " * wide + "".join(f"{kind:>9}" for kind in OVERLAP_KINDS) + "       of")
     for name, o in zip(names, overlaps, strict=True):
         lines.append(f"{name:<{wide}}" + "".join(f"{n:>9,}" for n in (o.exact, o.case, o.folded, o.nearly, o.n_rows)))
     return lines
 
 
-def _overlap(seen: Sequence[Seen], rows: Dataset, new: str, old: str) -> Overlap:
-    counts = {kind: sum(any(row.key in known[kind] for known in seen) for row in rows.examples) for kind in KINDS}
+def _overlap(seen: Sequence[SeenKeys], rows: Dataset, new: str, old: str) -> Overlap:
+    counts = {
+        kind: sum(any(row.key in known[kind] for known in seen) for row in rows.examples) for kind in OVERLAP_KINDS
+    }
     return Overlap(new=new, old=old, n_rows=len(rows), **counts)
 
 
-def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Finding]) -> Seen:
+def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Finding]) -> SeenKeys:
     """Rows of the second split seen in the first; what is to be said of them is added to `found`."""
     old, new = names
     leaks = find_leaks(known, rows)
     cased = {example.asked.casefold() for example in known.examples}
-    first = {folded(example.asked): example for example in reversed(known.examples)}
-    twins = [(row, first[key]) for row in rows.examples if (key := folded(row.asked)) in first]
+    first = {fold_text(example.asked): example for example in reversed(known.examples)}
+    twins = [(row, first[key]) for row in rows.examples if (key := fold_text(row.asked)) in first]
     exact = frozenset(leak.key for leak in leaks.exact)
     case = exact | {row.key for row in rows.examples if row.asked.casefold() in cased}
     same = case | {row.key for row, _ in twins}
     if twins:
         words = f", {len(leaks.exact):,} of them letter for letter" if leaks.exact else ""
         found.append(
-            finding(
-                level_of(len(twins), len(rows), small="fix", large="stop", bar=_FOLDED_BAR),
-                f"{len(twins):,} of {len(rows):,} {new} texts are also in {old} ({ALIKE}){words}",
+            make_finding(
+                severity_of(len(twins), len(rows), small="fix", large="stop", bar=_FOLDED_BAR),
+                f"{len(twins):,} of {len(rows):,} {new} texts are also in {old} ({FOLDED_NOTE}){words}",
                 f"an answer learned by heart measures nothing: take these rows out of {old}",
-                [at(row, f"is {spot(earlier)}") for row, earlier in twins],
+                [locate(row, f"is {file_and_line(earlier)}") for row, earlier in twins],
             )
         )
     near = [leak for leak in (*leaks.folded, *leaks.near) if leak.key not in same]
     if near:
         found.append(
-            finding(
-                level_of(len(near), len(rows), small="note", large="fix", bar=_NEARLY_BAR),
+            make_finding(
+                severity_of(len(near), len(rows), small="note", large="fix", bar=_NEARLY_BAR),
                 f"{len(near):,} of {len(rows):,} {new} texts nearly repeat one in {old}",
                 "they differ in word breaks or in 1 of 10 words, so the score may flatter: look, and drop copies",
                 [_nearly(leak) for leak in near],
@@ -107,6 +117,6 @@ def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Fin
     return {"exact": exact, "case": case, "folded": same, "nearly": same | leaks.keys}
 
 
-def _nearly(leak: Leak) -> Place:
+def _nearly(leak: Leak) -> Location:
     path, _, line = leak.test.rpartition(":")
-    return Place(path, int(line), f"{leak.test} is nearly {leak.train}")
+    return Location(path, int(line), f"{leak.test} is nearly {leak.train}")

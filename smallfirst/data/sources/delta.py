@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import inside, shown
-from smallfirst.data.sources.parquet import arrow, numbered_rows, opened, wanted_columns
-from smallfirst.data.sources.reader import Allowance, Raw
+from smallfirst.data.sources.folders import display_path, safe_join
+from smallfirst.data.sources.parquet import import_pyarrow, numbered_rows, open_parquet, select_columns
+from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.errors import DataError, MissingExtra
 
-LOG = "_delta_log"
+DELTA_LOG = "_delta_log"
 """The folder that makes a folder a Delta table."""
 _MAPPING = "delta.columnMapping.mode"
 _PHYSICAL = "delta.columnMapping.physicalName"
@@ -38,8 +38,8 @@ class _Part(NamedTuple):
 
 def open_delta(folder: Path, version: int | None = None) -> Any:
     """The table as it was at that version, or is now. Raises DataError naming what its log breaks, MissingExtra."""
-    if not (folder / LOG).is_dir():
-        raise DataError(f"{shown(folder)}: no Delta table: it has no folder {LOG}")
+    if not (folder / DELTA_LOG).is_dir():
+        raise DataError(f"{display_path(folder)}: no Delta table: it has no folder {DELTA_LOG}")
     try:
         import deltalake
     except ImportError:
@@ -47,34 +47,34 @@ def open_delta(folder: Path, version: int | None = None) -> Any:
     with _telling(folder, version):
         table = deltalake.DeltaTable(folder.resolve(), version=version)
     if (mode := _mapping(table)) not in ("none", "name"):
-        raise DataError(f"{shown(folder)}: its columns are mapped by {mode}; only mapping by name is read")
+        raise DataError(f"{display_path(folder)}: its columns are mapped by {mode}; only mapping by name is read")
     return table
 
 
 def read_delta(
-    table: Any, folder: Path, columns: Columns, allowance: Allowance, *, answered: bool = False
-) -> Iterator[Raw]:
+    table: Any, folder: Path, columns: Columns, allowance: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
     """The rows of an open table. Columns that make no shape are one bad row.
 
     Raises DataError if a file of it is missing, changed or broken, or the table too large.
     """
-    schema = arrow("reading a Delta table").schema(table.schema().to_arrow())
-    rules, wanted = wanted_columns(schema, columns, answered=answered)
-    yield from (Raw(shown(folder), 1, rule) for rule in rules)
+    schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
+    rules, wanted = select_columns(schema, columns, answered=answered)
+    yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
     if rules:
         return
     fields = {field.name: field for field in table.schema().fields if field.name in wanted}
     for part in _parts(table, folder.resolve()):
         for n, values in _part_rows(part, fields, allowance, mapped=_mapping(table) == "name"):
-            yield Raw(shown(part.path), n, values)
+            yield RawRow(display_path(part.path), n, values)
 
 
 def _part_rows(
-    part: _Part, fields: dict[str, Any], allowance: Allowance, *, mapped: bool
+    part: _Part, fields: dict[str, Any], allowance: ReadBudget, *, mapped: bool
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The rows of a file that stand, by the names of the table; a column that the file lacks is null in all."""
     names = {name: _physical(field) if mapped else name for name, field in fields.items() if name not in part.fixed}
-    with opened(part.path) as file:
+    with open_parquet(part.path) as file:
         there = set(names.values()) & set(file.schema_arrow.names)
     absent = dict.fromkeys(fields) | {name: value for name, value in part.fixed.items() if name in fields}
     for n, values in numbered_rows(part.path, there, allowance):
@@ -89,7 +89,7 @@ def _part_rows(
 
 def _parts(table: Any, folder: Path) -> list[_Part]:
     """The data files of the version, oldest first. Raises DataError if one is missing, changed or elsewhere."""
-    pa = arrow("reading a Delta table")
+    pa = import_pyarrow("reading a Delta table")
     with _telling(folder, table.version()):
         actions = pa.table(table.get_add_actions()).to_pylist()
         vectors = pa.table(table.deletion_vectors().read_all())
@@ -97,17 +97,17 @@ def _parts(table: Any, folder: Path) -> list[_Part]:
     deleted = dict(zip((_local(uri) for uri in vectors["filepath"].to_pylist()), stands, strict=True))
     parts = []
     for action in sorted(actions, key=lambda action: (action["modification_time"], action["path"])):
-        path = inside(folder, unquote(action["path"]).split("/"))
+        path = safe_join(folder, unquote(action["path"]).split("/"))
         n_bytes = path.stat().st_size if path.is_file() else -1
         if n_bytes != action["size_bytes"]:
             rule = "is missing" if n_bytes < 0 else f"has {n_bytes:,} bytes, not {action['size_bytes']:,}"
             raise DataError(
-                f"{shown(path)}: {rule}, against the log of the table",
+                f"{display_path(path)}: {rule}, against the log of the table",
                 hint=f"read the newest version of {folder.name}, or copy the table anew",
             )
         parts.append(_Part(path, action.get("partition") or {}, deleted.pop(path, ())))
     if deleted:  # never read on: rows that should be gone would come back
-        raise DataError(f"{shown(folder)}: rows are deleted from files that are not the table's: {min(deleted)}")
+        raise DataError(f"{display_path(folder)}: rows are deleted from files that are not the table's: {min(deleted)}")
     return parts
 
 
@@ -142,4 +142,4 @@ def _telling(folder: Path, version: int | None) -> Iterator[None]:
     except (deltalake.exceptions.DeltaError, OSError) as error:
         asked = "" if version is None else f" at version {version}"
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise DataError(f"{shown(folder)}: not readable as a Delta table{asked}: {first}") from None
+        raise DataError(f"{display_path(folder)}: not readable as a Delta table{asked}: {first}") from None

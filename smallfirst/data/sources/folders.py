@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.sources.reader import Allowance, Raw
+from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.errors import DataError
 
-TEXTS = (".txt", ".md")
+TEXT_SUFFIXES = (".txt", ".md")
 """Suffixes of files that are text to continue."""
 MAX_TEXT_BYTES = 10_000_000
 """A longer text file is refused: books have a tenth of it, and a row is held in memory several times."""
@@ -24,7 +24,7 @@ MAX_TEXT_BYTES = 10_000_000
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-class Found(NamedTuple):
+class FoundFile(NamedTuple):
     """One file in a folder."""
 
     path: Path
@@ -32,22 +32,22 @@ class Found(NamedTuple):
     """Why it may not be read, if it may not."""
 
 
-def files_below(folder: Path) -> list[Found]:
+def list_files(folder: Path) -> list[FoundFile]:
     """The files in the folder and in those below, sorted by path. Raises DataError if one cannot be looked into.
 
     Links to folders are not followed, and links to files only inside the folder: what is read must be there.
     """
-    found: list[Found] = []
+    found: list[FoundFile] = []
     for here, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         linked = [Path(here, name) for name in folders if Path(here, name).is_symlink()]
-        found += [Found(path, "a link to a folder; put the folder itself here") for path in linked]
+        found += [FoundFile(path, "a link to a folder; put the folder itself here") for path in linked]
         files = [Path(here, name) for name in names if not name.startswith((".", "_"))]
-        found += [Found(path, _file_rule(path, folder)) for path in files]
+        found += [FoundFile(path, _file_rule(path, folder)) for path in files]
     return sorted(found, key=lambda one: one.path.relative_to(folder).parts)
 
 
-def inside(root: Path, parts: Iterable[str]) -> Path:
+def safe_join(root: Path, parts: Iterable[str]) -> Path:
     """The path of these parts below `root`. Raises DataError if it leads out of it, by `..` or by a link."""
     parts = tuple(parts)
     if any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
@@ -58,20 +58,20 @@ def inside(root: Path, parts: Iterable[str]) -> Path:
     return path
 
 
-def read_texts(files: Iterable[Found], column: str, allowance: Allowance) -> Iterator[Raw]:
+def read_texts(files: Iterable[FoundFile], column: str, allowance: ReadBudget) -> Iterator[RawRow]:
     """Each file as one row with its whole text in `column`, or with the rule that it breaks."""
     for path, rule in files:
-        yield Raw(shown(path), 1, rule or _text(path, column, allowance))
+        yield RawRow(display_path(path), 1, rule or _text(path, column, allowance))
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """The path as text; bytes of its name that are not UTF-8 as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _text(path: Path, column: str, allowance: Allowance) -> dict[str, Any] | str:
-    if path.suffix.lower() not in TEXTS:
-        return f"neither {' nor '.join(TEXTS)}: a folder of text holds nothing else; move it out"
+def _text(path: Path, column: str, allowance: ReadBudget) -> dict[str, Any] | str:
+    if path.suffix.lower() not in TEXT_SUFFIXES:
+        return f"neither {' nor '.join(TEXT_SUFFIXES)}: a folder of text holds nothing else; move it out"
     try:
         n_bytes = path.stat().st_size
         with path.open("rb") as file:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.parquet import arrow, batch_rows, telling, wanted_columns
-from smallfirst.data.sources.reader import Allowance, Raw
+from smallfirst.data.sources.parquet import batch_rows, import_pyarrow, parquet_errors, select_columns
+from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.errors import DataError, SmallfirstError
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/(?P<split>[A-Za-z_]\w*)")
@@ -48,23 +48,23 @@ def open_hub(address: str) -> Any:
 
 
 def read_hub(
-    data: Any, address: str, columns: Columns, allowance: Allowance, *, answered: bool = False
-) -> Iterator[Raw]:
+    data: Any, address: str, columns: Columns, allowance: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
     """The rows of an open split, numbered from 1. Columns that make no shape are one bad row."""
     classes = {name: names for name, feature in data.features.items() if (names := _class_names(feature))}
     schema = _by_name(data.features.arrow_schema, classes)
-    rules, wanted = wanted_columns(schema, columns, answered=answered)
-    yield from (Raw(address, 1, rule) for rule in rules)
+    rules, wanted = select_columns(schema, columns, answered=answered)
+    yield from (RawRow(address, 1, rule) for rule in rules)
     if rules:
         return
     tables = data.select_columns(sorted(wanted)).with_format("arrow").iter(batch_size=1024)
     batches = (batch for table in tables for batch in table.to_batches())
-    with telling(Path(address)):
+    with parquet_errors(Path(address)):
         for n, values in batch_rows(batches, wanted, allowance):
-            yield Raw(address, n, values if isinstance(values, str) else _named(values, classes))
+            yield RawRow(address, n, values if isinstance(values, str) else _named(values, classes))
 
 
-def hub_name(data: Any, address: str) -> str:
+def pinned_hub_name(data: Any, address: str) -> str:
     """The address, with the first digits of the version that the hub gave it, where it is known."""
     for file in data.cache_files:
         if _ORIGIN.fullmatch(origin := Path(file["filename"]).parent.name):
@@ -97,7 +97,7 @@ def _class_names(feature: Any) -> list[str] | None:
 
 def _by_name(schema: Any, classes: dict[str, list[str]]) -> Any:
     """The schema with text where the class columns have numbers."""
-    pa = arrow("reading a data set")
+    pa = import_pyarrow("reading a data set")
     for i, field in enumerate(schema):
         if field.name in classes:
             text = pa.string() if pa.types.is_integer(field.type) else pa.list_(pa.string())

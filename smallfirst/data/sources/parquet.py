@@ -17,57 +17,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.row_formats import Columns, layout
-from smallfirst.data.sources.folders import Found, files_below, shown
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, Allowance, Raw
+from smallfirst.data.row_formats import Columns, detect_layout
+from smallfirst.data.sources.folders import FoundFile, display_path, list_files
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, RawRow, ReadBudget
 from smallfirst.errors import DataError, MissingExtra
 
 PARQUET = ".parquet"
 _BATCH_ROWS = 1024
 
-Numbered = tuple[int, dict[str, Any] | str]
+NumberedRow = tuple[int, dict[str, Any] | str]
 """Row number from 1, and the values by column or the rule that the row breaks."""
 
 
-def parquet_files(folder: Path) -> list[Found]:
+def parquet_files(folder: Path) -> list[FoundFile]:
     """The files of a folder of Parquet, in order, each with the rule that it breaks, if any."""
-    return [one._replace(rule=one.rule or _stray_rule(one.path.relative_to(folder))) for one in files_below(folder)]
+    return [one._replace(rule=one.rule or _stray_rule(one.path.relative_to(folder))) for one in list_files(folder)]
 
 
 def read_parquet(
-    files: Iterable[Found], columns: Columns, allowance: Allowance, *, answered: bool = False
-) -> Iterator[Raw]:
+    files: Iterable[FoundFile], columns: Columns, allowance: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
     """The rows of all the files, numbered in each from 1. A file whose columns make no shape is one bad row.
 
     Raises DataError if a file is not readable as Parquet, or all are too large; MissingExtra.
     """
     for path, rule in files:
         rules, wanted = ([rule], set[str]()) if rule else _looked_into(path, columns, answered=answered)
-        yield from (Raw(shown(path), 1, rule) for rule in rules)
+        yield from (RawRow(display_path(path), 1, rule) for rule in rules)
         if not rules:
-            yield from (Raw(shown(path), n, values) for n, values in numbered_rows(path, wanted, allowance))
+            yield from (RawRow(display_path(path), n, values) for n, values in numbered_rows(path, wanted, allowance))
 
 
 def _looked_into(path: Path, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
-    with opened(path) as file:
-        return wanted_columns(file.schema_arrow, columns, answered=answered)
+    with open_parquet(path) as file:
+        return select_columns(file.schema_arrow, columns, answered=answered)
 
 
-def wanted_columns(schema: Any, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
+def select_columns(schema: Any, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
     """The rules that the columns of a table break, and those of them that make its rows."""
     names: list[str] = schema.names
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         return [f'column "{twice[0]}" twice'], set()
-    found = layout(names, columns, answered=answered)
+    found = detect_layout(names, columns, answered=answered)
     if isinstance(found, str):
         return [found], set()
-    rules = [type_rule(field, schema.field(key).type, key) for field, key in found.keys.items()]
+    rules = [column_type_problem(field, schema.field(key).type, key) for field, key in found.keys.items()]
     return [rule for rule in rules if rule], set(found.keys.values())
 
 
-def numbered_rows(path: Path, wanted: Collection[str], allowance: Allowance) -> Iterator[Numbered]:
+def numbered_rows(path: Path, wanted: Collection[str], allowance: ReadBudget) -> Iterator[NumberedRow]:
     """These columns of each row of a Parquet file. Raises DataError if it is broken, or too large for the allowance."""
-    with opened(path, wanted) as file, telling(path):
+    with open_parquet(path, wanted) as file, parquet_errors(path):
         about = file.metadata
         leaves = [i for i, leaf in enumerate(_leaves(file)) if _is_part(leaf.path, wanted)]
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
@@ -77,7 +77,7 @@ def numbered_rows(path: Path, wanted: Collection[str], allowance: Allowance) -> 
         yield from batch_rows(batches, wanted, allowance)
 
 
-def batch_rows(batches: Iterable[Any], wanted: Collection[str], allowance: Allowance) -> Iterator[Numbered]:
+def batch_rows(batches: Iterable[Any], wanted: Collection[str], allowance: ReadBudget) -> Iterator[NumberedRow]:
     """These columns of each row of Arrow record batches, numbered on from 1."""
     line = 0
     for batch in batches:
@@ -89,10 +89,10 @@ def batch_rows(batches: Iterable[Any], wanted: Collection[str], allowance: Allow
             line += len(piece)
 
 
-def opened(path: Path, wanted: Collection[str] = ()) -> Any:
+def open_parquet(path: Path, wanted: Collection[str] = ()) -> Any:
     """The Parquet file, the texts of the wanted columns to be read packed. Raises DataError, MissingExtra."""
-    parquet = arrow("reading Parquet").parquet
-    with telling(path):
+    parquet = import_pyarrow("reading Parquet").parquet
+    with parquet_errors(path):
         file = parquet.ParquetFile(path)
         leaves = [leaf for leaf in _leaves(file) if _is_part(leaf.path, wanted)]
         packed = [leaf.path for leaf in leaves if leaf.logical_type.type == "STRING"]
@@ -102,7 +102,7 @@ def opened(path: Path, wanted: Collection[str] = ()) -> Any:
             return parquet.ParquetFile(path, metadata=file.metadata, read_dictionary=packed)
 
 
-def arrow(step: str) -> Any:
+def import_pyarrow(step: str) -> Any:
     """The pyarrow module. Raises MissingExtra naming `step`."""
     try:
         import pyarrow
@@ -113,7 +113,7 @@ def arrow(step: str) -> Any:
     return pyarrow
 
 
-def type_rule(field: str, kind: Any, key: str) -> str | None:
+def column_type_problem(field: str, kind: Any, key: str) -> str | None:
     """Why a column of this Arrow type cannot hold that field of Columns; None if it can."""
     what, fits = _TYPES.get(field, ("text", _is_text))
     if fits(kind):
@@ -123,18 +123,18 @@ def type_rule(field: str, kind: Any, key: str) -> str | None:
 
 
 def _is_text(kind: Any) -> bool:
-    types = arrow("reading a table").types
+    types = import_pyarrow("reading a table").types
     if types.is_dictionary(kind):
         kind = kind.value_type
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)) or _is_null(kind)
 
 
 def _is_null(kind: Any) -> bool:
-    return bool(arrow("reading a table").types.is_null(kind))
+    return bool(import_pyarrow("reading a table").types.is_null(kind))
 
 
 def _is_list(kind: Any, item: Callable[[Any], bool]) -> bool:
-    types = arrow("reading a table").types
+    types = import_pyarrow("reading a table").types
     lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return bool(lists) and item(kind.value_type)
 
@@ -148,7 +148,7 @@ def _is_text_or_texts(kind: Any) -> bool:
 
 
 def _is_message(kind: Any) -> bool:
-    if not arrow("reading a table").types.is_struct(kind):
+    if not import_pyarrow("reading a table").types.is_struct(kind):
         return False
     return sorted(field.name for field in kind) == ["content", "role"] and all(_is_text(field.type) for field in kind)
 
@@ -158,11 +158,11 @@ def _is_messages(kind: Any) -> bool:
 
 
 def _is_target(kind: Any) -> bool:
-    return _is_text(kind) or (arrow("reading a table").types.is_struct(kind) and _is_json(kind))
+    return _is_text(kind) or (import_pyarrow("reading a table").types.is_struct(kind) and _is_json(kind))
 
 
 def _is_json(kind: Any) -> bool:
-    types = arrow("reading a table").types
+    types = import_pyarrow("reading a table").types
     if types.is_struct(kind):
         names = [field.name for field in kind]
         return len(names) == len(set(names)) and all(_is_json(field.type) for field in kind)
@@ -193,7 +193,7 @@ def _pieces(batch: Any) -> Iterator[tuple[Any, int]]:
 
 def _unpacked_bytes(array: Any) -> int:
     """How many bytes the array takes with each text written out."""
-    pa = arrow("reading a table")
+    pa = import_pyarrow("reading a table")
     types = pa.types
     if types.is_dictionary(array.type):
         lengths = pa.compute.binary_length(array.dictionary).cast(pa.int64())
@@ -220,7 +220,7 @@ def _values(piece: Any) -> list[dict[str, Any] | str]:
 
 def _plain(column: Any) -> Any:
     """The column with its texts written out, which reads them four times as fast."""
-    return column.dictionary_decode() if arrow("reading a table").types.is_dictionary(column.type) else column
+    return column.dictionary_decode() if import_pyarrow("reading a table").types.is_dictionary(column.type) else column
 
 
 def _leaves(file: Any) -> list[Any]:
@@ -241,11 +241,11 @@ def _stray_rule(path: Path) -> str | None:
 
 
 @contextmanager
-def telling(path: Path) -> Iterator[None]:
+def parquet_errors(path: Path) -> Iterator[None]:
     """What the library raises about the file is raised as DataError."""
-    pa = arrow("reading Parquet")
+    pa = import_pyarrow("reading Parquet")
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{shown(path)}: not readable as Parquet: {first[:300]}") from None
+        raise DataError(f"{display_path(path)}: not readable as Parquet: {first[:300]}") from None

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Dataset, Example, Shape
-from smallfirst.data.row_formats import SHAPES, Columns, layout, read_row
+from smallfirst.data.dataset import Dataset, Example, RowFormat
+from smallfirst.data.row_formats import ROW_FORMATS, Columns, detect_layout, parse_row
 from smallfirst.errors import DataError, Problem
 
 MAX_ROW_BYTES = 1_000_000
@@ -22,7 +22,7 @@ MAX_SOURCE_ROWS = 10_000_000
 """More is not read of one source: its rows must fit into memory, and a small packed file may claim anything."""
 
 
-class Raw(NamedTuple):
+class RawRow(NamedTuple):
     """One row as it stands in its source."""
 
     path: str
@@ -39,10 +39,10 @@ class _Shaped(NamedTuple):
     n: int
     path: str
     line: int
-    shape: Shape
+    shape: RowFormat
 
 
-class Allowance:
+class ReadBudget:
     """How much of one source may still be read."""
 
     def __init__(self, where: str) -> None:
@@ -69,7 +69,7 @@ class Allowance:
         self.n_rows -= n_rows
 
 
-def all_good(where: Path | str, data: Dataset, problems: Sequence[Problem]) -> Dataset:
+def require_valid(where: Path | str, data: Dataset, problems: Sequence[Problem]) -> Dataset:
     """The data, if there are no problems. Raises DataError with all of them."""
     if problems:
         n_bad = len({(problem.path, problem.line) for problem in problems})
@@ -81,8 +81,8 @@ def all_good(where: Path | str, data: Dataset, problems: Sequence[Problem]) -> D
     return data
 
 
-def gathered(
-    rows: Iterable[Raw], name: str, *, columns: Columns, labels: Sequence[str] | None, empty: str
+def build_dataset(
+    rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None, empty: str
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The good rows as a Dataset of that name, and the problems of the others; both in the order of the rows.
 
@@ -94,12 +94,12 @@ def gathered(
     shaped: list[_Shaped] = []
     n = 0
     for n, (path, line, values) in enumerate(rows, start=1):
-        found = values if isinstance(values, str) else layout(values, columns, answered=allowed is not None)
+        found = values if isinstance(values, str) else detect_layout(values, columns, answered=allowed is not None)
         if isinstance(found, str) or isinstance(values, str):
             problems.append((n, Problem(path, line, str(found))))
             continue
         shaped.append(_Shaped(n, path, line, found.shape))
-        example, rules = read_row(values, found, path=path, line=line, labels=allowed)
+        example, rules = parse_row(values, found, path=path, line=line, labels=allowed)
         problems += [(n, Problem(path, line, rule)) for rule in rules]
         good += [example] if example else []
     if not n:
@@ -110,14 +110,14 @@ def gathered(
     return data, tuple(problem for _, problem in problems)
 
 
-def _odd(shaped: Sequence[_Shaped], usual: Shape | None) -> list[tuple[int, Problem]]:
+def _odd(shaped: Sequence[_Shaped], usual: RowFormat | None) -> list[tuple[int, Problem]]:
     """The rows of another shape than the usual one, as problems."""
     if usual is None:
         return []
     whole = "this file" if len({row.path for row in shaped}) == 1 else "this source"
     rule = "a row of {}, while {} has rows of {}"
     return [
-        (row.n, Problem(row.path, row.line, rule.format(SHAPES[row.shape], whole, SHAPES[usual])))
+        (row.n, Problem(row.path, row.line, rule.format(ROW_FORMATS[row.shape], whole, ROW_FORMATS[usual])))
         for row in shaped
         if row.shape != usual
     ]

@@ -22,16 +22,16 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.delta import LOG, open_delta, read_delta
-from smallfirst.data.sources.folders import TEXTS, Found, files_below, inside, read_texts
-from smallfirst.data.sources.hub import hub_name, is_hub_name, open_hub, read_hub
+from smallfirst.data.sources.delta import DELTA_LOG, open_delta, read_delta
+from smallfirst.data.sources.folders import TEXT_SUFFIXES, FoundFile, list_files, read_texts, safe_join
+from smallfirst.data.sources.hub import is_hub_name, open_hub, pinned_hub_name, read_hub
 from smallfirst.data.sources.parquet import PARQUET, parquet_files, read_parquet
-from smallfirst.data.sources.reader import Allowance, Raw, all_good, gathered
-from smallfirst.data.sources.text_files import FORMATS, USUAL, format_of, read_good, similar
-from smallfirst.data.sources.volumes import is_volume, set_folder, volume_path
+from smallfirst.data.sources.reader import RawRow, ReadBudget, build_dataset, require_valid
+from smallfirst.data.sources.text_files import DEFAULT_COLUMNS, FORMATS, file_format, load_valid_rows, suggest_files
+from smallfirst.data.sources.volumes import folder_from_variable, is_volume, volume_path
 from smallfirst.errors import DataError, Problem, did_you_mean
 
-TABLES = "SMALLFIRST_TABLES"
+TABLES_VARIABLE = "SMALLFIRST_TABLES"
 """Environment variable: the folder in which tables stand as catalog/schema/table."""
 _TABLE = re.compile(r"[^./\\@]+(?:\.[^./\\@]+){2}")
 _PINNED = re.compile(r"(?P<address>.+)@v(?P<version>\d{1,18})", re.DOTALL)
@@ -39,7 +39,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def open_source(
-    address: str | Path, *, columns: Columns = USUAL, labels: Sequence[str] | None = None, folder: Path = Path()
+    address: str | Path,
+    *,
+    columns: Columns = DEFAULT_COLUMNS,
+    labels: Sequence[str] | None = None,
+    folder: Path = Path(),
 ) -> Dataset:
     """All rows of the source in order; the name of the Dataset tells the version where there is one.
 
@@ -47,11 +51,15 @@ def open_source(
     Problems if any row is bad or the source cannot be read, ConfigError for a wrong environment variable, MissingExtra.
     """
     source = _find(os.fspath(address), folder)
-    return all_good(source.where, *source.read(columns, labels))
+    return require_valid(source.where, *source.read(columns, labels))
 
 
 def read_source(
-    address: str | Path, *, columns: Columns = USUAL, labels: Sequence[str] | None = None, folder: Path = Path()
+    address: str | Path,
+    *,
+    columns: Columns = DEFAULT_COLUMNS,
+    labels: Sequence[str] | None = None,
+    folder: Path = Path(),
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The good rows of the source, and the problems of the others; otherwise as `open_source`."""
     return _find(os.fspath(address), folder).read(columns, labels)
@@ -64,14 +72,14 @@ class _Source(NamedTuple):
     """As it is told."""
     name: str
     """What the Dataset is called."""
-    rows: Callable[[Columns, Allowance, bool], Iterable[Raw]] | None
+    rows: Callable[[Columns, ReadBudget, bool], Iterable[RawRow]] | None
     """The rows, given the columns, how much may be read, and whether each must have an answer; None: `load` knows."""
 
     def read(self, columns: Columns, labels: Sequence[str] | None) -> tuple[Dataset, tuple[Problem, ...]]:
         if self.rows is None:
-            return read_good(self.where, columns=columns, labels=labels)
-        rows = self.rows(columns, Allowance(self.where), labels is not None)
-        return gathered(rows, self.name, columns=columns, labels=labels, empty=f"{self.where}: there are no rows")
+            return load_valid_rows(self.where, columns=columns, labels=labels)
+        rows = self.rows(columns, ReadBudget(self.where), labels is not None)
+        return build_dataset(rows, self.name, columns=columns, labels=labels, empty=f"{self.where}: there are no rows")
 
 
 def _find(text: str, folder: Path) -> _Source:
@@ -88,41 +96,41 @@ def _find(text: str, folder: Path) -> _Source:
         return _at(path)
     if version is not None and (folder / plain).exists():
         return _at(folder / plain, version)
-    if format_of(path) in (PARQUET, *TEXTS):
-        raise DataError(f"{path}: no such file", hint=similar(path.parent, path.name))
-    if format_of(path) not in FORMATS and _TABLE.fullmatch(plain):
+    if file_format(path) in (PARQUET, *TEXT_SUFFIXES):
+        raise DataError(f"{path}: no such file", hint=suggest_files(path.parent, path.name))
+    if file_format(path) not in FORMATS and _TABLE.fullmatch(plain):
         return _delta(_table_folder(plain, path), plain, version)
-    if format_of(path) not in FORMATS and is_hub_name(text):
+    if file_format(path) not in FORMATS and is_hub_name(text):
         data = open_hub(text)
-        return _Source(text, hub_name(data, text), lambda c, a, must: read_hub(data, text, c, a, answered=must))
+        return _Source(text, pinned_hub_name(data, text), lambda c, a, must: read_hub(data, text, c, a, answered=must))
     return _Source(str(path), path.name, None)  # `load` says what is wrong with it
 
 
 def _at(path: Path, version: int | None = None) -> _Source:
     """The source that stands at a path of this machine."""
     name = path.resolve().name
-    if version is not None or (path / LOG).is_dir():
+    if version is not None or (path / DELTA_LOG).is_dir():
         return _delta(path, name, version)
     suffix = path.suffix.lower()
     if path.is_dir():
         return _folder(path, name)
     if suffix == PARQUET:
-        return _Source(str(path), name, lambda c, a, must: read_parquet([Found(path, None)], c, a, answered=must))
-    if suffix in TEXTS:
-        return _Source(str(path), name, lambda c, a, _: read_texts([Found(path, None)], c.text, a))
+        return _Source(str(path), name, lambda c, a, must: read_parquet([FoundFile(path, None)], c, a, answered=must))
+    if suffix in TEXT_SUFFIXES:
+        return _Source(str(path), name, lambda c, a, _: read_texts([FoundFile(path, None)], c.text, a))
     return _Source(str(path), path.name, None)
 
 
 def _folder(path: Path, name: str) -> _Source:
     """A folder of Parquet, or of text; any other one is refused by `load`, which tells what it holds."""
-    files = files_below(path)
+    files = list_files(path)
     suffixes = {file.path.suffix.lower() for file in files}
-    if PARQUET in suffixes and suffixes & set(TEXTS):
+    if PARQUET in suffixes and suffixes & set(TEXT_SUFFIXES):
         raise DataError(f"{path}: holds both Parquet and text", hint="move one kind into a folder of its own")
     if PARQUET in suffixes:
         parts = parquet_files(path)
         return _Source(str(path), name, lambda c, a, must: read_parquet(parts, c, a, answered=must))
-    if suffixes & set(TEXTS):
+    if suffixes & set(TEXT_SUFFIXES):
         return _Source(str(path), name, lambda c, a, _: read_texts(files, c.text, a))
     return _Source(str(path), name, None)
 
@@ -141,15 +149,15 @@ def _pinned(text: str) -> tuple[str, int | None]:
 
 def _table_folder(name: str, path: Path) -> Path:
     """The folder of a table named catalog.schema.table. Raises DataError naming the nearest, or how to set it."""
-    chosen = os.environ.get(TABLES, "").strip()
+    chosen = os.environ.get(TABLES_VARIABLE, "").strip()
     if not chosen:
         raise DataError(
-            f"{name}: neither a file ({path}) nor, without {TABLES}, a table that can be found",
-            hint=f"set {TABLES} to the folder that holds catalog/schema/table, or give the folder of the table",
+            f"{name}: neither a file ({path}) nor, without {TABLES_VARIABLE}, a table that can be found",
+            hint=f"set {TABLES_VARIABLE} to the folder that holds catalog/schema/table, or give the table's folder",
         )
-    root = set_folder(TABLES, chosen)
-    folder = inside(root, name.split("."))
+    root = folder_from_variable(TABLES_VARIABLE, chosen)
+    folder = safe_join(root, name.split("."))
     if not folder.is_dir():
-        there = [".".join(log.parent.relative_to(root).parts) for log in root.glob(f"*/*/*/{LOG}")]
+        there = [".".join(log.parent.relative_to(root).parts) for log in root.glob(f"*/*/*/{DELTA_LOG}")]
         raise DataError(f"{name}: no such table below {root}{did_you_mean(name, there)}", hint=f"ls {root}/*/*")
     return folder

@@ -2,7 +2,7 @@
 
 Loading is strict because a row that is dropped or misread in silence shows only as a worse model.
 The price is that a file is read whole into memory, and that one bad row in a million stops the
-load (`read_good` goes on). Other places that rows come from:
+load (`load_valid_rows` goes on). Other places that rows come from:
 smallfirst.data.sources.resolve.
 """
 
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.row_formats import Columns, layout
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, Allowance, Raw, all_good, gathered
+from smallfirst.data.row_formats import Columns, detect_layout
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, RawRow, ReadBudget, build_dataset, require_valid
 from smallfirst.errors import DataError, Problem
 
-USUAL = Columns()
+DEFAULT_COLUMNS = Columns()
 """The usual column names."""
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -48,30 +48,30 @@ _Row = tuple[int, dict[str, Any] | str]
 """Line, and the values by column or the rule that the row breaks."""
 
 
-def load(path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None) -> Dataset:
+def load(path: Path | str, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None) -> Dataset:
     """All rows of the file in order. Raises DataError with all its Problems if any row is bad.
 
     With `labels`, every answer must be one of them. Format by suffix: .jsonl, .ndjson, .json (one
     object per line), .csv, .tsv, and these packed as .gz; UTF-8 with or without byte order mark. All
     rows of a file have the same shape.
     """
-    return all_good(path, *read_good(path, columns=columns, labels=labels))
+    return require_valid(path, *load_valid_rows(path, columns=columns, labels=labels))
 
 
-def read_good(
-    path: Path | str, *, columns: Columns = USUAL, labels: Sequence[str] | None = None
+def load_valid_rows(
+    path: Path | str, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
     """The good rows, and the problems of the others by line.
 
     Raises DataError if the file as a whole cannot be read or has no rows.
     """
     file = Path(path)
-    rows = (Raw(str(file), line, values) for line, values in _rows(file, columns, answered=labels is not None))
-    return gathered(rows, file.name, columns=columns, labels=labels, empty=f"{file}: the file has no rows")
+    rows = (RawRow(str(file), line, values) for line, values in _rows(file, columns, answered=labels is not None))
+    return build_dataset(rows, file.name, columns=columns, labels=labels, empty=f"{file}: the file has no rows")
 
 
 def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
-    kind = format_of(file)
+    kind = file_format(file)
     packed = file.suffix.lower() == ".gz"
     if kind not in FORMATS and not file.is_dir():
         shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
@@ -96,7 +96,7 @@ def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
         yield from _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
 
 
-def format_of(file: Path) -> str:
+def file_format(file: Path) -> str:
     """The suffix that tells the format, in small letters: that before `.gz`, if there is one."""
     suffix = file.suffix.lower()
     return Path(file.stem).suffix.lower() if suffix == ".gz" else suffix
@@ -106,9 +106,9 @@ def _read(file: Path) -> bytes:
     try:
         return _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file", hint=similar(file.parent, file.name)) from None
+        raise DataError(f"{file}: no such file", hint=suggest_files(file.parent, file.name)) from None
     except IsADirectoryError:
-        raise DataError(f"{file}: a folder, not a file", hint=similar(file, "")) from None
+        raise DataError(f"{file}: a folder, not a file", hint=suggest_files(file, "")) from None
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file}: broken gzip: {error}", hint=f"gzip -t {file}   then make or fetch it again") from None
     except OSError as error:
@@ -117,7 +117,7 @@ def _read(file: Path) -> bytes:
 
 def _unpacked(file: Path) -> bytes:
     """The content of a gzip file. Raises DataError once it is over MAX_SOURCE_BYTES: a few kilobytes may claim it."""
-    allowance, whole = Allowance(str(file)), bytearray()
+    allowance, whole = ReadBudget(str(file)), bytearray()
     with gzip.open(file) as packed:
         while piece := packed.read(_PIECE_BYTES):
             allowance.take(len(piece))
@@ -125,11 +125,11 @@ def _unpacked(file: Path) -> bytes:
     return bytes(whole)
 
 
-def similar(folder: Path, name: str) -> str:
+def suggest_files(folder: Path, name: str) -> str:
     """Which files the user may have meant: similar names, or else what there is."""
     if not folder.is_dir():
         return f"make the folder {folder}, or check its name"
-    there = sorted(p.name for p in folder.iterdir() if format_of(p) in (*FORMATS, ".parquet"))
+    there = sorted(p.name for p in folder.iterdir() if file_format(p) in (*FORMATS, ".parquet"))
     near = difflib.get_close_matches(name, there, n=3)
     if near:
         return "did you mean " + " or ".join(str(folder / n) for n in near) + "?"
@@ -209,7 +209,7 @@ def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answe
 def _header_rule(header: Sequence[str], columns: Columns, *, answered: bool) -> str | None:
     if twice := [name for name, n in Counter(header).items() if n > 1]:
         return f'column "{twice[0]}" twice in the header'
-    found = layout(header, columns, answered=answered)
+    found = detect_layout(header, columns, answered=answered)
     if not isinstance(found, str):
         return None
     if len(header) == 1 and ";" in header[0]:

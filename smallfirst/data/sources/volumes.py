@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from smallfirst.data.sources.folders import inside
-from smallfirst.data.sources.reader import Allowance
+from smallfirst.data.sources.folders import safe_join
+from smallfirst.data.sources.reader import ReadBudget
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.paths import home
 
-ROOT = "SMALLFIRST_VOLUMES"
+VOLUMES_VARIABLE = "SMALLFIRST_VOLUMES"
 """Environment variable: the folder that stands in for /Volumes."""
 _MOUNTED = Path("/Volumes")
 _PIECE_BYTES = 1 << 20
 _WAYS = (
-    f"set {ROOT} to a folder with catalog/schema/volume in it; or run where /Volumes is mounted; or set "
+    f"set {VOLUMES_VARIABLE} to a folder with catalog/schema/volume in it; or run where /Volumes is mounted; or set "
     "DATABRICKS_HOST and DATABRICKS_TOKEN, with the package databricks-sdk installed"
 )
 
@@ -43,14 +43,14 @@ def volume_path(address: str) -> Path:
     if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
         raise DataError(f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without ..")
     names = parts[2:]
-    if chosen := os.environ.get(ROOT, "").strip():
-        return _existing(set_folder(ROOT, chosen), names, address)
-    if inside(_MOUNTED, names[:1]).is_dir():
+    if chosen := os.environ.get(VOLUMES_VARIABLE, "").strip():
+        return _existing(folder_from_variable(VOLUMES_VARIABLE, chosen), names, address)
+    if safe_join(_MOUNTED, names[:1]).is_dir():
         return _existing(_MOUNTED, names, address)
     return _downloaded(address, names)
 
 
-def set_folder(variable: str, chosen: str) -> Path:
+def folder_from_variable(variable: str, chosen: str) -> Path:
     """The folder that an environment variable names. Raises ConfigError if there is none."""
     folder = Path(chosen).expanduser().absolute()
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def set_folder(variable: str, chosen: str) -> Path:
 
 
 def _existing(root: Path, names: tuple[str, ...], address: str) -> Path:
-    path = inside(root, names)
+    path = safe_join(root, names)
     if not path.exists():
         raise DataError(f"{address}: no such file or folder ({path})")
     return path
@@ -69,14 +69,14 @@ def _downloaded(address: str, names: tuple[str, ...]) -> Path:
     """A fresh copy of the file or folder in the state folder, at most MAX_SOURCE_BYTES of it."""
     files = _files_of_workspace(address)
     remote = str(PurePosixPath("/Volumes", *names))
-    local = inside(home() / "downloads", names)
+    local = safe_join(home() / "downloads", names)
     with _telling(address):
         listed = _listed(files, remote)
         _clear(local)
-        allowance = Allowance(address)
+        allowance = ReadBudget(address)
         for path in [remote] if listed is None else listed:
             below = PurePosixPath(path).relative_to(remote).parts
-            _download(files, path, inside(local, below) if below else local, allowance)
+            _download(files, path, safe_join(local, below) if below else local, allowance)
     return local
 
 
@@ -108,7 +108,7 @@ def _listed(files: Any, remote: str) -> list[str] | None:
     return sorted(found)
 
 
-def _download(files: Any, remote: str, local: Path, allowance: Allowance) -> None:
+def _download(files: Any, remote: str, local: Path, allowance: ReadBudget) -> None:
     """Copy one file; it appears under its name only when it is whole."""
     answer = files.download(remote)
     allowance.claim(answer.content_length or 0)

@@ -6,7 +6,16 @@ The price is a whole run each time, and, since each looks at the same test rows,
 """
 
 from smallfirst.improvement.challenge.challenge import CHALLENGER, ChallengeResult, challenge
-from smallfirst.improvement.challenge.comparison import MARGIN, Contest, contest
+from smallfirst.improvement.challenge.comparison import MARGIN, ChampionComparison, compare_to_champion
 from smallfirst.improvement.challenge.proposal import Proposal, propose
 
-__all__ = ["CHALLENGER", "ChallengeResult", "Contest", "MARGIN", "Proposal", "challenge", "contest", "propose"]
+__all__ = [
+    "CHALLENGER",
+    "ChallengeResult",
+    "ChampionComparison",
+    "MARGIN",
+    "Proposal",
+    "challenge",
+    "compare_to_champion",
+    "propose",
+]

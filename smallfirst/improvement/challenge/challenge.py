@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.gate import Verdict, explain
-from smallfirst.improvement.challenge.comparison import Contest, contest
+from smallfirst.gate.gate import Verdict, format_verdict
+from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.improvement.challenge.proposal import Proposal, propose
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.project.added_rows import with_harvested
-from smallfirst.project.project import Job
-from smallfirst.project.rows import settled
-from smallfirst.project.run_folder import Promoted, Workspace
+from smallfirst.project.project import Project
+from smallfirst.project.rows import with_canonical_answers
+from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import Record
-from smallfirst.registry import mlflow_runs as tracking
+from smallfirst.registry import runs as tracking
 from smallfirst.registry import versions as registry
 from smallfirst.registry.versions import ModelVersion
 
 CHALLENGER = "challenger"
 """Alias of the version that is compared, or was compared last and lost."""
-LOOKS = "challenges.json"
+COMPARISON_LOG = "challenges.json"
 """What a champion's version carries: the runs that were compared with it."""
 RESULT = "challenge.json"
 """Where the result is, in the challenger's run."""
@@ -56,7 +56,7 @@ class ChallengeResult(Record):
     """The gate's answer."""
     version: int | None = None
     """The challenger's version; None if the gate kept it out of the registry."""
-    contest: Contest | None = None
+    contest: ChampionComparison | None = None
     """The comparison; None if the gate kept it from that."""
     won: bool
     """True if it is champion now."""
@@ -77,7 +77,7 @@ class ChallengeResult(Record):
         return [*lines, f"{now}: {self.why}"]
 
 
-class Looks(Record):
+class ComparisonLog(Record):
     """Runs that were compared with a champion on its test rows, in order."""
 
     runs: tuple[str, ...] = ()
@@ -86,29 +86,29 @@ class Looks(Record):
 
 class _Champion(NamedTuple):
     version: ModelVersion
-    workspace: Workspace
+    workspace: RunFolder
     candidate: str
     test: Evaluation
 
 
-class _Trial(Workspace):
+class _Trial(RunFolder):
     """A run as calibrating needs it, before anything of it is live; nothing is written that says it was promoted."""
 
-    def __init__(self, folder: Path, trial: Promoted) -> None:
+    def __init__(self, folder: Path, trial: Promotion) -> None:
         super().__init__(folder)
         self._trial = trial
 
-    def promoted(self) -> Promoted:
+    def promoted(self) -> Promotion:
         """What would go live."""
         return self._trial
 
 
-def proposal_of(job: Job, rows: Path, *, ledger: Path | None = None) -> Proposal:
+def proposal_of(job: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
     """Why the champion should be challenged with these rows. Raises as `challenge` does, before anything is trained."""
     return _proposed(job, _grown(job, rows), _champion(job), rows, ledger)
 
 
-def challenge(job: Job, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
+def challenge(job: Project, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
     """What came of training on the job's rows and those of `rows`, and comparing with the champion.
 
     `resume` goes on with a challenge that was broken off. Raises StageMissing if there is no champion, or it was not
@@ -137,13 +137,13 @@ def challenge(job: Job, rows: Path, *, ledger: Path | None = None, resume: bool 
     if made.verdict.passed:
         made = _contested(grown, workspace, champion, made)
     else:
-        job.watch.say(explain(made.verdict))
+        job.watch.say(format_verdict(made.verdict))
     made.save(workspace.folder / RESULT)
     pipeline.report_stage(grown, workspace)
     return made
 
 
-def _grown(job: Job, rows: Path) -> Job:
+def _grown(job: Project, rows: Path) -> Project:
     """The job with the new rows among those to train on. Raises DataError if none is new."""
     grown = with_harvested(job.rows, rows, columns=job.file.data.columns, labels=job.task.closed)
     if len(grown.train) == len(job.rows.train):
@@ -151,10 +151,10 @@ def _grown(job: Job, rows: Path) -> Job:
             f"{rows}: all its rows stand in the training rows",
             hint="harvest into a file that task.yaml does not name yet: smallfirst harvest task.yaml --out more.jsonl",
         )
-    return job._replace(rows=settled(grown, job.task))
+    return job._replace(rows=with_canonical_answers(grown, job.task))
 
 
-def _champion(job: Job) -> _Champion:
+def _champion(job: Project) -> _Champion:
     version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
     run, candidate = version.tags.get("run"), version.tags.get("candidate", "")
     if run is None:
@@ -162,7 +162,7 @@ def _champion(job: Job) -> _Champion:
             f"{version.name} version {version.version} does not say which run it comes from",
             hint="smallfirst run task.yaml   makes a champion that can be challenged",
         )
-    workspace = Workspace.latest(job.file.name, run)
+    workspace = RunFolder.latest(job.file.name, run)
     test = workspace.evaluation(candidate, "test")
     if test is None or test.dataset_fingerprint != job.rows.test.content_fingerprint:
         raise StageMissing(
@@ -172,7 +172,7 @@ def _champion(job: Job) -> _Champion:
     return _Champion(version, workspace, candidate, test)
 
 
-def _proposed(job: Job, grown: Job, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
+def _proposed(job: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
     routed = champion.workspace.evaluation("routed", "test")
     return propose(
         job.file.name,
@@ -183,30 +183,30 @@ def _proposed(job: Job, grown: Job, champion: _Champion, rows: Path, ledger: Pat
     )
 
 
-def _trained(grown: Job, *, resume: bool) -> Workspace:
+def _trained(grown: Project, *, resume: bool) -> RunFolder:
     """A run on the grown rows; with `resume` the newest one that has no result yet."""
     from smallfirst.training.run import Run
 
-    if not resume or Workspace.unfinished(grown.file.name) is not None:
+    if not resume or RunFolder.unfinished(grown.file.name) is not None:
         return pipeline.train_stage(grown, resume=resume)
-    workspace = Workspace.latest(grown.file.name)
+    workspace = RunFolder.latest(grown.file.name)
     rows = Run.load(workspace.folder / "run.json").dataset_fingerprint
     if rows != grown.rows.train.content_fingerprint or (workspace.folder / RESULT).exists():
         raise StageMissing(f"{grown.file.name} has no challenge to go on with", hint="leave out --resume")
     return workspace
 
 
-def _contested(grown: Job, workspace: Workspace, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
+def _contested(grown: Project, workspace: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
     """The challenger registered, certified and compared; champion if it has won."""
     version = _registered(grown, workspace, made)
     parity_stage(grown, workspace, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    trial = Promoted(name=version.name, version=version.version, candidate=made.candidate, at=at)
+    trial = Promotion(name=version.name, version=version.version, candidate=made.candidate, at=at)
     pipeline.calibrate_stage(grown, _Trial(workspace.folder, trial))
     test = workspace.evaluation(made.candidate, "test")
     assert test is not None  # the gate has looked at it
     ours, theirs = workspace.evaluation("routed", "test"), champion.workspace.evaluation("routed", "test")
-    found = contest(
+    found = compare_to_champion(
         test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, workspace)
     )
     if found.won:
@@ -219,7 +219,7 @@ def _contested(grown: Job, workspace: Workspace, champion: _Champion, made: Chal
     return result
 
 
-def _registered(grown: Job, workspace: Workspace, made: ChallengeResult) -> ModelVersion:
+def _registered(grown: Project, workspace: RunFolder, made: ChallengeResult) -> ModelVersion:
     """The challenger's version, under the alias `challenger`."""
     from smallfirst.training.run import Run
 
@@ -240,12 +240,12 @@ def _drop_alias(name: str) -> None:
         tracking.client().delete_registered_model_alias(name, CHALLENGER)
 
 
-def _look(champion: _Champion, workspace: Workspace) -> int:
+def _look(champion: _Champion, workspace: RunFolder) -> int:
     """Which challenge of this champion the run is; written down before anything is compared."""
     name, version, run = champion.version.name, champion.version.version, workspace.folder.name
-    raw = registry.read_attachment(name, version, LOOKS)
-    runs = Looks.model_validate_json(raw).runs if raw else ()
+    raw = registry.read_attachment(name, version, COMPARISON_LOG)
+    runs = ComparisonLog.model_validate_json(raw).runs if raw else ()
     if run not in runs:
         runs = (*runs, run)
-        registry.attach(name, version, LOOKS, Looks(runs=runs).model_dump_json(indent=2).encode())
+        registry.attach(name, version, COMPARISON_LOG, ComparisonLog(runs=runs).model_dump_json(indent=2).encode())
     return runs.index(run) + 1

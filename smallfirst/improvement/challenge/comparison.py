@@ -25,7 +25,7 @@ MARGIN = 0.01
 """So much less accurate, in [0, 1], a challenger may be that keeps more of the traffic small."""
 
 
-class Contest(Record):
+class ChampionComparison(Record):
     """Challenger against champion on the same test rows."""
 
     look: int
@@ -49,16 +49,16 @@ class Contest(Record):
     """The figures that decided, in one sentence."""
 
 
-def contest(
+def compare_to_champion(
     challenger: Evaluation, champion: Evaluation, *, routed: tuple[Evaluation, Evaluation] | None, look: int
-) -> Contest:
+) -> ChampionComparison:
     """The outcome on the rows that both answered; `routed` are the Routers over the two, in the same order."""
     level = 1 - 0.05 / (look * (look + 1))
     ours, theirs = _flags(challenger, "correct"), _flags(champion, "correct")
     difference, only_ours, only_theirs = _paired(ours, theirs, level)
     kept = _paired(_flags(routed[0], "certified"), _flags(routed[1], "certified"), level)[0] if routed else None
     won, why = _decided(difference, kept if kept and kept.n else None)
-    return Contest(
+    return ChampionComparison(
         look=look,
         level=level,
         difference=difference,

@@ -8,8 +8,8 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
-from smallfirst.data.sources.text_files import format_of
-from smallfirst.improvement.harvest import existing_ledger
+from smallfirst.data.sources.text_files import file_format
+from smallfirst.improvement.harvest import open_ledger
 from smallfirst.improvement.harvest.result import SOURCES
 from smallfirst.paths import home
 from smallfirst.records import Record
@@ -79,7 +79,7 @@ def propose(
     )
     if ledger is None and not (home() / "ledger.db").is_file():
         return made
-    with closing(existing_ledger(ledger)) as opened:
+    with closing(open_ledger(ledger)) as opened:
         states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]
         answers = opened.entries(LedgerRow, task=task, since=since, limit=LATELY)
     stages = [row.stage for row in answers if row.status == 200]
@@ -95,7 +95,7 @@ def propose(
 
 def _sources(path: Path) -> dict[str, int]:
     """The rows by their `source`, most first; those of a file that says nothing of it are left out."""
-    if format_of(path) not in (".jsonl", ".ndjson", ".json") or path.suffix == ".gz":
+    if file_format(path) not in (".jsonl", ".ndjson", ".json") or path.suffix == ".gz":
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     return dict(Counter(str(row["source"]) for row in rows if row.get("source")).most_common())

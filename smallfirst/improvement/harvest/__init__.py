@@ -6,8 +6,8 @@ The price is that rows come from where the Router was in doubt, or where somebod
 of the traffic, so they train and never measure.
 """
 
-from smallfirst.improvement.harvest.evidence import existing_ledger
+from smallfirst.improvement.harvest.evidence import open_ledger
 from smallfirst.improvement.harvest.harvest import harvest
 from smallfirst.improvement.harvest.result import HarvestResult
 
-__all__ = ["HarvestResult", "existing_ledger", "harvest"]
+__all__ = ["HarvestResult", "open_ledger", "harvest"]

@@ -27,7 +27,7 @@ BY_PEOPLE = 2
 """The least trust of a word that comes from a person."""
 
 
-class Voice(NamedTuple):
+class Evidence(NamedTuple):
     """One answer to one text, and who stands for it or against it."""
 
     response_id: str
@@ -41,15 +41,15 @@ class Voice(NamedTuple):
     """True if a person says that the answer is wrong."""
 
 
-class Heard(NamedTuple):
+class CollectedEvidence(NamedTuple):
     """What was heard, and the responses about which nothing can be learned."""
 
-    voices: list[Voice]
+    voices: list[Evidence]
     refused: dict[str, str]
     """By response id the reason, one of `result.REASONS`."""
 
 
-def existing_ledger(path: Path | None = None) -> Ledger:
+def open_ledger(path: Path | None = None) -> Ledger:
     """The ledger at `path`, else that of the state folder. Raises ConfigError if there is none: none is made."""
     place = path or home() / "ledger.db"
     if not place.is_file():
@@ -60,7 +60,7 @@ def existing_ledger(path: Path | None = None) -> Ledger:
     return Ledger(place)
 
 
-def hear(ledger: Ledger, task: str, since: datetime | None = None) -> Heard:
+def collect(ledger: Ledger, task: str, since: datetime | None = None) -> CollectedEvidence:
     """Every voice on the answers of a task that came, or were last spoken of, at or after `since`."""
     audits: dict[str, list[AuditRow]] = defaultdict(list)
     for audit in ledger.entries(AuditRow, task=task):
@@ -68,7 +68,7 @@ def hear(ledger: Ledger, task: str, since: datetime | None = None) -> Heard:
     feedback: dict[str, list[FeedbackRow]] = defaultdict(list)
     for said in ledger.entries(FeedbackRow):
         feedback[said.id].append(said)
-    heard = Heard([], {})
+    heard = CollectedEvidence([], {})
     for row in _rows(ledger, task, since, [*audits.values(), *feedback.values()]):
         voices = list(_voices(row, audits[row.id], feedback[row.id]))
         reason = _why_not(row, voices, audits[row.id])
@@ -140,8 +140,8 @@ def _why_not(row: LedgerRow, words: Sequence[_Word], audits: Sequence[AuditRow])
     return "conversation" if sum(role != "system" for role, _ in turns(row)) > 1 else ""
 
 
-def _with_texts(row: LedgerRow, words: Sequence[_Word]) -> Iterator[Voice]:
+def _with_texts(row: LedgerRow, words: Sequence[_Word]) -> Iterator[Evidence]:
     text = last_user_message(row)
     for source, said, against in words:
         if said and text.strip():
-            yield Voice(row.id, row.at, text, said, source, against)
+            yield Evidence(row.id, row.at, text, said, source, against)

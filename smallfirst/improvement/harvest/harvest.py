@@ -14,16 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Dataset, Example, Message, folded
-from smallfirst.data.redaction import Redacted, redact, redact_json
-from smallfirst.data.row_formats import Columns, as_row, layout, read_row
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text
+from smallfirst.data.redaction import RedactedText, redact, redact_json
+from smallfirst.data.row_formats import Columns, detect_layout, parse_row, to_row
 from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.improvement.harvest.evidence import existing_ledger, hear
-from smallfirst.improvement.harvest.resolve import Settled, Vote, read, settle
-from smallfirst.improvement.harvest.result import REASONS, SOURCES, Disputed, HarvestResult, Unread
-from smallfirst.project.added_rows import leaks_into
-from smallfirst.project.project import Job
+from smallfirst.improvement.harvest.evidence import collect, open_ledger
+from smallfirst.improvement.harvest.resolve import ParsedEvidence, Resolution, parse_evidence, resolve
+from smallfirst.improvement.harvest.result import REASONS, SOURCES, DisputedText, HarvestResult, UnparsedAnswer
+from smallfirst.project.added_rows import find_held_out_leaks
+from smallfirst.project.project import Project
 from smallfirst.records import fingerprint
 from smallfirst.tasks import AnyTask
 
@@ -32,7 +32,7 @@ SHOWN = 200
 
 
 def harvest(
-    job: Job, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
+    job: Project, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
 ) -> HarvestResult:
     """What came of turning the ledger's rows of the job's task into training rows; they are written by then.
 
@@ -41,17 +41,17 @@ def harvest(
     task, was edited by somebody, or holds an earlier harvest from further back.
     """
     _refuse_to_overwrite(job, out, since)
-    with closing(existing_ledger(ledger)) as opened:
-        heard = hear(opened, job.file.name, since)
+    with closing(open_ledger(ledger)) as opened:
+        heard = collect(opened, job.file.name, since)
     sifting = _Sifting(job, out)
     sifting.fates.update(heard.refused)
-    votes, unread = read(heard.voices, job.task)
-    for settled in settle(votes, job.task):
+    votes, unread = parse_evidence(heard.voices, job.task)
+    for settled in resolve(votes, job.task):
         sifting.take(settled)
     sifting.fates |= {v.response_id: "no_answer" for v in unread if v.response_id not in sifting.fates}
     rows = sifting.not_held_out()
     result = _result(job, rows, sifting)
-    said = tuple(Unread(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread)
+    said = tuple(UnparsedAnswer(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread)
     told = {"out": out, "since": since.isoformat() if since else None, "unread": said}
     return _written(result.model_copy(update=told), rows, job.file.data.columns)
 
@@ -62,7 +62,7 @@ def record_path(out: Path) -> Path:
 
 
 class _Row(NamedTuple):
-    vote: Vote
+    vote: ParsedEvidence
     example: Example
     counts: dict[str, int]
     """What was taken out of it, by kind."""
@@ -71,15 +71,15 @@ class _Row(NamedTuple):
 class _Sifting:
     """The rows so far, and for every response what became of it: `row`, or a reason."""
 
-    def __init__(self, job: Job, out: Path) -> None:
+    def __init__(self, job: Project, out: Path) -> None:
         self.job, self.rows = job, list[_Row]()
         self.fates: dict[str, str] = {}
-        self.disputed: list[Disputed] = []
+        self.disputed: list[DisputedText] = []
         own = [e for e in job.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
-        self._known = {folded(redact(e.asked).text): e.answer for e in own}
+        self._known = {fold_text(redact(e.asked).text): e.answer for e in own}
         self._shape = job.rows.train.examples[0].shape
 
-    def take(self, settled: Settled) -> None:
+    def take(self, settled: Resolution) -> None:
         """Nothing back; the text has made a row, or each of its responses has a reason."""
         best = settled.votes[0]
         reason = settled.reason or self._known_already(best)
@@ -97,19 +97,19 @@ class _Sifting:
         while True:
             # Which words count in a comparison depends on all rows, so what is left is looked at once more.
             new = Dataset(name="harvested", examples=tuple(row.example for row in self.rows))
-            seen = leaks_into(self.job.rows, new).keys if self.rows else frozenset[str]()
+            seen = find_held_out_leaks(self.job.rows, new).keys if self.rows else frozenset[str]()
             if not seen:
                 return self.rows
             self.fates |= {r.vote.voice.response_id: "held_out" for r in self.rows if r.example.key in seen}
             self.rows = [row for row in self.rows if row.example.key not in seen]
 
-    def _known_already(self, vote: Vote) -> str:
-        answer = self._known.get(folded(vote.text))
+    def _known_already(self, vote: ParsedEvidence) -> str:
+        answer = self._known.get(fold_text(vote.text))
         if answer is None:
             return ""
         return "contradicts" if vote.by_person and answer != vote.answer else "known"
 
-    def _row(self, vote: Vote) -> _Row | None:
+    def _row(self, vote: ParsedEvidence) -> _Row | None:
         """The row without what is personal; None if it makes no row of the task any more."""
         answer = _clean(vote.answer, self.job.task)
         parsed = self.job.task.parse(answer.text)
@@ -118,17 +118,17 @@ class _Sifting:
         asked = (Message(role="user", content=vote.text),)
         example = Example(messages=asked, answer=parsed, shape=self._shape)
         values, columns = _named(example, self.job.file.data.columns), self.job.file.data.columns
-        found = layout(values, columns)
-        if isinstance(found, str) or read_row(values, found, path="", line=0, labels=None)[0] is None:
+        found = detect_layout(values, columns)
+        if isinstance(found, str) or parse_row(values, found, path="", line=0, labels=None)[0] is None:
             return None
         counts = Counter(redact(vote.voice.text).counts) + Counter(answer.counts)
         return _Row(vote, example, dict(counts))
 
 
-def _clean(answer: str, task: AnyTask) -> Redacted:
+def _clean(answer: str, task: AnyTask) -> RedactedText:
     """The answer without what is personal; one of a closed set is the task's own word."""
     if task.closed:
-        return Redacted(answer, {})
+        return RedactedText(answer, {})
     try:
         return (
             redact_json(answer) if task.answer_schema() is not None or answer.startswith(("{", "[")) else redact(answer)
@@ -137,12 +137,12 @@ def _clean(answer: str, task: AnyTask) -> Redacted:
         return redact(answer)
 
 
-def _for_a_person(settled: Settled, task: AnyTask) -> Disputed:
+def _for_a_person(settled: Resolution, task: AnyTask) -> DisputedText:
     answers = tuple(dict.fromkeys(_clean(vote.answer, task).text for vote in settled.votes))
-    return Disputed(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
+    return DisputedText(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
 
 
-def _result(job: Job, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
+def _result(job: Project, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
     sources = Counter(row.vote.voice.source for row in rows)
     reasons = Counter(fate for fate in sifting.fates.values() if fate != "row")
     answers = Counter(row.example.answer for row in rows) if job.task.closed else Counter[str]()
@@ -180,10 +180,10 @@ def _line(row: _Row, columns: Columns) -> dict[str, Any]:
 
 def _named(example: Example, columns: Columns) -> dict[str, Any]:
     """The row under the file's own column names."""
-    return {getattr(columns, field): value for field, value in as_row(example).items()}
+    return {getattr(columns, field): value for field, value in to_row(example).items()}
 
 
-def _refuse_to_overwrite(job: Job, out: Path, since: datetime | None) -> None:
+def _refuse_to_overwrite(job: Project, out: Path, since: datetime | None) -> None:
     data = job.file.data
     read_here = [data.train, data.validation, data.test, data.open_ended, data.relabels]
     if out.resolve() in {job.file.path(path).resolve() for path in read_here if path is not None}:

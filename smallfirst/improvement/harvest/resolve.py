@@ -11,17 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from smallfirst.data.dataset import folded
+from smallfirst.data.dataset import fold_text
 from smallfirst.data.redaction import redact
-from smallfirst.evaluation.self_consistency import same_meaning
-from smallfirst.improvement.harvest.evidence import BY_PEOPLE, TRUST, Voice
+from smallfirst.evaluation.self_consistency import answer_matcher
+from smallfirst.improvement.harvest.evidence import BY_PEOPLE, TRUST, Evidence
 from smallfirst.tasks import AnyTask
 
 
-class Vote(NamedTuple):
+class ParsedEvidence(NamedTuple):
     """A voice as the task reads it."""
 
-    voice: Voice
+    voice: Evidence
     text: str
     """Without what is personal."""
     answer: str
@@ -38,10 +38,10 @@ class Vote(NamedTuple):
         return self.trust <= BY_PEOPLE
 
 
-class Settled(NamedTuple):
+class Resolution(NamedTuple):
     """What came of all votes on one text."""
 
-    votes: tuple[Vote, ...]
+    votes: tuple[ParsedEvidence, ...]
     """Those that give an answer, in the order of trust; of equal ones the latest first."""
     reason: str
     """Why there is no row; empty if the first of `votes` makes one."""
@@ -52,37 +52,37 @@ class Settled(NamedTuple):
         return tuple(dict.fromkeys(vote.voice.response_id for vote in self.votes))
 
 
-def read(voices: Sequence[Voice], task: AnyTask) -> tuple[list[Vote], list[Voice]]:
+def parse_evidence(voices: Sequence[Evidence], task: AnyTask) -> tuple[list[ParsedEvidence], list[Evidence]]:
     """The voices as votes, and those for an answer that the task does not know."""
     votes, unread = [], []
     for voice in voices:
         answer = task.parse(voice.said)
         if answer is not None:
-            votes.append(Vote(voice, redact(voice.text).text, answer))
+            votes.append(ParsedEvidence(voice, redact(voice.text).text, answer))
         elif not voice.against:
             unread.append(voice)
     return votes, unread
 
 
-def settle(votes: Sequence[Vote], task: AnyTask) -> Iterator[Settled]:
+def resolve(votes: Sequence[ParsedEvidence], task: AnyTask) -> Iterator[Resolution]:
     """What came of each text that somebody gave an answer to, in the order in which they were first asked."""
-    by_text: dict[str, list[Vote]] = defaultdict(list)
+    by_text: dict[str, list[ParsedEvidence]] = defaultdict(list)
     for vote in votes:
-        by_text[folded(vote.text)].append(vote)
+        by_text[fold_text(vote.text)].append(vote)
     for group in by_text.values():
         if any(not vote.voice.against for vote in group):
             yield _settled(group, task)
 
 
-def _settled(group: Sequence[Vote], task: AnyTask) -> Settled:
+def _settled(group: Sequence[ParsedEvidence], task: AnyTask) -> Resolution:
     wrong = {vote.answer for vote in group if vote.voice.against}
     given = [vote for vote in group if not vote.voice.against]
     given.sort(key=lambda vote: (vote.trust, -vote.voice.at.timestamp()))
     if any(vote.by_person and vote.answer in wrong for vote in given):
-        return Settled(tuple(given), "disputed")
+        return Resolution(tuple(given), "disputed")
     left = [vote for vote in given if vote.answer not in wrong]
     if not left:
-        return Settled(tuple(given), "told_wrong")
-    best, same = left[0], same_meaning(task)
+        return Resolution(tuple(given), "told_wrong")
+    best, same = left[0], answer_matcher(task)
     agreed = all(same(best.answer, vote.answer) for vote in left if vote.trust == best.trust)
-    return Settled(tuple(left + [v for v in given if v not in left]), "" if agreed else "disputed")
+    return Resolution(tuple(left + [v for v in given if v not in left]), "" if agreed else "disputed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.data.redaction import in_words as redacted_in_words
+from smallfirst.data.redaction import format_counts as redacted_in_words
 from smallfirst.improvement.harvest.evidence import Source
 from smallfirst.records import Record
 
@@ -33,7 +33,7 @@ SOURCES: dict[Source, str] = {
 STORE_BODIES = "smallfirst serve task.yaml --store-bodies   keeps the texts of requests to come"
 
 
-class Disputed(Record):
+class DisputedText(Record):
     """A text that a person should decide on; redacted."""
 
     text: str
@@ -44,7 +44,7 @@ class Disputed(Record):
     """Whose answers they are."""
 
 
-class Unread(Record):
+class UnparsedAnswer(Record):
     """An answer that the task does not know; redacted."""
 
     response_id: str
@@ -74,9 +74,9 @@ class HarvestResult(Record):
     """Responses that somebody judged, or the large model answered, and that gave no row, by reason."""
     redacted: dict[str, int] = {}
     """What was taken out of the rows, by kind."""
-    disputed: tuple[Disputed, ...] = ()
+    disputed: tuple[DisputedText, ...] = ()
     """For a person to decide."""
-    unread: tuple[Unread, ...] = ()
+    unread: tuple[UnparsedAnswer, ...] = ()
     """Answers that the task does not know."""
     written: str = ""
     """Fingerprint of the file as it was written."""

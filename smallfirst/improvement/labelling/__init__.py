@@ -7,8 +7,8 @@ people have answered, and the figure stands beside the file.
 """
 
 from smallfirst.improvement.labelling.label import label
+from smallfirst.improvement.labelling.labeller import Labeller, large_model_labeller
 from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.result import Labelled
-from smallfirst.improvement.labelling.teacher import Teacher, teacher_of
+from smallfirst.improvement.labelling.result import LabellingResult
 
-__all__ = ["LabelOptions", "Labelled", "Teacher", "label", "teacher_of"]
+__all__ = ["LabelOptions", "LabellingResult", "Labeller", "label", "large_model_labeller"]

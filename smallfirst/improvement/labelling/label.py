@@ -11,18 +11,31 @@ from pathlib import Path
 import smallfirst
 from smallfirst.data.dataset import Example
 from smallfirst.errors import ConfigError, DataError, ModelError
-from smallfirst.evaluation.self_consistency import Trust, same_meaning, vote, with_itself, with_people
+from smallfirst.evaluation.self_consistency import (
+    TeacherAgreement,
+    agreement_with_itself,
+    agreement_with_people,
+    answer_matcher,
+    majority_vote,
+)
 from smallfirst.files import write_atomically
-from smallfirst.improvement.labelling.budget import Asking, Purse
-from smallfirst.improvement.labelling.journal import Errand, Journal
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
+from smallfirst.improvement.labelling.labeller import Labeller, large_model_labeller, local_labeller
 from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.plan import Plan
-from smallfirst.improvement.labelling.result import Labelled, Outcome, Price, by_answer, count, training_file
-from smallfirst.improvement.labelling.teacher import Teacher, local_teacher, teacher_of
+from smallfirst.improvement.labelling.plan import LabelPlan
+from smallfirst.improvement.labelling.requests import BudgetTracker, LabelRequests
+from smallfirst.improvement.labelling.result import (
+    CostEstimate,
+    LabellingResult,
+    LabelOutcome,
+    by_answer,
+    count_outcomes,
+    training_file,
+)
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.paths import home
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import fingerprint
 
@@ -34,23 +47,23 @@ def label(
     texts: Path,
     *,
     options: LabelOptions = _USUAL,
-    watch: Watch | None = None,
-    teacher: Teacher | None = None,
-) -> Labelled:
+    watch: Progress | None = None,
+    teacher: Labeller | None = None,
+) -> LabellingResult:
     """What came of having the rows of `texts` labelled; the training rows and this record are written by then.
 
     `teacher` is whom the options name unless another is given. Raises ConfigError if there is none, if the
     cap is too small for one answer, or if something is to be paid and neither a cap nor `yes` is given; DataError for
     bad rows; ModelError if the model fails, after which another run asks only what is missing.
     """
-    job = Job.read(file, watch)
+    job = Project.read(file, watch)
     _refuse_to_overwrite(job, texts, options)
     teacher = teacher or _named(job, options)
-    plan = Plan(job, texts, options, teacher.way)
+    plan = LabelPlan(job, texts, options, teacher.way)
     job.watch.say(plan.sifted.in_words)
     if not plan.left.examples:
         raise DataError(f"{texts}: {plan.sifted.in_words}", hint="give rows that are not among the task's own")
-    with Journal.open(home() / "labels" / file.name / f"{teacher.way}.jsonl", _about(teacher)) as journal:
+    with AnswerLog.open(home() / "labels" / file.name / f"{teacher.way}.jsonl", _about(teacher)) as journal:
         run = _Run(job, plan, options, teacher, journal)
         asyncio.run(run.ask())
         return _written(run.labelled(texts), run)
@@ -59,12 +72,14 @@ def label(
 class _Run:
     """One labelling under way."""
 
-    def __init__(self, job: Job, plan: Plan, options: LabelOptions, teacher: Teacher, journal: Journal) -> None:
+    def __init__(
+        self, job: Project, plan: LabelPlan, options: LabelOptions, teacher: Labeller, journal: AnswerLog
+    ) -> None:
         self.job, self.plan, self.options, self.teacher, self.journal = job, plan, options, teacher, journal
         self.paid_before_usd = journal.paid_usd(plan.errands)
-        purse = Purse(options.cap_usd, self.paid_before_usd + journal.lost_usd(plan.errands))
-        self.asking = Asking(teacher, journal, purse, max_tokens=job.task.max_answer_tokens)
-        self.price = Price(n_answers=0, usd_each=0.0, dearest_usd=0.0, judged_by="nothing")
+        purse = BudgetTracker(options.cap_usd, self.paid_before_usd + journal.lost_usd(plan.errands))
+        self.asking = LabelRequests(teacher, journal, purse, max_tokens=job.task.max_answer_tokens)
+        self.price = CostEstimate(n_answers=0, usd_each=0.0, dearest_usd=0.0, judged_by="nothing")
 
     async def ask(self) -> None:
         """Foretell the price, get consent, ask. Every answer is in the journal when it comes."""
@@ -87,15 +102,15 @@ class _Run:
         self._refuse_small_cap()
 
     @property
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[LabelOutcome]:
         """Every row that may be labelled, and what became of it."""
         return [self._outcome(example) for example in self.plan.left.examples]
 
-    def labelled(self, texts: Path) -> Labelled:
+    def labelled(self, texts: Path) -> LabellingResult:
         """The record of this labelling; nothing is written yet."""
         outcomes, errands = self.outcomes, self.plan.errands
         paid_usd = self.journal.paid_usd(errands)
-        return Labelled(
+        return LabellingResult(
             task=self.job.task.name,
             teacher=self.teacher.model.name,
             way=self.teacher.way,
@@ -105,7 +120,7 @@ class _Run:
             texts_fingerprint=self.plan.texts_fingerprint,
             options=self.options,
             sifted=self.plan.sifted,
-            counts=count(outcomes),
+            counts=count_outcomes(outcomes),
             by_answer=by_answer(outcomes) if self.job.task.closed else {},
             trust=self._trust(),
             price=self.price,
@@ -121,16 +136,16 @@ class _Run:
         return sum(errand in self.journal.answers for errand in self.plan.errands)
 
     @property
-    def _first_missing(self) -> dict[Errand, str]:
+    def _first_missing(self) -> dict[LabelRequest, str]:
         """So few that nothing is lost if they show that it is not worth going on."""
         missing = ((e, text) for e, text in self.plan.errands.items() if e not in self.journal.answers)
         return dict(islice(missing, self.options.probe_calls))
 
-    async def _do(self, errands: dict[Errand, str]) -> None:
+    async def _do(self, errands: dict[LabelRequest, str]) -> None:
         with self.job.watch.bar(f"asking {self.teacher.model.name}", len(errands), "answers") as progress:
             await self.asking.ask(errands, progress)
 
-    async def _foretold(self) -> Price:
+    async def _foretold(self) -> CostEstimate:
         """What is missing and what it will cost: by earlier or recorded answers, else by some that are asked now."""
         first = self._first_missing
         costs, judged_by = [said.cost_usd for said in self.journal.answers.values()], "earlier answers"
@@ -141,7 +156,7 @@ class _Run:
             costs, judged_by = [said.cost_usd for said in self.journal.answers.values()], "answers asked for it now"
             if not costs and self.asking.bad:
                 raise next(iter(self.asking.bad.values()))
-        return Price(
+        return CostEstimate(
             n_answers=sum(e not in self.journal.answers and e not in self.asking.bad for e in self.plan.errands),
             usd_each=sum(costs) / max(1, len(costs)),
             dearest_usd=max(costs, default=0.0),
@@ -185,25 +200,25 @@ class _Run:
                 hint=f"raise it to at least --cap-usd {_rounded_up(lost_usd + self.asking.short_usd)}",
             )
 
-    def _outcome(self, example: Example) -> Outcome:
+    def _outcome(self, example: Example) -> LabelOutcome:
         draws = self.plan.draws(example, self.options.samples, self.journal)
         errands = [self.plan.errand(example, i) for i in range(self.options.samples)]
         if draws is None:
             failed = any(errand in self.asking.bad for errand in errands)
-            return Outcome(example, "failed" if failed else "unasked", None, "")
-        found = vote(draws, same_meaning(self.job.task))
+            return LabelOutcome(example, "failed" if failed else "unasked", None, "")
+        found = majority_vote(draws, answer_matcher(self.job.task))
         on = max(self.journal.answers[errand].on for errand in errands)
         if found.answer is None:
-            return Outcome(example, "unparseable", found, on)
-        return Outcome(example, "kept" if found.is_sure(self.options.sure_from) else "unsure", found, on)
+            return LabelOutcome(example, "unparseable", found, on)
+        return LabelOutcome(example, "kept" if found.is_confident(self.options.sure_from) else "unsure", found, on)
 
-    def _trust(self) -> Trust:
+    def _trust(self) -> TeacherAgreement:
         task, n = self.job.task, self.options.samples
         twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.journal)) is not None]
         checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.journal))]
-        votes = [vote(draws, same_meaning(task)) for _, draws in checked]
-        people = with_people(votes, [golds for golds, _ in checked], task, sure_from=self.options.sure_from)
-        itself = with_itself([(first, second) for first, second in twice], task)
+        votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
+        people = agreement_with_people(votes, [golds for golds, _ in checked], task, sure_from=self.options.sure_from)
+        itself = agreement_with_itself([(first, second) for first, second in twice], task)
         return people.model_copy(
             update={"itself": itself.itself, "kappa": itself.kappa, "checked_on": self.plan.checked_on}
         )
@@ -219,13 +234,13 @@ class _Run:
         )
 
 
-def _named(job: Job, options: LabelOptions) -> Teacher:
+def _named(job: Project, options: LabelOptions) -> Labeller:
     if options.teacher is not None:
-        return local_teacher(options.teacher, job.file, job.task)
-    return teacher_of(job.file, job.task, job.rows.train)
+        return local_labeller(options.teacher, job.file, job.task)
+    return large_model_labeller(job.file, job.task, job.rows.train)
 
 
-def _about(teacher: Teacher) -> dict[str, object]:
+def _about(teacher: Labeller) -> dict[str, object]:
     return {
         "teacher": teacher.model.name,
         "way": teacher.way,
@@ -235,7 +250,7 @@ def _about(teacher: Teacher) -> dict[str, object]:
     }
 
 
-def _refuse_to_overwrite(job: Job, texts: Path, options: LabelOptions) -> None:
+def _refuse_to_overwrite(job: Project, texts: Path, options: LabelOptions) -> None:
     """Raise ConfigError if the output would take the place of a file that is not an earlier, untouched output."""
     data, out = job.file.data, options.out
     own = [data.train, data.validation, data.test, data.open_ended, data.relabels]
@@ -248,7 +263,7 @@ def _refuse_to_overwrite(job: Job, texts: Path, options: LabelOptions) -> None:
         raise ConfigError(f"{out}: labelled rows are JSON Lines", hint=f"name it --out {out.with_suffix('.jsonl')}")
     if not out.exists():
         return
-    written = Labelled.load(options.record_path).written if options.record_path.exists() else None
+    written = LabellingResult.load(options.record_path).written if options.record_path.exists() else None
     if written != fingerprint(out.read_text(encoding="utf-8")):
         raise ConfigError(
             f"{out} exists, and is not as an earlier labelling left it",
@@ -256,7 +271,7 @@ def _refuse_to_overwrite(job: Job, texts: Path, options: LabelOptions) -> None:
         )
 
 
-def _written(labelled: Labelled, run: _Run) -> Labelled:
+def _written(labelled: LabellingResult, run: _Run) -> LabellingResult:
     content = training_file(run.outcomes, run.job.file.data.columns, labelled.teacher)
     labelled = labelled.model_copy(update={"written": fingerprint(content)})
     write_atomically(run.options.out, content.encode())

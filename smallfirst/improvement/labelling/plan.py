@@ -9,58 +9,60 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, Example, folded
+from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.sources.text_files import load
 from smallfirst.errors import DataError, Problem
-from smallfirst.evaluation.self_consistency import Draw
-from smallfirst.improvement.labelling.journal import Errand, Journal
+from smallfirst.evaluation.self_consistency import TeacherAnswer
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
 from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.unlabelled import Sifted, held_out, read_texts, sift
-from smallfirst.pipeline.large_model import sample
-from smallfirst.project.project import Job
-from smallfirst.project.rows import settled
+from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, held_out_parts, read_texts
+from smallfirst.pipeline.large_model import sample_rows
+from smallfirst.project.project import Project
+from smallfirst.project.rows import with_canonical_answers
 from smallfirst.records import fingerprint
 from smallfirst.tasks import AnyTask
 
 
-class Plan:
+class LabelPlan:
     """The rows of one labelling and the errands they make."""
 
-    def __init__(self, job: Job, texts: Path, options: LabelOptions, way: str) -> None:
+    def __init__(self, job: Project, texts: Path, options: LabelOptions, way: str) -> None:
         """Raises DataError for bad rows, rows with answers, or rows to check on that must not be looked at."""
         shape = job.rows.train.examples[0].shape
         read = read_texts(texts, shape, job.file.data.columns)
         people = job.rows.selection if options.gold is None else _read_gold(job, options.gold)
         self.left: Dataset
-        self.sifted: Sifted
-        self.left, self.sifted = sift(read, job.file, job.rows, people)
+        self.sifted: FilterCounts
+        self.left, self.sifted = filter_texts(read, job.file, job.rows, people)
         self.texts_fingerprint = read.content_fingerprint
-        self.check = sample(people, options.check_rows)
+        self.check = sample_rows(people, options.check_rows)
         self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
         self.samples, self.way, self.task = options.samples, way, job.task
-        self.again = self.left if options.samples > 1 else sample(self.left, options.again_rows)
+        self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
 
     @cached_property
-    def errands(self) -> dict[Errand, str]:
+    def errands(self) -> dict[LabelRequest, str]:
         """Every question with its text, in the order in which they are asked."""
         found = self._of(self.check.examples, self.samples)
         found |= self._of(self.again.examples, max(2, self.samples))
         return found | self._of(self.left.examples, self.samples)
 
-    def errand(self, example: Example, draw: int) -> Errand:
+    def errand(self, example: Example, draw: int) -> LabelRequest:
         """The question to the teacher for one draw of a row."""
-        return Errand(fingerprint([self.way, example.text]), draw)
+        return LabelRequest(fingerprint([self.way, example.text]), draw)
 
-    def draws(self, example: Example, n: int, journal: Journal) -> list[Draw] | None:
+    def draws(self, example: Example, n: int, journal: AnswerLog) -> list[TeacherAnswer] | None:
         """The row's first `n` answers as the task reads them; None if not all are there."""
         said = [journal.answers.get(self.errand(example, i)) for i in range(n)]
         there = [s for s in said if s is not None]
         if len(there) < n:
             return None
-        return [Draw(_answer(self.task, s.answer, cut=s.finish_reason == "length"), s.confidence) for s in there]
+        return [
+            TeacherAnswer(_answer(self.task, s.answer, cut=s.finish_reason == "length"), s.confidence) for s in there
+        ]
 
-    def _of(self, examples: Iterable[Example], n: int) -> dict[Errand, str]:
+    def _of(self, examples: Iterable[Example], n: int) -> dict[LabelRequest, str]:
         return {self.errand(example, draw): example.text for example in examples for draw in range(n)}
 
 
@@ -71,15 +73,15 @@ def _answer(task: AnyTask, said: str, *, cut: bool) -> str | None:
     return task.parse(said)
 
 
-def _read_gold(job: Job, path: Path) -> Dataset:
+def _read_gold(job: Project, path: Path) -> Dataset:
     """Rows that people have answered, in the task's canonical form, less those the teacher may see in its prompt.
 
     Raises DataError for rows that do not fit, rows that certify or measure, or if none is left.
     """
     labels = job.task.closed or None if job.task.kind == "classify" else None
     rows = load(path, columns=job.file.data.columns, labels=labels)
-    rows = settled(job.rows.model_copy(update={"selection": rows}), job.task).selection
-    kept = [part for part in held_out(job.rows) if part is not job.rows.selection]
+    rows = with_canonical_answers(job.rows.model_copy(update={"selection": rows}), job.task).selection
+    kept = [part for part in held_out_parts(job.rows) if part is not job.rows.selection]
     leaks = find_leaks(Dataset(name="kept", examples=tuple(e for part in kept for e in part.examples)), rows)
     if seen := {leak.key for leak in (*leaks.exact, *leaks.folded)}:
         raise DataError(
@@ -91,8 +93,8 @@ def _read_gold(job: Job, path: Path) -> Dataset:
             ],
             hint="have other rows answered by people, or leave out gold to use the selection rows",
         )
-    shown = {folded(e.asked) for e in job.rows.train.examples}
-    left = tuple(e for e in rows.examples if folded(e.asked) not in shown)
+    shown = {fold_text(e.asked) for e in job.rows.train.examples}
+    left = tuple(e for e in rows.examples if fold_text(e.asked) not in shown)
     if not left:
         raise DataError(f"{path}: all its rows stand in the training rows, which the teacher may be shown as examples")
     return rows.subset(path.name, left)

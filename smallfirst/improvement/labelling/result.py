@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.data.dataset import Example
-from smallfirst.data.row_formats import Columns, as_row
-from smallfirst.evaluation.self_consistency import Trust, Vote
+from smallfirst.data.row_formats import Columns, to_row
+from smallfirst.evaluation.self_consistency import MajorityVote, TeacherAgreement
 from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.unlabelled import Sifted
+from smallfirst.improvement.labelling.unlabelled import FilterCounts
 from smallfirst.records import Record
 
-Fate = Literal["kept", "unsure", "unparseable", "failed", "unasked"]
+LabelStatus = Literal["kept", "unsure", "unparseable", "failed", "unasked"]
 
 
-class Price(Record):
+class CostEstimate(Record):
     """What the answers that are still missing will probably cost."""
 
     n_answers: int
@@ -46,7 +46,7 @@ class Price(Record):
         return f"{self.n_answers:,} answers to ask, about ${self.usd:.4f} ({most}), judged by {self.judged_by}; {paid}"
 
 
-class Counts(Record):
+class LabelCounts(Record):
     """What became of the rows that may be labelled; together they are all of them."""
 
     n_kept: int = 0
@@ -61,7 +61,7 @@ class Counts(Record):
     """Were not asked, or not often enough, before the cap was reached."""
 
 
-class Labelled(Record):
+class LabellingResult(Record):
     """One labelling: who, when, of what, at which price, and how far to believe it."""
 
     task: str
@@ -80,15 +80,15 @@ class Labelled(Record):
     """Content fingerprint of the rows."""
     options: LabelOptions
     """What was asked for."""
-    sifted: Sifted
+    sifted: FilterCounts
     """Rows that may not be labelled, and why."""
-    counts: Counts
+    counts: LabelCounts
     """What became of the others."""
     by_answer: dict[str, int] = {}
     """Training rows by answer, most first; empty where answers are no closed set."""
-    trust: Trust
+    trust: TeacherAgreement
     """How far the teacher may be believed."""
-    price: Price
+    price: CostEstimate
     """What was foretold before most of it was paid."""
     n_answers_now: int
     """Answers asked in this run."""
@@ -118,28 +118,28 @@ class Labelled(Record):
         return [*lines, *filter(None, [self.go_on])]
 
 
-class Outcome(NamedTuple):
+class LabelOutcome(NamedTuple):
     """One row that may be labelled, and what became of it."""
 
     example: Example
-    fate: Fate
-    vote: Vote | None
+    fate: LabelStatus
+    vote: MajorityVote | None
     on: str
     """Date of its last answer."""
 
 
-def count(outcomes: Sequence[Outcome]) -> Counts:
+def count_outcomes(outcomes: Sequence[LabelOutcome]) -> LabelCounts:
     """How many rows met which fate."""
-    return Counts(**{f"n_{fate}": n for fate, n in Counter(outcome.fate for outcome in outcomes).items()})
+    return LabelCounts(**{f"n_{fate}": n for fate, n in Counter(outcome.fate for outcome in outcomes).items()})
 
 
-def by_answer(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def by_answer(outcomes: Sequence[LabelOutcome]) -> dict[str, int]:
     """Training rows by answer, most first."""
     kept = Counter(o.vote.answer or "" for o in outcomes if o.fate == "kept" and o.vote is not None)
     return dict(sorted(kept.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def training_file(outcomes: Sequence[Outcome], columns: Columns, teacher: str) -> str:
+def training_file(outcomes: Sequence[LabelOutcome], columns: Columns, teacher: str) -> str:
     """The kept rows as JSON Lines in the task's own shape and column names.
 
     Further keys, which loading ignores: `teacher`, its `confidence` and `agreement` (null where not known), and
@@ -152,9 +152,9 @@ def training_file(outcomes: Sequence[Outcome], columns: Columns, teacher: str) -
     )
 
 
-def _row(outcome: Outcome, vote: Vote, columns: Columns, teacher: str) -> dict[str, Any]:
+def _row(outcome: LabelOutcome, vote: MajorityVote, columns: Columns, teacher: str) -> dict[str, Any]:
     values = {name: getattr(outcome.example, name) for name in Example.model_fields}
     answered = Example(**values | {"answer": vote.answer})
-    row = {getattr(columns, field): value for field, value in as_row(answered).items()}
+    row = {getattr(columns, field): value for field, value in to_row(answered).items()}
     source = {"teacher": teacher, "confidence": vote.confidence, "agreement": vote.agreement, "labelled_on": outcome.on}
     return row | {key: value for key, value in source.items() if key not in row}

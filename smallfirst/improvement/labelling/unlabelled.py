@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.dataset import Dataset, Example, Message, Shape, folded
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.row_formats import SHAPES, Columns
-from smallfirst.data.sources.text_files import format_of, read_good
+from smallfirst.data.row_formats import ROW_FORMATS, Columns
+from smallfirst.data.sources.text_files import file_format, load_valid_rows
 from smallfirst.data.split import split
 from smallfirst.errors import DataError, Problem
 from smallfirst.project.rows import Rows, split_shares
@@ -25,7 +25,7 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 
 
-class Sifted(Record):
+class FilterCounts(Record):
     """How many rows of the file may not be labelled, and why; each is counted once, under the first reason."""
 
     n_rows: int
@@ -61,15 +61,15 @@ class Sifted(Record):
         return f"{self.n_left:,} of {self.n_rows:,} rows may be labelled" + (f" ({refused})" if refused else "")
 
 
-def read_texts(path: Path, shape: Shape, columns: Columns) -> Dataset:
+def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
     """The texts of a file as rows of `shape` without an answer. Raises DataError naming bad rows, or rows with answers.
 
     The text is in the column of that name; for questions and prompts it may be in theirs, with a context beside it.
     """
-    data, problems = read_good(path, columns=columns)
+    data, problems = load_valid_rows(path, columns=columns)
     if data.examples and data.examples[0].shape != "text":
         raise DataError(
-            f"{path}: its rows have answers already ({SHAPES[data.examples[0].shape]})",
+            f"{path}: its rows have answers already ({ROW_FORMATS[data.examples[0].shape]})",
             hint="name the file as data.train; or take the answers out, to have them labelled anew",
         )
     # Where some rows fit as they are, the others are at fault; where none does, its columns may be called otherwise.
@@ -84,21 +84,21 @@ def read_texts(path: Path, shape: Shape, columns: Columns) -> Dataset:
     return data.subset(data.name, tuple(_unanswered(e, text, shape) for e, text in read))
 
 
-def sift(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tuple[Dataset, Sifted]:
+def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tuple[Dataset, FilterCounts]:
     """The texts that may be labelled, in file order, and how many may not.
 
     `by_people` are answered rows other than the task's own. Where validation or test rows are split off the training
     file, only texts are left that the same split leaves in training: no answer of a teacher ever measures anything.
     """
-    once = {folded(e.asked): e for e in reversed(texts.examples)}
-    first = tuple(e for e in texts.examples if once[folded(e.asked)] is e)
-    leaks = find_leaks(_together("held out", *held_out(rows)), texts.subset(texts.name, first))
+    once = {fold_text(e.asked): e for e in reversed(texts.examples)}
+    first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
+    leaks = find_leaks(_together("held out", *held_out_parts(rows)), texts.subset(texts.name, first))
     equal = {leak.key for leak in (*leaks.exact, *leaks.folded)}
     unseen = [e for e in first if e.key not in leaks.keys]
-    answered = {folded(e.asked) for e in (*rows.train.examples, *by_people.examples)}
-    new = tuple(e for e in unseen if folded(e.asked) not in answered)
+    answered = {fold_text(e.asked) for e in (*rows.train.examples, *by_people.examples)}
+    new = tuple(e for e in unseen if fold_text(e.asked) not in answered)
     left = _left_in_training(texts.subset(texts.name, new), file)
-    return left, Sifted(
+    return left, FilterCounts(
         n_rows=len(texts),
         n_repeated=len(texts) - len(first),
         n_held_out=sum(e.key in equal for e in first),
@@ -108,7 +108,7 @@ def sift(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tupl
     )
 
 
-def held_out(rows: Rows) -> Iterator[Dataset]:
+def held_out_parts(rows: Rows) -> Iterator[Dataset]:
     """Rows that measure, certify or choose: none of their texts may be trained on."""
     yield from (rows.test, rows.calibration, rows.selection)
     if rows.open_ended is not None:
@@ -124,23 +124,25 @@ def _together(name: str, *parts: Dataset) -> Dataset:
     return Dataset(name=name, examples=tuple(e for part in parts for e in part.examples))
 
 
-def _read_otherwise(path: Path, shape: Shape, columns: Columns) -> list[tuple[Example, str]] | None:
+def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> list[tuple[Example, str]] | None:
     """Each row with its text, where the answer's column was mapped (loading then insists on it) or there are questions.
 
     None if the file cannot be read in this way either.
     """
-    data, problems = read_good(path, columns=Columns(text=columns.text))
+    data, problems = load_valid_rows(path, columns=Columns(text=columns.text))
     if not problems and data.examples[0].shape == "text":
         return [(e, e.answer) for e in data.examples]
     if shape in ("question", "prompt"):
         asked = columns.question if shape == "question" else columns.prompt
-        data, problems = read_good(path, columns=Columns(text=asked, question="-", prompt="-", answer="-", context="-"))
+        data, problems = load_valid_rows(
+            path, columns=Columns(text=asked, question="-", prompt="-", answer="-", context="-")
+        )
         if not problems:
             return list(zip(data.examples, _in_context(path, data, columns.context), strict=True))
     return None
 
 
-def _unanswered(read: Example, text: str, shape: Shape) -> Example:
+def _unanswered(read: Example, text: str, shape: RowFormat) -> Example:
     asked = (Message(role="user", content=text),)
     return Example(messages=asked, answer="", shape=shape, path=read.path, line=read.line)
 
@@ -164,7 +166,7 @@ def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
 
 def _values(path: Path) -> Iterator[dict[str, Any]]:
     """The columns of each row of a file that was found to be whole."""
-    kind, opened = format_of(path), gzip.open if path.suffix.lower() == ".gz" else open
+    kind, opened = file_format(path), gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         if kind in (".csv", ".tsv"):
             yield from csv.DictReader(file, delimiter="," if kind == ".csv" else "\t")

@@ -31,7 +31,7 @@ class DatabricksGenAIConfigError(DatabricksGenAIError):
     """Not raised here, where every wrong value is a ValidationError; kept so that `except` clauses still resolve."""
 
 
-class Wrong(NamedTuple):
+class InvalidArgument(NamedTuple):
     """One argument that breaks a rule."""
 
     parameter: str
@@ -45,12 +45,12 @@ class ValidationError(DatabricksGenAIError, ConfigError):
 
     exit_code = 2
 
-    def __init__(self, message: str = "", *, hint: str | None = None, wrong: Sequence[Wrong] = ()) -> None:
+    def __init__(self, message: str = "", *, hint: str | None = None, wrong: Sequence[InvalidArgument] = ()) -> None:
         super().__init__(message, hint=hint)
         self.wrong = tuple(wrong)
 
     @classmethod
-    def of(cls, wrong: Sequence[Wrong]) -> Self:
+    def of(cls, wrong: Sequence[InvalidArgument]) -> Self:
         """The error of at least one wrong argument."""
         if len(wrong) == 1:
             (only,) = wrong

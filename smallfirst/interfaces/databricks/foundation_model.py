@@ -23,8 +23,8 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError, MissingExtra, did_you_mean
 from smallfirst.interfaces.databricks.exceptions import (
     DatabricksModelTrainingRequestError,
+    InvalidArgument,
     ValidationError,
-    Wrong,
 )
 from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList
 from smallfirst.interfaces.databricks.run_status import RunStatus
@@ -32,19 +32,19 @@ from smallfirst.interfaces.databricks.training_run import (
     RUN_COLUMNS,
     TrainingEvent,
     TrainingRun,
-    event_list,
-    job_of,
-    name_of,
+    find_job,
+    run_name,
+    training_events,
 )
-from smallfirst.interfaces.databricks.validation import Arguments, token_limit
+from smallfirst.interfaces.databricks.validation import CreateArguments, token_limit
 from smallfirst.jobs import queue
 from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import Order
+from smallfirst.jobs.spec import JobSpec
 from smallfirst.training.config import TrainConfig
 
 __all__ = ["cancel", "create", "get", "get_checkpoints", "get_events", "get_models", "list"]
 
-FOLLOW_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 TIME_FORMATS = tuple(
     " ".join(filter(None, (day, clock)))
     for day in ("%Y-%m-%d", "%m-%d-%Y", "")
@@ -107,7 +107,7 @@ def create(
 
     Raises ValidationError with every argument that breaks a rule and every bad row, MissingExtra without torch.
     """
-    given = Arguments(
+    given = CreateArguments(
         model,
         train_data_path,
         register_to,
@@ -133,7 +133,7 @@ def create(
 
 def get(training_run: RunOrName) -> TrainingRun:
     """The run as it is now. Raises DatabricksGenAIResponseError if there is none of this name."""
-    return TrainingRun.of(job_of(training_run))
+    return TrainingRun.of(find_job(training_run))
 
 
 def list(
@@ -152,7 +152,7 @@ def list(
     `before` and `after` (included) are times of creation; a text is one of TIME_FORMATS, in local time. Raises
     ValidationError for a time or status that cannot be read.
     """
-    names = None if training_runs is None else {name_of(run) for run in training_runs}
+    names = None if training_runs is None else {run_name(run) for run in training_runs}
     wanted = None if statuses is None else {_status(status) for status in statuses}
     users = None if user_emails is None else {*user_emails}
     since, until = _time("after", after), _time("before", before)
@@ -183,7 +183,7 @@ def cancel(runs: RunOrName | Iterable[RunOrName] | None = None, experiment_id: s
     if runs is None:
         runs = list(experiment_id=experiment_id, limit=None)
     named = [runs] if isinstance(runs, str | TrainingRun) else [*runs]
-    chosen = [job_of(run, bring_back=False) for run in named]
+    chosen = [find_job(run, restart_dead=False) for run in named]
     stopped = [job.name for job in chosen if queue.cancel(job)]
     print(f"stopping {', '.join(stopped)}" if stopped else "no run to stop")
     return len(stopped)
@@ -191,20 +191,20 @@ def cancel(runs: RunOrName | Iterable[RunOrName] | None = None, experiment_id: s
 
 def get_events(training_run: RunOrName, follow: bool = False) -> ObjectList[TrainingEvent]:
     """What happened to the run, oldest first. `follow` prints each event and returns when the run has ended."""
-    events = event_list(job_of(training_run).events)
+    events = training_events(find_job(training_run).events)
     if not follow:
         return events
     _tell(events)
     while not (events and events[-1].is_terminal_state()):
-        time.sleep(FOLLOW_EVERY_S)
-        n_told, events = len(events), event_list(job_of(training_run).events)
+        time.sleep(POLL_INTERVAL_S)
+        n_told, events = len(events), training_events(find_job(training_run).events)
         _tell(events[n_told:])
     return events
 
 
 def get_checkpoints(training_run: RunOrName) -> builtins.list[str]:
     """Folders of weights that `custom_weights_path` takes: the best epoch so far; empty before the first one ended."""
-    found = [str(folder) for folder in job_of(training_run).checkpoints]
+    found = [str(folder) for folder in find_job(training_run).checkpoints]
     if not found:
         print("no checkpoint yet: the first one is there after the first epoch")
     return found
@@ -212,17 +212,17 @@ def get_checkpoints(training_run: RunOrName) -> builtins.list[str]:
 
 def get_models() -> ObjectList[TrainableModel]:
     """The base models of the catalogue that can be trained; `create` takes any other of the hub or a folder too."""
-    from smallfirst.models.catalog import CATALOGUE, pulled_path
+    from smallfirst.models.catalog import CATALOG, pulled_path
 
     models = []
-    for entry in (entry for entry in CATALOGUE if entry.kind == "transformers"):
+    for entry in (entry for entry in CATALOG if entry.kind == "transformers"):
         folder = pulled_path(entry)
         limit = token_limit(folder) if (folder / "config.json").is_file() else None
         models.append(TrainableModel(entry.name, entry.name.rpartition("/")[2], limit))
     return ObjectList(models, MODEL_COLUMNS)
 
 
-def _validated(order: Order) -> JobRows:
+def _validated(order: JobSpec) -> JobRows:
     """The rows. Raises ValidationError if some are bad, MissingExtra if there is nothing to train with."""
     from importlib.util import find_spec
 
@@ -234,7 +234,7 @@ def _validated(order: Order) -> JobRows:
         try:
             found |= {parameter: read_rows(address, order.lesson)} if address else {}
         except (DataError, ConfigError) as error:
-            wrong.append(Wrong(parameter, str(error.args[0]), error.hint or "mend these rows"))
+            wrong.append(InvalidArgument(parameter, str(error.args[0]), error.hint or "mend these rows"))
     if wrong:
         raise ValidationError.of(wrong)
     return JobRows(found["train_data_path"], found.get("eval_data_path"))
@@ -245,7 +245,7 @@ def _status(value: str | RunStatus) -> RunStatus:
     if status is RunStatus.UNKNOWN and str(value).strip().upper() != "UNKNOWN":
         known = [member.value for member in RunStatus]
         rule = f'"{value}" is no status{did_you_mean(str(value).upper(), known)}'
-        raise ValidationError.of([Wrong("statuses", rule, f"use {', '.join(known)}")])
+        raise ValidationError.of([InvalidArgument("statuses", rule, f"use {', '.join(known)}")])
     return status
 
 
@@ -261,12 +261,12 @@ def _time(parameter: str, value: str | datetime | None) -> datetime | None:
         has_day = "%d" in form
         return (found if has_day else datetime.combine(today.date(), found.time())).astimezone()
     rule = f'"{value}" is no time'
-    raise ValidationError.of([Wrong(parameter, rule, 'write it as "2026-11-30" or "2026-11-30 18:00:00"')])
+    raise ValidationError.of([InvalidArgument(parameter, rule, 'write it as "2026-11-30" or "2026-11-30 18:00:00"')])
 
 
 def _page(runs: Sequence[TrainingRun], limit: int | None) -> PagedList[TrainingRun]:
     if limit is not None and limit < 1:
-        raise ValidationError.of([Wrong("limit", f"{limit} is less than 1", "limit=100, or None for all")])
+        raise ValidationError.of([InvalidArgument("limit", f"{limit} is less than 1", "limit=100, or None for all")])
     size = len(runs) if limit is None else limit
     rest = runs[size:]
 

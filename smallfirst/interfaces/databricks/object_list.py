@@ -41,7 +41,7 @@ class ObjectList(list[T]):
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
         head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.columns)
-        rows = ["".join(f"<td>{shown(getattr(item, a))}</td>" for a in self.columns.values()) for item in self]
+        rows = ["".join(f"<td>{table_cell(getattr(item, a))}</td>" for a in self.columns.values()) for item in self]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -68,7 +68,7 @@ class PagedList(ObjectList[T]):
         return self._more(limit)
 
 
-def shown(value: object) -> str:
+def table_cell(value: object) -> str:
     """A value as the text of a table cell, escaped; nothing for None."""
     if value is None:
         return ""

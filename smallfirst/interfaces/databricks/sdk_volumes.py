@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from smallfirst.data.sources.folders import inside
-from smallfirst.data.sources.volumes import ROOT, set_folder, volume_path
+from smallfirst.data.sources.folders import safe_join
+from smallfirst.data.sources.volumes import VOLUMES_VARIABLE, folder_from_variable, volume_path
 from smallfirst.errors import DataError, SmallfirstError
 
 SKIP_DEPLOY = "a model is not deployed from here: DSPy leaves it out with skip_deploy=True; smallfirst serves it itself"
@@ -117,7 +117,7 @@ class VolumeFiles:
 
 
 def _volumes_are_here() -> bool:
-    return bool(os.environ.get(ROOT, "").strip())
+    return bool(os.environ.get(VOLUMES_VARIABLE, "").strip())
 
 
 def _there(address: str) -> Path:
@@ -133,8 +133,8 @@ def _there(address: str) -> Path:
 def _place(address: str) -> Path:
     """Where the address would lead, below a volume that exists. Raises the SDK's NotFound without the volume."""
     parts = PurePosixPath(address.removeprefix("dbfs:")).parts
-    return inside(_there("/".join(("", *parts[1:5]))), parts[5:])
+    return safe_join(_there("/".join(("", *parts[1:5]))), parts[5:])
 
 
 def _pattern() -> str:
-    return str(set_folder(ROOT, os.environ[ROOT]) / "catalog" / "schema" / "volume")
+    return str(folder_from_variable(VOLUMES_VARIABLE, os.environ[VOLUMES_VARIABLE]) / "catalog" / "schema" / "volume")

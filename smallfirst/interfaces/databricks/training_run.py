@@ -12,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
-from smallfirst.interfaces.databricks.object_list import ObjectList, shown
+from smallfirst.interfaces.databricks.object_list import ObjectList, table_cell
 from smallfirst.interfaces.databricks.run_status import RunStatus
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import Progress
+from smallfirst.jobs.spec import JobProgress
 from smallfirst.training.events import Event
 
 EVENT_COLUMNS = {"Type": "type", "Time": "time", "Message": "message"}
@@ -127,18 +127,18 @@ class TrainingRun:
 
     def refresh(self) -> TrainingRun:
         """This object, with what is true now. Raises DatabricksGenAIResponseError if the run is gone."""
-        now = TrainingRun.of(job_of(self))
+        now = TrainingRun.of(find_job(self))
         for field in fields(self):
             setattr(self, field.name, getattr(now, field.name))
         return self
 
     def cancel(self) -> int:
         """1 if the run was asked to stop, 0 if it had ended."""
-        return int(queue.cancel(job_of(self, bring_back=False)))
+        return int(queue.cancel(find_job(self, restart_dead=False)))
 
     def get_events(self) -> ObjectList[TrainingEvent]:
         """What happened up to now, oldest first."""
-        return event_list(job_of(self).events)
+        return training_events(find_job(self).events)
 
     @property
     def run_progress(self) -> str:
@@ -151,7 +151,7 @@ class TrainingRun:
     @property
     def formatted_events(self) -> str:
         """The events as HTML, one a line."""
-        return "<br>".join(f"<nobr>{html.escape(e.type)} {shown(e.time)}</nobr>" for e in self.events or ())
+        return "<br>".join(f"<nobr>{html.escape(e.type)} {table_cell(e.time)}</nobr>" for e in self.events or ())
 
     @property
     def experiment_path(self) -> str:
@@ -176,11 +176,11 @@ class TrainingRun:
             "Created": self.created_at,
             "Folder": self.save_folder,
         }
-        rows = "".join(f"<tr><th>{name}</th><td>{shown(v)}</td></tr>" for name, v in told.items() if v is not None)
+        rows = "".join(f"<tr><th>{name}</th><td>{table_cell(v)}</td></tr>" for name, v in told.items() if v is not None)
         return f"<table>{rows}</table>"
 
-    def _add_details(self, events: tuple[Event, ...], progress: Progress | None) -> None:
-        self.events = event_list(events)
+    def _add_details(self, events: tuple[Event, ...], progress: JobProgress | None) -> None:
+        self.events = training_events(events)
         self.details = events[-1].message if events else None
         self.started_at = next((e.time for e in self.events if e.type == "STARTED"), None)
         if self.status.is_terminal():
@@ -193,18 +193,18 @@ class TrainingRun:
             end = progress.at + timedelta(seconds=progress.seconds_left)
             if end > datetime.now(UTC):
                 self.estimated_end_time = end
-                self.formatted_eta = in_words(end - datetime.now(UTC))
+                self.formatted_eta = format_duration(end - datetime.now(UTC))
 
 
-def job_of(run: TrainingRun | str, *, bring_back: bool = True) -> JobFolder:
+def find_job(run: TrainingRun | str, *, restart_dead: bool = True) -> JobFolder:
     """The job of a run or of its name, brought back if its process died. Raises DatabricksGenAIResponseError."""
     try:
-        return queue.find(name_of(run), bring_back=bring_back)
-    except queue.NoSuchJob as error:
+        return queue.find(run_name(run), restart_dead=restart_dead)
+    except queue.JobNotFound as error:
         raise DatabricksGenAIResponseError(str(error.args[0]), hint=error.hint) from None
 
 
-def name_of(run: object) -> str:
+def run_name(run: object) -> str:
     """The name of a run, or the name itself. Raises DatabricksGenAIResponseError if it is neither."""
     if isinstance(run, TrainingRun):
         return run.name
@@ -213,13 +213,13 @@ def name_of(run: object) -> str:
     raise DatabricksGenAIResponseError(f"{run!r} is neither a run nor the name of one", hint="fm.list() shows them")
 
 
-def event_list(events: tuple[Event, ...]) -> ObjectList[TrainingEvent]:
+def training_events(events: tuple[Event, ...]) -> ObjectList[TrainingEvent]:
     """Our events under the names known there."""
     told = [TrainingEvent(_KNOWN_AS.get(e.kind, e.kind), datetime.fromisoformat(e.at), e.message) for e in events]
     return ObjectList(told, EVENT_COLUMNS)
 
 
-def in_words(left: timedelta) -> str:
+def format_duration(left: timedelta) -> str:
     """`1d 2h`, `1h 5m`, `3m 20s` or `12s`."""
     seconds = max(0, round(left.total_seconds()))
     minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400

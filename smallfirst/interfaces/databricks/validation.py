@@ -16,19 +16,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from smallfirst.data.sources.volumes import is_volume, volume_path
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
-from smallfirst.interfaces.databricks.exceptions import ValidationError, Wrong
-from smallfirst.jobs.spec import Order, new_name, now, user_name
-from smallfirst.models.catalog import CATALOGUE, find
+from smallfirst.interfaces.databricks.exceptions import InvalidArgument, ValidationError
+from smallfirst.jobs.spec import JobSpec, new_job_name, user_name, utc_now
+from smallfirst.models.catalog import CATALOG, find_weights
 from smallfirst.training.config import TrainConfig, parse_duration
 
 T = TypeVar("T")
-LESSONS = {"CHAT_COMPLETION": "chat", "INSTRUCTION_FINETUNE": "chat", "CONTINUED_PRETRAIN": "text"}
+RECIPES = {"CHAT_COMPLETION": "chat", "INSTRUCTION_FINETUNE": "chat", "CONTINUED_PRETRAIN": "text"}
 """Lesson by task type."""
-USUAL_DURATION = "1ep"
-USUAL_TOKENS = {"chat": 2048, "text": 512}
+DEFAULT_DURATION = "1ep"
+DEFAULT_CONTEXT_LENGTH = {"chat": 2048, "text": 512}
 """Longest row (chat) or window (text) if `context_length` is not given, unless the model takes less."""
-FEWEST_TOKENS = 16
-TOO_SMALL_A_RATE = 1e-6
+MIN_CONTEXT_LENGTH = 16
+MIN_USEFUL_LEARNING_RATE = 1e-6
 """Rates below this are for another optimiser: Databricks' 5e-7 is a peak of Lion on models of 8 billion weights. AdamW
 at 5e-7 moves the weights of a small model by less than they are stored to."""
 _NAME_PART = re.compile(r"[A-Za-z0-9_-]+")
@@ -44,7 +44,7 @@ class Refused(Exception):
         self.rule, self.next_step = rule, next_step
 
 
-class Arguments(NamedTuple):
+class CreateArguments(NamedTuple):
     """What create() was called with, unchecked."""
 
     model: Any
@@ -61,7 +61,7 @@ class Arguments(NamedTuple):
     data_prep_cluster_id: Any = None
     config: TrainConfig | None = None
 
-    def order(self, *, look_for_weights: bool = True) -> Order:
+    def order(self, *, look_for_weights: bool = True) -> JobSpec:
         """The order for a job. Raises ValidationError with every argument that breaks a rule."""
         checks = _Checks()
         model = checks.take("model", _text, self.model)
@@ -77,12 +77,14 @@ class Arguments(NamedTuple):
         rate = checks.take("learning_rate", _rate, self.learning_rate)
         tokens = checks.take("context_length", lambda value: _tokens(value, limit), self.context_length)
         checks.done()
-        name = new_name(str(model))
+        name = new_job_name(str(model))
         told = {"duration": duration, "learning_rate": rate, "max_seq_tokens": tokens}
-        usual = TrainConfig(duration=USUAL_DURATION, max_seq_tokens=min(USUAL_TOKENS[lesson], limit or 1 << 30))
+        usual = TrainConfig(
+            duration=DEFAULT_DURATION, max_seq_tokens=min(DEFAULT_CONTEXT_LENGTH[lesson], limit or 1 << 30)
+        )
         config = (self.config or usual).model_copy(update={k: v for k, v in told.items() if v is not None})
         register_to = ".".join([*(parts or ()), name][:3])
-        return Order(
+        return JobSpec(
             name=name,
             lesson="text" if lesson == "text" else "chat",
             model=str(model),
@@ -94,13 +96,13 @@ class Arguments(NamedTuple):
             experiment=experiment or ".".join(parts or ()),
             config=config,
             created_by=user_name(),
-            created_at=now(),
+            created_at=utc_now(),
             submitted=self._submitted(),
         )
 
     def warn(self) -> None:
         """Nothing back; what will be done, but hardly as it was meant, is said."""
-        if self.learning_rate is not None and float(self.learning_rate) < TOO_SMALL_A_RATE:
+        if self.learning_rate is not None and float(self.learning_rate) < MIN_USEFUL_LEARNING_RATE:
             warnings.warn(
                 f"learning_rate={self.learning_rate} teaches a small model next to nothing: such rates are for Lion on "
                 f"models of billions of weights, this is AdamW. Leave it out ({TrainConfig().learning_rate:g})",
@@ -121,14 +123,14 @@ class _Checks:
     """Faults found so far."""
 
     def __init__(self) -> None:
-        self.wrong: list[Wrong] = []
+        self.wrong: list[InvalidArgument] = []
 
     def take(self, parameter: str, check: Callable[[Any], T], value: Any) -> T | None:
         """What the check gives; None if it refused, which is noted."""
         try:
             return check(value)
         except Refused as refused:
-            self.wrong.append(Wrong(parameter, refused.rule, refused.next_step))
+            self.wrong.append(InvalidArgument(parameter, refused.rule, refused.next_step))
             return None
 
     def done(self) -> None:
@@ -151,9 +153,9 @@ def _address(value: Any) -> str:
 
 def _lesson(value: Any) -> str:
     name = str(value).strip().upper()
-    if name not in LESSONS:
-        raise Refused(f'"{value}" is no task type{did_you_mean(name, LESSONS)}', f"use one of {', '.join(LESSONS)}")
-    return LESSONS[name]
+    if name not in RECIPES:
+        raise Refused(f'"{value}" is no task type{did_you_mean(name, RECIPES)}', f"use one of {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
 def _name_parts(value: Any) -> list[str]:
@@ -200,8 +202,8 @@ def _rate(value: Any) -> float | None:
 def _tokens(value: Any, limit: int | None) -> int | None:
     if value is None:
         return None
-    if not hasattr(value, "__index__") or isinstance(value, bool) or value < FEWEST_TOKENS:
-        rule = f"{value!r} is no whole number from {FEWEST_TOKENS}"
+    if not hasattr(value, "__index__") or isinstance(value, bool) or value < MIN_CONTEXT_LENGTH:
+        rule = f"{value!r} is no whole number from {MIN_CONTEXT_LENGTH}"
         raise Refused(rule, "give it in tokens, for example context_length=1024")
     if limit is not None and value > limit:
         raise Refused(f"{value} is more than the {limit} tokens the model takes", f"context_length={limit} at most")
@@ -247,12 +249,12 @@ def _on_this_machine(address: str) -> Path:
 
 def _token_limit(model: str) -> int | None:
     """Tokens the model can take; None if its weights are not here yet or do not say. Refuses what cannot be trained."""
-    entry = next((e for e in CATALOGUE if e.name.casefold() == model.casefold()), None)
+    entry = next((e for e in CATALOG if e.name.casefold() == model.casefold()), None)
     cannot = Refused(f'"{model}" cannot be trained: its weights are GGUF or no language model', "fm.get_models()")
     if entry is not None and entry.kind != "transformers":
         raise cannot
     try:
-        folder = find(model, download=False)
+        folder = find_weights(model, download=False)
     except WeightsNotFound as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
         if entry is not None or (re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not offline):

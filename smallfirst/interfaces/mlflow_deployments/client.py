@@ -16,7 +16,7 @@ import httpx
 from smallfirst.errors import BadAnswer, ConfigError, ModelError, RateLimited, Unauthorised, Unavailable
 from smallfirst.serving.settings import is_loopback
 
-KEY = "SMALLFIRST_API_KEY"
+API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
 """Environment variable with the key of a server that asks for one."""
 TIMEOUT_S = 300.0
 """Longest wait between two pieces of an answer."""
@@ -28,7 +28,7 @@ def get(server: str, path: str) -> dict[str, Any]:
         return _body(client.get, path)
 
 
-def ask(server: str, name: str, inputs: Any) -> dict[str, Any]:
+def invoke(server: str, name: str, inputs: Any) -> dict[str, Any]:
     """The body that answers: MLflow's PredictionsResponse for a table, else as Databricks' client gives it.
 
     Raises ModelError, ConfigError for what the server cannot read.
@@ -36,14 +36,14 @@ def ask(server: str, name: str, inputs: Any) -> dict[str, Any]:
     from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
 
     with _client(server) as client:
-        found = _body(client.post, _path(name), json=body_of(inputs))
+        found = _body(client.post, _path(name), json=request_body(inputs))
     kind: type[dict[str, Any]] = PredictionsResponse if "predictions" in found else DatabricksEndpoint
     return kind(found)
 
 
-def ask_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any]]:
-    """The chunks of an answer. Raises as `ask`."""
-    body = {**body_of(inputs), "stream": True}
+def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any]]:
+    """The chunks of an answer. Raises as `invoke`."""
+    body = {**request_body(inputs), "stream": True}
     with _client(server) as client:
         try:
             with client.stream("POST", _path(name), json=body) as response:
@@ -60,7 +60,7 @@ def ask_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any]]:
             raise _down(server, error) from None
 
 
-def body_of(inputs: Any) -> dict[str, Any]:
+def request_body(inputs: Any) -> dict[str, Any]:
     """The body for what MLflow's users give: a body, a data frame, an array or a list of rows. Raises ConfigError."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
@@ -79,7 +79,7 @@ def _path(name: str) -> str:
 
 
 def _client(server: str) -> httpx.Client:
-    key = os.environ.get(KEY, "").strip()
+    key = os.environ.get(API_KEY_VARIABLE, "").strip()
     return httpx.Client(
         base_url=server,
         headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -117,7 +117,7 @@ def _refusal(response: httpx.Response) -> ModelError | ConfigError:
     except (ValueError, KeyError, TypeError):
         said = f"status {response.status_code}"
     if response.status_code == 401:
-        return Unauthorised(said, hint=f"export {KEY}=…")
+        return Unauthorised(said, hint=f"export {API_KEY_VARIABLE}=…")
     if response.status_code == 429:
         return RateLimited(said)
     if response.status_code >= 500:

@@ -26,9 +26,9 @@ def endpoints(ctx: click.Context) -> None:
 def list_endpoints(as_json: bool = False) -> None:
     """List endpoints by name; one whose server was killed shows as NOT_READY."""
     from smallfirst.interfaces.mlflow_deployments.lifecycle import all_endpoints
-    from smallfirst.interfaces.mlflow_deployments.listing import described
+    from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-    found = [described(endpoint) for endpoint in all_endpoints()]
+    found = [describe(endpoint) for endpoint in all_endpoints()]
     if as_json:
         click.echo(json.dumps(found, indent=2))
     elif found:
@@ -43,9 +43,9 @@ def list_endpoints(as_json: bool = False) -> None:
 def show(name: str, as_json: bool) -> None:
     """Show one endpoint: where it is, who answers how much, what was noted."""
     from smallfirst.interfaces.mlflow_deployments.lifecycle import find
-    from smallfirst.interfaces.mlflow_deployments.listing import described
+    from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-    found = described(find(name))
+    found = describe(find(name))
     click.echo(json.dumps(found, indent=2) if as_json else "\n".join(in_words(found)))
 
 
@@ -84,7 +84,7 @@ def logs(name: str, lines: int) -> None:
     """Print the end of what the server of an endpoint printed."""
     from smallfirst.interfaces.mlflow_deployments.lifecycle import find
 
-    click.echo(find(name).last_lines(lines))
+    click.echo(find(name).output_tail(lines))
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
@@ -126,6 +126,6 @@ def _traffic(one: dict[str, Any]) -> str:
 
 
 def _age(one: dict[str, Any]) -> str:
-    from smallfirst.interfaces.databricks.training_run import in_words as duration
+    from smallfirst.interfaces.databricks.training_run import format_duration as duration
 
     return duration(datetime.now(UTC) - datetime.fromtimestamp(one["creation_timestamp"] / 1000, UTC))

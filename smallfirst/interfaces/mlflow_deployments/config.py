@@ -12,17 +12,21 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from smallfirst.deployment.endpoint_plan import Cascade, External, Plan, Registered, external_model
+from smallfirst.deployment.endpoint_plan import Cascade, EndpointPlan, ExternalEntity, RegisteredEntity, external_model
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.config_rules import (
     NO_KEY,
-    address_of,
-    asked_first,
-    broken_rules,
     entity_name,
-    secret_problems,
+    entry_entities,
+    external_endpoint,
+    rule_violations,
+    secret_violations,
 )
-from smallfirst.interfaces.mlflow_deployments.config_schema import BODY_NOTES, ENTITY_NOTES, EndpointBody
+from smallfirst.interfaces.mlflow_deployments.config_schema import (
+    IGNORED_BODY_FIELDS,
+    IGNORED_ENTITY_FIELDS,
+    EndpointBody,
+)
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import parse_record
@@ -32,12 +36,12 @@ _CORE = ("served_entities", "served_models", "traffic_config", "auto_capture_con
 _OLD_WORDS = {"model_name": "entity_name", "model_version": "entity_version"}
 
 
-class Parsed(NamedTuple):
+class ParsedConfig(NamedTuple):
     """A config that was read."""
 
     name: str
     """The endpoint's."""
-    plan: Plan
+    plan: EndpointPlan
     """What it is made of."""
     settings: ServeSettings
     """How it listens; port 0 where none was named."""
@@ -49,13 +53,15 @@ class Parsed(NamedTuple):
     """What was accepted and has no effect, a sentence each."""
 
 
-def parse(name: str | None, config: Mapping[str, Any] | None, *, before: Mapping[str, Any] | None = None) -> Parsed:
+def parse_config(
+    name: str | None, config: Mapping[str, Any] | None, *, before: Mapping[str, Any] | None = None
+) -> ParsedConfig:
     """What a config asks for; `before` is the kept body of an endpoint whose other settings stay.
 
     Raises ConfigError with every problem at once.
     """
     raw = _over(before or {}, _whole(name, config or {}))
-    problems = list(secret_problems(raw))
+    problems = list(secret_violations(raw))
     try:
         body = parse_record(EndpointBody, raw, where="")
     except ConfigError as error:
@@ -63,7 +69,7 @@ def parse(name: str | None, config: Mapping[str, Any] | None, *, before: Mapping
         # A value of the wrong type may be a key in the wrong place.
         found = [re.sub(r" \(got .*\)$", "", line) for line in found]
         raise _refusal(raw, [*found, *problems]) from None
-    problems += broken_rules(body)
+    problems += rule_violations(body)
     plan = None if problems else _plan(body)
     if plan is not None:
         for entity in plan.external:
@@ -73,7 +79,7 @@ def parse(name: str | None, config: Mapping[str, Any] | None, *, before: Mapping
     own, capture = body.smallfirst.server, body.config.auto_capture_config
     kept = {"store_bodies": own.store_bodies or bool(capture and capture.enabled)}
     settings = own.model_copy(update=kept if "port" in own.model_fields_set else {**kept, "port": 0})
-    return Parsed(body.name, plan, settings, body.smallfirst.follow_every_s, _kept(raw), tuple(_notes(body)))
+    return ParsedConfig(body.name, plan, settings, body.smallfirst.follow_every_s, _kept(raw), tuple(_notes(body)))
 
 
 def _refusal(raw: Mapping[str, Any], problems: list[str]) -> ConfigError:
@@ -121,26 +127,26 @@ def _newer(entity: Any) -> Any:
     return {_OLD_WORDS.get(word, word): value for word, value in entity.items()}
 
 
-def _plan(body: EndpointBody) -> Plan:
+def _plan(body: EndpointBody) -> EndpointPlan:
     own, entities = body.smallfirst, body.config.served_entities
     traffic = body.config.traffic_config
     percent = {route.entity: route.traffic_percentage for route in traffic.routes} if traffic else {}
     external = tuple(
-        External(name=entity_name(one), endpoint=_priced(address_of(one.external_model), own.prices))
+        ExternalEntity(name=entity_name(one), endpoint=_priced(external_endpoint(one.external_model), own.prices))
         for one in entities
         if one.external_model
     )
     cascade = None
     if own.strategy == "cascade":
         cascade = Cascade(fallback=own.fallback or external[0].name, override=own.override)
-    return Plan(
+    return EndpointPlan(
         registered=tuple(
-            Registered(name=entity_name(one), model=one.entity_name, version=one.entity_version)
+            RegisteredEntity(name=entity_name(one), model=one.entity_name, version=one.entity_version)
             for one in entities
             if one.external_model is None
         ),
         external=external,
-        percent=percent or {asked_first(body)[0]: 100},
+        percent=percent or {entry_entities(body)[0]: 100},
         cascade=cascade,
         sticky_by=own.sticky_by,
         prices=own.prices,
@@ -153,7 +159,7 @@ def _priced(address: EndpointConfig, prices: PriceBook) -> EndpointConfig:
     return address.model_copy(update={"priced_by": "machine"}) if by_hour else address
 
 
-def _had(entity: External, plan: Plan) -> Iterator[str]:
+def _had(entity: ExternalEntity, plan: EndpointPlan) -> Iterator[str]:
     """What stands in the way of asking an external entity: its key is not there, or it has no price."""
     try:
         external_model(entity, plan.prices)
@@ -172,13 +178,13 @@ def _kept(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _notes(body: EndpointBody) -> Iterator[str]:
     for entity in body.config.served_entities:
-        for word, why in ENTITY_NOTES.items():
+        for word, why in IGNORED_ENTITY_FIELDS.items():
             if getattr(entity, word) is not None:
                 yield f"{entity_name(entity)}: {word} has no effect: {why}"
-        variable = address_of(entity.external_model).api_key_env if entity.external_model else NO_KEY
+        variable = external_endpoint(entity.external_model).api_key_env if entity.external_model else NO_KEY
         if variable != NO_KEY:
             yield f"{entity_name(entity)}: its key is read from the environment variable {variable}"
-    for word, why in BODY_NOTES.items():
+    for word, why in IGNORED_BODY_FIELDS.items():
         if getattr(body, word):
             yield f"{word} has no effect: {why}"
     capture = body.config.auto_capture_config

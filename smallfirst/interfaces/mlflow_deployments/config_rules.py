@@ -45,7 +45,7 @@ NO_KEY = "SMALLFIRST_NO_KEY"
 """Named where the config names no secret."""
 
 
-def is_name(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """True if an endpoint or an entity may be called so."""
     return NAME.fullmatch(name) is not None and name.strip(".") != ""
 
@@ -65,13 +65,13 @@ def entity_name(entity: ServedEntity) -> str:
     return f"{entity.entity_name.replace('.', '-')}-{entity.entity_version.lstrip('@')}"
 
 
-def asked_first(body: EndpointBody) -> list[str]:
+def entry_entities(body: EndpointBody) -> list[str]:
     """Names of the entities that requests go to: all, or in a cascade the registered ones."""
     cascade = body.smallfirst.strategy == "cascade"
     return [entity_name(one) for one in body.config.served_entities if not cascade or one.external_model is None]
 
 
-def address_of(model: ExternalModel) -> EndpointConfig:
+def external_endpoint(model: ExternalModel) -> EndpointConfig:
     """Where an external model is. Raises ConfigError if that is no address."""
     openai, databricks, custom = (
         model.openai_config,
@@ -92,7 +92,7 @@ def address_of(model: ExternalModel) -> EndpointConfig:
     return parse_record(EndpointConfig, values, where=f'external model "{model.name}"')
 
 
-def secret_problems(raw: Mapping[str, Any]) -> Iterator[str]:
+def secret_violations(raw: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with secrets, wherever they stand and whatever else is wrong."""
     core = raw.get("config")
     if not isinstance(core, Mapping) or not core.get("served_entities"):
@@ -122,13 +122,13 @@ def _leaves(value: Any, path: str, word: str = "") -> Iterator[tuple[str, str, A
         yield path, word, value
 
 
-def broken_rules(body: EndpointBody) -> list[str]:
+def rule_violations(body: EndpointBody) -> list[str]:
     """Rules between fields."""
     entities = body.config.served_entities
     names = [entity_name(entity) for entity in entities]
     problems = [p for i, one in enumerate(entities) for p in _entity_rules(one, f"config.served_entities.{i}")]
     problems += [f'config.served_entities: two are called "{n}"' for n, times in Counter(names).items() if times > 1]
-    if not is_name(body.name):
+    if not is_valid_name(body.name):
         problems.append(f'name: "{body.name}" cannot be a name')
     problems += _traffic_rules(body, names)
     problems += _cascade_rules(body)
@@ -140,7 +140,7 @@ def broken_rules(body: EndpointBody) -> list[str]:
 
 
 def _entity_rules(entity: ServedEntity, path: str) -> Iterator[str]:
-    if not is_name(entity_name(entity)):
+    if not is_valid_name(entity_name(entity)):
         yield f"{path}.name: use 1 to 128 of the characters A-Z a-z 0-9 . _ -"
     if entity.external_model is not None:
         if entity.entity_name or entity.entity_version:
@@ -174,7 +174,7 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
         yield f"{path}.{_SPOKEN[model.provider]}: missing"
         return
     try:
-        address = address_of(model)
+        address = external_endpoint(model)
     except ConfigError as error:
         yield f"{path}: {error.args[0]}"
     else:
@@ -192,7 +192,7 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
 def _traffic_rules(body: EndpointBody, names: list[str]) -> Iterator[str]:
     traffic = body.config.traffic_config
     if traffic is None:
-        if len(asked_first(body)) != 1:
+        if len(entry_entities(body)) != 1:
             yield "config.traffic_config: missing; it says which entity gets which share of the requests"
         return
     total = sum(route.traffic_percentage for route in traffic.routes)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from smallfirst.pricing import PriceBook
-from smallfirst.project.task_file import Signature
+from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
 from smallfirst.serving.settings import ServeSettings
 
@@ -166,7 +166,7 @@ class TrafficConfig(Record):
     """Their percentages sum to 100."""
 
 
-class CaptureConfig(Record):
+class AutoCaptureConfig(Record):
     """Whether questions and answers are kept."""
 
     enabled: bool = True
@@ -179,25 +179,25 @@ class CaptureConfig(Record):
     """Noted."""
 
 
-class CoreConfig(Record):
+class EndpointCoreConfig(Record):
     """What is served, and how requests are shared out."""
 
     served_entities: tuple[ServedEntity, ...] = ()
     """At least one."""
     traffic_config: TrafficConfig | None = None
     """May be left out with one entity, or a cascade of one."""
-    auto_capture_config: CaptureConfig | None = None
+    auto_capture_config: AutoCaptureConfig | None = None
     """Keeps questions and answers in the ledger."""
 
 
-class OwnBlock(Record):
+class SmallfirstSettings(Record):
     """What Databricks has no word for, under `smallfirst` or `routing`."""
 
     strategy: Literal["split", "cascade"] = "split"
     """`cascade`: registered models answer what their certificate allows, the fallback the rest."""
     fallback: str = ""
     """External entity that a cascade asks last; the only one if there is but one."""
-    override: Signature | None = None
+    override: SignedOverride | None = None
     """Signature that lets a cascade answer without an issued certificate."""
     threshold: Any = None
     """Refused: the certificate has it."""
@@ -216,9 +216,9 @@ class EndpointBody(Record):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
     """Under which it is asked."""
-    config: CoreConfig
+    config: EndpointCoreConfig
     """What is served."""
-    smallfirst: OwnBlock = OwnBlock()
+    smallfirst: SmallfirstSettings = SmallfirstSettings()
     """What Databricks has no word for."""
     tags: Any = None
     """Kept and shown."""
@@ -238,7 +238,7 @@ class EndpointBody(Record):
     """Noted."""
 
 
-ENTITY_NOTES = {
+IGNORED_ENTITY_FIELDS = {
     "workload_size": "the model runs in the endpoint's own process, as large as this machine is",
     "workload_type": "the model runs on what this machine has",
     "scale_to_zero_enabled": "the process stays until `smallfirst endpoints stop`",
@@ -252,7 +252,7 @@ ENTITY_NOTES = {
     "burst_scaling_enabled": "there is one process",
 }
 """Fields of an entity that have no effect, and why."""
-BODY_NOTES = {
+IGNORED_BODY_FIELDS = {
     "route_optimized": "there is one route, and it is direct",
     "rate_limits": "kept and shown; smallfirst.server bounds requests at work and in the queue instead",
     "ai_gateway": "kept and shown, with no effect",

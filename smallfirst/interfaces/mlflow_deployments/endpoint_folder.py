@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import is_locked
-from smallfirst.interfaces.mlflow_deployments.config_rules import is_name
+from smallfirst.interfaces.mlflow_deployments.config_rules import is_valid_name
 from smallfirst.paths import home
 from smallfirst.records import Record
 
 R = TypeVar("R", bound=Record)
 
 
-class Kept(Record):
+class EndpointRecord(Record):
     """An endpoint as it was asked for."""
 
     id: str
@@ -48,7 +48,7 @@ class Kept(Record):
     """Where MLflow's store is, as it was for whoever created it."""
 
 
-class Status(Record):
+class ServerStatus(Record):
     """What a server says of itself."""
 
     process: int
@@ -67,7 +67,7 @@ class Status(Record):
     """When this was written, UTC."""
 
 
-class Started(Record):
+class ServerProcess(Record):
     """The process that was started last."""
 
     process: int
@@ -89,24 +89,24 @@ class EndpointFolder:
         return self.config_path.is_file() or self.wanted_path.is_file()
 
     @property
-    def config(self) -> Kept | None:
+    def config(self) -> EndpointRecord | None:
         """What is live or was last; None if nothing ever was."""
-        return _load(Kept, self.config_path)
+        return _load(EndpointRecord, self.config_path)
 
     @property
-    def wanted(self) -> Kept | None:
+    def wanted(self) -> EndpointRecord | None:
         """What is to go live."""
-        return _load(Kept, self.wanted_path)
+        return _load(EndpointRecord, self.wanted_path)
 
     @property
-    def status(self) -> Status | None:
+    def status(self) -> ServerStatus | None:
         """What the server said last; it may be dead since."""
-        return _load(Status, self.status_path)
+        return _load(ServerStatus, self.status_path)
 
     @property
     def process(self) -> int | None:
         """Number of the process that was started last."""
-        started = _load(Started, self.started_path)
+        started = _load(ServerProcess, self.started_path)
         return started.process if started else None
 
     @property
@@ -114,7 +114,7 @@ class EndpointFolder:
         """True if its server lives."""
         return self.folder.is_dir() and is_locked(self.lock)
 
-    def want(self, kept: Kept) -> None:
+    def want(self, kept: EndpointRecord) -> None:
         """Nothing back; the config is to go live."""
         _private(kept.save(self.wanted_path))
 
@@ -129,13 +129,13 @@ class EndpointFolder:
     def started(self, process: int) -> None:
         """Nothing back; the number of the new process is kept, and what an earlier one said is gone."""
         self.status_path.unlink(missing_ok=True)
-        Started(process=process).save(self.started_path)
+        ServerProcess(process=process).save(self.started_path)
 
     def tell(self, **values: Any) -> None:
         """Nothing back; the status of this process is written."""
-        _private(Status(process=os.getpid(), at=datetime.now(UTC), **values).save(self.status_path))
+        _private(ServerStatus(process=os.getpid(), at=datetime.now(UTC), **values).save(self.status_path))
 
-    def last_lines(self, n: int = 12) -> str:
+    def output_tail(self, n: int = 12) -> str:
         """The end of what the server printed."""
         try:
             with self.output.open("rb") as file:
@@ -152,9 +152,9 @@ def endpoints_folder() -> Path:
     return folder
 
 
-def folder_of(name: str) -> EndpointFolder:
+def endpoint_folder(name: str) -> EndpointFolder:
     """The folder that an endpoint of this name has or would have. Raises ConfigError for what cannot be a name."""
-    if not is_name(name):
+    if not is_valid_name(name):
         shown = name[:128]
         raise ConfigError(f"{shown!r} cannot be an endpoint's name", hint="use 1 to 128 of A-Z a-z 0-9 . _ -")
     return EndpointFolder(endpoints_folder() / name)

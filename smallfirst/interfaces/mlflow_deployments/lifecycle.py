@@ -24,13 +24,18 @@ from typing import Any
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable, did_you_mean
 from smallfirst.files import try_lock
-from smallfirst.interfaces.mlflow_deployments.config import Parsed, parse
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, Kept, endpoints_folder, folder_of
+from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
+from smallfirst.interfaces.mlflow_deployments.endpoint_folder import (
+    EndpointFolder,
+    EndpointRecord,
+    endpoint_folder,
+    endpoints_folder,
+)
 from smallfirst.jobs.spec import user_name
 
-READY_WITHIN_S = 300.0
+START_TIMEOUT_S = 300.0
 """Longest wait for a server to answer: models are read from disk."""
-SETTINGS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+KEPT_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 """Environment variables that an endpoint keeps from its creation, whoever starts it again."""
 _LOOK_S = 0.05
 _LAST_LOOK_S = 1.0
@@ -40,7 +45,7 @@ _GONE = ".gone-"
 Say = Callable[[str], None]
 
 
-class NoSuchEndpoint(SmallfirstError):
+class EndpointNotFound(SmallfirstError):
     """No endpoint has this name."""
 
 
@@ -49,8 +54,8 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | Non
 
     Raises ConfigError for a config with problems or a name that is taken, SmallfirstError if its server ends.
     """
-    parsed = parse(name, config)
-    endpoint = folder_of(parsed.name)
+    parsed = parse_config(name, config)
+    endpoint = endpoint_folder(parsed.name)
     try:
         endpoint.folder.mkdir(mode=0o700)
     except FileExistsError:
@@ -59,7 +64,7 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | Non
     now = datetime.now(UTC)
     try:
         with _changing(endpoint):
-            kept = Kept(
+            kept = EndpointRecord(
                 id=uuid.uuid4().hex,
                 name=parsed.name,
                 number=1,
@@ -68,7 +73,7 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | Non
                 created_by=user_name(),
                 body=parsed.body,
                 port=parsed.settings.port or _free_port(parsed.settings.host),
-                environment={name: os.environ[name] for name in SETTINGS if os.environ.get(name)},
+                environment={name: os.environ[name] for name in KEPT_VARIABLES if os.environ.get(name)},
             )
             endpoint.want(kept)
             _start(endpoint, kept)
@@ -89,7 +94,7 @@ def update(name: str, config: Mapping[str, Any], *, say: Say | None = None) -> E
         before = endpoint.config
         if before is None:
             raise ConfigError(f"{name} has never been live", hint=f"smallfirst endpoints logs {name}")
-        parsed = parse(name, config, before=before.body)
+        parsed = parse_config(name, config, before=before.body)
         _check_same_server(parsed, before)
         number = max(before.number, (endpoint.status.failed if endpoint.status else 0)) + 1
         update = {"number": number, "body": parsed.body, "updated_at": datetime.now(UTC)}
@@ -128,7 +133,7 @@ def stop(name: str) -> bool:
 
 def delete(name: str) -> bool:
     """True if the endpoint was stopped, its running requests done, and removed; False if there is none."""
-    endpoint = folder_of(name)
+    endpoint = endpoint_folder(name)
     if not endpoint.folder.is_dir():
         return False
     with _changing(endpoint):
@@ -138,17 +143,17 @@ def delete(name: str) -> bool:
 
 def find(name: str) -> EndpointFolder:
     """The endpoint of this name. Raises NoSuchEndpoint with the nearest one."""
-    endpoint = folder_of(name)
+    endpoint = endpoint_folder(name)
     if not endpoint.exists:
         names = [other.name for other in all_endpoints()]
-        raise NoSuchEndpoint(
+        raise EndpointNotFound(
             f'no endpoint is called "{name}"{did_you_mean(name, names)}',
             hint=f"there are: {', '.join(names[:10])}" if names else "create one: docs/deploy.md",
         )
     return endpoint
 
 
-def running(name: str) -> Kept:
+def find_running(name: str) -> EndpointRecord:
     """What answers under this name. Raises NoSuchEndpoint, Unavailable if its server does not run."""
     endpoint = find(name)
     kept = endpoint.config
@@ -163,7 +168,7 @@ def all_endpoints() -> list[EndpointFolder]:
     return [endpoint for endpoint in map(EndpointFolder, folders) if endpoint.exists]
 
 
-def url_of(kept: Kept) -> str:
+def endpoint_url(kept: EndpointRecord) -> str:
     """Address of an endpoint, without a path."""
     host = str(kept.body.get("smallfirst", {}).get("server", {}).get("host", "127.0.0.1"))
     host = f"[{host}]" if ":" in host else host
@@ -182,7 +187,7 @@ def _changing(endpoint: EndpointFolder) -> Iterator[None]:
         os.close(held)
 
 
-def _start(endpoint: EndpointFolder, kept: Kept) -> None:
+def _start(endpoint: EndpointFolder, kept: EndpointRecord) -> None:
     """Nothing back; a process that inherits the held lock serves the endpoint."""
     end = time.monotonic() + _LAST_LOOK_S
     while (held := try_lock(endpoint.lock)) is None and time.monotonic() < end:
@@ -190,7 +195,7 @@ def _start(endpoint: EndpointFolder, kept: Kept) -> None:
     if held is None:
         raise SmallfirstError(f"{endpoint.name} runs already", hint=f"smallfirst endpoints stop {endpoint.name}")
     own = {"SMALLFIRST_HOME": str(endpoint.folder.parents[1]), "PYTHONPATH": _module_path()}
-    inherited = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    inherited = {name: value for name, value in os.environ.items() if name not in KEPT_VARIABLES}
     # -P: a file in the working folder must not stand in for a module.
     command = [
         sys.executable,
@@ -222,19 +227,19 @@ def _start(endpoint: EndpointFolder, kept: Kept) -> None:
 def _wait(endpoint: EndpointFolder, number: int, say: Say | None) -> None:
     """Nothing once config `number` answers. Raises ConfigError if it cannot, SmallfirstError if the server ended."""
     began = told = time.monotonic()
-    while (now := time.monotonic()) - began < READY_WITHIN_S:
+    while (now := time.monotonic()) - began < START_TIMEOUT_S:
         alive, status = endpoint.alive, endpoint.status
         if status is not None and status.live == number:
             return
         if status is not None and status.failed == number:
             raise ConfigError(f"{endpoint.name}: {status.why}")
         if not alive:
-            raise SmallfirstError(f"the server of {endpoint.name} ended; its last lines:\n{endpoint.last_lines()}")
+            raise SmallfirstError(f"the server of {endpoint.name} ended; its last lines:\n{endpoint.output_tail()}")
         if say is not None and now - told >= _TELL_EVERY_S:
             told = now
             say(f"{endpoint.name}: waiting for its models, {now - began:.0f} s")
         time.sleep(_LOOK_S)
-    raise SmallfirstError(f"{endpoint.name} did not answer within {READY_WITHIN_S:.0f} s:\n{endpoint.last_lines()}")
+    raise SmallfirstError(f"{endpoint.name} did not answer within {START_TIMEOUT_S:.0f} s:\n{endpoint.output_tail()}")
 
 
 def _stop(endpoint: EndpointFolder) -> bool:
@@ -274,7 +279,7 @@ def _remove(endpoint: EndpointFolder) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _check_same_server(parsed: Parsed, before: Kept) -> None:
+def _check_same_server(parsed: ParsedConfig, before: EndpointRecord) -> None:
     if _server_part(parsed.body) != _server_part(before.body):
         raise ConfigError(
             f"{before.name}: smallfirst.server and auto_capture_config cannot change while the endpoint exists",

@@ -12,17 +12,17 @@ from typing import Any
 
 from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, Kept, Status
-from smallfirst.interfaces.mlflow_deployments.lifecycle import url_of
+from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord, ServerStatus
+from smallfirst.interfaces.mlflow_deployments.lifecycle import endpoint_url
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.auth.middleware import current
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.plugins import Answer, Call, ExtraRoute
+from smallfirst.serving.auth.middleware import current_caller
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest, PluginResponse, PluginRoute
 
-Described = dict[str, Any]
+EndpointInfo = dict[str, Any]
 
 
-def described(endpoint: EndpointFolder) -> Described:
+def describe(endpoint: EndpointFolder) -> EndpointInfo:
     """The endpoint as Databricks' API shows one, with `url`, `notes` and, in `state`, why it is as it is."""
     kept = endpoint.config or endpoint.wanted
     assert kept is not None
@@ -44,12 +44,12 @@ def described(endpoint: EndpointFolder) -> Described:
         "endpoint_type": "EXTERNAL_MODEL" if external else "CUSTOM_MODEL",
         "permission_level": "CAN_MANAGE",
         "route_optimized": False,
-        "url": url_of(kept),
+        "url": endpoint_url(kept),
         "notes": list(status.notes) if status else [],
     }
 
 
-def _state(endpoint: EndpointFolder, alive: bool, status: Status | None) -> dict[str, str]:
+def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -> dict[str, str]:
     ready = alive and status is not None and status.live > 0
     update = "NOT_UPDATING"
     if alive and (endpoint.wanted is not None or not ready):
@@ -62,7 +62,7 @@ def _state(endpoint: EndpointFolder, alive: bool, status: Status | None) -> dict
     return {"ready": "READY" if ready else "NOT_READY", "config_update": update, **({"why": why} if why else {})}
 
 
-def _entities(body: EndpointBody, kept: Kept, status: Status | None) -> dict[str, Any]:
+def _entities(body: EndpointBody, kept: EndpointRecord, status: ServerStatus | None) -> dict[str, Any]:
     """The served entities, each with its name, its state and the version that answers."""
     deployment = "DEPLOYMENT_READY" if status and status.live else "DEPLOYMENT_FAILED"
     shown = []
@@ -78,42 +78,42 @@ def _ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def listing_routes(look: Callable[[], list[Described]]) -> tuple[ExtraRoute, ...]:
+def listing_routes(look: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute, ...]:
     """The routes that list and show the caller's endpoints; `look` gives all, each at least with `name` and `task`."""
 
-    def seen() -> list[Described]:
-        return [endpoint for endpoint in look() if current().may_use(endpoint["name"])]
+    def seen() -> list[EndpointInfo]:
+        return [endpoint for endpoint in look() if current_caller().may_use(endpoint["name"])]
 
-    def one(call: Call) -> Described:
+    def one(call: PluginRequest) -> EndpointInfo:
         name = call.place["name"]
         found = next((endpoint for endpoint in seen() if endpoint["name"] == name), None)
         if found is None:
-            raise WireError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
+            raise ApiError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
         return found
 
-    async def databricks_all(_: Call) -> Answer:
+    async def databricks_all(_: PluginRequest) -> PluginResponse:
         return {"endpoints": seen()}
 
-    async def databricks_one(call: Call) -> Answer:
+    async def databricks_one(call: PluginRequest) -> PluginResponse:
         return one(call)
 
-    async def mlflow_all(_: Call) -> Answer:
+    async def mlflow_all(_: PluginRequest) -> PluginResponse:
         return {"endpoints": [gateway_entry(endpoint) for endpoint in seen()]}
 
-    async def mlflow_one(call: Call) -> Answer:
+    async def mlflow_one(call: PluginRequest) -> PluginResponse:
         return gateway_entry(one(call))
 
     return (
-        ExtraRoute("GET", "/api/2.0/serving-endpoints", databricks_all),
-        ExtraRoute("GET", "/api/2.0/serving-endpoints/", databricks_all),
-        ExtraRoute("GET", "/api/2.0/serving-endpoints/{name}", databricks_one),
-        ExtraRoute("GET", "/api/2.0/endpoints", mlflow_all),
-        ExtraRoute("GET", "/api/2.0/endpoints/", mlflow_all),
-        ExtraRoute("GET", "/api/2.0/endpoints/{name}", mlflow_one),
+        PluginRoute("GET", "/api/2.0/serving-endpoints", databricks_all),
+        PluginRoute("GET", "/api/2.0/serving-endpoints/", databricks_all),
+        PluginRoute("GET", "/api/2.0/serving-endpoints/{name}", databricks_one),
+        PluginRoute("GET", "/api/2.0/endpoints", mlflow_all),
+        PluginRoute("GET", "/api/2.0/endpoints/", mlflow_all),
+        PluginRoute("GET", "/api/2.0/endpoints/{name}", mlflow_one),
     )
 
 
-def gateway_entry(endpoint: Mapping[str, Any]) -> Described:
+def gateway_entry(endpoint: Mapping[str, Any]) -> EndpointInfo:
     """An endpoint as MLflow's gateway shows one."""
     name = endpoint["name"]
     return {
@@ -125,12 +125,12 @@ def gateway_entry(endpoint: Mapping[str, Any]) -> Described:
     }
 
 
-class Listing:
+class EndpointListing:
     """The extension that lists what any server serves as endpoints: `smallfirst serve` answers MLflow's clients too."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
         """`names` gives the served names."""
-        self.routes: Sequence[ExtraRoute] = listing_routes(lambda: [_served(name) for name in names()])
+        self.routes: Sequence[PluginRoute] = listing_routes(lambda: [_served(name) for name in names()])
 
     def find(self, name: str, caller: str) -> Model | None:
         """None: it serves nothing itself."""
@@ -147,5 +147,5 @@ class Listing:
         """Nothing is held."""
 
 
-def _served(name: str) -> Described:
+def _served(name: str) -> EndpointInfo:
     return {"name": name, "task": "llm/v1/chat", "state": {"ready": "READY", "config_update": "NOT_UPDATING"}}

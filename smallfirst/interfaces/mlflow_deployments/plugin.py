@@ -77,10 +77,10 @@ def _told(function: Callable[P, T]) -> Callable[P, T]:
 def _refuse(error: SmallfirstError) -> NoReturn:
     from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
-    from smallfirst.interfaces.mlflow_deployments.lifecycle import NoSuchEndpoint
+    from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointNotFound
 
     code = INVALID_PARAMETER_VALUE if isinstance(error, ConfigError) else INTERNAL_ERROR
-    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, NoSuchEndpoint) else code
+    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, EndpointNotFound) else code
     raise MlflowException(str(error), error_code=code) from error
 
 
@@ -133,9 +133,9 @@ class SmallfirstClient(BaseDeploymentClient):
             found: list[dict[str, Any]] = get(self._server, "/api/2.0/serving-endpoints")["endpoints"]
             return found
         from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
-        from smallfirst.interfaces.mlflow_deployments.listing import described
+        from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-        return [described(endpoint) for endpoint in endpoints.all_endpoints()]
+        return [describe(endpoint) for endpoint in endpoints.all_endpoints()]
 
     @_told
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
@@ -145,25 +145,25 @@ class SmallfirstClient(BaseDeploymentClient):
 
             return get(self._server, f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
         from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
-        from smallfirst.interfaces.mlflow_deployments.listing import described
+        from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-        return described(endpoints.find(endpoint))
+        return describe(endpoints.find(endpoint))
 
     @_told
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """The body that answers: a chat's as OpenAI has it, or `predictions` for a table, a data frame or a list."""
-        from smallfirst.interfaces.mlflow_deployments.client import ask
+        from smallfirst.interfaces.mlflow_deployments.client import invoke
 
-        return ask(*self._address(endpoint or deployment_name), inputs)
+        return invoke(*self._address(endpoint or deployment_name), inputs)
 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """The chunks of an answer, as they come."""
-        from smallfirst.interfaces.mlflow_deployments.client import ask_stream
+        from smallfirst.interfaces.mlflow_deployments.client import invoke_stream
 
         try:
-            yield from ask_stream(*self._address(endpoint or deployment_name), inputs)
+            yield from invoke_stream(*self._address(endpoint or deployment_name), inputs)
         except SmallfirstError as error:
             _refuse(error)
 
@@ -216,14 +216,14 @@ class SmallfirstClient(BaseDeploymentClient):
             return self._server, name
         from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 
-        kept = endpoints.running(name)
-        return endpoints.url_of(kept), name
+        kept = endpoints.find_running(name)
+        return endpoints.endpoint_url(kept), name
 
 
 def _shown(endpoint: Any) -> dict[str, Any]:
-    from smallfirst.interfaces.mlflow_deployments.listing import described
+    from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-    found = described(endpoint)
+    found = describe(endpoint)
     for note in found["notes"]:
         _say(f"{found['name']}: note: {note}")
     return found

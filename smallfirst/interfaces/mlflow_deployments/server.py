@@ -16,9 +16,9 @@ from pathlib import Path
 from smallfirst.errors import SmallfirstError
 from smallfirst.files import try_lock
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
-from smallfirst.interfaces.mlflow_deployments.live import LiveEndpoint
+from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.paths import home
-from smallfirst.progress import quiet_in_a_pipe
+from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.server import listen, run
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     if held is None:
         print(f"{endpoint.name} is served by another process", file=sys.stderr)
         return 2
-    quiet_in_a_pipe()
+    disable_tqdm_in_pipes()
     os.set_inheritable(held, False)  # this process alone stands for the endpoint
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:

@@ -41,7 +41,7 @@ class StoredFile(Record):
     """When it was uploaded, in seconds since 1970."""
 
 
-class StoreFull(SmallfirstError):
+class StorageFull(SmallfirstError):
     """No room is left for the files of this key."""
 
 
@@ -117,12 +117,12 @@ class FileStore:
         n_bytes = (draft / _CONTENT).stat().st_size
         hint = "delete files that are no longer needed"
         if len(there) >= self._max_files:
-            raise StoreFull(f"there are {len(there)} files already; at most {self._max_files} are kept", hint=hint)
+            raise StorageFull(f"there are {len(there)} files already; at most {self._max_files} are kept", hint=hint)
         if sum(file.n_bytes for file in there) + n_bytes > self._max_bytes:
-            raise StoreFull(f"the files together would take more than {self._max_bytes} bytes", hint=hint)
+            raise StorageFull(f"the files together would take more than {self._max_bytes} bytes", hint=hint)
         file = StoredFile(
             id=f"file-{secrets.token_hex(12)}",
-            filename=shown_name(filename),
+            filename=safe_filename(filename),
             n_bytes=n_bytes,
             created_at=int(time.time()),
         )
@@ -131,7 +131,7 @@ class FileStore:
         return file
 
 
-def shown_name(filename: str) -> str:
+def safe_filename(filename: str) -> str:
     """The last part of a path, without control characters, at most 255 characters."""
     last = re.split(r"[/\\]", filename.rstrip("/\\"))[-1]
     shown = "".join(c for c in last if c.isprintable())[:255]

@@ -11,16 +11,16 @@ import asyncio
 import errno
 from typing import Any
 
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StoredFile, StoreFull
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StorageFull, StoredFile
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.serving.admission import Admission
-from smallfirst.serving.multipart import Form
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.plugins import Answer, Call, Download, ExtraRoute
+from smallfirst.serving.multipart import UploadForm
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import FileDownload, PluginRequest, PluginResponse, PluginRoute
 
 PURPOSE = "fine-tune"
-MOST_LISTED = 10_000
+MAX_PAGE_SIZE = 10_000
 _FIELDS = ("purpose",)
 
 
@@ -31,67 +31,67 @@ class FilesApi:
         self._store, self._settings = store, settings
         self._uploads = Admission(in_flight=settings.max_uploads, queue=0)
         self.routes = (
-            ExtraRoute("POST", "/v1/files", self.create),
-            ExtraRoute("GET", "/v1/files", self.list),
-            ExtraRoute("GET", "/v1/files/{file_id}", self.retrieve),
-            ExtraRoute("GET", "/v1/files/{file_id}/content", self.content),
-            ExtraRoute("DELETE", "/v1/files/{file_id}", self.delete),
+            PluginRoute("POST", "/v1/files", self.create),
+            PluginRoute("GET", "/v1/files", self.list),
+            PluginRoute("GET", "/v1/files/{file_id}", self.retrieve),
+            PluginRoute("GET", "/v1/files/{file_id}/content", self.content),
+            PluginRoute("DELETE", "/v1/files/{file_id}", self.delete),
         )
 
-    async def create(self, call: Call) -> Answer:
+    async def create(self, call: PluginRequest) -> PluginResponse:
         """The file object. Raises WireError for a form that cannot be kept."""
         try:
             async with asyncio.timeout(self._settings.upload_timeout_s):
                 with self._uploads.place():
                     return file_object(await self._receive(call))
         except TimeoutError:
-            raise WireError(408, "The upload took too long.", code="timeout") from None
+            raise ApiError(408, "The upload took too long.", code="timeout") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise WireError(507, "The server's disk is full.", kind="server_error", code="storage_full") from None
+            raise ApiError(507, "The server's disk is full.", kind="server_error", code="storage_full") from None
 
-    async def list(self, call: Call) -> Answer:
+    async def list(self, call: PluginRequest) -> PluginResponse:
         """A page of the caller's files, newest first unless `order` is asc."""
         asked = dict(call.query)
         order = asked.get("order", "desc")
         if order not in ("asc", "desc"):
-            raise WireError(400, "order must be asc or desc.", param="order")
+            raise ApiError(400, "order must be asc or desc.", param="order")
         files = await asyncio.to_thread(self._store.all, call.caller)
         if asked.get("purpose", PURPOSE) != PURPOSE:
             files = []
         items = [file_object(file) for file in (files if order == "desc" else reversed(files))]
-        return page(items, call.query, usual=MOST_LISTED, most=MOST_LISTED)
+        return page(items, call.query, usual=MAX_PAGE_SIZE, most=MAX_PAGE_SIZE)
 
-    async def retrieve(self, call: Call) -> Answer:
+    async def retrieve(self, call: PluginRequest) -> PluginResponse:
         """One file object."""
         return file_object(self._find(call))
 
-    async def content(self, call: Call) -> Answer:
+    async def content(self, call: PluginRequest) -> PluginResponse:
         """What was uploaded, byte by byte."""
         file = self._find(call)
-        return Download(self._store.path(call.caller, file), file.filename)
+        return FileDownload(self._store.path(call.caller, file), file.filename)
 
-    async def delete(self, call: Call) -> Answer:
+    async def delete(self, call: PluginRequest) -> PluginResponse:
         """That it is gone."""
         file = self._find(call)
         await asyncio.to_thread(self._store.delete, call.caller, file)
         return {"id": file.id, "object": "file", "deleted": True}
 
-    async def _receive(self, call: Call) -> StoredFile:
+    async def _receive(self, call: PluginRequest) -> StoredFile:
         with self._store.draft(call.caller) as (content, publish):
             form = await call.form(content, max_bytes=self._settings.max_upload_bytes)
             _check(form)
             try:
                 return await asyncio.to_thread(publish, form.filename)
-            except StoreFull as error:
-                raise WireError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
+            except StorageFull as error:
+                raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
 
-    def _find(self, call: Call) -> StoredFile:
+    def _find(self, call: PluginRequest) -> StoredFile:
         id = call.place["file_id"]
         file = self._store.find(call.caller, id)
         if file is None:
-            raise WireError(404, f"No such File object: {id[:64]}", param="id", code="not_found")
+            raise ApiError(404, f"No such File object: {id[:64]}", param="id", code="not_found")
         return file
 
 
@@ -110,15 +110,15 @@ def file_object(file: StoredFile) -> dict[str, Any]:
     }
 
 
-def _check(form: Form) -> None:
+def _check(form: UploadForm) -> None:
     for name in form.fields:
         if name.startswith("expires_after"):
-            raise WireError(400, "expires_after is not supported: files are kept until deleted.", param="expires_after")
+            raise ApiError(400, "expires_after is not supported: files are kept until deleted.", param="expires_after")
         if name not in _FIELDS:
-            raise WireError(400, f'Unknown parameter: "{name[:64]}".', param=name[:64], code="unknown_parameter")
+            raise ApiError(400, f'Unknown parameter: "{name[:64]}".', param=name[:64], code="unknown_parameter")
     purpose = form.fields.get("purpose")
     if purpose != PURPOSE:
         told = f'"{purpose[:64]}"' if purpose else "missing"
-        raise WireError(400, f'purpose is {told}; files here are for "{PURPOSE}".', param="purpose")
+        raise ApiError(400, f'purpose is {told}; files here are for "{PURPOSE}".', param="purpose")
     if not form.n_bytes:
-        raise WireError(400, "The file is empty.", param="file")
+        raise ApiError(400, "The file is empty.", param="file")

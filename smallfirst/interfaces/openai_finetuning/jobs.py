@@ -14,25 +14,31 @@ import re
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
-from smallfirst.interfaces.openai_finetuning.models import TunedModels
-from smallfirst.interfaces.openai_finetuning.objects import checkpoint_objects, event_objects, is_of, job_id, job_object
+from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
+from smallfirst.interfaces.openai_finetuning.objects import (
+    checkpoint_objects,
+    event_objects,
+    is_owned_by,
+    job_id,
+    job_object,
+)
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.requests import (
     JOB_ID,
     JobBody,
-    make_order,
-    no_such_base,
+    make_job_spec,
     parse_job,
     read_files,
+    unknown_base_model,
 )
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.plugins import Answer, Call, ExtraRoute
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest, PluginResponse, PluginRoute
 
 MAX_BODY_BYTES = 256 * 1024
-USUAL_PAGE, MOST_LISTED = 20, 100
+DEFAULT_PAGE_SIZE, MOST_LISTED = 20, 100
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _JOBS = "/v1/fine_tuning/jobs"
 
@@ -40,31 +46,31 @@ _JOBS = "/v1/fine_tuning/jobs"
 class JobsApi:
     """The routes of /v1/fine_tuning/jobs."""
 
-    def __init__(self, store: FileStore, models: TunedModels, settings: FineTuningSettings) -> None:
+    def __init__(self, store: FileStore, models: FineTunedModels, settings: FineTuningSettings) -> None:
         self._store, self._models, self._settings = store, models, settings
         self._submitting = asyncio.Lock()  # one file of rows in memory at a time, and no more jobs than allowed
         self.routes = (
-            ExtraRoute("POST", _JOBS, self.create),
-            ExtraRoute("GET", _JOBS, self.list),
-            ExtraRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve),
-            ExtraRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel),
-            ExtraRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events),
-            ExtraRoute("GET", f"{_JOBS}/{{job_id}}/checkpoints", self.checkpoints),
+            PluginRoute("POST", _JOBS, self.create),
+            PluginRoute("GET", _JOBS, self.list),
+            PluginRoute("GET", f"{_JOBS}/{{job_id}}", self.retrieve),
+            PluginRoute("POST", f"{_JOBS}/{{job_id}}/cancel", self.cancel),
+            PluginRoute("GET", f"{_JOBS}/{{job_id}}/events", self.events),
+            PluginRoute("GET", f"{_JOBS}/{{job_id}}/checkpoints", self.checkpoints),
         )
 
-    async def create(self, call: Call) -> Answer:
+    async def create(self, call: PluginRequest) -> PluginResponse:
         """The job, its process started. Raises WireError 400 naming the field at fault, 429 if too many are open."""
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
             return await asyncio.to_thread(self._submit, body, call.caller)
 
-    async def list(self, call: Call) -> Answer:
+    async def list(self, call: PluginRequest) -> PluginResponse:
         """A page of the caller's jobs, newest first; `metadata[key]=value` keeps those that were given it."""
         wanted = {name[1]: value for key, value in call.query if (name := _METADATA.fullmatch(key))}
         without = ("metadata", "null") in call.query
 
         def found() -> list[JobFolder]:
-            return [job for job in queue.all_jobs() if is_of(job, call.caller)]
+            return [job for job in queue.all_jobs() if is_owned_by(job, call.caller)]
 
         jobs = [job_object(job) for job in await asyncio.to_thread(found)]
         fitting = [
@@ -72,49 +78,49 @@ class JobsApi:
             for job in jobs
             if wanted.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
         ]
-        return page(fitting, call.query, usual=USUAL_PAGE, most=MOST_LISTED)
+        return page(fitting, call.query, usual=DEFAULT_PAGE_SIZE, most=MOST_LISTED)
 
-    async def retrieve(self, call: Call) -> Answer:
+    async def retrieve(self, call: PluginRequest) -> PluginResponse:
         """One job as it is now."""
         return job_object(await self._find(call))
 
-    async def cancel(self, call: Call) -> Answer:
+    async def cancel(self, call: PluginRequest) -> PluginResponse:
         """The job, asked to stop. Raises WireError 400 if it has ended."""
         job = await self._find(call)
         if not await asyncio.to_thread(queue.cancel, job):
             status = job_object(job)["status"]
-            raise WireError(400, f"Job {job.name} has already ended: it is {status}.", code="job_has_ended")
+            raise ApiError(400, f"Job {job.name} has already ended: it is {status}.", code="job_has_ended")
         return job_object(job)
 
-    async def events(self, call: Call) -> Answer:
+    async def events(self, call: PluginRequest) -> PluginResponse:
         """A page of what happened to a job, newest first."""
-        return page(event_objects(await self._find(call)), call.query, usual=USUAL_PAGE, most=MOST_LISTED)
+        return page(event_objects(await self._find(call)), call.query, usual=DEFAULT_PAGE_SIZE, most=MOST_LISTED)
 
-    async def checkpoints(self, call: Call) -> Answer:
+    async def checkpoints(self, call: PluginRequest) -> PluginResponse:
         """The weights of a job that can be asked."""
         return page(checkpoint_objects(await self._find(call)), call.query, usual=10, most=MOST_LISTED)
 
-    async def _find(self, call: Call) -> JobFolder:
+    async def _find(self, call: PluginRequest) -> JobFolder:
         """The caller's job, brought back if its process died. Another key's job is as unknown as none."""
         id = call.place["job_id"]
         try:
             job = await asyncio.to_thread(queue.find, id) if JOB_ID.fullmatch(id) else None
-        except queue.NoSuchJob:
+        except queue.JobNotFound:
             job = None
-        if job is None or not is_of(job, call.caller):
-            raise WireError(
+        if job is None or not is_owned_by(job, call.caller):
+            raise ApiError(
                 404, f"Could not find fine tune: {id[:64]}", param="fine_tune_id", code="fine_tune_not_found"
             )
         return job
 
-    def _submit(self, body: JobBody, owner: str) -> Answer:
+    def _submit(self, body: JobBody, owner: str) -> PluginResponse:
         base = self._base(body.model, owner)
         n_open = sum(not job.ended for job in queue.all_jobs())
         if n_open >= self._settings.max_open_jobs:
             what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
-            raise WireError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
+            raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
         rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows)
-        order = make_order(body, rows, base, owner=owner, settings=self._settings)
+        order = make_job_spec(body, rows, base, owner=owner, settings=self._settings)
         return job_object(queue.submit(order, rows))
 
     def _base(self, name: str, owner: str) -> tuple[str, str]:
@@ -126,7 +132,7 @@ class JobsApi:
         try:
             folder = self._models.folder(name, owner) if made_by else None
         except SmallfirstError as error:
-            raise WireError(503, f"The weights of {name} cannot be had now.", kind="server_error") from error
+            raise ApiError(503, f"The weights of {name} cannot be had now.", kind="server_error") from error
         if folder is None or made_by is None:
-            raise no_such_base(name, [*known])
+            raise unknown_base_model(name, [*known])
         return queue.find(made_by).order.model, str(folder)

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from jinja2.exceptions import TemplateError
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable
-from smallfirst.interfaces.openai_finetuning.objects import is_of, job_id, model_name
-from smallfirst.interfaces.openai_finetuning.pagination import seconds
+from smallfirst.interfaces.openai_finetuning.objects import is_owned_by, job_id, model_name
+from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.pricing import MachinePrice
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -38,7 +38,7 @@ class _Seat:
         self.loading, self.n_users = loading, 0
 
 
-class LoadedModels:
+class ModelCache:
     """At most so many models in memory."""
 
     def __init__(self, load: Load, *, most: int) -> None:
@@ -102,7 +102,7 @@ class _Made(NamedTuple):
     at: int
 
 
-class TunedModels:
+class FineTunedModels:
     """The models of succeeded jobs, looked up by name for whoever's job it was."""
 
     def __init__(self, *, most: int, machine: MachinePrice) -> None:
@@ -111,13 +111,13 @@ class TunedModels:
 
             return load_model(_resolve(reference), name=name, price=machine)
 
-        self._loaded = LoadedModels(load, most=most)
+        self._loaded = ModelCache(load, most=most)
         self._made: dict[str, _Made] = {}
 
     def find(self, name: str, owner: str) -> Model | None:
         """The owner's model, to be loaded when it is asked; None if the owner has none of this name."""
         made = self._look_up(name)
-        return TunedModel(name, made.reference, self._loaded) if made and made.owner == owner else None
+        return FineTunedModel(name, made.reference, self._loaded) if made and made.owner == owner else None
 
     def folder(self, name: str, owner: str) -> Path | None:
         """The owner's model as files; None if there is none. Raises RegistryError if they have changed since."""
@@ -126,7 +126,7 @@ class TunedModels:
 
     def names(self, owner: str) -> Mapping[str, int]:
         """The owner's models, each with the second since 1970 at which it was made; newest first."""
-        jobs = [job for job in queue.all_jobs() if is_of(job, owner)]
+        jobs = [job for job in queue.all_jobs() if is_owned_by(job, owner)]
         made = {model_name(job): found for job in jobs if (found := self._made_by(job))}
         return {name: one.at for name, one in made.items()}
 
@@ -139,8 +139,8 @@ class TunedModels:
         if name in self._made or id is None:
             return self._made.get(name)
         try:
-            job = queue.find(id, bring_back=False)
-        except queue.NoSuchJob:
+            job = queue.find(id, restart_dead=False)
+        except queue.JobNotFound:
             return None
         return self._made_by(job) if model_name(job) == name else None
 
@@ -148,17 +148,17 @@ class TunedModels:
         name = model_name(job)
         if name not in self._made and job.result is not None and job.state == "COMPLETED":
             owner = job.order.submitted["owner"]
-            self._made[name] = _Made(owner, job.result.reference, seconds(job.events[-1].at))
+            self._made[name] = _Made(owner, job.result.reference, unix_seconds(job.events[-1].at))
         return self._made.get(name)
 
 
-class TunedModel:
+class FineTunedModel:
     """A fine-tuned model that is loaded when it is asked."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
     """What it can do beyond answering."""
 
-    def __init__(self, name: str, reference: str, loaded: LoadedModels) -> None:
+    def __init__(self, name: str, reference: str, loaded: ModelCache) -> None:
         self.name, self._reference, self._loaded = name, reference, loaded
 
     async def complete(self, request: Request) -> Completion:
@@ -184,12 +184,12 @@ class TunedModel:
                 yield model
         except TemplateError as error:
             what = f"The model's chat template refuses this conversation: {error}."
-            raise WireError(400, what, param="messages") from None
+            raise ApiError(400, what, param="messages") from None
         except ConfigError:
             if not answering:
                 raise Unavailable(f"{self.name} cannot be loaded") from None
             what = "The messages before the last one are too long for this model."
-            raise WireError(400, what, param="messages", code="context_length_exceeded") from None
+            raise ApiError(400, what, param="messages", code="context_length_exceeded") from None
         except SmallfirstError as error:
             if answering:
                 raise

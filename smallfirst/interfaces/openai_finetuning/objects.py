@@ -11,10 +11,10 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from smallfirst.interfaces.openai_finetuning.pagination import seconds
+from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
-from smallfirst.jobs.job_folder import ENDED, JobFolder, State, state_after
-from smallfirst.jobs.spec import Progress
+from smallfirst.jobs.job_folder import TERMINAL_STATES, JobFolder, State, state_after
+from smallfirst.jobs.spec import JobProgress
 from smallfirst.paths import home
 from smallfirst.training.events import Event
 
@@ -34,7 +34,7 @@ _METRICS = {"loss": "train_loss", "minus_eval_loss": "valid_loss", "step": "step
 """Our figures that have another name there."""
 
 
-def is_of(job: JobFolder, owner: str) -> bool:
+def is_owned_by(job: JobFolder, owner: str) -> bool:
     """True if the job was submitted through this API with the owner's key."""
     given = job.order.submitted
     return given.get("interface") == INTERFACE and given.get("owner") == owner
@@ -56,12 +56,12 @@ def job_object(job: JobFolder) -> dict[str, Any]:
     """The job as it is now."""
     order, events = job.order, job.events
     given, state = order.submitted, state_after(events, cancelled=job.cancelled)
-    ended = seconds(events[-1].at) if state in ENDED else None
+    ended = unix_seconds(events[-1].at) if state in TERMINAL_STATES else None
     tuned = given["hyperparameters"]
     return {
         "id": job.name,
         "object": "fine_tuning.job",
-        "created_at": seconds(order.created_at),
+        "created_at": unix_seconds(order.created_at),
         "error": _error(events[-1], job) if state == "FAILED" else None,
         "fine_tuned_model": model_name(job) if state == "COMPLETED" else None,
         "finished_at": ended,
@@ -101,7 +101,7 @@ def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
         {
             "id": f"ftckpt-{id}",
             "object": "fine_tuning.job.checkpoint",
-            "created_at": seconds((best or events[-1]).at),
+            "created_at": unix_seconds((best or events[-1]).at),
             "fine_tuned_model_checkpoint": model_name(job),
             "fine_tuning_job_id": job.name,
             "metrics": {"step": step, **(_figures(best) if best else {})},
@@ -110,7 +110,7 @@ def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
     ]
 
 
-def told(message: str, job: JobFolder) -> str:
+def public_message(message: str, job: JobFolder) -> str:
     """What a client may read of a message: no path of this server, no line of its log, no advice to its owner."""
     text = re.split(r"\n  next:|; the last lines of ", message)[0]
     if job.order.weights:
@@ -120,11 +120,11 @@ def told(message: str, job: JobFolder) -> str:
 
 def _event_object(id: str, event: Event, job: JobFolder) -> dict[str, Any]:
     figures = _figures(event)
-    message = f"the model is {model_name(job)}" if event.kind == "COMPLETED" else told(event.message, job)
+    message = f"the model is {model_name(job)}" if event.kind == "COMPLETED" else public_message(event.message, job)
     return {
         "id": id,
         "object": "fine_tuning.job.event",
-        "created_at": seconds(event.at),
+        "created_at": unix_seconds(event.at),
         "level": _LEVELS.get(event.kind, "info"),
         "message": f"{event.kind}: {message}",
         "type": "metrics" if figures else "message",
@@ -143,7 +143,7 @@ def _figures(event: Event) -> dict[str, float]:
 
 def _error(event: Event, job: JobFolder) -> dict[str, Any]:
     """Why it failed; with the parameter if rows of a file are to blame."""
-    message, given = told(event.message, job), job.order.submitted
+    message, given = public_message(event.message, job), job.order.submitted
     param = next((name for name in ("training_file", "validation_file") if f"{given[name]}:" in message), None)
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}
 
@@ -159,7 +159,7 @@ def _trained_tokens(events: tuple[Event, ...]) -> int | None:
     return int(counts[-1]) if counts else None
 
 
-def _estimated_finish(progress: Progress | None) -> int | None:
+def _estimated_finish(progress: JobProgress | None) -> int | None:
     if progress is None or progress.seconds_left is None:
         return None
-    return seconds(progress.at + timedelta(seconds=progress.seconds_left))
+    return unix_seconds(progress.at + timedelta(seconds=progress.seconds_left))

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import pydantic
 
 from smallfirst.errors import did_you_mean
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 B = TypeVar("B", bound=pydantic.BaseModel)
-MOST_RULES_SHOWN = 5
+MAX_RULES_SHOWN = 5
 
 
 def page(
@@ -22,12 +22,12 @@ def page(
     asked = dict(query)
     text = asked.get("limit", str(usual))
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= most):
-        raise WireError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {most}.', param="limit")
+        raise ApiError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {most}.', param="limit")
     start = 0
     if "after" in asked:
         ids = [item["id"] for item in items]
         if asked["after"] not in ids:
-            raise WireError(400, f'after is "{asked["after"][:64]}", which is not in this list.', param="after")
+            raise ApiError(400, f'after is "{asked["after"][:64]}", which is not in this list.', param="after")
         start = ids.index(asked["after"]) + 1
     shown = items[start : start + int(text)]
     return {
@@ -46,15 +46,15 @@ def parse_body(kind: type[B], values: Mapping[str, Any]) -> B:
     except pydantic.ValidationError as error:
         problems = error.errors(include_input=False, include_url=False, include_context=False)
         rules = [_rule(kind, problem["type"], problem["loc"], problem["msg"]) for problem in problems]
-        more = f"; and {len(rules) - MOST_RULES_SHOWN} more" if len(rules) > MOST_RULES_SHOWN else ""
+        more = f"; and {len(rules) - MAX_RULES_SHOWN} more" if len(rules) > MAX_RULES_SHOWN else ""
         unknown = problems[0]["type"] == "extra_forbidden"
         code = "unknown_parameter" if unknown else str(problems[0]["type"])
-        raise WireError(
-            400, "; ".join(rules[:MOST_RULES_SHOWN]) + more + ".", param=_place(problems[0]["loc"]), code=code
+        raise ApiError(
+            400, "; ".join(rules[:MAX_RULES_SHOWN]) + more + ".", param=_place(problems[0]["loc"]), code=code
         ) from None
 
 
-def seconds(moment: datetime | str) -> int:
+def unix_seconds(moment: datetime | str) -> int:
     """Seconds since 1970 of a time, or of one written as ISO 8601."""
     return int((datetime.fromisoformat(moment) if isinstance(moment, str) else moment).timestamp())
 

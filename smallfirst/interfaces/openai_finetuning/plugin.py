@@ -15,12 +15,12 @@ from smallfirst.errors import MissingExtra
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.files import FilesApi
 from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
-from smallfirst.interfaces.openai_finetuning.models import TunedModels
+from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.records import parse_record
-from smallfirst.serving.plugins import ExtraRoute
+from smallfirst.serving.plugins import PluginRoute
 
 
 class FineTuning:
@@ -28,8 +28,8 @@ class FineTuning:
 
     def __init__(self, settings: FineTuningSettings) -> None:
         store = FileStore(max_files=settings.max_files, max_bytes=settings.max_stored_bytes)
-        self._models = TunedModels(most=settings.max_loaded_models, machine=settings.machine)
-        self.routes: tuple[ExtraRoute, ...] = (
+        self._models = FineTunedModels(most=settings.max_loaded_models, machine=settings.machine)
+        self.routes: tuple[PluginRoute, ...] = (
             *FilesApi(store, settings).routes,
             *JobsApi(store, self._models, settings).routes,
         )

@@ -21,9 +21,9 @@ from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import Order, now, user_name
-from smallfirst.models.catalog import find
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.jobs.spec import JobSpec, user_name, utc_now
+from smallfirst.models.catalog import find_weights
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.training.config import TrainConfig, parse_duration
 
 INTERFACE = "openai"
@@ -31,9 +31,9 @@ INTERFACE = "openai"
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{16}")
 MAX_SEED = 2**31 - 1
 MAX_MULTIPLIER = 100
-MOST_TOKENS = 2048
+MAX_TOKENS = 2048
 """Longest row, unless the model takes less; a longer one is refused by the job, by line."""
-MOST_LINES_SHOWN = 20
+MAX_LINES_SHOWN = 20
 _BYTES_A_TOKEN = 4
 _TOKENS_A_TURN = 5
 _SHAPES = ("chat", "prompt")
@@ -118,7 +118,7 @@ def parse_job(values: Mapping[str, Any]) -> JobBody:
     """The body as a record. Raises WireError 400 with all rules it breaks."""
     body = parse_body(JobBody, values)
     if body.hyperparameters is not None and body.method is not None:
-        raise WireError(400, "Give the hyperparameters in `method` alone.", param="hyperparameters")
+        raise ApiError(400, "Give the hyperparameters in `method` alone.", param="hyperparameters")
     return body
 
 
@@ -132,9 +132,9 @@ def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int) ->
     return JobRows(train, _read("validation_file", given, owner, store) if given else None)
 
 
-def make_order(
+def make_job_spec(
     body: JobBody, rows: JobRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
-) -> Order:
+) -> JobSpec:
     """The order for a job that begins with `base`: the base model's name, and the weights to begin with."""
     id = f"ftjob-{secrets.token_hex(8)}"
     name, weights = base
@@ -145,12 +145,12 @@ def make_order(
     config = TrainConfig(
         duration=f"{n_epochs}ep",
         learning_rate=usual.learning_rate * multiplier,
-        max_seq_tokens=min(MOST_TOKENS, _token_limit(weights) or MOST_TOKENS),
+        max_seq_tokens=min(MAX_TOKENS, _token_limit(weights) or MAX_TOKENS),
         batch_tokens=_batch_tokens(chosen.batch_size, rows.train),
         seed=seed,
     )
     used = {"n_epochs": n_epochs, "batch_size": chosen.batch_size, "learning_rate_multiplier": multiplier}
-    return Order(
+    return JobSpec(
         name=id,
         lesson="chat",
         model=name,
@@ -161,7 +161,7 @@ def make_order(
         experiment=f"{settings.register_to}.{body.suffix or id}",
         config=config,
         created_by=f"key {owner[:8]}" if owner else user_name(),
-        created_at=now(),
+        created_at=utc_now(),
         submitted={
             **body.model_dump(include={"model", "training_file", "validation_file", "suffix", "metadata"}),
             "interface": INTERFACE,
@@ -171,11 +171,11 @@ def make_order(
     )
 
 
-def no_such_base(name: str, known: list[str]) -> WireError:
+def unknown_base_model(name: str, known: list[str]) -> ApiError:
     """The refusal of a model that cannot be fine-tuned."""
     near = did_you_mean(name[:128], known) or "."
     what = f'The model "{name[:128]}" cannot be fine-tuned here{near} There are: {", ".join(known) or "none"}.'
-    return WireError(400, what, param="model", code="model_not_available")
+    return ApiError(400, what, param="model", code="model_not_available")
 
 
 def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
@@ -187,8 +187,8 @@ def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
         data = read_rows(str(path), "chat")
     except DataError as error:
         lines = [f"line {problem.line}: {problem.rule}" for problem in error.problems]
-        told = "; ".join(lines[:MOST_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
-        more = f"; and {len(lines) - MOST_LINES_SHOWN} more" if len(lines) > MOST_LINES_SHOWN else ""
+        told = "; ".join(lines[:MAX_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
+        more = f"; and {len(lines) - MAX_LINES_SHOWN} more" if len(lines) > MAX_LINES_SHOWN else ""
         raise _bad_file(parameter, f"{file.filename} cannot be used: {told}{more}; {_ROWS_ARE}") from None
     if wrong := next((e for e in data.examples if e.shape not in _SHAPES), None):
         raise _bad_file(parameter, f"{file.filename} cannot be used: line {wrong.line}: {_ROWS_ARE}")
@@ -197,8 +197,8 @@ def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
     return data.subset(file.id, examples)
 
 
-def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> WireError:
-    return WireError(400, f"{what}.", param=parameter, code=code)
+def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> ApiError:
+    return ApiError(400, f"{what}.", param=parameter, code=code)
 
 
 def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
@@ -217,7 +217,7 @@ def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
 def _token_limit(weights: str) -> int | None:
     """Tokens the model can take; None if it is not on this machine yet, or does not say."""
     try:
-        folder = find(weights, download=False)
+        folder = find_weights(weights, download=False)
     except WeightsNotFound:
         return None
     return token_limit(folder) if folder.is_dir() else None

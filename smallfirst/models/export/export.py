@@ -28,21 +28,21 @@ from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
 
 if TYPE_CHECKING:
-    from smallfirst.models.export.parity import Difference, Seen
+    from smallfirst.models.export.parity import Difference, Reference
 
-Format = Literal["safetensors", "gguf"]
+ExportFormat = Literal["safetensors", "gguf"]
 Precision = Literal["bf16", "f16", "q8_0"]
 
-LLAMA_TEXTS = 16
+N_LLAMA_CPP_TEXTS = 16
 """Texts that are answered by llama.cpp as well."""
-SPLIT_OTHERWISE = ("smollm",)
+MISREAD_PRE_TOKENIZERS = ("smollm",)
 """Split rules of GGUF files that transformers reads as another rule, so its tokens prove nothing about the file."""
 
 
 class ExportReport(Record):
     """A finished export, and how near it is to the trained model."""
 
-    format: Format
+    format: ExportFormat
     """`safetensors`: a transformers folder · `gguf`: one file."""
     precision: Precision
     """Of the matrices."""
@@ -58,13 +58,15 @@ class ExportReport(Record):
     """Largest difference of a likely token's log-probability, in nats; of several engines the largest."""
     engine: str
     """What read the export for the comparison: `transformers`, or `transformers, llama.cpp`."""
-    n_llama_texts: int = 0
+    n_llama_cpp_texts: int = 0
     """Texts of which llama.cpp was asked for an answer; it makes tokens of all of them."""
     notes: tuple[str, ...] = ()
     """What a user should know, a sentence each."""
 
 
-def export(folder: Path, target: Path, *, format: Format, precision: Precision, texts: Sequence[str]) -> ExportReport:
+def export(
+    folder: Path, target: Path, *, format: ExportFormat, precision: Precision, texts: Sequence[str]
+) -> ExportReport:
     """The model of `folder` written to `target`, which must not exist, and compared with it on `texts`.
 
     Raises ConfigError if it cannot be written so, SmallfirstError naming the texts that it answers otherwise. Then
@@ -73,13 +75,13 @@ def export(folder: Path, target: Path, *, format: Format, precision: Precision, 
     manifest = read_manifest(folder)
     if problems := list(_problems(manifest, target, format, precision, texts)):
         raise ConfigError(f"{folder} cannot be exported so:\n  " + "\n  ".join(problems))
-    from smallfirst.models.export.parity import trained_rows
+    from smallfirst.models.export.parity import reference_outputs
     from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
 
     model, tokenizer = load_causal(folder)
     model = model.float().cpu()
     tokenizer.chat_template = chat_template(manifest.task, tokenizer)
-    seen = trained_rows(model, tokenizer, manifest, texts)
+    seen = reference_outputs(model, tokenizer, manifest, texts)
     job = _Job(manifest, tokenizer, precision, texts, seen, model.config.vocab_size, weights_fingerprint(model))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
@@ -116,7 +118,7 @@ class _Job(NamedTuple):
     tokenizer: Any
     precision: Precision
     texts: Sequence[str]
-    seen: list[Seen]
+    seen: list[Reference]
     vocabulary: int
     fingerprint: str
 
@@ -130,7 +132,7 @@ class _Reading(NamedTuple):
 
 
 def _problems(
-    manifest: Manifest, target: Path, format: Format, precision: Precision, texts: Sequence[str]
+    manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
     if manifest.kind not in ("codes", "writes"):
         yield f'it is of kind "{manifest.kind}"; only "codes" and "writes" are exported'
@@ -168,44 +170,57 @@ def _write_folder(job: _Job, model: Any, draft: Path) -> tuple[str, ...]:
 
 def _read_by_transformers(job: _Job, draft: Path) -> _Reading:
     from smallfirst.models.export.gguf import pre_tokenizer_name
-    from smallfirst.models.export.parity import WEIGHTS_HINT, check_tokens, compare, judge, refused, torch_reader
-    from smallfirst.models.local.chat_template import chat_tokens
+    from smallfirst.models.export.parity import (
+        WEIGHTS_HINT,
+        check_differences,
+        check_tokens,
+        compare,
+        export_error,
+        torch_reader,
+    )
+    from smallfirst.models.local.chat_template import encode_chat
     from smallfirst.models.local.label_scorer import weights_fingerprint
 
     model, tokenizer = _load(draft)
     notes: tuple[str, ...] = ()
-    if draft.is_file() and pre_tokenizer_name(job.tokenizer) in SPLIT_OTHERWISE:
+    if draft.is_file() and pre_tokenizer_name(job.tokenizer) in MISREAD_PRE_TOKENIZERS:
         notes = ("transformers splits text by another rule than this file says; llama.cpp follows it",)
     else:
 
         def encode(text: str) -> list[int]:
-            return chat_tokens(tokenizer, [Message(role="user", content=text)], max_tokens=1 << 30)
+            return encode_chat(tokenizer, [Message(role="user", content=text)], max_tokens=1 << 30)
 
         check_tokens(encode, job.tokenizer, job.manifest, job.texts, engine="transformers")
     read = torch_reader(model, job.manifest)
     found = [compare(seen, read(seen.row)) for seen in job.seen]
-    judge(found, job.precision, job.tokenizer, engine="transformers")
+    check_differences(found, job.precision, job.tokenizer, engine="transformers")
     if job.precision == "bf16" and weights_fingerprint(model) != job.fingerprint:
-        raise refused("read by transformers, some weights are others than the trained ones", [], hint=WEIGHTS_HINT)
+        raise export_error("read by transformers, some weights are others than the trained ones", [], hint=WEIGHTS_HINT)
     return _Reading("transformers", found, notes)
 
 
 def _read_by_llama(job: _Job, draft: Path) -> list[_Reading]:
     """What llama.cpp finds; nothing if it is not installed."""
-    from smallfirst.models.export.parity import LLAMA_NATS, LlamaCpp, check_tokens, compare, judge
+    from smallfirst.models.export.parity import (
+        LLAMA_CPP_EXTRA_NATS,
+        LlamaCppReader,
+        check_differences,
+        check_tokens,
+        compare,
+    )
 
     if importlib.util.find_spec("xllamacpp") is None:
         return []
-    asked = job.seen[:LLAMA_TEXTS]
+    asked = job.seen[:N_LLAMA_CPP_TEXTS]
     prompt = job.manifest.task.prompt
     room = max(len(seen.row.ids) for seen in asked) + 1
-    with LlamaCpp(draft, job.manifest, vocabulary=job.vocabulary, context_tokens=room) as llama:
+    with LlamaCppReader(draft, job.manifest, vocabulary=job.vocabulary, context_tokens=room) as llama:
         check_tokens(
             lambda text: llama.tokens(prompt(text)), job.tokenizer, job.manifest, job.texts, engine="llama.cpp"
         )
         other = [i for i, text in enumerate(job.texts, 1) if llama.chat_prompt(text) != prompt(text)]
         found = [compare(seen, llama.read(seen.row)) for seen in asked]
-    judge(found, job.precision, job.tokenizer, engine="llama.cpp", extra_nats=LLAMA_NATS)
+    check_differences(found, job.precision, job.tokenizer, engine="llama.cpp", extra_nats=LLAMA_CPP_EXTRA_NATS)
     reading = _Reading("llama.cpp", found)
     if other:  # rare white space around a text, which it does not trim as Python does
         note = f"llama.cpp's chat endpoint asks otherwise than in training on text {', '.join(map(str, other))}"
@@ -238,7 +253,7 @@ def _load(draft: Path) -> tuple[Any, Any]:
 
 
 def _report(
-    job: _Job, readings: Sequence[_Reading], notes: Sequence[str], *, format: Format, path: Path, sha256: str
+    job: _Job, readings: Sequence[_Reading], notes: Sequence[str], *, format: ExportFormat, path: Path, sha256: str
 ) -> ExportReport:
     llama = [reading for reading in readings if reading.engine == "llama.cpp"]
     said = [*notes, *(note for reading in readings for note in reading.notes)]
@@ -255,7 +270,7 @@ def _report(
         same_answers=min(sum(row.tokens is None for row in one.found) / len(one.found) for one in readings),
         max_difference=max(row.max_difference for one in readings for row in one.found),
         engine=", ".join(reading.engine for reading in readings),
-        n_llama_texts=sum(len(reading.found) for reading in llama),
+        n_llama_cpp_texts=sum(len(reading.found) for reading in llama),
         notes=tuple(said),
     )
 

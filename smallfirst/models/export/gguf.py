@@ -25,7 +25,7 @@ FAMILIES = ("llama", "qwen2")
 """Architectures that can be written."""
 MANIFEST_KEY = "smallfirst.manifest"
 """Key under which the file holds our manifest as JSON: labels, code tokens, temperature."""
-GUESSED = "gpt-2"
+FALLBACK_PRE_TOKENIZER = "gpt-2"
 """Split rule that is named where the tokenizer's own has no known name."""
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -58,7 +58,7 @@ def write_gguf(
     writer.add_file_type({"bf16": 32, "f16": 1, "q8_0": 7}[precision])  # llama.cpp's own numbers for "mostly …"
     _add_shape(writer, model.config)
     pre = pre_tokenizer_name(tokenizer)
-    _add_tokenizer(writer, tokenizer, pre or GUESSED, model.config.vocab_size)
+    _add_tokenizer(writer, tokenizer, pre or FALLBACK_PRE_TOKENIZER, model.config.vocab_size)
     kept = _add_tensors(writer, model, precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -66,7 +66,9 @@ def write_gguf(
     writer.close()
     notes = []
     if pre is None:
-        notes.append(f'the tokenizer splits text by a rule that llama.cpp has no name for; "{GUESSED}" is written')
+        notes.append(
+            f'the tokenizer splits text by a rule that llama.cpp has no name for; "{FALLBACK_PRE_TOKENIZER}" is written'
+        )
     if kept:
         notes.append(f"{kept} matrices are f16: their rows are no multiple of 32, which q8_0 needs")
     return tuple(notes)
@@ -91,7 +93,7 @@ def _step(step: dict[str, Any]) -> tuple[str, Any]:
     return kind, None
 
 
-def permuted(weight: np.ndarray, n_heads: int) -> np.ndarray:
+def permute_rotary_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:
     """Rows of a Q or K matrix in llama.cpp's order: within each head, row i of the first half, then i of the second."""
     half = weight.shape[0] // n_heads // 2
     return weight.reshape(n_heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
@@ -207,7 +209,7 @@ def _add_tensors(writer: gguf.GGUFWriter, model: Any, precision: str) -> int:
         values = tensor.detach().float().cpu().numpy()
         part = name.split(".")[-2]
         if config.model_type == "llama" and part in heads:
-            values = permuted(values, heads[part])
+            values = permute_rotary_rows(values, heads[part])
         kind = wanted if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             kind, kept = gguf.GGMLQuantizationType.F16, kept + 1

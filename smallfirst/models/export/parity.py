@@ -20,24 +20,24 @@ import httpx
 import torch
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.models.generation.generator import Ask, TextWriter
-from smallfirst.models.local.label_scorer import as_words, encode_prompt
+from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.local.label_scorer import encode_prompt, plain_text_options
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.servers.llama_cpp import Child, GgufConfig
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
 
 TOP = 20
 """Tokens of which the trained model's log-probabilities are kept, at each position."""
-LIKELY = math.log(1e-3)
+MIN_LOGPROB = math.log(1e-3)
 """From this log-probability on a token's difference counts; below it rounding is magnified."""
-MOST_ANSWER_TOKENS = 64
+MAX_ANSWER_TOKENS = 64
 """Tokens of a written answer that are compared."""
 NEAR_TIE_NATS = 0.2
 """Two tokens whose log-probabilities lie no further apart are a near tie: the trained model has no firm answer."""
-MOST_WRONG = {"bf16": 0.0, "f16": 0.0, "q8_0": 0.02}
+MAX_WRONG_SHARE = {"bf16": 0.0, "f16": 0.0, "q8_0": 0.02}
 """Share of rows that may be answered otherwise, near ties aside, by precision."""
-LIMIT_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
+MAX_DIFFERENCE_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
 """Largest difference of a likely token's log-probability that the precision of the weights explains."""
-LLAMA_NATS = 0.25
+LLAMA_CPP_EXTRA_NATS = 0.25
 """What llama.cpp may add to it: its sums are rounded to the weights' precision as well."""
 WEIGHTS_HINT = "export in bf16; if that fails too, take safetensors: this model is not supported in this format"
 
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     """Tokens of the prompt."""
 
 
-class Seen(NamedTuple):
+class Reference(NamedTuple):
     """What the trained model says at each position of a row's answer."""
 
     row: Row
@@ -89,25 +89,25 @@ def torch_reader(model: Any, manifest: Manifest) -> Reader:
     return read
 
 
-def trained_rows(model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> list[Seen]:
+def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> list[Reference]:
     """Each text with the trained model's answer to it: a code token, or what it writes with no grammar to help."""
     prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
     read = torch_reader(model, manifest)
     if manifest.kind == "codes":
         rows = [Row((*ids, manifest.codes[0]), len(ids)) for ids in prompts]  # the last token is not read
     else:
-        most = min(MOST_ANSWER_TOKENS, manifest.task.max_answer_tokens)
-        answers = TextWriter(model, tokenizer).write([Ask(ids, most) for ids in prompts])
+        most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
+        answers = Generator(model, tokenizer).write([GenerationRequest(ids, most) for ids in prompts])
         ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
         written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
         rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
     return [_seen(row, read(row), len(manifest.codes)) for row in rows]
 
 
-def compare(seen: Seen, read: torch.Tensor) -> Difference:
+def compare(seen: Reference, read: torch.Tensor) -> Difference:
     """The difference between what the trained model says of a row and what an export says, `read`."""
     own, chosen = seen.tokens[:, 0], read.argmax(dim=-1)
-    likely = seen.log_probabilities >= LIKELY
+    likely = seen.log_probabilities >= MIN_LOGPROB
     likely[:, 0] = True
     off = (read.gather(1, seen.tokens) - seen.log_probabilities).abs()[likely].max()
     wrong = (chosen != own).nonzero()[:, 0].tolist()
@@ -118,12 +118,14 @@ def compare(seen: Seen, read: torch.Tensor) -> Difference:
     return Difference((int(own[wrong[0]]), int(chosen[wrong[0]])), float(gap), float(off))
 
 
-def judge(found: Sequence[Difference], precision: str, tokenizer: Any, *, engine: str, extra_nats: float = 0.0) -> None:
+def check_differences(
+    found: Sequence[Difference], precision: str, tokenizer: Any, *, engine: str, extra_nats: float = 0.0
+) -> None:
     """Nothing back. Raises SmallfirstError naming every row that differs by more than the precision explains."""
     wrong = [i for i, row in enumerate(found) if row.tokens and not row.gap_nats <= NEAR_TIE_NATS]
-    limit = LIMIT_NATS[precision] + extra_nats
+    limit = MAX_DIFFERENCE_NATS[precision] + extra_nats
     far = [i for i, row in enumerate(found) if not row.max_difference <= limit]  # so that NaN is far
-    if len(wrong) <= MOST_WRONG[precision] * len(found) and not far:
+    if len(wrong) <= MAX_WRONG_SHARE[precision] * len(found) and not far:
         return
     lines = []
     for i in sorted({*wrong, *far}):
@@ -132,9 +134,9 @@ def judge(found: Sequence[Difference], precision: str, tokenizer: Any, *, engine
             said, wanted = (tokenizer.decode([token]) for token in reversed(pair))
             line += f'; it says "{said}", the trained model "{wanted}", {found[i].gap_nats:.3g} nats likelier'
         lines.append(line)
-    raise refused(
+    raise export_error(
         f"read by {engine}, the {precision} export does not answer as the trained model on {len(lines)} of "
-        f"{len(found)} texts (allowed: {limit:g} nats, other answers on {MOST_WRONG[precision]:.0%} of texts)",
+        f"{len(found)} texts (allowed: {limit:g} nats, other answers on {MAX_WRONG_SHARE[precision]:.0%} of texts)",
         lines,
         hint=WEIGHTS_HINT,
     )
@@ -147,27 +149,27 @@ def check_tokens(
     lines = []
     for number, text in enumerate(texts, start=1):
         prompt = manifest.task.prompt(text)
-        if as_words(tokenizer, prompt):
+        if plain_text_options(tokenizer, prompt):
             continue  # a control token that somebody spells is words here, and the token to others
         wanted, got = encode_prompt(tokenizer, prompt, 1 << 30), encode(text)
         if wanted != got:
             at = next((i for i, pair in enumerate(zip(wanted, got, strict=False)) if pair[0] != pair[1]), len(wanted))
             lines.append(f"text {number}: from token {at + 1} on, {len(got)} tokens instead of {len(wanted)}")
     if lines:
-        raise refused(
+        raise export_error(
             f"{engine} splits {len(lines)} of {len(texts)} texts into other tokens than in training",
             lines,
             hint="export as safetensors; or bring texts into Unicode's NFC before they reach the model",
         )
 
 
-def refused(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
+def export_error(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
     """The error of an export that is not what was trained; names the first 20 rows."""
     more = [f"… and {len(lines) - 20} more"] if len(lines) > 20 else []
     return SmallfirstError("\n  ".join([message, *lines[:20], *more, "nothing was written"]), hint=hint)
 
 
-class LlamaCpp:
+class LlamaCppReader:
     """A GGUF file in llama.cpp, in a child process. Use in a `with` block."""
 
     shown = 100
@@ -177,8 +179,8 @@ class LlamaCpp:
         """Raises Unavailable if the file does not load."""
         self._manifest, self._vocabulary = manifest, vocabulary
         threads = torch.get_num_threads()
-        config = GgufConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
-        self._child = Child(config)
+        config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
+        self._child = LlamaCppProcess(config)
         self._client = httpx.Client(
             base_url=self._child.address,
             headers={"Authorization": f"Bearer {self._child.key}"},
@@ -233,6 +235,6 @@ def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
     return logits.log_softmax(dim=-1)
 
 
-def _seen(row: Row, read: torch.Tensor, n_codes: int) -> Seen:
+def _seen(row: Row, read: torch.Tensor, n_codes: int) -> Reference:
     best = read.topk(min(TOP, n_codes or read.shape[1]), dim=-1)
-    return Seen(row, best.indices, best.values)
+    return Reference(row, best.indices, best.values)

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.generator import DROP_BELOW, Batch, TextWriter
-from smallfirst.models.generation.sequence import Ask, Line, Piece, Written
+from smallfirst.models.generation.generator import DROP_BELOW, Batch, Generator
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
 
-Event = Piece | Written | ModelError
+GenerationEvent = TextDelta | GenerationResult | ModelError
 
 
-class Job:
+class ScheduledRequest:
     """One request: what is asked, its line once it has begun, and where its events go."""
 
-    def __init__(self, ask: Ask, *, speaks: bool) -> None:
+    def __init__(self, ask: GenerationRequest, *, speaks: bool) -> None:
         """Made in the event loop that awaits the events. `speaks`: pieces are wanted."""
         self.ask, self.speaks = ask, speaks
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
         self.gone = False
         """True once nobody waits for the answer."""
-        self.line: Line | None = None
+        self.line: GeneratedSequence | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -30,12 +30,12 @@ class Job:
         """Keys and values that the whole answer may need."""
         return len(self.ask.ids) + self.ask.max_tokens
 
-    def begin(self, tokenizer: Any) -> Line:
+    def begin(self, tokenizer: Any) -> GeneratedSequence:
         """The line of its answer."""
-        self.line = Line(self.ask, tokenizer, speaks=self.speaks)
+        self.line = GeneratedSequence(self.ask, tokenizer, speaks=self.speaks)
         return self.line
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def tell(self, events: Sequence[GenerationEvent]) -> None:
         """Nothing back; the events are on their way to whoever waits. Called from any thread."""
 
         def put() -> None:
@@ -48,30 +48,30 @@ class Job:
             self.gone = True
 
 
-class Lane:
+class AdapterBatch:
     """The batch of one adapter, and a second one of newcomers that joins it once their prompts are read."""
 
-    def __init__(self, writer: TextWriter, adapter: str, read_tokens: int, name: str) -> None:
+    def __init__(self, writer: Generator, adapter: str, read_tokens: int, name: str) -> None:
         """`read_tokens` of newcomers are read in a turn while others wait; `name` stands in errors."""
         self._writer, self.adapter, self._read_tokens, self._name = writer, adapter, read_tokens, name
         self.running: Batch | None = None
         self.joining: Batch | None = None
-        self.jobs: list[Job] = []
+        self.jobs: list[ScheduledRequest] = []
 
     @property
     def alive(self) -> int:
         """Rows that are not finished."""
         return sum(batch.alive for batch in (self.running, self.joining) if batch)
 
-    def tokens_with(self, newcomers: Sequence[Job]) -> int:
+    def tokens_with(self, newcomers: Sequence[ScheduledRequest]) -> int:
         """Tokens of keys and values that these and the present ones may come to need, padding included."""
         everyone = [*self.jobs, *newcomers]
         return len(everyone) * max((job.most_tokens for job in everyone), default=0)
 
-    def admit(self, jobs: Sequence[Job]) -> None:
+    def admit(self, jobs: Sequence[ScheduledRequest]) -> None:
         """Nothing back; these begin to read. All of one remembered beginning; none may be joining already."""
         begun, prefix = None, jobs[0].ask.prefix
-        lines: list[Line] = []
+        lines: list[GeneratedSequence] = []
         for job in jobs:
             try:
                 lines.append(job.begin(self._writer.tokenizer))
@@ -131,12 +131,12 @@ class Lane:
 
     def _tell(self) -> None:
         """Nothing back; pieces and finished answers are on their way."""
-        still: list[Job] = []
+        still: list[ScheduledRequest] = []
         for job in self.jobs:
             line = job.line
             if line is None:
                 continue
-            events: list[Event] = []
+            events: list[GenerationEvent] = []
             if job.speaks and (piece := line.piece()):
                 events.append(piece)
             if line.finished:

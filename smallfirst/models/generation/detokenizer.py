@@ -11,15 +11,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-TORN = "\ufffd"
+REPLACEMENT = "\ufffd"
 """What stands for bytes that are no whole character."""
-MOST_TORN_TOKENS = 12
+MAX_PENDING_TOKENS = 12
 """Tokens that wait for a character to become whole; with more, they are taken for what they are: none."""
-MOST_BYTES = 4
+MAX_CHARACTER_BYTES = 4
 """Bytes of a character in UTF-8; so many tokens may still become one."""
 
 
-class Speech:
+class IncrementalDetokenizer:
     """What can be said of an answer's text so far."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
@@ -72,9 +72,9 @@ class Speech:
 
     def _take(self) -> None:
         torn = len(self._ids) - self._to
-        if torn > MOST_TORN_TOKENS:
-            self._read(len(self._ids) - MOST_BYTES)
-        elif not self._decode(self._from, len(self._ids)).endswith(TORN):
+        if torn > MAX_PENDING_TOKENS:
+            self._read(len(self._ids) - MAX_CHARACTER_BYTES)
+        elif not self._decode(self._from, len(self._ids)).endswith(REPLACEMENT):
             self._read(len(self._ids))
 
     def _read(self, until: int) -> None:

@@ -17,17 +17,17 @@ import torch
 
 from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.confidence import Calibration
-from smallfirst.models.generation.grammar import Grammar, token_words
-from smallfirst.models.generation.scheduler import LiveWriter
-from smallfirst.models.generation.sequence import Alternatives, Ask, Piece, Written
-from smallfirst.models.local.embedding import batches, vectors
-from smallfirst.models.local.kv_cache import KeyValues
+from smallfirst.models.generation.grammar import Grammar, guidance_tokenizer
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
+from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta, TopLogProbs
+from smallfirst.models.local.embedding import length_batches, mean_pooled
+from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.label_scorer import encode_prompt
 from smallfirst.models.protocol import Chunk, Completion, Embeddings, Token
 from smallfirst.pricing import MachinePrice
-from smallfirst.tasks.json.paths import spans
+from smallfirst.tasks.json.paths import value_spans
 
-LEAST_PREFIX = 16
+MIN_PREFIX_TOKENS = 16
 """Tokens of a fixed beginning from which it pays to remember it."""
 
 
@@ -36,7 +36,7 @@ class Engine:
 
     def __init__(
         self,
-        live: LiveWriter,
+        live: ContinuousBatchScheduler,
         *,
         name: str,
         price: MachinePrice | None = None,
@@ -58,17 +58,17 @@ class Engine:
         """Of the model."""
         return self.live.writer.tokenizer
 
-    async def complete(self, ask: Ask, began: float) -> Completion:
+    async def complete(self, ask: GenerationRequest, began: float) -> Completion:
         """The whole answer; `began` is the clock at the request. Raises ModelError."""
         ask = self._fitted(ask)
         return await self._completion(ask, await self.live.write(ask), began)
 
-    async def stream(self, ask: Ask, began: float) -> AsyncGenerator[Chunk]:
+    async def stream(self, ask: GenerationRequest, began: float) -> AsyncGenerator[Chunk]:
         """The answer's pieces, then the Completion. Raises ModelError."""
         ask = self._fitted(ask)
         async with aclosing(self.live.stream(ask)) as events:
             async for event in events:
-                if isinstance(event, Written):
+                if isinstance(event, GenerationResult):
                     yield Chunk(completion=await self._completion(ask, event, began))
                 else:
                     yield Chunk(text=event.text, tokens=await self._tokens(ask, event))
@@ -86,7 +86,7 @@ class Engine:
             raise RequestRefused(f"input {empty[0]} holds nothing to read")
         found: list[list[float]] = [[]] * len(rows)
         busy_s = 0.0
-        for chosen in batches(rows):
+        for chosen in length_batches(rows):
             took_s, part = await self.live.run(partial(self._vectors, [rows[i] for i in chosen], n_start))
             busy_s += took_s
             for i, vector in zip(chosen, part, strict=True):
@@ -101,10 +101,10 @@ class Engine:
 
     def prefix_of(self, ids: Sequence[int], fixed: tuple[int, ...]) -> tuple[int, ...]:
         """The fixed beginning if these tokens begin with it, go on after it, and it is worth remembering."""
-        worth = LEAST_PREFIX <= len(fixed) < len(ids)
+        worth = MIN_PREFIX_TOKENS <= len(fixed) < len(ids)
         return fixed if worth and tuple(ids[: len(fixed)]) == fixed else ()
 
-    def _fitted(self, ask: Ask) -> Ask:
+    def _fitted(self, ask: GenerationRequest) -> GenerationRequest:
         """The ask with this model's adapter, and no more tokens than its context has room for."""
         context = getattr(self.live.writer.model.config, "max_position_embeddings", None)
         room = ask.max_tokens if context is None else max(1, context - len(ask.ids))
@@ -114,7 +114,7 @@ class Engine:
     def _probe(self) -> None:
         writer = self.live.writer
         with writer.using(self.adapter):
-            state = KeyValues(writer.model, 1).read([[writer.tokenizer.bos_token_id or 0]])
+            state = KVCache(writer.model, 1).read([[writer.tokenizer.bos_token_id or 0]])
             likeliest = float(writer.log_probabilities(state, [None]).max())
         if not math.isfinite(likeliest):
             raise ModelError(f"{self.name} computes no numbers")
@@ -122,10 +122,10 @@ class Engine:
     def _vectors(self, rows: Sequence[Sequence[int]], n_start: int) -> tuple[float, list[list[float]]]:
         began = time.perf_counter()
         with self.live.writer.using(self.adapter):
-            found = vectors(self.live.writer.model, rows, n_start=n_start)
+            found = mean_pooled(self.live.writer.model, rows, n_start=n_start)
         return time.perf_counter() - began, found
 
-    async def _completion(self, ask: Ask, written: Written, began: float) -> Completion:
+    async def _completion(self, ask: GenerationRequest, written: GenerationResult, began: float) -> Completion:
         return Completion(
             text=written.text.strip(),
             answered_by=self.name,
@@ -139,19 +139,19 @@ class Engine:
             tokens=await self._tokens(ask, written),
         )
 
-    async def _tokens(self, ask: Ask, part: Piece | Written) -> tuple[Token, ...]:
+    async def _tokens(self, ask: GenerationRequest, part: TextDelta | GenerationResult) -> tuple[Token, ...]:
         """The tokens of the text, if they are wanted."""
         if ask.top is None:
             return ()
-        words = await asyncio.to_thread(token_words, self.tokenizer)  # takes a second the first time
+        words = await asyncio.to_thread(guidance_tokenizer, self.tokenizer)  # takes a second the first time
         n_tokens = len(part.token_ids)
-        if isinstance(part, Written) and part.n_in_text is not None:
+        if isinstance(part, GenerationResult) and part.n_in_text is not None:
             n_tokens = part.n_in_text
         rows = zip(part.token_ids[:n_tokens], part.log_probabilities, part.top, strict=False)
         return tuple(_token(words, *row) for row in rows)
 
 
-def field_confidence(written: Written, grammar: Grammar) -> dict[str, float]:
+def field_confidence(written: GenerationResult, grammar: Grammar) -> dict[str, float]:
     """By field, the probability in [0, 1] of the tokens that any of its values touches; forced tokens are certain.
 
     The quotes around a string are its own: they say that there is a value, and where it ends.
@@ -161,7 +161,7 @@ def field_confidence(written: Written, grammar: Grammar) -> dict[str, float]:
         ends.append((at, at := at + len(piece)))
     found: dict[str, float] = {}
     text = written.text
-    for path, places in spans(text).items():
+    for path, places in value_spans(text).items():
         total = 0.0
         for start, end in places:
             quotes = int(text[start - 1 : start] == '"')
@@ -172,7 +172,7 @@ def field_confidence(written: Written, grammar: Grammar) -> dict[str, float]:
     return found
 
 
-def _token(words: Any, token: int, log_probability: float, top: Alternatives) -> Token:
+def _token(words: Any, token: int, log_probability: float, top: TopLogProbs) -> Token:
     octets = _octets(words, token)
     return Token(
         text=octets.decode("utf-8", "replace"),

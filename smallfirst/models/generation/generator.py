@@ -21,22 +21,22 @@ import torch
 
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.sequence import Ask, Line, Written
-from smallfirst.models.local.kv_cache import KeyValues
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult
+from smallfirst.models.local.kv_cache import KVCache
 
-__all__ = ["Ask", "Batch", "TextWriter", "Written"]
+__all__ = ["GenerationRequest", "Batch", "Generator", "GenerationResult"]
 
 STEP_TOKENS = 64
 """Forced tokens are fed together up to about so many a step over all rows; more would make the others wait."""
-REFINED = 64
+REFINED_TOKENS = 64
 """Best tokens whose logits are computed again in fp32."""
 DROP_BELOW = 0.75
 """Share of unfinished rows under which the finished ones are dropped from the batch."""
-MOST_PREFIXES = 8
+MAX_PREFIXES = 8
 """Beginnings of prompts whose keys and values are remembered; the one not used for longest goes first."""
 
 
-class TextWriter:
+class Generator:
     """Weights and tokenizer of a causal model that writes. Not thread-safe."""
 
     batch_rows = 64
@@ -57,7 +57,7 @@ class TextWriter:
         self.model, self.tokenizer = model, tokenizer
         self.end = tokenizer.eos_token_id if end is None else end
         self._using = using
-        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], KeyValues] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[str, tuple[int, ...]], KVCache] = OrderedDict()
 
     def using(self, adapter: str) -> AbstractContextManager[None]:
         """Holds while the model computes with this adapter. Raises ModelError if it has none of that name."""
@@ -67,28 +67,28 @@ class TextWriter:
             raise ModelError(f"this model has no adapter {adapter!r}")
         return nullcontext()
 
-    def write(self, asks: Sequence[Ask], grammar: Grammar | None = None) -> list[Written]:
+    def write(self, asks: Sequence[GenerationRequest], grammar: Grammar | None = None) -> list[GenerationResult]:
         """One answer each, in order; under `grammar`, if given, all of them are valid JSON of its schema.
 
         All asks are of one adapter; remembered beginnings are not used.
         """
-        results: dict[int, Written] = {}
+        results: dict[int, GenerationResult] = {}
         for chosen in self._batches(asks):
-            lines = [Line(_under(asks[i], grammar), self.tokenizer) for i in chosen]
+            lines = [GeneratedSequence(_under(asks[i], grammar), self.tokenizer) for i in chosen]
             with self.using(asks[chosen[0]].adapter):
                 self._write(Batch(self, lines))
             results |= {i: line.written() for i, line in zip(chosen, lines, strict=True)}
         return [results[i] for i in range(len(asks))]
 
     @torch.inference_mode()
-    def prefix(self, ids: tuple[int, ...], adapter: str) -> KeyValues:
+    def prefix(self, ids: tuple[int, ...], adapter: str) -> KVCache:
         """What one row has read after `ids`, at least one; remembered for each adapter on its own."""
         key = (adapter, ids)
         if key not in self._prefixes:
-            begun = KeyValues(self.model, 1)
+            begun = KVCache(self.model, 1)
             begun.read([ids])
             self._prefixes[key] = begun
-            if len(self._prefixes) > MOST_PREFIXES:
+            if len(self._prefixes) > MAX_PREFIXES:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(key)
         return self._prefixes[key]
@@ -102,13 +102,13 @@ class TextWriter:
             if mask is not None:
                 logits[i, : len(mask)].masked_fill_(torch.from_numpy(~mask).to(logits.device), -torch.inf)
                 logits[i, len(mask) :] = -torch.inf
-        best = logits.topk(min(REFINED, logits.shape[1]), dim=-1)
+        best = logits.topk(min(REFINED_TOKENS, logits.shape[1]), dim=-1)
         exact = torch.einsum("rh,rbh->rb", states.float(), head[best.indices].float())
         logits.scatter_(1, best.indices, exact.masked_fill(best.values.isinf(), -torch.inf))
         normalised: torch.Tensor = logits.log_softmax(dim=-1).cpu()
         return normalised
 
-    def _batches(self, asks: Sequence[Ask]) -> Iterator[list[int]]:
+    def _batches(self, asks: Sequence[GenerationRequest]) -> Iterator[list[int]]:
         """Numbers of the asks of each batch, alike in length."""
         batch: list[int] = []
         for i in sorted(range(len(asks)), key=lambda i: len(asks[i].ids)):
@@ -131,11 +131,11 @@ class TextWriter:
 class Batch:
     """Answers that are written together, and the keys and values of what they have read."""
 
-    def __init__(self, writer: TextWriter, lines: Sequence[Line], *, begun: KeyValues | None = None) -> None:
+    def __init__(self, writer: Generator, lines: Sequence[GeneratedSequence], *, begun: KVCache | None = None) -> None:
         """With `begun`, what one row has read of the beginning that all the prompts share."""
         self._writer, self.lines = writer, list(lines)
         if begun is None:
-            self.memory = KeyValues(writer.model, len(self.lines))
+            self.memory = KVCache(writer.model, len(self.lines))
             return
         self.memory = begun.copies(len(self.lines))
         for line in self.lines:
@@ -185,7 +185,7 @@ class Batch:
         self.memory.join(others.memory)
         self.lines += others.lines
 
-    def _choose(self, lines: list[Line], states: torch.Tensor) -> None:
+    def _choose(self, lines: list[GeneratedSequence], states: torch.Tensor) -> None:
         """Nothing back; each line takes its next token. states (lines, hidden)."""
         allowed = [line.allowed() for line in lines]
         log_probabilities = self._writer.log_probabilities(states, allowed)
@@ -198,5 +198,5 @@ class Batch:
             line.take(token, log_probabilities[i], end)
 
 
-def _under(ask: Ask, grammar: Grammar | None) -> Ask:
+def _under(ask: GenerationRequest, grammar: Grammar | None) -> GenerationRequest:
     return ask if grammar is None else ask._replace(grammar=grammar)

@@ -25,15 +25,15 @@ from smallfirst.tasks.json.schema import SEPARATORS
 CLOSERS = (b"}", b"]", b'"', b",", b"1")
 """What ends a value or begins the shortest one, best first. A 1 and no 0: `-0.000` may not be a number below 0, however
 many noughts follow."""
-MOST_NUMBER = 10**18
+MAX_NUMBER = 10**18
 """Numbers without bounds of their own are kept between this and its negative, and so are written without an exponent:
 `165E11030` is a JSON number that no program can hold."""
 _NO_SCHEMAS = ("const", "enum", "default", "examples")
-MOST_GRAMMARS = 64
+MAX_GRAMMARS = 64
 """Grammars of requests' own schemas that are kept for each model."""
-COMPILE_S = 10.0
+COMPILE_TIMEOUT_S = 10.0
 """Seconds after which a schema counts as too much, those compiled before it included."""
-MOST_CLOSING_TOKENS = 4096
+MAX_CLOSING_TOKENS = 4096
 """A schema whose shortest answer is longer than this is refused."""
 
 _TOKENIZERS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -56,8 +56,8 @@ class Grammar:
 
         spaced = dict(zip(("item_separator", "key_separator"), SEPARATORS, strict=True))
         options: Any = {**spaced, "whitespace_flexible": False}
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), overrides=options)
-        words = token_words(tokenizer)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)), overrides=options)
+        words = guidance_tokenizer(tokenizer)
         failed, said = LLMatcher.validate_grammar_with_warnings(grammar, words)
         if said:  # a warning means that some keyword would not be kept
             raise ConfigError(f"no answer can be written under this schema: {said[0]}", hint="write it more simply")
@@ -66,9 +66,9 @@ class Grammar:
             raise ConfigError(f"no answer can be written under this schema: {matcher.get_error()}")
         return cls(matcher, words)
 
-    def follow(self) -> Follower:
+    def follow(self) -> GrammarState:
         """The beginning of an answer."""
-        return Follower(self._matcher.deep_copy(), self._closers, self.words)
+        return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
 
     def pieces(self, token_ids: tuple[int, ...]) -> list[bytes]:
         """The UTF-8 bytes that each token adds to the text."""
@@ -80,22 +80,22 @@ class Grammar:
         n_tokens += len(follower.begin())
         while not follower.finished:
             n_tokens += 1 + len(follower.take(follower.closing(follower.allowed())))
-            if n_tokens > MOST_CLOSING_TOKENS:
+            if n_tokens > MAX_CLOSING_TOKENS:
                 raise ConfigError(
-                    f"the shortest answer under this schema takes more than {MOST_CLOSING_TOKENS} tokens",
+                    f"the shortest answer under this schema takes more than {MAX_CLOSING_TOKENS} tokens",
                     hint="ask for fewer fields, or lower minItems and minLength",
                 )
         return n_tokens
 
 
-class Grammars:
+class GrammarCache:
     """Grammars of one tokenizer, compiled when first asked for; those used last are kept.
 
     They are compiled one after the other in a thread of its own: whoever sends many schemas waits for himself, and no
     answer under way does.
     """
 
-    def __init__(self, tokenizer: Any, *, most: int = MOST_GRAMMARS) -> None:
+    def __init__(self, tokenizer: Any, *, most: int = MAX_GRAMMARS) -> None:
         """`most` grammars are kept."""
         self._tokenizer, self._most = tokenizer, most
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
@@ -113,9 +113,11 @@ class Grammars:
             loop = asyncio.get_running_loop()
             compiling = loop.run_in_executor(self._thread, Grammar.compile, schema, self._tokenizer)
             try:
-                self._keep(key, await asyncio.wait_for(compiling, COMPILE_S))
+                self._keep(key, await asyncio.wait_for(compiling, COMPILE_TIMEOUT_S))
             except TimeoutError:
-                rule = f"no answer can be written under this schema: it takes more than {COMPILE_S:g} s to compile"
+                rule = (
+                    f"no answer can be written under this schema: it takes more than {COMPILE_TIMEOUT_S:g} s to compile"
+                )
                 raise ConfigError(rule, hint="write it more simply") from None
         self._kept.move_to_end(key)
         return self._kept[key]
@@ -130,23 +132,23 @@ class Grammars:
             self._kept.popitem(last=False)
 
 
-def bounded(schema: Any) -> Any:
+def with_number_bounds(schema: Any) -> Any:
     """The schema with MOST_NUMBER as the bound of every number that has none on that side."""
     if isinstance(schema, list):
-        return [bounded(part) for part in schema]
+        return [with_number_bounds(part) for part in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {key: part if key in _NO_SCHEMAS else bounded(part) for key, part in schema.items()}
+    found = {key: part if key in _NO_SCHEMAS else with_number_bounds(part) for key, part in schema.items()}
     kind = schema.get("type")
     if kind == "number" or (isinstance(kind, list) and "number" in kind):
         if not {"minimum", "exclusiveMinimum"} & schema.keys():
-            found["minimum"] = -MOST_NUMBER
+            found["minimum"] = -MAX_NUMBER
         if not {"maximum", "exclusiveMaximum"} & schema.keys():
-            found["maximum"] = MOST_NUMBER
+            found["maximum"] = MAX_NUMBER
     return found
 
 
-class Follower:
+class GrammarState:
     """How far one answer has come in its grammar."""
 
     def __init__(self, matcher: Any, closers: list[int], words: Any) -> None:
@@ -200,7 +202,7 @@ class Follower:
         return tokens
 
 
-def token_words(tokenizer: Any) -> Any:
+def guidance_tokenizer(tokenizer: Any) -> Any:
     """Llguidance's view of a tokenizer: `decode_bytes`, `is_special_token`, `vocab_size`. Made once for each."""
     if tokenizer not in _TOKENIZERS:
         import llguidance.hf

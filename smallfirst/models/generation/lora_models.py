@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import ConfigError, MissingExtra, ModelError
-from smallfirst.models.catalog import find
-from smallfirst.models.generation.generator import TextWriter
-from smallfirst.models.generation.models import LocalChat, WrittenModel
-from smallfirst.models.generation.scheduler import LiveWriter
-from smallfirst.models.label_model import Embedded, Scored, ScoredModel
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
+from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
 from smallfirst.models.local.label_scorer import LabelScorer, load_causal
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
@@ -43,7 +43,7 @@ class AdaptedBase:
         self._adapters: dict[Path, str] = {}
         self._n_tried = 0
         self._turn = threading.Lock()
-        self._live: LiveWriter | None = None
+        self._live: ContinuousBatchScheduler | None = None
 
     @classmethod
     def load(cls, folder: Path, *, name: str = "") -> AdaptedBase:
@@ -56,11 +56,11 @@ class AdaptedBase:
         adapter = self.add(folder)
         name = name or manifest.task.name
         if manifest.kind == "codes":
-            return ScoredModel(_TurnScorer(self, adapter, manifest), manifest, name=name, price=price)
+            return LabelModel(_TurnScorer(self, adapter, manifest), manifest, name=name, price=price)
         if manifest.kind == "writes":
-            return WrittenModel(self._writer(), manifest, name=name, price=price, adapter=adapter)
+            return GenerativeTaskModel(self._writer(), manifest, name=name, price=price, adapter=adapter)
         if manifest.kind == "chats":
-            chat = LocalChat(self._writer(), name=name, price=price, adapter=adapter)
+            chat = ChatModel(self._writer(), name=name, price=price, adapter=adapter)
             chat.max_prompt_tokens = manifest.max_tokens
             return chat
         raise ConfigError(f"{folder}: a model of kind {manifest.kind} has no adapters")
@@ -94,9 +94,11 @@ class AdaptedBase:
                 layer._active_adapter = [adapter]
         self._active = adapter
 
-    def _writer(self) -> LiveWriter:
+    def _writer(self) -> ContinuousBatchScheduler:
         if self._live is None or self._live.closed:
-            self._live = LiveWriter(TextWriter(self.model, self.tokenizer, using=self.using), name=self._name)
+            self._live = ContinuousBatchScheduler(
+                Generator(self.model, self.tokenizer, using=self.using), name=self._name
+            )
             return self._live
         return self._live.share()
 
@@ -140,12 +142,12 @@ class _TurnScorer:
         self._base, self._adapter = base, adapter
         self._scorer = LabelScorer(base.model, base.tokenizer, manifest)
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """One result per text, in order."""
         with self._base.using(self._adapter):
             return self._scorer.score(texts)
 
-    def embed(self, texts: Sequence[str]) -> list[Embedded]:
+    def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
         """One vector per text, in order."""
         with self._base.using(self._adapter):
             return self._scorer.embed(texts)
@@ -166,7 +168,7 @@ def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = N
     for name, folder in folders.items():
         base = read_manifest(folder).base
         if base not in bases:
-            bases[base] = AdaptedBase.load(find(base), name=base)
+            bases[base] = AdaptedBase.load(find_weights(base), name=base)
         found[name] = bases[base].serve(folder, name=name, price=price)
     return found
 

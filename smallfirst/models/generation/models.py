@@ -15,20 +15,20 @@ from typing import Any
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError, RequestRefused
 from smallfirst.models.generation.engine import Engine, field_confidence
-from smallfirst.models.generation.generator import TextWriter
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.response_format import AnswerForm
-from smallfirst.models.generation.scheduler import LiveWriter
-from smallfirst.models.generation.sequence import Ask
-from smallfirst.models.local.chat_template import chat_tokens, end_of_turn
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
+from smallfirst.models.generation.sequence import GenerationRequest
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request
 from smallfirst.pricing import MachinePrice
 
-__all__ = ["LocalChat", "WrittenModel", "field_confidence"]
+__all__ = ["ChatModel", "GenerativeTaskModel", "field_confidence"]
 
 
-class WrittenModel:
+class GenerativeTaskModel:
     """A fine-tuned model that writes its task's answers."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
@@ -36,7 +36,7 @@ class WrittenModel:
 
     def __init__(
         self,
-        writer: TextWriter | LiveWriter,
+        writer: Generator | ContinuousBatchScheduler,
         manifest: Manifest,
         *,
         name: str = "",
@@ -50,16 +50,16 @@ class WrittenModel:
         self.manifest = manifest
         name = name or manifest.task.name
         self._form = AnswerForm(manifest.task.answer_schema(), writer.tokenizer, name=name)
-        live = LiveWriter(writer, name=name) if isinstance(writer, TextWriter) else writer
+        live = ContinuousBatchScheduler(writer, name=name) if isinstance(writer, Generator) else writer
         self._engine = Engine(live, name=name, price=price, adapter=adapter, calibration=manifest.calibration)
         self._fixed = _shared_beginning(*(self._ids(text) for text in ("a", "Z")))
 
     @classmethod
     def load(
         cls, folder: Path, manifest: Manifest, *, name: str = "", price: MachinePrice | None = None
-    ) -> WrittenModel:
+    ) -> GenerativeTaskModel:
         """From a folder written by training."""
-        return cls(TextWriter(*load_causal(folder)), manifest, name=name, price=price)
+        return cls(Generator(*load_causal(folder)), manifest, name=name, price=price)
 
     @property
     def name(self) -> str:
@@ -97,9 +97,9 @@ class WrittenModel:
     def _ids(self, text: str) -> list[int]:
         return encode_prompt(self._engine.tokenizer, self.manifest.task.prompt(text), self.manifest.max_tokens)
 
-    async def _ask(self, request: Request) -> Ask:
+    async def _ask(self, request: Request) -> GenerationRequest:
         ids = self._ids(request.text)
-        return Ask(
+        return GenerationRequest(
             ids,
             min(request.max_tokens, self.manifest.task.max_answer_tokens),
             request.temperature,
@@ -111,7 +111,7 @@ class WrittenModel:
         )
 
 
-class LocalChat:
+class ChatModel:
     """A chat model as it came, asked through its own template; under a schema if one is given."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
@@ -121,7 +121,7 @@ class LocalChat:
 
     def __init__(
         self,
-        writer: TextWriter | LiveWriter,
+        writer: Generator | ContinuousBatchScheduler,
         *,
         name: str,
         price: MachinePrice | None = None,
@@ -135,8 +135,8 @@ class LocalChat:
         grammar.
         """
         self._form = AnswerForm(schema, writer.tokenizer, name=name)
-        live = LiveWriter(writer, name=name) if isinstance(writer, TextWriter) else writer
-        end = end_of_turn(writer.tokenizer) if live is writer else None
+        live = ContinuousBatchScheduler(writer, name=name) if isinstance(writer, Generator) else writer
+        end = end_of_turn_token(writer.tokenizer) if live is writer else None
         self._engine = Engine(live, name=name, price=price, adapter=adapter, end=end)
         self._fixed: tuple[int, ...] = ()
         if declared:
@@ -146,10 +146,10 @@ class LocalChat:
     @classmethod
     def load(
         cls, folder: Path, *, name: str, price: MachinePrice | None = None, schema: Mapping[str, Any] | None = None
-    ) -> LocalChat:
+    ) -> ChatModel:
         """From a folder of weights."""
         model, tokenizer = load_causal(folder)
-        return cls(TextWriter(model, tokenizer, end=end_of_turn(tokenizer)), name=name, price=price, schema=schema)
+        return cls(Generator(model, tokenizer, end=end_of_turn_token(tokenizer)), name=name, price=price, schema=schema)
 
     @property
     def name(self) -> str:
@@ -184,16 +184,16 @@ class LocalChat:
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         tokenizer = self._engine.tokenizer
         if tokenizer.chat_template:
-            return chat_tokens(tokenizer, messages, max_tokens=self.max_prompt_tokens)
+            return encode_chat(tokenizer, messages, max_tokens=self.max_prompt_tokens)
         text = "\n\n".join(message.content for message in messages)
         return encode_prompt(tokenizer, text, self.max_prompt_tokens)
 
-    async def _ask(self, request: Request) -> Ask:
+    async def _ask(self, request: Request) -> GenerationRequest:
         try:
             ids = self._ids(request.messages)
         except ConfigError as error:
             raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
-        return Ask(
+        return GenerationRequest(
             ids,
             request.max_tokens,
             request.temperature,

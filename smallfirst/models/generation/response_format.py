@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallfirst.errors import ConfigError, RequestRefused
-from smallfirst.models.generation.grammar import Grammar, Grammars
+from smallfirst.models.generation.grammar import Grammar, GrammarCache
 from smallfirst.models.protocol import ResponseFormat
 from smallfirst.tasks.json.schema import closed_schema
 
@@ -21,7 +21,7 @@ class AnswerForm:
         """`own` is the schema that every answer follows, if there is one. Raises ConfigError if it makes no grammar."""
         self._own, self._name = own, name
         self._own_grammar = Grammar.compile(own, tokenizer) if own is not None else None
-        self._asked = Grammars(tokenizer)
+        self._asked = GrammarCache(tokenizer)
 
     async def of(self, wanted: ResponseFormat | None) -> Grammar | None:
         """The grammar that an answer follows; None if it is free text.

@@ -20,18 +20,18 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.adapter_batch import Job, Lane
-from smallfirst.models.generation.generator import TextWriter
-from smallfirst.models.generation.sequence import Ask, Piece, Written
+from smallfirst.models.generation.adapter_batch import AdapterBatch, ScheduledRequest
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
 DRAIN_S = 10.0
 """Time for what was asked before the end."""
-LAST_STEP_S = 5.0
+ABORT_S = 5.0
 """Time for the step that is under way when the rest is given up."""
 
 
-class Limits(NamedTuple):
+class SchedulerLimits(NamedTuple):
     """What may be under way at once."""
 
     rows: int = 64
@@ -42,14 +42,14 @@ class Limits(NamedTuple):
     """Tokens of newcomers' prompts that are read between two steps of the answers under way."""
 
 
-class LiveWriter:
+class ContinuousBatchScheduler:
     """Writes what is asked of it, in one thread of its own."""
 
-    def __init__(self, writer: TextWriter, *, name: str, limits: Limits | None = None) -> None:
+    def __init__(self, writer: Generator, *, name: str, limits: SchedulerLimits | None = None) -> None:
         """`name` stands in errors. The writer belongs to this thread alone from now on."""
-        self.writer, self.limits, self._name = writer, limits or Limits(), name
-        self._lanes: dict[str, Lane] = {}
-        self._waiting: deque[Job] = deque()
+        self.writer, self.limits, self._name = writer, limits or SchedulerLimits(), name
+        self._lanes: dict[str, AdapterBatch] = {}
+        self._waiting: deque[ScheduledRequest] = deque()
         self._errands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._bell = threading.Condition()
         self._closed = self._given_up = False
@@ -74,15 +74,15 @@ class LiveWriter:
         """Requests that have not begun."""
         return len(self._waiting)
 
-    async def write(self, ask: Ask) -> Written:
+    async def write(self, ask: GenerationRequest) -> GenerationResult:
         """The whole answer. Raises ModelError. Cancelled, its row is free within a step."""
         async with aclosing(self._events(ask, speaks=False)) as events:
             async for event in events:
-                if isinstance(event, Written):
+                if isinstance(event, GenerationResult):
                     return event
         raise ModelError(f"{self._name} ended without an answer")
 
-    def stream(self, ask: Ask) -> AsyncGenerator[Piece | Written]:
+    def stream(self, ask: GenerationRequest) -> AsyncGenerator[TextDelta | GenerationResult]:
         """The answer's pieces, then the whole. Raises ModelError. Closed early, its row is free within a step."""
         return self._events(ask, speaks=True)
 
@@ -100,7 +100,7 @@ class LiveWriter:
         """True once nothing can be asked any more."""
         return self._closed
 
-    def share(self) -> LiveWriter:
+    def share(self) -> ContinuousBatchScheduler:
         """The same one, for a further user; each of them closes it once."""
         self._users += 1
         return self
@@ -116,8 +116,8 @@ class LiveWriter:
         atexit.unregister(self._stop)
         await asyncio.to_thread(self._stop)
 
-    async def _events(self, ask: Ask, *, speaks: bool) -> AsyncGenerator[Piece | Written]:
-        job = Job(ask, speaks=speaks)
+    async def _events(self, ask: GenerationRequest, *, speaks: bool) -> AsyncGenerator[TextDelta | GenerationResult]:
+        job = ScheduledRequest(ask, speaks=speaks)
         with self._bell:
             self._check_open()
             self._waiting.append(job)
@@ -128,7 +128,7 @@ class LiveWriter:
                 if isinstance(event, Exception):
                     raise event
                 yield event
-                if isinstance(event, Written):
+                if isinstance(event, GenerationResult):
                     return
         finally:
             job.gone = True
@@ -143,7 +143,7 @@ class LiveWriter:
             self._bell.notify()
         self._thread.join(timeout=DRAIN_S)
         self._given_up = True
-        self._thread.join(timeout=LAST_STEP_S)
+        self._thread.join(timeout=ABORT_S)
 
     def _work(self) -> None:
         while self._has_work():
@@ -190,10 +190,10 @@ class LiveWriter:
         while chosen := self._take_newcomers():
             adapter = chosen[0].ask.adapter
             if adapter not in self._lanes:
-                self._lanes[adapter] = Lane(self.writer, adapter, self.limits.read_tokens, self._name)
+                self._lanes[adapter] = AdapterBatch(self.writer, adapter, self.limits.read_tokens, self._name)
             self._lanes[adapter].admit(chosen)
 
-    def _take_newcomers(self) -> list[Job]:
+    def _take_newcomers(self) -> list[ScheduledRequest]:
         """Those that begin together, no longer waiting; who has gone waits no longer either."""
         with self._bell:
             self._waiting = deque(job for job in self._waiting if not job.gone)
@@ -203,14 +203,14 @@ class LiveWriter:
                 self._waiting = deque(job for job in self._waiting if id(job) not in taken)
         return chosen
 
-    def _newcomers(self) -> Iterator[Job]:
+    def _newcomers(self) -> Iterator[ScheduledRequest]:
         """Those that may begin together: of one adapter and one remembered beginning, and within the limits."""
         busy = {adapter for adapter, lane in self._lanes.items() if lane.joining}
         first = next((job for job in self._waiting if job.ask.adapter not in busy), None)
         if first is None or self._too_little_room():
             return
         kind = (first.ask.adapter, first.ask.prefix)
-        chosen: list[Job] = []
+        chosen: list[ScheduledRequest] = []
         for job in self._waiting:
             if (job.ask.adapter, job.ask.prefix) != kind:
                 continue
@@ -224,7 +224,7 @@ class LiveWriter:
         room = self.limits.rows - self.under_way
         return bool(self._lanes) and room < min(len(self._waiting), max(1, self.limits.rows // 8))
 
-    def _fits(self, jobs: list[Job]) -> bool:
+    def _fits(self, jobs: list[ScheduledRequest]) -> bool:
         """True if these may begin now; one that comes alone always may, or it would wait for ever."""
         if len(jobs) == 1 and not self._lanes:
             return True

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.detokenizer import Speech
-from smallfirst.models.generation.grammar import MOST_CLOSING_TOKENS, Follower, Grammar
+from smallfirst.models.generation.detokenizer import IncrementalDetokenizer
+from smallfirst.models.generation.grammar import MAX_CLOSING_TOKENS, Grammar, GrammarState
 
-Alternatives = tuple[tuple[int, float], ...]
+TopLogProbs = tuple[tuple[int, float], ...]
 """Token ids with their log-probabilities in nats, likeliest first."""
 
 
-class Ask(NamedTuple):
+class GenerationRequest(NamedTuple):
     """One answer to be written."""
 
     ids: Sequence[int]
@@ -41,7 +41,7 @@ class Ask(NamedTuple):
     """Token after which nothing follows; None: the writer's own."""
 
 
-class Written(NamedTuple):
+class GenerationResult(NamedTuple):
     """One written answer."""
 
     text: str
@@ -56,13 +56,13 @@ class Written(NamedTuple):
     """`length` if the room ran out, also where a grammar then closed the answer."""
     busy_s: float
     """Share of the machine's time this answer took, in seconds."""
-    top: tuple[Alternatives, ...] = ()
+    top: tuple[TopLogProbs, ...] = ()
     """The likeliest tokens beside each written one, if they were asked for."""
     n_in_text: int | None = None
     """How many of the tokens stand whole in the text; None: all. Those of a stop text do not."""
 
 
-class Piece(NamedTuple):
+class TextDelta(NamedTuple):
     """A part of an answer while it is written."""
 
     text: str
@@ -71,20 +71,20 @@ class Piece(NamedTuple):
     """Tokens that stand whole in the text shown so far and were in no piece before."""
     log_probabilities: tuple[float, ...]
     """Of each of them, in nats."""
-    top: tuple[Alternatives, ...]
+    top: tuple[TopLogProbs, ...]
     """Likewise, if asked for."""
 
 
-class Line:
+class GeneratedSequence:
     """One answer under way."""
 
-    def __init__(self, ask: Ask, tokenizer: Any, *, speaks: bool = False) -> None:
+    def __init__(self, ask: GenerationRequest, tokenizer: Any, *, speaks: bool = False) -> None:
         """`speaks`: pieces are wanted. Raises ModelError if the grammar's beginning cannot be written."""
         self.ask, self.tokenizer = ask, tokenizer
         self.follower = ask.grammar.follow() if ask.grammar else None
         self.ids: list[int] = []
         self.log_probabilities: list[float] = []
-        self.top: list[Alternatives] = []
+        self.top: list[TopLogProbs] = []
         self.fed = 0
         self.busy_s = 0.0
         self.finish_reason: Literal["stop", "length"] = "stop"
@@ -92,7 +92,7 @@ class Line:
         self.failed: ModelError | None = None
         self.generator = torch.Generator().manual_seed(ask.seed or 0) if ask.temperature > 0 else None
         stop = () if ask.grammar else ask.stop
-        self.speech = Speech(tokenizer, stop) if speaks or stop else None
+        self.speech = IncrementalDetokenizer(tokenizer, stop) if speaks or stop else None
         self._told = 0
         if self.follower:
             self._add(self.follower.begin())
@@ -158,7 +158,7 @@ class Line:
         if self.speech:
             self._listen(self.speech)
 
-    def piece(self) -> Piece | None:
+    def piece(self) -> TextDelta | None:
         """What may be shown and was not; None if there is nothing, or nobody listens."""
         if self.speech is None:
             return None
@@ -166,9 +166,9 @@ class Line:
         told = slice(self._told, self.speech.n_told(last=self.finished))
         self._told = told.stop
         ids, tops = tuple(self.ids[told]), tuple(self.top[told])
-        return Piece(text, ids, tuple(self.log_probabilities[told]), tops) if text or ids else None
+        return TextDelta(text, ids, tuple(self.log_probabilities[told]), tops) if text or ids else None
 
-    def written(self) -> Written:
+    def written(self) -> GenerationResult:
         """The finished answer. Raises ModelError if its grammar was left."""
         if self.failed:
             raise self.failed
@@ -177,34 +177,34 @@ class Line:
         else:
             text, n_in_text = self.tokenizer.decode(self.ids, skip_special_tokens=True), len(self.ids)
         values, n_read = tuple(self.log_probabilities), len(self.ask.ids)
-        return Written(
+        return GenerationResult(
             text, tuple(self.ids), values, n_read, self.finish_reason, self.busy_s, tuple(self.top), n_in_text
         )
 
-    def _follow(self, follower: Follower, token: int) -> None:
+    def _follow(self, follower: GrammarState, token: int) -> None:
         try:
             self._add(follower.take(token))
             self.finished = follower.finished
-            if not self.finished and len(self.ids) > self.ask.max_tokens + MOST_CLOSING_TOKENS:
+            if not self.finished and len(self.ids) > self.ask.max_tokens + MAX_CLOSING_TOKENS:
                 raise ModelError("the answer found no end under its schema")
         except ModelError as error:  # the other rows of the batch go on
             self.finished, self.failed = True, error
 
-    def _listen(self, speech: Speech) -> None:
+    def _listen(self, speech: IncrementalDetokenizer) -> None:
         speech.add(self.ids[speech.n_heard :])
         if speech.stopped:
             self.finished, self.finish_reason = True, "stop"
         elif self.finished:
             speech.finish()
 
-    def _add(self, tokens: list[int], log_probability: float = 0.0, top: Alternatives | None = None) -> None:
+    def _add(self, tokens: list[int], log_probability: float = 0.0, top: TopLogProbs | None = None) -> None:
         """Nothing back; forced tokens are certain among the allowed ones."""
         self.ids += tokens
         self.log_probabilities += [log_probability] * len(tokens)
         if self.ask.top is not None:
             self.top += [((token, 0.0),)[: self.ask.top] if top is None else top for token in tokens]
 
-    def _alternatives(self, log_probabilities: torch.Tensor) -> Alternatives:
+    def _alternatives(self, log_probabilities: torch.Tensor) -> TopLogProbs:
         if not self.ask.top:
             return ()
         best = log_probabilities.topk(min(self.ask.top, len(log_probabilities)))

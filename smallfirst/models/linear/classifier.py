@@ -18,26 +18,26 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.files import write_atomically
-from smallfirst.models.catalog import find
-from smallfirst.models.label_model import Embedded, Scored
-from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, Encoder
-from smallfirst.models.linear.tfidf import Ngrams, Table
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.label_model import LabelLogProbs, TextEmbedding
+from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
+from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks import AnyTask
 
-INVERSE_PENALTY = {"words": 30.0, "encoder": 10.0}
+INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
-ENCODER = "encoder"
+ENCODER_FOLDER = "encoder"
 """Folder inside a model's folder that holds its own, fine-tuned encoder."""
 
 
-class WordFeatures:
+class TfidfFeatures:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side."""
 
-    def __init__(self, vectorisers: Sequence[Any] = (), *, tables: Sequence[Table] = ()) -> None:
+    def __init__(self, vectorisers: Sequence[Any] = (), *, tables: Sequence[Vocabulary] = ()) -> None:
         """Of fitted vectorisers, or of the tables saved of them; the latter need no scikit-learn to answer."""
         self._vectorisers, self._tables = vectorisers, tables
-        self._ngrams = Ngrams(*tables) if tables else None
+        self._ngrams = TfidfVectorizer(*tables) if tables else None
 
     @property
     def vectorisers(self) -> Sequence[Any]:
@@ -50,7 +50,7 @@ class WordFeatures:
         return self._vectorisers
 
     @classmethod
-    def fit(cls, texts: Sequence[str]) -> WordFeatures:
+    def fit(cls, texts: Sequence[str]) -> TfidfFeatures:
         """Vocabulary and document frequencies from training texts."""
         made = cls([_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))])
         for vectoriser in made.vectorisers:
@@ -65,12 +65,12 @@ class WordFeatures:
 
         return sparse.hstack([v.transform(texts) for v in self.vectorisers], format="csr")
 
-    def as_saved(self) -> WordFeatures:
+    def as_saved(self) -> TfidfFeatures:
         """The same of its tables alone: what a loaded model has, to the last bit."""
         if self._tables:
             return self
-        return WordFeatures(
-            tables=[Table({w: int(i) for w, i in v.vocabulary_.items()}, v.idf_) for v in self._vectorisers]
+        return TfidfFeatures(
+            tables=[Vocabulary({w: int(i) for w, i in v.vocabulary_.items()}, v.idf_) for v in self._vectorisers]
         )
 
     def save(self, folder: Path) -> None:
@@ -79,33 +79,33 @@ class WordFeatures:
         write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
 
     @classmethod
-    def load(cls, folder: Path) -> WordFeatures:
+    def load(cls, folder: Path) -> TfidfFeatures:
         """Read back what `save` wrote."""
         parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-        return cls(tables=[Table(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
+        return cls(tables=[Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
 
 
-class LinearScorer:
+class LinearClassifier:
     """Label probabilities by softmax over a linear map of features."""
 
     def __init__(self, features: Any, weights: np.ndarray, bias: np.ndarray) -> None:
         self.features, self.weights, self.bias = features, weights, bias
-        if isinstance(encoder := getattr(features, "__self__", None), Encoder):
+        if isinstance(encoder := getattr(features, "__self__", None), SentenceEncoder):
             self.embed = partial(_embedded, encoder)  # only an encoder has vectors to give
 
     @classmethod
     def fit(
-        cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: Encoder | None = None
-    ) -> LinearScorer:
+        cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: SentenceEncoder | None = None
+    ) -> LinearClassifier:
         """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
         texts = [example.text for example in data.examples]
         index = {label: i for i, label in enumerate(task.closed)}
         gold = np.array([index[example.answer] for example in data.examples])
-        features = WordFeatures.fit(texts) if kind == "words" else _embedder(encoder)
-        learnt = logistic(features(texts), gold, len(task.closed), INVERSE_PENALTY[kind])
-        return cls(features.as_saved() if isinstance(features, WordFeatures) else features, *learnt)
+        features = TfidfFeatures.fit(texts) if kind == "words" else _embedder(encoder)
+        learnt = fit_logistic_regression(features(texts), gold, len(task.closed), INVERSE_REGULARIZATION[kind])
+        return cls(features.as_saved() if isinstance(features, TfidfFeatures) else features, *learnt)
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """Label probabilities of each text, in order."""
         if not texts:
             return []
@@ -114,12 +114,12 @@ class LinearScorer:
         shifted = logits - logits.max(axis=1, keepdims=True)
         log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
-        return [Scored(row, 0, busy_s) for row in log_probabilities]
+        return [LabelLogProbs(row, 0, busy_s) for row in log_probabilities]
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
         """Write weights, features and, last, the manifest; returns the manifest as written."""
         digest = self.save_weights(folder)
-        if isinstance(self.features, WordFeatures):
+        if isinstance(self.features, TfidfFeatures):
             self.features.save(folder)
         written = manifest.model_copy(update={"weights_fingerprint": digest})
         write_manifest(folder, written)
@@ -134,24 +134,26 @@ class LinearScorer:
         return hashlib.sha256(content).hexdigest()[:16]
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> LinearScorer:
+    def load(cls, folder: Path, manifest: Manifest) -> LinearClassifier:
         """Read back what `save` wrote; the encoder is the folder's own if it was fine-tuned, else found by name."""
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")
         features: Any
         if manifest.kind == "words":
-            features = WordFeatures.load(folder)
-        elif (own := folder / ENCODER).is_dir():
-            encoder = Encoder(own)
+            features = TfidfFeatures.load(folder)
+        elif (own := folder / ENCODER_FOLDER).is_dir():
+            encoder = SentenceEncoder(own)
             encoder.max_tokens = min(encoder.max_tokens, manifest.max_tokens)
             features = encoder.embed
         else:
-            features = Encoder(find(manifest.base)).embed
+            features = SentenceEncoder(find_weights(manifest.base)).embed
         return cls(features, tensors["weights"], tensors["bias"])
 
 
-def logistic(features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: float) -> tuple[np.ndarray, np.ndarray]:
+def fit_logistic_regression(
+    features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Weights (labels, features) and bias (labels) of a multinomial logistic regression, float32.
 
     A label without training rows keeps weight 0 and a bias that no text can overcome.
@@ -168,16 +170,18 @@ def logistic(features: Any, gold: np.ndarray, n_labels: int, inverse_penalty: fl
     return weights.astype(np.float32), bias.astype(np.float32)
 
 
-def _embedded(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:
+def _embedded(encoder: SentenceEncoder, texts: Sequence[str]) -> list[TextEmbedding]:
     """The encoder's vector of each text, in order."""
     began = time.perf_counter()
     vectors = encoder.embed(texts).tolist()
     busy_s = (time.perf_counter() - began) / max(1, len(texts))
-    return [Embedded(vector, len(encoder.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)]
+    return [
+        TextEmbedding(vector, len(encoder.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)
+    ]
 
 
-def _embedder(encoder: Encoder | None) -> Any:
-    return (encoder or Encoder(find(DEFAULT_ENCODER))).embed
+def _embedder(encoder: SentenceEncoder | None) -> Any:
+    return (encoder or SentenceEncoder(find_weights(DEFAULT_ENCODER))).embed
 
 
 def _vectoriser(analyzer: str, ngrams: tuple[int, int]) -> Any:

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.compute_thread import aside, in_one_thread
-from smallfirst.models.local.label_scorer import check_no_code, quiet_transformers, weights_fingerprint
+from smallfirst.models.compute_thread import run_in_compute_thread, run_in_temp_thread
+from smallfirst.models.local.label_scorer import quiet_transformers, refuse_remote_code, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-class Encoder:
+class SentenceEncoder:
     """A sentence encoder on this machine."""
 
     max_tokens = 256
@@ -29,7 +29,7 @@ class Encoder:
         transformers = quiet_transformers("The sentence encoder")
         import torch
 
-        check_no_code(folder)
+        refuse_remote_code(folder)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -39,7 +39,7 @@ class Encoder:
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
 
-        self.model = aside(loaded).eval()
+        self.model = run_in_temp_thread(loaded).eval()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -48,7 +48,7 @@ class Encoder:
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors (texts, width) in float32, in order."""
-        return in_one_thread(lambda: self._embedded(texts))
+        return run_in_compute_thread(lambda: self._embedded(texts))
 
     def _embedded(self, texts: Sequence[str]) -> np.ndarray:
         import torch

@@ -20,7 +20,7 @@ _WORD = re.compile(r"(?u)\b\w\w+\b")
 _PIECE_LENGTHS = range(2, 6)
 
 
-class Table(NamedTuple):
+class Vocabulary(NamedTuple):
     """The terms of one vectoriser."""
 
     column: Mapping[str, int]
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     """Weight of each column."""
 
 
-class Sparse(NamedTuple):
+class SparseRows(NamedTuple):
     """Rows of few values, which can do one thing: be multiplied by a matrix."""
 
     rows: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -43,16 +43,16 @@ class Sparse(NamedTuple):
         return product
 
 
-class Ngrams:
+class TfidfVectorizer:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side, each of length 1."""
 
-    def __init__(self, words: Table, pieces: Table) -> None:
+    def __init__(self, words: Vocabulary, pieces: Vocabulary) -> None:
         """The two tables of a fitted model; columns of `pieces` follow those of `words`."""
         self._words, self._pieces = words, pieces
 
-    def __call__(self, texts: Sequence[str]) -> Sparse:
+    def __call__(self, texts: Sequence[str]) -> SparseRows:
         """One row per text; terms that were never seen in training count for nothing."""
-        return Sparse(tuple(self._row(text.lower()) for text in texts))
+        return SparseRows(tuple(self._row(text.lower()) for text in texts))
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         columns, values = _weighed(_words(text), self._words)
@@ -61,7 +61,7 @@ class Ngrams:
         return np.array(columns + moved, dtype=np.intp), np.array(values + their_values)
 
 
-def _weighed(terms: Iterator[str], table: Table) -> tuple[list[int], list[float]]:
+def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[float]]:
     """Columns and values of a text: (1 + log count) * idf, divided by the length."""
     known, idf = table.column, table.idf
     counted = Counter(known[term] for term in terms if term in known)

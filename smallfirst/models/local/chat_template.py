@@ -13,7 +13,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
+def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
     """Tokens up to where the answer begins.
 
     Raises ConfigError if what stands before the last message alone is too long.
@@ -32,7 +32,7 @@ def chat_tokens(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int)
     return ids
 
 
-def end_of_turn(tokenizer: Any) -> int:
+def end_of_turn_token(tokenizer: Any) -> int:
     """The token that the template puts behind an answer; the tokenizer's end token if there is no template or none."""
     if not tokenizer.chat_template:
         return int(tokenizer.eos_token_id)
@@ -43,7 +43,7 @@ def end_of_turn(tokenizer: Any) -> int:
     return int(ids[0] if ids else tokenizer.eos_token_id)
 
 
-def plain(tokenizer: Any, text: str) -> str:
+def escape_control_tokens(tokenizer: Any, text: str) -> str:
     """The text, a space inside whatever would be read as a control token: nobody closes his own turn by writing so."""
     while found := next((token for token in tokenizer.all_special_tokens if token in text), None):
         text = text.replace(found, f"{found[:1]} {found[1:]}")
@@ -51,6 +51,6 @@ def plain(tokenizer: Any, text: str) -> str:
 
 
 def _rendered(tokenizer: Any, before: Sequence[Message], last: Message) -> list[int]:
-    turns = [{"role": m.role, "content": plain(tokenizer, m.content)} for m in (*before, last)]
+    turns = [{"role": m.role, "content": escape_control_tokens(tokenizer, m.content)} for m in (*before, last)]
     ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids

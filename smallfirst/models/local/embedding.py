@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-READ_TOKENS = 2048
+BATCH_TOKENS = 2048
 """Tokens read at once, padding included; one text alone may be longer."""
 
 
-def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def length_batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Numbers of the rows that are read together, alike in length."""
     chosen: list[int] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if chosen and (len(chosen) + 1) * len(rows[i]) > READ_TOKENS:
+        if chosen and (len(chosen) + 1) * len(rows[i]) > BATCH_TOKENS:
             yield chosen
             chosen = []
         chosen.append(i)
@@ -28,7 +28,7 @@ def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def vectors(model: Any, rows: Sequence[Sequence[int]], *, n_start: int) -> list[list[float]]:
+def mean_pooled(model: Any, rows: Sequence[Sequence[int]], *, n_start: int) -> list[list[float]]:
     """One vector of length 1 for each row of token ids, none of which is empty.
 
     The first `n_start` tokens are counted only where there are no others.

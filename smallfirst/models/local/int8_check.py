@@ -17,21 +17,21 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.files import write_atomically
-from smallfirst.models.label_model import Scored
+from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.manifest import Manifest
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, paired_difference, wilson
 
-EIGHT_BITS = "eight_bits.json"
-ROWS_AT_LEAST = 100
+INT8_FILE = "eight_bits.json"
+MIN_ROWS = 100
 """Rows below which nothing is chosen: one row would be more than a point."""
-AGREE_AT_LEAST = 0.98
+MIN_AGREEMENT = 0.98
 """Share of rows with the same label."""
-LOSE_AT_MOST = 0.01
+MAX_ACCURACY_LOSS = 0.01
 """Accuracy that may be lost on them."""
 
 
-class EightBitCheck(Record):
+class Int8Check(Record):
     """What eight bits did to a model's answers on some rows."""
 
     weights_fingerprint: str
@@ -55,8 +55,13 @@ class EightBitCheck(Record):
 
 
 def compare(
-    exact: Sequence[Scored], eight: Sequence[Scored], gold: Sequence[int] | None, *, manifest: Manifest, rows: str
-) -> EightBitCheck:
+    exact: Sequence[LabelLogProbs],
+    eight: Sequence[LabelLogProbs],
+    gold: Sequence[int] | None,
+    *,
+    manifest: Manifest,
+    rows: str,
+) -> Int8Check:
     """What the same rows, read both ways, say. `gold` holds places of labels.
 
     Kept if on ROWS_AT_LEAST rows or more at least AGREE_AT_LEAST of the labels are the same and, with gold, at most
@@ -74,7 +79,7 @@ def compare(
         difference = paired_difference(after.tolist(), before.tolist())
         before_right, after_right = int(before.sum()), int(after.sum())
     kept, why = _verdict(agreement, difference)
-    return EightBitCheck(
+    return Int8Check(
         weights_fingerprint=manifest.weights_fingerprint,
         agreement=agreement,
         difference=difference,
@@ -87,7 +92,7 @@ def compare(
     )
 
 
-def check_eight_bits(folder: Path, data: Dataset) -> EightBitCheck | None:
+def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
     """The check of a model folder on selection rows, written beside its weights; None if it cannot be read so.
 
     Answers may change by it, so it belongs before evaluation, certificate and promotion. Never give it rows that judge.
@@ -106,24 +111,24 @@ def check_eight_bits(folder: Path, data: Dataset) -> EightBitCheck | None:
     places = {label: at for at, label in enumerate(manifest.task.closed)}
     gold = [places.get(example.answer, -1) for example in data.examples]
     found = compare(exact.score(texts), eight.score(texts), gold, manifest=manifest, rows=data.name)
-    write_atomically(folder / EIGHT_BITS, found.model_dump_json(indent=2).encode())
+    write_atomically(folder / INT8_FILE, found.model_dump_json(indent=2).encode())
     return found
 
 
-def may_use_eight_bits(folder: Path, manifest: Manifest) -> bool:
+def int8_allowed(folder: Path, manifest: Manifest) -> bool:
     """Whether a check in the folder, made for these weights, allows eight bits."""
-    path = folder / EIGHT_BITS
+    path = folder / INT8_FILE
     if not path.is_file() or not manifest.weights_fingerprint:
         return False
-    found = EightBitCheck.load(path)
+    found = Int8Check.load(path)
     return found.kept and found.weights_fingerprint == manifest.weights_fingerprint
 
 
 def _verdict(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:
-    if agreement.n < ROWS_AT_LEAST:
-        return False, f"{agreement.n} rows are too few to choose on, {ROWS_AT_LEAST} are enough"
-    if agreement.value < AGREE_AT_LEAST:
-        return False, f"the same label on {agreement}, and on at least {AGREE_AT_LEAST:.0%} it must be"
-    if difference is not None and difference.value < -LOSE_AT_MOST:
-        return False, f"accuracy changes by {difference}, and no more than {LOSE_AT_MOST:.0%} may be lost"
+    if agreement.n < MIN_ROWS:
+        return False, f"{agreement.n} rows are too few to choose on, {MIN_ROWS} are enough"
+    if agreement.value < MIN_AGREEMENT:
+        return False, f"the same label on {agreement}, and on at least {MIN_AGREEMENT:.0%} it must be"
+    if difference is not None and difference.value < -MAX_ACCURACY_LOSS:
+        return False, f"accuracy changes by {difference}, and no more than {MAX_ACCURACY_LOSS:.0%} may be lost"
     return True, f"the same label on {agreement}" + (f", accuracy changes by {difference}" if difference else "")

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-LOOSE_SHARE = 1.25
-LOOSE_COLUMNS = 64
+COMPACT_ABOVE_RATIO = 1.25
+COMPACT_ABOVE_COLUMNS = 64
 """Columns are packed when there are more than this share of the longest row's tokens and so many more."""
 
 
-class KeyValues:
+class KVCache:
     """What `n_rows` rows have read, and which of the keys kept for each are its own."""
 
     def __init__(self, model: Any, n_rows: int) -> None:
         """Empty; nothing is read yet."""
         from transformers import DynamicCache
 
-        self.model, self._name = model, cache_name(model)
+        self.model, self._name = model, cache_argument(model)
         self._cache: Any = DynamicCache()
         self.seen = torch.zeros(n_rows, 0, dtype=torch.bool)
         self.lengths = torch.zeros(n_rows, dtype=torch.long)
@@ -63,15 +63,15 @@ class KeyValues:
         self._cache.batch_select_indices(chosen.to(self.model.device))
         self.seen, self.lengths = self.seen[chosen], self.lengths[chosen]
 
-    def copies(self, n_rows: int) -> KeyValues:
+    def copies(self, n_rows: int) -> KVCache:
         """What `n_rows` rows have read that all begin like this one row; the row itself stays as it is."""
-        found = KeyValues(self.model, 0)
+        found = KVCache(self.model, 0)
         for number, layer in enumerate(self._cache.layers):
             found._cache.update(layer.keys.repeat(n_rows, 1, 1, 1), layer.values.repeat(n_rows, 1, 1, 1), number)
         found.seen, found.lengths = self.seen.repeat(n_rows, 1), self.lengths.repeat(n_rows)
         return found
 
-    def join(self, others: KeyValues) -> None:
+    def join(self, others: KVCache) -> None:
         """Nothing back; the rows of `others` stand behind these. Both must be of one model and have read something."""
         width = max(self.columns, others.columns)
         for mine, new in zip(self._cache.layers, others._cache.layers, strict=True):
@@ -83,7 +83,7 @@ class KeyValues:
     def pack(self) -> bool:
         """True if every row's own keys were moved to the front, so that fewer columns do; False if few are in vain."""
         width = int(self.lengths.max())
-        if self.columns <= LOOSE_SHARE * width + LOOSE_COLUMNS:
+        if self.columns <= COMPACT_ABOVE_RATIO * width + COMPACT_ABOVE_COLUMNS:
             return False
         order = self.seen.int().argsort(dim=1, descending=True, stable=True)[:, :width]  # (rows, width)
         for layer in self._cache.layers:
@@ -103,7 +103,7 @@ class KeyValues:
         return added[:, None].to(device)
 
 
-def cache_name(model: Any) -> str:
+def cache_argument(model: Any) -> str:
     """What this release of transformers calls the keys and values read so far."""
     names = inspect.signature(type(model.model).forward).parameters
     return "cache" if "cache" in names else "past_key_values"

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from smallfirst.errors import ConfigError, MissingExtra
-from smallfirst.models.compute_thread import in_one_thread
-from smallfirst.models.label_model import Embedded, Scored
+from smallfirst.models.compute_thread import run_in_compute_thread
+from smallfirst.models.label_model import LabelLogProbs, TextEmbedding
 from smallfirst.models.manifest import Manifest
-from smallfirst.progress import quiet_in_a_pipe
+from smallfirst.progress import disable_tqdm_in_pipes
 
 if TYPE_CHECKING:
     import torch
@@ -71,48 +71,48 @@ class LabelScorer:
         """Tokens with which every prompt of the task begins: the start token and the operator's own words."""
         return self._edges[0]
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """Label probabilities of each text, in order, at the machine's prefill speed."""
-        return in_one_thread(lambda: self._scored(texts)) if self._on_duty else self._scored(texts)
+        return run_in_compute_thread(lambda: self._scored(texts)) if self._on_duty else self._scored(texts)
 
-    def _scored(self, texts: Sequence[str]) -> list[Scored]:
+    def _scored(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         encoded = self._encode(texts)
-        results: dict[int, Scored] = {}
+        results: dict[int, LabelLogProbs] = {}
         for chosen in self._batches(encoded):
             began = time.perf_counter()
             rows = self._forward([encoded[i] for i in chosen])
             busy_s = (time.perf_counter() - began) / len(chosen)
-            results |= {i: Scored(row, len(encoded[i]), busy_s) for i, row in zip(chosen, rows, strict=True)}
+            results |= {i: LabelLogProbs(row, len(encoded[i]), busy_s) for i, row in zip(chosen, rows, strict=True)}
         return [results[i] for i in range(len(encoded))]
 
-    def embed(self, texts: Sequence[str]) -> list[Embedded]:
+    def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
         """For each text, in order, the mean of the last hidden states of its own tokens, at length 1.
 
         The prompt's fixed beginning and its cue are read with it but not averaged.
         """
-        return in_one_thread(lambda: self._embedded(texts)) if self._on_duty else self._embedded(texts)
+        return run_in_compute_thread(lambda: self._embedded(texts)) if self._on_duty else self._embedded(texts)
 
-    def _embedded(self, texts: Sequence[str]) -> list[Embedded]:
+    def _embedded(self, texts: Sequence[str]) -> list[TextEmbedding]:
         encoded = self._encode(texts)
-        results: dict[int, Embedded] = {}
+        results: dict[int, TextEmbedding] = {}
         for chosen in self._batches(encoded):
             began = time.perf_counter()
             vectors = [self._vector(encoded[i], s) for i, s in zip(chosen, self._states(encoded, chosen), strict=True)]
             busy_s = (time.perf_counter() - began) / len(chosen)
-            results |= {i: Embedded(v, len(encoded[i]), busy_s) for i, v in zip(chosen, vectors, strict=True)}
+            results |= {i: TextEmbedding(v, len(encoded[i]), busy_s) for i, v in zip(chosen, vectors, strict=True)}
         return [results[i] for i in range(len(encoded))]
 
     def _pack(self, engine: Engine) -> None:
         """Nothing back; read by this engine from now on, or by the next slower one that can be had."""
-        from smallfirst.models.local.int8_matmul import EightBits, eight_bits_work
-        from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported
-        from smallfirst.models.local.smoothquant import MOST_PROMPTS, input_ranges
+        from smallfirst.models.local.int8_matmul import Int8Linear, int8_supported
+        from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported_reason
+        from smallfirst.models.local.smoothquant import MAX_PROMPTS, measure_input_ranges
 
-        if engine == "transformers" or unsupported(self.model):
+        if engine == "transformers" or unsupported_reason(self.model):
             return
-        if engine == "eight bits" and eight_bits_work():
-            ranges = input_ranges(self.model, self._encode(self.manifest.task.closed[:MOST_PROMPTS]))
-            self._packed = PackedDecoder(self.model, EightBits, ranges=ranges)
+        if engine == "eight bits" and int8_supported():
+            ranges = measure_input_ranges(self.model, self._encode(self.manifest.task.closed[:MAX_PROMPTS]))
+            self._packed = PackedDecoder(self.model, Int8Linear, ranges=ranges)
         else:
             engine, self._packed = "packed", PackedDecoder(self.model)
         self.engine, self.batch_tokens = engine, PACKED_BATCH_TOKENS
@@ -192,15 +192,15 @@ def _common(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 
 def _checked(folder: Path, manifest: Manifest) -> Engine:
-    from smallfirst.models.local.int8_check import may_use_eight_bits
+    from smallfirst.models.local.int8_check import int8_allowed
 
-    return "eight bits" if may_use_eight_bits(folder, manifest) else "packed"
+    return "eight bits" if int8_allowed(folder, manifest) else "packed"
 
 
 def encode_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     """Start token, then the prompt; if too long, its middle is cut (the cue at the end always stays)."""
     start = tokenizer.bos_token_id
-    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False, **as_words(tokenizer, prompt))
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False, **plain_text_options(tokenizer, prompt))
     if start is not None:
         ids = [start, *ids]
     if len(ids) > max_tokens:
@@ -209,13 +209,13 @@ def encode_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
     return ids
 
 
-def as_words(tokenizer: Any, text: str) -> dict[str, bool]:
+def plain_text_options(tokenizer: Any, text: str) -> dict[str, bool]:
     """How to encode a text in which somebody spells a control token: as the words it is, never as the token."""
     control = getattr(tokenizer, "all_special_tokens", ())
     return {"split_special_tokens": True} if any(token in text for token in control) else {}
 
 
-def check_no_code(folder: Path) -> None:
+def refuse_remote_code(folder: Path) -> None:
     """Nothing for a folder of plain weights. Raises ConfigError if it asks to run code of its own."""
     for name in ("config.json", "tokenizer_config.json"):
         path = folder / name
@@ -234,7 +234,7 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
     from smallfirst.models.local import attention
 
     keep_freed_memory()
-    check_no_code(folder)
+    refuse_remote_code(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
@@ -250,7 +250,7 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
 
 def quiet_transformers(step: str) -> Any:
     """The transformers module, its chatter and bars off. Raises MissingExtra naming `step`."""
-    quiet_in_a_pipe()
+    disable_tqdm_in_pipes()
     try:
         import torch  # noqa: F401 - transformers imports without it and fails later
         import transformers as module

@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
         """Token ids of `text`."""
 
 
-def choose_codes(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
     """One token id per label, all different, in label order; the same for the same labels and tokenizer.
 
     Raises ConfigError if the vocabulary has too few single-token codes.

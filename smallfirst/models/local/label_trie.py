@@ -26,12 +26,12 @@ import torch
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
-from smallfirst.models.label_model import Scored
+from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
-from smallfirst.models.local.chat_template import chat_tokens, end_of_turn
-from smallfirst.models.local.kv_cache import cache_name
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
+from smallfirst.models.local.kv_cache import cache_argument
 from smallfirst.models.local.label_scorer import encode_prompt, load_causal
-from smallfirst.models.local.token_tree import Tree, answer_paths
+from smallfirst.models.local.token_tree import TokenTree, encode_answers
 from smallfirst.tasks.task import Shot, Task
 
 VOCABULARY_CHUNK = 8192
@@ -63,8 +63,8 @@ class TrieScorer:
                 hint=f"load the model with attn_implementation set to one of {', '.join(TAKES_A_MASK)}",
             )
         self.model, self.prompt = model, prompt
-        self.tree = Tree.grow(answer_paths(tokenizer, answers, end))
-        self._cache_name = cache_name(model)
+        self.tree = TokenTree.grow(encode_answers(tokenizer, answers, end))
+        self._cache_name = cache_argument(model)
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt("a"), prompt("Z 9"), strict=False))
         self._shared = [token for token, _ in alike]
         self._shared_cache: _Cache | None = None
@@ -100,19 +100,19 @@ class TrieScorer:
 
         def prompt(text: str) -> list[int]:
             turns = (*instructions, Message(role="user", content=text))
-            return chat_tokens(tokenizer, turns, max_tokens=max_tokens)
+            return encode_chat(tokenizer, turns, max_tokens=max_tokens)
 
-        return cls(model, tokenizer, answers=_closed(task), prompt=prompt, end=end_of_turn(tokenizer))
+        return cls(model, tokenizer, answers=_closed(task), prompt=prompt, end=end_of_turn_token(tokenizer))
 
-    def score(self, texts: Sequence[str]) -> list[Scored]:
+    def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         """Answer probabilities of each text, in order."""
         encoded = [self.prompt(text) for text in texts]
-        results: dict[int, Scored] = {}
+        results: dict[int, LabelLogProbs] = {}
         for n_shared, chosen in self._batches(encoded):
             began = time.perf_counter()
             rows = self._score([encoded[i] for i in chosen], n_shared)
             busy_s = (time.perf_counter() - began) / len(chosen)
-            results |= {i: Scored(row, len(encoded[i]), busy_s) for i, row in zip(chosen, rows, strict=True)}
+            results |= {i: LabelLogProbs(row, len(encoded[i]), busy_s) for i, row in zip(chosen, rows, strict=True)}
         return [results[i] for i in range(len(encoded))]
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[tuple[int, list[int]]]:

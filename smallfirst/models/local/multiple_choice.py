@@ -14,49 +14,49 @@ from typing import Any, NamedTuple
 import torch
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.local.chat_template import chat_tokens
-from smallfirst.models.local.kv_cache import KeyValues
+from smallfirst.models.local.chat_template import encode_chat
+from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.label_scorer import encode_prompt
 
-PROMPTS_AT_ONCE = 16
+BATCH_ROWS = 16
 """Questions read together; each beginning of an answer has a copy of the question's keys and values."""
-MOST_PROMPT_TOKENS = 4096
+MAX_PROMPT_TOKENS = 4096
 """Longest question; of a longer one the middle is cut."""
 VOCABULARY_CHUNK = 8192
 """Rows of the output matrix multiplied at a time."""
 
 
-class Choice(NamedTuple):
+class Question(NamedTuple):
     """A question and its possible answers, in tokens; nothing is empty."""
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
 
 
-def choice(tokenizer: Any, prompt: str, answers: Sequence[str]) -> Choice:
+def encode_question(tokenizer: Any, prompt: str, answers: Sequence[str]) -> Question:
     """The question as a user's message in the model's chat template; without one, as plain text and a cue."""
     if tokenizer.chat_template:
-        ids = chat_tokens(tokenizer, [Message(role="user", content=prompt)], max_tokens=MOST_PROMPT_TOKENS)
+        ids = encode_chat(tokenizer, [Message(role="user", content=prompt)], max_tokens=MAX_PROMPT_TOKENS)
     else:
-        ids = encode_prompt(tokenizer, f"{prompt}\nAnswer:", MOST_PROMPT_TOKENS)
+        ids = encode_prompt(tokenizer, f"{prompt}\nAnswer:", MAX_PROMPT_TOKENS)
         answers = [f" {answer}" for answer in answers]
-    return Choice(tuple(ids), tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in answers))
+    return Question(tuple(ids), tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in answers))
 
 
-def mean_log_probabilities(model: Any, choices: Sequence[Choice]) -> list[list[float]]:
+def mean_log_probabilities(model: Any, choices: Sequence[Question]) -> list[list[float]]:
     """For each question, in order, the mean log-probability a token of each of its answers, in nats."""
     found: dict[int, list[float]] = {}
     order = sorted(range(len(choices)), key=lambda i: len(choices[i].prompt))
-    for start in range(0, len(order), PROMPTS_AT_ONCE):
-        chosen = order[start : start + PROMPTS_AT_ONCE]
+    for start in range(0, len(order), BATCH_ROWS):
+        chosen = order[start : start + BATCH_ROWS]
         found |= dict(zip(chosen, _batch(model, [choices[i] for i in chosen]), strict=True))
     return [found[i] for i in range(len(choices))]
 
 
 @torch.inference_mode()
-def _batch(model: Any, choices: Sequence[Choice]) -> list[list[float]]:
+def _batch(model: Any, choices: Sequence[Question]) -> list[list[float]]:
     """The same for questions that are read together; what answers of a question begin with alike is read once."""
-    read = KeyValues(model, len(choices))
+    read = KVCache(model, len(choices))
     states = read.read([c.prompt for c in choices])  # (beginnings, hidden)
     begun: list[tuple[int, tuple[int, ...]]] = [(i, ()) for i in range(len(choices))]
     found: dict[tuple[int, tuple[int, ...]], float] = {}

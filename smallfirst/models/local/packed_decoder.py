@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.int8_matmul import Plain
-from smallfirst.models.local.packed_layers import Layer, Make, arranged, neighbours, norm_of
-from smallfirst.models.local.smoothquant import Ranges
+from smallfirst.models.local.int8_matmul import PrepackedLinear
+from smallfirst.models.local.packed_layers import LinearFactory, PackedLayer, pack_layer, rms_norm, rotary_pair_order
+from smallfirst.models.local.smoothquant import InputRanges
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """transformers' model types whose layers are those computed here."""
@@ -35,7 +35,7 @@ FP32 = torch.float32
 """Said each time: while transformers loads a model in another thread, the whole process has that model's default."""
 
 
-class Shared(NamedTuple):
+class SharedPrefix(NamedTuple):
     """What every prompt begins with, and its keys and values."""
 
     ids: tuple[int, ...]
@@ -44,7 +44,7 @@ class Shared(NamedTuple):
     values: list[torch.Tensor]
 
 
-class Plan(NamedTuple):
+class PackedBatch(NamedTuple):
     """Where each token of a batch stands."""
 
     ids: torch.Tensor
@@ -66,13 +66,15 @@ class Plan(NamedTuple):
 class PackedDecoder:
     """The layers of a causal model, ready to read batches of prompts. Not thread-safe."""
 
-    def __init__(self, model: Any, make: Make = Plain, *, ranges: Sequence[Ranges] | None = None) -> None:
+    def __init__(
+        self, model: Any, make: LinearFactory = PrepackedLinear, *, ranges: Sequence[InputRanges] | None = None
+    ) -> None:
         """From a loaded model of a supported family; `make` turns weights into a product.
 
         With `ranges`, one a layer, weights are smoothed by them before that (`models.smoothing`).
-        The model's own weights stay as they are. Raises ValueError where `unsupported` says something.
+        The model's own weights stay as they are. Raises ValueError where `unsupported_reason` says something.
         """
-        why = unsupported(model)
+        why = unsupported_reason(model)
         if why:
             raise ValueError(why)
         config, body = model.config, model.model
@@ -81,10 +83,10 @@ class PackedDecoder:
         self._model, self._embedding = model, body.embed_tokens.weight.detach()
         self._frequencies = body.rotary_emb.inv_freq.detach().float()
         self._gain = float(body.rotary_emb.attention_scaling)
-        given: Sequence[Ranges | None] = ranges or [None] * len(body.layers)
-        self._layers = [arranged(layer, make, seen) for layer, seen in zip(body.layers, given, strict=True)]
-        self._norm = norm_of(body.norm)
-        self._nothing = Shared(
+        given: Sequence[InputRanges | None] = ranges or [None] * len(body.layers)
+        self._layers = [pack_layer(layer, make, seen) for layer, seen in zip(body.layers, given, strict=True)]
+        self._norm = rms_norm(body.norm)
+        self._nothing = SharedPrefix(
             (), *([torch.empty(self.kv_heads, 0, self.head_dim, dtype=FP32)] * len(self._layers),) * 2
         )
         self._shared = self._nothing
@@ -96,9 +98,9 @@ class PackedDecoder:
             return
         with torch.inference_mode():
             read = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True).past_key_values
-        order = neighbours(self.head_dim)
+        order = rotary_pair_order(self.head_dim)
         keys = [layer.keys[0][..., order].float() for layer in read.layers]
-        self._shared = Shared(tuple(ids), keys, [layer.values[0].float() for layer in read.layers])
+        self._shared = SharedPrefix(tuple(ids), keys, [layer.values[0].float() for layer in read.layers])
 
     @torch.inference_mode()
     def last_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -121,7 +123,7 @@ class PackedDecoder:
         plan = self._plan(prompts, 0)
         return list(torch.split(self._read(plan, self._nothing, None), [len(ids) for ids in prompts]))
 
-    def _plan(self, prompts: Sequence[Sequence[int]], n_shared: int) -> Plan:
+    def _plan(self, prompts: Sequence[Sequence[int]], n_shared: int) -> PackedBatch:
         lengths = [len(ids) for ids in prompts]
         width, counts = max(lengths), torch.tensor(lengths)
         ends = counts.cumsum(0)
@@ -131,7 +133,7 @@ class PackedDecoder:
         angles = (n_shared + torch.arange(width))[:, None] * self._frequencies  # (width, head_dim / 2)
         turns = torch.polar(torch.full_like(angles, self._gain), angles)[:, None]
         after = torch.full((n_shared + width, width), -torch.inf, dtype=FP32).tril_(-1 - n_shared)
-        return Plan(
+        return PackedBatch(
             ids=torch.tensor(list(itertools.chain.from_iterable(prompts))),
             turns=turns[torch.cat([torch.arange(n) for n in lengths])],
             spread=places.view(-1) if ragged else None,
@@ -142,7 +144,7 @@ class PackedDecoder:
             width=width,
         )
 
-    def _read(self, plan: Plan, shared: Shared, wanted: torch.Tensor | None) -> torch.Tensor:
+    def _read(self, plan: PackedBatch, shared: SharedPrefix, wanted: torch.Tensor | None) -> torch.Tensor:
         """States of the wanted tokens, or of all (tokens, hidden)."""
         states = self._embedding[plan.ids].float()  # (tokens, hidden)
         for at, layer in enumerate(self._layers):
@@ -159,7 +161,7 @@ class PackedDecoder:
         return self._norm(states)
 
     def _attend(
-        self, qkv: torch.Tensor, plan: Plan, layer: Layer, keys: torch.Tensor, values: torch.Tensor
+        self, qkv: torch.Tensor, plan: PackedBatch, layer: PackedLayer, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
         """Attention output (tokens, heads × head_dim) from queries, keys and values (tokens, …); qkv is overwritten."""
         qkv = qkv.view(len(qkv), -1, self.head_dim)  # (tokens, heads + 2 kv_heads, head_dim)
@@ -180,7 +182,7 @@ class PackedDecoder:
         return mixed if plan.gather is None else mixed.index_select(0, plan.gather)
 
 
-def unsupported(model: Any) -> str:
+def unsupported_reason(model: Any) -> str:
     """Why a model cannot be read here; empty if it can."""
     config = model.config
     if config.model_type not in FAMILIES:

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from smallfirst.models.local.int8_matmul import Product
-from smallfirst.models.local.smoothquant import Ranges, damping, scales
+from smallfirst.models.local.int8_matmul import LinearOp
+from smallfirst.models.local.smoothquant import InputRanges, damping_scales, smoothing_scales
 
 Affine = tuple[torch.Tensor, torch.Tensor | None]
 """Weight (outputs, inputs) and bias (outputs,)."""
-Make = Callable[[torch.Tensor, "torch.Tensor | None"], Product]
+LinearFactory = Callable[[torch.Tensor, "torch.Tensor | None"], LinearOp]
 
 
-class Norm(NamedTuple):
+class RMSNorm(NamedTuple):
     """Root mean square normalisation."""
 
     weight: torch.Tensor
@@ -33,36 +33,36 @@ class Norm(NamedTuple):
         return (rows * self.factor(rows)).mul_(self.weight)
 
 
-class Layer(NamedTuple):
+class PackedLayer(NamedTuple):
     """One layer's weights."""
 
-    before: Norm
-    qkv: Product
-    of_heads: tuple[Norm, Norm] | None
+    before: RMSNorm
+    qkv: LinearOp
+    of_heads: tuple[RMSNorm, RMSNorm] | None
     """Of each query and each key (Qwen3)."""
-    out: Product
-    between: Norm
-    gate_up: Product
-    down: Product
+    out: LinearOp
+    between: RMSNorm
+    gate_up: LinearOp
+    down: LinearOp
 
 
-def arranged(layer: Any, make: Make, seen: Ranges | None) -> Layer:
+def pack_layer(layer: Any, make: LinearFactory, seen: InputRanges | None) -> PackedLayer:
     """One layer of a loaded model; smoothed by what was `seen` at its inputs, if anything was."""
     attention, mlp = layer.self_attn, layer.mlp
-    order = neighbours(attention.head_dim)
+    order = rotary_pair_order(attention.head_dim)
     turned = [_reordered(part, order) for part in (attention.q_proj, attention.k_proj)]
     of_heads = None
     if hasattr(attention, "q_norm"):
-        of_heads = (norm_of(attention.q_norm, order), norm_of(attention.k_norm, order))
-    before, qkv = norm_of(layer.input_layernorm), _joined(*turned, _weights(attention.v_proj))
+        of_heads = (rms_norm(attention.q_norm, order), rms_norm(attention.k_norm, order))
+    before, qkv = rms_norm(layer.input_layernorm), _joined(*turned, _weights(attention.v_proj))
     up, down = _weights(mlp.up_proj), _weights(mlp.down_proj)
     if seen:
         before, qkv = _smoothed(before, qkv, seen.qkv)
-        up, down = _damped(up, down, damping(seen.down))
-    between, gate_up = norm_of(layer.post_attention_layernorm), _joined(_weights(mlp.gate_proj), up)
+        up, down = _damped(up, down, damping_scales(seen.down))
+    between, gate_up = rms_norm(layer.post_attention_layernorm), _joined(_weights(mlp.gate_proj), up)
     if seen:
         between, gate_up = _smoothed(between, gate_up, seen.gate_up)
-    return Layer(
+    return PackedLayer(
         before=before,
         qkv=make(*qkv),
         of_heads=of_heads,
@@ -73,7 +73,7 @@ def arranged(layer: Any, make: Make, seen: Ranges | None) -> Layer:
     )
 
 
-def neighbours(head_dim: int) -> torch.Tensor:
+def rotary_pair_order(head_dim: int) -> torch.Tensor:
     """The order in which the two halves of each rotary pair stand side by side."""
     return torch.arange(head_dim).view(2, -1).T.reshape(-1)
 
@@ -96,17 +96,17 @@ def _joined(*parts: Affine) -> Affine:
     return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if given else None
 
 
-def norm_of(module: Any, order: torch.Tensor | None = None) -> Norm:
+def rms_norm(module: Any, order: torch.Tensor | None = None) -> RMSNorm:
     """A normalisation of a loaded model, its channels in this order."""
     weight = module.weight.detach().float()
-    return Norm(weight if order is None else weight[order], float(module.variance_epsilon))
+    return RMSNorm(weight if order is None else weight[order], float(module.variance_epsilon))
 
 
-def _smoothed(norm: Norm, matrix: Affine, largest: torch.Tensor) -> tuple[Norm, Affine]:
+def _smoothed(norm: RMSNorm, matrix: Affine, largest: torch.Tensor) -> tuple[RMSNorm, Affine]:
     """The same product of the normalised rows, with less of it in the rows and more in the weights, or the reverse."""
     weight, bias = matrix
-    by = scales(weight, largest)
-    return Norm(norm.weight / by, norm.eps), (weight.float() * by, bias)
+    by = smoothing_scales(weight, largest)
+    return RMSNorm(norm.weight / by, norm.eps), (weight.float() * by, bias)
 
 
 def _damped(up: Affine, down: Affine, by: torch.Tensor) -> tuple[Affine, Affine]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-MOST_PROMPTS = 40
+MAX_PROMPTS = 40
 """Prompts that are read to measure."""
 DAMPING = 0.25
 """Power by which channels before the last product of a layer that run larger than the middle one are damped."""
@@ -21,7 +21,7 @@ SMALLEST_INPUT, SMALLEST_WEIGHT = 1e-3, 1e-4
 """Channels below these count as this large."""
 
 
-class Ranges(NamedTuple):
+class InputRanges(NamedTuple):
     """Largest absolute entry of each channel (channels,) at the inputs of a layer's products."""
 
     qkv: torch.Tensor
@@ -30,7 +30,7 @@ class Ranges(NamedTuple):
 
 
 @torch.inference_mode()
-def input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[Ranges]:
+def measure_input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[InputRanges]:
     """By layer, seen by transformers' own forward. The first token is left out: it runs a thousand times larger."""
     layers = model.model.layers
     seen = [[torch.zeros((), dtype=torch.float32)] * 3 for _ in layers]
@@ -40,22 +40,22 @@ def input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[Ranges]:
         for which, part in enumerate((layer.self_attn.q_proj, layer.mlp.gate_proj, layer.mlp.down_proj))
     ]
     try:
-        for ids in prompts[:MOST_PROMPTS]:
+        for ids in prompts[:MAX_PROMPTS]:
             model.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return [Ranges(*largest) for largest in seen]
+    return [InputRanges(*largest) for largest in seen]
 
 
-def scales(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+def smoothing_scales(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """What each input channel of weight (outputs, inputs) is divided by, so that both sides run equally large."""
     inputs = largest.clamp(min=SMALLEST_INPUT)
     weights = weight.float().abs().amax(dim=0).clamp_(min=SMALLEST_WEIGHT)
     return (inputs / weights).sqrt_()
 
 
-def damping(largest: torch.Tensor) -> torch.Tensor:
+def damping_scales(largest: torch.Tensor) -> torch.Tensor:
     """What each channel is divided by: 1 up to the middle channel, a gentle power of the excess above it."""
     return (largest / largest.median().clamp(min=SMALLEST_INPUT)).clamp_(min=1).pow_(DAMPING)
 

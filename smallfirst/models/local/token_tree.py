@@ -14,7 +14,7 @@ import torch
 from smallfirst.errors import ConfigError
 
 
-class Tree(NamedTuple):
+class TokenTree(NamedTuple):
     """Token sequences as paths. Node 0 is the end of the prompt; a parent's number is below its children's."""
 
     tokens: tuple[int, ...]
@@ -29,7 +29,7 @@ class Tree(NamedTuple):
     """Of each answer, the edges to multiply."""
 
     @classmethod
-    def grow(cls, answers: Sequence[Sequence[int]]) -> Tree:
+    def grow(cls, answers: Sequence[Sequence[int]]) -> TokenTree:
         """The tree of token sequences of which none begins another."""
         nodes: dict[tuple[int, ...], int] = {(): 0}
         edges: dict[tuple[int, int], int] = {}
@@ -58,7 +58,7 @@ class Tree(NamedTuple):
         return seen
 
 
-def answer_paths(tokenizer: Any, answers: Sequence[str], end: int) -> list[tuple[int, ...]]:
+def encode_answers(tokenizer: Any, answers: Sequence[str], end: int) -> list[tuple[int, ...]]:
     """Tokens of each answer, `end` behind them.
 
     Raises ConfigError naming every answer that holds `end` or has the tokens of another.

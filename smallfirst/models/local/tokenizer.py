@@ -14,7 +14,7 @@ _PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes that add nothing to tokenizer.json; others may build their own from its vocabulary."""
 
 
-class Tokens(Protocol):
+class Tokenizer(Protocol):
     """What is needed of a tokenizer to put rows into tokens as training does."""
 
     bos_token_id: int | None
@@ -37,12 +37,12 @@ class _Plain:
         return ids
 
 
-def read_tokens(folder: Path) -> Tokens:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of the model in `folder`. Raises MissingExtra if transformers is not installed."""
     return _read_plain(folder) or _by_transformers(folder)
 
 
-def _read_plain(folder: Path) -> Tokens | None:
+def _read_plain(folder: Path) -> Tokenizer | None:
     """None unless tokenizer.json with its settings is all there is."""
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -57,11 +57,11 @@ def _read_plain(folder: Path) -> Tokens | None:
     return _Plain(tokenizer, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token")))
 
 
-def _by_transformers(folder: Path) -> Tokens:
+def _by_transformers(folder: Path) -> Tokenizer:
     from smallfirst.models.local.label_scorer import quiet_transformers
 
     transformers = quiet_transformers("Counting tokens")
-    tokenizer: Tokens = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
 
 

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 from smallfirst.errors import BadAnswer, DataError, SmallfirstError
 from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.models.recorded.replay import Recorded, RecordedAnswer, read_recording, request_key
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, read_recording, request_key
 from smallfirst.records import parse_record
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 async def record(
@@ -28,7 +28,7 @@ async def record(
     *,
     header: dict[str, Any],
     concurrency: int = 2,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> int:
     """Number of new answers written to `path`; equal requests are asked once.
 
@@ -61,7 +61,7 @@ async def record(
 class _Writer:
     """Asks and writes; several `work` calls share one."""
 
-    progress: Progress | None = None
+    progress: ProgressCallback | None = None
     fatal: SmallfirstError | None = None
 
     def __init__(self, model: Model, file: TextIO, *, n_there: int, n_wanted: int) -> None:
@@ -95,7 +95,7 @@ class _Writer:
 def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str]) -> set[str]:
     """Keys that are recorded already; leaves `path` with a header and whole rows only."""
     values = {**header, "model": model.name, "n": len(wanted)}
-    new = parse_record(Recorded, values, where="header of the recording")
+    new = parse_record(RecordingHeader, values, where="header of the recording")
     rows: tuple[RecordedAnswer, ...] = ()
     if path.exists() and path.stat().st_size:
         _drop_half_row(path)
@@ -116,7 +116,7 @@ def _drop_half_row(path: Path) -> None:
         write_atomically(path, content[: content.rindex(b"\n") + 1])
 
 
-def _refuse_other(path: Path, old: Recorded, new: Recorded) -> None:
+def _refuse_other(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:
     was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     for field in ("model", "settings", "prompt"):
         if was[field] != now[field]:

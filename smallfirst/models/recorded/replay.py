@@ -16,13 +16,13 @@ import pydantic
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import BadAnswer, DataError, Problem
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.records import Record, fingerprint
 
 R = TypeVar("R", bound=Record)
 
 
-class Recorded(Record):
+class RecordingHeader(Record):
     """The header of a recording: what one must know to believe it."""
 
     model: str
@@ -75,7 +75,7 @@ class ReplayModel:
     capabilities: frozenset[Capability] = frozenset()
     """What it can do beyond answering."""
 
-    def __init__(self, header: Recorded, answers: Iterable[RecordedAnswer], *, path: str) -> None:
+    def __init__(self, header: RecordingHeader, answers: Iterable[RecordedAnswer], *, path: str) -> None:
         """A model that answers from `answers`; `path` is named in errors."""
         self.header = header
         self.path = path
@@ -119,18 +119,18 @@ class ReplayModel:
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The recorded answer in one piece."""
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Nothing to free."""
 
 
-def read_recording(path: Path) -> tuple[Recorded, tuple[RecordedAnswer, ...]]:
+def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:
     """Header and rows of the recording at `path`. Raises DataError with every wrong line."""
     if not path.is_file():
         raise DataError(f"{path}: no such recording", hint="make it: smallfirst record")
     lines = path.read_text(encoding="utf-8").split("\n")
-    header: Recorded | None = None
+    header: RecordingHeader | None = None
     rows: list[RecordedAnswer] = []
     problems: list[Problem] = []
     for number, line in enumerate(lines, start=1):
@@ -139,7 +139,7 @@ def read_recording(path: Path) -> tuple[Recorded, tuple[RecordedAnswer, ...]]:
         try:
             values = json.loads(line)
             if header is None:
-                header = Recorded.model_validate(_header_values(values))
+                header = RecordingHeader.model_validate(_header_values(values))
             else:
                 rows.append(RecordedAnswer.model_validate(values))
         except ValueError as error:

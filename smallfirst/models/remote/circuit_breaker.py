@@ -18,20 +18,20 @@ from pydantic import Field
 from smallfirst.records import Record
 
 
-class BreakerRules(Record):
+class CircuitBreakerConfig(Record):
     """When an upstream is left alone, and for how long."""
 
-    failures_in_a_row: Annotated[int, Field(ge=1)] = 5
+    max_consecutive_failures: Annotated[int, Field(ge=1)] = 5
     """So many failures one after the other open the breaker."""
-    failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    max_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """So does this share of failures within the window, in (0, 1]."""
-    least_n: Annotated[int, Field(ge=1)] = 20
+    min_requests: Annotated[int, Field(ge=1)] = 20
     """Requests in the window from which on the share counts."""
     window_s: Annotated[float, Field(gt=0)] = 30
     """Length of the window."""
-    first_rest_s: Annotated[float, Field(gt=0)] = 1
+    initial_open_s: Annotated[float, Field(gt=0)] = 1
     """Time that nobody asks after it opened; doubled with each probe that fails."""
-    longest_rest_s: Annotated[float, Field(gt=0)] = 30
+    max_open_s: Annotated[float, Field(gt=0)] = 30
     """Longest such time."""
 
 
@@ -63,20 +63,20 @@ class RetryBudget:
         return True
 
 
-class Breaker:
+class CircuitBreaker:
     """Closed: all may ask. Open: nobody may. After a rest one probe may, and closes it or opens it for longer.
 
     `enter` gives a number that is handed back with the result: what was begun before the breaker opened says nothing
     about the time after.
     """
 
-    def __init__(self, rules: BreakerRules, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, rules: CircuitBreakerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Closed."""
         self._rules, self._clock = rules, clock
         self._phase = 0
         self._in_a_row = 0
         self._seconds: deque[tuple[int, int, int]] = deque()  # (second, requests, failures), the window
-        self._rest_s = rules.first_rest_s
+        self._rest_s = rules.initial_open_s
         self._open_until: float | None = None
         self._probing = False
         self._why = ""
@@ -105,7 +105,7 @@ class Breaker:
         """The upstream has begun to answer: enough for a probe, while the end of the answer may still fail."""
         if phase == self._phase and self._probing:
             self._open_until, self._probing = None, False
-            self._in_a_row, self._rest_s = 0, self._rules.first_rest_s
+            self._in_a_row, self._rest_s = 0, self._rules.initial_open_s
             self._seconds.clear()
 
     def succeeded(self, phase: int) -> None:
@@ -121,15 +121,15 @@ class Breaker:
         if phase != self._phase:
             return
         if self._probing:
-            self._rest_s = min(self._rules.longest_rest_s, 2 * self._rest_s)
+            self._rest_s = min(self._rules.max_open_s, 2 * self._rest_s)
             self._open()
             return
         self._in_a_row += 1
         n, failures = self._count(failed=1)
-        if self._in_a_row >= self._rules.failures_in_a_row:
+        if self._in_a_row >= self._rules.max_consecutive_failures:
             self._why = f"{self._in_a_row} failures in a row"
             self._open()
-        elif n >= self._rules.least_n and failures >= self._rules.failure_share * n:
+        elif n >= self._rules.min_requests and failures >= self._rules.max_failure_rate * n:
             self._why = f"{failures} of {n} requests failed within {self._rules.window_s:g} s"
             self._open()
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.errors import ModelError, RateLimited, Unavailable
-from smallfirst.models.remote.circuit_breaker import Breaker, Resting, RetryBudget
+from smallfirst.models.remote.circuit_breaker import CircuitBreaker, Resting, RetryBudget
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.http import Broken, Connections, Reply, TooSlow, connect, said
-from smallfirst.models.remote.responses import Replies, after, retry_after_s
+from smallfirst.models.remote.http import ConnectionBroken, Connections, Reply, ResponseTimeout, connect, error_text
+from smallfirst.models.remote.responses import ResponseParser, after_attempts, retry_after_s
 
 if TYPE_CHECKING:
     import httpx
@@ -32,7 +32,7 @@ BURST = 10
 """Retries that a quiet endpoint may get at once."""
 
 
-class LeftAlone(Unavailable):
+class CircuitOpenError(Unavailable):
     """The endpoint has failed too often and is not asked for a while."""
 
     def __init__(self, message: str, *, retry_after_s: float, hint: str | None = None) -> None:
@@ -60,13 +60,13 @@ class _Lane:
     keeper: AsyncGenerator[None, None]
 
 
-class Upstream:
+class EndpointClient:
     """The way to one endpoint; usable from several `asyncio.run` calls."""
 
     def __init__(
         self,
         config: EndpointConfig,
-        replies: Replies,
+        replies: ResponseParser,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -76,7 +76,7 @@ class Upstream:
         self._config, self._replies = config, replies
         self._transport, self._sleep = transport, sleep
         self._budget = RetryBudget(share=config.retry_share, burst=BURST)
-        self._breaker = Breaker(config.breaker, clock=clock)
+        self._breaker = CircuitBreaker(config.breaker, clock=clock)
         self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
         self._n_under_way = 0
 
@@ -110,9 +110,9 @@ class Upstream:
         try:
             yield reply
             self._breaker.succeeded(phase)
-        except (Broken, TooSlow, TimeoutError) as error:
+        except (ConnectionBroken, ResponseTimeout, TimeoutError) as error:
             self._breaker.failed(phase)
-            raise self._replies.down(f"broke off its answer ({said(error)})") from None
+            raise self._replies.down(f"broke off its answer ({error_text(error)})") from None
         except Unavailable:  # it said so itself, or ended early
             self._breaker.failed(phase)
             raise
@@ -163,11 +163,11 @@ class Upstream:
                 self._breaker.alive(phase)
                 return reply, phase
             failed = await self._refusal(reply, tries)
-        except TooSlow:
+        except ResponseTimeout:
             error = self._replies.down(f"gave no answer within {self._config.timeout_s:g} s")
             failed = _Failed(error, again=False)
-        except Broken as broken:
-            failed = _Failed(self._replies.down(f"{broken}{after(tries)}"), again=True)
+        except ConnectionBroken as broken:
+            failed = _Failed(self._replies.down(f"{broken}{after_attempts(tries)}"), again=True)
         else:
             if not isinstance(failed.error, Unavailable):
                 self._breaker.succeeded(phase)  # a refusal shows that it is there
@@ -196,9 +196,9 @@ class Upstream:
         by_appointment = failed.asked_s is not None and isinstance(failed.error, RateLimited)
         return wait_s if by_appointment or self._budget.take() else None
 
-    def _left_alone(self, resting: Resting) -> LeftAlone:
+    def _left_alone(self, resting: Resting) -> CircuitOpenError:
         down = self._replies.down(f"not asked for another {math.ceil(resting.wait_s)} s ({resting.why})")
-        return LeftAlone(str(down.args[0]), retry_after_s=resting.wait_s, hint=down.hint)
+        return CircuitOpenError(str(down.args[0]), retry_after_s=resting.wait_s, hint=down.hint)
 
 
 async def _closed_with_its_loop(connections: Connections) -> AsyncGenerator[None, None]:

@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 import pydantic
 from pydantic import Field
 
-from smallfirst.models.remote.circuit_breaker import BreakerRules
+from smallfirst.models.remote.circuit_breaker import CircuitBreakerConfig
 from smallfirst.records import Record
 
 
@@ -31,7 +31,7 @@ class EndpointConfig(Record):
     retry_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Retries of all requests together are at most this share of them, plus ten. Not counted is a 429 that names its
     own wait."""
-    breaker: BreakerRules = BreakerRules()
+    breaker: CircuitBreakerConfig = CircuitBreakerConfig()
     """When the endpoint is left alone after failures, and for how long."""
     max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Most requests under way at once; the others wait here."""

@@ -1,10 +1,10 @@
 """Connections to one endpoint, kept open between requests: one POST, one reply, read whole or line by line.
 
 Through aiohttp, whose parser is native: a request costs about a tenth of a millisecond, a sixth of what it costs
-through httpx. A given httpx transport (a Unix socket, a scripted reply) is used instead where there is one. Two
-failures matter to whoever asks: `Broken` (nothing came, or the rest did not) and `TooSlow` (the server may still be at
-work). Nothing of a client's request is passed on but what is given here; redirects are not followed, cookies not kept,
-`.netrc` not read, and a proxy of the environment is never used for this machine.
+through httpx. A given httpx transport (a Unix socket, a scripted reply) is used instead where there is one. Callers
+distinguish two failures: `ConnectionBroken` (no response, or only a part of it) and `ResponseTimeout` (the server may
+still be working). Only what is given here is sent; redirects are not followed, cookies are not kept, `.netrc` is not
+read, and loopback addresses never go through a proxy of the environment.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 IDLE_S = 4.0
 """Connections idle for longer are not used again; servers such as uvicorn and Node close them after 5 s."""
-MOST_LINE_BYTES = 4 * 1024 * 1024
+MAX_LINE_BYTES = 4 * 1024 * 1024
 """Longest line of a stream."""
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """No reply, or not all of it: the connection could not be made, or ended."""
 
 
-class TooSlow(Exception):
+class ResponseTimeout(Exception):
     """Nothing came for as long as one waits; the server may still be at work."""
 
 
@@ -129,8 +129,8 @@ class _Received:
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
                     yield line.decode(errors="replace").rstrip("\r")
-                if len(rest) > MOST_LINE_BYTES:
-                    raise Broken(f"a line of more than {MOST_LINE_BYTES} bytes")
+                if len(rest) > MAX_LINE_BYTES:
+                    raise ConnectionBroken(f"a line of more than {MAX_LINE_BYTES} bytes")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _failure(error) from None
         if rest:
@@ -160,9 +160,9 @@ class _OverTransport:
         try:
             return _FromTransport(self._httpx, await self._client.send(request, stream=True))
         except (self._httpx.ReadTimeout, self._httpx.WriteTimeout) as error:
-            raise TooSlow(said(error)) from None
+            raise ResponseTimeout(error_text(error)) from None
         except self._httpx.TransportError as error:
-            raise Broken(said(error)) from None
+            raise ConnectionBroken(error_text(error)) from None
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -185,26 +185,26 @@ class _FromTransport:
         try:
             return (await self._response.aread()).decode(errors="replace")
         except self._httpx.RequestError as error:
-            raise Broken(said(error)) from None
+            raise ConnectionBroken(error_text(error)) from None
 
     async def lines(self) -> AsyncIterator[str]:
         try:
             async for line in self._response.aiter_lines():
                 yield line
         except self._httpx.RequestError as error:
-            raise Broken(said(error)) from None
+            raise ConnectionBroken(error_text(error)) from None
 
     async def aclose(self) -> None:
         await self._response.aclose()
 
 
-def _failure(error: Exception) -> Broken | TooSlow:
+def _failure(error: Exception) -> ConnectionBroken | ResponseTimeout:
     """Which of the two it is. Who did not even get a connection has given the server nothing to do."""
     slow = isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError)
-    return TooSlow(said(error)) if slow else Broken(said(error))
+    return ResponseTimeout(error_text(error)) if slow else ConnectionBroken(error_text(error))
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What an error says of itself, at least its kind."""
     return str(error) or type(error).__name__
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from smallfirst.errors import BadAnswer, ConfigError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
-from smallfirst.models.remote.client import Upstream
+from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
-from smallfirst.models.remote.responses import Answer, Replies, Usage
+from smallfirst.models.remote.responses import PartialAnswer, ResponseParser, Usage
 from smallfirst.pricing import PriceBook
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ class EndpointModel:
         self._prices = prices
         self._by_tokens = _is_priced_by_tokens(config, prices)
         key = api_key or _key_from_environment(config)
-        self._replies = Replies(config.base_url, config.model, config.api_key_env, key)
-        self._upstream = Upstream(config, self._replies, transport=transport, sleep=sleep, clock=clock)
+        self._replies = ResponseParser(config.base_url, config.model, config.api_key_env, key)
+        self._upstream = EndpointClient(config, self._replies, transport=transport, sleep=sleep, clock=clock)
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class EndpointModel:
     async def complete(self, request: Request) -> Completion:
         """The whole answer, timed from sending, retries included. Raises ModelError."""
         async with self._upstream.turn() as (connections, share):
-            answer = Answer()
+            answer = PartialAnswer()
             async with self._upstream.post(connections, CHAT, self._body(request)) as reply:
                 async with asyncio.timeout(self.config.timeout_s):
                     content = await reply.read()
@@ -76,10 +76,10 @@ class EndpointModel:
         """The answer piece by piece; not asked again once a piece has come. Raises ModelError."""
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
         async with self._upstream.turn() as (connections, share):
-            answer = Answer()
+            answer = PartialAnswer()
             async with self._upstream.post(connections, CHAT, body) as reply:
                 async for line in reply.lines():
-                    if (chunk := self._replies.read_event(line, answer)) is not None:
+                    if (chunk := self._replies.parse_event(line, answer)) is not None:
                         yield chunk
                 if answer.finish_reason is None:
                     raise self._replies.down("broke off its answer (the stream ended early)")
@@ -95,7 +95,7 @@ class EndpointModel:
             async with self._upstream.post(connections, "/embeddings", body) as reply:
                 async with asyncio.timeout(self.config.timeout_s):
                     content = await reply.read()
-                found = self._replies.read_vectors(content, len(texts))
+                found = self._replies.parse_embeddings(content, len(texts))
             usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
             cost_usd = self._cost_usd(usage, (time.perf_counter() - began) * share)
         vectors = [_of_length_1(one.embedding) for one in found.data]
@@ -124,7 +124,7 @@ class EndpointModel:
         }
         return {key: value for key, value in body.items() if value is not None}
 
-    def _completion(self, answer: Answer, share: float) -> Completion:
+    def _completion(self, answer: PartialAnswer, share: float) -> Completion:
         seconds, usage = time.perf_counter() - answer.started, answer.usage
         return Completion(
             text=answer.text,

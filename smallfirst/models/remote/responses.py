@@ -22,7 +22,7 @@ from smallfirst.models.protocol import Chunk, Token
 SHOWN_CHARACTERS = 300
 
 
-class Said(pydantic.BaseModel):
+class ResponseMessage(pydantic.BaseModel):
     """A message, or a piece of one."""
 
     content: str | list[dict[str, Any]] | None = None
@@ -35,18 +35,18 @@ class Said(pydantic.BaseModel):
         return self.content or self.refusal or ""
 
 
-class Beside(pydantic.BaseModel):
+class TopLogprob(pydantic.BaseModel):
     """A token that could have stood there."""
 
     token: str
     logprob: float
 
 
-class Written(Beside):
+class TokenLogprob(TopLogprob):
     """A token with its log-probability."""
 
     bytes: list[int] | None = None
-    top_logprobs: list[Beside] = []
+    top_logprobs: list[TopLogprob] = []
 
     def as_token(self) -> Token:
         """The same as a Model's Token; of an endpoint that sends no bytes, those of the text."""
@@ -55,19 +55,19 @@ class Written(Beside):
         return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
 
 
-class Logprobs(pydantic.BaseModel):
+class ChoiceLogprobs(pydantic.BaseModel):
     """What was written, token by token."""
 
-    content: list[Written] | None = None
+    content: list[TokenLogprob] | None = None
 
 
 class Choice(pydantic.BaseModel):
     """One of the answers; we ask for one."""
 
-    message: Said | None = None
-    delta: Said | None = None
+    message: ResponseMessage | None = None
+    delta: ResponseMessage | None = None
     finish_reason: str | None = None
-    logprobs: Logprobs | None = None
+    logprobs: ChoiceLogprobs | None = None
 
     def tokens(self) -> tuple[Token, ...]:
         """Tokens of this answer, or of this piece of it; empty if they were not asked for or not given."""
@@ -82,7 +82,7 @@ class Usage(pydantic.BaseModel):
     completion_tokens: int
 
 
-class Body(pydantic.BaseModel):
+class ChatCompletionBody(pydantic.BaseModel):
     """The parts we read of a response body or of one streamed event."""
 
     choices: list[Choice] = []
@@ -90,28 +90,28 @@ class Body(pydantic.BaseModel):
     error: Any = None
 
 
-class Vector(pydantic.BaseModel):
+class EmbeddingItem(pydantic.BaseModel):
     """One text's vector."""
 
     index: int
     embedding: list[float] = Field(min_length=1)
 
 
-class Read(pydantic.BaseModel):
+class EmbeddingUsage(pydantic.BaseModel):
     """Tokens read, where nothing is written."""
 
     prompt_tokens: int
 
 
-class VectorsBody(pydantic.BaseModel):
+class EmbeddingsBody(pydantic.BaseModel):
     """The parts we read of the response to a request for vectors."""
 
-    data: list[Vector]
-    usage: Read | None = None
+    data: list[EmbeddingItem]
+    usage: EmbeddingUsage | None = None
 
 
 @dataclass
-class Answer:
+class PartialAnswer:
     """An answer as far as it has arrived."""
 
     started: float = field(default_factory=time.perf_counter)
@@ -122,7 +122,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Replies:
+class ResponseParser:
     """Reads the replies of one endpoint."""
 
     base_url: str
@@ -135,7 +135,7 @@ class Replies:
         """Where questions are sent."""
         return f"{self.base_url}/chat/completions"
 
-    def read(self, content: str, answer: Answer) -> None:
+    def read(self, content: str, answer: PartialAnswer) -> None:
         """Fill `answer` from a whole response body. Raises BadAnswer or Unavailable."""
         body = self._body(content)
         if not body.choices or body.choices[0].message is None:
@@ -144,7 +144,7 @@ class Replies:
         answer.finish_reason, answer.usage = body.choices[0].finish_reason, body.usage
         answer.tokens.extend(body.choices[0].tokens())
 
-    def read_event(self, line: str, answer: Answer) -> Chunk | None:
+    def parse_event(self, line: str, answer: PartialAnswer) -> Chunk | None:
         """What is new in one line of a stream, None if nothing; `answer` takes in what the line holds."""
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
@@ -160,10 +160,10 @@ class Replies:
         answer.tokens.extend(tokens)
         return Chunk(text=piece, tokens=tokens) if piece or tokens else None
 
-    def read_vectors(self, content: str, n: int) -> VectorsBody:
+    def parse_embeddings(self, content: str, n: int) -> EmbeddingsBody:
         """Vectors of `n` texts, in their order. Raises BadAnswer."""
         try:
-            body = VectorsBody.model_validate_json(content)
+            body = EmbeddingsBody.model_validate_json(content)
         except pydantic.ValidationError:
             raise self._no_vectors(content) from None
         body.data.sort(key=lambda one: one.index)
@@ -181,11 +181,11 @@ class Replies:
             )
         if status == 429:
             return RateLimited(
-                f"{self.url} asks to slow down (HTTP 429){after(tries)}: {said}",
+                f"{self.url} asks to slow down (HTTP 429){after_attempts(tries)}: {said}",
                 hint="wait a while, or lower max_concurrency",
             )
         if status == 408 or status >= 500:
-            return self.down(f"HTTP {status}{after(tries)}: {said}")
+            return self.down(f"HTTP {status}{after_attempts(tries)}: {said}")
         if 300 <= status < 400:
             said = "a redirect, which is not followed because the key would go along"
         return BadAnswer(
@@ -200,9 +200,9 @@ class Replies:
             hint=f"see if it is up: curl {self.base_url}/models",
         )
 
-    def _body(self, content: str) -> Body:
+    def _body(self, content: str) -> ChatCompletionBody:
         try:
-            body = Body.model_validate_json(content)
+            body = ChatCompletionBody.model_validate_json(content)
         except pydantic.ValidationError:
             raise self._nonsense(content) from None
         if body.error is not None:
@@ -244,6 +244,6 @@ def retry_after_s(value: str) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def after(tries: int) -> str:
+def after_attempts(tries: int) -> str:
     """' after 4 tries', or nothing for one."""
     return f" after {tries} tries" if tries > 1 else ""

@@ -16,13 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-STOP_S = 5.0
+STOP_TIMEOUT_S = 5.0
 LAST_LINES, SHOWN_LINES, LINE_CHARACTERS = 50, 3, 500
 POLL_S = 0.05
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 
-class Child:
+class ChildProcess:
     """One running program."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, announces: str = "") -> None:
@@ -56,11 +56,11 @@ class Child:
         return self._process.poll() is None
 
     @property
-    def lived_s(self) -> float:
+    def uptime_s(self) -> float:
         """Seconds it has run."""
         return (self.ended_s if self.ended.is_set() else time.monotonic()) - self.started_s
 
-    def last_words(self) -> str:
+    def output_tail(self) -> str:
         """Its last lines in one, and how it ended."""
         if self.ended.is_set():  # its output closes a moment before it has ended
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,11 +95,11 @@ class Child:
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_S)
+            self._process.wait(STOP_TIMEOUT_S)
         self._kill_group()
         self._process.wait()
         self._is_stopped = True
-        self._reader.join(STOP_S)
+        self._reader.join(STOP_TIMEOUT_S)
 
     def _kill_group(self) -> None:
         if self._is_stopped:  # the number may be another program's by now
@@ -121,7 +121,7 @@ class Child:
         self.ended.set()
 
 
-def environment(**more: str) -> dict[str, str]:
+def child_environment(**more: str) -> dict[str, str]:
     """Our environment without what looks like a secret, and with `more`."""
     kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)}
     return kept | more

@@ -14,8 +14,8 @@ from typing import Any
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.pricing import PriceBook
 
 SPARE_TOKENS = 8
@@ -41,8 +41,8 @@ class ExportedModel:
             )
         self.manifest, self._name = manifest, name or manifest.task.name
         each = manifest.max_tokens + manifest.task.max_answer_tokens + SPARE_TOKENS
-        config = GgufConfig(path=path, slots=slots, context_tokens=slots * each, **more)
-        self._inner = GgufModel(config, prices, schema=manifest.task.answer_schema())
+        config = LlamaCppConfig(path=path, slots=slots, context_tokens=slots * each, **more)
+        self._inner = LlamaCppModel(config, prices, schema=manifest.task.answer_schema())
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class ExportedModel:
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The answer in one piece."""
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def ready(self) -> None:
         """Nothing if it would answer. Raises ModelError."""

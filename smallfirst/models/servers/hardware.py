@@ -8,7 +8,7 @@ from pathlib import Path
 
 from smallfirst.records import Record
 
-FEATURES = {
+CPU_FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX512",
     "avx512_bf16": "AVX512-BF16",
@@ -23,7 +23,7 @@ FEATURES = {
 """What speeds up a model, by the name in /proc/cpuinfo."""
 
 
-class Machine(Record):
+class Hardware(Record):
     """What engines may use of this machine."""
 
     processor: str = ""
@@ -36,7 +36,7 @@ class Machine(Record):
     """CUDA GPUs that this process may use."""
 
 
-def this_machine(cpuinfo: Path = Path("/proc/cpuinfo"), devices: Path = Path("/dev")) -> Machine:
+def detect_hardware(cpuinfo: Path = Path("/proc/cpuinfo"), devices: Path = Path("/dev")) -> Hardware:
     """What the system says of itself; features are known on Linux only."""
     fields: dict[str, str] = {}
     if cpuinfo.is_file():
@@ -46,9 +46,9 @@ def this_machine(cpuinfo: Path = Path("/proc/cpuinfo"), devices: Path = Path("/d
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "-").strip() in ("", "-1")
-    return Machine(
+    return Hardware(
         processor=fields.get("model name") or platform.processor() or platform.machine(),
         cores=cores,
-        features=tuple(shown for flag, shown in FEATURES.items() if flag in flags),
+        features=tuple(shown for flag, shown in CPU_FEATURES.items() if flag in flags),
         gpus=0 if hidden else len(list(devices.glob("nvidia[0-9]*"))),
     )

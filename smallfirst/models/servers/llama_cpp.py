@@ -22,16 +22,22 @@ from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models.protocol import Capability, Request
-from smallfirst.models.servers.child_process import environment
-from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE, READY
-from smallfirst.models.servers.managed_server import Engine, HostedConfig, HostedModel, ServerChild, new_key
+from smallfirst.models.servers.child_process import child_environment
+from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE, READY_PREFIX
+from smallfirst.models.servers.managed_server import (
+    ManagedServerConfig,
+    ManagedServerModel,
+    ServerBackend,
+    ServerProcess,
+    new_key,
+)
 from smallfirst.models.servers.response_format import Form, form_of
-from smallfirst.models.servers.slots import Place
+from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing import PriceBook
 
 
-class GgufConfig(HostedConfig):
+class LlamaCppConfig(ManagedServerConfig):
     """Which file is run, and with how much of the machine."""
 
     path: Path
@@ -46,19 +52,19 @@ class GgufConfig(HostedConfig):
     """Processor threads; by default the engine takes one for each core."""
 
 
-class GgufModel:
+class LlamaCppModel:
     """A local general model. It starts with the first request, and again if it has died.
 
     Models of one file share one process. An answer costs its time by the machine price, divided by the requests under
     way when it began. An answer of a fixed form is checked when it is whole, so it comes in one piece.
     """
 
-    capabilities: frozenset[Capability] = HostedModel.capabilities
+    capabilities: frozenset[Capability] = ManagedServerModel.capabilities
     """What it can do beyond answering."""
 
     def __init__(
         self,
-        config: GgufConfig,
+        config: LlamaCppConfig,
         prices: PriceBook,
         *,
         answers: tuple[str, ...] | None = None,
@@ -77,10 +83,10 @@ class GgufModel:
         self.config = config
         own: Form | None = None
         if answers is not None:
-            own = Form(grammar_of(answers), answers.__contains__, answers)
+            own = Form(choice_grammar(answers), answers.__contains__, answers)
         elif schema is not None:
             own = form_of(schema)
-        self.hosted = HostedModel(self.name, prices, own, self._engine, config)
+        self.hosted = ManagedServerModel(self.name, prices, own, self._engine, config)
         self.complete, self.stream = self.hosted.complete, self.hosted.stream
         self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
 
@@ -89,40 +95,40 @@ class GgufModel:
         """Name of the file without its ending."""
         return self.config.path.stem
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> ServerBackend:
         config = self.config
-        return Engine(self.name, lambda folder: Child(config, folder), _probe, _extra, config.slots)
+        return ServerBackend(self.name, lambda folder: LlamaCppProcess(config, folder), _probe, _extra, config.slots)
 
 
-class Child(ServerChild):
+class LlamaCppProcess(ServerProcess):
     """The process with the engine, its file loaded. With a folder it listens on a socket in it, else on loopback."""
 
-    def __init__(self, config: GgufConfig, folder: SocketFolder | None = None) -> None:
+    def __init__(self, config: LlamaCppConfig, folder: SocketFolder | None = None) -> None:
         """Blocks while the file loads. Raises Unavailable if it does not."""
         key, package_root = new_key(), str(Path(__file__).parents[3])
         paths = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        told = environment(**{KEY_VARIABLE: key, "PYTHONPATH": paths})
-        super().__init__(_command(config, folder), told, key=key, folder=folder, announces=READY)
+        told = child_environment(**{KEY_VARIABLE: key, "PYTHONPATH": paths})
+        super().__init__(_command(config, folder), told, key=key, folder=folder, announces=READY_PREFIX)
         if not self.wait_until(lambda: self.announced is not None, config.start_timeout_s):
             self.stop()
             raise Unavailable(
-                f"large model down: {config.path} did not load: {self.last_words()}",
+                f"large model down: {config.path} did not load: {self.output_tail()}",
                 hint="check that the file is a whole GGUF file and fits into memory",
             )
 
 
-def grammar_of(answers: tuple[str, ...]) -> str:
+def choice_grammar(answers: tuple[str, ...]) -> str:
     """A GBNF grammar that admits exactly these texts."""
     return "root ::= " + " | ".join(json.dumps(answer) for answer in answers)
 
 
-def _probe(child: ServerChild, limit_s: float) -> None:
+def _probe(child: ServerProcess, limit_s: float) -> None:
     """Nothing back once the thread that computes has answered (/health would be answered by another one)."""
     with child.client(limit_s) as client:
         client.get("/slots").raise_for_status()
 
 
-def _extra(request: Request, form: Form, place: Place, fresh: bool) -> dict[str, Any]:
+def _extra(request: Request, form: Form, place: Slot, fresh: bool) -> dict[str, Any]:
     """The request's slot, whether it may use what that remembers, and the grammar.
 
     Models that can think aloud are told not to: it costs minutes on a processor.
@@ -132,7 +138,7 @@ def _extra(request: Request, form: Form, place: Place, fresh: bool) -> dict[str,
     return told if form.grammar is None else told | {"grammar": form.grammar}
 
 
-def _command(config: GgufConfig, folder: SocketFolder | None) -> list[str]:
+def _command(config: LlamaCppConfig, folder: SocketFolder | None) -> list[str]:
     command = [sys.executable, "-m", "smallfirst.models.servers.llama_cpp_main"]
     command += ["--model", str(config.path.absolute()), "--slots", str(config.slots)]
     command += ["--context", str(config.context_tokens), "--threads", str(config.threads or -1)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 KEY_VARIABLE = "SMALLFIRST_ENGINE_SECRET_KEY"
-READY = "listening "
+READY_PREFIX = "listening "
 BATCH_TOKENS = 512
 """Prompt tokens read in one go: until they are read, the engine hears neither a probe nor that a client has left."""
 SPARE_CONNECTIONS = 4
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     _no_core_dumps()
     options = parser().parse_args(arguments)
     server = xllamacpp.Server(settings(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
-    print(f"{READY}{server.listening_address}", flush=True)
+    print(f"{READY_PREFIX}{server.listening_address}", flush=True)
     sys.stdin.buffer.read()
     if options.socket:  # whoever started us may be gone
         _remove(Path(options.socket))

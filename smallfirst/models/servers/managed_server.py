@@ -18,21 +18,21 @@ import httpx
 from pydantic import Field
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
-from smallfirst.models.servers.child_process import Child
+from smallfirst.models.servers.child_process import ChildProcess
 from smallfirst.models.servers.response_format import FREE, Form, form_asked, in_form
-from smallfirst.models.servers.slots import Place, Places
-from smallfirst.models.servers.supervisor import Patience, Supervisor
+from smallfirst.models.servers.slots import Slot, SlotPool
+from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 from smallfirst.models.servers.unix_socket import BASE_URL, SocketFolder, Sockets
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record
 
-PROBE = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
+READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
 """The tiny piece of work that shows that a model would answer; its tenant is no key's."""
 
 
-class HostedConfig(Record):
+class ManagedServerConfig(Record):
     """How much is asked of an engine in a child process, and how long it is waited for."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 300
@@ -41,13 +41,13 @@ class HostedConfig(Record):
     """Longest wait for the weights to load."""
     most_waiting: Annotated[int, Field(ge=0)] = 32
     """Requests of tenants that may wait for a place; one more is refused."""
-    most_waiting_characters: Annotated[int, Field(ge=0)] = 200_000
+    max_queued_characters: Annotated[int, Field(ge=0)] = 200_000
     """Characters that their prompts may have in all."""
-    patience: Patience = Patience()
+    patience: RestartPolicy = RestartPolicy()
     """When a crashed engine is started again, and a silent one killed."""
 
 
-class ServerChild(Child):
+class ServerProcess(ChildProcess):
     """The process of a server. With a folder it listens on a socket in it, else wherever it says."""
 
     def __init__(
@@ -92,16 +92,16 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-class Engine(NamedTuple):
+class ServerBackend(NamedTuple):
     """What kind of server it is."""
 
     name: str
     """What it is called in messages."""
-    start: Callable[[SocketFolder], ServerChild]
+    start: Callable[[SocketFolder], ServerProcess]
     """Blocks until the server answers on the folder's socket. Raises Unavailable."""
-    probe: Callable[[ServerChild, float], None]
+    probe: Callable[[ServerProcess, float], None]
     """Blocks until the engine gives a sign of life; raises if there is none within the seconds given."""
-    extra: Callable[[Request, Form, Place, bool], dict[str, Any]]
+    extra: Callable[[Request, Form, Slot, bool], dict[str, Any]]
     """What its request body holds beside OpenAI's fields; with True, nothing remembered may be used."""
     n_places: int
     """Requests under way at once."""
@@ -110,7 +110,7 @@ class Engine(NamedTuple):
 class Turn:
     """One request's time at a place."""
 
-    def __init__(self, child: ServerChild, place: Place, share: float) -> None:
+    def __init__(self, child: ServerProcess, place: Slot, share: float) -> None:
         self.child, self.place, self.share = child, place, share
         self.began = time.perf_counter()
 
@@ -120,20 +120,20 @@ class Turn:
         return (time.perf_counter() - self.began) * self.share
 
 
-class Hosted:
+class ManagedServer:
     """One process, for all who use it. It starts with the first request."""
 
-    def __init__(self, engine: Engine, config: HostedConfig) -> None:
+    def __init__(self, engine: ServerBackend, config: ManagedServerConfig) -> None:
         """Nothing runs yet; use `acquire`."""
         self._engine, self.config = engine, config
-        self.supervisor: Supervisor[ServerChild] = Supervisor(engine.name, self._start, engine.probe, config.patience)
-        self.places = Places(
+        self.supervisor: Supervisor[ServerProcess] = Supervisor(engine.name, self._start, engine.probe, config.patience)
+        self.places = SlotPool(
             engine.n_places,
             name=engine.name,
             most_waiting=config.most_waiting,
-            most_waiting_characters=config.most_waiting_characters,
+            max_queued_characters=config.max_queued_characters,
         )
-        self._child: ServerChild | None = None
+        self._child: ServerProcess | None = None
 
     async def complete(self, request: Request, form: Form, *, model: str, prices: PriceBook) -> Completion:
         """The whole answer, in its form. Raises ModelError; Unavailable too if too many requests wait."""
@@ -162,10 +162,10 @@ class Hosted:
         Raises ModelError.
         """
         if self.places.n_free:
-            await self.complete(PROBE, FREE, model=model, prices=prices)
+            await self.complete(READINESS_REQUEST, FREE, model=model, prices=prices)
         else:
             child = await self.supervisor.child()
-            await asyncio.to_thread(self.supervisor.sign_of_life, child)
+            await asyncio.to_thread(self.supervisor.check_health, child)
 
     @asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[Turn]:
@@ -173,8 +173,8 @@ class Hosted:
         n_characters = sum(len(message.content) for message in request.messages)
         async with self.places.turn(request.tenant, n_characters, limit_s=self.config.timeout_s) as place:
             child = await self.supervisor.child()
-            with self.supervisor.at_work() as n_at_work:
-                yield Turn(child, place, 1 / n_at_work)
+            with self.supervisor.at_work() as n_in_flight:
+                yield Turn(child, place, 1 / n_in_flight)
 
     async def close(self) -> None:
         """End the process."""
@@ -206,7 +206,7 @@ class Hosted:
         finally:
             await endpoint.aclose()
 
-    def _start(self) -> ServerChild:
+    def _start(self) -> ServerProcess:
         folder = SocketFolder()
         try:
             self._child = self._engine.start(folder)
@@ -216,19 +216,24 @@ class Hosted:
         return self._child
 
 
-class HostedModel:
+class ManagedServerModel:
     """A name that a process answers to, itself a Model; models of one config share the process."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.READINESS})
     """What it can do beyond answering."""
 
     def __init__(
-        self, name: str, prices: PriceBook, own: Form | None, engine: Callable[[], Engine], config: HostedConfig
+        self,
+        name: str,
+        prices: PriceBook,
+        own: Form | None,
+        engine: Callable[[], ServerBackend],
+        config: ManagedServerConfig,
     ) -> None:
         """Nothing runs yet. Every answer has the form `own`, if there is one."""
         self.name, self.own = name, own
         self._prices, self._engine, self._config = prices, engine, config
-        self._hosted: Hosted | None = None
+        self._hosted: ManagedServer | None = None
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
@@ -239,7 +244,7 @@ class HostedModel:
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """The answer piece by piece; one that has a form in one piece. Raises ModelError."""
         if self.own is not None or request.response_format is not None:
-            async for chunk in stream_whole(self, request):
+            async for chunk in stream_in_one_chunk(self, request):
                 yield chunk
             return
         async with aclosing(self.open().stream(request, model=self.name, prices=self._prices)) as pieces:
@@ -256,7 +261,7 @@ class HostedModel:
         if hosted is not None:
             await release(hosted)
 
-    def open(self) -> Hosted:
+    def open(self) -> ManagedServer:
         """The process, which may not run yet."""
         if self._hosted is None:
             self._hosted = acquire(self._engine(), self._config)
@@ -269,20 +274,20 @@ def _whole(completion: Completion, began: float, turn: Turn, prices: PriceBook) 
     return completion.model_copy(update={"latency_ms": latency_ms, "cost_usd": prices.machine.cost_usd(turn.busy_s)})
 
 
-_IN_USE: dict[HostedConfig, tuple[Hosted, int]] = {}
+_IN_USE: dict[ManagedServerConfig, tuple[ManagedServer, int]] = {}
 """Processes by what they run, with the number of their users."""
 _LOCK = threading.Lock()
 
 
-def acquire(engine: Engine, config: HostedConfig) -> Hosted:
+def acquire(engine: ServerBackend, config: ManagedServerConfig) -> ManagedServer:
     """The process of `config`, the same for all who ask; give it back with `release`."""
     with _LOCK:
-        hosted, n_users = _IN_USE.get(config) or (Hosted(engine, config), 0)
+        hosted, n_users = _IN_USE.get(config) or (ManagedServer(engine, config), 0)
         _IN_USE[config] = hosted, n_users + 1
     return hosted
 
 
-async def release(hosted: Hosted) -> None:
+async def release(hosted: ManagedServer) -> None:
     """Give it back; the process ends with its last user."""
     with _LOCK:
         _, n_users = _IN_USE[hosted.config]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.generation.grammar import bounded
+from smallfirst.models.generation.grammar import with_number_bounds
 from smallfirst.tasks.json.schema import SEPARATORS
 
 KEPT = 64
@@ -34,9 +34,11 @@ class Constraint:
         self._schema = schema
         if found := next((word for word in _OTHER_REGEX if _holds_key(schema, word)), None):
             raise ConfigError(f'no answer can be written under this schema: "{found}" is not supported')
-        self.grammar = f"%llguidance {{}}\nstart: %json {json.dumps({**bounded(schema), 'x-guidance': _FORM})}"
+        self.grammar = (
+            f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': _FORM})}"
+        )
         """What llama.cpp's `grammar` takes."""
-        own = LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)))
+        own = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)))
         failed, said = LLMatcher.validate_grammar_with_warnings(own, _bytes_as_tokens())
         if failed or said:  # a warning means that some keyword would not be kept
             why = " ".join(said[0].split()) if said else "it is refused"

@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import MANIFEST, read_manifest
-from smallfirst.models.servers.hardware import Machine as Machine
-from smallfirst.models.servers.hardware import this_machine as this_machine
+from smallfirst.models.servers.hardware import Hardware, detect_hardware
 from smallfirst.models.servers.vllm import find_vllm
 from smallfirst.records import Record
 
@@ -25,7 +24,7 @@ EngineName = Literal["linear", "PyTorch", "llama.cpp", "vLLM", "endpoint"]
 WEIGHTS = ("*.safetensors", "*.gguf", "*.npz")
 
 
-class Installed(Record):
+class InstalledEngines(Record):
     """Which engines are installed."""
 
     torch: bool = False
@@ -36,7 +35,7 @@ class Installed(Record):
     """vLLM, in an environment of its own."""
 
 
-class Choice(Record):
+class EngineChoice(Record):
     """The engine of one model."""
 
     model: str
@@ -60,9 +59,9 @@ class Choice(Record):
 class Setting(NamedTuple):
     """What a choice is made from."""
 
-    machine: Machine
+    machine: Hardware
     """The machine."""
-    installed: Installed
+    installed: InstalledEngines
     """The engines."""
     certified: bool = True
     """True if the model's confidences stand under a certificate, made with PyTorch."""
@@ -71,21 +70,21 @@ class Setting(NamedTuple):
 def this_setting(*, certified: bool = True, vllm: Path | None = None) -> Setting:
     """What this machine and this environment have. `vllm` names a program that is not on PATH."""
     there = {name: importlib.util.find_spec(name) is not None for name in ("torch", "transformers", "xllamacpp")}
-    installed = Installed(
+    installed = InstalledEngines(
         torch=there["torch"] and there["transformers"],
         xllamacpp=there["xllamacpp"],
         vllm=find_vllm(vllm) is not None,
     )
-    return Setting(this_machine(), installed, certified)
+    return Setting(detect_hardware(), installed, certified)
 
 
-def choose(place: Path | str, setting: Setting, *, name: str = "") -> Choice:
+def choose_engine(place: Path | str, setting: Setting, *, name: str = "") -> EngineChoice:
     """The engine for a model's folder, a GGUF file, a folder of bare weights, or an address.
 
     Raises ConfigError if it is none of these, or no installed engine can run it.
     """
     if isinstance(place, str) and place.startswith(("http://", "https://")):
-        return Choice(model=name or place, engine="endpoint", how="asked at its address", why="it is an address")
+        return EngineChoice(model=name or place, engine="endpoint", how="asked at its address", why="it is an address")
     path = Path(place)
     name = name or path.stem
     if path.suffix == ".gguf" and path.is_file():
@@ -97,7 +96,7 @@ def choose(place: Path | str, setting: Setting, *, name: str = "") -> Choice:
     raise ConfigError(f"{path} is no model: neither a folder of one nor a GGUF file")
 
 
-def export_beside(folder: Path) -> Path | None:
+def find_gguf_export(folder: Path) -> Path | None:
     """A GGUF export of the model in a folder: in it, or beside it under its name; None if there is none.
 
     What is older than the model is no export of it.
@@ -107,7 +106,7 @@ def export_beside(folder: Path) -> Path | None:
     return next((path for path in found if path.is_file() and path.stat().st_mtime >= made_s), None)
 
 
-def explain(choices: Sequence[Choice], machine: Machine) -> str:
+def explain_choices(choices: Sequence[EngineChoice], machine: Hardware) -> str:
     """The machine, and each model with its engine, why, and what else there was; some lines each."""
     features = ", ".join(machine.features) or "no features known"
     gpus = f"{machine.gpus} CUDA GPU{'s' * (machine.gpus > 1)}" if machine.gpus else "no CUDA GPU"
@@ -121,14 +120,14 @@ def explain(choices: Sequence[Choice], machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def _of_our_folder(folder: Path, setting: Setting, name: str) -> Choice:
+def _of_our_folder(folder: Path, setting: Setting, name: str) -> EngineChoice:
     manifest, size, threads = read_manifest(folder), _size(folder), setting.machine.cores
     kept = {"model": name, "weights": folder, "weights_bytes": size, "threads": threads}
     if manifest.kind in ("words", "encoder"):
         why = "a linear model has nothing that another engine could speed up"
-        return Choice(engine="linear", how="scored in this process", why=why, **{**kept, "threads": 1})
-    if manifest.kind != "codes" and (export := export_beside(folder)) and _may_leave(setting):
-        return Choice(
+        return EngineChoice(engine="linear", how="scored in this process", why=why, **{**kept, "threads": 1})
+    if manifest.kind != "codes" and (export := find_gguf_export(folder)) and _may_leave(setting):
+        return EngineChoice(
             model=name,
             engine="llama.cpp",
             how="written by a child process",
@@ -142,7 +141,7 @@ def _of_our_folder(folder: Path, setting: Setting, name: str) -> Choice:
         raise ConfigError(f"{name} needs PyTorch, which is not installed", hint='pip install "smallfirst[train]"')
     if manifest.kind == "codes":
         n_labels = len(manifest.codes)
-        return Choice(
+        return EngineChoice(
             engine="PyTorch",
             how="labels scored in this process, requests together",
             why=f"its {n_labels} answers are closed: one pass over the prompt gives the probability of each",
@@ -155,7 +154,7 @@ def _of_our_folder(folder: Path, setting: Setting, name: str) -> Choice:
             ),
             **kept,
         )
-    return Choice(
+    return EngineChoice(
         engine="PyTorch",
         how="written in this process, requests together",
         why="its answers and confidences are those that were measured",
@@ -164,10 +163,10 @@ def _of_our_folder(folder: Path, setting: Setting, name: str) -> Choice:
     )
 
 
-def _of_gguf(path: Path, setting: Setting, name: str) -> Choice:
+def _of_gguf(path: Path, setting: Setting, name: str) -> EngineChoice:
     if not setting.installed.xllamacpp:
         raise ConfigError(f"{path} needs llama.cpp, which is not installed", hint='pip install "smallfirst[llama]"')
-    return Choice(
+    return EngineChoice(
         model=name,
         engine="llama.cpp",
         how="in a child process, behind a Unix socket",
@@ -182,10 +181,10 @@ def _of_gguf(path: Path, setting: Setting, name: str) -> Choice:
     )
 
 
-def _of_bare_weights(folder: Path, setting: Setting, name: str) -> Choice:
+def _of_bare_weights(folder: Path, setting: Setting, name: str) -> EngineChoice:
     kept = {"model": name, "weights": folder, "weights_bytes": _size(folder)}
     if setting.machine.gpus and setting.installed.vllm:
-        return Choice(
+        return EngineChoice(
             engine="vLLM",
             how="a server of its own, behind a Unix socket",
             why=f"{setting.machine.gpus} CUDA GPU, and vLLM is installed: it answers many requests side by side",
@@ -194,7 +193,7 @@ def _of_bare_weights(folder: Path, setting: Setting, name: str) -> Choice:
         )
     if not setting.installed.torch:
         raise ConfigError(f"{name} needs PyTorch, which is not installed", hint='pip install "smallfirst[train]"')
-    return Choice(
+    return EngineChoice(
         engine="PyTorch",
         how="written in this process, requests together",
         why="the weights are a folder of safetensors",
@@ -209,7 +208,7 @@ def _may_leave(setting: Setting) -> bool:
 
 
 def _why_not_llama(folder: Path, setting: Setting) -> str:
-    if export_beside(folder) is None:
+    if find_gguf_export(folder) is None:
         return "no export as GGUF lies beside the model, newer than it (smallfirst export)"
     if not setting.installed.xllamacpp:
         return 'it is not installed (pip install "smallfirst[llama]")'

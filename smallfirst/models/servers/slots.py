@@ -19,7 +19,7 @@ from typing import NamedTuple
 from smallfirst.errors import Unavailable
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a request is answered."""
 
     number: int
@@ -35,7 +35,7 @@ class _Waiter:
         self.tenant, self.n_characters = tenant, n_characters
         self.loop = asyncio.get_running_loop()
         self.called: asyncio.Future[None] = self.loop.create_future()
-        self.place: Place | None = None
+        self.place: Slot | None = None
 
     def call(self) -> None:
         """In its own loop: its place is there."""
@@ -43,12 +43,12 @@ class _Waiter:
             self.called.set_result(None)
 
 
-class Places:
+class SlotPool:
     """Hands out places first come, first served, to any event loop."""
 
-    def __init__(self, n_places: int, *, name: str, most_waiting: int, most_waiting_characters: int) -> None:
+    def __init__(self, n_places: int, *, name: str, most_waiting: int, max_queued_characters: int) -> None:
         """All free, and nobody's."""
-        self._name, self._most_waiting, self._most_characters = name, most_waiting, most_waiting_characters
+        self._name, self._most_waiting, self._most_characters = name, most_waiting, max_queued_characters
         self._lock = threading.Lock()
         self._free = deque(range(n_places))  # longest idle first
         self._tenants: dict[int, str] = {}
@@ -61,7 +61,7 @@ class Places:
         return len(self._free)
 
     @asynccontextmanager
-    async def turn(self, tenant: str, n_characters: int, *, limit_s: float) -> AsyncIterator[Place]:
+    async def turn(self, tenant: str, n_characters: int, *, limit_s: float) -> AsyncIterator[Slot]:
         """A place of one's own. Raises Unavailable if the queue is full, or none is free within `limit_s`.
 
         Nobody's requests (no tenant) wait for as long as it takes: they are our own program's, an evaluation's of any
@@ -109,14 +109,14 @@ class Places:
             hint="ask again in a while",
         )
 
-    def _take(self, tenant: str) -> Place:
+    def _take(self, tenant: str) -> Slot:
         """With the lock held and a place free: the tenant's own, else one that is nobody's, else the longest idle."""
         own = [number for number in self._free if self._tenants.get(number) == tenant]
         unused = [number for number in self._free if number not in self._tenants]
         number = (own[-1:] or unused or [self._free[0]])[0]
         self._free.remove(number)
         self._tenants[number] = tenant
-        return Place(number, is_own=bool(own))
+        return Slot(number, is_own=bool(own))
 
     def _call_next(self) -> None:
         """With the lock held: free places go to those who wait longest, if their loop still runs."""

@@ -18,28 +18,28 @@ from typing import Annotated, Generic, TypeVar
 from pydantic import Field
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.servers.child_process import Child
+from smallfirst.models.servers.child_process import ChildProcess
 from smallfirst.records import Record
 
-C = TypeVar("C", bound=Child)
+C = TypeVar("C", bound=ChildProcess)
 DYING_S = 0.5
 """Sockets break a moment before the process has ended."""
 
 
-class Patience(Record):
+class RestartPolicy(Record):
     """How long an engine's trouble is borne."""
 
-    first_wait_s: Annotated[float, Field(gt=0)] = 0.5
+    initial_backoff_s: Annotated[float, Field(gt=0)] = 0.5
     """Wait before the start after a crash; it doubles with each crash in a row."""
-    longest_wait_s: Annotated[float, Field(gt=0)] = 60
+    max_backoff_s: Annotated[float, Field(gt=0)] = 60
     """Most that it grows to."""
-    steady_s: Annotated[float, Field(ge=0)] = 60
+    stable_after_s: Annotated[float, Field(ge=0)] = 60
     """An engine that has lived so long may crash again without the wait growing."""
-    asked_wait_s: Annotated[float, Field(ge=0)] = 2
+    max_request_wait_s: Annotated[float, Field(ge=0)] = 2
     """Longest part of that wait that a request waits through; with more to go it is refused."""
-    probe_every_s: Annotated[float, Field(gt=0)] = 5
+    probe_interval_s: Annotated[float, Field(gt=0)] = 5
     """How often a working engine is asked for a sign of life."""
-    hang_s: Annotated[float, Field(gt=0)] = 60
+    probe_timeout_s: Annotated[float, Field(gt=0)] = 60
     """An engine that gives none for so long is killed. It gives none while it reads one batch of a prompt."""
 
 
@@ -47,7 +47,11 @@ class Supervisor(Generic[C]):
     """The one process of an engine. Any number of event loops and threads may share it."""
 
     def __init__(
-        self, name: str, start: Callable[[], C], probe: Callable[[C, float], None], patience: Patience | None = None
+        self,
+        name: str,
+        start: Callable[[], C],
+        probe: Callable[[C, float], None],
+        patience: RestartPolicy | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -55,7 +59,7 @@ class Supervisor(Generic[C]):
         engine gives a sign of life, and raises any Exception if there is none within the seconds given.
         """
         self._name, self._start, self._probe = name, start, probe
-        self._patience = patience or Patience()
+        self._patience = patience or RestartPolicy()
         self._lock = threading.Lock()
         self._child: C | None = None
         self._starting: Future[C] | None = None
@@ -76,7 +80,7 @@ class Supervisor(Generic[C]):
             if starting is not None:
                 # Others wait for the same start: one who leaves must not cancel it.
                 return await asyncio.shield(asyncio.wrap_future(starting))
-            if wait_s > self._patience.asked_wait_s:
+            if wait_s > self._patience.max_request_wait_s:
                 raise self._down(f"is started again in {wait_s:.0f} s")
             await asyncio.sleep(wait_s)
 
@@ -85,9 +89,9 @@ class Supervisor(Generic[C]):
         """While a request is under way; gives how many are, this one included."""
         with self._lock:
             self._n_at_work += 1
-            n_at_work = self._n_at_work
+            n_in_flight = self._n_at_work
         try:
-            yield n_at_work
+            yield n_in_flight
         finally:
             with self._lock:
                 self._n_at_work -= 1
@@ -96,15 +100,15 @@ class Supervisor(Generic[C]):
         """What to tell a request of `child` that broke off; None if the process lives."""
         if child.ended.wait(DYING_S) or not child.is_alive:
             return Unavailable(
-                f"{self._name}: the engine died while it answered: {child.last_words()}",
+                f"{self._name}: the engine died while it answered: {child.output_tail()}",
                 hint="ask again; it is started anew",
             )
         return None
 
-    def sign_of_life(self, child: C) -> None:
+    def check_health(self, child: C) -> None:
         """Nothing back once the engine answers. Raises Unavailable."""
         try:
-            self._probe(child, self._patience.hang_s)
+            self._probe(child, self._patience.probe_timeout_s)
         except Exception as error:
             raise Unavailable(f"{self._name}: the engine gives no sign of life: {error}") from None
 
@@ -122,7 +126,7 @@ class Supervisor(Generic[C]):
         if self._child is not None and not self._child.is_alive:
             child, self._child = self._child, None
             child.stop()
-            self._count_crash(child.lived_s, child.ended_s, child.last_words())
+            self._count_crash(child.uptime_s, child.ended_s, child.output_tail())
         return self._child
 
     def _bring_up(self, starting: Future[C], epoch: int) -> None:
@@ -149,20 +153,20 @@ class Supervisor(Generic[C]):
 
     def _watch(self, child: C) -> None:
         """Kill `child` when it gives no sign of life with requests under way; ends with it."""
-        while not child.ended.wait(self._patience.probe_every_s):
+        while not child.ended.wait(self._patience.probe_interval_s):
             if not self._n_at_work:
                 continue
             try:
-                self._probe(child, self._patience.hang_s)
+                self._probe(child, self._patience.probe_timeout_s)
             except Exception:
-                child.kill(f"killed: it gave no sign of life for {self._patience.hang_s:g} s")
+                child.kill(f"killed: it gave no sign of life for {self._patience.probe_timeout_s:g} s")
 
-    def _count_crash(self, lived_s: float, ended_s: float, last_words: str) -> None:
+    def _count_crash(self, uptime_s: float, ended_s: float, output_tail: str) -> None:
         """With the lock held."""
-        self._n_crashes = 1 if lived_s >= self._patience.steady_s else self._n_crashes + 1
-        growing_s = self._patience.first_wait_s * 2 ** min(self._n_crashes - 1, 30)
-        self._not_before_s = ended_s + min(self._patience.longest_wait_s, growing_s)
-        self._last_words = last_words
+        self._n_crashes = 1 if uptime_s >= self._patience.stable_after_s else self._n_crashes + 1
+        growing_s = self._patience.initial_backoff_s * 2 ** min(self._n_crashes - 1, 30)
+        self._not_before_s = ended_s + min(self._patience.max_backoff_s, growing_s)
+        self._last_words = output_tail
 
     def _down(self, what: str) -> Unavailable:
         times = "once" if self._n_crashes == 1 else f"{self._n_crashes} times in a row"

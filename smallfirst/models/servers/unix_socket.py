@@ -15,7 +15,7 @@ import httpx
 
 BASE_URL = "http://localhost"
 """What stands in front of a path where the socket is the address."""
-MOST_PATH_BYTES = 100
+MAX_PATH_BYTES = 100
 """The system's limit for a socket's path is 108 on Linux and 104 on macOS."""
 
 
@@ -54,7 +54,7 @@ class SocketFolder:
     def __init__(self) -> None:
         """Made now. The path of the socket is `socket`."""
         self.path = Path(tempfile.mkdtemp(prefix="smallfirst-"))
-        if len(str(self.path)) + 8 > MOST_PATH_BYTES:  # a deep TMPDIR
+        if len(str(self.path)) + 8 > MAX_PATH_BYTES:  # a deep TMPDIR
             self.path.rmdir()
             self.path = Path(tempfile.mkdtemp(prefix="smallfirst-", dir="/tmp"))
 

@@ -27,10 +27,16 @@ from pydantic import Field
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models.protocol import Capability, Request
 from smallfirst.models.servers import orphan_guard as leash
-from smallfirst.models.servers.child_process import environment
-from smallfirst.models.servers.managed_server import Engine, HostedConfig, HostedModel, ServerChild, new_key
+from smallfirst.models.servers.child_process import child_environment
+from smallfirst.models.servers.managed_server import (
+    ManagedServerConfig,
+    ManagedServerModel,
+    ServerBackend,
+    ServerProcess,
+    new_key,
+)
 from smallfirst.models.servers.response_format import Form, form_of
-from smallfirst.models.servers.slots import Place
+from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing import PriceBook
 
@@ -49,7 +55,7 @@ _QUIET = {
 }
 
 
-class VllmConfig(HostedConfig):
+class VllmConfig(ManagedServerConfig):
     """Which model vLLM serves, and where it is installed."""
 
     model: Path
@@ -93,7 +99,7 @@ class VllmConfig(HostedConfig):
 class VllmModel:
     """One name that vLLM serves: the base model, or an adapter over it. Models of one config share the process."""
 
-    capabilities: frozenset[Capability] = HostedModel.capabilities
+    capabilities: frozenset[Capability] = ManagedServerModel.capabilities
     """What it can do beyond answering."""
 
     def __init__(
@@ -112,10 +118,10 @@ class VllmModel:
             raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
         self.config = config
         if (program := find_vllm(config.program)) is None:
-            raise VllmMissing(config.program)
+            raise VllmNotInstalled(config.program)
         self._program, self._name = program, adapter or config.model.name
         own = form_of(schema) if schema is not None else None
-        self.hosted = HostedModel(self._name, prices, own, self._engine, config)
+        self.hosted = ManagedServerModel(self._name, prices, own, self._engine, config)
         self.complete, self.stream = self.hosted.complete, self.hosted.stream
         self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
 
@@ -124,16 +130,18 @@ class VllmModel:
         """The adapter's name, or the folder's."""
         return self._name
 
-    def _engine(self) -> Engine:
+    def _engine(self) -> ServerBackend:
         config, program, salt = self.config, self._program, os.urandom(32)
 
-        def extra(request: Request, form: Form, _: Place, fresh: bool) -> dict[str, Any]:
+        def extra(request: Request, form: Form, _: Slot, fresh: bool) -> dict[str, Any]:
             return {"cache_salt": _salted(salt, request, fresh)} | _response_format(form)
 
-        return Engine(config.model.name, lambda folder: _start(program, config, folder), _probe, extra, config.places)
+        return ServerBackend(
+            config.model.name, lambda folder: _start(program, config, folder), _probe, extra, config.places
+        )
 
 
-class VllmMissing(MissingExtra):
+class VllmNotInstalled(MissingExtra):
     """There is no vLLM to start."""
 
     def __init__(self, program: Path | None) -> None:
@@ -151,7 +159,7 @@ def find_vllm(program: Path | None = None) -> Path | None:
     return Path(found) if found else None
 
 
-def command_of(program: Path, config: VllmConfig, socket: Path) -> list[str]:
+def serve_command(program: Path, config: VllmConfig, socket: Path) -> list[str]:
     """How vLLM is started. Its key is not among the arguments, which any user of the machine can read."""
     run = ["-m", "vllm.entrypoints.openai.api_server", "--model"] if program.name.startswith("python") else ["serve"]
     command = [str(program), *run, str(config.model.absolute()), "--uds", str(socket)]
@@ -170,24 +178,24 @@ def command_of(program: Path, config: VllmConfig, socket: Path) -> list[str]:
     return [*command, *config.options]
 
 
-def _start(program: Path, config: VllmConfig, folder: SocketFolder) -> ServerChild:
+def _start(program: Path, config: VllmConfig, folder: SocketFolder) -> ServerProcess:
     """The server once it answers. Raises Unavailable."""
     key = new_key()
-    told = environment(**_QUIET, VLLM_API_KEY=key)
+    told = child_environment(**_QUIET, VLLM_API_KEY=key)
     told |= {"PATH": os.pathsep.join([str(program.parent), told.get("PATH", os.defpath)])}
     told = {name: value for name, value in told.items() if name not in _OF_PYTHON}
-    leashed = [sys.executable, "-I", str(Path(leash.__file__)), *command_of(program, config, folder.socket)]
-    child = ServerChild(leashed, told, key=key, folder=folder)
+    leashed = [sys.executable, "-I", str(Path(leash.__file__)), *serve_command(program, config, folder.socket)]
+    child = ServerProcess(leashed, told, key=key, folder=folder)
     if not child.wait_until(lambda: _is_healthy(child), config.start_timeout_s):
         child.stop()
         raise Unavailable(
-            f"vLLM did not start for {config.model.name}: {child.last_words()}",
+            f"vLLM did not start for {config.model.name}: {child.output_tail()}",
             hint=f"try it by hand: {program} serve {config.model}",
         )
     return child
 
 
-def _is_healthy(child: ServerChild) -> bool:
+def _is_healthy(child: ServerProcess) -> bool:
     try:
         _probe(child, 2)
     except httpx.HTTPError:
@@ -195,7 +203,7 @@ def _is_healthy(child: ServerChild) -> bool:
     return True
 
 
-def _probe(child: ServerChild, limit_s: float) -> None:
+def _probe(child: ServerProcess, limit_s: float) -> None:
     """Nothing back if the server says that its engine lives. Raises httpx.HTTPError."""
     with child.client(limit_s) as client:
         client.get("/health").raise_for_status()

@@ -26,7 +26,7 @@ from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even_reques
 from smallfirst.report.formats import MINUS, count, percent, short, usd_tick
 
 
-def spending(paths: Sequence[PathCost], large: PathCost, *, requests_per_month: int) -> Markup:
+def spending_chart(paths: Sequence[PathCost], large: PathCost, *, requests_per_month: int) -> Markup:
     """Total USD by requests, on log scales; thin lines are the large path at lower prices."""
     marks = _break_evens(paths, large)
     reach = [*marks, requests_per_month, requests_per_month * 12]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.evaluation.risk_coverage import RiskPoint
+from smallfirst.evaluation.risk_coverage import RiskCoveragePoint
 from smallfirst.report.charts.axes import (
     Frame,
     Label,
@@ -53,7 +53,7 @@ def in_view(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(e for e in evaluations if e.accuracy.value >= best - FAR_BELOW)
 
 
-def quality_cost(
+def quality_cost_chart(
     evaluations: Sequence[Evaluation],
     curve: Sequence[ThresholdPoint],
     *,
@@ -131,7 +131,7 @@ def mark(candidate: str, x: float, y: float) -> str:
     return f'<circle {css} cx="{x}" cy="{y}" r="6"/>'
 
 
-def reliability_diagram(reliability: Reliability) -> Markup:
+def reliability_chart(reliability: Reliability) -> Markup:
     """Accuracy against confidence in equal-count bins; the diagonal is perfect calibration."""
     shares = [b.confidence for b in reliability.bins]
     shares += [x for b in reliability.bins for x in (b.accuracy.low, b.accuracy.high)]
@@ -167,7 +167,7 @@ def reliability_diagram(reliability: Reliability) -> Markup:
     )
 
 
-def small_reliability(reliability: Reliability) -> Markup:
+def reliability_sparkline(reliability: Reliability) -> Markup:
     """The same without titles, from 0 to 1, small enough for a table cell; the figures stand beside it."""
     scale = Scale(0.0, 1.0, 0, 1)
     x, y = scale._replace(start=6, end=104), scale._replace(start=64, end=6)
@@ -197,7 +197,9 @@ def _on_diagonal(words: str, frame: Frame, reliability: Reliability) -> str:
     return text(x + 12, y + 10, words, "note")
 
 
-def risk_by_coverage(risks: Sequence[RiskPoint], *, promised_error: float | None, kept: float | None) -> Markup:
+def risk_coverage_chart(
+    risks: Sequence[RiskCoveragePoint], *, promised_error: float | None, kept: float | None
+) -> Markup:
     """Error of kept answers by share kept, with interval, promised error and certified share."""
     top = max(p.error.high for p in risks if p.coverage >= 0.2 or p is risks[-1])
     y = value_scale([0.0, max(top, (promised_error or 0.0) * 1.2)], 0, 1)

@@ -14,7 +14,7 @@ from smallfirst.report.text.verdict import promise
 LEAK_WORTH_A_WARNING = 0.005
 
 
-def what_to_do(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
+def recommendations(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
     """One to four things to do, the most important first."""
     return (*_go_live(data, paths), *_repair(data), *_relabel(data))
 

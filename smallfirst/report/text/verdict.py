@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.report.candidates import difference
 from smallfirst.report.data import PromiseHeld, ReportData
 from smallfirst.report.formats import NAMES, accurate, fewer, first_up, percent, points, usd
-from smallfirst.report.ladder import difference
 from smallfirst.routing.certificate.certificate import Certificate
 
 LINEAR = ("words", "encoder")
@@ -115,7 +115,7 @@ def _nothing_passes(data: ReportData) -> Headline:
     return Headline("Keep the API for now: no smaller model meets the bars.", f"{sentence} On {rows}, {said}.")
 
 
-def losses(data: ReportData) -> tuple[str, ...]:
+def weaker_than(data: ReportData) -> tuple[str, ...]:
     """One sentence for each rival that the fine-tuned small model is measurably worse than."""
     rivals = {
         "large": "the large model",
@@ -138,7 +138,7 @@ def losses(data: ReportData) -> tuple[str, ...]:
 
 
 def against_large(data: ReportData) -> str:
-    """How the chosen path compares with the large one in right answers; empty where `losses` says it."""
+    """How the chosen path compares with the large one in right answers; empty where `weaker_than` says it."""
     chosen = data.smallest_passing
     if chosen in (None, "large"):
         return ""

@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.outcomes import Answers
+from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference
 
-MOST_BANDS = 4
-FEWEST_PAIRED = 10
+MAX_BANDS = 4
+MIN_PAIRED_ROWS = 10
 """Paired rows below which a band follows the whole region."""
 
-Then = Literal["escalate", "keep", "abstain"]
+BelowAction = Literal["escalate", "keep", "abstain"]
 """To the large model; answered small without the promise; to a person's queue."""
 
 
@@ -40,14 +40,14 @@ class Band(Record):
     """Accuracy of large minus small on them; None without such rows."""
     p_value: float
     """Exact two-sided McNemar."""
-    then: Then
+    then: BelowAction
     """What happens to such requests."""
 
 
-class Rest(NamedTuple):
+class BelowThreshold(NamedTuple):
     """What to do with everything that is not kept."""
 
-    then: Then
+    then: BelowAction
     """Decision for the region as a whole."""
     why: str
     """The paired evidence for it."""
@@ -57,9 +57,9 @@ class Rest(NamedTuple):
     """From the least sure on."""
 
 
-def rest_of(
-    answers: Answers, kept: np.ndarray, *, top: float, floor: float | None, person: bool, sealed: bool = False
-) -> Rest:
+def decide_below_threshold(
+    answers: CascadeData, kept: np.ndarray, *, top: float, floor: float | None, person: bool, sealed: bool = False
+) -> BelowThreshold:
     """The decision on rows that are not `kept`, whole and by band; `top` is where the highest band ends.
 
     With a promise about regret, `floor` is the confidence down to which keeping is shown to be within it: below that,
@@ -67,17 +67,19 @@ def rest_of(
     """
     doubtful = ~kept
     both = doubtful & answers.paired
-    unhelped: Then = "abstain" if person else "keep"
+    unhelped: BelowAction = "abstain" if person else "keep"
     then, why = _whole(answers, doubtful, both, unhelped)
     bands = _bands(answers, doubtful, top, (then, unhelped))
     if sealed:  # the promise about cost, latency or escalation leaves nothing to be sent on
         bands = tuple(b.model_copy(update={"then": unhelped}) if b.then == "escalate" else b for b in bands)
     elif floor is not None:
         then, why, bands = _within(floor, then, why, bands)
-    return Rest(then, why, _difference(answers, both), bands)
+    return BelowThreshold(then, why, _difference(answers, both), bands)
 
 
-def _whole(answers: Answers, doubtful: np.ndarray, both: np.ndarray, unhelped: Then) -> tuple[Then, str]:
+def _whole(
+    answers: CascadeData, doubtful: np.ndarray, both: np.ndarray, unhelped: BelowAction
+) -> tuple[BelowAction, str]:
     if not answers.large_known:
         return "escalate", "the large model was not measured, so it is trusted"
     if not doubtful.any():
@@ -93,18 +95,20 @@ def _whole(answers: Answers, doubtful: np.ndarray, both: np.ndarray, unhelped: T
     )
     if theirs.sum() > ours.sum():
         return "escalate", evidence
-    if both.sum() < FEWEST_PAIRED:
+    if both.sum() < MIN_PAIRED_ROWS:
         return unhelped, f"{evidence}: too few to show that sending them on helps; ask the large model more of them"
     instead = ", so they go to a person's queue" if unhelped == "abstain" else ""
     return unhelped, f"{evidence}: sending them on would cost more and help nobody{instead}"
 
 
-def _bands(answers: Answers, doubtful: np.ndarray, top: float, choice: tuple[Then, Then]) -> tuple[Band, ...]:
+def _bands(
+    answers: CascadeData, doubtful: np.ndarray, top: float, choice: tuple[BelowAction, BelowAction]
+) -> tuple[Band, ...]:
     """Up to four, of equal count but for ties; `choice`: the region's decision, and where large is no better."""
     said = answers.confidence[-1][doubtful]
     if not said.size or not answers.large_known:
         return ()
-    inner = np.sort(said)[[said.size * part // MOST_BANDS for part in range(1, MOST_BANDS)]]
+    inner = np.sort(said)[[said.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
     lows = [0.0, *(low for low in np.unique(inner).tolist() if low > said.min())]
     edges = [*lows, max(top, float(said.max()))]
     bands = []
@@ -113,7 +117,7 @@ def _bands(answers: Answers, doubtful: np.ndarray, top: float, choice: tuple[The
         rows = doubtful & answers.paired & (place >= low) & ((place < high) | last)
         ours, theirs = answers.right[-1][rows], answers.large_right[rows]
         whole, unhelped = choice
-        own: Then = "escalate" if theirs.sum() > ours.sum() else unhelped
+        own: BelowAction = "escalate" if theirs.sum() > ours.sum() else unhelped
         bands.append(
             Band(
                 low=low,
@@ -123,13 +127,15 @@ def _bands(answers: Answers, doubtful: np.ndarray, top: float, choice: tuple[The
                 large_right=int(theirs.sum()),
                 difference=_difference(answers, rows),
                 p_value=_p_value(ours, theirs),
-                then=own if rows.sum() >= FEWEST_PAIRED else whole,
+                then=own if rows.sum() >= MIN_PAIRED_ROWS else whole,
             )
         )
     return tuple(bands)
 
 
-def _within(floor: float, then: Then, why: str, bands: tuple[Band, ...]) -> tuple[Then, str, tuple[Band, ...]]:
+def _within(
+    floor: float, then: BelowAction, why: str, bands: tuple[Band, ...]
+) -> tuple[BelowAction, str, tuple[Band, ...]]:
     """The same, keeping only what the promise about regret covers: from the threshold down to `floor`, no gaps."""
     said = "; kept only where the promise about the large model's accuracy covers it"
     allowed, held = True, []
@@ -141,7 +147,7 @@ def _within(floor: float, then: Then, why: str, bands: tuple[Band, ...]) -> tupl
     return then, why, tuple(reversed(held))
 
 
-def _difference(answers: Answers, rows: np.ndarray) -> Estimate | None:
+def _difference(answers: CascadeData, rows: np.ndarray) -> Estimate | None:
     if not rows.any():
         return None
     return paired_difference(answers.large_right[rows].tolist(), answers.right[-1][rows].tolist())

@@ -2,8 +2,8 @@
 
 The first promise is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 % confidence.
 Others limit the loss of accuracy against the large model, cost, latency and how much is sent on; a cascade of several
-drafting stages is certified as a whole. `search` finds the thresholds, `risks` has the tests. What is promised holds
-for requests drawn like the calibration rows; drift ends it.
+drafting stages is certified as a whole. `search_cascade` finds the thresholds, `risks` has the tests. The guarantee
+holds for requests drawn like the calibration rows; drift ends it.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ import numpy as np
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
-from smallfirst.routing.certificate.below_threshold import Band, Then, rest_of
-from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import (
-    NOTHING_KEPT,
-    Answers,
-    Labels,
-    Walk,
-    answers_of,
-    answers_without_gold,
-    charged,
+    NEVER_ACCEPT,
+    CascadeData,
+    CascadeOutcome,
+    LabelSource,
+    cascade_data,
+    cascade_data_without_gold,
+    with_routing_cost,
 )
-from smallfirst.routing.certificate.per_class import ClassCertificate, classes_of, least_threshold, promised_rows
-from smallfirst.routing.certificate.risks import LOOSENS, ShownRisk, audit_limit, evidence
+from smallfirst.routing.certificate.per_class import ClassCertificate, certify_per_class, guaranteed_rows, min_threshold
+from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limit, evidence
 from smallfirst.routing.certificate.summary import (
-    classes_in_words,
-    issued_in_words,
+    describe_issued,
+    describe_per_class,
+    describe_refused,
     limits_of_validity,
-    refused_in_words,
 )
-from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, curve_of
-from smallfirst.routing.certificate.threshold_search import Found, Search, rows_for, search, search_threshold
+from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
+from smallfirst.routing.certificate.threshold_search import (
+    CascadeThresholds,
+    ThresholdSearchResult,
+    estimate_rows_needed,
+    search_cascade,
+    search_threshold,
+)
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 
 
@@ -76,7 +82,7 @@ class Certificate(Record):
     """One-sided upper bound on their error: exact, or prediction-powered where labels are `large+gold`."""
     coverage: Estimate
     """Share of calibration rows kept."""
-    below: Then
+    below: BelowAction
     """What happens to the rest: to the large model, answered small without the promise, or to a person."""
     below_why: str
     """The paired evidence behind `below`."""
@@ -90,13 +96,13 @@ class Certificate(Record):
     """The weights it was made for."""
     dataset_fingerprint: str
     """The calibration rows."""
-    promise: Promise | None = None
+    promise: Guarantee | None = None
     """The promise as it was asked for; None in certificates made before it was kept."""
     stages: tuple[StageThreshold, ...] = ()
     """Drafting stages, cheapest first; empty in certificates of one stage made before it was kept."""
-    risks: tuple[ShownRisk, ...] = ()
+    risks: tuple[RiskResult, ...] = ()
     """What was shown about each limit of the promise."""
-    labels: Labels = "gold"
+    labels: LabelSource = "gold"
     """Who said what is right: gold, the large model, or the large model corrected by some gold."""
     labels_missing: int | None = None
     """If refused: about how many more rows like these would show it; None if none would, or if issued."""
@@ -126,14 +132,14 @@ class Certificate(Record):
         """What to do with the last drafting stage's answer."""
         if self.promises(label, confidence):
             return "keep_certified"
-        then: Then = self.below
+        then: BelowAction = self.below
         for band in self.bands:
             if band.low <= (confidence or 0.0):
                 then = band.then
         return then
 
 
-class Made(NamedTuple):
+class CertificateSubject(NamedTuple):
     """What a certificate is made for."""
 
     model_fingerprint: str
@@ -149,7 +155,7 @@ class Made(NamedTuple):
 def certify(
     drafts: Evaluation | Sequence[Evaluation],
     large: Evaluation | None,
-    promise: Promise,
+    promise: Guarantee,
     *,
     model_fingerprint: str,
     temperature: float = 1.0,
@@ -170,8 +176,8 @@ def certify(
             f"a promise by label speaks of one drafting stage, and there are {len(stages)}",
             hint="leave out promise.per_class, or let one stage draft",
         )
-    made = Made(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
-    return certify_answers(answers_of(stages, large, labels), promise, made)
+    made = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
+    return certify_cascade(cascade_data(stages, large, labels), promise, made)
 
 
 def certify_without_gold(
@@ -179,7 +185,7 @@ def certify_without_gold(
     large: Evaluation,
     gold: Mapping[str, str],
     score: Callable[[str | None, str], bool],
-    promise: Promise,
+    promise: Guarantee,
     *,
     model_fingerprint: str,
     temperature: float = 1.0,
@@ -190,25 +196,25 @@ def certify_without_gold(
     large model is taken at its word. `score(answer, right)` says whether an answer is right. With gold the promise is
     about true errors (prediction-powered), without it about differing from the large model.
     """
-    made = Made(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
-    return certify_answers(answers_without_gold(small, large, gold, score), promise, made)
+    made = CertificateSubject(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
+    return certify_cascade(cascade_data_without_gold(small, large, gold, score), promise, made)
 
 
-def certify_answers(answers: Answers, promise: Promise, made: Made) -> Certificate:
+def certify_cascade(answers: CascadeData, promise: Guarantee, made: CertificateSubject) -> Certificate:
     """The certificate from what the stages made of the calibration rows."""
-    found = search(answers, promise)
-    classes = classes_of(answers, promise, found)
+    found = search_cascade(answers, promise)
+    classes = certify_per_class(answers, promise, found)
     if promise.per_class:
-        found = found._replace(thresholds=(least_threshold(classes),), shares={})
+        found = found._replace(thresholds=(min_threshold(classes),), shares={})
     walk = answers.walk(found.thresholds)
-    kept = promised_rows(answers, classes) if promise.per_class else walk.kept
-    agrees = walk.of_taken(np.vstack([answers.agrees, walk.right]))
+    kept = guaranteed_rows(answers, classes) if promise.per_class else walk.kept
+    agrees = walk.select_taken(np.vstack([answers.agrees, walk.right]))
     n_kept, errors = int(kept.sum()), int((kept & ~agrees).sum())
     risks = _shown(walk, promise, found) if found.issued and not promise.per_class else ()
     why, missing = _why(answers, promise, found, classes, (risks, errors))
     floor = found.floor if "regret" in promise.limits and found.issued else None
     top = 1.0 if promise.per_class and found.issued else found.thresholds[-1]
-    rest = rest_of(answers, kept, top=top, floor=floor, person=made.person, sealed=found.sealed)
+    rest = decide_below_threshold(answers, kept, top=top, floor=floor, person=made.person, sealed=found.sealed)
     limit = audit_limit(walk, kept, promise) if found.issued else None
     bounds = [one.bound for one in risks if one.risk == "wrong"]
     return Certificate(
@@ -226,7 +232,7 @@ def certify_answers(answers: Answers, promise: Promise, made: Made) -> Certifica
         below_why=rest.why,
         below_difference=rest.difference,
         temperature=made.temperature,
-        curve=curve_of(answers, found.thresholds, promise.confidence),
+        curve=threshold_curve(answers, found.thresholds, promise.confidence),
         model_fingerprint=made.model_fingerprint,
         dataset_fingerprint=made.dataset_fingerprint,
         promise=promise,
@@ -241,39 +247,39 @@ def certify_answers(answers: Answers, promise: Promise, made: Made) -> Certifica
     )
 
 
-def _shown(walk: Walk, promise: Promise, found: Found) -> tuple[ShownRisk, ...]:
+def _shown(walk: CascadeOutcome, promise: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
     unsent = walk.answers.walk((*found.thresholds[:-1], 0.0)) if found.sealed else walk
-    walks = {name: walk if name in LOOSENS else unsent for name in promise.limits}
+    walks = {name: walk if name in GROWS_WITH_COVERAGE else unsent for name in promise.limits}
     seen = {name: (limit, evidence(name, walks[name], limit)) for name, limit in promise.limits.items()}
     return tuple(
-        ShownRisk(risk=name, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        RiskResult(risk=name, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
         for name, (limit, one) in seen.items()
     )
 
 
 def _why(
-    answers: Answers,
-    promise: Promise,
-    found: Found,
+    answers: CascadeData,
+    promise: Guarantee,
+    found: CascadeThresholds,
     classes: Sequence[ClassCertificate],
-    shown: tuple[Sequence[ShownRisk], int],
+    shown: tuple[Sequence[RiskResult], int],
 ) -> tuple[str, int | None]:
     """The sentence, and the labels missing if it is a refusal."""
     if found.issued:
         return (
-            classes_in_words(answers, promise, classes)
+            describe_per_class(answers, promise, classes)
             if promise.per_class
-            else issued_in_words(answers, promise, *shown)
+            else describe_issued(answers, promise, *shown)
         ), None
-    missing = rows_for(answers, promise, found.level)
+    missing = estimate_rows_needed(answers, promise, found.level)
     if promise.per_class:
         waits = [one.labels_missing * answers.n / max(1, one.n_kept) for one in classes if one.labels_missing]
         missing = round(min(waits)) + answers.n if waits else None
     missing = None if missing is None else missing - answers.n
-    return refused_in_words(answers, promise, found, missing), missing
+    return describe_refused(answers, promise, found, missing), missing
 
 
-def _stages(walk: Walk, found: Found, agrees: np.ndarray) -> tuple[StageThreshold, ...]:
+def _stages(walk: CascadeOutcome, found: CascadeThresholds, agrees: np.ndarray) -> tuple[StageThreshold, ...]:
     mine = [walk.taken == stage for stage in range(walk.answers.n_stages)]
     return tuple(
         StageThreshold(name=name, threshold=threshold, n_kept=int(rows.sum()), errors_kept=int((rows & ~agrees).sum()))
@@ -282,20 +288,20 @@ def _stages(walk: Walk, found: Found, agrees: np.ndarray) -> tuple[StageThreshol
 
 
 __all__ = [
-    "NOTHING_KEPT",
-    "Answers",
+    "NEVER_ACCEPT",
+    "CascadeData",
     "Band",
     "Certificate",
     "ClassCertificate",
-    "Made",
-    "Promise",
-    "Search",
-    "ShownRisk",
+    "CertificateSubject",
+    "Guarantee",
+    "ThresholdSearchResult",
+    "RiskResult",
     "StageThreshold",
     "ThresholdPoint",
     "certify",
-    "certify_answers",
+    "certify_cascade",
     "certify_without_gold",
-    "charged",
+    "with_routing_cost",
     "search_threshold",
 ]

@@ -10,11 +10,11 @@ import pydantic
 
 from smallfirst.records import Record
 
-LATE_SHARE = 0.05
+MAX_LATE_SHARE = 0.05
 """Share of requests that may be slower than a p95 limit, by its name."""
 
 
-class Promise(Record):
+class Guarantee(Record):
     """What the certificate must show before answers may stay small."""
 
     at_most_wrong: float | None = pydantic.Field(default=0.05, gt=0, lt=1)
@@ -33,7 +33,7 @@ class Promise(Record):
     """Confidence level of the promise as a whole, in (0.5, 1)."""
 
     @pydantic.model_validator(mode="after")
-    def _something_is_promised(self) -> Promise:
+    def _something_is_promised(self) -> Guarantee:
         if not self.limits:
             raise ValueError("a promise needs a limit: at_most_wrong, at_most_below_large, at_most_usd_per_1k, …")
         if self.per_class and set(self.limits) != {"wrong"}:
@@ -55,12 +55,12 @@ class Promise(Record):
     @property
     def in_words(self) -> str:
         """The whole promise in one line."""
-        said = [in_words(name, limit) for name, limit in self.limits.items()]
+        said = [describe_limit(name, limit) for name, limit in self.limits.items()]
         label = " of each promised label" if self.per_class else ""
         return f"{', '.join(said)}{label} ({100 * self.confidence:g} %)"
 
 
-def in_words(name: str, limit: float) -> str:
+def describe_limit(name: str, limit: float) -> str:
     """One limit in words."""
     points = f"{100 * limit:g} point{'' if limit == 0.01 else 's'}"
     return {

@@ -17,15 +17,15 @@ import numpy as np
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 
-NOTHING_KEPT = 1.01
+NEVER_ACCEPT = 1.01
 """A threshold no confidence reaches."""
 
-Labels = Literal["gold", "large", "large+gold"]
+LabelSource = Literal["gold", "large", "large+gold"]
 """Who said what is right: gold answers, the large model, or the large model corrected by some gold answers."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class CascadeData:
     """What every stage made of n calibration rows."""
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class Answers:
     """By row: the right answer is known from somebody else than the large model."""
     agrees: np.ndarray
     """By stage and row: right by the large model's answer; equals `right` unless labels are `large+gold`."""
-    labels: Labels = "gold"
+    labels: LabelSource = "gold"
     """Where the labels come from."""
 
     @property
@@ -74,36 +74,36 @@ class Answers:
         return bool(self.asked.any())
 
     @cached_property
-    def cost_so_far(self) -> np.ndarray:
+    def cumulative_cost_usd(self) -> np.ndarray:
         """By stage and row: USD for the stage's answer and every draft before it."""
         return np.asarray(self.cost_usd.cumsum(axis=0))
 
     @cached_property
-    def latency_so_far(self) -> np.ndarray:
+    def cumulative_latency_ms(self) -> np.ndarray:
         """By stage and row: the same in ms."""
         return np.asarray(self.latency_ms.cumsum(axis=0))
 
-    def walk(self, thresholds: Sequence[float]) -> Walk:
+    def walk(self, thresholds: Sequence[float]) -> CascadeOutcome:
         """Who answers each row at these thresholds, one a stage."""
         sure = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
         taken = np.where(sure.any(axis=0), sure.argmax(axis=0), self.n_stages)
-        return Walk(self, taken, all_kept=min(thresholds) <= 0)
+        return CascadeOutcome(self, taken, all_kept=min(thresholds) <= 0)
 
-    def take(self, rows: np.ndarray) -> Answers:
+    def take(self, rows: np.ndarray) -> CascadeData:
         """The same on some rows, by number."""
         cut = {
             name: getattr(self, name)[..., rows]
             for name in ("confidence", "right", "answer", "cost_usd", "latency_ms", "agrees")
         }
         cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right", "gold")}
-        return Answers(names=self.names, labels=self.labels, **cut)
+        return CascadeData(names=self.names, labels=self.labels, **cut)
 
 
 @dataclass(frozen=True)
-class Walk:
+class CascadeOutcome:
     """Every row's way through the cascade."""
 
-    answers: Answers
+    answers: CascadeData
     """The rows."""
     taken: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
@@ -120,34 +120,34 @@ class Walk:
         """How many rows stay small."""
         return int(self.kept.sum())
 
-    def of_taken(self, table: np.ndarray) -> np.ndarray:
+    def select_taken(self, table: np.ndarray) -> np.ndarray:
         """By row: the entry of the stage that answers, from a table by stage and row."""
         return np.asarray(table[self.taken, np.arange(self.answers.n)])
 
     @cached_property
     def right(self) -> np.ndarray:
         """By row: the answer is right, the large model's where it answers."""
-        return self.of_taken(np.vstack([self.answers.right, self.answers.large_right]))
+        return self.select_taken(np.vstack([self.answers.right, self.answers.large_right]))
 
     @property
-    def most_usd(self) -> float:
+    def max_cost_usd(self) -> float:
         """What one request is taken to cost at most: twice the dearest full walk that was seen."""
-        return 2 * float(self.answers.cost_so_far[-2 if self.all_kept else -1].max(initial=0.0))
+        return 2 * float(self.answers.cumulative_cost_usd[-2 if self.all_kept else -1].max(initial=0.0))
 
     @cached_property
     def mean_cost_usd(self) -> float:
         """Of a request, drafts that were thrown away included."""
-        return float(self.of_taken(self.answers.cost_so_far).mean()) if self.answers.n else 0.0
+        return float(self.select_taken(self.answers.cumulative_cost_usd).mean()) if self.answers.n else 0.0
 
     @cached_property
-    def rest_helped(self) -> bool:
+    def large_helps_below(self) -> bool:
         """True if the large model was right more often on what is not kept, or was not measured there."""
         both = ~self.kept & self.answers.paired
         ours, theirs = self.answers.right[-1][both].sum(), self.answers.large_right[both].sum()
         return bool(theirs > ours or not both.any())
 
 
-def answers_of(drafts: Sequence[Evaluation], large: Evaluation | None, labels: Labels = "gold") -> Answers:
+def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels: LabelSource = "gold") -> CascadeData:
     """The cascade of `drafts`, cheapest first, on the rows of the last one.
 
     Raises DataError if a draft was not measured on all of them.
@@ -161,7 +161,7 @@ def answers_of(drafts: Sequence[Evaluation], large: Evaluation | None, labels: L
         if draft.probes_ms:  # a row's own latency includes waiting for the others
             measured["latency_ms"][stage] = max(draft.probes_ms)
     gold = np.full(len(rows), labels == "gold")
-    return Answers(
+    return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
         right=right,
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in theirs], dtype=bool),
@@ -172,9 +172,9 @@ def answers_of(drafts: Sequence[Evaluation], large: Evaluation | None, labels: L
     )
 
 
-def answers_without_gold(
+def cascade_data_without_gold(
     small: Evaluation, large: Evaluation, gold: Mapping[str, str], score: Callable[[str | None, str], bool]
-) -> Answers:
+) -> CascadeData:
     """The rows that both models answered, judged by the large one's answers, and by `gold` where it has the row's key.
 
     `score` says whether an answer is right, given the right one. Rows to which the large model gave no answer are left
@@ -190,7 +190,7 @@ def answers_without_gold(
         for rows in (stages[0], theirs)
     )
     some = bool(known.any())
-    return Answers(
+    return CascadeData(
         names=(small.candidate,),
         right=ours[None, :] if some else agrees,
         large_right=large_right if some else np.ones(len(theirs), dtype=bool),
@@ -201,7 +201,7 @@ def answers_without_gold(
     )
 
 
-def charged(evaluation: Evaluation, *, cost_usd: float, latency_ms: float) -> Evaluation:
+def with_routing_cost(evaluation: Evaluation, *, cost_usd: float, latency_ms: float) -> Evaluation:
     """The evaluation with the router's own price added to each row: give the first draft so, and walks pay for it."""
     rows = tuple(
         row.model_copy(update={"cost_usd": row.cost_usd + cost_usd, "latency_ms": row.latency_ms + latency_ms})

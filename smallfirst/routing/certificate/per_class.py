@@ -15,9 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers, Walk
-from smallfirst.routing.certificate.threshold_search import Found, Thresholds, fewest_without_error, sequence
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
+from smallfirst.routing.certificate.threshold_search import (
+    CascadeThresholds,
+    Thresholds,
+    fixed_sequence_test,
+    min_rows_without_error,
+)
 from smallfirst.stats.intervals import binomial_tail, rows_needed, upper_bound
 
 
@@ -40,7 +45,9 @@ class ClassCertificate(Record):
     """About how many more kept rows with this answer would show it at the error seen; None if none would."""
 
 
-def classes_of(answers: Answers, promise: Promise, found: Found) -> tuple[ClassCertificate, ...]:
+def certify_per_class(
+    answers: CascadeData, promise: Guarantee, found: CascadeThresholds
+) -> tuple[ClassCertificate, ...]:
     """The certificates by label, where wrong answers are limited and answers are labels, which come again."""
     said = answers.answer[-1].tolist()
     if promise.at_most_wrong is None or 2 * len(set(said)) > len(said) or answers.labels == "large+gold":
@@ -51,20 +58,20 @@ def classes_of(answers: Answers, promise: Promise, found: Found) -> tuple[ClassC
     return certify_classes(answers, thresholds, at_most=promise.at_most_wrong, level=level, own_thresholds=own)
 
 
-def least_threshold(classes: Sequence[ClassCertificate]) -> float:
+def min_threshold(classes: Sequence[ClassCertificate]) -> float:
     """From where on some label is promised; NOTHING_KEPT if none is."""
-    return min((one.threshold for one in classes if one.certified), default=NOTHING_KEPT)
+    return min((one.threshold for one in classes if one.certified), default=NEVER_ACCEPT)
 
 
-def promised_rows(answers: Answers, classes: Sequence[ClassCertificate]) -> np.ndarray:
+def guaranteed_rows(answers: CascadeData, classes: Sequence[ClassCertificate]) -> np.ndarray:
     """By row: its label is promised at its confidence."""
     least = {one.label: one.threshold for one in classes if one.certified}
-    own = np.array([least.get(label, NOTHING_KEPT) for label in answers.answer[-1].tolist()])
+    own = np.array([least.get(label, NEVER_ACCEPT) for label in answers.answer[-1].tolist()])
     return np.asarray(answers.confidence[-1] >= own)
 
 
 def certify_classes(
-    answers: Answers, thresholds: Thresholds, *, at_most: float, level: float, own_thresholds: bool = False
+    answers: CascadeData, thresholds: Thresholds, *, at_most: float, level: float, own_thresholds: bool = False
 ) -> tuple[ClassCertificate, ...]:
     """One certificate for every label with kept rows, in alphabetical order; all hold together at 1 - level.
 
@@ -80,11 +87,11 @@ def certify_classes(
     spared = min((share for _, share in found.values()), default=level)
     certificates = []
     for label in sorted({label for label in said[walk.kept | own_thresholds].tolist() if label is not None}):
-        own, share = found.get(label, (NOTHING_KEPT, spared))
+        own, share = found.get(label, (NEVER_ACCEPT, spared))
         mine = (said == label) & walk.kept
         shown = own <= (1.0 if own_thresholds else float(confidence[mine].min()))
         kept = (said == label) & (confidence >= own) if shown and own_thresholds else mine
-        threshold = NOTHING_KEPT if not shown else max(own, thresholds[-1]) if one else thresholds[-1]
+        threshold = NEVER_ACCEPT if not shown else max(own, thresholds[-1]) if one else thresholds[-1]
         counts = (int(kept.sum()), int((kept & ~right).sum()))
         certificates.append(_certificate(label, threshold, counts, at_most, share))
     return tuple(certificates)
@@ -109,19 +116,19 @@ def _certificate(
     )
 
 
-def _answered(answers: Answers, walk: Walk) -> tuple[np.ndarray, np.ndarray]:
+def _answered(answers: CascadeData, walk: CascadeOutcome) -> tuple[np.ndarray, np.ndarray]:
     """By row: the answer, and whether it is right; with one stage also where it is not kept."""
     if answers.n_stages == 1:
         return answers.answer[0], answers.right[0]
     nothing = np.full(answers.n, None, dtype=object)
-    return walk.of_taken(np.vstack([answers.answer, nothing])), walk.right
+    return walk.select_taken(np.vstack([answers.answer, nothing])), walk.right
 
 
 def _family(said: np.ndarray, at_most: float, level: float) -> dict[str, int]:
     """Labels with rows enough to show something when the level is shared over just these, with the rows needed."""
     counts = Counter(label for label in said.tolist() if label is not None).most_common()
     for n_labels in range(len(counts), 0, -1):
-        fewest = fewest_without_error(at_most, level / n_labels)
+        fewest = min_rows_without_error(at_most, level / n_labels)
         if counts[n_labels - 1][1] >= fewest:
             return {label: max(fewest, (n + 1) // 2) for label, n in counts[:n_labels]}
     return {}
@@ -137,7 +144,7 @@ def _sequences(
         share, n_before = level / len(waiting), len(waiting)
         for label in list(waiting):
             rows = said == label
-            mine = sequence(confidence[rows], right[rows], at_most, level=share, first=family[label])
+            mine = fixed_sequence_test(confidence[rows], right[rows], at_most, level=share, first=family[label])
             found[label] = (mine.threshold, share)
             if mine.n_kept == rows.sum():
                 waiting.remove(label)
@@ -156,5 +163,5 @@ def _at_walk(
     for place, label in enumerate(sorted(p_values, key=lambda one: p_values[one])):
         share = level / (len(p_values) - place)
         passed = passed and p_values[label] <= share
-        found[label] = (float(confidence.min()) if passed else NOTHING_KEPT, share)
+        found[label] = (float(confidence.min()) if passed else NEVER_ACCEPT, share)
     return found

@@ -21,8 +21,8 @@ import numpy as np
 from scipy import special
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.guarantee import LATE_SHARE, Promise
-from smallfirst.routing.certificate.outcomes import Walk
+from smallfirst.routing.certificate.guarantee import MAX_LATE_SHARE, Guarantee
+from smallfirst.routing.certificate.outcomes import CascadeOutcome
 from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
@@ -32,11 +32,11 @@ from smallfirst.stats.bounds import (
 )
 from smallfirst.stats.intervals import rows_needed, upper_bound
 
-LOOSENS = frozenset({"wrong", "regret"})
+GROWS_WITH_COVERAGE = frozenset({"wrong", "regret"})
 """Risks that grow with what is kept, so they are tested strict to loose; the others loose to strict."""
 
 
-class ShownRisk(Record):
+class RiskResult(Record):
     """What the chosen thresholds showed about one limit of the promise."""
 
     risk: str
@@ -73,7 +73,7 @@ class Evidence(Protocol):
 
 
 @dataclass(frozen=True)
-class Share:
+class ShareEvidence:
     """How many of n rows are losses."""
 
     losses: int
@@ -102,7 +102,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanEvidence:
     """Values in [low, high], and the largest mean they may have."""
 
     values: np.ndarray
@@ -141,7 +141,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Powered:
+class PredictionPoweredEvidence:
     """Errors by the large model's judgement on many rows, and what gold says on some of them."""
 
     judged: tuple[int, int]
@@ -186,12 +186,12 @@ class Powered:
         return None
 
 
-def evidence(name: str, walk: Walk, limit: float) -> Evidence:
+def evidence(name: str, walk: CascadeOutcome, limit: float) -> Evidence:
     """The evidence of `walk` on one limit of a promise, by the risk's short name."""
     return _RISKS[name](walk, limit)
 
 
-def audit_limit(walk: Walk, kept: np.ndarray, promise: Promise) -> float | None:
+def audit_limit(walk: CascadeOutcome, kept: np.ndarray, promise: Guarantee) -> float | None:
     """How often kept answers may differ from the large model's before they are wrong more often than promised.
 
     Promised error + upper bound of «right, where the large model is wrong», from rows with both. None if there are no
@@ -205,41 +205,43 @@ def audit_limit(walk: Walk, kept: np.ndarray, promise: Promise) -> float | None:
     return limit if limit < 1 else None
 
 
-def _wrong(walk: Walk, limit: float) -> Evidence:
+def _wrong(walk: CascadeOutcome, limit: float) -> Evidence:
     rows, kept = walk.answers, walk.kept
     if rows.labels != "large+gold":
-        return Share(int((kept & ~walk.right).sum()), walk.n_kept, limit)
-    agrees = walk.of_taken(np.vstack([rows.agrees, rows.asked]))
+        return ShareEvidence(int((kept & ~walk.right).sum()), walk.n_kept, limit)
+    agrees = walk.select_taken(np.vstack([rows.agrees, rows.asked]))
     known = kept & rows.gold
-    return Powered((int((kept & ~agrees).sum()), walk.n_kept), corrections(~walk.right[known], ~agrees[known]), limit)
+    return PredictionPoweredEvidence(
+        (int((kept & ~agrees).sum()), walk.n_kept), corrections(~walk.right[known], ~agrees[known]), limit
+    )
 
 
-def _regret(walk: Walk, limit: float) -> Evidence:
+def _regret(walk: CascadeOutcome, limit: float) -> Evidence:
     both = walk.answers.paired
     lost = walk.answers.large_right[both].astype(float) - walk.right[both]
-    return Mean(lost, limit, -1.0, 1.0)
+    return MeanEvidence(lost, limit, -1.0, 1.0)
 
 
-def _cost(walk: Walk, limit: float) -> Evidence:
-    rows, most = walk.answers, max(walk.most_usd, 1e-12)
+def _cost(walk: CascadeOutcome, limit: float) -> Evidence:
+    rows, most = walk.answers, max(walk.max_cost_usd, 1e-12)
     if not rows.large_known and not walk.all_kept:
-        return Mean(np.zeros(0), limit / 1000, 0.0, most, scale=1000.0)
+        return MeanEvidence(np.zeros(0), limit / 1000, 0.0, most, scale=1000.0)
     large = rows.cost_usd[-1]
     more = np.where(~walk.kept & ~rows.asked, large[rows.asked].max(initial=0.0) - large, 0.0)
-    return Mean(walk.of_taken(rows.cost_so_far) + more, limit / 1000, 0.0, most, scale=1000.0)
+    return MeanEvidence(walk.select_taken(rows.cumulative_cost_usd) + more, limit / 1000, 0.0, most, scale=1000.0)
 
 
-def _late(walk: Walk, limit: float) -> Evidence:
-    late = walk.of_taken(walk.answers.latency_so_far) > limit
+def _late(walk: CascadeOutcome, limit: float) -> Evidence:
+    late = walk.select_taken(walk.answers.cumulative_latency_ms) > limit
     late |= ~walk.kept & ~walk.answers.asked
-    return Share(int(late.sum()), walk.answers.n, LATE_SHARE)
+    return ShareEvidence(int(late.sum()), walk.answers.n, MAX_LATE_SHARE)
 
 
-def _escalated(walk: Walk, limit: float) -> Evidence:
-    return Share(walk.answers.n - walk.n_kept, walk.answers.n, limit)
+def _escalated(walk: CascadeOutcome, limit: float) -> Evidence:
+    return ShareEvidence(walk.answers.n - walk.n_kept, walk.answers.n, limit)
 
 
-_RISKS: dict[str, Callable[[Walk, float], Evidence]] = {
+_RISKS: dict[str, Callable[[CascadeOutcome, float], Evidence]] = {
     "wrong": _wrong,
     "regret": _regret,
     "cost": _cost,

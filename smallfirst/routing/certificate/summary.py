@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from smallfirst.routing.certificate.guarantee import Promise, in_words
-from smallfirst.routing.certificate.outcomes import Answers
+from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
+from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.per_class import ClassCertificate
-from smallfirst.routing.certificate.risks import ShownRisk
-from smallfirst.routing.certificate.threshold_search import Found, fewest_kept, fewest_without_error
+from smallfirst.routing.certificate.risks import RiskResult
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds, min_accepted_rows, min_rows_without_error
 
 
-def issued_in_words(answers: Answers, promise: Promise, risks: Sequence[ShownRisk], n_wrong: int) -> str:
+def describe_issued(answers: CascadeData, promise: Guarantee, risks: Sequence[RiskResult], n_wrong: int) -> str:
     """The promise and, for each of its limits, what was seen."""
     return f"{promise.in_words}: {'; '.join(_seen(one, n_wrong) for one in risks)}{_judged(answers)}"
 
 
-def classes_in_words(answers: Answers, promise: Promise, classes: Sequence[ClassCertificate]) -> str:
+def describe_per_class(answers: CascadeData, promise: Guarantee, classes: Sequence[ClassCertificate]) -> str:
     """The promise by label, and how many labels it is shown for."""
     shown = [one for one in classes if one.certified]
     wrong, kept = sum(one.errors for one in shown), sum(one.n_kept for one in shown)
@@ -26,13 +26,13 @@ def classes_in_words(answers: Answers, promise: Promise, classes: Sequence[Class
     )
 
 
-def refused_in_words(answers: Answers, promise: Promise, found: Found, missing: int | None) -> str:
+def describe_refused(answers: CascadeData, promise: Guarantee, found: CascadeThresholds, missing: int | None) -> str:
     """Why nothing is promised, and how many rows would change that."""
     unmeasured = _unmeasured(answers, promise)
     if unmeasured:
         return unmeasured
     alpha = promise.at_most_wrong
-    fewest = fewest_without_error(alpha, found.level) if alpha else 0
+    fewest = min_rows_without_error(alpha, found.level) if alpha else 0
     if answers.n < fewest:
         return (
             f"too few labels: {answers.n} calibration rows; even without an error this promise needs {fewest}"
@@ -44,14 +44,16 @@ def refused_in_words(answers: Answers, promise: Promise, found: Found, missing: 
         n_wrong = int((~(answers.agrees if answers.labels == "large+gold" else answers.right)[-1]).sum())
         return (
             f"not shown: with {answers.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
-            f"{fewest_kept(answers.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
+            f"{min_accepted_rows(answers.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
             f"{_judged(answers)}{_would(missing)}"
         )
     where = "; ".join(_where(name, limit, found) for name, limit in promise.limits.items())
     return f"not shown: with {answers.n} calibration rows no threshold keeps all of it: {where}{_would(missing)}"
 
 
-def limits_of_validity(answers: Answers, promise: Promise, audit_limit: float | None, person: bool) -> tuple[str, ...]:
+def limits_of_validity(
+    answers: CascadeData, promise: Guarantee, audit_limit: float | None, person: bool
+) -> tuple[str, ...]:
     """What the promise rests on and when it ends, a sentence each."""
     n, asked = answers.n, int(answers.asked.sum())
     said = [
@@ -78,7 +80,7 @@ def limits_of_validity(answers: Answers, promise: Promise, audit_limit: float | 
     return tuple(said)
 
 
-def _seen(one: ShownRisk, n_wrong: int) -> str:
+def _seen(one: RiskResult, n_wrong: int) -> str:
     return {
         "wrong": f"{n_wrong} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}",
         "regret": f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}",
@@ -88,11 +90,11 @@ def _seen(one: ShownRisk, n_wrong: int) -> str:
     }[one.risk]
 
 
-def _where(name: str, limit: float, found: Found) -> str:
+def _where(name: str, limit: float, found: CascadeThresholds) -> str:
     if name not in found.shares:
-        return f"«{in_words(name, limit)}» is shown nowhere"
+        return f"«{describe_limit(name, limit)}» is shown nowhere"
     least, most = found.shares[name]
-    return f"«{in_words(name, limit)}» is shown while {100 * least:.0f} to {100 * most:.0f} % stay small"
+    return f"«{describe_limit(name, limit)}» is shown while {100 * least:.0f} to {100 * most:.0f} % stay small"
 
 
 def _would(missing: int | None) -> str:
@@ -101,11 +103,11 @@ def _would(missing: int | None) -> str:
     return f"; about {missing} more rows like these would show it"
 
 
-def _unmeasured(answers: Answers, promise: Promise) -> str:
+def _unmeasured(answers: CascadeData, promise: Guarantee) -> str:
     """Said where a limit needs the large model, or gold, on rows that have neither."""
     if "regret" in promise.limits and answers.labels == "large":
         return "not shown: the large model's own answers were the labels, so nothing is below them; give some gold"
-    needing = [in_words(name, limit) for name, limit in promise.limits.items() if name in ("regret", "cost")]
+    needing = [describe_limit(name, limit) for name, limit in promise.limits.items() if name in ("regret", "cost")]
     if needing and not (answers.paired if "regret" in promise.limits else answers.asked).any():
         return (
             f"not shown: «{', '.join(needing)}» needs the large model's answers on the calibration rows, of which "
@@ -114,7 +116,7 @@ def _unmeasured(answers: Answers, promise: Promise) -> str:
     return ""
 
 
-def _judged(answers: Answers) -> str:
+def _judged(answers: CascadeData) -> str:
     return {
         "gold": "",
         "large": "; right is what the large model answered",
@@ -122,7 +124,7 @@ def _judged(answers: Answers) -> str:
     }[answers.labels]
 
 
-def _label_source(answers: Answers) -> str:
+def _label_source(answers: CascadeData) -> str:
     return {
         "gold": "right is what the gold labels say; a wrong label counts as it stands",
         "large": "the labels are the large model's answers: where it is wrong, so is the promise; no gold corrects it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.stats.intervals import upper_bound
 
 
@@ -26,21 +26,21 @@ class ThresholdPoint(Record):
     """Cost of 1,000 requests then, drafts included."""
 
 
-def curve_of(answers: Answers, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
+def threshold_curve(answers: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
     """About 60 thresholds of the last stage, strict to loose, the chosen one among them; the stages before stay there.
 
     On rows that the large model was not asked, its part is played by the draft.
     """
     falling = np.sort(answers.confidence[-1])[::-1]
     counts = sorted({round(share * answers.n) for share in np.linspace(0, 1, 61)})
-    thresholds = {*(float(falling[n - 1]) if n else NOTHING_KEPT for n in counts), chosen[-1]}
+    thresholds = {*(float(falling[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}
     large_right = np.where(answers.asked, answers.large_right, answers.agrees[-1])
     if answers.labels == "large+gold":
         large_right = answers.asked  # judged by its own answers
     points = []
     for threshold in sorted(thresholds, reverse=True):
         walk = answers.walk((*chosen[:-1], threshold))
-        right = walk.of_taken(np.vstack([answers.agrees, large_right]))
+        right = walk.select_taken(np.vstack([answers.agrees, large_right]))
         errors = int((walk.kept & ~right).sum())
         points.append(
             ThresholdPoint(

@@ -19,9 +19,9 @@ import numpy as np
 from scipy import special
 
 from smallfirst.records import Record
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers, Walk
-from smallfirst.routing.certificate.risks import LOOSENS, evidence
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
+from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
 
 _STEPS = 100
 _MOST_ROWS = 20_000
@@ -31,7 +31,7 @@ Thresholds = tuple[float, ...]
 """One a drafting stage, cheapest first."""
 
 
-class Search(Record):
+class ThresholdSearchResult(Record):
     """Outcome of the threshold search on calibration rows."""
 
     threshold: float
@@ -42,7 +42,7 @@ class Search(Record):
     """Wrong among them."""
 
 
-class Found(NamedTuple):
+class CascadeThresholds(NamedTuple):
     """Outcome of the search over a cascade."""
 
     thresholds: Thresholds
@@ -64,7 +64,7 @@ class Found(NamedTuple):
         return any(threshold <= 1 for threshold in self.thresholds)
 
 
-def search_threshold(confidence: Sequence[float], correct: Sequence[bool], promise: Promise) -> Search:
+def search_threshold(confidence: Sequence[float], correct: Sequence[bool], promise: Guarantee) -> ThresholdSearchResult:
     """The loosest threshold at which kept answers are shown to be wrong at most `promise.at_most_wrong` of the time.
 
     The sequence starts where half the rows are kept (or as many as a promise without any error needs, if that is
@@ -72,11 +72,15 @@ def search_threshold(confidence: Sequence[float], correct: Sequence[bool], promi
     answers are right, so the test is exact given the confidences.
     """
     level = 1 - promise.confidence
-    first = fewest_kept(len(confidence), promise.at_most_wrong or 0.0, level)
-    return sequence(np.asarray(confidence), np.asarray(correct), promise.at_most_wrong or 0.0, level=level, first=first)
+    first = min_accepted_rows(len(confidence), promise.at_most_wrong or 0.0, level)
+    return fixed_sequence_test(
+        np.asarray(confidence), np.asarray(correct), promise.at_most_wrong or 0.0, level=level, first=first
+    )
 
 
-def sequence(confidence: np.ndarray, correct: np.ndarray, at_most: float, *, level: float, first: int) -> Search:
+def fixed_sequence_test(
+    confidence: np.ndarray, correct: np.ndarray, at_most: float, *, level: float, first: int
+) -> ThresholdSearchResult:
     """The same at a level, from `first` rows kept on."""
     said, right = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=bool)
     order = np.argsort(-said, kind="stable")
@@ -87,22 +91,22 @@ def sequence(confidence: np.ndarray, correct: np.ndarray, at_most: float, *, lev
     failed = special.bdtr(wrong[kept - 1], kept, at_most) > level
     n_passed = int(failed.argmax()) if failed.any() else len(kept)
     if n_passed == 0:
-        return Search(threshold=NOTHING_KEPT, n_kept=0, errors_kept=0)
+        return ThresholdSearchResult(threshold=NEVER_ACCEPT, n_kept=0, errors_kept=0)
     n_kept = int(kept[n_passed - 1])
-    return Search(threshold=float(said[n_kept - 1]), n_kept=n_kept, errors_kept=int(wrong[n_kept - 1]))
+    return ThresholdSearchResult(threshold=float(said[n_kept - 1]), n_kept=n_kept, errors_kept=int(wrong[n_kept - 1]))
 
 
-def fewest_kept(n: int, at_most: float, level: float) -> int:
+def min_accepted_rows(n: int, at_most: float, level: float) -> int:
     """Where the search begins: half the rows, or as many as the promise needs without any error."""
-    return max(fewest_without_error(at_most, level), (n + 1) // 2)
+    return max(min_rows_without_error(at_most, level), (n + 1) // 2)
 
 
-def fewest_without_error(at_most: float, level: float) -> int:
+def min_rows_without_error(at_most: float, level: float) -> int:
     """Fewest rows that show an error of at most `at_most` if none of them is wrong: (1 - at_most)^n <= level."""
     return max(1, math.ceil(math.log(level) / math.log1p(-at_most) - 1e-9)) if at_most > 0 else sys.maxsize
 
 
-def search(answers: Answers, promise: Promise) -> Found:
+def search_cascade(answers: CascadeData, promise: Guarantee) -> CascadeThresholds:
     """The cheapest thresholds that keep every limit of the promise, by mean cost on these rows if the rest is sent on.
 
     Where the large model was not measured, those that send least on.
@@ -111,8 +115,8 @@ def search(answers: Answers, promise: Promise) -> Found:
         level = 1 - promise.confidence
         one = search_threshold(answers.confidence[0].tolist(), answers.right[0].tolist(), promise)
         shown = {"wrong": (0.0, one.n_kept / max(1, answers.n))} if one.n_kept else {}
-        return Found((one.threshold,), level, NOTHING_KEPT, shown, answers.n)
-    routes = paths(answers.confidence)
+        return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, answers.n)
+    routes = threshold_paths(answers.confidence)
     level = (1 - promise.confidence) / (len(promise.limits) * len(routes))
     choices: list[tuple[float, int, Thresholds, bool]] = []
     regret: list[Thresholds] = []
@@ -127,13 +131,13 @@ def search(answers: Answers, promise: Promise) -> Found:
         for i, sealed in _valid(walks, path, places):
             price = walks[i].mean_cost_usd if answers.large_known else float(answers.n - walks[i].n_kept)
             choices.append((price, -walks[i].n_kept, path[i], sealed))
-    _, _, best, sealed = min(choices, default=(0.0, 0, (NOTHING_KEPT,) * answers.n_stages, False))
-    floor = min((one[-1] for one in regret if one[:-1] == best[:-1]), default=NOTHING_KEPT)
-    return Found(best, level, floor, shares, sum(map(len, routes)), sealed)
+    _, _, best, sealed = min(choices, default=(0.0, 0, (NEVER_ACCEPT,) * answers.n_stages, False))
+    floor = min((one[-1] for one in regret if one[:-1] == best[:-1]), default=NEVER_ACCEPT)
+    return CascadeThresholds(best, level, floor, shares, sum(map(len, routes)), sealed)
 
 
 def _valid(
-    walks: Sequence[Walk], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
+    walks: Sequence[CascadeOutcome], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
 ) -> list[tuple[int, bool]]:
     """Places at which everything is shown; True beside those where it is only if the rest is not sent on.
 
@@ -141,16 +145,16 @@ def _valid(
     if all were kept, which is where the tests of cost, latency and escalation begin.
     """
     last = len(path) - 1
-    grows = [set(shown) for name, shown in places.items() if name in LOOSENS]
-    falls = [set(shown) for name, shown in places.items() if name not in LOOSENS]
+    grows = [set(shown) for name, shown in places.items() if name in GROWS_WITH_COVERAGE]
+    falls = [set(shown) for name, shown in places.items() if name not in GROWS_WITH_COVERAGE]
     good = set.intersection(set(range(len(path))), *grows)
     sent = set.intersection(good, *falls)
     apart = all(last in shown for shown in (*falls, set(places.get("regret", [last]))))
-    sealed = {i for i in good - sent if apart and path[i][:-1] == path[last][:-1] and not walks[i].rest_helped}
+    sealed = {i for i in good - sent if apart and path[i][:-1] == path[last][:-1] and not walks[i].large_helps_below}
     return [(i, False) for i in sorted(sent)] + [(i, True) for i in sorted(sealed)]
 
 
-def paths(confidence: np.ndarray) -> list[list[Thresholds]]:
+def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
     """Threshold vectors, each path from strict to loose, from confidences by stage and row.
 
     With one stage there is one path. With more there are three: only the last stage drafts; every stage keeps the same
@@ -160,7 +164,7 @@ def paths(confidence: np.ndarray) -> list[list[Thresholds]]:
     last = _thresholds(confidence[-1], shares)
     if len(confidence) == 1:
         return [_distinct((t,) for t in last)]
-    closed, routes = (NOTHING_KEPT,) * (len(confidence) - 1), []
+    closed, routes = (NEVER_ACCEPT,) * (len(confidence) - 1), []
     routes.append(_distinct((*closed, t) for t in last))
     for part in (1.0, 0.5):
         before = [_thresholds(stage, part * shares) for stage in confidence[:-1]]
@@ -168,21 +172,21 @@ def paths(confidence: np.ndarray) -> list[list[Thresholds]]:
     return routes
 
 
-def rows_for(answers: Answers, promise: Promise, level: float) -> int | None:
+def estimate_rows_needed(answers: CascadeData, promise: Guarantee, level: float) -> int | None:
     """About how many calibration rows would show the promise if all rates stayed as they are; None if none would.
 
     The least over thresholds that keep half the rows or more. Those that today's rows show, and that were not reached
     because a stricter one failed, are left out.
     """
     best: int | None = None
-    walks = [answers.walk(one) for path in paths(answers.confidence) for one in path[::-5]]
+    walks = [answers.walk(one) for path in threshold_paths(answers.confidence) for one in path[::-5]]
     for walk in (walk for walk in walks if 2 * walk.n_kept >= answers.n):
         needed = _rows_for(walk, promise, level, best or _MOST_ROWS)
         best = needed if needed and needed > answers.n else best
     return best
 
 
-def _rows_for(walk: Walk, promise: Promise, level: float, most: int) -> int | None:
+def _rows_for(walk: CascadeOutcome, promise: Guarantee, level: float, most: int) -> int | None:
     needed = 0
     for name, limit in promise.limits.items():
         seen = evidence(name, walk, limit)
@@ -194,14 +198,14 @@ def _rows_for(walk: Walk, promise: Promise, level: float, most: int) -> int | No
     return needed if needed < most else None
 
 
-def _shown(name: str, walks: Sequence[Walk], limit: float, level: float) -> list[int]:
+def _shown(name: str, walks: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:
     """Places on the path at which the limit is shown, testing from where it is easiest until it fails."""
     order = list(range(len(walks)))
     if name == "wrong":
-        first = fewest_kept(walks[0].answers.n, limit, level) if walks[0].answers.labels != "large+gold" else 0
+        first = min_accepted_rows(walks[0].answers.n, limit, level) if walks[0].answers.labels != "large+gold" else 0
         order = [i for i in order if walks[i].n_kept >= max(first, (walks[i].answers.n + 1) // 2)]
     places = []
-    for i in order if name in LOOSENS else reversed(order):
+    for i in order if name in GROWS_WITH_COVERAGE else reversed(order):
         if not evidence(name, walks[i], limit).shows(level):
             break
         places.append(i)
@@ -212,7 +216,7 @@ def _thresholds(confidence: np.ndarray, shares: np.ndarray) -> list[float]:
     """The confidence that each share of the rows reaches; 0, which all reach, for the whole."""
     falling = np.sort(confidence)[::-1]
     places = np.floor(shares * len(falling) + 1e-9).astype(int)
-    found = [float(falling[i - 1]) if i else NOTHING_KEPT for i in places.tolist()]
+    found = [float(falling[i - 1]) if i else NEVER_ACCEPT for i in places.tolist()]
     return [0.0 if share >= 1 else threshold for share, threshold in zip(shares, found, strict=True)]
 
 

@@ -17,7 +17,7 @@ from smallfirst.stats.sequential import DriftTest
 
 Statistic = Literal["confidence", "doubt", "label"]
 """What drift is looked for in."""
-LEAST_ERROR = 1e-12
+MIN_FALSE_ALARM_RATE = 1e-12
 """Where the halving of a test's chance of a false alarm ends, after some forty alarms."""
 _LATELY = 200
 """Requests that an alarm describes."""
@@ -25,7 +25,7 @@ _FEWEST, _MOST = 200, 2000
 """Size of the reference that is gathered after an alarm, whatever the size of the first."""
 
 
-class DriftWatch:
+class DriftDetector:
     """Watches one statistic. While it is as in `reference`, false alarms ever come with probability `error` at most.
 
     Labels are compared as numbers and told apart by what they are; which labels there are need not be known.
@@ -42,7 +42,7 @@ class DriftWatch:
         self._lately: deque[float | str] = deque(maxlen=_LATELY)
         self._begin(reference)
 
-    def saw(self, value: float | str | None) -> bool:
+    def observe(self, value: float | str | None) -> bool:
         """True if it raises an alarm."""
         if value is None:
             return False
@@ -58,7 +58,7 @@ class DriftWatch:
         return drifted
 
     def _begin(self, reference: Sequence[float | str]) -> None:
-        self._error = max(self._error / 2, LEAST_ERROR)
+        self._error = max(self._error / 2, MIN_FALSE_ALARM_RATE)
         self._test = DriftTest([_number(value) for value in reference], 1 - self._error)
         self._usual, self._gathered = _summary(reference), None
 

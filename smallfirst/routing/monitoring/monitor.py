@@ -36,9 +36,9 @@ from typing import Literal, Self
 import pydantic
 
 from smallfirst.records import Record
-from smallfirst.routing.monitoring.drift import LEAST_ERROR, DriftWatch, Statistic
+from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE, DriftDetector, Statistic
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sequential import PromiseTest, RecoveryTest, anytime_interval
+from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest, anytime_valid_interval
 
 State = Literal["live", "shadow", "drift", "fallback"]
 Cause = Literal["promise", "shown", "go-live"] | Statistic
@@ -124,7 +124,7 @@ class Monitor:
         references = {"confidence": reference_confidence, "doubt": reference_doubt, "label": reference_labels}
         watched = [(name, reference) for name, reference in references.items() if len(reference)]
         error = (1 - settings.drift_confidence) / max(1, len(watched))
-        self._watches = [DriftWatch(name, reference, error) for name, reference in watched]
+        self._watches = [DriftDetector(name, reference, error) for name, reference in watched]
 
     @property
     def audit_share(self) -> float:
@@ -144,7 +144,7 @@ class Monitor:
         """
         return self._since_live.interval(self.settings.confidence)
 
-    def saw(
+    def observe(
         self, confidence: float | None, doubt: float | None = None, label: str | None = None
     ) -> tuple[StateChange, ...]:
         """Take in a request that the small model answered, kept or not; what came of it. None: not known."""
@@ -152,7 +152,7 @@ class Monitor:
         if self.state == "shadow":
             return ()
         seen = {"confidence": confidence, "doubt": doubt, "label": label}
-        return tuple(self._drifted(watch) for watch in self._watches if watch.saw(seen[watch.name]))
+        return tuple(self._drifted(watch) for watch in self._watches if watch.observe(seen[watch.name]))
 
     def audited(self, wrong: bool, *, drawn_at: int | None = None) -> tuple[StateChange, ...]:
         """Take in one audit of an answer that the certificate keeps; what came of it.
@@ -193,7 +193,7 @@ class Monitor:
         self._broken += 1
         return self._change("fallback", "promise", why, {"evidence": test.e_value, "alarm_at": alarm_at})
 
-    def _drifted(self, watch: DriftWatch) -> StateChange:
+    def _drifted(self, watch: DriftDetector) -> StateChange:
         after: State = "fallback" if "fallback" in (self.state, self.settings.on_drift) else "drift"
         then = "the large model answers" if after == "fallback" else f"{self.settings.audit_share_on_drift:.0%} audited"
         return self._change(after, watch.name, f"{watch.why}; {then}", watch.evidence)
@@ -208,9 +208,11 @@ class Monitor:
         )
         return self._change("live", "shown", why, evidence)
 
-    def _new_promise(self) -> PromiseTest:
+    def _new_promise(self) -> GuaranteeTest:
         """The next test, with half the chance of a false alarm that the one before had: all together one budget."""
-        return PromiseTest(self.limit, 1 - max((1 - self.settings.confidence) / 2 ** (self._broken + 1), LEAST_ERROR))
+        return GuaranteeTest(
+            self.limit, 1 - max((1 - self.settings.confidence) / 2 ** (self._broken + 1), MIN_FALSE_ALARM_RATE)
+        )
 
     def _change(self, after: State, cause: Cause, why: str, evidence: dict[str, float] | None = None) -> StateChange:
         """Go over to `after`, where all proof begins anew."""
@@ -253,4 +255,4 @@ class _Audits:
         return counts
 
     def interval(self, confidence: float) -> Estimate:
-        return anytime_interval(self.errors, self.n, confidence)
+        return anytime_valid_interval(self.errors, self.n, confidence)

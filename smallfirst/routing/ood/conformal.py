@@ -18,18 +18,18 @@ from smallfirst.records import Record
 
 KNOTS = 1000
 """Selection rows whose scores are kept; of more, evenly spaced ones."""
-FEWEST_FOREIGN = 10
+MIN_FOREIGN_ROWS = 10
 """Foreign rows below which no weights are fitted."""
 
 
-class Ranks(Record):
+class ConformalScorer(Record):
     """Scores of the task's own selection rows, and with them the doubt of any score. Larger scores are stranger."""
 
     own: tuple[float, ...] = pydantic.Field(min_length=1)
     """Rising."""
 
     @classmethod
-    def fit(cls, scores: np.ndarray) -> Ranks:
+    def fit(cls, scores: np.ndarray) -> ConformalScorer:
         """From the scores of selection rows; at least one."""
         rising = np.sort(np.asarray(scores, dtype=np.float64))
         if len(rising) > KNOTS:  # the largest stays, and each knot speaks for as many rows
@@ -56,41 +56,41 @@ class Ranks(Record):
         return doubt
 
 
-class Fusion(Record):
+class ScoreFusion(Record):
     """Several scores of a text as one doubt."""
 
-    ranks: tuple[Ranks, ...]
+    ranks: tuple[ConformalScorer, ...]
     """One per score."""
     weights: tuple[float, ...]
     """What each score's nats count."""
-    fused: Ranks
+    fused: ConformalScorer
     """Of the weighted sum."""
 
     @classmethod
-    def fit(cls, own: np.ndarray, foreign: np.ndarray | None = None) -> Fusion:
+    def fit(cls, own: np.ndarray, foreign: np.ndarray | None = None) -> ScoreFusion:
         """From the scores (rows, scores) of selection rows, and of foreign ones if there are any.
 
         Without foreign rows every score counts the same. With ten or more a logistic regression weighs them, both sides
         as heavy; a weight below 0 is set to 0, since no score may make a strange text ordinary.
         """
-        ranks = tuple(Ranks.fit(column) for column in own.T)
+        ranks = tuple(ConformalScorer.fit(column) for column in own.T)
         nats = _nats(ranks, own)
         weights = np.ones(len(ranks))
-        if foreign is not None and len(foreign) >= FEWEST_FOREIGN:
+        if foreign is not None and len(foreign) >= MIN_FOREIGN_ROWS:
             weights = _weigh(nats, _nats(ranks, foreign))
-        return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=Ranks.fit(nats @ weights))
+        return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=ConformalScorer.fit(nats @ weights))
 
-    def strangeness(self, scores: np.ndarray) -> np.ndarray:
+    def nonconformity(self, scores: np.ndarray) -> np.ndarray:
         """The weighted sum of the nats of scores (rows, scores)."""
         total: np.ndarray = _nats(self.ranks, scores) @ np.asarray(self.weights)
         return total
 
     def doubt(self, scores: np.ndarray) -> np.ndarray:
         """In [0, 1] for each row of scores (rows, scores)."""
-        return self.fused.doubt(self.strangeness(scores))
+        return self.fused.doubt(self.nonconformity(scores))
 
 
-def _nats(ranks: Sequence[Ranks], scores: np.ndarray) -> np.ndarray:
+def _nats(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
     return np.column_stack([one.nats(column) for one, column in zip(ranks, scores.T, strict=True)])
 
 

@@ -20,17 +20,17 @@ import numpy as np
 from smallfirst.models.protocol import Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
-from smallfirst.routing.ood.detector import Look, Signature
+from smallfirst.routing.ood.detector import ProfileScore, TaskProfile
 
 if TYPE_CHECKING:
-    from smallfirst.models.linear.classifier import LinearScorer
+    from smallfirst.models.linear.classifier import LinearClassifier
     from smallfirst.models.local.label_scorer import LabelScorer
 
 TIE = 0.05
 """Doubts this close say nothing about which of two tasks a text belongs to."""
 
 
-class Choice(Record):
+class TaskSelection(Record):
     """Where a request goes, and why."""
 
     task: str | None
@@ -49,10 +49,10 @@ class Choice(Record):
     """How long it took; of texts looked at together each one's share."""
 
 
-class Front:
+class TaskSelector:
     """Several tasks' signatures side by side. Not thread-safe."""
 
-    def __init__(self, signatures: Mapping[str, Signature], *, price: MachinePrice | None = None) -> None:
+    def __init__(self, signatures: Mapping[str, TaskProfile], *, price: MachinePrice | None = None) -> None:
         """By task name; tasks of earlier places win what nothing else decides."""
         self.signatures = dict(signatures)
         self._price = price or MachinePrice()
@@ -62,7 +62,7 @@ class Front:
         cls,
         folders: Mapping[str, Path],
         *,
-        models: Mapping[str, LinearScorer | LabelScorer] | None = None,
+        models: Mapping[str, LinearClassifier | LabelScorer] | None = None,
         price: MachinePrice | None = None,
     ) -> Self:
         """Of saved signatures by task name; `models` are the small models of those that were fitted with one.
@@ -70,19 +70,19 @@ class Front:
         Raises ConfigError for a folder without a signature.
         """
         given = models or {}
-        return cls({name: Signature.load(at, model=given.get(name)) for name, at in folders.items()}, price=price)
+        return cls({name: TaskProfile.load(at, model=given.get(name)) for name, at in folders.items()}, price=price)
 
-    def choose(self, request: Request | str) -> Choice:
+    def choose(self, request: Request | str) -> TaskSelection:
         """The task of a request, by its last user message; a conversation only goes to tasks that have some."""
         conversation = isinstance(request, Request) and sum(m.role != "system" for m in request.messages) > 1
         text = request if isinstance(request, str) else request.text
         return self._choose([text], conversation=conversation)[0]
 
-    def choose_all(self, texts: Sequence[str]) -> list[Choice]:
+    def select_all(self, texts: Sequence[str]) -> list[TaskSelection]:
         """The task of each text, in order: the same as one by one, in less time."""
         return self._choose(texts, conversation=False) if texts else []
 
-    def _choose(self, texts: Sequence[str], *, conversation: bool) -> list[Choice]:
+    def _choose(self, texts: Sequence[str], *, conversation: bool) -> list[TaskSelection]:
         began = time.perf_counter()
         asked = {n: s for n, s in self.signatures.items() if s.fitted.conversations or not conversation}
         looks = _look(asked, texts)
@@ -90,7 +90,7 @@ class Front:
         busy_s = (time.perf_counter() - began) / len(texts)
         cost = {"cost_usd": self._price.cost_usd(busy_s), "latency_ms": busy_s * 1000}
         return [
-            Choice(
+            TaskSelection(
                 task=task,
                 doubts=(doubts := {name: look[i].doubt for name, look in looks.items()}),
                 limit=self._limit_of(task or min(doubts, key=lambda name: doubts[name], default=None)),
@@ -104,7 +104,7 @@ class Front:
     def _limit_of(self, task: str | None) -> float | None:
         return None if task is None else self.signatures[task].limit
 
-    def _decide(self, text: str, looks: Mapping[str, Look]) -> tuple[str | None, str]:
+    def _decide(self, text: str, looks: Mapping[str, ProfileScore]) -> tuple[str | None, str]:
         """The task and the reason."""
         if not looks:
             return None, "a conversation, while every task is asked in one message" if self.signatures else "no tasks"
@@ -117,16 +117,16 @@ class Front:
         close = [name for name in taking if looks[name].doubt - looks[first].doubt <= TIE]
         if len(close) == 1:
             return first, f"like requests of {self._said(first, looks[first])}"
-        likeliest = max(close, key=lambda name: self.signatures[name].wording.log_presence(text))
+        likeliest = max(close, key=lambda name: self.signatures[name].wording.log_likelihood(text))
         others = ", ".join(name for name in close if name != likeliest)
         return likeliest, f"its words are likelier in {self._said(likeliest, looks[likeliest])} than in {others}"
 
-    def _said(self, name: str, look: Look) -> str:
+    def _said(self, name: str, look: ProfileScore) -> str:
         by = "words and meaning" if look.second else "words"
         return f"{name} (doubt {look.doubt:.3f} by {by}, limit {self.signatures[name].limit:.3f})"
 
 
-def _look(asked: Mapping[str, Signature], texts: Sequence[str]) -> dict[str, list[Look]]:
+def _look(asked: Mapping[str, TaskProfile], texts: Sequence[str]) -> dict[str, list[ProfileScore]]:
     """Every task's look at every text; the second one where no task's words find the text clearly its own."""
     firsts = {name: signature.first(texts) for name, signature in asked.items()}
     unclear = np.ones(len(texts), dtype=bool)

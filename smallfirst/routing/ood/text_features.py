@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smallfirst.files import write_atomically
-from smallfirst.models.linear.classifier import WordFeatures
+from smallfirst.models.linear.classifier import TfidfFeatures
 
 SCORES = ("unseen", "nearest", "near", "unlike")
 """Columns of what a Wording gives."""
-MOST_ROWS = 10_000
+MAX_ROWS = 10_000
 """Training texts that texts are compared with; of more, evenly spaced ones."""
 NEAREST = 3
 """Training texts over which `near` averages."""
-MOST_CHARS = 2000
+MAX_CHARS = 2000
 """Of a longer text the first half and the last half of so many are looked at, as of the training texts."""
 AT_ONCE = 128
 """Texts compared at a time."""
@@ -53,10 +53,10 @@ class Vocabulary(NamedTuple):
         return repeated
 
 
-class Wording:
+class TextFeatures:
     """The words, pieces of words and texts of a task's own requests."""
 
-    def __init__(self, features: WordFeatures, rows: Mapping[str, Any], n_texts: int) -> None:
+    def __init__(self, features: TfidfFeatures, rows: Mapping[str, Any], n_texts: int) -> None:
         """`rows` of `words` and of `pieces` are sparse (n-grams, texts), each text a unit vector.
 
         `n_texts` is what the features were counted in.
@@ -66,13 +66,13 @@ class Wording:
         self._repeated = self._words.repeated
 
     @classmethod
-    def fit(cls, texts: Sequence[str]) -> Wording:
+    def fit(cls, texts: Sequence[str]) -> TextFeatures:
         """From the task's training texts."""
         from sklearn.preprocessing import normalize
 
         cut = [_ends(text) for text in texts]
-        features = WordFeatures.fit(cut)
-        compared = cut[:: max(1, -(-len(cut) // MOST_ROWS))]
+        features = TfidfFeatures.fit(cut)
+        compared = cut[:: max(1, -(-len(cut) // MAX_ROWS))]
         words, _ = _vocabularies(features, len(cut))
         of_words, of_pieces = (vectoriser.transform(compared) for vectoriser in features.vectorisers)
         plain = normalize(of_words.multiply(words.repeated / words.idf).tocsr())  # without idf
@@ -90,7 +90,7 @@ class Wording:
         unlike = self._distances(_vectors(words, self._words.places, self._repeated, lengths), "words", 1)
         return np.column_stack([unseen, near, unlike[:, 0]])
 
-    def log_presence(self, text: str) -> float:
+    def log_likelihood(self, text: str) -> float:
         """Log-probability of the text's words and word pairs in a text of this task: each is drawn by itself.
 
         The difference between two tasks is a log-likelihood ratio. Words of neither count against the one with more
@@ -113,7 +113,7 @@ class Wording:
         write_atomically(folder / "rows.safetensors", save(tensors))
 
     @classmethod
-    def load(cls, folder: Path) -> Wording:
+    def load(cls, folder: Path) -> TextFeatures:
         """Read back what `save` wrote."""
         from safetensors.numpy import load_file
         from scipy import sparse
@@ -122,7 +122,7 @@ class Wording:
         for name in ("words", "pieces"):
             parts = tuple(tensors[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
             rows[name] = sparse.csr_matrix(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
-        return cls(WordFeatures.load(folder), rows, int(tensors["n_texts"][0]))
+        return cls(TfidfFeatures.load(folder), rows, int(tensors["n_texts"][0]))
 
     def _unseen(self, counts: Counter[str]) -> float:
         return sum(gram not in self._words.places for gram in counts) / len(counts) if counts else 1.0
@@ -138,7 +138,7 @@ class Wording:
         return distances
 
 
-def _vocabularies(features: WordFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
+def _vocabularies(features: TfidfFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
     """Of words and word pairs, and of pieces."""
     unseen = 1 + float(np.log(1 + n_texts))
     words, pieces = (
@@ -166,5 +166,5 @@ def _vectors(
 
 
 def _ends(text: str) -> str:
-    half = MOST_CHARS // 2
-    return text if len(text) <= MOST_CHARS else f"{text[:half]} {text[-half:]}"
+    half = MAX_CHARS // 2
+    return text if len(text) <= MAX_CHARS else f"{text[:half]} {text[-half:]}"

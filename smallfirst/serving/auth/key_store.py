@@ -28,25 +28,25 @@ from smallfirst.errors import ConfigError
 from smallfirst.records import Record, parse_record
 from smallfirst.serving.auth.keys import hash_key, new_id, new_key
 
-__all__ = ["FILE_NAME", "Key", "KeysUnreadable", "Keyring", "Terms", "State"]
+__all__ = ["FILE_NAME", "ApiKey", "KeyStoreUnreadable", "KeyStore", "KeyPolicy", "KeyState"]
 
 FILE_NAME = "keys.json"
 """The keyring inside the state folder."""
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 """Keys of one file, revoked ones included."""
 
-State = Literal["active", "expired", "revoked"]
+KeyState = Literal["active", "expired", "revoked"]
 _Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 _Model = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/@:-]{1,128}$")]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _log = logging.getLogger("smallfirst.serving")
 
 
-class KeysUnreadable(Exception):
+class KeyStoreUnreadable(Exception):
     """The file is there and cannot be read; nobody is let in by it until it can."""
 
 
-class Terms(Record):
+class KeyPolicy(Record):
     """What a key allows."""
 
     role: Literal["user", "admin"] = "user"
@@ -63,7 +63,7 @@ class Terms(Record):
     """First day (UTC) on which the key opens nothing any more; None = never."""
 
 
-class Key(Record):
+class ApiKey(Record):
     """One key as it is kept: everything but the key itself."""
 
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
@@ -76,10 +76,10 @@ class Key(Record):
     """When it was made."""
     revoked_at: AwareDatetime | None = None
     """When it was revoked."""
-    terms: Terms = Terms()
+    terms: KeyPolicy = KeyPolicy()
     """What it allows."""
 
-    def state(self, today: date | None = None) -> State:
+    def state(self, today: date | None = None) -> KeyState:
         """Whether it opens anything on `today` (UTC)."""
         if self.revoked_at is not None:
             return "revoked"
@@ -89,20 +89,20 @@ class Key(Record):
 
 class _File(Record):
     version: Literal[1] = 1
-    keys: tuple[Key, ...] = Field(default=(), max_length=MOST_KEYS)
+    keys: tuple[ApiKey, ...] = Field(default=(), max_length=MAX_KEYS)
 
 
 _Seen = tuple[int, int, int]
 
 
-class Keyring:
+class KeyStore:
     """The keys in one file. Reading is for one thread; any number of processes may change the file."""
 
     def __init__(self, path: Path) -> None:
         """The keyring at `path`, which need not be there yet."""
         self.path = path
         self._seen: _Seen | None = None
-        self._by_id: Mapping[str, Key] = {}
+        self._by_id: Mapping[str, ApiKey] = {}
         self._readable = True
         self._demands = False
         self._used: dict[str, str] = {}
@@ -113,18 +113,18 @@ class Keyring:
         self._look()
         return self._demands
 
-    def find(self, id: str) -> Key | None:
+    def find(self, id: str) -> ApiKey | None:
         """The key of this id as the file has it now. Raises KeysUnreadable."""
         self._look()
         if not self._readable:
-            raise KeysUnreadable
+            raise KeyStoreUnreadable
         return self._by_id.get(id)
 
-    def entries(self) -> tuple[Key, ...]:
+    def entries(self) -> tuple[ApiKey, ...]:
         """All keys, oldest first. Raises ConfigError if the file cannot be read."""
         return _read(self.path).keys
 
-    def create(self, name: str, terms: Terms) -> tuple[Key, str]:
+    def create(self, name: str, terms: KeyPolicy) -> tuple[ApiKey, str]:
         """A new key and its text, which is kept nowhere. Raises ConfigError for a name that is taken or unfit."""
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot be a key's name", hint="use 1 to 64 of A-Z a-z 0-9 . _ @ -")
@@ -132,14 +132,14 @@ class Keyring:
             kept = _read(self.path).keys
             if any(key.name == name and key.revoked_at is None for key in kept):
                 raise ConfigError(f'there is a key called "{name}"', hint=f"smallfirst keys revoke {name}")
-            if len(kept) >= MOST_KEYS:
-                raise ConfigError(f"{self.path} holds {MOST_KEYS:,} keys already", hint="start another file")
+            if len(kept) >= MAX_KEYS:
+                raise ConfigError(f"{self.path} holds {MAX_KEYS:,} keys already", hint="start another file")
             secret = new_key(id := new_id())
-            key = Key(id=id, name=name, sha256=hash_key(secret), created_at=datetime.now(UTC), terms=terms)
+            key = ApiKey(id=id, name=name, sha256=hash_key(secret), created_at=datetime.now(UTC), terms=terms)
             _write(self.path, _File(keys=(*kept, key)).model_dump_json(indent=2))
         return key, secret
 
-    def revoke(self, name_or_id: str) -> Key:
+    def revoke(self, name_or_id: str) -> ApiKey:
         """The key, revoked from now on. Raises ConfigError if no active or expired key has this name or id."""
         with _locked(self.path):
             kept = _read(self.path).keys

@@ -22,14 +22,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.protocol import Model
-from smallfirst.serving.auth.key_store import Key, Keyring, KeysUnreadable, Terms
+from smallfirst.serving.auth.key_store import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable
 from smallfirst.serving.auth.keys import hash_key, key_id, key_matches
-from smallfirst.serving.auth.rate_limits import Allowance, Allowances, Bill
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings, is_loopback
 
 CHAT_PATH = "/v1/chat/completions"
-OPEN_PATHS = frozenset({"/health", "/ready"})
+PUBLIC_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key."""
 USER_PATHS = frozenset(
     {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models", "/v1/feedback", "/v1/files"}
@@ -51,35 +51,37 @@ class Caller(NamedTuple):
     """SHA-256 in hex of the key; empty where no key is asked for."""
     id: str = ""
     """Prefix id of the key, which may be logged; empty for a key that is not of the keyring."""
-    terms: Terms = Terms(role="admin")
+    terms: KeyPolicy = KeyPolicy(role="admin")
     """What the key allows; where no key is asked for, everything."""
-    allowance: Allowance | None = None
+    allowance: Quota | None = None
     """What is left of its limits; None for one without."""
 
     def may_use(self, name: str) -> bool:
         """True if the key is for this served name."""
         return not self.terms.models or name in self.terms.models
 
-    def tokens(self, estimate: int) -> AbstractContextManager[Bill]:
+    def tokens(self, estimate: int) -> AbstractContextManager[TokenReservation]:
         """The bill of one request, as `Allowance.tokens`. Raises WireError 429."""
-        return nullcontext(Bill(None, estimate)) if self.allowance is None else self.allowance.tokens(estimate)
+        return (
+            nullcontext(TokenReservation(None, estimate)) if self.allowance is None else self.allowance.tokens(estimate)
+        )
 
 
 _ANYBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=_ANYBODY)
 
 
-def current() -> Caller:
+def current_caller() -> Caller:
     """Who sent the request that is worked on."""
     return _caller.get()
 
 
-def caller() -> str:
+def caller_digest() -> str:
     """SHA-256 in hex of the caller's key; empty where no key is asked for."""
     return _caller.get().digest
 
 
-class Permitted(Mapping[str, Model]):
+class PermittedModels(Mapping[str, Model]):
     """Served models as the caller may see them: a name that the key is not for is not there."""
 
     def __init__(self, served: Mapping[str, Model]) -> None:
@@ -87,18 +89,18 @@ class Permitted(Mapping[str, Model]):
         self._served = served
 
     def __getitem__(self, name: str) -> Model:
-        if not current().may_use(name):
+        if not current_caller().may_use(name):
             raise KeyError(name)
         return self._served[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._served if current().may_use(name))
+        return (name for name in self._served if current_caller().may_use(name))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-class Guard:
+class AuthMiddleware:
     """ASGI middleware in front of all routes."""
 
     def __init__(
@@ -106,8 +108,8 @@ class Guard:
         app: ASGIApp,
         *,
         settings: ServeSettings,
-        keyring: Keyring | None = None,
-        open_paths: Collection[str] = OPEN_PATHS,
+        keyring: KeyStore | None = None,
+        open_paths: Collection[str] = PUBLIC_PATHS,
         user_paths: Collection[str] = USER_PATHS,
         allowed_hosts: Collection[str] = (),
     ) -> None:
@@ -120,7 +122,7 @@ class Guard:
         self._keyring = keyring
         self._open, self._user = frozenset(open_paths), frozenset(user_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._allowances = Allowances()
+        self._allowances = Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing; the request was passed on, with `scope["smallfirst.id"]` set, or refused."""
@@ -148,7 +150,7 @@ class Guard:
             limits = allowance.headers
             with allowance.request():
                 await self._app(scope, receive, with_id)
-        except WireError as refusal:
+        except ApiError as refusal:
             # From the door alone: what the routes raise is answered inside.
             await _refuse(refusal, with_id)
 
@@ -157,14 +159,14 @@ class Guard:
         headers, path = Headers(scope=scope), scope["path"]
         if path in self._open:
             # A probe of an orchestrator calls the machine by its address, whatever names it has.
-            return Caller(terms=Terms())
+            return Caller(terms=KeyPolicy())
         self._check_host(headers)
         if not self._hashes and (self._keyring is None or not self._keyring.demands_keys):
             _check_local(headers)
             return _ANYBODY
         asking = self._owner(_key(headers))
         if asking.terms.role != "admin" and not self._is_for_users(path):
-            raise WireError(403, "This path needs a key with the role admin.", code="admin_only")
+            raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         return asking
 
     def _is_for_users(self, path: str) -> bool:
@@ -187,20 +189,20 @@ class Guard:
             return Caller(digest)
         raise _unauthorised("The API key is not known here.")
 
-    def _known(self, presented: str) -> Key | None:
+    def _known(self, presented: str) -> ApiKey | None:
         """The entry that the key's id names. Raises WireError 503 if the keyring is there and cannot be read."""
         try:
             return self._keyring.find(key_id(presented)) if self._keyring else None
-        except KeysUnreadable:
+        except KeyStoreUnreadable:
             if key_matches(presented, self._hashes):
                 return None
-            raise WireError(
+            raise ApiError(
                 503, "Keys cannot be checked at the moment.", kind="server_error", code="keys_unreadable"
             ) from None
 
     def _check_host(self, headers: Headers) -> None:
         if self._hosts and _host_name(headers) not in self._hosts:
-            raise WireError(403, "The Host header names another server.", code="host_not_allowed")
+            raise ApiError(403, "The Host header names another server.", code="host_not_allowed")
 
 
 def _key(headers: Headers) -> str:
@@ -214,11 +216,11 @@ def _check_local(headers: Headers) -> None:
     """Nothing for a request of this machine's own programs and pages. Raises WireError 403 for another."""
     if not is_loopback(_host_name(headers)):
         what = "the Host header names another"
-        raise WireError(
+        raise ApiError(
             403, f"Without API keys only requests to localhost are answered; {what}.", code="host_not_allowed"
         )
     if not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in headers.getlist("origin")):
-        raise WireError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
+        raise ApiError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
 
 
 def _host_name(headers: Headers) -> str:
@@ -233,13 +235,13 @@ def _name_in(host: str) -> str:
     return found[1].strip("[]").lower() if found else ""
 
 
-def _unauthorised(message: str) -> WireError:
-    refusal = WireError(401, message, code="invalid_api_key")
+def _unauthorised(message: str) -> ApiError:
+    refusal = ApiError(401, message, code="invalid_api_key")
     refusal.headers["www-authenticate"] = "Bearer"
     return refusal
 
 
-async def _refuse(refusal: WireError, send: Send) -> None:
+async def _refuse(refusal: ApiError, send: Send) -> None:
     body = json.dumps(refusal.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body))}
     raw = [(n.encode(), v.encode()) for n, v in {**headers, **refusal.headers}.items()]

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.serving.auth.key_store import Terms
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.auth.key_store import KeyPolicy
+from smallfirst.serving.openai.errors import ApiError
 
 _MINUTE_S = 60.0
 _BUSY_RETRY_S = 1
@@ -24,7 +24,7 @@ _BUSY_RETRY_S = 1
 _BYTES_A_TOKEN = 4
 
 
-class Bucket:
+class TokenBucket:
     """So many units a minute; holds a minute's worth at most, and may be in debt."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
@@ -50,10 +50,10 @@ class Bucket:
         self._level = min(self.per_minute, self.level - units)
 
 
-class Bill:
+class TokenReservation:
     """The tokens of one request: an estimate that was taken, until what it took is known."""
 
-    def __init__(self, bucket: Bucket | None, estimate: int) -> None:
+    def __init__(self, bucket: TokenBucket | None, estimate: int) -> None:
         self._bucket, self._estimate = bucket, estimate
         self._used: int | None = None
 
@@ -68,14 +68,14 @@ class Bill:
         self._bucket = None
 
 
-class Allowance:
+class Quota:
     """What is left to one key."""
 
-    def __init__(self, terms: Terms, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, terms: KeyPolicy, clock: Callable[[], float] = time.monotonic) -> None:
         """Untouched limits of `terms`."""
         self.terms = terms
-        self._requests = Bucket(terms.requests_per_minute, clock) if terms.requests_per_minute else None
-        self._tokens = Bucket(terms.tokens_per_minute, clock) if terms.tokens_per_minute else None
+        self._requests = TokenBucket(terms.requests_per_minute, clock) if terms.requests_per_minute else None
+        self._tokens = TokenBucket(terms.tokens_per_minute, clock) if terms.tokens_per_minute else None
         self.n_in_flight = 0
 
     @contextmanager
@@ -98,14 +98,14 @@ class Allowance:
             self.n_in_flight -= 1
 
     @contextmanager
-    def tokens(self, estimate: int) -> Iterator[Bill]:
+    def tokens(self, estimate: int) -> Iterator[TokenReservation]:
         """The bill of one request, settled at the end. Raises WireError 429 if the estimate is not there."""
         bucket = self._tokens
         if bucket is not None:
             if wait_s := bucket.wait_s(estimate):
                 raise _slow_down(f"This key may use {bucket.per_minute} tokens a minute.", wait_s, "tokens")
             bucket.take(estimate)
-        bill = Bill(bucket, estimate)
+        bill = TokenReservation(bucket, estimate)
         try:
             yield bill
         finally:
@@ -124,20 +124,20 @@ class Allowance:
         return found
 
 
-class Allowances:
+class Quotas:
     """What is left to each key, by its id; a key whose terms changed begins anew."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Nobody has asked yet."""
         self._clock = clock
-        self._by_id: dict[str, Allowance] = {}
+        self._by_id: dict[str, Quota] = {}
 
-    def of(self, id: str, terms: Terms) -> Allowance:
+    def of(self, id: str, terms: KeyPolicy) -> Quota:
         """The allowance of a key."""
         found = self._by_id.get(id)
         if found is None or (found.terms is not terms and found.terms != terms):
             # Only keys that were let in come here, so the keyring bounds the number.
-            found = self._by_id[id] = Allowance(terms, self._clock)
+            found = self._by_id[id] = Quota(terms, self._clock)
         return found
 
 
@@ -147,11 +147,11 @@ def estimated_tokens(*requests: Request) -> int:
     return math.ceil(n_bytes / _BYTES_A_TOKEN) + sum(request.max_tokens for request in requests)
 
 
-def _slow_down(rule: str, wait_s: float, what: str) -> WireError:
+def _slow_down(rule: str, wait_s: float, what: str) -> ApiError:
     """OpenAI's refusal for a limit: type `requests` or `tokens`, code `rate_limit_exceeded`."""
     wait = max(1, math.ceil(wait_s))
     message = f"{rule} Try again in {wait} s."
-    return WireError(429, message, kind=what, code="rate_limit_exceeded", retry_after_s=wait)
+    return ApiError(429, message, kind=what, code="rate_limit_exceeded", retry_after_s=wait)
 
 
 def _duration(seconds: float) -> str:

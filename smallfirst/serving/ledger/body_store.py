@@ -47,7 +47,7 @@ class Body(NamedTuple):
     """The answer."""
 
 
-class Bodies:
+class BodyStore:
     """A SQLite file of texts that expire. Any thread may write and read."""
 
     def __init__(self, path: Path, *, keep_days: int = KEEP_DAYS) -> None:

@@ -16,7 +16,7 @@ T = TypeVar("T")
 _Waiting = tuple[T, "Future[None] | asyncio.Future[None]"]
 
 
-class Writer(Generic[T]):
+class GroupCommitWriter(Generic[T]):
     """Writes items in the order in which they came. Any thread and any event loop may hand them in."""
 
     def __init__(self, write: Callable[[Sequence[T]], None], *, name: str) -> None:

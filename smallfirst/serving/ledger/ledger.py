@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 from smallfirst.errors import SmallfirstError
 from smallfirst.records import Record
 from smallfirst.serving.ledger.body_columns import Text, place_of, text_of, with_text, without_text
-from smallfirst.serving.ledger.body_store import KEEP_DAYS, Bodies, Body
-from smallfirst.serving.ledger.group_commit import Writer
+from smallfirst.serving.ledger.body_store import KEEP_DAYS, Body, BodyStore
+from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
-from smallfirst.serving.ledger.schema import VERSION, opened
+from smallfirst.serving.ledger.schema import VERSION, open_ledger
 
-__all__ = ["Ledger", "LedgerRow", "NotRecorded", "StageTotals"]
+__all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
 
 E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
 
@@ -50,7 +50,7 @@ _PROBE = f"PRAGMA user_version = {VERSION}"
 _Statement = tuple[str, tuple[Any, ...]]
 
 
-class NotRecorded(SmallfirstError):
+class LedgerUnavailable(SmallfirstError):
     """The ledger could not take a row: its disk is full, or the file cannot be written to. The next one is tried."""
 
     retryable = True
@@ -82,11 +82,11 @@ class Ledger:
         What people wrote stands beside it, in a file of its own, and is forgotten after `keep_bodies_days`.
         """
         self.path = path
-        self._connection = opened(path)
-        self._writer: Writer[_Statement] = Writer(self._write, name="ledger")
+        self._connection = open_ledger(path)
+        self._writer: GroupCommitWriter[_Statement] = GroupCommitWriter(self._write, name="ledger")
         self._keep_days = keep_bodies_days
         self._bodies_path = path.with_name(f"{path.stem}-bodies.db")
-        self._bodies: Bodies | None = None
+        self._bodies: BodyStore | None = None
         self._door = threading.Lock()
 
     def append(self, row: Entry) -> None:
@@ -151,7 +151,7 @@ class Ledger:
         try:
             self._open_bodies().put(*text)
         except sqlite3.Error as error:
-            raise NotRecorded(
+            raise LedgerUnavailable(
                 f"{self._bodies_path} takes no text: {error}",
                 hint="make room on its disk and see that it can be written to; the next one is tried again",
             ) from None
@@ -160,10 +160,10 @@ class Ledger:
         there = self._bodies is not None or self._bodies_path.exists()
         return self._open_bodies().many(places) if places and there else {}
 
-    def _open_bodies(self) -> Bodies:
+    def _open_bodies(self) -> BodyStore:
         with self._door:
             if self._bodies is None:
-                self._bodies = Bodies(self._bodies_path, keep_days=self._keep_days)
+                self._bodies = BodyStore(self._bodies_path, keep_days=self._keep_days)
             return self._bodies
 
     def _write(self, statements: Sequence[_Statement]) -> None:
@@ -174,7 +174,7 @@ class Ledger:
                 for sql, values in statements:
                     self._connection.execute(sql, values)
         except sqlite3.OperationalError as error:  # full, read-only, locked for too long, failing disk
-            raise NotRecorded(
+            raise LedgerUnavailable(
                 f"{self.path} takes no row: {error}",
                 hint="make room on its disk and see that it can be written to; the next row is tried again",
             ) from None

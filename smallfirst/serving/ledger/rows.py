@@ -11,7 +11,7 @@ from typing import Literal
 import pydantic_core
 from pydantic import AwareDatetime, Field
 
-from smallfirst.models.protocol import Step
+from smallfirst.models.protocol import RouteStep
 from smallfirst.records import Record
 
 
@@ -67,9 +67,9 @@ class LedgerRow(Record):
     """True if chance has chosen it to be held against another answer."""
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[RouteStep, ...]:
         """The way the request took through its Router."""
-        return tuple(Step.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
+        return tuple(RouteStep.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
 
 
 class AuditRow(Record):

@@ -88,7 +88,7 @@ _STEPS = (_FIRST, _SECOND, _THIRD)
 """What makes each format out of the one before; a ledger of an older format is brought up when it is opened."""
 
 
-def opened(path: Path) -> sqlite3.Connection:
+def open_ledger(path: Path) -> sqlite3.Connection:
     """A connection to the file, made or brought up if need be. Raises ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

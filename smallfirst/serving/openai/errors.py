@@ -14,7 +14,7 @@ from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import Request
 
 
-class WireError(Exception):
+class ApiError(Exception):
     """A refusal in the form OpenAI's clients understand."""
 
     def __init__(
@@ -40,19 +40,19 @@ def json_object(body: bytes) -> dict[str, Any]:
     try:
         value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise WireError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
+        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise WireError(400, "The body must be a JSON object.", code="invalid_json")
+        raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
     return value
 
 
-def explain(error: pydantic.ValidationError) -> WireError:
+def validation_error(error: pydantic.ValidationError) -> ApiError:
     """All broken rules in one refusal, without repeating what was sent."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     places = [_place(problem["loc"]) for problem in problems]
     rules = [f"{place}: {p['msg']}" if place else p["msg"] for place, p in zip(places, problems, strict=True)]
     more = f"; and {len(rules) - 5} more" if len(rules) > 5 else ""
-    return WireError(400, "; ".join(rules[:5]) + more, param=places[0] or None, code=str(problems[0]["type"]))
+    return ApiError(400, "; ".join(rules[:5]) + more, param=places[0] or None, code=str(problems[0]["type"]))
 
 
 def _place(path: tuple[int | str, ...]) -> str:
@@ -72,13 +72,13 @@ def messages_sha256(request: Request) -> str:
     return hashlib.sha256(messages_json(request).encode()).hexdigest()
 
 
-def model_missing(name: str, served: Iterable[str]) -> WireError:
+def model_not_found(name: str, served: Iterable[str]) -> ApiError:
     """The refusal for a name that is not served, with the nearest one and the list."""
     known = sorted(served)
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     shown = name[:128]
     near = did_you_mean(shown, known) or "."
-    return WireError(
+    return ApiError(
         404,
         f'The model "{shown}" is not served here{near} Served: {", ".join(known[:20])}{more}.',
         param="model",

@@ -18,7 +18,7 @@ from typing import Any
 import pydantic_core
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 MAX_DEPTH = 64
 """Objects and lists inside one another."""
@@ -32,7 +32,7 @@ MAX_INTEGER_BITS = 64
 """Bits of an integer; nothing here counts further."""
 MAX_PARTS = 1_024
 """Parts of all messages together."""
-LISTS: Mapping[str, int] = {
+MAX_ENTRIES: Mapping[str, int] = {
     "stop": 4,
     "logit_bias": 300,
     "tools": 128,
@@ -43,7 +43,7 @@ LISTS: Mapping[str, int] = {
     "prompt": 2_048,
 }
 """Most entries of a list or an object, by parameter."""
-NUMBERS: Mapping[str, int] = {"n": 8, "best_of": 8, "top_logprobs": 20}
+MAX_NUMBERS: Mapping[str, int] = {"n": 8, "best_of": 8, "top_logprobs": 20}
 """Largest number, by parameter."""
 MAX_SCHEMA_OBJECTS = 1_000
 """Objects in a schema: checking one against the rules of JSON Schema takes a quarter of a millisecond."""
@@ -80,19 +80,19 @@ def check_json(value: Any) -> None:
 
 def check_lists(values: Mapping[str, Any]) -> None:
     """Nothing if the lists and numbers of a body are within OpenAI's bounds. Raises WireError 400 naming the field."""
-    for name, most in LISTS.items():
+    for name, most in MAX_ENTRIES.items():
         held = values.get(name)
         if isinstance(held, list | dict) and len(held) > most:
-            raise WireError(400, f"{name}: {len(held)} entries; at most {most} are read.", param=name, code="too_long")
-    for name, most in NUMBERS.items():
+            raise ApiError(400, f"{name}: {len(held)} entries; at most {most} are read.", param=name, code="too_long")
+    for name, most in MAX_NUMBERS.items():
         number = values.get(name)
         if isinstance(number, int | float) and number > most:
-            raise WireError(400, f"{name}: at most {most}.", param=name, code="too_large")
+            raise ApiError(400, f"{name}: at most {most}.", param=name, code="too_large")
     messages = values.get("messages")
     turns = messages if isinstance(messages, list) else []
     parts = sum(len(t["content"]) for t in turns if isinstance(t, dict) and isinstance(t.get("content"), list))
     if parts > MAX_PARTS:
-        raise WireError(400, f"{parts} parts in messages; at most {MAX_PARTS} are read.", param="messages")
+        raise ApiError(400, f"{parts} parts in messages; at most {MAX_PARTS} are read.", param="messages")
 
 
 def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> None:
@@ -109,7 +109,7 @@ def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> Non
     else:
         problems = _schema_problems(written)
     if problems:
-        raise WireError(400, f"{place}: {problems}.", param=place, code="invalid_schema")
+        raise ApiError(400, f"{place}: {problems}.", param=place, code="invalid_schema")
 
 
 @lru_cache(maxsize=256)
@@ -143,9 +143,9 @@ def _check_names(held: Mapping[str, Any], place: _Place) -> None:
         raise _too_much(place, f"a name of more than {MAX_KEY_CHARACTERS} characters")
 
 
-def _too_much(place: _Place, rule: str) -> WireError:
+def _too_much(place: _Place, rule: str) -> ApiError:
     where = _shown(place)
-    return WireError(400, f"{where or 'The body'}: {rule}.", param=where or None, code="json_too_large")
+    return ApiError(400, f"{where or 'The body'}: {rule}.", param=where or None, code="json_too_large")
 
 
 def _shown(place: _Place) -> str:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smallfirst.errors import did_you_mean
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
-IGNORED = frozenset(
+CHAT_IGNORED = frozenset(
     {
         "frequency_penalty",
         "presence_penalty",
@@ -31,7 +31,7 @@ IGNORED = frozenset(
     }
 )
 """Parameters of a chat that are accepted and have no effect."""
-TEXT_IGNORED = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "top_p"})
+COMPLETION_IGNORED = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "top_p"})
 """Those of a completion."""
 EMBEDDING_IGNORED = frozenset({"user"})
 """Those of embeddings and scores."""
@@ -41,7 +41,7 @@ Refused = Mapping[str, tuple[str, tuple[Any, ...]]]
 
 _NO_TOOLS = "models here answer in text and call no tools"
 _NO_AUDIO = "models here answer in text"
-REFUSED: Refused = {
+CHAT_REFUSED: Refused = {
     "tools": (_NO_TOOLS, ([],)),
     "tool_choice": (_NO_TOOLS, ("none", "auto")),
     "functions": (_NO_TOOLS, ([],)),
@@ -53,7 +53,7 @@ REFUSED: Refused = {
     "web_search_options": ("nothing is fetched from the web", ({},)),
 }
 """Parameters of a chat that are refused."""
-TEXT_REFUSED: Refused = {
+COMPLETION_REFUSED: Refused = {
     "echo": ("the prompt is not repeated", (False,)),
     "suffix": ("text is continued, not filled in", ()),
     "best_of": ("every answer that is made is given", (1,)),
@@ -63,8 +63,11 @@ EMBEDDING_REFUSED: Refused = {"dimensions": ("a model's vectors have one length"
 """Those of embeddings and scores."""
 
 
-def check_names(
-    values: Mapping[str, object], read: Iterable[str], ignored: frozenset[str] = IGNORED, refused: Refused = REFUSED
+def check_parameters(
+    values: Mapping[str, object],
+    read: Iterable[str],
+    ignored: frozenset[str] = CHAT_IGNORED,
+    refused: Refused = CHAT_REFUSED,
 ) -> None:
     """Nothing if all names are known here and none is refused. Raises WireError 400 for the first that is not."""
     known = [*read, *ignored, *refused]
@@ -73,10 +76,8 @@ def check_names(
             why, harmless = refused[name]
             # By type as well: 1 equals True, and neither is what the other asks for.
             if not any(type(value) is type(one) and value == one for one in harmless):
-                raise WireError(
-                    400, f'"{name}" is not supported here: {why}.', param=name, code="unsupported_parameter"
-                )
+                raise ApiError(400, f'"{name}" is not supported here: {why}.', param=name, code="unsupported_parameter")
         elif name not in known:
             shown = name[:64]
             near = did_you_mean(shown, known) or "."
-            raise WireError(400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter")
+            raise ApiError(400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter")

@@ -13,16 +13,22 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.protocol import MOST_LOGPROBS, Request, ResponseFormat
-from smallfirst.serving.openai.errors import WireError, explain, json_object
+from smallfirst.models.protocol import MAX_LOGPROBS, Request, ResponseFormat
+from smallfirst.serving.openai.errors import ApiError, json_object, validation_error
 from smallfirst.serving.openai.json_limits import check_json, check_lists
-from smallfirst.serving.openai.parameters import IGNORED, REFUSED, TEXT_IGNORED, TEXT_REFUSED, check_names
+from smallfirst.serving.openai.parameters import (
+    CHAT_IGNORED,
+    CHAT_REFUSED,
+    COMPLETION_IGNORED,
+    COMPLETION_REFUSED,
+    check_parameters,
+)
 
-MOST_CHOICES = 8
+MAX_CHOICES = 8
 """Answers to one prompt at most (`n`)."""
-MOST_PROMPTS = 64
+MAX_PROMPTS = 64
 """Prompts of one completion at most."""
-MOST_TOKENS = 32_768
+MAX_TOKENS = 32_768
 """Tokens that may be asked for in one answer."""
 _TEXT_TOKENS = 16
 """Tokens of a completion where the client names none, as OpenAI has it."""
@@ -32,7 +38,7 @@ _SILENT_IN_MESSAGE = frozenset(("name", "refusal", "annotations", "reasoning_con
 """Fields of a message that carry nothing a model here reads (clients send answers back whole)."""
 
 
-class Asked(NamedTuple):
+class ParsedRequest(NamedTuple):
     """A parsed body: which model is asked what, and how the answer is to be sent."""
 
     model: str
@@ -121,7 +127,7 @@ class _Form(pydantic.BaseModel):
 
 _TagName = Annotated[str, Field(min_length=1, max_length=64)]
 _TagValue = Annotated[str, Field(max_length=512)]
-_Tokens = Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+_Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class _Common(pydantic.BaseModel):
@@ -131,7 +137,7 @@ class _Common(pydantic.BaseModel):
     model: str = Field(min_length=1, max_length=256)
     max_tokens: _Tokens | None = None
     temperature: float = Field(default=0.0, ge=0, le=2)
-    n: int = Field(default=1, ge=1, le=MOST_CHOICES)
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: list[str] = Field(default=[], max_length=4)
     user: _TagValue | None = None
@@ -152,10 +158,10 @@ class _Common(pydantic.BaseModel):
             raise PydanticCustomError("stream_options", "stream_options is only allowed when stream is true")
         return self
 
-    def asked(self, *requests: Request) -> Asked:
+    def asked(self, *requests: Request) -> ParsedRequest:
         """These requests, sent as the body says."""
         options = self.stream_options or _StreamOptions()
-        return Asked(self.model, requests, self.n, self.stream, options.include_usage)
+        return ParsedRequest(self.model, requests, self.n, self.stream, options.include_usage)
 
 
 class ChatBody(_Common):
@@ -164,7 +170,7 @@ class ChatBody(_Common):
     messages: list[_Turn] = Field(min_length=1)
     max_completion_tokens: _Tokens | None = None
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     response_format: _Form | None = None
     metadata: dict[_TagName, _TagValue] = Field(default={}, max_length=16)
 
@@ -192,10 +198,10 @@ class ChatBody(_Common):
         )
 
 
-class TextBody(_Common):
+class CompletionBody(_Common):
     """The body of a completion."""
 
-    prompt: list[str] = Field(min_length=1, max_length=MOST_PROMPTS)
+    prompt: list[str] = Field(min_length=1, max_length=MAX_PROMPTS)
     logprobs: int | None = Field(default=None, ge=0, le=_TEXT_LOGPROBS)
 
     @pydantic.field_validator("prompt", mode="before")
@@ -221,28 +227,28 @@ class TextBody(_Common):
 _Kind = TypeVar("_Kind", bound=_Common)
 
 
-def parse_chat(body: bytes, *, max_messages: int) -> Asked:
+def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
     """What a chat body asks for. Raises WireError 400 naming the field at fault."""
-    values = given(body)
-    check_names(values, ChatBody.model_fields, IGNORED, REFUSED)
+    values = read_fields(body)
+    check_parameters(values, ChatBody.model_fields, CHAT_IGNORED, CHAT_REFUSED)
     messages = values.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        raise WireError(400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages")
+        raise ApiError(400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages")
     parsed = _read(ChatBody, values)
     if parsed.messages[-1].role == "assistant":
-        raise WireError(400, "The last message is what is answered, so it cannot be the assistant's.", param="messages")
+        raise ApiError(400, "The last message is what is answered, so it cannot be the assistant's.", param="messages")
     return parsed.asked(parsed.to_request())
 
 
-def parse_text(body: bytes) -> Asked:
+def parse_completion(body: bytes) -> ParsedRequest:
     """What the body of a completion asks for. Raises WireError 400 naming the field at fault."""
-    values = given(body)
-    check_names(values, TextBody.model_fields, TEXT_IGNORED, TEXT_REFUSED)
-    parsed = _read(TextBody, values)
+    values = read_fields(body)
+    check_parameters(values, CompletionBody.model_fields, COMPLETION_IGNORED, COMPLETION_REFUSED)
+    parsed = _read(CompletionBody, values)
     return parsed.asked(*parsed.to_requests())
 
 
-def given(body: bytes) -> dict[str, Any]:
+def read_fields(body: bytes) -> dict[str, Any]:
     """The fields that are not null, of bearable size."""
     values = json_object(body)
     check_json(values)
@@ -254,4 +260,4 @@ def _read(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        raise explain(error) from None
+        raise validation_error(error) from None

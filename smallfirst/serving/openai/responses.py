@@ -14,10 +14,10 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from smallfirst.models.protocol import Completion, Step, Token
+from smallfirst.models.protocol import Completion, RouteStep, Token
 
 
-class Reply(NamedTuple):
+class ResponseBuilder(NamedTuple):
     """What all parts of one answer share."""
 
     id: str
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
             "system_fingerprint": system_fingerprint(first.answered_by),
             "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
             "usage": usage(answers, n),
-            "smallfirst": self.explained(together(answers, n)),
+            "smallfirst": self.explained(combine(answers, n)),
         }
 
     def opening(self, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Reply(NamedTuple):
         }
 
 
-def together(answers: Sequence[Completion], n: int = 1) -> Completion:
+def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
     """Several answers as one: the first one's, with what all of them took. `n` answers to a prompt read it once."""
     first = answers[0]
     if len(answers) == 1:
@@ -189,7 +189,7 @@ def _ways(completion: Completion) -> dict[str, str]:
     }
 
 
-def _compared(step: Step) -> str:
+def _compared(step: RouteStep) -> str:
     """` (0.412 of 0.800)`: the score and what it was compared with."""
     if step.score is None:
         return ""
@@ -198,7 +198,7 @@ def _compared(step: Step) -> str:
 
 def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
     """OpenAI's `usage` object over `n` answers to each prompt."""
-    whole = together(answers, n)
+    whole = combine(answers, n)
     return {
         "prompt_tokens": whole.prompt_tokens,
         "completion_tokens": whole.completion_tokens,
@@ -216,7 +216,7 @@ def model_entry(name: str, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": "smallfirst"}
 
 
-def event(value: dict[str, Any] | str) -> bytes:
+def sse_event(value: dict[str, Any] | str) -> bytes:
     """One server-sent event, in ASCII: some clients split lines at a bare U+2028 as well."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"data: {text}\n\n".encode()

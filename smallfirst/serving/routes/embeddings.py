@@ -16,15 +16,15 @@ from pydantic_core import PydanticCustomError
 
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
-from smallfirst.serving.admission import n_tokens
-from smallfirst.serving.auth.middleware import caller, current
+from smallfirst.serving.admission import estimate_tokens
+from smallfirst.serving.auth.middleware import caller_digest, current_caller
 from smallfirst.serving.exchange import Exchange
-from smallfirst.serving.openai.errors import WireError, explain
-from smallfirst.serving.openai.parameters import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_names
-from smallfirst.serving.openai.requests import Asked, given
-from smallfirst.serving.request_lifecycle import House
+from smallfirst.serving.openai.errors import ApiError, validation_error
+from smallfirst.serving.openai.parameters import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters
+from smallfirst.serving.openai.requests import ParsedRequest, read_fields
+from smallfirst.serving.request_lifecycle import AppContext
 
-MOST_TEXTS = 256
+MAX_TEXTS = 256
 """Texts of one request at most."""
 
 
@@ -33,7 +33,7 @@ class ScoreBody(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="ignore", strict=True)
     model: str = Field(min_length=1, max_length=256)
-    input: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=MOST_TEXTS)
+    input: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, max_length=MAX_TEXTS)
 
     @pydantic.field_validator("input", mode="before")
     @classmethod
@@ -50,12 +50,12 @@ class EmbeddingBody(ScoreBody):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class Readings:
+class EmbeddingHandler:
     """The work behind POST /v1/embeddings, or /v1/score."""
 
     form: Literal["chat", "text"] = "chat"
 
-    def __init__(self, house: House, route: Literal["embeddings", "score"]) -> None:
+    def __init__(self, house: AppContext, route: Literal["embeddings", "score"]) -> None:
         """Gives vectors, or the probabilities of all labels."""
         self._house, self.route = house, route
 
@@ -63,16 +63,16 @@ class Readings:
         """Nothing; the answer is sent and recorded. Raises what `as_refusal` reads."""
         parsed = _parse(EmbeddingBody if self.route == "embeddings" else ScoreBody, body)
         texts = [Message(role="user", content=text) for text in parsed.input]
-        asked = Asked(parsed.model, tuple(Request(messages=(text,), tenant=caller()) for text in texts))
+        asked = ParsedRequest(parsed.model, tuple(Request(messages=(text,), tenant=caller_digest()) for text in texts))
         exchange.taken(asked)
         model = self._house.model(asked.model)
-        admission, tokens = self._house.admission, sum(map(n_tokens, asked.requests))
-        with current().tokens(tokens) as bill, admission.load(tokens):
+        admission, tokens = self._house.admission, sum(map(estimate_tokens, asked.requests))
+        with current_caller().tokens(tokens) as bill, admission.load(tokens):
             async with admission.turn:
                 data, taken = await (self._embed if self.route == "embeddings" else self._score)(parsed, model)
             bill.add(taken)
-        exchange.first_s = exchange.waited_s
-        completion = taken.model_copy(update={"latency_ms": exchange.waited_s * 1000})
+        exchange.first_token_s = exchange.elapsed_s
+        completion = taken.model_copy(update={"latency_ms": exchange.elapsed_s * 1000})
         await self._house.record(exchange, completion)
         read = {"prompt_tokens": taken.prompt_tokens, "total_tokens": taken.prompt_tokens}
         whole = {"object": "list", "model": asked.model, "data": data, "usage": read}
@@ -108,12 +108,12 @@ class Readings:
 
 
 def _parse(kind: type[ScoreBody], body: bytes) -> ScoreBody:
-    values = given(body)
-    check_names(values, kind.model_fields, EMBEDDING_IGNORED, EMBEDDING_REFUSED)
+    values = read_fields(body)
+    check_parameters(values, kind.model_fields, EMBEDDING_IGNORED, EMBEDDING_REFUSED)
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        raise explain(error) from None
+        raise validation_error(error) from None
 
 
 def _behind(model: Model) -> Iterator[Model]:
@@ -129,8 +129,8 @@ def _taken(model: Model, tokens: int, cost_usd: float) -> Completion:
     return Completion(text="", answered_by=model.name, latency_ms=0, cost_usd=cost_usd, prompt_tokens=tokens)
 
 
-def _cannot(name: str, what: str) -> WireError:
-    return WireError(400, f'The model "{name}" can {what}.', param="model", code="model_cannot")
+def _cannot(name: str, what: str) -> ApiError:
+    return ApiError(400, f'The model "{name}" can {what}.', param="model", code="model_cannot")
 
 
 def _base64(vector: Sequence[float]) -> str:

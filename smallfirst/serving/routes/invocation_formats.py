@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from smallfirst.errors import did_you_mean
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 Shape = Literal["chat", "completion", "embeddings", "predictions"]
 
-MOST_ROWS = 256
+MAX_ROWS = 256
 """Rows of one table at most."""
 TEXT_COLUMNS = ("text", "prompt", "question", "query", "input", "content")
 """Which of several columns is read, the first one there is."""
@@ -38,24 +38,24 @@ class Invocation(NamedTuple):
     """Without `model`: one body of the route that `shape` names; for `predictions` a chat body a row."""
 
 
-def parse(body: Mapping[str, Any], *, most_rows: int = MOST_ROWS) -> Invocation:
+def parse(body: Mapping[str, Any], *, most_rows: int = MAX_ROWS) -> Invocation:
     """What an MLflow body asks for; the bodies in it are still to be checked. Raises WireError 400."""
     there = [kind for kind in _KINDS if body.get(kind) is not None]
     if len(there) != 1:
         unknown = next((name[:64] for name in body if name not in _KINDS), "")
         near = did_you_mean(unknown, _KINDS) if not there else ""
         said = f"{', '.join(there)} came together" if there else f"none came{near}"
-        raise WireError(400, f"Exactly one of {', '.join(_KINDS)} is needed; {said}.", param=(*there, unknown)[0])
+        raise ApiError(400, f"Exactly one of {', '.join(_KINDS)} is needed; {said}.", param=(*there, unknown)[0])
     kind = there[0]
     if kind in _WHOLE:
         return Invocation(_WHOLE[kind], (dict(body),))
     strange = next((name[:64] for name in body if name not in (kind, "params", "client_request_id")), None)
     if strange is not None:
         near = did_you_mean(strange, ("params",)) or ": settings of a chat stand in `params`"
-        raise WireError(400, f'Unknown field beside {kind}: "{strange}"{near}.', param=strange)
+        raise ApiError(400, f'Unknown field beside {kind}: "{strange}"{near}.', param=strange)
     params, rows = _params(body.get("params")), _rows(kind, body[kind])
     if not 1 <= len(rows) <= most_rows:
-        raise WireError(400, f"{len(rows)} rows; 1 to {most_rows} are read.", param=kind)
+        raise ApiError(400, f"{len(rows)} rows; 1 to {most_rows} are read.", param=kind)
     asked = [{"messages": _messages(row, f"{kind}[{place}]"), **params} for place, row in enumerate(rows)]
     return Invocation("predictions", tuple(asked))
 
@@ -77,10 +77,10 @@ def _params(given: object) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise WireError(400, "`params` is an object of chat settings, such as max_tokens.", param="params")
+        raise ApiError(400, "`params` is an object of chat settings, such as max_tokens.", param="params")
     for name in _NOT_IN_PARAMS:
         if name in given:
-            raise WireError(400, f"`params` cannot hold `{name}`.", param=f"params.{name}")
+            raise ApiError(400, f"`params` cannot hold `{name}`.", param=f"params.{name}")
     return given
 
 
@@ -93,7 +93,7 @@ def _rows(kind: str, table: object) -> list[Any]:
     if isinstance(table, dict) and kind == "inputs":
         return _columns(table)
     if not isinstance(table, list):
-        raise WireError(400, f"`{kind}` is a list of rows.", param=kind)
+        raise ApiError(400, f"`{kind}` is a list of rows.", param=kind)
     # A matrix of one column is a list of texts.
     return [row[0] if isinstance(row, list) and len(row) == 1 else row for row in table]
 
@@ -102,11 +102,11 @@ def _split(table: object) -> list[Any]:
     columns, data = (table.get("columns"), table.get("data")) if isinstance(table, dict) else (None, None)
     if not isinstance(columns, list) or not isinstance(data, list) or not all(isinstance(c, str) for c in columns):
         what = '`dataframe_split` is {"columns": [names], "data": [[values of a row], …]}.'
-        raise WireError(400, what, param="dataframe_split")
+        raise ApiError(400, what, param="dataframe_split")
     for place, row in enumerate(data):
         if not isinstance(row, list) or len(row) != len(columns):
             what = f"A row has {len(columns)} values, as many as there are columns."
-            raise WireError(400, what, param=f"dataframe_split.data[{place}]")
+            raise ApiError(400, what, param=f"dataframe_split.data[{place}]")
     return [dict(zip(columns, row, strict=True)) for row in data]
 
 
@@ -115,7 +115,7 @@ def _columns(table: dict[str, Any]) -> list[Any]:
     if "messages" in table or not any(isinstance(values, list) for values in table.values()):
         return [table]
     if len({len(values) if isinstance(values, list) else -1 for values in table.values()}) != 1:
-        raise WireError(400, "All columns of `inputs` are lists of one length.", param="inputs")
+        raise ApiError(400, "All columns of `inputs` are lists of one length.", param="inputs")
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
 
 
@@ -128,8 +128,8 @@ def _messages(row: object, place: str) -> list[Any]:
         if name is None:
             shown = ", ".join(column[:64] for column in list(row)[:10]) or "no column"
             what = f"Which column is the text? There is {shown}; one of {', '.join(TEXT_COLUMNS)} is read."
-            raise WireError(400, what, param=place)
+            raise ApiError(400, what, param=place)
         row, place = row[name], f"{place}.{name[:64]}"
     if not isinstance(row, str):
-        raise WireError(400, "A row is a text, or an object with one.", param=place)
+        raise ApiError(400, "A row is a text, or an object with one.", param=place)
     return [{"role": "user", "content": row}]

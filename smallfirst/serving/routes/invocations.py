@@ -11,36 +11,36 @@ import json
 from typing import Any, Literal
 
 from smallfirst.serving.exchange import Exchange
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.openai.requests import given
-from smallfirst.serving.openai.responses import Reply
-from smallfirst.serving.request_lifecycle import House, Work
-from smallfirst.serving.routes.completions import Answers, choices
-from smallfirst.serving.routes.embeddings import Readings
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.requests import read_fields
+from smallfirst.serving.openai.responses import ResponseBuilder
+from smallfirst.serving.request_lifecycle import AppContext, Handler
+from smallfirst.serving.routes.completions import CompletionHandler, complete_choices
+from smallfirst.serving.routes.embeddings import EmbeddingHandler
 from smallfirst.serving.routes.invocation_formats import Invocation, answer, parse
 
 DEFAULT = "auto"
 """Who is asked where the body names nobody and there is a model of this name; else the first one served."""
 
 
-class Invocations:
+class InvocationHandler:
     """The work behind POST /invocations."""
 
     form: Literal["chat", "text"] = "chat"
     route = "invocations"
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: AppContext) -> None:
         """Asks as the other routes of `house` do."""
         self._house = house
-        self._whole: dict[str, Work] = {
-            "chat": Answers(house, "chat"),
-            "completion": Answers(house, "text"),
-            "embeddings": Readings(house, "embeddings"),
+        self._whole: dict[str, Handler] = {
+            "chat": CompletionHandler(house, "chat"),
+            "completion": CompletionHandler(house, "text"),
+            "embeddings": EmbeddingHandler(house, "embeddings"),
         }
 
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         """Nothing; the answer is sent and recorded. Raises what `as_refusal` reads."""
-        values = given(body)
+        values = read_fields(body)
         name = values.pop("model", None) or self._default()
         asked = parse(values)
         bodies = [json.dumps({**one, "model": name}).encode() for one in asked.bodies]
@@ -52,18 +52,18 @@ class Invocations:
         await work.answer(exchange, bodies[0])
 
     async def _table(self, exchange: Exchange, asked: Invocation, bodies: list[bytes]) -> None:
-        chats = Answers(self._house, "chat")
+        chats = CompletionHandler(self._house, "chat")
         rows = [chats.parse(body) for body in bodies]
         exchange.taken(rows[0])
         model = self._house.model(rows[0].model)
         ids = [f"{exchange.reply.id}-{place}" for place in range(len(rows))]
 
         async def one(place: int) -> dict[str, Any]:
-            reply = Reply(ids[place], exchange.reply.created, rows[place].model)
+            reply = ResponseBuilder(ids[place], exchange.reply.created, rows[place].model)
             row = Exchange(reply, exchange.send, exchange.at)
             row.taken(rows[place])
             async with chats.turn(rows[place]) as bill:
-                (completion,) = await choices(model, rows[place])
+                (completion,) = await complete_choices(model, rows[place])
                 bill.add(completion)
             await self._house.record(row, completion)
             return reply.whole([completion])
@@ -81,5 +81,5 @@ class Invocations:
     def _default(self) -> str:
         served = list(self._house.models)
         if not served:
-            raise WireError(404, "Nothing is served here.", param="model", code="model_not_found")
+            raise ApiError(404, "Nothing is served here.", param="model", code="model_not_found")
         return DEFAULT if DEFAULT in served else served[0]

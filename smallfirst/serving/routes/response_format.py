@@ -9,7 +9,7 @@ import json
 
 from smallfirst.errors import BadAnswer, RequestRefused
 from smallfirst.models.protocol import Completion, ResponseFormat
-from smallfirst.tasks.json.answers import json_answers
+from smallfirst.tasks.json.answers import answer_parser
 
 
 def check_form(completion: Completion, wanted: ResponseFormat | None) -> None:
@@ -27,4 +27,4 @@ def check_form(completion: Completion, wanted: ResponseFormat | None) -> None:
 
 def _has(text: str, wanted: ResponseFormat) -> bool:
     schema = {"type": "object"} if wanted.kind == "json_object" else wanted.json_schema
-    return json_answers(json.dumps(schema, sort_keys=True)).keeps(text)
+    return answer_parser(json.dumps(schema, sort_keys=True)).keeps(text)

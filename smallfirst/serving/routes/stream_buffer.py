@@ -20,7 +20,7 @@ Chunks = asyncio.Queue[Chunk | Exception]
 
 
 @asynccontextmanager
-async def ahead(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
+async def buffer_stream(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
     """A queue that one task fills from `stream`, which is closed in that task at the end."""
     chunks: Chunks = asyncio.Queue(_AHEAD)
     filling = asyncio.create_task(_fill(chunks, stream))
@@ -46,7 +46,7 @@ async def _fill(chunks: Chunks, stream: AsyncIterator[Chunk]) -> None:
             await close()
 
 
-async def following(chunks: Chunks) -> Chunk:
+async def next_chunk(chunks: Chunks) -> Chunk:
     """The next chunk. Raises what the stream raised."""
     item = await chunks.get()
     if isinstance(item, Exception):
@@ -54,11 +54,11 @@ async def following(chunks: Chunks) -> Chunk:
     return item
 
 
-async def beginning(chunks: Chunks) -> Chunk:
-    """Some text, and all else that is ready by then: more text, perhaps the Completion. Raises as `following`."""
-    found = await following(chunks)
+async def first_chunk(chunks: Chunks) -> Chunk:
+    """Some text, and all else that is ready by then: more text, perhaps the Completion. Raises as `next_chunk`."""
+    found = await next_chunk(chunks)
     while found.completion is None and (not found.text or not chunks.empty()):
-        more = await following(chunks)
+        more = await next_chunk(chunks)
         found = Chunk(text=found.text + more.text, tokens=found.tokens + more.tokens, completion=more.completion)
     if not found.text and found.completion is not None:
         # A model may send its whole answer with the Completion alone.

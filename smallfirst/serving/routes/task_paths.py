@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from smallfirst.serving.exchange import Exchange
 from smallfirst.serving.openai.errors import json_object
-from smallfirst.serving.request_lifecycle import Endpoint, House
-from smallfirst.serving.routes.invocations import Invocations
+from smallfirst.serving.request_lifecycle import AppContext, RequestLifecycle
+from smallfirst.serving.routes.invocations import InvocationHandler
 
 PATHS = (
     "/endpoints/{name}/invocations",
@@ -27,7 +27,7 @@ PATHS = (
 )
 
 
-def addressed_routes(house: House) -> list[Route]:
+def addressed_routes(house: AppContext) -> list[Route]:
     """The routes; whoever is named in the path is asked as at /invocations."""
     return [Route(path, Addressed(house), methods=["POST"]) for path in PATHS]
 
@@ -35,14 +35,14 @@ def addressed_routes(house: House) -> list[Route]:
 class Addressed:
     """The ASGI application behind those paths."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: AppContext) -> None:
         self._house = house
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Nothing; the answer, or the reason why there is none, has been sent and recorded."""
         place = scope["path_params"]
         name = "/".join(place[part] for part in ("name", "entity") if part in place)
-        await Endpoint(self._house, _Named(self._house, name))(scope, receive, send)
+        await RequestLifecycle(self._house, _Named(self._house, name))(scope, receive, send)
 
 
 class _Named:
@@ -51,8 +51,8 @@ class _Named:
     form: Literal["chat", "text"] = "chat"
     route = "invocations"
 
-    def __init__(self, house: House, name: str) -> None:
-        self._work, self._name = Invocations(house), name
+    def __init__(self, house: AppContext, name: str) -> None:
+        self._work, self._name = InvocationHandler(house), name
 
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         """As Invocations; a `model` in the body does not count."""

@@ -19,11 +19,11 @@ import referencing
 
 from smallfirst.tasks.json.regex_safety import MAX_MATCHED_CHARACTERS
 from smallfirst.tasks.json.schema import SEPARATORS, alternatives
-from smallfirst.tasks.json.schema_limits import Schema, types_of
+from smallfirst.tasks.json.schema_limits import Schema, allowed_types
 
 MAX_CHARACTERS = 200_000
 """Longest text that is looked through."""
-MAX_NESTED = 32
+MAX_NESTING = 32
 """Most objects and lists inside one another."""
 _MOST_BROKEN = 1_000
 """Opening brackets without an object behind them after which the search ends: each costs a pass over the text."""
@@ -31,7 +31,7 @@ _FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
 """Formats that are checked without further packages; the others are kept by the grammar alone."""
 
 
-class JsonAnswers:
+class AnswerParser:
     """Reads answers under one schema, which must have passed `check_schema`."""
 
     def __init__(self, schema: Schema) -> None:
@@ -80,15 +80,15 @@ class JsonAnswers:
             return {name: self._ordered(value[name], fields.get(name, other)) for name in names}
         if isinstance(value, list):
             return [self._ordered(item, options[0]["items"]) for item in value]
-        if isinstance(value, float) and not any("number" in types_of(option) for option in options):
+        if isinstance(value, float) and not any("number" in allowed_types(option) for option in options):
             return int(value)
         return value
 
 
 @functools.lru_cache(maxsize=64)
-def json_answers(schema_json: str) -> JsonAnswers:
+def answer_parser(schema_json: str) -> AnswerParser:
     """The reader of a schema written as JSON, made once."""
-    return JsonAnswers(json.loads(schema_json))
+    return AnswerParser(json.loads(schema_json))
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -103,7 +103,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
             # Up to here it was an object, broken now: one inside it is not what was meant.
             end, n_broken = max(error.pos, start + 1), n_broken + 1
         else:
-            if _nested(value) > MAX_NESTED:
+            if _nested(value) > MAX_NESTING:
                 raise ValueError("nested too deep")
             yield value
         start = text.find("{", end)
@@ -141,7 +141,7 @@ def _nested(value: Any) -> int:
 
 
 def _fits(option: Schema, value: Any) -> bool:
-    kinds = types_of(option)
+    kinds = allowed_types(option)
     if isinstance(value, dict | list):
         return ("object" if isinstance(value, dict) else "array") in kinds
     return not isinstance(value, float) or "number" in kinds or "integer" in kinds

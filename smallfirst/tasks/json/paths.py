@@ -1,7 +1,7 @@
 """Where the fields of an answer are: their paths, their values, and the characters they take up.
 
 A path names a place (`slots.artist`; `items[].price` inside a list of objects) and not one value: the items of a list
-share it. The price is that which item of a list of objects a value belongs to is told by `comparable` alone.
+share it. The price is that which item of a list of objects a value belongs to is told by `comparison_key` alone.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
-from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
+from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _PLAIN_NAME = re.compile(r'(?!\s)[^.\[\]"\\\x00-\x1f]+(?<!\s)')
 
 
-def path_inside(path: str, name: str, *, in_list: bool = False) -> str:
+def field_path(path: str, name: str, *, in_list: bool = False) -> str:
     """Path of the field `name` of the object at `path`, which may be an item of a list.
 
     A name with points, brackets or quotes, or white space around it, is written in quotes, as in JSON, so that no two
@@ -28,12 +28,12 @@ def path_inside(path: str, name: str, *, in_list: bool = False) -> str:
     return f"{path}[].{written}" if in_list else f"{path}.{written}" if path else written
 
 
-def path_of_items(path: str, *, in_list: bool = False) -> str:
+def list_items_path(path: str, *, in_list: bool = False) -> str:
     """Path of the items of the list at `path`: its own, but for a list within a list."""
     return f"{path}[]" if in_list else path
 
 
-def flat(answer: Any) -> dict[str, list[Any]]:
+def flatten(answer: Any) -> dict[str, list[Any]]:
     """Values of a parsed answer by path, in order. Null, an empty list and an empty object say nothing."""
     found: dict[str, list[Any]] = {}
     for path, value in _leaves(answer, "", False):
@@ -41,7 +41,7 @@ def flat(answer: Any) -> dict[str, list[Any]]:
     return found
 
 
-def comparable(answer: Any, normalise: Mapping[str, Normaliser]) -> Hashable:
+def comparison_key(answer: Any, normalise: Mapping[str, Normalizer]) -> Hashable:
     """What is equal for two parsed answers that say the same: values normalised, lists without order.
 
     None if the answer says nothing. `normalise` names by path how values are compared.
@@ -49,7 +49,7 @@ def comparable(answer: Any, normalise: Mapping[str, Normaliser]) -> Hashable:
     return _comparable(answer, normalise, "", False)
 
 
-def spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
+def value_spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
     """Start and end (characters, end excluded) of every value in a canonical answer, by path and in order.
 
     The quotes of a text are not part of it, unless it is empty: then they are all there is.
@@ -63,7 +63,7 @@ def spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
             around.append((token, path, in_list))
             is_name = True
         elif token == "[":
-            path, in_list = path_of_items(path, in_list=in_list), True
+            path, in_list = list_items_path(path, in_list=in_list), True
             around.append((token, path, in_list))
         elif token in ("}", "]"):
             around.pop()
@@ -74,7 +74,7 @@ def spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
             is_name = False
         elif is_name:
             _, path, in_list = around[-1]
-            path, in_list = path_inside(path, json.loads(token), in_list=in_list), False
+            path, in_list = field_path(path, json.loads(token), in_list=in_list), False
         else:
             quotes = int(len(token) > 2 and token[0] == '"')
             found.setdefault(path, []).append((match.start() + quotes, match.end() - quotes))
@@ -84,25 +84,25 @@ def spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
 def _leaves(value: Any, path: str, in_list: bool) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, held in value.items():
-            yield from _leaves(held, path_inside(path, name, in_list=in_list), False)
+            yield from _leaves(held, field_path(path, name, in_list=in_list), False)
     elif isinstance(value, list):
         for item in value:
-            yield from _leaves(item, path_of_items(path, in_list=in_list), True)
+            yield from _leaves(item, list_items_path(path, in_list=in_list), True)
     elif value is not None:
         yield path, value
 
 
-def _comparable(value: Any, normalise: Mapping[str, Normaliser], path: str, in_list: bool) -> Hashable:
+def _comparable(value: Any, normalise: Mapping[str, Normalizer], path: str, in_list: bool) -> Hashable:
     if isinstance(value, dict):
         inside = {
             name: said
             for name, held in value.items()
-            if (said := _comparable(held, normalise, path_inside(path, name, in_list=in_list), False)) is not None
+            if (said := _comparable(held, normalise, field_path(path, name, in_list=in_list), False)) is not None
         }
         return ("object", frozenset(inside.items())) if inside else None
     if isinstance(value, list):
-        items_path = path_of_items(path, in_list=in_list)
+        items_path = list_items_path(path, in_list=in_list)
         items = Counter(_comparable(item, normalise, items_path, True) for item in value)
         del items[None]
         return ("list", frozenset(items.items())) if items else None
-    return None if value is None else normalised(value, normalise.get(path, "exact"))
+    return None if value is None else normalize_value(value, normalise.get(path, "exact"))

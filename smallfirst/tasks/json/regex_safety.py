@@ -16,7 +16,7 @@ MAX_PATTERN_CHARACTERS = 200
 """Longest pattern."""
 MAX_MATCHED_CHARACTERS = 256
 """Longest string that a pattern is tried on; a longer one does not match."""
-MAX_WAYS = 2**26
+MAX_MATCH_PATHS = 2**26
 """Most ways in which a pattern may match: a fraction of a second of backtracking at worst."""
 
 _SIMPLE = {"LITERAL", "NOT_LITERAL", "ANY", "IN"}
@@ -42,7 +42,7 @@ def pattern_problem(pattern: str) -> str | None:
         return f"pattern {refused}"
     except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         return f"pattern is no regular expression that both engines read alike: {error}"
-    if ways > MAX_WAYS:
+    if ways > MAX_MATCH_PATHS:
         return (
             "pattern could take for ever: nested quantifiers or too many repeats in a row "
             "(start it with ^, or repeat a fixed number of times)"
@@ -68,7 +68,7 @@ def _ways(items: Sequence[tuple[Any, Any]]) -> int:
     """Upper bound on the ways to match one string from one start, cut off above MAX_WAYS."""
     product = 1
     for operation, argument in items:
-        product = min(product * _ways_of(str(operation), argument), MAX_WAYS + 1)
+        product = min(product * _ways_of(str(operation), argument), MAX_MATCH_PATHS + 1)
     return product
 
 
@@ -97,8 +97,8 @@ def _repeated(ways: int, least: int, most: int) -> int:
         return max(1, most - least + 1)
     total = 0
     for n in range(least, most + 1):
-        if total > MAX_WAYS or n > MAX_WAYS.bit_length():  # 2 ** n alone is above the bound
-            return MAX_WAYS + 1
+        if total > MAX_MATCH_PATHS or n > MAX_MATCH_PATHS.bit_length():  # 2 ** n alone is above the bound
+            return MAX_MATCH_PATHS + 1
         total += ways**n
     return max(1, total)
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from smallfirst.tasks.json.paths import path_inside, path_of_items
-from smallfirst.tasks.json.schema_inference import schema_from_rows as schema_from_rows
+from smallfirst.tasks.json.paths import field_path, list_items_path
 from smallfirst.tasks.json.schema_limits import (
     CHOICES,
     DEFINITIONS,
     KEYWORDS,
     SCALARS,
     Schema,
-    resolve,
-    types_of,
-    values_of,
+    allowed_types,
+    allowed_values,
+    resolve_reference,
 )
 from smallfirst.tasks.json.schema_limits import check_schema as check_schema
 
@@ -45,7 +44,7 @@ class FieldSpec(NamedTuple):
 def alternatives(schema: Schema, node: Schema) -> list[Schema]:
     """The nodes that `node` of a checked `schema` offers once references and choices are followed."""
     if "$ref" in node:
-        return alternatives(schema, resolve(schema, node["$ref"]))
+        return alternatives(schema, resolve_reference(schema, node["$ref"]))
     if choice := next((key for key in CHOICES if key in node), None):
         return [found for option in node[choice] for found in alternatives(schema, option)]
     return [node]
@@ -75,7 +74,7 @@ def _closed(node: Any) -> Any:
     for key in ("items", "additionalProperties"):
         if key in kept:
             kept[key] = _closed(kept[key])
-    kinds = types_of(kept)
+    kinds = allowed_types(kept)
     if "type" not in kept and "enum" not in kept and "const" not in kept and kinds:
         kept["type"] = kinds[0]
     if "object" in kinds:
@@ -83,7 +82,7 @@ def _closed(node: Any) -> Any:
     return kept
 
 
-def fields_of(schema: Schema) -> tuple[FieldSpec, ...]:
+def list_fields(schema: Schema) -> tuple[FieldSpec, ...]:
     """Every place for a value, in schema order; a recursive reference is followed once."""
     found: dict[str, FieldSpec] = {}
 
@@ -92,20 +91,20 @@ def fields_of(schema: Schema) -> tuple[FieldSpec, ...]:
         about = node.get("description", about)
         if reference := node.get("$ref"):
             if reference not in refs:
-                walk(resolve(schema, reference), path, (required, is_list, about), refs | {reference})
+                walk(resolve_reference(schema, reference), path, (required, is_list, about), refs | {reference})
             return
         for choice in CHOICES:
             for option in node.get(choice, ()):
                 walk(option, path, (required, is_list, about), refs)
         for name, field in node.get("properties", {}).items():
-            inside = path_inside(path, name, in_list=is_list)
+            inside = field_path(path, name, in_list=is_list)
             walk(field, inside, (name in node.get("required", ()), False, ""), refs)
         if isinstance(items := node.get("items"), Mapping):
-            walk(items, path_of_items(path, in_list=is_list), (required, True, about), refs)
-        kinds = [kind for kind in types_of(node) if kind in SCALARS]
+            walk(items, list_items_path(path, in_list=is_list), (required, True, about), refs)
+        kinds = [kind for kind in allowed_types(node) if kind in SCALARS]
         if path and kinds:
-            values = tuple(value for value in values_of(node) if value is not None)
-            nullable = "null" in kinds and (not values_of(node) or None in values_of(node))
+            values = tuple(value for value in allowed_values(node) if value is not None)
+            nullable = "null" in kinds and (not allowed_values(node) or None in allowed_values(node))
             kind = "|".join(k for k in kinds if k != "null") or "null"
             spoken = FieldSpec(path, kind, nullable, values, required, is_list, about)
             found[path] = _merged(found[path], spoken) if path in found else spoken

@@ -12,21 +12,21 @@ from typing import Any
 
 from smallfirst.errors import ConfigError
 
-ENUM_LEAST_VALUES = 50
+ENUM_MIN_VALUES = 50
 """Fewest texts that a place must have held before a few that repeat are taken for all there are."""
-ENUM_MOST_DIFFERENT = 12
+ENUM_MAX_DISTINCT = 12
 """Most different texts of a closed list."""
-ENUM_LEAST_REPEATS = 5
+ENUM_MIN_REPEATS = 5
 """Fewest times that each was seen. The chance that the next one is new is about the share of those seen once (Good
 1953), here none."""
-ENUM_MOST_CHARACTERS = 60
+ENUM_MAX_CHARACTERS = 60
 """Longest text of a closed list."""
 
 _MOST_DEPTH = 64  # far more than check_schema takes; keeps the walk itself from running out of stack
 _SHOWN = 20
 
 
-def schema_from_rows(values: Sequence[Any]) -> dict[str, Any]:
+def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
     """Closed schema that every one of `values` (the answers of training rows, parsed) follows.
 
     Fields stand in the order in which they were first seen and are required where no row lacks them. Raises ConfigError
@@ -98,9 +98,9 @@ def _few(texts: Sequence[str]) -> list[str]:
     """The different texts, most frequent first, if they look like a closed list; else empty."""
     counts = Counter(texts)
     closed = (
-        len(texts) >= ENUM_LEAST_VALUES
-        and len(counts) <= ENUM_MOST_DIFFERENT
-        and min(counts.values()) >= ENUM_LEAST_REPEATS
-        and max(map(len, counts)) <= ENUM_MOST_CHARACTERS
+        len(texts) >= ENUM_MIN_VALUES
+        and len(counts) <= ENUM_MAX_DISTINCT
+        and min(counts.values()) >= ENUM_MIN_REPEATS
+        and max(map(len, counts)) <= ENUM_MAX_CHARACTERS
     )
     return [text for text, _ in counts.most_common()] if closed else []

@@ -17,7 +17,7 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.tasks.json.regex_safety import pattern_problem
 
 Schema = Mapping[str, Any]
-Place = tuple[str, ...]
+JsonPath = tuple[str, ...]
 
 MAX_BYTES = 65_536
 """Largest schema, as JSON."""
@@ -33,7 +33,7 @@ MAX_LENGTH = 10_000
 SCALARS = ("string", "integer", "number", "boolean", "null")
 CHOICES = ("anyOf", "oneOf", "allOf")
 DEFINITIONS = ("$defs", "definitions")
-REMARKS = frozenset(
+ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
     + ("discriminator", "$comment", "$schema", "$id")
 )
@@ -66,7 +66,7 @@ def check_schema(schema: Any) -> None:
     problems = _problems_of_json(schema) or _problems_of_form(schema)
     if not problems:
         check = _Check(schema)
-        if "$ref" in schema or types_of(schema) != ("object",):
+        if "$ref" in schema or allowed_types(schema) != ("object",):
             check.wrong((), 'the root must be an object: "type": "object" with "properties"')
         check.node(schema, (), _Way(0, frozenset({"#"}), frozenset({"#"})))
         if not check.problems and "#" not in _that_end(schema):
@@ -81,17 +81,17 @@ def check_schema(schema: Any) -> None:
         )
 
 
-def types_of(node: Schema) -> tuple[str, ...]:
+def allowed_types(node: Schema) -> tuple[str, ...]:
     """JSON types that a node without references and choices allows."""
     said = node.get("type")
     if said is not None:
         return (said,) if isinstance(said, str) else tuple(said)
     if "enum" in node or "const" in node:
-        return tuple(dict.fromkeys(map(json_type, values_of(node))))
+        return tuple(dict.fromkeys(map(json_type, allowed_values(node))))
     return ("object",) if "properties" in node else ("array",) if "items" in node else ()
 
 
-def values_of(node: Schema) -> list[Any]:
+def allowed_values(node: Schema) -> list[Any]:
     """Allowed values of a node with `enum` or `const`; else empty."""
     return [node["const"]] if "const" in node else list(node.get("enum", ()))
 
@@ -102,7 +102,7 @@ def json_type(value: Any) -> str:
     return "null" if value is None else names[type(value)]
 
 
-def resolve(schema: Schema, reference: str) -> Any:
+def resolve_reference(schema: Schema, reference: str) -> Any:
     """What a local `$ref` names in `schema`; None if there is no such definition."""
     if reference == "#":
         return schema
@@ -115,7 +115,7 @@ def _problems_of_json(schema: Any) -> list[str]:
     """What keeps `schema` from being plain JSON of bearable size. YAML may hold dates, cycles and numbers as keys."""
     if not isinstance(schema, dict):
         return [f"root: must be an object, not {type(schema).__name__}"]
-    waiting: list[tuple[Any, Place]] = [(schema, ())]
+    waiting: list[tuple[Any, JsonPath]] = [(schema, ())]
     seen = 0
     while waiting:
         value, place = waiting.pop()
@@ -153,13 +153,13 @@ def _that_end(schema: Schema) -> set[str]:
             return node["$ref"] in ends
         if choice := next((key for key in CHOICES if key in node), None):
             return any(map(is_finite, node[choice]))
-        kinds = types_of(node)
+        kinds = allowed_types(node)
         if kinds == ("object",):
             inside = node.get("properties", {})
             return all(is_finite(inside[name]) for name in node.get("required", ()) if name in inside)
         return kinds != ("array",) or not node.get("minItems") or is_finite(node["items"])
 
-    while more := {ref for ref in ("#", *named) if ref not in ends and is_finite(resolve(schema, ref))}:
+    while more := {ref for ref in ("#", *named) if ref not in ends and is_finite(resolve_reference(schema, ref))}:
         ends |= more
     return ends
 
@@ -183,13 +183,13 @@ class _Check:
         self.problems: list[str] = []
         self.n_nodes = self.n_properties = self.n_values = 0
 
-    def wrong(self, place: Place, rule: str) -> None:
+    def wrong(self, place: JsonPath, rule: str) -> None:
         """Note a broken rule."""
         line = f"{_shown(place)}: {rule}"
         if line not in self.problems:
             self.problems.append(line)
 
-    def node(self, node: Any, place: Place, way: _Way) -> None:
+    def node(self, node: Any, place: JsonPath, way: _Way) -> None:
         """Check a node and what is below it."""
         self.n_nodes += 1
         if self.n_nodes == _MOST_NODES:
@@ -209,9 +209,9 @@ class _Check:
             self._plain(node, place, way)
         return None
 
-    def _keywords(self, node: Schema, place: Place) -> None:
+    def _keywords(self, node: Schema, place: JsonPath) -> None:
         for key in node:
-            if key in REMARKS or key in KEYWORDS or (key in DEFINITIONS and not place):
+            if key in ANNOTATIONS or key in KEYWORDS or (key in DEFINITIONS and not place):
                 continue
             instead = f"; {_INSTEAD[key]}" if key in _INSTEAD else did_you_mean(key, KEYWORDS)
             self.wrong(place, f'keyword "{key}" cannot be kept by the grammar{instead}')
@@ -221,8 +221,8 @@ class _Check:
             if also := [key for key in node if key in KEYWORDS and key != alone[0] and key not in beside]:
                 self.wrong(place, f'"{alone[0]}" must stand alone, without "{also[0]}"')
 
-    def _reference(self, reference: str, place: Place, way: _Way) -> None:
-        found = None if "%" in reference else resolve(self.schema, reference)
+    def _reference(self, reference: str, place: JsonPath, way: _Way) -> None:
+        found = None if "%" in reference else resolve_reference(self.schema, reference)
         if found is None:
             known = [f"#/{key}/{name}" for key in DEFINITIONS for name in self.schema.get(key, ())]
             rule = "nothing is fetched, and no definition has this name" + did_you_mean(reference, known)
@@ -232,14 +232,14 @@ class _Check:
         elif reference not in way.refs:
             self.node(found, place, way._replace(refs=way.refs | {reference}, bare=way.bare | {reference}))
 
-    def _choice(self, node: Schema, choice: str, place: Place, way: _Way) -> None:
+    def _choice(self, node: Schema, choice: str, place: JsonPath, way: _Way) -> None:
         if choice == "allOf" and len(node[choice]) > 1:
             self.wrong(place, "allOf of several: write them as one schema")
         for n, option in enumerate(node[choice]):
             self.node(option, (*place, choice, str(n)), way)
 
-    def _plain(self, node: Schema, place: Place, way: _Way) -> None:
-        kinds = types_of(node)
+    def _plain(self, node: Schema, place: JsonPath, way: _Way) -> None:
+        kinds = allowed_types(node)
         if not kinds:
             self.wrong(place, "says nothing about the value: give type, enum, const, anyOf or $ref")
         for key in node:
@@ -258,8 +258,8 @@ class _Check:
                 else:
                     self.wrong(place, 'a list must say what it holds: "items"')
 
-    def _values(self, node: Schema, kinds: Sequence[str], place: Place) -> None:
-        values = values_of(node)
+    def _values(self, node: Schema, kinds: Sequence[str], place: JsonPath) -> None:
+        values = allowed_values(node)
         self.n_values += len(values)
         if self.n_values > MAX_ENUM_VALUES:
             self.wrong(place, f"more than {MAX_ENUM_VALUES:,} allowed values in all")
@@ -272,7 +272,7 @@ class _Check:
             elif kind not in kinds and not (kind == "integer" and "number" in kinds):
                 self.wrong(place, f"allowed value {_short(json.dumps(value))} is not of type {' or '.join(kinds)}")
 
-    def _limits(self, node: Schema, place: Place) -> None:
+    def _limits(self, node: Schema, place: JsonPath) -> None:
         for key in _COUNTS:
             if node.get(key, 0) > MAX_LENGTH:
                 self.wrong(place, f'"{key}": {node[key]} is more than {MAX_LENGTH:,}')
@@ -285,7 +285,7 @@ class _Check:
             near = did_you_mean(node["format"], _FORMATS) or f"; known: {', '.join(_FORMATS)}"
             self.wrong(place, f'format "{_short(node["format"])}" cannot be kept by the grammar{near}')
 
-    def _object(self, node: Schema, place: Place, inside: _Way) -> None:
+    def _object(self, node: Schema, place: JsonPath, inside: _Way) -> None:
         fields, others = node.get("properties", {}), node.get("additionalProperties", False)
         if not fields and not isinstance(others, dict):
             self.wrong(place, "an object must name its fields under properties")
@@ -306,7 +306,7 @@ class _Check:
         return None
 
 
-def _shown(place: Place) -> str:
+def _shown(place: JsonPath) -> str:
     path = ".".join(place) or "root"
     return path if len(path) <= 120 else f"…{path[-119:]}"  # the end says most
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
-from smallfirst.tasks.json.paths import comparable, flat
-from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
-from smallfirst.tasks.task import Answered, Part
+from smallfirst.tasks.json.paths import comparison_key, flatten
+from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
+from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
-Ways = Mapping[str, Normaliser]
+Normalizers = Mapping[str, Normalizer]
 
 
-class Counts(NamedTuple):
+class FieldCounts(NamedTuple):
     """Values of one field, or of all fields of a row."""
 
     n_gold: int
@@ -42,19 +42,19 @@ class Counts(NamedTuple):
         return 2 * self.n_right / max(1, self.n_gold + self.n_said)
 
 
-def field_score(golds: Sequence[str], answer: str | None, normalise: Ways) -> float:
+def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers) -> float:
     """1 if the answer says the same as a gold one; else the best F1 over fields, below 1. No answer scores 0."""
     said = _parsed(answer)
     return 0.0 if said is None else max((_score(_parsed(gold), said, normalise) for gold in golds), default=0.0)
 
 
-def field_measures(rows: Sequence[Answered], normalise: Ways) -> dict[str, Estimate]:
+def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:
     """`field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented`, and `valid`, the share of answers.
 
     Intervals of the first five are bootstrapped over rows, since the fields of one row err together.
     """
     totals = [_sum(by_path.values()) for by_path in _counted(rows, normalise)]
-    counts = np.array(totals, dtype=np.int64).reshape(len(rows), len(Counts._fields))
+    counts = np.array(totals, dtype=np.int64).reshape(len(rows), len(FieldCounts._fields))
     gold, said, right, missing, invented = counts.T
 
     def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
@@ -70,16 +70,18 @@ def field_measures(rows: Sequence[Answered], normalise: Ways) -> dict[str, Estim
     }
 
 
-def field_parts(paths: Iterable[str], rows: Sequence[Answered], normalise: Ways) -> tuple[Part, ...]:
+def counts_by_field(
+    paths: Iterable[str], rows: Sequence[ScoredAnswer], normalise: Normalizers
+) -> tuple[PartCounts, ...]:
     """Counts by field: those of `paths` in this order, then others that occur, as they come."""
-    found: dict[str, list[Counts]] = {path: [] for path in paths}
+    found: dict[str, list[FieldCounts]] = {path: [] for path in paths}
     for by_path in _counted(rows, normalise):
         for path, counts in by_path.items():
             found.setdefault(path, []).append(counts)
-    return tuple(Part(name=path, **_sum(counts)._asdict()) for path, counts in found.items())
+    return tuple(PartCounts(name=path, **_sum(counts)._asdict()) for path, counts in found.items())
 
 
-def _counted(rows: Sequence[Answered], normalise: Ways) -> list[dict[str, Counts]]:
+def _counted(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> list[dict[str, FieldCounts]]:
     """Counts of each row by path, against the gold answer nearest to what was said."""
     found = []
     for row in rows:
@@ -90,8 +92,8 @@ def _counted(rows: Sequence[Answered], normalise: Ways) -> list[dict[str, Counts
     return found
 
 
-def _score(gold: Any, said: Any, normalise: Ways) -> float:
-    if comparable(gold, normalise) == comparable(said, normalise):
+def _score(gold: Any, said: Any, normalise: Normalizers) -> float:
+    if comparison_key(gold, normalise) == comparison_key(said, normalise):
         return 1.0
     counts = _sum(_by_path(gold, said, normalise).values())
     if counts.f1 == 1.0:  # right values, but at the wrong objects of a list: as if one of them were wrong
@@ -99,25 +101,25 @@ def _score(gold: Any, said: Any, normalise: Ways) -> float:
     return counts.f1
 
 
-def _by_path(gold: Any, said: Any, normalise: Ways) -> dict[str, Counts]:
+def _by_path(gold: Any, said: Any, normalise: Normalizers) -> dict[str, FieldCounts]:
     there, given = _values(gold, normalise), _values(said, normalise)
     found = {}
     for path in {**there, **given}:
         g, s = there.get(path, Counter()), given.get(path, Counter())
         n_gold, n_said = g.total(), s.total()
-        found[path] = Counts(n_gold, n_said, (g & s).total(), max(0, n_gold - n_said), max(0, n_said - n_gold))
+        found[path] = FieldCounts(n_gold, n_said, (g & s).total(), max(0, n_gold - n_said), max(0, n_said - n_gold))
     return found
 
 
-def _values(answer: Any, normalise: Ways) -> dict[str, Counter[Any]]:
+def _values(answer: Any, normalise: Normalizers) -> dict[str, Counter[Any]]:
     return {
-        path: Counter(normalised(value, normalise.get(path, "exact")) for value in values)
-        for path, values in flat(answer).items()
+        path: Counter(normalize_value(value, normalise.get(path, "exact")) for value in values)
+        for path, values in flatten(answer).items()
     }
 
 
-def _sum(counts: Iterable[Counts]) -> Counts:
-    return Counts(*map(sum, zip(Counts(0, 0, 0, 0, 0), *counts, strict=True)))
+def _sum(counts: Iterable[FieldCounts]) -> FieldCounts:
+    return FieldCounts(*map(sum, zip(FieldCounts(0, 0, 0, 0, 0), *counts, strict=True)))
 
 
 def _parsed(answer: str | None) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import special
 
 from smallfirst.stats.intervals import Estimate, wilson
-from smallfirst.tasks.task import Answered, Part
+from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 RESAMPLES = 1000
 """Resamples of a bootstrap."""
@@ -27,9 +27,9 @@ Metric = Callable[[np.ndarray], np.ndarray]
 """From how often each cell occurs (…, cells) to a figure (…,)."""
 
 
-def label_measures(
+def label_metrics(
     labels: Sequence[str],
-    rows: Sequence[Answered],
+    rows: Sequence[ScoredAnswer],
     *,
     other: str | None = None,
     ordered: bool = False,
@@ -58,15 +58,15 @@ def label_measures(
     return found
 
 
-def label_parts(labels: Sequence[str], rows: Sequence[Answered]) -> tuple[Part, ...]:
+def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
     """Counts by label. Where several labels are right, the one that was answered is the row's gold label."""
     there = Counter(_gold(row) for row in rows)
     said = Counter(row.answer for row in rows)
     right = Counter(row.answer for row in rows if row.answer in row.golds)
-    return tuple(Part(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
+    return tuple(PartCounts(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
 
 
-def set_measures(
+def label_set_metrics(
     labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
 ) -> dict[str, Estimate]:
     """`micro_f1`, `macro_f1`, `jaccard` (mean over rows) and `exact` (share of rows with the whole set right).
@@ -94,14 +94,14 @@ def set_measures(
     }
 
 
-def set_parts(
+def label_set_counts(
     labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
-) -> tuple[Part, ...]:
+) -> tuple[PartCounts, ...]:
     """Counts by label of rows with several labels each."""
     there = Counter(label for gold in golds for label in gold)
     said = Counter(label for answer in answers for label in answer or ())
     right = Counter(x for gold, answer in zip(golds, answers, strict=True) for x in answer or () if x in gold)
-    return tuple(Part(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
+    return tuple(PartCounts(name=x, n_gold=there[x], n_said=said[x], n_right=right[x]) for x in labels)
 
 
 def jaccard(gold: Collection[str], answer: Collection[str]) -> float:
@@ -134,7 +134,7 @@ def _fold(text: str) -> str:
     return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
-def _gold(row: Answered) -> str:
+def _gold(row: ScoredAnswer) -> str:
     """The label that the answer is held against: itself if it is a right one, else the row's own."""
     return row.answer if row.answer is not None and row.answer in row.golds else row.golds[0]
 

@@ -14,7 +14,7 @@ from collections.abc import Hashable
 from decimal import Decimal
 from typing import Any, Literal
 
-Normaliser = Literal["exact", "case", "number", "money", "date", "date_dmy"]
+Normalizer = Literal["exact", "case", "number", "money", "date", "date_dmy"]
 """`exact`: as it stands · `case`: case, white space and outer punctuation aside · `number` · `money`: currency and
 amount · `date`: month first where 03/05/2024 leaves it open · `date_dmy`: day first there."""
 
@@ -63,7 +63,7 @@ _WRITTEN = [
 ]
 
 
-def normalised(value: Any, how: Normaliser = "exact") -> Hashable:
+def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
     """What stands for `value` (text, number, boolean or null) in comparisons; never equal over different JSON types.
 
     Text: NFC and trimmed, unless `how` folds or reads more.

@@ -18,28 +18,34 @@ from typing import NamedTuple
 
 from smallfirst.models.base_size import BaseSize
 from smallfirst.records import Record
-from smallfirst.training.batches import Row, epoch_batches, micro_batches
+from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
-from smallfirst.training.estimates.hardware import Rate
-from smallfirst.training.estimates.memory import Span, largest_read, peak, read_of, trained_weights
+from smallfirst.training.estimates.hardware import MatmulRate
+from smallfirst.training.estimates.memory import (
+    Range,
+    largest_micro_batch,
+    micro_batch_shape,
+    peak_memory,
+    trainable_parameters,
+)
 
 EFFICIENCY = 0.5
 """Share of a matrix product's rate that a training step reaches."""
 MEASURED_RANGE, EARLIER_RANGE = 1.5, 1.3
 """The time divided and multiplied by this, where the rate was measured now, and where an earlier run gave it."""
-BUSY = 1.3
+BUSY_FACTOR = 1.3
 """A machine that could be so many times as fast as it is now is said to be busy."""
-OPTIMISER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
+OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 """Read and written for each trained weight in a step, and how fast: the high end adds it, small batches feel it."""
-DORA_TIME = 1.4
+DORA_TIME_FACTOR = 1.4
 """A step of DoRA over one of LoRA: SmolLM2-135M took 1.3 to 1.5 times the processor time at 512 tokens a read."""
 GPU_WAIT_S = (0.3e-3, 1.5e-3)
 """For each layer and read."""
-WRITING_SLOWER = 8.0
+GENERATION_TIME_FACTOR = 8.0
 """Tokens that are written one by one in an exam cost so many times those that are read: 7 to 9 in two runs."""
 
 
-class Pace(NamedTuple):
+class TrainingSpeed(NamedTuple):
     """How fast this machine trains: operations a second of a training step, all in all."""
 
     slow: float
@@ -51,14 +57,14 @@ class Pace(NamedTuple):
     gpu: bool = False
 
 
-class ExamWork(NamedTuple):
+class ValidationWork(NamedTuple):
     """What the model is asked after each epoch."""
 
     read_tokens: int
     written_tokens: int
 
 
-class Work(NamedTuple):
+class EpochWork(NamedTuple):
     """One epoch."""
 
     tokens: int
@@ -73,7 +79,7 @@ class Work(NamedTuple):
     reads: int
 
 
-class Needs(Record):
+class TrainingEstimate(Record):
     """What a fine-tune will take."""
 
     base: str
@@ -92,17 +98,17 @@ class Needs(Record):
     """Tokens trained on over all epochs, padding not counted."""
     flops: float
     """Floating-point operations of training, padding included, exams not."""
-    seconds: Span
+    seconds: Range
     """Wall-clock time, exams included."""
     pace: str
     """How the rate is known."""
-    memory_bytes: Span
+    memory_bytes: Range
     """At the peak, the program included."""
     least_bytes: float
     """What it takes at the very least; more than is free means that it cannot run."""
     free_bytes: int | None
     """What is free now, swap not counted; None if nobody tells."""
-    cost_usd: Span | None
+    cost_usd: Range | None
     """At the machine's price an hour; None if the task file sets none."""
 
     @property
@@ -110,7 +116,7 @@ class Needs(Record):
         return f"{self.memory_bytes.low / 1e9:.1f} to {self.memory_bytes.high / 1e9:.1f} GB"
 
     @property
-    def in_short(self) -> str:
+    def short_summary(self) -> str:
         """Time and memory."""
         return f"about {_times(self.seconds)}, {self._gigabytes}"
 
@@ -130,12 +136,12 @@ class Needs(Record):
         return lines
 
 
-def work_of(rows: Sequence[Row], config: TrainConfig) -> Work:
+def epoch_work(rows: Sequence[TokenizedRow], config: TrainConfig) -> EpochWork:
     """The work of the first epoch, put into batches as training does."""
     batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
     parts = [p for batch in batches for p in micro_batches(batch, config.micro_tokens or config.batch_tokens)]
-    reads = [read_of(part) for part in parts]
-    return Work(
+    reads = [micro_batch_shape(part) for part in parts]
+    return EpochWork(
         tokens=sum(len(row.ids) - 1 for row in rows),
         padded=sum(read.rows * read.width for read in reads),
         targets=sum(read.targets for read in reads),
@@ -145,73 +151,84 @@ def work_of(rows: Sequence[Row], config: TrainConfig) -> Work:
     )
 
 
-def epochs_of(work: Work, config: TrainConfig) -> float:
+def count_epochs(work: EpochWork, config: TrainConfig) -> float:
     """How many epochs the duration makes."""
     duration = parse_duration(config.duration)
     return duration.amount / {"ep": 1, "ba": work.steps, "tok": work.tokens}[duration.unit]
 
 
-def train_flops(size: BaseSize, config: TrainConfig, work: Work, epochs: float) -> float:
+def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: float) -> float:
     """Floating-point operations of the whole run. Frozen layers are read forward once, whatever the epochs."""
     upper = 1 - min(1.0, config.frozen_layers / size.layers)
     full = config.method == "full"
-    token = (6 if full else 4) * size.body * upper + (0 if full else 6 * trained_weights(size, config))
+    token = (6 if full else 4) * size.body * upper + (0 if full else 6 * trainable_parameters(size, config))
     attention = 12 * size.layers * upper * size.query * work.pairs
     head = (6 if full else 4) * size.vocabulary * size.hidden * work.targets
     frozen = 2 * size.body * (1 - upper) * work.padded
     return epochs * (token * work.padded + attention + head) + frozen
 
 
-def earlier_pace(tokens_per_s: float, size: BaseSize, config: TrainConfig, work: Work, *, gpu: bool = False) -> Pace:
+def speed_from_earlier_run(
+    tokens_per_s: float, size: BaseSize, config: TrainConfig, work: EpochWork, *, gpu: bool = False
+) -> TrainingSpeed:
     """The pace of an earlier run with the same base and method, from its tokens a second."""
     rate = tokens_per_s * train_flops(size, config, work, 1.0) / max(1, work.tokens)
     words = f"an earlier run read {tokens_per_s:,.0f} tokens/s"
-    return Pace(rate / EARLIER_RANGE, rate * EARLIER_RANGE, words, measured=False, gpu=gpu)
+    return TrainingSpeed(rate / EARLIER_RANGE, rate * EARLIER_RANGE, words, measured=False, gpu=gpu)
 
 
-def measured_pace(rate: Rate, *, gpu: bool = False) -> Pace:
+def speed_from_matmul(rate: MatmulRate, *, gpu: bool = False) -> TrainingSpeed:
     """The pace that the rate of a matrix product promises; a machine that is busy now may be free later."""
     words = f"half of the {rate.now / 1e9:,.0f} GFLOP/s measured now"
-    if rate.alone > BUSY * rate.now:
+    if rate.alone > BUSY_FACTOR * rate.now:
         words += f", {rate.alone / 1e9:,.0f} if nothing else runs"
     slow, fast = EFFICIENCY * rate.now / MEASURED_RANGE, EFFICIENCY * rate.alone * MEASURED_RANGE
-    return Pace(slow, fast, words, measured=True, gpu=gpu)
+    return TrainingSpeed(slow, fast, words, measured=True, gpu=gpu)
 
 
-def seconds_of(size: BaseSize, config: TrainConfig, work: Work, exam: ExamWork, pace: Pace) -> Span:
+def estimate_seconds(
+    size: BaseSize, config: TrainConfig, work: EpochWork, exam: ValidationWork, pace: TrainingSpeed
+) -> Range:
     """The time of the whole run, an exam after each epoch included. Early stopping lowers the low end."""
-    epochs = epochs_of(work, config)
-    asked = exam.read_tokens + WRITING_SLOWER * exam.written_tokens
+    epochs = count_epochs(work, config)
+    asked = exam.read_tokens + GENERATION_TIME_FACTOR * exam.written_tokens
     each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * exam.written_tokens
     flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * each
-    longer = DORA_TIME if config.method == "dora" and pace.measured else 1.0
+    longer = DORA_TIME_FACTOR if config.method == "dora" and pace.measured else 1.0
     low, high = longer * flops / pace.fast, longer * flops / pace.slow
     if pace.measured and pace.gpu:
         waits = epochs * work.reads * size.layers
         low, high = low + waits * GPU_WAIT_S[0], high + waits * GPU_WAIT_S[1]
     elif pace.measured:
-        moved = epochs * work.steps * OPTIMISER_BYTES * trained_weights(size, config)
+        moved = epochs * work.steps * OPTIMIZER_BYTES * trainable_parameters(size, config)
         high += moved / MEMORY_BYTES_PER_S
     shortest = min(1.0, (config.patience + 1) / epochs) if config.patience else 1.0
-    return Span(low=low * shortest, high=high)
+    return Range(low=low * shortest, high=high)
 
 
-def needs_of(base: str, size: BaseSize, config: TrainConfig, rows: Sequence[Row], exam: ExamWork, pace: Pace) -> Needs:
+def estimate_training(
+    base: str,
+    size: BaseSize,
+    config: TrainConfig,
+    rows: Sequence[TokenizedRow],
+    exam: ValidationWork,
+    pace: TrainingSpeed,
+) -> TrainingEstimate:
     """What the fine-tune takes; free memory and the price are for the caller to add."""
-    work = work_of(rows, config)
-    epochs = epochs_of(work, config)
-    read, several = largest_read(rows, size, config, gpu=pace.gpu)
-    top = peak(size, config, read, in_all=work.tokens, gpu=pace.gpu, several=several)
-    return Needs(
+    work = epoch_work(rows, config)
+    epochs = count_epochs(work, config)
+    read, several = largest_micro_batch(rows, size, config, gpu=pace.gpu)
+    top = peak_memory(size, config, read, in_all=work.tokens, gpu=pace.gpu, several=several)
+    return TrainingEstimate(
         base=base,
         parameters=size.parameters,
-        trained=round(trained_weights(size, config)),
+        trained=round(trainable_parameters(size, config)),
         method=config.method,
         epochs=epochs,
         steps=max(1, round(epochs * work.steps)),
         tokens=round(epochs * work.tokens),
         flops=train_flops(size, config, work, epochs),
-        seconds=seconds_of(size, config, work, exam, pace),
+        seconds=estimate_seconds(size, config, work, exam, pace),
         pace=pace.words,
         memory_bytes=top.span,
         least_bytes=top.at_least,
@@ -224,7 +241,7 @@ def _millions(n: float) -> str:
     return f"{n / 1e6:,.0f} M" if n >= 1e7 else f"{n / 1e6:.2g} M"
 
 
-def _times(span: Span) -> str:
+def _times(span: Range) -> str:
     """Both ends, rounded to what can be known; one unit where both have the same."""
     low, high = _time(span.low), _time(span.high)
     if low == high:

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-MEASURE_S = 0.4
+MEASUREMENT_S = 0.4
 """Time that measuring the rate may take."""
 _AT_ONCE = 4
 """Products between two looks at the clock."""
 
 
-class Free(NamedTuple):
+class FreeMemory(NamedTuple):
     """Memory that can be had now, in bytes."""
 
     bytes: int
@@ -42,16 +42,16 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Free | None:
+def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | None:
     """Free memory of the GPU if training would use one, else of the system; None if nobody tells."""
     if has_gpu():
         import torch
 
-        return Free(int(torch.cuda.mem_get_info()[0]), 0, gpu=True)
+        return FreeMemory(int(torch.cuda.mem_get_info()[0]), 0, gpu=True)
     return system_memory(meminfo, cgroup)
 
 
-def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Free | None:
+def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | None:
     """Free memory of the system or of the container; where only its size is known, that; None if nothing is."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
@@ -62,10 +62,10 @@ def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Free | None
         return _whole_memory()
     free, swap = figures["MemAvailable"] * 1024, figures.get("SwapFree", 0) * 1024
     allowed = _container(cgroup)
-    return Free(free, swap, gpu=False) if allowed is None or allowed > free else Free(allowed, 0, gpu=False)
+    return FreeMemory(free, swap, gpu=False) if allowed is None or allowed > free else FreeMemory(allowed, 0, gpu=False)
 
 
-class Rate(NamedTuple):
+class MatmulRate(NamedTuple):
     """Floating-point operations a second in bf16."""
 
     now: float
@@ -74,7 +74,7 @@ class Rate(NamedTuple):
     """Reached in the processor time that was spent: what a machine that does nothing else gives."""
 
 
-def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASURE_S) -> Rate:
+def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUREMENT_S) -> MatmulRate:
     """How fast (tokens, hidden) times (hidden, inner) is multiplied where training runs."""
     import torch
 
@@ -95,7 +95,7 @@ def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUR
         if not gpu:
             alone = max(alone, _AT_ONCE * flops / max(1e-9, spent))
         if time.perf_counter() > end:
-            return Rate(now, max(now, alone))
+            return MatmulRate(now, max(now, alone))
 
 
 def _container(cgroup: Path) -> int | None:
@@ -118,8 +118,8 @@ def _figures(lines: list[str]) -> Mapping[str, int]:
     return {words[0]: int(words[1]) for words in split if len(words) > 1 and words[1].isdecimal()}
 
 
-def _whole_memory() -> Free | None:
+def _whole_memory() -> FreeMemory | None:
     try:
-        return Free(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0, gpu=False)
+        return FreeMemory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), 0, gpu=False)
     except (AttributeError, OSError, ValueError):
         return None

@@ -24,27 +24,27 @@ from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
-from smallfirst.models.base_size import BaseSize, read_size
+from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.records import Record
-from smallfirst.training.batches import Row, epoch_batches, micro_batches
+from smallfirst.training.batches import TokenizedRow, epoch_batches, micro_batches
 from smallfirst.training.config import TrainConfig, epoch_seed
-from smallfirst.training.estimates.hardware import Free, free_memory
+from smallfirst.training.estimates.hardware import FreeMemory, free_memory
 
 SHORT_TOKENS = 256
 """Rows up to this long keep their attention weights on a CPU (`models.attention` computes them itself)."""
-DORA = 1.8
+DORA_MEMORY_FACTOR = 1.8
 """What DoRA keeps over what LoRA keeps."""
 PROGRAM_BYTES = 600e6
 """The program itself: Python, PyTorch, MLflow."""
-SURELY, AT_MOST = 0.85, 1.3
+MIN_FACTOR, AT_MOST = 0.85, 1.3
 """The estimate times these is what a run takes at least, and nearly always at most: freed memory is kept in pieces."""
-MOST_BYTES_A_TOKEN = 8
+MAX_BYTES_PER_TOKEN = 8
 """Text of fewer bytes makes at least one token more, nearly always."""
-FULL_BATCH = 0.75
+MIN_BATCH_FILL = 0.75
 """The fullest batch is at least so full."""
 
 
-class Span(Record):
+class Range(Record):
     """A figure that is known only roughly."""
 
     low: float
@@ -52,12 +52,12 @@ class Span(Record):
     high: float
     """Hardly more."""
 
-    def times(self, factor: float) -> Span:
+    def times(self, factor: float) -> Range:
         """Both ends multiplied."""
-        return Span(low=self.low * factor, high=self.high * factor)
+        return Range(low=self.low * factor, high=self.high * factor)
 
 
-class Read(NamedTuple):
+class MicroBatchShape(NamedTuple):
     """Rows read side by side."""
 
     rows: int
@@ -67,7 +67,7 @@ class Read(NamedTuple):
     """Tokens to be predicted."""
 
 
-class Peak(NamedTuple):
+class PeakMemory(NamedTuple):
     """Bytes at the peak, in its two parts."""
 
     weights: float
@@ -78,15 +78,15 @@ class Peak(NamedTuple):
     @property
     def at_least(self) -> float:
         """Less would not do."""
-        return self.weights + SURELY * self.read
+        return self.weights + MIN_FACTOR * self.read
 
     @property
-    def span(self) -> Span:
+    def span(self) -> Range:
         """What a run takes, the program included."""
-        return Span(low=self.at_least + PROGRAM_BYTES / 2, high=AT_MOST * (self.weights + self.read) + PROGRAM_BYTES)
+        return Range(low=self.at_least + PROGRAM_BYTES / 2, high=AT_MOST * (self.weights + self.read) + PROGRAM_BYTES)
 
 
-def trained_weights(size: BaseSize, config: TrainConfig) -> float:
+def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
     """How many weights move."""
     upper = 1 - min(1.0, config.frozen_layers / size.layers)
     if config.method != "full":
@@ -94,7 +94,7 @@ def trained_weights(size: BaseSize, config: TrainConfig) -> float:
     return size.body * upper + size.head if config.frozen_layers else size.parameters
 
 
-def kept_bytes(size: BaseSize, config: TrainConfig, read: Read, *, gpu: bool) -> float:
+def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool) -> float:
     """What the backward pass keeps of one read; 0 for an encoder, whose formula is another and whose share is small."""
     if not size.causal:
         return 0.0
@@ -102,42 +102,50 @@ def kept_bytes(size: BaseSize, config: TrainConfig, read: Read, *, gpu: bool) ->
     token = 16 * size.hidden + 4 * size.query + 4 * size.key_value + 8 * size.inner
     if not gpu and read.width <= SHORT_TOKENS:
         token += 6 * size.heads * read.width
-    body = layers * token * (DORA if config.method == "dora" else 1.0)
+    body = layers * token * (DORA_MEMORY_FACTOR if config.method == "dora" else 1.0)
     return read.rows * read.width * body + read.targets * 10 * size.vocabulary
 
 
-def peak(
-    size: BaseSize, config: TrainConfig, read: Read, *, in_all: float = 0, gpu: bool = False, several: bool = False
-) -> Peak:
+def peak_memory(
+    size: BaseSize,
+    config: TrainConfig,
+    read: MicroBatchShape,
+    *,
+    in_all: float = 0,
+    gpu: bool = False,
+    several: bool = False,
+) -> PeakMemory:
     """The peak of a run whose largest read is this one; `several`: a step is more than one read.
 
     `in_all`: tokens of all rows, which count where frozen layers keep what they made of them.
     """
-    trained, width = trained_weights(size, config), 2 if size.causal else 4
+    trained, width = trainable_parameters(size, config), 2 if size.causal else 4
     always = width * size.parameters + 12 * trained
     if config.frozen_layers:
         always += 2 * size.hidden * in_all
-    kept = kept_bytes(size, config, read, gpu=gpu)
+    kept = activation_bytes(size, config, read, gpu=gpu)
     working, reading = 4 * trained, (width + (4 if several else 0)) * trained
     saving = 0.0 if config.method == "full" else 4.0 * size.parameters
     if reading + kept >= max(working, saving):
-        return Peak(always + reading, kept)
-    return Peak(always + max(working, saving), 0.0)
+        return PeakMemory(always + reading, kept)
+    return PeakMemory(always + max(working, saving), 0.0)
 
 
-def largest_read(rows: Sequence[Row], size: BaseSize, config: TrainConfig, *, gpu: bool = False) -> tuple[Read, bool]:
+def largest_micro_batch(
+    rows: Sequence[TokenizedRow], size: BaseSize, config: TrainConfig, *, gpu: bool = False
+) -> tuple[MicroBatchShape, bool]:
     """The read that keeps most in the first epoch, and whether any step is more than one read."""
-    reads, several = [Read(0, 0, 0)], False
+    reads, several = [MicroBatchShape(0, 0, 0)], False
     for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0)):
         parts = micro_batches(batch, config.micro_tokens or config.batch_tokens)
         several = several or len(parts) > 1
-        reads += [read_of(part) for part in parts]
-    return max(reads, key=lambda read: kept_bytes(size, config, read, gpu=gpu)), several
+        reads += [micro_batch_shape(part) for part in parts]
+    return max(reads, key=lambda read: activation_bytes(size, config, read, gpu=gpu)), several
 
 
-def read_of(rows: Sequence[Row]) -> Read:
+def micro_batch_shape(rows: Sequence[TokenizedRow]) -> MicroBatchShape:
     """Rows, width and targets of what is read at once."""
-    return Read(
+    return MicroBatchShape(
         rows=len(rows),
         width=max(len(row.ids) - 1 for row in rows),
         targets=sum(len(row.ids) - row.n_prompt for row in rows),
@@ -150,7 +158,7 @@ def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -
     Only what it takes at the very least is compared, so that a run that would fit is not refused. Raises TrainingError
     with the need, what is free, and what would fit.
     """
-    size, free = read_size(base[1]), free_memory()
+    size, free = read_base_size(base[1]), free_memory()
     # Processes of one run may share a model between them.
     if size is None or free is None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return
@@ -158,8 +166,8 @@ def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -
     if need > free.bytes + free.swap:
         raise TrainingError(
             f"{config.method} fine-tune of {base[0]} ({size.parameters / 1e6:,.0f} M weights) needs at least "
-            f"{gigabytes(need)} of {free.name}, {gigabytes(free.bytes + free.swap)} is free",
-            hint=what_fits(size, config, rows, free),
+            f"{format_gigabytes(need)} of {free.name}, {format_gigabytes(free.bytes + free.swap)} is free",
+            hint=suggest_smaller_setting(size, config, rows, free),
         )
 
 
@@ -169,11 +177,11 @@ def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool
     What rows begin with alike may be read once for all of them, so only what tells them apart is counted.
     """
     texts = ["\0".join([*(m.content for m in e.messages), e.answer]) for e in rows.examples]
-    in_all = sum(len(text.encode()) for text in texts) / MOST_BYTES_A_TOKEN
+    in_all = sum(len(text.encode()) for text in texts) / MAX_BYTES_PER_TOKEN
     limit = config.micro_tokens or config.batch_tokens
-    n_tokens = int(min(FULL_BATCH * limit, in_all) * _own_share(texts))
+    n_tokens = int(min(MIN_BATCH_FILL * limit, in_all) * _own_share(texts))
     several = limit < min(config.batch_tokens, in_all)
-    return peak(size, config, Read(n_tokens, 1, 0), in_all=in_all, gpu=gpu, several=several).at_least
+    return peak_memory(size, config, MicroBatchShape(n_tokens, 1, 0), in_all=in_all, gpu=gpu, several=several).at_least
 
 
 def _own_share(texts: Sequence[str]) -> float:
@@ -195,12 +203,12 @@ def _alike(a: str, b: str) -> int:
     return low
 
 
-def gigabytes(n_bytes: float) -> str:
+def format_gigabytes(n_bytes: float) -> str:
     """A size in GB of 10⁹ bytes, in two or three digits."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e10 else f"{n_bytes / 1e9:,.0f} GB"
 
 
-def what_fits(size: BaseSize, config: TrainConfig, rows: Dataset, free: Free) -> str:
+def suggest_smaller_setting(size: BaseSize, config: TrainConfig, rows: Dataset, free: FreeMemory) -> str:
     """The nearest setting under which a fine-tune that is too large may fit, in words."""
     ways: list[tuple[str, dict[str, Any]]] = []
     if size.causal:
@@ -211,6 +219,6 @@ def what_fits(size: BaseSize, config: TrainConfig, rows: Dataset, free: Free) ->
         less = config.model_copy(update=change)
         need = least_bytes(size, less, rows, gpu=free.gpu)
         if less != config and need <= free.bytes + free.swap:
-            return f"{words} under training: needs at least {gigabytes(need)}"
+            return f"{words} under training: needs at least {format_gigabytes(need)}"
     a_weight = 18 if config.method == "full" else 6
     return f"a smaller base model: {(free.bytes + free.swap) / a_weight / 1e6:,.0f} M weights at most would fit"

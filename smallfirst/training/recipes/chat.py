@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, Problem, TrainingError
-from smallfirst.models.local.chat_template import end_of_turn
+from smallfirst.models.local.chat_template import end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
-from smallfirst.training.backend import Causal
-from smallfirst.training.batches import Row
+from smallfirst.training.backend import CausalBackend
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.recipe import Prepared
-from smallfirst.training.validation import Exam
-from smallfirst.training.validation_loss import OnExam, ignore, loss_exam, write_samples
+from smallfirst.training.recipes.recipe import PreparedData
+from smallfirst.training.validation import ValidationResult
+from smallfirst.training.validation_loss import ValidationCallback, generate_samples, no_callback, validate_loss
 
 IM_END = "<|im_end|>"
 _CHATML = (
@@ -32,7 +32,7 @@ _CHATML = (
 )
 
 
-class ChatLesson(NamedTuple):
+class ChatRecipe(NamedTuple):
     """Conversations to learn the last answer of; a prompt with its response is one of two turns."""
 
     name: str
@@ -41,29 +41,33 @@ class ChatLesson(NamedTuple):
     """Rows whose mean loss chooses the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
     """Answered after each epoch, for a person to read."""
-    on_exam: OnExam = ignore
+    on_validation: ValidationCallback = no_callback
     """Hears the figures and answers of each epoch."""
 
     @property
-    def study(self) -> Causal:
+    def study(self) -> CausalBackend:
         """As a causal model."""
-        return Causal()
+        return CausalBackend()
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """The rows in tokens; a tokenizer without a chat template is given one.
 
         Raises DataError naming every row that cannot be trained on or judged by, TrainingError without an end token.
         """
-        give_template(tokenizer)
+        ensure_chat_template(tokenizer)
         return _prepared(self, tokenizer, config, base)
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam | None:
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
         """Minus the mean loss on the evaluation rows."""
-        rows, _ = chat_rows(self.evaluation, tokenizer, max_tokens=manifest.max_tokens) if self.evaluation else ([], [])
+        rows, _ = (
+            encode_conversations(self.evaluation, tokenizer, max_tokens=manifest.max_tokens)
+            if self.evaluation
+            else ([], [])
+        )
         return _judge(self, rows, model, tokenizer, manifest)
 
 
-class TextLesson(NamedTuple):
+class PretrainingRecipe(NamedTuple):
     """Text to go on from (continued pre-training): every token is learnt."""
 
     name: str
@@ -72,30 +76,30 @@ class TextLesson(NamedTuple):
     """Texts whose mean loss chooses the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
     """Gone on from after each epoch, for a person to read."""
-    on_exam: OnExam = ignore
+    on_validation: ValidationCallback = no_callback
     """Hears the figures and continuations of each epoch."""
 
     @property
-    def study(self) -> Causal:
+    def study(self) -> CausalBackend:
         """As a causal model."""
-        return Causal()
+        return CausalBackend()
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """The texts in windows of `max_seq_tokens`. Raises DataError for rows that are no texts."""
         _check_end(tokenizer, base)
         problems = [p for data in (self.train_rows, self.evaluation) for p in _not_texts(data)]
         if problems:
             raise DataError("continued pre-training takes rows of text alone:", problems)
         rows = text_windows(self.train_rows, tokenizer, max_tokens=config.max_seq_tokens)
-        return Prepared(rows, _manifest(self.name, config, base))
+        return PreparedData(rows, _manifest(self.name, config, base))
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam | None:
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
         """Minus the mean loss on the evaluation texts."""
         rows = text_windows(self.evaluation, tokenizer, max_tokens=manifest.max_tokens) if self.evaluation else []
         return _judge(self, rows, model, tokenizer, manifest)
 
 
-def give_template(tokenizer: Any) -> None:
+def ensure_chat_template(tokenizer: Any) -> None:
     """Nothing back; a tokenizer that has no chat template now writes ChatML, each turn ended by a token it knows."""
     _check_end(tokenizer, "the base model")
     if not tokenizer.chat_template:
@@ -103,7 +107,7 @@ def give_template(tokenizer: Any) -> None:
         tokenizer.chat_template = _CHATML.replace("END", repr(end))
 
 
-def chat_row(example: Example, tokenizer: Any, end: int) -> Row | str:
+def encode_conversation(example: Example, tokenizer: Any, end: int) -> TokenizedRow | str:
     """The conversation in tokens, its last answer and `end` being the targets, or the rule it breaks."""
     from jinja2.exceptions import TemplateError
 
@@ -125,14 +129,18 @@ def chat_row(example: Example, tokenizer: Any, end: int) -> Row | str:
     targets = targets[: len(targets) - targets[::-1].index(end)] if end in targets else [*targets, end]
     if len(targets) < 2:
         return "the chat template leaves nothing of the answer, so there is nothing to learn"
-    return Row((*prompt_ids, *targets), len(prompt_ids))
+    return TokenizedRow((*prompt_ids, *targets), len(prompt_ids))
 
 
-def chat_rows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> tuple[list[Row], list[Problem]]:
+def encode_conversations(data: Dataset, tokenizer: Any, *, max_tokens: int) -> tuple[list[TokenizedRow], list[Problem]]:
     """The rows that can be learnt, and what is wrong with the others."""
-    end, rows, problems = end_of_turn(tokenizer), [], []
+    end, rows, problems = end_of_turn_token(tokenizer), [], []
     for example in data.examples:
-        found = chat_row(example, tokenizer, end) if example.messages else "text alone: there is no answer to learn"
+        found = (
+            encode_conversation(example, tokenizer, end)
+            if example.messages
+            else "text alone: there is no answer to learn"
+        )
         if not isinstance(found, str) and len(found.ids) > max_tokens:
             found = f"{len(found.ids)} tokens; the limit is {max_tokens} (max_seq_tokens, context_length)"
         if isinstance(found, str):
@@ -142,7 +150,7 @@ def chat_rows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> tuple[list[R
     return rows, problems
 
 
-def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[Row]:
+def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[TokenizedRow]:
     """The texts, joined by the end token, in windows of at most `max_tokens` tokens.
 
     A window begins with the last token of the one before, so each token of each text is a target exactly once. What
@@ -153,7 +161,7 @@ def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[Row]
     for example in data.examples:
         stream += [*tokenizer.encode(example.answer, add_special_tokens=False), end]
     starts = range(0, len(stream) - 1, max_tokens - 1)
-    return [Row(tuple(stream[at : at + max_tokens]), 1) for at in starts]
+    return [TokenizedRow(tuple(stream[at : at + max_tokens]), 1) for at in starts]
 
 
 def _joined(tokenizer: Any, prompt: str, whole: str) -> tuple[list[int], list[int]] | None:
@@ -173,16 +181,16 @@ def _joined(tokenizer: Any, prompt: str, whole: str) -> tuple[list[int], list[in
     return (head, rest) if same else None
 
 
-def _prepared(lesson: ChatLesson, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+def _prepared(lesson: ChatRecipe, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
     parts = [data for data in (lesson.train_rows, lesson.evaluation) if data is not None]
-    read = [chat_rows(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
+    read = [encode_conversations(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
     if problems := [problem for _, found in read for problem in found]:
         raise DataError(
             f"{len(problems)} of {sum(map(len, parts))} rows cannot be used:",
             problems,
             hint="mend or remove these lines; for long ones raise max_seq_tokens (context_length)",
         )
-    return Prepared(read[0][0], _manifest(lesson.name, config, base))
+    return PreparedData(read[0][0], _manifest(lesson.name, config, base))
 
 
 def _manifest(name: str, config: TrainConfig, base: str) -> Manifest:
@@ -190,11 +198,11 @@ def _manifest(name: str, config: TrainConfig, base: str) -> Manifest:
 
 
 def _judge(
-    lesson: ChatLesson | TextLesson, rows: Sequence[Row], model: Any, tokenizer: Any, manifest: Manifest
-) -> Exam | None:
-    exam, figures = loss_exam(model, rows, manifest) if rows else (None, {})
-    samples = write_samples(model, tokenizer, lesson.eval_prompts, max_tokens=manifest.max_tokens)
-    lesson.on_exam(figures, samples)
+    lesson: ChatRecipe | PretrainingRecipe, rows: Sequence[TokenizedRow], model: Any, tokenizer: Any, manifest: Manifest
+) -> ValidationResult | None:
+    exam, figures = validate_loss(model, rows, manifest) if rows else (None, {})
+    samples = generate_samples(model, tokenizer, lesson.eval_prompts, max_tokens=manifest.max_tokens)
+    lesson.on_validation(figures, samples)
     return exam
 
 

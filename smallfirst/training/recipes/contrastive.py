@@ -19,21 +19,26 @@ import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError, Problem
-from smallfirst.models.linear.classifier import ENCODER, INVERSE_PENALTY, LinearScorer, logistic
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.linear.classifier import (
+    ENCODER_FOLDER,
+    INVERSE_REGULARIZATION,
+    LinearClassifier,
+    fit_logistic_regression,
+)
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.label_scorer import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.recipes.recipe import Prepared
-from smallfirst.training.validation import Exam, judge
+from smallfirst.training.recipes.recipe import PreparedData
+from smallfirst.training.validation import ValidationResult, accuracy_and_temperature
 
-CONTRAST = 0.5
+CONTRASTIVE_WEIGHT = 0.5
 """Weight of the contrastive loss beside the cross-entropy."""
 TEMPERATURE = 0.1
 """Of the contrastive loss; Khosla et al. use 0.1."""
-TOGETHER = 4
+ROWS_PER_LABEL = 4
 """Rows of a label that are put into a batch together."""
 
 
@@ -48,7 +53,7 @@ class LabelledRow(NamedTuple):
 class SentenceClassifier(torch.nn.Module):
     """An encoder and a linear head on its unit vectors."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: SentenceEncoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.body = encoder.model
@@ -60,12 +65,12 @@ class SentenceClassifier(torch.nn.Module):
         vectors = self.encoder.vectors([row.ids for row in rows])
         return vectors, vectors @ self.weights.T + self.bias
 
-    def scorer(self) -> LinearScorer:
+    def scorer(self) -> LinearClassifier:
         """The same as a LinearScorer."""
-        return LinearScorer(self.encoder.embed, self.weights.detach().numpy(), self.bias.detach().numpy())
+        return LinearClassifier(self.encoder.embed, self.weights.detach().numpy(), self.bias.detach().numpy())
 
 
-class Contrastive:
+class ContrastiveBackend:
     """How a sentence encoder with a linear head learns."""
 
     def __init__(self, n_labels: int) -> None:
@@ -75,7 +80,7 @@ class Contrastive:
         """The encoder with an empty head, and its tokenizer. Raises ConfigError for settings it cannot keep."""
         if config.method != "full" or config.micro_tokens or config.frozen_layers:
             raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
-        encoder = Encoder(base)
+        encoder = SentenceEncoder(base)
         encoder.max_tokens = min(encoder.max_tokens, config.max_seq_tokens)
         return SentenceClassifier(encoder).eval(), encoder.tokenizer
 
@@ -84,11 +89,11 @@ class Contrastive:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         vectors = torch.zeros(len(rows), model.body.config.hidden_size)
         with torch.inference_mode():
-            for start in range(0, len(order), Encoder.batch_rows):
-                at = order[start : start + Encoder.batch_rows]
+            for start in range(0, len(order), SentenceEncoder.batch_rows):
+                at = order[start : start + SentenceEncoder.batch_rows]
                 vectors[at] = model.encoder.vectors([rows[i].ids for i in at])
         gold = torch.tensor([row.label for row in rows]).numpy()
-        weights, bias = logistic(vectors.numpy(), gold, self.n_labels, INVERSE_PENALTY["encoder"])
+        weights, bias = fit_logistic_regression(vectors.numpy(), gold, self.n_labels, INVERSE_REGULARIZATION["encoder"])
         model.weights.data, model.bias.data = torch.from_numpy(weights), torch.from_numpy(bias)
         model.body.to(torch.bfloat16)
 
@@ -101,7 +106,7 @@ class Contrastive:
         groups = []
         for own in by_label.values():
             draw.shuffle(own)
-            groups += [own[start : start + TOGETHER] for start in range(0, len(own), TOGETHER)]
+            groups += [own[start : start + ROWS_PER_LABEL] for start in range(0, len(own), ROWS_PER_LABEL)]
         draw.shuffle(groups)
         batches: list[list[LabelledRow]] = [[]]
         for group in groups:
@@ -116,20 +121,20 @@ class Contrastive:
         """Cross-entropy and CONTRAST times the contrastive loss, in nats."""
         vectors, logits = model(rows)
         labels = torch.tensor([row.label for row in rows])
-        loss = F.cross_entropy(logits, labels) + CONTRAST * contrast(vectors, labels)
+        loss = F.cross_entropy(logits, labels) + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.gather()
         return loss.item()
 
     def save(self, model: SentenceClassifier, tokenizer: Any, folder: Path) -> str:
         """The encoder in a folder of its own, the head beside it."""
-        model.body.save_pretrained(folder / ENCODER)
-        tokenizer.save_pretrained(folder / ENCODER)
+        model.body.save_pretrained(folder / ENCODER_FOLDER)
+        tokenizer.save_pretrained(folder / ENCODER_FOLDER)
         model.scorer().save_weights(folder)
         return weights_fingerprint(model)
 
 
-class EncoderLesson(NamedTuple):
+class EncoderRecipe(NamedTuple):
     """A task with closed answers, its rows, and the selection rows by which the best epoch is chosen."""
 
     task: AnyTask
@@ -142,11 +147,11 @@ class EncoderLesson(NamedTuple):
         return self.task.name
 
     @property
-    def study(self) -> Contrastive:
+    def study(self) -> ContrastiveBackend:
         """As an encoder with a head."""
-        return Contrastive(len(self.task.closed))
+        return ContrastiveBackend(len(self.task.closed))
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """Texts in tokens. Raises DataError naming every row that is too long or whose label is unknown."""
         index = {label: i for i, label in enumerate(self.task.closed)}
         rows, problems = [], []
@@ -161,18 +166,18 @@ class EncoderLesson(NamedTuple):
                 rows.append(LabelledRow(tuple(ids), index[example.answer]))
         if problems:
             raise DataError(f"{len(problems)} of {len(self.train_rows)} rows cannot be trained on:", problems)
-        return Prepared(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
+        return PreparedData(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
-    def exam(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> Exam:
+    def exam(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Accuracy on the selection rows, computed in fp32, as the model will be served."""
         model.body.float()
         scored = model.scorer().score([example.text for example in self.selection.examples])
         model.body.to(torch.bfloat16)
-        accuracy, temperature = judge(scored, self.selection, self.task)
-        return Exam(accuracy, manifest.model_copy(update={"temperature": temperature}))
+        accuracy, temperature = accuracy_and_temperature(scored, self.selection, self.task)
+        return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
 
 
-def contrast(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Supervised contrastive loss, L_out of Khosla et al. 2020, in nats: mean over rows that have a partner.
 
     `vectors` are unit vectors (rows, width). 0 if no row has a partner of its label.

@@ -16,25 +16,25 @@ import torch
 import torch.nn.functional as F
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.catalog import find
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import load_causal
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.tasks import AnyTask
-from smallfirst.training.backend import Causal
-from smallfirst.training.batches import Row
+from smallfirst.training.backend import CausalBackend
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import read
-from smallfirst.training.recipes.teacher import Teacher
+from smallfirst.training.forward import forward
+from smallfirst.training.recipes.teacher import TeacherConfig
 
-SHOWN = 3
+MAX_SHOWN = 3
 """Tokens or labels of a kind that an error names."""
 
 
-class Distilled(Causal):
+class DistillationBackend(CausalBackend):
     """A causal model beside its teacher."""
 
-    def __init__(self, teacher: Teacher, task: AnyTask) -> None:
+    def __init__(self, teacher: TeacherConfig, task: AnyTask) -> None:
         self.teacher, self.task = teacher, task
         self.reader: Any = None
         """The teacher's model, once it is loaded."""
@@ -45,15 +45,17 @@ class Distilled(Causal):
         self.reader = load_teacher(self.teacher, self.task, tokenizer)
         return model, tokenizer
 
-    def loss(self, model: Any, rows: Sequence[Row]) -> torch.Tensor:
+    def loss(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
         """Sum of the losses of the rows' target tokens, in nats; prompts are read and never judged."""
         with torch.inference_mode():
-            taught = self.reader.get_output_embeddings()(read(self.reader, rows).states)
-        states, tokens = read(model, rows, self.lower)
-        return distilled_loss(model.get_output_embeddings()(states), taught, tokens, self.teacher)
+            taught = self.reader.get_output_embeddings()(forward(self.reader, rows).states)
+        states, tokens = forward(model, rows, self.lower)
+        return distillation_loss(model.get_output_embeddings()(states), taught, tokens, self.teacher)
 
 
-def distilled_loss(logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Tensor, teacher: Teacher) -> torch.Tensor:
+def distillation_loss(
+    logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Tensor, teacher: TeacherConfig
+) -> torch.Tensor:
     """Sum over n targets of (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), in nats.
 
     logits, taught (n, vocabulary), the student's and the teacher's; tokens (n,). Models of one vocabulary may be padded
@@ -68,12 +70,12 @@ def distilled_loss(logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Ten
     return (1 - teacher.weight) * hard + teacher.weight * t**2 * soft
 
 
-def load_teacher(teacher: Teacher, task: AnyTask, tokenizer: Any) -> Any:
+def load_teacher(teacher: TeacherConfig, task: AnyTask, tokenizer: Any) -> Any:
     """The teacher's model, which will not move.
 
     Raises ConfigError if it cannot teach a student with this tokenizer this task, WeightsNotFound if it is nowhere.
     """
-    folder = find(teacher.base)
+    folder = find_weights(teacher.base)
     if folder.is_file():
         raise ConfigError(
             f"small.teacher: {teacher.base} is a GGUF file here, which gives no probabilities to learn from",
@@ -118,7 +120,7 @@ def check_task(folder: Path, task: AnyTask, tokenizer: Any) -> None:
     if manifest.kind != ("codes" if task.closed else "writes"):
         wrong = f'is of kind "{manifest.kind}"'
     elif task.closed:
-        ours = dict(zip(task.closed, choose_codes(task.closed, tokenizer), strict=True))
+        ours = dict(zip(task.closed, choose_label_tokens(task.closed, tokenizer), strict=True))
         theirs = dict(zip(manifest.task.closed, manifest.codes, strict=True))
         other = sorted(label for label in ours.keys() | theirs.keys() if ours.get(label) != theirs.get(label))
         if other:
@@ -131,5 +133,5 @@ def check_task(folder: Path, task: AnyTask, tokenizer: Any) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(f"“{name}”" for name in names[:SHOWN])
-    return shown + (", …" if len(names) > SHOWN else "")
+    shown = ", ".join(f"“{name}”" for name in names[:MAX_SHOWN])
+    return shown + (", …" if len(names) > MAX_SHOWN else "")

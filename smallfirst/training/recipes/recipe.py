@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks import AnyTask
-from smallfirst.training.backend import Causal, Study
-from smallfirst.training.batches import Row, label_rows, text_rows
+from smallfirst.training.backend import Backend, CausalBackend
+from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.distillation import Distilled
-from smallfirst.training.recipes.teacher import Teacher
-from smallfirst.training.validation import Exam, code_exam, writing_exam
+from smallfirst.training.recipes.distillation import DistillationBackend
+from smallfirst.training.recipes.teacher import TeacherConfig
+from smallfirst.training.validation import ValidationResult, validate_generation, validate_labels
 
 
-class Prepared(NamedTuple):
+class PreparedData(NamedTuple):
     """A lesson in the tokens of one base model."""
 
     rows: list[Any]
@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
     """What the model's folder will tell; an exam may add a calibration."""
 
 
-class Lesson(Protocol):
+class Recipe(Protocol):
     """What a run learns."""
 
     @property
@@ -42,26 +42,26 @@ class Lesson(Protocol):
         ...
 
     @property
-    def study(self) -> Study:
+    def study(self) -> Backend:
         """How the kind of model learns."""
         ...
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """The rows in tokens. Raises DataError naming every row that cannot be trained on."""
         ...
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam | None:
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
         """What the model is worth now; None if there is nothing to judge it by."""
         ...
 
 
-class TaskLesson(NamedTuple):
+class TaskRecipe(NamedTuple):
     """A task, its rows, the selection rows by which the best epoch is chosen, and a teacher if there is one."""
 
     task: AnyTask
     train_rows: Dataset
     selection: Dataset
-    teacher: Teacher | None = None
+    teacher: TeacherConfig | None = None
 
     @property
     def name(self) -> str:
@@ -69,23 +69,25 @@ class TaskLesson(NamedTuple):
         return self.task.name
 
     @property
-    def study(self) -> Causal:
+    def study(self) -> CausalBackend:
         """As a causal model, beside its teacher if it has one."""
-        return Distilled(self.teacher, self.task) if self.teacher else Causal()
+        return DistillationBackend(self.teacher, self.task) if self.teacher else CausalBackend()
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> Prepared:
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """A closed answer is one code token, any other is written out. Raises DataError as Lesson says."""
         most, closed = config.max_seq_tokens, self.task.closed
-        codes = choose_codes(closed, tokenizer) if closed else ()
+        codes = choose_label_tokens(closed, tokenizer) if closed else ()
         kind = "codes" if closed else "writes"
         manifest = Manifest(kind=kind, task=self.task, base=base, codes=codes, max_tokens=most)
         if closed:
-            rows: list[Row] = label_rows(self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=most)
+            rows: list[TokenizedRow] = encode_label_rows(
+                self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=most
+            )
         else:
-            rows = text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=most)
-        return Prepared(rows, manifest)
+            rows = encode_text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=most)
+        return PreparedData(rows, manifest)
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> Exam:
+    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         """Mean score on the selection rows."""
-        examine = code_exam if self.task.closed else writing_exam
+        examine = validate_labels if self.task.closed else validate_generation
         return examine(model, tokenizer, manifest, self.selection)

@@ -11,7 +11,7 @@ import pydantic
 from smallfirst.records import Record
 
 
-class Teacher(Record):
+class TeacherConfig(Record):
     """From whom a fine-tune also learns, and how much."""
 
     base: str

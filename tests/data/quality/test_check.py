@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.quality.check import CheckReport, check, explain
-from smallfirst.data.quality.findings import Finding, write_places
-from smallfirst.data.quality.lengths import RowTokens
+from smallfirst.data.quality.check import CheckReport, check, format_report
+from smallfirst.data.quality.findings import Finding, write_locations
+from smallfirst.data.quality.lengths import TokenCounts
 from smallfirst.data.sources.text_files import load
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
@@ -48,7 +48,7 @@ def test_clean_data_is_a_go_with_nothing_to_mend() -> None:
     assert report.verdict == "GO"
     assert report.findings == ()
     assert report.class_counts == {"a": 50, "b": 50}
-    assert explain(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend")
+    assert format_report(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend")
 
 
 def test_one_text_with_two_labels_is_a_contradiction() -> None:
@@ -138,7 +138,7 @@ def test_a_label_without_a_train_row_stops() -> None:
 
 def test_rows_over_the_token_limit_stop_by_line() -> None:
     train = labelled("train", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
-    tokens = RowTokens(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
+    tokens = TokenCounts(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
     report = check(train, tokens=tokens)
     finding = found(report, "train rows over 3 tokens: 1")
     assert (finding.level, finding.where) == ("stop", ("train.jsonl:20 has 4",))
@@ -149,13 +149,13 @@ def test_rows_over_the_token_limit_stop_by_line() -> None:
 def test_without_lengths_nothing_is_said_of_them() -> None:
     report = check(plenty("train", 20))
     assert report.lengths == ()
-    assert "tokens a row" not in explain(report)
+    assert "tokens a row" not in format_report(report)
 
 
 def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:
     again = [("again", "a")] * 13
     report = check(plenty("train", 100, *again), test=labelled("test", ("Train word0 thing0", "c")))
-    n = write_places(report.findings, tmp_path / "rows.jsonl")
+    n = write_locations(report.findings, tmp_path / "rows.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == n
     assert rows[0] == {
@@ -195,12 +195,12 @@ def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:
     report = check(plenty("train", 100, *[("again", "a")] * 13))
     finding = found(report, "train rows that repeat")
     assert (len(finding.where), finding.n) == (10, 12)
-    assert "        … and 2 more" in explain(report).splitlines()
+    assert "        … and 2 more" in format_report(report).splitlines()
 
 
 def test_the_gravest_finding_comes_first_on_the_terminal() -> None:
     report = check(plenty("train", 99, ("new", "c")), test=plenty("test", 150, ("more", "d")))
-    assert explain(report) == (
+    assert format_report(report) == (
         "NO  100 train, 151 test rows, 3 labels\n"
         "stop  test labels without a train row: 1\n"
         "      a label that was never shown cannot be answered: add train rows, or drop it\n"

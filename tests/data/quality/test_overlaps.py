@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.quality.overlaps import KINDS, Overlap, shared_texts, table
+from smallfirst.data.quality.overlaps import OVERLAP_KINDS, Overlap, find_overlaps, format_overlaps
 from smallfirst.data.sources.text_files import load
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
@@ -48,7 +48,7 @@ def counts(overlap: Overlap) -> tuple[int, ...]:
     ],
 )
 def test_each_kind_holds_the_one_before(text: str, expected: tuple[int, ...]) -> None:
-    ([overlap], found) = shared_texts({"train": TRAIN, "test": rows("test", text)})
+    ([overlap], found) = find_overlaps({"train": TRAIN, "test": rows("test", text)})
     assert counts(overlap) == expected
     assert (overlap.new, overlap.old, overlap.n_rows) == ("test", "train", 1)
     assert len(found) == (expected[3] > 0)
@@ -62,7 +62,7 @@ def test_a_text_seen_in_both_earlier_splits_counts_once_against_both_together() 
         "validation": rows("validation", "A b", "e f"),
         "test": rows("test", "a b", "e f", "g h"),
     }
-    overlaps, _ = shared_texts(splits)
+    overlaps, _ = find_overlaps(splits)
     found = {(o.new, o.old): counts(o) for o in overlaps}
     assert found == {
         ("validation", "train"): (0, 1, 1, 1),
@@ -73,7 +73,7 @@ def test_a_text_seen_in_both_earlier_splits_counts_once_against_both_together() 
 
 
 def test_findings_name_every_row_and_what_it_repeats() -> None:
-    _, found = shared_texts({"train": TRAIN, "test": rows("test", "where is my card", "I want a topup", "new")})
+    _, found = find_overlaps({"train": TRAIN, "test": rows("test", "where is my card", "I want a topup", "new")})
     same, near = found
     assert same.where == ("test:1 is train:1",)
     assert near.where == ("test:2 is nearly train:2",)
@@ -81,10 +81,10 @@ def test_findings_name_every_row_and_what_it_repeats() -> None:
 
 
 def test_the_table_is_left_out_where_nothing_was_seen_twice() -> None:
-    overlaps, _ = shared_texts({"train": TRAIN, "test": rows("test", "new")})
-    assert table(overlaps) == []
-    overlaps, _ = shared_texts({"train": TRAIN, "test": rows("test", "new", "I want a topup")})
-    assert table(overlaps)[1:] == [
+    overlaps, _ = find_overlaps({"train": TRAIN, "test": rows("test", "new")})
+    assert format_overlaps(overlaps) == []
+    overlaps, _ = find_overlaps({"train": TRAIN, "test": rows("test", "new", "I want a topup")})
+    assert format_overlaps(overlaps)[1:] == [
         "                   exact     case   folded   nearly       of",
         "  test in train        0        0        0        1        2",
     ]
@@ -97,7 +97,7 @@ texts = st.lists(st.tuples(words, st.sampled_from([" ", "  ", ", ", "-"])).map(l
 @given(texts, texts)
 def test_figures_only_grow_and_end_at_what_the_gate_counts(train: list[str], test: list[str]) -> None:
     splits = {"train": rows("train", *train), "test": rows("test", *test)}
-    ([overlap], _) = shared_texts(splits)
+    ([overlap], _) = find_overlaps(splits)
     leaks = find_leaks(splits["train"], splits["test"])
     assert list(counts(overlap)) == sorted(counts(overlap))
     assert (overlap.exact, overlap.nearly) == (len(leaks.exact), leaks.n_leaked)
@@ -120,7 +120,7 @@ def test_published_overlaps_are_found(name: str, old: str, kind: str, published:
     if not (DATASETS / name).is_dir():
         pytest.skip(f"no {name} beside this copy")
     splits = {part: load(DATASETS / name / f"{part}.jsonl") for part in ("train", "validation", "test")}
-    overlaps, _ = shared_texts(splits)
+    overlaps, _ = find_overlaps(splits)
     [found] = [o for o in overlaps if (o.new, o.old) == ("test", old)]
-    assert kind in KINDS
+    assert kind in OVERLAP_KINDS
     assert getattr(found, kind) == published

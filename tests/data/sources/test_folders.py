@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.folders import MAX_TEXT_BYTES, files_below, inside
+from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join
 from smallfirst.data.sources.resolve import open_source, read_source
 from smallfirst.errors import DataError
 
@@ -138,20 +138,20 @@ def test_a_folder_that_cannot_be_looked_into_is_an_error(tmp_path: Path) -> None
     (tmp_path / "books" / "closed").chmod(0)
     try:
         with pytest.raises(DataError, match="closed: Permission denied"):
-            files_below(tmp_path / "books")
+            list_files(tmp_path / "books")
     finally:
         (tmp_path / "books" / "closed").chmod(0o700)
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="gone: No such file or directory"):
-        files_below(tmp_path / "gone")
+        list_files(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("parts", [("..", "a"), ("a", ".."), ("", "etc"), ("a/../../b",), (".",), ("a\0b",)])
 def test_a_path_below_a_root_is_made_of_plain_names(tmp_path: Path, parts: tuple[str, ...]) -> None:
     with pytest.raises(DataError, match=r"is plain names, without \.\. and empty parts"):
-        inside(tmp_path, parts)
+        safe_join(tmp_path, parts)
 
 
 def test_a_path_below_a_root_does_not_lead_out_by_a_link(tmp_path: Path) -> None:
@@ -159,6 +159,6 @@ def test_a_path_below_a_root_does_not_lead_out_by_a_link(tmp_path: Path) -> None
     put(root / "a" / "b.txt")
     (root / "out").symlink_to(tmp_path)
     (root / "in").symlink_to(root / "a")
-    assert inside(root, ("in", "b.txt")) == root / "in" / "b.txt"
+    assert safe_join(root, ("in", "b.txt")) == root / "in" / "b.txt"
     with pytest.raises(DataError, match="a link that leads out of"):
-        inside(root, ("out", "secret.txt"))
+        safe_join(root, ("out", "secret.txt"))

@@ -16,7 +16,7 @@ from smallfirst.data.sources.resolve import open_source, read_source
 from smallfirst.data.sources.text_files import load
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.project.task_file import read_task_file
 
 ROWS = [{"text": f"row {i}, with a comma", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
 
@@ -165,7 +165,7 @@ def test_a_table_name_without_a_root_says_how_to_name_one(tmp_path: Path, monkey
     assert refused("warehouse.tickets.train", folder=tmp_path) == (
         f"warehouse.tickets.train: neither a file ({tmp_path}/warehouse.tickets.train) nor, without "
         "SMALLFIRST_TABLES, a table that can be found\n"
-        "  next: set SMALLFIRST_TABLES to the folder that holds catalog/schema/table, or give the folder of the table"
+        "  next: set SMALLFIRST_TABLES to the folder that holds catalog/schema/table, or give the table's folder"
     )
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"SMALLFIRST_TABLES: .*none: no such folder"):
@@ -193,7 +193,7 @@ def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeyp
 def task(folder: Path, data: str) -> Any:
     folder.mkdir(exist_ok=True)
     (folder / "task.yaml").write_text(f"name: desk\ndata: {data}\n", encoding="utf-8")
-    return read_rows(read_taskfile(folder))
+    return read_rows(read_task_file(folder))
 
 
 def test_a_task_file_names_tables_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

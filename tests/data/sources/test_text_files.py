@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Example, Message
-from smallfirst.data.row_formats import Columns, as_row
-from smallfirst.data.sources.text_files import MAX_ROW_BYTES, load, read_good
+from smallfirst.data.row_formats import Columns, to_row
+from smallfirst.data.sources.text_files import MAX_ROW_BYTES, load, load_valid_rows
 from smallfirst.errors import DataError
 
 
@@ -94,7 +94,7 @@ def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
 
 def test_read_good_keeps_the_good_rows_and_tells_the_problems(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl({"text": "a", "label": "x"}, 5, {"text": "b", "label": "y"}))
-    data, problems = read_good(path)
+    data, problems = load_valid_rows(path)
     assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("b", 3)]
     assert [str(p) for p in problems] == [f"{path}:2  not a JSON object: each line must be {{…}}"]
 
@@ -113,7 +113,7 @@ def test_a_row_of_another_shape_than_most_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl({"prompt": "p", "response": "r"}, label, label))
     rule = "a row of prompt + response, while this file has rows of text + label"
     assert rules(path) == [(1, rule)]
-    data, _ = read_good(path)
+    data, _ = load_valid_rows(path)
     assert [e.line for e in data.examples] == [2, 3]
 
 
@@ -276,7 +276,7 @@ def examples(draw: st.DrawFn) -> list[Example]:
 def test_rows_written_as_json_lines_are_read_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Example], ascii_only: bool
 ) -> None:
-    lines = [json.dumps(as_row(row), ensure_ascii=ascii_only) for row in rows]
+    lines = [json.dumps(to_row(row), ensure_ascii=ascii_only) for row in rows]
     data = load(written(tmp_path_factory.mktemp("trip"), "\n".join(lines)))
     assert [e.model_copy(update={"path": "", "line": 0}) for e in data.examples] == rows
     assert [e.line for e in data.examples] == list(range(1, len(rows) + 1))

@@ -13,15 +13,15 @@ from scipy import stats
 from smallfirst.errors import ConfigError, DataError, RegistryError, StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.gate import Gate
-from smallfirst.improvement.challenge import CHALLENGER, ChallengeResult, Contest, challenge, propose
-from smallfirst.improvement.challenge.challenge import LOOKS, RESULT, proposal_of
-from smallfirst.improvement.challenge.comparison import contest
+from smallfirst.improvement.challenge import CHALLENGER, ChallengeResult, ChampionComparison, challenge, propose
+from smallfirst.improvement.challenge.challenge import COMPARISON_LOG, RESULT, proposal_of
+from smallfirst.improvement.challenge.comparison import compare_to_champion
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.run_folder import Workspace
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import read_task_file
 from smallfirst.registry import versions as registry
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
@@ -52,11 +52,13 @@ def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:
     return Evaluation.model_validate({**values, **figures, "rows": rows, "requests_per_s": None})
 
 
-def duel(only_ours: int, only_theirs: int, n: int, *, kept: tuple[int, int] | None = None, look: int = 1) -> Contest:
+def duel(
+    only_ours: int, only_theirs: int, n: int, *, kept: tuple[int, int] | None = None, look: int = 1
+) -> ChampionComparison:
     ours = evaluation([i >= only_theirs for i in range(n)])
     theirs = evaluation([not only_theirs <= i < only_theirs + only_ours for i in range(n)])
     routed = (evaluation([True] * n, kept[0]), evaluation([True] * n, kept[1])) if kept else None
-    return contest(ours, theirs, routed=routed, look=look)
+    return compare_to_champion(ours, theirs, routed=routed, look=look)
 
 
 def test_a_better_challenger_wins_and_an_equal_or_worse_one_does_not() -> None:
@@ -140,7 +142,7 @@ def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_folder: Path) -> Job:
+def job(tmp_path: Path, tiny_folder: Path) -> Project:
     """A task whose rows show one noun of each label, while three are asked about."""
     write(tmp_path / "train.jsonl", TRAIN, (0,))
     write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
@@ -155,10 +157,10 @@ def job(tmp_path: Path, tiny_folder: Path) -> Job:
         "register_to": "main.tests.toy",
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def make_champion(job: Job) -> Workspace:
+def make_champion(job: Project) -> RunFolder:
     workspace = pipeline.train_stage(job)
     pipeline.evaluate_stage(job, workspace)
     pipeline.gate_stage(job, workspace)
@@ -171,7 +173,9 @@ def aliases() -> dict[str, int]:
     return {alias: v.version for v in registry.list_versions("main.tests.toy") for alias in v.aliases}
 
 
-def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(job: Job, tmp_path: Path) -> None:
+def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(
+    job: Project, tmp_path: Path
+) -> None:
     useless = tmp_path / "useless.jsonl"
     useless.write_text(json.dumps({"text": "zebra zebra", "label": "lost_pin"}) + "\n", encoding="utf-8")
     with pytest.raises(RegistryError, match="no model is registered"):
@@ -183,7 +187,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert lost.contest.look == 1
     assert lost.in_words[-1].startswith("version 1 stays champion: neither shown better")
     assert aliases() == {"champion": 1, CHALLENGER: 2}
-    run = Workspace.latest("toy", lost.run)
+    run = RunFolder.latest("toy", lost.run)
     assert ChallengeResult.load(run.folder / RESULT) == lost
     assert (run.folder / "report.html").exists()
     assert not (run.folder / "promoted.json").exists()
@@ -206,8 +210,11 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert won.proposal.n_new == 32
     assert aliases() == {"previous": 1, "champion": 3}
     assert registry.read_attachment("main.tests.toy", 3, "certificate.json")
-    assert Workspace.latest("toy", won.run).promoted().version == 3
-    assert json.loads(registry.read_attachment("main.tests.toy", 1, LOOKS) or b"")["runs"] == [lost.run, won.run]
+    assert RunFolder.latest("toy", won.run).promoted().version == 3
+    assert json.loads(registry.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")["runs"] == [
+        lost.run,
+        won.run,
+    ]
 
     known = write(tmp_path / "known.jsonl", TRAIN, (0,))
     with pytest.raises(DataError, match="all its rows stand in the training rows"):

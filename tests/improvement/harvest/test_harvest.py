@@ -13,10 +13,10 @@ from smallfirst.data.sources.text_files import load
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.improvement.harvest import HarvestResult, harvest
 from smallfirst.improvement.harvest.harvest import record_path
-from smallfirst.progress import Watch
+from smallfirst.progress import Progress
 from smallfirst.project.added_rows import with_harvested
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import read_taskfile
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 
@@ -34,7 +34,7 @@ def write(path: Path, rows: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> Project:
     write(tmp_path / "train.jsonl", TRAIN)
     calibration = {f"calibrating text {word} about cards": "card_arrival" for word in WORDS}
     write(tmp_path / "validation.jsonl", calibration)
@@ -45,7 +45,7 @@ def job(tmp_path: Path) -> Job:
         "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"},
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    return Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+    return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
 class Book:
@@ -90,7 +90,9 @@ def book(tmp_path: Path) -> Iterator[Book]:
 
 
 @pytest.fixture
-def reap(job: Job, book: Book, tmp_path: Path) -> Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]:
+def reap(
+    job: Project, book: Book, tmp_path: Path
+) -> Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]:
     """Harvest; the result, and by text (answer, source, response id)."""
 
     def made() -> tuple[HarvestResult, dict[str, tuple[str, str, str]]]:
@@ -237,7 +239,7 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
         path = tmp_path / name
         path.write_text(path.read_text().replace('"text"', '"body"'), encoding="utf-8")
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    job = Job.read(read_taskfile(tmp_path), Watch(quiet=True))
+    job = Project.read(read_task_file(tmp_path), Progress(quiet=True))
     book.answer("write to bob@example.com about the word", '{"word": "bob@example.com"}', "large")
     book.answer("charge card 4111111111111111", '{"word": "card", "n": 4111111111111111}', "large")
     result = harvest(job, out=tmp_path / "out.jsonl", ledger=book.path)
@@ -250,7 +252,7 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
     assert grown.train.examples[-1].answer == '{"word": "[EMAIL]"}'
 
 
-def test_since_takes_what_was_said_later_about_earlier_answers(job: Job, book: Book, tmp_path: Path) -> None:
+def test_since_takes_what_was_said_later_about_earlier_answers(job: Project, book: Book, tmp_path: Path) -> None:
     early, late = book.answer("an early one", "lost_pin"), book.answer("a late one", "lost_pin")
     book.answer("early and large", "lost_pin", "large")
     book.feedback(early, "right", hour=1)
@@ -264,7 +266,7 @@ def test_since_takes_what_was_said_later_about_earlier_answers(job: Job, book: B
         harvest(job, out=out, ledger=book.path, since=NOON)
 
 
-def test_a_file_that_is_not_its_own_is_never_overwritten(job: Job, book: Book, tmp_path: Path) -> None:
+def test_a_file_that_is_not_its_own_is_never_overwritten(job: Project, book: Book, tmp_path: Path) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
     first = harvest(job, out=out, ledger=book.path)
@@ -280,7 +282,7 @@ def test_a_file_that_is_not_its_own_is_never_overwritten(job: Job, book: Book, t
     assert not (tmp_path / "none.db").exists()
 
 
-def test_harvested_rows_join_the_training_rows_and_nothing_else(job: Job, book: Book, tmp_path: Path) -> None:
+def test_harvested_rows_join_the_training_rows_and_nothing_else(job: Project, book: Book, tmp_path: Path) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
     harvest(job, out=out, ledger=book.path)
@@ -294,7 +296,7 @@ def test_harvested_rows_join_the_training_rows_and_nothing_else(job: Job, book: 
     assert with_harvested(job.rows, out, labels=job.file.labels) == job.rows  # people's row stands
 
 
-def test_held_out_texts_are_refused_once_more_when_rows_go_in(job: Job, tmp_path: Path) -> None:
+def test_held_out_texts_are_refused_once_more_when_rows_go_in(job: Project, tmp_path: Path) -> None:
     path = tmp_path / "edited.jsonl"
     rows = {"fine": "lost_pin", "the envelope has not come yet write to [EMAIL] please": "lost_pin"}
     write(path, rows | {"CALIBRATING text one, about cards": "lost_pin"})

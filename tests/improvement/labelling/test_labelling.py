@@ -16,23 +16,23 @@ import pytest
 
 from smallfirst.data.sources.text_files import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
-from smallfirst.improvement.labelling import Labelled, LabelOptions, Teacher, label, teacher_of
-from smallfirst.improvement.labelling.budget import MOST_BAD_IN_A_ROW
-from smallfirst.improvement.labelling.journal import Errand, Journal
-from smallfirst.improvement.labelling.teacher import local_teacher
-from smallfirst.models.linear.classifier import LinearScorer
+from smallfirst.improvement.labelling import Labeller, LabellingResult, LabelOptions, label, large_model_labeller
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
+from smallfirst.improvement.labelling.labeller import local_labeller
+from smallfirst.improvement.labelling.requests import MAX_BAD_IN_A_ROW
+from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.recorded.replay import ReplayModel, request_key
-from smallfirst.pipeline.large_model import AGAIN
-from smallfirst.progress import Watch
-from smallfirst.project.project import Job
-from smallfirst.project.task_file import TaskFile, read_taskfile
+from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
 LABELS = ("card", "fee", "pin")
-QUIET = Watch(quiet=True)
+QUIET = Progress(quiet=True)
 COST, WORST = 1 / 64, 2 / 64
 """Exact in binary, so that sums can be compared."""
 
@@ -64,7 +64,7 @@ def task(folder: Path, **changes: Any) -> TaskFile:
     files = {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl"}
     values = {"name": "desk", "data": files, "routing": {"selection_share": 0.5}, **changes}
     (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    return read_taskfile(folder)
+    return read_task_file(folder)
 
 
 def texts(folder: Path, numbers: range = range(8)) -> Path:
@@ -111,14 +111,14 @@ class Oracle:
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         self.open = False
 
 
-def teacher(model: Any, *, way: str = "way-1", at_once: int = 1, worst_usd: float = WORST) -> Teacher:
-    return Teacher(model=model, way=way, prompt=(), worst_usd=lambda text: worst_usd, at_once=at_once)
+def teacher(model: Any, *, way: str = "way-1", at_once: int = 1, worst_usd: float = WORST) -> Labeller:
+    return Labeller(model=model, way=way, prompt=(), worst_usd=lambda text: worst_usd, at_once=at_once)
 
 
 def options(folder: Path, **values: Any) -> LabelOptions:
@@ -128,7 +128,9 @@ def options(folder: Path, **values: Any) -> LabelOptions:
     )
 
 
-def run(folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any) -> Labelled:
+def run(
+    folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any
+) -> LabellingResult:
     """Label the eight texts with a teacher."""
     of_teacher = {name: values.pop(name) for name in ("way", "at_once", "worst_usd") if name in values}
     return label(
@@ -156,12 +158,12 @@ def test_labelled_rows_are_training_rows_that_say_where_they_come_from(tmp_path:
     assert all((row["teacher"], row["confidence"], row["agreement"]) == ("oracle", 0.75, None) for row in rows)
     assert all(row["labelled_on"] == found.made_at for row in rows)
     assert found.by_answer == {"card": 3, "fee": 3, "pin": 2}
-    assert Labelled.load(tmp_path / "labelled.labels.json") == found
+    assert LabellingResult.load(tmp_path / "labelled.labels.json") == found
     assert not model.open
     # Named together with the training rows they are what the task trains on.
     both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(both)
-    assert len(Job.read(read_taskfile(tmp_path), QUIET).rows.train) == 12 + 8
+    assert len(Project.read(read_task_file(tmp_path), QUIET).rows.train) == 12 + 8
 
 
 def test_rows_have_the_column_names_of_the_task(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_every_kind_of_task_gets_rows_of_its_own_shape(
     files = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
     (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": files, **settings}))
     rows = write(tmp_path / "rows.jsonl", [unlabelled])
-    run(tmp_path, Oracle(lambda request: said), file=read_taskfile(tmp_path), rows=rows)
+    run(tmp_path, Oracle(lambda request: said), file=read_task_file(tmp_path), rows=rows)
     (row,) = out(tmp_path)
     assert {key: row[key] for key in made} == made
     assert load(tmp_path / "labelled.jsonl").examples[0].shape == load(tmp_path / "train.jsonl").examples[0].shape
@@ -251,7 +253,7 @@ def test_questions_with_and_without_a_context_stand_side_by_side_in_csv(
     (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "kind": "answer", "data": files}))
     rows = tmp_path / name
     rows.write_bytes(packed(b'question,context\nhow much?,"It costs\na pound."\nwho?,\n'))
-    run(tmp_path, Oracle(lambda request: "x"), file=read_taskfile(tmp_path), rows=rows)
+    run(tmp_path, Oracle(lambda request: "x"), file=read_task_file(tmp_path), rows=rows)
     assert [row["question"] for row in out(tmp_path)] == ["It costs\na pound.\n\nhow much?", "who?"]
 
 
@@ -279,7 +281,7 @@ def test_open_text_that_was_cut_off_is_no_answer_but_a_label_before_the_cut_is(t
         write(tmp_path / f"{part}.jsonl", [{"prompt": "hello", "response": "hi there"}])
     values = json.loads((tmp_path / "task.yaml").read_text()) | {"kind": "chat"}
     (tmp_path / "task.yaml").write_text(json.dumps(values))
-    found = run(tmp_path, Cut(lambda request: "farewell"), file=read_taskfile(tmp_path), way="way-2")
+    found = run(tmp_path, Cut(lambda request: "farewell"), file=read_task_file(tmp_path), way="way-2")
     assert (found.counts.n_kept, found.counts.n_unparseable) == (0, 8)
 
 
@@ -298,7 +300,7 @@ def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_pa
     assert by_text[text(1)] == ("pin", 2 / 3)
     assert by_text[text(2)] == ("card", 1.0)
     asked = [(r.temperature, r.seed) for r in model.asked if r.text == text(0)]
-    assert asked == [(0.0, None), (AGAIN, 1), (AGAIN, 2)]
+    assert asked == [(0.0, None), (SECOND_ANSWER_TEMPERATURE, 1), (SECOND_ANSWER_TEMPERATURE, 2)]
     # Draws 0 and 1 of all rows: text 0 and text 1 differ.
     assert found.trust.itself == wilson(6, 8)
     stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, sure_from=0.7)
@@ -316,7 +318,7 @@ def test_some_rows_are_asked_twice_to_see_how_far_the_teacher_agrees_with_itself
 
 
 def test_the_teacher_is_held_against_selection_rows_that_never_become_training_rows(tmp_path: Path) -> None:
-    chosen = {e.text for e in Job.read(task(tmp_path), QUIET).rows.selection.examples}
+    chosen = {e.text for e in Project.read(task(tmp_path), QUIET).rows.selection.examples}
     wrong = sorted(chosen)[0]
     model = Oracle(lambda r: "none of them" if r.text == wrong else gold(r.text), confidence=lambda text: 0.9)
     found = run(tmp_path, model, check_rows=50, sure_from=0.8)
@@ -384,7 +386,7 @@ def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tm
     values["data"]["open_ended"] = "open.jsonl"
     (tmp_path / "task.yaml").write_text(json.dumps(values))
     rows = write(tmp_path / "rows.jsonl", [{"text": text(i)} for i in (1, *range(112, 128), 200)])
-    found = run(tmp_path, Oracle(), file=read_taskfile(tmp_path), rows=rows)
+    found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
     assert (found.sifted.n_held_out, found.counts.n_kept) == (17, 1)
 
 
@@ -408,13 +410,13 @@ def test_where_rows_are_split_off_the_training_file_no_teachers_answer_lands_amo
     task(tmp_path)
     (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": {"train": "train.jsonl"}}))
     rows = texts(tmp_path, range(80))
-    found = run(tmp_path, Oracle(), file=read_taskfile(tmp_path), rows=rows)
+    found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
     assert 10 < found.sifted.n_split_off < 60  # 40 % on average
     made = {row["text"] for row in out(tmp_path)}
     assert len(made) == 80 - found.sifted.n_split_off
     both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(both)
-    assert made <= {e.text for e in Job.read(read_taskfile(tmp_path), QUIET).rows.train.examples}
+    assert made <= {e.text for e in Project.read(read_task_file(tmp_path), QUIET).rows.train.examples}
 
 
 # Going on after a stop
@@ -486,10 +488,14 @@ def test_another_prompt_uses_no_old_answer_and_another_file_does(tmp_path: Path)
 
 def test_one_journal_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal.open(path, {}), pytest.raises(ConfigError, match="another run is labelling"), Journal.open(path, {}):
+    with (
+        AnswerLog.open(path, {}),
+        pytest.raises(ConfigError, match="another run is labelling"),
+        AnswerLog.open(path, {}),
+    ):
         pass
-    with Journal.open(path, {}) as journal:
-        assert journal.lost_usd([Errand("k", 0)]) == 0.0
+    with AnswerLog.open(path, {}) as journal:
+        assert journal.lost_usd([LabelRequest("k", 0)]) == 0.0
 
 
 def test_a_failed_row_is_asked_again_by_the_next_run_only(tmp_path: Path) -> None:
@@ -507,7 +513,7 @@ def test_many_bad_answers_in_a_row_end_the_run(tmp_path: Path) -> None:
     model = Oracle(breaks={n: BadAnswer("no completion") for n in range(6, 100)})
     with pytest.raises(BadAnswer, match="5 of 60 answers are kept"):
         run(tmp_path, model, rows=texts(tmp_path, range(60)))
-    assert len(model.asked) == 5 + MOST_BAD_IN_A_ROW
+    assert len(model.asked) == 5 + MAX_BAD_IN_A_ROW
     silent = Oracle(breaks={n: BadAnswer("no completion") for n in range(1, 100)})
     with pytest.raises(BadAnswer):
         run(tmp_path, silent, rows=texts(tmp_path, range(60)), way="way-2")
@@ -647,10 +653,10 @@ PRICES = {"tokens": {"big": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4
 ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrency": 3}
 
 
-def made(folder: Path, **changes: Any) -> Teacher:
+def made(folder: Path, **changes: Any) -> Labeller:
     file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
-    job = Job.read(file, QUIET)
-    return teacher_of(file, job.task, job.rows.train)
+    job = Project.read(file, QUIET)
+    return large_model_labeller(file, job.task, job.rows.train)
 
 
 def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_path: Path) -> None:
@@ -766,7 +772,7 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
     found = label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
     assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
     assert len(Desk.sent) == 10
-    assert sorted(body["temperature"] for body in Desk.sent) == [0.0] * 8 + [AGAIN] * 2
+    assert sorted(body["temperature"] for body in Desk.sent) == [0.0] * 8 + [SECOND_ANSWER_TEMPERATURE] * 2
     for body in Desk.sent:
         assert body["messages"][0]["content"].startswith("Classify the user's message.")
         assert len(body["messages"]) == 1 + 2 * 3 + 1
@@ -780,8 +786,8 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
 
 def words_model(folder: Path, file: TaskFile) -> Path:
     """A linear model of the task, fitted on its training rows."""
-    job = Job.read(file, QUIET)
-    LinearScorer.fit("words", job.rows.train, job.task).save(
+    job = Project.read(file, QUIET)
+    LinearClassifier.fit("words", job.rows.train, job.task).save(
         folder / "words", Manifest(kind="words", task=job.task, base="")
     )
     return folder / "words"
@@ -804,6 +810,6 @@ def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
     folder = words_model(tmp_path, file)
     other = Classify(name="desk", labels=("card", "fee", "tan"))
     with pytest.raises(ConfigError, match="was made for another task"):
-        local_teacher(folder, file, other)
+        local_labeller(folder, file, other)
     with pytest.raises(ConfigError, match="so it is not a model"):
-        local_teacher(tmp_path, file, other)
+        local_labeller(tmp_path, file, other)

@@ -24,7 +24,7 @@ from smallfirst.interfaces.databricks.exceptions import (
 from smallfirst.interfaces.databricks.run_status import RunStatus
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import Order, Tracking
+from smallfirst.jobs.spec import JobSpec, MlflowIds
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.registry import versions as registry
@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALLFIRST_HOME", str(folder))
         patch.setenv("TMPDIR", str(folder))
-        patch.setattr(fm, "FOLLOW_EVERY_S", 0.05)
+        patch.setattr(fm, "POLL_INTERVAL_S", 0.05)
         yield folder
 
 
@@ -54,7 +54,7 @@ def rows(tmp_path: Path) -> Path:
 
 def laid_down(name: str, hour: int, by: str = "somebody", end: str = "STOPPED") -> JobFolder:
     """A job that ended."""
-    order = Order(
+    order = JobSpec(
         name=name,
         lesson="chat",
         model="toys/tiny",
@@ -78,7 +78,7 @@ def three(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[J
     """Three jobs that ended, in a state folder of their own, oldest first."""
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
     jobs = [laid_down("one", 1), laid_down("two", 2, by="other"), laid_down("three", 3, end="FAILED")]
-    Tracking(run_id="abc", experiment_id="7").save(jobs[1].folder / "mlflow.json")
+    MlflowIds(run_id="abc", experiment_id="7").save(jobs[1].folder / "mlflow.json")
     return jobs
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList, shown
+from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList, table_cell
 
 
 class Thing(NamedTuple):
@@ -35,7 +35,7 @@ def test_names_of_users_are_escaped_in_the_table() -> None:
         "<table><thead><tr><th>Name</th><th>Its size</th></tr></thead>"
         "<tbody><tr><td>&lt;script&gt;</td><td></td></tr></tbody></table>"
     )
-    assert shown(datetime(2026, 11, 30, 12, tzinfo=UTC)) == "2026-11-30 12:00:00 UTC"
+    assert table_cell(datetime(2026, 11, 30, 12, tzinfo=UTC)) == "2026-11-30 12:00:00 UTC"
 
 
 def test_the_shown_columns_make_a_frame() -> None:

@@ -12,10 +12,10 @@ import pytest
 from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
 from smallfirst.interfaces.databricks.run_status import RunStatus
-from smallfirst.interfaces.databricks.training_run import TrainingRun, in_words
+from smallfirst.interfaces.databricks.training_run import TrainingRun, format_duration
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import Order, Progress, Result, Tracking
+from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
 from smallfirst.training.config import TrainConfig
 
 
@@ -23,7 +23,7 @@ from smallfirst.training.config import TrainConfig
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
     """A job that this process seems to carry out."""
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
-    order = Order(
+    order = JobSpec(
         name="tiny-1",
         lesson="chat",
         model="toys/tiny",
@@ -46,7 +46,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
 
 def trained_until(job: JobFolder, share: float, seconds_left: float | None = 3700) -> None:
     at = datetime.now(UTC)
-    Progress(step=3, epoch=1, share=share, loss=1, tokens_per_s=9, seconds_left=seconds_left, at=at).save(
+    JobProgress(step=3, epoch=1, share=share, loss=1, tokens_per_s=9, seconds_left=seconds_left, at=at).save(
         job.folder / "progress.json"
     )
 
@@ -84,8 +84,8 @@ def test_progress_and_time_left_are_told_only_while_it_trains(job: JobFolder) ->
 
 def test_refresh_writes_the_news_into_the_same_object(job: JobFolder) -> None:
     run = TrainingRun.of(job)
-    Tracking(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
-    Result(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
+    MlflowIds(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
+    JobResult(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
     job.log.append("COMPLETED", "registered")
     assert run.status is RunStatus.PENDING
     assert run.refresh() is run
@@ -138,4 +138,4 @@ def test_a_run_that_is_gone_is_told(job: JobFolder) -> None:
     [(0, "0s"), (59.4, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (86_400 + 7200, "1d 2h"), (-3, "0s")],
 )
 def test_time_in_words(seconds: float, words: str) -> None:
-    assert in_words(timedelta(seconds=seconds)) == words
+    assert format_duration(timedelta(seconds=seconds)) == words

@@ -12,8 +12,8 @@ import pytest
 
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIError, ValidationError
-from smallfirst.interfaces.databricks.validation import Arguments
-from smallfirst.jobs.spec import Order
+from smallfirst.interfaces.databricks.validation import CreateArguments
+from smallfirst.jobs.spec import JobSpec
 from smallfirst.training.config import TrainConfig
 
 
@@ -43,11 +43,11 @@ def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "databricks.sdk", None)  # no workspace either, and no seconds to import it
 
 
-def given(base: Path, rows: Path, **changes: Any) -> Arguments:
-    return Arguments(str(base), str(rows), "main.claims.tickets")._replace(**changes)
+def given(base: Path, rows: Path, **changes: Any) -> CreateArguments:
+    return CreateArguments(str(base), str(rows), "main.claims.tickets")._replace(**changes)
 
 
-def order(base: Path, rows: Path, **changes: Any) -> Order:
+def order(base: Path, rows: Path, **changes: Any) -> JobSpec:
     return given(base, rows, **changes).order()
 
 

@@ -36,7 +36,7 @@ def test_the_command_shows_what_is_there() -> None:
 def test_a_name_is_never_joined_into_a_path_unchecked(name: str) -> None:
     outside = home() / "desk"
     outside.mkdir()
-    for work in (endpoints.find, endpoints.delete, endpoints.stop, endpoints.start, endpoints.running):
+    for work in (endpoints.find, endpoints.delete, endpoints.stop, endpoints.start, endpoints.find_running):
         with pytest.raises(ConfigError, match="cannot be an endpoint's name"):
             work(name)
     assert outside.exists()
@@ -44,7 +44,7 @@ def test_a_name_is_never_joined_into_a_path_unchecked(name: str) -> None:
 
 def test_an_unknown_endpoint_is_named_with_the_nearest_one() -> None:
     on_disk("desk")
-    with pytest.raises(endpoints.NoSuchEndpoint, match='no endpoint is called "dsk" — did you mean "desk"'):
+    with pytest.raises(endpoints.EndpointNotFound, match='no endpoint is called "dsk" — did you mean "desk"'):
         endpoints.find("dsk")
 
 

@@ -13,9 +13,9 @@ import pytest
 from fixtures.endpoints import config
 
 from smallfirst.errors import ConfigError
-from smallfirst.interfaces.mlflow_deployments.config import parse
-from smallfirst.interfaces.mlflow_deployments.config_rules import is_name, secret_variable
-from smallfirst.project.task_file import Signature
+from smallfirst.interfaces.mlflow_deployments.config import parse_config
+from smallfirst.interfaces.mlflow_deployments.config_rules import is_valid_name, secret_variable
+from smallfirst.project.task_file import SignedOverride
 
 LOCAL = "http://127.0.0.1:9/v1"
 HOSTED = "https://api.openai.com/v1"
@@ -23,7 +23,7 @@ HOSTED = "https://api.openai.com/v1"
 
 def refused(values: dict[str, Any], name: str | None = "desk") -> str:
     with pytest.raises(ConfigError) as caught:
-        parse(name, values)
+        parse_config(name, values)
     return str(caught.value)
 
 
@@ -34,7 +34,7 @@ def external(**changes: Any) -> dict[str, Any]:
 
 
 def test_databricks_words_say_what_is_served() -> None:
-    found = parse("desk", config(LOCAL, tickets=80, version="@champion"))
+    found = parse_config("desk", config(LOCAL, tickets=80, version="@champion"))
     (ours,), (big,) = found.plan.registered, found.plan.external
     assert (ours.name, ours.reference) == ("tickets", "main.ml.tickets@champion")
     assert (big.name, big.endpoint.base_url, big.endpoint.model) == ("big", LOCAL, "gpt-4o-mini")
@@ -45,9 +45,9 @@ def test_databricks_words_say_what_is_served() -> None:
 
 def test_both_call_shapes_and_the_older_words_mean_the_same() -> None:
     inner = config(LOCAL)
-    expected = parse("desk", inner)
-    assert parse(None, {"name": "desk", "config": inner}) == expected
-    assert parse("desk", {"name": "desk", "config": inner}) == expected
+    expected = parse_config("desk", inner)
+    assert parse_config(None, {"name": "desk", "config": inner}) == expected
+    assert parse_config("desk", {"name": "desk", "config": inner}) == expected
     older = copy.deepcopy(inner)
     entities = older.pop("served_entities")
     entities[0]["model_name"] = entities[0].pop("entity_name")
@@ -57,16 +57,16 @@ def test_both_call_shapes_and_the_older_words_mean_the_same() -> None:
         {"served_entity_name": route["served_model_name"], "traffic_percentage": route["traffic_percentage"]}
         for route in inner["traffic_config"]["routes"]
     ]
-    assert parse("desk", older).plan == expected.plan
-    assert parse("desk", {**inner, "traffic_config": {"routes": newer_routes}}).plan == expected.plan
+    assert parse_config("desk", older).plan == expected.plan
+    assert parse_config("desk", {**inner, "traffic_config": {"routes": newer_routes}}).plan == expected.plan
     assert 'two names: "desk" and "other"' in refused({"name": "other", "config": inner})
     assert refused(inner, name=None).startswith('the config of endpoint ""')
 
 
 def test_names_are_made_up_from_what_an_entity_is() -> None:
     alone = {"served_entities": [{"entity_name": "main.ml.tickets", "entity_version": 3}]}
-    assert parse("desk", alone).plan.percent == {"main-ml-tickets-3": 100}
-    assert parse("desk", external(name="org/model:7b")).plan.percent == {"org-model-7b": 100}
+    assert parse_config("desk", alone).plan.percent == {"main-ml-tickets-3": 100}
+    assert parse_config("desk", external(name="org/model:7b")).plan.percent == {"org-model-7b": 100}
 
 
 def test_what_has_no_effect_is_said_and_what_is_unknown_is_refused() -> None:
@@ -78,7 +78,7 @@ def test_what_has_no_effect_is_said_and_what_is_unknown_is_refused() -> None:
         auto_capture_config={"catalog_name": "main", "schema_name": "logs", "enabled": True},
     )
     values["served_entities"][0] |= {"workload_type": "CPU", "environment_vars": {"TOKEN": "very-secret"}}
-    found = parse("desk", values)
+    found = parse_config("desk", values)
     said = "\n".join(found.notes)
     for word in ("workload_size", "workload_type", "scale_to_zero_enabled", "environment_vars", "rate_limits"):
         assert word in said
@@ -127,7 +127,7 @@ def test_a_secret_is_named_and_never_held(monkeypatch: pytest.MonkeyPatch) -> No
     values = config(HOSTED)
     assert "the variable PROD_OPENAI is not set; export PROD_OPENAI=…" in refused(values)
     monkeypatch.setenv("PROD_OPENAI", "sk-live-1")
-    assert "sk-live-1" not in json.dumps(parse("desk", values).body)
+    assert "sk-live-1" not in json.dumps(parse_config("desk", values).body)
 
 
 @pytest.mark.parametrize(
@@ -156,11 +156,11 @@ def test_other_providers_are_reached_or_refused_with_the_reason(monkeypatch: pyt
     token = {"databricks_workspace_url": "https://adb-1.net/", "databricks_api_token": "{{secrets/ws/token}}"}
     own = {"provider": "databricks-model-serving", "openai_config": None, "databricks_model_serving_config": token}
     prices = {"smallfirst": {"prices": {"tokens": {"chat": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}}}}}
-    found = parse("desk", {**external(name="chat", **own), **prices}).plan.external[0].endpoint
+    found = parse_config("desk", {**external(name="chat", **own), **prices}).plan.external[0].endpoint
     assert (found.base_url, found.api_key_env) == ("https://adb-1.net/serving-endpoints", "WS_TOKEN")
     custom = {"custom_provider_url": "http://localhost:8001/v1/chat/completions"}
     own = {"provider": "custom", "openai_config": None, "custom_provider_config": custom}
-    assert parse("desk", external(**own)).plan.external[0].endpoint.base_url == "http://localhost:8001/v1"
+    assert parse_config("desk", external(**own)).plan.external[0].endpoint.base_url == "http://localhost:8001/v1"
     custom["api_key_auth"] = {"key": "X-Key", "value": "{{secrets/a/b}}"}  # type: ignore[assignment]
     assert "give bearer_token_auth" in refused(external(**own))
     assert "anthropic has an API of its own" in refused(external(provider="anthropic"))
@@ -181,9 +181,9 @@ def test_an_unknown_price_is_an_error_that_says_where_to_write_it(monkeypatch: p
 
 
 def test_a_model_on_this_machine_is_paid_by_the_hour() -> None:
-    assert parse("desk", external()).plan.external[0].endpoint.priced_by == "machine"
+    assert parse_config("desk", external()).plan.external[0].endpoint.priced_by == "machine"
     price = {"gpt-4o-mini": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2}}
-    own = parse("desk", {**external(), "smallfirst": {"prices": {"tokens": price}}})
+    own = parse_config("desk", {**external(), "smallfirst": {"prices": {"tokens": price}}})
     assert own.plan.external[0].endpoint.priced_by is None
 
 
@@ -192,9 +192,9 @@ def test_a_cascade_takes_the_one_external_entity_as_fallback() -> None:
     del values["traffic_config"]
     signed = {"by": "Ada", "because": "pilot"}
     for block in ("smallfirst", "routing"):
-        found = parse("desk", {**values, block: {"strategy": "cascade", "override": signed}})
+        found = parse_config("desk", {**values, block: {"strategy": "cascade", "override": signed}})
         assert found.plan.cascade is not None
-        assert (found.plan.cascade.fallback, found.plan.cascade.override) == ("big", Signature(**signed))
+        assert (found.plan.cascade.fallback, found.plan.cascade.override) == ("big", SignedOverride(**signed))
         assert found.plan.percent == {"tickets": 100}
     wrong = {**values, "routing": {"strategy": "cascade", "fallback": "bigg"}}
     assert 'no external entity is called "bigg" — did you mean "big"?' in refused(wrong)
@@ -205,17 +205,17 @@ def test_a_cascade_takes_the_one_external_entity_as_fallback() -> None:
 
 def test_an_update_changes_what_it_speaks_of() -> None:
     own = {"smallfirst": {"server": {"port": 8123}, "sticky_by": ["team"]}}
-    before = parse("desk", {**config(LOCAL), "tags": [{"key": "a"}], **own}).body
+    before = parse_config("desk", {**config(LOCAL), "tags": [{"key": "a"}], **own}).body
     routes = [
         {"served_model_name": "tickets", "traffic_percentage": 5},
         {"served_model_name": "big", "traffic_percentage": 95},
     ]
-    found = parse("desk", {"traffic_config": {"routes": routes}}, before=before)
+    found = parse_config("desk", {"traffic_config": {"routes": routes}}, before=before)
     assert found.plan.percent == {"tickets": 5, "big": 95}
     assert (found.settings.port, found.plan.sticky_by, found.body["tags"]) == (8123, ("team",), [{"key": "a"}])
-    alone = parse("desk", {"served_entities": config(LOCAL)["served_entities"][:1]}, before=before)
+    alone = parse_config("desk", {"served_entities": config(LOCAL)["served_entities"][:1]}, before=before)
     assert alone.plan.percent == {"tickets": 100}
-    stays = parse("desk", {"smallfirst": {"strategy": "cascade", "fallback": "big"}}, before=before)
+    stays = parse_config("desk", {"smallfirst": {"strategy": "cascade", "fallback": "big"}}, before=before)
     assert (stays.settings.port, stays.plan.sticky_by) == (8123, ("user",))
 
 
@@ -223,7 +223,7 @@ def test_an_update_changes_what_it_speaks_of() -> None:
     ("name", "good"), [("a.B_c-9", True), ("..", False), ("a/b", False), ("", False), ("a" * 129, False)]
 )
 def test_a_name_is_never_a_path(name: str, good: bool) -> None:
-    assert is_name(name) is good
+    assert is_valid_name(name) is good
     if name and not good:
         assert "name" in refused(config(LOCAL), name)
 
@@ -240,7 +240,7 @@ def test_the_configs_of_the_document_are_read(monkeypatch: pytest.MonkeyPatch) -
     calls = [node for block in blocks for node in ast.walk(block) if isinstance(node, ast.Call)]
     verbs = {call.func.attr: call for call in calls if isinstance(call.func, ast.Attribute)}
     values = {word.arg: ast.literal_eval(word.value) for word in verbs["create_endpoint"].keywords}
-    found = parse(values["name"], values["config"])
+    found = parse_config(values["name"], values["config"])
     assert found.plan.percent == {"tickets": 90, "gpt": 10}
-    changed = parse(None, ast.literal_eval(verbs["update_endpoint"].args[1]), before=found.body)
+    changed = parse_config(None, ast.literal_eval(verbs["update_endpoint"].args[1]), before=found.body)
     assert changed.plan.percent == {"tickets": 100, "gpt": 0}

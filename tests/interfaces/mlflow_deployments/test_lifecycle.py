@@ -20,9 +20,9 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, Unavailable
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as command
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, folder_of
-from smallfirst.interfaces.mlflow_deployments.listing import described
-from smallfirst.interfaces.mlflow_deployments.live import LiveEndpoint
+from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
+from smallfirst.interfaces.mlflow_deployments.listing import describe
+from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.registry import versions as registry
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.tasks.classify import Classify
@@ -43,7 +43,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
 
 def ask(endpoint: EndpointFolder, text: str = "where is my card", **headers: str) -> httpx.Response:
     body = {"model": endpoint.name, "messages": [{"role": "user", "content": text}]}
-    url = described(endpoint)["url"]
+    url = describe(endpoint)["url"]
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60, trust_env=False)
 
 
@@ -80,7 +80,7 @@ def answers_and_keeps_no_secret(desk: EndpointFolder, large: Large) -> None:
     assert found["choices"][0]["message"]["content"] == "card_arrival"
     assert (found["smallfirst"]["route"], found["smallfirst"]["answered_by"]) == ("tickets", "tickets@1")
     big = httpx.post(
-        f"{described(desk)['url']}/serving-endpoints/desk/served-models/big/invocations",
+        f"{describe(desk)['url']}/serving-endpoints/desk/served-models/big/invocations",
         json={"messages": [{"role": "user", "content": "hello"}]},
         timeout=60,
         trust_env=False,
@@ -99,7 +99,7 @@ def goes_on_with_the_old_config_if_the_new_one_cannot_be_had(desk: EndpointFolde
     wrong = {"served_entities": [{"name": "tickets", "entity_name": NAME, "entity_version": "9"}]}
     with pytest.raises(ConfigError, match="has no version 9"):
         endpoints.update("desk", wrong)
-    state = described(desk)["state"]
+    state = describe(desk)["state"]
     assert (state["ready"], state["config_update"]) == ("READY", "UPDATE_FAILED")
     assert "has no version 9" in state["why"]
     shares = [{"served_model_name": name, "traffic_percentage": 60} for name in ("tickets", "big")]
@@ -134,39 +134,39 @@ def changes_without_dropping_a_request(desk: EndpointFolder) -> None:
         thread.join()
     assert set(statuses) == {200}
     assert seen == {"tickets", "big"}
-    assert described(desk)["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
+    assert describe(desk)["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
 
 
 def follows_an_alias(desk: EndpointFolder) -> None:
     registry.promote(NAME, 2)
     assert until(lambda: ask(desk).json()["smallfirst"]["answered_by"] == "tickets@2")
-    assert described(desk)["config"]["served_entities"][0]["live_version"] == "2"
+    assert describe(desk)["config"]["served_entities"][0]["live_version"] == "2"
     registry.rollback(NAME)
     assert until(lambda: ask(desk).json()["smallfirst"]["answered_by"] == "tickets@1")
 
 
 def is_noticed_when_killed_and_started_again(desk: EndpointFolder) -> None:
-    process, url = desk.process, described(desk)["url"]
+    process, url = desk.process, describe(desk)["url"]
     assert process is not None
     os.kill(process, signal.SIGKILL)
     assert until(lambda: not desk.alive)
-    found = described(desk)
+    found = describe(desk)
     assert found["state"]["ready"] == "NOT_READY"
     assert "stopped or killed" in found["state"]["why"]
     listed = CliRunner().invoke(command, ["list"]).output
     assert "NOT_READY" in listed
     with pytest.raises(Unavailable, match="no server runs for desk"):
-        endpoints.running("desk")
+        endpoints.find_running("desk")
     assert endpoints.start("desk")
     assert not endpoints.start("desk")
-    assert described(desk)["url"] == url
+    assert describe(desk)["url"] == url
     assert ask(desk).json()["smallfirst"]["answered_by"] == "tickets@1"
 
 
 def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_with_keys_asks_for_them(large: Large) -> None:
     with pytest.raises(ConfigError, match="no version 9"):
         endpoints.create("gone", config(large.url, version="9"))
-    assert not folder_of("gone").folder.exists()
+    assert not endpoint_folder("gone").folder.exists()
     own = {"server": {"api_keys_sha256": [hash_key("let-me-in")], "drain_s": 1}}
     only = {"served_entities": config(large.url)["served_entities"][1:], "smallfirst": own}
     keyed = endpoints.create("keyed", only)
@@ -174,7 +174,7 @@ def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_with_keys_asks_fo
     assert ask(keyed, authorization="Bearer let-me-in").json()["choices"][0]["message"]["content"] == "refund_request"
     assert endpoints.stop("keyed")
     assert not endpoints.stop("keyed")
-    assert "smallfirst stopped" in keyed.last_lines()
+    assert "smallfirst stopped" in keyed.output_tail()
     assert endpoints.delete("keyed")
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from smallfirst.interfaces.mlflow_deployments.listing import Listing
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
+from smallfirst.interfaces.mlflow_deployments.listing import EndpointListing
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 from smallfirst.serving.settings import ServeSettings
@@ -30,7 +30,7 @@ class Echo:
         return Completion(text=f"{self.name}: {request.text}", answered_by=self.name, latency_ms=1, cost_usd=0)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         """Holds nothing."""
@@ -46,7 +46,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 @pytest.fixture
 def app(ledger: Ledger) -> Starlette:
     models = {name: Echo(name) for name in ("desk", "desk/big", "other")}
-    return build_app(models, ledger=ledger, settings=ServeSettings(), extension=Listing(lambda: models))
+    return build_app(models, ledger=ledger, settings=ServeSettings(), extension=EndpointListing(lambda: models))
 
 
 def send(app: Starlette, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:

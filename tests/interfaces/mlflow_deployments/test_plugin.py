@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from smallfirst.data.dataset import Dataset
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 from smallfirst.interfaces.mlflow_deployments import plugin as mlflow_plugin
-from smallfirst.interfaces.mlflow_deployments.client import body_of
+from smallfirst.interfaces.mlflow_deployments.client import request_body
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.tasks.classify import Classify
@@ -225,9 +225,9 @@ def test_every_error_is_mlflows_in_smallfirsts_words(large: Large) -> None:
 
 
 def test_inputs_become_a_body() -> None:
-    assert body_of(ASKED) == ASKED
-    assert body_of("a") == {"inputs": "a"}
+    assert request_body(ASKED) == ASKED
+    assert request_body("a") == {"inputs": "a"}
     frame = pandas.DataFrame({"text": ["a"]})
-    assert body_of(frame) == {"dataframe_split": {"columns": ["text"], "index": [0], "data": [["a"]]}}
+    assert request_body(frame) == {"dataframe_split": {"columns": ["text"], "index": [0], "data": [["a"]]}}
     with pytest.raises(Exception, match="inputs of type int"):
-        body_of(3)
+        request_body(3)

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore, shown_name
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore, safe_filename
 from smallfirst.paths import home
 
 
@@ -80,7 +80,7 @@ def test_a_name_is_shown_and_is_no_path(given: str, shown: str) -> None:
     with store.draft("owner") as (content, publish):
         content.write(b"{}")
         file = publish(given)
-    assert file.filename == shown_name(given) == shown
+    assert file.filename == safe_filename(given) == shown
     folder = home() / "files" / "owner" / file.id
     assert stored() == [folder / "file.json", folder / "rows.jsonl"]
     assert store.path("owner", file).read_bytes() == b"{}"

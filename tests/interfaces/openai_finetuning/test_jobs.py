@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 from smallfirst.errors import MissingExtra
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.openai_finetuning import plugin as openai_fine_tuning
-from smallfirst.interfaces.openai_finetuning.objects import job_id, job_object, told
+from smallfirst.interfaces.openai_finetuning.objects import job_id, job_object, public_message
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import Order, Progress, Result
+from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec
 from smallfirst.paths import home as state_folder
 from smallfirst.registry import versions as registry
 from smallfirst.serving.app import build_app
@@ -137,7 +137,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
 
     # A model whose files are gone is down, again and again; nobody else's request suffers.
     gone = laid_down(1, "STARTED", owner=hash_key("one"))
-    Result(model="main.fine_tuning.gone", version=1, best_epoch=1).save(gone.folder / "result.json")
+    JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(gone.folder / "result.json")
     gone.log.append("COMPLETED", "")
     for _ in range(2):
         with pytest.raises(openai.InternalServerError) as caught_down:
@@ -272,7 +272,7 @@ def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
         "metadata": {},
         "hyperparameters": {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 1.0},
     }
-    order = Order(
+    order = JobSpec(
         name=name,
         lesson="chat",
         model="tiny",
@@ -314,7 +314,7 @@ def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
     assert (shown["finished_at"] is not None) == ended
     assert (shown["fine_tuned_model"] is not None) == (status == "succeeded")
     assert (shown["error"] is not None) == (status == "failed")
-    job.ask_to_stop()
+    job.request_stop()
     assert job_object(job)["status"] == (status if ended else "cancelled")
 
 
@@ -323,7 +323,7 @@ def test_a_running_job_says_when_it_will_be_done() -> None:
     assert job_object(job)["estimated_finish"] is None
     at = datetime(2020, 1, 2, 12, tzinfo=UTC)
     about = {"step": 1, "epoch": 0.5, "share": 0.25, "loss": 1.0, "tokens_per_s": 100.0}
-    Progress(**about, seconds_left=90.0, at=at).save(job.folder / "progress.json")
+    JobProgress(**about, seconds_left=90.0, at=at).save(job.folder / "progress.json")
     assert job_object(job)["estimated_finish"] == int(at.timestamp()) + 90
 
 
@@ -350,7 +350,7 @@ def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> No
     error = client.fine_tuning.jobs.retrieve(other.name).error
     assert error is not None
     assert (error.code, error.param, error.message) == ("training_failed", None, "its process died 4 times")
-    assert told(f"no weights in {state_folder()}/weights", job) == "no weights in …/weights"
+    assert public_message(f"no weights in {state_folder()}/weights", job) == "no weights in …/weights"
     (event,) = client.fine_tuning.jobs.list_events(other.name, limit=1).data
     assert (event.level, event.message) == ("error", "FAILED: its process died 4 times")
 
@@ -383,7 +383,7 @@ def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> N
     job = laid_down(1, "STARTED")
     client = start_api().client()
     assert [model.id for model in client.models.list()] == ["fixed"]  # nothing has come of it yet
-    Result(model="main.fine_tuning.gone", version=1, best_epoch=1).save(job.folder / "result.json")
+    JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(job.folder / "result.json")
     job.log.append("COMPLETED", "")
     name = f"ft:tiny:smallfirst::{1:016x}"
     assert [model.id for model in client.models.list()] == [name, "fixed"]

@@ -11,9 +11,9 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from smallfirst.errors import ConfigError, RegistryError, Unavailable
-from smallfirst.interfaces.openai_finetuning.models import LoadedModels, TunedModel
+from smallfirst.interfaces.openai_finetuning.models import FineTunedModel, ModelCache
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 
 ASK = Request.ask("hello")
 
@@ -51,7 +51,7 @@ class Shelf:
         self.error: Exception | None = None
         self.may_load = threading.Event()
         self.may_load.set()
-        self.loaded = LoadedModels(self.load, most=most)
+        self.loaded = ModelCache(self.load, most=most)
 
     def load(self, name: str, reference: str) -> Model:
         assert reference == f"{name}/1"
@@ -62,8 +62,8 @@ class Shelf:
         self.held[name] = Held(name, self.story)
         return self.held[name]
 
-    def model(self, name: str) -> TunedModel:
-        return TunedModel(name, f"{name}/1", self.loaded)
+    def model(self, name: str) -> FineTunedModel:
+        return FineTunedModel(name, f"{name}/1", self.loaded)
 
     async def ask(self, name: str, text: str = "hello") -> str:
         return (await self.model(name).complete(Request.ask(text))).text
@@ -170,10 +170,10 @@ def test_a_conversation_it_cannot_read_is_the_fault_of_the_request(error: Except
         shelf = Shelf(most=1)
         await shelf.ask("a")
         shelf.held["a"].error = error
-        with pytest.raises(WireError) as caught:
+        with pytest.raises(ApiError) as caught:
             await shelf.ask("a")
         assert (caught.value.status, caught.value.code) == (400, code)
-        with pytest.raises(WireError):
+        with pytest.raises(ApiError):
             _ = [chunk async for chunk in shelf.model("a").stream(ASK)]
 
     run(work())

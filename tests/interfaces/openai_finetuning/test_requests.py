@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.interfaces.openai_finetuning.requests import make_order, parse_job
+from smallfirst.interfaces.openai_finetuning.requests import make_job_spec, parse_job
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.rows import JobRows
-from smallfirst.jobs.spec import Order, user_name
+from smallfirst.jobs.spec import JobSpec, user_name
 from smallfirst.training.config import TrainConfig
 
 EXAMPLE = Example(
@@ -20,9 +20,9 @@ EXAMPLE = Example(
 ROWS = JobRows(Dataset(name="file-1", examples=(EXAMPLE,) * 10), None)
 
 
-def order(base: tuple[str, str] = ("tiny", "nowhere"), *, owner: str = "", **asked: Any) -> Order:
+def order(base: tuple[str, str] = ("tiny", "nowhere"), *, owner: str = "", **asked: Any) -> JobSpec:
     body = parse_job({"model": base[0], "training_file": "file-1", **asked})
-    return make_order(body, ROWS, base, owner=owner, settings=FineTuningSettings(register_to="a.b"))
+    return make_job_spec(body, ROWS, base, owner=owner, settings=FineTuningSettings(register_to="a.b"))
 
 
 def test_what_is_left_open_is_train_configs_own(tiny_folder: Path) -> None:

@@ -22,13 +22,13 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.models.export import gguf as export_gguf
 from smallfirst.models.export.export import ExportReport, chat_template, export
-from smallfirst.models.export.parity import Difference, Row, Seen, compare, judge
-from smallfirst.models.generation.generator import Ask, TextWriter
+from smallfirst.models.export.parity import Difference, Reference, Row, check_differences, compare
+from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.label_scorer import encode_prompt, weights_fingerprint
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest, write_manifest
 from smallfirst.models.protocol import Request
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
 from smallfirst.pricing import PriceBook
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
@@ -54,7 +54,7 @@ def _llama_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def trained(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
     """A folder as training writes it, answers by code tokens."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "trained"))
-    codes = choose_codes(toy_task.labels, transformers.AutoTokenizer.from_pretrained(folder))
+    codes = choose_label_tokens(toy_task.labels, transformers.AutoTokenizer.from_pretrained(folder))
     write_manifest(folder, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
     return folder
 
@@ -141,7 +141,7 @@ def test_a_folder_loads_without_our_manifest_and_has_the_trained_weights(trained
         "same_answers": 1.0,
         "max_difference": 0.0,
         "engine": "transformers",
-        "n_llama_texts": 0,
+        "n_llama_cpp_texts": 0,
     }
     assert len(report.sha256) == 64
     assert_nothing_left(tmp_path / "out" / "other")
@@ -228,7 +228,7 @@ def test_rows_that_q8_0_cannot_cut_in_blocks_are_f16_and_that_is_said(trained: P
 def test_wrong_order_of_rows_is_refused_and_nothing_is_left(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_gguf, "permuted", lambda weight, n_heads: weight)
+    monkeypatch.setattr(export_gguf, "permute_rotary_rows", lambda weight, n_heads: weight)
     with pytest.raises(SmallfirstError) as caught:
         gguf_export(trained, tmp_path / "m.gguf")
     message = str(caught.value)
@@ -249,7 +249,7 @@ def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
         return quantize(values, kind)
 
     monkeypatch.setattr(gguf.quants, "quantize", off_by_a_bit)
-    monkeypatch.setattr("smallfirst.models.export.parity.LIMIT_NATS", {"bf16": 1.0})
+    monkeypatch.setattr("smallfirst.models.export.parity.MAX_DIFFERENCE_NATS", {"bf16": 1.0})
     with pytest.raises(SmallfirstError, match="some weights are others than the trained ones"):
         gguf_export(trained, tmp_path / "m.gguf")
     assert_nothing_left(tmp_path / "m.gguf")
@@ -300,7 +300,7 @@ def test_what_gguf_cannot_hold_is_named(
 
 def test_rows_of_a_head_alternate_between_its_halves() -> None:
     rows = np.arange(8)[:, None] * np.ones((1, 3))  # two heads of four rows
-    assert export_gguf.permuted(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert export_gguf.permute_rotary_rows(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
 
 
 # --- how text is split ---------------------------------------------------------------------------------------------
@@ -376,10 +376,10 @@ def test_linear_models_are_not_exported(trained: Path, tmp_path: Path) -> None:
 # --- the comparison ------------------------------------------------------------------------------------------------
 
 
-def seen(*log_probabilities: float) -> Seen:
+def seen(*log_probabilities: float) -> Reference:
     """One position at which tokens 0, 1, 2 … have these log-probabilities."""
     values = torch.tensor([log_probabilities])
-    return Seen(Row((7, 0), 1), torch.arange(values.shape[1])[None], values)
+    return Reference(Row((7, 0), 1), torch.arange(values.shape[1])[None], values)
 
 
 def test_difference_is_of_likely_tokens_and_says_how_firm_the_trained_model_was() -> None:
@@ -396,15 +396,15 @@ def test_difference_is_of_likely_tokens_and_says_how_firm_the_trained_model_was(
 def test_near_ties_pass_and_q8_0_may_answer_one_text_in_fifty_otherwise(tiny_fp32: tuple[Any, Any]) -> None:
     _, tokenizer = tiny_fp32
     same, tie, other = Difference(None, 0, 0), Difference((5, 6), 0.19, 0), Difference((5, 6), 0.21, 0)
-    judge([same, tie], "bf16", tokenizer, engine="test")
-    judge([other] + [same] * 49, "q8_0", tokenizer, engine="test")
+    check_differences([same, tie], "bf16", tokenizer, engine="test")
+    check_differences([other] + [same] * 49, "q8_0", tokenizer, engine="test")
     with pytest.raises(SmallfirstError, match=r"on 1 of 50 texts .*other answers on 0% of texts"):
-        judge([other] + [same] * 49, "f16", tokenizer, engine="test")
+        check_differences([other] + [same] * 49, "f16", tokenizer, engine="test")
     with pytest.raises(SmallfirstError, match=r'on 2 of 50 texts .*\n  text 2: .*; it says .*", 0\.21 nats likelier'):
-        judge([same, other, other] + [same] * 47, "q8_0", tokenizer, engine="test")
+        check_differences([same, other, other] + [same] * 47, "q8_0", tokenizer, engine="test")
     with pytest.raises(SmallfirstError, match="text 1: log-probabilities differ by up to nan"):
-        judge([Difference(None, 0, float("nan"))], "q8_0", tokenizer, engine="test")
-    judge([Difference(None, 0, 0.02)], "bf16", tokenizer, engine="test", extra_nats=0.25)
+        check_differences([Difference(None, 0, float("nan"))], "q8_0", tokenizer, engine="test")
+    check_differences([Difference(None, 0, 0.02)], "bf16", tokenizer, engine="test", extra_nats=0.25)
 
 
 # --- llama.cpp -----------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_near_ties_pass_and_q8_0_may_answer_one_text_in_fifty_otherwise(tiny_fp3
 def test_llama_cpp_answers_alike(trained: Path, tmp_path: Path, kind: str) -> None:
     as_family(trained, kind, vocab_size=510)
     report = gguf_export(trained, tmp_path / "m.gguf")
-    assert (report.engine, report.n_llama_texts) == ("transformers, llama.cpp", 5)
+    assert (report.engine, report.n_llama_cpp_texts) == ("transformers, llama.cpp", 5)
     assert 0 < report.max_difference < 0.1
     assert not any("asks otherwise" in note for note in report.notes)
 
@@ -435,8 +435,8 @@ def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     gguf_export(writing, tmp_path / "m.gguf")
     model.float()
     texts = [example.text for example in toy_rows.examples]
-    asks = [Ask(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]
-    written = TextWriter(model, tokenizer).write(asks)
+    asks = [GenerationRequest(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]
+    written = Generator(model, tokenizer).write(asks)
     firm = [
         (text, answer.text.strip())
         for text, ask, answer in zip(texts, asks, written, strict=True)
@@ -445,7 +445,7 @@ def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     assert len(firm) >= 2
 
     async def say() -> list[str]:
-        other = GgufModel(GgufConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
+        other = LlamaCppModel(LlamaCppConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
         replies = [(await other.complete(Request.ask(text, max_tokens=2))).text for text, _ in firm[:3]]
         await other.aclose()
         return replies

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.models.generation.detokenizer import TORN, Speech
+from smallfirst.models.generation.detokenizer import REPLACEMENT, IncrementalDetokenizer
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def tokenizer(tiny_folder: Any) -> Any:
     return transformers.AutoTokenizer.from_pretrained(tiny_folder)
 
 
-def said(tokenizer: Any, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], Speech]:
+def said(tokenizer: Any, text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], IncrementalDetokenizer]:
     """What is shown after each token, and last."""
-    speech, pieces = Speech(tokenizer, stop), []
+    speech, pieces = IncrementalDetokenizer(tokenizer, stop), []
     for token in tokenizer.encode(text, add_special_tokens=False):
         speech.add([token])
         pieces.append(speech.show())
@@ -33,7 +33,7 @@ def test_pieces_are_whole_characters_and_add_up(tokenizer: Any, text: str) -> No
     pieces, speech = said(tokenizer, text)
     assert "".join(pieces) == text.strip()
     assert speech.text == text
-    assert not any(TORN in piece for piece in pieces)
+    assert not any(REPLACEMENT in piece for piece in pieces)
 
 
 @given(st.text(max_size=12), st.lists(st.text(min_size=1, max_size=3), max_size=2))
@@ -50,7 +50,7 @@ def test_with_any_text_and_any_stop(tokenizer: Any, text: str, stop: list[str]) 
 
 def test_bytes_that_are_no_character_are_shown_in_the_end(tokenizer: Any) -> None:
     torn = tokenizer.encode("日", add_special_tokens=False)[:-1]
-    speech = Speech(tokenizer)
+    speech = IncrementalDetokenizer(tokenizer)
     speech.add(torn)
     assert speech.show() == ""
     speech.finish()
@@ -59,7 +59,7 @@ def test_bytes_that_are_no_character_are_shown_in_the_end(tokenizer: Any) -> Non
 
 def test_endless_nonsense_is_not_held_back_for_ever(tokenizer: Any) -> None:
     torn = tokenizer.encode("日", add_special_tokens=False)[-1:] * 40
-    speech = Speech(tokenizer)
+    speech = IncrementalDetokenizer(tokenizer)
     for token in torn:
         speech.add([token])
     assert len(speech.show()) >= 40 - 12 - 1
@@ -68,7 +68,7 @@ def test_endless_nonsense_is_not_held_back_for_ever(tokenizer: Any) -> None:
 
 
 def test_no_part_of_a_stop_text_is_ever_shown(tokenizer: Any) -> None:
-    speech = Speech(tokenizer, ("card",))
+    speech = IncrementalDetokenizer(tokenizer, ("card",))
     shown = ""
     for word in ("my ", "c", "a", "b c", "a", "r", "d", "!"):
         speech.add(tokenizer.encode(word, add_special_tokens=False))
@@ -79,7 +79,7 @@ def test_no_part_of_a_stop_text_is_ever_shown(tokenizer: Any) -> None:
 
 
 def test_tokens_are_told_with_their_text(tokenizer: Any) -> None:
-    speech = Speech(tokenizer, ("x",))
+    speech = IncrementalDetokenizer(tokenizer, ("x",))
     ids = tokenizer.encode("ab🙂 x", add_special_tokens=False)
     told = []
     for token in ids:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.generator import Ask, Batch, TextWriter, Written
+from smallfirst.models.generation.generator import Batch, GenerationRequest, GenerationResult, Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.sequence import Line
+from smallfirst.models.generation.sequence import GeneratedSequence
 
 TEXTS = ("the card", "where is my refund please, it is late", "pin", "tell me more about your currency question")
 SCHEMA = {
@@ -31,12 +31,12 @@ SCHEMA = {
 
 
 @pytest.fixture
-def writer(lively: tuple[Any, Any]) -> TextWriter:
-    return TextWriter(*lively)
+def writer(lively: tuple[Any, Any]) -> Generator:
+    return Generator(*lively)
 
 
-def asks(writer: TextWriter, **settings: Any) -> list[Ask]:
-    return [Ask(writer.tokenizer.encode(text), **({"max_tokens": 12} | settings)) for text in TEXTS]
+def asks(writer: Generator, **settings: Any) -> list[GenerationRequest]:
+    return [GenerationRequest(writer.tokenizer.encode(text), **({"max_tokens": 12} | settings)) for text in TEXTS]
 
 
 def greedy(model: Any, ids: list[int], n_tokens: int, end: int) -> tuple[list[int], list[float]]:
@@ -54,7 +54,7 @@ def greedy(model: Any, ids: list[int], n_tokens: int, end: int) -> tuple[list[in
     return written, said
 
 
-def test_a_batch_writes_what_the_slow_way_writes(writer: TextWriter) -> None:
+def test_a_batch_writes_what_the_slow_way_writes(writer: Generator) -> None:
     for ask, written in zip(asks(writer), writer.write(asks(writer)), strict=True):
         ids, said = greedy(writer.model, list(ask.ids), 12, writer.end)
         assert list(written.token_ids) == ids
@@ -63,7 +63,7 @@ def test_a_batch_writes_what_the_slow_way_writes(writer: TextWriter) -> None:
         assert written.n_prompt_tokens == len(ask.ids)
 
 
-def test_a_row_says_the_same_whoever_stands_beside_it(writer: TextWriter) -> None:
+def test_a_row_says_the_same_whoever_stands_beside_it(writer: Generator) -> None:
     together = writer.write(asks(writer))
     alone = [writer.write([ask])[0] for ask in asks(writer)]
     assert [w.token_ids for w in together] == [w.token_ids for w in alone]
@@ -71,7 +71,7 @@ def test_a_row_says_the_same_whoever_stands_beside_it(writer: TextWriter) -> Non
         assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=1e-4)
 
 
-def test_rows_with_little_room_leave_the_others_alone(writer: TextWriter) -> None:
+def test_rows_with_little_room_leave_the_others_alone(writer: Generator) -> None:
     rooms = (1, 9, 2, 3)
     mixed = [ask._replace(max_tokens=n) for ask, n in zip(asks(writer), rooms, strict=True)]
     for ask, n, written in zip(mixed, rooms, writer.write(mixed), strict=True):
@@ -79,24 +79,24 @@ def test_rows_with_little_room_leave_the_others_alone(writer: TextWriter) -> Non
         assert written.finish_reason == ("length" if len(written.token_ids) == n else "stop")
 
 
-def test_the_end_token_ends_the_answer_and_is_counted_in_its_probability(writer: TextWriter) -> None:
+def test_the_end_token_ends_the_answer_and_is_counted_in_its_probability(writer: Generator) -> None:
     ids = asks(writer)[0].ids
     first, second = greedy(writer.model, list(ids), 2, -1)[0]
     assert first != second  # else the next line shows nothing
-    ended = TextWriter(writer.model, writer.tokenizer, end=second).write([Ask(ids, 12)])[0]
+    ended = Generator(writer.model, writer.tokenizer, end=second).write([GenerationRequest(ids, 12)])[0]
     assert ended.token_ids == (first,)
     assert ended.finish_reason == "stop"
     assert len(ended.log_probabilities) == 2
 
 
-def test_a_stop_text_is_not_part_of_the_answer(writer: TextWriter) -> None:
+def test_a_stop_text_is_not_part_of_the_answer(writer: Generator) -> None:
     whole = writer.write([asks(writer)[1]])[0].text
     cut = writer.write([asks(writer, stop=(whole[3:6],))[1]])[0]
     assert cut.text == whole[: whole.find(whole[3:6])]
     assert cut.finish_reason == "stop"
 
 
-def test_a_seed_draws_the_same_again_and_another_seed_something_else(writer: TextWriter) -> None:
+def test_a_seed_draws_the_same_again_and_another_seed_something_else(writer: Generator) -> None:
     def draw(seed: int) -> list[str]:
         return [w.text for w in writer.write(asks(writer, temperature=1.5, seed=seed))]
 
@@ -107,7 +107,7 @@ def test_a_seed_draws_the_same_again_and_another_seed_something_else(writer: Tex
 @pytest.mark.parametrize("max_tokens", [3, 40, 400])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_under_a_schema_every_answer_is_valid_however_little_room(
-    writer: TextWriter, max_tokens: int, temperature: float
+    writer: Generator, max_tokens: int, temperature: float
 ) -> None:
     grammar = Grammar.compile(SCHEMA, writer.tokenizer)
     wanted = asks(writer, max_tokens=max_tokens, temperature=temperature, seed=1)
@@ -119,7 +119,7 @@ def test_under_a_schema_every_answer_is_valid_however_little_room(
             assert written.finish_reason == "length"
 
 
-def test_forced_tokens_are_certain_and_cost_no_choice(writer: TextWriter) -> None:
+def test_forced_tokens_are_certain_and_cost_no_choice(writer: Generator) -> None:
     only = {"type": "object", "properties": {"kind": {"const": "fixed"}}, "required": ["kind"]}
     grammar = Grammar.compile(only | {"additionalProperties": False}, writer.tokenizer)
     written = writer.write([asks(writer)[0]], grammar)[0]
@@ -128,17 +128,17 @@ def test_forced_tokens_are_certain_and_cost_no_choice(writer: TextWriter) -> Non
     assert sum(value == 0.0 for value in written.log_probabilities) >= 1
 
 
-def test_answers_come_back_in_the_order_of_the_asks(writer: TextWriter) -> None:
+def test_answers_come_back_in_the_order_of_the_asks(writer: Generator) -> None:
     writer.batch_rows = 2
-    found: list[Written] = writer.write(asks(writer))
+    found: list[GenerationResult] = writer.write(asks(writer))
     assert [w.n_prompt_tokens for w in found] == [len(ask.ids) for ask in asks(writer)]
 
 
-def test_nothing_asked_is_nothing_written(writer: TextWriter) -> None:
+def test_nothing_asked_is_nothing_written(writer: Generator) -> None:
     assert writer.write([]) == []
 
 
-def test_the_likeliest_tokens_stand_beside_each_written_one(writer: TextWriter) -> None:
+def test_the_likeliest_tokens_stand_beside_each_written_one(writer: Generator) -> None:
     ask = asks(writer, top=3)[0]
     written = writer.write([ask])[0]
     assert len(written.top) == len(written.token_ids)
@@ -152,7 +152,7 @@ def test_the_likeliest_tokens_stand_beside_each_written_one(writer: TextWriter) 
         assert top[0][0] == token
 
 
-def test_under_a_grammar_only_allowed_tokens_are_told_and_forced_ones_are_certain(writer: TextWriter) -> None:
+def test_under_a_grammar_only_allowed_tokens_are_told_and_forced_ones_are_certain(writer: Generator) -> None:
     grammar = Grammar.compile({"enum": ["a", "b"]}, writer.tokenizer)
     written = writer.write([asks(writer, top=20)[0]], grammar)[0]
     follower, chosen = grammar.follow(), 0
@@ -169,15 +169,15 @@ def test_under_a_grammar_only_allowed_tokens_are_told_and_forced_ones_are_certai
     assert chosen
 
 
-def test_who_asks_for_no_alternatives_gets_the_tokens_alone(writer: TextWriter) -> None:
+def test_who_asks_for_no_alternatives_gets_the_tokens_alone(writer: Generator) -> None:
     written = writer.write([asks(writer, top=0)[0]])[0]
     assert written.top == ((),) * len(written.token_ids)
     assert writer.write([asks(writer)[0]])[0].top == ()
 
 
-def test_a_line_that_leaves_its_grammar_fails_alone(writer: TextWriter) -> None:
+def test_a_line_that_leaves_its_grammar_fails_alone(writer: Generator) -> None:
     lines = [
-        Line(ask._replace(grammar=grammar), writer.tokenizer)
+        GeneratedSequence(ask._replace(grammar=grammar), writer.tokenizer)
         for ask, grammar in zip(asks(writer), [Grammar.compile(SCHEMA, writer.tokenizer), None], strict=False)
     ]
     batch = Batch(writer, lines)
@@ -190,7 +190,7 @@ def test_a_line_that_leaves_its_grammar_fails_alone(writer: TextWriter) -> None:
     assert lines[1].written().token_ids == writer.write([asks(writer)[1]])[0].token_ids
 
 
-def test_time_is_shared_out_over_the_rows(writer: TextWriter) -> None:
+def test_time_is_shared_out_over_the_rows(writer: Generator) -> None:
     began = time.perf_counter()
     written = writer.write(asks(writer))
     assert 0 < sum(one.busy_s for one in written) <= time.perf_counter() - began

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.generation.grammar import MOST_NUMBER, Grammar, bounded
+from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_number_bounds
 
 
 def closed(**properties: Any) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def test_only_numbers_without_a_bound_are_bounded() -> None:
     schema = closed(
         a={"type": ["number", "null"]}, b={"type": "number", "exclusiveMinimum": 3}, c={"const": {"type": "number"}}
     )
-    found = bounded(schema)["properties"]
-    assert found["a"] == {"type": ["number", "null"], "minimum": -MOST_NUMBER, "maximum": MOST_NUMBER}
-    assert found["b"] == {"type": "number", "exclusiveMinimum": 3, "maximum": MOST_NUMBER}
+    found = with_number_bounds(schema)["properties"]
+    assert found["a"] == {"type": ["number", "null"], "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
+    assert found["b"] == {"type": "number", "exclusiveMinimum": 3, "maximum": MAX_NUMBER}
     assert found["c"] == {"const": {"type": "number"}}
 
 

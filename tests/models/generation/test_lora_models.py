@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.generation.generator import TextWriter
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.lora_models import CONFIG, WEIGHTS, AdaptedBase, load_adapters
-from smallfirst.models.generation.models import WrittenModel
-from smallfirst.models.generation.sequence import Ask
-from smallfirst.models.label_model import ScoredModel
+from smallfirst.models.generation.models import GenerativeTaskModel
+from smallfirst.models.generation.sequence import GenerationRequest
+from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer, load_causal
 from smallfirst.models.manifest import Manifest, write_manifest
@@ -79,7 +79,7 @@ def test_adapters_side_by_side_say_what_merged_weights_say(
     found = ask(*(base.serve(tmp_path / str(i), name=f"model {i}") for i in range(2)))
     n_adapters = sum(weight.numel() for name, weight in base.model.named_parameters() if ".lora_" in name)
     assert sum(weight.numel() for weight in base.model.parameters()) == n_base + n_adapters
-    wanted = ask(*(WrittenModel(TextWriter(model, base.tokenizer), manifest(tiny_folder)) for model in whole))
+    wanted = ask(*(GenerativeTaskModel(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole))
     assert [c.text for c in found[0]] != [c.text for c in found[1]]
     for mine, theirs in zip(found, wanted, strict=True):
         assert [c.text for c in mine] == [c.text for c in theirs]
@@ -88,12 +88,12 @@ def test_adapters_side_by_side_say_what_merged_weights_say(
 
 
 def test_the_base_itself_says_what_it_said_before(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
-    before = TextWriter(base.model, base.tokenizer).write([Ask([5, 6, 7], 8)])[0]
+    before = Generator(base.model, base.tokenizer).write([GenerationRequest([5, 6, 7], 8)])[0]
     adapted(tiny_folder, tmp_path / "a", 1, manifest(tiny_folder))
     adapter = base.add(tmp_path / "a")
-    writer = TextWriter(base.model, base.tokenizer, using=base.using)
-    assert writer.write([Ask([5, 6, 7], 8, adapter=adapter)])[0].token_ids != before.token_ids
-    assert writer.write([Ask([5, 6, 7], 8)])[0].token_ids == before.token_ids
+    writer = Generator(base.model, base.tokenizer, using=base.using)
+    assert writer.write([GenerationRequest([5, 6, 7], 8, adapter=adapter)])[0].token_ids != before.token_ids
+    assert writer.write([GenerationRequest([5, 6, 7], 8)])[0].token_ids == before.token_ids
 
 
 def test_keys_and_values_are_never_another_adapters(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_keys_and_values_are_never_another_adapters(base: AdaptedBase, tiny_fold
         adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
         names.append(base.add(tmp_path / str(i)))
     beginning = tuple(range(20, 60))
-    plain = TextWriter(base.model, base.tokenizer, using=base.using)
-    wanted = [plain.write([Ask([*beginning, 7], 8, adapter=name)])[0].token_ids for name in names]
+    plain = Generator(base.model, base.tokenizer, using=base.using)
+    wanted = [plain.write([GenerationRequest([*beginning, 7], 8, adapter=name)])[0].token_ids for name in names]
     assert wanted[0] != wanted[1]
     live = base._writer()
 
     async def play() -> list[tuple[int, ...]]:
-        asks = [Ask([*beginning, 7], 8, prefix=beginning, adapter=name) for name in (*names, *names)]
+        asks = [GenerationRequest([*beginning, 7], 8, prefix=beginning, adapter=name) for name in (*names, *names)]
         found = [written.token_ids for written in await asyncio.gather(*map(live.write, asks))]
         await live.aclose()
         return found
@@ -126,7 +126,7 @@ def test_a_label_model_may_be_an_adapter_too(
     whole = adapted(tiny_folder, tmp_path / "labels", 3, codes)
     adapted(tiny_folder, tmp_path / "text", 4, manifest(tiny_folder))
     found, _ = ask(base.serve(tmp_path / "labels"), base.serve(tmp_path / "text"))
-    (wanted,) = ask(ScoredModel(LabelScorer(whole, base.tokenizer, codes), codes))
+    (wanted,) = ask(LabelModel(LabelScorer(whole, base.tokenizer, codes), codes))
     assert [c.text for c in found] == [c.text for c in wanted]
     assert [c.confidence for c in found] == pytest.approx([c.confidence for c in wanted], abs=1e-4)
 
@@ -153,7 +153,7 @@ def test_folders_of_one_base_share_it(tiny_folder: Path, tmp_path: Path) -> None
     for i in range(2):
         adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
     models = load_adapters({"a": tmp_path / "0", "b": tmp_path / "1"})
-    engines = [model._engine for model in models.values() if isinstance(model, WrittenModel)]
+    engines = [model._engine for model in models.values() if isinstance(model, GenerativeTaskModel)]
     assert engines[0].live is engines[1].live
     found = ask(*models.values())
     alone = ask(load_model(tmp_path / "1", name="alone"))
@@ -179,7 +179,11 @@ def test_the_thread_lives_until_the_last_model_is_closed(base: AdaptedBase, tiny
 
 def test_what_is_no_fitting_adapter_is_refused(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
     def said() -> tuple[int, ...]:
-        return TextWriter(base.model, base.tokenizer, using=base.using).write([Ask([5, 6, 7], 8)])[0].token_ids
+        return (
+            Generator(base.model, base.tokenizer, using=base.using)
+            .write([GenerationRequest([5, 6, 7], 8)])[0]
+            .token_ids
+        )
 
     folder, before = tmp_path / "a", said()
     whole = adapted(tiny_folder, folder, 1, manifest(tiny_folder))
@@ -206,5 +210,5 @@ def test_what_is_no_fitting_adapter_is_refused(base: AdaptedBase, tiny_folder: P
         pass
     assert said() == before
     (found,) = ask(base.serve(folder))
-    (wanted,) = ask(WrittenModel(TextWriter(whole, base.tokenizer), manifest(tiny_folder)))
+    (wanted,) = ask(GenerativeTaskModel(Generator(whole, base.tokenizer), manifest(tiny_folder)))
     assert [c.text for c in found] == [c.text for c in wanted]

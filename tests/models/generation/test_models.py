@@ -13,10 +13,10 @@ import torch
 
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, RequestRefused
-from smallfirst.models.confidence import Calibration, Steps
-from smallfirst.models.generation.generator import Ask, TextWriter, Written
+from smallfirst.models.confidence import Calibration, IsotonicCurve
+from smallfirst.models.generation.generator import GenerationRequest, GenerationResult, Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.models import LocalChat, WrittenModel, field_confidence
+from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel, field_confidence
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
@@ -47,10 +47,12 @@ def ask(model: Model, *requests: Request) -> list[Completion]:
 
 
 def test_it_is_asked_as_in_training(tiny_fp32: tuple[Any, Any]) -> None:
-    writer = TextWriter(*tiny_fp32)
-    found = ask(WrittenModel(writer, Manifest(kind="writes", task=ANSWER, base="tiny")), Request.ask("the card"))[0]
+    writer = Generator(*tiny_fp32)
+    found = ask(
+        GenerativeTaskModel(writer, Manifest(kind="writes", task=ANSWER, base="tiny")), Request.ask("the card")
+    )[0]
     ids = encode_prompt(writer.tokenizer, ANSWER.prompt("the card"), 512)
-    wanted = writer.write([Ask(ids, 6)])[0]
+    wanted = writer.write([GenerationRequest(ids, 6)])[0]
     assert found.text == wanted.text.strip()
     assert found.completion_tokens == len(wanted.token_ids) == 6
     assert found.prompt_tokens == len(ids)
@@ -59,7 +61,7 @@ def test_it_is_asked_as_in_training(tiny_fp32: tuple[Any, Any]) -> None:
 
 
 def test_json_follows_the_schema_and_every_field_has_its_confidence(tiny_fp32: tuple[Any, Any]) -> None:
-    model = WrittenModel(TextWriter(*tiny_fp32), Manifest(kind="writes", task=EXTRACT, base="tiny"))
+    model = GenerativeTaskModel(Generator(*tiny_fp32), Manifest(kind="writes", task=EXTRACT, base="tiny"))
     for found in ask(model, Request.ask("two cards"), Request.ask("a refund, it is late")):
         value = json.loads(found.text)
         assert set(value) == {"item", "n"}
@@ -71,16 +73,20 @@ def test_json_follows_the_schema_and_every_field_has_its_confidence(tiny_fp32: t
 
 def test_a_calibration_speaks_instead_of_the_raw_probability(tiny_fp32: tuple[Any, Any]) -> None:
     flat = Calibration(
-        weights=(0.0,) * 4, centres=(0.0,) * 4, scales=(1.0,) * 4, steps=Steps(x=(-1.0, 1.0), y=(0.7, 0.7)), n_rows=50
+        weights=(0.0,) * 4,
+        centres=(0.0,) * 4,
+        scales=(1.0,) * 4,
+        steps=IsotonicCurve(x=(-1.0, 1.0), y=(0.7, 0.7)),
+        n_rows=50,
     )
     manifest = Manifest(kind="writes", task=ANSWER, base="tiny", calibration=flat)
-    found = ask(WrittenModel(TextWriter(*tiny_fp32), manifest), Request.ask("the card"))[0]
+    found = ask(GenerativeTaskModel(Generator(*tiny_fp32), manifest), Request.ask("the card"))[0]
     assert found.confidence == pytest.approx(0.7, abs=0.002)
 
 
 def test_time_is_money(tiny_fp32: tuple[Any, Any]) -> None:
     price = MachinePrice(usd_per_hour=3600, utilisation=0.5)
-    model = WrittenModel(TextWriter(*tiny_fp32), Manifest(kind="writes", task=ANSWER, base="tiny"), price=price)
+    model = GenerativeTaskModel(Generator(*tiny_fp32), Manifest(kind="writes", task=ANSWER, base="tiny"), price=price)
     found = ask(model, Request.ask("the card"))[0]
     assert 0 < found.cost_usd <= 2 * found.latency_ms / 1000
 
@@ -89,17 +95,17 @@ def test_a_folder_of_a_writing_model_gives_a_writing_model(tiny_folder: Path) ->
     write_manifest(tiny_folder, Manifest(kind="writes", task=ANSWER, base="tiny"))
     try:
         model = load_model(tiny_folder, name="rules-small")
-        assert isinstance(model, WrittenModel)
+        assert isinstance(model, GenerativeTaskModel)
         assert ask(model, Request.ask("the card"))[0].answered_by == "rules-small"
     finally:
         (tiny_folder / "smallfirst.json").unlink()
 
 
 def test_a_chat_model_reads_the_whole_conversation_through_its_template(tiny_fp32: tuple[Any, Any]) -> None:
-    writer = TextWriter(*tiny_fp32)
+    writer = Generator(*tiny_fp32)
     writer.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="the card"))
-    chat = LocalChat(writer, name="tiny", schema=SCHEMA)
+    chat = ChatModel(writer, name="tiny", schema=SCHEMA)
     found = ask(chat, Request(messages=messages, max_tokens=30))[0]
     assert found.prompt_tokens == len(writer.tokenizer.encode("system:Be brief.\nuser:the card\n"))
     assert set(json.loads(found.text)) == {"item", "n"}
@@ -113,7 +119,7 @@ def test_a_fields_confidence_is_that_of_its_values_tokens_only(tiny_fp32: tuple[
     ids = tuple(tokenizer.encode(text, add_special_tokens=False))
     pieces = grammar.pieces(ids)
     halves = tuple(math.log(0.5) for _ in ids)
-    found = field_confidence(Written(text, ids, halves, 1, "stop", 0.0), grammar)
+    found = field_confidence(GenerationResult(text, ids, halves, 1, "stop", 0.0), grammar)
     starts = [len(b"".join(pieces[:i])) for i in range(len(ids) + 1)]
     for path, value in (("item", '"größe"'), ("n", "41")):
         left = text.encode().index(value.encode())
@@ -133,8 +139,8 @@ def stream(model: Model, request: Request) -> list[Chunk]:
     return asyncio.run(play())
 
 
-def written(lively: tuple[Any, Any], task: Any = ANSWER, **more: Any) -> WrittenModel:
-    return WrittenModel(TextWriter(*lively), Manifest(kind="writes", task=task, base="tiny", **more))
+def written(lively: tuple[Any, Any], task: Any = ANSWER, **more: Any) -> GenerativeTaskModel:
+    return GenerativeTaskModel(Generator(*lively), Manifest(kind="writes", task=task, base="tiny", **more))
 
 
 @pytest.mark.parametrize("task", [ANSWER.model_copy(update={"max_answer_tokens": 30}), EXTRACT])
@@ -232,21 +238,21 @@ def test_a_text_as_a_vector_is_the_mean_of_its_tokens_states(lively: tuple[Any, 
 
 def test_an_answer_never_outgrows_the_models_context(lively: tuple[Any, Any]) -> None:
     lively[0].config.max_position_embeddings = 20
-    chat = LocalChat(TextWriter(*lively, end=-1), name="tiny")
+    chat = ChatModel(Generator(*lively, end=-1), name="tiny")
     found = ask(chat, Request.ask("the card", max_tokens=10**6))[0]
     assert found.prompt_tokens + found.completion_tokens == 20
     assert found.finish_reason == "length"
 
 
 def test_only_what_the_operator_declares_is_remembered(lively: tuple[Any, Any]) -> None:
-    writer = TextWriter(*lively)
+    writer = Generator(*lively)
     writer.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
     system = Message(role="system", content="Be brief, and tell me more about the card and the refund please.")
     asked = [Request(messages=(system, Message(role="user", content=text)), max_tokens=6) for text in ("pin", "card")]
     strange = Request(messages=(Message(role="system", content="Another one " * 9), *asked[0].messages), max_tokens=6)
-    wanted = [found.text for found in ask(LocalChat(writer, name="tiny"), *asked)]
+    wanted = [found.text for found in ask(ChatModel(writer, name="tiny"), *asked)]
     assert not writer._prefixes
-    found = ask(LocalChat(writer, name="tiny", declared=(system,)), strange, *asked)
+    found = ask(ChatModel(writer, name="tiny", declared=(system,)), strange, *asked)
     assert [one.text for one in found[1:]] == wanted
     ((_, ids),) = writer._prefixes
     assert writer.tokenizer.decode(ids).startswith(f"system:{system.content}")
@@ -263,11 +269,11 @@ def test_a_tasks_own_beginning_is_remembered(lively: tuple[Any, Any], monkeypatc
     ((_, ids),) = prefixes
     assert beginning.strip().startswith(lively[1].decode(ids, skip_special_tokens=True).strip())
     ids = encode_prompt(lively[1], beginning + plain(ANSWER, "pin"), 512)
-    assert found[0].text == TextWriter(*lively).write([Ask(ids, 6)])[0].text.strip()
+    assert found[0].text == Generator(*lively).write([GenerationRequest(ids, 6)])[0].text.strip()
 
 
 def test_a_client_that_leaves_a_stream_frees_its_row(lively: tuple[Any, Any]) -> None:
-    chat = LocalChat(TextWriter(*lively, end=-1), name="tiny")
+    chat = ChatModel(Generator(*lively, end=-1), name="tiny")
 
     async def play() -> None:
         chunks = chat.stream(Request.ask("the card", max_tokens=400))
@@ -283,9 +289,9 @@ def test_a_client_that_leaves_a_stream_frees_its_row(lively: tuple[Any, Any]) ->
 
 
 def test_a_conversation_that_is_too_long_is_refused(lively: tuple[Any, Any]) -> None:
-    writer = TextWriter(*lively)
+    writer = Generator(*lively)
     writer.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    chat = LocalChat(writer, name="tiny")
+    chat = ChatModel(writer, name="tiny")
     chat.max_prompt_tokens = 10
     messages = (Message(role="system", content="the card " * 20), Message(role="user", content="pin"))
     with pytest.raises(RequestRefused, match="messages: the instructions alone"):

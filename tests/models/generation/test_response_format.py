@@ -12,10 +12,10 @@ import pytest
 
 from smallfirst.errors import ConfigError, RequestRefused
 from smallfirst.models.generation import grammar as grammars
-from smallfirst.models.generation.generator import TextWriter
-from smallfirst.models.generation.grammar import Grammar, Grammars
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.grammar import Grammar, GrammarCache
 from smallfirst.models.generation.response_format import AnswerForm
-from smallfirst.models.generation.sequence import Ask
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.protocol import ResponseFormat
 
 OWN = {
@@ -60,10 +60,10 @@ def test_another_schema_is_refused_where_the_task_has_one(lively: tuple[Any, Any
 
 
 def test_free_text_takes_the_form_that_is_asked_for(lively: tuple[Any, Any]) -> None:
-    writer = TextWriter(*lively)
+    writer = Generator(*lively)
     assert form(writer.tokenizer, None, None) is None
     for wanted, schema in ((asked(OTHER), OTHER), (ResponseFormat(kind="json_object"), {"type": "object"})):
-        text = writer.write([Ask([5, 6, 7], 40)], form(writer.tokenizer, None, wanted))[0].text
+        text = writer.write([GenerationRequest([5, 6, 7], 40)], form(writer.tokenizer, None, wanted))[0].text
         jsonschema.validate(json.loads(text), schema)
 
 
@@ -73,7 +73,7 @@ def test_a_schema_that_makes_no_grammar_names_the_rule(lively: tuple[Any, Any]) 
 
 
 def test_grammars_are_kept_by_their_schema_and_the_oldest_goes(lively: tuple[Any, Any]) -> None:
-    kept = Grammars(lively[1], most=2)
+    kept = GrammarCache(lively[1], most=2)
 
     async def play() -> None:
         first = await kept.grammar({"enum": ["a"]})
@@ -91,7 +91,7 @@ def test_grammars_are_kept_by_their_schema_and_the_oldest_goes(lively: tuple[Any
 
 
 def test_the_order_of_properties_is_part_of_a_form(lively: tuple[Any, Any]) -> None:
-    kept = Grammars(lively[1])
+    kept = GrammarCache(lively[1])
     both = {"a": {"type": "integer"}, "b": {"type": "integer"}}
     turned = dict(reversed(both.items()))
 
@@ -106,8 +106,8 @@ def test_the_order_of_properties_is_part_of_a_form(lively: tuple[Any, Any]) -> N
 def test_compiling_stops_nobody_and_takes_no_longer_than_it_may(
     lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Grammars(lively[1])
-    monkeypatch.setattr(grammars, "COMPILE_S", 0.2)
+    kept = GrammarCache(lively[1])
+    monkeypatch.setattr(grammars, "COMPILE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(Grammar, "compile", lambda *_: time.sleep(1))
 
     async def play() -> int:

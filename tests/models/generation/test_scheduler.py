@@ -13,26 +13,26 @@ import pytest
 import torch
 
 from smallfirst.errors import ModelError
-from smallfirst.models.generation.generator import TextWriter
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.scheduler import Limits, LiveWriter
-from smallfirst.models.generation.sequence import Ask, Piece, Written
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler, SchedulerLimits
+from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
 TEXTS = ("the card", "where is my refund please, it is late", "pin", "tell me more about your currency question")
-FOREVER = Ask([5, 6, 7], 100_000)
+FOREVER = GenerationRequest([5, 6, 7], 100_000)
 
 
 @pytest.fixture
-def writer(lively: tuple[Any, Any]) -> TextWriter:
-    return TextWriter(*lively, end=-1)  # no answer ends before its room does
+def writer(lively: tuple[Any, Any]) -> Generator:
+    return Generator(*lively, end=-1)  # no answer ends before its room does
 
 
-def use(writer: TextWriter, play: Callable[[LiveWriter], Awaitable[R]], **limits: int) -> R:
+def use(writer: Generator, play: Callable[[ContinuousBatchScheduler], Awaitable[R]], **limits: int) -> R:
     """What `play` gives, the thread ended behind it."""
 
     async def run() -> R:
-        live = LiveWriter(writer, name="tiny", limits=Limits(**limits))
+        live = ContinuousBatchScheduler(writer, name="tiny", limits=SchedulerLimits(**limits))
         try:
             return await asyncio.wait_for(play(live), 60)
         finally:
@@ -43,9 +43,12 @@ def use(writer: TextWriter, play: Callable[[LiveWriter], Awaitable[R]], **limits
     return asyncio.run(run())
 
 
-def asks(writer: TextWriter, n: int = 12, **settings: Any) -> list[Ask]:
+def asks(writer: Generator, n: int = 12, **settings: Any) -> list[GenerationRequest]:
     """Prompts and rooms of many lengths."""
-    return [Ask(writer.tokenizer.encode(TEXTS[i % 4] * (1 + i % 3)), 3 + 5 * (i % 5), **settings) for i in range(n)]
+    return [
+        GenerationRequest(writer.tokenizer.encode(TEXTS[i % 4] * (1 + i % 3)), 3 + 5 * (i % 5), **settings)
+        for i in range(n)
+    ]
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -55,17 +58,17 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def pieces_of(live: LiveWriter, ask: Ask) -> tuple[list[Piece], Written]:
+async def pieces_of(live: ContinuousBatchScheduler, ask: GenerationRequest) -> tuple[list[TextDelta], GenerationResult]:
     *pieces, written = [event async for event in live.stream(ask)]
-    assert isinstance(written, Written)
-    return [piece for piece in pieces if isinstance(piece, Piece)], written
+    assert isinstance(written, GenerationResult)
+    return [piece for piece in pieces if isinstance(piece, TextDelta)], written
 
 
 @pytest.mark.parametrize("limits", [{}, {"rows": 3}, {"memory_tokens": 150}, {"read_tokens": 6}])
-def test_answers_are_those_written_alone_whoever_comes_and_goes(writer: TextWriter, limits: dict[str, int]) -> None:
+def test_answers_are_those_written_alone_whoever_comes_and_goes(writer: Generator, limits: dict[str, int]) -> None:
     wanted = [writer.write([ask])[0] for ask in asks(writer)]
 
-    async def play(live: LiveWriter) -> list[Written]:
+    async def play(live: ContinuousBatchScheduler) -> list[GenerationResult]:
         tasks = []
         for i, ask in enumerate(asks(writer)):
             tasks.append(asyncio.create_task(live.write(ask)))
@@ -79,29 +82,29 @@ def test_answers_are_those_written_alone_whoever_comes_and_goes(writer: TextWrit
         assert found.log_probabilities == pytest.approx(alone.log_probabilities, abs=1e-4)
 
 
-def test_free_text_and_several_forms_share_a_batch(writer: TextWriter) -> None:
+def test_free_text_and_several_forms_share_a_batch(writer: Generator) -> None:
     forms = [Grammar.compile(schema, writer.tokenizer) for schema in ({"enum": ["a", "bc"]}, {"type": "integer"})]
     mixed = [ask._replace(grammar=[None, *forms][i % 3]) for i, ask in enumerate(asks(writer, 6))]
     wanted = [writer.write([ask])[0].token_ids for ask in mixed]
 
-    async def play(live: LiveWriter) -> list[Written]:
+    async def play(live: ContinuousBatchScheduler) -> list[GenerationResult]:
         return await asyncio.gather(*map(live.write, mixed))
 
     assert [found.token_ids for found in use(writer, play)] == wanted
 
 
-def test_a_newcomer_joins_an_answer_under_way_and_ends_before_it(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> None:
+def test_a_newcomer_joins_an_answer_under_way_and_ends_before_it(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         async with aclosing(live.stream(FOREVER)) as long:
             await anext(long)
-            written = await live.write(Ask([9, 8], 4))
+            written = await live.write(GenerationRequest([9, 8], 4))
             assert len(written.token_ids) == 4
             assert live.under_way == 1
 
     use(writer, play, memory_tokens=10**6)
 
 
-def test_a_long_prompt_is_read_in_parts_between_the_steps_of_the_others(writer: TextWriter) -> None:
+def test_a_long_prompt_is_read_in_parts_between_the_steps_of_the_others(writer: Generator) -> None:
     read: list[tuple[int, int]] = []
     forward = writer.model.model.forward
 
@@ -112,23 +115,23 @@ def test_a_long_prompt_is_read_in_parts_between_the_steps_of_the_others(writer: 
     writer.model.model.forward = watched
     long = list(range(10, 310))
 
-    async def play(live: LiveWriter) -> Written:
+    async def play(live: ContinuousBatchScheduler) -> GenerationResult:
         async with aclosing(live.stream(FOREVER)) as other:
             await anext(other)
-            return await live.write(Ask(long, 2))
+            return await live.write(GenerationRequest(long, 2))
 
     found = use(writer, play, memory_tokens=10**6, read_tokens=50)
     del writer.model.model.forward
     parts = [i for i, (_, width) in enumerate(read) if width == 50]
     assert len(parts) == 6
     assert all(read[i + 1] == (1, 1) for i in parts[:-1])  # the other one's step
-    assert found.token_ids == writer.write([Ask(long, 2)])[0].token_ids
+    assert found.token_ids == writer.write([GenerationRequest(long, 2)])[0].token_ids
 
 
-def test_pieces_come_while_it_writes_and_add_up(writer: TextWriter) -> None:
+def test_pieces_come_while_it_writes_and_add_up(writer: Generator) -> None:
     ask = asks(writer)[1]._replace(max_tokens=30, top=2)
 
-    async def play(live: LiveWriter) -> tuple[list[Piece], Written]:
+    async def play(live: ContinuousBatchScheduler) -> tuple[list[TextDelta], GenerationResult]:
         return await pieces_of(live, ask)
 
     pieces, written = use(writer, play)
@@ -140,12 +143,12 @@ def test_pieces_come_while_it_writes_and_add_up(writer: TextWriter) -> None:
     assert written.token_ids == writer.write([ask])[0].token_ids
 
 
-def test_a_stop_text_is_in_no_piece_and_its_tokens_in_none(writer: TextWriter) -> None:
+def test_a_stop_text_is_in_no_piece_and_its_tokens_in_none(writer: Generator) -> None:
     whole = writer.write([asks(writer)[1]._replace(max_tokens=30)])[0].text
     stop = whole[11:14]
     ask = asks(writer)[1]._replace(max_tokens=30, stop=(stop,), top=0)
 
-    async def play(live: LiveWriter) -> tuple[list[Piece], Written]:
+    async def play(live: ContinuousBatchScheduler) -> tuple[list[TextDelta], GenerationResult]:
         return await pieces_of(live, ask)
 
     pieces, written = use(writer, play)
@@ -157,9 +160,9 @@ def test_a_stop_text_is_in_no_piece_and_its_tokens_in_none(writer: TextWriter) -
 
 
 @pytest.mark.parametrize("how", ["write", "stream"])
-def test_an_answer_nobody_waits_for_frees_its_row_within_a_step(writer: TextWriter, how: str) -> None:
-    async def play(live: LiveWriter) -> None:
-        other = live.stream(Ask([9, 8], 100_000))
+def test_an_answer_nobody_waits_for_frees_its_row_within_a_step(writer: Generator, how: str) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
+        other = live.stream(GenerationRequest([9, 8], 100_000))
         await anext(other)
         if how == "write":
             task = asyncio.create_task(live.write(FOREVER))
@@ -181,11 +184,11 @@ def test_an_answer_nobody_waits_for_frees_its_row_within_a_step(writer: TextWrit
     use(writer, play, memory_tokens=10**6)
 
 
-def test_who_gives_up_while_waiting_never_begins(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> None:
+def test_who_gives_up_while_waiting_never_begins(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         async with aclosing(live.stream(FOREVER)) as first:
             await anext(first)
-            task = asyncio.create_task(live.write(Ask([1], 3)))
+            task = asyncio.create_task(live.write(GenerationRequest([1], 3)))
             await until(lambda: live.waiting == 1)
             task.cancel()
             await until(lambda: live.waiting == 0)
@@ -195,11 +198,13 @@ def test_who_gives_up_while_waiting_never_begins(writer: TextWriter) -> None:
 
 
 @pytest.mark.parametrize(("limits", "most"), [({"rows": 3}, 3), ({"memory_tokens": 64}, 2)])
-def test_no_more_is_under_way_than_the_limits_allow(writer: TextWriter, limits: dict[str, int], most: int) -> None:
+def test_no_more_is_under_way_than_the_limits_allow(writer: Generator, limits: dict[str, int], most: int) -> None:
     seen: list[int] = []
 
-    async def play(live: LiveWriter) -> None:
-        tasks = [asyncio.create_task(live.write(Ask([5 + i] * 20, 12))) for i in range(9)]  # 32 tokens each
+    async def play(live: ContinuousBatchScheduler) -> None:
+        tasks = [
+            asyncio.create_task(live.write(GenerationRequest([5 + i] * 20, 12))) for i in range(9)
+        ]  # 32 tokens each
         while not all(task.done() for task in tasks):
             seen.append(live.under_way)
             await asyncio.sleep(0)
@@ -209,16 +214,18 @@ def test_no_more_is_under_way_than_the_limits_allow(writer: TextWriter, limits: 
     assert max(seen) == most
 
 
-def test_one_that_is_larger_than_all_room_is_written_alone(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> list[Written]:
-        return await asyncio.gather(live.write(Ask([5] * 30, 10)), live.write(Ask([6] * 3, 2)))
+def test_one_that_is_larger_than_all_room_is_written_alone(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> list[GenerationResult]:
+        return await asyncio.gather(
+            live.write(GenerationRequest([5] * 30, 10)), live.write(GenerationRequest([6] * 3, 2))
+        )
 
     assert [len(w.token_ids) for w in use(writer, play, memory_tokens=20)] == [10, 2]
 
 
-def test_a_remembered_beginning_changes_nothing_and_is_read_once(writer: TextWriter) -> None:
+def test_a_remembered_beginning_changes_nothing_and_is_read_once(writer: Generator) -> None:
     beginning = tuple(range(20, 60))
-    wanted = [writer.write([Ask([*beginning, i, i + 1], 6)])[0].token_ids for i in range(5)]
+    wanted = [writer.write([GenerationRequest([*beginning, i, i + 1], 6)])[0].token_ids for i in range(5)]
     read: list[int] = []
     forward = writer.model.model.forward
 
@@ -228,10 +235,10 @@ def test_a_remembered_beginning_changes_nothing_and_is_read_once(writer: TextWri
 
     writer.model.model.forward = watched
 
-    async def play(live: LiveWriter) -> list[Written]:
+    async def play(live: ContinuousBatchScheduler) -> list[GenerationResult]:
         found = []
         for i in range(5):
-            found.append(await live.write(Ask([*beginning, i, i + 1], 6, prefix=beginning)))
+            found.append(await live.write(GenerationRequest([*beginning, i, i + 1], 6, prefix=beginning)))
         return found
 
     assert [w.token_ids for w in use(writer, play)] == wanted
@@ -239,8 +246,8 @@ def test_a_remembered_beginning_changes_nothing_and_is_read_once(writer: TextWri
     assert len(writer._prefixes) == 1
 
 
-def test_nothing_is_remembered_of_what_is_not_declared(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> None:
+def test_nothing_is_remembered_of_what_is_not_declared(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         for ask in asks(writer):
             await live.write(ask)
 
@@ -248,11 +255,11 @@ def test_nothing_is_remembered_of_what_is_not_declared(writer: TextWriter) -> No
     assert not writer._prefixes
 
 
-def test_work_runs_between_steps_and_its_errors_are_the_askers(writer: TextWriter) -> None:
+def test_work_runs_between_steps_and_its_errors_are_the_askers(writer: Generator) -> None:
     def broken() -> None:
         raise ValueError("no such thing")
 
-    async def play(live: LiveWriter) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         async with aclosing(live.stream(FOREVER)) as other:
             await anext(other)
             assert await live.run(lambda: threading.current_thread().name) == "answers of tiny"
@@ -263,65 +270,65 @@ def test_work_runs_between_steps_and_its_errors_are_the_askers(writer: TextWrite
     use(writer, play, memory_tokens=10**6)
 
 
-def test_a_step_that_fails_is_told_to_all_of_it_and_the_next_ones_are_answered(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> Written:
+def test_a_step_that_fails_is_told_to_all_of_it_and_the_next_ones_are_answered(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> GenerationResult:
         with pytest.raises(ModelError, match="tiny could not answer"):
-            await live.write(Ask([10**9], 3))  # no such token
-        return await live.write(Ask([5], 3))
+            await live.write(GenerationRequest([10**9], 3))  # no such token
+        return await live.write(GenerationRequest([5], 3))
 
     assert len(use(writer, play).token_ids) == 3
 
 
-def test_closing_answers_what_waits_and_takes_nothing_more(writer: TextWriter) -> None:
-    async def play() -> list[Written]:
-        live = LiveWriter(writer, name="tiny", limits=Limits(rows=2))
+def test_closing_answers_what_waits_and_takes_nothing_more(writer: Generator) -> None:
+    async def play() -> list[GenerationResult]:
+        live = ContinuousBatchScheduler(writer, name="tiny", limits=SchedulerLimits(rows=2))
         tasks = [asyncio.create_task(live.write(ask)) for ask in asks(writer, 6)]
         await asyncio.sleep(0)  # all have asked
         await live.aclose()
         with pytest.raises(ModelError, match="tiny is closed"):
-            await live.write(Ask([5], 3))
+            await live.write(GenerationRequest([5], 3))
         return await asyncio.gather(*tasks)
 
     assert len(asyncio.run(play())) == 6
 
 
-def test_a_shared_one_ends_with_its_last_user(writer: TextWriter) -> None:
+def test_a_shared_one_ends_with_its_last_user(writer: Generator) -> None:
     async def play() -> None:
-        live = LiveWriter(writer, name="tiny")
+        live = ContinuousBatchScheduler(writer, name="tiny")
         other = live.share()
         await live.aclose()
-        assert len((await other.write(Ask([5], 3))).token_ids) == 3
+        assert len((await other.write(GenerationRequest([5], 3))).token_ids) == 3
         await other.aclose()
         assert live.closed
 
     asyncio.run(play())
 
 
-def test_seeds_draw_the_same_whoever_stands_beside(writer: TextWriter) -> None:
+def test_seeds_draw_the_same_whoever_stands_beside(writer: Generator) -> None:
     drawn = asks(writer, 6, temperature=1.3, seed=7)
     wanted = [writer.write([ask])[0].token_ids for ask in drawn]
 
-    async def play(live: LiveWriter) -> list[Written]:
+    async def play(live: ContinuousBatchScheduler) -> list[GenerationResult]:
         return await asyncio.gather(*map(live.write, drawn))
 
     assert [w.token_ids for w in use(writer, play)] == wanted
 
 
-def test_the_first_piece_comes_long_before_the_last(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> tuple[float, float]:
+def test_the_first_piece_comes_long_before_the_last(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> tuple[float, float]:
         began = time.perf_counter()
-        stream = live.stream(Ask([5, 6], 400))
+        stream = live.stream(GenerationRequest([5, 6], 400))
         await anext(stream)
-        first_s = time.perf_counter() - began
+        first_token_s = time.perf_counter() - began
         async for _ in stream:
             pass
-        return first_s, time.perf_counter() - began
+        return first_token_s, time.perf_counter() - began
 
-    first_s, whole_s = use(writer, play)
-    assert first_s < whole_s / 3
+    first_token_s, whole_s = use(writer, play)
+    assert first_token_s < whole_s / 3
 
 
-def test_prefix_states_are_those_of_the_model(writer: TextWriter) -> None:
+def test_prefix_states_are_those_of_the_model(writer: Generator) -> None:
     found = writer.prefix((5, 6, 7), "").copies(1)
     with torch.inference_mode():
         state = found.read([[8]])[0]
@@ -329,32 +336,34 @@ def test_prefix_states_are_those_of_the_model(writer: TextWriter) -> None:
     torch.testing.assert_close(state, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_request_that_cannot_begin_fails_alone(writer: TextWriter) -> None:
-    async def play(live: LiveWriter) -> None:
+def test_a_request_that_cannot_begin_fails_alone(writer: Generator) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         async with aclosing(live.stream(FOREVER)) as other:
             await anext(other)
-            bad = live.write(Ask([5], 3, temperature=1.0, seed=10**30))  # no generator takes such a seed
-            found = await asyncio.gather(bad, live.write(Ask([5], 3)), return_exceptions=True)
+            bad = live.write(GenerationRequest([5], 3, temperature=1.0, seed=10**30))  # no generator takes such a seed
+            found = await asyncio.gather(bad, live.write(GenerationRequest([5], 3)), return_exceptions=True)
             assert isinstance(found[0], ModelError)
-            assert isinstance(found[1], Written)
+            assert isinstance(found[1], GenerationResult)
             await anext(other)
 
     use(writer, play, memory_tokens=10**6)
 
 
-def test_a_grammar_that_gives_up_takes_nobody_along(writer: TextWriter) -> None:
+def test_a_grammar_that_gives_up_takes_nobody_along(writer: Generator) -> None:
     broken = Grammar.compile({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2}, writer.tokenizer)
     plain = broken._matcher
-    wanted = writer.write([Ask([5], 9)])[0].token_ids
+    wanted = writer.write([GenerationRequest([5], 9)])[0].token_ids
 
-    async def play(live: LiveWriter) -> None:
+    async def play(live: ContinuousBatchScheduler) -> None:
         broken._matcher = plain.deep_copy()
         broken._matcher.consume_token(0)
         found = await asyncio.gather(
-            live.write(Ask([6], 9, grammar=broken)), live.write(Ask([5], 9)), return_exceptions=True
+            live.write(GenerationRequest([6], 9, grammar=broken)),
+            live.write(GenerationRequest([5], 9)),
+            return_exceptions=True,
         )
         assert isinstance(found[0], ModelError)
-        assert isinstance(found[1], Written)
+        assert isinstance(found[1], GenerationResult)
         assert found[1].token_ids == wanted
 
     use(writer, play)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.models.label_model import Scored
-from smallfirst.models.linear.classifier import LinearScorer, WordFeatures, _embedded
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures, _embedded
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
@@ -36,11 +36,11 @@ def texts_of(data: Dataset) -> list[str]:
     return [example.text for example in data.examples]
 
 
-def best(scored: list[Scored], task: Classify) -> list[str]:
+def best(scored: list[LabelLogProbs], task: Classify) -> list[str]:
     return [task.labels[int(np.argmax(row.log_probabilities))] for row in scored]
 
 
-def accuracy(scorer: LinearScorer, data: Dataset, task: Classify) -> float:
+def accuracy(scorer: LinearClassifier, data: Dataset, task: Classify) -> float:
     said = best(scorer.score(texts_of(data)), task)
     return sum(a == e.answer for a, e in zip(said, data.examples, strict=True)) / len(data)
 
@@ -48,13 +48,13 @@ def accuracy(scorer: LinearScorer, data: Dataset, task: Classify) -> float:
 def test_words_learn_a_separable_set_and_carry_over_to_new_sentences(
     toy_rows: Dataset, toy_selection: Dataset, toy_task: Classify
 ) -> None:
-    scorer = LinearScorer.fit("words", toy_rows, toy_task)
+    scorer = LinearClassifier.fit("words", toy_rows, toy_task)
     assert accuracy(scorer, toy_rows, toy_task) == 1.0
     assert accuracy(scorer, toy_selection, toy_task) > 0.9
 
 
 def test_each_text_gets_a_distribution_whatever_stands_beside_it(toy_rows: Dataset, toy_task: Classify) -> None:
-    scorer = LinearScorer.fit("words", toy_rows, toy_task)
+    scorer = LinearClassifier.fit("words", toy_rows, toy_task)
     texts = [*texts_of(toy_rows), "", "übermorgen 東京", "card " * 1000]
     together = scorer.score(texts)
     for text, scored in zip(texts, together, strict=True):
@@ -68,9 +68,9 @@ def test_each_text_gets_a_distribution_whatever_stands_beside_it(toy_rows: Datas
 def test_a_saved_model_gives_the_same_probabilities(
     toy_rows: Dataset, toy_selection: Dataset, toy_task: Classify, tmp_path: Path
 ) -> None:
-    scorer = LinearScorer.fit("words", toy_rows, toy_task)
+    scorer = LinearClassifier.fit("words", toy_rows, toy_task)
     written = scorer.save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
-    loaded = LinearScorer.load(tmp_path, written)
+    loaded = LinearClassifier.load(tmp_path, written)
     for ours, theirs in zip(scorer.score(texts_of(toy_selection)), loaded.score(texts_of(toy_selection)), strict=True):
         assert np.array_equal(ours.log_probabilities, theirs.log_probabilities)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -85,7 +85,7 @@ def test_the_fingerprint_follows_the_weights(
 ) -> None:
     manifest = Manifest(kind="words", task=toy_task, base="")
     prints = [
-        LinearScorer.fit("words", data, toy_task).save(tmp_path / name, manifest).weights_fingerprint
+        LinearClassifier.fit("words", data, toy_task).save(tmp_path / name, manifest).weights_fingerprint
         for name, data in (("a", toy_rows), ("b", toy_rows), ("c", toy_selection))
     ]
     assert prints[0] == prints[1] != prints[2]
@@ -93,7 +93,7 @@ def test_the_fingerprint_follows_the_weights(
 
 
 def test_a_saved_model_answers_through_load_model(toy_rows: Dataset, toy_task: Classify, tmp_path: Path) -> None:
-    LinearScorer.fit("words", toy_rows, toy_task).save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
+    LinearClassifier.fit("words", toy_rows, toy_task).save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
     model = load_model(tmp_path, name="rung 1")
     answer = asyncio.run(model.complete(Request.ask("where is my refund")))
     assert (answer.text, answer.answered_by) == ("refund_request", "rung 1")
@@ -103,7 +103,7 @@ def test_a_saved_model_answers_through_load_model(toy_rows: Dataset, toy_task: C
 def test_two_classes_are_told_apart_in_either_order(labels: tuple[str, str]) -> None:
     task = Classify(name="two", labels=labels)
     data = rows(("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no"))
-    scorer = LinearScorer.fit("words", data, task)
+    scorer = LinearClassifier.fit("words", data, task)
     assert accuracy(scorer, data, task) == 1.0
     for scored in scorer.score(texts_of(data)):
         assert np.exp(scored.log_probabilities).sum() == pytest.approx(1)
@@ -114,7 +114,7 @@ def test_a_label_without_training_rows_is_never_chosen(n_seen: int) -> None:
     task = Classify(name="gaps", labels=("unseen first", "a", "unseen second", "b", "c"))
     seen = ("a", "b", "c")[:n_seen]
     data = rows(*((f"{label * 3} thing {i}", label) for label in seen for i in range(3)))
-    scorer = LinearScorer.fit("words", data, task)
+    scorer = LinearClassifier.fit("words", data, task)
     assert accuracy(scorer, data, task) == 1.0
     for scored in scorer.score([*texts_of(data), "", "unseen first", "other words altogether"]):
         unseen = np.exp([scored.log_probabilities[0], scored.log_probabilities[2]])
@@ -122,7 +122,7 @@ def test_a_label_without_training_rows_is_never_chosen(n_seen: int) -> None:
 
 
 def test_word_features_read_words_pairs_and_pieces_without_case() -> None:
-    features = WordFeatures.fit(["My card", "lost card"])
+    features = TfidfFeatures.fit(["My card", "lost card"])
     words, pieces = features.vectorisers
     assert set(words.vocabulary_) == {"my", "card", "lost", "my card", "lost card"}
     assert " ca" in pieces.vocabulary_
@@ -134,7 +134,7 @@ def test_word_features_read_words_pairs_and_pieces_without_case() -> None:
 def test_the_encoder_rung_is_linear_on_what_the_encoder_says() -> None:
     task = Classify(name="letters", labels=("many a", "many b", "many c"))
     data = rows(*((letter * n, f"many {letter}") for letter in "abc" for n in (2, 3, 4)))
-    scorer = LinearScorer.fit("encoder", data, task, encoder=Letters())  # type: ignore[arg-type]
+    scorer = LinearClassifier.fit("encoder", data, task, encoder=Letters())  # type: ignore[arg-type]
     assert scorer.weights.shape == (3, 3)
     assert best(scorer.score(["xxaaax", "bb", "acccc"]), task) == ["many a", "many b", "many c"]
     (scored,) = scorer.score(["aab"])
@@ -144,15 +144,15 @@ def test_the_encoder_rung_is_linear_on_what_the_encoder_says() -> None:
 
 
 def test_no_texts_give_no_scores() -> None:
-    words = WordFeatures.fit(["where is my card", "my pin is blocked"])
+    words = TfidfFeatures.fit(["where is my card", "my pin is blocked"])
     width = words(["card"]).shape[1]
-    scorer = LinearScorer(words, np.zeros((2, width)), np.zeros(2))
+    scorer = LinearClassifier(words, np.zeros((2, width)), np.zeros(2))
     assert scorer.score([]) == []
 
 
 def test_an_encoder_gives_its_vectors_and_words_have_none(toy_rows: Dataset, toy_task: Classify) -> None:
-    assert not hasattr(LinearScorer.fit("words", toy_rows, toy_task), "embed")
-    encoder = Encoder.__new__(Encoder)  # without weights: what it says is given by hand
+    assert not hasattr(LinearClassifier.fit("words", toy_rows, toy_task), "embed")
+    encoder = SentenceEncoder.__new__(SentenceEncoder)  # without weights: what it says is given by hand
     encoder.embed = lambda texts: np.array([[0.6, 0.8]] * len(texts))  # type: ignore[method-assign]
     encoder.tokens = lambda text: [1] * len(text)  # type: ignore[method-assign]
     found = _embedded(encoder, ["ab", "c"])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.linear.classifier import LinearScorer
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.tasks.classify import Classify
 
@@ -21,7 +21,7 @@ def folder(tiny_encoder_folder: Path) -> Path:
 
 
 def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> None:
-    encoder = Encoder(folder)
+    encoder = SentenceEncoder(folder)
     encoder.batch_rows = 2
     texts = [
         "where is my card, it is late",
@@ -39,7 +39,7 @@ def test_vectors_have_length_one_and_come_in_the_order_asked(folder: Path) -> No
 
 
 def test_a_vector_is_the_mean_over_the_texts_own_tokens(folder: Path) -> None:
-    encoder = Encoder(folder)
+    encoder = SentenceEncoder(folder)
     ids = torch.tensor([encoder.tokenizer.encode("my card")])
     with torch.inference_mode():
         mean = encoder.model(input_ids=ids).last_hidden_state[0].mean(0).numpy()
@@ -48,7 +48,7 @@ def test_a_vector_is_the_mean_over_the_texts_own_tokens(folder: Path) -> None:
 
 
 def test_a_long_text_is_read_up_to_the_limit(folder: Path) -> None:
-    encoder = Encoder(folder)
+    encoder = SentenceEncoder(folder)
     encoder.max_tokens = 8
     long, longer = encoder.embed(["where is my card " * 10, "where is my card " * 20])
     assert np.array_equal(long, longer)
@@ -57,9 +57,9 @@ def test_a_long_text_is_read_up_to_the_limit(folder: Path) -> None:
 def test_a_linear_model_on_the_encoder_finds_it_again_by_its_name(
     folder: Path, toy_rows: Dataset, toy_task: Classify, tmp_path: Path
 ) -> None:
-    scorer = LinearScorer.fit("encoder", toy_rows, toy_task, encoder=Encoder(folder))
+    scorer = LinearClassifier.fit("encoder", toy_rows, toy_task, encoder=SentenceEncoder(folder))
     scorer.save(tmp_path, Manifest(kind="encoder", task=toy_task, base=str(folder)))
     texts = [example.text for example in toy_rows.examples[:5]]
-    again = LinearScorer.load(tmp_path, read_manifest(tmp_path)).score(texts)
+    again = LinearClassifier.load(tmp_path, read_manifest(tmp_path)).score(texts)
     for ours, theirs in zip(scorer.score(texts), again, strict=True):
         assert theirs.log_probabilities == pytest.approx(ours.log_probabilities, abs=1e-6)

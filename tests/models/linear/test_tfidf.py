@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.models.linear.classifier import WordFeatures
-from smallfirst.models.linear.tfidf import Ngrams, Table
+from smallfirst.models.linear.classifier import TfidfFeatures
+from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 
 ROWS = ["Where is my card?", "my card  was lost, a card I need", "Größe: 42 €\tok", "I a b", "x" * 40, "card card CARD"]
-FITTED = WordFeatures.fit(ROWS)
-TABLES = [Table({term: int(at) for term, at in v.vocabulary_.items()}, np.asarray(v.idf_)) for v in FITTED.vectorisers]
+FITTED = TfidfFeatures.fit(ROWS)
+TABLES = [
+    Vocabulary({term: int(at) for term, at in v.vocabulary_.items()}, np.asarray(v.idf_)) for v in FITTED.vectorisers
+]
 WIDTH = sum(len(table.idf) for table in TABLES)
 
 
 def both(text: str) -> tuple[np.ndarray, np.ndarray]:
-    ours = Ngrams(*TABLES)([text]) @ np.eye(WIDTH)
+    ours = TfidfVectorizer(*TABLES)([text]) @ np.eye(WIDTH)
     return ours[0], FITTED([text]).toarray()[0]
 
 
@@ -39,11 +41,11 @@ def test_so_are_those_of_any_text(text: str) -> None:
 
 
 def test_a_product_is_worked_out_by_hand() -> None:
-    words = Table({"my": 0, "card": 1, "my card": 2}, np.array([1.0, 2.0, 2.0]))
-    pieces = Table({" c": 0}, np.array([3.0]))
+    words = Vocabulary({"my": 0, "card": 1, "my card": 2}, np.array([1.0, 2.0, 2.0]))
+    pieces = Vocabulary({" c": 0}, np.array([3.0]))
     # my, card, «my card»: 1, 2, 2 over their length 3; the one piece has length 1.
     weights = np.array([[3.0, 0.0], [0.0, 3.0], [0.0, 3.0], [5.0, 0.0]])
-    np.testing.assert_allclose(Ngrams(words, pieces)(["My card"]) @ weights, [[6.0, 4.0]])
+    np.testing.assert_allclose(TfidfVectorizer(words, pieces)(["My card"]) @ weights, [[6.0, 4.0]])
 
 
 def test_nothing_heavy_is_loaded() -> None:

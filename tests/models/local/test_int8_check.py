@@ -9,25 +9,25 @@ import pytest
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.models.label_model import Scored
+from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.int8_check import (
-    EIGHT_BITS,
-    EightBitCheck,
-    check_eight_bits,
+    INT8_FILE,
+    Int8Check,
+    check_int8,
     compare,
-    may_use_eight_bits,
+    int8_allowed,
 )
-from smallfirst.models.local.int8_matmul import eight_bits_work
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.int8_matmul import int8_supported
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.classify import Classify
 
 MANIFEST = Manifest(kind="codes", task=Classify(name="t", labels=("a", "b")), base="tiny", weights_fingerprint="f00")
 
 
-def rows(*first: float) -> list[Scored]:
+def rows(*first: float) -> list[LabelLogProbs]:
     """Rows with these probabilities of the first of two labels."""
-    return [Scored([math.log(p), math.log(1 - p)], 3, 0.0) for p in first]
+    return [LabelLogProbs([math.log(p), math.log(1 - p)], 3, 0.0) for p in first]
 
 
 def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
@@ -79,24 +79,24 @@ def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
     made.mkdir()
     for file in tiny_folder.iterdir():
         (made / file.name).write_bytes(file.read_bytes())
-    codes = choose_codes(toy_task.labels, load_causal(made)[1])
+    codes = choose_label_tokens(toy_task.labels, load_causal(made)[1])
     manifest = Manifest(kind="codes", task=toy_task, base="tiny", codes=codes, weights_fingerprint="f00")
     write_manifest(made, manifest)
     return made
 
 
-@pytest.mark.skipif(not eight_bits_work(), reason="this processor has no fast products of bytes")
+@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
 def test_the_check_of_a_folder_lies_beside_its_weights(folder: Path, toy_selection: Dataset) -> None:
     many = Dataset(name="selection", examples=toy_selection.examples * 10)
-    found = check_eight_bits(folder, many)
+    found = check_int8(folder, many)
     assert found is not None
     assert found.agreement.n == 240
-    assert EightBitCheck.load(folder / EIGHT_BITS) == found
-    assert may_use_eight_bits(folder, MANIFEST) is found.kept
-    assert not may_use_eight_bits(folder, MANIFEST.model_copy(update={"weights_fingerprint": "f01"}))
+    assert Int8Check.load(folder / INT8_FILE) == found
+    assert int8_allowed(folder, MANIFEST) is found.kept
+    assert not int8_allowed(folder, MANIFEST.model_copy(update={"weights_fingerprint": "f01"}))
 
 
 def test_a_model_that_is_not_read_at_one_position_is_not_checked(tmp_path: Path, toy_selection: Dataset) -> None:
     write_manifest(tmp_path, MANIFEST.model_copy(update={"kind": "words"}))
-    assert check_eight_bits(tmp_path, toy_selection) is None
-    assert not may_use_eight_bits(tmp_path, MANIFEST)
+    assert check_int8(tmp_path, toy_selection) is None
+    assert not int8_allowed(tmp_path, MANIFEST)

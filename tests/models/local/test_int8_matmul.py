@@ -7,16 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.models.local.int8_matmul import EightBits, Plain, eight_bits_work
+from smallfirst.models.local.int8_matmul import Int8Linear, PrepackedLinear, int8_supported
 
-has_eight_bits = pytest.mark.skipif(not eight_bits_work(), reason="this processor has no fast products of bytes")
+has_eight_bits = pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_plain_product_is_that_of_its_rows_times_their_factors_plus_the_bias(dtype: torch.dtype) -> None:
     weight = torch.tensor([[1.0, 2.0], [3.0, -4.0], [0.5, 0.0]], dtype=dtype)
     rows, factor = torch.tensor([[1.0, 1.0], [2.0, -1.0]]), torch.tensor([[2.0], [0.5]])
-    products, left = Plain(weight, torch.tensor([0.0, 1.0, -1.0], dtype=dtype))(rows, factor)
+    products, left = PrepackedLinear(weight, torch.tensor([0.0, 1.0, -1.0], dtype=dtype))(rows, factor)
     assert left is None
     assert products.dtype == dtype
     assert products.float().tolist() == [[6.0, -1.0, 0.0], [0.0, 6.0, -0.5]]
@@ -26,7 +26,7 @@ def test_a_plain_product_is_that_of_its_rows_times_their_factors_plus_the_bias(d
 def test_whole_numbers_up_to_the_largest_step_are_multiplied_exactly() -> None:
     weight = torch.tensor([[127.0, -3.0, 0.0, 1.0], [5.0, 127.0, -127.0, 2.0]])
     rows = torch.tensor([[127.0, 1.0, 2.0, 3.0], [-127.0, 0.0, 4.0, 5.0]])
-    products, step = EightBits(weight, None)(rows.clone(), None)
+    products, step = Int8Linear(weight, None)(rows.clone(), None)
     assert step is not None
     torch.testing.assert_close(products * step, rows @ weight.T)
 
@@ -35,7 +35,7 @@ def test_whole_numbers_up_to_the_largest_step_are_multiplied_exactly() -> None:
 def test_a_row_of_zeros_gives_zeros_and_a_bias_is_added_after_the_factor() -> None:
     weight, bias = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([10.0, 20.0])
     rows, factor = torch.tensor([[0.0, 0.0], [127.0, 0.0]]), torch.tensor([[3.0], [2.0]])
-    products, left = EightBits(weight, bias)(rows, factor)
+    products, left = Int8Linear(weight, bias)(rows, factor)
     assert left is None
     # The weight 1 is half the largest of its row: 63.5 steps of 2 / 127, rounded to 64.
     assert products.tolist() == [[10.0, 20.0], [pytest.approx(10 + 2 * 127 * 64 * 2 / 127), 20.0]]
@@ -46,7 +46,7 @@ def test_a_row_of_zeros_gives_zeros_and_a_bias_is_added_after_the_factor() -> No
 def test_rounding_is_no_worse_than_half_a_step_on_either_side(seed: int, n: int, size: float) -> None:
     draw = torch.Generator().manual_seed(seed)
     weight, rows = torch.randn(24, 32, generator=draw), torch.randn(n, 32, generator=draw) * size
-    products, step = EightBits(weight, None)(rows.clone(), None)
+    products, step = Int8Linear(weight, None)(rows.clone(), None)
     assert step is not None
     largest = rows.abs().amax(1, keepdim=True), weight.abs().amax(1)
     # |xy - x'y'| is at most |x| times half a step of y, plus |y'| times half a step of x, summed over 32 entries.
@@ -58,7 +58,7 @@ def test_rounding_is_no_worse_than_half_a_step_on_either_side(seed: int, n: int,
 def test_each_row_is_rounded_by_itself() -> None:
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1.0], [1000.0], [0.001]])
-    matrix = EightBits(weight, None)
+    matrix = Int8Linear(weight, None)
     together, steps = matrix(rows.clone(), None)
     for at in range(3):
         alone, step = matrix(rows[at : at + 1].clone(), None)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from smallfirst.models.local.kv_cache import KeyValues
+from smallfirst.models.local.kv_cache import KVCache
 
 
 def whole(model: Any, ids: list[int]) -> torch.Tensor:
@@ -20,7 +20,7 @@ def whole(model: Any, ids: list[int]) -> torch.Tensor:
 def test_blocks_of_any_length_read_like_the_whole(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
     rows = [list(range(10, 17)), list(range(30, 32)), list(range(50, 61))]
-    memory = KeyValues(model, 3)
+    memory = KVCache(model, 3)
     memory.read([rows[0][:3], rows[1][:1], rows[2][:8]])
     memory.read([rows[0][3:4], rows[1][1:], rows[2][8:10]])
     last = memory.read([rows[0][4:], [99], rows[2][10:]])
@@ -31,7 +31,7 @@ def test_blocks_of_any_length_read_like_the_whole(tiny_fp32: tuple[Any, Any]) ->
 @torch.inference_mode()
 def test_kept_rows_go_on_as_if_the_others_had_never_been(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
-    memory = KeyValues(model, 3)
+    memory = KVCache(model, 3)
     memory.read([[5, 6, 7], [8], [9, 10]])
     memory.keep([2, 0])
     last = memory.read([[11], [12, 13]])
@@ -42,7 +42,7 @@ def test_kept_rows_go_on_as_if_the_others_had_never_been(tiny_fp32: tuple[Any, A
 @pytest.mark.parametrize("padding", [0, 300])
 def test_padded_places_are_never_seen_again(tiny_fp32: tuple[Any, Any], padding: int) -> None:
     model, _ = tiny_fp32
-    memory = KeyValues(model, 2)
+    memory = KVCache(model, 2)
     with torch.inference_mode():
         memory.read([[5, 6, 7, 8, 9], [padding or 3]])
     assert memory.seen.tolist() == [[True] * 5, [True, False, False, False, False]]
@@ -52,7 +52,7 @@ def test_padded_places_are_never_seen_again(tiny_fp32: tuple[Any, Any], padding:
 @torch.inference_mode()
 def test_rows_that_join_later_read_on_as_if_alone(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
-    memory, late = KeyValues(model, 2), KeyValues(model, 2)
+    memory, late = KVCache(model, 2), KVCache(model, 2)
     memory.read([[5, 6, 7, 8], [9]])
     memory.read([[10], [11]])
     late.read([[20, 21], list(range(30, 39))])
@@ -66,7 +66,7 @@ def test_rows_that_join_later_read_on_as_if_alone(tiny_fp32: tuple[Any, Any]) ->
 @torch.inference_mode()
 def test_copies_go_on_each_on_its_own_and_the_original_stays(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
-    begun = KeyValues(model, 1)
+    begun = KVCache(model, 1)
     begun.read([[5, 6, 7]])
     for _ in range(2):
         copies = begun.copies(2)
@@ -79,7 +79,7 @@ def test_copies_go_on_each_on_its_own_and_the_original_stays(tiny_fp32: tuple[An
 @torch.inference_mode()
 def test_columns_in_vain_are_packed_away_and_nothing_else(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
-    memory = KeyValues(model, 3)
+    memory = KVCache(model, 3)
     memory.read([list(range(10, 210)), [5, 6], [7]])
     memory.read([[1], [8], [9, 3]])
     assert not memory.pack()

@@ -13,10 +13,10 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
-from smallfirst.models.local.int8_check import EIGHT_BITS, EightBitCheck
-from smallfirst.models.local.int8_matmul import eight_bits_work
+from smallfirst.models.local.int8_check import INT8_FILE, Int8Check
+from smallfirst.models.local.int8_matmul import int8_supported
 from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt, load_causal, weights_fingerprint
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
@@ -25,7 +25,7 @@ from smallfirst.tasks.classify import Classify
 @pytest.fixture
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
-    codes = choose_codes(toy_task.labels, tokenizer)
+    codes = choose_label_tokens(toy_task.labels, tokenizer)
     return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
 
 
@@ -91,7 +91,7 @@ def test_the_engine_named_is_taken(tiny_folder: Path, scorer: LabelScorer) -> No
     theirs = LabelScorer.load(tiny_folder, scorer.manifest, engine="transformers")
     assert theirs.engine == "transformers"
     eight = LabelScorer.load(tiny_folder, scorer.manifest, engine="eight bits")
-    assert eight.engine == ("eight bits" if eight_bits_work() else "packed")
+    assert eight.engine == ("eight bits" if int8_supported() else "packed")
     (found,), (expected,) = eight.score(["where is my card"]), theirs.score(["where is my card"])
     assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=0.1)
 
@@ -102,13 +102,13 @@ def test_eight_bits_are_used_only_after_a_check_of_these_weights(
 ) -> None:
     for file in tiny_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    check = EightBitCheck(
+    check = Int8Check(
         weights_fingerprint=fingerprint, agreement=wilson(5, 5), mean_shift=0.0, rows="some", kept=kept, why="so"
     )
-    (tmp_path / EIGHT_BITS).write_text(check.model_dump_json(), encoding="utf-8")
+    (tmp_path / INT8_FILE).write_text(check.model_dump_json(), encoding="utf-8")
     manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "abc"})
     engine = LabelScorer.load(tmp_path, manifest).engine
-    assert engine == ("eight bits" if kept and fingerprint == "abc" and eight_bits_work() else "packed")
+    assert engine == ("eight bits" if kept and fingerprint == "abc" and int8_supported() else "packed")
 
 
 def test_a_batch_of_several_rows_is_bounded_by_its_tokens(scorer: LabelScorer, texts: list[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.local.label_tokens import choose_codes
+from smallfirst.models.local.label_tokens import choose_label_tokens
 
 
 class WordTokens:
@@ -27,7 +27,7 @@ class WordTokens:
 
     def chosen(self, *labels: str) -> list[str]:
         by_id = {i: word.strip() for word, i in self.words.items()}
-        return [by_id[code] for code in choose_codes(labels, self)]
+        return [by_id[code] for code in choose_label_tokens(labels, self)]
 
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -39,7 +39,7 @@ def tiny_tokenizer(tiny_folder: Path) -> Any:
 
 
 def test_a_label_is_read_as_its_own_word(tiny_tokenizer: Any) -> None:
-    codes = choose_codes(("refund", "Exchange", "payment!"), tiny_tokenizer)
+    codes = choose_label_tokens(("refund", "Exchange", "payment!"), tiny_tokenizer)
     assert [tiny_tokenizer.decode([code]) for code in codes] == [" refund", " exchange", " payment"]
 
 
@@ -77,7 +77,7 @@ def test_a_letter_that_is_no_single_token_is_left_out() -> None:
 
 def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
     with pytest.raises(ConfigError) as caught:
-        choose_codes(("1", "2", "3"), WordTokens("A", "B"))
+        choose_label_tokens(("1", "2", "3"), WordTokens("A", "B"))
     assert str(caught.value) == "this tokenizer has too few one-token codes for 3 labels"
 
 
@@ -85,7 +85,7 @@ def test_the_token_for_unknown_words_is_never_a_code() -> None:
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "refund": 1, "A": 2}, unk_token="?"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?")
-    assert choose_codes(("zebra", "refund"), words) == (2, 1)
+    assert choose_label_tokens(("zebra", "refund"), words) == (2, 1)
 
 
 @given(
@@ -98,7 +98,7 @@ def test_the_token_for_unknown_words_is_never_a_code() -> None:
 )
 def test_codes_are_distinct_single_tokens_and_the_same_every_time(labels: list[str]) -> None:
     tokens = WordTokens("card", "arrival", "refund", *LETTERS, *(f"A{a}" for a in LETTERS))
-    codes = choose_codes(labels, tokens)
+    codes = choose_label_tokens(labels, tokens)
     assert len(codes) == len(set(codes)) == len(labels)
     assert set(codes) <= set(tokens.words.values())
-    assert choose_codes(labels, tokens) == codes
+    assert choose_label_tokens(labels, tokens) == codes

@@ -11,17 +11,17 @@ import transformers
 
 from smallfirst.models.local import multiple_choice as module
 from smallfirst.models.local.label_scorer import load_causal
-from smallfirst.models.local.multiple_choice import Choice, choice, mean_log_probabilities
+from smallfirst.models.local.multiple_choice import Question, encode_question, mean_log_probabilities
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
 CHOICES = [
-    Choice((0, 5, 9, 300), ((301,), (302, 303), (301, 7, 8))),  # the third begins like the first, which ends there
-    Choice((0, 4), ((11, 12, 13, 14), (11, 12, 13, 15))),
-    Choice((0, 21, 22, 23, 24, 25, 26), ((40,), (40, 41))),
+    Question((0, 5, 9, 300), ((301,), (302, 303), (301, 7, 8))),  # the third begins like the first, which ends there
+    Question((0, 4), ((11, 12, 13, 14), (11, 12, 13, 15))),
+    Question((0, 21, 22, 23, 24, 25, 26), ((40,), (40, 41))),
 ]
 
 
-def plainly(folder: Path, asked: Choice) -> list[float]:
+def plainly(folder: Path, asked: Question) -> list[float]:
     """Mean log-probability of each answer from transformers' own model, prompt and answer in one pass."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     means = []
@@ -43,7 +43,7 @@ def test_questions_read_together_do_not_change_each_other(
     tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = mean_log_probabilities(tiny_fp32[0], CHOICES)
-    monkeypatch.setattr(module, "PROMPTS_AT_ONCE", 1)
+    monkeypatch.setattr(module, "BATCH_ROWS", 1)
     alone = mean_log_probabilities(tiny_fp32[0], CHOICES)
     for one, other in zip(together, alone, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -64,10 +64,10 @@ def test_a_question_is_asked_through_the_chat_template_if_there_is_one(tiny_fold
     def encoded(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
 
-    plain = choice(tokenizer, "card", ["A", "lost"])
+    plain = encode_question(tokenizer, "card", ["A", "lost"])
     assert plain.prompt == (tokenizer.bos_token_id, *encoded("card\nAnswer:"))
     assert plain.answers == (encoded(" A"), encoded(" lost"))
     tokenizer.chat_template = TEMPLATE
-    asked = choice(tokenizer, "card", ["A", "lost"])
+    asked = encode_question(tokenizer, "card", ["A", "lost"])
     assert asked.prompt == encoded("<s>card</s>=>")
     assert asked.answers == (encoded("A"), encoded("lost"))

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
-from smallfirst.models.local.int8_matmul import EightBits, eight_bits_work
-from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported
-from smallfirst.models.local.smoothquant import input_ranges
+from smallfirst.models.local.int8_matmul import Int8Linear, int8_supported
+from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported_reason
+from smallfirst.models.local.smoothquant import measure_input_ranges
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -155,35 +155,35 @@ def test_nothing_of_a_text_is_kept() -> None:
 )
 def test_what_is_computed_otherwise_is_refused(chosen: Any, says: str) -> None:
     model = made(chosen)
-    assert unsupported(model) == says
+    assert unsupported_reason(model) == says
     with pytest.raises(ValueError, match=says):
         PackedDecoder(model)
 
 
 def test_weights_of_several_kinds_are_refused() -> None:
     model = made(MODELS["grouped heads, tied"])
-    assert unsupported(model) == ""
+    assert unsupported_reason(model) == ""
     model.model.norm.to(torch.bfloat16)
-    assert "not all fp32, or all bf16" in unsupported(model)
+    assert "not all fp32, or all bf16" in unsupported_reason(model)
 
 
 @pytest.mark.parametrize("start", [1, 4])
 def test_smoothed_weights_give_the_same_states(model: Any, start: int) -> None:
     asked = prompts(9, 4, 13, 1)
-    decoder = PackedDecoder(model, ranges=input_ranges(model, prompts(8, start)))
+    decoder = PackedDecoder(model, ranges=measure_input_ranges(model, prompts(8, start)))
     for found, ids in zip(decoder.all_states(asked), asked, strict=True):
         torch.testing.assert_close(found, reference(model, ids), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(not eight_bits_work(), reason="this processor has no fast products of bytes")
+@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
 def test_eight_bits_are_near_and_nearer_with_smoothed_weights(model: Any) -> None:
     asked, seen = prompts(9, 4, 13), prompts(12, 12)
 
     def errors(model: Any) -> list[float]:
         """Relative error of the states in eight bits, as they are and smoothed."""
         exact = torch.cat([reference(model, ids) for ids in asked])
-        ways = (None, input_ranges(model, seen))
-        read = [torch.cat(PackedDecoder(model, EightBits, ranges=way).all_states(asked)) for way in ways]
+        ways = (None, measure_input_ranges(model, seen))
+        read = [torch.cat(PackedDecoder(model, Int8Linear, ranges=way).all_states(asked)) for way in ways]
         return [float((states - exact).norm() / exact.norm()) for states in read]
 
     assert max(errors(model)) < 0.1

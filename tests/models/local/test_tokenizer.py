@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.models.local.tokenizer import read_tokens
+from smallfirst.models.local.tokenizer import load_tokenizer
 
 TEXTS = ("where is my card", "", "Zürich — 12 €\n\n  exchange rate", "<s> A </s>", "ｗ 你好 👍🏽")
 
@@ -27,7 +27,7 @@ def their_own(folder: Path) -> tuple[list[list[int]], int, int]:
 
 
 def ours(folder: Path) -> tuple[list[list[int]], int | None, int | None]:
-    tokens = read_tokens(folder)
+    tokens = load_tokenizer(folder)
     return [tokens.encode(text, add_special_tokens=False) for text in TEXTS], tokens.bos_token_id, tokens.eos_token_id
 
 
@@ -41,7 +41,7 @@ def test_a_tokenizer_of_another_class_is_loaded_by_transformers(tiny_folder: Pat
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["tokenizer_class"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert type(read_tokens(folder)).__module__.startswith("transformers")
+    assert type(load_tokenizer(folder)).__module__.startswith("transformers")
     assert ours(folder) == their_own(folder)
 
 
@@ -51,13 +51,13 @@ def test_a_special_token_may_be_written_in_several_ways(tiny_folder: Path, tmp_p
     shutil.copytree(tiny_folder, folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": token}))
-    assert read_tokens(folder).bos_token_id == (0 if token else None)
+    assert load_tokenizer(folder).bos_token_id == (0 if token else None)
 
 
 def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from smallfirst.models.local.tokenizer import read_tokens; "
-        "print(len(read_tokens(Path(sys.argv[1])).encode('where is my card', add_special_tokens=False)), "
+        "import sys; from pathlib import Path; from smallfirst.models.local.tokenizer import load_tokenizer; "
+        "print(len(load_tokenizer(Path(sys.argv[1])).encode('where is my card', add_special_tokens=False)), "
         "sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_folder)], capture_output=True, text=True, check=True)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_whole
-from smallfirst.models.recorded.record import Progress, record
+from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.recorded.record import ProgressCallback, record
 from smallfirst.models.recorded.replay import ReplayModel
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
@@ -39,7 +39,7 @@ class Shout:
         return Completion(text=request.text.upper(), answered_by=self.name, latency_ms=1.26, cost_usd=0.1)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_whole(self, request)
+        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         pass
@@ -52,7 +52,7 @@ def run(
     *,
     header: dict[str, Any] = HEADER,
     concurrency: int = 1,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> int:
     requests = [Request.ask(text) for text in texts]
     return asyncio.run(record(model, requests, path, header=header, concurrency=concurrency, progress=progress))

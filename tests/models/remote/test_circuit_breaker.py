@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.models.remote.circuit_breaker import Breaker, BreakerRules, Resting, RetryBudget
+from smallfirst.models.remote.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Resting, RetryBudget
 
 
 class Clock:
@@ -22,17 +22,17 @@ def clock() -> Clock:
     return Clock()
 
 
-def rules(**settings: float) -> BreakerRules:
-    given = {"failures_in_a_row": 3, "least_n": 10, "window_s": 30, "first_rest_s": 1, "longest_rest_s": 5}
-    return BreakerRules.model_validate({**given, **settings})
+def rules(**settings: float) -> CircuitBreakerConfig:
+    given = {"max_consecutive_failures": 3, "min_requests": 10, "window_s": 30, "initial_open_s": 1, "max_open_s": 5}
+    return CircuitBreakerConfig.model_validate({**given, **settings})
 
 
-def fail(breaker: Breaker, times: int = 1) -> None:
+def fail(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
         breaker.failed(breaker.enter())
 
 
-def wait_of(breaker: Breaker) -> float:
+def wait_of(breaker: CircuitBreaker) -> float:
     with pytest.raises(Resting) as caught:
         breaker.enter()
     return caught.value.wait_s
@@ -62,7 +62,7 @@ def test_what_is_not_used_does_not_pile_up_beyond_the_burst() -> None:
 
 
 def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 2)
     breaker.succeeded(breaker.enter())
     fail(breaker, 2)
@@ -74,7 +74,7 @@ def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) 
 
 
 def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 3)
     clock.now_s += 1
     probe = breaker.enter()
@@ -87,7 +87,7 @@ def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock)
 
 
 def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends_that(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 3)
     rests = []
     for _ in range(4):
@@ -102,7 +102,7 @@ def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends
 
 
 def test_a_share_of_failures_opens_it_once_there_are_enough_requests(clock: Clock) -> None:
-    breaker = Breaker(rules(failures_in_a_row=100), clock=clock)
+    breaker = CircuitBreaker(rules(max_consecutive_failures=100), clock=clock)
     for _ in range(4):
         breaker.succeeded(breaker.enter())
         fail(breaker)
@@ -114,7 +114,7 @@ def test_a_share_of_failures_opens_it_once_there_are_enough_requests(clock: Cloc
 
 
 def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
-    breaker = Breaker(rules(failures_in_a_row=100), clock=clock)
+    breaker = CircuitBreaker(rules(max_consecutive_failures=100), clock=clock)
     fail(breaker, 9)
     clock.now_s += 31
     fail(breaker, 9)
@@ -124,7 +124,7 @@ def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
 
 
 def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     early, late = breaker.enter(), breaker.enter()
     fail(breaker, 3)
     clock.now_s += 0.5
@@ -140,7 +140,7 @@ def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) ->
 
 
 def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 3)
     clock.now_s += 1
     breaker.left(breaker.enter())
@@ -149,7 +149,7 @@ def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None
 
 
 def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_one_failure(clock: Clock) -> None:
-    breaker = Breaker(rules(), clock=clock)
+    breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 3)
     clock.now_s += 1
     probe = breaker.enter()

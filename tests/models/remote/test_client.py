@@ -18,7 +18,7 @@ import pytest
 
 from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unavailable
 from smallfirst.models.protocol import Completion, Probed, Request
-from smallfirst.models.remote.client import BURST, LeftAlone
+from smallfirst.models.remote.client import BURST, CircuitOpenError
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
 
@@ -282,7 +282,7 @@ def test_a_caller_that_is_cancelled_lets_go_of_the_line_and_of_its_place(server:
 
 def test_retries_of_all_requests_together_stay_within_the_budget(server: Server) -> None:
     server.deeds = [BUSY]
-    model = server.model(breaker={"failures_in_a_row": 10_000, "least_n": 10_000})
+    model = server.model(breaker={"max_consecutive_failures": 10_000, "min_requests": 10_000})
     errors = all_of(model, 40)
     assert {type(error) for error in errors} == {Unavailable}
     # What there was at first, and a tenth of 40; what came in while there were still ten is lost.
@@ -300,7 +300,7 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
     server.deeds = [BUSY]
     model = server.model(max_retries=0)
     assert [type(error) for error in all_of(model, 5)] == [Unavailable] * 5
-    with pytest.raises(LeftAlone, match=r"not asked for another 1 s \(5 failures in a row\)") as caught:
+    with pytest.raises(CircuitOpenError, match=r"not asked for another 1 s \(5 failures in a row\)") as caught:
         ask(model)
     assert (caught.value.retry_after_s, caught.value.retryable, len(server.heads)) == (1, True, 5)
     server.deeds, server.now_s = [OK], 101
@@ -310,7 +310,7 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
 def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
     server.deeds = [BUSY]
     with pytest.raises(Unavailable, match="HTTP 503 after 2 tries"):
-        ask(server.model(breaker={"failures_in_a_row": 2}))
+        ask(server.model(breaker={"max_consecutive_failures": 2}))
     assert len(server.heads) == 2
 
 
@@ -319,29 +319,29 @@ def test_retries_stop_when_the_breaker_opens(server: Server) -> None:
 )
 def test_a_refusal_shows_that_the_endpoint_is_there(server: Server, deed: Deed, kind: type[ModelError]) -> None:
     server.deeds = [deed]
-    model = server.model(max_retries=0, breaker={"failures_in_a_row": 2})
+    model = server.model(max_retries=0, breaker={"max_consecutive_failures": 2})
     assert [type(error) for error in all_of(model, 4)] == [kind] * 4
 
 
 def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
     server.deeds = [say_and_hang_up(CHUNKED + piece("half"))]
-    model = server.model(breaker={"failures_in_a_row": 2})
+    model = server.model(breaker={"max_consecutive_failures": 2})
     for _ in range(2):
         with pytest.raises(Unavailable, match="broke off"):
             streamed(model)
-    with pytest.raises(LeftAlone):
+    with pytest.raises(CircuitOpenError):
         streamed(model)
 
 
 def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) -> None:
-    model = server.model(max_retries=0, breaker={"failures_in_a_row": 1})
+    model = server.model(max_retries=0, breaker={"max_consecutive_failures": 1})
     assert isinstance(model, Probed)
     asyncio.run(model.ready())
     assert server.heads == []
     server.deeds = [BUSY]
     with pytest.raises(Unavailable):
         ask(model)
-    with pytest.raises(LeftAlone):
+    with pytest.raises(CircuitOpenError):
         asyncio.run(model.ready())
     server.now_s += 1
     asyncio.run(model.ready())

@@ -58,10 +58,10 @@ def answers(model: Model, **more: object) -> list[Completion]:
 
 
 def test_answers_and_confidences_are_those_of_the_trained_model(folder: Path) -> None:
-    from smallfirst.models.generation.models import WrittenModel
+    from smallfirst.models.generation.models import GenerativeTaskModel
 
     manifest = Manifest(kind="writes", task=RULES, base="tiny")
-    trained = answers(WrittenModel.load(folder, manifest))
+    trained = answers(GenerativeTaskModel.load(folder, manifest))
     path = exported(folder, manifest)
     found = answers(ExportedModel(path, manifest, PriceBook(), threads=1))
     assert [one.text for one in found] == [one.text for one in trained]

@@ -15,7 +15,7 @@ from fixtures.tiny_llama import LABELS, ask, formed, given_config, given_gguf, g
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import Chunk, Completion, Model, Probed, Request
 from smallfirst.models.servers import llama_cpp as gguf_room
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel, grammar_of
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
 from smallfirst.models.servers.response_format import FREE, Form
 from smallfirst.models.servers.unix_socket import Sockets
 from smallfirst.pricing import PriceBook
@@ -40,21 +40,21 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_grammar_admits_exactly_the_answers() -> None:
-    assert grammar_of(("card", 'a "b"\\')) == 'root ::= "card" | "a \\"b\\"\\\\"'
+    assert choice_grammar(("card", 'a "b"\\')) == 'root ::= "card" | "a \\"b\\"\\\\"'
 
 
 def test_missing_file_is_named(tiny_gguf: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.gguf: no such GGUF file"):
-        GgufModel(GgufConfig(path=Path("none.gguf")), PriceBook())
+        LlamaCppModel(LlamaCppConfig(path=Path("none.gguf")), PriceBook())
     with pytest.raises(ConfigError, match=r"none\.gguf: no such GGUF file"):
-        GgufModel(GgufConfig(path=tiny_gguf, adapter=Path("none.gguf")), PriceBook())
+        LlamaCppModel(LlamaCppConfig(path=tiny_gguf, adapter=Path("none.gguf")), PriceBook())
 
 
 def test_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"not a model")
-    model = GgufModel(GgufConfig(path=path), PriceBook())
+    model = LlamaCppModel(LlamaCppConfig(path=path), PriceBook())
     with pytest.raises(Unavailable) as caught:
         asyncio.run(model.complete(Request.ask("Hi")))
     assert str(caught.value).startswith(f"large model down: {path} did not load: ")
@@ -63,7 +63,7 @@ def test_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
     asyncio.run(model.aclose())
 
 
-def test_model_can_write_only_one_of_the_answers(model: GgufModel) -> None:
+def test_model_can_write_only_one_of_the_answers(model: LlamaCppModel) -> None:
     completion = ask(model)
     assert isinstance(model, Model)
     assert isinstance(model, Probed)
@@ -73,14 +73,14 @@ def test_model_can_write_only_one_of_the_answers(model: GgufModel) -> None:
     assert completion.prompt_tokens > completion.completion_tokens > 0
 
 
-def test_answer_that_was_cut_off_is_a_bad_answer(config: GgufConfig) -> None:
-    model = GgufModel(config, PriceBook(), answers=("supercalifragilistic",))
+def test_answer_that_was_cut_off_is_a_bad_answer(config: LlamaCppConfig) -> None:
+    model = LlamaCppModel(config, PriceBook(), answers=("supercalifragilistic",))
     with pytest.raises(BadAnswer, match="next: raise max_tokens"):
         ask(model, max_tokens=1)
     asyncio.run(model.aclose())
 
 
-def test_tenants_never_meet_each_others_prompts(config: GgufConfig) -> None:
+def test_tenants_never_meet_each_others_prompts(config: LlamaCppConfig) -> None:
     """With one slot: what is left of a prompt is used for its own tenant only, and not after another one came."""
 
     async def run() -> list[int]:
@@ -92,7 +92,7 @@ def test_tenants_never_meet_each_others_prompts(config: GgufConfig) -> None:
     assert own == again > 20
 
 
-async def reused(model: GgufModel, tenant: str) -> int:
+async def reused(model: LlamaCppModel, tenant: str) -> int:
     """Prompt tokens that the engine did not read again, as it says itself."""
     request = Request.ask(PROMPT, max_tokens=1).model_copy(update={"tenant": tenant})
     async with model.open().turn(request) as turn:
@@ -103,7 +103,7 @@ async def reused(model: GgufModel, tenant: str) -> int:
     return int(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
-def test_only_known_fields_reach_the_engine(config: GgufConfig, sent: list[dict[str, Any]]) -> None:
+def test_only_known_fields_reach_the_engine(config: LlamaCppConfig, sent: list[dict[str, Any]]) -> None:
     request = formed(CLOSED).model_copy(update={"tags": {"n_discard": "-1"}, "tenant": "ann", "stop": ("#",)})
 
     async def run() -> None:
@@ -119,7 +119,7 @@ def test_only_known_fields_reach_the_engine(config: GgufConfig, sent: list[dict[
     assert (second["id_slot"], second["cache_prompt"]) == (0, True)
 
 
-def test_answer_keeps_to_the_form_of_the_request(config: GgufConfig) -> None:
+def test_answer_keeps_to_the_form_of_the_request(config: LlamaCppConfig) -> None:
     async def run() -> tuple[Completion, list[Chunk], Completion]:
         async with opened(config) as model:
             pieces = [piece async for piece in model.stream(formed(CLOSED))]
@@ -132,7 +132,7 @@ def test_answer_keeps_to_the_form_of_the_request(config: GgufConfig) -> None:
     assert whole.text.startswith(cut.text)
 
 
-def test_any_object_is_an_object(config: GgufConfig) -> None:
+def test_any_object_is_an_object(config: LlamaCppConfig) -> None:
     async def run() -> Completion:
         async with opened(config) as model:
             return await model.complete(formed(None, max_tokens=300))
@@ -140,10 +140,10 @@ def test_any_object_is_an_object(config: GgufConfig) -> None:
     assert asyncio.run(run()).text.startswith("{")
 
 
-def test_schema_that_makes_no_grammar_is_refused(config: GgufConfig) -> None:
+def test_schema_that_makes_no_grammar_is_refused(config: LlamaCppConfig) -> None:
     bad = {"type": "string", "pattern": "(?=x)"}
     with pytest.raises(ConfigError, match="no answer can be written under this schema"):
-        GgufModel(config, PriceBook(), schema=bad)
+        LlamaCppModel(config, PriceBook(), schema=bad)
 
     async def run() -> None:
         async with opened(config) as model:
@@ -153,7 +153,7 @@ def test_schema_that_makes_no_grammar_is_refused(config: GgufConfig) -> None:
     asyncio.run(run())
 
 
-def test_models_own_form_goes_before_the_requests(config: GgufConfig) -> None:
+def test_models_own_form_goes_before_the_requests(config: LlamaCppConfig) -> None:
     async def run() -> str:
         async with opened(config, answers=("yes", "no")) as model:
             return (await model.complete(formed(CLOSED))).text
@@ -161,7 +161,7 @@ def test_models_own_form_goes_before_the_requests(config: GgufConfig) -> None:
     assert asyncio.run(run()) in ("yes", "no")
 
 
-def test_form_that_was_dropped_is_asked_again_once(config: GgufConfig, sent: list[dict[str, Any]]) -> None:
+def test_form_that_was_dropped_is_asked_again_once(config: LlamaCppConfig, sent: list[dict[str, Any]]) -> None:
     """As if the engine had dropped the grammar: it is told another one."""
 
     async def run() -> None:
@@ -175,11 +175,11 @@ def test_form_that_was_dropped_is_asked_again_once(config: GgufConfig, sent: lis
     assert [body["cache_prompt"] for body in sent] == [False, False]
 
 
-def test_adapter_is_on_for_every_request(config: GgufConfig, tmp_path: Path) -> None:
+def test_adapter_is_on_for_every_request(config: LlamaCppConfig, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter.gguf"
     write_adapter(adapter)
 
-    async def answers(config: GgufConfig) -> list[str]:
+    async def answers(config: LlamaCppConfig) -> list[str]:
         async with opened(config) as model:
             return [(await model.complete(Request.ask(PROMPT, max_tokens=8))).text for _ in range(2)]
 
@@ -208,7 +208,7 @@ def write_adapter(path: Path) -> None:
     writer.close()
 
 
-def test_free_text_is_streamed(config: GgufConfig) -> None:
+def test_free_text_is_streamed(config: LlamaCppConfig) -> None:
     async def collect() -> list[Chunk]:
         async with opened(config) as model:
             return [piece async for piece in model.stream(Request.ask("Hi", max_tokens=4))]

@@ -17,19 +17,19 @@ from fixtures.tiny_llama import ask, child_of, given_config, given_gguf, given_m
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Request
-from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel
-from smallfirst.models.servers.supervisor import Patience
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
+from smallfirst.models.servers.supervisor import RestartPolicy
 from smallfirst.pricing import PriceBook
 
 
-def test_dead_child_is_started_again(model: GgufModel) -> None:
+def test_dead_child_is_started_again(model: LlamaCppModel) -> None:
     first = ask(model)
     os.kill(child_of(os.getpid()), signal.SIGKILL)
     time.sleep(0.2)  # a request that meets a dying engine fails
     assert ask(model).text == first.text
 
 
-def test_requests_under_way_fail_at_once_when_the_engine_dies(config: GgufConfig) -> None:
+def test_requests_under_way_fail_at_once_when_the_engine_dies(config: LlamaCppConfig) -> None:
     async def run() -> None:
         async with opened(config) as model:
             await model.ready()
@@ -46,8 +46,8 @@ def test_requests_under_way_fail_at_once_when_the_engine_dies(config: GgufConfig
     asyncio.run(run())
 
 
-def test_hung_engine_is_killed_and_started_again(config: GgufConfig) -> None:
-    patience = Patience(probe_every_s=0.2, hang_s=0.5)
+def test_hung_engine_is_killed_and_started_again(config: LlamaCppConfig) -> None:
+    patience = RestartPolicy(probe_interval_s=0.2, probe_timeout_s=0.5)
 
     async def run() -> None:
         async with opened(config.model_copy(update={"patience": patience})) as model:
@@ -62,7 +62,7 @@ def test_hung_engine_is_killed_and_started_again(config: GgufConfig) -> None:
     asyncio.run(run())
 
 
-def test_leaving_frees_the_slot(config: GgufConfig) -> None:
+def test_leaving_frees_the_slot(config: LlamaCppConfig) -> None:
     long = Request.ask("where is my card", max_tokens=15_000)  # some 15 s of work
 
     async def run() -> None:
@@ -85,8 +85,8 @@ def test_leaving_frees_the_slot(config: GgufConfig) -> None:
     asyncio.run(run())
 
 
-def test_queue_is_bounded_by_requests_and_characters(config: GgufConfig) -> None:
-    few = config.model_copy(update={"slots": 1, "most_waiting": 1, "most_waiting_characters": 100})
+def test_queue_is_bounded_by_requests_and_characters(config: LlamaCppConfig) -> None:
+    few = config.model_copy(update={"slots": 1, "most_waiting": 1, "max_queued_characters": 100})
 
     def of_ann(text: str, max_tokens: int) -> Request:
         return Request.ask(text, max_tokens=max_tokens).model_copy(update={"tenant": "ann"})
@@ -109,9 +109,9 @@ def test_queue_is_bounded_by_requests_and_characters(config: GgufConfig) -> None
     asyncio.run(run())
 
 
-def test_engine_is_shared_and_ends_with_its_last_user(config: GgufConfig, model: GgufModel) -> None:
+def test_engine_is_shared_and_ends_with_its_last_user(config: LlamaCppConfig, model: LlamaCppModel) -> None:
     async def run() -> None:
-        other = GgufModel(config, PriceBook())
+        other = LlamaCppModel(config, PriceBook())
         await model.complete(Request.ask("card"))
         child = child_of(os.getpid())
         await other.complete(Request.ask("card", max_tokens=1))
@@ -125,7 +125,7 @@ def test_engine_is_shared_and_ends_with_its_last_user(config: GgufConfig, model:
     asyncio.run(run())
 
 
-def test_only_the_user_reaches_the_engine(model: GgufModel) -> None:
+def test_only_the_user_reaches_the_engine(model: LlamaCppModel) -> None:
     async def run() -> None:
         await model.ready()
         child = await model.open().supervisor.child()
@@ -141,7 +141,7 @@ def test_only_the_user_reaches_the_engine(model: GgufModel) -> None:
     asyncio.run(run())
 
 
-def test_engine_at_work_is_ready(config: GgufConfig) -> None:
+def test_engine_at_work_is_ready(config: LlamaCppConfig) -> None:
     async def run() -> None:
         async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
             await model.ready()
@@ -159,11 +159,11 @@ def test_child_dies_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
     program = (
         "import asyncio, sys, time\n"
         "from pathlib import Path\n"
-        "from smallfirst.models.servers.llama_cpp import GgufConfig, GgufModel\n"
+        "from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel\n"
         "from smallfirst.models.protocol import Request\n"
         "from smallfirst.pricing import PriceBook\n"
-        "config = GgufConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
-        "asyncio.run(GgufModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
+        "config = LlamaCppConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
+        "asyncio.run(LlamaCppModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
         "print('asked', flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -179,7 +179,7 @@ def test_child_dies_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closing_ends_the_child_and_is_safe_twice(model: GgufModel) -> None:
+def test_closing_ends_the_child_and_is_safe_twice(model: LlamaCppModel) -> None:
     ask(model)
     child = child_of(os.getpid())
     asyncio.run(model.aclose())

@@ -13,23 +13,23 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.servers.selection import (
-    Choice,
-    Installed,
-    Machine,
+    EngineChoice,
+    Hardware,
+    InstalledEngines,
     Setting,
-    choose,
-    explain,
-    export_beside,
-    this_machine,
+    choose_engine,
+    detect_hardware,
+    explain_choices,
+    find_gguf_export,
     this_setting,
 )
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 
-CPU = Machine(processor="Two Cores", cores=2, features=("AVX2", "AVX512-BF16"))
+CPU = Hardware(processor="Two Cores", cores=2, features=("AVX2", "AVX512-BF16"))
 GPU = CPU.model_copy(update={"gpus": 1})
-ALL = Installed(torch=True, xllamacpp=True, vllm=True)
-TORCH = Installed(torch=True)
+ALL = InstalledEngines(torch=True, xllamacpp=True, vllm=True)
+TORCH = InstalledEngines(torch=True)
 
 
 def folder_of(place: Path, kind: str) -> Path:
@@ -42,7 +42,7 @@ def folder_of(place: Path, kind: str) -> Path:
     return place
 
 
-def refused(choice: Choice) -> dict[str, str]:
+def refused(choice: EngineChoice) -> dict[str, str]:
     return dict(choice.alternatives)
 
 
@@ -50,7 +50,7 @@ def test_closed_answers_are_scored_in_this_process_whatever_else_there_is(tmp_pa
     folder = folder_of(tmp_path / "small", "codes")
     (folder / "small.gguf").touch()
     for setting in (Setting(CPU, TORCH), Setting(GPU, ALL, certified=False)):
-        found = choose(folder, setting, name="cards")
+        found = choose_engine(folder, setting, name="cards")
         assert (found.model, found.engine, found.threads, found.weights_bytes) == ("cards", "PyTorch", 2, 3_000_000)
         assert "its 2 answers are closed" in found.why
         assert set(refused(found)) == {"llama.cpp", "vLLM"}
@@ -58,14 +58,14 @@ def test_closed_answers_are_scored_in_this_process_whatever_else_there_is(tmp_pa
 
 @pytest.mark.parametrize("kind", ["words", "encoder"])
 def test_linear_model_is_linear(tmp_path: Path, kind: str) -> None:
-    found = choose(folder_of(tmp_path / "m", kind), Setting(CPU, Installed()))
+    found = choose_engine(folder_of(tmp_path / "m", kind), Setting(CPU, InstalledEngines()))
     assert (found.engine, found.threads, found.alternatives) == ("linear", 1, ())
 
 
 def test_certificate_keeps_a_writing_model_where_it_was_measured(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m", "writes")
     (folder / "m.gguf").write_bytes(bytes(1000))
-    found = choose(folder, Setting(CPU, ALL))
+    found = choose_engine(folder, Setting(CPU, ALL))
     assert found.engine == "PyTorch"
     assert "certified" in refused(found)["llama.cpp"]
     assert "certified" in refused(found)["vLLM"]
@@ -74,13 +74,13 @@ def test_certificate_keeps_a_writing_model_where_it_was_measured(tmp_path: Path)
 def test_export_beside_an_uncertified_writing_model_is_run_by_llama(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m", "writes")
     free = Setting(CPU, ALL, certified=False)
-    assert "no export" in refused(choose(folder, free))["llama.cpp"]
+    assert "no export" in refused(choose_engine(folder, free))["llama.cpp"]
     export = tmp_path / "m.gguf"
     export.write_bytes(bytes(1000))
-    found = choose(folder, free)
+    found = choose_engine(folder, free)
     assert (found.engine, found.weights, found.weights_bytes) == ("llama.cpp", export, 1000)
     assert refused(found)["vLLM"] == "there is no CUDA GPU"
-    without = choose(folder, Setting(CPU, TORCH, certified=False))
+    without = choose_engine(folder, Setting(CPU, TORCH, certified=False))
     assert without.engine == "PyTorch"
     assert "pip install" in refused(without)["llama.cpp"]
 
@@ -89,34 +89,34 @@ def test_export_older_than_the_model_is_none_of_it(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "m", "writes")
     export = folder / "m.gguf"
     export.touch()
-    assert export_beside(folder) == export
+    assert find_gguf_export(folder) == export
     os.utime(export, (1, 1))
-    assert export_beside(folder) is None
+    assert find_gguf_export(folder) is None
 
 
 def test_gguf_file_is_run_by_llama(tmp_path: Path) -> None:
     file = tmp_path / "big.gguf"
     file.write_bytes(bytes(5_000_000))
-    found = choose(file, Setting(GPU, ALL))
+    found = choose_engine(file, Setting(GPU, ALL))
     assert (found.model, found.engine, found.weights_bytes) == ("big", "llama.cpp", 5_000_000)
     with pytest.raises(ConfigError, match=r"needs llama\.cpp, which is not installed"):
-        choose(file, Setting(CPU, TORCH))
+        choose_engine(file, Setting(CPU, TORCH))
 
 
 def test_bare_weights_are_vllms_where_there_is_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert choose(tmp_path, Setting(GPU, ALL)).engine == "vLLM"
-    assert refused(choose(tmp_path, Setting(GPU, TORCH)))["vLLM"] == "it is not installed"
-    assert refused(choose(tmp_path, Setting(CPU, ALL)))["vLLM"] == "there is no CUDA GPU"
+    assert choose_engine(tmp_path, Setting(GPU, ALL)).engine == "vLLM"
+    assert refused(choose_engine(tmp_path, Setting(GPU, TORCH)))["vLLM"] == "it is not installed"
+    assert refused(choose_engine(tmp_path, Setting(CPU, ALL)))["vLLM"] == "there is no CUDA GPU"
     with pytest.raises(ConfigError, match="needs PyTorch"):
-        choose(tmp_path, Setting(CPU, Installed()))
+        choose_engine(tmp_path, Setting(CPU, InstalledEngines()))
 
 
 def test_address_is_asked(tmp_path: Path) -> None:
-    found = choose("https://api.example.com/v1", Setting(CPU, Installed()), name="large")
+    found = choose_engine("https://api.example.com/v1", Setting(CPU, InstalledEngines()), name="large")
     assert (found.model, found.engine, found.weights_bytes) == ("large", "endpoint", 0)
     with pytest.raises(ConfigError, match="is no model"):
-        choose(tmp_path / "nothing", Setting(CPU, ALL))
+        choose_engine(tmp_path / "nothing", Setting(CPU, ALL))
 
 
 def test_adapters_count_their_base(tmp_path: Path) -> None:
@@ -124,15 +124,15 @@ def test_adapters_count_their_base(tmp_path: Path) -> None:
     base.mkdir()
     (base / "model.safetensors").write_bytes(bytes(500))
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    assert choose(folder, Setting(CPU, TORCH)).weights_bytes == 3_000_500
+    assert choose_engine(folder, Setting(CPU, TORCH)).weights_bytes == 3_000_500
 
 
 def test_text_tells_machine_engine_reasons_and_memory(tmp_path: Path) -> None:
     choices = [
-        choose(folder_of(tmp_path / "cards", "codes"), Setting(CPU, ALL)),
-        choose("https://api.example.com/v1", Setting(CPU, ALL), name="large"),
+        choose_engine(folder_of(tmp_path / "cards", "codes"), Setting(CPU, ALL)),
+        choose_engine("https://api.example.com/v1", Setting(CPU, ALL), name="large"),
     ]
-    assert explain(choices, CPU).splitlines() == [
+    assert explain_choices(choices, CPU).splitlines() == [
         "processor  Two Cores: 2 cores, AVX2, AVX512-BF16; no CUDA GPU",
         "",
         "cards",
@@ -156,12 +156,12 @@ def test_machine_is_read_from_the_system(tmp_path: Path, monkeypatch: pytest.Mon
     )
     (tmp_path / "nvidia0").touch()
     (tmp_path / "nvidiactl").touch()
-    found = this_machine(cpuinfo, tmp_path)
+    found = detect_hardware(cpuinfo, tmp_path)
     assert (found.processor, found.gpus) == ("Fast One", 1)
     assert found.features == ("AVX2", "AVX512-BF16", "AVX512-VNNI")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert this_machine(cpuinfo, tmp_path).gpus == 0
-    assert this_machine(tmp_path / "none", tmp_path).features == ()
+    assert detect_hardware(cpuinfo, tmp_path).gpus == 0
+    assert detect_hardware(tmp_path / "none", tmp_path).features == ()
 
 
 def test_looking_loads_no_engine() -> None:

@@ -8,19 +8,19 @@ import threading
 import pytest
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.servers.slots import Place, Places
+from smallfirst.models.servers.slots import Slot, SlotPool
 
 
-def places(n: int = 1, waiting: int = 4, characters: int = 100) -> Places:
-    return Places(n, name="engine", most_waiting=waiting, most_waiting_characters=characters)
+def places(n: int = 1, waiting: int = 4, characters: int = 100) -> SlotPool:
+    return SlotPool(n, name="engine", most_waiting=waiting, max_queued_characters=characters)
 
 
-async def visit(places: Places, tenant: str) -> Place:
+async def visit(places: SlotPool, tenant: str) -> Slot:
     async with places.turn(tenant, 1, limit_s=5) as place:
         return place
 
 
-async def hold(places: Places, tenant: str, until: asyncio.Event, seen: list[str] | None = None) -> Place:
+async def hold(places: SlotPool, tenant: str, until: asyncio.Event, seen: list[str] | None = None) -> Slot:
     async with places.turn(tenant, 1, limit_s=5) as place:
         if seen is not None:
             seen.append(tenant)
@@ -29,19 +29,19 @@ async def hold(places: Places, tenant: str, until: asyncio.Event, seen: list[str
 
 
 def test_tenants_return_to_their_own_place_and_take_the_longest_idle_otherwise() -> None:
-    async def run() -> list[Place]:
+    async def run() -> list[Slot]:
         two = places(2)
         return [await visit(two, tenant) for tenant in ("ann", "bob", "ann", "cid", "bob", "ann")]
 
     found = asyncio.run(run())
     # cid takes bob's place, idle for longest; bob then takes ann's; ann is left with cid's.
     assert found == [
-        Place(0, False),
-        Place(1, False),
-        Place(0, True),
-        Place(1, False),
-        Place(0, False),
-        Place(1, False),
+        Slot(0, False),
+        Slot(1, False),
+        Slot(0, True),
+        Slot(1, False),
+        Slot(0, False),
+        Slot(1, False),
     ]
 
 
@@ -100,7 +100,7 @@ def test_waiting_has_an_end_and_leaves_nothing_behind() -> None:
         await asyncio.gather(leaver, return_exceptions=True)
         go.set()
         await holder
-        assert await visit(one, "a") == Place(0, True)
+        assert await visit(one, "a") == Slot(0, True)
         assert one.n_free == 1
 
     asyncio.run(run())
@@ -117,14 +117,14 @@ def test_place_called_for_one_who_leaves_goes_to_the_next() -> None:
         await asyncio.sleep(0)  # the holder leaves: b is called in this very moment, and goes
         leaver.cancel()
         await asyncio.gather(holder, leaver, last, return_exceptions=True)
-        assert last.result() == Place(0, False)
+        assert last.result() == Slot(0, False)
         assert one.n_free == 1
 
     asyncio.run(run())
 
 
 def test_event_loops_share_the_places() -> None:
-    one, started, seen = places(), threading.Event(), list[Place]()
+    one, started, seen = places(), threading.Event(), list[Slot]()
 
     def other() -> None:
         async def run() -> None:
@@ -139,5 +139,5 @@ def test_event_loops_share_the_places() -> None:
     started.wait(5)
     seen.append(asyncio.run(visit(one, "b")))
     thread.join()
-    assert seen == [Place(0, False)]
+    assert seen == [Slot(0, False)]
     assert one.n_free == 1

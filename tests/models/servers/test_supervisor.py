@@ -13,24 +13,31 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import Unavailable
-from smallfirst.models.servers.child_process import Child, environment
-from smallfirst.models.servers.supervisor import Patience, Supervisor
+from smallfirst.models.servers.child_process import ChildProcess, child_environment
+from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 
-SOON = Patience(first_wait_s=0.2, longest_wait_s=60, steady_s=60, asked_wait_s=0.3, probe_every_s=0.05, hang_s=0.3)
+SOON = RestartPolicy(
+    initial_backoff_s=0.2,
+    max_backoff_s=60,
+    stable_after_s=60,
+    max_request_wait_s=0.3,
+    probe_interval_s=0.05,
+    probe_timeout_s=0.3,
+)
 QUIET = "import sys; print('ready 7', flush=True); sys.stdin.read()"
 
 
-def program(text: str = QUIET) -> Child:
-    child = Child([sys.executable, "-c", text], environment(), announces="ready ")
+def program(text: str = QUIET) -> ChildProcess:
+    child = ChildProcess([sys.executable, "-c", text], child_environment(), announces="ready ")
     if not child.wait_until(lambda: child.announced is not None, 30):
         child.stop()
-        raise Unavailable(f"did not start: {child.last_words()}")
+        raise Unavailable(f"did not start: {child.output_tail()}")
     return child
 
 
 def supervisor(
-    start: Callable[[], Child] = program, probe: Callable[[Child, float], None] = lambda child, s: None
-) -> Supervisor[Child]:
+    start: Callable[[], ChildProcess] = program, probe: Callable[[ChildProcess, float], None] = lambda child, s: None
+) -> Supervisor[ChildProcess]:
     return Supervisor("engine", start, probe, SOON)
 
 
@@ -54,14 +61,14 @@ def test_child_that_will_not_end_is_killed_with_all_that_it_started(tmp_path: Pa
     child = program(text)
     child.kill("killed: it was in the way")
     assert child.ended.wait(5)  # its output is closed: neither is there any more
-    assert "killed: it was in the way / it was ended by signal 9" in child.last_words()
+    assert "killed: it was in the way / it was ended by signal 9" in child.output_tail()
     child.stop()
 
 
 def test_secrets_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "Db_Password", "HARMLESS"):
         monkeypatch.setenv(name, "x")
-    told = environment(ENGINE_KEY="own")
+    told = child_environment(ENGINE_KEY="own")
     assert {"OPENAI_API_KEY", "HF_TOKEN", "Db_Password"} & told.keys() == set()
     assert (told["HARMLESS"], told["ENGINE_KEY"]) == ("x", "own")
 
@@ -74,7 +81,7 @@ def test_program_that_fails_shows_its_last_words() -> None:
 def test_many_ask_and_one_is_started() -> None:
     one = supervisor()
 
-    async def run() -> list[Child]:
+    async def run() -> list[ChildProcess]:
         return await asyncio.gather(*(one.child() for _ in range(5)))
 
     found = asyncio.run(run())
@@ -86,7 +93,7 @@ def test_many_ask_and_one_is_started() -> None:
 def test_leaving_while_it_starts_harms_nobody() -> None:
     one = supervisor()
 
-    async def run() -> Child:
+    async def run() -> ChildProcess:
         leaver, stayer = asyncio.create_task(one.child()), asyncio.create_task(one.child())
         await asyncio.sleep(0.01)
         leaver.cancel()
@@ -97,9 +104,9 @@ def test_leaving_while_it_starts_harms_nobody() -> None:
 
 
 def test_closing_while_it_starts_ends_it() -> None:
-    started: list[Child] = []
+    started: list[ChildProcess] = []
 
-    def slow() -> Child:
+    def slow() -> ChildProcess:
         time.sleep(0.3)
         started.append(program())
         return started[-1]
@@ -135,7 +142,7 @@ def test_dead_child_is_started_again_after_a_wait() -> None:
 def test_crash_loop_is_told_with_the_last_words() -> None:
     n_starts = 0
 
-    def broken() -> Child:
+    def broken() -> ChildProcess:
         nonlocal n_starts
         n_starts += 1
         return program("raise MemoryError('no memory left')")
@@ -156,7 +163,7 @@ def test_crash_loop_is_told_with_the_last_words() -> None:
 
 
 def test_silent_child_is_killed_only_while_requests_are_under_way() -> None:
-    def probe(child: Child, limit_s: float) -> None:
+    def probe(child: ChildProcess, limit_s: float) -> None:
         raise TimeoutError(f"nothing within {limit_s} s")
 
     async def run() -> None:
@@ -164,12 +171,12 @@ def test_silent_child_is_killed_only_while_requests_are_under_way() -> None:
         child = await one.child()
         await asyncio.sleep(0.3)
         assert child.is_alive
-        with one.at_work() as n_at_work:
-            assert n_at_work == 1
+        with one.at_work() as n_in_flight:
+            assert n_in_flight == 1
             assert await asyncio.to_thread(child.ended.wait, 10)
-        assert r"killed: it gave no sign of life for 0.3 s" in child.last_words()
+        assert r"killed: it gave no sign of life for 0.3 s" in child.output_tail()
         with pytest.raises(Unavailable, match=r"gives no sign of life: nothing within 0\.3 s"):
-            one.sign_of_life(child)
+            one.check_health(child)
         one.stop()
 
     asyncio.run(run())

@@ -18,7 +18,7 @@ from fixtures.tiny_llama import gone_within
 
 from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
 from smallfirst.models.protocol import Chunk, Model, Probed, Request, ResponseFormat
-from smallfirst.models.servers.vllm import VllmConfig, VllmModel, command_of, find_vllm
+from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
 from smallfirst.pricing import PriceBook
 
 STAND_IN = f"""#!{sys.executable}
@@ -289,6 +289,6 @@ def test_adapters_may_be_written_as_a_mapping(config: VllmConfig) -> None:
     found = VllmConfig.model_validate({"model": "m", "adapters": {"a": "x"}, "options": ["--dtype=bfloat16"]})
     assert found.adapters == (("a", Path("x")),)
     assert (
-        command_of(Path("vllm"), config.model_copy(update={"options": ("--dtype=float",)}), Path("s"))[-1]
+        serve_command(Path("vllm"), config.model_copy(update={"options": ("--dtype=float",)}), Path("s"))[-1]
         == "--dtype=float"
     )

@@ -6,17 +6,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.routing.certificate.below_threshold import rest_of
-from smallfirst.routing.certificate.outcomes import Answers
+from smallfirst.routing.certificate.below_threshold import decide_below_threshold
+from smallfirst.routing.certificate.outcomes import CascadeData
 
 
-def rows(small: list[bool], large: list[bool], confidence: list[float] | None = None, **more: np.ndarray) -> Answers:
+def rows(
+    small: list[bool], large: list[bool], confidence: list[float] | None = None, **more: np.ndarray
+) -> CascadeData:
     n = len(small)
     said = confidence if confidence is not None else [(i + 0.5) / n for i in range(n)]
     right = np.array([small])
     every = np.ones(n, dtype=bool)
     values = {"asked": every, "gold": every, **more}
-    return Answers(
+    return CascadeData(
         names=("small",),
         confidence=np.array([said]),
         right=right,
@@ -36,7 +38,7 @@ LARGE = [True] * 20 + [False] * 20 + [False] * 10 + [True] * 10 + [True] * 20
 
 
 def test_each_band_goes_where_it_is_answered_better() -> None:
-    found = rest_of(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False)
+    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False)
     assert [(band.n, band.small_right, band.large_right, band.then) for band in found.bands] == [
         (20, 0, 20, "escalate"),
         (20, 20, 0, "keep"),
@@ -52,9 +54,9 @@ def test_each_band_goes_where_it_is_answered_better() -> None:
 
 
 def test_where_there_is_a_person_they_get_what_nobody_is_good_at() -> None:
-    found = rest_of(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=True)
+    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=True)
     assert [band.then for band in found.bands] == ["escalate", "abstain", "abstain", "escalate"]
-    worse = rest_of(rows([True] * 80, [False] * 80), NOBODY, top=1.0, floor=None, person=True)
+    worse = decide_below_threshold(rows([True] * 80, [False] * 80), NOBODY, top=1.0, floor=None, person=True)
     assert worse.then == "abstain"
     assert worse.why.endswith(": sending them on would cost more and help nobody, so they go to a person's queue")
 
@@ -62,34 +64,34 @@ def test_where_there_is_a_person_they_get_what_nobody_is_good_at() -> None:
 def test_a_band_with_under_ten_paired_rows_follows_the_whole() -> None:
     asked = np.ones(80, dtype=bool)
     asked[20:31] = False  # nine are left of the second band, on which large is worse
-    found = rest_of(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
     assert [(band.n, band.then) for band in found.bands][1] == (9, "escalate")
     asked[20] = True
-    found = rest_of(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
     assert [(band.n, band.then) for band in found.bands][1] == (10, "keep")
 
 
 def test_few_paired_rows_are_said_to_be_few() -> None:
     asked = np.zeros(80, dtype=bool)
     asked[20:29] = True  # nine rows on which large is worse
-    found = rest_of(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
     assert found.then == "keep"
     assert found.why.endswith(": too few to show that sending them on helps; ask the large model more of them")
 
 
 def test_a_promise_about_regret_allows_keeping_from_the_top_down_to_its_floor_without_a_gap() -> None:
     always = rows([True] * 80, [False] * 80)
-    found = rest_of(always, NOBODY, top=1.0, floor=0.5, person=False)
+    found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.5, person=False)
     assert [band.then for band in found.bands] == ["escalate", "escalate", "keep", "keep"]
     assert found.then == "escalate"
-    found = rest_of(always, NOBODY, top=1.0, floor=0.0, person=False)
+    found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.0, person=False)
     assert [band.then for band in found.bands] == ["keep"] * 4
-    gap = rest_of(rows(SMALL, LARGE), NOBODY, top=1.0, floor=0.0, person=False)
+    gap = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=0.0, person=False)
     assert [band.then for band in gap.bands] == ["escalate"] * 4
 
 
 def test_a_sealed_promise_sends_nothing_on() -> None:
-    found = rest_of(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False, sealed=True)
+    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False, sealed=True)
     assert [band.then for band in found.bands] == ["keep"] * 4
 
 
@@ -101,7 +103,7 @@ def test_bands_part_what_is_below_the_threshold(drawn: list[tuple[bool, bool, fl
     small, large, said = zip(*drawn, strict=True)
     answers = rows(list(small), list(large), list(said))
     kept = answers.confidence[0] >= 0.9
-    found = rest_of(answers, kept, top=0.9, floor=None, person=False)
+    found = decide_below_threshold(answers, kept, top=0.9, floor=None, person=False)
     assert sum(band.n for band in found.bands) == (~kept).sum()
     assert sum(band.large_right for band in found.bands) == (answers.large_right & ~kept).sum()
     assert len(found.bands) <= 4

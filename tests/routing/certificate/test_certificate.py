@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.routing.certificate.certificate import (
-    NOTHING_KEPT,
+    NEVER_ACCEPT,
     Certificate,
-    Promise,
-    Search,
+    Guarantee,
+    ThresholdSearchResult,
     certify,
     certify_without_gold,
-    charged,
     search_threshold,
+    with_routing_cost,
 )
 from smallfirst.stats.intervals import Estimate, paired_difference, rows_needed, upper_bound, wilson
 
-FIVE_PERCENT = Promise()
+FIVE_PERCENT = Guarantee()
 
 
 def measured(
@@ -76,14 +76,14 @@ def falling(n: int) -> list[float]:
 @pytest.mark.parametrize("n", [59, 60])
 def test_fifty_nine_rows_without_an_error_are_enough_for_five_percent(n: int) -> None:
     confidence = falling(n)
-    assert search_threshold(confidence, [True] * n, FIVE_PERCENT) == Search(
+    assert search_threshold(confidence, [True] * n, FIVE_PERCENT) == ThresholdSearchResult(
         threshold=confidence[-1], n_kept=n, errors_kept=0
     )
 
 
 def test_fifty_eight_are_not() -> None:
     found = search_threshold(falling(58), [True] * 58, FIVE_PERCENT)
-    assert found == Search(threshold=NOTHING_KEPT, n_kept=0, errors_kept=0)
+    assert found == ThresholdSearchResult(threshold=NEVER_ACCEPT, n_kept=0, errors_kept=0)
 
 
 def test_one_error_among_ninety_three_is_shown_and_among_ninety_two_is_not() -> None:
@@ -95,7 +95,7 @@ def test_one_error_among_ninety_three_is_shown_and_among_ninety_two_is_not() -> 
 def test_the_first_failure_stops_the_search() -> None:
     # 60 right, 2 wrong (fails: two errors in 62), then 200 right, which would have passed again.
     correct = [True] * 60 + [False] * 2 + [True] * 58
-    assert search_threshold(falling(120), correct, FIVE_PERCENT) == Search(
+    assert search_threshold(falling(120), correct, FIVE_PERCENT) == ThresholdSearchResult(
         threshold=falling(120)[59], n_kept=60, errors_kept=0
     )
     longer = correct + [True] * 200
@@ -114,7 +114,9 @@ def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
     confidence = [0.9] * 58 + [0.8] * 10 + [0.7] * 10
     correct = [True] * 68 + [False] * 10
     # 59 rows would do, but the 59th shares its confidence with nine others.
-    assert search_threshold(confidence, correct, FIVE_PERCENT) == Search(threshold=0.8, n_kept=68, errors_kept=0)
+    assert search_threshold(confidence, correct, FIVE_PERCENT) == ThresholdSearchResult(
+        threshold=0.8, n_kept=68, errors_kept=0
+    )
     # One wrong row among the ten is too many for 68, so none of them is kept, nor the 58 alone.
     correct[60] = False
     assert search_threshold(confidence, correct, FIVE_PERCENT).n_kept == 0
@@ -137,7 +139,7 @@ def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
         "these would show it"
     )
     assert found.labels_missing == 19
-    assert (found.threshold, found.n_kept, found.error_bound) == (NOTHING_KEPT, 0, 1.0)
+    assert (found.threshold, found.n_kept, found.error_bound) == (NEVER_ACCEPT, 0, 1.0)
     assert found.coverage == wilson(0, 40)
 
 
@@ -153,7 +155,7 @@ def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
 
 def test_a_promise_that_is_shown_says_on_what_it_rests() -> None:
     small = measured("small", [True] * 99 + [False], falling(100))
-    promise = Promise(at_most_wrong=0.075, confidence=0.975)
+    promise = Guarantee(at_most_wrong=0.075, confidence=0.975)
     found = certify(small, None, promise, model_fingerprint="m", temperature=1.5)
     # Clopper and Pearson: 0.0545 is the rate at which at most 1 error in 100 has probability 0.025.
     assert found.why == (
@@ -241,7 +243,7 @@ def test_the_curve_begins_all_large_and_ends_all_small() -> None:
     small = measured("small", ours, draw.random(150).tolist(), cost_usd=0.001)
     large = measured("large", theirs, cost_usd=0.02)
     curve = certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve
-    assert (curve[0].threshold, curve[0].n_kept, curve[0].errors_kept) == (NOTHING_KEPT, 0, 0)
+    assert (curve[0].threshold, curve[0].n_kept, curve[0].errors_kept) == (NEVER_ACCEPT, 0, 0)
     assert curve[0].routed_accuracy == sum(theirs) / 150
     assert curve[0].routed_cost_usd_per_1k == pytest.approx(21.0)  # thrown-away drafts are paid too
     assert (curve[-1].n_kept, curve[-1].errors_kept) == (150, 150 - sum(ours))
@@ -270,7 +272,7 @@ def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
         FIVE_PERCENT,
         model_fingerprint="m",
     ).curve
-    assert [point.threshold for point in curve] == [NOTHING_KEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
+    assert [point.threshold for point in curve] == [NEVER_ACCEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
     for point in curve:
         kept = said >= point.threshold
         assert (point.n_kept, point.errors_kept) == (kept.sum(), (kept & ~ours).sum())
@@ -325,7 +327,7 @@ def test_a_looser_promise_never_asks_for_more_confidence(
     order, n_wrong = drawn
     confidence = [(place + 1) / (len(order) + 1) for place in order]
     correct = [i >= n_wrong for i in range(len(order))]
-    strict, loose = (search_threshold(confidence, correct, Promise(at_most_wrong=alpha)) for alpha in alphas)
+    strict, loose = (search_threshold(confidence, correct, Guarantee(at_most_wrong=alpha)) for alpha in alphas)
     assert loose.threshold <= strict.threshold
     assert loose.n_kept >= strict.n_kept
 
@@ -360,14 +362,14 @@ def test_a_draft_that_was_not_measured_on_all_rows_is_refused_with_how_many_are_
     with pytest.raises(DataError, match="words was not measured on 30 of the 90 calibration rows of small"):
         certify([words, small], None, FIVE_PERCENT, model_fingerprint="m")
     with pytest.raises(ConfigError, match="a promise by label speaks of one drafting stage"):
-        certify([small, small], None, Promise(per_class=True), model_fingerprint="m")
+        certify([small, small], None, Guarantee(per_class=True), model_fingerprint="m")
 
 
 def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
     draw = np.random.default_rng(2)
     small = measured("small", (draw.random(300) < 0.97).tolist(), draw.random(300).tolist())
     large = measured("large", (draw.random(300) < 0.9).tolist())
-    promise = Promise(at_most_wrong=0.1, at_most_below_large=0.1, at_most_escalated=0.9)
+    promise = Guarantee(at_most_wrong=0.1, at_most_below_large=0.1, at_most_escalated=0.9)
     found = certify(small, large, promise, model_fingerprint="m")
     assert found.issued
     assert Certificate.model_validate_json(found.model_dump_json()) == found
@@ -382,7 +384,7 @@ def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
 def test_each_limit_is_said_with_what_was_seen() -> None:
     draw = np.random.default_rng(3)
     small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
-    promise = Promise(at_most_wrong=0.1, at_most_escalated=0.5, at_most_usd_per_1k=100, p95_under_ms=50)
+    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.5, at_most_usd_per_1k=100, p95_under_ms=50)
     found = certify(small, measured("large", [True] * 600, cost_usd=0.02), promise, model_fingerprint="m")
     assert found.issued
     assert [one.risk for one in found.risks] == ["wrong", "cost", "late", "escalated"]
@@ -395,7 +397,7 @@ def test_each_limit_is_said_with_what_was_seen() -> None:
 
 def test_a_promise_about_the_large_model_needs_it_on_the_rows() -> None:
     small = measured("small", [True] * 300, falling(300))
-    promise = Promise(at_most_wrong=None, at_most_below_large=0.05)
+    promise = Guarantee(at_most_wrong=None, at_most_below_large=0.05)
     found = certify(small, None, promise, model_fingerprint="m")
     assert found.why == (
         "not shown: «at most 5 points less accurate than the large model» needs the large model's answers on the "
@@ -430,7 +432,7 @@ def test_by_label_only_what_is_shown_is_promised() -> None:
     said = ["card"] * 200 + ["loan"] * 100
     rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, said, strict=True))
     small = small.model_copy(update={"rows": rows})
-    found = certify(small, None, Promise(per_class=True), model_fingerprint="m")
+    found = certify(small, None, Guarantee(per_class=True), model_fingerprint="m")
     assert found.why == (
         "at most 5 % of kept answers wrong of each promised label (95 %): shown for 1 of 2 labels, of whose 200 kept "
         "calibration answers 0 were wrong"
@@ -497,7 +499,7 @@ def test_with_gold_that_agrees_the_promise_is_shown() -> None:
 
 def test_the_routers_own_price_is_paid_by_every_walk() -> None:
     small = measured("small", [True] * 100, falling(100))
-    dearer = charged(small, cost_usd=0.002, latency_ms=5)
+    dearer = with_routing_cost(small, cost_usd=0.002, latency_ms=5)
     assert {row.cost_usd for row in dearer.rows} == {0.003}
     assert dearer.cost_usd_per_1k == pytest.approx(3.0)
     assert dearer.by_key["row-0"].latency_ms == 6.0
@@ -515,7 +517,7 @@ def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None
 
 
 def test_no_rows_at_all_show_nothing() -> None:
-    promise = Promise(at_most_below_large=0.1, at_most_escalated=0.5, at_most_usd_per_1k=1, p95_under_ms=100)
+    promise = Guarantee(at_most_below_large=0.1, at_most_escalated=0.5, at_most_usd_per_1k=1, p95_under_ms=100)
     for wish in (FIVE_PERCENT, promise):
         found = certify(measured("small", [], []), measured("large", []), wish, model_fingerprint="m")
         assert not found.issued

@@ -6,22 +6,22 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
-from smallfirst.routing.certificate.guarantee import Promise
+from smallfirst.routing.certificate.guarantee import Guarantee
 
 
 def test_the_plain_promise_is_about_wrong_answers_alone() -> None:
-    assert Promise().limits == {"wrong": 0.05}
-    assert Promise(at_most_wrong=0.075, confidence=0.975).in_words == "at most 7.5 % of kept answers wrong (97.5 %)"
+    assert Guarantee().limits == {"wrong": 0.05}
+    assert Guarantee(at_most_wrong=0.075, confidence=0.975).in_words == "at most 7.5 % of kept answers wrong (97.5 %)"
 
 
 def test_every_limit_is_said_in_its_own_unit() -> None:
-    everything = Promise(at_most_below_large=0.01, at_most_usd_per_1k=2, p95_under_ms=300, at_most_escalated=0.2)
+    everything = Guarantee(at_most_below_large=0.01, at_most_usd_per_1k=2, p95_under_ms=300, at_most_escalated=0.2)
     assert everything.in_words == (
         "at most 5 % of kept answers wrong, at most 1 point less accurate than the large model, at most $2 per 1,000 "
         "requests, 95 % of requests under 300 ms, at most 20 % of requests sent to the large model (95 %)"
     )
-    assert "2.5 points" in Promise(at_most_below_large=0.025).in_words
-    assert Promise(per_class=True).in_words == "at most 5 % of kept answers wrong of each promised label (95 %)"
+    assert "2.5 points" in Guarantee(at_most_below_large=0.025).in_words
+    assert Guarantee(per_class=True).in_words == "at most 5 % of kept answers wrong of each promised label (95 %)"
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_every_limit_is_said_in_its_own_unit() -> None:
 )
 def test_a_promise_that_cannot_be_is_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
-        parse_record(Promise, values, where="task.yaml")
+        parse_record(Guarantee, values, where="task.yaml")

@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.per_class import certify_classes
 from smallfirst.stats.intervals import upper_bound
 
 
-def labelled(said: list[str], right: list[bool], confidence: list[float], *, stages: int = 1) -> Answers:
+def labelled(said: list[str], right: list[bool], confidence: list[float], *, stages: int = 1) -> CascadeData:
     n = len(said)
     true, every = np.array([right] * stages), np.ones(n, dtype=bool)
-    return Answers(
+    return CascadeData(
         names=tuple("abc"[:stages]),
         confidence=np.array([confidence] * stages),
         right=true,
@@ -38,7 +38,7 @@ def test_a_label_that_is_often_wrong_is_not_promised_though_the_average_is_fine(
     card, loan = certify_classes(labelled(said, right, falling(400)), (0.0,), at_most=0.1, level=0.05)
     assert (card.label, card.n_kept, card.errors, card.certified, card.labels_missing) == ("card", 300, 0, True, 0)
     assert (loan.label, loan.n_kept, loan.errors, loan.certified, loan.labels_missing) == ("loan", 100, 20, False, None)
-    assert (card.threshold, loan.threshold) == (falling(400)[299], NOTHING_KEPT)
+    assert (card.threshold, loan.threshold) == (falling(400)[299], NEVER_ACCEPT)
     # Both could show something, so each begins with half of the level; card is shown throughout and passes its half on.
     assert card.error_bound == upper_bound(0, 300, confidence=0.975)
     assert loan.error_bound == upper_bound(20, 100, confidence=0.95)
@@ -74,7 +74,7 @@ def test_several_stages_are_tested_at_the_walk_by_holm() -> None:
     said = ["card"] * 200 + ["loan"] * 100
     right = [True] * 200 + [i % 5 > 0 for i in range(100)]
     answers = labelled(said, right, falling(300), stages=2)
-    found = {one.label: one.certified for one in certify_classes(answers, (NOTHING_KEPT, 0.0), at_most=0.1, level=0.05)}
+    found = {one.label: one.certified for one in certify_classes(answers, (NEVER_ACCEPT, 0.0), at_most=0.1, level=0.05)}
     assert found == {"card": True, "loan": False}
 
 

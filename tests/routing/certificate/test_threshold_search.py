@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.routing.certificate.guarantee import Promise
-from smallfirst.routing.certificate.outcomes import NOTHING_KEPT, Answers
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
 from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import (
-    fewest_without_error,
-    paths,
-    rows_for,
-    search,
+    estimate_rows_needed,
+    min_rows_without_error,
+    search_cascade,
     search_threshold,
+    threshold_paths,
 )
 from smallfirst.stats.intervals import rows_needed
 
 
-def cascade(confidence: Any, right: Any, **more: Any) -> Answers:
+def cascade(confidence: Any, right: Any, **more: Any) -> CascadeData:
     """Stages by rows; the large model asked everywhere and right everywhere unless said otherwise."""
     said, true = np.atleast_2d(np.asarray(confidence, dtype=float)), np.atleast_2d(np.asarray(right, dtype=bool))
     stages, n = said.shape
@@ -41,10 +41,10 @@ def cascade(confidence: Any, right: Any, **more: Any) -> Answers:
         "gold": all_rows,
         "agrees": true,
     }
-    return Answers(**{**values, **more})
+    return CascadeData(**{**values, **more})
 
 
-def drawn(seed: int, n: int, *, stages: int = 1) -> Answers:
+def drawn(seed: int, n: int, *, stages: int = 1) -> CascadeData:
     """Stages that know what they do not know: the surest share k of their answers is wrong 0.4 k^2 / 3 of the time."""
     draw = np.random.default_rng(seed)
     said = draw.random((stages, n))
@@ -54,24 +54,24 @@ def drawn(seed: int, n: int, *, stages: int = 1) -> Answers:
 def test_the_fewest_rows_without_an_error_agree_with_the_scan() -> None:
     for alpha in (0.01, 0.05, 0.2):
         for level in (0.05, 0.025, 0.05 / 77):
-            assert fewest_without_error(alpha, level) == rows_needed(0.0, alpha, confidence=1 - level)
+            assert min_rows_without_error(alpha, level) == rows_needed(0.0, alpha, confidence=1 - level)
 
 
 def test_one_stage_and_one_limit_equal_the_old_search() -> None:
     for seed in range(20):
-        rows, promise = drawn(seed, 300), Promise(at_most_wrong=0.1)
+        rows, promise = drawn(seed, 300), Guarantee(at_most_wrong=0.1)
         old = search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), promise)
-        found = search(rows, promise)
+        found = search_cascade(rows, promise)
         assert (found.thresholds, found.level) == ((old.threshold,), pytest.approx(0.05))
         assert rows.walk(found.thresholds).n_kept == old.n_kept
 
 
 def test_paths_go_from_strict_to_loose_and_do_not_look_at_answers() -> None:
-    for path in paths(np.random.default_rng(1).random((2, 57))):
+    for path in threshold_paths(np.random.default_rng(1).random((2, 57))):
         assert all(a >= b for one, two in itertools.pairwise(path) for a, b in zip(one, two, strict=True))
         assert path[-1][-1] == 0.0  # everything is kept in the end
-    closed, together, half = paths(np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]))
-    assert closed == [(NOTHING_KEPT, t) for t in (NOTHING_KEPT, 0.8, 0.7, 0.6, 0.0)]
+    closed, together, half = threshold_paths(np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.8]]))
+    assert closed == [(NEVER_ACCEPT, t) for t in (NEVER_ACCEPT, 0.8, 0.7, 0.6, 0.0)]
     assert together[1:] == [(0.4, 0.8), (0.3, 0.7), (0.2, 0.6), (0.0, 0.0)]
     assert (0.4, 0.6) in half
     assert (0.3, 0.0) in half
@@ -82,8 +82,8 @@ def test_a_walk_pays_for_every_draft_on_its_way() -> None:
     walk = rows.walk((0.5, 0.5))
     assert walk.taken.tolist() == [0, 1, 2]
     assert walk.right.tolist() == [True, False, True]
-    assert walk.of_taken(rows.cost_so_far).tolist() == pytest.approx([0.001, 0.002, 0.102])
-    assert walk.of_taken(rows.latency_so_far).tolist() == [10, 20, 1020]
+    assert walk.select_taken(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
+    assert walk.select_taken(rows.cumulative_latency_ms).tolist() == [10, 20, 1020]
 
 
 def test_the_risks_of_a_walk_by_hand() -> None:
@@ -114,8 +114,8 @@ def test_rows_the_large_model_was_not_asked_are_taken_at_their_worst() -> None:
 
 def test_two_limits_share_the_level_and_both_are_kept() -> None:
     rows = drawn(3, 1200)
-    promise = Promise(at_most_wrong=0.1, at_most_escalated=0.4)
-    found = search(rows, promise)
+    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.4)
+    found = search_cascade(rows, promise)
     assert found.issued
     assert found.level == pytest.approx(0.025)
     walk = rows.walk(found.thresholds)
@@ -126,7 +126,7 @@ def test_two_limits_share_the_level_and_both_are_kept() -> None:
 
 
 def test_limits_that_exclude_each_other_are_refused_with_where_each_is_shown() -> None:
-    found = search(drawn(3, 1200), Promise(at_most_wrong=0.08, at_most_escalated=0.1))
+    found = search_cascade(drawn(3, 1200), Guarantee(at_most_wrong=0.08, at_most_escalated=0.1))
     assert not found.issued
     assert found.shares["wrong"][1] < found.shares["escalated"][0]
 
@@ -135,7 +135,7 @@ def test_of_what_is_shown_the_cheapest_is_taken() -> None:
     draw = np.random.default_rng(2)
     said = draw.random((2, 1500))
     rows = cascade(said, draw.random((2, 1500)) < 0.99)
-    found = search(rows, Promise(at_most_wrong=0.05))
+    found = search_cascade(rows, Guarantee(at_most_wrong=0.05))
     # Both stages may answer everything, so the first one does: half the price of asking both.
     assert found.thresholds[0] == 0.0
     assert rows.walk(found.thresholds).mean_cost_usd == pytest.approx(0.001)
@@ -146,11 +146,11 @@ def test_a_cost_limit_is_met_by_sending_nothing_on_where_the_large_model_is_no_b
     said = draw.random(1500)
     right = draw.random(1500) < 0.6 + 0.4 * said
     better, worse = np.ones(1500, bool), right & (draw.random(1500) < 0.8)
-    promise = Promise(at_most_wrong=0.15, at_most_usd_per_1k=1.5)
-    kept = search(cascade(said, right, large_right=worse), promise)
+    promise = Guarantee(at_most_wrong=0.15, at_most_usd_per_1k=1.5)
+    kept = search_cascade(cascade(said, right, large_right=worse), promise)
     assert kept.issued
     assert kept.sealed
-    assert not search(cascade(said, right, large_right=better), promise).issued
+    assert not search_cascade(cascade(said, right, large_right=better), promise).issued
 
 
 def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
@@ -158,19 +158,19 @@ def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
     right = np.ones(100, bool)
     right[[20, 50, 80]] = False
     rows = cascade(1 - np.arange(100) / 200, right)
-    needed = rows_for(rows, Promise(), 0.05)
+    needed = estimate_rows_needed(rows, Guarantee(), 0.05)
     at = {n: rows_needed(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))}
     assert needed is not None
     assert needed <= min(math.ceil((at[n] or 10**9) / (n / 100)) for n in at if (at[n] or 0) > n)
     assert needed > 100
-    assert rows_for(cascade(rows.confidence, ~right), Promise(), 0.05) is None
+    assert estimate_rows_needed(cascade(rows.confidence, ~right), Guarantee(), 0.05) is None
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([1, 2, 3]), st.sampled_from([(0.04, 0.08), (0.08, 0.1), (0.1, 0.3)]))
 def test_a_looser_promise_never_costs_more(seed: int, stages: int, alphas: tuple[float, float]) -> None:
     rows = drawn(seed, 400, stages=stages)
-    strict, loose = (search(rows, Promise(at_most_wrong=a, at_most_below_large=0.5)) for a in alphas)
+    strict, loose = (search_cascade(rows, Guarantee(at_most_wrong=a, at_most_below_large=0.5)) for a in alphas)
     assert loose.issued or not strict.issued
     price = [rows.walk(found.thresholds).mean_cost_usd for found in (strict, loose)]
     assert price[1] <= price[0] + 1e-12
@@ -180,17 +180,17 @@ def test_a_looser_promise_never_costs_more(seed: int, stages: int, alphas: tuple
 @given(st.integers(0, 10_000))
 def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     rows = drawn(seed, 300, stages=2)
-    promise = Promise(at_most_wrong=0.2, at_most_escalated=0.7, at_most_below_large=0.2)
+    promise = Guarantee(at_most_wrong=0.2, at_most_escalated=0.7, at_most_below_large=0.2)
     mixed = rows.take(np.random.default_rng(seed).permutation(300))
-    assert search(rows, promise).thresholds == search(mixed, promise).thresholds
+    assert search_cascade(rows, promise).thresholds == search_cascade(mixed, promise).thresholds
 
 
 def test_several_limits_are_broken_at_most_as_often_as_promised() -> None:
     population = drawn(0, 10_000, stages=2)
     draw, sets, broken, issued = np.random.default_rng(5), 50, 0, 0
-    promise = Promise(at_most_wrong=0.1, at_most_escalated=0.5, at_most_below_large=0.1, at_most_usd_per_1k=60)
+    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.5, at_most_below_large=0.1, at_most_usd_per_1k=60)
     for _ in range(sets):
-        found = search(population.take(draw.integers(0, population.n, 600)), promise)
+        found = search_cascade(population.take(draw.integers(0, population.n, 600)), promise)
         walk = population.walk(found.thresholds)
         issued += found.issued
         broken += found.issued and any(evidence(k, walk, v).value > v for k, v in promise.limits.items())
@@ -202,7 +202,7 @@ def test_without_a_useful_confidence_it_refuses() -> None:
     draw, issued = np.random.default_rng(6), 0
     for _ in range(60):
         rows = cascade(draw.random((2, 400)), draw.random((2, 400)) < 0.88)
-        issued += search(rows, Promise(at_most_wrong=0.1)).issued
+        issued += search_cascade(rows, Guarantee(at_most_wrong=0.1)).issued
     assert issued <= 3 + 3 * math.sqrt(3 * 0.95)
 
 
@@ -212,7 +212,7 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
     for seed in range(6):
         rows = drawn(seed, 500)
         said, right = rows.confidence[0], rows.right[0]
-        mine = search_threshold(said.tolist(), right.tolist(), Promise(at_most_wrong=0.1))
+        mine = search_threshold(said.tolist(), right.tolist(), Guarantee(at_most_wrong=0.1))
         half = np.sort(said)[::-1][(rows.n + 1) // 2 - 1 :]  # every threshold of our sequence
         controller = mapie.BinaryClassificationController(
             lambda x: np.column_stack([1 - x, x]),

@@ -42,7 +42,7 @@ class Traffic:
         changes: list[StateChange] = []
         for _ in range(n):
             share = monitor.audit_share
-            changes += monitor.saw(self.confidence(), None, self.label())
+            changes += monitor.observe(self.confidence(), None, self.label())
             if self.draw.random() < share:
                 changes += monitor.audited(self.draw.random() < self.error)
         return changes
@@ -175,7 +175,7 @@ def test_a_state_that_was_written_down_is_taken_up_again() -> None:
 def test_what_is_not_known_is_not_counted() -> None:
     monitor = Traffic().monitor()
     for _ in range(1000):
-        assert monitor.saw(None) == ()
+        assert monitor.observe(None) == ()
     assert monitor.requests == 1000
 
 

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.routing.ood.conformal import KNOTS, Fusion, Ranks
+from smallfirst.routing.ood.conformal import KNOTS, ConformalScorer, ScoreFusion
 
 
 def test_doubt_is_the_share_of_own_rows_that_look_more_ordinary() -> None:
-    ranks = Ranks.fit(np.array([4.0, 1.0, 3.0, 2.0]))
+    ranks = ConformalScorer.fit(np.array([4.0, 1.0, 3.0, 2.0]))
     # one less (1 + rows at least as strange) / (4 + 1)
     assert ranks.doubt(np.array([0.0, 1.0, 2.5, 4.0])) == pytest.approx([0.0, 0.0, 0.4, 0.6])
 
 
 def test_beyond_the_strangest_own_row_doubt_still_grows() -> None:
-    ranks = Ranks.fit(np.arange(100.0))
+    ranks = ConformalScorer.fit(np.arange(100.0))
     just, far, very = ranks.nats(np.array([99.01, 120.0, 200.0]))
     assert just == pytest.approx(math.log(101), abs=0.01)
     # the upper tenth begins at 89 and exceeds it by 5 on average
@@ -30,19 +30,19 @@ def test_beyond_the_strangest_own_row_doubt_still_grows() -> None:
 
 
 def test_few_rows_are_enough_to_turn_away_the_very_strange() -> None:
-    ranks = Ranks.fit(np.arange(10.0))
+    ranks = ConformalScorer.fit(np.arange(10.0))
     assert ranks.doubt(np.array([9.5]))[0] < 0.97 < ranks.doubt(np.array([20.0]))[0]
 
 
 def test_own_rows_that_are_all_alike_give_no_doubt_to_their_like_and_all_to_others() -> None:
-    ranks = Ranks.fit(np.zeros(50))
+    ranks = ConformalScorer.fit(np.zeros(50))
     assert ranks.doubt(np.array([0.0, 1.0])) == pytest.approx([0.0, 1.0])
 
 
 def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
     draw, broken = np.random.default_rng(0), []
     for _ in range(300):
-        ranks = Ranks.fit(draw.exponential(size=99))
+        ranks = ConformalScorer.fit(draw.exponential(size=99))
         broken.append((ranks.doubt(draw.exponential(size=200)) > 0.895).mean())
     # in the mean over draws of the 99 rows exactly 1 in 10: of 100 equally likely places ten have p-values below 0.105
     assert np.mean(broken) == pytest.approx(0.1, abs=0.006)
@@ -50,7 +50,7 @@ def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
 
 def test_many_rows_are_kept_as_knots_that_promise_no_less() -> None:
     scores = np.random.default_rng(1).normal(size=20_000)
-    ranks = Ranks.fit(scores)
+    ranks = ConformalScorer.fit(scores)
     assert len(ranks.own) == KNOTS
     assert ranks.own[-1] == scores.max()
     assert (ranks.doubt(scores) > 0.97).mean() == pytest.approx(0.03, abs=0.0015)
@@ -59,7 +59,7 @@ def test_many_rows_are_kept_as_knots_that_promise_no_less() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
 def test_a_stranger_score_never_has_less_doubt(own: list[float], asked: list[float]) -> None:
-    doubt = Ranks.fit(np.array(own)).doubt(np.sort(asked))
+    doubt = ConformalScorer.fit(np.array(own)).doubt(np.sort(asked))
     assert (np.diff(doubt) >= 0).all()
     assert ((doubt >= 0) & (doubt <= 1)).all()
 
@@ -67,17 +67,19 @@ def test_a_stranger_score_never_has_less_doubt(own: list[float], asked: list[flo
 def test_without_foreign_rows_scores_count_alike_and_their_scale_does_not_matter() -> None:
     draw = np.random.default_rng(2)
     own, asked = draw.normal(size=(200, 2)), draw.normal(size=(50, 2))
-    plain, scaled = Fusion.fit(own), Fusion.fit(own * [1, 1000] + [0, 7])
+    plain, scaled = ScoreFusion.fit(own), ScoreFusion.fit(own * [1, 1000] + [0, 7])
     assert plain.weights == (1.0, 1.0)
     assert plain.doubt(asked) == pytest.approx(scaled.doubt(asked * [1, 1000] + [0, 7]))
-    assert plain.strangeness(asked) == pytest.approx(sum(r.nats(c) for r, c in zip(plain.ranks, asked.T, strict=True)))
+    assert plain.nonconformity(asked) == pytest.approx(
+        sum(r.nats(c) for r, c in zip(plain.ranks, asked.T, strict=True))
+    )
 
 
 def test_the_fused_doubt_keeps_its_promise_on_scores_that_say_the_same() -> None:
     """Combined p-values of dependent scores would be too small; ranking the sum anew mends that."""
     draw = np.random.default_rng(3)
     one, fresh = draw.normal(size=1000), draw.normal(size=2000)
-    fusion = Fusion.fit(np.column_stack([one, one, one]))
+    fusion = ScoreFusion.fit(np.column_stack([one, one, one]))
     assert (fusion.doubt(np.column_stack([fresh, fresh, fresh])) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
 
 
@@ -85,30 +87,30 @@ def test_foreign_rows_teach_which_score_to_heed() -> None:
     draw = np.random.default_rng(4)
     own = draw.normal(size=(500, 2))
     foreign = draw.normal(size=(100, 2)) + [3, 0]  # the second score says nothing
-    fusion = Fusion.fit(own, foreign)
+    fusion = ScoreFusion.fit(own, foreign)
     assert fusion.weights[0] > 3 * fusion.weights[1]
     fresh = draw.normal(size=(1000, 2)) + [3, 0]
-    caught, plainly = ((one.doubt(fresh) > 0.97).mean() for one in (fusion, Fusion.fit(own)))
+    caught, plainly = ((one.doubt(fresh) > 0.97).mean() for one in (fusion, ScoreFusion.fit(own)))
     assert caught > plainly + 0.05
 
 
 def test_a_few_foreign_rows_are_too_few_and_no_score_ever_counts_backwards() -> None:
     draw = np.random.default_rng(5)
     own = draw.normal(size=(200, 2))
-    assert Fusion.fit(own, draw.normal(size=(9, 2)) + 5).weights == (1.0, 1.0)
-    assert min(Fusion.fit(own, draw.normal(size=(50, 2)) + [3, -3]).weights) >= 0
-    assert Fusion.fit(own, draw.normal(size=(50, 2)) - 3).weights == (1.0, 1.0)
+    assert ScoreFusion.fit(own, draw.normal(size=(9, 2)) + 5).weights == (1.0, 1.0)
+    assert min(ScoreFusion.fit(own, draw.normal(size=(50, 2)) + [3, -3]).weights) >= 0
+    assert ScoreFusion.fit(own, draw.normal(size=(50, 2)) - 3).weights == (1.0, 1.0)
 
 
 def test_a_fusion_is_the_same_from_its_file(tmp_path: Path) -> None:
     draw = np.random.default_rng(6)
-    fusion = Fusion.fit(draw.normal(size=(30, 3)), draw.normal(size=(20, 3)) + 1)
+    fusion = ScoreFusion.fit(draw.normal(size=(30, 3)), draw.normal(size=(20, 3)) + 1)
     asked = draw.normal(size=(10, 3))
-    again = Fusion.load(fusion.save(tmp_path / "fusion.json"))
+    again = ScoreFusion.load(fusion.save(tmp_path / "fusion.json"))
     assert again.doubt(asked).tolist() == fusion.doubt(asked).tolist()
 
 
 def test_ranks_of_no_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "ranks.json").write_text('{"own": []}')
     with pytest.raises(ConfigError, match="own"):
-        Ranks.load(tmp_path / "ranks.json")
+        ConformalScorer.load(tmp_path / "ranks.json")

@@ -10,7 +10,7 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.protocol import Request
-from smallfirst.routing.ood.detector import fit_signature
+from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.ood.gate import DomainGate, SignatureGate
 
 THINGS = ("card", "refund", "pin", "transfer", "top-up", "fee")
@@ -91,7 +91,7 @@ def test_where_nothing_was_saved_there_is_no_gate(tmp_path: Path) -> None:
 def test_a_signature_stands_in_for_a_gate_where_no_foreign_requests_are_known(tmp_path: Path) -> None:
     more = SELECTION.subset("more", SELECTION.examples * 4)
     own = OWN.subset("own", OWN.examples * 2)
-    signature = fit_signature(own, more)
+    signature = fit_task_profile(own, more)
     signature.save(tmp_path / "signature")
     gate = SignatureGate.load(tmp_path / "signature")
     assert gate is not None

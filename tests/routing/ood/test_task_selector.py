@@ -12,12 +12,12 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.models.linear.classifier import LinearScorer
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Request
-from smallfirst.routing.ood.detector import Signature, fit_signature
-from smallfirst.routing.ood.task_selector import Front
+from smallfirst.routing.ood.detector import TaskProfile, fit_task_profile
+from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.tasks.classify import Classify
 
 BANK = (
@@ -57,24 +57,24 @@ def rows(kind: tuple[tuple[str, ...], tuple[str, ...]], *, turns: int = 1) -> tu
 
 
 @pytest.fixture(scope="module")
-def bank() -> Signature:
-    return fit_signature(*rows(BANK))
+def bank() -> TaskProfile:
+    return fit_task_profile(*rows(BANK))
 
 
 @pytest.fixture(scope="module")
-def table() -> Signature:
-    return fit_signature(*rows(TABLE))
+def table() -> TaskProfile:
+    return fit_task_profile(*rows(TABLE))
 
 
-def test_each_request_goes_to_its_task_and_the_others_to_none(bank: Signature, table: Signature) -> None:
-    front = Front({"bank": bank, "table": table})
+def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile, table: TaskProfile) -> None:
+    front = TaskSelector({"bank": bank, "table": table})
     assert front.choose("where is my pin").task == "bank"
     assert front.choose("book a booth for two people").task == "table"
     assert [front.choose(text).task for text in OPEN] == [None] * len(OPEN)
 
 
-def test_a_choice_says_why_and_what_it_took(bank: Signature, table: Signature) -> None:
-    front = Front({"bank": bank, "table": table})
+def test_a_choice_says_why_and_what_it_took(bank: TaskProfile, table: TaskProfile) -> None:
+    front = TaskSelector({"bank": bank, "table": table})
     mine, none = front.choose("where is my pin"), front.choose(OPEN[0])
     assert mine.doubts["bank"] < mine.doubts["table"]
     assert mine.why.startswith("like requests of bank (doubt 0.")
@@ -86,39 +86,39 @@ def test_a_choice_says_why_and_what_it_took(bank: Signature, table: Signature) -
     assert not mine.second_look
 
 
-def test_a_new_task_changes_no_bit_of_the_others(bank: Signature, table: Signature) -> None:
+def test_a_new_task_changes_no_bit_of_the_others(bank: TaskProfile, table: TaskProfile) -> None:
     texts = [*OPEN, "where is my pin", "book a table", "card"]
-    alone, together = Front({"bank": bank}), Front({"table": table, "bank": bank})
+    alone, together = TaskSelector({"bank": bank}), TaskSelector({"table": table, "bank": bank})
     for text in texts:
         assert alone.choose(text).doubts["bank"] == together.choose(text).doubts["bank"]
 
 
-def test_texts_asked_together_get_what_they_get_alone(bank: Signature, table: Signature) -> None:
-    front = Front({"bank": bank, "table": table})
+def test_texts_asked_together_get_what_they_get_alone(bank: TaskProfile, table: TaskProfile) -> None:
+    front = TaskSelector({"bank": bank, "table": table})
     texts = [*OPEN, "where is my pin", "book a table"]
-    together = front.choose_all(texts)
+    together = front.select_all(texts)
     assert [(c.task, c.doubts, c.why) for c in together] == [
         (c.task, c.doubts, c.why) for c in map(front.choose, texts)
     ]
-    assert front.choose_all([]) == []
+    assert front.select_all([]) == []
 
 
 def test_a_limit_keeps_the_share_of_selection_rows_that_was_asked_for() -> None:
     train, selection = rows(BANK)
     foreign_half = selection.subset("half", (*selection.examples, *dataset([*OPEN] * 5).examples))
-    signature = fit_signature(train, foreign_half, keep=0.5)
+    signature = fit_task_profile(train, foreign_half, keep=0.5)
     kept = [look.doubt <= 0.5 for look in signature.look([e.text for e in foreign_half.examples])]
     assert np.mean(kept) == pytest.approx(0.5, abs=0.15)
     assert np.mean(kept) >= 0.5
 
 
 def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
-    bank: Signature, monkeypatch: pytest.MonkeyPatch
+    bank: TaskProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bank desks with the same requests; one has more about cards."""
     train, selection = rows(BANK)
     cards = train.subset("cards", tuple(e for e in train.examples if "card" in e.text or "where" in e.text))
-    front = Front({"cards": fit_signature(cards, selection, keep=1.0), "bank": bank})
+    front = TaskSelector({"cards": fit_task_profile(cards, selection, keep=1.0), "bank": bank})
     choice = front.choose("where is my card")
     apart = choice.doubts["cards"] - choice.doubts["bank"]
     assert 0 < apart < 0.2
@@ -130,28 +130,28 @@ def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     assert choice.why.startswith("its words are likelier in cards")
 
 
-def test_a_conversation_goes_only_to_tasks_that_have_some(bank: Signature) -> None:
+def test_a_conversation_goes_only_to_tasks_that_have_some(bank: TaskProfile) -> None:
     turns = tuple(Message(role=r, content=c) for r, c in (("user", "hi"), ("assistant", "hello")))
     request = Request(messages=(*turns, Message(role="user", content="where is my pin")))
-    choice = Front({"bank": bank}).choose(request)
+    choice = TaskSelector({"bank": bank}).choose(request)
     assert (choice.task, choice.doubts) == (None, {})
     assert choice.why == "a conversation, while every task is asked in one message"
-    chat = fit_signature(*rows(BANK, turns=3))
-    assert Front({"bank": bank, "chat": chat}).choose(request).task == "chat"
+    chat = fit_task_profile(*rows(BANK, turns=3))
+    assert TaskSelector({"bank": bank, "chat": chat}).choose(request).task == "chat"
     system = Request(messages=(Message(role="system", content="be brief"), request.messages[-1]))
-    assert Front({"bank": bank}).choose(system).task == "bank"
+    assert TaskSelector({"bank": bank}).choose(system).task == "bank"
 
 
 def test_a_front_without_tasks_sends_everything_on() -> None:
-    found = Front({}).choose("where is my pin")
+    found = TaskSelector({}).choose("where is my pin")
     assert (found.task, found.limit) == (None, None)
 
 
 def test_known_foreign_requests_make_it_better() -> None:
     train, selection = rows(BANK)
     near = [f"i lost the {thing} yesterday" for thing in ("key", "dog", "bus", "game", "bet", "plot")]
-    knowing = fit_signature(train, selection, other=dataset([*near[:4], *OPEN] * 2))
-    plain = fit_signature(train, selection)
+    knowing = fit_task_profile(train, selection, other=dataset([*near[:4], *OPEN] * 2))
+    plain = fit_task_profile(train, selection)
     assert knowing.fitted.words.weights != plain.fitted.words.weights
     assert [look.doubt > knowing.limit for look in knowing.look(OPEN)] == [True] * len(OPEN)
 
@@ -159,22 +159,22 @@ def test_known_foreign_requests_make_it_better() -> None:
 def test_few_selection_rows_are_eked_out_and_too_few_rows_are_refused() -> None:
     train, selection = rows(BANK)
     few = selection.subset("few", selection.examples[:3])
-    signature = fit_signature(train, few)
+    signature = fit_task_profile(train, few)
     assert len(signature.fitted.words.fused.own) == 3 + len(train.examples[::5])
     assert signature.look([OPEN[0]])[0].doubt > signature.limit
     with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
-        fit_signature(train.subset("few", train.examples[:10]), few)
+        fit_task_profile(train.subset("few", train.examples[:10]), few)
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_encoder_folder: Path) -> Encoder:
-    return Encoder(tiny_encoder_folder)
+def encoder(tiny_encoder_folder: Path) -> SentenceEncoder:
+    return SentenceEncoder(tiny_encoder_folder)
 
 
-def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: Encoder) -> None:
+def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder) -> None:
     train, selection = rows(BANK)
-    words = fit_signature(train, selection)
-    looked = fit_signature(train, selection, encoder=("tiny", encoder), grey=(0.3, 0.9))
+    words = fit_task_profile(train, selection)
+    looked = fit_task_profile(train, selection, encoder=("tiny", encoder), grey=(0.3, 0.9))
     texts = [*(e.text for e in selection.examples), *OPEN]
     first, second = words.look(texts), looked.look(texts)
     grey = [0.3 < look.doubt < 0.9 for look in first]
@@ -184,11 +184,11 @@ def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: Encoder) -> None:
         assert deep.doubt == plain.doubt if not deep.second else 0.3 <= deep.doubt < 0.9
 
 
-def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: Encoder) -> None:
+def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: SentenceEncoder) -> None:
     grey = (0.3, 0.999)
     kinds = {"bank": BANK, "table": (BANK[0], TABLE[1])}  # the same sentences about other things
-    both = {n: fit_signature(*rows(kind), encoder=("tiny", encoder), grey=grey) for n, kind in kinds.items()}
-    front = Front(both)
+    both = {n: fit_task_profile(*rows(kind), encoder=("tiny", encoder), grey=grey) for n, kind in kinds.items()}
+    front = TaskSelector(both)
     texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
     n_clear = n_skipped = 0
     for text in texts:
@@ -203,9 +203,9 @@ def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: Encode
     assert 0 < n_skipped <= n_clear < len(texts)
 
 
-def test_the_second_look_keeps_the_promise_of_the_first(encoder: Encoder) -> None:
+def test_the_second_look_keeps_the_promise_of_the_first(encoder: SentenceEncoder) -> None:
     train, selection = rows(BANK)
-    signature = fit_signature(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
+    signature = fit_task_profile(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
     kept = [look.doubt <= 0.8 for look in signature.look([e.text for e in selection.examples])]
     assert np.mean(kept) >= 0.8
 
@@ -216,41 +216,41 @@ def test_the_tasks_own_model_may_take_the_second_look(tmp_path: Path) -> None:
     answered = train.subset(
         "rows", tuple(e.model_copy(update={"answer": "late" if "late" in e.text else "other"}) for e in train.examples)
     )
-    model = LinearScorer.fit("words", answered, task)
-    signature = fit_signature(answered, selection, model=model, grey=(0.0, 1.0))
+    model = LinearClassifier.fit("words", answered, task)
+    signature = fit_task_profile(answered, selection, model=model, grey=(0.0, 1.0))
     signature.save(tmp_path / "signature")
     model.save(tmp_path / "model", Manifest(kind="words", task=task, base=""))
     with pytest.raises(ConfigError, match="was fitted with the task's own model"):
-        Signature.load(tmp_path / "signature")
-    front = Front.load({"bank": tmp_path / "signature"}, models={"bank": model})
+        TaskProfile.load(tmp_path / "signature")
+    front = TaskSelector.load({"bank": tmp_path / "signature"}, models={"bank": model})
     texts = [*OPEN, "where is my pin"]
-    assert [c.doubts["bank"] for c in front.choose_all(texts)] == [look.doubt for look in signature.look(texts)]
+    assert [c.doubts["bank"] for c in front.select_all(texts)] == [look.doubt for look in signature.look(texts)]
     assert front.choose("where is a late pin").second_look
     assert "by words and meaning" in front.choose("where is a late pin").why
 
 
 def test_a_signature_with_an_encoder_is_the_same_from_its_files(
-    encoder: Encoder, tiny_encoder_folder: Path, tmp_path: Path
+    encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     train, selection = rows(BANK)
-    signature = fit_signature(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
+    signature = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
     signature.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
-    assert Signature.load(tmp_path).look(texts) == signature.look(texts)
+    assert TaskProfile.load(tmp_path).look(texts) == signature.look(texts)
 
 
 def test_a_folder_without_a_signature_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no signature\.json"):
-        Signature.load(tmp_path)
+        TaskProfile.load(tmp_path)
 
 
-def test_words_decide_without_torch_in_the_process(bank: Signature, table: Signature, tmp_path: Path) -> None:
+def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: TaskProfile, tmp_path: Path) -> None:
     bank.save(tmp_path / "bank")
     table.save(tmp_path / "table")
     program = (
-        "import sys; from pathlib import Path; from smallfirst.routing.ood.task_selector import Front\n"
+        "import sys; from pathlib import Path; from smallfirst.routing.ood.task_selector import TaskSelector\n"
         f"at = Path({str(tmp_path)!r})\n"
-        "front = Front.load({'bank': at / 'bank', 'table': at / 'table'})\n"
+        "front = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
         "print(front.choose('where is my pin').task, front.choose('write a poem').task, 'torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -260,4 +260,4 @@ def test_words_decide_without_torch_in_the_process(bank: Signature, table: Signa
 @pytest.mark.parametrize("wrong", [{"keep": 0.0}, {"keep": 97.0}, {"grey": (0.9, 0.5)}, {"grey": (0.5, 1.1)}])
 def test_shares_and_zones_outside_their_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"keep must lie in \(0, 1\]"):
-        fit_signature(*rows(BANK), **wrong)
+        fit_task_profile(*rows(BANK), **wrong)

@@ -15,11 +15,11 @@ import pytest
 from fixtures.secured_server import Build, fortresses
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.auth.key_store import Keyring, KeysUnreadable, Terms
+from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore, KeyStoreUnreadable
 from smallfirst.serving.auth.keys import hash_key, key_id, new_key
 from smallfirst.serving.settings import ServeSettings
 
-FREE = Terms()
+FREE = KeyPolicy()
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def fortress(tmp_path: Path) -> Iterator[Build]:
 
 
 @pytest.fixture
-def ring(tmp_path: Path) -> Keyring:
-    return Keyring(tmp_path / "keys.json")
+def ring(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "keys.json")
 
 
-def test_a_key_is_kept_as_its_hash_and_found_by_its_id(ring: Keyring) -> None:
-    key, secret = ring.create("desk", Terms(role="admin", models=("small",)))
+def test_a_key_is_kept_as_its_hash_and_found_by_its_id(ring: KeyStore) -> None:
+    key, secret = ring.create("desk", KeyPolicy(role="admin", models=("small",)))
     assert key_id(secret) == key.id
     assert len(secret) == len("sf-") + 12 + len("-") + 43  # 12 hex digits, 256 bits in base64
     assert ring.find(key.id) == key
@@ -55,8 +55,8 @@ def test_what_is_no_key_has_no_id(text: str) -> None:
     assert key_id(text) == ""
 
 
-def test_a_revoked_key_is_seen_by_a_keyring_that_is_open(ring: Keyring) -> None:
-    serving = Keyring(ring.path)
+def test_a_revoked_key_is_seen_by_a_keyring_that_is_open(ring: KeyStore) -> None:
+    serving = KeyStore(ring.path)
     assert not serving.demands_keys
     key, _ = ring.create("desk", FREE)
     assert serving.demands_keys
@@ -72,12 +72,12 @@ def test_a_revoked_key_is_seen_by_a_keyring_that_is_open(ring: Keyring) -> None:
     assert ring.revoke(again.id).name == "desk"
 
 
-def test_a_key_ends_with_the_day_before_its_expiry(ring: Keyring) -> None:
-    key, _ = ring.create("desk", Terms(expires_on=date(2026, 2, 1)))
+def test_a_key_ends_with_the_day_before_its_expiry(ring: KeyStore) -> None:
+    key, _ = ring.create("desk", KeyPolicy(expires_on=date(2026, 2, 1)))
     assert [key.state(day) for day in (date(2026, 1, 31), date(2026, 2, 1))] == ["active", "expired"]
 
 
-def test_names_that_are_taken_or_unfit_and_keys_that_are_not_there_are_refused(ring: Keyring) -> None:
+def test_names_that_are_taken_or_unfit_and_keys_that_are_not_there_are_refused(ring: KeyStore) -> None:
     ring.create("desk", FREE)
     for name in ("desk", "", "a b", "a\nb", "-x", "a" * 65):
         with pytest.raises(ConfigError):
@@ -86,23 +86,23 @@ def test_names_that_are_taken_or_unfit_and_keys_that_are_not_there_are_refused(r
         ring.revoke("dsk")
 
 
-def test_a_broken_file_lets_nobody_in_and_a_missing_one_does_not_open_the_door(ring: Keyring) -> None:
+def test_a_broken_file_lets_nobody_in_and_a_missing_one_does_not_open_the_door(ring: KeyStore) -> None:
     key, _ = ring.create("desk", FREE)
-    serving = Keyring(ring.path)
+    serving = KeyStore(ring.path)
     assert serving.find(key.id) is not None
     ring.path.write_text('{"version": 1, "keys": [{"id": "x"}]}')
     assert serving.demands_keys
-    with pytest.raises(KeysUnreadable):
+    with pytest.raises(KeyStoreUnreadable):
         serving.find(key.id)
     with pytest.raises(ConfigError, match=r"keys\.0\.id"):
         ring.entries()
     ring.path.unlink()
     assert serving.find(key.id) is None
     assert serving.demands_keys  # once asked for, always asked for
-    assert not Keyring(ring.path).demands_keys
+    assert not KeyStore(ring.path).demands_keys
 
 
-def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(ring: Keyring) -> None:
+def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(ring: KeyStore) -> None:
     key, _ = ring.create("desk", FREE)
     ring.used(key.id)
     assert ring.last_used() == {key.id: datetime.now(UTC).date().isoformat()}
@@ -111,20 +111,20 @@ def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(
     used.unlink()
     ring.used(key.id)
     assert not used.exists()
-    nowhere = Keyring(ring.path.parent / "missing" / "keys.json")
+    nowhere = KeyStore(ring.path.parent / "missing" / "keys.json")
     nowhere.used(key.id)
     used.write_text("[1]")
     assert ring.last_used() == {}
 
 
-def test_looking_costs_less_than_50_microseconds(ring: Keyring) -> None:
+def test_looking_costs_less_than_50_microseconds(ring: KeyStore) -> None:
     ids = [ring.create(f"k{n}", FREE)[0].id for n in range(20)]
     ring.find(ids[0])
     runs = timeit.repeat(lambda: [ring.find(id) for id in ids], timer=time.process_time, number=50, repeat=7)
     assert min(runs) / 1000 < 50e-6  # a busy machine is no failure of the code
 
 
-def test_a_key_works_at_once_and_a_revoked_one_no_more(fortress, ring: Keyring, label) -> None:
+def test_a_key_works_at_once_and_a_revoked_one_no_more(fortress, ring: KeyStore, label) -> None:
     house = fortress(ring, m=label)
     assert httpx.get(f"{house.url}/v1/models").status_code == 200  # a file without keys asks for none
     key, secret = ring.create("desk", FREE)
@@ -142,7 +142,7 @@ def test_a_key_works_at_once_and_a_revoked_one_no_more(fortress, ring: Keyring, 
     assert (broken.status_code, broken.json()["error"]["code"]) == (503, "keys_unreadable")
 
 
-def test_the_right_id_with_another_secret_opens_nothing(fortress, ring: Keyring, label) -> None:
+def test_the_right_id_with_another_secret_opens_nothing(fortress, ring: KeyStore, label) -> None:
     _, secret = ring.create("desk", FREE)
     _, other = ring.create("other", FREE)
     mixed = secret[:16] + other[16:]
@@ -151,7 +151,7 @@ def test_the_right_id_with_another_secret_opens_nothing(fortress, ring: Keyring,
         assert httpx.get(f"{house.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 401
 
 
-def test_keys_given_by_their_hash_work_beside_the_keyring(fortress, ring: Keyring, label) -> None:
+def test_keys_given_by_their_hash_work_beside_the_keyring(fortress, ring: KeyStore, label) -> None:
     fixed = new_key()
     _, secret = ring.create("desk", FREE)
     house = fortress(ring, ServeSettings(api_keys_sha256=(hash_key(fixed),)), m=label)

@@ -13,9 +13,9 @@ from smallfirst.errors import (
     ConfigError,
 )
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.key_store import Terms
+from smallfirst.serving.auth.key_store import KeyPolicy
 from smallfirst.serving.auth.keys import hash_key, key_matches, new_key
-from smallfirst.serving.auth.middleware import Caller, Permitted, _caller, current
+from smallfirst.serving.auth.middleware import Caller, PermittedModels, _caller, current_caller
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
@@ -120,16 +120,16 @@ def test_only_one_bearer_header_is_read(start, label) -> None:
 
 
 def test_a_caller_without_a_list_may_use_all_and_one_with_it_sees_no_other_name() -> None:
-    served = Permitted({"a": 1, "b": 2})  # type: ignore[dict-item]
+    served = PermittedModels({"a": 1, "b": 2})  # type: ignore[dict-item]
     assert list(served) == ["a", "b"]
 
     def as_narrow() -> None:
-        _caller.set(Caller(terms=Terms(models=("b",))))
+        _caller.set(Caller(terms=KeyPolicy(models=("b",))))
         assert list(served) == ["b"]
         assert len(served) == 1
         assert "a" not in served
         assert served.get("a") is None
-        assert current().may_use("b")
+        assert current_caller().may_use("b")
         with pytest.raises(KeyError):
             served["a"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.serving.ledger.body_store import MAX_CHARACTERS, Bodies, Body
+from smallfirst.serving.ledger.body_store import MAX_CHARACTERS, Body, BodyStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 
@@ -22,13 +22,13 @@ NOW = datetime.now(UTC)
 
 
 @pytest.fixture
-def bodies(tmp_path: Path) -> Iterator[Bodies]:
-    opened = Bodies(tmp_path / "bodies.db", keep_days=30)
+def bodies(tmp_path: Path) -> Iterator[BodyStore]:
+    opened = BodyStore(tmp_path / "bodies.db", keep_days=30)
     yield opened
     opened.close()
 
 
-def test_texts_are_found_by_id_without_personal_data(bodies: Bodies) -> None:
+def test_texts_are_found_by_id_without_personal_data(bodies: BodyStore) -> None:
     bodies.put("chatcmpl-1", ASKED, "her card is 4111 1111 1111 1111")
     assert bodies.get("chatcmpl-1") == Body('[["user", "write to [EMAIL]"]]', "her card is [CARD]")
     assert bodies.get("chatcmpl-2") is None
@@ -37,7 +37,7 @@ def test_texts_are_found_by_id_without_personal_data(bodies: Bodies) -> None:
     assert bodies.get("chatcmpl-2") == Body('[["user", "write to [EMAIL]"]]', None)
 
 
-def test_what_is_too_old_is_deleted_with_its_bytes(bodies: Bodies) -> None:
+def test_what_is_too_old_is_deleted_with_its_bytes(bodies: BodyStore) -> None:
     bodies.put("old", '[["user", "xyzzy-old"]]', "plugh-old", at=NOW - timedelta(days=29, hours=23))
     bodies.put("new", '[["user", "xyzzy-new"]]', "plugh-new", at=NOW)
     assert b"xyzzy-old" in bodies.path.read_bytes()
@@ -53,7 +53,7 @@ def test_what_is_too_old_is_deleted_with_its_bytes(bodies: Bodies) -> None:
 @pytest.mark.parametrize("look", ["open", "put", "get"])
 def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, look: str) -> None:
     path = tmp_path / "bodies.db"
-    first = Bodies(path, keep_days=30)
+    first = BodyStore(path, keep_days=30)
     first.put("a", '[["user", "xyzzy"]]', "x", at=NOW - timedelta(days=31))
     assert b"xyzzy" in path.read_bytes()
     if look == "put":
@@ -61,19 +61,19 @@ def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, lo
     elif look == "get":
         assert first.get("a") is None
     else:
-        Bodies(path, keep_days=30).close()
+        BodyStore(path, keep_days=30).close()
     assert b"xyzzy" not in path.read_bytes()
     first.close()
 
 
-def test_a_text_can_be_erased_on_request(bodies: Bodies) -> None:
+def test_a_text_can_be_erased_on_request(bodies: BodyStore) -> None:
     bodies.put("mine", '[["user", "xyzzy"]]', "x")
     assert bodies.erase("mine")
     assert not bodies.erase("mine")
     assert b"xyzzy" not in bodies.path.read_bytes()
 
 
-def test_texts_that_are_too_long_are_not_kept(bodies: Bodies) -> None:
+def test_texts_that_are_too_long_are_not_kept(bodies: BodyStore) -> None:
     bodies.put("long", '[["user", "' + "a" * MAX_CHARACTERS + '"]]', "short")
     assert bodies.get("long") == Body(None, "short")
 
@@ -125,4 +125,4 @@ def test_a_ledger_without_texts_has_no_file_for_them(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "bodies.db").write_text("not a database, but long enough to be looked at")
     with pytest.raises(ConfigError, match=r"bodies\.db cannot keep texts"):
-        Bodies(tmp_path / "bodies.db")
+        BodyStore(tmp_path / "bodies.db")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from smallfirst.serving.ledger.group_commit import Writer
+from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 
 
 class Book:
@@ -19,7 +19,7 @@ class Book:
         self.open = threading.Event()
         self.open.set()
         self.begun = threading.Event()
-        self.writer: Writer[int] = Writer(self.write, name="book")
+        self.writer: GroupCommitWriter[int] = GroupCommitWriter(self.write, name="book")
 
     def write(self, items: Sequence[int]) -> None:
         self.begun.set()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
-from smallfirst.models.protocol import Step
-from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, NotRecorded, StageTotals
+from smallfirst.models.protocol import RouteStep
+from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, LedgerUnavailable, StageTotals
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -155,7 +155,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from datetime import UTC, datetime
-from smallfirst.models.protocol import Step
+from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
@@ -200,7 +200,7 @@ def test_a_full_disk_is_said_and_rows_are_taken_again_once_there_is_room(tmp_pat
     pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
     ledger._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own word for a disk of this size
     text = "x" * 20_000
-    with pytest.raises(NotRecorded) as caught:
+    with pytest.raises(LedgerUnavailable) as caught:
         ledger.append(answer("lost", served_name=text))
     assert str(caught.value) == (
         f"{tmp_path}/ledger.sqlite takes no row: database or disk is full\n"
@@ -218,7 +218,7 @@ def test_a_ledger_is_ready_while_rows_can_be_written_and_leaves_none_behind(tmp_
     asyncio.run(ledger.ready())
     assert len(ledger.rows()) == 1
     ledger._connection.execute("PRAGMA query_only = 1")
-    with pytest.raises(NotRecorded, match="readonly"):
+    with pytest.raises(LedgerUnavailable, match="readonly"):
         asyncio.run(ledger.ready())
     ledger._connection.execute("PRAGMA query_only = 0")
     asyncio.run(ledger.ready())
@@ -306,7 +306,7 @@ def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path
     rows = Ledger(path).rows()
     assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
     assert rows[0].steps == ()
-    assert rows[1].steps == (Step(stage="small", decision="kept", why="sure"),)
+    assert rows[1].steps == (RouteStep(stage="small", decision="kept", why="sure"),)
 
 
 def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:

@@ -10,23 +10,23 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.protocol import Completion, Request, Route, Step
-from smallfirst.serving.openai.errors import WireError, messages_sha256, model_missing
-from smallfirst.serving.openai.parameters import IGNORED, REFUSED
-from smallfirst.serving.openai.requests import Asked, parse_chat
-from smallfirst.serving.openai.responses import Reply, event
+from smallfirst.models.protocol import Completion, Request, Route, RouteStep
+from smallfirst.serving.openai.errors import ApiError, messages_sha256, model_not_found
+from smallfirst.serving.openai.parameters import CHAT_IGNORED, CHAT_REFUSED
+from smallfirst.serving.openai.requests import ParsedRequest, parse_chat
+from smallfirst.serving.openai.responses import ResponseBuilder, sse_event
 
 USER = {"role": "user", "content": "hi"}
 
 
-def parse(**body: object) -> Asked:
+def parse(**body: object) -> ParsedRequest:
     """The call in a body of these fields, one user message if none is given."""
     return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
 
-def refusal(**body: object) -> WireError:
+def refusal(**body: object) -> ApiError:
     """The refusal that such a body meets."""
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse(**body)
     assert caught.value.status == 400
     assert set(caught.value.body["error"]) == {"message", "type", "param", "code"}
@@ -34,7 +34,7 @@ def refusal(**body: object) -> WireError:
 
 
 def test_a_plain_body_becomes_a_request_with_our_defaults() -> None:
-    assert parse() == Asked(
+    assert parse() == ParsedRequest(
         model="m",
         requests=(Request(messages=(Message(role="user", content="hi"),), max_tokens=256),),
         stream=False,
@@ -63,7 +63,7 @@ def test_every_field_that_is_read_arrives() -> None:
         tools=[],
         response_format={"type": "text"},
     )
-    assert call == Asked(
+    assert call == ParsedRequest(
         model="m",
         requests=(
             Request(
@@ -87,16 +87,16 @@ def test_every_parameter_of_the_openai_client_is_read_or_ignored_or_refused() ->
     read = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed"}
     read |= {"stop", "stream", "stream_options", "metadata", "user", "n", "logprobs", "top_logprobs", "response_format"}
     theirs = set(typing.get_type_hints(CompletionCreateParamsNonStreaming))
-    assert theirs <= read | IGNORED | set(REFUSED)
-    assert not IGNORED & set(REFUSED)
+    assert theirs <= read | CHAT_IGNORED | set(CHAT_REFUSED)
+    assert not CHAT_IGNORED & set(CHAT_REFUSED)
 
 
-@pytest.mark.parametrize("name", sorted(IGNORED))
+@pytest.mark.parametrize("name", sorted(CHAT_IGNORED))
 def test_parameters_without_effect_are_ignored(name: str) -> None:
     assert parse(**{name: "anything"}) == parse()
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
+@pytest.mark.parametrize("name", sorted(CHAT_REFUSED))
 def test_unsupported_parameters_are_refused_by_name_and_null_is_not(name: str) -> None:
     refused = refusal(**{name: "something"})
     assert refused.body["error"]["param"] == name
@@ -172,16 +172,16 @@ def test_what_was_sent_is_not_repeated_in_the_refusal() -> None:
     [b"", b"{", b"\xff", b"[1]", b"[" * 100_000, b'{"seed": NaN}', b'{"model": "\\ud800"}'],
 )
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse_chat(body, max_messages=3)
     assert caught.value.code == "invalid_json"
 
 
 def test_a_missing_model_is_named_with_the_nearest_and_the_list() -> None:
-    assert str(model_missing("smal", ["small", "large"])) == (
+    assert str(model_not_found("smal", ["small", "large"])) == (
         'The model "smal" is not served here — did you mean "small"? Served: large, small.'
     )
-    assert str(model_missing("gpt", ["small"])) == ('The model "gpt" is not served here. Served: small.')
+    assert str(model_not_found("gpt", ["small"])) == ('The model "gpt" is not served here. Served: small.')
 
 
 def test_equal_messages_have_equal_hashes_whatever_the_settings() -> None:
@@ -208,10 +208,10 @@ ROUTED = Completion(
         confidence=0.9,
         task="tickets",
         promise="at most 5 % wrong",
-        trail=(Step(stage="small", decision="kept", why="sure enough", score=0.9, threshold=0.8),),
+        trail=(RouteStep(stage="small", decision="kept", why="sure enough", score=0.9, threshold=0.8),),
     ),
 )
-REPLY = Reply(id="chatcmpl-1", created=5, served_name="routed")
+REPLY = ResponseBuilder(id="chatcmpl-1", created=5, served_name="routed")
 
 
 def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
@@ -292,7 +292,7 @@ def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
 
 
 def test_an_event_is_one_line_for_every_client() -> None:
-    assert event({"a": "x\u2028\ny"}) == b'data: {"a":"x\\u2028\\ny"}\n\n'
+    assert sse_event({"a": "x\u2028\ny"}) == b'data: {"a":"x\\u2028\\ny"}\n\n'
 
 
 def test_metadata_and_user_become_tags_within_openai_s_limits() -> None:
@@ -306,7 +306,7 @@ def test_metadata_and_user_become_tags_within_openai_s_limits() -> None:
 
 
 def test_a_client_cannot_break_out_of_the_header_of_steps() -> None:
-    evil = Step(stage="small", decision="kept", why="x", model="m\r\nx-evil: 1")
+    evil = RouteStep(stage="small", decision="kept", why="x", model="m\r\nx-evil: 1")
     route = Route(stage="a\nb", why="why\r\nx-evil: 2; ok", certified=False, trail=(evil,))
     headers = REPLY.headers(ROUTED.model_copy(update={"route": route}))
     assert not any("\r" in value or "\n" in value for value in headers.values())

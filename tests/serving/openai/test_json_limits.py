@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.serving.openai.errors import WireError, json_object
+from smallfirst.serving.openai.errors import ApiError, json_object
 from smallfirst.serving.openai.json_limits import MAX_DEPTH, MAX_ELEMENTS, check_json, check_lists, check_schema
 
 
@@ -21,7 +21,7 @@ def nested(depth: int, inner: Any = 1) -> Any:
 
 def refused(value: Any) -> tuple[str, str | None]:
     """Message and place of the refusal."""
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         check_json(value)
     assert caught.value.status == 400
     said = caught.value.body["error"]
@@ -64,7 +64,7 @@ def test_the_place_beyond_a_bound_is_named(value: Any, message: str, param: str 
 def test_bodies_nested_10_000_deep_are_refused_by_the_parser_already() -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         for body in (opening * 10_000 + "1" + closing * 10_000, opening * 200_000):
-            with pytest.raises(WireError, match="not JSON: recursion limit exceeded"):
+            with pytest.raises(ApiError, match="not JSON: recursion limit exceeded"):
                 json_object(f'{{"a": {body}}}'.encode())
 
 
@@ -90,7 +90,7 @@ def test_a_usual_body_costs_less_than_100_microseconds() -> None:
     ],
 )
 def test_lists_and_numbers_beyond_openais_bounds_are_refused(values: dict[str, Any], param: str) -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         check_lists(values)
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
 
@@ -146,7 +146,7 @@ def doubling(n: int) -> dict[str, Any]:
 )
 def test_schemas_that_fetch_never_end_or_are_too_large_are_refused_in_time(schema: Any, rule: str) -> None:
     began = time.perf_counter()
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         check_schema(schema)
     assert rule in str(caught.value)
     assert caught.value.status == 400
@@ -155,7 +155,7 @@ def test_schemas_that_fetch_never_end_or_are_too_large_are_refused_in_time(schem
 
 
 def test_a_refusal_names_where_the_schema_stands() -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         check_schema(fields(a={"type": "integre"}))
     assert caught.value.body["error"]["param"] == "response_format.json_schema.schema"
     assert caught.value.code == "invalid_schema"

@@ -9,26 +9,26 @@ import pytest
 from openai.types.completion_create_params import CompletionCreateParamsNonStreaming
 
 from smallfirst.models.protocol import ResponseFormat
-from smallfirst.serving.openai.errors import WireError
-from smallfirst.serving.openai.parameters import TEXT_IGNORED, TEXT_REFUSED
-from smallfirst.serving.openai.requests import Asked, parse_chat, parse_text
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.parameters import COMPLETION_IGNORED, COMPLETION_REFUSED
+from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, parse_completion
 
 USER = {"role": "user", "content": "hi"}
 
 
-def chat(**body: object) -> Asked:
+def chat(**body: object) -> ParsedRequest:
     """The call in a chat body."""
     return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
 
-def text(**body: object) -> Asked:
+def text(**body: object) -> ParsedRequest:
     """The call in the body of a completion."""
-    return parse_text(json.dumps({"model": "m", "prompt": "hi", **body}).encode())
+    return parse_completion(json.dumps({"model": "m", "prompt": "hi", **body}).encode())
 
 
-def refused(parse: typing.Callable[..., Asked], **body: object) -> dict[str, object]:
+def refused(parse: typing.Callable[..., ParsedRequest], **body: object) -> dict[str, object]:
     """The error that such a body meets."""
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse(**body)
     assert caught.value.status == 400
     return caught.value.body["error"]
@@ -93,7 +93,7 @@ def test_a_completion_has_its_own_names_and_defaults() -> None:
     assert {(r.max_tokens, r.stop, r.tags["user"]) for r in asked.requests} == {(16, ("END",), "u")}
     theirs = set(typing.get_type_hints(CompletionCreateParamsNonStreaming))
     read = {"model", "prompt", "max_tokens", "temperature", "n", "seed", "stop", "user", "stream", "stream_options"}
-    assert theirs <= read | {"logprobs"} | TEXT_IGNORED | set(TEXT_REFUSED)
+    assert theirs <= read | {"logprobs"} | COMPLETION_IGNORED | set(COMPLETION_REFUSED)
     assert "token ids" in str(refused(text, prompt=[1, 2])["message"])
     assert refused(text, echo=True)["code"] == "unsupported_parameter"
     assert refused(text, messages=[USER])["code"] == "unknown_parameter"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.serving.openai.errors import WireError
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.routes.invocation_formats import answer, parse
 
 
@@ -92,7 +92,7 @@ def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> Non
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(body: dict[str, Any], param: str, words: str) -> None:
-    with pytest.raises(WireError) as caught:
+    with pytest.raises(ApiError) as caught:
         parse(body, most_rows=2)
     error = caught.value.body["error"]
     assert caught.value.status == 400

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.json.answers import MAX_CHARACTERS, JsonAnswers, json_answers
+from smallfirst.tasks.json.answers import MAX_CHARACTERS, AnswerParser, answer_parser
 from smallfirst.tasks.json.schema import closed_schema
 
 
@@ -20,7 +20,7 @@ def an_object(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def read(schema: dict[str, Any], text: str) -> str | None:
-    return JsonAnswers(closed_schema(schema)).read(text)
+    return AnswerParser(closed_schema(schema)).read(text)
 
 
 TEXT = {"type": "string"}
@@ -148,11 +148,11 @@ def test_limits_are_kept(node: dict[str, Any], good: Any, bad: Any) -> None:
 
 def test_nothing_is_fetched() -> None:
     with pytest.raises(Exception, match="Unresolvable"):
-        JsonAnswers(an_object({"a": {"$ref": "https://example.com/x"}})).read('{"a": 1}')
+        AnswerParser(an_object({"a": {"$ref": "https://example.com/x"}})).read('{"a": 1}')
 
 
 def test_one_reader_is_made_for_a_schema() -> None:
-    assert json_answers(json.dumps(FLAT)) is json_answers(json.dumps(FLAT))
+    assert answer_parser(json.dumps(FLAT)) is answer_parser(json.dumps(FLAT))
 
 
 @hypothesis.given(st.text(st.sampled_from('{}[]":,\\ \nnawho1.0e-'), max_size=60) | st.text(max_size=40))

@@ -9,17 +9,17 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.json.paths import comparable, flat, path_inside, spans
-from smallfirst.tasks.json.schema import fields_of
+from smallfirst.tasks.json.paths import comparison_key, field_path, flatten, value_spans
+from smallfirst.tasks.json.schema import list_fields
 
 
 def shown(canonical: str) -> dict[str, list[str]]:
     """Texts that the spans cut out."""
-    return {path: [canonical[start:end] for start, end in found] for path, found in spans(canonical).items()}
+    return {path: [canonical[start:end] for start, end in found] for path, found in value_spans(canonical).items()}
 
 
 def test_spans_of_flat_answers_are_their_values_without_quotes() -> None:
-    assert spans('{"people": "4", "n": 12}') == {"people": [(12, 13)], "n": [(21, 23)]}
+    assert value_spans('{"people": "4", "n": 12}') == {"people": [(12, 13)], "n": [(21, 23)]}
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_spans_follow_the_paths(answer: Any, texts: dict[str, list[str]]) -> Non
 
 def test_flat_leaves_out_what_says_nothing() -> None:
     answer = {"a": None, "b": [], "c": {"d": {}}, "e": "", "f": False, "g": [{"h": 0}, {"h": None}, {"h": 1}]}
-    assert flat(answer) == {"e": [""], "f": [False], "g[].h": [0, 1]}
+    assert flatten(answer) == {"e": [""], "f": [False], "g[].h": [0, 1]}
 
 
 def test_no_two_places_share_a_path() -> None:
-    assert flat({"a.b": 1, "a": {"b": 2}}) == {'"a.b"': [1], "a.b": [2]}
-    assert path_inside("a", "b") == "a.b"
-    assert path_inside("a", "b", in_list=True) == "a[].b"
+    assert flatten({"a.b": 1, "a": {"b": 2}}) == {'"a.b"': [1], "a.b": [2]}
+    assert field_path("a", "b") == "a.b"
+    assert field_path("a", "b", in_list=True) == "a[].b"
 
 
 def test_the_schema_names_the_same_paths() -> None:
@@ -58,7 +58,7 @@ def test_the_schema_names_the_same_paths() -> None:
     rows = {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}
     schema = {"type": "object", "properties": {"items": {"type": "array", "items": item}, "rows": rows}}
     answer = {"items": [{"price": 1.5, "x.y": "z"}], "rows": [[1], [2]]}
-    assert [field.path for field in fields_of(schema)] == list(flat(answer))
+    assert [field.path for field in list_fields(schema)] == list(flatten(answer))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_schema_names_the_same_paths() -> None:
 )
 def test_answers_that_say_the_same_are_comparable_as_equal(first: Any, second: Any, are_equal: bool) -> None:
     ways: Any = {"when": "date", "in[].when": "date"}
-    assert (comparable(first, ways) == comparable(second, ways)) is are_equal
+    assert (comparison_key(first, ways) == comparison_key(second, ways)) is are_equal
 
 
 VALUES = st.recursive(
@@ -95,9 +95,9 @@ VALUES = st.recursive(
 def test_spans_cut_out_every_value_there_is(answer: dict[str, Any]) -> None:
     canonical = json.dumps(answer, ensure_ascii=False)
     cut = {}
-    for path, found in spans(canonical).items():
+    for path, found in value_spans(canonical).items():
         quoted = [(s - 1, e + 1) if canonical[s - 1] == '"' else (s, e) for s, e in found]
         values = [json.loads(canonical[s:e]) for s, e in quoted]
         if said := [value for value in values if value is not None]:
             cut[path] = said
-    assert cut == flat(answer)
+    assert cut == flatten(answer)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, fields_of
-from smallfirst.tasks.json.schema_limits import KEYWORDS, MAX_BYTES, json_type, resolve, types_of
+from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
+from smallfirst.tasks.json.schema_limits import KEYWORDS, MAX_BYTES, allowed_types, json_type, resolve_reference
 
 
 def an_object(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def test_a_field_may_bear_the_name_of_a_keyword() -> None:
     fields = {"properties": TEXT, "items": TEXT, "$ref": TEXT, "enum": TEXT, "title": TEXT}
     check_schema(an_object(fields))
     assert closed_schema(an_object(fields))["properties"] == fields
-    assert [field.path for field in fields_of(an_object(fields))] == list(fields)
+    assert [field.path for field in list_fields(an_object(fields))] == list(fields)
 
 
 def test_fields_are_listed_in_schema_order_with_what_they_hold() -> None:
@@ -223,7 +223,7 @@ def test_fields_are_listed_in_schema_order_with_what_they_hold() -> None:
         },
         required=["intent", "n"],
     )
-    assert fields_of(schema) == (
+    assert list_fields(schema) == (
         FieldSpec("intent", "string", False, ("buy", "ask"), True, False, "what for"),
         FieldSpec("slots.artist", "string", False, (), False, True),
         FieldSpec("items[].price", "number", False, (), True, False),
@@ -235,27 +235,27 @@ def test_fields_are_listed_in_schema_order_with_what_they_hold() -> None:
 
 def test_choices_of_one_place_are_one_field() -> None:
     schema = one({"anyOf": [{"enum": ["x"]}, {"enum": ["y", 1]}, {"type": "null"}]})
-    assert fields_of(schema) == (FieldSpec("a", "string|integer", True, ("x", "y", 1), False, False),)
-    assert fields_of(one({"anyOf": [{"enum": ["x"]}, TEXT]}))[0].enum == ()
+    assert list_fields(schema) == (FieldSpec("a", "string|integer", True, ("x", "y", 1), False, False),)
+    assert list_fields(one({"anyOf": [{"enum": ["x"]}, TEXT]}))[0].enum == ()
 
 
 def test_a_recursive_schema_has_its_fields_once() -> None:
     tree = an_object({"name": TEXT, "kids": {"type": "array", "items": {"$ref": "#/$defs/T"}}})
     schema = one({"$ref": "#/$defs/T"}, **{"$defs": {"T": tree}})
-    assert [field.path for field in fields_of(schema)] == ["a.name"]
+    assert [field.path for field in list_fields(schema)] == ["a.name"]
 
 
 def test_references_are_followed_and_choices_laid_open() -> None:
     schema = one({"$ref": "#/$defs/P"}, **{"$defs": {"P": {"anyOf": [TEXT, {"$ref": "#/$defs/Q"}]}, "Q": {"const": 1}}})
     assert alternatives(schema, schema["properties"]["a"]) == [TEXT, {"const": 1}]
-    assert resolve(schema, "#") is schema
-    assert resolve(schema, "#/$defs/R") is None
+    assert resolve_reference(schema, "#") is schema
+    assert resolve_reference(schema, "#/$defs/R") is None
 
 
 def test_types_are_read_off_values_where_they_are_not_said() -> None:
-    assert types_of({"enum": ["x", 1, None, "y"]}) == ("string", "integer", "null")
-    assert types_of({"const": 1.5}) == ("number",)
-    assert types_of({"items": TEXT}) == ("array",)
+    assert allowed_types({"enum": ["x", 1, None, "y"]}) == ("string", "integer", "null")
+    assert allowed_types({"const": 1.5}) == ("number",)
+    assert allowed_types({"items": TEXT}) == ("array",)
     assert [json_type(value) for value in (True, {}, [])] == ["boolean", "object", "array"]
 
 
@@ -278,5 +278,5 @@ def test_whatever_is_given_is_refused_in_words_or_can_be_used(more: dict[str, An
             continue
         closed = closed_schema(schema)
         check_schema(closed)
-        fields_of(closed)
+        list_fields(closed)
         alternatives(closed, closed["properties"].get("a", closed))

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.tasks.json.schema_inference import schema_from_rows
+from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.tasks.json.schema_limits import check_schema
 
 
 def guessed(*values: Any) -> Any:
     """Schema of the field `f` that held `values`."""
-    return schema_from_rows([{"f": value} for value in values])["properties"]["f"]
+    return infer_schema([{"f": value} for value in values])["properties"]["f"]
 
 
 def test_the_schema_of_flat_rows_is_closed_and_requires_what_no_row_lacks() -> None:
-    assert schema_from_rows([{"date": "May", "n": 1}, {"n": 2, "who": "Ada"}]) == {
+    assert infer_schema([{"date": "May", "n": 1}, {"n": 2, "who": "Ada"}]) == {
         "type": "object",
         "properties": {"date": {"type": "string"}, "n": {"type": "integer"}, "who": {"type": "string"}},
         "required": ["n"],
@@ -52,7 +52,7 @@ def test_a_place_allows_the_types_it_held(values: tuple[Any, ...], schema: dict[
 
 def test_objects_inside_objects_and_lists_are_written_out() -> None:
     rows = [{"items": [{"name": "tea", "price": 2}, {"name": "cake"}]}, {"items": [], "to": {"city": "Graz"}}]
-    named = schema_from_rows(rows)["properties"]
+    named = infer_schema(rows)["properties"]
     assert named["items"]["items"]["properties"] == {"name": {"type": "string"}, "price": {"type": "integer"}}
     assert named["items"]["items"]["required"] == ["name"]
     assert named["to"] == {
@@ -88,7 +88,7 @@ def test_texts_among_numbers_are_no_closed_list() -> None:
 
 def test_rows_that_are_no_objects_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        schema_from_rows([{"a": 1}, ["b"], "c"])
+        infer_schema([{"a": 1}, ["b"], "c"])
     said = str(caught.value)
     assert "row 2: \"['b']\" is no object" in said
     assert "row 3: 'c' is no object" in said
@@ -98,7 +98,7 @@ def test_rows_that_are_no_objects_are_all_named() -> None:
 @pytest.mark.parametrize("rows", [[], [{}, {}]])
 def test_nothing_can_be_guessed_from_nothing(rows: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"none of \d rows has a field"):
-        schema_from_rows(rows)
+        infer_schema(rows)
 
 
 def test_an_answer_nested_without_end_is_refused() -> None:
@@ -122,7 +122,7 @@ ANY = st.recursive(
 @hypothesis.given(st.lists(st.dictionaries(st.sampled_from("xyz"), ANY, min_size=1), min_size=1, max_size=6))
 @hypothesis.settings(deadline=None, max_examples=40)
 def test_every_row_follows_the_schema_guessed_from_it(rows: list[dict[str, Any]]) -> None:
-    schema = schema_from_rows(rows)
+    schema = infer_schema(rows)
     json.dumps(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for row in rows:
@@ -130,4 +130,4 @@ def test_every_row_follows_the_schema_guessed_from_it(rows: list[dict[str, Any]]
 
 
 def test_what_is_guessed_is_a_usable_schema() -> None:
-    check_schema(schema_from_rows([{"a": [{"b": None}], "c": "x"}, {"a": [], "c": ["x"]}]))
+    check_schema(infer_schema([{"a": [{"b": None}], "c": "x"}, {"a": [], "c": ["x"]}]))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from smallfirst.stats.intervals import wilson
-from smallfirst.tasks.metrics.fields import field_measures, field_parts, field_score
-from smallfirst.tasks.task import Answered, Part
+from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score
+from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 
-def row(gold: Any, said: Any, *others: Any) -> Answered:
+def row(gold: Any, said: Any, *others: Any) -> ScoredAnswer:
     golds = tuple(json.dumps(one) for one in (gold, *others))
     answer = None if said is None else json.dumps(said)
-    return Answered(golds, answer, field_score(golds, answer, {}))
+    return ScoredAnswer(golds, answer, field_score(golds, answer, {}))
 
 
 ROWS = (
@@ -30,7 +30,7 @@ ROWS = (
 
 
 def test_figures_count_values_over_all_rows() -> None:
-    found = field_measures(ROWS, {})
+    found = field_metrics(ROWS, {})
     assert list(found) == ["field_f1", "field_precision", "field_recall", "missing", "invented", "valid"]
     values = {name: estimate.value for name, estimate in found.items()}
     assert values == pytest.approx(
@@ -48,12 +48,12 @@ def test_figures_count_values_over_all_rows() -> None:
 
 
 def test_parts_count_each_field_in_the_order_of_the_schema() -> None:
-    assert field_parts(["n", "who", "never"], ROWS, {}) == (
-        Part(name="n", n_gold=2, n_said=1, n_right=1, n_missing=1),
-        Part(name="who", n_gold=3, n_said=2, n_right=1, n_missing=1),
-        Part(name="never", n_gold=0, n_said=0, n_right=0),
-        Part(name="day", n_gold=0, n_said=2, n_right=0, n_invented=2),
-        Part(name="tags", n_gold=3, n_said=4, n_right=2, n_invented=1),
+    assert counts_by_field(["n", "who", "never"], ROWS, {}) == (
+        PartCounts(name="n", n_gold=2, n_said=1, n_right=1, n_missing=1),
+        PartCounts(name="who", n_gold=3, n_said=2, n_right=1, n_missing=1),
+        PartCounts(name="never", n_gold=0, n_said=0, n_right=0),
+        PartCounts(name="day", n_gold=0, n_said=2, n_right=0, n_invented=2),
+        PartCounts(name="tags", n_gold=3, n_said=4, n_right=2, n_invented=1),
     )
 
 
@@ -87,7 +87,7 @@ def test_values_at_the_wrong_object_are_not_right() -> None:
 def test_the_nearest_gold_answer_counts() -> None:
     answered = row({"a": "x", "b": "y"}, {"a": "z"}, {"a": "q", "b": "r"}, {"a": "z"})
     assert answered.score == 1.0
-    assert field_parts(["a", "b"], [answered], {})[1] == Part(name="b", n_gold=0, n_said=0, n_right=0)
+    assert counts_by_field(["a", "b"], [answered], {})[1] == PartCounts(name="b", n_gold=0, n_said=0, n_right=0)
 
 
 def test_values_are_compared_as_the_task_says() -> None:
@@ -95,14 +95,14 @@ def test_values_are_compared_as_the_task_says() -> None:
     assert field_score(golds, answer, {}) == 0.0
     assert field_score(golds, answer, {"day": "date"}) == 0.5
     assert field_score(golds, answer, {"day": "date", "to": "case"}) == 1.0
-    answered = Answered(golds, answer, 0.5)
-    assert field_measures([answered], {"day": "date"})["field_recall"].value == 0.5
-    assert [part.n_right for part in field_parts(["day", "to"], [answered], {"day": "date"})] == [1, 0]
+    answered = ScoredAnswer(golds, answer, 0.5)
+    assert field_metrics([answered], {"day": "date"})["field_recall"].value == 0.5
+    assert [part.n_right for part in counts_by_field(["day", "to"], [answered], {"day": "date"})] == [1, 0]
 
 
 def test_no_rows_give_figures_that_say_nothing() -> None:
-    assert {(e.value, e.low, e.high, e.n) for e in field_measures([], {}).values()} == {(0.0, 0.0, 1.0, 0)}
-    assert field_parts(["a"], [], {}) == (Part(name="a", n_gold=0, n_said=0, n_right=0),)
+    assert {(e.value, e.low, e.high, e.n) for e in field_metrics([], {}).values()} == {(0.0, 0.0, 1.0, 0)}
+    assert counts_by_field(["a"], [], {}) == (PartCounts(name="a", n_gold=0, n_said=0, n_right=0),)
 
 
 def test_four_thousand_rows_are_measured_in_seconds() -> None:
@@ -110,5 +110,5 @@ def test_four_thousand_rows_are_measured_in_seconds() -> None:
         row({f"f{i}": f"{n}" for i in range(8)}, {f"f{i}": f"{n + n % (i + 2)}" for i in range(8)}) for n in range(4000)
     ]
     start = time.process_time()
-    field_measures(rows, {"f0": "number"})
+    field_metrics(rows, {"f0": "number"})
     assert time.process_time() - start < 3.0

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from smallfirst.stats.intervals import Estimate, bootstrap_share, macro_f1, wilson
-from smallfirst.tasks.metrics.labels import jaccard, label_measures, label_parts, set_measures, set_parts
-from smallfirst.tasks.task import Answered, Part
+from smallfirst.tasks.metrics.labels import counts_by_label, jaccard, label_metrics, label_set_counts, label_set_metrics
+from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 LABELS = ("bad", "poor", "fair", "good", "fine")
 
 
-def rows(*pairs: tuple[str, str | None]) -> list[Answered]:
-    return [Answered((gold,), answer, float(gold == answer)) for gold, answer in pairs]
+def rows(*pairs: tuple[str, str | None]) -> list[ScoredAnswer]:
+    return [ScoredAnswer((gold,), answer, float(gold == answer)) for gold, answer in pairs]
 
 
-def drawn(seed: int, *, n: int = 200, labels: tuple[str, ...] = LABELS, right: float = 0.7) -> list[Answered]:
+def drawn(seed: int, *, n: int = 200, labels: tuple[str, ...] = LABELS, right: float = 0.7) -> list[ScoredAnswer]:
     """Rows of which about `right` are right and the rest any label."""
     draw = np.random.default_rng(seed)
     golds = draw.choice(labels, n)
@@ -29,7 +29,7 @@ def drawn(seed: int, *, n: int = 200, labels: tuple[str, ...] = LABELS, right: f
     return rows(*zip(golds.tolist(), answers.tolist(), strict=True))
 
 
-def columns(answered: list[Answered]) -> tuple[list[str], list[str]]:
+def columns(answered: list[ScoredAnswer]) -> tuple[list[str], list[str]]:
     return [row.golds[0] for row in answered], [row.answer or "" for row in answered]
 
 
@@ -38,7 +38,7 @@ def columns(answered: list[Answered]) -> tuple[list[str], list[str]]:
 def test_figures_are_those_of_scikit_learn(seed: int, labels: tuple[str, ...]) -> None:
     answered = drawn(seed, labels=labels)
     gold, said = columns(answered)
-    found = label_measures(labels, answered, ordered=True)
+    found = label_metrics(labels, answered, ordered=True)
     assert found["macro_f1"].value == pytest.approx(metrics.f1_score(gold, said, average="macro"))
     assert found["weighted_f1"].value == pytest.approx(metrics.f1_score(gold, said, average="weighted"))
     kappa = metrics.cohen_kappa_score(gold, said, labels=list(labels), weights="quadratic")
@@ -50,7 +50,7 @@ def test_figures_are_those_of_scikit_learn(seed: int, labels: tuple[str, ...]) -
 def test_no_answer_counts_against_the_right_label_only() -> None:
     answered = rows(("bad", "bad"), ("bad", None), ("good", "good"), ("good", "bad"))
     # bad: found 1 of 2, said twice, once rightly; good: found 1 of 2, said once
-    found = label_measures(LABELS, answered)
+    found = label_metrics(LABELS, answered)
     assert found["macro_f1"].value == pytest.approx((1 / 2 + 2 / 3) / 2)
     gold, said = columns(answered)
     there = metrics.f1_score(gold, said, labels=["bad", "good"], average="macro")
@@ -62,13 +62,13 @@ def test_intervals_are_those_of_a_row_by_row_bootstrap(right: float) -> None:
     answered = drawn(5, n=120, right=right)
     gold, said = (np.array([LABELS.index(x) for x in side]) for side in columns(answered))
     expected = bootstrap_share(lambda at: macro_f1(gold[at], said[at], len(LABELS)), len(gold))
-    found = label_measures(LABELS, answered)["macro_f1"]
+    found = label_metrics(LABELS, answered)["macro_f1"]
     assert (found.low, found.value, found.high) == pytest.approx((expected.low, expected.value, expected.high))
 
 
 def test_rows_that_no_label_is_right_for_are_left_out() -> None:
-    answered = [*drawn(1), Answered(("elsewhere",), "bad", 0.0)]
-    assert label_measures(LABELS, answered) == label_measures(LABELS, drawn(1))
+    answered = [*drawn(1), ScoredAnswer(("elsewhere",), "bad", 0.0)]
+    assert label_metrics(LABELS, answered) == label_metrics(LABELS, drawn(1))
 
 
 def test_out_of_scope_is_kept_apart() -> None:
@@ -80,14 +80,14 @@ def test_out_of_scope_is_kept_apart() -> None:
         *[("fine", "fine")] * 3,  # out of scope and seen
         *[("fine", "bad")] * 2,  # out of scope, let in
     )
-    found = label_measures(LABELS, answered, other="fine")
+    found = label_metrics(LABELS, answered, other="fine")
     assert found["in_scope_accuracy"] == wilson(6, 10)
     assert found["other_recall"] == wilson(3, 5)
     assert found["other_precision"] == wilson(3, 4)
 
 
 def test_a_scale_counts_steps_and_no_answer_as_the_farthest() -> None:
-    found = label_measures(
+    found = label_metrics(
         LABELS, rows(("bad", "bad"), ("poor", "fair"), ("fine", "bad"), ("poor", None), ("good", None)), ordered=True
     )
     assert found["mean_distance"].value == pytest.approx((0 + 1 + 4 + 3 + 3) / 5)
@@ -95,12 +95,12 @@ def test_a_scale_counts_steps_and_no_answer_as_the_farthest() -> None:
 
 
 def test_a_scale_with_one_label_throughout_shows_no_agreement() -> None:
-    found = label_measures(LABELS, rows(("fair", "fair"), ("fair", "fair")), ordered=True)
+    found = label_metrics(LABELS, rows(("fair", "fair"), ("fair", "fair")), ordered=True)
     assert found["quadratic_kappa"] == Estimate(value=0.0, low=-1.0, high=1.0, n=2)
 
 
 def test_full_agreement_on_a_scale_is_no_certainty() -> None:
-    found = label_measures(LABELS, drawn(0, n=60, right=1.0), ordered=True)
+    found = label_metrics(LABELS, drawn(0, n=60, right=1.0), ordered=True)
     assert found["quadratic_kappa"].value == 1.0
     assert 0 < found["quadratic_kappa"].low < 0.95
     assert found["mean_distance"].value == 0.0
@@ -110,7 +110,7 @@ def test_full_agreement_on_a_scale_is_no_certainty() -> None:
 def test_costs_are_those_named_else_one_and_no_answer_the_dearest() -> None:
     costs = {"bad": {"good": 20.0, "poor": 0.5}}
     answered = rows(("bad", "good"), ("bad", "poor"), ("bad", "bad"), ("good", "bad"), ("bad", None), ("good", None))
-    found = label_measures(LABELS, answered, costs=costs)["mean_cost"]
+    found = label_metrics(LABELS, answered, costs=costs)["mean_cost"]
     assert found.value == pytest.approx((20 + 0.5 + 0 + 1 + 20 + 1) / 6)
     assert found.low < found.value < found.high
 
@@ -121,7 +121,7 @@ def test_costs_in_another_currency_give_the_same_interval_in_it(right: float) ->
         return {gold: {said: unit * (i + 1) for i, said in enumerate(LABELS) if said != gold} for gold in LABELS}
 
     in_usd, in_cents = (
-        label_measures(LABELS, drawn(2, right=right), costs=table(unit))["mean_cost"] for unit in (1.0, 100.0)
+        label_metrics(LABELS, drawn(2, right=right), costs=table(unit))["mean_cost"] for unit in (1.0, 100.0)
     )
     assert (in_cents.value, in_cents.low, in_cents.high) == pytest.approx(
         (100 * in_usd.value, 100 * in_usd.low, 100 * in_usd.high)
@@ -130,7 +130,7 @@ def test_costs_in_another_currency_give_the_same_interval_in_it(right: float) ->
 
 
 def test_no_rows_show_nothing() -> None:
-    found = label_measures(LABELS, [], other="fine", ordered=True, costs={"bad": {"good": 7.0}})
+    found = label_metrics(LABELS, [], other="fine", ordered=True, costs={"bad": {"good": 7.0}})
     shown = {name: (figure.value, figure.low, figure.high, figure.n) for name, figure in found.items()}
     share = (0.0, 0.0, 1.0, 0)
     assert shown == dict.fromkeys(found, share) | {
@@ -142,7 +142,7 @@ def test_no_rows_show_nothing() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.none() | st.sampled_from(LABELS)), max_size=12))
 def test_every_value_lies_in_its_interval(pairs: list[tuple[str, str | None]]) -> None:
-    found = label_measures(LABELS, rows(*pairs), other="bad", ordered=True, costs={"bad": {"good": 3.0}})
+    found = label_metrics(LABELS, rows(*pairs), other="bad", ordered=True, costs={"bad": {"good": 3.0}})
     for figure in found.values():
         assert figure.low - 1e-9 <= figure.value <= figure.high + 1e-9
 
@@ -151,7 +151,7 @@ def test_a_hundred_and_fifty_labels_and_many_rows_take_seconds() -> None:
     labels = tuple(f"label-{i}" for i in range(150))
     answered = drawn(3, n=5500, labels=labels, right=0.8)
     began = time.process_time()
-    found = label_measures(labels, answered, other=labels[0], ordered=True, costs={labels[0]: {labels[1]: 9.0}})
+    found = label_metrics(labels, answered, other=labels[0], ordered=True, costs={labels[0]: {labels[1]: 9.0}})
     assert time.process_time() - began < 5
     assert found["macro_f1"].high - found["macro_f1"].low < 0.03
 
@@ -159,12 +159,12 @@ def test_a_hundred_and_fifty_labels_and_many_rows_take_seconds() -> None:
 def test_parts_count_what_was_there_said_and_right() -> None:
     answered = [
         *rows(("bad", "bad"), ("bad", "good"), ("good", None)),
-        Answered(("bad", "good"), "good", 1.0),  # another right answer: the row is one of that label
+        ScoredAnswer(("bad", "good"), "good", 1.0),  # another right answer: the row is one of that label
     ]
-    assert label_parts(("bad", "good", "fair"), answered) == (
-        Part(name="bad", n_gold=2, n_said=1, n_right=1),
-        Part(name="good", n_gold=2, n_said=2, n_right=1),
-        Part(name="fair", n_gold=0, n_said=0, n_right=0),
+    assert counts_by_label(("bad", "good", "fair"), answered) == (
+        PartCounts(name="bad", n_gold=2, n_said=1, n_right=1),
+        PartCounts(name="good", n_gold=2, n_said=2, n_right=1),
+        PartCounts(name="fair", n_gold=0, n_said=0, n_right=0),
     )
 
 
@@ -191,7 +191,7 @@ def names(table: np.ndarray, labels: tuple[str, ...] = LABELS) -> list[tuple[str
 @pytest.mark.parametrize("seed", range(3))
 def test_figures_of_several_labels_are_those_of_scikit_learn(seed: int) -> None:
     gold, said = sets(seed, 150)
-    found = set_measures(LABELS, names(gold), names(said))
+    found = label_set_metrics(LABELS, names(gold), names(said))
     assert found["micro_f1"].value == pytest.approx(metrics.f1_score(gold, said, average="micro"))
     assert found["macro_f1"].value == pytest.approx(metrics.f1_score(gold, said, average="macro"))
     assert found["jaccard"].value == pytest.approx(metrics.jaccard_score(gold, said, average="samples"))
@@ -200,7 +200,7 @@ def test_figures_of_several_labels_are_those_of_scikit_learn(seed: int) -> None:
 
 
 def test_no_answer_is_not_the_answer_that_no_label_fits() -> None:
-    found = set_measures(LABELS, [(), (), ("bad",)], [None, (), ("bad", "good")])
+    found = label_set_metrics(LABELS, [(), (), ("bad",)], [None, (), ("bad", "good")])
     assert found["exact"] == wilson(1, 3)
     assert found["jaccard"].value == pytest.approx((0 + 1 + 1 / 2) / 3)
     assert found["micro_f1"].value == pytest.approx(2 / 3)
@@ -208,21 +208,21 @@ def test_no_answer_is_not_the_answer_that_no_label_fits() -> None:
 
 
 def test_several_labels_without_rows_show_nothing() -> None:
-    assert set(set_measures(LABELS, [], []).values()) == {Estimate(value=0.0, low=0.0, high=1.0, n=0)}
+    assert set(label_set_metrics(LABELS, [], []).values()) == {Estimate(value=0.0, low=0.0, high=1.0, n=0)}
 
 
 def test_several_labels_of_many_rows_take_seconds() -> None:
     labels = tuple(f"label-{i}" for i in range(150))
     gold, said = sets(1, 5500, labels)
     began = time.process_time()
-    set_measures(labels, names(gold, labels), names(said, labels))
+    label_set_metrics(labels, names(gold, labels), names(said, labels))
     assert time.process_time() - began < 5
 
 
 def test_parts_of_several_labels() -> None:
     golds = [("bad", "good"), ("bad",), ()]
     answers = [("bad",), None, ("good",)]
-    assert set_parts(("bad", "good"), golds, answers) == (
-        Part(name="bad", n_gold=2, n_said=1, n_right=1),
-        Part(name="good", n_gold=1, n_said=1, n_right=0),
+    assert label_set_counts(("bad", "good"), golds, answers) == (
+        PartCounts(name="bad", n_gold=2, n_said=1, n_right=1),
+        PartCounts(name="good", n_gold=1, n_said=1, n_right=0),
     )

@@ -8,12 +8,12 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from smallfirst.tasks.metrics.value_matching import Normaliser, normalised
+from smallfirst.tasks.metrics.value_matching import Normalizer, normalize_value
 
 
-def same(first: Any, second: Any, how: Normaliser) -> bool:
+def same(first: Any, second: Any, how: Normalizer) -> bool:
     """True if both are equal, hashes included."""
-    a, b = normalised(first, how), normalised(second, how)
+    a, b = normalize_value(first, how), normalize_value(second, how)
     return a == b and hash(a) == hash(b)
 
 
@@ -56,7 +56,7 @@ def same(first: Any, second: Any, how: Normaliser) -> bool:
         ("date_dmy", "12/25/2018", "2018-12-25"),
     ],
 )
-def test_these_are_the_same(how: Normaliser, first: Any, second: Any) -> None:
+def test_these_are_the_same(how: Normalizer, first: Any, second: Any) -> None:
     assert same(first, second, how)
 
 
@@ -87,25 +87,25 @@ def test_these_are_the_same(how: Normaliser, first: Any, second: Any) -> None:
         ("date", "2024-05-03", 20240503),
     ],
 )
-def test_these_are_not(how: Normaliser, first: Any, second: Any) -> None:
+def test_these_are_not(how: Normalizer, first: Any, second: Any) -> None:
     assert not same(first, second, how)
 
 
 def test_what_cannot_be_read_is_text_without_case() -> None:
     for how in ("number", "money", "date", "date_dmy"):
-        assert normalised(" In 14  Days.", how) == normalised("in 14 days", "case")  # type: ignore[arg-type]
+        assert normalize_value(" In 14  Days.", how) == normalize_value("in 14 days", "case")  # type: ignore[arg-type]
 
 
 def test_a_long_text_is_not_tried_as_a_number() -> None:
-    assert normalised("1" * 65, "number") == ("text", "1" * 65)
-    assert normalised("1" * 64, "number") == ("number", int("1" * 64))
+    assert normalize_value("1" * 65, "number") == ("text", "1" * 65)
+    assert normalize_value("1" * 64, "number") == ("number", int("1" * 64))
 
 
 @hypothesis.given(
-    st.text(max_size=70) | st.integers() | st.floats(allow_nan=False), st.sampled_from(Normaliser.__args__)
+    st.text(max_size=70) | st.integers() | st.floats(allow_nan=False), st.sampled_from(Normalizer.__args__)
 )
 @hypothesis.settings(deadline=None)
-def test_anything_can_be_compared_and_is_the_same_as_itself(value: Any, how: Normaliser) -> None:
+def test_anything_can_be_compared_and_is_the_same_as_itself(value: Any, how: Normalizer) -> None:
     assert same(value, value, how)
 
 
@@ -114,16 +114,16 @@ def test_a_number_is_read_in_every_usual_form(amount: Any) -> None:
     plain = f"{amount:f}"
     grouped = f"{amount:,}"
     european = grouped.translate(str.maketrans(",.", ".,"))
-    assert normalised(plain, "number") == normalised(grouped, "number") == normalised(european, "number")
-    assert normalised(f"${grouped}".replace("$-", "-$"), "money") == ("money", "USD", amount)
+    assert normalize_value(plain, "number") == normalize_value(grouped, "number") == normalize_value(european, "number")
+    assert normalize_value(f"${grouped}".replace("$-", "-$"), "money") == ("money", "USD", amount)
 
 
 @hypothesis.given(st.dates())
 def test_a_date_is_read_in_every_usual_form(day: Any) -> None:
     wanted = ("date", day.year, day.month, day.day)
     year = f"{day.year:04d}"
-    assert normalised(day.isoformat(), "date") == wanted
-    assert normalised(f"{day.month}/{day.day}/{year}", "date") == wanted
-    assert normalised(f"{day.day}/{day.month}/{year}", "date_dmy") == wanted
-    assert normalised(f"{day:%B} {day.day}, {year}", "date") == wanted
-    assert normalised(f"{day:%a} {day.day} {day:%b} {year}", "date_dmy") == wanted
+    assert normalize_value(day.isoformat(), "date") == wanted
+    assert normalize_value(f"{day.month}/{day.day}/{year}", "date") == wanted
+    assert normalize_value(f"{day.day}/{day.month}/{year}", "date_dmy") == wanted
+    assert normalize_value(f"{day:%B} {day.day}, {year}", "date") == wanted
+    assert normalize_value(f"{day:%a} {day.day} {day:%b} {year}", "date_dmy") == wanted

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 
 from smallfirst.models.base_size import BaseSize
-from smallfirst.training.batches import Row
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates.cost import (
-    ExamWork,
-    Needs,
-    Pace,
-    Work,
-    earlier_pace,
-    epochs_of,
-    measured_pace,
-    needs_of,
-    seconds_of,
+    EpochWork,
+    TrainingEstimate,
+    TrainingSpeed,
+    ValidationWork,
+    count_epochs,
+    epoch_work,
+    estimate_seconds,
+    estimate_training,
+    speed_from_earlier_run,
+    speed_from_matmul,
     train_flops,
-    work_of,
 )
-from smallfirst.training.estimates.hardware import Rate
-from smallfirst.training.estimates.memory import Span
+from smallfirst.training.estimates.hardware import MatmulRate
+from smallfirst.training.estimates.memory import Range
 
 SIZE = BaseSize(
     parameters=1_000,
@@ -37,32 +37,32 @@ SIZE = BaseSize(
     vocabulary=25,
     causal=True,
 )
-WORK = Work(tokens=90, padded=100, targets=10, pairs=1000, steps=5, reads=5)
-NO_EXAM = ExamWork(0, 0)
-EVEN = Pace(1e3, 1e3, "as said", measured=False)
+WORK = EpochWork(tokens=90, padded=100, targets=10, pairs=1000, steps=5, reads=5)
+NO_EXAM = ValidationWork(0, 0)
+EVEN = TrainingSpeed(1e3, 1e3, "as said", measured=False)
 BODY, HEAD, ATTENTION = 800, 25 * 8, 4 * 8 * 1000
 
 
-def rows(*lengths: int) -> list[Row]:
+def rows(*lengths: int) -> list[TokenizedRow]:
     """Rows of so many tokens, the last of which is the target."""
-    return [Row(tuple(range(n)), n - 1) for n in lengths]
+    return [TokenizedRow(tuple(range(n)), n - 1) for n in lengths]
 
 
 def test_the_work_of_an_epoch_is_what_its_batches_hold() -> None:
-    work = work_of(rows(11, 11, 11, 11), TrainConfig(batch_tokens=32))  # three rows of 10 a batch
-    assert work == Work(tokens=40, padded=40, targets=4, pairs=400, steps=2, reads=2)
+    work = epoch_work(rows(11, 11, 11, 11), TrainConfig(batch_tokens=32))  # three rows of 10 a batch
+    assert work == EpochWork(tokens=40, padded=40, targets=4, pairs=400, steps=2, reads=2)
 
 
 def test_padding_is_counted_and_a_batch_may_be_several_reads() -> None:
-    work = work_of(rows(33, 31), TrainConfig(batch_tokens=64))  # 32 and 30 tokens side by side
+    work = epoch_work(rows(33, 31), TrainConfig(batch_tokens=64))  # 32 and 30 tokens side by side
     assert (work.tokens, work.padded, work.pairs) == (62, 64, 2 * 32**2)
-    work = work_of(rows(33, 31), TrainConfig(batch_tokens=64, micro_tokens=32))
+    work = epoch_work(rows(33, 31), TrainConfig(batch_tokens=64, micro_tokens=32))
     assert (work.padded, work.steps, work.reads) == (62, 1, 2)
 
 
 @pytest.mark.parametrize(("duration", "epochs"), [("3ep", 3.0), ("10ba", 2.0), ("45tok", 0.5)])
 def test_a_duration_is_so_many_epochs(duration: str, epochs: float) -> None:
-    assert epochs_of(WORK, TrainConfig(duration=duration)) == epochs
+    assert count_epochs(WORK, TrainConfig(duration=duration)) == epochs
 
 
 def test_a_trained_weight_costs_six_operations_a_token() -> None:
@@ -88,32 +88,32 @@ def test_frozen_layers_are_read_forward_once_whatever_the_epochs() -> None:
 def test_time_is_work_over_rate() -> None:
     config = TrainConfig(duration="2ep")
     work = train_flops(SIZE, config, WORK, 2)
-    span = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN)
+    span = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN)
     assert (span.low, span.high) == (work / 1e3, work / 1e3)
-    span = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN._replace(fast=4e3))
+    span = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN._replace(fast=4e3))
     assert (span.low, span.high) == (work / 4e3, work / 1e3)
 
 
 def test_an_exam_comes_after_each_epoch_and_writing_costs_eight_times() -> None:
     config = TrainConfig(duration="2ep")
     more = (2 * BODY * (30 + 8 * 7) + 2 * HEAD * 7) * 2 / 1e3
-    without = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN).high
-    assert seconds_of(SIZE, config, WORK, ExamWork(30, 7), EVEN).high == pytest.approx(without + more)
+    without = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN).high
+    assert estimate_seconds(SIZE, config, WORK, ValidationWork(30, 7), EVEN).high == pytest.approx(without + more)
 
 
 def test_a_run_that_may_stop_early_has_a_lower_low_end() -> None:
-    whole = seconds_of(SIZE, TrainConfig(duration="10ep"), WORK, NO_EXAM, EVEN)
-    early = seconds_of(SIZE, TrainConfig(duration="10ep", patience=1), WORK, NO_EXAM, EVEN)
+    whole = estimate_seconds(SIZE, TrainConfig(duration="10ep"), WORK, NO_EXAM, EVEN)
+    early = estimate_seconds(SIZE, TrainConfig(duration="10ep", patience=1), WORK, NO_EXAM, EVEN)
     assert (early.low, early.high) == (pytest.approx(whole.low / 5), whole.high)
 
 
 def test_small_batches_feel_the_optimiser_and_a_gpu_its_waiting() -> None:
     config = TrainConfig(duration="1ep")
-    plain = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN)
-    cpu = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN._replace(measured=True))
+    plain = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN)
+    cpu = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN._replace(measured=True))
     assert cpu.low == plain.low
     assert cpu.high == pytest.approx(plain.high + 5 * 40 * 1000 / 20e9, rel=1e-12)
-    gpu = seconds_of(SIZE, config, WORK, NO_EXAM, EVEN._replace(measured=True, gpu=True))
+    gpu = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN._replace(measured=True, gpu=True))
     assert gpu.low == pytest.approx(plain.low + 5 * 4 * 0.3e-3)
     assert gpu.high == pytest.approx(plain.high + 5 * 4 * 1.5e-3)
 
@@ -122,34 +122,39 @@ def test_dora_takes_longer_than_lora_unless_a_run_of_its_own_says_how_long() -> 
     lora, dora = (TrainConfig(method=method, duration="1ep") for method in ("lora", "dora"))
     for measured, factor in ((True, 1.4), (False, 1.0)):
         pace = EVEN._replace(measured=measured)
-        both = [seconds_of(SIZE, config, WORK, NO_EXAM, pace).low for config in (lora, dora)]
+        both = [estimate_seconds(SIZE, config, WORK, NO_EXAM, pace).low for config in (lora, dora)]
         assert both[1] == pytest.approx(factor * both[0])
 
 
 def test_an_earlier_run_gives_its_own_time_back() -> None:
     config = TrainConfig(duration="1ep")
-    pace = earlier_pace(9.0, SIZE, config, WORK)  # 90 tokens at 9 a second
-    span = seconds_of(SIZE, config, WORK, NO_EXAM, pace)
+    pace = speed_from_earlier_run(9.0, SIZE, config, WORK)  # 90 tokens at 9 a second
+    span = estimate_seconds(SIZE, config, WORK, NO_EXAM, pace)
     assert (span.low, span.high) == (pytest.approx(10 / 1.3), pytest.approx(10 * 1.3))
     assert pace.words == "an earlier run read 9 tokens/s"
 
 
 def test_half_of_a_matrix_product_is_promised_and_a_busy_machine_said_to_be_one() -> None:
-    quiet = measured_pace(Rate(100e9, 110e9))
+    quiet = speed_from_matmul(MatmulRate(100e9, 110e9))
     assert (quiet.slow, quiet.fast) == (pytest.approx(50e9 / 1.5), pytest.approx(55e9 * 1.5))
     assert quiet.words == "half of the 100 GFLOP/s measured now"
-    assert measured_pace(Rate(100e9, 300e9)).words == "half of the 100 GFLOP/s measured now, 300 if nothing else runs"
+    assert (
+        speed_from_matmul(MatmulRate(100e9, 300e9)).words
+        == "half of the 100 GFLOP/s measured now, 300 if nothing else runs"
+    )
 
 
 def test_all_needs_stand_together() -> None:
-    needs = needs_of("tiny", SIZE, TrainConfig(duration="2ep", batch_tokens=32), rows(11, 11, 11, 11), NO_EXAM, EVEN)
+    needs = estimate_training(
+        "tiny", SIZE, TrainConfig(duration="2ep", batch_tokens=32), rows(11, 11, 11, 11), NO_EXAM, EVEN
+    )
     assert (needs.epochs, needs.steps, needs.tokens) == (2, 4, 80)
     assert (needs.parameters, needs.trained) == (1000, 1000)
     assert needs.free_bytes is needs.cost_usd is None
     assert needs.memory_bytes.low > needs.least_bytes
 
 
-NEEDS = Needs(
+NEEDS = TrainingEstimate(
     base="tiny",
     parameters=134_515_008,
     trained=134_515_008,
@@ -158,12 +163,12 @@ NEEDS = Needs(
     steps=616,
     tokens=570_672,
     flops=1e15,
-    seconds=Span(low=1500, high=2600),
+    seconds=Range(low=1500, high=2600),
     pace="as said",
-    memory_bytes=Span(low=3.16e9, high=4.51e9),
+    memory_bytes=Range(low=3.16e9, high=4.51e9),
     least_bytes=3e9,
     free_bytes=15_800_000_000,
-    cost_usd=Span(low=0.0417, high=0.0722),
+    cost_usd=Range(low=0.0417, high=0.0722),
 )
 
 
@@ -191,5 +196,5 @@ def test_the_words_claim_no_more_than_is_known() -> None:
     ],
 )
 def test_times_are_rounded(low: float, high: float, words: str) -> None:
-    needs = NEEDS.model_copy(update={"seconds": Span(low=low, high=high)})
+    needs = NEEDS.model_copy(update={"seconds": Range(low=low, high=high)})
     assert needs.in_words[2] == f"  time    about {words} (as said)"

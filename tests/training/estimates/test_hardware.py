@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.training.estimates.hardware import Free, free_memory, matmul_rate, system_memory
+from smallfirst.training.estimates.hardware import FreeMemory, free_memory, matmul_rate, system_memory
 
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\nSwapFree:         50 kB\n"
 KB = 1024
@@ -28,12 +28,12 @@ def container(folder: Path, most: str, used: int, files: int) -> Path:
 
 
 def test_memory_that_can_be_had_counts_and_swap_stands_beside_it(meminfo: Path, tmp_path: Path) -> None:
-    assert system_memory(meminfo, tmp_path / "none") == Free(600 * KB, 50 * KB, gpu=False)
+    assert system_memory(meminfo, tmp_path / "none") == FreeMemory(600 * KB, 50 * KB, gpu=False)
 
 
 def test_a_container_may_allow_less_and_gives_back_what_files_take(meminfo: Path, tmp_path: Path) -> None:
     small = container(tmp_path / "small", "300000", used=200_000, files=50_000)
-    assert system_memory(meminfo, small) == Free(300_000 - 200_000 + 50_007, 0, gpu=False)
+    assert system_memory(meminfo, small) == FreeMemory(300_000 - 200_000 + 50_007, 0, gpu=False)
 
 
 @pytest.mark.parametrize(("most", "used"), [("max", 10), ("99999999", 10)])
@@ -41,12 +41,12 @@ def test_a_container_without_a_limit_or_a_far_one_changes_nothing(
     meminfo: Path, tmp_path: Path, most: str, used: int
 ) -> None:
     large = container(tmp_path / "large", most, used=used, files=0)
-    assert system_memory(meminfo, large) == Free(600 * KB, 50 * KB, gpu=False)
+    assert system_memory(meminfo, large) == FreeMemory(600 * KB, 50 * KB, gpu=False)
 
 
 def test_an_overdrawn_container_has_nothing_left(meminfo: Path, tmp_path: Path) -> None:
     full = container(tmp_path / "full", "1000", used=9000, files=0)
-    assert system_memory(meminfo, full) == Free(0, 0, gpu=False)
+    assert system_memory(meminfo, full) == FreeMemory(0, 0, gpu=False)
 
 
 def test_where_the_system_tells_no_more_its_size_is_taken(tmp_path: Path) -> None:

@@ -9,20 +9,20 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import TrainingError
-from smallfirst.models.base_size import BaseSize, read_size
-from smallfirst.training.batches import Row
+from smallfirst.models.base_size import BaseSize, read_base_size
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates import memory
-from smallfirst.training.estimates.hardware import Free
+from smallfirst.training.estimates.hardware import FreeMemory
 from smallfirst.training.estimates.memory import (
-    Read,
-    kept_bytes,
-    largest_read,
+    MicroBatchShape,
+    activation_bytes,
+    largest_micro_batch,
     least_bytes,
-    peak,
+    peak_memory,
     require_memory,
-    trained_weights,
-    what_fits,
+    suggest_smaller_setting,
+    trainable_parameters,
 )
 
 SIZE = BaseSize(
@@ -52,45 +52,45 @@ def asking(*texts: str) -> Dataset:
 
 
 def test_weights_that_move_are_counted_by_method() -> None:
-    assert trained_weights(SIZE, FULL) == 1000
-    assert trained_weights(SIZE, LORA) == 100
+    assert trainable_parameters(SIZE, FULL) == 1000
+    assert trainable_parameters(SIZE, LORA) == 100
     # The upper three of four layers; the embedding, which is also the output matrix, stays.
-    assert trained_weights(SIZE, TrainConfig(frozen_layers=1)) == 600
-    assert trained_weights(SIZE, TrainConfig(frozen_layers=1, method="lora", lora_rank=2)) == 75
+    assert trainable_parameters(SIZE, TrainConfig(frozen_layers=1)) == 600
+    assert trainable_parameters(SIZE, TrainConfig(frozen_layers=1, method="lora", lora_rank=2)) == 75
     own_head = SIZE.model_copy(update={"head": 200})
-    assert trained_weights(own_head, TrainConfig(frozen_layers=2)) == 300 + 200
+    assert trainable_parameters(own_head, TrainConfig(frozen_layers=2)) == 300 + 200
 
 
 def test_a_token_keeps_what_the_formula_says() -> None:
     token = 16 * 8 + 4 * 8 + 4 * 4 + 8 * 16  # 304
-    assert kept_bytes(SIZE, FULL, Read(3, 10, 0), gpu=True) == 3 * 10 * 4 * token
-    assert kept_bytes(SIZE, FULL, Read(3, 10, 0), gpu=False) == 3 * 10 * 4 * (token + 6 * 2 * 10)
-    assert kept_bytes(SIZE, FULL, Read(1, 257, 0), gpu=False) == 257 * 4 * token
-    assert kept_bytes(SIZE, FULL, Read(0, 0, 7), gpu=False) == 7 * 10 * 25
-    assert kept_bytes(SIZE, TrainConfig(frozen_layers=3), Read(3, 10, 0), gpu=True) == 3 * 10 * token
+    assert activation_bytes(SIZE, FULL, MicroBatchShape(3, 10, 0), gpu=True) == 3 * 10 * 4 * token
+    assert activation_bytes(SIZE, FULL, MicroBatchShape(3, 10, 0), gpu=False) == 3 * 10 * 4 * (token + 6 * 2 * 10)
+    assert activation_bytes(SIZE, FULL, MicroBatchShape(1, 257, 0), gpu=False) == 257 * 4 * token
+    assert activation_bytes(SIZE, FULL, MicroBatchShape(0, 0, 7), gpu=False) == 7 * 10 * 25
+    assert activation_bytes(SIZE, TrainConfig(frozen_layers=3), MicroBatchShape(3, 10, 0), gpu=True) == 3 * 10 * token
 
 
 def test_the_peak_is_the_larger_of_two_moments() -> None:
-    nothing = Read(0, 0, 0)
+    nothing = MicroBatchShape(0, 0, 0)
     # 2 bf16 + 4 master + 8 moments, and a gradient: fp32 while the optimiser works.
-    assert peak(SIZE, FULL, nothing).at_least == 18_000
-    read = Read(10, 10, 0)
-    kept = kept_bytes(SIZE, FULL, read, gpu=True)
-    assert peak(SIZE, FULL, read, gpu=True) == (16_000, kept)
-    assert peak(SIZE, FULL, read, gpu=True, several=True) == (20_000, kept)
+    assert peak_memory(SIZE, FULL, nothing).at_least == 18_000
+    read = MicroBatchShape(10, 10, 0)
+    kept = activation_bytes(SIZE, FULL, read, gpu=True)
+    assert peak_memory(SIZE, FULL, read, gpu=True) == (16_000, kept)
+    assert peak_memory(SIZE, FULL, read, gpu=True, several=True) == (20_000, kept)
     # Adapters: the base in bf16, 12 bytes for each of theirs, and the whole in fp32 once it is saved.
-    assert peak(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 4_000
+    assert peak_memory(SIZE, LORA, nothing).at_least == 2_000 + 1_200 + 4_000
 
 
 def test_what_frozen_layers_made_of_all_rows_is_counted() -> None:
-    frozen, nothing = TrainConfig(frozen_layers=1), Read(0, 0, 0)
-    more = peak(SIZE, frozen, nothing, in_all=1_000).at_least - peak(SIZE, frozen, nothing).at_least
+    frozen, nothing = TrainConfig(frozen_layers=1), MicroBatchShape(0, 0, 0)
+    more = peak_memory(SIZE, frozen, nothing, in_all=1_000).at_least - peak_memory(SIZE, frozen, nothing).at_least
     assert more == 2 * 8 * 1_000
-    assert peak(SIZE, FULL, nothing, in_all=1_000) == peak(SIZE, FULL, nothing)
+    assert peak_memory(SIZE, FULL, nothing, in_all=1_000) == peak_memory(SIZE, FULL, nothing)
 
 
 def test_the_range_holds_the_least_and_the_program() -> None:
-    found = peak(SIZE, FULL, Read(10, 10, 0), gpu=True)
+    found = peak_memory(SIZE, FULL, MicroBatchShape(10, 10, 0), gpu=True)
     assert found.at_least < found.span.low < found.span.high
     assert found.span.high == pytest.approx(1.3 * (16_000 + found.read) + 600e6)
 
@@ -103,11 +103,11 @@ def test_the_formula_is_what_pytorch_keeps(tmp_path: Path, width: int, method: A
     model, size = seeded_llama(tmp_path)
     config = TrainConfig(method=method)
     if method != "full":
-        from smallfirst.training.lora import with_adapters
+        from smallfirst.training.lora import add_adapters
 
-        model = with_adapters(model, config)
+        model = add_adapters(model, config)
     rows = 4
-    formula = kept_bytes(size, config, Read(rows, width, 0), gpu=False)
+    formula = activation_bytes(size, config, MicroBatchShape(rows, width, 0), gpu=False)
     assert kept_by(model, rows, width) == pytest.approx(formula, rel=within)
 
 
@@ -131,7 +131,7 @@ def seeded_llama(folder: Path) -> tuple[Any, BaseSize]:
     )
     model = transformers.LlamaForCausalLM(shape).to(torch.bfloat16)
     model.save_pretrained(folder)
-    size = read_size(folder)
+    size = read_base_size(folder)
     assert size is not None
     return model, size
 
@@ -156,20 +156,20 @@ def kept_by(model: Any, rows: int, width: int) -> int:
 
 
 def test_the_read_that_keeps_most_is_found() -> None:
-    long, short = Row(tuple(range(101)), 100), Row(tuple(range(11)), 5)
-    found, several = largest_read([short] * 40 + [long] * 2, SIZE, TrainConfig(batch_tokens=200))
+    long, short = TokenizedRow(tuple(range(101)), 100), TokenizedRow(tuple(range(11)), 5)
+    found, several = largest_micro_batch([short] * 40 + [long] * 2, SIZE, TrainConfig(batch_tokens=200))
     assert (found.rows, found.width, several) == (2, 100, False)
-    found, several = largest_read([short] * 40, SIZE, TrainConfig(batch_tokens=200, micro_tokens=50))
-    assert (found, several) == (Read(5, 10, 30), True)
+    found, several = largest_micro_batch([short] * 40, SIZE, TrainConfig(batch_tokens=200, micro_tokens=50))
+    assert (found, several) == (MicroBatchShape(5, 10, 30), True)
 
 
 def test_the_least_counts_no_more_tokens_than_the_rows_have() -> None:
     few = asking("a" * 79)  # 80 bytes and its answer: 10 tokens at least
     n = 81 // 8
-    assert least_bytes(LARGE, FULL, few) == peak(LARGE, FULL, Read(n, 1, 0)).at_least
+    assert least_bytes(LARGE, FULL, few) == peak_memory(LARGE, FULL, MicroBatchShape(n, 1, 0)).at_least
     many = asking(*(f"{i} {'a' * 100}" for i in range(1000)))
     assert least_bytes(LARGE, FULL, few) <= least_bytes(LARGE, FULL, many)
-    fuller = kept_bytes(SIZE, FULL, Read(768, 1, 0), gpu=False)
+    fuller = activation_bytes(SIZE, FULL, MicroBatchShape(768, 1, 0), gpu=False)
     assert least_bytes(SIZE, FULL, many) <= 16_000 + 0.85 * fuller
 
 
@@ -182,14 +182,14 @@ def test_what_rows_begin_with_alike_counts_once() -> None:
 
 
 def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda: Free(int(n_bytes), int(swap), gpu=False))
+    monkeypatch.setattr(memory, "free_memory", lambda: FreeMemory(int(n_bytes), int(swap), gpu=False))
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(
     tiny_folder: Path, toy_rows: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    size = read_size(tiny_folder)
+    size = read_base_size(tiny_folder)
     assert size is not None
     need = least_bytes(size, FULL, toy_rows)
     free_is(monkeypatch, need - 1)
@@ -225,10 +225,14 @@ def test_the_way_out_is_the_nearest_that_fits() -> None:
     wide = LARGE.model_copy(update={"hidden": 8192, "inner": 32768, "layers": 40})
     full = TrainConfig(batch_tokens=65_536)
     assert least_bytes(wide, full, many) > 60e9 > least_bytes(wide, full.model_copy(update={"micro_tokens": 256}), many)
-    assert what_fits(wide, full, many, Free(int(60e9), 0, gpu=False)).startswith("micro_tokens: 256 ")
-    assert what_fits(LARGE, FULL, many, Free(int(7e9), 0, gpu=False)).startswith("method: lora (rank 16) ")
+    assert suggest_smaller_setting(wide, full, many, FreeMemory(int(60e9), 0, gpu=False)).startswith(
+        "micro_tokens: 256 "
+    )
+    assert suggest_smaller_setting(LARGE, FULL, many, FreeMemory(int(7e9), 0, gpu=False)).startswith(
+        "method: lora (rank 16) "
+    )
     # 18 bytes a weight at the least.
-    assert what_fits(LARGE, FULL, many, Free(int(1.8e9), 0, gpu=False)) == (
+    assert suggest_smaller_setting(LARGE, FULL, many, FreeMemory(int(1.8e9), 0, gpu=False)) == (
         "a smaller base model: 100 M weights at most would fit"
     )
 
@@ -236,5 +240,7 @@ def test_the_way_out_is_the_nearest_that_fits() -> None:
 def test_an_encoder_is_trained_in_fp32_and_offered_no_adapters() -> None:
     encoder = SIZE.model_copy(update={"causal": False})
     # 4 weights + 4 master + 8 moments + 4 gradient.
-    assert peak(encoder, FULL, Read(10, 10, 0)).at_least == 20_000
-    assert what_fits(encoder, FULL, asking("a"), Free(1, 0, gpu=False)).startswith("a smaller base model")
+    assert peak_memory(encoder, FULL, MicroBatchShape(10, 10, 0)).at_least == 20_000
+    assert suggest_smaller_setting(encoder, FULL, asking("a"), FreeMemory(1, 0, gpu=False)).startswith(
+        "a smaller base model"
+    )

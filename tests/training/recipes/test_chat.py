@@ -17,16 +17,22 @@ import transformers
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.chat_template import end_of_turn
+from smallfirst.models.local.chat_template import end_of_turn_token
 from smallfirst.models.local.label_scorer import load_causal
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request
-from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.training import validation_loss as loss_exam
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.chat import ChatLesson, TextLesson, chat_row, give_template, text_windows
+from smallfirst.training.recipes.chat import (
+    ChatRecipe,
+    PretrainingRecipe,
+    encode_conversation,
+    ensure_chat_template,
+    text_windows,
+)
 from smallfirst.training.run import train
-from smallfirst.training.validation_loss import Sample, mean_loss, write_samples
+from smallfirst.training.validation_loss import Sample, generate_samples, mean_loss
 
 SHORT = TrainConfig(duration="1ep", max_seq_tokens=64, batch_tokens=256)
 
@@ -53,29 +59,29 @@ def tokenizer(tiny_folder: Path) -> Any:
 
 def test_a_tokenizer_without_template_writes_chatml_with_its_own_end_token(tokenizer: Any) -> None:
     assert not tokenizer.chat_template
-    give_template(tokenizer)
+    ensure_chat_template(tokenizer)
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "lost pin"}]
     written = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert written == ("<s><|im_start|>system\nBe brief.</s>\n<|im_start|>user\nlost pin</s>\n<|im_start|>assistant\n")
-    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    assert end_of_turn_token(tokenizer) == tokenizer.eos_token_id
 
 
 def test_a_tokenizer_that_knows_the_end_mark_of_chatml_ends_turns_with_it(tokenizer: Any) -> None:
     tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
-    give_template(tokenizer)
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    ensure_chat_template(tokenizer)
+    assert end_of_turn_token(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
 
 
 def test_a_template_of_its_own_is_left_alone(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    give_template(tokenizer)
+    ensure_chat_template(tokenizer)
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
 
 
 def test_only_the_last_answer_and_its_end_are_learnt(tokenizer: Any) -> None:
-    give_template(tokenizer)
+    ensure_chat_template(tokenizer)
     end = tokenizer.eos_token_id
-    row = chat_row(chat("where is my card", "on its way", "and my pin", "by post"), tokenizer, end)
+    row = encode_conversation(chat("where is my card", "on its way", "and my pin", "by post"), tokenizer, end)
     assert not isinstance(row, str)
     read, learnt = row.ids[: row.n_prompt], row.ids[row.n_prompt :]
     assert tokenizer.decode(read) == (
@@ -94,7 +100,7 @@ def test_only_the_last_answer_and_its_end_are_learnt(tokenizer: Any) -> None:
 
 def test_the_end_is_learnt_even_where_the_template_writes_none(tokenizer: Any) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-    row = chat_row(chat("card", "refund"), tokenizer, tokenizer.eos_token_id)
+    row = encode_conversation(chat("card", "refund"), tokenizer, tokenizer.eos_token_id)
     assert not isinstance(row, str)
     assert tokenizer.decode(row.ids[row.n_prompt :]) == "refund\n</s>"
 
@@ -102,12 +108,12 @@ def test_the_end_is_learnt_even_where_the_template_writes_none(tokenizer: Any) -
 def test_an_answer_that_would_merge_with_the_prompt_is_still_learnt_after_the_prompts_own_tokens(
     tokenizer: Any,
 ) -> None:
-    give_template(tokenizer)
+    ensure_chat_template(tokenizer)
     for before, spaced in (("assistant\\n' }}", "assistant\\n ' }}"), ("'\\n' + message", "'\\n ' + message")):
         assert before in tokenizer.chat_template
         tokenizer.chat_template = tokenizer.chat_template.replace(before, spaced)
     (merged,) = tokenizer.encode(" card", add_special_tokens=False)  # the space would become a part of the answer
-    row = chat_row(chat("pin", "card"), tokenizer, tokenizer.eos_token_id)
+    row = encode_conversation(chat("pin", "card"), tokenizer, tokenizer.eos_token_id)
     assert not isinstance(row, str)
     assert merged not in row.ids
     assert tokenizer.decode(row.ids[: row.n_prompt]).endswith("assistant\n ")
@@ -133,7 +139,7 @@ def test_an_answer_that_would_merge_with_the_prompt_is_still_learnt_after_the_pr
 )
 def test_rows_that_a_template_spoils_are_refused_by_line(tokenizer: Any, template: str, rule: str) -> None:
     tokenizer.chat_template = template
-    lesson = ChatLesson("desk", rows_of(chat("card", "refund", line=7)))
+    lesson = ChatRecipe("desk", rows_of(chat("card", "refund", line=7)))
     with pytest.raises(DataError) as caught:
         lesson.prepare(tokenizer, SHORT, "tiny")
     (problem,) = caught.value.problems
@@ -143,7 +149,7 @@ def test_rows_that_a_template_spoils_are_refused_by_line(tokenizer: Any, templat
 
 def test_long_rows_of_both_files_are_all_named_and_none_is_cut(tokenizer: Any) -> None:
     long = "card " * 100
-    lesson = ChatLesson(
+    lesson = ChatRecipe(
         "desk", rows_of(chat("card", "refund"), chat(long, "no", line=2)), rows_of(chat("pin", long, line=3))
     )
     with pytest.raises(DataError, match="2 of 3 rows cannot be used") as caught:
@@ -156,14 +162,14 @@ def test_long_rows_of_both_files_are_all_named_and_none_is_cut(tokenizer: Any) -
 
 def test_text_has_no_answer_and_an_answer_is_no_text(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"texts\.jsonl:4  text alone"):
-        ChatLesson("desk", rows_of(text("card", line=4))).prepare(tokenizer, SHORT, "tiny")
+        ChatRecipe("desk", rows_of(text("card", line=4))).prepare(tokenizer, SHORT, "tiny")
     with pytest.raises(DataError, match=r"chats\.jsonl:5  has an answer"):
-        TextLesson("desk", rows_of(chat("card", "pin", line=5))).prepare(tokenizer, SHORT, "tiny")
+        PretrainingRecipe("desk", rows_of(chat("card", "pin", line=5))).prepare(tokenizer, SHORT, "tiny")
 
 
 def test_a_tokenizer_without_end_token_is_refused(tokenizer: Any) -> None:
     tokenizer.eos_token = None
-    for kind, row in ((ChatLesson, chat("card", "pin")), (TextLesson, text("card"))):
+    for kind, row in ((ChatRecipe, chat("card", "pin")), (PretrainingRecipe, text("card"))):
         with pytest.raises(TrainingError, match="no end token"):
             kind("desk", rows_of(row)).prepare(tokenizer, SHORT, "tiny")
 
@@ -185,9 +191,9 @@ def test_every_token_of_every_text_is_learnt_once(tokenizer: Any) -> None:
 def test_mean_loss_is_the_mean_over_target_tokens_of_all_rows(tiny_folder: Path) -> None:
     model, tokenizer = load_causal(tiny_folder)
     model = model.float()
-    give_template(tokenizer)
+    ensure_chat_template(tokenizer)
     data = rows_of(chat("where is my card", "on its way to you"), chat("pin", "no"))
-    rows = ChatLesson("desk", data).prepare(tokenizer, SHORT, "tiny").rows
+    rows = ChatRecipe("desk", data).prepare(tokenizer, SHORT, "tiny").rows
     losses: list[float] = []
     for row in rows:  # by the model's own head, one row at a time
         ids = torch.tensor([row.ids])
@@ -200,10 +206,10 @@ def test_mean_loss_is_the_mean_over_target_tokens_of_all_rows(tiny_folder: Path)
 
 
 def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_exam, "SAMPLE_TOKENS", 4)
+    monkeypatch.setattr(loss_exam, "MAX_SAMPLE_TOKENS", 4)
     model, tokenizer = load_causal(tiny_folder)
     heard: list[tuple[dict[str, float], list[Sample]]] = []
-    lesson = ChatLesson(
+    lesson = ChatRecipe(
         "desk",
         rows_of(chat("card", "on its way")),
         rows_of(chat("pin", "by post")),
@@ -216,7 +222,7 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     ((figures, samples),) = heard
     assert (exam.measure, exam.value) == ("minus_eval_loss", -figures["eval_loss"])
     assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))
-    assert samples == write_samples(model, tokenizer, ["where is my card"], max_tokens=64)
+    assert samples == generate_samples(model, tokenizer, ["where is my card"], max_tokens=64)
     assert samples[0].prompt == "where is my card"
     unjudged = lesson._replace(evaluation=None)
     assert unjudged.exam(model, tokenizer, manifest) is None
@@ -246,7 +252,7 @@ def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
 @pytest.mark.usefixtures("_store")
 def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
     three = (chat("card", "on its way"), chat("pin", "by post"), chat("card", "on its way", "refund", "in a week"))
-    lesson = ChatLesson("desk", rows_of(*three * 6), rows_of(*three))
+    lesson = ChatRecipe("desk", rows_of(*three * 6), rows_of(*three))
     config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
     with open_run("toy", "chats") as tracked:
         run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
@@ -258,7 +264,7 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
 
 @pytest.mark.usefixtures("_store")
 def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: Path) -> None:
-    lesson = TextLesson("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
+    lesson = PretrainingRecipe("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
     config = TrainConfig(duration="12ep", learning_rate=1e-2, batch_tokens=64, max_seq_tokens=32)
     with open_run("toy", "texts") as tracked:
         run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)

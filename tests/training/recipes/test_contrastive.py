@@ -15,15 +15,21 @@ from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.models.linear.classifier import ENCODER, LinearScorer
-from smallfirst.models.linear.sentence_encoder import Encoder
+from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request
-from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.contrastive import TEMPERATURE, Contrastive, EncoderLesson, LabelledRow, contrast
+from smallfirst.training.recipes.contrastive import (
+    TEMPERATURE,
+    ContrastiveBackend,
+    EncoderRecipe,
+    LabelledRow,
+    contrastive_loss,
+)
 from smallfirst.training.run import Run, train
 
 CONFIG = TrainConfig(duration="8ep", learning_rate=3e-3, batch_tokens=128, max_seq_tokens=64)
@@ -37,17 +43,17 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def lesson(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset) -> EncoderLesson:
-    return EncoderLesson(toy_task, toy_rows, toy_selection)
+def lesson(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset) -> EncoderRecipe:
+    return EncoderRecipe(toy_task, toy_rows, toy_selection)
 
 
-def tune(lesson: EncoderLesson, base: Path, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
+def tune(lesson: EncoderRecipe, base: Path, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
     with open_run("toy", folder.name) as tracked:
         return train(lesson, config, base=("toys/encoder", base), tracked=tracked, folder=folder, **more)
 
 
 @pytest.fixture(scope="module")
-def tuned(lesson: EncoderLesson, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def tuned(lesson: EncoderRecipe, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tune(lesson, tiny_encoder_folder, tmp_path_factory.mktemp("tuned"))
 
 
@@ -57,23 +63,25 @@ def test_the_contrastive_loss_by_hand() -> None:
     near, none, wide = 0.5 / TEMPERATURE, 0.0, math.cos(math.pi / 6) / TEMPERATURE
     first = near - math.log(math.exp(near) + math.exp(none))
     second = near - math.log(math.exp(near) + math.exp(wide))
-    found = contrast(vectors, torch.tensor([7, 7, 9]))  # the third has no partner
+    found = contrastive_loss(vectors, torch.tensor([7, 7, 9]))  # the third has no partner
     assert found.item() == pytest.approx(-(first + second) / 2, rel=1e-5)
-    assert contrast(vectors, torch.tensor([1, 2, 3])).item() == 0
+    assert contrastive_loss(vectors, torch.tensor([1, 2, 3])).item() == 0
 
 
 def test_texts_of_a_label_that_lie_together_cost_less() -> None:
     apart = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]]), dim=1)
-    assert contrast(apart, torch.tensor([0, 0, 1, 1])) < contrast(apart, torch.tensor([0, 1, 0, 1]))
+    assert contrastive_loss(apart, torch.tensor([0, 0, 1, 1])) < contrastive_loss(apart, torch.tensor([0, 1, 0, 1]))
 
 
 def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
-    lesson: EncoderLesson, tiny_encoder_folder: Path
+    lesson: EncoderRecipe, tiny_encoder_folder: Path
 ) -> None:
-    model, tokenizer = Contrastive(4).load(tiny_encoder_folder, CONFIG)
+    model, tokenizer = ContrastiveBackend(4).load(tiny_encoder_folder, CONFIG)
     rows = lesson.prepare(tokenizer, CONFIG, "toys/encoder").rows
-    Contrastive(4).begin(model, rows, CONFIG)
-    frozen = LinearScorer.fit("encoder", lesson.train_rows, lesson.task, encoder=Encoder(tiny_encoder_folder))
+    ContrastiveBackend(4).begin(model, rows, CONFIG)
+    frozen = LinearClassifier.fit(
+        "encoder", lesson.train_rows, lesson.task, encoder=SentenceEncoder(tiny_encoder_folder)
+    )
     assert model.weights.detach().numpy() == pytest.approx(frozen.weights, abs=0.05)
     assert model.bias.detach().numpy() == pytest.approx(frozen.bias, abs=0.05)
 
@@ -81,22 +89,24 @@ def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
 def test_batches_hold_every_row_once_and_several_of_a_label_together() -> None:
     rows = [LabelledRow((label,) * 5, label) for label in range(6) for _ in range(8)]
     config = TrainConfig(batch_tokens=60)
-    batches = Contrastive(6).batches(rows, config, 0)
+    batches = ContrastiveBackend(6).batches(rows, config, 0)
     assert sorted(row for batch in batches for row in batch) == sorted(rows)
     assert all(sum(len(row.ids) for row in batch) <= 60 for batch in batches)
     for batch in batches:
         assert all(sum(other.label == row.label for other in batch) >= 4 for row in batch)
-    assert batches != Contrastive(6).batches(rows, config, 1)
+    assert batches != ContrastiveBackend(6).batches(rows, config, 1)
 
 
-def test_tuning_beats_the_frozen_encoder(tuned: Run, lesson: EncoderLesson, tiny_encoder_folder: Path) -> None:
-    frozen = LinearScorer.fit("encoder", lesson.train_rows, lesson.task, encoder=Encoder(tiny_encoder_folder))
+def test_tuning_beats_the_frozen_encoder(tuned: Run, lesson: EncoderRecipe, tiny_encoder_folder: Path) -> None:
+    frozen = LinearClassifier.fit(
+        "encoder", lesson.train_rows, lesson.task, encoder=SentenceEncoder(tiny_encoder_folder)
+    )
     said = [int(np.argmax(s.log_probabilities)) for s in frozen.score([e.text for e in lesson.selection.examples])]
     before = np.mean([lesson.task.labels[i] == e.answer for i, e in zip(said, lesson.selection.examples, strict=True)])
     assert max(value for _, value in tuned.validation_curve) > before
 
 
-def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, lesson: EncoderLesson) -> None:
+def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, lesson: EncoderRecipe) -> None:
     async def answers() -> list[str]:
         model = load_model(tuned.folder)
         found = [(await model.complete(Request.ask(e.text))).text for e in lesson.selection.examples]
@@ -112,18 +122,18 @@ def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, lesson:
 
 def test_the_encoder_itself_has_moved(tuned: Run, tiny_encoder_folder: Path) -> None:
     before = load_file(tiny_encoder_folder / "model.safetensors")
-    after = load_file(tuned.folder / ENCODER / "model.safetensors")
+    after = load_file(tuned.folder / ENCODER_FOLDER / "model.safetensors")
     name = "encoder.layer.1.output.dense.weight"
     assert not torch.equal(before[name].bfloat16(), after[name])
 
 
 def test_what_is_served_reads_as_much_of_a_text_as_was_taught(tuned: Run) -> None:
-    scorer = LinearScorer.load(tuned.folder, read_manifest(tuned.folder))
+    scorer = LinearClassifier.load(tuned.folder, read_manifest(tuned.folder))
     assert scorer.features.__self__.max_tokens == CONFIG.max_seq_tokens
 
 
 def test_a_broken_run_reaches_the_same_weights(
-    tuned: Run, lesson: EncoderLesson, tiny_encoder_folder: Path, tmp_path: Path
+    tuned: Run, lesson: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     class Killed(BaseException): ...
 
@@ -134,14 +144,14 @@ def test_a_broken_run_reaches_the_same_weights(
     with pytest.raises(Killed):
         tune(lesson, tiny_encoder_folder, tmp_path, on_step=kill, save_every_s=0)
     again = tune(lesson, tiny_encoder_folder, tmp_path)
-    for file in ("linear.safetensors", f"{ENCODER}/model.safetensors"):
+    for file in ("linear.safetensors", f"{ENCODER_FOLDER}/model.safetensors"):
         assert (again.folder / file).read_bytes() == (tuned.folder / file).read_bytes()
 
 
 def test_rows_that_cannot_be_trained_on_are_named(
-    lesson: EncoderLesson, tiny_encoder_folder: Path, toy_task: Classify
+    lesson: EncoderRecipe, tiny_encoder_folder: Path, toy_task: Classify
 ) -> None:
-    tokenizer = Encoder(tiny_encoder_folder).tokenizer
+    tokenizer = SentenceEncoder(tiny_encoder_folder).tokenizer
     few = lesson._replace(task=Classify(name="toy", labels=toy_task.labels[:3]))
     with pytest.raises(DataError, match=r'12 of 48 rows cannot be trained on:\n  train.jsonl:10  unknown label "lost'):
         few.prepare(tokenizer, CONFIG, "x")
@@ -149,6 +159,6 @@ def test_rows_that_cannot_be_trained_on_are_named(
         lesson.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x")
 
 
-def test_adapters_are_refused(lesson: EncoderLesson, tiny_encoder_folder: Path) -> None:
+def test_adapters_are_refused(lesson: EncoderRecipe, tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
-        Contrastive(4).load(tiny_encoder_folder, TrainConfig(method="lora"))
+        ContrastiveBackend(4).load(tiny_encoder_folder, TrainConfig(method="lora"))

@@ -15,24 +15,24 @@ import transformers
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import read_manifest, write_manifest
-from smallfirst.registry.mlflow_runs import open_run
+from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.backend import Causal
-from smallfirst.training.batches import Row
+from smallfirst.training.backend import CausalBackend
+from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loss import accumulate
+from smallfirst.training.loss import accumulate_gradient
 from smallfirst.training.optimizer import MasterAdamW
-from smallfirst.training.recipes.distillation import Distilled, check_vocabulary, distilled_loss
-from smallfirst.training.recipes.recipe import TaskLesson
-from smallfirst.training.recipes.teacher import Teacher
+from smallfirst.training.recipes.distillation import DistillationBackend, check_vocabulary, distillation_loss
+from smallfirst.training.recipes.recipe import TaskRecipe
+from smallfirst.training.recipes.teacher import TeacherConfig
 from smallfirst.training.run import Run, train
 
 ROWS = [
-    Row((0, 5, 9, 300, 301), 4),
-    Row((0, 7, 300, 301, 302), 3),
-    Row((0, 11, 12, 300), 3),
-    Row((0, 4, 300, 301, 302, 303, 304), 2),
+    TokenizedRow((0, 5, 9, 300, 301), 4),
+    TokenizedRow((0, 7, 300, 301, 302), 3),
+    TokenizedRow((0, 11, 12, 300), 3),
+    TokenizedRow((0, 4, 300, 301, 302, 303, 304), 2),
 ]
 WRITES = Answer(name="toy")
 CONFIG = TrainConfig(duration="3ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
@@ -56,9 +56,9 @@ def other_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def student(base: Path, teacher_folder: Path, **settings: float) -> tuple[Any, Distilled]:
+def student(base: Path, teacher_folder: Path, **settings: float) -> tuple[Any, DistillationBackend]:
     """Student and study, both models in fp32."""
-    study = Distilled(Teacher(base=str(teacher_folder), **settings), WRITES)
+    study = DistillationBackend(TeacherConfig(base=str(teacher_folder), **settings), WRITES)
     model, _ = study.load(base, CONFIG)
     study.reader.float()
     return model.float(), study
@@ -70,7 +70,7 @@ def gradients(model: Any, step: Callable[[MasterAdamW], float]) -> list[torch.Te
     return [torch.tensor(loss), *(m.grad for m in optimiser.masters if m.grad is not None)]
 
 
-def logs_at_targets(model: Any, rows: list[Row], temperature: float = 1.0) -> torch.Tensor:
+def logs_at_targets(model: Any, rows: list[TokenizedRow], temperature: float = 1.0) -> torch.Tensor:
     """Log-probabilities before each target (targets, vocabulary), row by row, from the whole model."""
     found = []
     with torch.no_grad():
@@ -95,19 +95,19 @@ def test_the_loss_is_the_formula(tiny_folder: Path, other_folder: Path) -> None:
 
 def test_two_tokens_by_hand() -> None:
     # Student (1/2, 1/2), teacher (4/5, 1/5): KL = 0.8 ln 1.6 + 0.2 ln 0.4 at T = 1.
-    teacher = Teacher(base="x", weight=0.25, temperature=1.0)
+    teacher = TeacherConfig(base="x", weight=0.25, temperature=1.0)
     logits, taught = torch.zeros(1, 2), torch.tensor([[0.8, 0.2]]).log()
-    loss = distilled_loss(logits, taught, torch.tensor([1]), teacher)
+    loss = distillation_loss(logits, taught, torch.tensor([1]), teacher)
     assert loss.item() == pytest.approx(0.75 * 0.6931472 + 0.25 * 0.1927450, abs=1e-6)
     # A column that only one of them has is no token.
     wide = torch.cat([taught, torch.tensor([[50.0]])], dim=1)
-    assert distilled_loss(logits, wide, torch.tensor([1]), teacher).item() == pytest.approx(loss.item(), abs=1e-6)
+    assert distillation_loss(logits, wide, torch.tensor([1]), teacher).item() == pytest.approx(loss.item(), abs=1e-6)
 
 
 def test_a_teacher_that_is_the_student_leaves_plain_cross_entropy(tiny_folder: Path) -> None:
     model, study = student(tiny_folder, tiny_folder, weight=0.4)
     taught = gradients(model, lambda o: study.gradient(model, ROWS, CONFIG, o))
-    plain = gradients(model, lambda o: accumulate(model, ROWS, CONFIG, o))
+    plain = gradients(model, lambda o: accumulate_gradient(model, ROWS, CONFIG, o))
     assert len(taught) == len(plain) > 10
     for one, other in zip(taught, plain, strict=True):
         torch.testing.assert_close(one, 0.6 * other, atol=1e-5, rtol=1e-4)
@@ -116,7 +116,11 @@ def test_a_teacher_that_is_the_student_leaves_plain_cross_entropy(tiny_folder: P
 def test_micro_batches_and_shared_beginnings_change_nothing(tiny_folder: Path, other_folder: Path) -> None:
     model, study = student(tiny_folder, other_folder)
     start = tuple(range(20, 32))
-    rows = [Row((*start, 5, 300), 13), Row((*start, 7, 9, 301, 302), 14), Row((*start, 8, 303), 13)]
+    rows = [
+        TokenizedRow((*start, 5, 300), 13),
+        TokenizedRow((*start, 7, 9, 301, 302), 14),
+        TokenizedRow((*start, 8, 303), 13),
+    ]
     whole = gradients(model, lambda o: study.gradient(model, rows, CONFIG, o))
     cut = CONFIG.model_copy(update={"micro_tokens": 12})
     for one, other in zip(gradients(model, lambda o: study.gradient(model, rows, cut, o)), whole, strict=True):
@@ -126,20 +130,23 @@ def test_micro_batches_and_shared_beginnings_change_nothing(tiny_folder: Path, o
 def test_frozen_layers_of_the_student_are_computed_once(tiny_folder: Path, other_folder: Path) -> None:
     _, plain = student(tiny_folder, other_folder)
     model, _ = plain.load(tiny_folder, CONFIG)
-    study = Distilled(plain.teacher, WRITES)
+    study = DistillationBackend(plain.teacher, WRITES)
     halved, _ = study.load(tiny_folder, CONFIG.model_copy(update={"frozen_layers": 1}))
     study.begin(halved, ROWS, CONFIG)
     own, expected = study.loss(halved, ROWS).detach(), plain.loss(model, ROWS).detach()
     assert float(own) == pytest.approx(float(expected), rel=0.02)  # both in bf16
     with pytest.raises(KeyError):
-        study.loss(halved, [Row((0, 1, 2, 3), 3)])  # was never put through the frozen layers
+        study.loss(halved, [TokenizedRow((0, 1, 2, 3), 3)])  # was never put through the frozen layers
 
 
 def test_prompts_are_never_judged(tiny_folder: Path, other_folder: Path) -> None:
     model, study = student(tiny_folder, other_folder, weight=1.0)
     # Each row's loss is its targets' alone, so a row whose prompt takes all but one token counts that one.
     row = ROWS[3]
-    parts = [float(study.loss(model, [Row(row.ids[: n + 1], n)]).detach()) for n in range(row.n_prompt, len(row.ids))]
+    parts = [
+        float(study.loss(model, [TokenizedRow(row.ids[: n + 1], n)]).detach())
+        for n in range(row.n_prompt, len(row.ids))
+    ]
     assert float(study.loss(model, [row]).detach()) == pytest.approx(sum(parts), rel=1e-4)
     together = float(study.loss(model, ROWS).detach())
     assert together == pytest.approx(sum(float(study.loss(model, [r]).detach()) for r in ROWS), rel=1e-4)
@@ -178,13 +185,13 @@ def test_another_vocabulary_is_refused_naming_the_difference(tiny_folder: Path, 
     tokenizer.add_tokens(["zebra"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(ConfigError, match="1 only in the teacher's: “zebra”"):
-        Distilled(Teacher(base=str(folder)), WRITES).load(tiny_folder, CONFIG)
+        DistillationBackend(TeacherConfig(base=str(folder)), WRITES).load(tiny_folder, CONFIG)
 
 
 def test_a_gguf_file_cannot_teach(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "big.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match="is a GGUF file here"):
-        Distilled(Teacher(base=str(tmp_path / "big.gguf")), WRITES).load(tiny_folder, CONFIG)
+        DistillationBackend(TeacherConfig(base=str(tmp_path / "big.gguf")), WRITES).load(tiny_folder, CONFIG)
 
 
 class Bench:
@@ -193,8 +200,10 @@ class Bench:
     def __init__(self, task: Classify, rows: Dataset, selection: Dataset, base: Path) -> None:
         self.task, self.rows, self.selection, self.base = task, rows, selection, base
 
-    def train(self, folder: Path, teacher: Teacher | None = None, config: TrainConfig = CONFIG, **more: Any) -> Run:
-        lesson = TaskLesson(self.task, self.rows, self.selection, teacher)
+    def train(
+        self, folder: Path, teacher: TeacherConfig | None = None, config: TrainConfig = CONFIG, **more: Any
+    ) -> Run:
+        lesson = TaskRecipe(self.task, self.rows, self.selection, teacher)
         with open_run("toy", folder.name) as tracked:
             return train(lesson, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
 
@@ -205,14 +214,14 @@ def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_fo
 
 
 @pytest.fixture(scope="module")
-def taught_by(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def taught_by(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
     """A model fine-tuned for the toy task."""
     longer = CONFIG.model_copy(update={"duration": "12ep"})
-    return Teacher(base=str(bench.train(tmp_path_factory.mktemp("teacher"), config=longer).folder))
+    return TeacherConfig(base=str(bench.train(tmp_path_factory.mktemp("teacher"), config=longer).folder))
 
 
-def test_a_lesson_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by: Teacher, tmp_path: Path) -> None:
-    assert type(TaskLesson(bench.task, bench.rows, bench.selection).study) is Causal
+def test_a_lesson_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by: TeacherConfig, tmp_path: Path) -> None:
+    assert type(TaskRecipe(bench.task, bench.rows, bench.selection).study) is CausalBackend
     short = CONFIG.model_copy(update={"duration": "2ba"})
     runs = [bench.train(tmp_path / name, teacher, short) for name, teacher in (("plain", None), ("taught", taught_by))]
     assert runs[0].loss_curve[0] != runs[1].loss_curve[0]
@@ -224,7 +233,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("more", [{}, {"method": "lora", "lora_rank": 4}, {"frozen_layers": 1}])
 def test_a_taught_run_that_was_broken_off_reaches_the_same_weights(
-    bench: Bench, taught_by: Teacher, tmp_path: Path, more: dict[str, Any]
+    bench: Bench, taught_by: TeacherConfig, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     config = CONFIG.model_copy(update=more)
 
@@ -242,11 +251,11 @@ def test_a_taught_run_that_was_broken_off_reaches_the_same_weights(
 
 
 def test_closed_answers_are_taught_by_a_model_with_the_same_codes_only(
-    bench: Bench, taught_by: Teacher, tiny_folder: Path, tmp_path: Path
+    bench: Bench, taught_by: TeacherConfig, tiny_folder: Path, tmp_path: Path
 ) -> None:
     def refused(teacher_folder: Path, task: Any = bench.task) -> str:
         with pytest.raises(ConfigError) as caught:
-            Distilled(Teacher(base=str(teacher_folder)), task).load(tiny_folder, CONFIG)
+            DistillationBackend(TeacherConfig(base=str(teacher_folder)), task).load(tiny_folder, CONFIG)
         return str(caught.value)
 
     assert "knows no codes for the labels of toy" in refused(tiny_folder)
@@ -260,28 +269,28 @@ def test_closed_answers_are_taught_by_a_model_with_the_same_codes_only(
     assert 'is of kind "codes"' in refused(Path(taught_by.base), WRITES)
     # The order of the labels is no difference: a code belongs to its label.
     turned = Classify(name="toy", labels=bench.task.labels[::-1])
-    Distilled(taught_by, turned).load(tiny_folder, CONFIG)
+    DistillationBackend(taught_by, turned).load(tiny_folder, CONFIG)
 
 
 def test_a_task_file_names_the_teacher(tmp_path: Path, tiny_folder: Path) -> None:
-    from smallfirst.project.task_file import read_taskfile
+    from smallfirst.project.task_file import read_task_file
 
     values = {"name": "t", "data": {"train": "t.jsonl"}, "small": {"teacher": {"base": "big", "weight": 0.7}}}
     (tmp_path / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    assert read_taskfile(tmp_path).teacher == Teacher(base="big", weight=0.7, temperature=2.0)
+    assert read_task_file(tmp_path).teacher == TeacherConfig(base="big", weight=0.7, temperature=2.0)
     shutil.copytree(tiny_folder, tmp_path / "big")
-    assert read_taskfile(tmp_path).teacher == Teacher(base=str(tmp_path / "big"), weight=0.7)
+    assert read_task_file(tmp_path).teacher == TeacherConfig(base=str(tmp_path / "big"), weight=0.7)
     values["small"] = {}
     (tmp_path / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    assert read_taskfile(tmp_path).teacher is None
+    assert read_task_file(tmp_path).teacher is None
 
 
-def test_a_task_files_run_is_taught(bench: Bench, taught_by: Teacher, tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_task_files_run_is_taught(bench: Bench, taught_by: TeacherConfig, tiny_folder: Path, tmp_path: Path) -> None:
     from smallfirst.pipeline.run import train_stage
-    from smallfirst.progress import Watch
-    from smallfirst.project.project import Job
-    from smallfirst.project.task_file import read_taskfile
-    from smallfirst.registry.mlflow_runs import client
+    from smallfirst.progress import Progress
+    from smallfirst.project.project import Project
+    from smallfirst.project.task_file import read_task_file
+    from smallfirst.registry.runs import client
 
     for name, data in (("train", bench.rows), ("validation", bench.selection), ("test", bench.selection)):
         lines = [json.dumps({"text": e.text, "label": e.answer}) for e in data.examples]
@@ -298,7 +307,7 @@ def test_a_task_files_run_is_taught(bench: Bench, taught_by: Teacher, tiny_folde
         },
     }
     (tmp_path / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
-    workspace = train_stage(Job.read(read_taskfile(tmp_path), Watch(quiet=True)))
+    workspace = train_stage(Project.read(read_task_file(tmp_path), Progress(quiet=True)))
     run = Run.load(workspace.folder / "run.json")
     params = client().get_run(run.run_id).data.params
     assert (params["teacher.base"], params["teacher.weight"]) == (taught_by.base, "0.9")

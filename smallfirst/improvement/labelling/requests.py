@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from smallfirst.errors import BadAnswer, RateLimited, SmallfirstError, Unauthorised
-from smallfirst.improvement.labelling.journal import Errand, Journal, Said
-from smallfirst.improvement.labelling.teacher import Teacher
+from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest, LabelResponse
+from smallfirst.improvement.labelling.labeller import Labeller
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.pipeline.large_model import AGAIN
-from smallfirst.progress import Progress
+from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
+from smallfirst.progress import ProgressCallback
 
-MOST_BAD_IN_A_ROW = 20
+MAX_BAD_IN_A_ROW = 20
 """So many requests in a row without a usable answer end a run: each may have cost something."""
 
 
-class Purse:
+class BudgetTracker:
     """Money under a cap."""
 
     def __init__(self, cap_usd: float | None, spent_usd: float = 0.0) -> None:
@@ -58,21 +58,21 @@ class Purse:
             self._changed.notify_all()
 
 
-class Asking:
+class LabelRequests:
     """Errands done one after the other by as many workers as the teacher takes side by side."""
 
-    def __init__(self, teacher: Teacher, journal: Journal, purse: Purse, *, max_tokens: int) -> None:
+    def __init__(self, teacher: Labeller, journal: AnswerLog, purse: BudgetTracker, *, max_tokens: int) -> None:
         self.teacher, self.journal, self.purse = teacher, journal, purse
         self.max_tokens = max_tokens
         self.out_of_money = False
         self.short_usd = 0.0
         """What the request that the cap refused may have cost at worst."""
-        self.bad: dict[Errand, BadAnswer] = {}
+        self.bad: dict[LabelRequest, BadAnswer] = {}
         self.n_new = 0
         self._bad_in_a_row = 0
         self._fatal: SmallfirstError | None = None
 
-    async def ask(self, errands: Mapping[Errand, str], progress: Progress) -> None:
+    async def ask(self, errands: Mapping[LabelRequest, str], progress: ProgressCallback) -> None:
         """Do the errands that the journal has no answer to, until all are done or the cap is reached.
 
         An errand without a usable answer is kept in `bad`. Raises any other error of the model once what is under way
@@ -91,7 +91,7 @@ class Asking:
         if self._fatal is not None:
             raise self._fatal
 
-    async def _work(self, todo: Iterator[tuple[Errand, str]], tell: Callable[[], None]) -> None:
+    async def _work(self, todo: Iterator[tuple[LabelRequest, str]], tell: Callable[[], None]) -> None:
         for errand, text in todo:
             worst_usd = self.teacher.worst_usd(text)
             held = await self.purse.take(worst_usd)
@@ -111,17 +111,17 @@ class Asking:
     def _is_over(self) -> bool:
         return self.out_of_money or self._fatal is not None
 
-    async def _one(self, errand: Errand, text: str, held_usd: float) -> float:
+    async def _one(self, errand: LabelRequest, text: str, held_usd: float) -> float:
         """What one request has cost, at worst where that is not known."""
         request = Request.ask(text, max_tokens=self.max_tokens)
         if errand.draw:
-            request = request.model_copy(update={"temperature": AGAIN, "seed": errand.draw})
+            request = request.model_copy(update={"temperature": SECOND_ANSWER_TEMPERATURE, "seed": errand.draw})
         try:
             completion = await self.teacher.model.complete(request)
         except BadAnswer as error:
             self.bad[errand] = error
             self._bad_in_a_row += 1
-            if self._bad_in_a_row >= MOST_BAD_IN_A_ROW:
+            if self._bad_in_a_row >= MAX_BAD_IN_A_ROW:
                 self._fatal = self._fatal or error
             return held_usd
         except (RateLimited, Unauthorised) as error:
@@ -136,8 +136,8 @@ class Asking:
         return completion.cost_usd
 
 
-def _said(errand: Errand, text: str, completion: Completion) -> Said:
-    return Said(
+def _said(errand: LabelRequest, text: str, completion: Completion) -> LabelResponse:
+    return LabelResponse(
         key=errand.key,
         draw=errand.draw,
         text=text,

@@ -14,22 +14,22 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from smallfirst.deployment.endpoint_plan import Built, Plan, build, versions_now
-from smallfirst.deployment.hot_swap import Crew, Fleet
+from smallfirst.deployment.endpoint_plan import EndpointPlan, LoadedEndpoint, load_endpoint, resolve_versions
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
 from smallfirst.errors import ConfigError, SmallfirstError
-from smallfirst.interfaces.mlflow_deployments.config import Parsed, parse
-from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, Kept
-from smallfirst.interfaces.mlflow_deployments.listing import described, listing_routes
+from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
+from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord
+from smallfirst.interfaces.mlflow_deployments.listing import describe, listing_routes
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.plugins import ExtraRoute
+from smallfirst.serving.plugins import PluginRoute
 
 _log = logging.getLogger("smallfirst.serving")
 
-LOOK_EVERY_S = 0.2
+POLL_INTERVAL_S = 0.2
 """Seconds between two looks for a wanted config."""
 LINGER_S = 1.0
 """Seconds that replaced models stay open after their last request."""
-LONGEST_WAIT_S = 60.0
+MAX_BACKOFF_S = 60.0
 """Longest time between two tries to take a version that could not be taken."""
 
 
@@ -38,7 +38,7 @@ class LiveEndpoint:
 
     def __init__(self, endpoint: EndpointFolder) -> None:
         """Loads what is wanted, or else what was live. Raises SmallfirstError if neither can be loaded."""
-        self.endpoint, self.fleet = endpoint, Fleet()
+        self.endpoint, self.fleet = endpoint, HotSwapModels()
         self._told: dict[str, Any] = {"live": 0, "versions": {}, "failed": 0, "why": "", "notes": ()}
         self._refused: dict[str, int] = {}
         self._again_at_s = self._wait_s = 0.0
@@ -46,7 +46,7 @@ class LiveEndpoint:
         self._take(self._kept, self.parsed, built)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="endpoint", daemon=True)
-        self.routes: Sequence[ExtraRoute] = listing_routes(lambda: [described(endpoint)])
+        self.routes: Sequence[PluginRoute] = listing_routes(lambda: [describe(endpoint)])
 
     def start(self) -> None:
         """Tells that the endpoint answers, and begins to follow. A process that is told to stop ends it by `aclose`."""
@@ -71,7 +71,7 @@ class LiveEndpoint:
             await asyncio.to_thread(self._thread.join, 15)
         await self.fleet.aclose()
 
-    def _first(self) -> tuple[Kept, Parsed, Built]:
+    def _first(self) -> tuple[EndpointRecord, ParsedConfig, LoadedEndpoint]:
         wanted, config = self.endpoint.wanted, self.endpoint.config
         if wanted is not None:
             try:
@@ -87,28 +87,28 @@ class LiveEndpoint:
             raise ConfigError(f"{self.endpoint.name} has no config", hint="create it again")
         return self._load(config)
 
-    def _load(self, kept: Kept) -> tuple[Kept, Parsed, Built]:
-        parsed = parse(kept.name, kept.body)
-        return kept, parsed, build(kept.name, parsed.plan)
+    def _load(self, kept: EndpointRecord) -> tuple[EndpointRecord, ParsedConfig, LoadedEndpoint]:
+        parsed = parse_config(kept.name, kept.body)
+        return kept, parsed, load_endpoint(kept.name, parsed.plan)
 
-    def _take(self, kept: Kept, parsed: Parsed, built: Built) -> None:
+    def _take(self, kept: EndpointRecord, parsed: ParsedConfig, built: LoadedEndpoint) -> None:
         """What was built answers from now on."""
         self._kept, self.parsed, self._refused = kept, parsed, {}
-        self.fleet.put([Crew(kept.name, built.models, built)])
+        self.fleet.put([ModelSet(kept.name, built.models, built)])
         self._told |= {"versions": built.versions, "notes": (*parsed.notes, *built.notes)}
 
     def _tell(self, **values: Any) -> None:
         self._told |= values
         self.endpoint.tell(**self._told)
 
-    def _fails(self, kept: Kept, error: Exception) -> None:
+    def _fails(self, kept: EndpointRecord, error: Exception) -> None:
         _log.warning("%s: config %d cannot go live: %s", kept.name, kept.number, error)
         self.endpoint.drop_wanted()
         self._tell(failed=kept.number, why=_said(error))
 
     def _follow(self) -> None:
         looked_s = time.monotonic()
-        while not self._stop.wait(LOOK_EVERY_S):
+        while not self._stop.wait(POLL_INTERVAL_S):
             try:
                 self._takes_wanted()
                 if time.monotonic() - looked_s >= self.parsed.follow_every_s:
@@ -134,18 +134,18 @@ class LiveEndpoint:
 
     def _takes_moved(self) -> None:
         """Follows aliases that have moved; versions that cannot be taken are tried again, later each time."""
-        plan: Plan = self.parsed.plan
+        plan: EndpointPlan = self.parsed.plan
         if not any(entity.version.startswith("@") for entity in plan.registered):
             return
         now = self._told["versions"]
         try:
-            now = versions_now(plan)
+            now = resolve_versions(plan)
             if now == self._told["versions"]:
                 self._forgive()
                 return
             if now == self._refused and time.monotonic() < self._again_at_s:
                 return
-            self._take(self._kept, self.parsed, build(self._kept.name, plan))
+            self._take(self._kept, self.parsed, load_endpoint(self._kept.name, plan))
         except SmallfirstError as error:
             self._refuse(now, error)
             return
@@ -155,7 +155,7 @@ class LiveEndpoint:
     def _refuse(self, versions: dict[str, int], error: SmallfirstError) -> None:
         """What answers stays; said once for each reason."""
         least_s = self.parsed.follow_every_s
-        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S) if versions == self._refused else least_s
+        self._wait_s = min(2 * self._wait_s, MAX_BACKOFF_S) if versions == self._refused else least_s
         self._refused, self._again_at_s = versions, time.monotonic() + self._wait_s
         if self._told["why"] != _said(error):
             _log.warning("%s: a moved alias is not followed: %s", self.endpoint.name, error)

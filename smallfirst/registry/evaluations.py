@@ -2,7 +2,7 @@
 
 MLflow's own views compare runs of that kind row by row: they look for the run type, the dataset's digest, traces that
 name their run, and assessments with the same names. All paths show the same rows, chosen by content. A row costs about
-25 ms in a SQLite store (5 s for 200), hence `MOST_TRACES`; figures always come from every row.
+25 ms in a SQLite store (5 s for 200), hence `MAX_TRACES`; figures always come from every row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.paths import tracking_uri
-from smallfirst.registry.mlflow_runs import TrackedRun, client, open_run, store_errors
+from smallfirst.registry.runs import TrackedRun, client, open_run, store_errors
 from smallfirst.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_TRACES = 200
+MAX_TRACES = 200
 PREVIEW_CHARS = 1000  # MLflow's own limit
 
 # Names that MLflow reads, written out because some are newer than the oldest MLflow that will do.
@@ -49,7 +49,7 @@ def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
     return path
 
 
-def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_traces: int = MOST_TRACES) -> str:
+def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_traces: int = MAX_TRACES) -> str:
     """The id of a new run under the parent, as `mlflow.genai.evaluate` would have left it.
 
     Up to `most_traces` rows become traces with the gold answer as expectation `expected_response` and the assessments
@@ -59,7 +59,7 @@ def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_trace
     store = client()
     with store_errors():
         experiment = store.get_experiment(store.get_run(parent_run_id).info.experiment_id)
-    rows = shown_rows(evaluation.rows, most_traces)
+    rows = sample_rows(evaluation.rows, most_traces)
     params = {
         "candidate": evaluation.candidate,
         "model": evaluation.model,
@@ -82,7 +82,7 @@ def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_trace
     return run.run_id
 
 
-def shown_rows(rows: Sequence[EvaluatedRow], most: int) -> tuple[EvaluatedRow, ...]:
+def sample_rows(rows: Sequence[EvaluatedRow], most: int) -> tuple[EvaluatedRow, ...]:
     """At most `most` rows in their order: those with the smallest content keys, which is as good as drawn by lot."""
     keys = set(sorted(row.key for row in rows)[:most])
     return tuple(row for row in rows if row.key in keys)[:most]

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.paths import artifacts, tracking_uri
+from smallfirst.paths import artifact_folder, tracking_uri
 from smallfirst.records import Record
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLUSH_EVERY_S = 2.0
+FLUSH_INTERVAL_S = 2.0
 METRICS_PER_BATCH = 1000  # MLflow's own limits
 PARAMS_PER_BATCH = 100
 PARAM_CHARS = 6000
 TAG_CHARS = 5000
-KEPT_METRICS = 100_000
+MAX_BUFFERED_METRICS = 100_000
 """Metrics held in memory while the store does not answer; older ones are dropped beyond that."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -60,7 +60,7 @@ class TrackedRun:
         self._waiting += [
             Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items() if value is not None
         ]
-        if time.monotonic() - self._flushed_at >= FLUSH_EVERY_S:
+        if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
 
     def flush(self) -> bool:
@@ -72,7 +72,7 @@ class TrackedRun:
                 del self._waiting[:METRICS_PER_BATCH]
         except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
             log.warning("%d metrics wait for the tracking store: %s", len(self._waiting), error)
-            del self._waiting[:-KEPT_METRICS]
+            del self._waiting[:-MAX_BUFFERED_METRICS]
             return False
         return True
 
@@ -153,7 +153,7 @@ def open_run(
     return TrackedRun(store, opened.info.run_id)
 
 
-def reopen_run(run_id: str) -> TrackedRun:
+def resume_run(run_id: str) -> TrackedRun:
     """The run `run_id`, set to running again. Raises SmallfirstError if it is unknown."""
     store = client()
     with store_errors():
@@ -211,7 +211,7 @@ def experiment_id(store: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
     # A database has no place for files, so they go to the state folder; a server knows its own
     # place.
-    place = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifacts().as_uri()
+    place = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifact_folder().as_uri()
     try:
         return str(store.create_experiment(name, artifact_location=place))
     except MlflowException:

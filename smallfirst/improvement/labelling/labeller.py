@@ -30,7 +30,7 @@ LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
 """Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
 
 
-class Teacher(NamedTuple):
+class Labeller(NamedTuple):
     """A model that labels."""
 
     model: Model
@@ -45,7 +45,7 @@ class Teacher(NamedTuple):
     """Most requests that it takes side by side."""
 
 
-def teacher_of(file: TaskFile, task: Task, train: Dataset) -> Teacher:
+def large_model_labeller(file: TaskFile, task: Task, train: Dataset) -> Labeller:
     """The large model of the task file with its prompt.
 
     Raises ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
@@ -63,7 +63,7 @@ def teacher_of(file: TaskFile, task: Task, train: Dataset) -> Teacher:
         task.answer_schema(),
         task.max_answer_tokens,
     ]
-    return Teacher(
+    return Labeller(
         model=model,
         way=fingerprint(decides),
         prompt=tuple(prompt),
@@ -72,7 +72,7 @@ def teacher_of(file: TaskFile, task: Task, train: Dataset) -> Teacher:
     )
 
 
-def local_teacher(folder: Path, file: TaskFile, task: AnyTask) -> Teacher:
+def local_labeller(folder: Path, file: TaskFile, task: AnyTask) -> Labeller:
     """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
 
     What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers
@@ -88,10 +88,10 @@ def local_teacher(folder: Path, file: TaskFile, task: AnyTask) -> Teacher:
     model = load_model(folder, name=f"{task.name} model in {folder.name}", price=file.prices.machine)
     longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
     way = fingerprint(manifest.model_dump())
-    return Teacher(model=model, way=way, prompt=(), worst_usd=lambda _: longest, at_once=LOCAL_AT_ONCE)
+    return Labeller(model=model, way=way, prompt=(), worst_usd=lambda _: longest, at_once=LOCAL_AT_ONCE)
 
 
-def most_tokens(messages: Sequence[Message]) -> int:
+def max_tokens(messages: Sequence[Message]) -> int:
     """A number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
     n_bytes = sum(len(message.content.encode()) for message in messages)
     return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
@@ -108,7 +108,7 @@ def _worst_usd(file: TaskFile, large: LargeConfig, model: PromptedModel, n_writt
     endpoint = large.endpoint
     if endpoint is not None and _is_paid_by_tokens(file, large):
         price, url = file.prices.token_cost_usd, endpoint.base_url
-        return lambda text: price(model.name, most_tokens(model.messages(text)), n_written, api_url=url)
+        return lambda text: price(model.name, max_tokens(model.messages(text)), n_written, api_url=url)
     timeout_s, retries = GGUF_TIMEOUT_S, GGUF_RETRIES
     if endpoint is not None:
         timeout_s, retries = endpoint.timeout_s, endpoint.max_retries

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.paths import tracking_uri
-from smallfirst.registry.mlflow_runs import client, experiment_id, store_errors
+from smallfirst.registry.runs import client, experiment_id, store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import Span
@@ -64,7 +64,7 @@ class TraceStore:
             TracingClient(tracking_uri()).log_spans(self._experiment_id, [_as_mlflow(span) for span in spans])
 
 
-def trace_name(trace_id: int) -> str:
+def mlflow_trace_id(trace_id: int) -> str:
     """What MLflow calls a trace."""
     return f"tr-{trace_id:032x}"
 
@@ -78,7 +78,7 @@ def _as_mlflow(span: TraceSpan) -> Span:
     def context(span_id: int) -> SpanContext:
         return SpanContext(span.trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
-    named = {**span.attributes, _KIND: span.kind, _TRACE: trace_name(span.trace_id)}
+    named = {**span.attributes, _KIND: span.kind, _TRACE: mlflow_trace_id(span.trace_id)}
     return MlflowSpan(
         ReadableSpan(
             name=span.name,

@@ -12,8 +12,8 @@ import pytest
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.records import fingerprint
-from smallfirst.registry.mlflow_evaluations import log_evaluation, log_evaluation_run, shown_rows
-from smallfirst.registry.mlflow_runs import client, open_run
+from smallfirst.registry.evaluations import log_evaluation, log_evaluation_run, sample_rows
+from smallfirst.registry.runs import client, open_run
 from smallfirst.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -192,12 +192,12 @@ def test_a_trace_carries_the_gold_answer_and_how_right_the_answer_is() -> None:
 
 def test_of_many_rows_the_same_are_shown_for_every_path_whatever_their_order() -> None:
     rows = tuple(row(f"text {i}", "a", "a") for i in range(50))
-    some = shown_rows(rows, 10)
+    some = sample_rows(rows, 10)
     assert len(some) == 10
-    assert {r.key for r in some} == {r.key for r in shown_rows(tuple(reversed(rows)), 10)}
+    assert {r.key for r in some} == {r.key for r in sample_rows(tuple(reversed(rows)), 10)}
     assert [rows.index(r) for r in some] == sorted(rows.index(r) for r in some)
     assert {r.key for r in some} == set(sorted(r.key for r in rows)[:10])
-    assert shown_rows(rows, 100) == rows
+    assert sample_rows(rows, 100) == rows
     with open_run("tickets", "many") as run:
         child_id = log_evaluation_run(run.run_id, measured(rows=rows), most_traces=3)
     child = client().get_run(child_id)

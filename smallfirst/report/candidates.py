@@ -13,7 +13,7 @@ from smallfirst.report.data import ReportData
 from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference
 
 
-class Pair(Record):
+class PairedCandidates(Record):
     """Two candidates on the same rows."""
 
     comparison: Comparison
@@ -24,24 +24,24 @@ class Pair(Record):
     """Mean score of the first minus the second; None where answers are just right or wrong."""
 
 
-class Ladder(Record):
+class CandidateTable(Record):
     """Every candidate side by side."""
 
     measures: tuple[str, ...]
     """Names of all measures, in the order the task gives them."""
     against: str | None
     """Candidate that the others are compared with; None if there is nothing to compare."""
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairedCandidates, ...]
     """All pairs, those with `against` first."""
 
-    def pair(self, candidate: str) -> Pair | None:
+    def pair(self, candidate: str) -> PairedCandidates | None:
         """The pair of a candidate with `against`, or None."""
         return next(
             (p for p in self.pairs if (p.comparison.first, p.comparison.second) == (candidate, self.against)), None
         )
 
 
-def ladder(data: ReportData) -> Ladder:
+def candidate_table(data: ReportData) -> CandidateTable:
     """All measures and all pairs: each candidate against the large model (else the first), then those handed over."""
     names: dict[str, None] = {}
     for evaluation in data.evaluations:
@@ -57,10 +57,12 @@ def ladder(data: ReportData) -> Ladder:
         found.setdefault((comparison.first, comparison.second), comparison)
     corrected = holm([c.p_value for c in found.values()])
     pairs = tuple(
-        Pair(comparison=c, p_holm=float(p), score=_score(data.evaluation(c.first), data.evaluation(c.second)))
+        PairedCandidates(
+            comparison=c, p_holm=float(p), score=_score(data.evaluation(c.first), data.evaluation(c.second))
+        )
         for c, p in zip(found.values(), corrected, strict=True)
     )
-    return Ladder(measures=tuple(names), against=reference.candidate if found else None, pairs=pairs)
+    return CandidateTable(measures=tuple(names), against=reference.candidate if found else None, pairs=pairs)
 
 
 def difference(data: ReportData, first: str, second: str) -> Comparison | None:

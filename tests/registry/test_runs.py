@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.registry import mlflow_runs as tracking
-from smallfirst.registry.mlflow_runs import TrackedRun, client, open_run, reopen_run
+from smallfirst.registry import runs as tracking
+from smallfirst.registry.runs import TrackedRun, client, open_run, resume_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -72,7 +72,7 @@ def test_metrics_wait_in_memory_until_the_next_batch() -> None:
 
 
 def test_metrics_are_written_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_EVERY_S", 0.05)
+    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.05)
     with open_run("tickets", "live") as run:
         time.sleep(0.06)
         run.log_metrics(1, {"loss": 2.0})
@@ -121,7 +121,7 @@ def test_a_run_that_was_finished_by_hand_stays_so() -> None:
 def test_a_run_can_be_taken_up_again() -> None:
     with open_run("tickets", "part one") as first:
         first.log_metrics(1, {"loss": 2.0})
-    with reopen_run(first.run_id) as second:
+    with resume_run(first.run_id) as second:
         assert stored(second).info.status == "RUNNING"
         second.log_metrics(2, {"loss": 1.0})
     assert stored(first).info.status == "FINISHED"
@@ -130,7 +130,7 @@ def test_a_run_can_be_taken_up_again() -> None:
 
 def test_taking_up_an_unknown_run_names_the_store() -> None:
     with pytest.raises(SmallfirstError, match=r"the MLflow store sqlite:///.* refused: .*not found"):
-        reopen_run("0" * 32)
+        resume_run("0" * 32)
 
 
 def test_long_values_are_cut_and_many_parameters_accepted() -> None:
@@ -156,9 +156,9 @@ def test_a_new_store_is_made_in_silence_without_telemetry_and_imports_nothing_ea
     tmp_path: Path,
 ) -> None:
     program = (
-        "import sys, smallfirst.registry.mlflow_runs, smallfirst.registry.versions\n"
+        "import sys, smallfirst.registry.runs, smallfirst.registry.versions\n"
         "assert 'mlflow' not in sys.modules\n"
-        "with smallfirst.registry.mlflow_runs.open_run('e', 'r') as run: run.log_json('a', {})\n"
+        "with smallfirst.registry.runs.open_run('e', 'r') as run: run.log_json('a', {})\n"
         "from mlflow.telemetry.utils import is_telemetry_disabled\n"
         "assert is_telemetry_disabled()\n"
     )

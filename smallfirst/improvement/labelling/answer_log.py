@@ -19,7 +19,7 @@ from smallfirst.errors import ConfigError, DataError, Problem
 from smallfirst.records import Record
 
 
-class Errand(NamedTuple):
+class LabelRequest(NamedTuple):
     """One question to the teacher: which text, and the how manieth time."""
 
     key: str
@@ -28,7 +28,7 @@ class Errand(NamedTuple):
     """0 is asked at temperature 0; later ones are sampled."""
 
 
-class Asked(Record):
+class RequestSent(Record):
     """A request went out."""
 
     key: str
@@ -39,7 +39,7 @@ class Asked(Record):
     """Most that it may cost."""
 
 
-class Refused(Record):
+class RequestRejected(Record):
     """A request was turned away before it cost anything."""
 
     key: str
@@ -48,7 +48,7 @@ class Refused(Record):
     """The errand's draw."""
 
 
-class Said(Record):
+class LabelResponse(Record):
     """An answer came."""
 
     key: str
@@ -75,16 +75,20 @@ class Said(Record):
     """Date of the answer in UTC, YYYY-MM-DD."""
 
 
-_KINDS: dict[str, type[Asked] | type[Refused] | type[Said]] = {"asked": Asked, "refused": Refused, "said": Said}
+_KINDS: dict[str, type[RequestSent] | type[RequestRejected] | type[LabelResponse]] = {
+    "asked": RequestSent,
+    "refused": RequestRejected,
+    "said": LabelResponse,
+}
 
 
-class Journal:
+class AnswerLog:
     """What was asked and answered in one way, over all runs; open in one process at a time."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
-        self.answers: dict[Errand, Said] = {}
-        self._pending: dict[Errand, list[float]] = defaultdict(list)
+        self.answers: dict[LabelRequest, LabelResponse] = {}
+        self._pending: dict[LabelRequest, list[float]] = defaultdict(list)
         self._file = file
 
     @classmethod
@@ -103,39 +107,39 @@ class Journal:
                 journal._append({"journal": about})
             yield journal
 
-    def asked(self, errand: Errand, worst_usd: float) -> None:
+    def asked(self, errand: LabelRequest, worst_usd: float) -> None:
         """A request goes out now."""
-        self._note(Asked(key=errand.key, draw=errand.draw, worst_usd=worst_usd))
+        self._note(RequestSent(key=errand.key, draw=errand.draw, worst_usd=worst_usd))
 
-    def refused(self, errand: Errand) -> None:
+    def refused(self, errand: LabelRequest) -> None:
         """It was turned away and cost nothing."""
-        self._note(Refused(key=errand.key, draw=errand.draw))
+        self._note(RequestRejected(key=errand.key, draw=errand.draw))
 
-    def said(self, answer: Said) -> None:
+    def said(self, answer: LabelResponse) -> None:
         """Its answer is there."""
         self._note(answer)
 
-    def paid_usd(self, errands: Collection[Errand]) -> float:
+    def paid_usd(self, errands: Collection[LabelRequest]) -> float:
         """What the answers to these errands have cost."""
         return sum(self.answers[errand].cost_usd for errand in errands if errand in self.answers)
 
-    def lost_usd(self, errands: Collection[Errand]) -> float:
+    def lost_usd(self, errands: Collection[LabelRequest]) -> float:
         """Most that may have been paid for requests of these errands that brought no answer."""
         return sum(sum(self._pending[errand]) for errand in errands if errand in self._pending)
 
-    def _note(self, entry: Asked | Refused | Said) -> None:
+    def _note(self, entry: RequestSent | RequestRejected | LabelResponse) -> None:
         kind = next(name for name, record in _KINDS.items() if isinstance(entry, record))
         self._append({kind: entry.model_dump(mode="json")})
         self._take(entry)
 
-    def _take(self, entry: Asked | Refused | Said) -> None:
-        errand = Errand(entry.key, entry.draw)
-        if isinstance(entry, Asked):
+    def _take(self, entry: RequestSent | RequestRejected | LabelResponse) -> None:
+        errand = LabelRequest(entry.key, entry.draw)
+        if isinstance(entry, RequestSent):
             self._pending[errand].append(entry.worst_usd)
             return
         if self._pending[errand]:
             self._pending[errand].pop()
-        if isinstance(entry, Said):
+        if isinstance(entry, LabelResponse):
             self.answers[errand] = entry
 
     def _append(self, line: dict[str, Any]) -> None:
