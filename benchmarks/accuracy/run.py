@@ -1,7 +1,7 @@
 """The whole path on a real set, and its figures in benchmarks/results/SET.json.
 
-    python benchmarks/accuracy/run.py banking77             # everything
-    python benchmarks/accuracy/run.py banking77 --resume    # goes on after the training of the latest run
+    python -m benchmarks.accuracy.run banking77             # everything
+    python -m benchmarks.accuracy.run banking77 --resume    # goes on after the training of the latest run
 
 Sets are the files of benchmarks/sets. Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets
 beside the repository; a set is a folder of train.jsonl, validation.jsonl and test.jsonl. Most of the time is training,
@@ -17,6 +17,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from benchmarks.paths import RESULTS, ROOT, SETS
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.pipeline import run as pipeline
@@ -27,13 +28,10 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
 from smallfirst.training.run import Run
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-
 
 def data_folder(name: str) -> Path:
     """Folder of the set. Exits with the places looked in if there is none."""
-    repository = HERE.parent
+    repository = ROOT
     places = [Path(os.environ["SMALLFIRST_DATA"])] if "SMALLFIRST_DATA" in os.environ else []
     places.append(repository.parent / "shared" / "datasets")
     for place in places:
@@ -48,13 +46,13 @@ def data_folder(name: str) -> Path:
 
 def task_file(name: str, folder: Path) -> TaskFile:
     """The benchmark's task file with its rows in `folder`."""
-    file = read_task_file(HERE / "sets" / f"{name}.yaml")
+    file = read_task_file(SETS / f"{name}.yaml")
     data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
     return file.model_copy(update={"data": data})
 
 
 def main() -> None:
-    known = sorted(path.stem for path in (HERE / "sets").glob("*.yaml"))
+    known = sorted(path.stem for path in (SETS).glob("*.yaml"))
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in known:
         sys.exit(f"which set? {', '.join(known)}")
@@ -76,7 +74,7 @@ def main() -> None:
     pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
     result = {
         "benchmark": name,
-        "command": f"python benchmarks/accuracy/run.py {name}",
+        "command": f"python -m benchmarks.accuracy.run {name}",
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {_processor()}, Python {platform.python_version()}",
         "training_minutes": round(run.seconds / 60, 2),

@@ -1,15 +1,15 @@
 """The table of README and docs from benchmarks/results/*.json, so that no figure is copied by hand.
 
-python benchmarks/accuracy/table.py
+python -m benchmarks.accuracy.table
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.paths import RESULTS
+
 SETS = {
     "banking77": ("Banking77, 77 intents", "accuracy"),
     "clinc150": ("CLINC150, 150 intents + out of scope", "accuracy"),

@@ -1,6 +1,6 @@
 """Does the server speak OpenAI's API? Three suites that others wrote, against a real server with a real small model.
 
-    python benchmarks/compatibility/conformance.py [--work FOLDER] [--examples 50]     # about ten minutes on two cores
+    python -m benchmarks.compatibility.conformance [--work FOLDER] [--examples 50]     # about ten minutes on two cores
 
     openai-python   its own tests of chat completions, completions, models and embeddings, from its source distribution
     llm-comply      JSON schemas and stream semantics of chat completions
@@ -26,7 +26,9 @@ from collections import Counter
 from datetime import date
 from pathlib import Path
 
-RESULT = Path(__file__).parent / "results" / "conformance.md"
+from benchmarks.paths import RESULTS
+
+RESULT = RESULTS / "conformance.md"
 OPENAI = "3.57.0"
 KEY = "My API Key"  # what openai-python's tests send
 PORT = 8431
@@ -137,7 +139,7 @@ def run_schemathesis(work: Path, n_examples: int) -> tuple[str, str]:
 def started(work: Path) -> subprocess.Popen[bytes]:
     """The server, once it answers."""
     (work / "ledger.db").unlink(missing_ok=True)
-    command = [sys.executable, str(Path(__file__).with_name("conformance_server.py")), str(PORT), KEY]
+    command = [sys.executable, "-m", "benchmarks.compatibility.conformance_server", str(PORT), KEY]
     server = subprocess.Popen([*command, str(work / "ledger.db")], stdout=(work / "server.log").open("wb"), stderr=2)
     for _ in range(600):
         try:
@@ -154,7 +156,7 @@ def page(sdk: tuple[Counter[str], Counter[str], list[str]], comply: list[dict[st
     counts, reasons, failed = sdk
     lines = ["# Conformance with OpenAI's API", ""]
     lines += [
-        f"`python benchmarks/compatibility/conformance.py`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,"
+        f"`python -m benchmarks.compatibility.conformance`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,"
     ]
     lines += [
         f"Python {platform.python_version()}. SmolLM2-135M-Instruct behind the names that the suites ask for.",

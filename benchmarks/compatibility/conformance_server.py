@@ -1,6 +1,6 @@
 """A server for benchmarks/compatibility/conformance.py: SmolLM2-135M-Instruct under the names that the suites ask for.
 
-    python benchmarks/compatibility/conformance_server.py PORT KEY LEDGER
+    python -m benchmarks.compatibility.conformance_server PORT KEY LEDGER
 
 Under openai-python's names an answer is cut at 24 tokens, since its tests look at the form and set no length; `small`
 answers to the end.

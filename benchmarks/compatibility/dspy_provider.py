@@ -1,7 +1,7 @@
 """DSPy's DatabricksProvider, as it is installed, fine-tunes on this machine and asks the model that came out.
 
     pip install dspy "smallfirst[train]"
-    python benchmarks/compatibility/dspy_provider.py FOLDER [MODEL [DURATION]]
+    python -m benchmarks.compatibility.dspy_provider FOLDER [MODEL [DURATION]]
 
 MODEL is a base model as `fm.create` takes it, SmolLM2-135M-Instruct unless given. Rows are what DSPy's own ChatAdapter
 makes of a signature and 16 examples. The provider uploads them to a volume, here a folder, creates the run and waits
@@ -23,13 +23,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "results" / "dspy_provider.md"
+from benchmarks.paths import RESULTS
+
+RESULT = RESULTS / "dspy_provider.md"
 REGISTER_TO = "main.claims.desk"
 LABELS = {"card": "delivery", "parcel": "delivery", "refund": "money", "invoice": "money"}
 FRAMES = ("where is my {}", "I have a question on the {}", "no {} yet", "the {} is wrong")
 SERVE = """
 import sys
 from pathlib import Path
+from benchmarks.paths import RESULTS
 from smallfirst.registry import versions as registry
 from smallfirst import load_model, serve
 from smallfirst.serving.ledger.ledger import Ledger
@@ -148,7 +151,7 @@ def write(model: str, run: Any, seconds: float, where: str, answers: list[tuple[
 
 PAGE = """# DSPy's Databricks provider, unmodified
 
-`python benchmarks/compatibility/dspy_provider.py FOLDER {model} {run.training_duration}`, {today}, 2 shared cores, Zen 5, 24 GB.
+`python -m benchmarks.compatibility.dspy_provider FOLDER {model} {run.training_duration}`, {today}, 2 shared cores, Zen 5, 24 GB.
 DSPy {dspy}, its `clients/databricks.py` as installed (SHA-256 {seal}…), databricks-sdk {sdk}; no line of either was
 changed.
 

@@ -1,6 +1,6 @@
 """The unmodified openai client fine-tunes a real base model on `smallfirst serve` and calls what came of it.
 
-    python benchmarks/compatibility/openai_fine_tuning.py ROWS.jsonl [--rows 200] [--epochs 2]
+    python -m benchmarks.compatibility.openai_fine_tuning ROWS.jsonl [--rows 200] [--epochs 2]
 
 ROWS.jsonl holds `text` and `label`. The server is the command line's own, in a process of its own, without a task file;
 it is stopped and started again before the model is called. Printed: each change of status, the last events, the tokens

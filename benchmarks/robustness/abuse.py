@@ -1,6 +1,6 @@
 """Hostile requests by the hundred against a real server: it refuses them in time, keeps quiet, and goes on.
 
-    python benchmarks/robustness/abuse.py FOLDER [--only GROUP]
+    python -m benchmarks.robustness.abuse FOLDER [--only GROUP]
 
 A server process with a tiny Llama, a model that floods, and a keyring with several tenants is started with the settings
 that everybody gets. Requests, made by hand and with a fixed seed, go to it as bytes over sockets, group by group. Asked
@@ -26,12 +26,12 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from abuse_bodies import all_bodies
-from abuse_http import all_http, leaving, slow
-from abuse_judge import Found, judged
-from abuse_page import write_page
-from abuse_schemas import all_schemas
-from abuse_wire import EXPIRED, KEY, NARROW, REVOKED, VICTIM, Answer, Attack, chat, exchange, http
+from benchmarks.robustness.abuse_bodies import all_bodies
+from benchmarks.robustness.abuse_http import all_http, leaving, slow
+from benchmarks.robustness.abuse_judge import Found, judged
+from benchmarks.robustness.abuse_page import write_page
+from benchmarks.robustness.abuse_schemas import all_schemas
+from benchmarks.robustness.abuse_wire import EXPIRED, KEY, NARROW, REVOKED, VICTIM, Answer, Attack, chat, exchange, http
 
 SEED = 20261125
 GOOD_S = 10.0
@@ -58,7 +58,7 @@ class Server:
         self.keys = _make_keys(folder / "keys.json")
         self.canary = f"canary{secrets.token_hex(8)}"
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(folder)],
+            [sys.executable, "-m", "benchmarks.robustness.abuse", "--serve", str(folder)],
             stdout=subprocess.PIPE,
             stderr=self.log.open("wb"),
             text=True,
@@ -187,8 +187,7 @@ def _serve(folder: Path) -> None:
     """The server's own process."""
     import logging
 
-    from abuse_models import Flood, tiny
-
+    from benchmarks.robustness.abuse_models import Flood, tiny
     from smallfirst.serving.app import serve
     from smallfirst.serving.auth.key_store import KeyStore
     from smallfirst.serving.ledger.ledger import Ledger

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from abuse_wire import CHAT, Attack, chat, http
+from benchmarks.robustness.abuse_wire import CHAT, Attack, chat, http
 
 REFUSED = frozenset({400, 403, 404, 405, 408, 411, 413, 415, 417, 422, 429, 431})
 ANSWERED_OR_REFUSED = REFUSED | {200}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from abuse_bodies import ANSWERED_OR_REFUSED, REFUSED
-from abuse_wire import CHAT, EXPIRED, KEY, NARROW, REVOKED, Attack, chat, chunked, http
+from benchmarks.robustness.abuse_bodies import ANSWERED_OR_REFUSED, REFUSED
+from benchmarks.robustness.abuse_wire import CHAT, EXPIRED, KEY, NARROW, REVOKED, Attack, chat, chunked, http
 
 SHUT = frozenset({0, 400, 401, 403, 404, 405, 408, 413, 414, 415, 431})
 """Refused, or closed without a word."""

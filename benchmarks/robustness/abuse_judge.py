@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from abuse_wire import Answer, Attack, bodies
+from benchmarks.robustness.abuse_wire import Answer, Attack, bodies
 
 _LEAKS = (
     rb"Traceback",

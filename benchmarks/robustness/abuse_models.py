@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tiny import make_tiny
-
+from benchmarks.accuracy.tiny import make_tiny
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 
 _PIECE, _PIECES = "flood " * 5_000, 3_000

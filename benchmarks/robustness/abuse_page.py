@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from abuse_judge import Found
+from benchmarks.paths import RESULTS
+from benchmarks.robustness.abuse_judge import Found
 
-RESULT = Path(__file__).parent / "results" / "abuse.md"
+RESULT = RESULTS / "abuse.md"
 
 
 def write_page(
@@ -21,7 +21,7 @@ def write_page(
     lines = [
         "# Abuse: hostile requests against a running server",
         "",
-        f"`python benchmarks/robustness/abuse.py FOLDER`, seed {seed}, {date.today().isoformat()}. {len(found):,} requests over",
+        f"`python -m benchmarks.robustness.abuse FOLDER`, seed {seed}, {date.today().isoformat()}. {len(found):,} requests over",
         "sockets, four at once (slow ones all at once), to one process with the settings that everybody gets: a tiny",
         "Llama, a model that floods, five keys.",
         "",

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from abuse_bodies import ANSWERED_OR_REFUSED, REFUSED, WRONG, Made, grouped
-from abuse_wire import Attack, chat, http
+from benchmarks.robustness.abuse_bodies import ANSWERED_OR_REFUSED, REFUSED, WRONG, Made, grouped
+from benchmarks.robustness.abuse_wire import Attack, chat, http
 
 
 def all_schemas(draw: random.Random) -> Iterator[Attack]:

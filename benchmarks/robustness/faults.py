@@ -1,6 +1,6 @@
 """What happens to requests when things break: processes killed, a disk full, crowds, slow clients, ten minutes of all.
 
-    python benchmarks/robustness/faults.py MODEL_FOLDER [--gguf FILE] [--only NAME …] [--soak 600]     # about 15 minutes
+    python -m benchmarks.robustness.faults MODEL_FOLDER [--gguf FILE] [--only NAME …] [--soak 600]     # about 15 minutes
 
 MODEL_FOLDER is a fine-tuned model as training writes it. A request is *lost* if its client has neither an answer nor an
 error with a status when it should, or if an answer that the client has is not in the ledger. The full disk is a small
@@ -30,8 +30,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "faults.md"
+from benchmarks.paths import RESULTS
+
+RESULT = RESULTS / "faults.md"
 KEY = "sf-faults"
 PORT, UPSTREAM_PORT = 8441, 8442
 DEADLINE_S = 60.0
@@ -84,7 +85,15 @@ class Server:
 
     def __init__(self, folder: Path, gguf: Path | None, work: Path) -> None:
         self.ledger = work / "ledger.db"
-        command = [sys.executable, str(HERE / "faults_server.py"), str(PORT), KEY, str(self.ledger), str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.robustness.faults_server",
+            str(PORT),
+            KEY,
+            str(self.ledger),
+            str(folder),
+        ]
         command += [f"http://127.0.0.1:{UPSTREAM_PORT}/v1", *([str(gguf)] if gguf else [])]
         self.log = work / "server.log"
         self.process = subprocess.Popen(command, stdout=self.log.open("ab"), stderr=subprocess.STDOUT)
@@ -122,7 +131,7 @@ class Server:
 
 def start_upstream() -> subprocess.Popen[bytes]:
     """The upstream's process."""
-    return subprocess.Popen([sys.executable, str(HERE / "faults_upstream.py"), str(UPSTREAM_PORT)])
+    return subprocess.Popen([sys.executable, "-m", "benchmarks.robustness.faults_upstream", str(UPSTREAM_PORT)])
 
 
 async def crowd(n: int, work: Callable[[int], Awaitable[Told]], until: Callable[[], bool]) -> list[Told]:
@@ -397,7 +406,7 @@ def page(found: dict[str, list[str]]) -> str:
     """The page of results."""
     lines = ["# Faults", ""]
     lines += [
-        f"`python benchmarks/robustness/faults.py MODEL_FOLDER --gguf FILE`, {date.today()}, {platform.machine()},"
+        f"`python -m benchmarks.robustness.faults MODEL_FOLDER --gguf FILE`, {date.today()}, {platform.machine()},"
     ]
     lines += [
         f"{os.cpu_count()} cores, Python {platform.python_version()}. The small model is a fine-tuned SmolLM2-135M,"

@@ -1,6 +1,6 @@
 """The server under benchmarks/robustness/faults.py: a fine-tuned small model, an upstream, and a llama.cpp child, with a key.
 
-python benchmarks/robustness/faults_server.py PORT KEY LEDGER MODEL_FOLDER UPSTREAM_URL [GGUF]
+python -m benchmarks.robustness.faults_server PORT KEY LEDGER MODEL_FOLDER UPSTREAM_URL [GGUF]
 """
 
 from __future__ import annotations

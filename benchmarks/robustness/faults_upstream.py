@@ -1,6 +1,6 @@
 """An upstream for benchmarks/robustness/faults.py: answers at once, or streams a word every 50 ms for five seconds.
 
-python benchmarks/robustness/faults_upstream.py PORT
+python -m benchmarks.robustness.faults_upstream PORT
 """
 
 from __future__ import annotations

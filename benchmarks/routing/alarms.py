@@ -1,6 +1,6 @@
 """How soon a broken promise and changed traffic are noticed after go-live, and how often an alarm is false.
 
-    python benchmarks/routing/alarms.py     # after benchmarks/accuracy/run.py banking77; 2 minutes on one core
+    python -m benchmarks.routing.alarms     # after benchmarks/accuracy/run.py banking77; 2 minutes on one core
 
 Streams are drawn, with replacement, from the recorded answers of the small model to Banking77's 3,080 test rows: which
 label it gave, with what confidence, and whether that was right. The promise and the threshold are those of its
@@ -30,13 +30,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from intervals import processor
-from run import data_folder
 
+from benchmarks.accuracy.run import data_folder
+from benchmarks.paths import RESULTS
+from benchmarks.routing.intervals import processor
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
@@ -47,7 +47,7 @@ from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.stats.intervals import wilson
 from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest
 
-RESULT = Path(__file__).parent / "results" / "alarms.md"
+RESULT = RESULTS / "alarms.md"
 N_QUIET, QUIET_REQUESTS, QUIET_AUDITS = 1000, 3000, 1000
 N_CHANGED, N_CHANGED_LATE = 200, 20
 SOON, LATE, PATIENCE = 500, 50_000, 20_000
@@ -256,7 +256,7 @@ class Recorded:
         """What was recorded of a candidate on a split."""
         found = self.workspace.evaluation(candidate, split)
         assert found is not None, (
-            f"no answers of {candidate} to the {split} rows: python benchmarks/accuracy/run.py banking77"
+            f"no answers of {candidate} to the {split} rows: python -m benchmarks.accuracy.run banking77"
         )
         return found.rows
 
@@ -394,7 +394,7 @@ def main() -> None:
 
 PAGE = """# Alarms after go-live: how soon, and how many false ones
 
-`python benchmarks/routing/alarms.py`, {today}, {seconds:.0f} s of processor time on one of {cores} cores ({machine}.
+`python -m benchmarks.routing.alarms`, {today}, {seconds:.0f} s of processor time on one of {cores} cores ({machine}.
 
 Banking77, the small model's recorded answers to {n_test:,} test rows; its certificate: at most {limit:g} % of kept
 answers wrong, kept from a confidence of {threshold:.3f} on. What was simulated: the head of the script. Bounds are for

@@ -1,6 +1,6 @@
 """Is the promise kept? Certificates from 1,000 resamplings of recorded answers, judged on rows they have not seen.
 
-    python benchmarks/routing/certificates.py FOLDER [--only NAME,NAME] [--resamplings 1000] [--large FILE]
+    python -m benchmarks.routing.certificates FOLDER [--only NAME,NAME] [--resamplings 1000] [--large FILE]
 
 Needs a finished run of Banking77 (`benchmarks/accuracy/run.py banking77`), the recorded answers of RouteLLM's GSM8K under
 $SMALLFIRST_DATA, and `pip install "mapie>=1.3"` to compare with. Each part is kept in FOLDER and written to
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from certificates_page import write
-from certificates_pools import banking, banking_with_large, gsm8k
 from scipy.stats import binom
 
+from benchmarks.routing.certificates_page import write
+from benchmarks.routing.certificates_pools import banking, banking_with_large, gsm8k
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence

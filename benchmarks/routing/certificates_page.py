@@ -8,9 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.paths import RESULTS
 from smallfirst.stats.intervals import clopper_pearson
 
-RESULT = Path(__file__).parent / "results" / "certificates.md"
+RESULT = RESULTS / "certificates.md"
 
 HEAD = "| method | promise | issued | broken (truth) | broken (fresh) | kept small |\n|---|---|---|---|---|---|\n"
 
@@ -49,7 +50,7 @@ def write(folder: Path, titles: dict[str, str]) -> None:
 
 PAGE = """# Certificates: is the promise kept?
 
-`python benchmarks/routing/certificates.py FOLDER --large FILE`, {today}, 2 shared cores, Zen 5, 24 GB. Recorded answers
+`python -m benchmarks.routing.certificates FOLDER --large FILE`, {today}, 2 shared cores, Zen 5, 24 GB. Recorded answers
 are resampled; each certificate is made from calibration rows alone and judged on rows it has not seen.
 **Broken** is the share of all draws in which a promise was issued and does not hold, with its exact 95 %
 interval; in brackets how many of the issued ones that are. The promise: at most 0.05 of all draws. **Truth**

@@ -1,6 +1,6 @@
 """Do the intervals cover the truth as often as they say? A simulation; its table is benchmarks/results/intervals.md.
 
-    python benchmarks/routing/intervals.py     # 1 to 2 minutes on one core
+    python -m benchmarks.routing.intervals     # 1 to 2 minutes on one core
 
 Every method meets samples drawn from a known truth; coverage is the share of samples whose interval contains it, and
 95 % is what all of them promise. Intervals that depend on counts alone are computed once for each count drawn.
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.paths import RESULTS
 from smallfirst.stats.intervals import (
     Estimate,
     bootstrap_interval,
@@ -32,7 +33,7 @@ from smallfirst.stats.intervals import (
     wilson,
 )
 
-RESULT = Path(__file__).parent / "results" / "intervals.md"
+RESULT = RESULTS / "intervals.md"
 SIZES = (30, 60, 200, 1000)
 RATES = (0.5, 0.9, 0.97)
 DRAWS = 10_000
@@ -206,7 +207,7 @@ def page(cells: Sequence[Cell], seconds: float) -> str:
     lines = [
         "# How often the intervals cover the truth",
         "",
-        f"`python benchmarks/routing/intervals.py`, {date.today()}, {seconds:.0f} s of processor time on one of "
+        f"`python -m benchmarks.routing.intervals`, {date.today()}, {seconds:.0f} s of processor time on one of "
         f"{os.cpu_count()} cores ({processor()}), Python {platform.python_version()}, numpy {np.__version__}.",
         "",
         f"Promised: {PROMISED:.2f}. ± is one standard error of the simulation. Bold: below the promise by more than "

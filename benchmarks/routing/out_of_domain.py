@@ -1,6 +1,6 @@
 """Which task a request belongs to, or none: CLINC150's out-of-scope requests, and three tasks behind `auto`.
 
-    python benchmarks/routing/out_of_domain.py FOLDER
+    python -m benchmarks.routing.out_of_domain FOLDER
 
 CLINC150: every model is trained on the 15,000 in-scope rows, none of the out-of-scope ones; temperatures, weights of
 the ensemble, ranks and the operating point come from the 3,000 in-scope validation rows. Lines that say so are allowed
@@ -20,15 +20,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import out_of_domain_auto
-from out_of_domain_models import MODELS, PARTS, Scope, Seen, logsumexp, mixture, see, see_small, worded
 
+from benchmarks.paths import RESULTS
+from benchmarks.routing import out_of_domain_auto
+from benchmarks.routing.out_of_domain_models import (
+    MODELS,
+    PARTS,
+    Scope,
+    Seen,
+    logsumexp,
+    mixture,
+    see,
+    see_small,
+    worded,
+)
 from smallfirst.models.state_features import STATE_FEATURES
 from smallfirst.routing.ood.conformal import ConformalScorer, ScoreFusion
 from smallfirst.routing.ood.text_features import SCORES
 from smallfirst.stats import intervals as stats
 
-RESULT = Path(__file__).parent / "results" / "out_of_domain.md"
+RESULT = RESULTS / "out_of_domain.md"
 LEAST_ACCURACY = 0.965
 """In-scope accuracy on validation rows, a rejected row being wrong, under which the operating point may not fall: half
 a point above the bar of 0.96, since models and weights were chosen on the same rows."""
@@ -170,8 +181,8 @@ KEPT = """| limit keeps, of validation rows | share | in-scope rows kept | in-sc
 
 PAGE = """# Out of domain
 
-`python benchmarks/routing/out_of_domain.py FOLDER`, {today}, one of 2 shared cores, Zen 5, 24 GB. Needs the sets of
-`benchmarks/accuracy/run.py`, the weights of MiniLM and the run of `python benchmarks/accuracy/run.py clinc150` in SMALLFIRST_HOME.
+`python -m benchmarks.routing.out_of_domain FOLDER`, {today}, one of 2 shared cores, Zen 5, 24 GB. Needs the sets of
+`benchmarks/accuracy/run.py`, the weights of MiniLM and the run of `python -m benchmarks.accuracy.run clinc150` in SMALLFIRST_HOME.
 
 ## CLINC150 without out-of-scope training rows
 

@@ -1,6 +1,6 @@
 """Three tasks and open requests behind one door: where each request goes, in what time and memory.
 
-Called by out_of_domain.py; `python benchmarks/routing/out_of_domain_auto.py FOLDER KIND` times a saved front in this process,
+Called by out_of_domain.py; `python -m benchmarks.routing.out_of_domain_auto FOLDER KIND` times a saved front in this process,
 so what is only needed to fit is imported where it is needed.
 """
 
@@ -40,8 +40,7 @@ def requests() -> dict[str, list[str]]:
 
 def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
     """Training, selection and test rows of a task, split as every stage splits them."""
-    from run import data_folder, task_file
-
+    from benchmarks.accuracy.run import data_folder, task_file
     from smallfirst.project.project import Project
 
     parts = Project.read(task_file(task, data_folder(task))).rows
@@ -49,7 +48,7 @@ def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
 
 
 def open_requests(name: str) -> list[str]:
-    from run import data_folder
+    from benchmarks.accuracy.run import data_folder
 
     path = data_folder(TASKS[0]).parent / name / f"{OPEN[name]}.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -98,7 +97,7 @@ def serving(kind: str, folder: Path) -> dict[str, Any]:
     """Time and memory of a front in a fresh process; kept once known."""
     kept = folder / "auto" / f"{kind}-serving.json"
     if not kept.exists():
-        command = [sys.executable, __file__, str(folder), kind]
+        command = [sys.executable, "-m", "benchmarks.routing.out_of_domain_auto", str(folder), kind]
         ran = subprocess.run(
             command, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )

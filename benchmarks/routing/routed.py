@@ -1,9 +1,9 @@
 """Banking77 end to end: accuracy and cost of the small model, the large one and the routed path at several promises.
 
-    python benchmarks/routing/routed.py record 900     # asks the large model; hours on two cores, goes on where it stopped
-    python benchmarks/routing/routed.py                # certificates from validation rows, figures on test rows: a minute
+    python -m benchmarks.routing.routed record 900     # asks the large model; hours on two cores, goes on where it stopped
+    python -m benchmarks.routing.routed                # certificates from validation rows, figures on test rows: a minute
 
-Needs a finished `python benchmarks/accuracy/run.py banking77`. The large model takes about ten seconds a row here, so it is
+Needs a finished `python -m benchmarks.accuracy.run banking77`. The large model takes about ten seconds a row here, so it is
 asked in an order that was fixed before any of its answers was seen: calibration rows the small model is least sure of
 and 100 drawn by content hash, 200 test rows drawn so, then the test rows with a confidence under 0.7 and under 0.9.
 Certificates are made from calibration rows alone. A routed answer on a test row is the small model's where the
@@ -22,8 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
-from run import RESULTS, data_folder, task_file
-
+from benchmarks.accuracy.run import RESULTS, data_folder, task_file
 from smallfirst.data.dataset import Example
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
@@ -98,7 +97,7 @@ def ask(job: Project, rows: Sequence[Example]) -> None:
     header = {
         "made_at": date.today().isoformat(),
         "smallfirst": "0.1.0",
-        "command": "python benchmarks/routing/routed.py record",
+        "command": "python -m benchmarks.routing.routed record",
         "settings": {"nearest": job.file.large.nearest, "only_labels": True, "temperature": 0},
         "prompt": f"label list, and the {job.file.large.nearest} training rows nearest to the request",
         "machine": f"{cores} cores",
@@ -214,7 +213,7 @@ def main() -> None:
     workspace = RunFolder.latest("banking77")
     calibration, test = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
     if calibration is None or test is None:
-        sys.exit("first: python benchmarks/accuracy/run.py banking77")
+        sys.exit("first: python -m benchmarks.accuracy.run banking77")
     if sys.argv[1:2] == ["record"]:
         ask(job, order(job, calibration, test)[: int(sys.argv[2])])
         return
@@ -222,7 +221,7 @@ def main() -> None:
     today = date.today().isoformat()
     text = f"""# Banking77, end to end: small, large and routed
 
-`python benchmarks/routing/routed.py`, {today}, 2 shared cores (Zen 5), 24 GB. Small: SmolLM2-135M fine-tuned.
+`python -m benchmarks.routing.routed`, {today}, 2 shared cores (Zen 5), 24 GB. Small: SmolLM2-135M fine-tuned.
 Large: Qwen2.5-Coder-1.5B (Q4_K_M, llama.cpp) with the label list and the 12 nearest solved rows in its prompt. Costs:
 this machine's time at $0.10 an hour, busy 30 % of it; the large model was recorded on one of the two cores, at half
 the price.

@@ -1,7 +1,7 @@
 """How fast the in-process engine scores labels, and whether it says the same: three ways to multiply, side by side.
 
-    nice python benchmarks/serving/engine.py accuracy MODEL_FOLDER VALIDATION.jsonl TEST.jsonl
-    OMP_NUM_THREADS=2 python benchmarks/serving/engine.py speed MODEL_FOLDER TEST.jsonl
+    nice python -m benchmarks.serving.engine accuracy MODEL_FOLDER VALIDATION.jsonl TEST.jsonl
+    OMP_NUM_THREADS=2 python -m benchmarks.serving.engine speed MODEL_FOLDER TEST.jsonl
 
 `transformers` is the model's own forward (rows padded), `packed` the same precision without padding and with packed
 weights, `eight bits` the same in bytes. Whether eight bits are used is decided on the validation rows alone; the test
@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scoring import matrix_rate
 
+from benchmarks.paths import RESULTS
+from benchmarks.serving.scoring import matrix_rate
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.local.int8_check import compare
 from smallfirst.models.local.label_scorer import Engine, LabelScorer
@@ -34,7 +35,7 @@ from smallfirst.stats.intervals import paired_difference, wilson
 
 ENGINES: tuple[Engine, ...] = ("transformers", "packed", "eight bits")
 BATCHES, CLIENTS, TURNS = (1, 8, 32), (1, 8, 32), 5
-PAGE = Path(__file__).parent / "results" / "engine.md"
+PAGE = RESULTS / "engine.md"
 FIGURES = PAGE.with_suffix(".json")
 
 
@@ -195,7 +196,7 @@ def main() -> None:
     found = accuracy(*paths) if verb == "accuracy" else speed(*paths)
     figures = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     found["command"] = " ".join(
-        ["python benchmarks/serving/engine.py", verb, "MODEL_FOLDER", *(p.name for p in paths[1:])]
+        ["python -m benchmarks.serving.engine", verb, "MODEL_FOLDER", *(p.name for p in paths[1:])]
     )
     found["date"] = str(datetime.date.today())
     figures[verb] = found

@@ -1,6 +1,6 @@
 """How long until the first text of a streamed answer, where a Router keeps it and where it sends it on.
 
-    python benchmarks/serving/first_token.py TASK.yaml ROWS.jsonl [--rows 40]      # a running champion and its large model
+    python -m benchmarks.serving.first_token TASK.yaml ROWS.jsonl [--rows 40]      # a running champion and its large model
 
 The server is the command line's own. A draft that may still be escalated is held back, so the first text of an
 escalated answer comes after the small model's pass and the large model's first token; a kept label comes whole.
@@ -24,9 +24,10 @@ from pathlib import Path
 
 import openai
 
+from benchmarks.paths import RESULTS
 from smallfirst.project.task_file import read_task_file
 
-RESULT = Path(__file__).parent / "results" / "first_token.md"
+RESULT = RESULTS / "first_token.md"
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
         server.terminate()
         server.wait(timeout=60)
     lines = ["# Time to the first token through a Router", ""]
-    lines += [f"`python benchmarks/serving/first_token.py TASK.yaml ROWS.jsonl --rows {options.n}`, {date.today()},"]
+    lines += [f"`python -m benchmarks.serving.first_token TASK.yaml ROWS.jsonl --rows {options.n}`, {date.today()},"]
     lines += [
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. One client, streamed.",
         "",

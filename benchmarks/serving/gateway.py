@@ -1,6 +1,6 @@
 """What a gateway adds to each request in front of an upstream that answers at once: ours next to the LiteLLM proxy.
 
-    python benchmarks/serving/gateway.py [--litellm ENVIRONMENT/bin/litellm] [--repeats 3] [--seconds 8]
+    python -m benchmarks.serving.gateway [--litellm ENVIRONMENT/bin/litellm] [--repeats 3] [--seconds 8]
 
 On one machine, in one run, each in a process of its own on loopback: an instant upstream (gateway_upstream.py), the
 clients (gateway_load.py), and in turn each gateway in front of that upstream. Ours checks a key, parses and checks the
@@ -30,10 +30,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway_ours import KEY, MODEL
+from benchmarks.paths import RESULTS
+from benchmarks.serving.gateway_ours import KEY, MODEL
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "gateway.md"
+RESULT = RESULTS / "gateway.md"
 LOADS: dict[str, dict[str, float]] = {
     "1 client": {"clients": 1},
     "32 clients": {"clients": 32},
@@ -112,7 +112,7 @@ def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Ru
         command = [litellm, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
         process = start(command, folder / "litellm.log", **QUIET)
     else:
-        command = [sys.executable, str(HERE / "gateway_ours.py"), str(upstream), str(folder), side, str(port)]
+        command = [sys.executable, "-m", "benchmarks.serving.gateway_ours", str(upstream), str(folder), side, str(port)]
         process = start(command, folder / f"{side}.log")
     with stopped(process):
         _wait_for(port, process, folder)
@@ -123,7 +123,7 @@ def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Ru
 
 def load(port: int, kind: dict[str, float], seconds: float) -> dict[str, Any]:
     order = {"port": port, "key": KEY, "model": MODEL, "seconds": seconds, **kind}
-    command = [sys.executable, str(HERE / "gateway_load.py"), json.dumps(order)]
+    command = [sys.executable, "-m", "benchmarks.serving.gateway_load", json.dumps(order)]
     found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found
 
@@ -189,7 +189,7 @@ def page(found: dict[str, list[dict[str, Seen]]], arguments: argparse.Namespace,
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     return (
         "# What a gateway adds\n\n"
-        f"`python benchmarks/serving/gateway.py --repeats {arguments.repeats} --seconds {arguments.seconds:g}`, "
+        f"`python -m benchmarks.serving.gateway --repeats {arguments.repeats} --seconds {arguments.seconds:g}`, "
         f"{date.today().isoformat()}, {machine}{version}.\n\n"
         "An upstream that answers at once, on loopback; the clients, the upstream and the gateway share the cores. "
         "«Added» is latency beyond that of the upstream alone under the same load in the same repetition. An open loop "
@@ -215,8 +215,8 @@ def main() -> None:
     before = _waiting()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run([sys.executable, str(HERE / "gateway_ours.py"), "fit", str(folder)], check=True)
-        upstream = start([sys.executable, str(HERE / "gateway_upstream.py")], folder / "upstream.log")
+        subprocess.run([sys.executable, "-m", "benchmarks.serving.gateway_ours", "fit", str(folder)], check=True)
+        upstream = start([sys.executable, "-m", "benchmarks.serving.gateway_upstream"], folder / "upstream.log")
         with stopped(upstream):
             assert upstream.stdout is not None
             port = int(upstream.stdout.readline())

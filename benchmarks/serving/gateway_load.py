@@ -1,6 +1,6 @@
 """The clients of gateway.py, in a process of their own: an open loop of so many requests a second, or so many clients.
 
-    python benchmarks/serving/gateway_load.py '{"port": 1, "key": "k", "model": "m", "rate": 200, "seconds": 10}'
+    python -m benchmarks.serving.gateway_load '{"port": 1, "key": "k", "model": "m", "rate": 200, "seconds": 10}'
 
 Open loop: requests are due at random moments of a fixed seed (a Poisson process) whether earlier ones are answered or
 not, and each is timed from the moment it was due, so a gateway that falls behind cannot hide it. With `clients` in

@@ -1,7 +1,7 @@
 """Our side of gateway.py: a key, a Router with its certificate, the ledger, and an endpoint as the large model.
 
-    python benchmarks/serving/gateway_ours.py fit FOLDER
-    python benchmarks/serving/gateway_ours.py UPSTREAM_PORT FOLDER words|rule PORT
+    python -m benchmarks.serving.gateway_ours fit FOLDER
+    python -m benchmarks.serving.gateway_ours UPSTREAM_PORT FOLDER words|rule PORT
 
 `words`: a linear model on words drafts an answer to every request, the certificate finds it not sure enough, and the
 request goes on to the endpoint: the longest way that a request can take through a gateway. `rule`: a policy sends it

@@ -1,6 +1,6 @@
 """The other end of gateway.py: an upstream that answers at once, so that what a gateway adds is all there is to see.
 
-    python benchmarks/serving/gateway_upstream.py
+    python -m benchmarks.serving.gateway_upstream
 
 Raw sockets, one fixed answer in OpenAI's form to every POST, keep-alive. Prints its port, then serves until killed.
 """

@@ -1,6 +1,6 @@
 """Answers written under schemas, nasty ones too: how many are valid, and what a broken or hostile schema gets.
 
-    python benchmarks/serving/schemas.py [ROWS.jsonl]
+    python -m benchmarks.serving.schemas [ROWS.jsonl]
 
 An untouched SmolLM2-135M-Instruct, which knows nothing of the schemas, writes 1,000 answers: ten schemas, a hundred
 requests each, half greedy, half drawn at temperature 1.2, with room for 96 tokens. Every answer is parsed as the task
@@ -21,6 +21,7 @@ from typing import Any
 
 import jsonschema
 
+from benchmarks.paths import RESULTS
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.generation.generator import GenerationRequest, Generator
@@ -31,7 +32,7 @@ from smallfirst.tasks.json.schema import check_schema
 
 EACH = 100
 ROOM = 96
-RESULT = Path(__file__).parent / "results" / "schemas.md"
+RESULT = RESULTS / "schemas.md"
 
 
 def thing(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def main() -> None:
     print("\n".join(refused))
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     RESULT.write_text(
-        f"# Answers under a schema\n\n`python benchmarks/serving/schemas.py`, {date.today().isoformat()}, {machine}.\n\n"
+        f"# Answers under a schema\n\n`python -m benchmarks.serving.schemas`, {date.today().isoformat()}, {machine}.\n\n"
         f"**{valid} of {n} answers valid**, written in {seconds:.0f} s ({n / seconds:.1f} a second). «Closed» counts "
         "answers that ran out of room and were ended the grammar's shortest way: valid, finish reason `length`.\n\n"
         "| schema | valid | closed |\n|---|---|---|\n"

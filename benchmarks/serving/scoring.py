@@ -1,6 +1,6 @@
 """How fast labels are scored: requests/s, share of the prefill bound, and against writing the label out.
 
-    python benchmarks/serving/scoring.py MODEL_FOLDER ROWS.jsonl [n]
+    python -m benchmarks.serving.scoring MODEL_FOLDER ROWS.jsonl [n]
 
 Side by side in one run, medians of three: label scoring (one forward pass, code tokens), the project's own writer and
 transformers' generate writing as many tokens as the label's text has. The bound is what the machine's measured bf16

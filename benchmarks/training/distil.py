@@ -1,6 +1,6 @@
 """Distillation on Banking77: 1,000 labels of people, 8,000 rows labelled by the best teacher they make, or all labels.
 
-    python benchmarks/training/distil.py OUT_FOLDER [--small]
+    python -m benchmarks.training.distil OUT_FOLDER [--small]
 
 1,000 rows are drawn from the 9,000 training rows; 850 of them train, 150 choose: the teacher (the likeliest right of
 words + linear, frozen encoder + linear, encoder fine-tuned at two rates) and how sure an answer must be. The teacher
@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from run import data_folder
-
+from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.text_files import load
 from smallfirst.improvement.labelling import LabelOptions, label

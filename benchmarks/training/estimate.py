@@ -1,8 +1,8 @@
 """What `smallfirst check` foretells against what happened: time of finished runs, memory of two steps.
 
-    python benchmarks/training/estimate.py time                    # finished benchmark runs of the state folder
-    python benchmarks/training/estimate.py memory full 512 32 1    # method, tokens a batch, tokens a row, targets a row
-    python benchmarks/training/estimate.py memory full 512 32 1 --micro 128
+    python -m benchmarks.training.estimate time                    # finished benchmark runs of the state folder
+    python -m benchmarks.training.estimate memory full 512 32 1    # method, tokens a batch, tokens a row, targets a row
+    python -m benchmarks.training.estimate memory full 512 32 1 --micro 128
 
 Memory takes the weights of SmolLM2-135M-Instruct and two steps on random tokens; the peak is the process's own.
 """
@@ -15,8 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from run import data_folder, task_file
-
+from benchmarks.accuracy.run import data_folder, task_file
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home

@@ -1,6 +1,6 @@
 """kill -9 at random moments: no fine-tune is lost, none hangs, and each ends with the weights of an unbroken one.
 
-    python benchmarks/training/kills.py FOLDER
+    python -m benchmarks.training.kills FOLDER
 
 A tiny Llama (2 layers, hidden size 32, seeded) is fine-tuned again and again by jobs of `foundation_model`. In ten jobs
 the process that trains is killed, in ten the process that submitted, in five both at once, as when a machine loses its
@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tiny import ROWS, make_tiny
-
+from benchmarks.accuracy.tiny import ROWS, make_tiny
+from benchmarks.paths import RESULTS
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
@@ -38,7 +38,7 @@ from smallfirst.registry import versions as registry
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
 
-RESULT = Path(__file__).parent / "results" / "kills.md"
+RESULT = RESULTS / "kills.md"
 KINDS = {"trainer": 10, "submitter": 10, "both": 5}
 CONFIG = TrainConfig(duration="12ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=128)
 NAME, PATIENCE_S, SUBMIT_S = "main.exam.desk", 1800.0, 0.05
@@ -95,7 +95,10 @@ class Bench:
     def elsewhere(self, name: str | None = None) -> subprocess.Popen[str]:
         """Another process that submits and then stays: a user's program, or one that submits job `name` as we do."""
         users = ["-c", SUBMIT, str(self.model), str(self.rows), CONFIG.model_dump_json()]
-        command = [sys.executable, *(users if name is None else [__file__, str(self.folder), name])]
+        command = [
+            sys.executable,
+            *(users if name is None else ["-m", "benchmarks.training.kills", str(self.folder), name]),
+        ]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -264,7 +267,7 @@ def write(found: list[dict[str, Any]]) -> None:
 
 PAGE = """# kill -9 at random moments
 
-`python benchmarks/training/kills.py FOLDER`, {today}, 2 shared cores, Zen 5, 24 GB. A tiny Llama (2 layers,
+`python -m benchmarks.training.kills FOLDER`, {today}, 2 shared cores, Zen 5, 24 GB. A tiny Llama (2 layers,
 hidden size 32, seeded), {rows} rows, {duration}. An unbroken job lived {life_s:.0f} s, {start_s:.0f} s of it before its
 first step; other work ran on the machine, which draws out every phase.
 

@@ -1,6 +1,6 @@
 """Minutes of training until Banking77 validation accuracy reaches 0.90, and what the result has on the test rows.
 
-    python benchmarks/training/minutes.py OUT_FOLDER [--epochs 2] [--frozen 0] [--rate 2e-4]
+    python -m benchmarks.training.minutes OUT_FOLDER [--epochs 2] [--frozen 0] [--rate 2e-4]
 
 The accuracy is looked at after each epoch on the 1,003 validation rows; the time counts training and these looks, not
 loading. The learning rate falls over the epochs asked for. Test rows are read once, at the end.
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from run import data_folder
-
+from benchmarks.accuracy.run import data_folder
 from smallfirst.data.sources.text_files import load
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import LabelScorer

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -18,6 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from benchmarks.routing import intervals
 from smallfirst.stats.intervals import (
     Estimate,
     binomial_tail,
@@ -353,19 +352,7 @@ def test_macro_f1_of_no_rows_is_zero() -> None:
     assert macro_f1(nothing, nothing, 3) == 0.0
 
 
-@pytest.fixture(scope="module")
-def intervals() -> ModuleType:
-    """The simulation behind benchmarks/results/intervals.md."""
-    path = Path(__file__).parents[2] / "benchmarks" / "routing" / "intervals.py"
-    spec = importlib.util.spec_from_file_location("intervals", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says(intervals: ModuleType) -> None:
+def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says() -> None:
     for cell in intervals.measure(intervals.shares, draws=2000, sizes=(30, 200), rates=(0.5, 0.9)):
         n, p = cell.n, cell.p
         interval = {"Wilson": wilson, "Clopper-Pearson": clopper_pearson}.get(cell.method)
@@ -390,7 +377,7 @@ def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_boots
     assert plain.coverage < 0.75
 
 
-def test_a_bound_that_is_read_after_every_row_promises_too_much(intervals: ModuleType) -> None:
+def test_a_bound_that_is_read_after_every_row_promises_too_much() -> None:
     (once,) = [
         c for c in intervals.measure(intervals.shares, draws=2000, sizes=(200,), rates=(0.9,)) if "exact" in c.method
     ]

@@ -1,6 +1,6 @@
 """vLLM's CPU build for serving_speed.py: its OpenAI server on the cores it is given, in bf16.
 
-    VLLM_PYTHON benchmarks/serving/serving_peers_vllm.py MODEL --port PORT [--cores 0,1] [any option of vLLM's server]
+    VLLM_PYTHON -m benchmarks.peers.serve_vllm MODEL --port PORT [--cores 0,1] [any option of vLLM's server]
 
 VLLM_PYTHON is the interpreter of an environment made so (torchaudio and torchcodec do not load beside this torch):
 

@@ -1,6 +1,6 @@
 """Routing by the field's own measure: RouteLLM's recorded answers to GSM8K and MT-Bench, and its published figures.
 
-    SMALLFIRST_DATA=FOLDER python benchmarks/routing/routing_quality.py [--litellm PYTHON] [--seeds 2]
+    SMALLFIRST_DATA=FOLDER python -m benchmarks.routing.quality [--litellm PYTHON] [--seeds 2]
 
 A router orders requests by how much the strong model is needed; the weak one answers the rest. What is measured is in
 routing_tables.py. Ours are fitted by 10-fold cross-validation over questions, nothing chosen on a held-out fold; each
@@ -27,8 +27,19 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from routing_tables import PRICE_RATIO, PUBLISHED, WEAK, Table, arithmetic, figures, gsm8k, mtbench, published
 
+from benchmarks.paths import RESULTS
+from benchmarks.routing.quality_tables import (
+    PRICE_RATIO,
+    PUBLISHED,
+    WEAK,
+    Table,
+    arithmetic,
+    figures,
+    gsm8k,
+    mtbench,
+    published,
+)
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.protocol import Completion
@@ -36,8 +47,7 @@ from smallfirst.routing.confidence_head import draft_features
 from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.stats.intervals import Estimate
 
-HERE = Path(__file__).parent
-RESULT = HERE / "results" / "routing_quality.md"
+RESULT = RESULTS / "routing_quality.md"
 FOLDS = 10
 LOOKED_AT = 319
 """Rows of GSM8K on which what to learn was chosen; the others were not looked at before."""
@@ -133,7 +143,7 @@ def litellm(table: Table, python: str | None) -> tuple[str, list[Line]]:
     with tempfile.TemporaryDirectory() as scratch:
         prompts = Path(scratch) / "prompts.jsonl"
         prompts.write_text("".join(json.dumps(text) + "\n" for text in table.texts), encoding="utf-8")
-        command = [python, "-W", "ignore", str(HERE / "routing_quality_litellm.py"), str(prompts)]
+        command = [python, "-W", "ignore", "-m", "benchmarks.peers.route_litellm", str(prompts)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"LiteLLM failed:\n{done.stderr[-3000:]}")
@@ -195,7 +205,7 @@ def costs(measured: Sequence[Measured]) -> str:
 
 PAGE = """# Routing by the field's own measure
 
-`python benchmarks/routing/routing_quality.py{options}`, {today}, one of 2 shared cores, Zen 5, other work beside.
+`python -m benchmarks.routing.quality{options}`, {today}, one of 2 shared cores, Zen 5, other work beside.
 Recorded answers of Mixtral-8x7B (weak) and GPT-4-1106 (strong) from RouteLLM's repository, without the rows that
 RouteLLM leaves out: GSM8K {gsm8k} questions, MT-Bench {mtbench} questions of two turns, of which the first decides for
 both.

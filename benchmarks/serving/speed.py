@@ -1,6 +1,6 @@
 """Classification over HTTP, side by side in one run: ours, llama.cpp, vLLM's CPU build, transformers + FastAPI.
 
-    python benchmarks/serving/serving_speed.py --task TASK.yaml --home STATE_FOLDER --work FOLDER [--vllm PYTHON]
+    python -m benchmarks.serving.speed --task TASK.yaml --home STATE_FOLDER --work FOLDER [--vllm PYTHON]
         [--llama-server BINARY] [--cores 0,1] [--rounds 3] [--rows 200] [--only NAME,…] [--quick]
 
 TASK.yaml has a promoted small model in STATE_FOLDER that answers by code tokens; the same weights are served by all.
@@ -30,11 +30,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
-from serving_choice import choose, gguf_files, settings
-from serving_measure import Server, Store, awake, measure, say, started
-from serving_page import write_page
-from serving_sides import HERE, Row, Side, llama_server, ours, own_home, transformers, vllm, xllamacpp
-
+from benchmarks.paths import RESULTS
+from benchmarks.serving.choice import choose, gguf_files, settings
+from benchmarks.serving.measure import Server, Store, awake, measure, say, started
+from benchmarks.serving.page import write_page
+from benchmarks.serving.sides import Row, Side, llama_server, ours, own_home, transformers, vllm, xllamacpp
 from smallfirst.models.manifest import Manifest, read_manifest
 
 LEVELS = (1, 8, 32)
@@ -92,7 +92,7 @@ def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest, store
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
     """What serving_bound.py finds."""
-    command = [sys.executable, str(HERE / "serving_bound.py"), str(model), str(tokens)]
+    command = [sys.executable, "-m", "benchmarks.serving.bound", str(model), str(tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     found: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
     return found
@@ -183,7 +183,7 @@ def main() -> None:
                 rounds.one_side(side, number, test[number * n : (number + 1) * n])
             store.keep_bound(number, bound(model, tokens, wanted.cores))
     say(f"measured in {time.monotonic() - began:.0f} s")
-    page = wanted.work / "quick.md" if wanted.quick else HERE / "results" / "serving_speed.md"
+    page = wanted.work / "quick.md" if wanted.quick else RESULTS / "serving_speed.md"
     write_page(page, store, [side.name for side in sides], LEVELS, tokens)
     say(f"wrote {page}")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-from serving_load import Answer, Client, closed_loop, post
-from serving_sides import Row, Side
 
+from benchmarks.serving.load import Answer, Client, closed_loop, post
+from benchmarks.serving.sides import Row, Side
 from smallfirst.files import write_atomically
 
 START_S = 600.0

@@ -1,6 +1,6 @@
 """LiteLLM's side of routing_quality.py, run by the interpreter of an environment that has litellm.
 
-    python benchmarks/routing/routing_quality_litellm.py PROMPTS.jsonl
+    python -m benchmarks.peers.route_litellm PROMPTS.jsonl
 
 Both offline classifiers of its complexity router, as they come: the weighted rules (`heuristic`, a score and a tier)
 and the success table (`heuristic_v2`, the probability that a model of the lowest tier succeeds). Prints one JSON

@@ -1,6 +1,6 @@
 """The side of TRL in training.py, run by the interpreter of an environment that has trl.
 
-    python benchmarks/training/training_trl.py "defaults" BASE ROWS.jsonl
+    python -m benchmarks.peers.train_trl "defaults" BASE ROWS.jsonl
 
 `defaults` changes nothing; `bf16 grouped` is the best setting we found: bf16 weights and optimiser state (no fp32
 masters), 32 rows a batch, rows of similar length together.
@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from training_clock import STEPS, WARM_UP, Clock, size
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
+
+from benchmarks.training.clock import STEPS, WARM_UP, Clock, size
 
 
 class Counting:

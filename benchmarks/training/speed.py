@@ -1,6 +1,6 @@
 """Training steps, side by side in one run: ours, TRL's SFTTrainer, LLaMA-Factory; the same rows and base model.
 
-    python benchmarks/training/training.py --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
+    python -m benchmarks.training.speed --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
 
 ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens, the
 label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we read once a batch. Peers
@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-HERE = Path(__file__).parent
+from benchmarks.paths import ROOT
+
 WARM_UP, STEPS = 2, 8
 
 
@@ -100,7 +101,7 @@ def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
 def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
     """What the side prints last: tokens, rows and seconds of its steps. Exits with its words if it fails."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), **quiet}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **quiet}
     done = subprocess.run(
         [*side.command, str(base), str(rows)], capture_output=True, text=True, env=environment, check=False
     )
@@ -112,15 +113,15 @@ def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
 
 def sides(wanted: argparse.Namespace) -> list[Side]:
     """Everybody who takes part."""
-    own = (sys.executable, str(HERE / "training.py"), "--own")
+    own = (sys.executable, "-m", "benchmarks.training.speed", "--own")
     found = [Side("ours", (*own, "0"))]
     if wanted.frozen:
         found.append(Side(f"ours, {wanted.frozen} lower layers frozen", (*own, str(wanted.frozen))))
     if wanted.trl:
-        script = str(HERE / "training_trl.py")
+        script = "-m", "benchmarks.peers.train_trl"
         found += [Side(f"TRL, {how}", (wanted.trl, script, how)) for how in ("defaults", "bf16 grouped")]
     if wanted.llamafactory:
-        found.append(Side("LLaMA-Factory", (wanted.llamafactory, str(HERE / "training_llamafactory.py"))))
+        found.append(Side("LLaMA-Factory", (wanted.llamafactory, "-m", "benchmarks.peers.train_llamafactory")))
     return found
 
 

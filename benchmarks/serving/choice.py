@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving_measure import Store, measure, say, started
-from serving_sides import Row, Side, llama_server, vllm, xllamacpp
+from benchmarks.serving.measure import Store, measure, say, started
+from benchmarks.serving.sides import Row, Side, llama_server, vllm, xllamacpp
 
 CLIENTS = 32
 EQUAL = 0.005

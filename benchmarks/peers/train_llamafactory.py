@@ -1,6 +1,6 @@
 """The side of LLaMA-Factory in training.py, run by the interpreter of an environment that has llamafactory.
 
-    python benchmarks/training/training_llamafactory.py BASE ROWS.jsonl
+    python -m benchmarks.peers.train_llamafactory BASE ROWS.jsonl
 
 Full fine-tune in bf16 with its own ChatML template, 32 rows a batch; what else it does is its default. It writes the
 rows in tokens itself, so its tokens are counted from its batches.
@@ -24,7 +24,8 @@ except (ImportError, OSError):  # no build beside this torch; text needs none
 
 from llamafactory.train.sft import workflow
 from llamafactory.train.tuner import run_exp
-from training_clock import STEPS, WARM_UP, Clock, size
+
+from benchmarks.training.clock import STEPS, WARM_UP, Clock, size
 
 SEEN: list[tuple[int, int]] = []
 

@@ -1,6 +1,6 @@
 """How many requests/s the processor's bf16 matrix rate allows, if a prompt is read whole and nothing else took time.
 
-    python benchmarks/serving/serving_bound.py MODEL MEAN_TOKENS
+    python -m benchmarks.serving.bound MODEL MEAN_TOKENS
 
 Prints one JSON object: the rate on large square matrices (the best this processor was seen to do) and at the model's
 own shapes with 32 prompts together, in GFLOP/s, and the requests/s that each allows: rate / (2 x weights outside the

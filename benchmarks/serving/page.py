@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from serving_choice import CLIENTS, EQUAL
-from serving_measure import Store
 
+from benchmarks.serving.choice import CLIENTS, EQUAL
+from benchmarks.serving.measure import Store
 from smallfirst.stats.intervals import wilson
 
 OURS = "smallfirst"
@@ -38,7 +38,7 @@ def _what(store: Store) -> Iterator[str]:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "xllamacpp"))
     yield f"{date.today()}, {plan['cores']} cores of {_processor()}, Python {platform.python_version()}, {packages}."
     yield f"SmolLM2-135M, fine-tuned for Banking77 (weights {plan['weights']}). {rounds} rounds of {plan['rows']} test"
-    yield "rows for each number of clients. By `python benchmarks/serving/serving_speed.py`, which says how to run it."
+    yield "rows for each number of clients. By `python -m benchmarks.serving.speed`, which says how to run it."
 
 
 def _bounds(store: Store, tokens: float) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """llama.cpp's server for serving_speed.py, through xllamacpp, in a process of its own.
 
-    python benchmarks/serving/serving_peers_llama.py --model FILE.gguf --port PORT [--parallel N] …
+    python -m benchmarks.peers.serve_llama --model FILE.gguf --port PORT [--parallel N] …
 
 Takes those options of the `llama-server` program that the benchmark uses, under their names there, so that either can
 be run. No key and no web page.
