@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -367,9 +366,7 @@ def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says() -
         assert exact >= (0.93 if cell.method == "Wilson" else 0.95)
 
 
-def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_bootstrap_does_not(
-    intervals: ModuleType,
-) -> None:
+def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_bootstrap_does_not() -> None:
     (pairs,) = intervals.measure(intervals.pairs, draws=2000, sizes=(60,), rates=(0.9,))
     plain, widened = intervals.measure(intervals.macro_f1s, draws=300, sizes=(30,), rates=(0.97,))
     assert not pairs.short
