@@ -30,6 +30,11 @@ class ResponseFormat(Record):
     strict: bool = False
     """Whether the client insists; here every answer is held to the schema."""
 
+    @property
+    def answer_schema(self) -> dict[str, Any]:
+        """JSON schema that the answer must follow."""
+        return {"type": "object"} if self.kind == "json_object" else self.json_schema
+
 
 class Request(Record):
     """What is asked of a Model: the user's own messages, never a task's prompt (the Model adds that)."""

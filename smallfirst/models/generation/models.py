@@ -16,13 +16,13 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError, RequestRefused
 from smallfirst.models.generation.engine import Engine, field_confidence
 from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.response_format import AnswerForm
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request
+from smallfirst.models.response_format import ResponseGrammars
 from smallfirst.pricing import MachinePrice
 
 __all__ = ["ChatModel", "GenerativeTaskModel", "field_confidence"]
@@ -49,7 +49,7 @@ class GenerativeTaskModel:
         """
         self.manifest = manifest
         name = name or manifest.task.name
-        self._form = AnswerForm(manifest.task.answer_schema(), writer.tokenizer, name=name)
+        self._grammars = ResponseGrammars(manifest.task.answer_schema(), writer.tokenizer, name=name)
         live = ContinuousBatchScheduler(writer, name=name) if isinstance(writer, Generator) else writer
         self._engine = Engine(live, name=name, price=price, adapter=adapter, calibration=manifest.calibration)
         self._fixed = _shared_beginning(*(self._ids(text) for text in ("a", "Z")))
@@ -91,7 +91,7 @@ class GenerativeTaskModel:
 
     async def aclose(self) -> None:
         """Stop the writer's thread once it has answered what waits. Safe to call twice."""
-        self._form.close()
+        self._grammars.close()
         await self._engine.aclose()
 
     def _ids(self, text: str) -> list[int]:
@@ -105,7 +105,7 @@ class GenerativeTaskModel:
             request.temperature,
             request.seed,
             request.stop,
-            await self._form.of(request.response_format),
+            await self._grammars.grammar_for(request.response_format),
             request.logprobs,
             self._engine.prefix_of(ids, self._fixed),
         )
@@ -134,7 +134,7 @@ class ChatModel:
         A LiveWriter may be shared with other models, each with its `adapter`. Raises ConfigError if the schema makes no
         grammar.
         """
-        self._form = AnswerForm(schema, writer.tokenizer, name=name)
+        self._grammars = ResponseGrammars(schema, writer.tokenizer, name=name)
         live = ContinuousBatchScheduler(writer, name=name) if isinstance(writer, Generator) else writer
         end = end_of_turn_token(writer.tokenizer) if live is writer else None
         self._engine = Engine(live, name=name, price=price, adapter=adapter, end=end)
@@ -178,7 +178,7 @@ class ChatModel:
 
     async def aclose(self) -> None:
         """Stop the writer's thread once it has answered what waits. Safe to call twice."""
-        self._form.close()
+        self._grammars.close()
         await self._engine.aclose()
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
@@ -199,7 +199,7 @@ class ChatModel:
             request.temperature,
             request.seed,
             request.stop,
-            await self._form.of(request.response_format),
+            await self._grammars.grammar_for(request.response_format),
             request.logprobs,
             self._engine.prefix_of(ids, self._fixed),
         )

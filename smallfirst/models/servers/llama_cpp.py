@@ -22,6 +22,7 @@ from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models.protocol import Capability, Request
+from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.llama_cpp_main import KEY_VARIABLE, READY_PREFIX
 from smallfirst.models.servers.managed_server import (
@@ -31,7 +32,6 @@ from smallfirst.models.servers.managed_server import (
     ServerProcess,
     new_key,
 )
-from smallfirst.models.servers.response_format import Form, form_of
 from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing import PriceBook
@@ -81,11 +81,11 @@ class LlamaCppModel:
         if importlib.util.find_spec("xllamacpp") is None:
             raise MissingExtra("running a GGUF file", "llama")
         self.config = config
-        own: Form | None = None
+        own: OutputFormat | None = None
         if answers is not None:
-            own = Form(choice_grammar(answers), answers.__contains__, answers)
+            own = OutputFormat(choice_grammar(answers), answers.__contains__, answers)
         elif schema is not None:
-            own = form_of(schema)
+            own = json_format(schema)
         self.hosted = ManagedServerModel(self.name, prices, own, self._engine, config)
         self.complete, self.stream = self.hosted.complete, self.hosted.stream
         self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
@@ -128,7 +128,7 @@ def _probe(child: ServerProcess, limit_s: float) -> None:
         client.get("/slots").raise_for_status()
 
 
-def _extra(request: Request, form: Form, place: Slot, fresh: bool) -> dict[str, Any]:
+def _extra(request: Request, form: OutputFormat, place: Slot, fresh: bool) -> dict[str, Any]:
     """The request's slot, whether it may use what that remembers, and the grammar.
 
     Models that can think aloud are told not to: it costs minutes on a processor.

@@ -20,8 +20,8 @@ from pydantic import Field
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.response_format import FREE_TEXT, OutputFormat, generate_in_format, requested_format
 from smallfirst.models.servers.child_process import ChildProcess
-from smallfirst.models.servers.response_format import FREE, Form, form_asked, in_form
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 from smallfirst.models.servers.unix_socket import BASE_URL, SocketFolder, Sockets
@@ -101,7 +101,7 @@ class ServerBackend(NamedTuple):
     """Blocks until the server answers on the folder's socket. Raises Unavailable."""
     probe: Callable[[ServerProcess, float], None]
     """Blocks until the engine gives a sign of life; raises if there is none within the seconds given."""
-    extra: Callable[[Request, Form, Slot, bool], dict[str, Any]]
+    extra: Callable[[Request, OutputFormat, Slot, bool], dict[str, Any]]
     """What its request body holds beside OpenAI's fields; with True, nothing remembered may be used."""
     n_places: int
     """Requests under way at once."""
@@ -135,7 +135,7 @@ class ManagedServer:
         )
         self._child: ServerProcess | None = None
 
-    async def complete(self, request: Request, form: Form, *, model: str, prices: PriceBook) -> Completion:
+    async def complete(self, request: Request, form: OutputFormat, *, model: str, prices: PriceBook) -> Completion:
         """The whole answer, in its form. Raises ModelError; Unavailable too if too many requests wait."""
         began = time.perf_counter()
         async with self.turn(request) as turn:
@@ -146,12 +146,15 @@ class ManagedServer:
                 assert last.completion is not None
                 return last.completion
 
-            return _whole(await in_form(form, write), began, turn, prices)
+            return _whole(await generate_in_format(form, write), began, turn, prices)
 
     async def stream(self, request: Request, *, model: str, prices: PriceBook) -> AsyncGenerator[Chunk, None]:
         """An answer without a form, piece by piece. Raises ModelError."""
         began = time.perf_counter()
-        async with self.turn(request) as turn, aclosing(self._written(turn, request, FREE, model, False)) as pieces:
+        async with (
+            self.turn(request) as turn,
+            aclosing(self._written(turn, request, FREE_TEXT, model, False)) as pieces,
+        ):
             async for piece in pieces:
                 done = piece.completion
                 yield Chunk(completion=_whole(done, began, turn, prices)) if done is not None else piece
@@ -162,7 +165,7 @@ class ManagedServer:
         Raises ModelError.
         """
         if self.places.n_free:
-            await self.complete(READINESS_REQUEST, FREE, model=model, prices=prices)
+            await self.complete(READINESS_REQUEST, FREE_TEXT, model=model, prices=prices)
         else:
             child = await self.supervisor.child()
             await asyncio.to_thread(self.supervisor.check_health, child)
@@ -184,7 +187,7 @@ class ManagedServer:
         await asyncio.to_thread(self.supervisor.stop)
 
     async def _written(
-        self, turn: Turn, request: Request, form: Form, model: str, fresh: bool
+        self, turn: Turn, request: Request, form: OutputFormat, model: str, fresh: bool
     ) -> AsyncGenerator[Chunk, None]:
         """What the engine writes. Its endpoint is made anew for each request, since their bodies differ."""
         config = EndpointConfig(
@@ -226,7 +229,7 @@ class ManagedServerModel:
         self,
         name: str,
         prices: PriceBook,
-        own: Form | None,
+        own: OutputFormat | None,
         engine: Callable[[], ServerBackend],
         config: ManagedServerConfig,
     ) -> None:
@@ -237,7 +240,7 @@ class ManagedServerModel:
 
     async def complete(self, request: Request) -> Completion:
         """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
-        form = self.own or await form_asked(request.response_format)
+        form = self.own or await requested_format(request.response_format)
         asked = request.model_copy(update={"response_format": None})  # the form takes its place
         return await self.open().complete(asked, form, model=self.name, prices=self._prices)
 

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
 from smallfirst.models.protocol import Capability, Request
+from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers import orphan_guard as leash
 from smallfirst.models.servers.child_process import child_environment
 from smallfirst.models.servers.managed_server import (
@@ -35,7 +36,6 @@ from smallfirst.models.servers.managed_server import (
     ServerProcess,
     new_key,
 )
-from smallfirst.models.servers.response_format import Form, form_of
 from smallfirst.models.servers.slots import Slot
 from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing import PriceBook
@@ -120,7 +120,7 @@ class VllmModel:
         if (program := find_vllm(config.program)) is None:
             raise VllmNotInstalled(config.program)
         self._program, self._name = program, adapter or config.model.name
-        own = form_of(schema) if schema is not None else None
+        own = json_format(schema) if schema is not None else None
         self.hosted = ManagedServerModel(self._name, prices, own, self._engine, config)
         self.complete, self.stream = self.hosted.complete, self.hosted.stream
         self.ready, self.aclose, self.open = self.hosted.ready, self.hosted.aclose, self.hosted.open
@@ -133,7 +133,7 @@ class VllmModel:
     def _engine(self) -> ServerBackend:
         config, program, salt = self.config, self._program, os.urandom(32)
 
-        def extra(request: Request, form: Form, _: Slot, fresh: bool) -> dict[str, Any]:
+        def extra(request: Request, form: OutputFormat, _: Slot, fresh: bool) -> dict[str, Any]:
             return {"cache_salt": _salted(salt, request, fresh)} | _response_format(form)
 
         return ServerBackend(
@@ -215,7 +215,7 @@ def _salted(salt: bytes, request: Request, fresh: bool) -> str:
     return hmac.new(salt, request.tenant.encode() + extra, hashlib.sha256).hexdigest()
 
 
-def _response_format(form: Form) -> dict[str, Any]:
+def _response_format(form: OutputFormat) -> dict[str, Any]:
     if form.schema is None:
         return {}
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": form.schema}}}

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.response_format import check_response_format
 from smallfirst.serving.admission import estimate_tokens
 from smallfirst.serving.auth.middleware import caller_digest, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
@@ -19,7 +20,6 @@ from smallfirst.serving.openai.json_limits import check_schema
 from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, parse_completion
 from smallfirst.serving.openai.responses import combine, sse_event
 from smallfirst.serving.request_lifecycle import AppContext
-from smallfirst.serving.routes.response_format import check_form
 from smallfirst.serving.routes.stream_buffer import buffer_stream, first_chunk, next_chunk
 
 
@@ -96,7 +96,7 @@ class CompletionHandler:
                     break
                 chunk = await next_chunk(chunks)
         completion = chunk.completion
-        check_form(completion, request.response_format)
+        check_response_format(completion, request.response_format)
         await self._house.record(exchange, completion)
         last = reply.last(completion, include_usage=usage)
         last["smallfirst"]["first_token_ms"] = exchange.first_token_s * 1000
@@ -158,5 +158,5 @@ async def complete_choices(model: Model, asked: ParsedRequest) -> list[Completio
 
 async def _checked(model: Model, request: Request) -> Completion:
     completion = await model.complete(request)
-    check_form(completion, request.response_format)
+    check_response_format(completion, request.response_format)
     return completion

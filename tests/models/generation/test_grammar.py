@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from typing import Any
 
 import jsonschema
 import pytest
 
 from smallfirst.errors import ConfigError, ModelError
-from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, with_number_bounds
+from smallfirst.models.generation import grammar as grammars
+from smallfirst.models.generation.grammar import MAX_NUMBER, Grammar, GrammarCache, with_number_bounds
 
 
 def closed(**properties: Any) -> dict[str, Any]:
@@ -162,3 +165,55 @@ def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begu
             break
     jsonschema.validate(json.loads(done), schema)
     assert len(done) <= len(text) + 14
+
+
+def test_grammars_are_kept_by_their_schema_and_the_oldest_goes(lively: tuple[Any, Any]) -> None:
+    kept = GrammarCache(lively[1], most=2)
+
+    async def play() -> None:
+        first = await kept.grammar({"enum": ["a"]})
+        assert await kept.grammar({"enum": ["a"]}) is first
+        await kept.grammar({"enum": ["b"]})
+        assert await kept.grammar({"enum": ["a"]}) is first
+        await kept.grammar({"enum": ["c"]})
+        assert len(kept) == 2
+        assert await kept.grammar({"enum": ["a"]}) is first
+        await kept.grammar({"enum": ["b"]})
+        assert await kept.grammar({"enum": ["a"]}) is first
+
+    asyncio.run(play())
+    kept.close()
+
+
+def test_the_order_of_properties_is_part_of_a_form(lively: tuple[Any, Any]) -> None:
+    kept = GrammarCache(lively[1])
+    both = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    turned = dict(reversed(both.items()))
+
+    async def play() -> None:
+        one = await kept.grammar({"type": "object", "properties": both})
+        assert await kept.grammar({"type": "object", "properties": turned}) is not one
+
+    asyncio.run(play())
+    kept.close()
+
+
+def test_compiling_stops_nobody_and_takes_no_longer_than_it_may(
+    lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = GrammarCache(lively[1])
+    monkeypatch.setattr(grammars, "COMPILE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(Grammar, "compile", lambda *_: time.sleep(1))
+
+    async def play() -> int:
+        ticks = 0
+        compiling = asyncio.create_task(kept.grammar({"enum": ["a"]}))
+        while not compiling.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        with pytest.raises(ConfigError, match=r"more than 0.2 s to compile"):
+            await compiling
+        return ticks
+
+    assert asyncio.run(play()) >= 3
+    kept.close()

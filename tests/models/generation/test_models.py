@@ -187,7 +187,7 @@ def test_a_request_may_give_free_text_a_form(lively: tuple[Any, Any]) -> None:
     assert not found[1].text.startswith("{")
     other = form.model_copy(update={"json_schema": {"type": "object", "properties": {"item": {"type": "string"}}}})
     another = Request.ask("x").model_copy(update={"response_format": other})
-    with pytest.raises(RequestRefused, match="fixed by its task"):
+    with pytest.raises(RequestRefused, match="follow the schema of its task"):
         ask(written(lively, EXTRACT), another)
 
 

@@ -14,9 +14,9 @@ from fixtures.tiny_llama import LABELS, ask, formed, given_config, given_gguf, g
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import Chunk, Completion, Model, Probed, Request
+from smallfirst.models.response_format import FREE_TEXT, OutputFormat
 from smallfirst.models.servers import llama_cpp as gguf_room
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
-from smallfirst.models.servers.response_format import FREE, Form
 from smallfirst.models.servers.unix_socket import Sockets
 from smallfirst.pricing import PriceBook
 
@@ -97,7 +97,7 @@ async def reused(model: LlamaCppModel, tenant: str) -> int:
     request = Request.ask(PROMPT, max_tokens=1).model_copy(update={"tenant": tenant})
     async with model.open().turn(request) as turn:
         body = {"messages": [message.model_dump() for message in request.messages], "max_tokens": 1}
-        body |= gguf_room._extra(request, FREE, turn.place, False)
+        body |= gguf_room._extra(request, FREE_TEXT, turn.place, False)
         with turn.child.client(10) as client:
             reply = await asyncio.to_thread(client.post, "/v1/chat/completions", json=body)
     return int(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
@@ -167,7 +167,7 @@ def test_form_that_was_dropped_is_asked_again_once(config: LlamaCppConfig, sent:
     async def run() -> None:
         async with opened(config, schema=CLOSED) as model:
             assert model.hosted.own is not None
-            model.hosted.own = Form('root ::= "no"', model.hosted.own.is_kept_by)
+            model.hosted.own = OutputFormat('root ::= "no"', model.hosted.own.accepts)
             with pytest.raises(BadAnswer, match="tiny wrote what its schema forbids"):
                 await model.complete(Request.ask("card"))
 

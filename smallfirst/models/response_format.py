@@ -1,0 +1,226 @@
+"""Response formats: a schema is compiled before an answer is generated, and the finished answer is checked against it.
+
+Some engines fail open. llama.cpp drops a grammar that it cannot apply and goes on without one, with no sign of that in
+its reply; some versions of vLLM crash on one. So a schema is compiled here first by llguidance, which both use, and the
+answer is validated afterwards with jsonschema. There `pattern` and `format` are checked by llguidance as well, because
+some patterns keep Python's `re` busy for ever. Compiling takes a few milliseconds a schema, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
+from smallfirst.models.generation.grammar import Grammar, GrammarCache, with_number_bounds
+from smallfirst.models.protocol import Completion, ResponseFormat
+from smallfirst.tasks.json.answers import answer_parser
+from smallfirst.tasks.json.schema import SEPARATORS, closed_schema
+
+MAX_COMPILED = 64
+"""Compiled schemas kept in memory."""
+SHOWN_CHARACTERS = 200
+"""Characters of a wrong answer that its error message quotes."""
+_SPACING = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
+_UNSAFE_KEYWORDS = ("patternProperties",)
+"""Keywords that jsonschema would match with Python's regular expressions, which some patterns keep busy for ever."""
+
+
+class OutputFormat(NamedTuple):
+    """The format that an engine in another process is asked for."""
+
+    grammar: str | None
+    """In llama.cpp's grammar language; None for free text."""
+    accepts: Callable[[str], bool]
+    """Whether a finished answer has the format."""
+    choices: tuple[str, ...] = ()
+    """The only possible answers, if there is such a list."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of the answer; None for anything but JSON."""
+
+
+FREE_TEXT = OutputFormat(None, lambda text: True)
+
+
+class CompiledSchema:
+    """A JSON schema that an engine's grammar can follow."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        """Raise ConfigError if no answer can be generated under the schema. `compile` keeps the results in memory."""
+        from llguidance import LLMatcher
+
+        self._schema = schema
+        if found := next((word for word in _UNSAFE_KEYWORDS if _has_key(schema, word)), None):
+            raise ConfigError(f'no answer can be written under this schema: "{found}" is not supported')
+        self.grammar = (
+            f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': _SPACING})}"
+        )
+        """The value of llama.cpp's `grammar` parameter."""
+        own = LLMatcher.grammar_from_json_schema(json.dumps(with_number_bounds(schema)))
+        failed, warnings = LLMatcher.validate_grammar_with_warnings(own, _byte_tokenizer())
+        if failed or warnings:  # a warning means that some keyword would be ignored
+            why = " ".join(warnings[0].split()) if warnings else "llguidance refuses it"
+            raise ConfigError(f"no answer can be written under this schema: {why}")
+
+    @staticmethod
+    def compile(schema: Mapping[str, Any]) -> CompiledSchema:
+        """Return the compiled schema, from memory where possible. Raise ConfigError as the constructor does."""
+        return _compiled(json.dumps(schema))
+
+    def accepts(self, text: str) -> bool:
+        """Return whether the whole text is JSON of the schema."""
+        try:
+            return bool(_validator(self._schema).is_valid(json.loads(text, parse_constant=_not_a_number)))
+        except (ValueError, RecursionError):
+            return False
+
+
+class ResponseGrammars:
+    """The grammars of one local model: that of its task, or else those of the requests' own schemas."""
+
+    def __init__(self, own: Mapping[str, Any] | None, tokenizer: Any, *, name: str) -> None:
+        """Compile `own`, the schema of every answer, if there is one. Raise ConfigError if it has no grammar."""
+        self._own, self._name = own, name
+        self._own_grammar = Grammar.compile(own, tokenizer) if own is not None else None
+        self._requested = GrammarCache(tokenizer)
+
+    async def grammar_for(self, wanted: ResponseFormat | None) -> Grammar | None:
+        """Return the grammar that an answer follows; None for free text.
+
+        Raise RequestRefused if the request's schema has no grammar, or differs from the one of the task.
+        """
+        if self._own is not None:
+            if wanted is not None and wanted.kind == "json_schema" and not _same(wanted.json_schema, self._own):
+                raise RequestRefused(
+                    f"response_format: the answers of {self._name} follow the schema of its task, and this is another "
+                    "one; leave response_format out, or ask for a json_object"
+                )
+            return self._own_grammar
+        if wanted is None:
+            return None
+        try:
+            return await self._requested.grammar(wanted.answer_schema)
+        except ConfigError as error:
+            raise RequestRefused(f"response_format: {error.args[0]}") from None
+
+    def close(self) -> None:
+        """Compile no further schema."""
+        self._requested.close()
+
+
+def json_format(schema: Mapping[str, Any]) -> OutputFormat:
+    """Return the format of JSON under a schema. Raise ConfigError if no answer can be generated under it."""
+    compiled = CompiledSchema.compile(schema)
+    return OutputFormat(compiled.grammar, compiled.accepts, schema=schema)
+
+
+async def requested_format(wanted: ResponseFormat | None) -> OutputFormat:
+    """Return the format that a request asks for. Raise RequestRefused if no answer can be generated in it."""
+    if wanted is None:
+        return FREE_TEXT
+    try:
+        return await asyncio.to_thread(json_format, wanted.answer_schema)
+    except ConfigError as error:
+        raise RequestRefused(str(error)) from None
+
+
+async def generate_in_format(
+    output_format: OutputFormat, generate: Callable[[bool], Awaitable[Completion]]
+) -> Completion:
+    """Return what `generate(False)` gives, or else `generate(True)`, which must read the prompt afresh.
+
+    JSON that was cut off for its length is returned as it is, with that finish reason. Raise BadAnswer if the second
+    answer does not have the format either.
+    """
+    for fresh in (False, True):
+        completion = await generate(fresh)
+        if output_format.accepts(completion.text):
+            return completion
+        if completion.finish_reason == "length":
+            if output_format.choices:
+                raise _bad_answer(output_format, completion, hint="raise max_tokens, the answer was cut off")
+            return completion
+    raise _bad_answer(output_format, completion)
+
+
+def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:
+    """Accept an answer that has the format asked for, or was cut off for its length.
+
+    Raise RequestRefused if the model answers with labels, which have a format of their own, and BadAnswer if it should
+    have kept to the format.
+    """
+    if wanted is None or completion.finish_reason == "length":
+        return
+    if answer_parser(json.dumps(wanted.answer_schema, sort_keys=True)).keeps(completion.text):
+        return
+    if completion.alternatives:
+        raise RequestRefused("The answers of this model are labels, which are not of the response_format asked for.")
+    raise BadAnswer(f"{completion.answered_by} did not keep to the response_format asked for")
+
+
+def _bad_answer(output_format: OutputFormat, completion: Completion, hint: str | None = None) -> BadAnswer:
+    n_choices = len(output_format.choices)
+    what = f"none of the {n_choices} answers" if n_choices else "what its schema forbids"
+    return BadAnswer(f"{completion.answered_by} wrote {what}: {completion.text[:SHOWN_CHARACTERS]!r}", hint=hint)
+
+
+def _same(schema: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether a task given `schema` would follow `own`."""
+    if dict(schema) == dict(own):
+        return True
+    try:
+        return bool(closed_schema(dict(schema)) == dict(own))
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+@functools.lru_cache(maxsize=MAX_COMPILED)
+def _compiled(schema: str) -> CompiledSchema:
+    return CompiledSchema(json.loads(schema))
+
+
+@functools.cache
+def _byte_tokenizer() -> Any:
+    import llguidance
+
+    return llguidance.LLTokenizer("byte")
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """A jsonschema validator that runs no Python regular expression and fetches nothing."""
+    import jsonschema  # type: ignore[import-untyped]
+    import referencing
+
+    def checked_by_grammar(keyword: str) -> Any:
+        def check(_: Any, wanted: Any, value: Any, __: Any) -> Iterator[Any]:
+            if isinstance(value, str) and not _grammar_accepts({"type": "string", keyword: wanted}, value):
+                yield jsonschema.ValidationError(f"is not of this {keyword}")
+
+        return check
+
+    keywords = {keyword: checked_by_grammar(keyword) for keyword in ("pattern", "format")}
+    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, keywords)
+    return kind(schema, registry=referencing.Registry())
+
+
+def _grammar_accepts(schema: Mapping[str, Any], value: str) -> bool:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_json_schema(json.dumps(schema)), log_level=0)
+    octets = list(json.dumps(value, ensure_ascii=False).encode())
+    if matcher.is_error() or matcher.validate_tokens(octets) < len(octets):
+        return False
+    return bool(matcher.consume_tokens(octets) and matcher.is_accepting())
+
+
+def _not_a_number(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _has_key(node: Any, key: str) -> bool:
+    if isinstance(node, Mapping):
+        return key in node or any(_has_key(part, key) for part in node.values())
+    return isinstance(node, list) and any(_has_key(part, key) for part in node)
