@@ -4,19 +4,38 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   := examples/claims_desk/task.yaml
 
-.PHONY: demo test check serve clean
+.PHONY: help demo test lint tests format hooks serve readme clean
 
-demo: $(VENV)/.demo      ## the whole path on a real small model, ends with a verdict and report.html
+help:                    ## list these commands
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+
+demo: $(VENV)/.demo      ## run the whole path on a real small model; ends with a verdict and report.html
 	@$(BIN)/smallfirst run $(DEMO) --report report.html $(ARGS)
 
-test: $(VENV)/.dev       ## style, types, import contract, tests
-	$(BIN)/ruff check smallfirst tests benchmarks
+test: lint tests         ## run everything that must pass: style, types, import contract, tests
+
+lint: $(VENV)/.dev       ## check style (ruff), types (mypy) and the import contract (import-linter)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+tests: $(VENV)/.dev      ## run the tests alone; ARGS="tests/routing -k router" selects some
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+format: $(VENV)/.dev     ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+hooks: $(VENV)/.dev      ## check style before every commit (pre-commit)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pre-commit>=4"
+	$(BIN)/pre-commit install
 
 serve: $(VENV)/.demo     ## serve what the demo promoted
 	$(BIN)/smallfirst serve $(DEMO) --replay-large
+
+readme: $(VENV)/.dev     ## rewrite the package tree in README.md
+	$(BIN)/python tools/readme_tree.py
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "smallfirst needs Python 3.11 or newer")'
