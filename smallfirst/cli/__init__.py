@@ -1,1 +1,1 @@
-"""The command line: one verb per public function."""
+"""The command line."""

@@ -1,1 +1,1 @@
-"""What a Router stands on, and what is served: heads, certificate, reference, rules, and the watch after go-live."""
+"""Serve promoted models: load versions, swap them without dropping requests, audit the Router after go-live."""

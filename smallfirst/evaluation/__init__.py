@@ -1,1 +1,1 @@
-"""One way to measure everything that answers."""
+"""Measure a model on rows: scores, calibration, label errors, learning curves."""

@@ -1,5 +1,5 @@
-"""The bars of the gate: each function takes a bar and what was measured, and gives one GateLine.
+"""The gate: checks that a candidate must pass before it goes live.
 
-A bar says what must be shown, so it looks at the end of the interval that is worse for the candidate. The price is
-rows: advice on a missed bar is a search over the same rates with more rows, a few milliseconds.
+A check says what must be shown, so it looks at the end of the interval that is worse for the candidate. A failed check
+says how many more rows would show it, found by a search over the same rates with more rows.
 """

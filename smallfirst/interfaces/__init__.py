@@ -1,1 +1,1 @@
-"""Doors that users of other products know already, each onto the same jobs, registry and models."""
+"""Plug-ins that speak other products' interfaces; the core does not know them."""

@@ -1,4 +1,4 @@
-"""Fine-tunes that run in processes of their own: one folder a job, one at a time, none lost.
+"""Fine-tuning jobs, each in a process and a folder of its own.
 
     submit(Order) ─▶ folder: job.json, events.jsonl ─▶ process: rows ─▶ train ─▶ register ─▶ result.json
 

@@ -1,1 +1,1 @@
-"""Everything that answers."""
+"""Everything that answers a request: one Model protocol and its implementations."""

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file on what was measured and what it costs."""
+"""The report: one self-contained HTML file."""
 
 from smallfirst.report.page import ReportData, render, save
 

@@ -1,1 +1,1 @@
-"""Who answers: certificate, router, domain."""
+"""Decide which model answers: cascade, policies, certificate."""

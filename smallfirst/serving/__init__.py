@@ -1,4 +1,4 @@
-"""Serving: models behind OpenAI's HTTP interface, with a ledger of every answer.
+"""The HTTP server: OpenAI-compatible routes, admission, keys, ledger.
 
 `app` builds and runs the server, `ledger` keeps its rows; importing this package loads neither.
 """

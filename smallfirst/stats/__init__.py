@@ -1,1 +1,1 @@
-"""Intervals, bounds, sequential tests and sample sizes: how sure a number is. Pure functions."""
+"""Intervals, bounds, sequential tests and sample sizes; pure functions."""

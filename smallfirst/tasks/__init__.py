@@ -1,4 +1,4 @@
-"""Kinds of narrow work. `AnyTask` is whichever kind a file holds, told apart by its `kind`."""
+"""Task kinds: classify, extract, answer, chat. Each owns its prompt, its parser and its metrics."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Rows and a base model to a Run."""
+"""Fine-tune a model: batches, loss, loop, checkpoints, runs."""

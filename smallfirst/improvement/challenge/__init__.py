@@ -1,4 +1,4 @@
-"""A retrain as challenger: said why, trained with harvested rows, gated like any other, live only if it wins.
+"""Retrain with harvested rows and replace the champion only if the challenger beats it.
 
     harvested rows ─ propose ─▶ reason ─ train, evaluate, gate ─▶ challenger ─ contest ─▶ champion, or not
 

@@ -1,4 +1,4 @@
-"""The flywheel: what was served and judged becomes the next training rows.
+"""Turn served and judged answers into training rows.
 
     ledger ─ hear ─▶ voices on texts ─ settle ─▶ one answer a text ─ sift, redact ─▶ rows, HarvestResult
 

@@ -1,4 +1,4 @@
-"""Distillation by labels: a large model labels rows under a price cap, and those it is sure of become training rows.
+"""Label rows with a large model under a cost cap and keep the confident answers.
 
     texts ─ sift ─▶ what may be labelled ─ ask (journal, cap) ─▶ answers ─ vote ─▶ training rows, Trust
 
