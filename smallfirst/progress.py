@@ -29,7 +29,7 @@ class Progress:
         self.began = time.monotonic()
         disable_tqdm_in_pipes()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line, with the minutes and seconds since the start."""
         if not self.quiet:
             minutes, seconds = divmod(int(time.monotonic() - self.began), 60)

@@ -58,19 +58,19 @@ def main() -> None:
         sys.exit(f"which set? {', '.join(known)}")
     folder = data_folder(name)
     file = task_file(name, folder)
-    watch = Progress()
-    watch.say(f"{name} from {folder}")
+    progress = Progress()
+    progress.log(f"{name} from {folder}")
     try:
         if "--resume" in sys.argv:
-            resume(Project.read(file, watch))
+            resume(Project.read(file, progress))
         else:
-            pipeline.run(file, watch=watch)
+            pipeline.run(file, progress=progress)
     except GateFailed as refusal:
-        watch.say(str(refusal))
-    workspace = RunFolder.latest(file.name)
-    outcome = summarize_run(file, workspace)
-    run = Run.load(workspace.folder / "run.json")
-    evaluations = {e.candidate: e for e in workspace.evaluations("test")}
+        progress.log(str(refusal))
+    run_folder = RunFolder.latest(file.name)
+    outcome = summarize_run(file, run_folder)
+    run = Run.load(run_folder.folder / "run.json")
+    evaluations = {e.candidate: e for e in run_folder.evaluations("test")}
     pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
     result = {
         "benchmark": name,
@@ -91,13 +91,13 @@ def main() -> None:
     print(table(outcome))
 
 
-def resume(job: Project) -> None:
+def resume(project: Project) -> None:
     """The stages after training, on the latest run; candidates already measured are not measured again."""
-    workspace = RunFolder.latest(job.file.name)
-    left = tuple(c for c in job.file.small.ladder if workspace.evaluation(c, "test") is None)
-    small = job.file.small.model_copy(update={"ladder": left})
-    pipeline.evaluate_stage(job._replace(file=job.file.model_copy(update={"small": small})), workspace)
-    pipeline.gate_and_release(job, workspace)
+    run_folder = RunFolder.latest(project.file.name)
+    left = tuple(c for c in project.file.small.ladder if run_folder.evaluation(c, "test") is None)
+    small = project.file.small.model_copy(update={"ladder": left})
+    pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"small": small})), run_folder)
+    pipeline.gate_and_release(project, run_folder)
 
 
 def _processor() -> str:

@@ -65,10 +65,10 @@ def place(example: Example) -> str:
     return hashlib.sha256(f"order{example.key}".encode()).hexdigest()
 
 
-def order(job: Project, calibration: Evaluation, test: Evaluation) -> list[Example]:
+def order(project: Project, calibration: Evaluation, test: Evaluation) -> list[Example]:
     """The rows in the order in which the large model is asked."""
     sure = {row.key: row.confidence or 0.0 for row in (*calibration.rows, *test.rows)}
-    drawn_cal, drawn_test = (sorted(part.examples, key=place) for part in (job.rows.calibration, job.rows.test))
+    drawn_cal, drawn_test = (sorted(part.examples, key=place) for part in (project.rows.calibration, project.rows.test))
     parts = [
         [e for e in drawn_cal if sure[e.key] < SURE[1]],
         drawn_cal[:DRAWN_CALIBRATION],
@@ -82,42 +82,42 @@ def recording() -> Path:
     return home() / "recordings" / "banking77" / "routed.jsonl"
 
 
-def ask(job: Project, rows: Sequence[Example]) -> None:
+def ask(project: Project, rows: Sequence[Example]) -> None:
     """Ask the large model the rows that it was not asked yet; on one core it costs half the machine's price."""
-    assert job.file.large is not None
+    assert project.file.large is not None
     cores = len(os.sched_getaffinity(0))
-    machine = job.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
-    prices = job.file.prices.model_copy(update={"machine": machine})
-    config = LlamaCppConfig(path=find_weights(str(job.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
-    inner = large_path.Named(LlamaCppModel(config, prices, answers=job.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
+    machine = project.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
+    prices = project.file.prices.model_copy(update={"machine": machine})
+    config = LlamaCppConfig(path=find_weights(str(project.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
+    inner = large_path.Named(LlamaCppModel(config, prices, answers=project.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
     nearest = large_path.NearestShots(
-        job.rows.train, SentenceEncoder(find_weights(job.file.small.encoder)), job.file.large.nearest
+        project.rows.train, SentenceEncoder(find_weights(project.file.small.encoder)), project.file.large.nearest
     )
-    model = PromptedModel(inner, job.task, chooser=nearest, max_tokens=job.task.max_answer_tokens)
+    model = PromptedModel(inner, project.task, chooser=nearest, max_tokens=project.task.max_answer_tokens)
     header = {
         "made_at": date.today().isoformat(),
         "smallfirst": "0.1.0",
         "command": "python -m benchmarks.routing.routed record",
-        "settings": {"nearest": job.file.large.nearest, "only_labels": True, "temperature": 0},
-        "prompt": f"label list, and the {job.file.large.nearest} training rows nearest to the request",
+        "settings": {"nearest": project.file.large.nearest, "only_labels": True, "temperature": 0},
+        "prompt": f"label list, and the {project.file.large.nearest} training rows nearest to the request",
         "machine": f"{cores} cores",
     }
     requests = [Request(messages=e.messages) for e in rows]
 
     async def all_of_them() -> None:
         await model.complete(requests[0])  # loading is nobody's latency
-        with job.watch.bar(f"asking {model.name}", len(requests)) as progress:
+        with project.progress.bar(f"asking {model.name}", len(requests)) as progress:
             await record(model, requests, recording(), header=header, concurrency=1, progress=progress)
         await model.aclose()
 
     asyncio.run(all_of_them())
 
 
-def asked(job: Project, split: str, answers: ReplayModel) -> Evaluation:
+def asked(project: Project, split: str, answers: ReplayModel) -> Evaluation:
     """The large model on those rows of a split that it was asked."""
-    data = getattr(job.rows, split)
+    data = getattr(project.rows, split)
     known = tuple(e for e in data.examples if request_key(Request(messages=e.messages)) in answers._answers)
-    measuring = EvaluationSetup(job.task, data.subset(split, known), split=split)
+    measuring = EvaluationSetup(project.task, data.subset(split, known), split=split)
     return asyncio.run(evaluate(answers, measuring, candidate="large", note=answers.note))
 
 
@@ -159,14 +159,14 @@ def against(first: dict[str, bool], second: dict[str, bool]) -> str:
     return f"{100 * found.value:+.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}], p={p:.3g}, n={len(keys)}"
 
 
-def measure(job: Project, workspace: RunFolder) -> str:
+def measure(project: Project, run_folder: RunFolder) -> str:
     """The result page."""
     answers = ReplayModel.load(recording())
-    large_cal, large_test = asked(job, "calibration", answers), asked(job, "test", answers)
-    small_cal, small = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
+    large_cal, large_test = asked(project, "calibration", answers), asked(project, "test", answers)
+    small_cal, small = run_folder.evaluation("small", "calibration"), run_folder.evaluation("small", "test")
     assert small_cal is not None
     assert small is not None
-    drawn = {e.key for e in sorted(job.rows.test.examples, key=place)[:DRAWN_TEST]}
+    drawn = {e.key for e in sorted(project.rows.test.examples, key=place)[:DRAWN_TEST]}
     fair = {key: row.correct for key, row in large_test.by_key.items() if key in drawn}
     ours = Figures("small", {row.key: row.correct for row in small.rows}, small.cost_usd_per_1k)
     fair_cost = [row.cost_usd for row in large_test.rows if row.key in drawn]
@@ -186,7 +186,7 @@ def measure(job: Project, workspace: RunFolder) -> str:
         notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {bands}.")
         notes += [f"  {left_out} rows that it would send on were not asked, and are left out."] if left_out else []
     point = Guarantee(at_most_wrong=None, at_most_below_large=0.01)
-    regret = certify(small_cal, _drawn(job, large_cal), point, model_fingerprint="")
+    regret = certify(small_cal, _drawn(project, large_cal), point, model_fingerprint="")
     notes.append(f"- at most one point below the large model: {regret.why}")
     names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")
     head = "| " + " | ".join((*names, "minus small, points", "minus large, points")) + " |"
@@ -196,9 +196,9 @@ def measure(job: Project, workspace: RunFolder) -> str:
     return "\n".join([asked_rows, "", head, "|---|---|---|---|---|---|---|", *first, *lines, "", *notes])
 
 
-def _drawn(job: Project, large: Evaluation) -> Evaluation:
+def _drawn(project: Project, large: Evaluation) -> Evaluation:
     """The large model on the calibration rows that chance drew."""
-    keys = {e.key for e in sorted(job.rows.calibration.examples, key=place)[:DRAWN_CALIBRATION]}
+    keys = {e.key for e in sorted(project.rows.calibration.examples, key=place)[:DRAWN_CALIBRATION]}
     return large.model_copy(update={"rows": tuple(row for row in large.rows if row.key in keys)})
 
 
@@ -209,15 +209,15 @@ def _line(each: Figures, small: Figures, large: Figures) -> str:
 
 
 def main() -> None:
-    job = Project.read(task_file("banking77", data_folder("banking77")), Progress())
-    workspace = RunFolder.latest("banking77")
-    calibration, test = workspace.evaluation("small", "calibration"), workspace.evaluation("small", "test")
+    project = Project.read(task_file("banking77", data_folder("banking77")), Progress())
+    run_folder = RunFolder.latest("banking77")
+    calibration, test = run_folder.evaluation("small", "calibration"), run_folder.evaluation("small", "test")
     if calibration is None or test is None:
         sys.exit("first: python -m benchmarks.accuracy.run banking77")
     if sys.argv[1:2] == ["record"]:
-        ask(job, order(job, calibration, test)[: int(sys.argv[2])])
+        ask(project, order(project, calibration, test)[: int(sys.argv[2])])
         return
-    page = measure(job, workspace)
+    page = measure(project, run_folder)
     today = date.today().isoformat()
     text = f"""# Banking77, end to end: small, large and routed
 

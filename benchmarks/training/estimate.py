@@ -43,15 +43,15 @@ def compare_times() -> None:
     before: float | None = None
     for path in sorted((home() / "tasks").glob("*/*/run.json"), key=lambda path: path.parent.name):
         name, run = path.parts[-3], Run.load(path)
-        job = Project.read(task_file(name, data_folder(name)), Progress(quiet=True))
+        project = Project.read(task_file(name, data_folder(name)), Progress(quiet=True))
         base = find_local_base(run.base)
         assert base.size is not None
         assert base.tokens is not None
-        work = epoch_work(tokenize_rows(job, job.rows.train, base.tokens), run.config)
+        work = epoch_work(tokenize_rows(project, project.rows.train, base.tokens), run.config)
         rate = train_flops(base.size, run.config, work, count_epochs(work, run.config)) / run.seconds / 1e9
         foretold = "–"
         if before is not None:
-            exam = validation_work(job, tokenize_rows(job, job.rows.selection, base.tokens))
+            exam = validation_work(project, tokenize_rows(project, project.rows.selection, base.tokens))
             span = estimate_seconds(
                 base.size, run.config, work, exam, speed_from_earlier_run(before, base.size, run.config, work)
             )

@@ -64,12 +64,12 @@ def challenge(
     from smallfirst.improvement.challenge import challenge as challenge_stage
     from smallfirst.improvement.challenge.challenge import proposal_of
 
-    job = _job(task_yaml)
+    project = _job(task_yaml)
     if only_propose:
-        proposal = proposal_of(job, rows, ledger=ledger)
+        proposal = proposal_of(project, rows, ledger=ledger)
         click.echo(proposal.model_dump_json(indent=2) if as_json else "\n".join(proposal.in_words))
         return
-    found = challenge_stage(job, rows, ledger=ledger, resume=resume)
+    found = challenge_stage(project, rows, ledger=ledger, resume=resume)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     if found.won and not as_json:
         click.echo(f"next: name {rows} under data.harvested in {task_yaml}, so that later runs learn from it as well")

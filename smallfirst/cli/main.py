@@ -92,8 +92,8 @@ def train(task_yaml: Path, resume: bool) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline.run import train_stage
 
-    workspace = train_stage(_job(task_yaml), resume=resume)
-    click.echo(f"run {workspace.folder.name}\nnext: smallfirst evaluate {task_yaml}")
+    run_folder = train_stage(_job(task_yaml), resume=resume)
+    click.echo(f"run {run_folder.folder.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
 @main.command()
@@ -106,8 +106,8 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 
     from smallfirst.pipeline.run import evaluate_stage
 
-    job = _job(task_yaml)
-    found = evaluate_stage(job, _workspace(job, run_name))
+    project = _job(task_yaml)
+    found = evaluate_stage(project, _workspace(project, run_name))
     if as_json:
         rows = [e.model_dump(mode="json", exclude={"rows"}) for e in found]
         click.echo(json.dumps(rows, indent=2))
@@ -126,15 +126,15 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     from smallfirst.gate import gate as gating
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
-    job = _job(task_yaml)
-    verdicts = gate_stage(job, _workspace(job, run_name))
+    project = _job(task_yaml)
+    verdicts = gate_stage(project, _workspace(project, run_name))
     if as_json:
         click.echo(verdicts.model_dump_json(indent=2))
     else:
         for verdict in verdicts.verdicts:
             click.echo(gating.format_verdict(verdict))
         click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
-    if not verdicts.of(chosen_candidate(job, verdicts)).passed:
+    if not verdicts.of(chosen_candidate(project, verdicts)).passed:
         sys.exit(3)
 
 
@@ -149,8 +149,8 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
     from smallfirst.gate import gate as gating
     from smallfirst.pipeline.run import override_stage
 
-    job = _job(task_yaml)
-    verdicts = override_stage(job, _workspace(job, run_name), candidate, by=by, because=because)
+    project = _job(task_yaml)
+    verdicts = override_stage(project, _workspace(project, run_name), candidate, by=by, because=because)
     click.echo(gating.format_verdict(verdicts.of(candidate)))
     click.echo(f"next: smallfirst promote {task_yaml}")
 
@@ -163,10 +163,10 @@ def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
     """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
-    job = _job(task_yaml)
+    project = _job(task_yaml)
     rungs = ("words", "encoder", "small") if small else ("words", "encoder")
-    curve = measure_curve(job, _workspace(job, run_name), rungs)
-    for line in forecast_lines(curve, len(job.rows.train)):
+    curve = measure_curve(project, _workspace(project, run_name), rungs)
+    for line in forecast_lines(curve, len(project.rows.train)):
         click.echo(line)
 
 
@@ -178,8 +178,8 @@ def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
     """Write rows whose given answer is probably wrong, for a person to fill in."""
     from smallfirst.pipeline.diagnostics import export_suspects
 
-    job = _job(task_yaml)
-    n = export_suspects(_workspace(job, run_name), out)
+    project = _job(task_yaml)
+    n = export_suspects(_workspace(project, run_name), out)
     click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
     click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 
@@ -191,8 +191,8 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
     """Register the candidate that passed and make it champion."""
     from smallfirst.pipeline.run import promote_stage
 
-    job = _job(task_yaml)
-    promoted = promote_stage(job, _workspace(job, run_name))
+    project = _job(task_yaml)
+    promoted = promote_stage(project, _workspace(project, run_name))
     click.echo(f"{promoted.name} version {promoted.version} @champion ({promoted.candidate})")
     click.echo(f"next: smallfirst calibrate {task_yaml}")
 
@@ -208,9 +208,9 @@ def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, preci
     """Write the fine-tuned model for other engines, once it answers there as it does here."""
     from smallfirst.models.export.export import export as export_model
 
-    job = _job(task_yaml)
-    texts = [example.text for example in job.rows.selection.examples[:n_rows]]
-    folder = _workspace(job, run_name).model_folder("small")
+    project = _job(task_yaml)
+    texts = [example.text for example in project.rows.selection.examples[:n_rows]]
+    folder = _workspace(project, run_name).model_folder("small")
     found = export_model(folder, target, format=kind, precision=precision, texts=texts)
     click.echo(found.model_dump_json(indent=2))
 
@@ -233,8 +233,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Find the threshold that keeps the promise, certify it, measure the Router."""
     from smallfirst.pipeline.run import calibrate_stage
 
-    job = _job(task_yaml)
-    certificate = calibrate_stage(job, _workspace(job, run_name))
+    project = _job(task_yaml)
+    certificate = calibrate_stage(project, _workspace(project, run_name))
     if as_json:
         click.echo(certificate.model_dump_json(indent=2))
         return
@@ -251,8 +251,8 @@ def report(task_yaml: Path, run_name: str | None) -> None:
     """Write the report as one HTML file."""
     from smallfirst.pipeline.run import report_stage
 
-    job = _job(task_yaml)
-    click.echo(str(report_stage(job, _workspace(job, run_name))))
+    project = _job(task_yaml)
+    click.echo(str(report_stage(project, _workspace(project, run_name))))
 
 
 @main.command()
@@ -265,7 +265,7 @@ def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) 
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import table
 
-    outcome = pipeline.run(_file(task_yaml), watch=Progress(), resume=resume)
+    outcome = pipeline.run(_file(task_yaml), progress=Progress(), resume=resume)
     if report_path:
         shutil.copyfile(outcome.report, report_path)
         outcome = outcome.model_copy(update={"report": str(report_path)})
@@ -297,12 +297,14 @@ def record(task_yaml: Path, parts: str) -> None:
     """Ask the large model every row (and open-ended request) and write its answers down."""
     from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 
-    job = _job(task_yaml)
+    project = _job(task_yaml)
 
     async def ask() -> None:
         wanted = parts.split(",")
-        answers = await recorded_answers(job.file, job.task, job.rows, watch=job.watch, parts=wanted)
-        await recorded_open_answers(job.file, job.rows, watch=job.watch)
+        answers = await recorded_answers(
+            project.file, project.task, project.rows, progress=project.progress, parts=wanted
+        )
+        await recorded_open_answers(project.file, project.rows, progress=project.progress)
         click.echo(answers.note)
 
     asyncio.run(ask())
@@ -326,7 +328,7 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    found = label_stage(_file(task_yaml), rows, options=options, watch=Progress())
+    found = label_stage(_file(task_yaml), rows, options=options, progress=Progress())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
@@ -353,7 +355,7 @@ def pull(name: str) -> None:
     """Find or fetch a base model and print where it is."""
     from smallfirst.models.catalog import find_weights
 
-    click.echo(str(find_weights(name, say=Progress().say)))
+    click.echo(str(find_weights(name, log=Progress().log)))
 
 
 def _file(path: Path) -> Any:
@@ -368,10 +370,10 @@ def _job(path: Path) -> Any:
     return Project.read(_file(path), Progress())
 
 
-def _workspace(job: Any, run_name: str | None) -> Any:
+def _workspace(project: Any, run_name: str | None) -> Any:
     from smallfirst.project.run_folder import RunFolder
 
-    return RunFolder.latest(job.file.name, run_name)
+    return RunFolder.latest(project.file.name, run_name)
 
 
 if __name__ == "__main__":

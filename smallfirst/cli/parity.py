@@ -34,17 +34,21 @@ def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | Non
     from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions as registry
 
-    job = Project.read(read_task_file(task_yaml), Progress())
-    version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
-    workspace = RunFolder.latest(job.file.name, version.tags.get("run"))
-    where = (url, name or f"{job.file.name}-small", os.environ.get(key_env, ""))
-    found = _checked(job, workspace, version, where, n_rows)
+    project = Project.read(read_task_file(task_yaml), Progress())
+    version = registry.resolve(f"{project.file.register_to}@{registry.CHAMPION}")
+    run_folder = RunFolder.latest(project.file.name, version.tags.get("run"))
+    where = (url, name or f"{project.file.name}-small", os.environ.get(key_env, ""))
+    found = _checked(project, run_folder, version, where, n_rows)
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
     require_parity(found)
 
 
 def _checked(
-    job: Project, workspace: RunFolder, version: ModelVersion, where: tuple[str | None, str, str], n_rows: int | None
+    project: Project,
+    run_folder: RunFolder,
+    version: ModelVersion,
+    where: tuple[str | None, str, str],
+    n_rows: int | None,
 ) -> ParityResult:
     """What the endpoint, or a server of the champion, says to the rows that the champion was evaluated on."""
     from smallfirst.models.loading import load_model
@@ -57,12 +61,12 @@ def _checked(
             f"{version.name} version {version.version} does not say what it was evaluated as",
             hint="smallfirst promote task.yaml",
         )
-    rows, bests = parity_rows(job, workspace, candidate, n_rows), top_two_lookup(job, workspace, candidate)
+    rows, bests = parity_rows(project, run_folder, candidate, n_rows), top_two_lookup(project, run_folder, candidate)
     if url is not None:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url!r} is no address", hint="for example --url http://127.0.0.1:8000/v1")
-        found = asyncio.run(check_parity(Address(url, key), name, rows, task=job.task, bests=bests))
+        found = asyncio.run(check_parity(Address(url, key), name, rows, task=project.task, bests=bests))
         return found.model_copy(update={"version": version.version})
-    with serve_on_loopback({name: load_model(version.folder, name=name, price=job.file.prices.machine)}) as address:
-        found = asyncio.run(check_parity(address, name, rows, task=job.task, bests=bests))
+    with serve_on_loopback({name: load_model(version.folder, name=name, price=project.file.prices.machine)}) as address:
+        found = asyncio.run(check_parity(address, name, rows, task=project.task, bests=bests))
     return found.model_copy(update={"version": version.version})

@@ -88,14 +88,14 @@ class TaskDeployment:
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
                 hint="smallfirst challenge task.yaml, or leave out the policy",
             )
-        job = Project.read(file, Progress(quiet=True))
-        self._task = job.task
-        large, general = _large_models(job, live=live)
+        project = Project.read(file, Progress(quiet=True))
+        self._task = project.task
+        large, general = _large_models(project, live=live)
         self.shared = list({id(model): model for model in (large, general) if model}.values())
         """Models that every version shares."""
         kept = {id(model): SharedModel(model) for model in self.shared}
         self.large, self.general = kept.get(id(large)), kept.get(id(general))
-        self.sample: tuple[Message, ...] = job.rows.train.examples[0].messages
+        self.sample: tuple[Message, ...] = project.rows.train.examples[0].messages
         """A request to try new models with."""
 
     @property
@@ -135,12 +135,12 @@ class TaskDeployment:
         file = self.file
         version = registry.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
-        workspace = RunFolder.latest(file.name, version.tags.get("run"))
+        run_folder = RunFolder.latest(file.name, version.tags.get("run"))
         certificate = Certificate.model_validate_json(_attached(version, CERTIFICATE))
         reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
         heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
         self._somebody_answers(certificate)
-        ahead = stages_ahead(file, workspace, version=version.version)
+        ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
         small = load_model(version.folder, name=name, price=file.prices.machine)
@@ -154,8 +154,8 @@ class TaskDeployment:
             self.large,
             certificate,
             general=self.general,
-            domain=load_ood_detector(file, workspace) if self.general is not None else None,
-            rules=routing_rules(file, reference.large_usd, workspace.folder, beside),
+            domain=load_ood_detector(file, run_folder) if self.general is not None else None,
+            rules=routing_rules(file, reference.large_usd, run_folder.folder, beside),
             name=file.name,
         )
         if router.purse is not None:
@@ -165,7 +165,7 @@ class TaskDeployment:
         models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
-        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), workspace.folder / SIGNATURE_FOLDER)
+        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), run_folder.folder / SIGNATURE_FOLDER)
 
     def _somebody_answers(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:
@@ -226,15 +226,15 @@ def _holds(task: Any) -> Callable[[str, str], bool]:
     return holds
 
 
-def _large_models(job: Project, *, live: bool) -> tuple[Model | None, Model | None]:
+def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model | None]:
     """The large model asked for the task, and as it is; both None where nobody can be asked."""
-    file = job.file
+    file = project.file
     if file.large is None or not (live or file.large.recorded):
         return None, None
     if live and (file.large.endpoint or file.large.gguf or file.large.vllm):
-        return large_path.prompted_model(file, job.task, job.rows.train), large_path.general_model(file)
-    large: Model = asyncio.run(large_path.recorded_answers(file, job.task, job.rows, watch=job.watch))
-    return large, asyncio.run(large_path.recorded_open_answers(file, job.rows, watch=job.watch)) or large
+        return large_path.prompted_model(file, project.task, project.rows.train), large_path.general_model(file)
+    large: Model = asyncio.run(large_path.recorded_answers(file, project.task, project.rows, progress=project.progress))
+    return large, asyncio.run(large_path.recorded_open_answers(file, project.rows, progress=project.progress)) or large
 
 
 def _attached(version: registry.ModelVersion, filename: str, otherwise: bytes | None = None) -> bytes:

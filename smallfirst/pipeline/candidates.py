@@ -24,43 +24,43 @@ SIGNATURE_FOLDER = "signature"
 """Where in a run's folder the task's signature is."""
 
 
-def fit_linear(job: Project, workspace: RunFolder) -> None:
+def fit_linear(project: Project, run_folder: RunFolder) -> None:
     """Nothing back; the linear rungs are fitted and kept in the run's folder."""
     from smallfirst.models.linear.classifier import LinearClassifier
     from smallfirst.training.validation import accuracy_and_temperature
 
     for kind in ("words", "encoder"):
-        if kind not in job.ladder:
+        if kind not in project.ladder:
             continue
         encoder = None
         if kind == "encoder":
             from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
-            encoder = SentenceEncoder(find_weights(job.file.small.encoder, say=job.watch.say))
-        scorer = LinearClassifier.fit(kind, job.rows.train, job.task, encoder=encoder)
-        scored = scorer.score([e.text for e in job.rows.selection.examples])
-        accuracy, temperature = accuracy_and_temperature(scored, job.rows.selection, job.task)
-        base = job.file.small.encoder if kind == "encoder" else ""
-        manifest = Manifest(kind=kind, task=job.task, base=base, temperature=temperature)
-        scorer.save(workspace.model_folder(kind), manifest)
-        job.watch.say(f"fitted {kind} + linear: {accuracy:.3f} on selection rows")
+            encoder = SentenceEncoder(find_weights(project.file.small.encoder, log=project.progress.log))
+        scorer = LinearClassifier.fit(kind, project.rows.train, project.task, encoder=encoder)
+        scored = scorer.score([e.text for e in project.rows.selection.examples])
+        accuracy, temperature = accuracy_and_temperature(scored, project.rows.selection, project.task)
+        base = project.file.small.encoder if kind == "encoder" else ""
+        manifest = Manifest(kind=kind, task=project.task, base=base, temperature=temperature)
+        scorer.save(run_folder.model_folder(kind), manifest)
+        project.progress.log(f"fitted {kind} + linear: {accuracy:.3f} on selection rows")
 
 
-def tune_encoder(job: Project, workspace: RunFolder) -> None:
+def tune_encoder(project: Project, run_folder: RunFolder) -> None:
     """Nothing back; the sentence encoder is fine-tuned into the run's folder, watched in an MLflow run of its own."""
-    if "tuned" not in job.ladder:
+    if "tuned" not in project.ladder:
         return
     from smallfirst.training.recipes.contrastive import EncoderRecipe
     from smallfirst.training.run import train
 
-    small, folder = job.file.small, workspace.folder / "tuned"
-    lesson = EncoderRecipe(job.task, job.rows.train, job.rows.selection)
-    base = (small.encoder, find_weights(small.encoder, say=job.watch.say))
-    params = {"base": small.encoder, "n_train": len(job.rows.train), "task": job.file.name}
+    small, folder = project.file.small, run_folder.folder / "tuned"
+    lesson = EncoderRecipe(project.task, project.rows.train, project.rows.selection)
+    base = (small.encoder, find_weights(small.encoder, log=project.progress.log))
+    params = {"base": small.encoder, "n_train": len(project.rows.train), "task": project.file.name}
     params |= {f"train.{k}": v for k, v in small.encoder_training.model_dump().items()}
     with (
-        tracking.open_run(job.file.name, f"{workspace.folder.name}-tuned", params=params) as tracked,
-        job.watch.bar("tuning encoder", 100, unit="%") as progress,
+        tracking.open_run(project.file.name, f"{run_folder.folder.name}-tuned", params=params) as tracked,
+        project.progress.bar("tuning encoder", 100, unit="%") as update,
     ):
         run = train(
             lesson,
@@ -68,54 +68,54 @@ def tune_encoder(job: Project, workspace: RunFolder) -> None:
             base=base,
             tracked=tracked,
             folder=folder,
-            on_step=lambda step: progress(round(100 * step.progress), 100, f"loss {step.loss:.3f}"),
+            on_step=lambda step: update(round(100 * step.progress), 100, f"loss {step.loss:.3f}"),
         )
     best = dict(run.validation_curve)[run.best_epoch]
-    job.watch.say(f"tuned the encoder in {run.seconds / 60:.1f} min: {best:.3f} on selection rows")
+    project.progress.log(f"tuned the encoder in {run.seconds / 60:.1f} min: {best:.3f} on selection rows")
 
 
-def load_candidate(job: Project, workspace: RunFolder, candidate: str) -> Model:
+def load_candidate(project: Project, run_folder: RunFolder, candidate: str) -> Model:
     """A rung of the ladder, ready to answer: kept in the run's folder, or the untouched base model."""
-    name, price = f"{job.file.name}-{candidate}", job.file.prices.machine
+    name, price = f"{project.file.name}-{candidate}", project.file.prices.machine
     if candidate != "base":
-        return load_model(workspace.model_folder(candidate), name=name, price=price)
-    return large_path.prompted_base(job.file, job.task, job.rows.train)
+        return load_model(run_folder.model_folder(candidate), name=name, price=price)
+    return large_path.prompted_base(project.file, project.task, project.rows.train)
 
 
-def fit_ood_detectors(job: Project, workspace: RunFolder) -> None:
+def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
     """Nothing back; the task's signature is fitted, and a domain gate if there are open-ended requests to fit it on."""
     encoder = None
-    if "encoder" in job.ladder:
+    if "encoder" in project.ladder:
         from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
-        encoder = (job.file.small.encoder, SentenceEncoder(find_weights(job.file.small.encoder)))
+        encoder = (project.file.small.encoder, SentenceEncoder(find_weights(project.file.small.encoder)))
     try:
-        signature = fit_task_profile(job.rows.train, job.rows.selection, encoder=encoder)
-        signature.save(workspace.folder / SIGNATURE_FOLDER)
+        signature = fit_task_profile(project.rows.train, project.rows.selection, encoder=encoder)
+        signature.save(run_folder.folder / SIGNATURE_FOLDER)
     except DataError as error:
-        job.watch.say(f"auto will not know this task: {error.args[0]}")
-    if job.rows.open_ended is None or job.file.routing.domain != "open_ended":
+        project.progress.log(f"auto will not know this task: {error.args[0]}")
+    if project.rows.open_ended is None or project.file.routing.domain != "open_ended":
         return
-    fitting, _ = sample_share(job.rows.open_ended, 0.5, "domain")
-    gate = DomainGate.fit(job.rows.train, fitting, job.rows.selection, encoder=encoder)
-    gate.save(workspace.folder / "domain")
+    fitting, _ = sample_share(project.rows.open_ended, 0.5, "domain")
+    gate = DomainGate.fit(project.rows.train, fitting, project.rows.selection, encoder=encoder)
+    gate.save(run_folder.folder / "domain")
     asyncio.run(gate.aclose())
 
 
-def load_ood_detector(file: TaskFile, workspace: RunFolder) -> OodDetector | None:
+def load_ood_detector(file: TaskFile, run_folder: RunFolder) -> OodDetector | None:
     """What tells the task's own requests from others; None if nothing does."""
     price = file.prices.machine
     if file.routing.domain == "own_rows":
-        return SignatureGate.load(workspace.folder / SIGNATURE_FOLDER, price=price)
+        return SignatureGate.load(run_folder.folder / SIGNATURE_FOLDER, price=price)
     if file.routing.domain == "off":
         return None
-    return DomainGate.load(workspace.folder / "domain", price=price)
+    return DomainGate.load(run_folder.folder / "domain", price=price)
 
 
-async def in_domain_rows(job: Project, workspace: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
+async def in_domain_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
     """The calibration rows that reach the small model at all (the certificate speaks of these), and their doubts."""
-    rows = job.rows.calibration
-    domain = load_ood_detector(job.file, workspace)
+    rows = project.rows.calibration
+    domain = load_ood_detector(project.file, run_folder)
     if domain is None:
         return rows, ()
     found = [(e, await domain.doubt(Request(messages=e.messages))) for e in rows.examples]

@@ -86,38 +86,38 @@ class LocalBaseModel(NamedTuple):
     unknown: str
 
 
-def run_preflight(job: Project, *, curve: bool = False) -> PreflightReport:
+def run_preflight(project: Project, *, curve: bool = False) -> PreflightReport:
     """The rows, their lengths and the needs of the fine-tune; `curve` adds what more rows would bring."""
-    rows, config = job.rows, job.file.small.training
+    rows, config = project.rows, project.file.small.training
     validation = rows.selection.subset("validation", rows.selection.examples + rows.calibration.examples)
     splits = {"train": rows.train, "validation": validation, "test": rows.test}
-    base = find_local_base(job.file.small.base)
-    encoded = {name: tokenize_rows(job, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
-    counted = _counts(encoded, job) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
+    base = find_local_base(project.file.small.base)
+    encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
+    counted = _counts(encoded, project) if encoded else estimate_token_counts(splits, config.max_seq_tokens)
     report = check(rows.train, validation=validation, test=rows.test, tokens=counted)
     needs, unknown = None, base.unknown
     if base.size is not None and encoded.get("train"):
-        needs, unknown = _needs(job, base.size, encoded)
+        needs, unknown = _needs(project, base.size, encoded)
         report = report.with_findings(_too_large(needs, base.size, config, rows.train))
     return PreflightReport(
-        rows=report, needs=needs, unknown=unknown, more_rows=tuple(learning_curve_lines(job)) if curve else ()
+        rows=report, needs=needs, unknown=unknown, more_rows=tuple(learning_curve_lines(project)) if curve else ()
     )
 
 
-def learning_curve_lines(job: Project) -> Iterator[str]:
+def learning_curve_lines(project: Project) -> Iterator[str]:
     """How accuracy of the words rung grows with training rows, and what twice as many would bring, in words.
 
     Trained on parts of four fifths of the training rows and measured on the fifth: no validation or test row is used.
     """
-    if not job.task.closed:
+    if not project.task.closed:
         yield "more rows: linear models need closed answers; `smallfirst learn --small` fine-tunes on parts after a run"
         return
-    held, rest = sample_share(job.rows.train, HELD_OUT, "check")
+    held, rest = sample_share(project.rows.train, HELD_OUT, "check")
     parts = [*subsets_per_label(rest), rest]
     if len(parts) < 3:  # too few rows a label for two parts by number
         parts = [*subsets_by_share(rest, (0.25, 0.5)), rest]
     points = [
-        LearningPoint(n_rows=len(part), candidate="words", accuracy=_words_accuracy(job, part, held))
+        LearningPoint(n_rows=len(part), candidate="words", accuracy=_words_accuracy(project, part, held))
         for part in parts
         if len(part.labels()) > 1 and held.examples
     ]
@@ -127,12 +127,12 @@ def learning_curve_lines(job: Project) -> Iterator[str]:
     yield f"more rows (linear model on words, measured on {len(held):,} training rows held out)"
     for point in points:
         yield f"  {point.n_rows:>7,} rows  accuracy {point.accuracy}"
-    yield f"  {forecast(points, 2 * len(job.rows.train)).why}"
+    yield f"  {forecast(points, 2 * len(project.rows.train)).why}"
 
 
-def _words_accuracy(job: Project, part: Dataset, held: Dataset) -> Estimate:
-    scored = LinearClassifier.fit("words", part, job.task).score([example.text for example in held.examples])
-    said = [job.task.closed[int(np.argmax(row.log_probabilities))] for row in scored]
+def _words_accuracy(project: Project, part: Dataset, held: Dataset) -> Estimate:
+    scored = LinearClassifier.fit("words", part, project.task).score([example.text for example in held.examples])
+    said = [project.task.closed[int(np.argmax(row.log_probabilities))] for row in scored]
     return wilson(sum(answer in e.golds for answer, e in zip(said, held.examples, strict=True)), len(held))
 
 
@@ -153,38 +153,40 @@ def find_local_base(name: str) -> LocalBaseModel:
         return LocalBaseModel(None, None, f"the tokenizer of {name} cannot be read: {str(error).splitlines()[0]}")
 
 
-def tokenize_rows(job: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
+def tokenize_rows(project: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
     """The rows in tokens, exactly as training reads them, but of any length."""
-    closed = job.task.closed
+    closed = project.task.closed
     if closed:  # which token stands for a label does not change the length
-        return encode_label_rows(data, job.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
-    return encode_text_rows(data, job.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
+        return encode_label_rows(data, project.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
+    return encode_text_rows(data, project.task, tokenizer=tokens, max_tokens=_NO_LIMIT)
 
 
-def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], job: Project) -> TokenCounts:
+def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], project: Project) -> TokenCounts:
     counts = {
         name: tuple(len(row.ids) if name == "train" else row.n_prompt for row in rows) for name, rows in encoded.items()
     }
-    return TokenCounts(counts=counts, limit=job.file.small.training.max_seq_tokens, counted_by=job.file.small.base)
+    return TokenCounts(
+        counts=counts, limit=project.file.small.training.max_seq_tokens, counted_by=project.file.small.base
+    )
 
 
 def _needs(
-    job: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
+    project: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
 ) -> tuple[TrainingEstimate | None, str]:
     """What the fine-tune takes here, or why that is unknown."""
-    config = job.file.small.training
+    config = project.file.small.training
     try:
         gpu = has_gpu()
     except ImportError:
         return None, str(MissingExtra("Training", "train"))
-    pace = _pace(job, size, encoded["train"], gpu=gpu)
-    exam = validation_work(job, encoded["validation"])
-    needs = estimate_training(job.file.small.base, size, config, encoded["train"], exam, pace)
-    free, least = free_memory(), least_bytes(size, config, job.rows.train, gpu=gpu)
+    pace = _pace(project, size, encoded["train"], gpu=gpu)
+    exam = validation_work(project, encoded["validation"])
+    needs = estimate_training(project.file.small.base, size, config, encoded["train"], exam, pace)
+    free, least = free_memory(), least_bytes(size, config, project.rows.train, gpu=gpu)
     more = {
         "least_bytes": min(needs.least_bytes, least),
         "free_bytes": free.bytes if free else None,
-        "cost_usd": _cost(needs.seconds, job.file.prices),
+        "cost_usd": _cost(needs.seconds, project.file.prices),
     }
     return needs.model_copy(update=more), ""
 
@@ -195,21 +197,21 @@ def _cost(seconds: Range, prices: PriceBook) -> Range | None:
     return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
 
 
-def validation_work(job: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
+def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
     """What the model is asked after each epoch: selection rows, of written answers only the first ones."""
     from smallfirst.training.validation import MAX_GENERATED_ROWS  # loads PyTorch
 
-    asked = validation[: len(job.rows.selection)]
-    if job.task.closed:
+    asked = validation[: len(project.rows.selection)]
+    if project.task.closed:
         return ValidationWork(sum(row.n_prompt for row in asked), 0)
     asked = asked[:MAX_GENERATED_ROWS]
     return ValidationWork(sum(row.n_prompt for row in asked), sum(len(row.ids) - row.n_prompt for row in asked))
 
 
-def _pace(job: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
+def _pace(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
     """How fast this machine trains, from the latest finished run that is alike, else measured now."""
-    config, work = job.file.small.training, epoch_work(rows, job.file.small.training)
-    earlier = last_tokens_per_s(home() / "tasks", job.file.small.base, config)
+    config, work = project.file.small.training, epoch_work(rows, project.file.small.training)
+    earlier = last_tokens_per_s(home() / "tasks", project.file.small.base, config)
     if earlier is not None:
         return speed_from_earlier_run(earlier, size, config, work, gpu=gpu)
     tokens = max(1, round(work.padded / max(1, work.reads)))

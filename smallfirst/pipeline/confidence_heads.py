@@ -37,30 +37,30 @@ class ConfidenceHeads(Record):
         return tuple(stage._replace(head=self.by_stage.get(stage.name)) for stage in stages)
 
 
-async def fit_heads(job: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
+async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
     """The heads that help, and every stage's drafts of the selection rows."""
-    rows = job.rows.selection
+    rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
     found: dict[str, DraftHead] = {}
     before: list[Completion] | None = None
     for stage in stages:
         mine = drafts[stage.name]
-        right = [is_correct(job, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
+        right = [is_correct(project, e.golds, draft) for e, draft in zip(rows.examples, mine, strict=True)]
         head = DraftHead.fit(mine, right, cheaper=before)
         if head.weights:
             found[stage.name] = head
-            job.watch.say(f"confidence of {stage.name}: {head.why}")
+            project.progress.log(f"confidence of {stage.name}: {head.why}")
         before = mine
     return ConfidenceHeads(by_stage=found), drafts
 
 
-def fit_difficulty(job: Project, drafts: Sequence[Completion], folder: Path) -> DifficultyModel:
+def fit_difficulty(project: Project, drafts: Sequence[Completion], folder: Path) -> DifficultyModel:
     """The learned difficulty of the last stage's selection rows, kept in `folder`."""
-    rows = job.rows.selection.examples
-    right = [is_correct(job, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
+    rows = project.rows.selection.examples
+    right = [is_correct(project, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
     found = DifficultyModel.fit([e.text for e in rows], right)
     found.save(folder / DIFFICULTY)
-    job.watch.say(f"difficulty: {found.fitted.why}")
+    project.progress.log(f"difficulty: {found.fitted.why}")
     return found
 
 
@@ -96,6 +96,6 @@ async def drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
     return list(await asyncio.gather(*asked))
 
 
-def is_correct(job: Project, golds: Sequence[str], draft: Completion) -> bool:
+def is_correct(project: Project, golds: Sequence[str], draft: Completion) -> bool:
     """Whether the task calls a draft right."""
-    return job.task.score(golds, job.task.parse(draft.text)) >= job.task.right_from
+    return project.task.score(golds, project.task.parse(draft.text)) >= project.task.right_from

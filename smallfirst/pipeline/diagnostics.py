@@ -31,69 +31,71 @@ class Diagnostics(Record):
     """The large model against itself; None if it was not asked twice."""
 
 
-def find_split_leaks(job: Project, workspace: RunFolder) -> LeakReport:
+def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
     """The leaks between the job's rows, looked for once a run."""
-    path = workspace.folder / "leaks.json"
+    path = run_folder.folder / "leaks.json"
     if path.exists():
         found = LeakReport.load(path)
-        if found.test_fingerprint == job.rows.test.content_fingerprint:
+        if found.test_fingerprint == project.rows.test.content_fingerprint:
             return found
-    found = find_leaks(job.rows.train, job.rows.test)
+    found = find_leaks(project.rows.train, project.rows.test)
     found.save(path)
     return found
 
 
-def find_suspects(workspace: RunFolder) -> tuple[Suspect, ...]:
+def find_suspects(run_folder: RunFolder) -> tuple[Suspect, ...]:
     """Probable label errors among the rows that were evaluated; none of them was trained on."""
-    heard = [e for split in ("calibration", "test") for e in _evaluations(workspace, split)]
+    heard = [e for split in ("calibration", "test") for e in _evaluations(run_folder, split)]
     return find_label_errors(heard)
 
 
-def export_suspects(workspace: RunFolder, path: Path) -> int:
+def export_suspects(run_folder: RunFolder, path: Path) -> int:
     """How many suspects were written to `path`, for a person to fill in; what is filled in already stays."""
-    found = find_suspects(workspace)
+    found = find_suspects(run_folder)
     write_suspects(found, path)
     return len(found)
 
 
-def measure_self_agreement(job: Project, workspace: RunFolder) -> SelfAgreement | None:
+def measure_self_agreement(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
     """The large model's agreement with itself; None if the task file asks for none, or nobody can be asked again."""
-    path, large = workspace.folder / "ceiling.json", job.file.large
+    path, large = run_folder.folder / "ceiling.json", project.file.large
     if path.exists():
         return SelfAgreement.load(path)
-    first = workspace.evaluation("large", "test")
+    first = run_folder.evaluation("large", "test")
     if first is None or large is None or not large.sample_ceiling:
         return None
-    found = asyncio.run(_asked_twice(job, workspace))
+    found = asyncio.run(_asked_twice(project, run_folder))
     if found:
         found.save(path)
     return found
 
 
-async def _asked_twice(job: Project, workspace: RunFolder) -> SelfAgreement | None:
-    again = await large_path.second_answers(job.file, job.task, job.rows, watch=job.watch)
-    first = workspace.evaluation("large", "test")
+async def _asked_twice(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
+    again = await large_path.second_answers(project.file, project.task, project.rows, progress=project.progress)
+    first = run_folder.evaluation("large", "test")
     if again is None or first is None:
         return None
-    data = large_path.sample_rows(job.rows.test, large_path.n_second_answers(job.file))
-    second = await evaluate(again, EvaluationSetup(job.task, data, split="test"), candidate="large", note=again.note)
+    data = large_path.sample_rows(project.rows.test, large_path.n_second_answers(project.file))
+    second = await evaluate(
+        again, EvaluationSetup(project.task, data, split="test"), candidate="large", note=again.note
+    )
     return self_agreement(first, second)
 
 
-def diagnose(job: Project, workspace: RunFolder) -> Diagnostics:
+def diagnose(project: Project, run_folder: RunFolder) -> Diagnostics:
     """Everything a sceptic asks, with a line on the terminal for what was found."""
     leaks, found, highest = (
-        find_split_leaks(job, workspace),
-        find_suspects(workspace),
-        measure_self_agreement(job, workspace),
+        find_split_leaks(project, run_folder),
+        find_suspects(run_folder),
+        measure_self_agreement(project, run_folder),
     )
-    job.watch.say(
+    project.progress.log(
         f"scrutiny: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
         f"{len(found)} probable label errors" + (f"; {highest.in_words}" if highest else "")
     )
     return Diagnostics(leaks=leaks, suspects=found, ceiling=highest)
 
 
-def _evaluations(workspace: RunFolder, split: str) -> list[Evaluation]:
+def _evaluations(run_folder: RunFolder, split: str) -> list[Evaluation]:
     names = ("words", "encoder", "tuned", "small", "large")
-    return [e for name in names if (e := workspace.evaluation(name, split)) is not None]
+    return [e for name in names if (e := run_folder.evaluation(name, split)) is not None]

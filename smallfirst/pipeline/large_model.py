@@ -118,7 +118,7 @@ def prompted_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
 
 
 async def recorded_answers(
-    task_file: TaskFile, task: Task, rows: Rows, *, watch: Progress, parts: Sequence[str] = ("calibration", "test")
+    task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
     """Answers of the large path to the rows of some splits: those recorded earlier, and the missing ones asked now."""
     large = _config(task_file)
@@ -130,13 +130,13 @@ async def recorded_answers(
     model = prompted_model(task_file, task, rows.train)
     if large.gguf and requests and not path.exists():
         await model.complete(requests[0])  # loading and the first reading of the prompt are nobody's latency
-    with watch.bar(f"asking {model.name}", len(requests)) as progress:
-        await record(model, requests, path, header=_header(task_file, task, rows), progress=progress)
+    with progress.bar(f"asking {model.name}", len(requests)) as update:
+        await record(model, requests, path, header=_header(task_file, task, rows), progress=update)
     await model.aclose()
     return ReplayModel.load(path)
 
 
-async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, watch: Progress) -> ReplayModel | None:
+async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Second answers of the large path to some test rows, at temperature AGAIN; None if there are none to be had."""
     large = _config(task_file)
     first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
@@ -147,8 +147,8 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, watch: 
         model = prompted_model(task_file, task, rows.train)
         header = _header(task_file, task, rows)
         header["settings"] = header["settings"] | {"temperature": SECOND_ANSWER_TEMPERATURE, "seed": 1}
-        with watch.bar(f"asking {model.name} again", len(requests)) as progress:
-            await record(model, requests, path, header=header, progress=progress)
+        with progress.bar(f"asking {model.name} again", len(requests)) as update:
+            await record(model, requests, path, header=header, progress=update)
         await model.aclose()
     return ReplayModel.load(path) if path.exists() else None
 
@@ -159,7 +159,7 @@ def n_second_answers(task_file: TaskFile) -> int:
     return min(large.sample_ceiling, large.sample_test or large.sample_ceiling)
 
 
-async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, watch: Progress) -> ReplayModel | None:
+async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Progress) -> ReplayModel | None:
     """Answers of the general model to the open-ended requests; None if there are no such requests or recordings."""
     large = _config(task_file)
     if rows.open_ended is None or large.recorded_open is None:
@@ -169,8 +169,8 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, watch: Progr
         model = general_model(task_file)
         requests = [Request(messages=e.messages, max_tokens=48) for e in rows.open_ended.examples]
         header = _header(task_file, None, rows) | {"settings": {"max_tokens": 48, "temperature": 0}}
-        with watch.bar(f"asking {model.name}", len(requests)) as progress:
-            await record(model, requests, path, header=header, progress=progress)
+        with progress.bar(f"asking {model.name}", len(requests)) as update:
+            await record(model, requests, path, header=header, progress=update)
         await model.aclose()
     return ReplayModel.load(path)
 

@@ -42,23 +42,25 @@ MOST_TEST_ROWS = 1000
 """Test rows that a fine-tuned model is asked for each point."""
 
 
-def measure_curve(job: Project, workspace: RunFolder, rungs: Sequence[str] = ("words", "encoder")) -> LearningCurve:
+def measure_curve(
+    project: Project, run_folder: RunFolder, rungs: Sequence[str] = ("words", "encoder")
+) -> LearningCurve:
     """The curve with new points of these rungs, kept in the run's folder; earlier points of others stay.
 
     The whole of the rows is the run's own evaluation, if there is one.
     """
-    path = workspace.folder / "learning.json"
-    wanted = [rung for rung in rungs if rung in job.ladder]
+    path = run_folder.folder / "learning.json"
+    wanted = [rung for rung in rungs if rung in project.ladder]
     kept = [p for p in LearningCurve.load(path).points if p.candidate not in wanted] if path.exists() else []
-    parts = subsets_per_label(job.rows.train) if job.task.closed else subsets_by_share(job.rows.train)
+    parts = subsets_per_label(project.rows.train) if project.task.closed else subsets_by_share(project.rows.train)
     new: list[LearningPoint] = []
     for rung in wanted:
-        measure = _Linear(job, rung).accuracy if rung != "small" else _FineTuned(job, workspace).accuracy
+        measure = _Linear(project, rung).accuracy if rung != "small" else _FineTuned(project, run_folder).accuracy
         for part in parts:
             new.append(LearningPoint(n_rows=len(part), candidate=rung, accuracy=measure(part)))
-            job.watch.say(f"{rung} with {len(part)} rows: accuracy {new[-1].accuracy}")
-        if (whole := workspace.evaluation(rung, "test")) is not None:
-            new.append(learning_point(whole, len(job.rows.train)))
+            project.progress.log(f"{rung} with {len(part)} rows: accuracy {new[-1].accuracy}")
+        if (whole := run_folder.evaluation(rung, "test")) is not None:
+            new.append(learning_point(whole, len(project.rows.train)))
     curve = LearningCurve(points=(*kept, *new))
     curve.save(path)
     return curve
@@ -88,17 +90,17 @@ class _Remembering:
 class _Linear:
     """A linear rung fitted on parts."""
 
-    def __init__(self, job: Project, kind: Any) -> None:
-        self.job, self.kind = job, kind
+    def __init__(self, project: Project, kind: Any) -> None:
+        self.project, self.kind = project, kind
         self.encoder: Any = None
         if kind == "encoder":
-            self.encoder = _Remembering(SentenceEncoder(find_weights(job.file.small.encoder)))
+            self.encoder = _Remembering(SentenceEncoder(find_weights(project.file.small.encoder)))
 
     def accuracy(self, part: Dataset) -> Estimate:
         """Share of right answers on the test rows."""
-        scorer = LinearClassifier.fit(self.kind, part, self.job.task, encoder=self.encoder)
-        examples = self.job.rows.test.examples
-        labels = self.job.task.closed
+        scorer = LinearClassifier.fit(self.kind, part, self.project.task, encoder=self.encoder)
+        examples = self.project.rows.test.examples
+        labels = self.project.task.closed
         said = [labels[int(np.argmax(s.log_probabilities))] for s in scorer.score([e.text for e in examples])]
         return wilson(sum(answer in e.golds for answer, e in zip(said, examples, strict=True)), len(examples))
 
@@ -106,20 +108,20 @@ class _Linear:
 class _FineTuned:
     """The small model fine-tuned on parts; the weights of a part are thrown away once it is measured."""
 
-    def __init__(self, job: Project, workspace: RunFolder) -> None:
-        self.job, self.folder = job, workspace.folder / "learning"
+    def __init__(self, project: Project, run_folder: RunFolder) -> None:
+        self.project, self.folder = project, run_folder.folder / "learning"
 
     def accuracy(self, part: Dataset) -> Estimate:
         """Share of right answers on at most MOST_TEST_ROWS test rows."""
         from smallfirst.training.recipes.recipe import TaskRecipe
         from smallfirst.training.run import train
 
-        file, folder = self.job.file, self.folder / str(len(part))
-        config = part_config(file.small.training, len(part), len(self.job.rows.train))
+        file, folder = self.project.file, self.folder / str(len(part))
+        config = part_config(file.small.training, len(part), len(self.project.rows.train))
         name = f"learning-{len(part)}"
         with tracking.open_run(file.name, name, params={"n_train": len(part)}) as tracked:
             train(
-                TaskRecipe(self.job.task, part, self.job.rows.selection),
+                TaskRecipe(self.project.task, part, self.project.rows.selection),
                 config,
                 base=(file.small.base, find_weights(file.small.base)),
                 tracked=tracked,
@@ -131,7 +133,9 @@ class _FineTuned:
 
     async def _measured(self, folder: Path) -> Estimate:
         model = load_model(folder)
-        measuring = EvaluationSetup(self.job.task, sample_rows(self.job.rows.test, MOST_TEST_ROWS), split="test")
+        measuring = EvaluationSetup(
+            self.project.task, sample_rows(self.project.rows.test, MOST_TEST_ROWS), split="test"
+        )
         found = await evaluate(model, measuring, candidate="small")
         await model.aclose()
         return found.accuracy

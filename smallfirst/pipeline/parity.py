@@ -166,22 +166,22 @@ async def check_parity(
     )
 
 
-def parity_stage(job: Project, workspace: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
+def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
     """What the version answers through the real server, kept beside it in the registry as `parity.json`.
 
     Call it between `registry.register` and `registry.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
     """
-    name = f"{job.file.name}-small"
-    rows = parity_rows(job, workspace, candidate)
+    name = f"{project.file.name}-small"
+    rows = parity_rows(project, run_folder, candidate)
     folder = registry.resolve(f"{version.name}/{version.version}").folder
-    with serve_on_loopback({name: load_model(folder, name=name, price=job.file.prices.machine)}) as address:
+    with serve_on_loopback({name: load_model(folder, name=name, price=project.file.prices.machine)}) as address:
         found = asyncio.run(
-            check_parity(address, name, rows, task=job.task, bests=top_two_lookup(job, workspace, candidate))
+            check_parity(address, name, rows, task=project.task, bests=top_two_lookup(project, run_folder, candidate))
         )
     found = found.model_copy(update={"version": version.version})
     registry.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
-    job.watch.say(f"parity: {found.in_words[0]}")
+    project.progress.log(f"parity: {found.in_words[0]}")
     return require_parity(found)
 
 
@@ -195,18 +195,20 @@ def require_parity(found: ParityResult) -> ParityResult:
     )
 
 
-def parity_rows(job: Project, workspace: RunFolder, candidate: str, n_rows: int | None = None) -> tuple[ParityRow, ...]:
+def parity_rows(
+    project: Project, run_folder: RunFolder, candidate: str, n_rows: int | None = None
+) -> tuple[ParityRow, ...]:
     """Evaluated validation rows of a candidate, at most `n_rows` (None: as many as promotion asks), by content hash.
 
     Raises StageMissing if there are none.
     """
-    evaluation = workspace.evaluation(candidate, _SPLIT)
+    evaluation = run_folder.evaluation(candidate, _SPLIT)
     if evaluation is None:
         raise StageMissing(f"{candidate} was not evaluated on {_SPLIT} rows", hint="smallfirst evaluate task.yaml")
-    most = n_rows or (MOST_ROWS if job.task.closed else MOST_WRITTEN)
-    chosen = sample_rows(job.rows.calibration, most).examples
+    most = n_rows or (MOST_ROWS if project.task.closed else MOST_WRITTEN)
+    chosen = sample_rows(project.rows.calibration, most).examples
     known = [(example, evaluation.by_key.get(example.key)) for example in chosen]
-    rows = tuple(_row(job, example.messages, row) for example, row in known if row is not None)
+    rows = tuple(_row(project, example.messages, row) for example, row in known if row is not None)
     if not rows:
         raise StageMissing(
             f"none of today's {_SPLIT} rows is among those {candidate} was evaluated on",
@@ -215,13 +217,13 @@ def parity_rows(job: Project, workspace: RunFolder, candidate: str, n_rows: int 
     return rows
 
 
-def top_two_lookup(job: Project, workspace: RunFolder, candidate: str) -> TopTwoLookup | None:
+def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> TopTwoLookup | None:
     """Asks the model that was measured, as its run has it, for its two best labels; None for open answers."""
-    if not job.task.closed:
+    if not project.task.closed:
         return None
 
     async def bests(rows: Sequence[ParityRow]) -> list[TopTwo | None]:
-        model = load_candidate(job, workspace, candidate)
+        model = load_candidate(project, run_folder, candidate)
         try:
             return [await _best(model, row) for row in rows]
         finally:
@@ -235,9 +237,9 @@ async def _best(model: Model, row: ParityRow) -> TopTwo | None:
     return TopTwo(tuple(label for label, _ in two), two[0][1] - two[1][1]) if len(two) == 2 else None
 
 
-def _row(job: Project, messages: tuple[Message, ...], row: EvaluatedRow) -> ParityRow:
+def _row(project: Project, messages: tuple[Message, ...], row: EvaluatedRow) -> ParityRow:
     # The confidence of a written answer moves in steps, so that rounding alone can move it far.
-    return ParityRow(row.key, messages, row.answer, row.confidence if job.task.closed else None)
+    return ParityRow(row.key, messages, row.answer, row.confidence if project.task.closed else None)
 
 
 def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:

@@ -16,18 +16,18 @@ from smallfirst.routing.certificate.certificate import Certificate, certify_with
 
 
 def certify_from_proxy_labels(
-    job: Project, small: Evaluation, *, model_fingerprint: str, temperature: float
+    project: Project, small: Evaluation, *, model_fingerprint: str, temperature: float
 ) -> Certificate:
     """The certificate for `small` on rows whose given answers are the large model's, corrected by `data.gold`.
 
     Raises ConfigError if other stages draft ahead, DataError if a row of people's answers is no validation row.
     """
-    if job.file.routing.ahead:
+    if project.file.routing.ahead:
         raise ConfigError(
             "routing.ahead cannot be certified from rows that the large model answered and people corrected",
             hint="leave out routing.ahead, or data.gold",
         )
-    task = job.task
+    task = project.task
 
     def right(answer: str | None, known: str) -> bool:
         return task.score([known], answer) >= task.right_from
@@ -37,20 +37,20 @@ def certify_from_proxy_labels(
     return certify_without_gold(
         small,
         large,
-        gold_answers(job, small),
+        gold_answers(project, small),
         right,
-        job.file.routing.promise,
+        project.file.routing.promise,
         model_fingerprint=model_fingerprint,
         temperature=temperature,
     )
 
 
-def gold_answers(job: Project, small: Evaluation) -> dict[str, str]:
+def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
     """By key of a calibration row: what people answered. Rows that only choose (selection) are left out."""
-    assert job.file.data.gold is not None
-    read = open_source(job.file.data.gold, columns=job.file.data.columns, folder=job.file.folder)
+    assert project.file.data.gold is not None
+    read = open_source(project.file.data.gold, columns=project.file.data.columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
-    choosing = {example.text for example in job.rows.selection.examples}
+    choosing = {example.text for example in project.rows.selection.examples}
     strange = [e for e in read.examples if e.text not in keys and e.text not in choosing]
     if strange:
         first = strange[0]
@@ -58,4 +58,4 @@ def gold_answers(job: Project, small: Evaluation) -> dict[str, str]:
             f"{first.path}:{first.line}: no validation row has this text ({len(strange)} such rows)",
             hint="data.gold holds answers of people to a random part of the validation rows",
         )
-    return {keys[e.text]: job.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}
+    return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}

@@ -31,32 +31,32 @@ HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
 
 
-def report_data(job: Project, workspace: RunFolder, doubts: Diagnostics) -> ReportData:
+def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) -> ReportData:
     """Everything the report of a run shows."""
-    file, rows = job.file, job.rows
-    evaluations = workspace.evaluations("test")
-    there = {path.name for path in workspace.folder.iterdir()}
-    routed = workspace.evaluation("routed", "test")
-    verdicts = workspace.verdicts() if "verdicts.json" in there else None
+    file, rows = project.file, project.rows
+    evaluations = run_folder.evaluations("test")
+    there = {path.name for path in run_folder.folder.iterdir()}
+    routed = run_folder.evaluation("routed", "test")
+    verdicts = run_folder.verdicts() if "verdicts.json" in there else None
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
     if "open_ended.json" in there:
-        share = OpenEndedRouting.load(workspace.folder / "open_ended.json")
+        share = OpenEndedRouting.load(run_folder.folder / "open_ended.json")
         open_ended = OutOfScopeRequests(n_requests=share.n_requests, n_to_large=share.n_to_large)
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
-        kind=job.task.kind,
-        right_from=job.task.right_from,
+        kind=project.task.kind,
+        right_from=project.task.right_from,
         evaluations=tuple(evaluations),
         validation_evaluations=tuple(
-            e for c in ("words", "encoder", "tuned", "small", "large") if (e := workspace.evaluation(c, "calibration"))
+            e for c in ("words", "encoder", "tuned", "small", "large") if (e := run_folder.evaluation(c, "calibration"))
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
-        certificate=workspace.certificate() if "certificate.json" in there else None,
-        comparisons=_comparisons(workspace),
-        training=_training(file, workspace),
+        certificate=run_folder.certificate() if "certificate.json" in there else None,
+        comparisons=_comparisons(run_folder),
+        training=_training(file, run_folder),
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
         list_prices=_list_prices(file) if prompt_tokens else (),
@@ -65,32 +65,32 @@ def report_data(job: Project, workspace: RunFolder, doubts: Diagnostics) -> Repo
         promise_held=PromiseHeld.on(routed) if routed and any(r.certified for r in routed.rows) else None,
         open_ended=open_ended,
         probes_ms={e.candidate: e.probes_ms for e in evaluations if e.probes_ms},
-        learning_curve=_learning_curve(workspace),
+        learning_curve=_learning_curve(run_folder),
         suspects=tuple(Suspect(**s.model_dump(exclude={"evidence"})) for s in doubts.suspects),
         suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
         ceiling=_ceiling(doubts),
-        leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(workspace)) else None,
-        retention=saved_retention(workspace),
-        notes=_notes(rows, workspace),
+        leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(run_folder)) else None,
+        retention=saved_retention(run_folder),
+        notes=_notes(rows, run_folder),
         made_at=datetime.now(UTC),
         versions=_versions(),
     )
 
 
-def _comparisons(workspace: RunFolder) -> tuple[Comparison, ...]:
+def _comparisons(run_folder: RunFolder) -> tuple[Comparison, ...]:
     pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"), ("small", "tuned"))
     found = []
     for first, second in pairs:
-        a, b = workspace.evaluation(first, "test"), workspace.evaluation(second, "test")
+        a, b = run_folder.evaluation(first, "test"), run_folder.evaluation(second, "test")
         if a and b:
             found.append(compare(a, b))
     return tuple(found)
 
 
-def _judged(workspace: RunFolder) -> Evaluation | None:
+def _judged(run_folder: RunFolder) -> Evaluation | None:
     """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
-    live = workspace.folder / "promoted.json"
-    return workspace.evaluation(Promotion.load(live).candidate if live.exists() else "small", "test")
+    live = run_folder.folder / "promoted.json"
+    return run_folder.evaluation(Promotion.load(live).candidate if live.exists() else "small", "test")
 
 
 def _ceiling(doubts: Diagnostics) -> Ceiling | None:
@@ -98,15 +98,15 @@ def _ceiling(doubts: Diagnostics) -> Ceiling | None:
     return Ceiling(itself=found.itself, gold=found.gold, note=found.in_words) if found else None
 
 
-def _learning_curve(workspace: RunFolder) -> tuple[LearningPoint, ...]:
-    path = workspace.folder / "learning.json"
+def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
+    path = run_folder.folder / "learning.json"
     if not path.exists():
         return ()
     return tuple(LearningPoint(p.n_rows, p.candidate, p.accuracy) for p in LearningCurve.load(path).points)
 
 
-def _training(file: TaskFile, workspace: RunFolder) -> TrainingSummary:
-    run = Run.load(workspace.folder / "run.json")
+def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary:
+    run = Run.load(run_folder.folder / "run.json")
     return TrainingSummary(
         base=run.base,
         method=run.config.method,
@@ -147,13 +147,13 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
     return tuple(prices)
 
 
-def _notes(rows: Rows, workspace: RunFolder) -> tuple[str, ...]:
+def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
     notes = [
         f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch and the temperature, "
         f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
         "The gate looks at every candidate on the same test rows; its intervals are widened for that (Bonferroni).",
     ]
-    large = workspace.evaluation("large", "test")
+    large = run_folder.evaluation("large", "test")
     if large and large.note:
         notes.append(f"Large model: {large.note}.")
     return tuple(notes)

@@ -43,29 +43,29 @@ def requested_probe(file: TaskFile) -> Probe | None:
     return read_probe(file.path(gate.retention_prompts) if gate.retention_prompts else None)
 
 
-def measure_retention(job: Project, workspace: RunFolder) -> Retention | None:
+def measure_retention(project: Project, run_folder: RunFolder) -> Retention | None:
     """What the fine-tuned model has kept, measured once a run and shown in its MLflow run; None if not asked for."""
-    probe = requested_probe(job.file)
+    probe = requested_probe(project.file)
     if probe is None:
         return None
-    folder, path = workspace.model_folder("small"), workspace.folder / FILE_NAME
+    folder, path = run_folder.model_folder("small"), run_folder.folder / FILE_NAME
     if path.exists():
         known = RetentionRecord.load(path)
         if known.after.model_fingerprint == model_fingerprint(folder) and _same(known, probe):
             return known.retention
     began = time.monotonic()
-    before = _of_base(job, probe)
-    after = run_probe(probe, folder, name=f"{job.file.name}-small")
+    before = _of_base(project, probe)
+    after = run_probe(probe, folder, name=f"{project.file.name}-small")
     measured = RetentionRecord(before=before, after=after, retention=retention_from_probes(probe, before, after))
     measured.save(path)
-    _log(workspace, measured)
-    job.watch.say(f"general ability: {in_words(measured.retention)} ({time.monotonic() - began:.0f} s)")
+    _log(run_folder, measured)
+    project.progress.log(f"general ability: {in_words(measured.retention)} ({time.monotonic() - began:.0f} s)")
     return measured.retention
 
 
-def saved_retention(workspace: RunFolder) -> Retention | None:
+def saved_retention(run_folder: RunFolder) -> Retention | None:
     """What was measured earlier in a run, None if nothing was."""
-    path = workspace.folder / FILE_NAME
+    path = run_folder.folder / FILE_NAME
     return RetentionRecord.load(path).retention if path.exists() else None
 
 
@@ -85,10 +85,10 @@ def _same(known: RetentionRecord, probe: Probe) -> bool:
     return {known.before.probe_fingerprint, known.after.probe_fingerprint} == {probe.fingerprint()}
 
 
-def _of_base(job: Project, probe: Probe) -> ProbeResult:
+def _of_base(project: Project, probe: Probe) -> ProbeResult:
     """The base model's answers, asked for once for all its fine-tunes."""
-    name = job.file.small.base
-    folder = find_weights(name, say=job.watch.say)
+    name = project.file.small.base
+    folder = find_weights(name, log=project.progress.log)
     path = home() / "retention" / f"{model_fingerprint(folder)}-{probe.fingerprint()}.json"
     if path.exists():
         return ProbeResult.load(path)
@@ -97,11 +97,11 @@ def _of_base(job: Project, probe: Probe) -> ProbeResult:
     return found
 
 
-def _log(workspace: RunFolder, measured: RetentionRecord) -> None:
+def _log(run_folder: RunFolder, measured: RetentionRecord) -> None:
     """Nothing back; figures and answers are in the MLflow run of the fine-tune."""
     from smallfirst.training.run import Run
 
-    tracked = tracking.TrackedRun(tracking.client(), Run.load(workspace.folder / "run.json").run_id)
+    tracked = tracking.TrackedRun(tracking.client(), Run.load(run_folder.folder / "run.json").run_id)
     found = measured.retention
     figures: dict[str, float | None] = {"retention/before": found.before, "retention/after": found.after}
     for name in ("kept", "difference", "right_before", "right_after"):

@@ -43,31 +43,31 @@ class TrafficReference(Record):
 
 
 def save_reference(
-    job: Project, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
+    project: Project, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
 ) -> TrafficReference:
     """The reference of the calibration rows, kept with the model's version (`promoted`: name and version)."""
     found = TrafficReference(
         confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
         doubt=tuple(doubts),
-        labels=tuple(row.answer for row in small.rows if row.answer is not None) if job.task.closed else (),
+        labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
         large_usd=large.cost_usd_per_1k / 1000 if large else None,
     )
     registry.attach(*promoted, REFERENCE, found.model_dump_json().encode())
     return found
 
 
-def cascade_stages(job: Project, workspace: RunFolder, last: Model) -> tuple[Stage, ...]:
+def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:
     """The cascade's stages below the large model: the cheaper candidates ahead, then `last`, always called `small`."""
-    return (*stages_ahead(job.file, workspace), Stage("small", last))
+    return (*stages_ahead(project.file, run_folder), Stage("small", last))
 
 
-def stages_ahead(file: TaskFile, workspace: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
+def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
     """The cheaper candidates of a run that draft first, in order; a version that is served marks their names."""
     price = file.prices.machine
     return tuple(
         Stage(
             name,
-            load_model(workspace.model_folder(name), name=versioned_name(f"{file.name}-{name}", version), price=price),
+            load_model(run_folder.model_folder(name), name=versioned_name(f"{file.name}-{name}", version), price=price),
         )
         for name in file.routing.ahead
     )

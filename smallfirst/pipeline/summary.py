@@ -79,27 +79,27 @@ class RunSummary(Record):
     """Path of the report."""
 
 
-def summarize_run(file: TaskFile, workspace: RunFolder) -> RunSummary:
+def summarize_run(file: TaskFile, run_folder: RunFolder) -> RunSummary:
     """The outcome of a run from what its stages have left."""
     names = {"linear": "words", **{name: name for name in ("large", "encoder", "tuned", "base", "small")}}
-    paths = {key: _figures(workspace.evaluation(name, "test")) for key, name in names.items()}
-    routed = workspace.evaluation("routed", "test")
+    paths = {key: _figures(run_folder.evaluation(name, "test")) for key, name in names.items()}
+    routed = run_folder.evaluation("routed", "test")
     kept = [row for row in routed.rows if row.certified] if routed else []
     wrong = sum(not row.correct for row in kept)
-    there = {path.name for path in workspace.folder.iterdir()}
-    certificate = workspace.certificate() if "certificate.json" in there else None
+    there = {path.name for path in run_folder.folder.iterdir()}
+    certificate = run_folder.certificate() if "certificate.json" in there else None
     return RunSummary(
         task=file.name,
         **paths,
         routed=_figures(routed),
-        gate=workspace.verdicts(),
+        gate=run_folder.verdicts(),
         certificate=certificate,
         promise_held=wrong / len(kept) <= certificate.promised_error if kept and certificate else None,
         kept_wrong=wrong,
         kept=len(kept),
-        promoted=workspace.promoted() if "promoted.json" in there else None,
-        open_ended=OpenEndedRouting.load(workspace.folder / "open_ended.json") if "open_ended.json" in there else None,
-        report=str(workspace.folder / "report.html"),
+        promoted=run_folder.promoted() if "promoted.json" in there else None,
+        open_ended=OpenEndedRouting.load(run_folder.folder / "open_ended.json") if "open_ended.json" in there else None,
+        report=str(run_folder.folder / "report.html"),
     )
 
 

@@ -17,16 +17,16 @@ class Project(NamedTuple):
     file: TaskFile
     rows: Rows
     task: AnyTask
-    watch: Progress
+    progress: Progress
 
     @classmethod
-    def read(cls, file: TaskFile, watch: Progress | None = None) -> Project:
+    def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:
         """The job of a task file. Raises DataError or ConfigError if rows or settings are wrong."""
         rows = read_rows(file)
         task = read_task(file, rows)
         for path in file.data.harvested:  # labels and schema are those of the file's own rows
             rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-        return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, watch or Progress())
+        return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, progress or Progress())
 
     @property
     def ladder(self) -> tuple[Candidate, ...]:

@@ -109,9 +109,9 @@ def measured(wrong: int, n: int = 100) -> Evaluation:
 
 def evaluated(wrong: int) -> None:
     """A run of the task of which the small model was evaluated."""
-    workspace = RunFolder.new("desk")
-    (workspace.folder / "run.json").write_text("{}")
-    workspace.save_evaluation(measured(wrong))
+    run_folder = RunFolder.new("desk")
+    (run_folder.folder / "run.json").write_text("{}")
+    run_folder.save_evaluation(measured(wrong))
 
 
 def test_help_lists_the_verbs_in_the_order_of_the_path() -> None:

@@ -70,7 +70,7 @@ def task_file(base: Path, **gate: float) -> TaskFile:
 
 def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
-    outcome = pipeline.run(file, watch=Progress(quiet=True))
+    outcome = pipeline.run(file, progress=Progress(quiet=True))
     assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
     assert outcome.promoted.candidate == "words"
@@ -87,9 +87,9 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
 
 def _router_answers(file: TaskFile) -> None:
     ledger = Ledger(home() / "ledger.db")
-    models, watch = service.deploy([file], ledger, live=False)
+    models, progress = service.deploy([file], ledger, live=False)
     assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
-    live = watch.by_task["claims-desk"]
+    live = progress.by_task["claims-desk"]
     assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
 
     async def ask(name: str, text: str) -> Route:
@@ -112,11 +112,11 @@ def _router_answers(file: TaskFile) -> None:
 def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.99)
     with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
-        pipeline.run(file, watch=Progress(quiet=True))
-    workspace = RunFolder.latest("claims-desk")
-    assert (workspace.folder / "report.html").exists()
+        pipeline.run(file, progress=Progress(quiet=True))
+    run_folder = RunFolder.latest("claims-desk")
+    assert (run_folder.folder / "report.html").exists()
     with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
-        workspace.promoted()
+        run_folder.promoted()
 
 
 class Interrupting(Progress):
@@ -132,15 +132,15 @@ class Interrupting(Progress):
 
 
 def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
-    job = Project.read(task_file(desk_folder), Progress(quiet=True))
+    project = Project.read(task_file(desk_folder), Progress(quiet=True))
     with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
-        pipeline.train_stage(job, resume=True)
+        pipeline.train_stage(project, resume=True)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.train_stage(job._replace(watch=Interrupting(quiet=True)))
+        pipeline.train_stage(project._replace(progress=Interrupting(quiet=True)))
     broken = RunFolder.unfinished("claims-desk")
     assert broken is not None
-    workspace = pipeline.train_stage(job, resume=True)
-    assert workspace.folder == broken.folder
+    run_folder = pipeline.train_stage(project, resume=True)
+    assert run_folder.folder == broken.folder
     begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
     assert RunFolder.unfinished("claims-desk") is None
@@ -152,14 +152,14 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
     more = {"ladder": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
-    job = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
-    workspace = pipeline.train_stage(job)
-    assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(job, workspace)}
-    verdict = pipeline.gate_stage(job, workspace).of("tuned")
-    tuned = workspace.evaluation("tuned", "test")
+    project = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
+    run_folder = pipeline.train_stage(project)
+    assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}
+    verdict = pipeline.gate_stage(project, run_folder).of("tuned")
+    tuned = run_folder.evaluation("tuned", "test")
     assert tuned is not None
     assert verdict.evaluation_fingerprint == tuned.fingerprint()
-    assert Run.load(workspace.folder / "tuned" / "run.json").task == "claims-desk"
+    assert Run.load(run_folder.folder / "tuned" / "run.json").task == "claims-desk"
 
 
 def test_rows_that_check_refuses_are_told_before_anything_is_trained(
@@ -174,7 +174,7 @@ def test_rows_that_check_refuses_are_told_before_anything_is_trained(
     file = task_file(desk_folder)
     leaking = file.model_copy(update={"data": file.data.model_copy(update={"test": file.data.train})})
     with pytest.raises(Trained):
-        pipeline.run(leaking, watch=Progress())
+        pipeline.run(leaking, progress=Progress())
     assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
         del settings["max_answer_tokens"]
     path = task_file(tmp_path, kind, tiny_folder, **settings)
     file = read_task_file(path)
-    outcome = pipeline.run(file, watch=Progress(quiet=True))
+    outcome = pipeline.run(file, progress=Progress(quiet=True))
     assert outcome.small is not None
     assert outcome.base is not None
     assert outcome.linear is None  # no linear model writes
@@ -104,12 +104,12 @@ def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
     values["data"]["test"] = "test.jsonl"
     path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(GateFailed, match=r"(?s)FAIL.*training"):
-        pipeline.run(read_task_file(path), watch=Progress(quiet=True))
-    workspace = RunFolder.latest("extract-desk")
-    failing = [line for line in workspace.verdicts().of("small").lines if not line.passed]
+        pipeline.run(read_task_file(path), progress=Progress(quiet=True))
+    run_folder = RunFolder.latest("extract-desk")
+    failing = [line for line in run_folder.verdicts().of("small").lines if not line.passed]
     assert len(failing) == 1
     assert "6 of 18" in failing[0].measured
-    assert not (workspace.folder / "promoted.json").exists()
+    assert not (run_folder.folder / "promoted.json").exists()
 
 
 def test_rows_that_do_not_fit_the_task_are_named(tmp_path: Path, tiny_folder: Path) -> None:

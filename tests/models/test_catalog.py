@@ -84,7 +84,7 @@ def test_what_is_pulled_already_is_not_fetched_again() -> None:
     pulled_path(CATALOG[1]).parent.mkdir(parents=True)
     pulled_path(CATALOG[1]).write_bytes(b"GGUF")
     said: list[str] = []
-    assert pull_weights(CATALOG[1], say=said.append) == pulled_path(CATALOG[1])
+    assert pull_weights(CATALOG[1], log=said.append) == pulled_path(CATALOG[1])
     assert said == []
 
 

@@ -47,20 +47,20 @@ def spread(found: PreflightReport, split: str) -> Any:
 def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_folder: Path) -> None:
     import transformers
 
-    job = desk(tmp_path, tiny_folder)
-    found = spread(run_preflight(job), "train")
+    project = desk(tmp_path, tiny_folder)
+    found = spread(run_preflight(project), "train")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    lesson = TaskRecipe(job.task, job.rows.train, job.rows.selection)
-    lengths = [len(row.ids) for row in lesson.prepare(tokenizer, job.file.small.training, "tiny").rows]
+    lesson = TaskRecipe(project.task, project.rows.train, project.rows.selection)
+    lengths = [len(row.ids) for row in lesson.prepare(tokenizer, project.file.small.training, "tiny").rows]
     assert (found.n_rows, found.total, found.longest) == (len(lengths), sum(lengths), max(lengths))
     assert found.counted_by == str(tiny_folder)
 
 
 def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_folder: Path) -> None:
-    job = desk(tmp_path, tiny_folder)
-    needs = run_preflight(job).needs
+    project = desk(tmp_path, tiny_folder)
+    needs = run_preflight(project).needs
     assert needs is not None
-    found = spread(run_preflight(job), "train")
+    found = spread(run_preflight(project), "train")
     assert needs.tokens == 2 * (found.total - found.n_rows)  # the last token of a row is only a target
     assert (needs.epochs, needs.method) == (2, "full")
     assert 0 < needs.seconds.low < needs.seconds.high
@@ -78,10 +78,10 @@ def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Pat
 
 def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
-    job = desk(tmp_path, tiny_folder, rows=rows)
-    found = run_preflight(job)
+    project = desk(tmp_path, tiny_folder, rows=rows)
+    found = run_preflight(project)
     [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
-    assert (over.level, over.n, len(over.places)) == ("stop", len(job.rows.train), len(job.rows.train))
+    assert (over.level, over.n, len(over.places)) == ("stop", len(project.rows.train), len(project.rows.train))
     assert found.verdict == "NO"
 
 
@@ -172,15 +172,15 @@ def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_fo
 
 
 def test_more_rows_are_measured_on_training_rows_alone(tmp_path: Path, tiny_folder: Path) -> None:
-    job = desk(tmp_path, tiny_folder)
+    project = desk(tmp_path, tiny_folder)
     nothing = Dataset(name="nothing", examples=())
     blind = {name: nothing for name in ("selection", "calibration", "test")}
-    lines = list(learning_curve_lines(job._replace(rows=job.rows.model_copy(update=blind))))
+    lines = list(learning_curve_lines(project._replace(rows=project.rows.model_copy(update=blind))))
     assert lines[0].startswith("more rows (linear model on words, measured on ")
     assert all("accuracy" in line for line in lines[1:-1])
     assert len(lines) >= 5  # at least three sizes, and what they foretell
-    assert list(run_preflight(job, curve=True).more_rows) == lines
-    assert run_preflight(job).more_rows == ()
+    assert list(run_preflight(project, curve=True).more_rows) == lines
+    assert run_preflight(project).more_rows == ()
 
 
 def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_folder: Path) -> None:
@@ -188,6 +188,6 @@ def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_fol
     [line] = learning_curve_lines(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
     assert "closed answers" in line
     few = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
-    job = desk(tmp_path, tiny_folder, rows=few)
-    job = job._replace(rows=job.rows.model_copy(update={"train": job.rows.train.subset("few", ())}))
-    assert list(learning_curve_lines(job)) == ["more rows: too few training rows for a curve"]
+    project = desk(tmp_path, tiny_folder, rows=few)
+    project = project._replace(rows=project.rows.model_copy(update={"train": project.rows.train.subset("few", ())}))
+    assert list(learning_curve_lines(project)) == ["more rows: too few training rows for a curve"]

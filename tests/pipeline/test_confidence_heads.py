@@ -59,7 +59,7 @@ class Small(Words):
         return found.model_copy(update={"text": LABELS[0], "confidence": 0.7})
 
 
-def job(folder: Path) -> Project:
+def project(folder: Path) -> Project:
     """Every row is answered as the words say."""
     for part, n in (("train", 40), ("validation", 400), ("test", 10)):
         rows = [{"text": f"{part} {i}", "label": LABELS[i % 2]} for i in range(n)]
@@ -71,7 +71,7 @@ def job(folder: Path) -> Project:
 
 
 def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Path) -> None:
-    of, stages = job(tmp_path), (Stage("words", Words()), Stage("small", Small()))
+    of, stages = project(tmp_path), (Stage("words", Words()), Stage("small", Small()))
     heads, drafts = asyncio.run(fit_heads(of, stages))
     assert set(heads.by_stage) == {"small"}  # words are always right: nothing to learn
     assert [stage.head for stage in heads.on(stages)] == [None, heads.by_stage["small"]]
@@ -85,7 +85,7 @@ def test_a_head_that_sees_the_cheaper_draft_parts_right_from_wrong(tmp_path: Pat
 
 
 def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> None:
-    of, stages = job(tmp_path), (Stage("small", Words()),)
+    of, stages = project(tmp_path), (Stage("small", Words()),)
     heads, _ = asyncio.run(fit_heads(of, stages))
     assert heads == ConfidenceHeads()  # always right shows nothing
     assert asyncio.run(head_confidences(heads, stages, of.rows.calibration)) == {}
@@ -127,7 +127,7 @@ def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
 
 
 def test_a_learned_difficulty_is_kept_and_says_what_it_knows(tmp_path: Path) -> None:
-    of = job(tmp_path)
+    of = project(tmp_path)
     drafts = [asyncio.run(Small().complete(Request(messages=e.messages))) for e in of.rows.selection.examples]
     found = fit_difficulty(of, drafts, tmp_path)
     again = DifficultyModel.load(tmp_path / DIFFICULTY)

@@ -31,10 +31,12 @@ def row(i: int, what: str = "") -> dict[str, str]:
     return {"text": f"{what or 'about'} {' '.join(words)}", "label": LABELS[i % 3]}
 
 
-def recording(path: Path, job: Project, answers: dict[int, str]) -> None:
+def recording(path: Path, project: Project, answers: dict[int, str]) -> None:
     """A recording of the large model's answers to the test rows: right ones, but for those in `answers`."""
-    lines = [{"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(job.rows.test)}}]
-    for i, example in enumerate(job.rows.test.examples):
+    lines = [
+        {"recorded": {"model": "big", "made_at": "2026-11-25", "smallfirst": "0.1.0", "n": len(project.rows.test)}}
+    ]
+    for i, example in enumerate(project.rows.test.examples):
         lines.append(
             {
                 "key": request_key(Request(messages=example.messages)),
@@ -51,7 +53,7 @@ def recording(path: Path, job: Project, answers: dict[int, str]) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> Project:
     """Thirty training rows and twelve test rows, of which one stands in both; recordings of two passes."""
     write(tmp_path / "train.jsonl", [row(i) for i in range(30)])
     write(tmp_path / "validation.jsonl", [row(i) for i in range(40, 60)])
@@ -62,60 +64,67 @@ def job(tmp_path: Path) -> Project:
         "large: {recorded: big.jsonl, sample_ceiling: 12}\n",
         encoding="utf-8",
     )
-    job = Project.read(read_task_file(tmp_path), Progress(quiet=True))
-    recording(tmp_path / "big.jsonl", job, {3: "fee"})
-    recording(tmp_path / "big-again.jsonl", job, {3: "fee", 5: "fee"})
-    return job
+    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    recording(tmp_path / "big.jsonl", project, {3: "fee"})
+    recording(tmp_path / "big-again.jsonl", project, {3: "fee", 5: "fee"})
+    return project
 
 
 @pytest.fixture
-def workspace(job: Project) -> RunFolder:
+def run_folder(project: Project) -> RunFolder:
     """A run in which the large model was evaluated on the test rows."""
-    workspace = RunFolder.new("desk")
-    large = asyncio.run(large_path.recorded_answers(job.file, job.task, job.rows, watch=job.watch))
-    found = asyncio.run(evaluate(large, EvaluationSetup(job.task, job.rows.test, split="test"), candidate="large"))
-    workspace.save_evaluation(found)
-    return workspace
+    run_folder = RunFolder.new("desk")
+    large = asyncio.run(
+        large_path.recorded_answers(project.file, project.task, project.rows, progress=project.progress)
+    )
+    found = asyncio.run(
+        evaluate(large, EvaluationSetup(project.task, project.rows.test, split="test"), candidate="large")
+    )
+    run_folder.save_evaluation(found)
+    return run_folder
 
 
-def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(job: Project, workspace: RunFolder) -> None:
-    assert find_split_leaks(job, workspace).n_leaked == 1
-    path = workspace.folder / "leaks.json"
+def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(project: Project, run_folder: RunFolder) -> None:
+    assert find_split_leaks(project, run_folder).n_leaked == 1
+    path = run_folder.folder / "leaks.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["exact"] = []
     path.write_text(json.dumps(stored), encoding="utf-8")
-    assert find_split_leaks(job, workspace).n_leaked == 0  # read back, not looked for again
+    assert find_split_leaks(project, run_folder).n_leaked == 0  # read back, not looked for again
 
 
-def test_leaks_of_other_rows_are_looked_for_again(job: Project, workspace: RunFolder) -> None:
-    find_split_leaks(job, workspace)
-    fewer = job.rows.test.subset("test", job.rows.test.examples[:4])
-    other = job._replace(rows=job.rows.model_copy(update={"test": fewer}))
-    assert find_split_leaks(other, workspace).n_test == 4
+def test_leaks_of_other_rows_are_looked_for_again(project: Project, run_folder: RunFolder) -> None:
+    find_split_leaks(project, run_folder)
+    fewer = project.rows.test.subset("test", project.rows.test.examples[:4])
+    other = project._replace(rows=project.rows.model_copy(update={"test": fewer}))
+    assert find_split_leaks(other, run_folder).n_test == 4
 
 
-def test_the_ceiling_is_the_large_model_against_itself(job: Project, workspace: RunFolder) -> None:
-    answers = [job.rows.test.examples[i].answer for i in (3, 5)]
+def test_the_ceiling_is_the_large_model_against_itself(project: Project, run_folder: RunFolder) -> None:
+    answers = [project.rows.test.examples[i].answer for i in (3, 5)]
     changed = int(answers[1] != "fee")
-    found = measure_self_agreement(job, workspace)
+    found = measure_self_agreement(project, run_folder)
     assert found is not None
     assert found.itself.value == pytest.approx((12 - changed) / 12)
     assert found.itself.n == 12
     assert found.same_but_wrong.value == pytest.approx(int(answers[0] != "fee") / 12)
 
 
-def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(job: Project, workspace: RunFolder) -> None:
-    assert job.file.large is not None
-    large = job.file.large.model_copy(update={"sample_ceiling": 0})
-    assert measure_self_agreement(job._replace(file=job.file.model_copy(update={"large": large})), workspace) is None
+def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(project: Project, run_folder: RunFolder) -> None:
+    assert project.file.large is not None
+    large = project.file.large.model_copy(update={"sample_ceiling": 0})
+    assert (
+        measure_self_agreement(project._replace(file=project.file.model_copy(update={"large": large})), run_folder)
+        is None
+    )
 
 
-def test_suspects_are_written_for_a_person_to_fill_in(job: Project, workspace: RunFolder, tmp_path: Path) -> None:
-    large = workspace.evaluation("large", "test")
+def test_suspects_are_written_for_a_person_to_fill_in(project: Project, run_folder: RunFolder, tmp_path: Path) -> None:
+    large = run_folder.evaluation("large", "test")
     assert large is not None
     sure = tuple(r.model_copy(update={"confidence": 0.99}) for r in large.rows)
-    workspace.save_evaluation(large.model_copy(update={"candidate": "small", "rows": sure}))
-    n = export_suspects(workspace, tmp_path / "suspects.jsonl")
+    run_folder.save_evaluation(large.model_copy(update={"candidate": "small", "rows": sure}))
+    n = export_suspects(run_folder, tmp_path / "suspects.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
     wrong = [r for r in large.rows if not r.correct]
     assert n == len(lines) == len(wrong)
@@ -123,19 +132,19 @@ def test_suspects_are_written_for_a_person_to_fill_in(job: Project, workspace: R
     assert all(line["suggested"] == "fee" and line["answer"] == "" for line in lines)
 
 
-def test_answers_of_a_person_change_the_rows_and_nothing_else(job: Project, tmp_path: Path) -> None:
-    victim = job.rows.test.examples[2]
+def test_answers_of_a_person_change_the_rows_and_nothing_else(project: Project, tmp_path: Path) -> None:
+    victim = project.rows.test.examples[2]
     line = {"key": victim.key, "text": victim.text, "given": victim.answer, "suggested": "pin", "answer": "fee"}
     write(tmp_path / "mended.jsonl", [line])
-    data = job.file.data.model_copy(update={"relabels": Path("mended.jsonl")})
-    mended = Project.read(job.file.model_copy(update={"data": data}), Progress(quiet=True))
+    data = project.file.data.model_copy(update={"relabels": Path("mended.jsonl")})
+    mended = Project.read(project.file.model_copy(update={"data": data}), Progress(quiet=True))
     answers = [e.answer for e in mended.rows.test.examples]
-    assert answers == ["fee" if i == 2 else e.answer for i, e in enumerate(job.rows.test.examples)]
-    assert mended.rows.train == job.rows.train
+    assert answers == ["fee" if i == 2 else e.answer for i, e in enumerate(project.rows.test.examples)]
+    assert mended.rows.train == project.rows.train
 
 
-def test_all_doubts_come_together(job: Project, workspace: RunFolder) -> None:
-    found = diagnose(job, workspace)
+def test_all_doubts_come_together(project: Project, run_folder: RunFolder) -> None:
+    found = diagnose(project, run_folder)
     assert found.leaks.n_leaked == 1
     assert found.ceiling is not None
-    assert (workspace.folder / "ceiling.json").exists()
+    assert (run_folder.folder / "ceiling.json").exists()

@@ -145,7 +145,7 @@ def test_recorded_answers_are_replayed_and_nobody_is_asked(tmp_path: Path) -> No
     recorded(tmp_path, "large.jsonl", "where is it")
     job = task_file(tmp_path, LargeConfig(recorded=Path("large.jsonl")))
     rows = rows_of(dataset(("where is it", "card")))
-    model = asyncio.run(recorded_answers(job, TASK, rows, watch=Progress(quiet=True)))
+    model = asyncio.run(recorded_answers(job, TASK, rows, progress=Progress(quiet=True)))
     answer = asyncio.run(model.complete(Request.ask("where is it")))
     assert (answer.text, answer.answered_by, answer.cost_usd) == ("card", "big-1", 0.001)
     assert model.note == "recorded 2025-01-02 from big-1 (n=1)"
@@ -158,7 +158,7 @@ def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Pat
 
     def found(config: LargeConfig, open_ended: Dataset | None) -> object:
         rows = rows_of(NOTHING, open_ended)
-        return asyncio.run(recorded_open_answers(task_file(tmp_path, config), rows, watch=Progress(quiet=True)))
+        return asyncio.run(recorded_open_answers(task_file(tmp_path, config), rows, progress=Progress(quiet=True)))
 
     assert found(large, poem) is not None
     assert found(large, None) is None

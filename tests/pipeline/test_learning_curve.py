@@ -20,7 +20,7 @@ THINGS = {"card": ("card", "envelope", "parcel"), "fee": ("fee", "charge", "pric
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_folder: Path) -> Project:
+def project(tmp_path: Path, tiny_folder: Path) -> Project:
     """120 separable rows of three labels, and a tiny model to fine-tune."""
     rows = [
         {"text": f"{frame} {word} number {i}", "label": label}
@@ -38,25 +38,25 @@ def job(tmp_path: Path, tiny_folder: Path) -> Project:
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def test_each_part_is_a_point_and_what_was_measured_earlier_stays(job: Project) -> None:
-    workspace = RunFolder.new("desk")
+def test_each_part_is_a_point_and_what_was_measured_earlier_stays(project: Project) -> None:
+    run_folder = RunFolder.new("desk")
     old = LearningPoint(n_rows=7, candidate="small", accuracy=wilson(1, 2))
     older = LearningPoint(n_rows=9, candidate="words", accuracy=wilson(1, 2))
-    LearningCurve(points=(old, older)).save(workspace.folder / "learning.json")
-    curve = measure_curve(job, workspace)
-    assert LearningCurve.load(workspace.folder / "learning.json") == curve
+    LearningCurve(points=(old, older)).save(run_folder.folder / "learning.json")
+    curve = measure_curve(project, run_folder)
+    assert LearningCurve.load(run_folder.folder / "learning.json") == curve
     assert curve.points[0] == old
     words = [p for p in curve.points if p.candidate == "words"]
     assert [p.n_rows for p in words] == [15, 30]  # 5 and 10 of each label; there are fewer than 30
-    assert all(p.accuracy.n == len(job.rows.test) for p in words)
+    assert all(p.accuracy.n == len(project.rows.test) for p in words)
     assert words[1].accuracy.value > 0.6  # one word says the label
 
 
-def test_a_fine_tuned_point_leaves_no_weights_behind(job: Project) -> None:
-    workspace = RunFolder.new("desk")
-    curve = measure_curve(job, workspace, ("small",))
+def test_a_fine_tuned_point_leaves_no_weights_behind(project: Project) -> None:
+    run_folder = RunFolder.new("desk")
+    curve = measure_curve(project, run_folder, ("small",))
     assert [p.n_rows for p in curve.points] == [15, 30]
-    assert not list((workspace.folder / "learning").glob("*"))
+    assert not list((run_folder.folder / "learning").glob("*"))
 
 
 def test_a_part_is_trained_for_as_many_steps_but_ten_epochs_at_most() -> None:

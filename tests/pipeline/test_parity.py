@@ -36,18 +36,18 @@ from smallfirst.tasks.classify import Classify
 
 def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Project, RunFolder]:
     """A run whose small model was evaluated on the calibration rows."""
-    job, workspace = Project.read(desk.file, Progress(quiet=True)), RunFolder.new("toy")
-    shutil.copytree(desk.folder(turn, **manifest), workspace.folder / "model")
-    (workspace.folder / "run.json").write_text("{}", encoding="utf-8")
-    model = load_model(workspace.folder / "model", name="toy-small")
-    measuring = EvaluationSetup(job.task, job.rows.calibration, split="calibration")
+    project, run_folder = Project.read(desk.file, Progress(quiet=True)), RunFolder.new("toy")
+    shutil.copytree(desk.folder(turn, **manifest), run_folder.folder / "model")
+    (run_folder.folder / "run.json").write_text("{}", encoding="utf-8")
+    model = load_model(run_folder.folder / "model", name="toy-small")
+    measuring = EvaluationSetup(project.task, project.rows.calibration, split="calibration")
 
     async def measure() -> None:
-        workspace.save_evaluation(await evaluate(model, measuring, candidate="small"))
+        run_folder.save_evaluation(await evaluate(model, measuring, candidate="small"))
         await model.aclose()
 
     asyncio.run(measure())
-    return job, workspace
+    return project, run_folder
 
 
 def kept(version: registry.ModelVersion) -> ParityResult:
@@ -57,10 +57,10 @@ def kept(version: registry.ModelVersion) -> ParityResult:
 
 
 def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> None:
-    job, workspace = measured(desk)
-    version = desk.enter(workspace.folder / "model", run=workspace.folder.name)
-    found = parity_stage(job, workspace, version, "small")
-    n = len(job.rows.calibration)
+    project, run_folder = measured(desk)
+    version = desk.enter(run_folder.folder / "model", run=run_folder.folder.name)
+    found = parity_stage(project, run_folder, version, "small")
+    n = len(project.rows.calibration)
     assert n > 10
     assert (found.n, found.n_same, found.n_ties, found.passed, found.version) == (n, n, 0, True, version.version)
     assert found.largest_gap is not None
@@ -70,16 +70,16 @@ def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> Non
 
 
 def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
-    job, workspace = measured(desk)
-    version = desk.enter(desk.folder(1), run=workspace.folder.name)
+    project, run_folder = measured(desk)
+    version = desk.enter(desk.folder(1), run=run_folder.folder.name)
     with pytest.raises(ParityFailed) as caught:
-        parity_stage(job, workspace, version, "small")
+        parity_stage(project, run_folder, version, "small")
     found = kept(version)
     assert (found.n_same, found.n_ties, found.passed) == (0, 0, False)
     first = found.differences[0]
     labels = desk.task.labels
     assert labels.index(first.got) == (labels.index(first.expected) - 1) % 4
-    assert first.text in {e.text for e in job.rows.calibration.examples}
+    assert first.text in {e.text for e in project.rows.calibration.examples}
     said = str(caught.value)
     assert f"another answer: expected {first.expected!r}, got {first.got!r}" in said
     assert first.text in said
@@ -87,10 +87,10 @@ def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
 
 
 def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the_same(desk) -> None:
-    job, workspace = measured(desk, temperature=0.2)
-    version = desk.enter(desk.folder(0, temperature=1.0), run=workspace.folder.name)
+    project, run_folder = measured(desk, temperature=0.2)
+    version = desk.enter(desk.folder(0, temperature=1.0), run=run_folder.folder.name)
     with pytest.raises(ParityFailed, match="the same answer, but confidence 0"):
-        parity_stage(job, workspace, version, "small")
+        parity_stage(project, run_folder, version, "small")
     found = kept(version)
     assert all(row.expected == row.got for row in found.differences)
     assert found.largest_gap is not None
@@ -98,10 +98,10 @@ def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the
 
 
 def test_another_prompt_is_blocked(desk) -> None:
-    job, workspace = measured(desk, temperature=0.02)  # so that small differences show
-    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=workspace.folder.name)
+    project, run_folder = measured(desk, temperature=0.02)  # so that small differences show
+    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=run_folder.folder.name)
     with pytest.raises(ParityFailed):
-        parity_stage(job, workspace, version, "small")
+        parity_stage(project, run_folder, version, "small")
 
 
 def rows(*answers: str) -> list[ParityRow]:
@@ -199,18 +199,18 @@ def test_conversations_are_asked_as_they_are() -> None:
 
 
 def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
-    job, workspace = measured(desk)
-    some = parity_rows(job, workspace, "small", 5)
-    assert [row.key for row in some] == [row.key for row in parity_rows(job, workspace, "small", 5)]
+    project, run_folder = measured(desk)
+    some = parity_rows(project, run_folder, "small", 5)
+    assert [row.key for row in some] == [row.key for row in parity_rows(project, run_folder, "small", 5)]
     assert len(some) == 5
     assert all(row.confidence is not None for row in some)
     with pytest.raises(StageMissing, match="words was not evaluated on calibration rows"):
-        parity_rows(job, workspace, "words")
+        parity_rows(project, run_folder, "words")
 
 
 def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, workspace = measured(desk)
-    version = desk.enter(workspace.folder / "model", run=workspace.folder.name)
+    _, run_folder = measured(desk)
+    version = desk.enter(run_folder.folder / "model", run=run_folder.folder.name)
     registry.promote(version.name, version.version)
     main = CommandGroup(commands={"parity": parity})
     started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])

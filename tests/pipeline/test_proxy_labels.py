@@ -24,7 +24,7 @@ def write(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-def job(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Project:
+def project(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Project:
     """400 validation rows that the large model answered, every tenth one wrongly."""
     write(folder / "train.jsonl", [(f"old {i}", LABELS[i % 2]) for i in range(20)])
     write(folder / "validation.jsonl", [(f"row {i}", said_by_large(i)) for i in range(400)])
@@ -89,18 +89,18 @@ def test_people_s_answers_make_it_a_promise_about_true_errors(tmp_path: Path) ->
     every_other = [(f"row {i}", truth(i)) for i in range(0, 400, 2)] + [
         (f"row {i}", truth(i)) for i in range(1, 100, 2)
     ]
-    found = certified(job(tmp_path, every_other))
+    found = certified(project(tmp_path, every_other))
     assert (found.labels, found.issued) == ("large+gold", True)
     assert 0 < found.error_bound < 0.2
 
 
 def test_a_few_of_them_show_nothing_yet(tmp_path: Path) -> None:
-    found = certified(job(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
+    found = certified(project(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
     assert (found.labels, found.issued) == ("large+gold", False)
 
 
 def test_rows_that_only_choose_correct_nothing(tmp_path: Path) -> None:
-    of = job(tmp_path, [(f"row {i}", truth(i)) for i in range(400)])
+    of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(400)])
     choosing = {e.text for e in of.rows.selection.examples}
     found = gold_answers(of, small(of))
     assert len(choosing) > 40
@@ -108,11 +108,11 @@ def test_rows_that_only_choose_correct_nothing(tmp_path: Path) -> None:
 
 
 def test_an_answer_to_a_row_that_is_not_there_is_refused_by_its_line(tmp_path: Path) -> None:
-    of = job(tmp_path, [("row 2", truth(2)), ("row 999", "billing")])
+    of = project(tmp_path, [("row 2", truth(2)), ("row 999", "billing")])
     with pytest.raises(DataError, match=r"gold\.jsonl:2: no validation row has this text \(1 such rows\)"):
         certified(of)
 
 
 def test_a_cascade_cannot_be_certified_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"routing\.ahead cannot be certified"):
-        certified(job(tmp_path, [], ahead=["words"]))
+        certified(project(tmp_path, [], ahead=["words"]))

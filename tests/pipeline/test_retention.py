@@ -74,13 +74,13 @@ def easy_for(base: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def job(file: TaskFile) -> Project:
+def project(file: TaskFile) -> Project:
     return Project.read(file, Progress(quiet=True))
 
 
 @pytest.fixture(scope="module")
-def workspace(job: Project) -> RunFolder:
-    return train_stage(job)
+def run_folder(project: Project) -> RunFolder:
+    return train_stage(project)
 
 
 def test_it_is_measured_where_something_asks_for_it(file: TaskFile) -> None:
@@ -100,11 +100,11 @@ def test_naming_questions_is_no_bar() -> None:
     assert not SmallConfig().retention
 
 
-def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Project, workspace: RunFolder) -> None:
-    found = measure_retention(job, workspace)
+def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(project: Project, run_folder: RunFolder) -> None:
+    found = measure_retention(project, run_folder)
     assert found is not None
-    assert found == saved_retention(workspace)
-    measured = RetentionRecord.load(workspace.folder / FILE_NAME)
+    assert found == saved_retention(run_folder)
+    measured = RetentionRecord.load(run_folder.folder / FILE_NAME)
     assert all(measured.before.right)  # the questions were made so
     assert measured.after.right != measured.before.right
     assert found.right_after is not None
@@ -112,15 +112,15 @@ def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(job: Project, w
     n = sum(measured.after.right)
     assert found.right_after.value == n / 30
     assert found.kept.value == pytest.approx((n - (30 - n) * (1 / 6) / (5 / 6)) / 30)
-    run = tracking.client().get_run(json.loads((workspace.folder / "run.json").read_text())["run_id"])
+    run = tracking.client().get_run(json.loads((run_folder.folder / "run.json").read_text())["run_id"])
     assert run.data.metrics["retention/kept"] == pytest.approx(found.kept.value)
     assert run.data.metrics["retention/difference"] == pytest.approx(n / 30 - 1)
     assert run.data.metrics["retention/right_before"] == 1.0
     assert in_words(found).startswith(f"1.000 right before, {n / 30:.3f} after; kept ")
 
 
-def test_nothing_is_measured_twice(job: Project, workspace: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = measure_retention(job, workspace)
+def test_nothing_is_measured_twice(project: Project, run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measure_retention(project, run_folder)
     asked: list[str] = []
 
     def counting(probe: Any, folder: Path, *, name: str) -> Any:
@@ -128,53 +128,53 @@ def test_nothing_is_measured_twice(job: Project, workspace: RunFolder, monkeypat
         return run_probe(probe, folder, name=name)
 
     monkeypatch.setattr(module, "run_probe", counting)
-    assert measure_retention(job, workspace) == first
+    assert measure_retention(project, run_folder) == first
     assert asked == []
-    (workspace.folder / FILE_NAME).unlink()
-    assert measure_retention(job, workspace) == first
+    (run_folder.folder / FILE_NAME).unlink()
+    assert measure_retention(project, run_folder) == first
     assert asked == ["toy-small"]  # the base is known from before, whichever run asks
-    weights = workspace.folder / "model" / "model.safetensors"
+    weights = run_folder.folder / "model" / "model.safetensors"
     moved = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
-    shutil.copyfile(weights, workspace.folder / "before")
+    shutil.copyfile(weights, run_folder.folder / "before")
     save_file(moved, weights, metadata={"format": "pt"})
-    measure_retention(job, workspace)
+    measure_retention(project, run_folder)
     assert asked == ["toy-small", "toy-small"]  # other weights, other answers
-    shutil.copyfile(workspace.folder / "before", weights)
-    assert measure_retention(job, workspace) == first
+    shutil.copyfile(run_folder.folder / "before", weights)
+    assert measure_retention(project, run_folder) == first
     asked.clear()
-    own = job.file.small.model_copy(update={"retention": True})
-    other = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5), "small": own}))
-    measure_retention(other, workspace)
-    assert asked == [job.file.small.base, "toy-small"]  # other questions
+    own = project.file.small.model_copy(update={"retention": True})
+    other = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5), "small": own}))
+    measure_retention(other, run_folder)
+    assert asked == [project.file.small.base, "toy-small"]  # other questions
 
 
-def test_a_run_that_nobody_asks_is_left_alone(job: Project, workspace: RunFolder) -> None:
-    (workspace.folder / FILE_NAME).unlink(missing_ok=True)
-    silent = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)}))
-    assert measure_retention(silent, workspace) is None
-    assert saved_retention(workspace) is None
+def test_a_run_that_nobody_asks_is_left_alone(project: Project, run_folder: RunFolder) -> None:
+    (run_folder.folder / FILE_NAME).unlink(missing_ok=True)
+    silent = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)}))
+    assert measure_retention(silent, run_folder) is None
+    assert saved_retention(run_folder) is None
 
 
-def test_the_gate_holds_the_fine_tuned_model_to_it(job: Project, workspace: RunFolder) -> None:
+def test_the_gate_holds_the_fine_tuned_model_to_it(project: Project, run_folder: RunFolder) -> None:
     from smallfirst.pipeline.run import evaluate_stage
 
-    evaluate_stage(job, workspace)
-    assert (workspace.folder / FILE_NAME).exists()
-    found = measure_retention(job, workspace)
+    evaluate_stage(project, run_folder)
+    assert (run_folder.folder / FILE_NAME).exists()
+    found = measure_retention(project, run_folder)
     assert found is not None
-    (line,) = gate_stage(job, workspace).of("small").lines
+    (line,) = gate_stage(project, run_folder).of("small").lines
     assert line.bar == "general ability kept at least 0.500"
     assert f"{found.before:.3f} before and {found.after:.3f} after" in line.measured
-    small = workspace.evaluation("small", "test")
+    small = run_folder.evaluation("small", "test")
     assert small is not None
-    workspace.save_evaluation(small.model_copy(update={"candidate": "words"}))
-    (words,) = gate_stage(job, workspace).of("words").lines
+    run_folder.save_evaluation(small.model_copy(update={"candidate": "words"}))
+    (words,) = gate_stage(project, run_folder).of("words").lines
     assert (words.passed, words.measured) == (False, "not measured")  # a linear model has no general ability
 
 
-def test_questions_that_cannot_be_asked_are_told_before_training(job: Project) -> None:
-    bad = job.file.gate.model_copy(update={"retention_prompts": Path("task.yaml")})
+def test_questions_that_cannot_be_asked_are_told_before_training(project: Project) -> None:
+    bad = project.file.gate.model_copy(update={"retention_prompts": Path("task.yaml")})
     runs = list((Path(module.home()) / "tasks" / "toy").glob("*"))
     with pytest.raises(DataError, match=r"task\.yaml"):
-        train_stage(job._replace(file=job.file.model_copy(update={"gate": bad})))
+        train_stage(project._replace(file=project.file.model_copy(update={"gate": bad})))
     assert list((Path(module.home()) / "tasks" / "toy").glob("*")) == runs

@@ -58,7 +58,7 @@ def verdict(candidate: str, passed: bool) -> Verdict:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
     made = RunFolder.new("desk")
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
@@ -97,8 +97,8 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
     return made
 
 
-def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: RunFolder) -> None:
-    outcome = summarize_run(FILE, finished(workspace, wrong={0, 19}))
+def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: RunFolder) -> None:
+    outcome = summarize_run(FILE, finished(run_folder, wrong={0, 19}))
     assert table(outcome).splitlines() == [
         "                     accuracy                 cost / 1k requests         p50   share",
         "large (recorded)     0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
@@ -111,61 +111,61 @@ def test_the_table_shows_every_measured_path_and_what_was_decided(workspace: Run
     ]
 
 
-def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(workspace: RunFolder) -> None:
+def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFolder) -> None:
     # 2 of 15 is above the promised 0.1; the wrong answer of row 19 was not kept.
-    outcome = summarize_run(FILE, finished(workspace, wrong={0, 1, 19}, below="keep"))
+    outcome = summarize_run(FILE, finished(run_folder, wrong={0, 1, 19}, below="keep"))
     assert (outcome.kept, outcome.kept_wrong, outcome.promise_held) == (15, 2, False)
     lines = table(outcome).splitlines()
     assert "promise did NOT hold on test rows: 2 of 15 kept answers wrong" in lines
     assert "doubtful requests stay small: the large model was measured to be no better on them" in lines
 
 
-def test_before_anything_is_promoted_the_outcome_says_what_there_is(workspace: RunFolder) -> None:
-    outcome = summarize_run(FILE, workspace)
+def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: RunFolder) -> None:
+    outcome = summarize_run(FILE, run_folder)
     assert (outcome.promise_held, outcome.promoted, outcome.certificate, outcome.routed) == (None, None, None, None)
     assert outcome.large is not None
     assert (outcome.large.model, outcome.large.share) == ("large-1", 1.0)
-    assert outcome.report == str(workspace.folder / "report.html")
+    assert outcome.report == str(run_folder.folder / "report.html")
 
 
-def test_if_nothing_passes_it_says_keep_the_api(workspace: RunFolder) -> None:
-    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(workspace.folder / "verdicts.json")
-    lines = table(summarize_run(FILE, workspace)).splitlines()
+def test_if_nothing_passes_it_says_keep_the_api(run_folder: RunFolder) -> None:
+    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.folder / "verdicts.json")
+    lines = table(summarize_run(FILE, run_folder)).splitlines()
     assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
 
 
-def test_an_outcome_is_read_back_as_it_was_saved(workspace: RunFolder, tmp_path: Path) -> None:
-    outcome = summarize_run(FILE, finished(workspace, wrong={0}))
+def test_an_outcome_is_read_back_as_it_was_saved(run_folder: RunFolder, tmp_path: Path) -> None:
+    outcome = summarize_run(FILE, finished(run_folder, wrong={0}))
     assert type(outcome).load(outcome.save(tmp_path / "outcome.json")) == outcome
 
 
-def test_the_latest_finished_run_is_found_and_a_named_one_too(workspace: RunFolder) -> None:
+def test_the_latest_finished_run_is_found_and_a_named_one_too(run_folder: RunFolder) -> None:
     with pytest.raises(StageMissing) as caught:
         RunFolder.latest("desk")
     assert str(caught.value) == "desk has no finished run\n  next: smallfirst train task.yaml"
     for name in ("20250101-000000-aa", "20250102-000000-aa", "20250103-000000-aa"):
-        (workspace.folder.parent / name).mkdir()
+        (run_folder.folder.parent / name).mkdir()
     for name in ("20250101-000000-aa", "20250102-000000-aa"):  # the third was never finished
-        (workspace.folder.parent / name / "run.json").write_text("{}")
+        (run_folder.folder.parent / name / "run.json").write_text("{}")
     assert RunFolder.latest("desk").folder.name == "20250102-000000-aa"
     assert RunFolder.latest("desk", "20250101-000000-aa").folder.name == "20250101-000000-aa"
     with pytest.raises(StageMissing, match='desk has no finished run "20250103-000000-aa"'):
         RunFolder.latest("desk", "20250103-000000-aa")
 
 
-def test_a_stage_whose_forerunner_is_missing_names_the_command(workspace: RunFolder) -> None:
+def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFolder) -> None:
     with pytest.raises(StageMissing) as caught:
-        workspace.certificate()
+        run_folder.certificate()
     assert str(caught.value) == (
-        f"certificate.json is missing in run {workspace.folder.name}\n  next: smallfirst calibrate task.yaml"
+        f"certificate.json is missing in run {run_folder.folder.name}\n  next: smallfirst calibrate task.yaml"
     )
     with pytest.raises(StageMissing, match="the gate has no verdict on encoder"):
-        workspace.verdicts().of("encoder")
+        run_folder.verdicts().of("encoder")
     with pytest.raises(StageMissing, match="nothing has been evaluated yet"):
-        workspace.evaluations("calibration")
+        run_folder.evaluations("calibration")
 
 
-def test_evaluations_come_back_in_ladder_order(workspace: RunFolder) -> None:
-    workspace.save_evaluation(measured("words", {0}, cost=0.0001))
-    assert [found.candidate for found in workspace.evaluations("test")] == ["words", "small", "large"]
-    assert workspace.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)
+def test_evaluations_come_back_in_ladder_order(run_folder: RunFolder) -> None:
+    run_folder.save_evaluation(measured("words", {0}, cost=0.0001))
+    assert [found.candidate for found in run_folder.evaluations("test")] == ["words", "small", "large"]
+    assert run_folder.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)

@@ -13,7 +13,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 
 
-def job(folder: Path, harvested: list[str]) -> Project:
+def project(folder: Path, harvested: list[str]) -> Project:
     for part, n in (("train", 30), ("validation", 20), ("test", 10)):
         rows = [{"text": f"{part} card number {i}", "label": ("a", "b")[i % 2]} for i in range(n)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -25,7 +25,7 @@ def job(folder: Path, harvested: list[str]) -> Project:
 
 
 def test_harvested_rows_are_learnt_from_and_nothing_else(tmp_path: Path) -> None:
-    found = job(tmp_path, ["an entirely new question about fees"])
+    found = project(tmp_path, ["an entirely new question about fees"])
     assert len(found.rows.train) == 31
     assert found.rows.train.examples[-1].text == "an entirely new question about fees"
     assert (len(found.rows.test), len(found.rows.selection) + len(found.rows.calibration)) == (10, 20)
@@ -34,4 +34,4 @@ def test_harvested_rows_are_learnt_from_and_nothing_else(tmp_path: Path) -> None
 
 def test_a_harvested_text_that_is_held_out_is_refused_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"harvested\.jsonl:2"):
-        job(tmp_path, ["an entirely new question about fees", "Test card number 3!"])
+        project(tmp_path, ["an entirely new question about fees", "Test card number 3!"])

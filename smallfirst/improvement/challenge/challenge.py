@@ -86,7 +86,7 @@ class ComparisonLog(Record):
 
 class _Champion(NamedTuple):
     version: ModelVersion
-    workspace: RunFolder
+    run_folder: RunFolder
     candidate: str
     test: Evaluation
 
@@ -103,28 +103,28 @@ class _Trial(RunFolder):
         return self._trial
 
 
-def proposal_of(job: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
+def proposal_of(project: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
     """Why the champion should be challenged with these rows. Raises as `challenge` does, before anything is trained."""
-    return _proposed(job, _grown(job, rows), _champion(job), rows, ledger)
+    return _proposed(project, _grown(project, rows), _champion(project), rows, ledger)
 
 
-def challenge(job: Project, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
+def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
     """What came of training on the job's rows and those of `rows`, and comparing with the champion.
 
     `resume` goes on with a challenge that was broken off. Raises StageMissing if there is no champion, or it was not
     measured on today's test rows; DataError for bad, held-out or no new rows.
     """
-    champion, grown = _champion(job), _grown(job, rows)
-    proposal = _proposed(job, grown, champion, rows, ledger)
+    champion, grown = _champion(project), _grown(project, rows)
+    proposal = _proposed(project, grown, champion, rows, ledger)
     for line in proposal.in_words:
-        job.watch.say(line)
-    workspace = _trained(grown, resume=resume)
-    pipeline.evaluate_stage(job, workspace)
-    verdicts = pipeline.gate_stage(grown, workspace)
-    candidate = pipeline.chosen_candidate(job, verdicts)
+        project.progress.log(line)
+    run_folder = _trained(grown, resume=resume)
+    pipeline.evaluate_stage(project, run_folder)
+    verdicts = pipeline.gate_stage(grown, run_folder)
+    candidate = pipeline.chosen_candidate(project, verdicts)
     made = ChallengeResult(
-        task=job.file.name,
-        run=workspace.folder.name,
+        task=project.file.name,
+        run=run_folder.folder.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         proposal=proposal,
         champion=champion.version.version,
@@ -135,49 +135,49 @@ def challenge(job: Project, rows: Path, *, ledger: Path | None = None, resume: b
         why=f"{candidate} did not pass the gate",
     )
     if made.verdict.passed:
-        made = _contested(grown, workspace, champion, made)
+        made = _contested(grown, run_folder, champion, made)
     else:
-        job.watch.say(format_verdict(made.verdict))
-    made.save(workspace.folder / RESULT)
-    pipeline.report_stage(grown, workspace)
+        project.progress.log(format_verdict(made.verdict))
+    made.save(run_folder.folder / RESULT)
+    pipeline.report_stage(grown, run_folder)
     return made
 
 
-def _grown(job: Project, rows: Path) -> Project:
+def _grown(project: Project, rows: Path) -> Project:
     """The job with the new rows among those to train on. Raises DataError if none is new."""
-    grown = with_harvested(job.rows, rows, columns=job.file.data.columns, labels=job.task.closed)
-    if len(grown.train) == len(job.rows.train):
+    grown = with_harvested(project.rows, rows, columns=project.file.data.columns, labels=project.task.closed)
+    if len(grown.train) == len(project.rows.train):
         raise DataError(
             f"{rows}: all its rows stand in the training rows",
             hint="harvest into a file that task.yaml does not name yet: smallfirst harvest task.yaml --out more.jsonl",
         )
-    return job._replace(rows=with_canonical_answers(grown, job.task))
+    return project._replace(rows=with_canonical_answers(grown, project.task))
 
 
-def _champion(job: Project) -> _Champion:
-    version = registry.resolve(f"{job.file.register_to}@{registry.CHAMPION}")
+def _champion(project: Project) -> _Champion:
+    version = registry.resolve(f"{project.file.register_to}@{registry.CHAMPION}")
     run, candidate = version.tags.get("run"), version.tags.get("candidate", "")
     if run is None:
         raise StageMissing(
             f"{version.name} version {version.version} does not say which run it comes from",
             hint="smallfirst run task.yaml   makes a champion that can be challenged",
         )
-    workspace = RunFolder.latest(job.file.name, run)
-    test = workspace.evaluation(candidate, "test")
-    if test is None or test.dataset_fingerprint != job.rows.test.content_fingerprint:
+    run_folder = RunFolder.latest(project.file.name, run)
+    test = run_folder.evaluation(candidate, "test")
+    if test is None or test.dataset_fingerprint != project.rows.test.content_fingerprint:
         raise StageMissing(
             f"the champion, {version.name} version {version.version}, was not measured on today's test rows",
             hint=f"smallfirst evaluate task.yaml --run {run}",
         )
-    return _Champion(version, workspace, candidate, test)
+    return _Champion(version, run_folder, candidate, test)
 
 
-def _proposed(job: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
-    routed = champion.workspace.evaluation("routed", "test")
+def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path, ledger: Path | None) -> Proposal:
+    routed = champion.run_folder.evaluation("routed", "test")
     return propose(
-        job.file.name,
+        project.file.name,
         (champion.version.version, champion.version.created_at),
-        (rows, len(grown.rows.train) - len(job.rows.train)),
+        (rows, len(grown.rows.train) - len(project.rows.train)),
         ledger=ledger,
         sent_on_in_test=routed.share("large") + routed.share("person") if routed else None,
     )
@@ -189,45 +189,45 @@ def _trained(grown: Project, *, resume: bool) -> RunFolder:
 
     if not resume or RunFolder.unfinished(grown.file.name) is not None:
         return pipeline.train_stage(grown, resume=resume)
-    workspace = RunFolder.latest(grown.file.name)
-    rows = Run.load(workspace.folder / "run.json").dataset_fingerprint
-    if rows != grown.rows.train.content_fingerprint or (workspace.folder / RESULT).exists():
+    run_folder = RunFolder.latest(grown.file.name)
+    rows = Run.load(run_folder.folder / "run.json").dataset_fingerprint
+    if rows != grown.rows.train.content_fingerprint or (run_folder.folder / RESULT).exists():
         raise StageMissing(f"{grown.file.name} has no challenge to go on with", hint="leave out --resume")
-    return workspace
+    return run_folder
 
 
-def _contested(grown: Project, workspace: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
+def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
     """The challenger registered, certified and compared; champion if it has won."""
-    version = _registered(grown, workspace, made)
-    parity_stage(grown, workspace, version, made.candidate)
+    version = _registered(grown, run_folder, made)
+    parity_stage(grown, run_folder, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     trial = Promotion(name=version.name, version=version.version, candidate=made.candidate, at=at)
-    pipeline.calibrate_stage(grown, _Trial(workspace.folder, trial))
-    test = workspace.evaluation(made.candidate, "test")
+    pipeline.calibrate_stage(grown, _Trial(run_folder.folder, trial))
+    test = run_folder.evaluation(made.candidate, "test")
     assert test is not None  # the gate has looked at it
-    ours, theirs = workspace.evaluation("routed", "test"), champion.workspace.evaluation("routed", "test")
+    ours, theirs = run_folder.evaluation("routed", "test"), champion.run_folder.evaluation("routed", "test")
     found = compare_to_champion(
-        test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, workspace)
+        test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, run_folder)
     )
     if found.won:
-        trial.save(workspace.folder / "promoted.json")
+        trial.save(run_folder.folder / "promoted.json")
         registry.promote(version.name, version.version)
         _drop_alias(version.name)
     result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
     for line in result.in_words:
-        grown.watch.say(line)
+        grown.progress.log(line)
     return result
 
 
-def _registered(grown: Project, workspace: RunFolder, made: ChallengeResult) -> ModelVersion:
+def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) -> ModelVersion:
     """The challenger's version, under the alias `challenger`."""
     from smallfirst.training.run import Run
 
     version = registry.register(
-        workspace.model_folder(made.candidate),
+        run_folder.model_folder(made.candidate),
         made.verdict,
         name=grown.file.register_to,
-        run_id=Run.load(workspace.folder / "run.json").run_id,
+        run_id=Run.load(run_folder.folder / "run.json").run_id,
         tags={"task": made.task, "run": made.run, "challenged": str(made.champion)},
     )
     with tracking.store_errors():
@@ -240,9 +240,9 @@ def _drop_alias(name: str) -> None:
         tracking.client().delete_registered_model_alias(name, CHALLENGER)
 
 
-def _look(champion: _Champion, workspace: RunFolder) -> int:
+def _look(champion: _Champion, run_folder: RunFolder) -> int:
     """Which challenge of this champion the run is; written down before anything is compared."""
-    name, version, run = champion.version.name, champion.version.version, workspace.folder.name
+    name, version, run = champion.version.name, champion.version.version, run_folder.folder.name
     raw = registry.read_attachment(name, version, COMPARISON_LOG)
     runs = ComparisonLog.model_validate_json(raw).runs if raw else ()
     if run not in runs:

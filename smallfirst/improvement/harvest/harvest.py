@@ -32,7 +32,7 @@ SHOWN = 200
 
 
 def harvest(
-    job: Project, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
+    project: Project, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
 ) -> HarvestResult:
     """What came of turning the ledger's rows of the job's task into training rows; they are written by then.
 
@@ -40,20 +40,20 @@ def harvest(
     came from `out` itself, which is made anew. Raises ConfigError if there is no ledger, or if `out` is read by the
     task, was edited by somebody, or holds an earlier harvest from further back.
     """
-    _refuse_to_overwrite(job, out, since)
+    _refuse_to_overwrite(project, out, since)
     with closing(open_ledger(ledger)) as opened:
-        heard = collect(opened, job.file.name, since)
-    sifting = _Sifting(job, out)
+        heard = collect(opened, project.file.name, since)
+    sifting = _Sifting(project, out)
     sifting.fates.update(heard.refused)
-    votes, unread = parse_evidence(heard.voices, job.task)
-    for settled in resolve(votes, job.task):
+    votes, unread = parse_evidence(heard.voices, project.task)
+    for settled in resolve(votes, project.task):
         sifting.take(settled)
     sifting.fates |= {v.response_id: "no_answer" for v in unread if v.response_id not in sifting.fates}
     rows = sifting.not_held_out()
-    result = _result(job, rows, sifting)
+    result = _result(project, rows, sifting)
     said = tuple(UnparsedAnswer(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread)
     told = {"out": out, "since": since.isoformat() if since else None, "unread": said}
-    return _written(result.model_copy(update=told), rows, job.file.data.columns)
+    return _written(result.model_copy(update=told), rows, project.file.data.columns)
 
 
 def record_path(out: Path) -> Path:
@@ -71,13 +71,13 @@ class _Row(NamedTuple):
 class _Sifting:
     """The rows so far, and for every response what became of it: `row`, or a reason."""
 
-    def __init__(self, job: Project, out: Path) -> None:
-        self.job, self.rows = job, list[_Row]()
+    def __init__(self, project: Project, out: Path) -> None:
+        self.project, self.rows = project, list[_Row]()
         self.fates: dict[str, str] = {}
         self.disputed: list[DisputedText] = []
-        own = [e for e in job.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
+        own = [e for e in project.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
         self._known = {fold_text(redact(e.asked).text): e.answer for e in own}
-        self._shape = job.rows.train.examples[0].shape
+        self._shape = project.rows.train.examples[0].shape
 
     def take(self, settled: Resolution) -> None:
         """Nothing back; the text has made a row, or each of its responses has a reason."""
@@ -88,7 +88,7 @@ class _Sifting:
             reason = "" if row else "unwritable"
             self.rows += [row] if row else []
         if reason in ("disputed", "contradicts"):
-            self.disputed.append(_for_a_person(settled, self.job.task))
+            self.disputed.append(_for_a_person(settled, self.project.task))
         for id in settled.response_ids:
             self.fates[id] = reason or ("row" if id == best.voice.response_id else "repeated")
 
@@ -97,7 +97,7 @@ class _Sifting:
         while True:
             # Which words count in a comparison depends on all rows, so what is left is looked at once more.
             new = Dataset(name="harvested", examples=tuple(row.example for row in self.rows))
-            seen = find_held_out_leaks(self.job.rows, new).keys if self.rows else frozenset[str]()
+            seen = find_held_out_leaks(self.project.rows, new).keys if self.rows else frozenset[str]()
             if not seen:
                 return self.rows
             self.fates |= {r.vote.voice.response_id: "held_out" for r in self.rows if r.example.key in seen}
@@ -111,13 +111,13 @@ class _Sifting:
 
     def _row(self, vote: ParsedEvidence) -> _Row | None:
         """The row without what is personal; None if it makes no row of the task any more."""
-        answer = _clean(vote.answer, self.job.task)
-        parsed = self.job.task.parse(answer.text)
+        answer = _clean(vote.answer, self.project.task)
+        parsed = self.project.task.parse(answer.text)
         if parsed is None:
             return None
         asked = (Message(role="user", content=vote.text),)
         example = Example(messages=asked, answer=parsed, shape=self._shape)
-        values, columns = _named(example, self.job.file.data.columns), self.job.file.data.columns
+        values, columns = _named(example, self.project.file.data.columns), self.project.file.data.columns
         found = detect_layout(values, columns)
         if isinstance(found, str) or parse_row(values, found, path="", line=0, labels=None)[0] is None:
             return None
@@ -142,13 +142,13 @@ def _for_a_person(settled: Resolution, task: AnyTask) -> DisputedText:
     return DisputedText(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
 
 
-def _result(job: Project, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
+def _result(project: Project, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
     sources = Counter(row.vote.voice.source for row in rows)
     reasons = Counter(fate for fate in sifting.fates.values() if fate != "row")
-    answers = Counter(row.example.answer for row in rows) if job.task.closed else Counter[str]()
+    answers = Counter(row.example.answer for row in rows) if project.task.closed else Counter[str]()
     redacted = sum((Counter(row.counts) for row in rows), Counter[str]())
     return HarvestResult(
-        task=job.file.name,
+        task=project.file.name,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         since=None,
         out=Path(),
@@ -183,10 +183,10 @@ def _named(example: Example, columns: Columns) -> dict[str, Any]:
     return {getattr(columns, field): value for field, value in to_row(example).items()}
 
 
-def _refuse_to_overwrite(job: Project, out: Path, since: datetime | None) -> None:
-    data = job.file.data
+def _refuse_to_overwrite(project: Project, out: Path, since: datetime | None) -> None:
+    data = project.file.data
     read_here = [data.train, data.validation, data.test, data.open_ended, data.relabels]
-    if out.resolve() in {job.file.path(path).resolve() for path in read_here if path is not None}:
+    if out.resolve() in {project.file.path(path).resolve() for path in read_here if path is not None}:
         raise ConfigError(f"{out} is read by the task, so it cannot be written", hint="--out harvested.jsonl")
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: harvested rows are JSON Lines", hint=f"--out {out.with_suffix('.jsonl')}")

@@ -47,7 +47,7 @@ def label(
     texts: Path,
     *,
     options: LabelOptions = _USUAL,
-    watch: Progress | None = None,
+    progress: Progress | None = None,
     teacher: Labeller | None = None,
 ) -> LabellingResult:
     """What came of having the rows of `texts` labelled; the training rows and this record are written by then.
@@ -56,15 +56,15 @@ def label(
     cap is too small for one answer, or if something is to be paid and neither a cap nor `yes` is given; DataError for
     bad rows; ModelError if the model fails, after which another run asks only what is missing.
     """
-    job = Project.read(file, watch)
-    _refuse_to_overwrite(job, texts, options)
-    teacher = teacher or _named(job, options)
-    plan = LabelPlan(job, texts, options, teacher.way)
-    job.watch.say(plan.sifted.in_words)
+    project = Project.read(file, progress)
+    _refuse_to_overwrite(project, texts, options)
+    teacher = teacher or _named(project, options)
+    plan = LabelPlan(project, texts, options, teacher.way)
+    project.progress.log(plan.sifted.in_words)
     if not plan.left.examples:
         raise DataError(f"{texts}: {plan.sifted.in_words}", hint="give rows that are not among the task's own")
     with AnswerLog.open(home() / "labels" / file.name / f"{teacher.way}.jsonl", _about(teacher)) as journal:
-        run = _Run(job, plan, options, teacher, journal)
+        run = _Run(project, plan, options, teacher, journal)
         asyncio.run(run.ask())
         return _written(run.labelled(texts), run)
 
@@ -73,12 +73,12 @@ class _Run:
     """One labelling under way."""
 
     def __init__(
-        self, job: Project, plan: LabelPlan, options: LabelOptions, teacher: Labeller, journal: AnswerLog
+        self, project: Project, plan: LabelPlan, options: LabelOptions, teacher: Labeller, journal: AnswerLog
     ) -> None:
-        self.job, self.plan, self.options, self.teacher, self.journal = job, plan, options, teacher, journal
+        self.project, self.plan, self.options, self.teacher, self.journal = project, plan, options, teacher, journal
         self.paid_before_usd = journal.paid_usd(plan.errands)
         purse = BudgetTracker(options.cap_usd, self.paid_before_usd + journal.lost_usd(plan.errands))
-        self.asking = LabelRequests(teacher, journal, purse, max_tokens=job.task.max_answer_tokens)
+        self.asking = LabelRequests(teacher, journal, purse, max_tokens=project.task.max_answer_tokens)
         self.price = CostEstimate(n_answers=0, usd_each=0.0, dearest_usd=0.0, judged_by="nothing")
 
     async def ask(self) -> None:
@@ -87,7 +87,7 @@ class _Run:
             self.price = await self._foretold()
             self._refuse_blind_threshold()
             if not self.asking.out_of_money:
-                self.job.watch.say(f"price: {self.price.in_words}")
+                self.project.progress.log(f"price: {self.price.in_words}")
                 self._need_consent()
                 await self._do(self._first_missing)
                 self._refuse_blind_threshold()
@@ -111,7 +111,7 @@ class _Run:
         outcomes, errands = self.outcomes, self.plan.errands
         paid_usd = self.journal.paid_usd(errands)
         return LabellingResult(
-            task=self.job.task.name,
+            task=self.project.task.name,
             teacher=self.teacher.model.name,
             way=self.teacher.way,
             made_at=datetime.now(UTC).date().isoformat(),
@@ -121,7 +121,7 @@ class _Run:
             options=self.options,
             sifted=self.plan.sifted,
             counts=count_outcomes(outcomes),
-            by_answer=by_answer(outcomes) if self.job.task.closed else {},
+            by_answer=by_answer(outcomes) if self.project.task.closed else {},
             trust=self._trust(),
             price=self.price,
             n_answers_now=self.asking.n_new,
@@ -142,8 +142,8 @@ class _Run:
         return dict(islice(missing, self.options.probe_calls))
 
     async def _do(self, errands: dict[LabelRequest, str]) -> None:
-        with self.job.watch.bar(f"asking {self.teacher.model.name}", len(errands), "answers") as progress:
-            await self.asking.ask(errands, progress)
+        with self.project.progress.bar(f"asking {self.teacher.model.name}", len(errands), "answers") as update:
+            await self.asking.ask(errands, update)
 
     async def _foretold(self) -> CostEstimate:
         """What is missing and what it will cost: by earlier or recorded answers, else by some that are asked now."""
@@ -166,10 +166,10 @@ class _Run:
 
     def _recorded_costs(self) -> list[float]:
         """Costs of the same model's answers to the task's own rows, where a recording has them."""
-        large = self.job.file.large
-        if large is None or large.recorded is None or not self.job.file.path(large.recorded).exists():
+        large = self.project.file.large
+        if large is None or large.recorded is None or not self.project.file.path(large.recorded).exists():
             return []
-        header, rows = read_recording(self.job.file.path(large.recorded))
+        header, rows = read_recording(self.project.file.path(large.recorded))
         return [row.cost_usd for row in rows] if header.model == self.teacher.model.name else []
 
     def _need_consent(self) -> None:
@@ -206,14 +206,14 @@ class _Run:
         if draws is None:
             failed = any(errand in self.asking.bad for errand in errands)
             return LabelOutcome(example, "failed" if failed else "unasked", None, "")
-        found = majority_vote(draws, answer_matcher(self.job.task))
+        found = majority_vote(draws, answer_matcher(self.project.task))
         on = max(self.journal.answers[errand].on for errand in errands)
         if found.answer is None:
             return LabelOutcome(example, "unparseable", found, on)
         return LabelOutcome(example, "kept" if found.is_confident(self.options.sure_from) else "unsure", found, on)
 
     def _trust(self) -> TeacherAgreement:
-        task, n = self.job.task, self.options.samples
+        task, n = self.project.task, self.options.samples
         twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.journal)) is not None]
         checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.journal))]
         votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
@@ -234,10 +234,10 @@ class _Run:
         )
 
 
-def _named(job: Project, options: LabelOptions) -> Labeller:
+def _named(project: Project, options: LabelOptions) -> Labeller:
     if options.teacher is not None:
-        return local_labeller(options.teacher, job.file, job.task)
-    return large_model_labeller(job.file, job.task, job.rows.train)
+        return local_labeller(options.teacher, project.file, project.task)
+    return large_model_labeller(project.file, project.task, project.rows.train)
 
 
 def _about(teacher: Labeller) -> dict[str, object]:
@@ -250,11 +250,11 @@ def _about(teacher: Labeller) -> dict[str, object]:
     }
 
 
-def _refuse_to_overwrite(job: Project, texts: Path, options: LabelOptions) -> None:
+def _refuse_to_overwrite(project: Project, texts: Path, options: LabelOptions) -> None:
     """Raise ConfigError if the output would take the place of a file that is not an earlier, untouched output."""
-    data, out = job.file.data, options.out
+    data, out = project.file.data, options.out
     own = [data.train, data.validation, data.test, data.open_ended, data.relabels]
-    inputs: Sequence[Path | None] = [texts, options.gold, *(path and job.file.path(path) for path in own)]
+    inputs: Sequence[Path | None] = [texts, options.gold, *(path and project.file.path(path) for path in own)]
     if out.resolve() in {path.resolve() for path in inputs if path is not None}:
         raise ConfigError(
             f"{out} is read here, so it cannot be written", hint="name another file: --out labelled.jsonl"
@@ -272,7 +272,7 @@ def _refuse_to_overwrite(job: Project, texts: Path, options: LabelOptions) -> No
 
 
 def _written(labelled: LabellingResult, run: _Run) -> LabellingResult:
-    content = training_file(run.outcomes, run.job.file.data.columns, labelled.teacher)
+    content = training_file(run.outcomes, run.project.file.data.columns, labelled.teacher)
     labelled = labelled.model_copy(update={"written": fingerprint(content)})
     write_atomically(run.options.out, content.encode())
     labelled.save(run.options.record_path)

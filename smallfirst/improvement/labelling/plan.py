@@ -27,18 +27,18 @@ from smallfirst.tasks import AnyTask
 class LabelPlan:
     """The rows of one labelling and the errands they make."""
 
-    def __init__(self, job: Project, texts: Path, options: LabelOptions, way: str) -> None:
+    def __init__(self, project: Project, texts: Path, options: LabelOptions, way: str) -> None:
         """Raises DataError for bad rows, rows with answers, or rows to check on that must not be looked at."""
-        shape = job.rows.train.examples[0].shape
-        read = read_texts(texts, shape, job.file.data.columns)
-        people = job.rows.selection if options.gold is None else _read_gold(job, options.gold)
+        shape = project.rows.train.examples[0].shape
+        read = read_texts(texts, shape, project.file.data.columns)
+        people = project.rows.selection if options.gold is None else _read_gold(project, options.gold)
         self.left: Dataset
         self.sifted: FilterCounts
-        self.left, self.sifted = filter_texts(read, job.file, job.rows, people)
+        self.left, self.sifted = filter_texts(read, project.file, project.rows, people)
         self.texts_fingerprint = read.content_fingerprint
         self.check = sample_rows(people, options.check_rows)
         self.checked_on = "selection rows" if options.gold is None else f"rows of {options.gold.name}"
-        self.samples, self.way, self.task = options.samples, way, job.task
+        self.samples, self.way, self.task = options.samples, way, project.task
         self.again = self.left if options.samples > 1 else sample_rows(self.left, options.again_rows)
 
     @cached_property
@@ -73,15 +73,15 @@ def _answer(task: AnyTask, said: str, *, cut: bool) -> str | None:
     return task.parse(said)
 
 
-def _read_gold(job: Project, path: Path) -> Dataset:
+def _read_gold(project: Project, path: Path) -> Dataset:
     """Rows that people have answered, in the task's canonical form, less those the teacher may see in its prompt.
 
     Raises DataError for rows that do not fit, rows that certify or measure, or if none is left.
     """
-    labels = job.task.closed or None if job.task.kind == "classify" else None
-    rows = load(path, columns=job.file.data.columns, labels=labels)
-    rows = with_canonical_answers(job.rows.model_copy(update={"selection": rows}), job.task).selection
-    kept = [part for part in held_out_parts(job.rows) if part is not job.rows.selection]
+    labels = project.task.closed or None if project.task.kind == "classify" else None
+    rows = load(path, columns=project.file.data.columns, labels=labels)
+    rows = with_canonical_answers(project.rows.model_copy(update={"selection": rows}), project.task).selection
+    kept = [part for part in held_out_parts(project.rows) if part is not project.rows.selection]
     leaks = find_leaks(Dataset(name="kept", examples=tuple(e for part in kept for e in part.examples)), rows)
     if seen := {leak.key for leak in (*leaks.exact, *leaks.folded)}:
         raise DataError(
@@ -93,7 +93,7 @@ def _read_gold(job: Project, path: Path) -> Dataset:
             ],
             hint="have other rows answered by people, or leave out gold to use the selection rows",
         )
-    shown = {fold_text(e.asked) for e in job.rows.train.examples}
+    shown = {fold_text(e.asked) for e in project.rows.train.examples}
     left = tuple(e for e in rows.examples if fold_text(e.asked) not in shown)
     if not left:
         raise DataError(f"{path}: all its rows stand in the training rows, which the teacher may be shown as examples")

@@ -142,7 +142,7 @@ def write(path: Path, frames: tuple[str, ...], places: tuple[int, ...]) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, tiny_folder: Path) -> Project:
+def project(tmp_path: Path, tiny_folder: Path) -> Project:
     """A task whose rows show one noun of each label, while three are asked about."""
     write(tmp_path / "train.jsonl", TRAIN, (0,))
     write(tmp_path / "validation.jsonl", CALIBRATION, (0, 1, 2))
@@ -160,13 +160,13 @@ def job(tmp_path: Path, tiny_folder: Path) -> Project:
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
 
 
-def make_champion(job: Project) -> RunFolder:
-    workspace = pipeline.train_stage(job)
-    pipeline.evaluate_stage(job, workspace)
-    pipeline.gate_stage(job, workspace)
-    pipeline.promote_stage(job, workspace)
-    pipeline.calibrate_stage(job, workspace)
-    return workspace
+def make_champion(project: Project) -> RunFolder:
+    run_folder = pipeline.train_stage(project)
+    pipeline.evaluate_stage(project, run_folder)
+    pipeline.gate_stage(project, run_folder)
+    pipeline.promote_stage(project, run_folder)
+    pipeline.calibrate_stage(project, run_folder)
+    return run_folder
 
 
 def aliases() -> dict[str, int]:
@@ -174,14 +174,14 @@ def aliases() -> dict[str, int]:
 
 
 def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(
-    job: Project, tmp_path: Path
+    project: Project, tmp_path: Path
 ) -> None:
     useless = tmp_path / "useless.jsonl"
     useless.write_text(json.dumps({"text": "zebra zebra", "label": "lost_pin"}) + "\n", encoding="utf-8")
     with pytest.raises(RegistryError, match="no model is registered"):
-        challenge(job, useless)
-    make_champion(job)
-    lost = challenge(job, useless)
+        challenge(project, useless)
+    make_champion(project)
+    lost = challenge(project, useless)
     assert not lost.won
     assert lost.contest is not None
     assert lost.contest.look == 1
@@ -192,17 +192,17 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert (run.folder / "report.html").exists()
     assert not (run.folder / "promoted.json").exists()
 
-    strict = job._replace(file=job.file.model_copy(update={"gate": Gate(accuracy_at_least=1.0)}))
+    strict = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=1.0)}))
     (run.folder / RESULT).unlink()  # as if the process had died before its end
     refused = challenge(strict, useless, resume=True)
     assert (refused.run, refused.version, refused.contest, refused.won) == (lost.run, None, None, False)
     assert refused.why == "words did not pass the gate"
     assert aliases() == {"champion": 1, CHALLENGER: 2}
     with pytest.raises(StageMissing, match="no challenge to go on with"):
-        challenge(job, useless, resume=True)
+        challenge(project, useless, resume=True)
 
     telling = write(tmp_path / "telling.jsonl", TRAIN, (1, 2))
-    won = challenge(job, telling)
+    won = challenge(project, telling)
     assert won.won
     assert won.contest is not None
     assert won.contest.look == 2
@@ -218,7 +218,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
 
     known = write(tmp_path / "known.jsonl", TRAIN, (0,))
     with pytest.raises(DataError, match="all its rows stand in the training rows"):
-        proposal_of(job, known)
-    fewer = job.rows.model_copy(update={"test": job.rows.test.subset("test", job.rows.test.examples[1:])})
+        proposal_of(project, known)
+    fewer = project.rows.model_copy(update={"test": project.rows.test.subset("test", project.rows.test.examples[1:])})
     with pytest.raises(StageMissing, match=r"not measured on today's test rows(?s:.*)evaluate task.yaml --run"):
-        proposal_of(job._replace(rows=fewer), telling)
+        proposal_of(project._replace(rows=fewer), telling)

@@ -34,7 +34,7 @@ def write(path: Path, rows: dict[str, str]) -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> Project:
     write(tmp_path / "train.jsonl", TRAIN)
     calibration = {f"calibrating text {word} about cards": "card_arrival" for word in WORDS}
     write(tmp_path / "validation.jsonl", calibration)
@@ -91,13 +91,13 @@ def book(tmp_path: Path) -> Iterator[Book]:
 
 @pytest.fixture
 def reap(
-    job: Project, book: Book, tmp_path: Path
+    project: Project, book: Book, tmp_path: Path
 ) -> Callable[[], tuple[HarvestResult, dict[str, tuple[str, str, str]]]]:
     """Harvest; the result, and by text (answer, source, response id)."""
 
     def made() -> tuple[HarvestResult, dict[str, tuple[str, str, str]]]:
         out = tmp_path / "harvested.jsonl"
-        result = harvest(job, out=out, ledger=book.path)
+        result = harvest(project, out=out, ledger=book.path)
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         return result, {row["text"]: (row["label"], row["source"], row["response_id"]) for row in rows}
 
@@ -239,73 +239,73 @@ def test_answers_in_json_are_redacted_by_value_and_stay_answers(book: Book, tmp_
         path = tmp_path / name
         path.write_text(path.read_text().replace('"text"', '"body"'), encoding="utf-8")
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
-    job = Project.read(read_task_file(tmp_path), Progress(quiet=True))
+    project = Project.read(read_task_file(tmp_path), Progress(quiet=True))
     book.answer("write to bob@example.com about the word", '{"word": "bob@example.com"}', "large")
     book.answer("charge card 4111111111111111", '{"word": "card", "n": 4111111111111111}', "large")
-    result = harvest(job, out=tmp_path / "out.jsonl", ledger=book.path)
+    result = harvest(project, out=tmp_path / "out.jsonl", ledger=book.path)
     (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert row["body"] == "write to [EMAIL] about the word"
     assert row["target"] == {"word": "[EMAIL]"}
     assert result.redacted == {}  # it was out before it was stored
     assert result.refused == {"no_answer": 1}  # text where the schema asks for a number
-    grown = with_harvested(job.rows, tmp_path / "out.jsonl", columns=job.file.data.columns)
+    grown = with_harvested(project.rows, tmp_path / "out.jsonl", columns=project.file.data.columns)
     assert grown.train.examples[-1].answer == '{"word": "[EMAIL]"}'
 
 
-def test_since_takes_what_was_said_later_about_earlier_answers(job: Project, book: Book, tmp_path: Path) -> None:
+def test_since_takes_what_was_said_later_about_earlier_answers(project: Project, book: Book, tmp_path: Path) -> None:
     early, late = book.answer("an early one", "lost_pin"), book.answer("a late one", "lost_pin")
     book.answer("early and large", "lost_pin", "large")
     book.feedback(early, "right", hour=1)
     book.feedback(late, "right", hour=5)
     out = tmp_path / "new.jsonl"
-    result = harvest(job, out=out, ledger=book.path, since=NOON + timedelta(hours=2))
+    result = harvest(project, out=out, ledger=book.path, since=NOON + timedelta(hours=2))
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["a late one"]
     assert result.since == "2026-01-02T14:00:00+00:00"
-    harvest(job, out=out, ledger=book.path)
+    harvest(project, out=out, ledger=book.path)
     with pytest.raises(ConfigError, match="from further back, and would lose rows"):
-        harvest(job, out=out, ledger=book.path, since=NOON)
+        harvest(project, out=out, ledger=book.path, since=NOON)
 
 
-def test_a_file_that_is_not_its_own_is_never_overwritten(job: Project, book: Book, tmp_path: Path) -> None:
+def test_a_file_that_is_not_its_own_is_never_overwritten(project: Project, book: Book, tmp_path: Path) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
-    first = harvest(job, out=out, ledger=book.path)
+    first = harvest(project, out=out, ledger=book.path)
     assert HarvestResult.load(record_path(out)) == first
-    assert harvest(job, out=out, ledger=book.path).written == first.written
+    assert harvest(project, out=out, ledger=book.path).written == first.written
     out.write_text(out.read_text().replace("lost_pin", "card_arrival"))
     with pytest.raises(ConfigError, match="not as an earlier harvest left it"):
-        harvest(job, out=out, ledger=book.path)
+        harvest(project, out=out, ledger=book.path)
     with pytest.raises(ConfigError, match="is read by the task"):
-        harvest(job, out=tmp_path / "train.jsonl", ledger=book.path)
+        harvest(project, out=tmp_path / "train.jsonl", ledger=book.path)
     with pytest.raises(ConfigError, match=r"no such ledger(?s:.*)--ledger"):
-        harvest(job, out=tmp_path / "other.jsonl", ledger=tmp_path / "none.db")
+        harvest(project, out=tmp_path / "other.jsonl", ledger=tmp_path / "none.db")
     assert not (tmp_path / "none.db").exists()
 
 
-def test_harvested_rows_join_the_training_rows_and_nothing_else(job: Project, book: Book, tmp_path: Path) -> None:
+def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project, book: Book, tmp_path: Path) -> None:
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
-    harvest(job, out=out, ledger=book.path)
-    grown = with_harvested(job.rows, out, labels=job.file.labels)
+    harvest(project, out=out, ledger=book.path)
+    grown = with_harvested(project.rows, out, labels=project.file.labels)
     assert [e.asked for e in grown.train.examples] == [*TRAIN, "one to learn"]
-    assert grown.model_copy(update={"train": job.rows.train}) == job.rows
-    again = job._replace(rows=grown)
+    assert grown.model_copy(update={"train": project.rows.train}) == project.rows
+    again = project._replace(rows=grown)
     assert harvest(again, out=out, ledger=book.path).n_rows == 1  # its own earlier rows are no rows of the task
     assert harvest(again, out=tmp_path / "b.jsonl", ledger=book.path).refused == {"known": 1}
     write(out, {"Where is my CARD": "lost_pin"})
-    assert with_harvested(job.rows, out, labels=job.file.labels) == job.rows  # people's row stands
+    assert with_harvested(project.rows, out, labels=project.file.labels) == project.rows  # people's row stands
 
 
-def test_held_out_texts_are_refused_once_more_when_rows_go_in(job: Project, tmp_path: Path) -> None:
+def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, tmp_path: Path) -> None:
     path = tmp_path / "edited.jsonl"
     rows = {"fine": "lost_pin", "the envelope has not come yet write to [EMAIL] please": "lost_pin"}
     write(path, rows | {"CALIBRATING text one, about cards": "lost_pin"})
     with pytest.raises(DataError) as caught:
-        with_harvested(job.rows, path, labels=job.file.labels)
+        with_harvested(project.rows, path, labels=project.file.labels)
     assert [p.line for p in caught.value.problems] == [2, 3]
     write(path, {"fine": "no_such_label"})
     with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(job.rows, path, labels=job.file.labels)
+        with_harvested(project.rows, path, labels=project.file.labels)
     with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(job.rows, path)  # those of its own rows
+        with_harvested(project.rows, path)  # those of its own rows
     assert len(load(path)) == 1

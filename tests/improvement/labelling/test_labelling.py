@@ -137,7 +137,7 @@ def run(
         file or task(folder),
         rows or texts(folder),
         options=options(folder, **values),
-        watch=QUIET,
+        progress=QUIET,
         teacher=teacher(model, **of_teacher),
     )
 
@@ -655,8 +655,8 @@ ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrenc
 
 def made(folder: Path, **changes: Any) -> Labeller:
     file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
-    job = Project.read(file, QUIET)
-    return large_model_labeller(file, job.task, job.rows.train)
+    project = Project.read(file, QUIET)
+    return large_model_labeller(file, project.task, project.rows.train)
 
 
 def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_path: Path) -> None:
@@ -694,7 +694,7 @@ def test_answers_are_kept_apart_by_all_that_changes_them(tmp_path: Path, changes
 )
 def test_without_a_large_model_that_answers_it_is_said_what_to_add(tmp_path: Path, large: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        label(task(tmp_path, large=large), texts(tmp_path), options=options(tmp_path), watch=QUIET)
+        label(task(tmp_path, large=large), texts(tmp_path), options=options(tmp_path), progress=QUIET)
 
 
 # Files that must not be mistaken
@@ -769,7 +769,7 @@ def desk() -> Iterator[str]:
 
 def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_tokens(tmp_path: Path, desk: str) -> None:
     file = task(tmp_path, large={"endpoint": ENDPOINT | {"base_url": desk}}, prices=PRICES)
-    found = label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
+    found = label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), progress=QUIET)
     assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]
     assert len(Desk.sent) == 10
     assert sorted(body["temperature"] for body in Desk.sent) == [0.0] * 8 + [SECOND_ANSWER_TEMPERATURE] * 2
@@ -780,15 +780,15 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
     assert found.paid_usd == pytest.approx((n_read * 1.0 + 10 * 2 * 4.0) / 1e6)
     assert found.paid_usd < 10 * made(tmp_path).worst_usd(text(0))
     assert found.trust.itself == wilson(2, 2)
-    label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), watch=QUIET)
+    label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), progress=QUIET)
     assert len(Desk.sent) == 10
 
 
 def words_model(folder: Path, file: TaskFile) -> Path:
     """A linear model of the task, fitted on its training rows."""
-    job = Project.read(file, QUIET)
-    LinearClassifier.fit("words", job.rows.train, job.task).save(
-        folder / "words", Manifest(kind="words", task=job.task, base="")
+    project = Project.read(file, QUIET)
+    LinearClassifier.fit("words", project.rows.train, project.task).save(
+        folder / "words", Manifest(kind="words", task=project.task, base="")
     )
     return folder / "words"
 
@@ -798,7 +798,7 @@ def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> No
     folder = words_model(tmp_path, file)
     rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
     options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
-    found = label(file, rows, options=options, watch=QUIET)
+    found = label(file, rows, options=options, progress=QUIET)
     assert found.counts.n_kept == 3
     made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["label"] for row in made] == [gold(text(100))] * 3
