@@ -209,5 +209,5 @@ def texts(data: Dataset) -> list[str]:
 BEGAN = time.perf_counter()
 
 
-def log(words: str) -> None:
+def say(words: str) -> None:
     print(f"[{(time.perf_counter() - BEGAN) / 60:5.1f} min] {words}", flush=True)

@@ -88,7 +88,9 @@ def ask(project: Project, rows: Sequence[Example]) -> None:
     cores = len(os.sched_getaffinity(0))
     machine = project.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
     prices = project.file.prices.model_copy(update={"machine": machine})
-    config = LlamaCppConfig(path=find_weights(str(project.file.large.gguf)), slots=1, threads=cores, context_tokens=4096)
+    config = LlamaCppConfig(
+        path=find_weights(str(project.file.large.gguf)), slots=1, threads=cores, context_tokens=4096
+    )
     inner = large_path.Named(LlamaCppModel(config, prices, answers=project.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
     nearest = large_path.NearestShots(
         project.rows.train, SentenceEncoder(find_weights(project.file.small.encoder)), project.file.large.nearest
