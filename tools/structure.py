@@ -2,8 +2,8 @@
 
     python tools/structure.py [PROJECT_FOLDER]
 
-Needs grimp (import-linter brings it) and networkx. A *room* is a folder at the root of the package with all below it, or a
-module there. *Floors* are the rooms on the longest chain of imports.
+Needs grimp (import-linter brings it) and networkx. A *room* is a folder at the root of the package with all below it,
+or a module there. *Floors* are the rooms on the longest chain of imports.
 """
 
 from __future__ import annotations
