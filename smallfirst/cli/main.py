@@ -123,7 +123,7 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 @JSON
 def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Say who may go live and who may not (exit code 3 if the chosen candidate may not)."""
-    from smallfirst.gate import gate as gating
+    from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
     project = _job(task_yaml)
@@ -132,7 +132,7 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
         click.echo(verdicts.model_dump_json(indent=2))
     else:
         for verdict in verdicts.verdicts:
-            click.echo(gating.format_verdict(verdict))
+            click.echo(format_verdict(verdict))
         click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
     if not verdicts.of(chosen_candidate(project, verdicts)).passed:
         sys.exit(3)
@@ -145,13 +145,13 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 @click.option("--by", required=True, help="Who signs.")
 @click.option("--because", required=True, help="Why; stands in the registry and the report.")
 def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, because: str) -> None:
-    """Sign for a candidate that missed a bar; the missed bars stay on record."""
-    from smallfirst.gate import gate as gating
+    """Let a candidate pass that failed its gate, signed with a name and a reason; the failed checks stay on record."""
+    from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import override_stage
 
     project = _job(task_yaml)
     verdicts = override_stage(project, _workspace(project, run_name), candidate, by=by, because=because)
-    click.echo(gating.format_verdict(verdicts.of(candidate)))
+    click.echo(format_verdict(verdicts.of(candidate)))
     click.echo(f"next: smallfirst promote {task_yaml}")
 
 

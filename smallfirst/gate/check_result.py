@@ -1,116 +1,181 @@
-"""GateLine, the level its interval stands at, and the advice under a missed bar.
+"""The result of one check of the gate, the confidence level it was made at, and the advice if it failed.
 
-Advice tells three cases apart: the model is not good enough, the rows are too few to show it (and about how many more
-would), or the value is so close to the bar that no number of rows will. It assumes that the rates stay as they are,
-which they will not quite; hence two figures and the word «about».
+Advice tells three cases apart: the model is not good enough, the rows are too few to show that it is (and about how
+many more would do), or the value is so close to the threshold that no number of rows will. It assumes that the measured
+rates stay as they are, which is a guess; hence two digits and the word "about".
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
+import pydantic
 from scipy import stats as scipy_stats
 
-from smallfirst.records import Record
+from smallfirst.data.quality.leaks import LeakReport
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.retention import Retention
+from smallfirst.records import Record, rename_keys
 from smallfirst.stats.intervals import Estimate
 
 MAX_ADVISED_ROWS = 100_000
-"""More labels than this are no advice."""
+"""Advice never asks for more labels than this."""
 STORED_CONFIDENCE = 0.95
-"""The level of every interval that an Evaluation holds."""
+"""Confidence level of every interval stored in an Evaluation."""
+
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+
+
+class Requirement(NamedTuple):
+    """A threshold that the gate declares."""
+
+    name: str
+    """Key of the threshold in task.yaml."""
+    threshold: float
+    """Its value."""
+    text: str
+    """The requirement in words, threshold included."""
 
 
 class CheckResult(Record):
-    """One bar and what was measured."""
+    """One requirement of the gate and what was measured."""
 
-    bar: str
-    """The bar in words, with its figure."""
+    name: str = ""
+    """Key of the threshold in task.yaml; empty in verdicts of older versions."""
+    threshold: float | None = None
+    """Value of the threshold; None in verdicts of older versions."""
+    requirement: str
+    """The requirement in words, threshold included."""
     measured: str
-    """What was measured, with interval and n."""
+    """The measured value with interval and n."""
     passed: bool
-    """Whether the bar is met."""
+    """Whether the requirement is met."""
     advice: str = ""
-    """What would make it pass: more labels, a better model. Under a line that passes: what it could not look at."""
-    found: Estimate | None = None
-    """The figure with the interval that was held against the bar; None for a plain figure or none at all."""
+    """How to meet it: more labels or a better model. For a check that passed: what it could not cover."""
+    estimate: Estimate | None = None
+    """The value with the interval that was compared; None for a plain number and if nothing was measured."""
+    more_rows: int | None = None
+    """About how many more labelled rows would show it; None if more rows alone would not."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        return rename_keys(values, bar="requirement", found="estimate")
+
+
+class CheckInputs(NamedTuple):
+    """What checks may look at."""
+
+    candidate: Evaluation
+    """The candidate on test rows."""
+    level: ConfidenceLevel
+    """Confidence level of all intervals."""
+    large: Evaluation | None = None
+    """The large model; it may cover a sample of the rows."""
+    leaks: LeakReport | None = None
+    """Leaks between training and test rows; None if not looked for."""
+    retention: Retention | None = None
+    """General ability left after training; None if not measured."""
 
 
 class ConfidenceLevel:
-    """The interval level after looking at several candidates, and at several parts of each (Bonferroni)."""
+    """Confidence level of intervals when several candidates, and several parts of each, are compared (Bonferroni)."""
 
     def __init__(self, comparisons: int, parts: int = 1) -> None:
-        """The level 1 - 0.05 / (comparisons · parts)."""
+        """The level is 1 - 0.05 / (comparisons · parts)."""
         self.comparisons, self.parts = comparisons, parts
         self.confidence = 1 - 0.05 / (comparisons * parts)
         self.z = _z(self.confidence)
 
-    def of_parts(self, parts: int) -> ConfidenceLevel:
-        """The level at which all of so many parts can be looked at together."""
+    def for_parts(self, parts: int) -> ConfidenceLevel:
+        """Return the level at which this many parts can be compared together."""
         return ConfidenceLevel(self.comparisons, max(1, parts))
 
     @property
-    def mention(self) -> str:
+    def note(self) -> str:
         """The level and its reason in brackets; empty at 95 %."""
         counts = ((self.comparisons, "candidates"), (self.parts, "parts"))
-        why = " and ".join(f"{n} {what}" for n, what in counts if n > 1)
-        return f" ({100 * self.confidence:.4g} % interval: {why} looked at)" if why else ""
+        reason = " and ".join(f"{n} {what}" for n, what in counts if n > 1)
+        return f" ({100 * self.confidence:.4g} % interval: {reason} compared)" if reason else ""
 
-    def show(self, estimate: Estimate, what: str = "") -> str:
-        """The estimate with its n, then `what`, then the level if it is not 95 %."""
-        return f"{estimate} n={estimate.n}{what}{self.mention}"
+    def format(self, estimate: Estimate, suffix: str = "") -> str:
+        """Format the estimate with its n, then `suffix`, then the note."""
+        return f"{estimate} n={estimate.n}{suffix}{self.note}"
 
-    def widened(self, stored: Estimate) -> Estimate:
-        """An Evaluation's own interval brought from 95 % to this level, each side by the ratio of normal quantiles.
+    def widen(self, stored: Estimate) -> Estimate:
+        """Widen a stored 95 % interval to this level, each side by the ratio of normal quantiles.
 
-        Drawing it again would need the task, and another draw could make the wider level the narrower interval.
+        Drawing the bootstrap again would need the task, and another draw could make the wider level the narrower
+        interval.
         """
         by = self.z / _z(STORED_CONFIDENCE)
         low, high = stored.value - by * (stored.value - stored.low), stored.value + by * (stored.high - stored.value)
         return stored.model_copy(update={"low": max(low, 0.0) if stored.low >= 0 else low, "high": high})
 
 
-def _z(confidence: float) -> float:
-    return float(scipy_stats.norm.ppf(0.5 + confidence / 2))
+def not_measured(requirement: Requirement, measured: str, advice: str) -> CheckResult:
+    """Return the failing result of a requirement without a value to compare."""
+    return check_value(requirement, passed=False, measured=measured, advice=advice)
 
 
-def not_measured(bar: str, measured: str, advice: str) -> CheckResult:
-    """The failing line of a bar that nothing could be held against."""
-    return CheckResult(bar=bar, measured=measured, passed=False, advice=advice)
+def check_value(requirement: Requirement, *, passed: bool, measured: str, advice: str = "") -> CheckResult:
+    """Return the result for a plain number, which has no interval."""
+    return CheckResult(
+        name=requirement.name,
+        threshold=requirement.threshold,
+        requirement=requirement.text,
+        measured=measured,
+        passed=passed,
+        advice=advice,
+    )
 
 
 def check_minimum(
-    bar: float, found: Estimate, text: tuple[str, str], rows_for: Callable[[], int | None]
+    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[], int | None]
 ) -> CheckResult:
-    """The line of a floor: passed if the lower end reaches it. `text` is the bar and what was measured, in words."""
-    passed = found.n > 0 and found.low >= bar
-    advice = "" if passed else advice_for(found, bar, rows_for)
-    return CheckResult(bar=text[0], measured=text[1], passed=passed, advice=advice, found=found)
+    """Return the result of a minimum: it passes if the lower end of the interval reaches the threshold.
+
+    `measured` is the estimate in words; `rows_for` returns how many rows would show it, or None.
+    """
+    minimum = requirement.threshold
+    passed = estimate.n > 0 and estimate.low >= minimum
+    advice, more_rows = ("", None) if passed else advice_for(estimate, minimum, rows_for)
+    result = check_value(requirement, passed=passed, measured=measured, advice=advice)
+    return result.model_copy(update={"estimate": estimate, "more_rows": more_rows})
 
 
-def advice_for(found: Estimate, bar: float, rows_for: Callable[[], int | None]) -> str:
-    """What to do about `found` not reaching the floor `bar`; `rows_for` says how many rows would show it."""
-    if found.n == 0:
-        return "no row was measured"
-    if not (math.isfinite(found.value) and math.isfinite(found.low)):
-        return "the figure is no number: evaluate again, and mend the scorer if it stays so"
-    if found.value < bar:
-        return "the measured value misses the bar: more rows will not help, a better model would"
+def advice_for(estimate: Estimate, minimum: float, rows_for: Callable[[], int | None]) -> tuple[str, int | None]:
+    """Return what to do about an estimate that does not reach `minimum`, and about how many more rows would do."""
+    if estimate.n == 0:
+        return "no row was measured", None
+    if not (math.isfinite(estimate.value) and math.isfinite(estimate.low)):
+        return "the value is not a number: fix the scorer and evaluate again", None
+    if estimate.value < minimum:
+        return "the measured value misses the threshold: more rows will not help, a better model would", None
     needed = rows_for()
     if needed is None or needed > MAX_ADVISED_ROWS:
-        return f"{found.n} examples cannot show this, nor can any number: too close to the bar"
-    return f"{found.n} examples cannot show this; label about {round_up_to_two_digits(needed - found.n)} more"
+        return f"{estimate.n} examples cannot show this, nor can any number: too close to the threshold", None
+    more = round_up_to_two_digits(needed - estimate.n)
+    return f"{estimate.n} examples cannot show this; label about {more} more", more
 
 
-def rows_for_width(found: Estimate, bar: float) -> int | None:
-    """About the rows at which the lower end is at `bar`: a width shrinks with the root of n."""
-    if found.value <= bar:
+def rows_for_width(estimate: Estimate, minimum: float) -> int | None:
+    """Return about the rows at which the lower end is at `minimum`: a width shrinks with the root of n."""
+    if estimate.value <= minimum:
         return None
-    rows = found.n * ((found.value - found.low) / (found.value - bar)) ** 2
-    return max(found.n + 1, math.ceil(rows - 1e-6))
+    rows = estimate.n * ((estimate.value - estimate.low) / (estimate.value - minimum)) ** 2
+    return max(estimate.n + 1, math.ceil(rows - 1e-6))
 
 
 def round_up_to_two_digits(rows: int) -> int:
-    """`rows` rounded up to two figures; the rate is an estimate itself, so more would pretend."""
+    """Round up to two digits, at least 1: the rates behind it are estimates themselves."""
     unit = int(10 ** max(0, len(str(rows)) - 2))
     return max(1, -(-rows // unit) * unit)
+
+
+def _z(confidence: float) -> float:
+    return float(scipy_stats.norm.ppf(0.5 + confidence / 2))

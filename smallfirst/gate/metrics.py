@@ -1,94 +1,140 @@
-"""Bars on how right the answers are: accuracy, and any figure of the task by its name.
+"""Checks of accuracy and of any metric of the task by its name.
 
-A bootstrap over rows that are all right has no width, however few they are. So no figure counts as shown beyond what
-that many perfect rows could show, n / (n + z²) (Wilson 1927); the price is that a bar of 0.99 takes 381 rows.
+A bootstrap over rows that are all right has no width, however few they are. So no value counts as shown beyond what
+that many perfect rows could show, n / (n + z²) (Wilson 1927): a minimum of 0.99 takes at least 381 rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from smallfirst.errors import did_you_mean
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult, ConfidenceLevel, check_minimum, not_measured, rows_for_width
-from smallfirst.stats import intervals as stats
+from smallfirst.gate.check_result import (
+    CheckInputs,
+    CheckResult,
+    ConfidenceLevel,
+    NonNegative,
+    Requirement,
+    Share,
+    check_minimum,
+    not_measured,
+    rows_for_width,
+)
+from smallfirst.records import Record
+from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sample_size import rows_to_show_share
 
-WORDS = {"macro_f1": "macro-F1"}
+NAMES = {"macro_f1": "macro-F1"}
 
 
-def check_accuracy(bar: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """The line of the accuracy bar: Wilson's interval over the rows."""
-    found = stats.wilson(sum(row.correct for row in candidate.rows), len(candidate.rows), confidence=level.confidence)
-    text = (f"accuracy at least {bar:.3f}", level.show(found))
-    return check_minimum(bar, found, text, lambda: rows_to_show_share(found.value, bar, confidence=level.confidence))
+class MetricThresholds(Record):
+    """Thresholds for accuracy and for the task's own metrics."""
+
+    accuracy_at_least: Share | None = None
+    """The lower end of the accuracy interval must reach this, in [0, 1]."""
+    macro_f1_at_least: Share | None = None
+    """The lower end of the macro-F1 interval must reach this, in [0, 1]."""
+    measures_at_least: dict[str, Share] = {}
+    """Minimum for metrics of the task by name, such as `field_f1` or `token_f1` (lower end of the interval)."""
+    measures_at_most: dict[str, NonNegative] = {}
+    """Maximum for metrics of the task by name, such as `missing`, `invented` or `mean_cost` (upper end)."""
 
 
-def check_metric_minimum(name: str, bar: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """The line of a floor under one of the task's own figures; a name the task has not fails and says which it has."""
-    text = f"{WORDS.get(name, name)} at least {bar:.3f}"
-    if name not in candidate.measures:
-        return _no_such_measure(text, name, candidate)
-    return floor(text, bar, candidate.measures[name], level)
+def check_metrics(gate: MetricThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield a result for each declared threshold."""
+    candidate, level = inputs.candidate, inputs.level
+    if gate.accuracy_at_least is not None:
+        yield check_accuracy(gate.accuracy_at_least, candidate, level)
+    if gate.macro_f1_at_least is not None:
+        yield check_metric_minimum("macro_f1", gate.macro_f1_at_least, candidate, level)
+    for name, minimum in gate.measures_at_least.items():
+        yield check_metric_minimum(name, minimum, candidate, level)
+    for name, maximum in gate.measures_at_most.items():
+        yield check_metric_maximum(name, maximum, candidate, level)
 
 
-def check_metric_maximum(name: str, bar: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """The line of a ceiling over one of the task's own figures, such as `invented` or `mean_cost`: the upper end."""
-    text = f"{WORDS.get(name, name)} at most {bar:g}"
-    if name not in candidate.measures:
-        return _no_such_measure(text, name, candidate)
-    wide = level.widened(candidate.measures[name])
-    found = wide.model_copy(update={"high": max(wide.high, 1 - max_lower_bound(wide.n, level))})
-    line = check_minimum(
-        -bar, _turned(found), (text, level.show(found)), lambda: _rows(_turned(wide), -bar, level, 1 - bar)
+def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
+    """Check the lower end of Wilson's interval over the rows."""
+    n_correct = sum(row.correct for row in candidate.rows)
+    found = intervals.wilson(n_correct, len(candidate.rows), confidence=level.confidence)
+    return check_minimum(
+        Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}"),
+        found,
+        level.format(found),
+        lambda: rows_to_show_share(found.value, minimum, confidence=level.confidence),
     )
-    return line.model_copy(update={"found": found})
 
 
-def floor(text: str, bar: float, stored: Estimate, level: ConfidenceLevel) -> CheckResult:
-    """The line of a floor under a figure in [0, 1] whose interval is stored at 95 %."""
-    wide = level.widened(stored)
+def check_metric_minimum(name: str, minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
+    """Check the lower end of a metric in [0, 1]; a metric that the task lacks fails."""
+    requirement = Requirement(f"{name}_at_least", minimum, f"{NAMES.get(name, name)} at least {minimum:.3f}")
+    if name not in candidate.measures:
+        return _unknown_metric(requirement, name, candidate)
+    stored = candidate.measures[name]
+    wide = level.widen(stored)
     ends = {"low": min(wide.low, max_lower_bound(wide.n, level)), "high": min(wide.high, max(1.0, stored.high))}
     found = wide.model_copy(update=ends)
-    return check_minimum(bar, found, (text, level.show(found)), lambda: _rows(wide, bar, level, bar))
+    return check_minimum(requirement, found, level.format(found), lambda: _rows(wide, minimum, level, minimum))
+
+
+def check_metric_maximum(name: str, maximum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
+    """Check the upper end of a metric such as `invented` or `mean_cost`; a metric that the task lacks fails."""
+    requirement = Requirement(f"{name}_at_most", maximum, f"{NAMES.get(name, name)} at most {maximum:g}")
+    if name not in candidate.measures:
+        return _unknown_metric(requirement, name, candidate)
+    wide = level.widen(candidate.measures[name])
+    found = wide.model_copy(update={"high": max(wide.high, 1 - max_lower_bound(wide.n, level))})
+    # A maximum is a minimum of the negated value.
+    result = check_minimum(
+        requirement._replace(threshold=-maximum),
+        _negated(found),
+        level.format(found),
+        lambda: _rows(_negated(wide), -maximum, level, 1 - maximum),
+    )
+    return result.model_copy(update={"estimate": found, "threshold": maximum})
 
 
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
-    """The lower end of Wilson's interval when all of `n` rows are right: nothing higher is shown by so few."""
+    """Return the lower end of Wilson's interval when all `n` rows are right: so few rows show nothing higher."""
     return n / (n + level.z**2)
 
 
-def cap_lower_bound(found: Estimate, level: ConfidenceLevel) -> Estimate:
-    """A mean or ratio with its lower end as far below the value as that of so many perfect rows is below 1, or farther.
+def cap_lower_bound(estimate: Estimate, level: ConfidenceLevel) -> Estimate:
+    """Lower the low end until it is as far below the value as that of so many perfect rows is below 1.
 
     Rows that are all alike have no spread, however few they are.
     """
-    return found.model_copy(update={"low": min(found.low, found.value + max_lower_bound(found.n, level) - 1)})
+    return estimate.model_copy(
+        update={"low": min(estimate.low, estimate.value + max_lower_bound(estimate.n, level) - 1)}
+    )
 
 
 def min_perfect_rows(share: float, level: ConfidenceLevel) -> int | None:
-    """Fewest rows, all right, that show at least `share`; None if none do."""
+    """Return the fewest rows, all right, that show at least `share`; None if none do."""
     return math.ceil(share * level.z**2 / (1 - share) - 1e-9) if share < 1 else None
 
 
-def _turned(found: Estimate) -> Estimate:
-    """The figure with its sign changed: a ceiling is a floor seen from the other side."""
-    return Estimate(value=-found.value, low=-found.high, high=-found.low, n=found.n)
+def _negated(estimate: Estimate) -> Estimate:
+    return Estimate(value=-estimate.value, low=-estimate.high, high=-estimate.low, n=estimate.n)
 
 
-def _rows(wide: Estimate, bar: float, level: ConfidenceLevel, share: float) -> int | None:
-    """About the rows that show the bar: narrow enough an interval, and so many that perfect ones could show `share`."""
-    by_width, perfect = rows_for_width(wide, bar), min_perfect_rows(share, level)
+def _rows(wide: Estimate, minimum: float, level: ConfidenceLevel, share: float) -> int | None:
+    """Return about the rows that make the interval narrow enough, and enough of them that perfect ones show `share`."""
+    by_width, perfect = rows_for_width(wide, minimum), min_perfect_rows(share, level)
     return None if by_width is None or perfect is None else max(by_width, perfect)
 
 
-def _no_such_measure(text: str, name: str, candidate: Evaluation) -> CheckResult:
+def _unknown_metric(requirement: Requirement, name: str, candidate: Evaluation) -> CheckResult:
     if name == "accuracy":
-        return not_measured(text, "accuracy is no figure of the task", "it has a bar of its own: accuracy_at_least")
-    there = ", ".join(candidate.measures) or "none"
+        return not_measured(
+            requirement, "accuracy is not a metric of the task", "use its own threshold: accuracy_at_least"
+        )
+    known = ", ".join(candidate.measures) or "none"
     return not_measured(
-        text,
-        f'{candidate.candidate} has no figure "{name}"{did_you_mean(name, candidate.measures)}',
-        f'figures of task "{candidate.task}": {there}',
+        requirement,
+        f'{candidate.candidate} has no metric "{name}"{did_you_mean(name, candidate.measures)}',
+        f'metrics of task "{candidate.task}": {known}',
     )

@@ -1,115 +1,140 @@
-"""Bars on single labels or fields: a good mean can hide a label that is never found.
+"""Checks of single labels or fields: a good mean can hide a label that is never found.
 
-Looking at many parts at once widens each interval (Bonferroni over the parts that have rows enough), so 77 labels of
-40 rows each can show a floor of 0.77 at most. Parts below `part_rows` are not held against the bar, but named.
+Checking many parts at once widens each interval (Bonferroni over the parts with enough rows), so 77 labels of 40 rows
+each can show a recall of 0.77 at most. Parts with fewer than `part_rows` rows are not checked, but named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+import pydantic
 
 from smallfirst.errors import did_you_mean
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import (
     MAX_ADVISED_ROWS,
+    CheckInputs,
     CheckResult,
     ConfidenceLevel,
+    Requirement,
+    Share,
     check_minimum,
+    check_value,
     not_measured,
     round_up_to_two_digits,
 )
 from smallfirst.gate.metrics import min_perfect_rows
-from smallfirst.stats import intervals as stats
+from smallfirst.records import Record
+from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
 from smallfirst.stats.sample_size import rows_to_show_share
 from smallfirst.tasks.task import PartCounts
 
-NAMED = 5
-"""So many parts are named in a line; the others are counted."""
+MAX_NAMED = 5
+"""Parts named in one message; the others are counted."""
 
 
-def check_each_part(bar: float, candidate: Evaluation, level: ConfidenceLevel, *, part_rows: int) -> CheckResult:
-    """The line of the recall floor under every part that was there at least `part_rows` times."""
-    text = f"recall of each part at least {bar:.3f}"
+class PerClassThresholds(Record):
+    """Thresholds for the recall of labels or fields."""
+
+    each_part_at_least: Share | None = None
+    """Recall of every label or field: its lower end, at a level corrected for the number of parts, must reach this."""
+    part_rows: Annotated[int, pydantic.Field(ge=1)] = 20
+    """Labels or fields that occur fewer times are named, but not held to `each_part_at_least`."""
+    parts_at_least: dict[str, Share] = {}
+    """The lower end of the recall of these labels or fields must reach this."""
+
+
+def check_per_class(gate: PerClassThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield a result for each declared threshold."""
+    if gate.each_part_at_least is not None:
+        yield check_each_part(gate.each_part_at_least, inputs.candidate, inputs.level, part_rows=gate.part_rows)
+    for name, minimum in gate.parts_at_least.items():
+        yield check_named_part(name, minimum, inputs.candidate, inputs.level)
+
+
+def check_each_part(minimum: float, candidate: Evaluation, level: ConfidenceLevel, *, part_rows: int) -> CheckResult:
+    """Check the recall of every part that occurs at least `part_rows` times."""
+    requirement = Requirement("each_part_at_least", minimum, f"recall of each part at least {minimum:.3f}")
     if not candidate.parts:
-        return _no_parts(text, candidate)
-    thin = [part for part in candidate.parts if part.n_gold < part_rows]
+        return _no_parts(requirement, candidate)
+    rare = [part for part in candidate.parts if part.n_gold < part_rows]
     checked = [part for part in candidate.parts if part.n_gold >= part_rows]
-    together = level.of_parts(len(checked))
-    unseen = _unseen(thin, part_rows, min_perfect_rows(bar, together))
+    joint = level.for_parts(len(checked))
+    unchecked = _unchecked(rare, part_rows, min_perfect_rows(minimum, joint))
     if not checked:
-        return not_measured(text, f"no part has {part_rows} rows", unseen)
-    found = sorted(((_recall(part, together), part) for part in checked), key=lambda pair: (pair[0].low, pair[1].name))
-    missed = [(recall, part) for recall, part in found if recall.low < bar]
-    worst, where = found[0]
-    return CheckResult(
-        bar=text,
-        measured=f'worst of {len(checked)} is "{where.name}": {together.show(worst)}',
-        passed=not missed,
-        advice="; ".join(filter(None, (*_missed(missed, bar, together), unseen))),
-        found=worst,
-    )
+        return not_measured(requirement, f"no part has {part_rows} rows", unchecked)
+    found = sorted(((_recall(part, joint), part) for part in checked), key=lambda pair: (pair[0].low, pair[1].name))
+    failed = [(recall, part) for recall, part in found if recall.low < minimum]
+    worst, part = found[0]
+    return check_value(
+        requirement,
+        passed=not failed,
+        measured=f'worst of {len(checked)} is "{part.name}": {joint.format(worst)}',
+        advice="; ".join(filter(None, (*_advice(failed, minimum, joint), unchecked))),
+    ).model_copy(update={"estimate": worst})
 
 
-def check_named_part(name: str, bar: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
-    """The line of the recall floor under one part; a name that is none fails and says what is near."""
-    text = f'recall of "{name}" at least {bar:.3f}'
+def check_named_part(name: str, minimum: float, candidate: Evaluation, level: ConfidenceLevel) -> CheckResult:
+    """Check the recall of one part; an unknown name fails with the nearest known one."""
+    requirement = Requirement(f"parts_at_least.{name}", minimum, f'recall of "{name}" at least {minimum:.3f}')
     if not candidate.parts:
-        return _no_parts(text, candidate)
-    there = {part.name: part for part in candidate.parts}
-    if name not in there:
-        names = ", ".join(_some([f'"{part}"' for part in there]))
+        return _no_parts(requirement, candidate)
+    known = {part.name: part for part in candidate.parts}
+    if name not in known:
+        names = ", ".join(_shortened([f'"{part}"' for part in known]))
         return not_measured(
-            text,
-            f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, there)}',
+            requirement,
+            f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}',
             f"its parts: {names}",
         )
-    part = there[name]
-    found = _recall(part, level)
-    return check_minimum(bar, found, (text, level.show(found)), lambda: _rows_for(part, bar, level))
+    recall = _recall(known[name], level)
+    return check_minimum(requirement, recall, level.format(recall), lambda: _rows_for(known[name], minimum, level))
 
 
 def _recall(part: PartCounts, level: ConfidenceLevel) -> Estimate:
-    return stats.wilson(min(part.n_right, part.n_gold), part.n_gold, confidence=level.confidence)
+    return intervals.wilson(min(part.n_right, part.n_gold), part.n_gold, confidence=level.confidence)
 
 
-def _rows_for(part: PartCounts, bar: float, level: ConfidenceLevel) -> int | None:
+def _rows_for(part: PartCounts, minimum: float, level: ConfidenceLevel) -> int | None:
     share = min(part.n_right, part.n_gold) / max(1, part.n_gold)
-    return rows_to_show_share(share, bar, confidence=level.confidence)
+    return rows_to_show_share(share, minimum, confidence=level.confidence)
 
 
-def _missed(missed: Sequence[tuple[Estimate, PartCounts]], bar: float, level: ConfidenceLevel) -> list[str]:
-    """What to do about the parts that miss the bar: those that are too weak, and those with too few rows to tell."""
-    weak = [f'"{part.name}" {recall.value:.3f}' for recall, part in missed if recall.value < bar]
-    short = [_more(part, _rows_for(part, bar, level)) for recall, part in missed if recall.value >= bar]
-    said = []
+def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level: ConfidenceLevel) -> Iterator[str]:
+    weak = [f'"{part.name}" {recall.value:.3f}' for recall, part in failed if recall.value < minimum]
+    short = [
+        _rows_to_label(part, _rows_for(part, minimum, level)) for recall, part in failed if recall.value >= minimum
+    ]
     if weak:
-        said.append(f"below the bar, where only a better model would help: {', '.join(_some(weak))}")
+        yield f"below the threshold, where only a better model would help: {', '.join(_shortened(weak))}"
     if short:
-        said.append(f"cannot be shown with the rows there are: {', '.join(_some(short))}")
-    return said
+        yield f"not shown by the rows there are: {', '.join(_shortened(short))}"
 
 
-def _unseen(thin: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
-    """The parts that have too few rows to be held against the bar, and how many to label."""
-    names = [_more(part, max(part_rows, perfect or 0)) for part in sorted(thin, key=lambda p: (p.n_gold, p.name))]
-    return f"not looked at, under {part_rows} rows, cannot be shown: {', '.join(_some(names))}" if names else ""
+def _unchecked(rare: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
+    """Name the parts with too few rows to check, and how many to label."""
+    ordered = sorted(rare, key=lambda part: (part.n_gold, part.name))
+    names = [_rows_to_label(part, max(part_rows, perfect or 0)) for part in ordered]
+    return f"not checked, with fewer than {part_rows} rows: {', '.join(_shortened(names))}" if names else ""
 
 
-def _more(part: PartCounts, needed: int | None) -> str:
+def _rows_to_label(part: PartCounts, needed: int | None) -> str:
     if needed is None or needed > MAX_ADVISED_ROWS:
-        return f'"{part.name}" (n={part.n_gold}, too close to the bar for any number)'
+        return f'"{part.name}" (n={part.n_gold}, too close to the threshold for any number)'
     return f'"{part.name}" (n={part.n_gold}, label about {round_up_to_two_digits(needed - part.n_gold)} more)'
 
 
-def _some(names: Sequence[str]) -> list[str]:
-    more = len(names) - NAMED
-    return [*names[:NAMED], f"and {more} more"] if more > 0 else list(names)
+def _shortened(names: Sequence[str]) -> list[str]:
+    more = len(names) - MAX_NAMED
+    return [*names[:MAX_NAMED], f"and {more} more"] if more > 0 else list(names)
 
 
-def _no_parts(text: str, candidate: Evaluation) -> CheckResult:
+def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:
     return not_measured(
-        text,
-        f'task "{candidate.task}" has no labels or fields to look at',
-        "take the bar out of the gate, or measure a task that has parts",
+        requirement,
+        f'task "{candidate.task}" has no labels or fields to check',
+        "remove the threshold from the gate, or measure a task that has parts",
     )

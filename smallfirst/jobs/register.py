@@ -7,7 +7,8 @@ and a signature. Such a version is not live until somebody promotes it.
 from __future__ import annotations
 
 from smallfirst.errors import RegistryError
-from smallfirst.gate.gate import CheckResult, Verdict, override
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.verdict import Verdict, override
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobResult
 from smallfirst.registry import versions as registry
@@ -38,11 +39,11 @@ def _registered_before(job: JobFolder) -> int | None:
 
 
 def _signed(job: JobFolder) -> Verdict:
-    line = CheckResult(
-        bar="a gate",
+    check = CheckResult(
+        requirement="a gate",
         measured="none was declared",
         passed=False,
         advice="declare one in a task.yaml and measure this model before it goes live",
     )
-    verdict = Verdict(candidate="small", lines=(line,), passed=False, evaluation_fingerprint="")
+    verdict = Verdict(candidate="small", checks=(check,), passed=False, evaluation_fingerprint="")
     return override(verdict, by=job.order.created_by, because=NO_GATE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_fingerprint, read_probe, run_probe
-from smallfirst.gate.retention import Retention, retention_from_probes
+from smallfirst.evaluation.retention import Retention, retention_from_probes
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
 from smallfirst.project.project import Project

@@ -17,7 +17,8 @@ from smallfirst.data.split import sample_share
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate import gate as gating
+from smallfirst.gate.gate import check
+from smallfirst.gate.verdict import format_verdict, override_candidate, smallest_passing
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import ReplayModel
@@ -73,7 +74,7 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     if not verdicts.of(chosen).passed:
         report_stage(project, run_folder)
         raise GateFailed(
-            f"{chosen} may not go live\n{gating.format_verdict(verdicts.of(chosen))}",
+            f"{chosen} may not go live\n{format_verdict(verdicts.of(chosen))}",
             hint=f"read {run_folder.folder / 'report.html'}; keep the large model until it passes",
         )
     promote_stage(project, run_folder)
@@ -185,7 +186,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
     candidates = [e for e in found if e.candidate in {"words", "encoder", "tuned", "small"}]
     leaks, kept = find_split_leaks(project, run_folder), measure_retention(project, run_folder)
     verdicts = tuple(
-        gating.check(
+        check(
             project.file.gate,
             e,
             large=large,
@@ -195,7 +196,7 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
         )
         for e in candidates
     )
-    result = GateVerdicts(verdicts=verdicts, smallest=gating.smallest_passing(verdicts))
+    result = GateVerdicts(verdicts=verdicts, smallest=smallest_passing(verdicts))
     result.save(run_folder.folder / "verdicts.json")
     passing = ", ".join(v.candidate for v in verdicts if v.passed) or "none"
     project.progress.log(f"gate: passing {passing}")
@@ -203,11 +204,11 @@ def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
 
 
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
-    """The verdicts with the one on `candidate` signed for by a person. Raises ConfigError as `gate.sign` does."""
-    verdicts = gating.override_candidate(run_folder.verdicts().verdicts, candidate, by=by, because=because)
-    result = GateVerdicts(verdicts=verdicts, smallest=gating.smallest_passing(verdicts))
+    """Return the verdicts with the one on `candidate` overridden. Raises ConfigError as `override_candidate` does."""
+    verdicts = override_candidate(run_folder.verdicts().verdicts, candidate, by=by, because=because)
+    result = GateVerdicts(verdicts=verdicts, smallest=smallest_passing(verdicts))
     result.save(run_folder.folder / "verdicts.json")
-    project.progress.log(f"gate: {candidate} signed for by {by}: {because}")
+    project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
     return result
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.gate import Verdict
+from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home
 from smallfirst.project.task_file import RUNGS
 from smallfirst.records import Record

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import GateFailed, RegistryError, did_you_mean
-from smallfirst.gate.gate import Verdict
+from smallfirst.gate.verdict import Verdict
 from smallfirst.records import Record
 from smallfirst.registry.artifacts import Manifest, StoredModel, build_manifest, upload, verify
 from smallfirst.registry.runs import client, open_run, store_errors
@@ -175,11 +175,10 @@ def create_version(
 
 def _refusal(verdict: Verdict) -> GateFailed:
     lines = [f"{verdict.candidate} did not pass its gate and is not registered"]
-    for line in verdict.lines:
-        if not line.passed:
-            lines.append(f"  FAIL  {line.bar}: {line.measured}")
-            lines += [f"        {line.advice}"] if line.advice else []
-    hint = "do what the advice says, or have a person sign for it (gate.overridden)"
+    for check in verdict.failed_checks:
+        lines.append(f"  FAIL  {check.requirement}: {check.measured}")
+        lines += [f"        {check.advice}"] if check.advice else []
+    hint = "do what the advice says, or have a person sign for it (smallfirst override)"
     return GateFailed("\n".join(lines), hint=hint)
 
 

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import pydantic
 
 from smallfirst.evaluation.results import Comparison, Evaluation
-from smallfirst.gate.gate import Retention, Verdict
+from smallfirst.evaluation.retention import Retention
+from smallfirst.gate.verdict import Verdict
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect

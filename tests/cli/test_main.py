@@ -183,18 +183,18 @@ def test_a_signature_lets_a_failing_candidate_pass_and_keeps_what_it_missed(fold
     assert call("gate", folder).exit_code == 3
     signed = call("override", folder, "--candidate", "small", "--by", "Ada", "--because", "the pilot is small")
     assert signed.exit_code == 0
-    assert "signed by Ada" in signed.output
+    assert "overridden by Ada" in signed.output
     assert "the pilot is small" in signed.output
     verdict = RunFolder.latest("desk").verdicts().of("small")
     assert verdict.passed
-    assert len(verdict.missed) == 1
+    assert len(verdict.failed_checks) == 1
 
 
 def test_nobody_can_sign_for_a_candidate_that_was_not_judged(folder: Path) -> None:
     evaluated(wrong=30)
     call("gate", folder)
     message = failed(call("override", folder, "--candidate", "smal", "--by", "Ada", "--because", "seen"), 2)
-    assert 'no verdict on "smal" to sign — did you mean "small"?' in message
+    assert 'no verdict on "smal" to override — did you mean "small"?' in message
 
 
 def test_suspects_are_exported(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from smallfirst.deployment.endpoint_plan import (
     resolve_versions,
 )
 from smallfirst.errors import ConfigError, PriceUnknown, RegistryError, StageMissing
-from smallfirst.gate.gate import CheckResult, Verdict
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.verdict import Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Scores, stream_in_one_chunk
@@ -110,8 +111,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
         LinearClassifier.fit("words", toy_rows, toy_task).save(
             folder / "m", Manifest(kind="words", task=toy_task, base="")
         )
-        line = CheckResult(bar="accuracy at least 0.9", measured="1.0 n=24", passed=True)
-        verdict = Verdict(candidate="words", lines=(line,), passed=True, evaluation_fingerprint="e")
+        line = CheckResult(requirement="accuracy at least 0.9", measured="1.0 n=24", passed=True)
+        verdict = Verdict(candidate="words", checks=(line,), passed=True, evaluation_fingerprint="e")
         for _ in range(2):
             registry.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
         registry.promote(NAME, 1)

@@ -1,4 +1,4 @@
-"""Levels, and the advice that tells three reasons for a miss apart."""
+"""Confidence levels, and the advice that tells three reasons for a failed check apart."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from smallfirst.gate.check_result import (
     ConfidenceLevel,
+    Requirement,
     advice_for,
     check_minimum,
     round_up_to_two_digits,
@@ -17,27 +18,31 @@ from smallfirst.gate.check_result import (
 from smallfirst.stats.intervals import Estimate
 
 
+def minimum(threshold: float) -> Requirement:
+    return Requirement("accuracy_at_least", threshold, "accuracy")
+
+
 def test_the_level_is_shared_among_candidates_and_parts() -> None:
-    level = ConfidenceLevel(5).of_parts(10)
+    level = ConfidenceLevel(5).for_parts(10)
     assert level.confidence == pytest.approx(0.999)
     assert level.z == pytest.approx(3.2905, abs=1e-4)  # the normal table: 0.9995 at 3.2905
-    assert level.mention == " (99.9 % interval: 5 candidates and 10 parts looked at)"
-    assert ConfidenceLevel(1).mention == ""
+    assert level.note == " (99.9 % interval: 5 candidates and 10 parts compared)"
+    assert ConfidenceLevel(1).note == ""
 
 
 def test_a_stored_interval_is_widened_by_the_ratio_of_the_quantiles() -> None:
     stored = Estimate(value=0.8, low=0.7, high=0.95, n=50)
     ratio = norm.ppf(1 - 0.025 / 5) / norm.ppf(0.975)
-    wide = ConfidenceLevel(5).widened(stored)
+    wide = ConfidenceLevel(5).widen(stored)
     assert (wide.low, wide.high) == pytest.approx((0.8 - 0.1 * ratio, 0.8 + 0.15 * ratio))
-    assert ConfidenceLevel(1).widened(stored).low == pytest.approx(0.7)
+    assert ConfidenceLevel(1).widen(stored).low == pytest.approx(0.7)
 
 
 def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
     near_zero = Estimate(value=0.05, low=0.01, high=0.2, n=20)
-    assert ConfidenceLevel(20).widened(near_zero).low == 0.0
+    assert ConfidenceLevel(20).widen(near_zero).low == 0.0
     kappa = Estimate(value=0.1, low=-0.2, high=0.4, n=20)
-    assert ConfidenceLevel(20).widened(kappa).low < -0.2
+    assert ConfidenceLevel(20).widen(kappa).low < -0.2
 
 
 @pytest.mark.parametrize(
@@ -46,37 +51,40 @@ def test_widening_goes_below_zero_only_for_what_was_there_before() -> None:
         (Estimate(value=0.0, low=0.0, high=1.0, n=0), "no row was measured"),
         (
             Estimate(value=0.79, low=0.7, high=0.85, n=48),
-            "the measured value misses the bar: more rows will not help, a better model would",
+            "the measured value misses the threshold: more rows will not help, a better model would",
         ),
         (
             Estimate(value=0.8, low=0.7, high=0.85, n=48),
-            "48 examples cannot show this, nor can any number: too close to the bar",
+            "48 examples cannot show this, nor can any number: too close to the threshold",
         ),
         # 48 · (0.15 / 0.05)² = 432, which is 384 more.
         (Estimate(value=0.85, low=0.7, high=0.9, n=48), "48 examples cannot show this; label about 390 more"),
         (
             Estimate(value=math.nan, low=math.nan, high=1.0, n=48),
-            "the figure is no number: evaluate again, and mend the scorer if it stays so",
+            "the value is not a number: fix the scorer and evaluate again",
         ),
     ],
 )
-def test_advice_names_the_reason_of_the_miss(found: Estimate, advice: str) -> None:
-    line = check_minimum(0.8, found, ("bar", "measured"), lambda: rows_for_width(found, 0.8))
-    assert (line.passed, line.advice) == (False, advice)
+def test_advice_names_the_reason(found: Estimate, advice: str) -> None:
+    result = check_minimum(minimum(0.8), found, "measured", lambda: rows_for_width(found, 0.8))
+    assert (result.passed, result.advice) == (False, advice)
 
 
-def test_more_labels_than_anyone_would_write_are_no_advice() -> None:
+def test_advice_never_asks_for_more_labels_than_anyone_would_write() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert advice_for(found, 0.85, lambda: 100_001).endswith("too close to the bar")
-    assert advice_for(found, 0.85, lambda: 100_000).endswith("label about 100000 more")
+    assert advice_for(found, 0.85, lambda: 100_001)[0].endswith("too close to the threshold")
+    assert advice_for(found, 0.85, lambda: 100_000) == (
+        "50 examples cannot show this; label about 100000 more",
+        100_000,
+    )
 
 
-def test_a_bar_is_met_by_the_lower_end_alone() -> None:
+def test_the_lower_end_alone_decides() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
-    assert check_minimum(0.8, found, ("", ""), lambda: None).passed
-    assert not check_minimum(0.8000001, found, ("", ""), lambda: None).passed
+    assert check_minimum(minimum(0.8), found, "", lambda: None).passed
+    assert not check_minimum(minimum(0.8000001), found, "", lambda: None).passed
 
 
 @pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
-def test_rows_are_rounded_up_to_two_figures(rows: int, rounded: int) -> None:
+def test_rows_are_rounded_up_to_two_digits(rows: int, rounded: int) -> None:
     assert round_up_to_two_digits(rows) == rounded

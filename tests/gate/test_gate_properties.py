@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from smallfirst.data.quality.leaks import Leak, LeakReport
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.gate import Gate, Verdict, check
-from smallfirst.gate.retention import Retention
+from smallfirst.evaluation.retention import Retention
+from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.verdict import Verdict
 from smallfirst.stats.intervals import Estimate
 
 Measured = Callable[..., Evaluation]
 
-FLOORS = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least", "retention_at_least", "cheaper_than_large_by")
-CEILINGS = (
+MINIMA = ("accuracy_at_least", "macro_f1_at_least", "each_part_at_least", "retention_at_least", "cheaper_than_large_by")
+MAXIMA = (
     "not_worse_than_large_by",
     "score_not_worse_than_large_by",
     "p50_ms_at_most",
@@ -25,8 +26,8 @@ CEILINGS = (
     "cost_usd_per_1k_at_most",
     "leaks_at_most",
 )
-NAMED_FLOORS = {"measures_at_least": "macro_f1", "parts_at_least": "odd"}
-NAMED_CEILINGS = {"measures_at_most": "macro_f1"}
+NAMED_MINIMA = {"measures_at_least": "macro_f1", "parts_at_least": "odd"}
+NAMED_MAXIMA = {"measures_at_most": "macro_f1"}
 
 
 class Case(NamedTuple):
@@ -42,7 +43,7 @@ class Case(NamedTuple):
 
 
 shares = st.one_of(st.sampled_from([0.0, 0.05, 0.5, 0.8, 0.9, 1.0]), st.floats(0, 1))
-bars = st.one_of(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]), st.floats(0.001, 1))
+thresholds = st.one_of(st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]), st.floats(0.001, 1))
 
 
 @st.composite
@@ -54,7 +55,7 @@ def estimates(draw: st.DrawFn, n: int) -> Estimate:
 
 @st.composite
 def cases(draw: st.DrawFn, least: int = 0) -> Case:
-    """Up to 150 rows, most of them right, so that bars are met about as often as missed."""
+    """Up to 150 rows, most of them right, so that thresholds are met about as often as missed."""
     n = draw(st.sampled_from([max(least, n) for n in (0, 1, 2, 12, 40, 150)]))
     some = st.sets(st.integers(0, n - 1), max_size=12) if n else st.just(set())
     wrong, missed = draw(some), draw(some)
@@ -73,9 +74,9 @@ def cases(draw: st.DrawFn, least: int = 0) -> Case:
 
 @st.composite
 def gates(draw: st.DrawFn) -> dict[str, Any]:
-    """All bars of a gate at random heights, as settings."""
-    found: dict[str, Any] = {name: draw(bars) for name in (*FLOORS, *CEILINGS)}
-    found |= {name: {key: draw(bars)} for name, key in (NAMED_FLOORS | NAMED_CEILINGS).items()}
+    """All thresholds of a gate at random heights, as settings."""
+    found: dict[str, Any] = {name: draw(thresholds) for name in (*MINIMA, *MAXIMA)}
+    found |= {name: {key: draw(thresholds)} for name, key in (NAMED_MINIMA | NAMED_MAXIMA).items()}
     return found | {"part_rows": draw(st.integers(1, 30))}
 
 
@@ -96,14 +97,16 @@ def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons:
 
 
 def no_fail_became_a_pass(before: Verdict, after: Verdict) -> bool:
-    """True if every line that failed still fails, and so the verdict."""
-    pairs = list(zip(before.lines, after.lines, strict=True))
+    """True if every check that failed still fails, and so the verdict."""
+    pairs = list(zip(before.checks, after.checks, strict=True))
     return all(b.passed or not a.passed for b, a in pairs) and (before.passed or not after.passed)
 
 
 def shows_no_more(before: Verdict, after: Verdict) -> bool:
-    """True if no lower end rose, so that there is no height of a floor at which a fail becomes a pass."""
-    pairs = [(b.found, a.found) for b, a in zip(before.lines, after.lines, strict=True) if b.found and a.found]
+    """True if no lower end rose, so that there is no height of a minimum at which a fail becomes a pass."""
+    pairs = [
+        (b.estimate, a.estimate) for b, a in zip(before.checks, after.checks, strict=True) if b.estimate and a.estimate
+    ]
     return no_fail_became_a_pass(before, after) and all(a.low <= b.low + 1e-12 for b, a in pairs)
 
 
@@ -144,18 +147,18 @@ def test_a_stricter_bar_never_turns_fail_into_pass(
     measured: Measured, gate: dict[str, Any], other: dict[str, Any], case: Case
 ) -> None:
     stricter = dict(gate)
-    for names, choose in ((FLOORS, max), (CEILINGS, min)):
+    for names, choose in ((MINIMA, max), (MAXIMA, min)):
         stricter |= {name: choose(gate[name], other[name]) for name in names}
-    for named, choose in ((NAMED_FLOORS, max), (NAMED_CEILINGS, min)):
+    for named, choose in ((NAMED_MINIMA, max), (NAMED_MAXIMA, min)):
         stricter |= {name: {key: choose(gate[name][key], other[name][key])} for name, key in named.items()}
     assert no_fail_became_a_pass(judged(measured, gate, case), judged(measured, stricter, case))
 
 
-@given(gates(), cases(), st.sets(st.sampled_from((*FLOORS, *CEILINGS)), min_size=1))
+@given(gates(), cases(), st.sets(st.sampled_from((*MINIMA, *MAXIMA)), min_size=1))
 def test_a_bar_more_never_turns_fail_into_pass(
     measured: Measured, gate: dict[str, Any], case: Case, left_out: set[str]
 ) -> None:
-    fewer = {name: bar for name, bar in gate.items() if name not in left_out}
+    fewer = {name: threshold for name, threshold in gate.items() if name not in left_out}
     assert judged(measured, fewer, case).passed or not judged(measured, gate, case).passed
 
 
@@ -189,7 +192,7 @@ def test_the_order_of_rows_changes_nothing(measured: Measured, gate: dict[str, A
         score_not_worse_than_large_by=gate["score_not_worse_than_large_by"],
     )
     shuffled = small.model_copy(update={"rows": tuple(small.rows[i] for i in order)})
-    assert check(paired, shuffled, large=large).lines == check(paired, small, large=large).lines
+    assert check(paired, shuffled, large=large).checks == check(paired, small, large=large).checks
 
 
 @given(st.sampled_from([0.3, 0.1, 0.05, 0.02]), st.integers(1, 5), st.booleans())
@@ -211,7 +214,7 @@ def test_equal_answers_pass_any_margin_with_rows_enough_and_none_with_few(
 def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], comparisons: int) -> None:
     nothing = Estimate(value=0.0, low=0.0, high=1.0, n=0)
     empty = Case([], [], [], [], figure=nothing, kept=nothing, leaked=0)
-    assert not any(line.passed for line in judged(measured, gate, empty, comparisons=comparisons).lines)
+    assert not any(result.passed for result in judged(measured, gate, empty, comparisons=comparisons).checks)
 
 
 @settings(max_examples=60)
@@ -219,8 +222,8 @@ def test_without_rows_nothing_passes(measured: Measured, gate: dict[str, Any], c
 def test_every_line_says_how_many_rows_and_every_miss_what_to_do(
     measured: Measured, gate: dict[str, Any], case: Case, comparisons: int
 ) -> None:
-    for line in judged(measured, gate, case, comparisons=comparisons).lines:
-        assert line.passed or line.advice
-        assert not line.passed or "n=" in line.measured or " of " in line.measured
-        if line.found is not None:
-            assert line.found.low <= line.found.value <= line.found.high
+    for result in judged(measured, gate, case, comparisons=comparisons).checks:
+        assert result.passed or result.advice
+        assert not result.passed or "n=" in result.measured or " of " in result.measured
+        if result.estimate is not None:
+            assert result.estimate.low <= result.estimate.value <= result.estimate.high

@@ -1,4 +1,4 @@
-"""Floors and ceilings on accuracy and on the task's own figures."""
+"""Thresholds for accuracy and for the task's own metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import ConfidenceLevel
+from smallfirst.gate.check_result import CheckResult, ConfidenceLevel
 from smallfirst.gate.metrics import (
     check_accuracy,
     check_metric_maximum,
@@ -29,19 +29,23 @@ def test_accuracy_counts_the_rows_themselves(measured: Measured) -> None:
     assert not check_accuracy(0.827, forged, ONE).passed
 
 
-def test_a_figure_passes_by_its_lower_end(measured: Measured) -> None:
+def test_a_metric_passes_by_its_lower_end(measured: Measured) -> None:
     candidate = measured([True] * 100, measures={"token_f1": Estimate(value=0.9, low=0.86, high=0.93, n=100)})
-    line = check_metric_minimum("token_f1", 0.86, candidate, ONE)
-    assert (line.bar, line.measured, line.passed) == ("token_f1 at least 0.860", "0.900 [0.860, 0.930] n=100", True)
+    result = check_metric_minimum("token_f1", 0.86, candidate, ONE)
+    assert (result.requirement, result.measured, result.passed) == (
+        "token_f1 at least 0.860",
+        "0.900 [0.860, 0.930] n=100",
+        True,
+    )
     assert not check_metric_minimum("token_f1", 0.87, candidate, ONE).passed
 
 
 def test_few_perfect_rows_show_no_more_than_so_many_can(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"field_f1": Estimate(value=1.0, low=1.0, high=1.0, n=20)})
-    line = check_metric_minimum("field_f1", 0.9, candidate, ONE)
+    result = check_metric_minimum("field_f1", 0.9, candidate, ONE)
     # 20 / (20 + 3.8415) = 0.839, and n / (n + 3.8415) reaches 0.9 at 34.6.
-    assert line.measured == "1.000 [0.839, 1.000] n=20"
-    assert line.advice == "20 examples cannot show this; label about 15 more"
+    assert result.measured == "1.000 [0.839, 1.000] n=20"
+    assert result.advice == "20 examples cannot show this; label about 15 more"
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
@@ -53,69 +57,72 @@ def test_perfect_rows_are_the_fewest_that_show_a_share(share: float) -> None:
     assert min_perfect_rows(1.0, ONE) is None
 
 
-def test_a_ceiling_is_held_by_the_upper_end(measured: Measured) -> None:
+def test_a_maximum_is_held_by_the_upper_end(measured: Measured) -> None:
     candidate = measured([True] * 400, measures={"invented": Estimate(value=0.02, low=0.01, high=0.04, n=400)})
-    line = check_metric_maximum("invented", 0.04, candidate, ONE)
-    assert (line.bar, line.measured, line.passed) == ("invented at most 0.04", "0.020 [0.010, 0.040] n=400", True)
+    result = check_metric_maximum("invented", 0.04, candidate, ONE)
+    assert (result.requirement, result.measured, result.passed) == (
+        "invented at most 0.04",
+        "0.020 [0.010, 0.040] n=400",
+        True,
+    )
     missed = check_metric_maximum("invented", 0.03, candidate, ONE)
     # The upper side must shrink from 0.02 to 0.01: four times the rows.
     assert (missed.passed, missed.advice) == (False, "400 examples cannot show this; label about 1200 more")
     worse = check_metric_maximum("invented", 0.015, candidate, ONE)
-    assert worse.advice == "the measured value misses the bar: more rows will not help, a better model would"
+    assert worse.advice == "the measured value misses the threshold: more rows will not help, a better model would"
 
 
 def test_no_error_in_few_rows_is_no_proof_of_none(measured: Measured) -> None:
     candidate = measured([True] * 20, measures={"invented": Estimate(value=0.0, low=0.0, high=0.0, n=20)})
-    line = check_metric_maximum("invented", 0.1, candidate, ONE)
-    assert not line.passed
-    assert line.measured == "0.000 [0.000, 0.161] n=20"  # 1 - 20 / 23.8415
-    assert line.advice == "20 examples cannot show this; label about 15 more"
+    result = check_metric_maximum("invented", 0.1, candidate, ONE)
+    assert not result.passed
+    assert result.measured == "0.000 [0.000, 0.161] n=20"  # 1 - 20 / 23.8415
+    assert result.advice == "20 examples cannot show this; label about 15 more"
 
 
-def test_a_ceiling_above_one_holds_a_cost(measured: Measured) -> None:
+def test_a_maximum_above_one_holds_a_cost(measured: Measured) -> None:
     candidate = measured([True] * 50, measures={"mean_cost": Estimate(value=2.0, low=1.5, high=2.6, n=50)})
     assert check_metric_maximum("mean_cost", 2.6, candidate, ONE).passed
     assert not check_metric_maximum("mean_cost", 2.5, candidate, ONE).passed
     assert not check_metric_maximum("mean_cost", 2.6, candidate, ConfidenceLevel(2)).passed
 
 
-@pytest.mark.parametrize("bar", [check_metric_minimum, check_metric_maximum])
-def test_an_unknown_figure_fails_and_names_the_near_one(
-    measured: Measured, bar: Callable[[str, float, Evaluation, ConfidenceLevel], object]
+@pytest.mark.parametrize("check", [check_metric_minimum, check_metric_maximum])
+def test_an_unknown_metric_fails_and_names_the_nearest_one(
+    measured: Measured, check: Callable[[str, float, Evaluation, ConfidenceLevel], CheckResult]
 ) -> None:
-    line = bar("macro_f2", 0.5, measured([True] * 50), ONE)
-    assert line.model_dump() == {  # type: ignore[attr-defined]
-        "bar": f"macro_f2 {'at least 0.500' if bar is check_metric_minimum else 'at most 0.5'}",
-        "measured": 'small has no figure "macro_f2" — did you mean "macro_f1"?',
-        "passed": False,
-        "advice": 'figures of task "parity": macro_f1',
-        "found": None,
-    }
+    result = check("macro_f2", 0.5, measured([True] * 50), ONE)
+    assert (result.passed, result.requirement) == (
+        False,
+        f"macro_f2 {'at least 0.500' if check is check_metric_minimum else 'at most 0.5'}",
+    )
+    assert result.measured == 'small has no metric "macro_f2" — did you mean "macro_f1"?'
+    assert result.advice == 'metrics of task "parity": macro_f1'
 
 
-def test_accuracy_by_name_is_sent_to_its_own_bar(measured: Measured) -> None:
-    line = check_metric_minimum("accuracy", 0.5, measured([True] * 50), ONE)
-    assert (line.passed, line.advice) == (False, "it has a bar of its own: accuracy_at_least")
+def test_accuracy_by_name_is_sent_to_its_own_threshold(measured: Measured) -> None:
+    result = check_metric_minimum("accuracy", 0.5, measured([True] * 50), ONE)
+    assert (result.passed, result.advice) == (False, "use its own threshold: accuracy_at_least")
 
 
-def test_a_figure_that_is_no_number_fails(measured: Measured) -> None:
+def test_a_metric_that_is_not_a_number_fails(measured: Measured) -> None:
     nan = float("nan")
     for stored in (Estimate(value=nan, low=nan, high=nan, n=50), Estimate(value=nan, low=0.9, high=0.9, n=50)):
         candidate = measured([True] * 50, measures={"token_f1": stored})
-        for line in (
+        for result in (
             check_metric_minimum("token_f1", 0.0, candidate, ONE),
             check_metric_maximum("token_f1", 9, candidate, ONE),
         ):
-            assert not line.passed
-            assert line.advice.startswith("the figure is no number")
+            assert not result.passed
+            assert result.advice.startswith("the value is not a number")
 
 
 @pytest.mark.parametrize("level", [ConfidenceLevel(1), ConfidenceLevel(3)])
-def test_without_a_row_no_bar_is_met(measured: Measured, level: ConfidenceLevel) -> None:
+def test_without_a_row_no_check_passes(measured: Measured, level: ConfidenceLevel) -> None:
     empty = measured([], measures={"macro_f1": Estimate(value=0.0, low=0.0, high=1.0, n=0)})
-    for line in (
+    for result in (
         check_accuracy(0.0, empty, level),
         check_metric_minimum("macro_f1", 0.0, empty, level),
         check_metric_maximum("macro_f1", 9.0, empty, level),
     ):
-        assert (line.passed, line.advice) == (False, "no row was measured")
+        assert (result.passed, result.advice) == (False, "no row was measured")

@@ -1,10 +1,8 @@
-"""Floors under single labels or fields."""
+"""Recall of single labels or fields."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import pytest
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import ConfidenceLevel
@@ -26,67 +24,65 @@ def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured)
     # half = 2.394/1.05731 · √(0.0009 + 5.7312/40000) = 0.07313.
     low = 0.87832 - 0.07313
     assert check_each_part(low - 0.0005, candidate, ONE, part_rows=20).passed
-    line = check_each_part(low + 0.0005, candidate, ONE, part_rows=20)
-    assert not line.passed
-    assert line.measured == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts looked at)'
-    assert line.advice.startswith('cannot be shown with the rows there are: "card" (n=100, label about ')
+    result = check_each_part(low + 0.0005, candidate, ONE, part_rows=20)
+    assert not result.passed
+    assert result.measured == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts compared)'
+    assert result.advice.startswith('not shown by the rows there are: "card" (n=100, label about ')
 
 
 def test_weak_parts_and_short_ones_are_told_apart(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 60, 100), part("card", 28, 30), part("fee", 500, 500)))
-    line = check_each_part(0.8, candidate, ONE, part_rows=20)
-    assert not line.passed
-    weak, short = line.advice.split("; ")
-    assert weak == 'below the bar, where only a better model would help: "pin" 0.600'
-    assert short.startswith('cannot be shown with the rows there are: "card" (n=30, label about ')
+    result = check_each_part(0.8, candidate, ONE, part_rows=20)
+    assert not result.passed
+    weak, short = result.advice.split("; ")
+    assert weak == 'below the threshold, where only a better model would help: "pin" 0.600'
+    assert short.startswith('not shown by the rows there are: "card" (n=30, label about ')
 
 
 def test_rare_parts_are_named_and_not_judged(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 98, 100), part("odd", 0, 4)))
-    line = check_each_part(0.9, candidate, ONE, part_rows=20)
-    assert line.passed
+    result = check_each_part(0.9, candidate, ONE, part_rows=20)
+    assert result.passed
     # With one part looked at, 0.9 · 3.8415 / 0.1 = 34.6 perfect rows show 0.9: 35 - 4.
-    assert line.advice == 'not looked at, under 20 rows, cannot be shown: "odd" (n=4, label about 31 more)'
+    assert result.advice == 'not checked, with fewer than 20 rows: "odd" (n=4, label about 31 more)'
     alone = check_each_part(0.9, measured([True], parts=(part("odd", 4, 4),)), ONE, part_rows=20)
     assert (alone.passed, alone.measured) == (False, "no part has 20 rows")
 
 
 def test_a_long_list_of_parts_is_cut(measured: Measured) -> None:
     parts = tuple(part(f"part{i}", 0, 30) for i in range(8))
-    line = check_each_part(0.9, measured([True], parts=parts), ONE, part_rows=20)
-    assert line.advice.endswith('"part3" 0.000, "part4" 0.000, and 3 more')
+    result = check_each_part(0.9, measured([True], parts=parts), ONE, part_rows=20)
+    assert result.advice.endswith('"part3" 0.000, "part4" 0.000, and 3 more')
 
 
 def test_one_named_part_needs_no_correction(measured: Measured) -> None:
     candidate = measured([True], parts=(part("pin", 90, 100), part("card", 10, 100)))
     low = wilson(90, 100).low
     assert check_named_part("pin", low, candidate, ONE).passed
-    line = check_named_part("pin", low + 0.001, candidate, ONE)
-    assert (line.passed, line.measured) == (False, "0.900 [0.826, 0.945] n=100")
+    result = check_named_part("pin", low + 0.001, candidate, ONE)
+    assert (result.passed, result.measured) == (False, "0.900 [0.826, 0.945] n=100")
 
 
 def test_an_unknown_part_fails_and_names_the_near_one(measured: Measured) -> None:
-    line = check_named_part("evem", 0.5, measured([True] * 50), ONE)
-    assert not line.passed
-    assert line.measured == 'task "parity" has no part "evem" — did you mean "even"?'
-    assert line.advice == 'its parts: "even", "odd"'
+    result = check_named_part("evem", 0.5, measured([True] * 50), ONE)
+    assert not result.passed
+    assert result.measured == 'task "parity" has no part "evem" — did you mean "even"?'
+    assert result.advice == 'its parts: "even", "odd"'
 
 
 def test_a_part_that_was_never_there_shows_nothing(measured: Measured) -> None:
-    line = check_named_part("pin", 0.0, measured([True], parts=(part("pin", 0, 0),)), ONE)
-    assert (line.passed, line.advice) == (False, "no row was measured")
+    result = check_named_part("pin", 0.0, measured([True], parts=(part("pin", 0, 0),)), ONE)
+    assert (result.passed, result.advice) == (False, "no row was measured")
 
 
 def test_more_right_than_there_counts_as_all(measured: Measured) -> None:
     """A label right under another gold answer can be right more often than it was there."""
-    found = check_named_part("pin", 0.5, measured([True], parts=(part("pin", 25, 20),)), ONE).found
+    found = check_named_part("pin", 0.5, measured([True], parts=(part("pin", 25, 20),)), ONE).estimate
     assert found == wilson(20, 20)
 
 
-@pytest.mark.parametrize(
-    "bar", [lambda c: check_each_part(0.1, c, ONE, part_rows=1), lambda c: check_named_part("x", 0.1, c, ONE)]
-)
-def test_a_task_without_parts_cannot_pass(measured: Measured, bar: Callable[[Evaluation], object]) -> None:
-    line = bar(measured([True] * 50, parts=()))
-    assert line.passed is False  # type: ignore[attr-defined]
-    assert line.measured == 'task "parity" has no labels or fields to look at'  # type: ignore[attr-defined]
+def test_a_task_without_parts_cannot_pass(measured: Measured) -> None:
+    candidate = measured([True] * 50, parts=())
+    for result in (check_each_part(0.1, candidate, ONE, part_rows=1), check_named_part("x", 0.1, candidate, ONE)):
+        assert not result.passed
+        assert result.measured == 'task "parity" has no labels or fields to check'

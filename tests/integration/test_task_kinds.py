@@ -106,7 +106,7 @@ def test_a_leak_fails_the_gate(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(GateFailed, match=r"(?s)FAIL.*training"):
         pipeline.run(read_task_file(path), progress=Progress(quiet=True))
     run_folder = RunFolder.latest("extract-desk")
-    failing = [line for line in run_folder.verdicts().of("small").lines if not line.passed]
+    failing = [line for line in run_folder.verdicts().of("small").checks if not line.passed]
     assert len(failing) == 1
     assert "6 of 18" in failing[0].measured
     assert not (run_folder.folder / "promoted.json").exists()

@@ -96,7 +96,7 @@ def test_it_is_measured_where_something_asks_for_it(file: TaskFile) -> None:
 
 
 def test_naming_questions_is_no_bar() -> None:
-    assert not Gate(retention_prompts=Path("own.jsonl")).has_checks
+    assert not Gate(retention_prompts=Path("own.jsonl")).has_thresholds
     assert not SmallConfig().retention
 
 
@@ -162,13 +162,13 @@ def test_the_gate_holds_the_fine_tuned_model_to_it(project: Project, run_folder:
     assert (run_folder.folder / FILE_NAME).exists()
     found = measure_retention(project, run_folder)
     assert found is not None
-    (line,) = gate_stage(project, run_folder).of("small").lines
-    assert line.bar == "general ability kept at least 0.500"
+    (line,) = gate_stage(project, run_folder).of("small").checks
+    assert line.requirement == "general ability kept at least 0.500"
     assert f"{found.before:.3f} before and {found.after:.3f} after" in line.measured
     small = run_folder.evaluation("small", "test")
     assert small is not None
     run_folder.save_evaluation(small.model_copy(update={"candidate": "words"}))
-    (words,) = gate_stage(project, run_folder).of("words").lines
+    (words,) = gate_stage(project, run_folder).of("words").checks
     assert (words.passed, words.measured) == (False, "not measured")  # a linear model has no general ability
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.gate.gate import CheckResult, Verdict
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.summary import OpenEndedRouting, summarize_run, table
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -53,8 +54,8 @@ def measured(candidate: str, wrong: set[int], *, kept: int = 0, cost: float, rat
 
 
 def verdict(candidate: str, passed: bool) -> Verdict:
-    line = CheckResult(bar="accuracy at least 0.8", measured="0.9", passed=passed)
-    return Verdict(candidate=candidate, lines=(line,), passed=passed, evaluation_fingerprint="e")
+    line = CheckResult(requirement="accuracy at least 0.8", measured="0.9", passed=passed)
+    return Verdict(candidate=candidate, checks=(line,), passed=passed, evaluation_fingerprint="e")
 
 
 @pytest.fixture

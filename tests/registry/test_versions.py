@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import GateFailed, RegistryError
-from smallfirst.gate.gate import CheckResult, Verdict, override
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate.verdict import Verdict, override
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
 from smallfirst.registry.runs import client, open_run
 from smallfirst.registry.versions import (
@@ -31,16 +32,16 @@ from smallfirst.registry.versions import (
 NAME = "main.claims.tickets"
 PASSED = Verdict(
     candidate="small",
-    lines=(CheckResult(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),),
+    checks=(CheckResult(requirement="accuracy at least 0.900", measured="0.95 n=600", passed=True),),
     passed=True,
     evaluation_fingerprint="e1",
 )
 FAILED = Verdict(
     candidate="small",
-    lines=(
-        CheckResult(bar="accuracy at least 0.900", measured="0.95 n=600", passed=True),
+    checks=(
+        CheckResult(requirement="accuracy at least 0.900", measured="0.95 n=600", passed=True),
         CheckResult(
-            bar="p95 latency at most 5 ms",
+            requirement="p95 latency at most 5 ms",
             measured="9.0 ms n=600",
             passed=False,
             advice="a smaller model would help",
@@ -144,7 +145,7 @@ def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) ->
         "small did not pass its gate and is not registered\n"
         "  FAIL  p95 latency at most 5 ms: 9.0 ms n=600\n"
         "        a smaller model would help\n"
-        "  next: do what the advice says, or have a person sign for it (gate.overridden)"
+        "  next: do what the advice says, or have a person sign for it (smallfirst override)"
     )
     assert caught.value.exit_code == 3
     with pytest.raises(RegistryError, match="no model is registered"):

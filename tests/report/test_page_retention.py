@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Callable
 
-from smallfirst.gate.retention import Retention, RetentionByKind
+from smallfirst.evaluation.retention import Retention, RetentionByKind
 from smallfirst.report import render
 from smallfirst.report.page import ReportData
 from smallfirst.report.text.advice import retention_sentences

@@ -189,13 +189,13 @@ def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> N
         for row in data.evaluations[-3].rows
     )
     verdict = data.verdicts[0]
-    line = verdict.lines[0].model_copy(update={"bar": EVIL, "measured": EVIL, "advice": EVIL, "passed": False})
+    line = verdict.checks[0].model_copy(update={"requirement": EVIL, "measured": EVIL, "advice": EVIL, "passed": False})
     hostile = data.model_copy(
         update={
             "title": EVIL,
             "task": EVIL,
             "evaluations": (data.evaluations[-3].model_copy(update={"rows": rows, "model": EVIL, "note": EVIL}),),
-            "verdicts": (verdict.model_copy(update={"candidate": EVIL, "lines": (line,), "passed": False}),),
+            "verdicts": (verdict.model_copy(update={"candidate": EVIL, "checks": (line,), "passed": False}),),
             "smallest_passing": None,
             "suspects": (Suspect(key="k", text=EVIL, gold=EVIL, said=EVIL, agrees=(EVIL,)),),
             "suspects_export": EVIL,

@@ -51,9 +51,9 @@ def test_of_several_missed_bars_the_one_that_more_labels_can_show_is_named(
     make_report: Make, make_verdict: Build
 ) -> None:
     failing = make_verdict("small", passed=False)
-    (labels,) = failing.lines
-    hopeless = labels.model_copy(update={"bar": "recall of fee at least 0.9", "advice": "a better model would"})
-    failing = failing.model_copy(update={"lines": (hopeless, labels)})
+    (labels,) = failing.checks
+    hopeless = labels.model_copy(update={"requirement": "recall of fee at least 0.9", "advice": "a better model would"})
+    failing = failing.model_copy(update={"checks": (hopeless, labels)})
     said = advised(make_report(verdicts=(failing,), smallest_passing=None))[0]
     assert said.endswith("misses “accuracy at least 0.700”: label 40 more rows.")
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.gate import Verdict, format_verdict
+from smallfirst.gate.verdict import Verdict, format_verdict
 from smallfirst.improvement.challenge.comparison import ChampionComparison, compare_to_champion
 from smallfirst.improvement.challenge.proposal import Proposal, propose
 from smallfirst.pipeline import run as pipeline

@@ -17,9 +17,9 @@ it harder to beat.
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.paired import paired_score_interval
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, mcnemar
+from smallfirst.stats.paired import paired_score_interval
 
 MARGIN = 0.01
 """So much less accurate, in [0, 1], a challenger may be that keeps more of the traffic small."""

@@ -37,7 +37,7 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
 
 def _nearest(data: ReportData) -> str:
     """What the smaller path with the fewest missed bars would need; of several, first one that rows can help."""
-    missed = {v.candidate: v.missed for v in data.verdicts if v.missed and v.candidate != "large"}
+    missed = {v.candidate: v.failed_checks for v in data.verdicts if v.failed_checks and v.candidate != "large"}
     if not missed:
         return ""
     candidate = min(
@@ -50,7 +50,7 @@ def _nearest(data: ReportData) -> str:
     )
     line = min(missed[candidate], key=lambda line: "label" not in line.advice)
     advice = f": {line.advice.rstrip('.')}" if line.advice else ""
-    return f" The nearest smaller path, “{NAMES.get(candidate, candidate)}”, misses “{line.bar}”{advice}."
+    return f" The nearest smaller path, “{NAMES.get(candidate, candidate)}”, misses “{line.requirement}”{advice}."
 
 
 def _repair(data: ReportData) -> list[str]:

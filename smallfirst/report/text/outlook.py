@@ -36,11 +36,11 @@ def outlook(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
 def _gate(data: ReportData) -> list[str]:
     sentences = []
     for verdict in data.verdicts:
-        failed = [line for line in verdict.lines if not line.passed]
+        failed = [line for line in verdict.checks if not line.passed]
         if not failed:
             continue
         name = NAMES.get(verdict.candidate, verdict.candidate)
-        bars = " and ".join(f"“{line.bar}”" for line in failed)
+        bars = " and ".join(f"“{line.requirement}”" for line in failed)
         advice = " ".join(dict.fromkeys(_sentence(line.advice) for line in failed if line.advice))
         sentences.append(f"{first_up(name)} would be enough if it met {bars}. {advice}".strip())
     return sentences
@@ -50,11 +50,11 @@ def _bar(data: ReportData) -> list[str]:
     """How far the accuracy bar could be moved before the verdict on each candidate tips."""
     sentences = []
     for verdict in data.verdicts:
-        for line in verdict.lines:
-            at_least = re.match(r"accuracy at least ([\d.]+)", line.bar)
-            if not at_least or line.found is None or verdict.candidate not in (data.smallest_passing, "small"):
+        for line in verdict.checks:
+            at_least = re.match(r"accuracy at least ([\d.]+)", line.requirement)
+            if not at_least or line.estimate is None or verdict.candidate not in (data.smallest_passing, "small"):
                 continue
-            name, low = NAMES.get(verdict.candidate, verdict.candidate), f"{line.found.low:.3f}"
+            name, low = NAMES.get(verdict.candidate, verdict.candidate), f"{line.estimate.low:.3f}"
             if line.passed:
                 sentences.append(f"Up to an accuracy bar of {low} (now {at_least[1]}) the {name} would still meet it.")
             else:

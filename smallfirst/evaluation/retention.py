@@ -1,0 +1,115 @@
+"""Retention: how much of its general ability a model keeps when it is fine-tuned.
+
+The same general prompts are scored before and after training, and the mean score after is divided by the mean before.
+Both means move together when other prompts are drawn, so the interval is a bootstrap over prompts (Efron 1979). Where
+answers are chosen among given ones, guessing must count as nothing, or a model that forgot everything would keep what
+guessing gives; that widens the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from smallfirst.errors import ConfigError
+from smallfirst.evaluation.ability_probe import Probe, ProbeResult
+from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate, bootstrap, paired_difference
+
+
+class RetentionByKind(Record):
+    """Right answers to general prompts of one kind."""
+
+    kind: str
+    """Kind of prompt, such as `arithmetic`."""
+    n: int
+    """Prompts of the kind."""
+    n_before: int
+    """Right answers before training."""
+    n_after: int
+    """Right answers after training."""
+
+
+class Retention(Record):
+    """General ability before and after training."""
+
+    kept: Estimate | None
+    """Mean score after over mean score before, on the same prompts; interval at 95 %. Above 1 if it grew. None if the
+    base model was not shown to be better than guessing, so that there is nothing to keep."""
+    before: float
+    """Mean score of the base model; for answers chosen among given ones 0 is guessing, 1 all right."""
+    after: float
+    """Mean score of the trained model."""
+    prompts: str = ""
+    """Name of the set of prompts."""
+    right_before: Estimate | None = None
+    """Share of right answers of the base model, guesses included; None if scores were given instead of answers."""
+    right_after: Estimate | None = None
+    """Share of right answers of the trained model, guesses included."""
+    difference: Estimate | None = None
+    """Share of right answers after minus before, paired on the same prompts."""
+    parts: tuple[RetentionByKind, ...] = ()
+    """Right answers by kind of prompt; empty if there is one kind only."""
+
+
+def retention_from_scores(before: Sequence[float], after: Sequence[float], *, prompts: str = "") -> Retention:
+    """Return the Retention from the scores of the same prompts before and after training.
+
+    Raises ConfigError if the lengths differ, or if nothing was scored above 0 before.
+    """
+    old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if old.shape != new.shape:
+        raise ConfigError(
+            f"retention needs the same prompts before and after, got {old.size} and {new.size} scores",
+            hint="score both models on one list of general prompts",
+        )
+    if not old.sum() > 0:
+        raise ConfigError(
+            f"the model scored 0 on all {old.size} general prompts before training, so no share of it can be kept",
+            hint="choose prompts that the base model can answer",
+        )
+
+    def ratio(rows: np.ndarray) -> float:
+        total = float(old[rows].sum())
+        return float(new[rows].sum()) / total if total > 0 else 0.0  # a draw of failures alone shows nothing kept
+
+    return Retention(
+        kept=bootstrap(ratio, old.size), before=float(old.mean()), after=float(new.mean()), prompts=prompts
+    )
+
+
+def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult) -> Retention:
+    """Return the Retention from a probe's results before and after training, corrected for guessing (Frary 1988).
+
+    A right answer scores 1, a wrong one -g / (1 - g), with g the accuracy of guessing: so guessing scores 0 on average,
+    however many answers there are. Raises ConfigError if a result is not of this probe.
+    """
+    if {before.probe_fingerprint, after.probe_fingerprint} != {probe.fingerprint()}:
+        raise ConfigError("retention needs the same prompts before and after", hint="smallfirst evaluate task.yaml")
+    guesses = [question.guess for question in probe.questions]
+    old, new = _corrected(before, guesses), _corrected(after, guesses)
+    kept = retention_from_scores(old, new).kept if before.accuracy.low > float(np.mean(guesses)) else None
+    return Retention(
+        kept=kept,
+        before=float(np.mean(old)),
+        after=float(np.mean(new)),
+        prompts=probe.name,
+        right_before=before.accuracy,
+        right_after=after.accuracy,
+        difference=paired_difference(after.right, before.right),
+        parts=_by_kind(probe, before, after),
+    )
+
+
+def _corrected(result: ProbeResult, guesses: Sequence[float]) -> list[float]:
+    return [1.0 if right else -g / (1 - g) for right, g in zip(result.right, guesses, strict=True)]
+
+
+def _by_kind(probe: Probe, before: ProbeResult, after: ProbeResult) -> tuple[RetentionByKind, ...]:
+    found = []
+    for kind in dict.fromkeys(question.kind for question in probe.questions):
+        at = [i for i, question in enumerate(probe.questions) if question.kind == kind]
+        n_before, n_after = (sum(result.right[i] for i in at) for result in (before, after))
+        found.append(RetentionByKind(kind=kind, n=len(at), n_before=n_before, n_after=n_after))
+    return tuple(found) if len(found) > 1 else ()

@@ -1,0 +1,83 @@
+"""The check of leaks: test rows that are also training rows, and the accuracy without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from smallfirst.data.quality.leaks import LeakReport
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.gate.check_result import (
+    CheckInputs,
+    CheckResult,
+    ConfidenceLevel,
+    Requirement,
+    Share,
+    check_value,
+    not_measured,
+)
+from smallfirst.records import Record
+from smallfirst.stats import intervals
+
+MAX_NAMED = 3
+"""Leaked rows named in one message."""
+
+
+class LeakThresholds(Record):
+    """The threshold for leaked test rows."""
+
+    leaks_at_most: Share | None = None
+    """Share of test rows that may also be training rows; fails if leaks were not looked for."""
+
+
+def check_leaks(gate: LeakThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+    """Yield the result if the threshold is declared."""
+    if gate.leaks_at_most is not None:
+        yield check_leaked_share(gate.leaks_at_most, inputs.candidate, inputs.leaks, inputs.level)
+
+
+def check_leaked_share(
+    maximum: float, candidate: Evaluation, leaks: LeakReport | None, level: ConfidenceLevel
+) -> CheckResult:
+    """Check the share of test rows that are also training rows."""
+    requirement = Requirement("leaks_at_most", maximum, f"at most {maximum:g} of test rows also in the training rows")
+    if leaks is None:
+        return not_measured(requirement, "not looked for", "give the training rows too, so that leaks can be found")
+    if leaks.test_fingerprint != candidate.dataset_fingerprint:
+        return not_measured(
+            requirement,
+            f"looked for in other rows than the {len(candidate.rows)} measured here",
+            "look for leaks in the rows of this evaluation",
+        )
+    if not leaks.n_test:
+        return not_measured(requirement, "no test row n=0", "no row was measured")
+    passed = leaks.share <= maximum
+    share = f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}"
+    return check_value(
+        requirement,
+        passed=passed,
+        measured=f"{share}{_kinds(leaks)}{_accuracy_without(candidate, leaks, level)}",
+        advice="" if passed else _advice(leaks),
+    )
+
+
+def _kinds(leaks: LeakReport) -> str:
+    counts = ((len(leaks.exact), "exact"), (len(leaks.folded), "folded"), (len(leaks.near), "near"))
+    found = ", ".join(f"{n} {kind}" for n, kind in counts if n)
+    return f" ({found})" if found else ""
+
+
+def _accuracy_without(candidate: Evaluation, leaks: LeakReport, level: ConfidenceLevel) -> str:
+    if not leaks.keys:
+        return ""
+    all_rows = [row.correct for row in candidate.rows]
+    clean = [row.correct for row in candidate.rows if row.key not in leaks.keys]
+    both, without = (intervals.wilson(sum(rows), len(rows), confidence=level.confidence) for rows in (all_rows, clean))
+    return f"; accuracy {both} n={both.n}, without them {without} n={without.n}{level.note}"
+
+
+def _advice(leaks: LeakReport) -> str:
+    pairs = [f"{leak.test} is {leak.train}" for leak in (*leaks.exact, *leaks.folded, *leaks.near)]
+    more = [f"and {len(pairs) - MAX_NAMED} more"] if len(pairs) > MAX_NAMED else []
+    rows = f"{leaks.n_leaked} test row{' repeats' if leaks.n_leaked == 1 else 's repeat'} a training row"
+    named = ", ".join([*pairs[:MAX_NAMED], *more])
+    return f"{rows}: {named}; remove those from the training rows, then  smallfirst run task.yaml"

@@ -1,0 +1,115 @@
+"""Verdict: the gate's answer for one candidate, and how a person overrides it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pydantic
+
+from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.gate.check_result import CheckResult
+from smallfirst.records import Record, rename_keys
+
+
+class Verdict(Record):
+    """The gate's answer for one candidate."""
+
+    candidate: str
+    """Name of the candidate."""
+    checks: tuple[CheckResult, ...]
+    """One result for each declared threshold."""
+    passed: bool
+    """True if every check passed, or a person signed an override."""
+    signed_by: str | None = None
+    """Who overrode a failing verdict."""
+    because: str | None = None
+    """Why it was overridden."""
+    signed_at: str | None = None
+    """When it was overridden, ISO 8601 in UTC."""
+    evaluation_fingerprint: str
+    """Fingerprint of the evaluation it is based on."""
+
+    @property
+    def failed_checks(self) -> tuple[CheckResult, ...]:
+        """The checks that failed; an override does not remove them."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        return rename_keys(values, lines="checks")
+
+    @pydantic.model_validator(mode="after")
+    def _passed_or_overridden(self) -> Verdict:
+        all_passed = bool(self.checks) and not self.failed_checks
+        signed = bool(self.signed_by and self.because and self.signed_at)
+        if self.passed != (all_passed or signed):
+            raise ValueError(
+                "passed must be true exactly if every check passed, or a name, a reason and a date are given"
+            )
+        return self
+
+
+def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
+    """Return the first candidate that passes or was overridden, in the order given (smallest first), or None."""
+    return next((verdict.candidate for verdict in verdicts if verdict.passed), None)
+
+
+def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
+    """Return the failing `verdict` as passed, signed with a name, a reason and the time (default: now).
+
+    Its failed checks stay, and the registry and the report show everything. Raises ConfigError if name or reason is
+    empty, if `at` has no timezone, or if the verdict already passes.
+    """
+    if not by.strip() or not because.strip():
+        raise ConfigError("an override needs a name and a reason", hint="give both: --by NAME --because REASON")
+    if at is not None and at.tzinfo is None:
+        raise ConfigError(f"the time of an override needs a timezone, got {at.isoformat()}")
+    if verdict.signed_by:
+        raise ConfigError(f"{verdict.candidate} was already overridden by {verdict.signed_by} ({verdict.signed_at})")
+    if verdict.passed:
+        raise ConfigError(f"{verdict.candidate} already passes its gate: there is nothing to override")
+    when = (at or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds")
+    return verdict.model_copy(
+        update={"passed": True, "signed_by": by.strip(), "because": because.strip(), "signed_at": when}
+    )
+
+
+def override_candidate(
+    verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str, at: datetime | None = None
+) -> tuple[Verdict, ...]:
+    """Return all `verdicts`, the one on `candidate` overridden.
+
+    Raises ConfigError as `override` does, or if there is no verdict on `candidate`.
+    """
+    names = [verdict.candidate for verdict in verdicts]
+    if candidate not in names:
+        raise ConfigError(
+            f'there is no verdict on "{candidate}" to override{did_you_mean(candidate, names)}',
+            hint=f"override one of: {', '.join(names)}" if names else "smallfirst gate task.yaml",
+        )
+    return tuple(
+        override(verdict, by=by, because=because, at=at) if verdict.candidate == candidate else verdict
+        for verdict in verdicts
+    )
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """Format the verdict as an aligned table for the terminal, with the advice under each check."""
+    width = max((len(check.requirement) for check in verdict.checks), default=0)
+    lines = [f"{verdict.candidate}: {_outcome(verdict)}"]
+    for check in verdict.checks:
+        lines.append(f"  {'pass' if check.passed else 'FAIL'}  {check.requirement:<{width}}  {check.measured}")
+        if check.advice:
+            lines.append(f"        {check.advice}")
+    if verdict.signed_by:
+        lines.append(f"  overridden by {verdict.signed_by} at {verdict.signed_at}: {verdict.because}")
+    return "\n".join(lines)
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict.signed_by:
+        return f"overridden, {len(verdict.failed_checks)} of {len(verdict.checks)} checks failed"
+    return "pass" if verdict.passed else "FAIL"

@@ -1,0 +1,92 @@
+"""Verdicts: overrides, the smallest that passes, the table for the terminal, and verdicts of older versions."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from fixtures.gate import evaluation
+
+from smallfirst.errors import ConfigError
+from smallfirst.gate.gate import Gate, check
+from smallfirst.gate.verdict import Verdict, format_verdict, override, override_candidate, smallest_passing
+from smallfirst.records import parse_record
+
+NOON = datetime(2030, 1, 2, 12, tzinfo=timezone(timedelta(hours=2)))
+GATE = Gate(accuracy_at_least=0.8, p95_ms_at_most=1)
+
+
+def verdict(candidate: str = "small", right: int = 90, gate: Gate = GATE) -> Verdict:
+    return check(gate, evaluation([True] * right + [False] * (100 - right), candidate=candidate), large=None)
+
+
+def test_the_smallest_passing_candidate_is_the_first_that_passes() -> None:
+    gate = Gate(accuracy_at_least=0.8)
+    verdicts = [verdict(name, right, gate) for name, right in (("words", 70), ("encoder", 95), ("small", 99))]
+    assert smallest_passing(verdicts) == "encoder"
+    assert smallest_passing(verdicts[:1]) is None
+
+
+def test_an_override_is_signed_and_keeps_the_failed_checks() -> None:
+    signed = override(verdict(), by=" Ada ", because="pilot with ten users")
+    assert (signed.passed, signed.signed_by, signed.because) == (True, "Ada", "pilot with ten users")
+    assert signed.signed_at is not None
+    assert signed.checks == verdict().checks
+    assert parse_record(Verdict, signed.model_dump(), where="stored") == signed
+
+
+@pytest.mark.parametrize(("by", "because"), [("", "why"), ("Ada", "  ")])
+def test_an_override_without_a_name_or_a_reason_is_refused(by: str, because: str) -> None:
+    with pytest.raises(ConfigError, match="an override needs a name and a reason"):
+        override(verdict(), by=by, because=because)
+
+
+def test_nobody_overrides_twice_without_need_or_without_a_timezone() -> None:
+    signed = override(verdict(), by="Ada", because="pilot", at=NOON)
+    with pytest.raises(ConfigError, match="small was already overridden by Ada"):
+        override(signed, by="Bob", because="me too")
+    with pytest.raises(ConfigError, match="small already passes its gate"):
+        override(verdict(gate=Gate(accuracy_at_least=0.5)), by="Ada", because="sure")
+    with pytest.raises(ConfigError, match="needs a timezone"):
+        override(verdict(), by="Ada", because="pilot", at=datetime(2030, 1, 2))
+
+
+@pytest.mark.parametrize("changes", [{"passed": True}, {"passed": True, "checks": ()}])
+def test_a_verdict_cannot_claim_what_its_checks_deny(changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="passed must be true exactly if every check passed"):
+        parse_record(Verdict, verdict().model_dump() | changes, where="forged")
+
+
+def test_the_table_aligns_the_checks_and_shows_who_signed() -> None:
+    table = (
+        "  pass  accuracy at least 0.800   0.900 [0.826, 0.945] n=100\n"
+        "  FAIL  p95 latency at most 1 ms  9.0 ms n=100\n"
+        "        a smaller model or a shorter prompt would help"
+    )
+    assert format_verdict(verdict()) == f"small: FAIL\n{table}"
+    assert format_verdict(override(verdict(), by="Ada", because="night batch", at=NOON)) == (
+        f"small: overridden, 1 of 2 checks failed\n{table}"
+        "\n  overridden by Ada at 2030-01-02T10:00:00+00:00: night batch"
+    )
+
+
+def test_one_verdict_of_a_run_is_overridden_and_the_others_stay() -> None:
+    run = [verdict("words"), verdict("small")]
+    words, small = override_candidate(run, "small", by="Ada", because="pilot", at=NOON)
+    assert words == run[0]
+    assert small == override(run[1], by="Ada", because="pilot", at=NOON)
+    assert smallest_passing([words, small]) == "small"
+    with pytest.raises(ConfigError, match='no verdict on "smal" to override — did you mean "small"'):
+        override_candidate(run, "smal", by="Ada", because="pilot")
+    with pytest.raises(ConfigError, match=r"smallfirst gate task\.yaml"):
+        override_candidate([], "small", by="Ada", because="pilot")
+
+
+def test_a_verdict_of_an_older_version_is_read() -> None:
+    found = {"value": 0.9, "low": 0.8, "high": 0.95, "n": 50}
+    line = {"bar": "accuracy at least 0.8", "measured": "0.9", "passed": True, "advice": "", "found": found}
+    stored = {"candidate": "small", "lines": [line], "passed": True, "evaluation_fingerprint": "e"}
+    (result,) = Verdict.model_validate(stored).checks
+    assert (result.requirement, result.name, result.threshold) == ("accuracy at least 0.8", "", None)
+    assert result.estimate is not None
+    assert result.estimate.low == 0.8
