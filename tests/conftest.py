@@ -140,7 +140,7 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: P
 @pytest.fixture
 def tiny_fp32(tiny_folder: Path) -> tuple[Any, Any]:
     """The tiny model in fp32, where sums differ by rounding only, and its tokenizer."""
-    from smallfirst.models.local.label_scorer import load_causal
+    from smallfirst.models.local.weights import load_causal
 
     model, tokenizer = load_causal(tiny_folder)
     return model.float(), tokenizer

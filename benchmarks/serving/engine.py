@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=2 python -m benchmarks.serving.engine speed MODEL_FOLDER TEST.jsonl
 
 `transformers` is the model's own forward (rows padded), `packed` the same precision without padding and with packed
-weights, `eight bits` the same in bytes. Whether eight bits are used is decided on the validation rows alone; the test
+weights, `int8` the same in bytes. Whether int8 is used is decided on the validation rows alone; the test
 rows only report. Speed is measured on the first test texts in the order in which they come, batch by batch; the ways
 take turns, and medians are printed with the best run, since other work on the machine only ever slows a run down. Both
 commands write `results/engine.json` and the page `results/engine.md` made of it.
@@ -33,7 +33,7 @@ from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.stats.intervals import paired_difference, wilson
 
-ENGINES: tuple[Engine, ...] = ("transformers", "packed", "eight bits")
+ENGINES: tuple[Engine, ...] = ("transformers", "packed", "int8")
 BATCHES, CLIENTS, TURNS = (1, 8, 32), (1, 8, 32), 5
 PAGE = RESULTS / "engine.md"
 FIGURES = PAGE.with_suffix(".json")
@@ -56,9 +56,9 @@ def accuracy(folder: Path, validation: Path, test: Path) -> dict[str, Any]:
     manifest, scorers = read_manifest(folder), loaded(folder)
     texts, gold = rows_of(validation, manifest)
     read = {name: scorers[name].score(texts) for name in scorers if name != "transformers"}
-    found: dict[str, Any] = {"checked": "eight bits cannot be had on this processor"}
-    if "eight bits" in read:
-        check = compare(read["packed"], read["eight bits"], gold, manifest=manifest, rows=validation.name)
+    found: dict[str, Any] = {"checked": "int8 is not available on this processor"}
+    if "int8" in read:
+        check = compare(read["packed"], read["int8"], gold, manifest=manifest, rows=validation.name)
         found["checked"] = f"{'kept' if check.kept else 'not kept'}: {check.why} (n={check.agreement.n})"
     print(found["checked"], flush=True)
     texts, gold = rows_of(test, manifest)
@@ -154,7 +154,7 @@ def accuracy_lines(found: dict[str, Any]) -> list[str]:
     return [
         "## Answers",
         "",
-        f"`{found['command']}`, {found['date']}. Eight bits on the validation rows, which alone decide:",
+        f"`{found['command']}`, {found['date']}. int8 on the validation rows, which alone decide:",
         f"{found['checked']}.",
         "",
         f"| engine | accuracy on the test rows [95 %], n={found['n']:,} | against transformers, paired |",

@@ -26,7 +26,8 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.local.label_scorer import encode_prompt, load_causal
+from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.extract import Extract
 from smallfirst.tasks.json.schema import check_schema
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from smallfirst.models.generation.generator import GenerationRequest, Generator
-from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
+from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.label_trie import TrieScorer
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import read_manifest
 
 LABEL_TOKENS = 6

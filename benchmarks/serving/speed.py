@@ -42,8 +42,7 @@ LEVELS = (1, 8, 32)
 
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
     """A JSON Lines file in an order drawn with a fixed seed, with prompts and their tokens."""
-    from smallfirst.models.local.label_scorer import encode_prompt
-    from smallfirst.models.local.tokenizer import load_tokenizer
+    from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 
     tokens, rows = load_tokenizer(model), []
     for line in path.read_text(encoding="utf-8").splitlines():

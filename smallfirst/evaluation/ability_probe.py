@@ -109,8 +109,8 @@ def run_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
 
     Of equally likely answers none is the likeliest, so a model that cannot tell right from wrong is not right.
     """
-    from smallfirst.models.local.label_scorer import load_causal
     from smallfirst.models.local.multiple_choice import encode_question, mean_log_probabilities
+    from smallfirst.models.local.weights import load_causal
 
     model, tokenizer = load_causal(folder)
     choices = [encode_question(tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]

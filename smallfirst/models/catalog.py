@@ -220,9 +220,9 @@ def _sha256(path: Path) -> str:
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
     """A transformers folder (bf16 safetensors, tokenizer) from a GGUF file."""
-    from smallfirst.models.local.label_scorer import quiet_transformers
+    from smallfirst.models.local.weights import import_transformers
 
-    transformers = quiet_transformers("Converting weights")
+    transformers = import_transformers("Converting weights")
     import torch
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

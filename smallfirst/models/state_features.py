@@ -115,7 +115,7 @@ def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str])
 
 
 def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    from smallfirst.models.local.label_scorer import encode_prompt
+    from smallfirst.models.local.tokenizer import encode_prompt
 
     task, most = scorer.manifest.task, scorer.manifest.max_tokens
     encoded = [encode_prompt(scorer.tokenizer, task.prompt(text), most) for text in texts]

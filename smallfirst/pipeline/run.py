@@ -126,18 +126,18 @@ def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
         f"trained in {run_record.seconds / 60:.1f} min at {run_record.tokens_per_s:.0f} tokens/s; best epoch "
         f"{run_record.best_epoch}: {dict(run_record.validation_curve)[run_record.best_epoch]:.3f} on selection rows"
     )
-    _try_eight_bits(project, run_folder)
+    _try_int8(project, run_folder)
     fit_linear(project, run_folder)
     tune_encoder(project, run_folder)
     return run_folder
 
 
-def _try_eight_bits(project: Project, run_folder: RunFolder) -> None:
-    """Nothing back; before anything is measured, it is settled whether the model is read in eight bits from now on."""
+def _try_int8(project: Project, run_folder: RunFolder) -> None:
+    """Decide on selection rows, before anything is measured, whether the model is read in int8."""
     from smallfirst.models.local.int8_check import check_int8
 
     if project.task.closed and (found := check_int8(run_folder.model_folder("small"), project.rows.selection)):
-        project.progress.log(f"eight bits {'' if found.kept else 'not '}kept: {found.why}")
+        project.progress.log(f"int8 {'' if found.kept else 'not '}kept: {found.why}")
 
 
 def _place(project: Project, *, resume: bool) -> RunFolder:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
+from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.training.batches import TokenizedRow, epoch_batches
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.forward import FrozenLayers

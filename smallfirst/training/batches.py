@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError, Problem
-from smallfirst.models.local.label_scorer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.tasks.task import Task
 
 

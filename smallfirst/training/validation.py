@@ -17,7 +17,8 @@ from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
 

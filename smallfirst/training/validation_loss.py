@@ -15,7 +15,7 @@ import torch
 from smallfirst.data.dataset import Message
 from smallfirst.models.generation.generator import GenerationRequest, Generator
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
-from smallfirst.models.local.label_scorer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.loss import target_loss

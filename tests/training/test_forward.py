@@ -10,7 +10,7 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, TrainingError
-from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.models.local.weights import load_causal
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training import forward as reading

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.models.local.label_scorer import load_causal
+from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.answer import Answer
 from smallfirst.training.batches import TokenizedRow, micro_batches
 from smallfirst.training.config import TrainConfig

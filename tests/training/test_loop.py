@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
-from smallfirst.models.local.label_scorer import load_causal
 from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.backend import CausalBackend
 from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows

@@ -16,8 +16,8 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError, TrainingError
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
 from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.registry.runs import client, open_run

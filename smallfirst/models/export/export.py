@@ -76,7 +76,7 @@ def export(
     if problems := list(_problems(manifest, target, format, precision, texts)):
         raise ConfigError(f"{folder} cannot be exported so:\n  " + "\n  ".join(problems))
     from smallfirst.models.export.parity import reference_outputs
-    from smallfirst.models.local.label_scorer import load_causal, weights_fingerprint
+    from smallfirst.models.local.weights import load_causal, weights_fingerprint
 
     model, tokenizer = load_causal(folder)
     model = model.float().cpu()
@@ -148,9 +148,9 @@ def _problems(
 
 def _write_folder(job: _Job, model: Any, draft: Path) -> tuple[str, ...]:
     """A folder that transformers loads; returns no notes."""
-    from smallfirst.models.local.label_scorer import quiet_transformers
+    from smallfirst.models.local.weights import import_transformers
 
-    transformers = quiet_transformers("Exporting a model")
+    transformers = import_transformers("Exporting a model")
     import torch
 
     tokenizer = job.tokenizer
@@ -179,7 +179,7 @@ def _read_by_transformers(job: _Job, draft: Path) -> _Reading:
         torch_reader,
     )
     from smallfirst.models.local.chat_template import encode_chat
-    from smallfirst.models.local.label_scorer import weights_fingerprint
+    from smallfirst.models.local.weights import weights_fingerprint
 
     model, tokenizer = _load(draft)
     notes: tuple[str, ...] = ()
@@ -231,9 +231,9 @@ def _read_by_llama(job: _Job, draft: Path) -> list[_Reading]:
 def _load(draft: Path) -> tuple[Any, Any]:
     """Model in fp32, on the processor, and tokenizer, as any user of transformers would load them."""
     from smallfirst.models.local import attention
-    from smallfirst.models.local.label_scorer import quiet_transformers
+    from smallfirst.models.local.weights import import_transformers
 
-    transformers = quiet_transformers("Exporting a model")
+    transformers = import_transformers("Exporting a model")
     import torch
 
     place, settings = draft, {}

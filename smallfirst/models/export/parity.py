@@ -21,7 +21,7 @@ import torch
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.models.generation.generator import GenerationRequest, Generator
-from smallfirst.models.local.label_scorer import encode_prompt, plain_text_options
+from smallfirst.models.local.tokenizer import encode_prompt, plain_text_options
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
 

@@ -22,7 +22,7 @@ from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta, TopLogProbs
 from smallfirst.models.local.embedding import length_batches, mean_pooled
 from smallfirst.models.local.kv_cache import KVCache
-from smallfirst.models.local.label_scorer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.protocol import Chunk, Completion, Embeddings, Token
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.json.paths import value_spans

@@ -21,7 +21,8 @@ from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
-from smallfirst.models.local.label_scorer import LabelScorer, load_causal
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import MachinePrice

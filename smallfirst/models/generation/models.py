@@ -19,7 +19,8 @@ from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
-from smallfirst.models.local.label_scorer import encode_prompt, load_causal
+from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request
 from smallfirst.models.response_format import ResponseGrammars

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from smallfirst.models.compute_thread import run_in_compute_thread, run_in_temp_thread
-from smallfirst.models.local.label_scorer import quiet_transformers, refuse_remote_code, weights_fingerprint
+from smallfirst.models.local.weights import import_transformers, refuse_remote_code, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -26,7 +26,7 @@ class SentenceEncoder:
     batch_rows = 32
 
     def __init__(self, folder: Path) -> None:
-        transformers = quiet_transformers("The sentence encoder")
+        transformers = import_transformers("The sentence encoder")
         import torch
 
         refuse_remote_code(folder)

@@ -1,10 +1,9 @@
-"""Eight bits only at equal answers: a model is read both ways on rows, and what was seen is kept beside its weights.
+"""int8 arithmetic only at equal answers: a model reads some rows in both precisions, and the comparison is recorded.
 
-In eight bits a product takes half the time or less, and rounds. Whether the rounding changes answers is a matter of the
-model, so it is chosen on selection rows, as the best epoch is, before anything is measured: the file travels with the
-model folder and says for which weights it was made. A choice on a few hundred rows proves nothing; the proof is that
-evaluation, gate, certificate and parity then measure the arithmetic that was chosen, on other rows. A model without
-such a file is read in its own precision. The price is reading the selection rows twice.
+In int8 a product takes at most half the time, and rounds. Whether the rounding changes answers depends on the model, so
+it is decided on selection rows, like the best epoch, before anything is measured. A decision on a few hundred rows
+proves nothing; the proof is that evaluation, gate, certificate and parity then measure the chosen arithmetic on other
+rows. A model without a record is read in its own precision. The check costs two passes over the selection rows.
 """
 
 from __future__ import annotations
@@ -16,76 +15,52 @@ import numpy as np
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
-from smallfirst.files import write_atomically
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.manifest import Manifest
-from smallfirst.records import Record
+from smallfirst.models.local.int8_record import INT8_FILE, Int8Check
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.stats.intervals import Estimate, paired_difference, wilson
 
-INT8_FILE = "eight_bits.json"
 MIN_ROWS = 100
-"""Rows below which nothing is chosen: one row would be more than a point."""
+"""Fewer rows decide nothing: one row would be more than a point."""
 MIN_AGREEMENT = 0.98
 """Share of rows with the same label."""
 MAX_ACCURACY_LOSS = 0.01
 """Accuracy that may be lost on them."""
 
 
-class Int8Check(Record):
-    """What eight bits did to a model's answers on some rows."""
-
-    weights_fingerprint: str
-    """Of the weights that were checked."""
-    agreement: Estimate
-    """Share of rows with the same likeliest label."""
-    difference: Estimate | None = None
-    """Accuracy in eight bits minus accuracy in the model's own precision, same rows; None without gold labels."""
-    exact_right: int | None = None
-    """Rows answered right in the model's own precision."""
-    eight_bits_right: int | None = None
-    """Rows answered right in eight bits."""
-    mean_shift: float
-    """Mean absolute change of the likeliest label's probability, in [0, 1]."""
-    rows: str
-    """Which rows these were."""
-    kept: bool
-    """True if the model is read in eight bits from now on, where the processor has them."""
-    why: str
-    """One sentence a person understands."""
-
-
 def compare(
     exact: Sequence[LabelLogProbs],
-    eight: Sequence[LabelLogProbs],
+    int8: Sequence[LabelLogProbs],
     gold: Sequence[int] | None,
     *,
     manifest: Manifest,
     rows: str,
 ) -> Int8Check:
-    """What the same rows, read both ways, say. `gold` holds places of labels.
+    """Compare the answers to the same rows in both precisions; `gold` holds label indices.
 
-    Kept if on ROWS_AT_LEAST rows or more at least AGREE_AT_LEAST of the labels are the same and, with gold, at most
-    LOSE_AT_MOST accuracy is lost. Raises DataError if there are no rows.
+    int8 is kept if, on MIN_ROWS rows or more, at least MIN_AGREEMENT of the labels are the same and, with gold, at most
+    MAX_ACCURACY_LOSS is lost. Raise DataError if there are no rows.
     """
     if not exact:
-        raise DataError(f"{rows}: no rows to check eight bits on")
-    first, second = (np.array([row.log_probabilities for row in scored]) for scored in (exact, eight))  # (rows, labels)
-    said, now = first.argmax(axis=1), second.argmax(axis=1)
-    agreement = wilson(int((said == now).sum()), len(said))
-    shift = float(np.abs(np.exp(first.max(axis=1)) - np.exp(np.take_along_axis(second, said[:, None], 1)[:, 0])).mean())
-    difference, before_right, after_right = None, None, None
+        raise DataError(f"{rows}: no rows to check int8 on")
+    first, second = (np.array([row.log_probabilities for row in scored]) for scored in (exact, int8))  # (rows, labels)
+    before, after = first.argmax(axis=1), second.argmax(axis=1)
+    agreement = wilson(int((before == after).sum()), len(before))
+    unchanged = np.take_along_axis(second, before[:, None], 1)[:, 0]
+    difference, right_before, right_after = None, None, None
     if gold is not None:
-        before, after = said == np.asarray(gold), now == np.asarray(gold)
-        difference = paired_difference(after.tolist(), before.tolist())
-        before_right, after_right = int(before.sum()), int(after.sum())
-    kept, why = _verdict(agreement, difference)
+        right = before == np.asarray(gold), after == np.asarray(gold)
+        difference = paired_difference(right[1].tolist(), right[0].tolist())
+        right_before, right_after = (int(one.sum()) for one in right)
+    kept, why = _decide(agreement, difference)
     return Int8Check(
         weights_fingerprint=manifest.weights_fingerprint,
         agreement=agreement,
         difference=difference,
-        exact_right=before_right,
-        eight_bits_right=after_right,
-        mean_shift=shift,
+        exact_right=right_before,
+        int8_right=right_after,
+        mean_shift=float(np.abs(np.exp(first.max(axis=1)) - np.exp(unchanged)).mean()),
         rows=rows,
         kept=kept,
         why=why,
@@ -93,42 +68,31 @@ def compare(
 
 
 def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
-    """The check of a model folder on selection rows, written beside its weights; None if it cannot be read so.
+    """Check a model folder on selection rows and write the record beside its weights; None if int8 is not possible.
 
-    Answers may change by it, so it belongs before evaluation, certificate and promotion. Never give it rows that judge.
+    The check may change answers, so it belongs before evaluation, certificate and promotion. Never pass rows that any
+    of those use.
     """
-    from smallfirst.models.local.label_scorer import LabelScorer
-    from smallfirst.models.manifest import read_manifest
-
     manifest = read_manifest(folder)
     if manifest.kind != "codes":
         return None
     exact = LabelScorer.load(folder, manifest, engine="packed")
-    eight = LabelScorer.load(folder, manifest, engine="eight bits")
-    if eight.engine != "eight bits":
+    int8 = LabelScorer.load(folder, manifest, engine="int8")
+    if int8.engine != "int8":
         return None
     texts = [example.text for example in data.examples]
-    places = {label: at for at, label in enumerate(manifest.task.closed)}
-    gold = [places.get(example.answer, -1) for example in data.examples]
-    found = compare(exact.score(texts), eight.score(texts), gold, manifest=manifest, rows=data.name)
-    write_atomically(folder / INT8_FILE, found.model_dump_json(indent=2).encode())
+    index = {label: i for i, label in enumerate(manifest.task.closed)}
+    gold = [index.get(example.answer, -1) for example in data.examples]
+    found = compare(exact.score(texts), int8.score(texts), gold, manifest=manifest, rows=data.name)
+    found.save(folder / INT8_FILE)
     return found
 
 
-def int8_allowed(folder: Path, manifest: Manifest) -> bool:
-    """Whether a check in the folder, made for these weights, allows eight bits."""
-    path = folder / INT8_FILE
-    if not path.is_file() or not manifest.weights_fingerprint:
-        return False
-    found = Int8Check.load(path)
-    return found.kept and found.weights_fingerprint == manifest.weights_fingerprint
-
-
-def _verdict(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:
+def _decide(agreement: Estimate, difference: Estimate | None) -> tuple[bool, str]:
     if agreement.n < MIN_ROWS:
-        return False, f"{agreement.n} rows are too few to choose on, {MIN_ROWS} are enough"
+        return False, f"{agreement.n} rows are too few to decide on; at least {MIN_ROWS} are needed"
     if agreement.value < MIN_AGREEMENT:
-        return False, f"the same label on {agreement}, and on at least {MIN_AGREEMENT:.0%} it must be"
+        return False, f"the same label on {agreement}, but at least {MIN_AGREEMENT:.0%} is required"
     if difference is not None and difference.value < -MAX_ACCURACY_LOSS:
-        return False, f"accuracy changes by {difference}, and no more than {MAX_ACCURACY_LOSS:.0%} may be lost"
+        return False, f"accuracy changes by {difference}, but no more than {MAX_ACCURACY_LOSS:.0%} may be lost"
     return True, f"the same label on {agreement}" + (f", accuracy changes by {difference}" if difference else "")

@@ -11,16 +11,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from smallfirst.errors import ConfigError
-
-
-class Tokenizer(Protocol):
-    """The one method needed of a tokenizer."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`."""
+from smallfirst.models.local.tokenizer import Tokenizer
 
 
 def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -30,8 +30,9 @@ from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.kv_cache import cache_argument
-from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.models.local.token_tree import TokenTree, encode_answers
+from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task
 
 VOCABULARY_CHUNK = 8192

@@ -16,7 +16,7 @@ import torch
 from smallfirst.data.dataset import Message
 from smallfirst.models.local.chat_template import encode_chat
 from smallfirst.models.local.kv_cache import KVCache
-from smallfirst.models.local.label_scorer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 
 BATCH_ROWS = 16
 """Questions read together; each beginning of an answer has a copy of the question's keys and values."""

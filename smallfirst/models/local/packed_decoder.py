@@ -91,7 +91,7 @@ class PackedDecoder:
         )
         self._shared = self._nothing
 
-    def share(self, ids: Sequence[int]) -> None:
+    def share_prefix(self, ids: Sequence[int]) -> None:
         """Nothing back; from now on prompts that begin with these tokens, and go on, reuse what is read here."""
         if not ids:
             self._shared = self._nothing

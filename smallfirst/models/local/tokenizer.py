@@ -1,31 +1,32 @@
-"""A base model's tokens without the base model: its tokenizer alone, loaded in a fraction of a second.
+"""Tokenizers without their models: loaded in a fraction of a second, and prompts encoded as training encodes them.
 
-Gives the same tokens as training reads. Where `tokenizer.json` is all there is to a tokenizer, it is read directly;
-any other is loaded by transformers, which takes some seconds.
+Where `tokenizer.json` is all there is to a tokenizer, the file is read directly; any other is loaded by transformers,
+which takes some seconds.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+_FAST_CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes that add nothing to tokenizer.json; others may build their own from its vocabulary."""
 
 
 class Tokenizer(Protocol):
-    """What is needed of a tokenizer to put rows into tokens as training does."""
+    """The part of a tokenizer that turns rows into tokens."""
 
     bos_token_id: int | None
     eos_token_id: int | None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`."""
+        """Return the token ids of `text`."""
 
 
-class _Plain:
-    """A tokenizer.json."""
+class _FastTokenizer:
+    """A tokenizer.json and nothing else."""
 
     def __init__(self, tokenizer: Any, *, bos: str | None, eos: str | None) -> None:
         self._tokenizer = tokenizer
@@ -38,34 +39,58 @@ class _Plain:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of the model in `folder`. Raises MissingExtra if transformers is not installed."""
-    return _read_plain(folder) or _by_transformers(folder)
+    """Return the tokenizer of the model in `folder`. Raise MissingExtra if transformers is needed but not installed."""
+    return _load_fast(folder) or _load_by_transformers(folder)
 
 
-def _read_plain(folder: Path) -> Tokenizer | None:
-    """None unless tokenizer.json with its settings is all there is."""
+def encode_prompt(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
+    """Return the start token and the prompt; the middle of a longer prompt is cut, so the cue at its end stays."""
+    ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False, **plain_text_options(tokenizer, prompt))
+    if tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id, *ids]
+    if len(ids) > max_tokens:
+        half = max_tokens // 2
+        ids = ids[:half] + ids[len(ids) - (max_tokens - half) :]
+    return ids
+
+
+def plain_text_options(tokenizer: Any, text: str) -> dict[str, bool]:
+    """Return the `encode` options under which a control token spelled out in `text` is read as ordinary words."""
+    control = getattr(tokenizer, "all_special_tokens", ())
+    return {"split_special_tokens": True} if any(token in text for token in control) else {}
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """Return the tokens with which both sequences begin."""
+    n = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return list(one[:n])
+
+
+def _load_fast(folder: Path) -> Tokenizer | None:
+    """Return None unless tokenizer.json with its settings is all there is."""
     try:
         settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        from tokenizers import Tokenizer
+        from tokenizers import Tokenizer as Backend
     except (OSError, ValueError, ImportError):
         return None
-    if settings.get("tokenizer_class") not in _PLAIN or not (folder / "tokenizer.json").is_file():
+    if settings.get("tokenizer_class") not in _FAST_CLASSES or not (folder / "tokenizer.json").is_file():
         return None
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = Backend.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return _Plain(tokenizer, bos=_text(settings.get("bos_token")), eos=_text(settings.get("eos_token")))
+    bos, eos = (_token_text(settings.get(name)) for name in ("bos_token", "eos_token"))
+    return _FastTokenizer(tokenizer, bos=bos, eos=eos)
 
 
-def _by_transformers(folder: Path) -> Tokenizer:
-    from smallfirst.models.local.label_scorer import quiet_transformers
+def _load_by_transformers(folder: Path) -> Tokenizer:
+    from smallfirst.models.local.weights import import_transformers
 
-    transformers = quiet_transformers("Counting tokens")
+    transformers = import_transformers("Counting tokens")
     tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return tokenizer
 
 
-def _text(token: Any) -> str | None:
-    """A special token may be written as its text or as a mapping with its content."""
+def _token_text(token: Any) -> str | None:
+    """Return the text of a special token, which may be written as text or as a mapping with its content."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None

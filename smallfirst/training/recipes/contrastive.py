@@ -26,7 +26,7 @@ from smallfirst.models.linear.classifier import (
     fit_logistic_regression,
 )
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
-from smallfirst.models.local.label_scorer import weights_fingerprint
+from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks import AnyTask
 from smallfirst.training.config import TrainConfig

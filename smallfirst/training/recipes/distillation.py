@@ -17,8 +17,8 @@ import torch.nn.functional as F
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.local.label_scorer import load_causal
 from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.tasks import AnyTask
 from smallfirst.training.backend import CausalBackend

@@ -19,7 +19,8 @@ from smallfirst.models.generation.models import GenerativeTaskModel
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.label_scorer import LabelScorer, load_causal
+from smallfirst.models.local.label_scorer import LabelScorer
+from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Completion, Embeds, Model, Request
 from smallfirst.tasks.answer import Answer

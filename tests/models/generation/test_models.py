@@ -18,7 +18,7 @@ from smallfirst.models.generation.generator import GenerationRequest, Generation
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel, field_confidence
 from smallfirst.models.loading import load_model
-from smallfirst.models.local.label_scorer import encode_prompt
+from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.models.protocol import Chunk, Completion, Embeddings, Embeds, Model, Probed, Request, ResponseFormat
 from smallfirst.pricing import MachinePrice

@@ -10,14 +10,9 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.local.int8_check import (
-    INT8_FILE,
-    Int8Check,
-    check_int8,
-    compare,
-    int8_allowed,
-)
+from smallfirst.models.local.int8_check import check_int8, compare
 from smallfirst.models.local.int8_matmul import int8_supported
+from smallfirst.models.local.int8_record import INT8_FILE, Int8Check, int8_allowed
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.classify import Classify
@@ -35,7 +30,7 @@ def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
     assert found.kept
     assert (found.agreement.value, found.agreement.n) == (1.0, 250)
     assert found.agreement.low == pytest.approx(250 / (250 + 1.959964**2))  # Wilson, all alike
-    assert (found.exact_right, found.eight_bits_right) == (200, 200)
+    assert (found.exact_right, found.int8_right) == (200, 200)
     assert found.mean_shift == pytest.approx(0.1)
     assert (found.weights_fingerprint, found.rows) == ("f00", "validation")
     assert "the same label on 1.000" in found.why
@@ -52,7 +47,7 @@ def test_other_answers_are_not_kept() -> None:
     assert not found.kept
     assert found.agreement.value == pytest.approx(290 / 300)
     assert (found.difference, found.exact_right) == (None, None)
-    assert "on at least 98% it must be" in found.why
+    assert "at least 98% is required" in found.why
 
 
 def test_lost_accuracy_is_not_kept_even_where_labels_mostly_agree() -> None:
@@ -60,20 +55,20 @@ def test_lost_accuracy_is_not_kept_even_where_labels_mostly_agree() -> None:
     found = compare(exact, eight, [0] * 1000, manifest=MANIFEST, rows="v")
     assert found.difference is not None
     assert found.difference.value == pytest.approx(-0.015)
-    assert (found.exact_right, found.eight_bits_right) == (1000, 985)
+    assert (found.exact_right, found.int8_right) == (1000, 985)
     assert not found.kept
     assert "no more than 1% may be lost" in found.why
     assert compare(exact, eight, [1] * 1000, manifest=MANIFEST, rows="v").kept  # the same labels, now for the better
 
 
 def test_no_rows_are_an_error() -> None:
-    with pytest.raises(DataError, match="v: no rows to check eight bits on"):
+    with pytest.raises(DataError, match="v: no rows to check int8 on"):
         compare([], [], None, manifest=MANIFEST, rows="v")
 
 
 @pytest.fixture
 def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
-    from smallfirst.models.local.label_scorer import load_causal
+    from smallfirst.models.local.weights import load_causal
 
     made = tmp_path / "model"
     made.mkdir()
@@ -85,7 +80,7 @@ def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
     return made
 
 
-@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
+@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast int8 products")
 def test_the_check_of_a_folder_lies_beside_its_weights(folder: Path, toy_selection: Dataset) -> None:
     many = Dataset(name="selection", examples=toy_selection.examples * 10)
     found = check_int8(folder, many)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from smallfirst.models.local.int8_matmul import Int8Linear, PrepackedLinear, int8_supported
 
-has_eight_bits = pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
+needs_int8 = pytest.mark.skipif(not int8_supported(), reason="this processor has no fast int8 products")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,7 +22,7 @@ def test_a_plain_product_is_that_of_its_rows_times_their_factors_plus_the_bias(d
     assert products.float().tolist() == [[6.0, -1.0, 0.0], [0.0, 6.0, -0.5]]
 
 
-@has_eight_bits
+@needs_int8
 def test_whole_numbers_up_to_the_largest_step_are_multiplied_exactly() -> None:
     weight = torch.tensor([[127.0, -3.0, 0.0, 1.0], [5.0, 127.0, -127.0, 2.0]])
     rows = torch.tensor([[127.0, 1.0, 2.0, 3.0], [-127.0, 0.0, 4.0, 5.0]])
@@ -31,7 +31,7 @@ def test_whole_numbers_up_to_the_largest_step_are_multiplied_exactly() -> None:
     torch.testing.assert_close(products * step, rows @ weight.T)
 
 
-@has_eight_bits
+@needs_int8
 def test_a_row_of_zeros_gives_zeros_and_a_bias_is_added_after_the_factor() -> None:
     weight, bias = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([10.0, 20.0])
     rows, factor = torch.tensor([[0.0, 0.0], [127.0, 0.0]]), torch.tensor([[3.0], [2.0]])
@@ -41,7 +41,7 @@ def test_a_row_of_zeros_gives_zeros_and_a_bias_is_added_after_the_factor() -> No
     assert products.tolist() == [[10.0, 20.0], [pytest.approx(10 + 2 * 127 * 64 * 2 / 127), 20.0]]
 
 
-@has_eight_bits
+@needs_int8
 @given(st.integers(0, 2**31), st.integers(1, 40), st.sampled_from([0.01, 1.0, 300.0]))
 def test_rounding_is_no_worse_than_half_a_step_on_either_side(seed: int, n: int, size: float) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def test_rounding_is_no_worse_than_half_a_step_on_either_side(seed: int, n: int,
     assert ((products * step - rows @ weight.T).abs() <= bound).all()
 
 
-@has_eight_bits
+@needs_int8
 def test_each_row_is_rounded_by_itself() -> None:
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(1))
     rows = torch.randn(3, 32, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1.0], [1000.0], [0.001]])

@@ -13,10 +13,12 @@ import torch
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
-from smallfirst.models.local.int8_check import INT8_FILE, Int8Check
 from smallfirst.models.local.int8_matmul import int8_supported
-from smallfirst.models.local.label_scorer import LabelScorer, encode_prompt, load_causal, weights_fingerprint
+from smallfirst.models.local.int8_record import INT8_FILE, Int8Check
+from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.label_tokens import choose_label_tokens
+from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
@@ -82,22 +84,22 @@ def test_a_loaded_model_is_read_packed_and_says_the_same(loaded: LabelScorer, te
 
 
 def test_what_every_prompt_begins_with_is_shared_and_never_a_clients_text(loaded: LabelScorer) -> None:
-    assert loaded.beginning == [loaded.tokenizer.bos_token_id]
+    assert loaded.prefix == [loaded.tokenizer.bos_token_id]
     assert loaded._packed is not None
-    assert loaded._packed._shared.ids == tuple(loaded.beginning)
+    assert loaded._packed._shared.ids == tuple(loaded.prefix)
 
 
 def test_the_engine_named_is_taken(tiny_folder: Path, scorer: LabelScorer) -> None:
     theirs = LabelScorer.load(tiny_folder, scorer.manifest, engine="transformers")
     assert theirs.engine == "transformers"
-    eight = LabelScorer.load(tiny_folder, scorer.manifest, engine="eight bits")
-    assert eight.engine == ("eight bits" if int8_supported() else "packed")
-    (found,), (expected,) = eight.score(["where is my card"]), theirs.score(["where is my card"])
+    int8 = LabelScorer.load(tiny_folder, scorer.manifest, engine="int8")
+    assert int8.engine == ("int8" if int8_supported() else "packed")
+    (found,), (expected,) = int8.score(["where is my card"]), theirs.score(["where is my card"])
     assert found.log_probabilities == pytest.approx(expected.log_probabilities, abs=0.1)
 
 
 @pytest.mark.parametrize(("fingerprint", "kept"), [("abc", True), ("abc", False), ("other", True)])
-def test_eight_bits_are_used_only_after_a_check_of_these_weights(
+def test_int8_is_used_only_after_a_check_of_these_weights(
     tiny_folder: Path, tmp_path: Path, scorer: LabelScorer, fingerprint: str, kept: bool
 ) -> None:
     for file in tiny_folder.iterdir():
@@ -108,7 +110,7 @@ def test_eight_bits_are_used_only_after_a_check_of_these_weights(
     (tmp_path / INT8_FILE).write_text(check.model_dump_json(), encoding="utf-8")
     manifest = scorer.manifest.model_copy(update={"weights_fingerprint": "abc"})
     engine = LabelScorer.load(tmp_path, manifest).engine
-    assert engine == ("eight bits" if kept and fingerprint == "abc" and int8_supported() else "packed")
+    assert engine == ("int8" if kept and fingerprint == "abc" and int8_supported() else "packed")
 
 
 def test_a_batch_of_several_rows_is_bounded_by_its_tokens(scorer: LabelScorer, texts: list[str]) -> None:

@@ -18,6 +18,8 @@ from smallfirst.models.local.label_tokens import choose_label_tokens
 class WordTokens:
     """A tokenizer that knows whole words (each with its space in front) and splits others to bytes."""
 
+    bos_token_id = eos_token_id = None
+
     def __init__(self, *words: str) -> None:
         self.words = {f" {word}": 1000 + i for i, word in enumerate(words)}
 

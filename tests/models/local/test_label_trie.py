@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.local import label_trie as trie
-from smallfirst.models.local.label_scorer import encode_prompt, load_causal
 from smallfirst.models.local.label_trie import TrieScorer
+from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot

@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from smallfirst.models.local import multiple_choice as module
-from smallfirst.models.local.label_scorer import load_causal
 from smallfirst.models.local.multiple_choice import Question, encode_question, mean_log_probabilities
+from smallfirst.models.local.weights import load_causal
 
 TEMPLATE = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}=>{% endif %}"
 CHOICES = [

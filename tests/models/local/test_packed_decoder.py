@@ -96,10 +96,10 @@ def test_a_shared_beginning_changes_nothing(model: Any, n_shared: int) -> None:
         ids[:n_shared] = beginning
     asked[3][:n_shared] = [9] * n_shared  # begins otherwise
     asked[4] = beginning  # is the beginning and no more
-    decoder.share(beginning)
+    decoder.share_prefix(beginning)
     expected = torch.stack([reference(model, ids)[-1] for ids in asked])
     torch.testing.assert_close(decoder.last_states(asked), expected, atol=1e-5, rtol=1e-5)
-    decoder.share([])
+    decoder.share_prefix([])
     torch.testing.assert_close(decoder.last_states(asked), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_the_model_itself_still_works(model: Any) -> None:
     (ids,) = prompts(7)
     before = reference(model, ids)
     decoder = PackedDecoder(model)
-    decoder.share(ids[:2])
+    decoder.share_prefix(ids[:2])
     decoder.last_states([ids])
     assert torch.equal(reference(model, ids), before)
 
@@ -124,7 +124,7 @@ def test_in_bf16_it_is_no_further_from_the_exact_states_than_transformers(model:
 def test_nothing_of_a_text_is_kept() -> None:
     model = made(MODELS["grouped heads, tied"])
     decoder = PackedDecoder(model)
-    decoder.share([3, 1])
+    decoder.share_prefix([3, 1])
     shared = decoder._shared
     held = [set(vars(decoder)), [keys.clone() for keys in shared.keys], [values.clone() for values in shared.values]]
     for ids in prompts(8, 12):
@@ -175,12 +175,12 @@ def test_smoothed_weights_give_the_same_states(model: Any, start: int) -> None:
         torch.testing.assert_close(found, reference(model, ids), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast products of bytes")
-def test_eight_bits_are_near_and_nearer_with_smoothed_weights(model: Any) -> None:
+@pytest.mark.skipif(not int8_supported(), reason="this processor has no fast int8 products")
+def test_int8_states_are_near_and_nearer_with_smoothed_weights(model: Any) -> None:
     asked, seen = prompts(9, 4, 13), prompts(12, 12)
 
     def errors(model: Any) -> list[float]:
-        """Relative error of the states in eight bits, as they are and smoothed."""
+        """Relative error of the states in int8, as they are and smoothed."""
         exact = torch.cat([reference(model, ids) for ids in asked])
         ways = (None, measure_input_ranges(model, seen))
         read = [torch.cat(PackedDecoder(model, Int8Linear, ranges=way).all_states(asked)) for way in ways]

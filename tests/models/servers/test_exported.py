@@ -37,7 +37,7 @@ def exported(folder: Path, manifest: Manifest) -> Path:
     pytest.importorskip("xllamacpp")
     from smallfirst.models.export.export import chat_template
     from smallfirst.models.export.gguf import write_gguf
-    from smallfirst.models.local.label_scorer import load_causal
+    from smallfirst.models.local.weights import load_causal
 
     model, tokenizer = load_causal(folder)
     tokenizer.chat_template = chat_template(manifest.task, tokenizer)

@@ -1,0 +1,82 @@
+"""Causal weights loaded by transformers from a folder of safetensors; code that comes with weights is never run."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from smallfirst.errors import ConfigError, MissingExtra
+from smallfirst.progress import disable_tqdm_in_pipes
+
+
+def load_causal(folder: Path) -> tuple[Any, Any]:
+    """Return the model (bf16, evaluation mode) and its tokenizer. Raise ConfigError, or MissingExtra without torch."""
+    transformers = import_transformers("Running a local model")
+    import torch
+
+    from smallfirst.models.local import attention
+
+    keep_freed_memory()
+    refuse_remote_code(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        attn_implementation=attention.register(),
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def import_transformers(step: str) -> Any:
+    """Return the transformers module, its log lines and progress bars off. Raise MissingExtra naming `step`."""
+    disable_tqdm_in_pipes()
+    try:
+        import torch  # noqa: F401 - transformers imports without it and fails later
+        import transformers as module
+    except ImportError:
+        raise MissingExtra(step, "train") from None
+    transformers: Any = module  # its functions carry no types
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Raise ConfigError if the folder's configuration asks to run code of its own."""
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+            raise ConfigError(
+                f"{path} names code to run (auto_map), and code that comes with weights is never run",
+                hint="use a model of a family that transformers itself implements",
+            )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory instead of returning it to the system.
+
+    Every step frees and allocates the same large arrays. Mapping fresh pages each time takes about a sixth of a
+    training step on two cores; keeping them costs the memory of the largest step.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc only; elsewhere nothing changes
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def weights_fingerprint(model: Any) -> str:
+    """Return 16 hex digits that change with any weight (SHA-256 of each tensor's name and bytes)."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
