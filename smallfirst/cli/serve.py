@@ -86,15 +86,16 @@ def _of_tasks(
 
 def _engines(wanted: Sequence[Path]) -> str:
     """Which engine answers for each model of the tasks, and why; nothing is loaded."""
-    from smallfirst.models.servers.selection import choose_engine, explain_choices, this_setting
-    from smallfirst.pipeline.large_model import general_model_location
+    from smallfirst.models.engines.engine import ModelSource
+    from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
+    from smallfirst.pipeline.large_model import general_source
     from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions as registry
 
-    setting, choices = this_setting(), []
+    environment, choices = detect_environment(), []
     for file in map(read_task_file, wanted):
         version = registry.resolve(f"{file.register_to}@{registry.CHAMPION}")
-        choices.append(choose_engine(version.folder, setting, name=f"{file.name}-small"))
-        if (place := general_model_location(file)) is not None:
-            choices.append(choose_engine(place, setting, name=f"{file.name}-large"))
-    return explain_choices(choices, setting.machine)
+        choices.append(choose_engine(ModelSource(version.folder, f"{file.name}-small"), environment))
+        if (source := general_source(file, download=False)) is not None:
+            choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))
+    return explain_choices(choices, environment.hardware)

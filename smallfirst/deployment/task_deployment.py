@@ -231,7 +231,7 @@ def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model 
     file = project.file
     if file.large is None or not (live or file.large.recorded):
         return None, None
-    if live and (file.large.endpoint or file.large.gguf or file.large.vllm):
+    if live and file.large.general_engine:
         return large_path.prompted_model(file, project.task, project.rows.train), large_path.general_model(file)
     large: Model = asyncio.run(large_path.recorded_answers(file, project.task, project.rows, progress=project.progress))
     return large, asyncio.run(large_path.recorded_open_answers(file, project.rows, progress=project.progress)) or large

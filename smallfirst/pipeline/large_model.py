@@ -21,6 +21,8 @@ from smallfirst.data.split import sample_share
 from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.files import write_atomically
 from smallfirst.models.catalog import find_weights
+from smallfirst.models.engines import selection as engines
+from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
@@ -28,12 +30,11 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
-from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
 from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
-from smallfirst.records import fingerprint, parse_record
+from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Shot, Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
@@ -45,44 +46,28 @@ SECOND_ANSWER_TEMPERATURE = 0.7
 def general_model(
     task_file: TaskFile, *, answers: tuple[str, ...] | None = None, schema: Mapping[str, Any] | None = None
 ) -> Model:
-    """The general model itself, without a task's prompt. Raises ConfigError if none is named."""
-    large = _config(task_file)
-    if large.endpoint:
-        from smallfirst.models.remote.model import EndpointModel
-
-        return EndpointModel(large.endpoint, task_file.prices)
-    if large.gguf:
-        from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
-
-        config = LlamaCppConfig(path=_weights(task_file, large.gguf), slots=2, context_tokens=16384)
-        gguf_model = LlamaCppModel(config, task_file.prices, answers=answers, schema=schema)
-        return DelegatingModel(gguf_model, name=large.gguf.split("/")[-1])
-    if large.vllm:
-        from smallfirst.models.servers.vllm import VllmConfig, VllmModel
-
-        asked = {**large.vllm.model_dump(exclude={"base"}), "model": find_weights(large.vllm.base)}
-        config_of_vllm = parse_record(VllmConfig, asked, where="large.vllm")
-        vllm_model = VllmModel(config_of_vllm, task_file.prices, schema=schema)
-        return DelegatingModel(vllm_model, name=large.vllm.base.split("/")[-1])
-    raise ConfigError(
-        "large: names only recorded answers, nobody who could answer new requests",
-        hint="add endpoint:, gguf: or vllm: under large: in task.yaml",
-    )
+    """Return the general model itself, without a task's prompt. Raise ConfigError if task.yaml names none."""
+    _config(task_file)
+    source = general_source(task_file)
+    if source is None:
+        raise ConfigError(
+            "large: names only recorded answers, no model that could answer new requests",
+            hint="add endpoint:, gguf:, vllm: or engine: under large: in task.yaml",
+        )
+    return engines.load(source._replace(answers=answers, schema=schema))
 
 
-def general_model_location(task_file: TaskFile) -> Path | str | None:
-    """Where the general model is: an address or a file; None if nobody could be asked. Nothing is fetched."""
-    large = task_file.large
-    if large is None or not (large.endpoint or large.gguf or large.vllm):
+def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource | None:
+    """Return where the general model is and the engine that task.yaml names for it; None if it names no model."""
+    engine = task_file.large.general_engine if task_file.large else None
+    if engine is None:
         return None
-    if large.vllm:
-        return find_weights(large.vllm.base, download=False)
-    return large.endpoint.base_url if large.endpoint else _weights(task_file, str(large.gguf), download=False)
-
-
-def _weights(task_file: TaskFile, gguf: str, *, download: bool = True) -> Path:
-    local = task_file.path(Path(gguf))
-    return local if local.suffix == ".gguf" and local.is_file() else find_weights(gguf, download=download)
+    source = ModelSource(engine.model, engine=engine.name, settings=engine.settings, prices=task_file.prices)
+    if source.is_address:
+        return source
+    local = task_file.path(Path(engine.model))
+    weights = local if local.suffix == ".gguf" and local.is_file() else find_weights(engine.model, download=download)
+    return source._replace(location=weights, name=engine.model.split("/")[-1])
 
 
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
@@ -92,7 +77,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     if large.nearest:
         encoder = SentenceEncoder(find_weights(task_file.small.encoder))
         chooser, shots = NearestShots(train, encoder, large.nearest, kept=home() / "vectors"), ()
-    bound = bool((large.gguf or large.vllm) and large.only_labels)
+    bound = large.only_labels and not large.endpoint
     inner = general_model(
         task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
     )
@@ -141,7 +126,7 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
     large = _config(task_file)
     first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
     path = first.with_name(f"{first.stem}-again.jsonl")
-    if large.endpoint or large.gguf or large.vllm:
+    if large.general_engine:
         wanted = sample_rows(rows.test, n_second_answers(task_file)).examples
         requests = [Request(messages=e.messages, temperature=SECOND_ANSWER_TEMPERATURE, seed=1) for e in wanted]
         model = prompted_model(task_file, task, rows.train)
@@ -268,9 +253,15 @@ def _config(task_file: TaskFile) -> LargeConfig:
     return task_file.large
 
 
+def _settings(large: LargeConfig) -> dict[str, Any]:
+    """The settings that change answers. `engine` is left out where it is unused: recordings are older than it."""
+    unused = set() if large.engine else {"engine"}
+    return large.model_dump(mode="json", exclude=_NOT_ASKED | unused)
+
+
 def _own_recording(task_file: TaskFile, task: Task) -> Path:
     """Where answers are kept when task.yaml names no place: one file per way of asking."""
-    asked = _config(task_file).model_dump(mode="json", exclude=_NOT_ASKED)
+    asked = _settings(_config(task_file))
     told = [message.model_dump() for message in task.instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])
     return home() / "recordings" / task.name / f"{way}.jsonl"
@@ -288,7 +279,8 @@ def _header(task_file: TaskFile, task: Task | None, rows: Rows) -> dict[str, Any
             if large.nearest
             else tuple(m.model_dump() for m in task.instructions(shots))
         )
-    settings = large.model_dump(mode="json", exclude=_NOT_ASKED | {"endpoint"})
+    settings = _settings(large)
+    settings.pop("endpoint")
     return {
         "made_at": date.today().isoformat(),
         "smallfirst": smallfirst.__version__,

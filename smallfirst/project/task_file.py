@@ -88,6 +88,17 @@ class VllmSettings(Record):
     """Further options of `vllm serve`, such as `--dtype=bfloat16`."""
 
 
+class EngineConfig(Record):
+    """A general model and the engine that runs it."""
+
+    name: str
+    """Registered name of the engine: `llama.cpp`, `vLLM`, `PyTorch`, `endpoint`, or that of an installed package."""
+    model: str
+    """Catalogue name, folder or file of the model, or its address."""
+    settings: dict[str, Any] = {}
+    """Settings of the engine."""
+
+
 class LargeConfig(Record):
     """The large path: who answers, how it is asked, and where its recorded answers are."""
 
@@ -97,6 +108,8 @@ class LargeConfig(Record):
     """A general model run here: catalogue name or GGUF file."""
     vllm: VllmSettings | None = None
     """A general model run here by vLLM, where that is installed."""
+    engine: EngineConfig | None = None
+    """A general model and any registered engine with its settings, where the three short forms above do not do."""
     recorded: Path | None = None
     """Recorded answers to the task's rows (`smallfirst record` makes them); replayed instead of asking again."""
     recorded_open: Path | None = None
@@ -107,7 +120,7 @@ class LargeConfig(Record):
     nearest: int = pydantic.Field(default=0, ge=0)
     """Solved training rows nearest to the request shown in the prompt; replaces shots_per_label."""
     only_labels: bool = True
-    """GGUF and vLLM only: constrain the answer to the labels (GGUF), or to the schema."""
+    """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
     """Ask only this many calibration rows, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
@@ -119,12 +132,23 @@ class LargeConfig(Record):
         """How many rows of a split are asked; None means all."""
         return self.sample_test if split == "test" else self.sample_calibration
 
+    @property
+    def general_engine(self) -> EngineConfig | None:
+        """The general model with its engine, whichever form names it; None if there are only recorded answers."""
+        if self.endpoint:
+            return EngineConfig(name="endpoint", model=self.endpoint.base_url, settings=self.endpoint.model_dump())
+        if self.gguf:
+            return EngineConfig(name="llama.cpp", model=self.gguf, settings={"slots": 2, "context_tokens": 16384})
+        if self.vllm:
+            return EngineConfig(name="vLLM", model=self.vllm.base, settings=self.vllm.model_dump(exclude={"base"}))
+        return self.engine
+
     @pydantic.model_validator(mode="after")
-    def _somebody_answers(self) -> LargeConfig:
-        if sum(given is not None for given in (self.endpoint, self.gguf, self.vllm)) > 1:
-            raise ValueError("give one of endpoint, gguf and vllm")
-        if not (self.endpoint or self.gguf or self.vllm or self.recorded):
-            raise ValueError("give endpoint, gguf, vllm or recorded")
+    def _names_one_model(self) -> LargeConfig:
+        if sum(given is not None for given in (self.endpoint, self.gguf, self.vllm, self.engine)) > 1:
+            raise ValueError("give one of endpoint, gguf, vllm and engine")
+        if not (self.general_engine or self.recorded):
+            raise ValueError("give endpoint, gguf, vllm, engine or recorded")
         return self
 
 

@@ -17,7 +17,7 @@ from smallfirst.pipeline.large_model import (
     OpenAnswers,
     fixed_shots,
     general_model,
-    general_model_location,
+    general_source,
     recorded_answers,
     recorded_open_answers,
     sample_rows,
@@ -126,7 +126,7 @@ def test_a_task_file_may_name_a_model_for_vllm(tmp_path: Path, tiny_folder: Path
     file = task_file(tmp_path, LargeConfig(vllm=settings))
     model = general_model(file)
     assert model.name == tiny_folder.name
-    assert general_model_location(file) == tiny_folder
+    assert general_source(file).location == tiny_folder
     with pytest.raises(ConfigError, match="cannot be given"):
         general_model(task_file(tmp_path, LargeConfig(vllm=settings.model_copy(update={"options": ("--host",)}))))
 

@@ -84,10 +84,10 @@ def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tm
 @pytest.mark.parametrize(
     ("large", "rule"),
     [
-        ("{shots_per_label: 1}", "give endpoint, gguf, vllm or recorded"),
+        ("{shots_per_label: 1}", "give endpoint, gguf, vllm, engine or recorded"),
         (
             "{gguf: x, endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}}",
-            "give one of endpoint, gguf and vllm",
+            "give one of endpoint, gguf, vllm and engine",
         ),
     ],
 )

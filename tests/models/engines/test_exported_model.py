@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from smallfirst.errors import ConfigError
+from smallfirst.models.engines.exported_model import ExportedModel
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.models.servers.exported import ExportedModel
 from smallfirst.pricing import PriceBook
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify

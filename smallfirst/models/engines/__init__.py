@@ -1,0 +1,1 @@
+"""What runs a model: PyTorch, llama.cpp, vLLM, a linear classifier or an endpoint, found in one registry."""

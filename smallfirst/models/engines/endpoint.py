@@ -1,0 +1,30 @@
+"""The engine of models behind an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
+from smallfirst.models.protocol import Model
+from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.records import parse_record
+
+
+class EndpointEngine:
+    """Sends requests to an address. Its settings are those of EndpointConfig, without `base_url`."""
+
+    def is_installed(self) -> bool:
+        """Return True: it needs nothing else."""
+        return True
+
+    def assess(self, source: ModelSource, environment: Environment) -> Assessment:
+        """Return that it can if the source is an address."""
+        return Assessment(source.is_address, "it is an address" * source.is_address, "asked at its address")
+
+    def load(self, source: ModelSource) -> Model:
+        """Return the endpoint, not connected yet. Raise ConfigError without its key, PriceUnknown."""
+        from smallfirst.models.remote.model import EndpointModel
+
+        settings = {**source.settings, "base_url": source.location}
+        return EndpointModel(parse_record(EndpointConfig, settings, where="endpoint"), source.prices)
+
+
+ENDPOINT = EndpointEngine()
