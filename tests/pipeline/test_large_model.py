@@ -183,6 +183,6 @@ def test_a_path_without_a_large_model_says_what_to_add(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         general_model(task_file(tmp_path, LargeConfig(recorded=Path("large.jsonl"))))
     assert str(caught.value) == (
-        "large: names only recorded answers, nobody who could answer new requests\n"
-        "  next: add endpoint:, gguf: or vllm: under large: in task.yaml"
+        "large: names only recorded answers, no model that could answer new requests\n"
+        "  next: add endpoint:, gguf:, vllm: or engine: under large: in task.yaml"
     )
