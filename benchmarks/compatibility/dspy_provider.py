@@ -33,12 +33,12 @@ SERVE = """
 import sys
 from pathlib import Path
 from benchmarks.paths import RESULTS
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst import load_model, serve
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 name = sys.argv[1]
-model = load_model(registry.resolve(f"{name}/1").folder)
+model = load_model(versions.resolve(f"{name}/1").folder)
 serve({name: model}, ledger=Ledger(Path("ledger.db").absolute()), settings=ServeSettings(port=int(sys.argv[2])))
 """
 

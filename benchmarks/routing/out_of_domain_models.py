@@ -101,11 +101,11 @@ def tuned(scope: Scope, folder: Path) -> LinearClassifier:
 def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
     """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
     from smallfirst.models.catalog import find_weights
-    from smallfirst.registry import runs as tracking
+    from smallfirst.registry import runs
     from smallfirst.training.run import train
 
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'mlflow.db'}")
-    with tracking.open_run("out_of_domain", folder.name, params={}) as tracked:
+    with runs.open_run("out_of_domain", folder.name, params={}) as tracked:
         run = train(lesson, config, base=(base, find_weights(base)), tracked=tracked, folder=folder)
     say(f"{folder.name}: {run.validation_curve}, {run.seconds / 60:.1f} min")
 

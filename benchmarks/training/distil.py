@@ -30,7 +30,7 @@ from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.project.task_file import DEFAULT_ENCODER, read_task_file
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
@@ -90,7 +90,7 @@ class Bench:
         epochs = max(2, min(10, round(EPOCHS_TOKENS / n_tokens)))
         config = TrainConfig(duration=f"{epochs}ep", learning_rate=rate, max_seq_tokens=256)
         folder = self.out / f"tuned-{tag}-{rate:g}"
-        with tracking.open_run("distil", folder.name, params={}) as tracked:
+        with runs.open_run("distil", folder.name, params={}) as tracked:
             run = train(
                 EncoderRecipe(self.task, rows, self.choose),
                 config,
@@ -106,7 +106,7 @@ class Bench:
         """The small causal model, its lower half frozen."""
         config = TrainConfig(duration="4ep", frozen_layers=15)
         folder = self.out / f"small-{tag}"
-        with tracking.open_run("distil", folder.name, params={}) as tracked:
+        with runs.open_run("distil", folder.name, params={}) as tracked:
             lesson = TaskRecipe(self.task, rows, self.choose)
             run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=folder)
         say(f"small on {tag}: {run.seconds:.0f} s, {run.validation_curve}")

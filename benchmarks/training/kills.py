@@ -34,7 +34,7 @@ from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec, utc_now
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
 
@@ -202,14 +202,14 @@ def _went_on(job: JobFolder) -> str:
 
 def _faults(job: JobFolder, whole: dict[str, Any]) -> list[str]:
     """What is not as it would be had nothing happened."""
-    versions = [version for version in registry.list_versions(NAME) if version.tags.get("job") == job.name]
+    registered = [version for version in versions.list_versions(NAME) if version.tags.get("job") == job.name]
     experiment = client().get_experiment_by_name(job.order.experiment)
     runs = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
     stati = sorted(run.info.status for run in runs)
     checks = {
         f"ended {job.state}": job.state == "COMPLETED",
         "other weights": (job.run_folder / "model").is_dir() and _weights(job) == whole["sha256"],
-        f"{len(versions)} registered versions": len(versions) == 1,
+        f"{len(registered)} registered versions": len(registered) == 1,
         f"MLflow runs {stati}": stati.count("FINISHED") == 1 and set(stati) <= {"FINISHED", "KILLED"},
         "a checkpoint is left": not (job.run_folder / "checkpoint").exists(),
     }

@@ -16,7 +16,7 @@ from smallfirst.data.sources.text_files import load
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import read_manifest
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.stats import intervals as stats
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
@@ -40,7 +40,7 @@ def main() -> None:
     labels = tuple(sorted({example.answer for example in rows["train"].examples}))
     task = Classify(name="minutes", labels=labels, about="Messages of an online bank's customers.")
     config = TrainConfig(duration=f"{wanted.epochs}ep", frozen_layers=wanted.frozen, learning_rate=wanted.rate)
-    with tracking.open_run("minutes", wanted.out.name, params={}) as tracked:
+    with runs.open_run("minutes", wanted.out.name, params={}) as tracked:
         lesson = TaskRecipe(task, rows["train"], rows["validation"])
         run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=wanted.out)
     began = None

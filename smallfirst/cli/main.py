@@ -219,9 +219,9 @@ def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, preci
 @TASK
 def rollback(task_yaml: Path) -> None:
     """Make the former champion champion again."""
-    from smallfirst.registry import versions as registry
+    from smallfirst.registry import versions
 
-    version = registry.rollback(_file(task_yaml).register_to)
+    version = versions.rollback(_file(task_yaml).register_to)
     click.echo(f"{version.name} version {version.version} @champion")
 
 

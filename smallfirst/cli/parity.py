@@ -32,10 +32,10 @@ def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | Non
     from smallfirst.project.project import Project
     from smallfirst.project.run_folder import RunFolder
     from smallfirst.project.task_file import read_task_file
-    from smallfirst.registry import versions as registry
+    from smallfirst.registry import versions
 
     project = Project.read(read_task_file(task_yaml), Progress())
-    version = registry.resolve(f"{project.file.register_to}@{registry.CHAMPION}")
+    version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")
     run_folder = RunFolder.latest(project.file.name, version.tags.get("run"))
     where = (url, name or f"{project.file.name}-small", os.environ.get(key_env, ""))
     found = _checked(project, run_folder, version, where, n_rows)

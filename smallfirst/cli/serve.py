@@ -90,11 +90,10 @@ def _engines(wanted: Sequence[Path]) -> str:
     from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
     from smallfirst.pipeline.large_model import general_source
     from smallfirst.project.task_file import read_task_file
-    from smallfirst.registry import versions as registry
 
     environment, choices = detect_environment(), []
     for file in map(read_task_file, wanted):
-        version = registry.resolve(f"{file.register_to}@{registry.CHAMPION}")
+        version = versions.resolve(f"{file.register_to}@{versions.CHAMPION}")
         choices.append(choose_engine(ModelSource(version.folder, f"{file.name}-small"), environment))
         if (source := general_source(file, download=False)) is not None:
             choices.append(choose_engine(source._replace(name=f"{file.name}-large"), environment))

@@ -35,7 +35,7 @@ from smallfirst.pipeline.router_setup import versioned_name
 from smallfirst.pricing import PriceBook
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.routing import policies as policy
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import Router
@@ -54,7 +54,7 @@ class RegisteredEntity(Record):
 
     @property
     def reference(self) -> str:
-        """As `registry.resolve` takes it."""
+        """As `versions.resolve` takes it."""
         return self.model + (self.version if self.version.startswith("@") else f"/{self.version}")
 
 
@@ -117,7 +117,7 @@ def resolve_versions(plan: EndpointPlan) -> dict[str, int]:
         if alias == entity.version:
             found[entity.name] = int(alias)
             continue
-        there = [v.version for v in registry.list_versions(entity.model) if alias in v.aliases]
+        there = [v.version for v in versions.list_versions(entity.model) if alias in v.aliases]
         if not there:
             raise RegistryError(f'{entity.model} has no version called "{alias}"', hint="promote one")
         found[entity.name] = there[0]
@@ -131,15 +131,15 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
     without a certificate.
     """
     external: dict[str, Model] = {one.name: external_model(one, plan.prices) for one in plan.external}
-    inner, versions, notes = dict(external), {}, []
+    inner, loaded, notes = dict(external), {}, []
     able: Model | None = None
     for entity in plan.registered:
-        version = registry.resolve(entity.reference)
+        version = versions.resolve(entity.reference)
         # Before anything large is read: it may be missing for a while after a promotion.
         certificate = _certificate(version, plan.cascade) if plan.cascade else None
         shown = versioned_name(entity.name, version.version)
         able = inner[entity.name] = load_model(version.folder, name=shown, price=plan.prices.machine)
-        versions[entity.name] = version.version
+        loaded[entity.name] = version.version
         if plan.cascade and certificate:
             large = external[plan.cascade.fallback]
             inner[entity.name] = _cascade(version, certificate, (able, large), plan.cascade)
@@ -152,7 +152,7 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
     whole = TrafficSplit(
         name, inner, weights, sticky_by=plan.sticky_by, able=able if len(plan.registered) == 1 else None
     )
-    return LoadedEndpoint({name: whole, **alone}, versions, tuple(notes))
+    return LoadedEndpoint({name: whole, **alone}, loaded, tuple(notes))
 
 
 def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
@@ -165,10 +165,10 @@ def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
         raise PriceUnknown(f"{entity.name}: {error.args[0]}", hint=hint.replace("'", '"')) from None
 
 
-def _certificate(version: registry.ModelVersion, cascade: Cascade) -> Certificate:
+def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificate:
     """The version's certificate. Raises StageMissing where it has none that its answers could stand on."""
     what = f"{version.name} version {version.version}"
-    raw = registry.read_attachment(version.name, version.version, "certificate.json")
+    raw = versions.read_attachment(version.name, version.version, "certificate.json")
     if raw is None:
         raise StageMissing(
             f"{what} has no certificate, so nothing says when its answers may stand",
@@ -190,7 +190,7 @@ def _certificate(version: registry.ModelVersion, cascade: Cascade) -> Certificat
 
 
 def _cascade(
-    version: registry.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
+    version: versions.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
 ) -> Router:
     """The version's model on its certificate, in front of the fallback, which is told the task.
 
@@ -199,7 +199,7 @@ def _cascade(
     """
     (small, large), manifest = models, read_manifest(version.folder)
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
-    heads = ConfidenceHeads.model_validate_json(registry.read_attachment(version.name, version.version, HEADS) or b"{}")
+    heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
     if manifest.kind != "chats":
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""

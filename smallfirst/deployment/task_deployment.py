@@ -35,7 +35,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.monitoring.monitor import Monitor
 from smallfirst.routing.policies import WINDOW_SECONDS, BudgetTracker
@@ -106,16 +106,16 @@ class TaskDeployment:
     def wanted(self) -> TargetVersions:
         """What the aliases name now: a lookup, no file is read. Raises RegistryError without a champion."""
         name = self.file.register_to
-        named = {alias: v.version for v in registry.list_versions(name) for alias in v.aliases}
-        if registry.CHAMPION not in named:
+        named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
+        if versions.CHAMPION not in named:
             raise RegistryError(f"{name} has no champion any more", hint="smallfirst promote task.yaml")
         return TargetVersions(
-            named[registry.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
+            named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
         )
 
     def certified(self, version: int) -> bool:
         """True if a version has its certificate: without one it is not loaded."""
-        return registry.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
+        return versions.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
 
     def standing(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
         """The Router of a version under watch, with the models that are served beside it.
@@ -133,7 +133,7 @@ class TaskDeployment:
 
     def _standing(self, wanted: TargetVersions, loaded: list[Model], trial: Trial | None) -> DeployedVersion:
         file = self.file
-        version = registry.resolve(f"{file.register_to}/{wanted.champion}")
+        version = versions.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
         run_folder = RunFolder.latest(file.name, version.tags.get("run"))
         certificate = Certificate.model_validate_json(_attached(version, CERTIFICATE))
@@ -237,8 +237,8 @@ def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model 
     return large, asyncio.run(large_path.recorded_open_answers(file, project.rows, progress=project.progress)) or large
 
 
-def _attached(version: registry.ModelVersion, filename: str, otherwise: bytes | None = None) -> bytes:
-    raw = registry.read_attachment(version.name, version.version, filename)
+def _attached(version: versions.ModelVersion, filename: str, otherwise: bytes | None = None) -> bytes:
+    raw = versions.read_attachment(version.name, version.version, filename)
     if raw is None and otherwise is None:
         raise StageMissing(
             f"{version.name} version {version.version} has no certificate", hint="smallfirst calibrate task.yaml"

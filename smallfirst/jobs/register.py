@@ -11,7 +11,7 @@ from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict, override
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobResult
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.training.run import Run
 
 NO_GATE = "no gate was declared"
@@ -24,7 +24,7 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
         order = job.order
         tags = {"task": order.name, "job": order.name, "base": order.model, "lesson": order.lesson}
         verdict = _signed(job)
-        version = registry.register(run.folder, verdict, name=order.register_to, run_id=run.run_id, tags=tags).version
+        version = versions.register(run.folder, verdict, name=order.register_to, run_id=run.run_id, tags=tags).version
     result = JobResult(model=job.order.register_to, version=version, best_epoch=run.best_epoch)
     result.save(job.folder / "result.json")
     return result
@@ -32,10 +32,10 @@ def register_model(job: JobFolder, run: Run) -> JobResult:
 
 def _registered_before(job: JobFolder) -> int | None:
     try:
-        versions = registry.list_versions(job.order.register_to)
+        registered = versions.list_versions(job.order.register_to)
     except RegistryError:  # nothing has this name yet
         return None
-    return next((v.version for v in versions if v.tags.get("job") == job.name), None)
+    return next((v.version for v in registered if v.tags.get("job") == job.name), None)
 
 
 def _signed(job: JobFolder) -> Verdict:

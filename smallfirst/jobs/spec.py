@@ -98,7 +98,7 @@ class JobResult(Record):
 
     @property
     def reference(self) -> str:
-        """What `registry.resolve` takes."""
+        """What `registry.versions.resolve` takes."""
         return f"{self.model}/{self.version}"
 
 

@@ -28,7 +28,7 @@ from smallfirst.pipeline.proxy_labels import certify_from_proxy_labels
 from smallfirst.pipeline.router_setup import cascade_stages, save_reference
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.policies import DifficultyPolicy
@@ -53,7 +53,7 @@ def certify_promoted(project: Project, run_folder: RunFolder) -> tuple[Certifica
     certificate = _certified(project, run_folder, promoted, (drafts, large))
     certificate.save(run_folder.folder / "certificate.json")
     for filename, kept in (("certificate.json", certificate), (HEADS, heads)):
-        registry.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
+        versions.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
     values = [doubt.value for doubt in doubts]
     save_reference(project, (promoted.name, promoted.version), drafts[-1], values, large)
     project.progress.log(f"certificate: {certificate.why}")

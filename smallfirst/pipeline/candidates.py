@@ -15,7 +15,7 @@ from smallfirst.pipeline import large_model as large_path
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.ood.gate import DomainGate, SignatureGate
 from smallfirst.routing.types import OodDetector, OodScore
@@ -59,7 +59,7 @@ def tune_encoder(project: Project, run_folder: RunFolder) -> None:
     params = {"base": small.encoder, "n_train": len(project.rows.train), "task": project.file.name}
     params |= {f"train.{k}": v for k, v in small.encoder_training.model_dump().items()}
     with (
-        tracking.open_run(project.file.name, f"{run_folder.folder.name}-tuned", params=params) as tracked,
+        runs.open_run(project.file.name, f"{run_folder.folder.name}-tuned", params=params) as tracked,
         project.progress.bar("tuning encoder", 100, unit="%") as update,
     ):
         run = train(

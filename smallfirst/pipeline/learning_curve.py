@@ -32,7 +32,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.pipeline.large_model import sample_rows
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.training.config import TrainConfig, parse_duration
 
@@ -119,7 +119,7 @@ class _FineTuned:
         file, folder = self.project.file, self.folder / str(len(part))
         config = part_config(file.small.training, len(part), len(self.project.rows.train))
         name = f"learning-{len(part)}"
-        with tracking.open_run(file.name, name, params={"n_train": len(part)}) as tracked:
+        with runs.open_run(file.name, name, params={"n_train": len(part)}) as tracked:
             train(
                 TaskRecipe(self.project.task, part, self.project.rows.selection),
                 config,

@@ -28,7 +28,7 @@ from smallfirst.pipeline.parity_requests import SHOWN_CHARS, EndpointReply, ask_
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
 from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.task import Task
@@ -169,18 +169,18 @@ async def check_parity(
 def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
     """What the version answers through the real server, kept beside it in the registry as `parity.json`.
 
-    Call it between `registry.register` and `registry.promote`. Raises ParityFailed naming the rows that differ,
+    Call it between `versions.register` and `versions.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
     """
     name = f"{project.file.name}-small"
     rows = parity_rows(project, run_folder, candidate)
-    folder = registry.resolve(f"{version.name}/{version.version}").folder
+    folder = versions.resolve(f"{version.name}/{version.version}").folder
     with serve_on_loopback({name: load_model(folder, name=name, price=project.file.prices.machine)}) as address:
         found = asyncio.run(
             check_parity(address, name, rows, task=project.task, bests=top_two_lookup(project, run_folder, candidate))
         )
     found = found.model_copy(update={"version": version.version})
-    registry.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
+    versions.attach(version.name, version.version, PARITY, found.model_dump_json(indent=2).encode())
     project.progress.log(f"parity: {found.in_words[0]}")
     return require_parity(found)
 

@@ -17,7 +17,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.stats.intervals import Estimate
 
 FILE_NAME = "retention.json"
@@ -101,7 +101,7 @@ def _log(run_folder: RunFolder, measured: RetentionRecord) -> None:
     """Nothing back; figures and answers are in the MLflow run of the fine-tune."""
     from smallfirst.training.run import Run
 
-    tracked = tracking.TrackedRun(tracking.client(), Run.load(run_folder.folder / "run.json").run_id)
+    tracked = runs.TrackedRun(runs.client(), Run.load(run_folder.folder / "run.json").run_id)
     found = measured.retention
     figures: dict[str, float | None] = {"retention/before": found.before, "retention/after": found.after}
     for name in ("kept", "difference", "right_before", "right_after"):

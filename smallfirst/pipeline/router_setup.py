@@ -19,7 +19,7 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.types import RouterOptions, Stage
 
@@ -52,7 +52,7 @@ def save_reference(
         labels=tuple(row.answer for row in small.rows if row.answer is not None) if project.task.closed else (),
         large_usd=large.cost_usd_per_1k / 1000 if large else None,
     )
-    registry.attach(*promoted, REFERENCE, found.model_dump_json().encode())
+    versions.attach(*promoted, REFERENCE, found.model_dump_json().encode())
     return found
 
 
@@ -111,6 +111,6 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
     """
     if not routes_to_challenger(file):
         return ()
-    found = registry.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
+    found = versions.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
     name = versioned_name(f"{file.name}-{CHALLENGER}", found.version)
     return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)

@@ -37,8 +37,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.registry import runs as tracking
-from smallfirst.registry import versions as registry
+from smallfirst.registry import runs, versions
 from smallfirst.registry.evaluations import log_evaluation
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.router import Router
@@ -155,12 +154,12 @@ def _place(project: Project, *, resume: bool) -> RunFolder:
     return RunFolder.new(project.file.name)
 
 
-def _tracked(task: str, run_folder: RunFolder, params: dict[str, object]) -> tracking.TrackedRun:
+def _tracked(task: str, run_folder: RunFolder, params: dict[str, object]) -> runs.TrackedRun:
     """The MLflow run that the folder began with, else a new one."""
     from smallfirst.training.events import EventLog
 
     begun = [e.values["run_id"] for e in EventLog(run_folder.folder / "events.jsonl").read() if e.kind == "CREATED"]
-    return tracking.resume_run(begun[0]) if begun else tracking.open_run(task, run_folder.folder.name, params=params)
+    return runs.resume_run(begun[0]) if begun else runs.open_run(task, run_folder.folder.name, params=params)
 
 
 def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
@@ -225,7 +224,7 @@ def promote_stage(project: Project, run_folder: RunFolder) -> Promotion:
     """
     verdicts = run_folder.verdicts()
     candidate = chosen_candidate(project, verdicts)
-    version = registry.register(
+    version = versions.register(
         run_folder.model_folder(candidate),
         verdicts.of(candidate),
         name=project.file.register_to,
@@ -233,7 +232,7 @@ def promote_stage(project: Project, run_folder: RunFolder) -> Promotion:
         tags={"task": project.file.name, "run": run_folder.folder.name},
     )
     parity_stage(project, run_folder, version, candidate)
-    registry.promote(version.name, version.version)
+    versions.promote(version.name, version.version)
     promoted = Promotion(
         name=version.name,
         version=version.version,
@@ -258,8 +257,8 @@ def report_stage(project: Project, run_folder: RunFolder) -> Path:
     from smallfirst.report.page import save
 
     path = save(report_data(project, run_folder, diagnose(project, run_folder)), run_folder.folder / "report.html")
-    tracking.resume_run(_mlflow_run(run_folder)).log_artifact(path)
-    tracking.resume_run(_mlflow_run(run_folder)).finish()
+    runs.resume_run(_mlflow_run(run_folder)).log_artifact(path)
+    runs.resume_run(_mlflow_run(run_folder)).finish()
     project.progress.log(f"report: {path}")
     return path
 

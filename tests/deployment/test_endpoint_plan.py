@@ -29,7 +29,7 @@ from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Req
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
@@ -114,8 +114,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
         line = CheckResult(requirement="accuracy at least 0.9", measured="1.0 n=24", passed=True)
         verdict = Verdict(candidate="words", checks=(line,), passed=True, evaluation_fingerprint="e")
         for _ in range(2):
-            registry.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
-        registry.promote(NAME, 1)
+            versions.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
+        versions.promote(NAME, 1)
         keep(certificate(issued=True))
         yield
 
@@ -143,7 +143,7 @@ def certificate(*, issued: bool) -> Certificate:
 
 
 def keep(found: Certificate) -> None:
-    registry.attach(NAME, 1, "certificate.json", found.model_dump_json().encode())
+    versions.attach(NAME, 1, "certificate.json", found.model_dump_json().encode())
 
 
 def plan(version: str = "1", *, cascade: Cascade | None = None) -> EndpointPlan:

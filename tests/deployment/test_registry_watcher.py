@@ -24,7 +24,7 @@ from smallfirst.deployment.service import deploy
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.paths import home
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 
@@ -64,7 +64,7 @@ def start(desk, ledger: Ledger, *turns: int) -> RegistryWatcher:
     """Versions 1, 2, …, the first one champion, served in this process without a thread."""
     for turn in turns:
         desk.register(turn)
-    registry.promote(registry.resolve("main.desk.toy/1").name, 1)
+    versions.promote(versions.resolve("main.desk.toy/1").name, 1)
     return deploy([desk.file], ledger).watch
 
 
@@ -77,7 +77,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     assert list(watch.fleet) == ["toy", "toy-small"]
     left = watch.fleet.active["toy"].models["toy-small"]
 
-    registry.promote("main.desk.toy", 2)
+    versions.promote("main.desk.toy", 2)
     assert watch.look() == ["toy"]
     second = answer(small)
     assert second.answered_by == "toy-small@2"
@@ -88,7 +88,7 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
     assert watch.by_task["toy"].certificate == watch.fleet.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
 
-    registry.rollback("main.desk.toy")
+    versions.rollback("main.desk.toy")
     assert watch.look() == ["toy"]
     assert answer(small).text == first.text
     assert watch.fleet.leaving == []
@@ -103,9 +103,9 @@ def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
     desk, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = start(desk, ledger, 0, 1)
-    weights = registry.resolve("main.desk.toy/2").folder / "model.safetensors"
+    weights = versions.resolve("main.desk.toy/2").folder / "model.safetensors"
     whole = weights.read_bytes()
-    registry.promote("main.desk.toy", 2)
+    versions.promote("main.desk.toy", 2)
     weights.write_bytes(whole[:-1])
     with caplog.at_level(logging.WARNING, "smallfirst.serving"):
         assert [watch.look(), watch.look()] == [[], []]
@@ -129,7 +129,7 @@ def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
 def test_a_version_without_a_certificate_is_taken_once_it_has_one(desk, ledger: Ledger) -> None:
     watch = start(desk, ledger, 0)
     desk.register(1, certified=False)
-    registry.promote("main.desk.toy", 2)
+    versions.promote("main.desk.toy", 2)
     assert [watch.look(), watch.look()] == [[], []]
     assert states(ledger)[-1] == "version 2 is not served: it has no certificate yet; version 1 stays"
     desk.certify(2)
@@ -140,7 +140,7 @@ def test_a_version_without_a_certificate_is_taken_once_it_has_one(desk, ledger: 
 def test_a_version_that_loads_but_does_not_answer_is_not_taken(desk, ledger: Ledger) -> None:
     watch = start(desk, ledger, 0)
     desk.register(1, codes=(10**6,) * 4)  # beyond the vocabulary
-    registry.promote("main.desk.toy", 2)
+    versions.promote("main.desk.toy", 2)
     before = threading.active_count()
     assert watch.look() == []
     assert "version 2 is not served: toy-small@2 could not answer" in states(ledger)[-1]
@@ -168,7 +168,7 @@ def test_aliases_that_cannot_be_looked_up_change_nothing(
 def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledger) -> None:
     watch = start(desk, ledger, 0, 1)
     old = watch.by_task["toy"]
-    registry.promote("main.desk.toy", 2)
+    versions.promote("main.desk.toy", 2)
 
     async def finish_after_the_change() -> None:
         late = await watch.fleet["toy"].complete(Request.ask(TEXT))
@@ -216,7 +216,7 @@ def _answered_by(reply: httpx.Response) -> str:
 def test_a_running_server_follows_without_a_dropped_request(desk) -> None:
     for turn in (0, 1):
         desk.register(turn)
-    registry.promote("main.desk.toy", 1)
+    versions.promote("main.desk.toy", 1)
     command = [sys.executable, "-c", SERVER, str(desk.path)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert server.stdout is not None
@@ -227,8 +227,8 @@ def test_a_running_server_follows_without_a_dropped_request(desk) -> None:
     try:
         moved = [time.monotonic()]
         for move, expected in (
-            (lambda: registry.promote("main.desk.toy", 2), "toy-small@2"),
-            (lambda: registry.rollback("main.desk.toy"), "toy-small@1"),
+            (lambda: versions.promote("main.desk.toy", 2), "toy-small@2"),
+            (lambda: versions.rollback("main.desk.toy"), "toy-small@1"),
         ):
             _wait_for(clients, "toy-small@1" if expected.endswith("2") else "toy-small@2", moved[-1])
             move()
@@ -281,8 +281,8 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
     desk.path.write_text(json.dumps({**settings, "routing": {"domain": "off", "policies": [split]}}))
     for turn in (0, 1, 2):
         desk.register(turn)
-    registry.promote("main.desk.toy", 1)
-    with pytest.raises(registry.RegistryError, match="leads to the challenger, and no version"):
+    versions.promote("main.desk.toy", 1)
+    with pytest.raises(versions.RegistryError, match="leads to the challenger, and no version"):
         deploy([desk.file], ledger)
     point(2)
     watch = deploy([desk.file], ledger).watch

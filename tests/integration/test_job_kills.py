@@ -17,7 +17,7 @@ import pytest
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.events import EventLog
 
@@ -77,8 +77,8 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.output_tail()
     assert weights(broken) == weights(whole)
     assert happened(whole, "RESUMED") == 0
-    versions = registry.list_versions("main.toys.desk")
-    assert sorted(version.tags["job"] for version in versions) == ["broken", "whole"]
+    registered = versions.list_versions("main.toys.desk")
+    assert sorted(version.tags["job"] for version in registered) == ["broken", "whole"]
     (experiment,) = client().search_experiments(filter_string="name = 'toys'")
     runs = client().search_runs([experiment.experiment_id])
     stati = sorted(run.info.status for run in runs if run.data.tags["job"] == "broken")

@@ -25,7 +25,7 @@ from smallfirst.progress import Progress, ProgressCallback
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
@@ -78,7 +78,7 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
     assert outcome.large.accuracy.n == 200
     assert outcome.routed is not None
     assert 0 <= outcome.routed.share <= 1
-    assert registry.resolve("main.claims.tickets@champion").version == 1
+    assert versions.resolve("main.claims.tickets@champion").version == 1
     assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
     assert "gate PASS · promoted main.claims.tickets version 1 @champion" in table(outcome)

@@ -18,7 +18,7 @@ from smallfirst.jobs import worker as process
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
 from smallfirst.jobs.spec import JobSpec, MlflowIds
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
 from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
@@ -75,7 +75,7 @@ def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec,
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
     assert first.result is not None
     assert first.result.reference == "main.toys.desk/1"
-    version = registry.resolve("main.toys.desk/1")
+    version = versions.resolve("main.toys.desk/1")
     assert (version.tags["signed_by"], version.tags["because"]) == ("somebody", "no gate was declared")
     assert version.run_id == tracking(first)
     assert version.aliases == ()  # nothing goes live by itself
@@ -87,7 +87,7 @@ def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec,
     # Had it been killed between registering and saying so, it would find its version again.
     run = Run.load(first.run_folder / "run.json")
     assert register_model(first, run) == first.result
-    assert len(registry.list_versions("main.toys.desk")) == 1
+    assert len(versions.list_versions("main.toys.desk")) == 1
 
 
 def tracking(job: JobFolder) -> str:

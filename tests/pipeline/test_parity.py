@@ -29,7 +29,7 @@ from smallfirst.pipeline.parity_requests import ask_all
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.classify import Classify
 
@@ -50,8 +50,8 @@ def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Project, RunFol
     return project, run_folder
 
 
-def kept(version: registry.ModelVersion) -> ParityResult:
-    raw = registry.read_attachment(version.name, version.version, "parity.json")
+def kept(version: versions.ModelVersion) -> ParityResult:
+    raw = versions.read_attachment(version.name, version.version, "parity.json")
     assert raw is not None
     return ParityResult.model_validate_json(raw)
 
@@ -211,7 +211,7 @@ def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
 def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run_folder = measured(desk)
     version = desk.enter(run_folder.folder / "model", run=run_folder.folder.name)
-    registry.promote(version.name, version.version)
+    versions.promote(version.name, version.version)
     main = CommandGroup(commands={"parity": parity})
     started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])
     assert (started.exit_code, json.loads(started.stdout)["passed"]) == (0, True)

@@ -29,7 +29,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import SmallConfig, TaskFile, read_task_file
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 
 ANSWERS = ("card", "refund", "late", "exchange", "lost", "pin")
 
@@ -112,7 +112,7 @@ def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(project: Projec
     n = sum(measured.after.right)
     assert found.right_after.value == n / 30
     assert found.kept.value == pytest.approx((n - (30 - n) * (1 / 6) / (5 / 6)) / 30)
-    run = tracking.client().get_run(json.loads((run_folder.folder / "run.json").read_text())["run_id"])
+    run = runs.client().get_run(json.loads((run_folder.folder / "run.json").read_text())["run_id"])
     assert run.data.metrics["retention/kept"] == pytest.approx(found.kept.value)
     assert run.data.metrics["retention/difference"] == pytest.approx(n / 30 - 1)
     assert run.data.metrics["retention/right_before"] == 1.0
@@ -174,7 +174,7 @@ def test_the_gate_holds_the_fine_tuned_model_to_it(project: Project, run_folder:
 
 def test_questions_that_cannot_be_asked_are_told_before_training(project: Project) -> None:
     bad = project.file.gate.model_copy(update={"retention_prompts": Path("task.yaml")})
-    runs = list((Path(module.home()) / "tasks" / "toy").glob("*"))
+    before = list((Path(module.home()) / "tasks" / "toy").glob("*"))
     with pytest.raises(DataError, match=r"task\.yaml"):
         train_stage(project._replace(file=project.file.model_copy(update={"gate": bad})))
-    assert list((Path(module.home()) / "tasks" / "toy").glob("*")) == runs
+    assert list((Path(module.home()) / "tasks" / "toy").glob("*")) == before

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.registry import runs as tracking
+from smallfirst.registry import runs
 from smallfirst.registry.runs import TrackedRun, client, open_run, resume_run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def test_metrics_wait_in_memory_until_the_next_batch() -> None:
 
 
 def test_metrics_are_written_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(runs, "FLUSH_INTERVAL_S", 0.05)
     with open_run("tickets", "live") as run:
         time.sleep(0.06)
         run.log_metrics(1, {"loss": 2.0})
@@ -146,7 +146,7 @@ def test_long_values_are_cut_and_many_parameters_accepted() -> None:
 
 def test_a_password_in_the_store_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://ada:secret@127.0.0.1/runs")
-    with pytest.raises(SmallfirstError) as caught, tracking.store_errors():
+    with pytest.raises(SmallfirstError) as caught, runs.store_errors():
         raise OSError("no route")
     assert "postgresql://ada:***@127.0.0.1/runs refused: no route" in str(caught.value)
     assert "secret" not in str(caught.value)

@@ -23,8 +23,8 @@ from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import Record
-from smallfirst.registry import runs as tracking
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
+from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion
 
 CHALLENGER = "challenger"
@@ -155,7 +155,7 @@ def _grown(project: Project, rows: Path) -> Project:
 
 
 def _champion(project: Project) -> _Champion:
-    version = registry.resolve(f"{project.file.register_to}@{registry.CHAMPION}")
+    version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")
     run, candidate = version.tags.get("run"), version.tags.get("candidate", "")
     if run is None:
         raise StageMissing(
@@ -211,7 +211,7 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
     )
     if found.won:
         trial.save(run_folder.folder / "promoted.json")
-        registry.promote(version.name, version.version)
+        versions.promote(version.name, version.version)
         _drop_alias(version.name)
     result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
     for line in result.in_words:
@@ -223,29 +223,29 @@ def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) ->
     """The challenger's version, under the alias `challenger`."""
     from smallfirst.training.run import Run
 
-    version = registry.register(
+    version = versions.register(
         run_folder.model_folder(made.candidate),
         made.verdict,
         name=grown.file.register_to,
         run_id=Run.load(run_folder.folder / "run.json").run_id,
         tags={"task": made.task, "run": made.run, "challenged": str(made.champion)},
     )
-    with tracking.store_errors():
-        tracking.client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
+    with store_errors():
+        client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
     return version
 
 
 def _drop_alias(name: str) -> None:
-    with tracking.store_errors():
-        tracking.client().delete_registered_model_alias(name, CHALLENGER)
+    with store_errors():
+        client().delete_registered_model_alias(name, CHALLENGER)
 
 
 def _look(champion: _Champion, run_folder: RunFolder) -> int:
     """Which challenge of this champion the run is; written down before anything is compared."""
     name, version, run = champion.version.name, champion.version.version, run_folder.folder.name
-    raw = registry.read_attachment(name, version, COMPARISON_LOG)
+    raw = versions.read_attachment(name, version, COMPARISON_LOG)
     runs = ComparisonLog.model_validate_json(raw).runs if raw else ()
     if run not in runs:
         runs = (*runs, run)
-        registry.attach(name, version, COMPARISON_LOG, ComparisonLog(runs=runs).model_dump_json(indent=2).encode())
+        versions.attach(name, version, COMPARISON_LOG, ComparisonLog(runs=runs).model_dump_json(indent=2).encode())
     return runs.index(run) + 1

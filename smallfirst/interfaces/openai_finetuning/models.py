@@ -28,7 +28,7 @@ from smallfirst.serving.openai.errors import ApiError
 _log = logging.getLogger("smallfirst.serving")
 
 Load = Callable[[str, str], Model]
-"""From a name and what `registry.resolve` takes to the Model; may take seconds."""
+"""From a name and what `versions.resolve` takes to the Model; may take seconds."""
 
 
 class _Seat:
@@ -209,6 +209,6 @@ async def _close(seat: _Seat) -> None:
 
 
 def _resolve(reference: str) -> Path:
-    from smallfirst.registry import versions as registry
+    from smallfirst.registry import versions
 
-    return registry.resolve(reference).folder
+    return versions.resolve(reference).folder

@@ -22,7 +22,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.stats.intervals import wilson
@@ -170,7 +170,7 @@ def make_champion(project: Project) -> RunFolder:
 
 
 def aliases() -> dict[str, int]:
-    return {alias: v.version for v in registry.list_versions("main.tests.toy") for alias in v.aliases}
+    return {alias: v.version for v in versions.list_versions("main.tests.toy") for alias in v.aliases}
 
 
 def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_certified(
@@ -209,9 +209,9 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert won.contest.difference.value > 0.3
     assert won.proposal.n_new == 32
     assert aliases() == {"previous": 1, "champion": 3}
-    assert registry.read_attachment("main.tests.toy", 3, "certificate.json")
+    assert versions.read_attachment("main.tests.toy", 3, "certificate.json")
     assert RunFolder.latest("toy", won.run).promoted().version == 3
-    assert json.loads(registry.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")["runs"] == [
+    assert json.loads(versions.read_attachment("main.tests.toy", 1, COMPARISON_LOG) or b"")["runs"] == [
         lost.run,
         won.run,
     ]

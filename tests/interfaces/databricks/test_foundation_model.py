@@ -27,7 +27,7 @@ from smallfirst.jobs.queue import jobs_folder
 from smallfirst.jobs.spec import JobSpec, MlflowIds
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.training.config import TrainConfig
 
 PATIENCE_S = 240
@@ -164,7 +164,7 @@ def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(tiny_f
     assert run.progress == 1.0
     assert (run.register_to, run.model_version) == ("main.toys.desk", 1)
 
-    assert answer(registry.resolve("main.toys.desk/1").folder, "where is my pin") == "on its way"
+    assert answer(versions.resolve("main.toys.desk/1").folder, "where is my pin") == "on its way"
     (checkpoint,) = fm.get_checkpoints(run.name)
     assert answer(Path(checkpoint), "where is my card") == "on its way"
     again = fm.create(str(tiny_folder), checkpoint_rows(checkpoint), "main.toys", custom_weights_path=checkpoint)

@@ -23,7 +23,7 @@ from smallfirst.interfaces.mlflow_deployments.commands import endpoints as comma
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.tasks.classify import Classify
 
@@ -35,7 +35,7 @@ def large(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
     with pytest.MonkeyPatch.context() as patch, large_server() as found:
         patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
         register_words(folder / "model", toy_rows, toy_task)
-        registry.register(folder / "model", PASSED, name=NAME, run_id=None, tags={})
+        versions.register(folder / "model", PASSED, name=NAME, run_id=None, tags={})
         yield found
         for endpoint in endpoints.all_endpoints():
             endpoints.delete(endpoint.name)
@@ -138,10 +138,10 @@ def changes_without_dropping_a_request(desk: EndpointFolder) -> None:
 
 
 def follows_an_alias(desk: EndpointFolder) -> None:
-    registry.promote(NAME, 2)
+    versions.promote(NAME, 2)
     assert until(lambda: ask(desk).json()["smallfirst"]["answered_by"] == "tickets@2")
     assert describe(desk)["config"]["served_entities"][0]["live_version"] == "2"
-    registry.rollback(NAME)
+    versions.rollback(NAME)
     assert until(lambda: ask(desk).json()["smallfirst"]["answered_by"] == "tickets@1")
 
 
@@ -183,7 +183,7 @@ def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -
     values = config(large.url, version="@champion", routing={"strategy": "cascade", "fallback": "big"})
     endpoint = on_disk("later", {"name": "later", "config": values, "smallfirst": values.pop("routing")})
     live = LiveEndpoint(endpoint)
-    registry.promote(NAME, 2)
+    versions.promote(NAME, 2)
     live._takes_moved()
     assert endpoint.status is not None
     assert "version 2 has no certificate" in endpoint.status.why
@@ -194,7 +194,7 @@ def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -
     live._again_at_s = 0.0
     live._takes_moved()
     assert (endpoint.status.versions, endpoint.status.why) == ({"tickets": 2}, "")
-    registry.rollback(NAME)
+    versions.rollback(NAME)
     live._takes_moved()
     assert endpoint.status.versions == {"tickets": 1}
     asyncio.run(live.aclose())

@@ -21,7 +21,7 @@ from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
 from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec
 from smallfirst.paths import home as state_folder
-from smallfirst.registry import versions as registry
+from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
@@ -131,7 +131,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
     run = fm.get(made.id)
     assert (run.status.display_name, run.created_by) == ("Completed", f"key {hash_key('one')[:8]}")
     assert run.register_to == "main.fine_tuning.desk"
-    assert registry.resolve("main.fine_tuning.desk/1").tags["job"] == made.id
+    assert versions.resolve("main.fine_tuning.desk/1").tags["job"] == made.id
     with pytest.raises(openai.BadRequestError, match="has already ended: it is succeeded"):
         one.fine_tuning.jobs.cancel(made.id)
 
@@ -154,7 +154,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
     assert again.fine_tuning.jobs.cancel(second.id).status == "cancelled"
     order = JobFolder(jobs_folder() / second.id).order
     assert order.model == "tiny"
-    assert order.weights == str(registry.resolve("main.fine_tuning.desk/1").folder)
+    assert order.weights == str(versions.resolve("main.fine_tuning.desk/1").folder)
     assert [listed.id for listed in again.fine_tuning.jobs.list(limit=1)] == [second.id, made.id, gone.name]
     assert [listed.id for listed in again.fine_tuning.jobs.list(metadata={"team": "claims"})] == [made.id]
 
