@@ -90,6 +90,7 @@ def _engines(wanted: Sequence[Path]) -> str:
     from smallfirst.models.engines.selection import choose_engine, detect_environment, explain_choices
     from smallfirst.pipeline.large_model import general_source
     from smallfirst.project.task_file import read_task_file
+    from smallfirst.registry import versions
 
     environment, choices = detect_environment(), []
     for file in map(read_task_file, wanted):
