@@ -34,6 +34,7 @@ from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec, utc_now
+from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.config import TrainConfig
@@ -89,7 +90,7 @@ class Bench:
         """A job of this exam's own process, with checkpoints as close as their price allows."""
         told = {"register_to": NAME, "experiment": "exam", "created_by": "exam", "created_at": utc_now()}
         rows = {"train_rows": str(self.rows), "eval_rows": str(self.rows), "checkpoint_every_s": 0}
-        plain = {"name": name, "lesson": "chat", "model": str(self.model), "config": CONFIG}
+        plain = {"name": name, "recipe": "chat", "model": str(self.model), "config": CONFIG}
         return queue.submit(JobSpec.model_validate({**plain, **rows, **told}))
 
     def elsewhere(self, name: str | None = None) -> subprocess.Popen[str]:
@@ -119,7 +120,7 @@ def unbroken(bench: Bench) -> None:
     job = JobFolder(queue.jobs_folder() / name)
     _until(lambda: job.ended)
     child.communicate()
-    assert job.state == "COMPLETED", job.output_tail()
+    assert job.state == "COMPLETED", output_tail(job.output)
     times = {event.kind: datetime.fromisoformat(event.at) for event in job.events}
     start_s, life_s = ((times[end] - times["CREATED"]).total_seconds() for end in ("TRAIN_STARTED", "COMPLETED"))
     bench.keep(kind="unbroken", create_s=create_s, start_s=start_s, life_s=life_s, sha256=_weights(job))
@@ -203,7 +204,7 @@ def _went_on(job: JobFolder) -> str:
 def _faults(job: JobFolder, whole: dict[str, Any]) -> list[str]:
     """What is not as it would be had nothing happened."""
     registered = [version for version in versions.list_versions(NAME) if version.tags.get("job") == job.name]
-    experiment = client().get_experiment_by_name(job.order.experiment)
+    experiment = client().get_experiment_by_name(job.spec.experiment)
     runs = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
     stati = sorted(run.info.status for run in runs)
     checks = {

@@ -1,16 +1,13 @@
-"""Jobs submitted, found, cancelled and brought back: each is a process that outlives the one that asked for it.
+"""Submit, find, cancel and resume jobs; each is a process that outlives the one that submitted it.
 
-Nothing runs in between. Whoever looks at a job whose process died without a last word starts it again from its
-checkpoint, at most MOST_RESTARTS times without getting on; so a killed process costs the time until somebody looks.
+No daemon runs in between. Whoever looks at a job whose process died starts it again from its checkpoint, at most
+MAX_RESTARTS times without progress; so a killed process costs the time until somebody looks.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import WAITING_STATES, JobFolder
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JOB_NAME, JobSpec
+from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process
 from smallfirst.paths import home
 from smallfirst.registry.runs import Status, resume_run
 from smallfirst.training.events import Event
@@ -27,53 +25,49 @@ from smallfirst.training.events import Event
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3
-"""How often a job is started again without getting on; something then kills it each time."""
-_GOT_ON = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
-"""Events after which restarts are counted anew: more is kept than before, or only a person can have it go on."""
-
+"""Restarts without progress after which a job is given up: something kills it each time."""
+_PROGRESS_EVENTS = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
+"""Events after which restarts are counted anew: more is saved than before, or only a person can resume the job."""
 EXIT_TIMEOUT_S = 5.0
-"""Longest wait for a process that has said how the job ended."""
-
-KEPT_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
-"""Environment variables that a job keeps from its submission, whoever starts its process again."""
+"""Longest wait for the exit of a process that has recorded how its job ended."""
 
 
 class JobNotFound(SmallfirstError):
     """No job has this name."""
 
 
-def submit(order: JobSpec, rows: JobRows | None = None) -> JobFolder:
-    """The job, its process started, which waits for its turn by itself; without `rows` it reads them too.
+def submit(spec: JobSpec, rows: JobRows | None = None) -> JobFolder:
+    """Start the job's process, which waits for its turn, and return the job; without `rows` the process reads them.
 
-    Raises ConfigError if the name is taken.
+    Raise ConfigError if the name is taken.
     """
     _recover_all()
-    folder = jobs_folder() / order.name
+    folder = jobs_folder() / spec.name
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        raise ConfigError(f'there is a job "{order.name}" already', hint="choose another name") from None
+        raise ConfigError(f'there is a job "{spec.name}" already', hint="choose another name") from None
     job = JobFolder(folder)
-    held = try_lock(job.lock)
-    if held is None:
+    lock = try_lock(job.lock)
+    if lock is None:
         raise SmallfirstError(f"{job.lock} is held by another process", hint="submit again")
     try:
         if rows is not None:
-            rows.keep(folder)
-        job.log.append("CREATED", f"fine-tune of {order.model} on {order.train_rows}")
-        here = {"working_folder": Path.cwd(), "environment": _settings()}
-        order.model_copy(update=here).save(folder / "job.json")
-        _start(job, held)
+            rows.save(folder)
+        job.log.append("CREATED", f"fine-tune of {spec.model} on {spec.train_rows}")
+        here = {"working_folder": Path.cwd(), "environment": recorded_environment()}
+        spec.model_copy(update=here).save(folder / "job.json")
+        _start(job, lock)
     finally:
-        os.close(held)  # the process has it now
+        os.close(lock)  # the process inherited it
     return job
 
 
 def find(name: str, *, restart_dead: bool = True) -> JobFolder:
-    """The job called `name`, brought back if its process died. Raises NoSuchJob with the nearest name."""
+    """Return the job called `name`, restarted if its process died. Raise JobNotFound with the nearest name."""
     job = JobFolder(jobs_folder() / name) if JOB_NAME.fullmatch(name) else None
     if job is None or not job.exists:
-        names = [other.name for other in _all()]
+        names = [other.name for other in _all_jobs()]
         raise JobNotFound(
             f'no job is called "{name}"{did_you_mean(name, names)}',
             hint=f"there are: {', '.join(names[:10])}" if names else "none has been submitted yet",
@@ -84,102 +78,101 @@ def find(name: str, *, restart_dead: bool = True) -> JobFolder:
 
 
 def all_jobs() -> list[JobFolder]:
-    """All jobs, newest first; those whose process died are brought back."""
+    """Return all jobs, newest first; restart those whose process died."""
     return _recover_all()
 
 
 def cancel(job: JobFolder) -> bool:
-    """True if the job was asked to stop; False if it had ended. It is STOPPED a moment later, or already."""
+    """Request a stop, which follows within one step; return False if the job had ended already."""
     if job.ended:
         return False
     job.request_stop()
-    recover(job)  # no process may be left to obey
+    recover(job)  # there may be no process left to obey
     return True
 
 
 def recover(job: JobFolder) -> None:
-    """Nothing back; a job that no process carries out and that has not ended is started again, stopped or failed."""
+    """Restart a job that has not ended and that no process runs; mark it STOPPED or FAILED where that is due."""
     if job.ended:
         return
-    held = try_lock(job.lock)
-    if held is None:
+    lock = try_lock(job.lock)
+    if lock is None:
         return
     try:
-        if job.ended:  # it ended between the two looks
+        if job.ended:  # it ended between the first check and the lock
             return
-        restarts = _restarts_in_vain(job.events)
+        restarts = _restarts_without_progress(job.events)
         if job.cancelled:
             job.log.append("STOPPED", "cancelled")
-            _close_tracking(job, "KILLED")
+            _close_mlflow_run(job, "KILLED")
         elif restarts >= MAX_RESTARTS:
-            job.log.append("FAILED", _gave_up(job, restarts))
-            _close_tracking(job, "FAILED")
+            job.log.append("FAILED", _too_many_restarts(job, restarts))
+            _close_mlflow_run(job, "FAILED")
         else:
-            job.log.append("REQUEUED", "its process died; going on from the last checkpoint")
-            _start(job, held)
+            job.log.append("REQUEUED", "its process died; resuming from the last checkpoint")
+            _start(job, lock)
     finally:
-        os.close(held)
+        os.close(lock)
 
 
 def resume(job: JobFolder, *, by: str) -> bool:
-    """True if the job, stopped, failed or dead, goes on from its checkpoint; False if a process carries it out.
+    """Resume a stopped, failed or dead job from its checkpoint; return False if a process runs it.
 
-    A wish that it stop is taken back. Raises ConfigError if it is completed.
+    A request to stop is withdrawn. Raise ConfigError if the job is completed.
     """
     end = time.monotonic() + EXIT_TIMEOUT_S
-    while (held := try_lock(job.lock)) is None:
+    while (lock := try_lock(job.lock)) is None:
         if not job.ended or time.monotonic() > end:
             return False
-        time.sleep(0.05)  # its process has said its last word and is about to let go of the lock
+        time.sleep(0.05)  # its process has recorded the end and is about to exit
     try:
         if job.state == "COMPLETED":
             raise ConfigError(f"{job.name} is completed: nothing is left", hint=f"smallfirst jobs show {job.name}")
         job.clear_stop_request()
-        job.log.append("REQUEUED", f"{by} had it go on from its last checkpoint")
-        _start(job, held)
+        job.log.append("REQUEUED", f"resumed by {by} from the last checkpoint")
+        _start(job, lock)
     finally:
-        os.close(held)
+        os.close(lock)
     return True
 
 
 def unfinished_before(job: JobFolder) -> list[JobFolder]:
-    """Jobs that were submitted earlier and have not ended, oldest first."""
-    mine = (job.order.created_at, job.name)
-    return [other for other in _all()[::-1] if (other.order.created_at, other.name) < mine and not other.ended]
+    """Return the jobs that were submitted earlier and have not ended, oldest first."""
+    position = (job.spec.created_at, job.name)
+    return [other for other in _all_jobs()[::-1] if (other.spec.created_at, other.name) < position and not other.ended]
 
 
 def is_waiting(job: JobFolder) -> bool:
-    """True if a living process waits for the job's turn."""
+    """Return True if a living process waits for the job's turn."""
     return job.state in WAITING_STATES and job.alive
 
 
 def jobs_folder() -> Path:
-    """The folder of all jobs, created if missing."""
+    """Return the folder of all jobs, created if missing."""
     folder = home() / "jobs"
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def _all() -> list[JobFolder]:
-    """Newest first; one that cannot be read hides no other."""
+def _all_jobs() -> list[JobFolder]:
+    """Newest first; a job that cannot be read does not hide the others."""
     jobs = []
     for job in map(JobFolder, jobs_folder().iterdir()):
         try:
-            jobs += [(job.order.created_at, job.name, job)] if job.exists else []
+            jobs += [(job.spec.created_at, job.name, job)] if job.exists else []
         except ConfigError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipped a damaged job: %s", error)
     return [job for *_, job in sorted(jobs, key=lambda one: one[:2], reverse=True)]
 
 
 def _recover_all() -> list[JobFolder]:
-    jobs = _all()
-    for job in reversed(jobs):  # the oldest first, so that it is first in line again
+    jobs = _all_jobs()
+    for job in reversed(jobs):  # the oldest first, so that it is again first in the queue
         recover(job)
     return jobs
 
 
-def _close_tracking(job: JobFolder, status: Status) -> None:
-    """Nothing back; the MLflow run that a dead process left open is closed, if its store answers."""
+def _close_mlflow_run(job: JobFolder, status: Status) -> None:
     if job.tracking is None:
         return
     try:
@@ -188,48 +181,27 @@ def _close_tracking(job: JobFolder, status: Status) -> None:
         log.warning("the MLflow run of %s stays open: %s", job.name, error)
 
 
-def _start(job: JobFolder, held: int) -> None:
-    """Nothing back; a process that inherits the held lock carries the job out."""
-    own = {"SMALLFIRST_HOME": str(job.folder.parents[1]), "PYTHONPATH": _module_path()}
-    kept = {name: value for name, value in os.environ.items() if name not in KEPT_VARIABLES}
-    # -P: a file in the working folder must not stand in for a module.
-    command = [sys.executable, "-P", "-m", "smallfirst.jobs.worker", str(job.folder), str(held)]
-    with job.output.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=(held,),
-            cwd=job.order.working_folder if job.order.working_folder.is_dir() else job.folder,
-            env={**kept, **job.order.environment, **own},
-        )
-    # Somebody must wait for it, or it stays a zombie for as long as this process lives.
-    threading.Thread(target=process.wait, daemon=True).start()
+def _start(job: JobFolder, lock: int) -> None:
+    spec = job.spec
+    start_process(
+        "smallfirst.jobs.worker",
+        job.folder,
+        lock,
+        output=job.output,
+        environment=spec.environment,
+        working_folder=spec.working_folder if spec.working_folder.is_dir() else None,
+    )
 
 
-def _module_path() -> str:
-    """PYTHONPATH, and before it the folder that holds this package, unless Python finds it there by itself."""
-    package = Path(__file__).parents[2]
-    installed = package.name in ("site-packages", "dist-packages")
-    return os.pathsep.join(filter(None, ["" if installed else str(package), os.environ.get("PYTHONPATH", "")]))
-
-
-def _settings() -> dict[str, str]:
-    return {name: os.environ[name] for name in KEPT_VARIABLES if os.environ.get(name)}
-
-
-def _restarts_in_vain(events: Sequence[Event]) -> int:
-    """How often the job was started again since it last got on."""
-    last = max((place for place, event in enumerate(events) if event.kind in _GOT_ON), default=-1)
+def _restarts_without_progress(events: Sequence[Event]) -> int:
+    last = max((place for place, event in enumerate(events) if event.kind in _PROGRESS_EVENTS), default=-1)
     return sum(event.kind == "REQUEUED" for event in events[last + 1 :])
 
 
-def _gave_up(job: JobFolder, restarts: int) -> str:
+def _too_many_restarts(job: JobFolder, restarts: int) -> str:
     return (
-        f"its process died {restarts + 1} times without getting on; the last lines of {job.output}:\n"
-        f"{job.output_tail()}\n"
-        f"  next: free memory or mend what kills it, then smallfirst jobs resume {job.name}; "
-        f"or submit it anew with a smaller batch_tokens or model"
+        f"its process died {restarts + 1} times without progress; the last lines of {job.output}:\n"
+        f"{output_tail(job.output) or '(it printed nothing)'}\n"
+        f"  next: free memory or fix what kills it, then smallfirst jobs resume {job.name}; "
+        f"or submit it again with a smaller batch_tokens or model"
     )

@@ -1,7 +1,7 @@
-"""A finished job's model in the registry, once, signed for by the one who asked for it.
+"""Register a finished job's model once, with a verdict signed by the user who submitted the job.
 
-A job declares no gate, so nothing was proven about its model. The registry says so: the verdict holds one missed bar
-and a signature. Such a version is not live until somebody promotes it.
+A job declares no gate, so nothing was proven about its model. The verdict therefore holds one failed check and a
+signature, and the version is not live until somebody promotes it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ NO_GATE = "no gate was declared"
 
 
 def register_model(job: JobFolder, run: Run) -> JobResult:
-    """The registered version; one that an earlier, killed process registered is found again. Raises RegistryError."""
-    version = _registered_before(job)
+    """Return the registered version, also if an earlier, killed process registered it. Raise RegistryError."""
+    version = _find_registered(job)
     if version is None:
-        order = job.order
-        tags = {"task": order.name, "job": order.name, "base": order.model, "lesson": order.lesson}
-        verdict = _signed(job)
-        version = versions.register(run.folder, verdict, name=order.register_to, run_id=run.run_id, tags=tags).version
-    result = JobResult(model=job.order.register_to, version=version, best_epoch=run.best_epoch)
+        spec = job.spec
+        tags = {"task": spec.name, "job": spec.name, "base": spec.model, "recipe": spec.recipe}
+        verdict = _signed_verdict(job)
+        version = versions.register(run.folder, verdict, name=spec.register_to, run_id=run.run_id, tags=tags).version
+    result = JobResult(model=job.spec.register_to, version=version, best_epoch=run.best_epoch)
     result.save(job.folder / "result.json")
     return result
 
 
-def _registered_before(job: JobFolder) -> int | None:
+def _find_registered(job: JobFolder) -> int | None:
     try:
-        registered = versions.list_versions(job.order.register_to)
-    except RegistryError:  # nothing has this name yet
+        registered = versions.list_versions(job.spec.register_to)
+    except RegistryError:  # no model has this name yet
         return None
     return next((v.version for v in registered if v.tags.get("job") == job.name), None)
 
 
-def _signed(job: JobFolder) -> Verdict:
+def _signed_verdict(job: JobFolder) -> Verdict:
     check = CheckResult(
         requirement="a gate",
         measured="none was declared",
@@ -46,4 +46,4 @@ def _signed(job: JobFolder) -> Verdict:
         advice="declare one in a task.yaml and measure this model before it goes live",
     )
     verdict = Verdict(candidate="small", checks=(check,), passed=False, evaluation_fingerprint="")
-    return override(verdict, by=job.order.created_by, because=NO_GATE)
+    return override(verdict, by=job.spec.created_by, because=NO_GATE)

@@ -1,7 +1,7 @@
-"""The rows of a job: read once from where the order says, then kept in the job's folder.
+"""The rows of a job: read once from their addresses, then kept in the job's folder.
 
-A job that waits, or that goes on after a crash, must not meet a file that has been edited since. The price is a copy of
-the rows on disk; each row still tells the file and line that it came from.
+A job that waits or resumes must not meet a file that was edited meanwhile. Each kept row still names the file and line
+that it came from.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from smallfirst.errors import DataError, Problem
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
 
-RECIPE_SHAPES: dict[str, tuple[RowFormat, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
-"""Which rows a lesson takes."""
+RECIPE_FORMATS: dict[str, tuple[RowFormat, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
+"""Row formats that each recipe accepts."""
+_EXPECTED = {"chat": "chat messages or prompt + response", "text": "text alone"}
 
 
 class JobRows:
@@ -26,37 +27,37 @@ class JobRows:
         self.train, self.evaluation = train, evaluation
 
     @classmethod
-    def read(cls, order: JobSpec) -> JobRows:
-        """From where the order says. Raises DataError naming every bad row."""
-        evaluation = read_rows(order.eval_rows, order.lesson) if order.eval_rows else None
-        return cls(read_rows(order.train_rows, order.lesson), evaluation)
+    def read(cls, spec: JobSpec) -> JobRows:
+        """Read the rows from the addresses of `spec`. Raise DataError naming every bad row."""
+        evaluation = read_rows(spec.eval_rows, spec.recipe) if spec.eval_rows else None
+        return cls(read_rows(spec.train_rows, spec.recipe), evaluation)
 
     @classmethod
-    def of(cls, job: JobFolder) -> JobRows:
-        """The rows kept in the job's folder; read and kept first if need be."""
+    def load(cls, job: JobFolder) -> JobRows:
+        """Return the rows kept in the job's folder; read and keep them first if there are none."""
         if not (job.folder / "rows" / "train.json").is_file():
-            cls.read(job.order).keep(job.folder)
+            cls.read(job.spec).save(job.folder)
         evaluation = job.folder / "rows" / "evaluation.json"
         train = Dataset.load(job.folder / "rows" / "train.json")
         return cls(train, Dataset.load(evaluation) if evaluation.is_file() else None)
 
-    def keep(self, folder: Path) -> None:
-        """Nothing back; the rows are in the job's folder, the training rows written last."""
+    def save(self, folder: Path) -> None:
+        """Write the rows into a job's folder, the training rows last: they mark the copy as complete."""
         if self.evaluation is not None:
             self.evaluation.save(folder / "rows" / "evaluation.json")
         self.train.save(folder / "rows" / "train.json")
 
 
-def read_rows(address: str, lesson: str) -> Dataset:
-    """The rows at an address that `data.sources` knows, of a shape that the lesson takes.
+def read_rows(address: str, recipe: str) -> Dataset:
+    """Return the rows at an address, in a format that the recipe accepts.
 
-    Raises DataError naming every bad row, ConfigError or MissingExtra as `open_source` does.
+    Raise DataError naming every bad row, ConfigError or MissingExtra as `open_source` does.
     """
     data = open_source(address)
-    if wrong := [e for e in data.examples if e.shape not in RECIPE_SHAPES[lesson]]:
-        told = "chat messages or prompt + response" if lesson == "chat" else "text alone"
+    if wrong := [e for e in data.examples if e.shape not in RECIPE_FORMATS[recipe]]:
+        expected = _EXPECTED[recipe]
         problems = [
-            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this lesson takes {told}") for e in wrong
+            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this recipe takes {expected}") for e in wrong
         ]
-        raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the lesson", problems)
+        raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the recipe", problems)
     return data

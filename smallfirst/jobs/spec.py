@@ -1,6 +1,6 @@
-"""What a job is told and what it leaves: the order, how far it is, where MLflow has it, what came out.
+"""The records of a job: its specification, its progress, its MLflow ids and its result.
 
-An order holds all that the job needs, so that any process can carry it out at any later time.
+A specification holds all that a job needs, so that any process can run it at any later time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import getpass
 import os
 import re
 import secrets
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,22 +23,22 @@ JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class JobSpec(Record):
-    """A fine-tune that somebody asked for."""
+    """A fine-tune to run."""
 
     name: str = pydantic.Field(pattern=f"^{JOB_NAME.pattern}$")
     """Name of the job and of its folder."""
-    lesson: Literal["chat", "text"]
+    recipe: Literal["chat", "text"]
     """`chat`: conversations or prompts with responses · `text`: continued pre-training."""
     model: str
     """Base model by name."""
     weights: str | None = None
-    """Folder of weights to begin with; None: those of `model`."""
+    """Folder of weights to start from; None: those of `model`."""
     train_rows: str
-    """Where the training rows are; they are read once."""
+    """Address of the training rows; they are read once."""
     eval_rows: str | None = None
-    """Where the rows are whose loss chooses the best epoch; None: the last epoch is kept."""
+    """Address of the rows whose loss selects the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
-    """Answered after each epoch and kept in the MLflow run."""
+    """Prompts answered after each epoch; the answers are kept in the MLflow run."""
     register_to: str
     """Three-level name under which the model is registered."""
     experiment: str
@@ -45,40 +46,52 @@ class JobSpec(Record):
     config: TrainConfig
     """How to train."""
     checkpoint_every_s: float = pydantic.Field(default=60, ge=0)
-    """Least time between two checkpoints; so much work is lost at most when a process is killed."""
+    """Least time between two checkpoints; a killed process loses at most this much work."""
     created_by: str
-    """Who asked."""
+    """User who submitted it."""
     created_at: datetime
-    """When; jobs are done in this order."""
+    """When it was submitted; jobs run in this order."""
     submitted: dict[str, Any] = {}
-    """The request as it came, for its interface to show."""
+    """The original request, for the interface it came through."""
     working_folder: Path = Path()
-    """Where it was submitted; filled in then. Relative addresses and a relative MLFLOW_TRACKING_URI start there."""
+    """Where it was submitted, filled in then; relative addresses and MLFLOW_TRACKING_URI start there."""
     environment: dict[str, str] = {}
-    """Settings that say where things are, as at submission; filled in then."""
+    """Recorded environment variables, filled in at submission."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_older_files(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "lesson" in values:  # the name of `recipe` until version 0.1
+            return {("recipe" if name == "lesson" else name): value for name, value in values.items()}
+        return values
 
 
 class JobProgress(Record):
-    """How far a job is; written about once a second while it trains."""
+    """How far training is; written about once a second."""
 
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     epoch: float
     """Epochs done, fractional."""
     share: float
     """Share of the training done, in [0, 1]."""
     loss: float
-    """Of the last step, in nats a target token."""
+    """Loss of the last step, in nats per target token."""
     tokens_per_s: float
-    """Real tokens per second."""
+    """Tokens per second, padding not counted."""
     seconds_left: float | None
-    """Until training ends if it goes on at this rate; None at the first step."""
+    """Seconds until training ends at this rate; None at the first step."""
     at: datetime
-    """When this was so."""
+    """When this was written."""
+
+    @property
+    def end(self) -> datetime | None:
+        """When training will end at this rate; None while unknown."""
+        return None if self.seconds_left is None else self.at + timedelta(seconds=self.seconds_left)
 
 
 class MlflowIds(Record):
-    """Where MLflow keeps the job's run."""
+    """The job's run in MLflow."""
 
     run_id: str
     """MLflow's id of the run."""
@@ -87,35 +100,35 @@ class MlflowIds(Record):
 
 
 class JobResult(Record):
-    """What came out."""
+    """The registered model."""
 
     model: str
     """Three-level name."""
     version: int
     """Version in the registry."""
     best_epoch: int
-    """The epoch whose weights were kept."""
+    """Epoch whose weights were kept, from 1."""
 
     @property
     def reference(self) -> str:
-        """What `registry.versions.resolve` takes."""
+        """The version as `versions.resolve` takes it."""
         return f"{self.model}/{self.version}"
 
 
 def new_job_name(model: str) -> str:
-    """A name for a job that fine-tunes `model`: its last part and six random hex digits."""
+    """Return a new name for a job that fine-tunes `model`: its last part and six random hex digits."""
     last = re.sub(r"[^A-Za-z0-9_]+", "-", re.split(r"[/\\]", model.rstrip("/\\"))[-1]).strip("-").lower()
     return f"{last[:60] or 'model'}-{secrets.token_hex(3)}"
 
 
 def user_name() -> str:
-    """Who is asking: the login name, or the number of the user if it has none."""
+    """Return the login name of the current user, or the user id if it has none."""
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number without a name
+    except (OSError, KeyError):  # a container may run under an id without a name
         return f"user-{os.getuid()}"
 
 
 def utc_now() -> datetime:
-    """The time, in UTC."""
+    """Return the time in UTC."""
     return datetime.now(UTC)

@@ -37,7 +37,7 @@ def laid_down(name: str, age: timedelta, *kinds: Any) -> JobFolder:
     """A job of this age to which these things have happened."""
     order = JobSpec(
         name=name,
-        lesson="chat",
+        recipe="chat",
         model="toys/tiny",
         train_rows="rows.jsonl",
         register_to="main.toys.desk",
@@ -157,7 +157,7 @@ def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch:
     os.close(held)
     kinds = [event.kind for event in job.events]
     assert kinds == ["CREATED", "STOPPED", "REQUEUED", "FAILED"]
-    assert "had it go on from its last checkpoint" in job.events[2].message
+    assert "from the last checkpoint" in job.events[2].message
 
 
 @pytest.mark.parametrize("verb", ["show", "cancel", "resume"])

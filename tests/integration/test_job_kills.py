@@ -17,6 +17,7 @@ import pytest
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
+from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
 from smallfirst.training.events import EventLog
@@ -74,7 +75,7 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     whole = queue.submit(order.model_copy(update={"name": "whole"}))
     eventually(lambda: broken.ended and whole.ended)
 
-    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), broken.output_tail()
+    assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), output_tail(broken.output)
     assert weights(broken) == weights(whole)
     assert happened(whole, "RESUMED") == 0
     registered = versions.list_versions("main.toys.desk")

@@ -58,7 +58,7 @@ def test_a_job_that_no_longer_gets_on_is_given_up(order: JobSpec, laid_down: Lai
     for kind in ("REQUEUED", "CHECKPOINT_SAVED", *["REQUEUED", "EPOCH_FINISHED"] * queue.MAX_RESTARTS):
         job.log.append(kind, "")  # type: ignore[arg-type]
     assert queue.find("stuck").state == "FAILED"
-    assert "died 4 times without getting on" in job.events[-1].message
+    assert "died 4 times without progress" in job.events[-1].message
     assert "smallfirst jobs resume stuck" in job.events[-1].message
 
 
@@ -72,7 +72,7 @@ def test_a_person_may_have_an_ended_job_go_on(
     job.request_stop()
     assert queue.resume(job, by="somebody")
     eventually(lambda: job.state == "QUEUED")  # a process waits for the machine; nobody wants it to stop any more
-    assert [event.message for event in job.events if event.kind == "REQUEUED"][-1].startswith("somebody had it go on")
+    assert [event.message for event in job.events if event.kind == "REQUEUED"][-1].startswith("resumed by somebody")
     assert queue.resume(job, by="somebody") is False
     os.kill(process_number(job), 9)
     eventually(lambda: not job.alive)
@@ -102,7 +102,7 @@ def test_an_mlflow_run_that_was_opened_but_not_noted_does_not_stay_open(order: J
     other = open_run("toys", "other", tags={"job": "other"})
     lost = open_run("toys", "killed-early", tags={"job": "killed-early"})  # here the process was killed
     job.log.append("REQUEUED", "")
-    tracked = process._tracked(job, JobRows.read(job.order))
+    tracked = process._open_mlflow_run(job, JobRows.read(job.spec))
     found = {run_id: client().get_run(run_id).info.status for run_id in (lost.run_id, tracked.run_id, other.run_id)}
     assert found == {lost.run_id: "KILLED", tracked.run_id: "RUNNING", other.run_id: "RUNNING"}
     assert job.tracking is not None

@@ -11,6 +11,7 @@ import pytest
 from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder, state_after
 from smallfirst.jobs.spec import JobSpec, new_job_name
+from smallfirst.jobs.supervisor import output_tail
 from smallfirst.training.events import Event
 
 
@@ -63,9 +64,9 @@ def test_the_last_lines_of_the_output(
     jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "printing"}))
-    assert job.output_tail() == "(it printed nothing)"
+    assert output_tail(job.output) == ""
     job.output.write_text("one\ntwo\nthree\n")
-    assert job.output_tail(2) == "two\nthree"
+    assert output_tail(job.output, 2) == "two\nthree"
 
 
 def test_names_tell_the_model_and_are_safe_in_paths() -> None:

@@ -18,6 +18,7 @@ from smallfirst.jobs import worker as process
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
 from smallfirst.jobs.spec import JobSpec, MlflowIds
+from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
 from smallfirst.training.events import EventLog
@@ -69,7 +70,7 @@ def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec,
     assert client().get_run(tracking(second)).info.status == "KILLED"
 
     eventually(lambda: first.ended)
-    assert first.state == "COMPLETED", first.output_tail()
+    assert first.state == "COMPLETED", output_tail(first.output)
     assert kinds(first)[-1] == "COMPLETED"
     assert kinds(first).count("TRAIN_STARTED") == kinds(first).count("RESUMED") == 1
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160

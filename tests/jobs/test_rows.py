@@ -18,9 +18,9 @@ def test_rows_once_read_are_kept_with_their_places(
     jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
 ) -> None:
     job = laid_down(order.model_copy(update={"name": "kept", "eval_rows": order.train_rows}))
-    first = JobRows.of(job)
+    first = JobRows.load(job)
     Path(order.train_rows).write_text('{"prompt": "other", "response": "rows"}')
-    again = JobRows.of(job)
+    again = JobRows.load(job)
     assert (again.train, again.evaluation) == (first.train, first.evaluation)
     assert len(again.train) == 64
     assert (again.train.examples[2].path, again.train.examples[2].line) == (order.train_rows, 3)
@@ -31,12 +31,12 @@ def test_rows_given_at_submission_are_not_read_again(
 ) -> None:
     rows = JobRows.read(order)
     job = laid_down(order.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))
-    rows.keep(job.folder)
-    assert JobRows.of(job).train == rows.train
-    assert JobRows.of(job).evaluation is None
+    rows.save(job.folder)
+    assert JobRows.load(job).train == rows.train
+    assert JobRows.load(job).evaluation is None
 
 
-def test_a_folder_of_text_is_for_the_text_lesson_only(tmp_path: Path) -> None:
+def test_a_folder_of_text_is_for_the_text_recipe_only(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "b.txt").write_text("second")
     (tmp_path / "texts" / "a.txt").write_text("first")
@@ -46,10 +46,10 @@ def test_a_folder_of_text_is_for_the_text_lesson_only(tmp_path: Path) -> None:
     assert [Path(problem.path).name for problem in caught.value.problems] == ["a.txt", "b.txt"]
 
 
-def test_rows_of_another_lesson_are_named(tmp_path: Path) -> None:
+def test_rows_of_another_recipe_are_named(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": "where is my card", "label": "card"}))
-    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this lesson takes chat messages"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes chat messages"):
         read_rows(str(rows), "chat")
-    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this lesson takes text alone"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:1  a row of text \+ label; this recipe takes text alone"):
         read_rows(str(rows), "text")

@@ -232,7 +232,7 @@ def _validated(order: JobSpec) -> JobRows:
     wrong = []
     for parameter, address in (("train_data_path", order.train_rows), ("eval_data_path", order.eval_rows)):
         try:
-            found |= {parameter: read_rows(address, order.lesson)} if address else {}
+            found |= {parameter: read_rows(address, order.recipe)} if address else {}
         except (DataError, ConfigError) as error:
             wrong.append(InvalidArgument(parameter, str(error.args[0]), error.hint or "mend these rows"))
     if wrong:

@@ -95,7 +95,7 @@ class TrainingRun:
     @classmethod
     def of(cls, job: JobFolder, *, include_details: bool = True) -> TrainingRun:
         """The job as it is now; without details no events, progress and times."""
-        order, events, result = job.order, job.events, job.result
+        order, events, result = job.spec, job.events, job.result
         status = RunStatus(job.state)
         given = order.submitted
         run = cls(

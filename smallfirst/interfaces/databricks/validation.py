@@ -86,7 +86,7 @@ class CreateArguments(NamedTuple):
         register_to = ".".join([*(parts or ()), name][:3])
         return JobSpec(
             name=name,
-            lesson="text" if lesson == "text" else "chat",
+            recipe="text" if lesson == "text" else "chat",
             model=str(model),
             weights=weights,
             train_rows=str(train_rows),

@@ -55,7 +55,7 @@ def start(name: str) -> None:
     """Start the server of an endpoint that was stopped or killed; secrets are read from this environment."""
     from smallfirst.interfaces.mlflow_deployments import lifecycle as processes
 
-    begun = processes.start(name, say=lambda text: click.echo(text, err=True))
+    begun = processes.start(name, log=lambda text: click.echo(text, err=True))
     click.echo(f"{name}: {'answers' if begun else 'runs already'}")
 
 
@@ -83,8 +83,9 @@ def delete(name: str) -> None:
 def logs(name: str, lines: int) -> None:
     """Print the end of what the server of an endpoint printed."""
     from smallfirst.interfaces.mlflow_deployments.lifecycle import find
+    from smallfirst.jobs.supervisor import output_tail
 
-    click.echo(find(name).output_tail(lines))
+    click.echo(output_tail(find(name).output, lines))
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:

@@ -1,12 +1,12 @@
-"""The folder of one endpoint: what it was asked to be, what it is to become, and what its server says of itself.
+"""The folder of one endpoint: its config, the config it is to get, and what its server reports.
 
-    config.json   what is live, or was last
-    wanted.json   what is to go live; its server takes it over or says why it does not
+    config.json   the live config, or the last one that was live
+    pending.json  a config to go live; the server takes it over or reports why it does not
     status.json   written by the server alone
-    lock          held by the server as long as it lives, however it ends
-    log.txt       what the server prints
+    lock          held by the server as long as it lives
+    log.txt       output of the server
 
-A secret is in none of them. Folder and files are for their owner only.
+None of them holds a secret. Folder and files are readable by their owner only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from smallfirst.errors import ConfigError
-from smallfirst.files import is_locked
+from smallfirst.files import is_locked, write_atomically
 from smallfirst.interfaces.mlflow_deployments.config_rules import is_valid_name
 from smallfirst.paths import home
 from smallfirst.records import Record
@@ -26,43 +26,54 @@ R = TypeVar("R", bound=Record)
 
 
 class EndpointRecord(Record):
-    """An endpoint as it was asked for."""
+    """An endpoint and one of its configs."""
 
     id: str
     """32 hex digits."""
     name: str
-    """Under which it is asked."""
+    """Name in requests."""
     number: int
-    """Counts its configs, from 1."""
+    """Number of the config, from 1."""
     created_at: datetime
-    """When it was created, UTC."""
+    """When the endpoint was created, UTC."""
     updated_at: datetime
-    """When it was asked to become this, UTC."""
+    """When this config was requested, UTC."""
     created_by: str
-    """Who created it."""
+    """User who created it."""
     body: dict[str, Any]
     """The config, without secrets."""
     port: int
-    """TCP port, the same as long as the endpoint exists."""
+    """TCP port, fixed as long as the endpoint exists."""
     environment: dict[str, str] = {}
-    """Where MLflow's store is, as it was for whoever created it."""
+    """Environment variables recorded at its creation."""
+
+    @property
+    def server_settings(self) -> dict[str, Any]:
+        """The given part of the server's settings; absent ones have their defaults."""
+        return dict(self.body.get("smallfirst", {}).get("server") or {})
+
+    @property
+    def url(self) -> str:
+        """Address of the server, without a path."""
+        host = str(self.server_settings.get("host", "127.0.0.1"))
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class ServerStatus(Record):
-    """What a server says of itself."""
+    """What a server last reported."""
 
     process: int
-    """Its number."""
+    """Process id."""
     live: int = 0
-    """Number of the config that answers; 0 while none does."""
+    """Number of the live config; 0 while there is none."""
     versions: dict[str, int] = {}
     """Model version by name of a registered entity."""
     failed: int = 0
     """Number of a config that could not go live; 0 if the last one could."""
     why: str = ""
-    """Why it could not, or why a moved alias is not followed."""
+    """Why that config, or a moved alias, could not be taken over."""
     notes: tuple[str, ...] = ()
-    """What whoever wrote the config should know."""
+    """Notes to the author of the config."""
     at: datetime
     """When this was written, UTC."""
 
@@ -71,7 +82,7 @@ class ServerProcess(Record):
     """The process that was started last."""
 
     process: int
-    """Its number."""
+    """Process id."""
 
 
 class EndpointFolder:
@@ -80,33 +91,33 @@ class EndpointFolder:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.lock, self.changing, self.output = folder / "lock", folder / "changing", folder / "log.txt"
-        self.config_path, self.wanted_path = folder / "config.json", folder / "wanted.json"
-        self.status_path, self.started_path = folder / "status.json", folder / "process.json"
+        self.config_path, self.pending_path = folder / "config.json", folder / "pending.json"
+        self.status_path, self.process_path = folder / "status.json", folder / "process.json"
 
     @property
     def exists(self) -> bool:
         """True if there is such an endpoint."""
-        return self.config_path.is_file() or self.wanted_path.is_file()
+        return self.config_path.is_file() or self.pending_path.is_file()
 
     @property
     def config(self) -> EndpointRecord | None:
-        """What is live or was last; None if nothing ever was."""
+        """The live config or the last one; None if there never was one."""
         return _load(EndpointRecord, self.config_path)
 
     @property
-    def wanted(self) -> EndpointRecord | None:
-        """What is to go live."""
-        return _load(EndpointRecord, self.wanted_path)
+    def pending(self) -> EndpointRecord | None:
+        """The config that is to go live."""
+        return _load(EndpointRecord, self.pending_path)
 
     @property
     def status(self) -> ServerStatus | None:
-        """What the server said last; it may be dead since."""
+        """The last report of the server, which may be dead since."""
         return _load(ServerStatus, self.status_path)
 
     @property
     def process(self) -> int | None:
-        """Number of the process that was started last."""
-        started = _load(ServerProcess, self.started_path)
+        """Id of the process that was started last."""
+        started = _load(ServerProcess, self.process_path)
         return started.process if started else None
 
     @property
@@ -114,46 +125,37 @@ class EndpointFolder:
         """True if its server lives."""
         return self.folder.is_dir() and is_locked(self.lock)
 
-    def want(self, kept: EndpointRecord) -> None:
-        """Nothing back; the config is to go live."""
-        _private(kept.save(self.wanted_path))
+    def set_pending(self, record: EndpointRecord) -> None:
+        """Ask the server to take over a config."""
+        _save(record, self.pending_path)
 
-    def take_over(self) -> None:
-        """Nothing back; what was wanted is live."""
-        self.wanted_path.replace(self.config_path)
+    def promote_pending(self) -> None:
+        """Make the pending config the live one."""
+        self.pending_path.replace(self.config_path)
 
-    def drop_wanted(self) -> None:
-        """Nothing back; what was wanted is wanted no more."""
-        self.wanted_path.unlink(missing_ok=True)
+    def drop_pending(self) -> None:
+        """Withdraw the pending config."""
+        self.pending_path.unlink(missing_ok=True)
 
-    def started(self, process: int) -> None:
-        """Nothing back; the number of the new process is kept, and what an earlier one said is gone."""
+    def record_process(self, process: int) -> None:
+        """Record the id of a new process and delete the report of the one before."""
         self.status_path.unlink(missing_ok=True)
-        ServerProcess(process=process).save(self.started_path)
+        _save(ServerProcess(process=process), self.process_path)
 
-    def tell(self, **values: Any) -> None:
-        """Nothing back; the status of this process is written."""
-        _private(ServerStatus(process=os.getpid(), at=datetime.now(UTC), **values).save(self.status_path))
-
-    def output_tail(self, n: int = 12) -> str:
-        """The end of what the server printed."""
-        try:
-            with self.output.open("rb") as file:
-                file.seek(max(0, self.output.stat().st_size - 200 * n))
-                return "\n".join(file.read().decode(errors="replace").splitlines()[-n:])
-        except OSError:
-            return ""
+    def report_status(self, **values: Any) -> None:
+        """Write the status of this process; `values` are fields of ServerStatus."""
+        _save(ServerStatus(process=os.getpid(), at=datetime.now(UTC), **values), self.status_path)
 
 
 def endpoints_folder() -> Path:
-    """The folder of all endpoints, created if missing."""
+    """Return the folder of all endpoints, created if missing."""
     folder = home() / "endpoints"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 
 def endpoint_folder(name: str) -> EndpointFolder:
-    """The folder that an endpoint of this name has or would have. Raises ConfigError for what cannot be a name."""
+    """Return the folder of the endpoint `name`, whether or not it exists. Raise ConfigError for an invalid name."""
     if not is_valid_name(name):
         shown = name[:128]
         raise ConfigError(f"{shown!r} cannot be an endpoint's name", hint="use 1 to 128 of A-Z a-z 0-9 . _ -")
@@ -167,5 +169,5 @@ def _load(kind: type[R], path: Path) -> R | None:
         return None
 
 
-def _private(path: Path) -> None:
-    path.chmod(0o600)
+def _save(record: Record, path: Path) -> None:
+    write_atomically(path, record.model_dump_json(indent=2).encode(), mode=0o600)

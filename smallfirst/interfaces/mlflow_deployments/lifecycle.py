@@ -1,25 +1,19 @@
-"""Endpoints on this machine: created, changed, started, stopped and deleted, each a server process of its own.
+"""Create, update, start, stop and delete the endpoints of this machine, each a server process of its own.
 
-A process outlives whoever asked for it and is known by the lock it holds, so a killed one is noticed at the next look.
-Nothing brings it back by itself: `smallfirst endpoints start` does. The price of a process for each endpoint is one
-copy of its models' weights for each.
+A server outlives the process that created it and is known by the lock it holds, so a killed one is noticed at the next
+look; `smallfirst endpoints start` starts it again. Each endpoint has its own copy of its models' weights in memory.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable, did_you_mean
@@ -32,27 +26,26 @@ from smallfirst.interfaces.mlflow_deployments.endpoint_folder import (
     endpoints_folder,
 )
 from smallfirst.jobs.spec import user_name
+from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process, stop_process
 
 START_TIMEOUT_S = 300.0
 """Longest wait for a server to answer: models are read from disk."""
-KEPT_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-"""Environment variables that an endpoint keeps from its creation, whoever starts it again."""
-_LOOK_S = 0.05
-_LAST_LOOK_S = 1.0
-_TELL_EVERY_S = 5.0
-_GONE = ".gone-"
+_POLL_INTERVAL_S = 0.05
+_LOCK_TIMEOUT_S = 1.0
+_LOG_EVERY_S = 5.0
+_DELETED = ".gone-"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class EndpointNotFound(SmallfirstError):
     """No endpoint has this name."""
 
 
-def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | None = None) -> EndpointFolder:
-    """The endpoint, once it answers; of one that does not, nothing is left.
+def create(name: str | None, config: Mapping[str, Any] | None, *, log: Log | None = None) -> EndpointFolder:
+    """Return the new endpoint once it answers; remove it if it does not.
 
-    Raises ConfigError for a config with problems or a name that is taken, SmallfirstError if its server ends.
+    Raise ConfigError for an invalid config or a name that is taken, SmallfirstError if the server ends.
     """
     parsed = parse_config(name, config)
     endpoint = endpoint_folder(parsed.name)
@@ -63,8 +56,8 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | Non
         raise ConfigError(f'there is an endpoint "{parsed.name}" already', hint=hint) from None
     now = datetime.now(UTC)
     try:
-        with _changing(endpoint):
-            kept = EndpointRecord(
+        with _exclusive(endpoint):
+            record = EndpointRecord(
                 id=uuid.uuid4().hex,
                 name=parsed.name,
                 number=1,
@@ -73,76 +66,76 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, say: Say | Non
                 created_by=user_name(),
                 body=parsed.body,
                 port=parsed.settings.port or _free_port(parsed.settings.host),
-                environment={name: os.environ[name] for name in KEPT_VARIABLES if os.environ.get(name)},
+                environment=recorded_environment(),
             )
-            endpoint.want(kept)
-            _start(endpoint, kept)
-            _wait(endpoint, kept.number, say)
+            endpoint.set_pending(record)
+            _start(endpoint, record)
+            _wait_until_live(endpoint, record.number, log)
     except BaseException:
         _remove(endpoint)
         raise
     return endpoint
 
 
-def update(name: str, config: Mapping[str, Any], *, say: Say | None = None) -> EndpointFolder:
-    """The endpoint, once the new config answers; else the old one goes on answering.
+def update(name: str, config: Mapping[str, Any], *, log: Log | None = None) -> EndpointFolder:
+    """Return the endpoint once the new config is live; settings that the config leaves out stay.
 
-    What the config does not speak of stays. Raises ConfigError for a config with problems or that cannot go live.
+    Raise ConfigError for a config that is invalid or cannot go live; the old one then stays live.
     """
     endpoint = find(name)
-    with _changing(endpoint):
+    with _exclusive(endpoint):
         before = endpoint.config
         if before is None:
             raise ConfigError(f"{name} has never been live", hint=f"smallfirst endpoints logs {name}")
         parsed = parse_config(name, config, before=before.body)
         _check_same_server(parsed, before)
         number = max(before.number, (endpoint.status.failed if endpoint.status else 0)) + 1
-        update = {"number": number, "body": parsed.body, "updated_at": datetime.now(UTC)}
-        kept = before.model_copy(update=update)
-        endpoint.want(kept)
+        changes = {"number": number, "body": parsed.body, "updated_at": datetime.now(UTC)}
+        record = before.model_copy(update=changes)
+        endpoint.set_pending(record)
         if not endpoint.alive:
-            _start(endpoint, kept)
+            _start(endpoint, record)
         try:
-            _wait(endpoint, number, say)
+            _wait_until_live(endpoint, number, log)
         except BaseException:
-            endpoint.drop_wanted()
+            endpoint.drop_pending()
             raise
     return endpoint
 
 
-def start(name: str, *, say: Say | None = None) -> bool:
-    """True once the endpoint's server answers; False if it did already."""
+def start(name: str, *, log: Log | None = None) -> bool:
+    """Start the endpoint's server and wait until it answers; return False if it ran already."""
     endpoint = find(name)
-    with _changing(endpoint):
-        kept = endpoint.config
-        if kept is None:
+    with _exclusive(endpoint):
+        record = endpoint.config
+        if record is None:
             raise ConfigError(f"{name} has never been live", hint="delete it, and create it again")
         if endpoint.alive:
             return False
-        _start(endpoint, kept)
-        _wait(endpoint, kept.number, say)
+        _start(endpoint, record)
+        _wait_until_live(endpoint, record.number, log)
     return True
 
 
 def stop(name: str) -> bool:
-    """True if a server was stopped, its running requests done; False if none ran."""
+    """Stop the server once its running requests are done; return False if none ran."""
     endpoint = find(name)
-    with _changing(endpoint):
+    with _exclusive(endpoint):
         return _stop(endpoint)
 
 
 def delete(name: str) -> bool:
-    """True if the endpoint was stopped, its running requests done, and removed; False if there is none."""
+    """Stop the endpoint once its running requests are done and remove it; return False if there is none."""
     endpoint = endpoint_folder(name)
     if not endpoint.folder.is_dir():
         return False
-    with _changing(endpoint):
+    with _exclusive(endpoint):
         _remove(endpoint)
     return True
 
 
 def find(name: str) -> EndpointFolder:
-    """The endpoint of this name. Raises NoSuchEndpoint with the nearest one."""
+    """Return the endpoint of this name. Raise EndpointNotFound with the nearest name."""
     endpoint = endpoint_folder(name)
     if not endpoint.exists:
         names = [other.name for other in all_endpoints()]
@@ -154,79 +147,53 @@ def find(name: str) -> EndpointFolder:
 
 
 def find_running(name: str) -> EndpointRecord:
-    """What answers under this name. Raises NoSuchEndpoint, Unavailable if its server does not run."""
+    """Return the live config of this name. Raise EndpointNotFound, Unavailable if its server does not run."""
     endpoint = find(name)
-    kept = endpoint.config
-    if kept is None or not endpoint.alive:
+    record = endpoint.config
+    if record is None or not endpoint.alive:
         raise Unavailable(f"no server runs for {name}", hint=f"smallfirst endpoints start {name}")
-    return kept
+    return record
 
 
 def all_endpoints() -> list[EndpointFolder]:
-    """All endpoints, by name."""
+    """Return all endpoints, by name."""
     folders = sorted(path for path in endpoints_folder().iterdir() if path.is_dir() and not path.name.startswith("."))
     return [endpoint for endpoint in map(EndpointFolder, folders) if endpoint.exists]
 
 
-def endpoint_url(kept: EndpointRecord) -> str:
-    """Address of an endpoint, without a path."""
-    host = str(kept.body.get("smallfirst", {}).get("server", {}).get("host", "127.0.0.1"))
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{kept.port}"
-
-
 @contextmanager
-def _changing(endpoint: EndpointFolder) -> Iterator[None]:
-    """A block that nobody else changes the endpoint in. Raises SmallfirstError if somebody does."""
-    held = try_lock(endpoint.changing)
-    if held is None:
+def _exclusive(endpoint: EndpointFolder) -> Iterator[None]:
+    lock = try_lock(endpoint.changing)
+    if lock is None:
         raise SmallfirstError(f"{endpoint.name} is being changed by another process", hint="try again when it is done")
     try:
         yield
     finally:
-        os.close(held)
+        os.close(lock)
 
 
-def _start(endpoint: EndpointFolder, kept: EndpointRecord) -> None:
-    """Nothing back; a process that inherits the held lock serves the endpoint."""
-    end = time.monotonic() + _LAST_LOOK_S
-    while (held := try_lock(endpoint.lock)) is None and time.monotonic() < end:
-        time.sleep(_LOOK_S)  # somebody who only looks holds it for a moment too
-    if held is None:
+def _start(endpoint: EndpointFolder, record: EndpointRecord) -> None:
+    end = time.monotonic() + _LOCK_TIMEOUT_S
+    while (lock := try_lock(endpoint.lock)) is None and time.monotonic() < end:
+        time.sleep(_POLL_INTERVAL_S)  # a process that only checks the lock holds it for a moment
+    if lock is None:
         raise SmallfirstError(f"{endpoint.name} runs already", hint=f"smallfirst endpoints stop {endpoint.name}")
-    own = {"SMALLFIRST_HOME": str(endpoint.folder.parents[1]), "PYTHONPATH": _module_path()}
-    inherited = {name: value for name, value in os.environ.items() if name not in KEPT_VARIABLES}
-    # -P: a file in the working folder must not stand in for a module.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "smallfirst.interfaces.mlflow_deployments.server",
-        str(endpoint.folder),
-        str(held),
-    ]
     try:
-        with os.fdopen(os.open(endpoint.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(held,),
-                cwd=endpoint.folder,
-                env={**inherited, **kept.environment, **own},
-            )
-        endpoint.started(process.pid)
+        process = start_process(
+            "smallfirst.interfaces.mlflow_deployments.server",
+            endpoint.folder,
+            lock,
+            output=endpoint.output,
+            environment=record.environment,
+        )
+        endpoint.record_process(process)
     finally:
-        os.close(held)  # the process has it now
-    # Somebody must wait for it, or it stays a zombie for as long as this process lives.
-    threading.Thread(target=process.wait, daemon=True).start()
+        os.close(lock)  # the process inherited it
 
 
-def _wait(endpoint: EndpointFolder, number: int, say: Say | None) -> None:
-    """Nothing once config `number` answers. Raises ConfigError if it cannot, SmallfirstError if the server ended."""
-    began = told = time.monotonic()
+def _wait_until_live(endpoint: EndpointFolder, number: int, log: Log | None) -> None:
+    """Return once config `number` is live. Raise ConfigError if it cannot be, SmallfirstError if the server ended."""
+    began = logged = time.monotonic()
     while (now := time.monotonic()) - began < START_TIMEOUT_S:
         alive, status = endpoint.alive, endpoint.status
         if status is not None and status.live == number:
@@ -234,49 +201,32 @@ def _wait(endpoint: EndpointFolder, number: int, say: Say | None) -> None:
         if status is not None and status.failed == number:
             raise ConfigError(f"{endpoint.name}: {status.why}")
         if not alive:
-            raise SmallfirstError(f"the server of {endpoint.name} ended; its last lines:\n{endpoint.output_tail()}")
-        if say is not None and now - told >= _TELL_EVERY_S:
-            told = now
-            say(f"{endpoint.name}: waiting for its models, {now - began:.0f} s")
-        time.sleep(_LOOK_S)
-    raise SmallfirstError(f"{endpoint.name} did not answer within {START_TIMEOUT_S:.0f} s:\n{endpoint.output_tail()}")
+            tail = output_tail(endpoint.output)
+            raise SmallfirstError(f"the server of {endpoint.name} ended; its last lines:\n{tail}")
+        if log is not None and now - logged >= _LOG_EVERY_S:
+            logged = now
+            log(f"{endpoint.name}: waiting for its models, {now - began:.0f} s")
+        time.sleep(_POLL_INTERVAL_S)
+    tail = output_tail(endpoint.output)
+    raise SmallfirstError(f"{endpoint.name} did not answer within {START_TIMEOUT_S:.0f} s:\n{tail}")
 
 
 def _stop(endpoint: EndpointFolder) -> bool:
-    """True if the server was told to stop and has ended; one that does not drain in time is killed."""
-    kept, process = endpoint.config or endpoint.wanted, endpoint.process
+    """Return True if a server ran; one that does not drain in time is killed."""
+    record, process = endpoint.config or endpoint.pending, endpoint.process
     if process is None or not endpoint.alive:
         return False
-    drain_s = kept.body.get("smallfirst", {}).get("server", {}).get("drain_s", 30) if kept else 30
-    for number, patience_s in ((signal.SIGTERM, drain_s + 20.0), (signal.SIGKILL, 10.0)):
-        _signal(endpoint, process, number)
-        end = time.monotonic() + patience_s
-        while endpoint.alive and time.monotonic() < end:
-            time.sleep(_LOOK_S)
+    drain_s = record.server_settings.get("drain_s", 30) if record else 30
+    stop_process(process, endpoint.lock, grace_s=drain_s + 20.0)
     return True
-
-
-def _signal(endpoint: EndpointFolder, process: int, number: int) -> None:
-    """Nothing back; the server gets the signal, and never another process that was given its number."""
-    with suppress(ProcessLookupError):
-        if not hasattr(os, "pidfd_open"):  # not Linux: a moment is left in which the number could change hands
-            if endpoint.alive:
-                os.kill(process, number)
-            return
-        handle = os.pidfd_open(process)
-        try:
-            if endpoint.alive:  # so the number was still its own when the handle was made
-                signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
 
 
 def _remove(endpoint: EndpointFolder) -> None:
     _stop(endpoint)
-    gone = endpoint.folder.with_name(f"{_GONE}{uuid.uuid4().hex}")
+    deleted = endpoint.folder.with_name(f"{_DELETED}{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):
-        endpoint.folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+        endpoint.folder.rename(deleted)
+    shutil.rmtree(deleted, ignore_errors=True)
 
 
 def _check_same_server(parsed: ParsedConfig, before: EndpointRecord) -> None:
@@ -288,19 +238,11 @@ def _check_same_server(parsed: ParsedConfig, before: EndpointRecord) -> None:
 
 
 def _server_part(body: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What the process was started with."""
     return body.get("smallfirst", {}).get("server"), body["config"].get("auto_capture_config")
 
 
 def _free_port(host: str) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with closing(socket.socket(family)) as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
-
-
-def _module_path() -> str:
-    """PYTHONPATH, and before it the folder that holds this package, unless Python finds it there by itself."""
-    package = Path(__file__).parents[3]
-    installed = package.name in ("site-packages", "dist-packages")
-    return os.pathsep.join(filter(None, ["" if installed else str(package), os.environ.get("PYTHONPATH", "")]))
+    with closing(socket.socket(family)) as free:
+        free.bind((host, 0))
+        return int(free.getsockname()[1])

@@ -13,7 +13,6 @@ from typing import Any
 from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord, ServerStatus
-from smallfirst.interfaces.mlflow_deployments.lifecycle import endpoint_url
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.auth.middleware import current_caller
 from smallfirst.serving.openai.errors import ApiError
@@ -24,7 +23,7 @@ EndpointInfo = dict[str, Any]
 
 def describe(endpoint: EndpointFolder) -> EndpointInfo:
     """The endpoint as Databricks' API shows one, with `url`, `notes` and, in `state`, why it is as it is."""
-    kept = endpoint.config or endpoint.wanted
+    kept = endpoint.config or endpoint.pending
     assert kept is not None
     alive, status = endpoint.alive, endpoint.status
     body = EndpointBody.model_validate(kept.body)
@@ -44,7 +43,7 @@ def describe(endpoint: EndpointFolder) -> EndpointInfo:
         "endpoint_type": "EXTERNAL_MODEL" if external else "CUSTOM_MODEL",
         "permission_level": "CAN_MANAGE",
         "route_optimized": False,
-        "url": endpoint_url(kept),
+        "url": kept.url,
         "notes": list(status.notes) if status else [],
     }
 
@@ -52,7 +51,7 @@ def describe(endpoint: EndpointFolder) -> EndpointInfo:
 def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -> dict[str, str]:
     ready = alive and status is not None and status.live > 0
     update = "NOT_UPDATING"
-    if alive and (endpoint.wanted is not None or not ready):
+    if alive and (endpoint.pending is not None or not ready):
         update = "IN_PROGRESS"
     elif status is not None and status.failed:
         update = "UPDATE_FAILED"

@@ -102,7 +102,7 @@ class SmallfirstClient(BaseDeploymentClient):
 
         self._check_local("created")
         given = {**(config or {}), **({"route_optimized": True} if route_optimized else {})}
-        return _shown(endpoints.create(name, given, say=_say))
+        return _shown(endpoints.create(name, given, log=_log))
 
     @_told
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class SmallfirstClient(BaseDeploymentClient):
         from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 
         self._check_local("changed")
-        return _shown(endpoints.update(endpoint, config or {}, say=_say))
+        return _shown(endpoints.update(endpoint, config or {}, log=_log))
 
     def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
         """As `update_endpoint`, by the name that Databricks' client has for it."""
@@ -216,8 +216,7 @@ class SmallfirstClient(BaseDeploymentClient):
             return self._server, name
         from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
 
-        kept = endpoints.find_running(name)
-        return endpoints.endpoint_url(kept), name
+        return endpoints.find_running(name).url, name
 
 
 def _shown(endpoint: Any) -> dict[str, Any]:
@@ -225,11 +224,11 @@ def _shown(endpoint: Any) -> dict[str, Any]:
 
     found = describe(endpoint)
     for note in found["notes"]:
-        _say(f"{found['name']}: note: {note}")
+        _log(f"{found['name']}: note: {note}")
     return found
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

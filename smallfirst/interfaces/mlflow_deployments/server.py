@@ -1,39 +1,32 @@
 """The process of one endpoint: `python -m smallfirst.interfaces.mlflow_deployments.server FOLDER LOCK`.
 
 It holds the endpoint's lock as long as it lives, serves OpenAI's, MLflow's and Databricks' routes under the endpoint's
-name, follows its config and its aliases, and drains at SIGTERM.
+name, follows its config and aliases, and drains at SIGTERM.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.files import try_lock
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
+from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.paths import home
-from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.server import listen, run
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0 after SIGTERM, 1 if it could not serve, 2 if another process serves the endpoint."""
+    """Return 0 after SIGTERM, 1 if the endpoint could not be served, 2 if another process serves it."""
     endpoint = EndpointFolder(Path(arguments[0]).absolute())
-    held = int(arguments[1]) if len(arguments) > 1 else try_lock(endpoint.lock)
-    if held is None:
+    if claim_lock(endpoint.lock, arguments) is None:
         print(f"{endpoint.name} is served by another process", file=sys.stderr)
         return 2
-    disable_tqdm_in_pipes()
-    os.set_inheritable(held, False)  # this process alone stands for the endpoint
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     try:
         serve_endpoint(endpoint)
     except SmallfirstError as error:
@@ -43,16 +36,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve_endpoint(endpoint: EndpointFolder) -> None:
-    """Nothing, once the server was told to stop and has drained. Raises SmallfirstError if it cannot serve."""
+    """Serve the endpoint until the process is told to stop and has drained. Raise SmallfirstError if it cannot."""
     live = LiveEndpoint(endpoint)
-    kept = endpoint.config
-    assert kept is not None
-    settings = live.parsed.settings.model_copy(update={"port": kept.port})
+    record = endpoint.config
+    assert record is not None
+    settings = live.parsed.settings.model_copy(update={"port": record.port})
     with closing(Ledger(home() / "ledger.db")) as ledger:
-        app = build_app(live.fleet, ledger=ledger, settings=settings, extension=live)
-        listener = listen(settings.host, kept.port)
+        app = build_app(live.models, ledger=ledger, settings=settings, extension=live)
+        listener = listen(settings.host, record.port)
         live.start()
-        print(f"smallfirst serves {endpoint.name} at {settings.host}:{kept.port}", flush=True)
+        print(f"smallfirst serves {endpoint.name} at {settings.host}:{record.port}", flush=True)
 
         def stopping() -> None:
             app.state.readiness.stopping = True

@@ -135,4 +135,4 @@ class JobsApi:
             raise ApiError(503, f"The weights of {name} cannot be had now.", kind="server_error") from error
         if folder is None or made_by is None:
             raise unknown_base_model(name, [*known])
-        return queue.find(made_by).order.model, str(folder)
+        return queue.find(made_by).spec.model, str(folder)

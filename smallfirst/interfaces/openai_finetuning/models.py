@@ -147,7 +147,7 @@ class FineTunedModels:
     def _made_by(self, job: JobFolder) -> _Made | None:
         name = model_name(job)
         if name not in self._made and job.result is not None and job.state == "COMPLETED":
-            owner = job.order.submitted["owner"]
+            owner = job.spec.submitted["owner"]
             self._made[name] = _Made(owner, job.result.reference, unix_seconds(job.events[-1].at))
         return self._made.get(name)
 

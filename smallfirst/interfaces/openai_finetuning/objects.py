@@ -36,14 +36,14 @@ _METRICS = {"loss": "train_loss", "minus_eval_loss": "valid_loss", "step": "step
 
 def is_owned_by(job: JobFolder, owner: str) -> bool:
     """True if the job was submitted through this API with the owner's key."""
-    given = job.order.submitted
+    given = job.spec.submitted
     return given.get("interface") == INTERFACE and given.get("owner") == owner
 
 
 def model_name(job: JobFolder) -> str:
     """What the job's model is called: `ft:base:smallfirst:suffix:id`."""
-    suffix = job.order.submitted.get("suffix") or ""
-    return f"ft:{job.order.model}:{ORGANISATION}:{suffix}:{job.name.removeprefix('ftjob-')}"
+    suffix = job.spec.submitted.get("suffix") or ""
+    return f"ft:{job.spec.model}:{ORGANISATION}:{suffix}:{job.name.removeprefix('ftjob-')}"
 
 
 def job_id(model: str) -> str | None:
@@ -54,7 +54,7 @@ def job_id(model: str) -> str | None:
 
 def job_object(job: JobFolder) -> dict[str, Any]:
     """The job as it is now."""
-    order, events = job.order, job.events
+    order, events = job.spec, job.events
     given, state = order.submitted, state_after(events, cancelled=job.cancelled)
     ended = unix_seconds(events[-1].at) if state in TERMINAL_STATES else None
     tuned = given["hyperparameters"]
@@ -95,7 +95,7 @@ def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
     epochs = [event for event in events if event.kind == "EPOCH_FINISHED"]
     best = epochs[result.best_epoch - 1] if len(epochs) >= result.best_epoch else None
     planned = next((e.values.get("steps", 0) for e in events if e.kind == "TRAIN_STARTED"), 0)
-    step = round(planned * result.best_epoch / job.order.submitted["hyperparameters"]["n_epochs"])
+    step = round(planned * result.best_epoch / job.spec.submitted["hyperparameters"]["n_epochs"])
     id = job.name.removeprefix("ftjob-")
     return [
         {
@@ -113,8 +113,8 @@ def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
 def public_message(message: str, job: JobFolder) -> str:
     """What a client may read of a message: no path of this server, no line of its log, no advice to its owner."""
     text = re.split(r"\n  next:|; the last lines of ", message)[0]
-    if job.order.weights:
-        text = text.replace(job.order.weights, job.order.model)
+    if job.spec.weights:
+        text = text.replace(job.spec.weights, job.spec.model)
     return text.replace(str(home()), "…")
 
 
@@ -143,7 +143,7 @@ def _figures(event: Event) -> dict[str, float]:
 
 def _error(event: Event, job: JobFolder) -> dict[str, Any]:
     """Why it failed; with the parameter if rows of a file are to blame."""
-    message, given = public_message(event.message, job), job.order.submitted
+    message, given = public_message(event.message, job), job.spec.submitted
     param = next((name for name in ("training_file", "validation_file") if f"{given[name]}:" in message), None)
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}
 

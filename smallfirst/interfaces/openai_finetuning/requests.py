@@ -152,7 +152,7 @@ def make_job_spec(
     used = {"n_epochs": n_epochs, "batch_size": chosen.batch_size, "learning_rate_multiplier": multiplier}
     return JobSpec(
         name=id,
-        lesson="chat",
+        recipe="chat",
         model=name,
         weights=None if weights == name else weights,
         train_rows=body.training_file,

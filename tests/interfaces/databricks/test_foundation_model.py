@@ -56,7 +56,7 @@ def laid_down(name: str, hour: int, by: str = "somebody", end: str = "STOPPED") 
     """A job that ended."""
     order = JobSpec(
         name=name,
-        lesson="chat",
+        recipe="chat",
         model="toys/tiny",
         train_rows="rows.jsonl",
         register_to="main.toys.desk",

@@ -25,7 +25,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
     order = JobSpec(
         name="tiny-1",
-        lesson="chat",
+        recipe="chat",
         model="toys/tiny",
         train_rows="rows.jsonl",
         register_to="main.toys.desk",
@@ -61,7 +61,7 @@ def test_it_tells_what_was_asked_for(job: JobFolder) -> None:
     assert (told["experiment_id"], told["run_id"], told["eval_prompts"]) == (None, None, None)
     assert (run.experiment_path, run.save_folder, run.created_by) == ("toys", str(job.folder), "somebody")
     assert run.created_at == datetime(2026, 11, 30, 12, tzinfo=UTC)
-    assert run.submitted_config == job.order.submitted
+    assert run.submitted_config == job.spec.submitted
 
 
 def test_progress_and_time_left_are_told_only_while_it_trains(job: JobFolder) -> None:

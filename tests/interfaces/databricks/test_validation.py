@@ -48,13 +48,13 @@ def given(base: Path, rows: Path, **changes: Any) -> CreateArguments:
 
 
 def order(base: Path, rows: Path, **changes: Any) -> JobSpec:
-    return given(base, rows, **changes).order()
+    return given(base, rows, **changes).spec()
 
 
 def test_the_defaults(base: Path, rows: Path) -> None:
     made = order(base, rows)
     assert made.name.startswith("tiny-base-")
-    assert (made.lesson, made.model, made.train_rows, made.eval_rows) == ("chat", str(base), str(rows), None)
+    assert (made.recipe, made.model, made.train_rows, made.eval_rows) == ("chat", str(base), str(rows), None)
     assert (made.register_to, made.experiment) == ("main.claims.tickets", "main.claims.tickets")
     # The duration is Databricks' default, the rate our own, the length the model's (it takes less than our 2048).
     assert made.config == TrainConfig(duration="1ep", learning_rate=2e-4, max_seq_tokens=512)
@@ -81,10 +81,10 @@ def test_what_is_given_is_taken(base: Path, rows: Path) -> None:
         context_length=128,
     )
     assert made.register_to == f"main.claims.{made.name}"
-    assert (made.experiment, made.lesson, made.eval_rows) == ("/Shared/desk", "chat", str(rows))
+    assert (made.experiment, made.recipe, made.eval_rows) == ("/Shared/desk", "chat", str(rows))
     assert (made.eval_prompts, made.weights) == (("where is my card",), str(base))
     assert made.config == TrainConfig(duration="1_000_000tok", learning_rate=3e-5, max_seq_tokens=128)
-    assert order(base, rows, task_type="CONTINUED_PRETRAIN").lesson == "text"
+    assert order(base, rows, task_type="CONTINUED_PRETRAIN").recipe == "text"
 
 
 def test_a_config_has_the_last_word_on_what_is_not_given(base: Path, rows: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_file_that_is_here_is_named_from_the_root(base: Path, rows: Path, monk
 
 
 def test_without_looking_for_weights_any_model_is_taken(base: Path, rows: Path) -> None:
-    assert given(base, rows, model="no/such-model").order(look_for_weights=False).model == "no/such-model"
+    assert given(base, rows, model="no/such-model").spec(look_for_weights=False).model == "no/such-model"
 
 
 def test_what_will_hardly_work_is_warned_of(base: Path, rows: Path) -> None:

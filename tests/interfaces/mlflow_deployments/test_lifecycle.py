@@ -23,6 +23,7 @@ from smallfirst.interfaces.mlflow_deployments.commands import endpoints as comma
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
+from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.tasks.classify import Classify
@@ -174,7 +175,7 @@ def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_with_keys_asks_fo
     assert ask(keyed, authorization="Bearer let-me-in").json()["choices"][0]["message"]["content"] == "refund_request"
     assert endpoints.stop("keyed")
     assert not endpoints.stop("keyed")
-    assert "smallfirst stopped" in keyed.output_tail()
+    assert "smallfirst stopped" in output_tail(keyed.output)
     assert endpoints.delete("keyed")
 
 
@@ -184,18 +185,18 @@ def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -
     endpoint = on_disk("later", {"name": "later", "config": values, "smallfirst": values.pop("routing")})
     live = LiveEndpoint(endpoint)
     versions.promote(NAME, 2)
-    live._takes_moved()
+    live.check_aliases()
     assert endpoint.status is not None
     assert "version 2 has no certificate" in endpoint.status.why
     assert endpoint.status.versions == {"tickets": 1}
     certify(2, 0.9)
-    live._takes_moved()  # too early: a refused version is not read in every round
+    live.check_aliases()  # too early: a refused version is not read in every round
     assert endpoint.status.versions == {"tickets": 1}
-    live._again_at_s = 0.0
-    live._takes_moved()
+    live._retry_at_s = 0.0
+    live.check_aliases()
     assert (endpoint.status.versions, endpoint.status.why) == ({"tickets": 2}, "")
     versions.rollback(NAME)
-    live._takes_moved()
+    live.check_aliases()
     assert endpoint.status.versions == {"tickets": 1}
     asyncio.run(live.aclose())
     assert endpoints.delete("later")

@@ -152,7 +152,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
     second = again.fine_tuning.jobs.create(model=name, training_file=validation, hyperparameters={"n_epochs": 50})
     assert second.model == name
     assert again.fine_tuning.jobs.cancel(second.id).status == "cancelled"
-    order = JobFolder(jobs_folder() / second.id).order
+    order = JobFolder(jobs_folder() / second.id).spec
     assert order.model == "tiny"
     assert order.weights == str(versions.resolve("main.fine_tuning.desk/1").folder)
     assert [listed.id for listed in again.fine_tuning.jobs.list(limit=1)] == [second.id, made.id, gone.name]
@@ -274,7 +274,7 @@ def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
     }
     order = JobSpec(
         name=name,
-        lesson="chat",
+        recipe="chat",
         model="tiny",
         train_rows="file-" + "a" * 24,
         register_to=f"main.fine_tuning.{name}",

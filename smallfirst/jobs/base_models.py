@@ -1,0 +1,59 @@
+"""Find out before a job starts whether its base model can be trained, and how long its rows may be."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from smallfirst.errors import ConfigError, MissingExtra, WeightsNotFound
+from smallfirst.models.catalog import CATALOG, find_weights, pulled_path
+
+
+def require_training_packages() -> None:
+    """Raise MissingExtra where nothing can be trained."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise MissingExtra("Fine-tuning", "train")
+
+
+def trainable_models() -> dict[str, int | None]:
+    """Return the context length in tokens of each trainable model of the catalogue.
+
+    It is None until the weights are on this machine.
+    """
+    folders = {entry.name: pulled_path(entry) for entry in CATALOG if entry.kind == "transformers"}
+    return {name: _context_length(folder) for name, folder in folders.items()}
+
+
+def context_length(model: str) -> int | None:
+    """Return the longest input in tokens of a base model; None if its weights are not here yet or do not say.
+
+    Raise ConfigError if the model cannot be trained, WeightsNotFound if a job could not find it either.
+    """
+    entry = next((e for e in CATALOG if e.name.casefold() == model.casefold()), None)
+    untrainable = ConfigError(
+        f'"{model}" cannot be trained: its weights are GGUF or no language model',
+        hint="choose one of foundation_model.get_models(), or a folder of safetensors",
+    )
+    if entry is not None and entry.kind != "transformers":
+        raise untrainable
+    try:
+        folder = find_weights(model, download=False)
+    except WeightsNotFound:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+        if entry is not None or (re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not offline):
+            return None  # the job's process may fetch it
+        raise
+    if folder.is_file():
+        raise untrainable
+    return _context_length(folder)
+
+
+def _context_length(folder: Path) -> int | None:
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
+    found = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return found if isinstance(found, int) else None

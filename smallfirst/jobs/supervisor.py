@@ -1,0 +1,119 @@
+"""Run a module in a process that outlives its parent and is known by the lock it holds.
+
+The parent takes the lock and the child inherits it, so the process counts as alive from before it starts until it
+ends, however it ends. `files.is_locked` tells whether it lives; a process id is used only to send signals.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from smallfirst.files import is_locked, try_lock
+from smallfirst.progress import disable_tqdm_in_pipes
+
+RECORDED_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "SMALLFIRST_VOLUMES", "SMALLFIRST_TABLES")
+"""Environment variables that a process keeps from its creation, whoever starts it again."""
+_POLL_INTERVAL_S = 0.05
+_KILL_TIMEOUT_S = 10.0
+
+
+def recorded_environment() -> dict[str, str]:
+    """Return the RECORDED_VARIABLES that are set, to be stored and passed to every later `start_process`."""
+    return {name: os.environ[name] for name in RECORDED_VARIABLES if os.environ.get(name)}
+
+
+def start_process(
+    module: str,
+    folder: Path,
+    lock: int,
+    *,
+    output: Path,
+    environment: Mapping[str, str],
+    working_folder: Path | None = None,
+) -> int:
+    """Start `python -m module FOLDER LOCK`, which inherits the lock descriptor `lock`; return its process id.
+
+    `folder` is two levels below the state folder. What the process prints is appended to `output`, a file for its owner
+    only. `environment` replaces the RECORDED_VARIABLES of this process. The caller closes `lock` afterwards.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in RECORDED_VARIABLES}
+    fixed = {"SMALLFIRST_HOME": str(folder.parents[1]), "PYTHONPATH": _python_path()}
+    # -P: a file in the working folder must not shadow a module.
+    command = [sys.executable, "-P", "-m", module, str(folder), str(lock)]
+    with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock,),
+            cwd=working_folder or folder,
+            env={**inherited, **environment, **fixed},
+        )
+    # Without a waiting thread the ended child would stay a zombie for as long as this process lives.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process.pid
+
+
+def claim_lock(lock: Path, arguments: Sequence[str]) -> int | None:
+    """Return the lock descriptor of the started process, or None if another process holds the lock.
+
+    `arguments` are FOLDER and LOCK; without LOCK, as when a person starts the module, the lock is taken here. Children
+    of the process do not inherit it.
+    """
+    descriptor = int(arguments[1]) if len(arguments) > 1 else try_lock(lock)
+    if descriptor is not None:
+        os.set_inheritable(descriptor, False)
+        disable_tqdm_in_pipes()
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    return descriptor
+
+
+def stop_process(process: int, lock: Path, *, grace_s: float) -> None:
+    """Send SIGTERM to the holder of `lock`, wait until it has ended, and kill it after `grace_s` seconds."""
+    for number, timeout_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, _KILL_TIMEOUT_S)):
+        _send_signal(process, lock, number)
+        end = time.monotonic() + timeout_s
+        while is_locked(lock) and time.monotonic() < end:
+            time.sleep(_POLL_INTERVAL_S)
+
+
+def output_tail(output: Path, n_lines: int = 12) -> str:
+    """Return the last lines that a process printed; empty if it printed nothing."""
+    try:
+        with output.open("rb") as file:
+            file.seek(max(0, output.stat().st_size - 400 * n_lines))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-n_lines:])
+    except OSError:
+        return ""
+
+
+def _send_signal(process: int, lock: Path, number: int) -> None:
+    with suppress(ProcessLookupError):
+        if not hasattr(os, "pidfd_open"):  # not Linux: for a moment the id could belong to another process
+            if is_locked(lock):
+                os.kill(process, number)
+            return
+        handle = os.pidfd_open(process)
+        try:
+            if is_locked(lock):  # so the id still belonged to the holder when the handle was opened
+                signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+
+
+def _python_path() -> str:
+    """Return PYTHONPATH for the child, with the folder of this package in front unless the package is installed."""
+    package = Path(__file__).parents[2]
+    installed = package.name in ("site-packages", "dist-packages")
+    return os.pathsep.join(filter(None, ["" if installed else str(package), os.environ.get("PYTHONPATH", "")]))
