@@ -42,7 +42,7 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return all names: built-in ones in their order, then those of installed packages, then registered ones."""
-        return tuple(dict.fromkeys([*self._built_in, *sorted(self._entry_points()), *self._loaded]))
+        return tuple(dict.fromkeys([*self._built_in, *sorted(self._entry_points().names), *self._loaded]))
 
     def check(self, name: str, *, where: str = "") -> None:
         """Raise ConfigError, starting with `where`, if no part has this name. Load no code."""
@@ -60,7 +60,7 @@ class Registry(Generic[T]):
         if name not in self._loaded:
             try:
                 self._loaded[name] = self._load(name)
-            except Exception as error:
+            except Exception as error:  # code of other packages may fail in any way
                 raise ConfigError(f'{self.noun} "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
         return self._loaded[name]
 
@@ -72,7 +72,10 @@ class Registry(Generic[T]):
         if name in self._built_in:
             module, _, attribute = self._built_in[name].partition(":")
             return cast(T, getattr(importlib.import_module(module), attribute))
-        return cast(T, self._entry_points()[name].load())
+        found = {point.value: point for point in self._entry_points() if point.name == name}
+        if len(found) > 1:
+            raise ConfigError(f"two packages register it: {' and '.join(sorted(found))}; uninstall one of them")
+        return cast(T, next(iter(found.values())).load())
 
-    def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
-        return {point.name: point for point in importlib.metadata.entry_points(group=self.group)}
+    def _entry_points(self) -> importlib.metadata.EntryPoints:
+        return importlib.metadata.entry_points(group=self.group)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,9 @@ from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.files import write_atomically
 
 R = TypeVar("R", bound="Record")
+
+SETTINGS_PROBLEM = "settings_problem"
+"""Type of a pydantic error whose message names its own places."""
 
 
 class Record(pydantic.BaseModel):
@@ -67,14 +70,28 @@ def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
-        raise ConfigError(f"{where}:\n  " + "\n  ".join(lines)) from None
+        raise ConfigError(f"{where}:\n  " + "\n  ".join(explain_errors(kind, error))) from None
 
 
-def _explain(kind: type[Record], problem: dict[str, Any]) -> str:
+def explain_errors(
+    kind: type[Record], error: pydantic.ValidationError, *, partial: bool = False, names: Iterable[str] = ()
+) -> list[str]:
+    """Return one line for each wrong field; `names` are further known fields.
+
+    `partial` leaves out missing fields and rules between fields.
+    """
+    found = [dict(problem) for problem in error.errors()]
+    if partial:
+        found = [problem for problem in found if problem["loc"] and problem["type"] != "missing"]
+    return [_explain(kind, problem, names) for problem in found]
+
+
+def _explain(kind: type[Record], problem: dict[str, Any], more_names: Iterable[str]) -> str:
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == SETTINGS_PROBLEM:
+        return str(problem["msg"])
     if problem["type"] == "extra_forbidden":
-        names = _field_names_at(kind, problem["loc"][:-1])
+        names = [*_field_names_at(kind, problem["loc"][:-1]), *more_names]
         return f"{place}: unknown setting{did_you_mean(str(problem['loc'][-1]), names)}"
     if problem["type"] == "missing":
         return f"{place}: missing"

@@ -9,7 +9,6 @@ import asyncio
 import os
 import shutil
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +54,17 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
-@click.option("--kind", type=click.Choice(["classify", "extract", "answer", "chat"]), default="classify")
+@click.option("--kind", default="classify", show_default=True, help="Task kind; an unknown one is refused with a list.")
 def init(folder: Path, kind: str) -> None:
     """Write a commented task.yaml (and nothing else) into FOLDER."""
+    from smallfirst.tasks import TASK_KINDS
+
+    template = TASK_KINDS.get(kind).template()
     target = folder / "task.yaml"
     if target.exists():
         raise ConfigError(f"{target} exists already", hint="edit it, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with resources.as_file(resources.files("smallfirst.project") / "templates" / f"{kind}.yaml") as template:
-        shutil.copyfile(template, target)
+    target.write_text(template, encoding="utf-8")
     click.echo(f"wrote {target}\nnext: put your rows beside it, then  smallfirst check {target}")
 
 

@@ -221,7 +221,7 @@ def _holds(task: Any) -> Callable[[str, str], bool]:
 
     def holds(draft: str, judged: str) -> bool:
         right = task.parse(judged)
-        return right is not None and task.score([right], task.parse(draft)) >= task.right_from
+        return right is not None and task.score([right], task.parse(draft)) >= task.pass_score
 
     return holds
 

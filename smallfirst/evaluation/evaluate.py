@@ -145,7 +145,7 @@ def _row(example: Example, completion: Completion, task: Task, candidate: str) -
         also=example.also,
         answer=answer,
         score=score,
-        correct=score >= task.right_from,
+        correct=score >= task.pass_score,
         confidence=_confidence(completion),
         stage=route.stage if route else candidate,
         certified=route.certified if route else False,

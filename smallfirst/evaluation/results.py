@@ -25,7 +25,7 @@ class EvaluatedRow(Record):
     score: float = 0.0
     """How right it is, in [0, 1]."""
     correct: bool
-    """True if the score reaches the task's `right_from`. No answer is wrong."""
+    """True if the score reaches the task's `pass_score`. No answer is wrong."""
     confidence: float | None
     """In [0, 1], as the model sees it."""
     stage: str

@@ -101,7 +101,7 @@ def answer_matcher(task: Task) -> Same:
     """Whether two parsed answers mean the same to the task: equal, or as right as it asks a right answer to be."""
     if task.closed:
         return lambda first, second: first == second
-    return lambda first, second: first == second or task.score((first,), second) >= task.right_from
+    return lambda first, second: first == second or task.score((first,), second) >= task.pass_score
 
 
 def majority_vote(draws: Sequence[TeacherAnswer], same: Same) -> MajorityVote:
@@ -143,7 +143,7 @@ def agreement_with_people(
     """
     if not votes:
         return TeacherAgreement()
-    right = [task.score(gold, v.answer) >= task.right_from for v, gold in zip(votes, golds, strict=True)]
+    right = [task.score(gold, v.answer) >= task.pass_score for v, gold in zip(votes, golds, strict=True)]
     sure = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(sure_from)]
     points = risk_coverage_curve([v.sureness for v in votes], right, n_points=N_THRESHOLDS)
     return TeacherAgreement(

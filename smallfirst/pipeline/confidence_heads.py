@@ -98,4 +98,4 @@ async def drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
 
 def is_correct(project: Project, golds: Sequence[str], draft: Completion) -> bool:
     """Whether the task calls a draft right."""
-    return project.task.score(golds, project.task.parse(draft.text)) >= project.task.right_from
+    return project.task.score(golds, project.task.parse(draft.text)) >= project.task.pass_score

@@ -30,7 +30,7 @@ def certify_from_proxy_labels(
     task = project.task
 
     def right(answer: str | None, known: str) -> bool:
-        return task.score([known], answer) >= task.right_from
+        return task.score([known], answer) >= task.pass_score
 
     given = tuple(row.model_copy(update={"answer": row.gold, "score": 1.0, "correct": True}) for row in small.rows)
     large = small.model_copy(update={"candidate": "large", "rows": given})

@@ -46,8 +46,9 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     return ReportData(
         title=f"{file.name}: small model or large?",
         task=file.name,
-        kind=project.task.kind,
-        right_from=project.task.right_from,
+        part=project.task.part,
+        request_noun=project.task.request_noun,
+        pass_score=project.task.pass_score,
         evaluations=tuple(evaluations),
         validation_evaluations=tuple(
             e for c in ("words", "encoder", "tuned", "small", "large") if (e := run_folder.evaluation(c, "calibration"))

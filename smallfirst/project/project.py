@@ -8,7 +8,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.added_rows import with_harvested
 from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_relabels
 from smallfirst.project.task_file import Candidate, TaskFile
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 
 class Project(NamedTuple):
@@ -16,7 +16,7 @@ class Project(NamedTuple):
 
     file: TaskFile
     rows: Rows
-    task: AnyTask
+    task: Task
     progress: Progress
 
     @classmethod

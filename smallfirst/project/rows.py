@@ -6,40 +6,19 @@ schema) is taken from the rows; the price is that they are read before the task 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
+from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.row_formats import ROW_FORMATS
 from smallfirst.data.sources.resolve import open_source
 from smallfirst.data.split import sample_share, split
-from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record, parse_record
-from smallfirst.tasks import AnyTask
-from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.chat import Chat
-from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.extract import Extract
-from smallfirst.tasks.json.schema_inference import infer_schema
+from smallfirst.tasks import TASK_KINDS
+from smallfirst.tasks.task import Task
 
-_KINDS: dict[str, type[Any]] = {"classify": Classify, "extract": Extract, "answer": Answer, "chat": Chat}
-_SETTINGS: dict[str, tuple[str, ...]] = {
-    "classify": ("labels", "descriptions", "other", "ordered", "multiple", "costs"),
-    "extract": ("json_schema", "normalise", "max_answer_tokens"),
-    "answer": ("choices", "not_answerable", "right_from", "max_answer_tokens"),
-    "chat": ("scorers", "right_from", "max_answer_tokens"),
-}
-_SHAPES: dict[str, tuple[RowFormat, ...]] = {
-    "classify": ("label",),
-    "multiple": ("labels",),
-    "extract": ("target",),
-    "answer": ("question", "prompt"),
-    "chat": ("prompt", "chat", "question"),
-}
-"""Row shapes that suit a kind of task."""
 PARTS = ("train", "selection", "calibration", "test")
 """Parts of the rows that have answers."""
 
@@ -66,14 +45,14 @@ class Rows(Record):
 def read_rows(task_file: TaskFile) -> Rows:
     """All rows, split. Raises DataError with every bad row of the first file that has one."""
     files = task_file.data
-    labels = task_file.labels or None
+    kind = TASK_KINDS.get(task_file.kind)
+    labels = kind.row_labels(task_file.settings)
 
     def read(path: Path) -> Dataset:
         return open_source(path, columns=files.columns, labels=labels, folder=task_file.folder)
 
     train = read(files.train)
-    if task_file.kind == "classify" and not labels and not task_file.multiple:
-        labels = train.labels()
+    labels = kind.row_labels(task_file.settings, train)
     parts = split(
         train,
         **split_shares(task_file),
@@ -96,26 +75,17 @@ def split_shares(task_file: TaskFile) -> dict[str, float]:
     return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
 
 
-def read_task(task_file: TaskFile, rows: Rows) -> AnyTask:
-    """The task of the file's kind. Raises ConfigError if the settings make none, or do not belong to the kind."""
-    kind = task_file.kind
-    for name in sorted(task_file.model_fields_set & {n for names in _SETTINGS.values() for n in names}):
-        if name not in _SETTINGS[kind]:
-            owners = " or ".join(k for k, names in _SETTINGS.items() if name in names)
-            raise ConfigError(f"task {task_file.name}: {name} is a setting of kind {owners}, not of {kind}")
-    given = {n: getattr(task_file, n) for n in _SETTINGS[kind] if n in task_file.model_fields_set}
-    values: dict[str, Any] = {"kind": kind, "name": task_file.name, "about": task_file.about, **given}
-    if kind == "classify" and not values.get("labels"):
-        values["labels"] = _labels_seen(rows)
-    if kind == "extract" and not values.get("json_schema"):
-        values["json_schema"] = infer_schema([json.loads(e.answer) for e in rows.train.examples])
-    task: AnyTask = parse_record(_KINDS[kind], values, where=f"task {task_file.name}")
-    return task
+def read_task(task_file: TaskFile, rows: Rows) -> Task:
+    """Return the task of the file. Raise ConfigError if its settings and rows make none."""
+    kind = TASK_KINDS.get(task_file.kind)
+    settings = kind.complete_settings(task_file.settings, rows.train, (rows.selection, rows.calibration, rows.test))
+    values = {"kind": task_file.kind, "name": task_file.name, "about": task_file.about, **settings}
+    return parse_record(kind, values, where=f"task {task_file.name}")
 
 
-def with_canonical_answers(rows: Rows, task: AnyTask) -> Rows:
+def with_canonical_answers(rows: Rows, task: Task) -> Rows:
     """The rows with their answers in the task's canonical form. Raises DataError naming each row that has none."""
-    wanted = _SHAPES[task.kind if not (isinstance(task, Classify) and task.multiple) else "multiple"]
+    wanted = task.row_formats
     problems: list[Problem] = []
 
     def settle(data: Dataset) -> Dataset:
@@ -153,7 +123,7 @@ def _answered(example: Example, answer: str, also: tuple[str, ...]) -> Example:
     return Example(**kept | {"answer": answer, "also": also})
 
 
-def with_relabels(rows: Rows, task_file: TaskFile, task: AnyTask) -> Rows:
+def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
     """The rows with the answers that people gave to probable label errors. Raises DataError naming every bad line."""
     if task_file.data.relabels is None:
         return rows
@@ -166,15 +136,6 @@ def with_relabels(rows: Rows, task_file: TaskFile, task: AnyTask) -> Rows:
         data = getattr(rows, name)
         parts[name] = data.subset(data.name, tuple(next(mended) for _ in data.examples))
     return rows.model_copy(update=parts)
-
-
-def _labels_seen(rows: Rows) -> list[str]:
-    # A rare label may have all its rows in one part, so those of every part are looked at.
-    parts = (rows.train, rows.selection, rows.calibration, rows.test)
-    golds = {gold for part in parts for gold in part.labels()}
-    if rows.train.examples and rows.train.examples[0].shape == "labels":
-        golds = {label for gold in golds for label in json.loads(gold)}
-    return sorted(golds)
 
 
 def _read_open(task_file: TaskFile) -> Dataset | None:

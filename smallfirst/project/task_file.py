@@ -5,12 +5,12 @@ One file drives every stage, so what was measured is what is served. Paths in it
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import yaml
+from pydantic_core import PydanticCustomError
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.errors import ConfigError
@@ -18,11 +18,11 @@ from smallfirst.gate.gate import Gate
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
-from smallfirst.records import Record, parse_record
+from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies import Budget, Policy
-from smallfirst.tasks.metrics.value_matching import Normalizer
+from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.teacher import TeacherConfig
 
@@ -202,36 +202,11 @@ class TaskFile(Record):
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Short name; also the name of the served model."""
-    kind: Literal["classify", "extract", "answer", "chat"] = "classify"
-    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers."""
+    kind: str = DEFAULT_KIND
+    """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers; or
+    the name of a kind that an installed package registers."""
     about: str = ""
-    """One sentence on the job, told to general models."""
-    labels: tuple[str, ...] = ()
-    """Allowed answers; left out: those of the training rows. A mapping gives each a description."""
-    descriptions: dict[str, str] = {}
-    """What belongs under a label, told to general models."""
-    other: str | None = None
-    """classify: the label that means none of the others (out of scope)."""
-    ordered: bool = False
-    """classify: the labels are a scale, in this order."""
-    multiple: bool = False
-    """classify: a text may have several labels."""
-    costs: dict[str, dict[str, float]] = {}
-    """classify: cost of a wrong answer by right label and said label; 1 where nothing is said."""
-    json_schema: dict[str, Any] = {}
-    """extract: JSON schema of the fields (`schema:` inline or a file); left out: guessed from the training rows."""
-    normalise: dict[str, Normalizer] = {}
-    """extract: how a field's values are compared: exact, case, number, money, date, date_dmy."""
-    choices: tuple[str, ...] = ()
-    """answer: the closed set of answers, such as yes, no, maybe; left out: any text."""
-    not_answerable: str = ""
-    """answer: what to say where the text has no answer."""
-    scorers: tuple[str, ...] = ()
-    """chat: names of the functions that judge an answer, the first decides; left out: token_f1."""
-    right_from: float | None = pydantic.Field(default=None, gt=0, le=1)
-    """answer, chat: score from which an answer counts as right; left out: 1 (answer), 0.5 (chat)."""
-    max_answer_tokens: int | None = pydantic.Field(default=None, ge=1, le=4096)
-    """extract, answer, chat: most tokens a written answer may have; left out: the kind's own."""
+    """One sentence on the job, shown to general models."""
     data: DataFiles
     """Where the rows are."""
     small: SmallConfig = SmallConfig()
@@ -250,6 +225,46 @@ class TaskFile(Record):
     """Volume assumed in the report."""
     folder: Path = Path()
     """Folder of the file; set on reading."""
+    settings: dict[str, Any] = {}
+    """The kind's own settings, which a file writes beside the others (see the fields of its record in
+    `smallfirst.tasks`)."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _gather_settings(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        own = {name: value for name, value in values.items() if name not in cls.model_fields}
+        rest = {name: value for name, value in values.items() if name in cls.model_fields}
+        return rest | {"settings": {**values.get("settings", {}), **own}}
+
+    @pydantic.field_validator("kind")
+    @classmethod
+    def _kind_is_known(cls, kind: str) -> str:
+        try:
+            TASK_KINDS.check(kind)
+        except ConfigError as error:
+            raise ValueError(error.args[0]) from None
+        return kind
+
+    @pydantic.field_validator("settings")
+    @classmethod
+    def _settings_suit_the_kind(cls, settings: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, Any]:
+        if "kind" not in info.data:
+            return settings
+        name, kind = info.data["kind"], TASK_KINDS.get(info.data["kind"])
+        foreign = [setting for setting in settings if setting not in kind.setting_names()]
+        owners = {s: [n for n, other in TASK_KINDS if s in other.setting_names()] for s in foreign}
+        lines = [f"{s}: a setting of kind {' or '.join(kinds)}, not of {name}" for s, kinds in owners.items() if kinds]
+        own = {setting: value for setting, value in settings.items() if not owners.get(setting)}
+        try:
+            kind.model_validate({"kind": name, "name": "any", **own})
+        except pydantic.ValidationError as error:
+            # The rows may supply what is missing.
+            lines += explain_errors(kind, error, partial=True, names=cls.model_fields)
+        if lines:
+            raise PydanticCustomError(SETTINGS_PROBLEM, "{lines}", {"lines": "\n  ".join(lines)})
+        return settings
 
     @property
     def teacher(self) -> TeacherConfig | None:
@@ -275,27 +290,8 @@ def read_task_file(path: Path) -> TaskFile:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected settings by name, found {type(values).__name__}")
-    return parse_record(TaskFile, _unfold(values, path), where=str(path))
-
-
-def _unfold(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`labels` may be a list, or a mapping from label to description; `schema` a JSON schema, or a file with one."""
     values = {**values, "folder": str(path.parent)}
-    if "schema" in values:
-        schema = values.pop("schema")
-        values["json_schema"] = _read_schema(path.parent / schema) if isinstance(schema, str) else schema
-    if isinstance(values.get("labels"), dict):
-        described = values["labels"]
-        # YAML reads a bare yes or no as true or false: left as it is, to be refused, not renamed "True".
-        values["labels"] = [label if isinstance(label, bool) else str(label) for label in described]
-        values["descriptions"] = {str(k): str(v) for k, v in described.items() if v}
-    return values
-
-
-def _read_schema(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"schema: {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"schema: {path}: not readable as JSON: {error}") from None
+    kind = str(values.get("kind", DEFAULT_KIND))
+    if kind in TASK_KINDS.names():
+        values = TASK_KINDS.get(kind).expand_settings(values, path.parent)
+    return parse_record(TaskFile, values, where=str(path))

@@ -7,7 +7,6 @@ must hand over every figure, with the rows behind it.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -101,9 +100,11 @@ class ReportData(Record):
     """Heading of the page."""
     task: str
     """Task name."""
-    kind: Literal["classify", "extract", "answer", "chat", ""] = ""
-    """The task's kind; empty: read from the answers."""
-    right_from: float = 1.0
+    part: Literal["label", "field", ""] = "label"
+    """What the counts of an evaluation are of; empty if the task has no parts."""
+    request_noun: str = "requests"
+    """What the rows are called, in the plural."""
+    pass_score: float = 1.0
     """Score in (0, 1] from which an answer counts as right."""
     evaluations: tuple[Evaluation, ...]
     """Test evaluations in ladder order: any of words, encoder, tuned, base, small, large, routed."""
@@ -176,11 +177,6 @@ class ReportData(Record):
             raise ValueError(f"smallest_passing is {verdict.candidate}, which failed the gate")
         return self
 
-    @property
-    def answers(self) -> Literal["classify", "extract", "answer", "chat"]:
-        """The task's kind, read from the first evaluation's right answers if it was not given."""
-        return self.kind or _kind(self.evaluations[0])
-
     def evaluation(self, candidate: str) -> Evaluation | None:
         """The test evaluation of a candidate, or None."""
         return next((e for e in self.evaluations if e.candidate == candidate), None)
@@ -192,12 +188,3 @@ class ReportData(Record):
     def comparison(self, first: str, second: str) -> Comparison | None:
         """The paired comparison of two candidates, or None."""
         return next((c for c in self.comparisons if (c.first, c.second) == (first, second)), None)
-
-
-def _kind(evaluation: Evaluation) -> Literal["classify", "extract", "answer"]:
-    """Objects are extracted, answers that repeat and are short are labels, everything else is text."""
-    golds = Counter(row.gold for row in evaluation.rows)
-    if golds and all(gold.lstrip().startswith("{") for gold in golds):
-        return "extract"
-    few = 2 <= len(golds) <= max(2, len(evaluation.rows) // 4)
-    return "classify" if few and max(map(len, golds)) <= 80 else "answer"

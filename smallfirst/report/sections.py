@@ -118,10 +118,8 @@ def focus_of(data: ReportData) -> Evaluation:
 
 
 def _mistakes(data: ReportData, focus: Evaluation) -> dict[str, Any]:
-    fields = data.answers == "extract"
-    # Open answers may repeat and still be no labels: only the task can say so.
-    counted = data.answers in ("classify", "extract") or (data.answers == "answer" and bool(focus.parts))
-    found = parts.part_rows(focus, fields=fields) if counted else ()
+    fields = data.part == "field"
+    found = parts.part_rows(focus, fields=fields) if data.part else ()
     labels = bool(found) and not fields
     one_label = labels and not focus.rows[0].gold.startswith("[") if focus.rows else False
     return {

@@ -1,27 +1,48 @@
-"""Task kinds: classify, extract, answer, chat. Each owns its prompt, its parser and its metrics."""
+"""Kinds of narrow work, found by name: `classify`, `extract`, `answer`, `chat`, and those of installed packages.
+
+A new kind is one file with a subclass of `Task`, and one entry point in the group `smallfirst.task_kinds`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 
-from smallfirst.tasks.answer import Answer
-from smallfirst.tasks.chat import Chat
-from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.extract import Extract
+from smallfirst.errors import ConfigError
+from smallfirst.extensions import Registry
+from smallfirst.records import parse_record
+from smallfirst.tasks.task import Task
+
+TASK_KINDS: Registry[type[Task]] = Registry(
+    "smallfirst.task_kinds",
+    {
+        "classify": "smallfirst.tasks.classify:Classify",
+        "extract": "smallfirst.tasks.extract:Extract",
+        "answer": "smallfirst.tasks.answer:Answer",
+        "chat": "smallfirst.tasks.chat:Chat",
+    },
+    noun="task kind",
+)
+"""Task kinds by name."""
+DEFAULT_KIND = "classify"
+"""The kind of a file that names none."""
 
 
-def _kind(value: Any) -> str:
-    found = value.get("kind", "classify") if isinstance(value, dict) else getattr(value, "kind", "")
-    return str(found)
+def parse_task(values: Any) -> Any:
+    """Return the task that `values` describe, and anything but a mapping unchanged.
+
+    Raise ValueError if the kind is unknown or a setting is wrong.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    try:
+        kind = TASK_KINDS.get(str(values.get("kind", DEFAULT_KIND)))
+        return parse_record(kind, values, where="not a task")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
-AnyTask = Annotated[
-    Annotated[Classify, pydantic.Tag("classify")]
-    | Annotated[Extract, pydantic.Tag("extract")]
-    | Annotated[Answer, pydantic.Tag("answer")]
-    | Annotated[Chat, pydantic.Tag("chat")],
-    pydantic.Discriminator(_kind),
-]
-"""Any task record; a file without `kind` holds a classification."""
+AnyTask = Annotated[pydantic.SerializeAsAny[Task], pydantic.BeforeValidator(parse_task)]
+"""A task of any kind as a field of a record."""

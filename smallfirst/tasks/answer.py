@@ -9,36 +9,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pydantic
 
-from smallfirst.data.dataset import Message
+from smallfirst.data.dataset import RowFormat
 from smallfirst.errors import did_you_mean
-from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, bootstrap_share, wilson
 from smallfirst.tasks.metrics.labels import counts_by_label, label_metrics, parse_label
 from smallfirst.tasks.scorers import best_score, exact, normalize_answer, token_f1
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
 
-class Answer(Record):
+class Answer(Task):
     """Questions with short answers. A row's text is its context, if any, a blank line, and the question."""
 
+    request_noun: ClassVar[str] = "questions"
+
     kind: Literal["answer"] = "answer"
-    """Tells tasks apart in files."""
-    name: str
-    """Short name, also the name of the served model."""
-    about: str = ""
-    """One sentence on what is asked, told to general models."""
+    """Tells task kinds apart in files."""
     choices: tuple[str, ...] = ()
     """Every allowed answer, such as yes, no and maybe; empty for open answers."""
     not_answerable: str = ""
-    """What to say when the text holds no answer; empty if every question has one. With choices, one of them."""
-    right_from: float = pydantic.Field(default=1.0, gt=0, le=1)
+    """The answer if the text holds none; empty if every question has one. With choices, one of them."""
+    pass_score: float = pydantic.Field(default=1.0, gt=0, le=1)
     """Token F1 from which an open answer counts as right."""
-    max_answer_tokens: int = pydantic.Field(default=64, ge=1)
+    max_answer_tokens: int = pydantic.Field(default=64, ge=1, le=4096)
     """Most tokens a written answer may have."""
 
     @pydantic.model_validator(mode="after")
@@ -57,16 +54,18 @@ class Answer(Record):
         """The choices; empty for open answers."""
         return self.choices
 
-    def prompt(self, text: str) -> str:
-        """The text and a cue of one token, as in a classification."""
-        return f"{text.strip()} =>"
+    @property
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        """Rows with a question or a prompt."""
+        return ("question", "prompt")
 
-    def target(self, answer: str) -> str:
-        """The answer after a space."""
-        return f" {answer}"
+    @property
+    def part(self) -> Literal["label", ""]:
+        """Each choice is counted; open answers have no parts."""
+        return "label" if self.choices else ""
 
-    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
-        """System message with the job and how to say that there is no answer, then the solved examples as turns."""
+    def system_message(self) -> str:
+        """Return the job, the choices if there are any, and how to say that there is no answer."""
         lines = [self.about or "Answer the user's question."]
         if self.choices:
             lines += ["Answer with exactly one of these and nothing else:", *(f"- {c}" for c in self.choices)]
@@ -74,14 +73,7 @@ class Answer(Record):
             lines.append("Answer with the shortest exact answer and nothing else: no sentence, no explanation.")
         if self.not_answerable:
             lines.append(f"If there is no answer to be found, answer: {self.not_answerable}")
-        turns = [Message(role="system", content="\n".join(lines))]
-        for shot in shots:
-            turns.append(Message(role="user", content=shot.text))
-            turns.append(Message(role="assistant", content=shot.answer))
-        return tuple(turns)
-
-    def answer_schema(self) -> None:
-        """None: a short answer is no JSON."""
+        return "\n".join(lines)
 
     def parse(self, text: str) -> str | None:
         """What stands before the first blank line; of choices the one that it is, or the only one it mentions."""

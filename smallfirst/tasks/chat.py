@@ -12,27 +12,22 @@ from typing import Literal
 import numpy as np
 import pydantic
 
-from smallfirst.data.dataset import Message
-from smallfirst.records import Record
+from smallfirst.data.dataset import RowFormat
 from smallfirst.stats.intervals import Estimate, bootstrap_share
-from smallfirst.tasks.scorers import best_score, check_scorer, load_scorer
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
+from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer
+from smallfirst.tasks.task import ScoredAnswer, Task
 
 
-class Chat(Record):
+class Chat(Task):
     """A task whose answers are open text."""
 
     kind: Literal["chat"] = "chat"
-    """Tells tasks apart in files."""
-    name: str
-    """Short name, also the name of the served model."""
-    about: str = ""
-    """What is to be written, told to general models."""
+    """Tells task kinds apart in files."""
     scorers: tuple[str, ...] = ("token_f1",)
     """Names of scorers; the first one gives the score, all are reported."""
-    right_from: float = pydantic.Field(default=0.5, gt=0, le=1)
+    pass_score: float = pydantic.Field(default=0.5, gt=0, le=1)
     """Score of the first scorer from which an answer counts as right."""
-    max_answer_tokens: int = pydantic.Field(default=256, ge=1)
+    max_answer_tokens: int = pydantic.Field(default=256, ge=1, le=4096)
     """Most tokens a written answer may have."""
 
     @pydantic.model_validator(mode="after")
@@ -42,32 +37,17 @@ class Chat(Record):
         if len(set(self.scorers)) < len(self.scorers):
             raise ValueError("scorers repeat")
         for name in self.scorers:
-            check_scorer(name, where=f"task {self.name}")  # before anything is trained or paid for
+            SCORERS.check(name, where=f"task {self.name}")  # before anything is trained or paid for
         return self
 
     @property
-    def closed(self) -> tuple[str, ...]:
-        """Empty: the answers are open text."""
-        return ()
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        """Rows with a prompt, a question or a conversation of one turn."""
+        return ("prompt", "chat", "question")
 
-    def prompt(self, text: str) -> str:
-        """The text and a cue of one token, as in a classification."""
-        return f"{text.strip()} =>"
-
-    def target(self, answer: str) -> str:
-        """The answer after a space."""
-        return f" {answer}"
-
-    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
-        """System message with the job, then the solved examples as earlier turns."""
-        turns = [Message(role="system", content=self.about or "Answer the user's message.")]
-        for shot in shots:
-            turns.append(Message(role="user", content=shot.text))
-            turns.append(Message(role="assistant", content=shot.answer))
-        return tuple(turns)
-
-    def answer_schema(self) -> None:
-        """None: open text is no JSON."""
+    def system_message(self) -> str:
+        """Return the job."""
+        return self.about or "Answer the user's message."
 
     def parse(self, text: str) -> str | None:
         """The whole text; None if it is blank."""
@@ -80,10 +60,6 @@ class Chat(Record):
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         """Mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
         return {name: self._mean(name, rows) for name in self.scorers}
-
-    def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Empty: open text has no parts."""
-        return ()
 
     def _mean(self, name: str, rows: Sequence[ScoredAnswer]) -> Estimate:
         scorer = load_scorer(name)

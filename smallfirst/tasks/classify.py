@@ -11,13 +11,13 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.data.dataset import Message
+from smallfirst.data.dataset import Dataset, RowFormat
 from smallfirst.errors import did_you_mean
-from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.metrics.labels import (
     counts_by_label,
@@ -27,34 +27,30 @@ from smallfirst.tasks.metrics.labels import (
     label_set_metrics,
     parse_label,
 )
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
-MIN_ANSWER_TOKENS, LONGEST_LIMIT = 32, 1024
+MIN_ANSWER_TOKENS, MAX_ANSWER_TOKENS = 32, 1024
 """Between these lies the most tokens that a written answer may have."""
 
 
-class Classify(Record):
+class Classify(Task):
     """A closed-set classification task."""
 
     kind: Literal["classify"] = "classify"
-    """Tells tasks apart in files."""
-    name: str
-    """Short name, also the name of the served model."""
+    """Tells task kinds apart in files."""
     labels: tuple[str, ...]
-    """Every allowed answer, in a fixed order."""
-    about: str = ""
-    """One sentence on what is classified, told to general models."""
+    """Every allowed answer in a fixed order; left out of a task file: those of its rows."""
     descriptions: dict[str, str] = {}
-    """What belongs under a label, told to general models; may be empty."""
+    """What belongs under a label, shown to general models; may be empty."""
     other: str | None = None
-    """The label that means none of the others (out of scope); adds figures of how well such rows are kept apart."""
+    """The label for none of the others (out of scope); adds metrics of how well such rows are recognized."""
     ordered: bool = False
-    """True if the labels are a scale, in this order; adds figures of how far off answers are."""
+    """True if the labels are a scale, in this order; adds metrics of how far off answers are."""
     multiple: bool = False
-    """True if a text may have several labels, or none; an answer is then a JSON list in label order: `["a", "b"]`."""
+    """True if a text may have several labels or none; an answer is then a JSON list in label order: `["a", "b"]`."""
     costs: dict[str, dict[str, float]] = {}
-    """What a wrong answer costs, at least 0: right label, then the one said. Unnamed wrong pairs cost 1; adds the mean
-    cost."""
+    """Cost of a wrong answer, at least 0, by right label and given label. Wrong pairs that are not named cost 1; adds
+    the mean cost."""
 
     @pydantic.model_validator(mode="after")
     def _settings_fit_together(self) -> Classify:
@@ -67,16 +63,50 @@ class Classify(Record):
             raise ValueError("; ".join(problems))
         return self
 
-    def prompt(self, text: str) -> str:
-        """The text and a cue of one token. A chat template would be eight, trained on and read with every request."""
-        return f"{text.strip()} =>"
+    @property
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        """Rows with a list of labels where there may be several, else rows with one label."""
+        return ("labels",) if self.multiple else ("label",)
+
+    @property
+    def part(self) -> Literal["label"]:
+        """Each label is counted."""
+        return "label"
+
+    @classmethod
+    def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Split `labels` into labels and descriptions if it maps one to the other."""
+        described = settings.get("labels")
+        if not isinstance(described, dict):
+            return settings
+        # YAML reads a bare yes or no as true or false: left as it is, to be refused, not renamed "True".
+        labels = [label if isinstance(label, bool) else str(label) for label in described]
+        descriptions = {str(label): str(text) for label, text in described.items() if text}
+        return settings | {"labels": labels, "descriptions": descriptions}
+
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any], train: Dataset, others: Sequence[Dataset]) -> dict[str, Any]:
+        """Add the labels of all rows if the file names none: a rare label may have all its rows in one split."""
+        if settings.get("labels"):
+            return settings
+        found = {answer for part in (train, *others) for answer in part.labels()}
+        if train.examples and train.examples[0].shape == "labels":
+            found = {label for answer in found for label in json.loads(answer)}
+        return settings | {"labels": sorted(found)}
+
+    @classmethod
+    def row_labels(cls, settings: Mapping[str, Any], train: Dataset | None = None) -> tuple[str, ...] | None:
+        """Return the labels that the file names, else those of the training rows."""
+        if settings.get("labels"):
+            return tuple(settings["labels"])
+        return None if train is None or settings.get("multiple") else train.labels()
 
     def target(self, answer: str) -> str:
-        """The label after a space, or the JSON list in label order."""
-        return (self.parse(answer) or answer) if self.multiple else f" {answer}"
+        """Return the label after a space, or the JSON list in label order."""
+        return (self.parse(answer) or answer) if self.multiple else super().target(answer)
 
-    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
-        """System message with the label list, then the solved examples as earlier turns."""
+    def system_message(self) -> str:
+        """Return the job and the list of labels with their descriptions."""
         lines = [self.about or "Classify the user's message."]
         if self.multiple:
             lines.append("Answer with a JSON list of all labels from this list that fit, and nothing else:")
@@ -90,11 +120,7 @@ class Classify(Record):
             lines.append(f"Answer {self.other} if none of the others fits.")
         if self.ordered:
             lines.append("The labels are steps of a scale, in this order.")
-        turns = [Message(role="system", content="\n".join(lines))]
-        for shot in shots:
-            turns.append(Message(role="user", content=shot.text))
-            turns.append(Message(role="assistant", content=shot.answer))
-        return tuple(turns)
+        return "\n".join(lines)
 
     @property
     def closed(self) -> tuple[str, ...]:
@@ -105,11 +131,11 @@ class Classify(Record):
     def max_answer_tokens(self) -> int:
         """Enough for any label, or for all of them: a token is at least one byte."""
         written = [self._as_json(self.labels)] if self.multiple else self.labels
-        return min(LONGEST_LIMIT, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
+        return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
 
     @property
-    def right_from(self) -> float:
-        """A label is right or wrong, and of several all must be right."""
+    def pass_score(self) -> float:
+        """1: a label is right or wrong, and of several all must be right."""
         return 1.0
 
     def answer_schema(self) -> Mapping[str, Any] | None:

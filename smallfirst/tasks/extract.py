@@ -9,38 +9,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.data.dataset import Message
-from smallfirst.errors import did_you_mean
-from smallfirst.records import Record
+from smallfirst.data.dataset import Dataset, RowFormat
+from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.json.answers import answer_parser
 from smallfirst.tasks.json.schema import FieldSpec, alternatives, check_schema, closed_schema, list_fields
+from smallfirst.tasks.json.schema_inference import infer_schema
 from smallfirst.tasks.json.schema_limits import SCALARS, Schema, allowed_types
 from smallfirst.tasks.metrics.fields import counts_by_field, field_metrics, field_score
 from smallfirst.tasks.metrics.value_matching import Normalizer
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Task
 
 _WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
 
 
-class Extract(Record):
+class Extract(Task):
     """Fields to be read out of texts."""
 
     kind: Literal["extract"] = "extract"
-    """Tells tasks apart in files."""
-    name: str
-    """Short name, also the name of the served model."""
-    about: str = ""
-    """One sentence on the job, told to general models."""
+    """Tells task kinds apart in files."""
     json_schema: dict[str, Any]
-    """JSON schema of an answer (see `schema_rules` for what it may say); kept in its closed form."""
+    """JSON schema of an answer (see `schema_limits` for what it may contain), kept in its closed form. A task file says
+    `schema:`, inline or a file; left out: inferred from the training rows."""
     normalise: dict[str, Normalizer] = {}
-    """How values are compared, by field path (`date`, `items[].price`); where nothing is said as they stand."""
-    max_answer_tokens: int = pydantic.Field(default=192, ge=1)
+    """How values are compared, by field path (`date`, `items[].price`); as they stand where nothing is said."""
+    max_answer_tokens: int = pydantic.Field(default=192, ge=1, le=4096)
     """Most tokens an answer may have."""
 
     @pydantic.field_validator("json_schema", mode="before")
@@ -63,33 +61,52 @@ class Extract(Record):
         return list_fields(self.json_schema)
 
     @property
-    def closed(self) -> tuple[str, ...]:
-        """Empty: answers are written."""
-        return ()
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        """Rows with a target object."""
+        return ("target",)
 
     @property
-    def right_from(self) -> float:
-        """Every field must be right."""
+    def part(self) -> Literal["field"]:
+        """Each field is counted."""
+        return "field"
+
+    @property
+    def pass_score(self) -> float:
+        """1: every field must be right."""
         return 1.0
 
-    def prompt(self, text: str) -> str:
-        """The text and a cue of one token, as in a classification."""
-        return f"{text.strip()} =>"
+    @classmethod
+    def setting_names(cls) -> frozenset[str]:
+        """Return the fields and `schema`, which is how a task file writes `json_schema`."""
+        return super().setting_names() | {"schema"}
+
+    @classmethod
+    def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Read `schema`, a JSON schema or the name of a file. Raise ConfigError if the file is not readable."""
+        if "schema" not in settings:
+            return settings
+        schema = settings["schema"]
+        rest = {name: value for name, value in settings.items() if name != "schema"}
+        return rest | {"json_schema": _read_schema(folder / schema) if isinstance(schema, str) else schema}
+
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any], train: Dataset, others: Sequence[Dataset]) -> dict[str, Any]:
+        """Infer the schema from the training rows if the file has none. Raise ConfigError if they allow none."""
+        if settings.get("json_schema"):
+            return settings
+        return settings | {"json_schema": infer_schema([json.loads(e.answer) for e in train.examples])}
 
     def target(self, answer: str) -> str:
-        """The canonical JSON as it is: the first bracket follows the cue, as the grammar writes it."""
+        """Return the canonical JSON as it is: the first bracket follows the cue, as the grammar writes it."""
         return answer
 
-    def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
-        """System message with the job and the fields, then the solved examples as earlier turns.
-
-        Fields are listed where they all stand side by side; a nested answer is told by its schema.
-        """
+    def system_message(self) -> str:
+        """Return the job and the fields: a list where the schema is flat, else the schema itself."""
         fields = self.fields
         lines = [self.about or "Read the user's message and give its fields."]
         if _can_be_listed(self.json_schema):
             lines.append("Answer with one JSON object of these fields, and nothing else:")
-            lines += map(_told, fields)
+            lines += map(_field_line, fields)
         else:
             lines.append("Answer with one JSON object that follows this JSON schema, and nothing else:")
             lines.append(json.dumps(self.json_schema, ensure_ascii=False, separators=(",", ":")))
@@ -97,11 +114,7 @@ class Extract(Record):
             lines.append("Leave out a field that the message says nothing about.")
         if any(field.required and field.nullable for field in fields):
             lines.append("A field that must be there is null if the message says nothing about it.")
-        turns = [Message(role="system", content="\n".join(lines))]
-        for shot in shots:
-            turns.append(Message(role="user", content=shot.text))
-            turns.append(Message(role="assistant", content=shot.answer))
-        return tuple(turns)
+        return "\n".join(lines)
 
     def answer_schema(self) -> dict[str, Any]:
         """The closed schema."""
@@ -128,6 +141,15 @@ class Extract(Record):
         return counts_by_field([field.path for field in self.fields], rows, self.normalise)
 
 
+def _read_schema(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"schema: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"schema: {path}: not readable as JSON: {error}") from None
+
+
 def _can_be_listed(schema: Schema) -> bool:
     """True if each field holds plain values, or a list of such, and there are no others."""
     for field in schema.get("properties", {}).values():
@@ -141,7 +163,7 @@ def _can_be_listed(schema: Schema) -> bool:
     return not schema["additionalProperties"]
 
 
-def _told(field: FieldSpec) -> str:
+def _field_line(field: FieldSpec) -> str:
     """One line on a field, for a general model."""
     if field.enum:
         allowed = ", ".join(json.dumps(value, ensure_ascii=False) for value in field.enum)

@@ -1,13 +1,11 @@
-"""How right an open answer is, by a plain function: a few built in, and any that an installed package registers.
+"""How right an open answer is, by a plain function: built-in scorers, and those of installed packages.
 
-A scorer is `(question, answer, gold) -> float in [0, 1]`. Files name scorers, they never point at code: a name is one
-of the built-in ones, or one that a package registers under the entry point group "smallfirst.scorers". So reading a
-task file runs nothing that was not installed on purpose. The price: a scorer needs a package, be it of one file.
+A scorer is `(question, answer, gold) -> float in [0, 1]`. A task file names scorers and never points at code; a package
+registers one under the entry-point group "smallfirst.scorers".
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import numbers
 import re
 import string
@@ -16,18 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.errors import ConfigError
+from smallfirst.extensions import Registry
 
 Scorer = Callable[[str, str, str], float]
 """Question, answer and gold answer to a number in [0, 1]."""
 
-GROUP = "smallfirst.scorers"
-"""Entry point group under which packages register scorers."""
-
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_HOW_TO = f"""install a package whose pyproject.toml says
-  [project.entry-points."{GROUP}"]
-  NAME = "module:function"   # (question, answer, gold) -> float in [0, 1]"""
 
 
 def normalize_answer(text: str) -> str:
@@ -80,79 +73,50 @@ def contains(question: str, answer: str, gold: str) -> float:
     return float(f" {normalize_answer(gold)} " in f" {normalize_answer(answer)} ")
 
 
-BUILT_IN: dict[str, Scorer] = {scorer.__name__: scorer for scorer in (exact, token_f1, rouge_l, length_ratio, contains)}
-"""Scorers that are always there, by name. A package cannot replace them."""
-
-
-def check_scorer(name: str, *, where: str) -> None:
-    """Nothing if `name` is known, without loading its code. Raises ConfigError, naming `where`, if it is not."""
-    if name not in BUILT_IN:
-        _entry_point(name, where=f"{where}: ")
+SCORERS: Registry[Scorer] = Registry(
+    "smallfirst.scorers",
+    {name: f"smallfirst.tasks.scorers:{name}" for name in ("exact", "token_f1", "rouge_l", "length_ratio", "contains")},
+    noun="scorer",
+)
+"""Scorers by name."""
 
 
 @lru_cache
 def load_scorer(name: str) -> Scorer:
-    """The scorer of that name; what it returns is checked at each call.
+    """Return the scorer of this name; what it returns is checked at each call.
 
-    Raises ConfigError if the name is unknown, if its package cannot be loaded, or, when called, if the function fails
-    or returns something that is no number in [0, 1].
+    Raise ConfigError if the name is unknown or its package cannot be loaded; the scorer raises ConfigError if its
+    function fails or returns anything but a number in [0, 1].
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    entry = _entry_point(name)
-    try:
-        function = entry.load()
-    except Exception as error:  # a user's module may fail in any way
-        raise ConfigError(
-            f'scorer "{name}" ({entry.value}) cannot be loaded: {type(error).__name__}: {error}',
-            hint="mend the package that registers it",
-        ) from error
+    function = SCORERS.get(name)
     if not callable(function):
         raise ConfigError(
-            f'scorer "{name}" ({entry.value}) is no function but {function!r}',
+            f'scorer "{name}" is not a function but {function!r}',
             hint="register a function (question, answer, gold) -> float",
         )
-    return _checked(name, entry.value, function)
 
-
-def best_score(scorer: Scorer, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
-    """The best score over the gold answers; no answer scores 0."""
-    return 0.0 if answer is None else max((scorer(question, answer, gold) for gold in golds), default=0.0)
-
-
-def _entry_point(name: str, *, where: str = "") -> importlib.metadata.EntryPoint:
-    registered = importlib.metadata.entry_points(group=GROUP)
-    found = sorted({entry.value: entry for entry in registered if entry.name == name}.items())
-    if len(found) > 1:
-        values = " and ".join(value for value, _ in found)
-        raise ConfigError(f'{where}scorer "{name}" is registered twice: {values}', hint="uninstall one of the packages")
-    if found:
-        return found[0][1]
-    known = sorted({*BUILT_IN, *(entry.name for entry in registered)})
-    raise ConfigError(
-        f'{where}unknown scorer "{name}"{did_you_mean(name, known)} (known: {", ".join(known)})',
-        hint=f"to add one of your own, {_HOW_TO}",
-    )
-
-
-def _checked(name: str, source: str, function: Scorer) -> Scorer:
     def checked(question: str, answer: str, gold: str) -> float:
         try:
             value = function(question, answer, gold)
         except Exception as error:
             raise ConfigError(
-                f'scorer "{name}" ({source}) failed on the answer "{answer[:80]}": {type(error).__name__}: {error}',
-                hint="mend the function, then measure again",
+                f'scorer "{name}" failed on the answer "{answer[:80]}": {type(error).__name__}: {error}',
+                hint="fix the function, then evaluate again",
             ) from error
         if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
             raise ConfigError(
-                f'scorer "{name}" ({source}) returned {value!r} for the answer "{answer[:80]}"; '
+                f'scorer "{name}" returned {value!r} for the answer "{answer[:80]}"; '
                 "it must return a number from 0 to 1",
-                hint="mend the function, then measure again",
+                hint="fix the function, then evaluate again",
             )
         return float(value)
 
     return checked
+
+
+def best_score(scorer: Scorer, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
+    """The best score over the gold answers; no answer scores 0."""
+    return 0.0 if answer is None else max((scorer(question, answer, gold) for gold in golds), default=0.0)
 
 
 def _words(text: str) -> list[str]:

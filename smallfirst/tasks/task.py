@@ -1,16 +1,21 @@
-"""The Task protocol: the only home of prompt text, parsing and scoring, used by training, evaluation and serving.
+"""The Task: the only home of prompt text, parsing and scoring, used by training, evaluation and serving.
 
-A task's text lives once, so a model is asked in production exactly what it was asked in training. Answers are text
-everywhere (a label, canonical JSON, a sentence), so that rows, recordings and the ledger need one shape only; the price
-is that a task parses its own canonical answers again when it scores them.
+A model is asked in production exactly what it was asked in training. Answers are text everywhere (a label, canonical
+JSON, a sentence), so rows, recordings and the ledger need one form only. The cost: a task parses its own canonical
+answers again when it scores them.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from smallfirst.data.dataset import Message
+import pydantic
+
+from smallfirst.data.dataset import Dataset, Message, RowFormat
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
 
@@ -67,45 +72,126 @@ class PartCounts(Record):
         return 2 * self.n_right / max(1, self.n_gold + self.n_said)
 
 
-class Task(Protocol):
-    """How one narrow job is asked, answered and judged."""
+class Task(Record, ABC):
+    """How one narrow job is asked, answered and judged. Each kind is a subclass, found by name in `TASK_KINDS`.
 
-    @property
-    def name(self) -> str:
-        """Short name, also the name of the served model."""
+    Every further field of a subclass is a setting of `task.yaml`.
+    """
+
+    kind: str
+    """Name of the kind in `TASK_KINDS`."""
+    name: str
+    """Short name, also the name of the served model."""
+    about: str = ""
+    """One sentence on the job, shown to general models."""
+
+    request_noun: ClassVar[str] = "requests"
+    """What a report calls the rows, in the plural."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        # Earlier versions wrote right_from.
+        if isinstance(values, dict) and "right_from" in values:
+            return {"pass_score" if name == "right_from" else name: value for name, value in values.items()}
+        return values
+
+    if TYPE_CHECKING:  # subclasses define these as fields or as properties
+
+        @property
+        def pass_score(self) -> float:
+            """Score in (0, 1] from which an answer counts as right."""
+
+        @property
+        def max_answer_tokens(self) -> int:
+            """Most tokens a written answer may have."""
 
     @property
     def closed(self) -> tuple[str, ...]:
-        """Every allowed answer, in a fixed order, if the answers are a closed set; else empty."""
+        """Every allowed answer in a fixed order if the answers are a closed set; else empty."""
+        return ()
 
     @property
-    def max_answer_tokens(self) -> int:
-        """Most tokens a written answer may have."""
+    @abstractmethod
+    def row_formats(self) -> tuple[RowFormat, ...]:
+        """Row formats that suit the task."""
 
     @property
-    def right_from(self) -> float:
-        """Score in (0, 1] from which an answer counts as right."""
+    def part(self) -> Literal["label", "field", ""]:
+        """What `parts` counts; empty if the task has no parts."""
+        return ""
 
     def prompt(self, text: str) -> str:
-        """What a fine-tuned model reads: no instructions, since it was trained on nothing else."""
+        """Return what a fine-tuned model reads: the text and a cue of one token, without instructions.
+
+        A chat template would cost eight tokens in training and in every request.
+        """
+        return f"{text.strip()} =>"
 
     def target(self, answer: str) -> str:
-        """What a fine-tuned model learns to write after the prompt, end of turn not included."""
+        """Return what a fine-tuned model learns to write after the prompt, without the end-of-turn token."""
+        return f" {answer}"
+
+    @abstractmethod
+    def system_message(self) -> str:
+        """Return the system message for a general model: the job and the allowed answers."""
 
     def instructions(self, shots: Sequence[Shot]) -> tuple[Message, ...]:
-        """What a general model must be told before the user's text: job, allowed answers, solved examples."""
+        """Return what a general model reads before the user's text: the system message and solved examples as turns."""
+        turns = [Message(role="system", content=self.system_message())]
+        for shot in shots:
+            turns.append(Message(role="user", content=shot.text))
+            turns.append(Message(role="assistant", content=shot.answer))
+        return tuple(turns)
 
     def answer_schema(self) -> Mapping[str, Any] | None:
-        """JSON schema that every written answer must follow; None where answers are no JSON."""
+        """Return the JSON schema that every written answer must follow; None if answers are not JSON."""
+        return None
 
+    @abstractmethod
     def parse(self, text: str) -> str | None:
-        """The answer found in what a model wrote, in its canonical form; None if there is none."""
+        """Return the answer in what a model wrote, in its canonical form; None if there is none."""
 
+    @abstractmethod
     def score(self, golds: Sequence[str], answer: str | None) -> float:
-        """How right a parsed answer is, in [0, 1]: the best over the gold answers. No answer scores 0."""
+        """Return how right a parsed answer is, in [0, 1]: the best over the gold answers. No answer scores 0."""
 
+    @abstractmethod
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """The task's own figures by name (such as `macro_f1`), each with a 95 % interval, most telling first."""
+        """Return the task's own metrics by name (such as `macro_f1`), each with a 95 % interval, most telling first."""
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Counts by label or by field; empty if the task has no parts."""
+        """Return counts by label or by field; empty if the task has no parts."""
+        return ()
+
+    @classmethod
+    def template(cls) -> str:
+        """Return the commented `task.yaml` that `smallfirst init` writes."""
+        name = cls.model_fields["kind"].default
+        return (resources.files("smallfirst.tasks") / "templates" / f"{name}.yaml").read_text(encoding="utf-8")
+
+    @classmethod
+    def setting_names(cls) -> frozenset[str]:
+        """Return the settings of `task.yaml` that belong to this kind."""
+        return frozenset(cls.model_fields) - frozenset(Task.model_fields)
+
+    @classmethod
+    def expand_settings(cls, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return the settings with shorthand written out and named files read; paths are relative to `folder`."""
+        return settings
+
+    @classmethod
+    def complete_settings(cls, settings: dict[str, Any], train: Dataset, others: Sequence[Dataset]) -> dict[str, Any]:
+        """Return the settings with those the task file leaves out inferred from its rows.
+
+        `others` are the rows that are not trained on.
+        """
+        return settings
+
+    @classmethod
+    def row_labels(cls, settings: Mapping[str, Any], train: Dataset | None = None) -> tuple[str, ...] | None:
+        """Return the labels that every row read from now on must carry one of; None if rows carry no labels.
+
+        `train` is given once the training rows are read.
+        """
+        return None

@@ -56,7 +56,7 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
     written = Generator(model, tokenizer).write(asks, grammar)
     scores = [task.score(e.golds, task.parse(w.text)) for e, w in zip(examples, written, strict=True)]
     calibration = fit_calibration(
-        [w.log_probabilities for w in written], [score >= task.right_from for score in scores]
+        [w.log_probabilities for w in written], [score >= task.pass_score for score in scores]
     )
     return ValidationResult(float(np.mean(scores)), manifest.model_copy(update={"calibration": calibration}))
 

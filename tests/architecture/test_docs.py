@@ -23,12 +23,12 @@ def test_each_kind_has_a_document_and_a_template_that_is_read() -> None:
     kinds = {"classify", "extract", "answer", "chat"}
     assert {re.search(r"kind: (\w+)", block)[1] for block in BLOCKS} == kinds  # type: ignore[index]
     for kind in kinds:
-        template = ROOT / "smallfirst" / "project" / "templates" / f"{kind}.yaml"
+        template = ROOT / "smallfirst" / "tasks" / "templates" / f"{kind}.yaml"
         assert read_task_file(template).kind == kind
 
 
 def test_settings_that_a_template_has_commented_out_are_real_ones(tmp_path: Path) -> None:
-    for template in (ROOT / "smallfirst" / "project" / "templates").glob("*.yaml"):
+    for template in (ROOT / "smallfirst" / "tasks" / "templates").glob("*.yaml"):
         text = template.read_text(encoding="utf-8")
         lines = [re.sub(r"^(\s*)# (?=[ a-z_]+:)", r"\1", line) for line in text.splitlines()]
         (tmp_path / "task.yaml").write_text("\n".join(lines), encoding="utf-8")

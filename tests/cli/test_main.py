@@ -151,7 +151,7 @@ def test_the_settings_that_the_template_leaves_commented_out_are_real_ones(tmp_p
     shown = [re.sub(r"^(\s*)# (?=\s*[a-z0-9_]+:( |$))", r"\1", line) for line in lines[start:]]
     (tmp_path / "task.yaml").write_text("\n".join(shown))
     task_file = read_task_file(tmp_path)
-    assert task_file.labels == ("billing", "delivery")
+    assert task_file.settings["labels"] == ["billing", "delivery"]
     assert task_file.large is not None
     assert task_file.large.endpoint is not None
     assert task_file.data.columns.label == "category"

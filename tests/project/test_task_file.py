@@ -106,12 +106,12 @@ def test_a_file_that_is_missing_or_holds_no_settings_is_named(tmp_path: Path) ->
 
 def test_labels_are_a_list_or_a_mapping_to_descriptions(tmp_path: Path) -> None:
     as_list = read(tmp_path, MINIMAL + "labels: [card, fee]\n")
-    assert (as_list.labels, as_list.descriptions) == (("card", "fee"), {})
+    assert as_list.settings == {"labels": ["card", "fee"]}
     as_mapping = read(tmp_path, MINIMAL + "labels:\n  card: plastic\n  fee:\n  404: not found\n")
-    assert (as_mapping.labels, as_mapping.descriptions) == (
-        ("card", "fee", "404"),
-        {"card": "plastic", "404": "not found"},
-    )
+    assert as_mapping.settings == {
+        "labels": ["card", "fee", "404"],
+        "descriptions": {"card": "plastic", "404": "not found"},
+    }
 
 
 @pytest.mark.parametrize("labels", ["[yes, no]", "{yes: agreed, no: not agreed}"])

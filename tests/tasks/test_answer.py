@@ -182,8 +182,8 @@ def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after
             {"choices": ("yes", "no", "unknown"), "not_answerable": "unknwon"},
             'not_answerable "unknwon" must be one of the choices — did you mean "unknown"?',
         ),
-        ({"right_from": 0}, "greater than 0"),
-        ({"right_from": 1.1}, "less than or equal to 1"),
+        ({"pass_score": 0}, "greater than 0"),
+        ({"pass_score": 1.1}, "less than or equal to 1"),
         ({"max_answer_tokens": 0}, "greater than or equal to 1"),
     ],
 )
@@ -194,6 +194,6 @@ def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule:
 
 def test_it_is_a_task_and_its_choices_are_a_closed_set() -> None:
     task: Task = OPEN
-    assert (task.name, task.closed, task.right_from, task.max_answer_tokens) == ("rules", (), 1.0, 64)
+    assert (task.name, task.closed, task.pass_score, task.max_answer_tokens) == ("rules", (), 1.0, 64)
     assert task.answer_schema() is None
     assert CHOICES.closed == ("yes", "no", "maybe")

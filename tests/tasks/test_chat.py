@@ -82,7 +82,7 @@ def test_an_unknown_scorer_is_refused_before_anything_is_trained() -> None:
     [
         ({"scorers": ()}, "open text needs at least one scorer, such as token_f1"),
         ({"scorers": ("exact", "exact")}, "scorers repeat"),
-        ({"right_from": 0}, "greater than 0"),
+        ({"pass_score": 0}, "greater than 0"),
     ],
 )
 def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule: str) -> None:
@@ -92,5 +92,5 @@ def test_settings_that_make_no_task_are_refused(values: dict[str, object], rule:
 
 def test_it_is_a_task_with_open_answers() -> None:
     task: Task = TASK
-    assert (task.name, task.closed, task.right_from, task.max_answer_tokens) == ("letters", (), 0.5, 256)
+    assert (task.name, task.closed, task.pass_score, task.max_answer_tokens) == ("letters", (), 0.5, 256)
     assert task.answer_schema() is None

@@ -29,7 +29,7 @@ TASK = Extract(name="bookings", json_schema=SCHEMA, normalise={"date": "date"})
 
 def test_it_is_a_task_whose_answers_are_written_under_its_schema() -> None:
     task: Task = TASK
-    assert (task.closed, task.max_answer_tokens, task.right_from) == ((), 192, 1.0)
+    assert (task.closed, task.max_answer_tokens, task.pass_score) == ((), 192, 1.0)
     assert task.answer_schema() == closed_schema(SCHEMA)
     assert "title" not in TASK.json_schema
     assert TASK.json_schema["additionalProperties"] is False

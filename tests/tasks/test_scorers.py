@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
-from smallfirst.tasks.scorers import BUILT_IN, best_score, check_scorer, load_scorer, normalize_answer, word_f1
+from smallfirst.tasks.chat import Chat
+from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer, normalize_answer, word_f1
 
 WORDS = st.lists(st.sampled_from(["red", "green", "blue", "sea", "sky"]), max_size=12)
 Register = Callable[[str, str, str], None]
@@ -104,7 +105,7 @@ def test_the_longest_common_run_is_that_of_the_textbook_table(first: list[str], 
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.sampled_from(sorted(BUILT_IN)), st.text(max_size=20), st.text(max_size=20))
+@given(st.sampled_from(SCORERS.names()), st.text(max_size=20), st.text(max_size=20))
 def test_every_built_in_score_is_from_0_to_1_and_1_for_the_gold_answer(name: str, answer: str, gold: str) -> None:
     assert 0.0 <= load_scorer(name)("", answer, gold) <= 1.0
     assert load_scorer(name)("", gold, gold) == 1.0
@@ -120,33 +121,27 @@ def test_the_best_gold_answer_counts_and_no_answer_scores_0() -> None:
 def test_a_function_of_an_installed_package_is_found_by_its_name(register: Register) -> None:
     code = "def polite(question, answer, gold):\n    return 'please' in answer and question == 'Q' and gold == 'G'\n"
     register("manners", code, "polite = manners:polite")
-    check_scorer("polite", where="task x")
+    SCORERS.check("polite", where="task x")
     polite = load_scorer("polite")
     assert (polite("Q", "yes please", "G"), polite("Q", "yes", "G")) == (1.0, 0.0)
 
 
 def test_a_name_is_checked_without_running_the_package(register: Register) -> None:
     register("broken_scorer", "raise RuntimeError('no licence')\n", "broken = broken_scorer:f")
-    check_scorer("broken", where="task x")
+    SCORERS.check("broken", where="task x")
     with pytest.raises(ConfigError) as caught:
         load_scorer("broken")
-    assert str(caught.value) == (
-        'scorer "broken" (broken_scorer:f) cannot be loaded: RuntimeError: no licence\n'
-        "  next: mend the package that registers it"
-    )
+    assert str(caught.value) == 'scorer "broken" cannot be loaded: RuntimeError: no licence'
 
 
 def test_an_unknown_scorer_is_refused_with_the_known_ones_and_how_to_add_one(register: Register) -> None:
     register("manners_too", "def kind(question, answer, gold):\n    return 1\n", "kind = manners_too:kind")
     with pytest.raises(ConfigError) as caught:
-        check_scorer("tokenf1", where="task desk")
-    assert str(caught.value) == (
-        'task desk: unknown scorer "tokenf1" — did you mean "token_f1"? '
-        "(known: contains, exact, kind, length_ratio, rouge_l, token_f1)\n"
-        "  next: to add one of your own, install a package whose pyproject.toml says\n"
-        '  [project.entry-points."smallfirst.scorers"]\n'
-        '  NAME = "module:function"   # (question, answer, gold) -> float in [0, 1]'
-    )
+        Chat(name="desk", scorers=("tokenf1",))
+    said = str(caught.value)
+    assert said.startswith('task desk: unknown scorer "tokenf1" — did you mean "token_f1"?\n')
+    assert "exact, token_f1, rouge_l, length_ratio, contains, kind, " in said
+    assert said.endswith('registers it under the entry-point group "smallfirst.scorers"')
 
 
 @pytest.mark.parametrize("name", ["os:getcwd", "os.path.join", "smallfirst.tasks.scorers:exact"])
@@ -158,7 +153,7 @@ def test_a_path_to_code_is_no_name_of_a_scorer(name: str) -> None:
 def test_two_packages_under_one_name_are_refused(register: Register) -> None:
     for package in ("first_twin", "other_twin"):
         register(package, "def twin(question, answer, gold):\n    return 1\n", f"twin = {package}:twin")
-    with pytest.raises(ConfigError, match='scorer "twin" is registered twice: first_twin:twin and other_twin:twin'):
+    with pytest.raises(ConfigError, match=r'scorer "twin" cannot be loaded.*first_twin:twin and other_twin:twin'):
         load_scorer("twin")
 
 
@@ -169,7 +164,7 @@ def test_a_built_in_scorer_cannot_be_replaced_by_a_package(register: Register) -
 
 def test_what_is_registered_must_be_a_function(register: Register) -> None:
     register("number_seven", "seven = 7\n", "seven = number_seven:seven")
-    with pytest.raises(ConfigError, match=r'scorer "seven" \(number_seven:seven\) is no function but 7'):
+    with pytest.raises(ConfigError, match='scorer "seven" is not a function but 7'):
         load_scorer("seven")
 
 
@@ -190,8 +185,8 @@ def test_a_score_that_is_no_number_from_0_to_1_names_the_scorer(
     with pytest.raises(ConfigError) as caught:
         load_scorer(package)("Q", "yes", "G")
     assert str(caught.value) == (
-        f'scorer "{package}" ({package}:f) returned {shown} for the answer "yes"; it must return a number from 0 to 1\n'
-        "  next: mend the function, then measure again"
+        f'scorer "{package}" returned {shown} for the answer "yes"; it must return a number from 0 to 1\n'
+        "  next: fix the function, then evaluate again"
     )
 
 
@@ -200,6 +195,6 @@ def test_a_scorer_that_fails_is_named_with_the_answer_it_failed_on(register: Reg
     with pytest.raises(ConfigError) as caught:
         load_scorer("divider")("Q", "yes", "G")
     assert str(caught.value) == (
-        'scorer "divider" (divider:f) failed on the answer "yes": ZeroDivisionError: division by zero\n'
-        "  next: mend the function, then measure again"
+        'scorer "divider" failed on the answer "yes": ZeroDivisionError: division by zero\n'
+        "  next: fix the function, then evaluate again"
     )

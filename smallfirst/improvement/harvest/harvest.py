@@ -25,7 +25,7 @@ from smallfirst.improvement.harvest.result import REASONS, SOURCES, DisputedText
 from smallfirst.project.added_rows import find_held_out_leaks
 from smallfirst.project.project import Project
 from smallfirst.records import fingerprint
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 SHOWN = 200
 """Characters of an answer that the task does not know."""
@@ -125,7 +125,7 @@ class _Sifting:
         return _Row(vote, example, dict(counts))
 
 
-def _clean(answer: str, task: AnyTask) -> RedactedText:
+def _clean(answer: str, task: Task) -> RedactedText:
     """The answer without what is personal; one of a closed set is the task's own word."""
     if task.closed:
         return RedactedText(answer, {})
@@ -137,7 +137,7 @@ def _clean(answer: str, task: AnyTask) -> RedactedText:
         return redact(answer)
 
 
-def _for_a_person(settled: Resolution, task: AnyTask) -> DisputedText:
+def _for_a_person(settled: Resolution, task: Task) -> DisputedText:
     answers = tuple(dict.fromkeys(_clean(vote.answer, task).text for vote in settled.votes))
     return DisputedText(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
 

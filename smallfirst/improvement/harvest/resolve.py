@@ -15,7 +15,7 @@ from smallfirst.data.dataset import fold_text
 from smallfirst.data.redaction import redact
 from smallfirst.evaluation.self_consistency import answer_matcher
 from smallfirst.improvement.harvest.evidence import BY_PEOPLE, TRUST, Evidence
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 
 class ParsedEvidence(NamedTuple):
@@ -52,7 +52,7 @@ class Resolution(NamedTuple):
         return tuple(dict.fromkeys(vote.voice.response_id for vote in self.votes))
 
 
-def parse_evidence(voices: Sequence[Evidence], task: AnyTask) -> tuple[list[ParsedEvidence], list[Evidence]]:
+def parse_evidence(voices: Sequence[Evidence], task: Task) -> tuple[list[ParsedEvidence], list[Evidence]]:
     """The voices as votes, and those for an answer that the task does not know."""
     votes, unread = [], []
     for voice in voices:
@@ -64,7 +64,7 @@ def parse_evidence(voices: Sequence[Evidence], task: AnyTask) -> tuple[list[Pars
     return votes, unread
 
 
-def resolve(votes: Sequence[ParsedEvidence], task: AnyTask) -> Iterator[Resolution]:
+def resolve(votes: Sequence[ParsedEvidence], task: Task) -> Iterator[Resolution]:
     """What came of each text that somebody gave an answer to, in the order in which they were first asked."""
     by_text: dict[str, list[ParsedEvidence]] = defaultdict(list)
     for vote in votes:
@@ -74,7 +74,7 @@ def resolve(votes: Sequence[ParsedEvidence], task: AnyTask) -> Iterator[Resoluti
             yield _settled(group, task)
 
 
-def _settled(group: Sequence[ParsedEvidence], task: AnyTask) -> Resolution:
+def _settled(group: Sequence[ParsedEvidence], task: Task) -> Resolution:
     wrong = {vote.answer for vote in group if vote.voice.against}
     given = [vote for vote in group if not vote.voice.against]
     given.sort(key=lambda vote: (vote.trust, -vote.voice.at.timestamp()))

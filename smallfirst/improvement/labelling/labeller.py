@@ -19,7 +19,6 @@ from smallfirst.models.protocol import Model
 from smallfirst.pipeline.large_model import fixed_shots, prompted_model
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
-from smallfirst.tasks import AnyTask
 from smallfirst.tasks.task import Task
 
 TOKENS_AROUND_PROMPT, TOKENS_AROUND_MESSAGE = 128, 16
@@ -72,7 +71,7 @@ def large_model_labeller(file: TaskFile, task: Task, train: Dataset) -> Labeller
     )
 
 
-def local_labeller(folder: Path, file: TaskFile, task: AnyTask) -> Labeller:
+def local_labeller(folder: Path, file: TaskFile, task: Task) -> Labeller:
     """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
 
     What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers

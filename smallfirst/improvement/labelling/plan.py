@@ -21,7 +21,7 @@ from smallfirst.pipeline.large_model import sample_rows
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers
 from smallfirst.records import fingerprint
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 
 class LabelPlan:
@@ -66,7 +66,7 @@ class LabelPlan:
         return {self.errand(example, draw): example.text for example in examples for draw in range(n)}
 
 
-def _answer(task: AnyTask, said: str, *, cut: bool) -> str | None:
+def _answer(task: Task, said: str, *, cut: bool) -> str | None:
     """The parsed answer; open text that was cut off is none, while a label or whole JSON before the cut is one."""
     if cut and not task.closed and task.answer_schema() is None:
         return None
@@ -78,7 +78,7 @@ def _read_gold(project: Project, path: Path) -> Dataset:
 
     Raises DataError for rows that do not fit, rows that certify or measure, or if none is left.
     """
-    labels = project.task.closed or None if project.task.kind == "classify" else None
+    labels = project.task.closed or None
     rows = load(path, columns=project.file.data.columns, labels=labels)
     rows = with_canonical_answers(project.rows.model_copy(update={"selection": rows}), project.task).selection
     kept = [part for part in held_out_parts(project.rows) if part is not project.rows.selection]

@@ -25,7 +25,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import Manifest, read_manifest, write_manifest
 from smallfirst.records import Record
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 if TYPE_CHECKING:
     from smallfirst.models.export.parity import Difference, Reference
@@ -101,7 +101,7 @@ def export(
     return _report(job, readings, notes, format=format, path=target, sha256=digest)
 
 
-def chat_template(task: AnyTask, tokenizer: Any) -> str:
+def chat_template(task: Task, tokenizer: Any) -> str:
     """A chat template (Jinja) that asks as in training: the start token, and the task's prompt of the last message."""
     mark = "text-stands-here"
     before, _, after = task.prompt(mark).partition(mark)

@@ -23,7 +23,7 @@ from smallfirst.models.label_model import LabelLogProbs, TextEmbedding
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
 from smallfirst.models.linear.tfidf import TfidfVectorizer, Vocabulary
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 
 INVERSE_REGULARIZATION = {"words": 30.0, "encoder": 10.0}
 """C of the logistic regression: fixed values that suit unit-length features, so nothing is tuned on anybody's rows."""
@@ -95,7 +95,7 @@ class LinearClassifier:
 
     @classmethod
     def fit(
-        cls, kind: Literal["words", "encoder"], data: Dataset, task: AnyTask, *, encoder: SentenceEncoder | None = None
+        cls, kind: Literal["words", "encoder"], data: Dataset, task: Task, *, encoder: SentenceEncoder | None = None
     ) -> LinearClassifier:
         """Multinomial logistic regression on the rows; `encoder` is needed for kind `encoder`."""
         texts = [example.text for example in data.examples]

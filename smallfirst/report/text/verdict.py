@@ -40,11 +40,11 @@ def cost_against(cost: float, large: float) -> str:
 def good(data: ReportData, evaluation: Evaluation) -> str:
     """How often it is right, in the task's own words: `right on 93.1 % (92.2 to 94.0) of 3,000 test requests`."""
     share, n = accurate(evaluation.accuracy), f"{evaluation.accuracy.n:,}"
-    if data.answers == "extract" and data.right_from >= 1:
+    if data.part == "field" and data.pass_score >= 1:
         fields = evaluation.measures.get("field_f1")
         alone = f" (and {percent(fields.value)} of single fields, by field F1)" if fields else ""
         return f"right in every field on {share} of {n} test requests{alone}"
-    return f"right on {share} of {n} test {'questions' if data.answers == 'answer' else 'requests'}"
+    return f"right on {share} of {n} test {data.request_noun}"
 
 
 def headline(data: ReportData) -> Headline:

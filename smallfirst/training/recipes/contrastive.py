@@ -28,7 +28,7 @@ from smallfirst.models.linear.classifier import (
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
@@ -137,7 +137,7 @@ class ContrastiveBackend:
 class EncoderRecipe(NamedTuple):
     """A task with closed answers, its rows, and the selection rows by which the best epoch is chosen."""
 
-    task: AnyTask
+    task: Task
     train_rows: Dataset
     selection: Dataset
 

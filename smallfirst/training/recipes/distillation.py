@@ -20,7 +20,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import MANIFEST, read_manifest
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 from smallfirst.training.backend import CausalBackend
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
@@ -34,7 +34,7 @@ MAX_SHOWN = 3
 class DistillationBackend(CausalBackend):
     """A causal model beside its teacher."""
 
-    def __init__(self, teacher: TeacherConfig, task: AnyTask) -> None:
+    def __init__(self, teacher: TeacherConfig, task: Task) -> None:
         self.teacher, self.task = teacher, task
         self.reader: Any = None
         """The teacher's model, once it is loaded."""
@@ -70,7 +70,7 @@ def distillation_loss(
     return (1 - teacher.weight) * hard + teacher.weight * t**2 * soft
 
 
-def load_teacher(teacher: TeacherConfig, task: AnyTask, tokenizer: Any) -> Any:
+def load_teacher(teacher: TeacherConfig, task: Task, tokenizer: Any) -> Any:
     """The teacher's model, which will not move.
 
     Raises ConfigError if it cannot teach a student with this tokenizer this task, WeightsNotFound if it is nowhere.
@@ -103,7 +103,7 @@ def check_vocabulary(name: str, theirs: Mapping[str, int], ours: Mapping[str, in
         )
 
 
-def check_task(folder: Path, task: AnyTask, tokenizer: Any) -> None:
+def check_task(folder: Path, task: Task, tokenizer: Any) -> None:
     """Nothing back. Raises ConfigError if a teacher in `folder` answers another task, or other codes, than the student.
 
     A model that was not fine-tuned here can only teach tasks whose answers are written.

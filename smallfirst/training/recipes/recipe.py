@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
-from smallfirst.tasks import AnyTask
+from smallfirst.tasks.task import Task
 from smallfirst.training.backend import Backend, CausalBackend
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
@@ -58,7 +58,7 @@ class Recipe(Protocol):
 class TaskRecipe(NamedTuple):
     """A task, its rows, the selection rows by which the best epoch is chosen, and a teacher if there is one."""
 
-    task: AnyTask
+    task: Task
     train_rows: Dataset
     selection: Dataset
     teacher: TeacherConfig | None = None

@@ -286,14 +286,14 @@ def test_harvested_rows_join_the_training_rows_and_nothing_else(project: Project
     book.answer("one to learn", "lost_pin", "large")
     out = tmp_path / "harvested.jsonl"
     harvest(project, out=out, ledger=book.path)
-    grown = with_harvested(project.rows, out, labels=project.file.labels)
+    grown = with_harvested(project.rows, out, labels=project.task.closed)
     assert [e.asked for e in grown.train.examples] == [*TRAIN, "one to learn"]
     assert grown.model_copy(update={"train": project.rows.train}) == project.rows
     again = project._replace(rows=grown)
     assert harvest(again, out=out, ledger=book.path).n_rows == 1  # its own earlier rows are no rows of the task
     assert harvest(again, out=tmp_path / "b.jsonl", ledger=book.path).refused == {"known": 1}
     write(out, {"Where is my CARD": "lost_pin"})
-    assert with_harvested(project.rows, out, labels=project.file.labels) == project.rows  # people's row stands
+    assert with_harvested(project.rows, out, labels=project.task.closed) == project.rows  # people's row stands
 
 
 def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, tmp_path: Path) -> None:
@@ -301,11 +301,11 @@ def test_held_out_texts_are_refused_once_more_when_rows_go_in(project: Project, 
     rows = {"fine": "lost_pin", "the envelope has not come yet write to [EMAIL] please": "lost_pin"}
     write(path, rows | {"CALIBRATING text one, about cards": "lost_pin"})
     with pytest.raises(DataError) as caught:
-        with_harvested(project.rows, path, labels=project.file.labels)
+        with_harvested(project.rows, path, labels=project.task.closed)
     assert [p.line for p in caught.value.problems] == [2, 3]
     write(path, {"fine": "no_such_label"})
     with pytest.raises(DataError, match="not one of the 3 labels"):
-        with_harvested(project.rows, path, labels=project.file.labels)
+        with_harvested(project.rows, path, labels=project.task.closed)
     with pytest.raises(DataError, match="not one of the 3 labels"):
         with_harvested(project.rows, path)  # those of its own rows
     assert len(load(path)) == 1
