@@ -81,7 +81,7 @@ class Answers(NamedTuple):
         """A row for each share of validation rows that the limit keeps."""
         ranks, found = ConformalScorer.fit(self.strange["validation"]), []
         for keep in (0.995, 0.99, 0.98, 0.97, 0.95):
-            kept, gone = (ranks.doubt(self.strange[part]) <= keep for part in ("test", "oos_test"))
+            kept, gone = (ranks.ood_score(self.strange[part]) <= keep for part in ("test", "oos_test"))
             shares = [(kept, len(kept)), (kept & self.right["test"], len(kept)), (~gone, len(gone))]
             cells = [str(stats.wilson(int(one.sum()), n)) for one, n in shares]
             found.append(f"| {name} | {keep} | {' | '.join(cells)} |")
@@ -142,7 +142,7 @@ def _small(scope: Scope, folder: Path, gold: dict[str, np.ndarray]) -> list[str]
 def _nats(model: Seen) -> dict[str, np.ndarray]:
     """Minus the logarithm of the p-value of each row by the model's four signals together."""
     fusion = ScoreFusion.fit(model.signals["validation"])
-    return {part: fusion.fused.nats(fusion.nonconformity(model.signals[part])) for part in PARTS}
+    return {part: fusion.fused.neg_log_p_values(fusion.nonconformity(model.signals[part])) for part in PARTS}
 
 
 def _closed(

@@ -73,7 +73,7 @@ def fit(kind: str, folder: Path) -> Path:
         if kind == "known":
             known = [(Message(role="user", content=text),) for text in open_requests("self_instruct_seed")]
             other = train.subset("other", tuple(Example(messages=m, answer="", shape="text") for m in known))
-        fit_task_profile(train, selection, other=other, encoder=encoder).save(place / task)
+        fit_task_profile(train, selection, foreign=other, encoder=encoder).save(place / task)
     return place
 
 
@@ -87,7 +87,7 @@ def confusion(kind: str, folder: Path) -> dict[str, Any]:
         for source, texts in requests().items():
             choices = front.select_all(texts)
             counts[source] = Counter(choice.task or "none" for choice in choices)
-            counts[source]["second"] = sum(choice.second_look for choice in choices)
+            counts[source]["second"] = sum(choice.by_states for choice in choices)
         kept.write_text(json.dumps(counts, indent=1), encoding="utf-8")
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found
@@ -113,11 +113,11 @@ def measure(folder: Path, kind: str) -> None:
     texts = texts[:: -(-len(texts) // TIMED)]
     before = _memory_mb()
     front = TaskSelector.load({task: place / task for task in TASKS})
-    front.choose(texts[0])  # opens the encoder, if there is one
+    front.select(texts[0])  # opens the encoder, if there is one
     wall, busy = [], []
     for text in texts:
         began, worked = time.perf_counter(), time.process_time()
-        front.choose(text)
+        front.select(text)
         wall.append(1000 * (time.perf_counter() - began))
         busy.append(1000 * (time.process_time() - worked))
     print(

@@ -20,7 +20,7 @@ from smallfirst.models.protocol import Model
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.routing.policies import RulePolicy
+from smallfirst.routing.policies.rule import RulePolicy
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import RouterOptions, Stage
 from smallfirst.serving.app import serve
@@ -102,8 +102,8 @@ def main() -> None:
     if route == "words":
         router = Router([Stage("small", words(folder))], large, CERTIFICATE)
     else:
-        rules = RouterOptions(before=[RulePolicy(kind="rule", to="large", longer_than_chars=10)])
-        router = Router(NeverAsked(), large, CERTIFICATE, rules=rules)  # type: ignore[arg-type]
+        options = RouterOptions(policies=[RulePolicy(kind="rule", to="large", longer_than_chars=10)])
+        router = Router(NeverAsked(), large, CERTIFICATE, options=options)  # type: ignore[arg-type]
     settings = ServeSettings(port=int(sys.argv[4]), api_keys_sha256=(hash_key(KEY),), max_queue=1024)
     serve({MODEL: router}, ledger=Ledger(folder / "ledger.sqlite"), settings=settings)
 

@@ -110,7 +110,7 @@ class AuditedRouter:
             return
         if row.at < self._since:
             return  # it was given under another certificate, and says nothing about this one
-        own = {stage.model.name for stage in (*self.router.drafts, *self.router.rules.beside)}
+        own = {stage.model.name for stage in (*self.router.stages, *self.router.options.policy_stages)}
         if row.answered_by is not None and row.answered_by not in own:
             return  # another version gave it
         earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=said.id)
@@ -168,7 +168,7 @@ class AuditedRouter:
                     draft, judged, cost_usd = completion.text, other.text, other.cost_usd
                 else:
                     decision = await self._beside(id, request)
-                    if decision.ask is not None or decision.draft is None or not decision.route.certified:
+                    if decision.model is not None or decision.draft is None or not decision.route.certified:
                         return  # the certificate would not keep it: no promise was made about it
                     draft, judged, cost_usd = decision.draft.text, completion.text, decision.cost_usd
             except ModelError as error:

@@ -36,8 +36,8 @@ from smallfirst.pricing import PriceBook
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
 from smallfirst.registry import versions
-from smallfirst.routing import policies as policy
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.policies.split import SplitPolicy, split_position
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import RouterOptions, Stage
 
@@ -204,7 +204,7 @@ def _cascade(
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
     return Router(
-        heads.on((Stage("small", small),)), large, certificate, rules=RouterOptions(signed=signed), name=small.name
+        heads.on((Stage("small", small),)), large, certificate, options=RouterOptions(signed_by=signed), name=small.name
     )
 
 
@@ -225,7 +225,7 @@ class TrafficSplit:
         self.name, self._models, self._percent, self._sticky_by, self._chance = name, models, percent, sticky_by, chance
         able = able or (next(iter(models.values())) if len(models) == 1 else None)
         if isinstance(able, Router):
-            able = able.drafts[-1].model
+            able = able.stages[-1].model
         more = able.capabilities if able else frozenset()
         self.capabilities = more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
         if able:
@@ -253,9 +253,7 @@ class TrafficSplit:
         tag = next((tag for tag in self._sticky_by if tag in request.tags), None)
         at = self._chance()
         if tag is not None:
-            at = policy.split_position(
-                policy.SplitPolicy(kind="split", to="", share=1, by=tag, salt=self.name), request
-            )
+            at = split_position(SplitPolicy(kind="split", to="", share=1, by=tag, salt=self.name), request)
         by = f"by {tag}" if tag else "by chance"
         ends = zip(self._percent, accumulate(self._percent.values()), strict=True)
         entity = next(name for name, end in ends if at * 100 < end)

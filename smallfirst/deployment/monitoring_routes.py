@@ -149,7 +149,7 @@ def _shown(live: AuditedRouter) -> dict[str, Any]:
         "task": live.name,
         "state": live.monitor.state,
         "why": states[-1].why if states else "",
-        "promise": live.router.promise,
+        "promise": live.router.guarantee,
         "limit": live.monitor.limit,
         "live_error": found.model_dump(),
         "audit_share": live.monitor.audit_share,

@@ -235,5 +235,5 @@ class RegistryWatcher:
 
 def _gave(live: AuditedRouter, completion: Completion) -> bool:
     """True if one of a Router's own models wrote the answer: their names hold the version."""
-    stages = (*live.router.drafts, *live.router.rules.beside)
+    stages = (*live.router.stages, *live.router.options.policy_stages)
     return any(stage.model.name == completion.answered_by for stage in stages)

@@ -22,7 +22,6 @@ from smallfirst.pipeline import large_model as large_path
 from smallfirst.pipeline.candidates import SIGNATURE_FOLDER, load_ood_detector
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
-    CHALLENGER,
     REFERENCE,
     TrafficReference,
     challenger_stages,
@@ -36,9 +35,10 @@ from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import versions
+from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.monitoring.monitor import Monitor
-from smallfirst.routing.policies import WINDOW_SECONDS, BudgetTracker
+from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
@@ -154,12 +154,12 @@ class TaskDeployment:
             self.large,
             certificate,
             general=self.general,
-            domain=load_ood_detector(file, run_folder) if self.general is not None else None,
-            rules=routing_rules(file, reference.large_usd, run_folder.folder, beside),
+            ood_detector=load_ood_detector(file, run_folder) if self.general is not None else None,
+            options=routing_rules(file, reference.large_usd, run_folder.folder, beside),
             name=file.name,
         )
-        if router.purse is not None:
-            restore_spending(router.purse, self._ledger, file.name)
+        if router.budget_tracker is not None:
+            restore_spending(router.budget_tracker, self._ledger, file.name)
         # Last, since it writes the state of the certificate to the ledger.
         found = self._watched(router, certificate, reference)
         models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}

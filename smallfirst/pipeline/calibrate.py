@@ -31,7 +31,6 @@ from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.outcomes import with_routing_cost
-from smallfirst.routing.policies import DifficultyPolicy
 from smallfirst.routing.types import OodScore, Stage
 
 
@@ -87,7 +86,7 @@ async def _learnt(
     stages = cascade_stages(project, run_folder, load_candidate(project, run_folder, promoted.candidate))
     try:
         heads, drafts = await fit_heads(project, stages)
-        if any(isinstance(policy, DifficultyPolicy) for policy in project.file.routing.policies):
+        if any(policy.kind == "difficulty" for policy in project.file.routing.policies):
             fit_difficulty(project, drafts[stages[-1].name], run_folder.folder)
         return heads, await head_confidences(heads, stages, own)
     finally:

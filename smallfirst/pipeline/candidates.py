@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.split import sample_share
 from smallfirst.errors import DataError
@@ -17,7 +15,7 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import runs
 from smallfirst.routing.ood.detector import fit_task_profile
-from smallfirst.routing.ood.gate import DomainGate, SignatureGate
+from smallfirst.routing.ood.gate import ForeignTextClassifier, OodGate
 from smallfirst.routing.types import OodDetector, OodScore
 
 SIGNATURE_FOLDER = "signature"
@@ -90,26 +88,23 @@ def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
 
         encoder = (project.file.small.encoder, SentenceEncoder(find_weights(project.file.small.encoder)))
     try:
-        signature = fit_task_profile(project.rows.train, project.rows.selection, encoder=encoder)
-        signature.save(run_folder.folder / SIGNATURE_FOLDER)
+        profile = fit_task_profile(project.rows.train, project.rows.selection, encoder=encoder)
+        profile.save(run_folder.folder / SIGNATURE_FOLDER)
     except DataError as error:
         project.progress.log(f"auto will not know this task: {error.args[0]}")
     if project.rows.open_ended is None or project.file.routing.domain != "open_ended":
         return
     fitting, _ = sample_share(project.rows.open_ended, 0.5, "domain")
-    gate = DomainGate.fit(project.rows.train, fitting, project.rows.selection, encoder=encoder)
-    gate.save(run_folder.folder / "domain")
-    asyncio.run(gate.aclose())
+    classifier = ForeignTextClassifier.fit(project.rows.train, fitting, project.rows.selection, encoder=encoder)
+    classifier.save(run_folder.folder / "domain")
 
 
 def load_ood_detector(file: TaskFile, run_folder: RunFolder) -> OodDetector | None:
     """What tells the task's own requests from others; None if nothing does."""
-    price = file.prices.machine
-    if file.routing.domain == "own_rows":
-        return SignatureGate.load(run_folder.folder / SIGNATURE_FOLDER, price=price)
     if file.routing.domain == "off":
         return None
-    return DomainGate.load(run_folder.folder / "domain", price=price)
+    folder = SIGNATURE_FOLDER if file.routing.domain == "own_rows" else "domain"
+    return OodGate.load(run_folder.folder / folder, price=file.prices.machine)
 
 
 async def in_domain_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
@@ -118,7 +113,7 @@ async def in_domain_rows(project: Project, run_folder: RunFolder) -> tuple[Datas
     domain = load_ood_detector(project.file, run_folder)
     if domain is None:
         return rows, ()
-    found = [(e, await domain.doubt(Request(messages=e.messages))) for e in rows.examples]
+    found = [(e, await domain.score(Request(messages=e.messages))) for e in rows.examples]
     await domain.aclose()
-    own = [(example, doubt) for example, doubt in found if doubt.value <= domain.limit]
+    own = [(example, doubt) for example, doubt in found if doubt.value <= domain.threshold]
     return rows.subset("calibration", tuple(e for e, _ in own)), tuple(doubt for _, doubt in own)

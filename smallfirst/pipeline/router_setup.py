@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model
@@ -21,10 +20,9 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.difficulty import DifficultyModel
+from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.types import RouterOptions, Stage
 
-CHALLENGER = "challenger"
-"""Alias, and stage, of a version that a split sends a share of the requests to."""
 REFERENCE = "reference.json"
 """What is kept beside the certificate."""
 
@@ -79,18 +77,11 @@ def versioned_name(name: str, version: int | None) -> str:
 
 
 def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside: Sequence[Stage] = ()) -> RouterOptions:
-    """The rules of a task file; a learned difficulty is in the run's folder. ConfigError: a policy leads nowhere.
+    """Return the Router options of a task file; a learned difficulty is in the run's folder.
 
     Policies that lead to the challenger are left out where it is not among the stages `beside`.
     """
     routing = file.routing
-    stages = {"small", "large", "general", "cascade", CHALLENGER, *routing.ahead}
-    for place, policy in enumerate(routing.policies):
-        if policy.to not in stages:
-            raise ConfigError(
-                f"{file.name}: routing.policies[{place}] leads to {policy.to!r}, which is no stage",
-                hint=f"use one of {', '.join(sorted(stages))}",
-            )
     there = {CHALLENGER} & {stage.name for stage in beside}
     policies = [p for p in routing.policies if p.to != CHALLENGER or p.to in there]
     signed = f"{routing.override.by}: {routing.override.because}" if routing.override else ""

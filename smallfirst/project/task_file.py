@@ -19,9 +19,10 @@ from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
+from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
-from smallfirst.routing.policies import Budget, Policy
+from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.teacher import TeacherConfig
@@ -175,7 +176,7 @@ class RoutingConfig(Record):
     domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
     """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
     task's own signature, which needs none."""
-    policies: tuple[Policy, ...] = ()
+    policies: tuple[AnyPolicy, ...] = ()
     """Asked in order before anything is drafted; the first that applies names the stage that answers."""
     budget: Budget | None = None
     """Most that escalated answers may cost in a sliding window."""
@@ -191,9 +192,10 @@ class RoutingConfig(Record):
     """A signature under which drafts are served that no certificate covers; without it they run in shadow only."""
 
     @pydantic.model_validator(mode="after")
-    def _ladder_order(self) -> RoutingConfig:
+    def _stages_exist(self) -> RoutingConfig:
         if self.small in self.ahead:
             raise ValueError(f"ahead: {self.small} drafts last already (small: {self.small})")
+        check_stages(self.policies, self.ahead)
         return self
 
 

@@ -1,142 +1,189 @@
-"""Router: ordered models, policies and a certificate, itself a Model.
+"""Router: drafting stages, policies and a certificate in front of a large model; itself a Model.
 
-Policies are asked first, then the domain; what is the task's own goes up the cascade, cheapest stage first. Each stage
-drafts an answer, and the certificate says from which confidence on the draft may stand. What no stage keeps goes to the
-large model, stays small without the promise where the large one was measured to be no better there, or is marked for a
-person. A request that is no job for the small models at all (another domain) goes to the large one as it came, without
-the task's prompt. Every answer carries its way, step by step, with the price of each.
+Policies are applied first, then the out-of-domain check. The task's own requests go through the cascade, cheapest stage
+first: each stage drafts an answer, and the certificate gives the confidence at which a draft is accepted. A request
+that no stage is confident about goes to the large model, is answered small without a guarantee where the large model
+was measured to be no better, or is left to a person. A request of another domain goes to the large model as it came,
+without the task's prompt. Every answer carries its route: each step with its score, threshold and cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
 
 from smallfirst.errors import ModelError
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, RouteStep
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Embeddings,
+    Embeds,
+    LabelScores,
+    Model,
+    Probed,
+    Request,
+    Route,
+    RouteStep,
+    Scores,
+    embedding_model,
+    label_probability_model,
+    probed_model,
+)
+from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.policies import CASCADE, BudgetTracker, apply_policies
-from smallfirst.routing.types import Decision, OodDetector, OodScore, RouterOptions, Stage
-from smallfirst.routing.way import RoutingAttempt
+from smallfirst.routing.policies import apply_policies
+from smallfirst.routing.policies.policy import CASCADE, PolicyDecision, is_conversation
+from smallfirst.routing.types import Decision, OodDetector, RouterOptions, Stage
 
-__all__ = ["OodScore", "Router"]
+T = TypeVar("T")
 
 
 class Router:
-    """Small first. `large` answers the task's doubtful requests; `general` whatever is not the task's."""
-
-    capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
-    """What it can do beyond answering."""
+    """Answer with the cheapest stage whose draft the certificate accepts, else with the large model."""
 
     def __init__(
         self,
-        drafts: Model | Sequence[Stage],
+        stages: Model | Sequence[Stage],
         large: Model | None,
         certificate: Certificate,
         *,
         general: Model | None = None,
-        domain: OodDetector | None = None,
-        rules: RouterOptions | None = None,
+        ood_detector: OodDetector | None = None,
+        options: RouterOptions | None = None,
         name: str = "",
     ) -> None:
-        """`drafts` is one small model, or stages from the cheapest up."""
-        self.drafts: tuple[Stage, ...] = (Stage("small", drafts),) if isinstance(drafts, Model) else tuple(drafts)
+        """Create a Router from one small model, or from stages with the cheapest first.
+
+        `large` answers the task's uncertain requests, `general` (by default `large`) those of other domains.
+        """
+        self.stages = (Stage("small", stages),) if isinstance(stages, Model) else tuple(stages)
         self.large, self.certificate = large, certificate
-        self.general, self.domain = general or large, domain
-        self.rules = rules or RouterOptions()
-        self.purse = BudgetTracker(self.rules.budget) if self.rules.budget else None
-        self._name = name or self.drafts[-1].model.name
-        self._promise = _in_words(certificate)
+        self.general, self.ood_detector = general or large, ood_detector
+        self.options = options or RouterOptions()
+        self.budget_tracker = BudgetTracker(self.options.budget) if self.options.budget else None
+        self.guarantee = _describe_guarantee(certificate)
+        """What is guaranteed about certified answers, in one line."""
+        self._name = name or self.stages[-1].model.name
+        drafting = [stage.model for stage in reversed(self.stages)]
+        self._embedding: Embeds | None = next(filter(None, map(embedding_model, drafting)), None)
+        self._scoring: Scores | None = next(filter(None, map(label_probability_model, drafting)), None)
+        self._probed: Probed | None = next(filter(None, map(probed_model, drafting)), None)
 
     @property
     def name(self) -> str:
         """Name shown in results, headers and the ledger."""
         return self._name
 
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Streaming, and what the last stage that can do it gives beyond answers."""
+        given = {
+            Capability.EMBEDDINGS: self._embedding,
+            Capability.LABEL_PROBABILITIES: self._scoring,
+            Capability.READINESS: self._probed,
+        }
+        return frozenset({Capability.STREAM, *(capability for capability, model in given.items() if model)})
+
     async def complete(self, request: Request) -> Completion:
-        """The draft where it may stand, else the large model's answer; cost and latency include thrown-away drafts."""
+        """Return the accepted draft or the large model's answer; cost and latency include discarded drafts."""
         return await self.finish(await self.decide(request), request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The chosen model's stream. Nothing is sent before the choice is made, so nothing is ever taken back."""
+        """Yield the answer piece by piece, beginning once it is decided who answers."""
         async for chunk in self.finish_stream(await self.decide(request), request):
             yield chunk
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
-        """Who answers a request, and why; drafts are made as far as the decision needs them.
+        """Decide who answers a request; make drafts only as far as the decision needs them.
 
-        `paused` says why no draft may stand at the moment: the task's own requests go to the large model undrafted.
+        `paused` is the reason why no draft may be used at the moment: the task's own requests then go to the large
+        model without one.
         """
-        placed = apply_policies(self.rules.before, request, self.rules.difficulty)
-        way = RoutingAttempt(self, request, paused)
-        if placed is not None and placed.to != CASCADE:
-            return await way.run_stage(placed)
-        return await way.run_cascade(placed)
+        chosen = apply_policies(self.options.policies, request, self.options.difficulty)
+        attempt = RoutingAttempt(self, request, paused)
+        if chosen is not None and chosen.to != CASCADE:
+            return await attempt.run_stage(chosen)
+        return await attempt.run_cascade(chosen)
 
     async def finish(self, decision: Decision, request: Request) -> Completion:
-        """The answer once it is decided who gives it. Raises ModelError where nobody does and there is no draft."""
-        if decision.ask is None:
+        """Return the answer of a decision. Raise ModelError if the model fails and there is no draft."""
+        if decision.model is None:
             assert decision.draft is not None
             return decision.draft
         try:
-            answer = await decision.ask.complete(request)
+            answer = await decision.model.complete(request)
         except ModelError as error:
-            return _draft_after_all(decision, error)
-        return self._answered(decision, answer)
+            return _fall_back_to_draft(decision, error)
+        return self._routed(decision, answer)
 
     async def finish_stream(self, decision: Decision, request: Request) -> AsyncIterator[Chunk]:
-        """The same piece by piece; a model that fails before its first text leaves the word to the draft."""
+        """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
-        if decision.ask is not None:
+        if decision.model is not None:
             try:
-                async for chunk in decision.ask.stream(request):
+                async for chunk in decision.model.stream(request):
                     begun = begun or bool(chunk.text)
                     if chunk.completion is not None:
-                        chunk = chunk.model_copy(update={"completion": self._answered(decision, chunk.completion)})
+                        chunk = chunk.model_copy(update={"completion": self._routed(decision, chunk.completion)})
                     yield chunk
                 return
             except ModelError as error:
                 if begun:
                     raise
-                draft = _draft_after_all(decision, error)
+                draft = _fall_back_to_draft(decision, error)
         assert draft is not None
         yield Chunk(text=draft.text)
         yield Chunk(completion=draft)
 
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return one vector per text from the last stage that has embeddings. Raise ModelError if none has."""
+        return await self._able(self._embedding, "embeddings").embed(texts)
+
+    async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
+        """Return label probabilities from the last stage that has them. Raise ModelError if none has."""
+        return await self._able(self._scoring, "label probabilities").probabilities(texts)
+
+    async def ready(self) -> None:
+        """Return if the last stage that can be probed would answer now. Raise ModelError if it would not."""
+        if self._probed is not None:
+            await self._probed.ready()
+
     def stage(self, name: str) -> Stage | None:
-        """A drafting stage, or one beside the cascade, by name."""
-        return next((s for s in (*self.drafts, *self.rules.beside) if s.name == name), None)
+        """Return the stage of this name, in the cascade or reached by a policy only; None if there is none."""
+        return next((s for s in (*self.stages, *self.options.policy_stages) if s.name == name), None)
 
     def threshold(self, stage: str) -> float:
-        """Confidence from which on a stage's drafts stand; above 1 where none does."""
-        if stage == self.drafts[-1].name:
+        """Return the confidence from which the stage's drafts are accepted; above 1 if none is."""
+        if stage == self.stages[-1].name:
             return self.certificate.threshold
         return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
 
-    def promises(self, stage: Stage, label: str, confidence: float | None) -> bool:
-        """True if the certificate covers this draft of a stage."""
-        if stage is self.drafts[-1]:
-            return self.certificate.promises(label, confidence)
-        named = any(one.name == stage.name for one in self.certificate.stages)
-        return named and self.certificate.promises(label, confidence, stage=stage.name)
-
-    @property
-    def promise(self) -> str:
-        """What is promised of certified answers, in words."""
-        return self._promise
+    def covers(self, stage: Stage, label: str, confidence: float | None) -> bool:
+        """Return True if the certificate covers this draft of a stage."""
+        if stage is self.stages[-1]:
+            return self.certificate.covers(label, confidence)
+        known = any(one.name == stage.name for one in self.certificate.stages)
+        return known and self.certificate.covers(label, confidence, stage=stage.name)
 
     async def aclose(self) -> None:
-        """Close every model of the cascade."""
-        models = [s.model for s in (*self.drafts, *self.rules.beside)]
+        """Close every model."""
+        models = [s.model for s in (*self.stages, *self.options.policy_stages)]
         for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
             await model.aclose()
-        if self.domain is not None:
-            await self.domain.aclose()
+        if self.ood_detector is not None:
+            await self.ood_detector.aclose()
 
-    def _answered(self, decision: Decision, answer: Completion) -> Completion:
-        """The asked model's answer with the whole way's cost, latency and steps."""
-        if self.purse is not None and decision.draft is not None:  # a budget is about escalation alone
-            self.purse.pay(answer.cost_usd)
+    def _able(self, model: T | None, what: str) -> T:
+        if model is None:
+            raise ModelError(f"{self.name} has no {what}")
+        return model
+
+    def _routed(self, decision: Decision, answer: Completion) -> Completion:
+        """Add the route, cost and latency of the whole attempt to the model's answer."""
+        if self.budget_tracker is not None and decision.draft is not None:  # the budget limits escalation alone
+            self.budget_tracker.pay(answer.cost_usd)
         step = RouteStep(
             stage=decision.route.stage,
             decision="answered",
@@ -154,20 +201,189 @@ class Router:
         )
 
 
-def _draft_after_all(decision: Decision, error: ModelError) -> Completion:
-    """The draft, since the model that was to answer did not. Raises the error if there is no draft."""
+class RoutingAttempt:
+    """The steps a Router takes for one request, with their cost and latency so far."""
+
+    def __init__(self, router: Router, request: Request, paused: str = "") -> None:
+        self.router, self.request, self.paused = router, request, paused
+        self.trail: list[RouteStep] = []
+        self.cost_usd = self.latency_ms = 0.0
+        self.draft: Completion | None = None
+
+    async def run_stage(self, chosen: PolicyDecision) -> Decision:
+        """Go straight to the stage that a policy names."""
+        self._add_step(
+            stage=chosen.policy,
+            decision="passed on",
+            why=f"{chosen.why}: to {chosen.to}",
+            score=chosen.score,
+            threshold=chosen.threshold,
+        )
+        stage, why = self.router.stage(chosen.to), f"{chosen.policy}: {chosen.why}"
+        if stage is not None:
+            draft, confidence = await self._make_draft(stage)
+            self._add_draft(stage, draft, "kept", "a policy sends it here", confidence=confidence)
+            return self._accept(draft, self._route(stage.name, why, confidence=confidence))
+        general = chosen.to == "general" and self.router.general is not None
+        return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
+
+    async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
+        """Check the domain, then try the stages from the cheapest up until the certificate accepts a draft."""
+        outside = None if chosen else await self._out_of_domain()
+        if outside and self.router.general is not None:
+            return self._delegate(self.router.general, self._route("large", outside, threshold=None))
+        if self.paused and self.router.large is not None and not outside:
+            return self._delegate(self.router.large, self._route("large", self.paused))
+        for stage in self.router.stages:
+            draft, confidence = await self._make_draft(stage)
+            threshold = self.router.threshold(stage.name)
+            if outside:  # the certificate covers the task's own requests only
+                why = f"{outside}, and there is no other model to ask"
+                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
+                return self._accept(draft, self._route(stage.name, why, confidence=confidence, threshold=threshold))
+            if self.router.covers(stage, draft.text, confidence):
+                why = "confident enough for the certificate"
+                self._add_draft(stage, draft, "kept", why, confidence=confidence, threshold=threshold)
+                self._add_large_not_asked()
+                certified = not self.paused
+                route = self._route(stage.name, why, confidence=confidence, threshold=threshold, certified=certified)
+                return self._accept(draft, route)
+            self._add_draft(
+                stage, draft, "passed on", "not confident enough", confidence=confidence, threshold=threshold
+            )
+        return self._below_threshold(confidence, threshold)
+
+    def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
+        """Escalate, keep the last draft without a guarantee, or leave the request to a person."""
+        router, last = self.router, self.router.stages[-1].name
+        stage, action, tracker = last, router.certificate.decide(confidence), router.budget_tracker
+        if router.options.signed_by and not router.certificate.issued:
+            why = f"not certified; signed for by {router.options.signed_by}"
+        elif router.large is None and action == "escalate":
+            why = "not confident enough, and there is no large model to ask"
+        elif action == "abstain":
+            stage, why = "person", "not confident enough, and the large model is no better here: left to a person"
+        elif action == "keep":
+            why = "not confident enough, but the large model was measured to be no better here"
+        elif tracker is not None and not tracker.allows(router.options.expected_cost_usd.get("large", 0.0)):
+            why = f"not confident enough, but the budget of ${tracker.budget.usd:g} a {tracker.budget.per} is spent"
+        else:
+            why = "the small model was not confident enough"
+            return self._delegate(router.large, self._route("large", why, confidence=confidence, threshold=threshold))
+        self._add_large_not_asked()
+        assert self.draft is not None
+        return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
+
+    async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
+        """Return the stage's draft and its confidence, None if the model gives none."""
+        cheaper = self.draft
+        self.draft = await stage.model.complete(self.request)
+        self.cost_usd += self.draft.cost_usd
+        self.latency_ms += self.draft.latency_ms
+        own = self.draft.confidence
+        return self.draft, stage.head.confidence(self.draft, cheaper) if stage.head else own
+
+    async def _out_of_domain(self) -> str | None:
+        """Return why the request does not belong to the task; None if it does."""
+        detector = self.router.ood_detector
+        if detector is None:
+            return None
+        found, threshold = await detector.score(self.request), detector.threshold
+        self.cost_usd += found.cost_usd
+        self.latency_ms += found.latency_ms
+        why = None
+        if is_conversation(self.request):
+            why = "a conversation, while this task expects a single message"
+        elif found.value > threshold:
+            why = f"unlike this task's requests (out-of-domain score {found.value:.2f}, threshold {threshold:.2f})"
+        self._add_step(
+            stage="domain",
+            decision="passed on",
+            why=why or "belongs to the task",
+            score=found.value,
+            threshold=threshold,
+            cost_usd=found.cost_usd,
+            latency_ms=found.latency_ms,
+        )
+        return why
+
+    def _add_step(self, **values: object) -> None:
+        self.trail.append(RouteStep.model_validate(values))
+
+    def _add_draft(
+        self,
+        stage: Stage,
+        draft: Completion,
+        decision: str,
+        why: str,
+        *,
+        confidence: float | None,
+        threshold: float | None = None,
+    ) -> None:
+        self._add_step(
+            stage=stage.name,
+            decision=decision,
+            why=why,
+            model=draft.answered_by,
+            score=confidence,
+            threshold=threshold,
+            cost_usd=draft.cost_usd,
+            latency_ms=draft.latency_ms,
+        )
+
+    def _add_large_not_asked(self) -> None:
+        """Add what the large model was expected to cost, where that is known."""
+        large, expected = self.router.large, self.router.options.expected_cost_usd.get("large")
+        if large is not None and expected is not None:
+            why = "expected cost of asking"
+            self._add_step(stage="large", decision="not asked", why=why, model=large.name, cost_usd=expected)
+
+    def _route(
+        self,
+        stage: str,
+        why: str,
+        *,
+        confidence: float | None = None,
+        threshold: float | None = None,
+        certified: bool = False,
+    ) -> Route:
+        return Route(
+            stage=stage,
+            why=why,
+            certified=certified,
+            threshold=threshold,
+            confidence=confidence,
+            task=self.router.name,
+            promise=self.router.guarantee if certified else "",
+            trail=tuple(self.trail),
+        )
+
+    def _accept(self, draft: Completion, route: Route) -> Decision:
+        route = route.model_copy(update={"trail": tuple(self.trail)})
+        total = {"route": route, "cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
+        return Decision(route, draft.model_copy(update=total), None, self.cost_usd, self.latency_ms)
+
+    def _delegate(self, model: Model | None, route: Route) -> Decision:
+        if model is None:
+            raise ModelError(f"{self.router.name}: no model for stage {route.stage!r}: {route.why}")
+        total = {"cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
+        draft = self.draft and self.draft.model_copy(update=total)
+        return Decision(route, draft, model, self.cost_usd, self.latency_ms)
+
+
+def _fall_back_to_draft(decision: Decision, error: ModelError) -> Completion:
     if decision.draft is None:
         raise error
     step = RouteStep(stage=decision.route.stage, decision="failed", why=str(error.args[0]))
-    why = f"the large model did not answer ({error.args[0]}), so the small model's draft stands"
+    why = f"the large model did not answer ({error.args[0]}), so the small model's draft is used"
     trail = (*decision.route.trail, step)
     stage = next(s.stage for s in reversed(decision.route.trail) if s.decision == "passed on" and s.model)
     route = decision.route.model_copy(update={"stage": stage, "why": why, "trail": trail})
     return decision.draft.model_copy(update={"route": route})
 
 
-def _in_words(certificate: Certificate) -> str:
-    """What it promises; certificates made before the promise was kept promise how many are wrong."""
+def _describe_guarantee(certificate: Certificate) -> str:
+    """Describe the guarantee; certificates made before it was stored limit the error alone."""
     if certificate.promise is not None:
         return certificate.promise.in_words
     return Guarantee(at_most_wrong=certificate.promised_error, confidence=certificate.confidence).in_words

@@ -1,87 +1,85 @@
-"""What a Router is made of: stages that draft, the domain in front of them, the rules around them, and a decision.
-
-Protocols and plain tuples only, so that a stage can be anything that answers and a head anything that reads confidence.
-"""
+"""The parts a Router is made of: drafting stages, an out-of-domain detector, options, and the decision it makes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
-from smallfirst.routing.policies import Budget, DifficultyScorer, Policy
+from smallfirst.routing.budget import Budget
+from smallfirst.routing.policies.policy import DifficultyScorer, Policy
 
 
 class OodScore(NamedTuple):
     """How unlike the task's own requests a request is."""
 
     value: float
-    """In [0, 1]."""
+    """In [0, 1]; higher is less like them."""
     cost_usd: float
-    """What it cost to find out."""
+    """Cost of the check in USD."""
     latency_ms: float
-    """How long it took."""
+    """Duration of the check."""
 
 
 class OodDetector(Protocol):
-    """Tells requests that belong to the task from all others."""
+    """Tell requests that belong to the task from all others."""
 
-    async def doubt(self, request: Request) -> OodScore:
-        """The request's doubt; above `limit` it is taken for something else."""
+    async def score(self, request: Request) -> OodScore:
+        """Return the out-of-domain score of a request; above `threshold` it does not belong to the task."""
 
     async def aclose(self) -> None:
-        """Free what it holds."""
+        """Free what the detector holds."""
 
     @property
-    def limit(self) -> float:
-        """The most doubt a request of the task may raise."""
+    def threshold(self) -> float:
+        """Largest score of a request that belongs to the task, in [0, 1]."""
 
 
 class ConfidenceHead(Protocol):
-    """Reads the confidence of a draft off more than the model's own probability."""
+    """Estimate the confidence of a draft from more than the model's own probability."""
 
     def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
-        """Probability in [0, 1] that the draft is right; `cheaper` is the draft of the stage before."""
+        """Return the probability in [0, 1] that the draft is right; `cheaper` is the draft of the stage before."""
 
 
 class Stage(NamedTuple):
-    """A model of the cascade."""
+    """One drafting model of the cascade."""
 
     name: str
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
-    """Who drafts."""
+    """The model that drafts."""
     head: ConfidenceHead | None = None
-    """Reads the confidence of its drafts; None takes the model's own."""
+    """Estimates the confidence of its drafts; None uses the model's own."""
 
 
 class RouterOptions(NamedTuple):
-    """What stands around the cascade."""
+    """Settings of a Router beside its models and its certificate."""
 
-    before: Sequence[Policy] = ()
-    """Asked in order before anything is drafted."""
+    policies: Sequence[Policy] = ()
+    """Applied in order before anything is drafted."""
     budget: Budget | None = None
-    """What escalation may cost."""
+    """Largest cost of escalated answers."""
     difficulty: DifficultyScorer | None = None
-    """The learned difficulty that `difficulty` policies ask."""
-    beside: Sequence[Stage] = ()
+    """Scores requests for `difficulty` policies."""
+    policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
-    signed: str = ""
-    """Who signed for drafts that no certificate covers, and why; empty where nobody did."""
-    expected_cost_usd: dict[str, float] = {}
-    """Measured mean cost of an answer by stage, to tell what a choice that was not made would have cost."""
+    signed_by: str = ""
+    """Name and reason of the person who signed for serving uncertified drafts; empty if nobody did."""
+    expected_cost_usd: Mapping[str, float] = {}
+    """Measured mean cost of an answer by stage, shown for a model that was not asked."""
 
 
 class Decision(NamedTuple):
-    """Who answers: a draft that stands, or a model still to be asked."""
+    """Who answers: an accepted draft, or a model still to be asked."""
 
     route: Route
-    """The way so far."""
+    """The route so far."""
     draft: Completion | None
-    """The draft that stands, or would if nobody else answered; its cost and latency are those of the whole way."""
-    ask: Model | None
-    """The model to ask; None if the draft stands."""
+    """The accepted draft, or the fallback if `model` fails; its cost and latency are those of the whole attempt."""
+    model: Model | None
+    """The model to ask; None if the draft is accepted."""
     cost_usd: float
-    """What the way has cost so far."""
+    """Cost of the attempt so far."""
     latency_ms: float
-    """How long it has taken."""
+    """Duration of the attempt so far."""

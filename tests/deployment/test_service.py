@@ -17,7 +17,8 @@ from smallfirst.paths import home
 from smallfirst.pipeline import router_setup
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import parse_record
-from smallfirst.routing.policies import AlwaysPolicy, Budget, BudgetTracker
+from smallfirst.routing.budget import Budget, BudgetTracker
+from smallfirst.routing.policies.always import AlwaysPolicy
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
@@ -33,31 +34,30 @@ def task_file(**routing: Any) -> TaskFile:
 def test_rules_come_from_the_task_file_with_the_price_of_the_large_model() -> None:
     policies = [{"kind": "always", "to": "words"}]
     rules = router_setup.routing_rules(task_file(ahead=["words"], policies=policies, budget={"usd": 2.0}), 0.5, Path())
-    assert rules.before == [AlwaysPolicy(kind="always", to="words")]
+    assert rules.policies == [AlwaysPolicy(kind="always", to="words")]
     assert rules.budget is not None
-    assert (rules.budget.usd, rules.expected_cost_usd, rules.signed) == (2.0, {"large": 0.5}, "")
+    assert (rules.budget.usd, rules.expected_cost_usd, rules.signed_by) == (2.0, {"large": 0.5}, "")
     signed = router_setup.routing_rules(task_file(override={"by": "Ada", "because": "pilot"}), None, Path())
-    assert (signed.signed, signed.expected_cost_usd) == ("Ada: pilot", {})
+    assert (signed.signed_by, signed.expected_cost_usd) == ("Ada: pilot", {})
 
 
 def test_a_policy_that_leads_nowhere_is_refused_with_the_stages_there_are() -> None:
-    file = task_file(policies=[{"kind": "always", "to": "large"}, {"kind": "always", "to": "huge"}])
     with pytest.raises(
-        ConfigError, match=r"policies\[1\] leads to 'huge', which is no stage[\s\S]*cascade, challenger, general"
+        ConfigError, match=r"policies\[1\]: no stage is called 'huge'; use one of small, large, general"
     ):
-        router_setup.routing_rules(file, None, Path())
+        task_file(policies=[{"kind": "always", "to": "large"}, {"kind": "always", "to": "huge"}])
 
 
 def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_challenger(tmp_path: Path) -> None:
     file = task_file(policies=[{"kind": "split", "to": "challenger", "share": 0.1}, {"kind": "always", "to": "large"}])
     alone = router_setup.routing_rules(file, None, tmp_path)
-    assert [policy.to for policy in alone.before] == ["large"]
+    assert [policy.to for policy in alone.policies] == ["large"]
     with pytest.raises(RegistryError):
         router_setup.challenger_stages(file)
     assert router_setup.challenger_stages(task_file()) == ()
     beside = (Stage("challenger", None),)  # type: ignore[arg-type]  # it is not asked here
     both = router_setup.routing_rules(file, None, tmp_path, beside)
-    assert ([policy.to for policy in both.before], both.beside) == (["challenger", "large"], beside)
+    assert ([policy.to for policy in both.policies], both.policy_stages) == (["challenger", "large"], beside)
 
 
 def test_who_drafts_last_cannot_draft_ahead_too() -> None:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import NamedTuple
 
 import pytest
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
 from smallfirst.routing.auto import AutoRouter
-
-
-class Found(NamedTuple):
-    task: str | None
-    doubts: dict[str, float]
-    why: str
-    limit: float | None = 0.97
-    cost_usd: float = 0.001
-    latency_ms: float = 2.0
+from smallfirst.routing.ood.task_selector import TaskSelection
 
 
 class ByWord:
-    """A request belongs to the task whose name it holds."""
+    """Select the task whose name the request contains."""
 
-    def choose(self, request: Request) -> Found:
+    def select(self, request: Request) -> TaskSelection:
         task = next((name for name in ("tickets", "claims") if name in request.text), None)
-        doubts = {name: 0.1 if name == task else 0.99 for name in ("tickets", "claims")}
-        return Found(task, doubts, f"like {task}" if task else "no task's request")
+        scores = {name: 0.1 if name == task else 0.99 for name in ("tickets", "claims")}
+        why = f"like {task}" if task else "belongs to no task"
+        return TaskSelection(
+            task=task, scores=scores, threshold=0.97, why=why, by_states=False, cost_usd=0.001, latency_ms=2.0
+        )
 
 
 class Desk:
@@ -60,7 +54,7 @@ class Desk:
 
 def made(general: Desk | None = None) -> AutoRouter:
     routers: dict[str, Model] = {"tickets": Desk("tickets"), "claims": Desk("claims")}
-    return AutoRouter(ByWord(), routers, general)
+    return AutoRouter(ByWord(), routers, general)  # type: ignore[arg-type]
 
 
 def ask(auto: AutoRouter, text: str) -> Completion:
@@ -94,7 +88,7 @@ def test_what_is_no_tasks_goes_to_the_general_model_without_a_promise() -> None:
 
 
 def test_without_a_general_model_a_foreign_request_is_an_error_that_says_so() -> None:
-    with pytest.raises(ModelError, match="auto: no task's request, and there is no general model to ask"):
+    with pytest.raises(ModelError, match="auto: belongs to no task, and there is no general model to ask"):
         ask(made(), "write a poem")
 
 

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route
+from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate, StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.policies import AlwaysPolicy, Budget, RulePolicy, SplitPolicy
-from smallfirst.routing.router import OodScore, Router
-from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.routing.policies.always import AlwaysPolicy
+from smallfirst.routing.policies.rule import RulePolicy
+from smallfirst.routing.policies.split import SplitPolicy
+from smallfirst.routing.router import Router
+from smallfirst.routing.types import OodScore, RouterOptions, Stage
 from smallfirst.stats.intervals import wilson
 
 
@@ -65,13 +68,13 @@ class Answers:
 class Essays:
     """A domain for which every text that holds the word essay is something else."""
 
-    limit = 0.5
+    threshold = 0.5
 
     def __init__(self, *, cost_usd: float = 0.0, latency_ms: float = 0.0, events: list[str] | None = None) -> None:
         self.cost_usd, self.latency_ms = cost_usd, latency_ms
         self.events = events if events is not None else []
 
-    async def doubt(self, request: Request) -> OodScore:
+    async def score(self, request: Request) -> OodScore:
         self.events.append("domain")
         return OodScore(0.9 if "essay" in request.text else 0.1, self.cost_usd, self.latency_ms)
 
@@ -141,7 +144,7 @@ def test_a_certificate_that_keeps_nothing_gives_the_large_models_answer_exactly(
     assert (answer.text, answer.answered_by) == (ask(large, text).text, "large")
     assert bare(answer) == Route(
         stage="large",
-        why="the small model was not sure enough",
+        why="the small model was not confident enough",
         certified=False,
         threshold=NEVER_ACCEPT,
         confidence=confidence,
@@ -153,7 +156,7 @@ def test_an_answer_at_the_threshold_is_kept_and_certified() -> None:
     answer = ask(Router(small, large, certificate(0.8)))
     assert answer.answered_by == "small"
     assert bare(answer) == Route(
-        stage="small", why="as sure as the certificate asks for", certified=True, threshold=0.8, confidence=0.8
+        stage="small", why="confident enough for the certificate", certified=True, threshold=0.8, confidence=0.8
     )
     assert (answer.cost_usd, answer.latency_ms) == (0.001, 4)
 
@@ -172,7 +175,7 @@ def test_a_doubtful_answer_stays_small_but_uncertified_where_large_is_no_better(
     assert (answer.answered_by, large.events) == ("small", [])
     assert bare(answer) == Route(
         stage="small",
-        why="not sure, but the large model was measured to be no better here",
+        why="not confident enough, but the large model was measured to be no better here",
         certified=False,
         threshold=0.8,
         confidence=0.3,
@@ -184,7 +187,7 @@ def test_without_a_large_model_the_draft_stands_uncertified() -> None:
     assert answer.answered_by == "small"
     assert answer.route is not None
     assert (answer.route.stage, answer.route.certified) == ("small", False)
-    assert answer.route.why == "not sure, and there is no large model to ask"
+    assert answer.route.why == "not confident enough, and there is no large model to ask"
 
 
 def test_if_the_large_model_is_down_the_draft_stands_uncertified_and_says_why() -> None:
@@ -193,7 +196,7 @@ def test_if_the_large_model_is_down_the_draft_stands_uncertified_and_says_why() 
     assert (answer.answered_by, answer.cost_usd) == ("small", 0.5)
     assert bare(answer) == Route(
         stage="small",
-        why="the large model did not answer (no route to host), so the small model's draft stands",
+        why="the large model did not answer (no route to host), so the small model's draft is used",
         certified=False,
         threshold=0.8,
         confidence=0.3,
@@ -210,12 +213,12 @@ def test_a_request_of_another_domain_goes_to_the_general_model_without_a_draft()
     events: list[str] = []
     small, large = Answers("small", confidence=1.0, events=events), Answers("large", events=events)
     general = Answers("general", cost_usd=0.25, latency_ms=900, events=events)
-    router = Router(small, large, certificate(0.0), general=general, domain=Essays())
+    router = Router(small, large, certificate(0.0), general=general, ood_detector=Essays())
     answer = ask(router, "write an essay")
     assert events == ["general"]
     assert (answer.text, answer.cost_usd, answer.latency_ms) == ("general: write an essay", 0.25, 900)
     assert bare(answer) == Route(
-        stage="large", why="unlike this task's requests (doubt 0.90, limit 0.50)", certified=False
+        stage="large", why="unlike this task's requests (out-of-domain score 0.90, threshold 0.50)", certified=False
     )
     events.clear()
     assert ask(router).answered_by == "small"
@@ -234,7 +237,7 @@ def test_what_the_domain_check_took_is_part_of_every_answer_and_it_is_asked_once
 ) -> None:
     small = Answers("small", confidence=confidence, cost_usd=0.001, latency_ms=4)
     domain = Essays(cost_usd=0.01, latency_ms=2)
-    router = Router(small, Answers("large", cost_usd=0.25, latency_ms=900), certificate(0.8), domain=domain)
+    router = Router(small, Answers("large", cost_usd=0.25, latency_ms=900), certificate(0.8), ood_detector=domain)
     whole, streamed_last = ask(router, text), streamed(router, text)[-1].completion
     assert (whole.cost_usd, whole.latency_ms) == pytest.approx(took)
     assert streamed_last == whole
@@ -242,7 +245,7 @@ def test_what_the_domain_check_took_is_part_of_every_answer_and_it_is_asked_once
 
 
 def test_a_conversation_is_no_request_of_a_task_asked_in_one_message() -> None:
-    router = Router(Answers("small", confidence=1.0), Answers("large"), certificate(0.0), domain=Essays())
+    router = Router(Answers("small", confidence=1.0), Answers("large"), certificate(0.0), ood_detector=Essays())
     turns = (
         Message(role="system", content="be kind"),
         Message(role="user", content="where is my card"),
@@ -251,22 +254,25 @@ def test_a_conversation_is_no_request_of_a_task_asked_in_one_message() -> None:
     )
     answer = asyncio.run(router.complete(Request(messages=turns)))
     assert bare(answer) == Route(
-        stage="large", why="a conversation, while this task is asked in one message", certified=False
+        stage="large", why="a conversation, while this task expects a single message", certified=False
     )
     assert asyncio.run(router.complete(Request(messages=turns[:2]))).answered_by == "small"
 
 
 def test_the_large_model_is_the_general_one_where_no_other_is_named() -> None:
-    router = Router(Answers("small"), Answers("large"), certificate(0.0), domain=Essays())
+    router = Router(Answers("small"), Answers("large"), certificate(0.0), ood_detector=Essays())
     assert ask(router, "write an essay").answered_by == "large"
 
 
 def test_without_any_other_model_a_foreign_request_is_answered_small_but_never_certified() -> None:
-    answer = ask(Router(Answers("small", confidence=1.0), None, certificate(0.0), domain=Essays()), "write an essay")
+    answer = ask(
+        Router(Answers("small", confidence=1.0), None, certificate(0.0), ood_detector=Essays()), "write an essay"
+    )
     assert answer.answered_by == "small"
     assert bare(answer) == Route(
         stage="small",
-        why="unlike this task's requests (doubt 0.90, limit 0.50), and there is no other model to ask",
+        why="unlike this task's requests (out-of-domain score 0.90, threshold 0.50), "
+        "and there is no other model to ask",
         certified=False,
         threshold=0.0,
         confidence=1.0,
@@ -294,7 +300,7 @@ def test_no_text_is_streamed_before_it_is_decided_who_answers(confidence: float,
 
 def test_the_general_model_streams_as_it_writes_and_the_last_piece_carries_the_route() -> None:
     general = Answers("general")
-    router = Router(Answers("small"), Answers("large"), certificate(0.8), general=general, domain=Essays())
+    router = Router(Answers("small"), Answers("large"), certificate(0.8), general=general, ood_detector=Essays())
     chunks = streamed(router, "an essay")
     assert [chunk.text for chunk in chunks] == ["general: ", "an essay", ""]
     assert [chunk.completion is not None for chunk in chunks] == [False, False, True]
@@ -305,7 +311,7 @@ def test_closing_closes_every_model_once() -> None:
     events: list[str] = []
     small, large = Answers("small", events=events), Answers("large", events=events)
     domain = Essays(events=events)
-    asyncio.run(Router(small, large, certificate(0.8), general=large, domain=domain).aclose())
+    asyncio.run(Router(small, large, certificate(0.8), general=large, ood_detector=domain).aclose())
     assert sorted(events) == ["domain closed", "large closed", "small closed"]
 
 
@@ -320,7 +326,9 @@ def steps(answer: Completion) -> list[tuple[str, str]]:
     return [(step.stage, step.decision) for step in answer.route.trail]
 
 
-def cascade(words: float, small: float, *, rules: RouterOptions | None = None, large: Answers | None = None) -> Router:
+def cascade(
+    words: float, small: float, *, options: RouterOptions | None = None, large: Answers | None = None
+) -> Router:
     """Words, then the small model, then the large one, which was measured to cost a dollar."""
     drafts = [
         Stage("words", Answers("words", confidence=words, cost_usd=0.001, latency_ms=1)),
@@ -333,7 +341,7 @@ def cascade(words: float, small: float, *, rules: RouterOptions | None = None, l
     promised = certificate(0.8).model_copy(update={"stages": stages})
     last = large or Answers("large", cost_usd=1.0, latency_ms=100)
     return Router(
-        drafts, last, promised, rules=rules or RouterOptions(expected_cost_usd={"large": 1.25}), name="tickets"
+        drafts, last, promised, options=options or RouterOptions(expected_cost_usd={"large": 1.25}), name="tickets"
     )
 
 
@@ -369,31 +377,36 @@ def test_the_choice_that_was_not_made_is_shown_with_its_expected_price() -> None
 
 
 def test_a_policy_places_a_request_without_a_promise() -> None:
-    straight = RouterOptions(before=(AlwaysPolicy(kind="always", to="large"),))
-    answer = ask(cascade(1.0, 1.0, rules=straight))
+    straight = RouterOptions(policies=(AlwaysPolicy(kind="always", to="large"),))
+    answer = ask(cascade(1.0, 1.0, options=straight))
     assert (answer.answered_by, steps(answer)) == ("large", [("always", "passed on"), ("large", "answered")])
-    kept = ask(cascade(0.0, 0.0, rules=RouterOptions(before=(AlwaysPolicy(kind="always", to="words"),))))
+    kept = ask(cascade(0.0, 0.0, options=RouterOptions(policies=(AlwaysPolicy(kind="always", to="words"),))))
     assert (kept.answered_by, bare(kept).certified) == ("words", False)
 
 
 def test_a_rule_may_send_a_request_up_the_cascade_before_a_later_policy_takes_it() -> None:
     first = RulePolicy(kind="rule", to="cascade", contains=("card",))
-    router = cascade(1.0, 1.0, rules=RouterOptions(before=(first, AlwaysPolicy(kind="always", to="large"))))
+    router = cascade(1.0, 1.0, options=RouterOptions(policies=(first, AlwaysPolicy(kind="always", to="large"))))
     assert (ask(router, "my card").answered_by, ask(router, "my house").answered_by) == ("words", "large")
 
 
 def test_a_stage_beside_the_cascade_is_reached_by_a_policy_only() -> None:
     beside = (Stage("challenger", Answers("challenger", confidence=1.0)),)
     split = SplitPolicy(kind="split", to="challenger", share=1.0)
-    assert ask(cascade(0.0, 0.0, rules=RouterOptions(beside=beside, before=(split,)))).answered_by == "challenger"
-    assert ask(cascade(0.0, 0.0, rules=RouterOptions(beside=beside))).answered_by == "large"
+    assert (
+        ask(cascade(0.0, 0.0, options=RouterOptions(policy_stages=beside, policies=(split,)))).answered_by
+        == "challenger"
+    )
+    assert ask(cascade(0.0, 0.0, options=RouterOptions(policy_stages=beside))).answered_by == "large"
 
 
 def test_a_spent_budget_keeps_the_draft_without_a_promise() -> None:
-    router = cascade(0.0, 0.0, rules=RouterOptions(budget=Budget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9}))
+    router = cascade(
+        0.0, 0.0, options=RouterOptions(budget=Budget(usd=2.0, per="day"), expected_cost_usd={"large": 0.9})
+    )
     answers = [ask(router) for _ in range(3)]
     assert [a.answered_by for a in answers] == ["large", "large", "small"]
-    assert bare(answers[2]).why == "not sure, but the budget of $2 a day is spent"
+    assert bare(answers[2]).why == "not confident enough, but the budget of $2 a day is spent"
     assert not bare(answers[2]).certified
 
 
@@ -403,8 +416,8 @@ def test_a_head_reads_the_confidence_and_sees_the_cheaper_draft() -> None:
             return 1.0 if cheaper is not None and cheaper.answered_by == "words" else 0.0
 
     router = cascade(0.0, 0.0)
-    words, small = router.drafts
-    router.drafts = (words, small._replace(head=Agreement()))
+    words, small = router.stages
+    router.stages = (words, small._replace(head=Agreement()))
     assert (ask(router).answered_by, bare(ask(router)).confidence) == ("small", 1.0)
 
 
@@ -427,16 +440,16 @@ def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for(
 
 def test_a_budget_is_about_escalation_alone() -> None:
     straight = RulePolicy(kind="rule", to="large", contains=("house",))
-    rules = RouterOptions(before=(straight,), budget=Budget(usd=1.5, per="day"), expected_cost_usd={"large": 0.9})
-    router = cascade(0.0, 0.0, rules=rules)
+    options = RouterOptions(policies=(straight,), budget=Budget(usd=1.5, per="day"), expected_cost_usd={"large": 0.9})
+    router = cascade(0.0, 0.0, options=options)
     assert [ask(router, "my house").answered_by for _ in range(3)] == ["large"] * 3
     assert [ask(router, "my card").answered_by for _ in range(2)] == ["large", "small"]
 
 
 def test_a_signature_stands_in_for_a_missing_certificate_only() -> None:
-    rules = RouterOptions(signed="Ada: pilot")
-    assert ask(cascade(0.0, 0.0, rules=rules)).answered_by == "large"
-    router = cascade(0.0, 0.0, rules=rules)
+    options = RouterOptions(signed_by="Ada: pilot")
+    assert ask(cascade(0.0, 0.0, options=options)).answered_by == "large"
+    router = cascade(0.0, 0.0, options=options)
     router.certificate = router.certificate.model_copy(update={"issued": False, "threshold": NEVER_ACCEPT})
     answer = ask(router)
     assert (answer.answered_by, bare(answer).why) == ("small", "not certified; signed for by Ada: pilot")

@@ -116,7 +116,7 @@ class Certificate(Record):
     limits_of_validity: tuple[str, ...] = ()
     """What the promise rests on and when it ends."""
 
-    def promises(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
+    def covers(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
         """True if an answer `label` with this confidence is under the promise; `stage` is the last one unless named."""
         said = confidence or 0.0
         named = {one.name: one.threshold for one in self.stages}
@@ -130,7 +130,7 @@ class Certificate(Record):
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
         """What to do with the last drafting stage's answer."""
-        if self.promises(label, confidence):
+        if self.covers(label, confidence):
             return "keep_certified"
         then: BelowAction = self.below
         for band in self.bands:

@@ -1,10 +1,10 @@
-"""How unusual a text is among a task's own: scores of any scale turned into one doubt in [0, 1].
+"""Turn scores of any scale into one out-of-domain score in [0, 1] by their ranks among a task's own rows.
 
-The doubt is one less a conformal p-value (Vovk et al. 2005): the share of the task's selection rows that look more
-ordinary than the text. So a limit of 0.97 keeps at least 97 % of the task's own requests, whatever the scores are, as
-long as requests come from where the selection rows came from. Scores are fused as Fisher (1925) combines p-values where
-no foreign texts are known, and by a logistic layer where some are; the fused score is ranked anew, so that the promise
-holds for it too. What it costs: some selection rows that nothing else is promised on.
+The score is 1 minus a conformal p-value (Vovk et al. 2005): the share of the task's selection rows that look more
+ordinary than the text. So a threshold of 0.97 keeps at least 97 % of the task's own requests, whatever the input scores
+are, as long as requests are drawn like the selection rows. Several scores are combined as Fisher (1925) combines
+p-values, or by a logistic regression where foreign texts are known; the combined score is ranked again, so the same
+guarantee holds for it. The selection rows must not be used for any other guarantee.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import pydantic
 from smallfirst.records import Record
 
 KNOTS = 1000
-"""Selection rows whose scores are kept; of more, evenly spaced ones."""
+"""Selection rows whose scores are stored; of more, evenly spaced ones."""
 MIN_FOREIGN_ROWS = 10
 """Foreign rows below which no weights are fitted."""
 
 
 class ConformalScorer(Record):
-    """Scores of the task's own selection rows, and with them the doubt of any score. Larger scores are stranger."""
+    """Scores of the task's own selection rows, to rank others among. Larger scores are less ordinary."""
 
     own: tuple[float, ...] = pydantic.Field(min_length=1)
-    """Rising."""
+    """In ascending order."""
 
     @classmethod
     def fit(cls, scores: np.ndarray) -> ConformalScorer:
-        """From the scores of selection rows; at least one."""
-        rising = np.sort(np.asarray(scores, dtype=np.float64))
-        if len(rising) > KNOTS:  # the largest stays, and each knot speaks for as many rows
-            rising = rising[np.ceil(np.arange(1, KNOTS + 1) * len(rising) / KNOTS).astype(int) - 1]
-        return cls(own=tuple(rising.tolist()))
+        """Fit on the scores of at least one selection row."""
+        ascending = np.sort(np.asarray(scores, dtype=np.float64))
+        if len(ascending) > KNOTS:  # the largest stays, and each knot stands for as many rows
+            ascending = ascending[np.ceil(np.arange(1, KNOTS + 1) * len(ascending) / KNOTS).astype(int) - 1]
+        return cls(own=tuple(ascending.tolist()))
 
-    def nats(self, scores: np.ndarray) -> np.ndarray:
-        """Minus the logarithm of the p-value, 0 for the most ordinary.
+    def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return -log of each score's p-value in nats, 0 for the most ordinary.
 
-        A score above all n own ones has p = 1/(n + 1); beyond, p falls on exponentially as the scores of the strangest
-        tenth do, so that strange and stranger are told apart and a few rows are enough to turn away the very strange.
+        A score above all n own ones has p = 1/(n + 1); beyond, p falls exponentially at the rate of the largest tenth
+        of the own scores, so extreme scores stay distinct and a few rows are enough to reject very foreign texts.
         """
         own, asked = np.asarray(self.own), np.asarray(scores, dtype=np.float64)
         at_least = len(own) - np.searchsorted(own, asked, side="left")
@@ -50,52 +50,52 @@ class ConformalScorer(Record):
         nats: np.ndarray = np.log(len(own) + 1) - np.log(at_least + 1) + beyond
         return nats
 
-    def doubt(self, scores: np.ndarray) -> np.ndarray:
-        """In [0, 1]: of the task's own rows a share of at most 1 - x has a doubt above x."""
-        doubt: np.ndarray = -np.expm1(-self.nats(scores))
-        return doubt
+    def ood_score(self, scores: np.ndarray) -> np.ndarray:
+        """Return 1 - p for each score; at most a share 1 - x of the task's own rows gets more than x."""
+        found: np.ndarray = -np.expm1(-self.neg_log_p_values(scores))
+        return found
 
 
 class ScoreFusion(Record):
-    """Several scores of a text as one doubt."""
+    """Combine several scores of a text into one."""
 
     ranks: tuple[ConformalScorer, ...]
     """One per score."""
     weights: tuple[float, ...]
-    """What each score's nats count."""
+    """Weight of each score's -log p-value."""
     fused: ConformalScorer
     """Of the weighted sum."""
 
     @classmethod
     def fit(cls, own: np.ndarray, foreign: np.ndarray | None = None) -> ScoreFusion:
-        """From the scores (rows, scores) of selection rows, and of foreign ones if there are any.
+        """Fit on the scores (rows, scores) of selection rows, and of foreign ones if there are any.
 
-        Without foreign rows every score counts the same. With ten or more a logistic regression weighs them, both sides
-        as heavy; a weight below 0 is set to 0, since no score may make a strange text ordinary.
+        Without foreign rows the weights are equal. With ten or more a logistic regression with balanced classes fits
+        them; a negative weight is set to 0, since no score may make a foreign text ordinary.
         """
         ranks = tuple(ConformalScorer.fit(column) for column in own.T)
-        nats = _nats(ranks, own)
+        nats = _neg_log_p_values(ranks, own)
         weights = np.ones(len(ranks))
         if foreign is not None and len(foreign) >= MIN_FOREIGN_ROWS:
-            weights = _weigh(nats, _nats(ranks, foreign))
+            weights = _fit_weights(nats, _neg_log_p_values(ranks, foreign))
         return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=ConformalScorer.fit(nats @ weights))
 
     def nonconformity(self, scores: np.ndarray) -> np.ndarray:
-        """The weighted sum of the nats of scores (rows, scores)."""
-        total: np.ndarray = _nats(self.ranks, scores) @ np.asarray(self.weights)
+        """Return the weighted sum of the -log p-values of scores (rows, scores)."""
+        total: np.ndarray = _neg_log_p_values(self.ranks, scores) @ np.asarray(self.weights)
         return total
 
-    def doubt(self, scores: np.ndarray) -> np.ndarray:
-        """In [0, 1] for each row of scores (rows, scores)."""
-        return self.fused.doubt(self.nonconformity(scores))
+    def ood_score(self, scores: np.ndarray) -> np.ndarray:
+        """Return one value in [0, 1] for each row of scores (rows, scores)."""
+        return self.fused.ood_score(self.nonconformity(scores))
 
 
-def _nats(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
-    return np.column_stack([one.nats(column) for one, column in zip(ranks, scores.T, strict=True)])
+def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> np.ndarray:
+    return np.column_stack([one.neg_log_p_values(column) for one, column in zip(ranks, scores.T, strict=True)])
 
 
-def _weigh(own: np.ndarray, foreign: np.ndarray) -> np.ndarray:
-    """Weights of a logistic regression of foreign against own nats; all alike if none helps."""
+def _fit_weights(own: np.ndarray, foreign: np.ndarray) -> np.ndarray:
+    """Fit a logistic regression of foreign against own -log p-values; return equal weights if no score helps."""
     from sklearn.linear_model import LogisticRegression
 
     features, is_foreign = np.vstack([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)])

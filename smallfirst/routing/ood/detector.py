@@ -1,9 +1,9 @@
-"""A task's own signature: how much a text looks like what the task is asked, as a doubt in [0, 1].
+"""The profile of a task: how unlike the task's own requests a text is, as a score in [0, 1].
 
-Fitted on the task's own rows alone, so that tasks come and go without touching each other; examples of foreign requests
-make it better but are not needed. A first look reads words and decides the clear cases. Only in a grey zone of doubt is
-a second one taken, at hidden states of a frozen encoder or of the task's own small model; it orders the texts within
-the zone anew, so the limit keeps the same share of the task's own requests with it and without.
+A profile is fitted on the task's own rows alone, so tasks come and go without affecting each other; known foreign
+requests improve it but are not needed. Words decide the clear cases. Only in a grey zone of scores are hidden states of
+a frozen encoder, or of the task's own small model, read as well; they reorder the texts inside the zone, so the
+threshold keeps the same share of the task's own requests with and without them.
 """
 
 from __future__ import annotations
@@ -32,192 +32,201 @@ if TYPE_CHECKING:
 KEEP_SHARE = 0.97
 """Share of the task's own requests that is kept unless another is asked for."""
 GREY_ZONE = (0.5, 0.999)
-"""Word doubts between which a second look is taken."""
+"""Word scores between which hidden states are read."""
 MIN_ROWS = 20
 """Selection rows, and training rows, below which ranks would follow chance."""
 PROFILE_FILE = "signature.json"
-"""Written last, so a folder without one holds no signature."""
+"""Written last, so a folder without one holds no profile."""
 
 Reader = Callable[[Sequence[str]], HiddenStates]
-"""Hidden states, and logits if there are labels, of texts in order."""
+"""Return hidden states, and logits if there are labels, of texts in order."""
 
 
 class ProfileParameters(Record):
-    """What was fitted of a signature, but for its words and states."""
+    """Everything fitted of a profile except its words and states."""
 
     limit: float = pydantic.Field(ge=0, le=1)
-    """The most doubt that a request of the task may raise."""
+    """Largest score of a request that belongs to the task."""
     grey: tuple[float, float] = GREY_ZONE
-    """Word doubts between which a second look is taken."""
+    """Word scores between which hidden states are read."""
     conversations: bool = False
-    """True if the task's rows have several turns; else a conversation is not the task's."""
+    """True if the task's rows have several turns; else a conversation does not belong to the task."""
     words: ScoreFusion
-    """From the scores of the words to a doubt."""
+    """From the text features to a score."""
     states: ScoreFusion | None = None
-    """From the words' strangeness and the signals of the second look to strangeness; None: there is no second look."""
+    """From the words' nonconformity and the state features to one nonconformity; None if states are not read."""
     within: ConformalScorer | None = None
-    """That strangeness of the selection rows in the grey zone."""
+    """Of that nonconformity, on the selection rows in the grey zone."""
     encoder: str = ""
-    """Frozen encoder of the second look, by name."""
+    """Name of the frozen encoder whose states are read."""
 
 
 class StateScorer(NamedTuple):
-    """One thing that is read in the second look."""
+    """Hidden states of one model, and their profile."""
 
     read: Reader
     profile: HiddenStateProfile
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Its signals (texts, 2 or 4)."""
+        """Return the state features (texts, 2 or 4)."""
         return self.profile.nonconformity(self.read(texts))
 
 
 class TextScores(NamedTuple):
-    """What words say of some texts."""
+    """What the words of some texts give."""
 
-    scores: np.ndarray
-    """The wording's (texts, scores)."""
-    doubt: np.ndarray
+    features: np.ndarray
+    """Text features (texts, features)."""
+    ood_score: np.ndarray
     """In [0, 1] (texts,)."""
 
 
 class ProfileScore(NamedTuple):
-    """What a signature makes of a text."""
+    """How unlike the task's own requests one text is."""
 
-    doubt: float
+    value: float
     """In [0, 1]."""
-    second: bool
-    """True if the words left it open."""
+    by_states: bool
+    """True if hidden states were read as well as words."""
 
 
 class TaskProfile:
-    """One task's own requests, as the first thing that a request meets sees them."""
+    """The requests of one task, to compare others with."""
 
-    def __init__(self, fitted: ProfileParameters, wording: TextFeatures, seconds: dict[str, StateScorer]) -> None:
-        """`seconds` by name, `encoder` or `model`, in the order in which they were fitted."""
-        self.fitted, self.wording, self.seconds = fitted, wording, seconds
+    def __init__(
+        self, parameters: ProfileParameters, text_features: TextFeatures, state_scorers: dict[str, StateScorer]
+    ) -> None:
+        """`state_scorers` by name, `encoder` or `model`, in the order in which they were fitted."""
+        self.parameters, self.text_features, self.state_scorers = parameters, text_features, state_scorers
 
     @property
-    def limit(self) -> float:
-        """The most doubt that a request of the task may raise."""
-        return self.fitted.limit
+    def threshold(self) -> float:
+        """Largest score of a text that belongs to the task, in [0, 1]."""
+        return self.parameters.limit
 
-    def first(self, texts: Sequence[str]) -> TextScores:
-        """What the words of each text say, in order."""
-        scores = self.wording.scores(texts)
-        return TextScores(scores, self.fitted.words.doubt(scores))
+    def score_words(self, texts: Sequence[str]) -> TextScores:
+        """Score each text by its words alone."""
+        features = self.text_features.scores(texts)
+        return TextScores(features, self.parameters.words.ood_score(features))
 
-    def second(self, texts: Sequence[str], first: TextScores, wanted: np.ndarray | None = None) -> list[ProfileScore]:
-        """Doubt of each text once those that the first look left open are looked at again; of these the `wanted`."""
-        low, high = self.fitted.grey
-        doubt = first.doubt.copy()
-        grey = (doubt > low) & (doubt < high) & bool(self.seconds)
+    def refine(self, texts: Sequence[str], words: TextScores, wanted: np.ndarray | None = None) -> list[ProfileScore]:
+        """Rescore the texts in the grey zone by hidden states; of these only the `wanted` ones if given."""
+        low, high = self.parameters.grey
+        scores = words.ood_score.copy()
+        grey = (scores > low) & (scores < high) & bool(self.state_scorers)
         if wanted is not None:
             grey &= wanted
-        if grey.any() and self.fitted.states and self.fitted.within:
-            chosen = [text for text, is_open in zip(texts, grey, strict=True) if is_open]
-            columns = _columns(self.fitted.words, first.scores[grey], self.seconds, chosen)
-            rank = self.fitted.within.doubt(self.fitted.states.nonconformity(columns))
-            doubt[grey] = low + (high - low) * rank
-        return [ProfileScore(float(value), bool(again)) for value, again in zip(doubt, grey, strict=True)]
+        if grey.any() and self.parameters.states and self.parameters.within:
+            chosen = [text for text, is_grey in zip(texts, grey, strict=True) if is_grey]
+            columns = _columns(self.parameters.words, words.features[grey], self.state_scorers, chosen)
+            rank = self.parameters.within.ood_score(self.parameters.states.nonconformity(columns))
+            scores[grey] = low + (high - low) * rank
+        return [ProfileScore(float(value), bool(again)) for value, again in zip(scores, grey, strict=True)]
 
-    def look(self, texts: Sequence[str]) -> list[ProfileScore]:
-        """Both looks at each text, in order: the same whatever stands beside it, but for an encoder's rounding."""
-        return self.second(texts, self.first(texts)) if texts else []
+    def score(self, texts: Sequence[str]) -> list[ProfileScore]:
+        """Score each text, in order; independent of the other texts but for an encoder's rounding."""
+        return self.refine(texts, self.score_words(texts)) if texts else []
+
+    def ood_scores(self, texts: Sequence[str]) -> list[float]:
+        """Return one score in [0, 1] per text, in order."""
+        return [score.value for score in self.score(texts)]
 
     def save(self, folder: Path) -> None:
-        """Write words, states and, last, what was fitted. The encoder's and the model's own weights are not copied."""
-        self.wording.save(folder)
-        for name, second in self.seconds.items():
-            second.profile.save(folder / f"{name}.safetensors")
-        self.fitted.save(folder / PROFILE_FILE)
+        """Write words, states and, last, the parameters. The encoder's and the model's weights are not copied."""
+        self.text_features.save(folder)
+        for name, scorer in self.state_scorers.items():
+            scorer.profile.save(folder / f"{name}.safetensors")
+        self.parameters.save(folder / PROFILE_FILE)
 
     @classmethod
     def load(cls, folder: Path, *, model: LinearClassifier | LabelScorer | None = None) -> Self:
-        """Read back what `save` wrote; an encoder is opened when it is first needed.
+        """Load what `save` wrote; an encoder is opened when it is first needed.
 
-        Raises ConfigError if there is no signature, or if it was fitted with a model and none is given.
+        Raise ConfigError if there is no profile, or if it was fitted with a model and none is given.
         """
         if not (folder / PROFILE_FILE).is_file():
-            raise ConfigError(f"{folder} holds no {PROFILE_FILE}", hint="fit_signature(train, selection).save(folder)")
-        fitted = ProfileParameters.load(folder / PROFILE_FILE)
-        readers: dict[str, Reader] = {"encoder": functools.partial(_embed, fitted.encoder)} if fitted.encoder else {}
+            raise ConfigError(
+                f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
+            )
+        parameters = ProfileParameters.load(folder / PROFILE_FILE)
+        readers: dict[str, Reader] = {}
+        if parameters.encoder:
+            readers["encoder"] = functools.partial(_embed_by_name, parameters.encoder)
         if (folder / "model.safetensors").exists():
             if model is None:
-                raise ConfigError(f"{folder} was fitted with the task's own model; load it and give it as `model`")
+                raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
             readers["model"] = functools.partial(compute_states, model)
         profiles = {name: HiddenStateProfile.load(folder / f"{name}.safetensors") for name in readers}
-        return cls(fitted, TextFeatures.load(folder), {n: StateScorer(readers[n], profiles[n]) for n in readers})
+        scorers = {name: StateScorer(read, profiles[name]) for name, read in readers.items()}
+        return cls(parameters, TextFeatures.load(folder), scorers)
 
 
 def fit_task_profile(
     train: Dataset,
     selection: Dataset,
     *,
-    other: Dataset | None = None,
+    foreign: Dataset | None = None,
     encoder: tuple[str, SentenceEncoder] | None = None,
     model: LinearClassifier | LabelScorer | None = None,
     keep: float = KEEP_SHARE,
     grey: tuple[float, float] = GREY_ZONE,
 ) -> TaskProfile:
-    """The signature of the task with these rows; its limit keeps a share `keep` of the selection rows.
+    """Fit the profile of the task with these rows; its threshold keeps a share `keep` of the selection rows.
 
-    `other` are foreign requests that are known. The second look reads the `encoder` (its name, and the encoder), the
-    task's own `model`, or both. With fewer than FEWEST_ROWS selection rows a fifth of the training rows joins them.
-    Raises DataError if there are too few rows for that, ConfigError for a share or a zone outside [0, 1].
+    `foreign` are known requests of other domains. Hidden states come from `encoder` (its name, and the encoder), from
+    the task's own `model`, or from both. With fewer than MIN_ROWS selection rows a fifth of the training rows joins
+    them. Raise DataError if there are too few rows for that, ConfigError for a share or a zone outside [0, 1].
     """
     if not 0 < keep <= 1 or not 0 <= grey[0] < grey[1] <= 1:
-        raise ConfigError(f"keep must lie in (0, 1] and grey be two rising doubts in [0, 1] (got {keep} and {grey})")
-    train, selection = _enough(train, selection)
+        raise ConfigError(f"keep must lie in (0, 1] and grey be two rising scores in [0, 1] (got {keep} and {grey})")
+    train, selection = _with_enough_selection(train, selection)
     readers: dict[str, Reader] = {}
     if encoder is not None:
-        readers["encoder"] = functools.partial(_states_of, encoder[1])
+        readers["encoder"] = functools.partial(_embed, encoder[1])
     if model is not None:
         readers["model"] = functools.partial(compute_states, model)
-    texts, gold = _texts(train), _places(train)
-    wording = TextFeatures.fit(texts)
-    seconds = {name: StateScorer(read, HiddenStateProfile.fit(read(texts), gold)) for name, read in readers.items()}
-    fitted = _fit(wording, seconds, _texts(selection), _texts(other) if other else [], grey)
+    texts, labels = _texts(train), _label_numbers(train)
+    text_features = TextFeatures.fit(texts)
+    scorers = {name: StateScorer(read, HiddenStateProfile.fit(read(texts), labels)) for name, read in readers.items()}
+    parameters = _fit(text_features, scorers, _texts(selection), _texts(foreign) if foreign else [], grey)
     several = any(sum(m.role != "system" for m in e.messages) > 1 for e in train.examples)
-    told = {"limit": keep, "conversations": several, "encoder": encoder[0] if encoder else ""}
-    return TaskProfile(fitted.model_copy(update=told), wording, seconds)
+    known = {"limit": keep, "conversations": several, "encoder": encoder[0] if encoder else ""}
+    return TaskProfile(parameters.model_copy(update=known), text_features, scorers)
 
 
 def _fit(
-    wording: TextFeatures,
-    seconds: dict[str, StateScorer],
+    text_features: TextFeatures,
+    scorers: dict[str, StateScorer],
     own: list[str],
     foreign: list[str],
     grey: tuple[float, float],
 ) -> ProfileParameters:
-    """The fusions and ranks of the selection rows' texts."""
-    scores, strange = wording.scores(own), wording.scores(foreign) if foreign else None
-    words = ScoreFusion.fit(scores, strange)
-    if not seconds:
+    of_own, of_foreign = text_features.scores(own), text_features.scores(foreign) if foreign else None
+    words = ScoreFusion.fit(of_own, of_foreign)
+    if not scorers:
         return ProfileParameters(limit=KEEP_SHARE, grey=grey, words=words)
-    columns = _columns(words, scores, seconds, own)
-    states = ScoreFusion.fit(columns, None if strange is None else _columns(words, strange, seconds, foreign))
-    doubt, strangeness = words.doubt(scores), states.nonconformity(columns)
-    inside = (doubt > grey[0]) & (doubt < grey[1])
-    within = ConformalScorer.fit(strangeness[inside] if inside.any() else strangeness)
+    columns = _columns(words, of_own, scorers, own)
+    states = ScoreFusion.fit(columns, None if of_foreign is None else _columns(words, of_foreign, scorers, foreign))
+    scores, nonconformity = words.ood_score(of_own), states.nonconformity(columns)
+    inside = (scores > grey[0]) & (scores < grey[1])
+    within = ConformalScorer.fit(nonconformity[inside] if inside.any() else nonconformity)
     return ProfileParameters(limit=KEEP_SHARE, grey=grey, words=words, states=states, within=within)
 
 
 def _columns(
-    words: ScoreFusion, scores: np.ndarray, seconds: dict[str, StateScorer], texts: Sequence[str]
+    words: ScoreFusion, features: np.ndarray, scorers: dict[str, StateScorer], texts: Sequence[str]
 ) -> np.ndarray:
-    """The words' strangeness and the signals of the second look (texts, 1 + signals)."""
-    return np.column_stack([words.nonconformity(scores), *(second.scores(texts) for second in seconds.values())])
+    """Return the words' nonconformity beside the state features (texts, 1 + state features)."""
+    return np.column_stack([words.nonconformity(features), *(scorer.scores(texts) for scorer in scorers.values())])
 
 
-def _enough(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:
-    """The rows, some training ones moved if there are too few selection rows."""
+def _with_enough_selection(train: Dataset, selection: Dataset) -> tuple[Dataset, Dataset]:
     if len(selection) >= MIN_ROWS:
         return train, selection
     moved, kept = train.examples[::5], tuple(e for i, e in enumerate(train.examples) if i % 5)
     if len(kept) < MIN_ROWS:
         raise DataError(
-            f"a signature needs {MIN_ROWS} selection rows, or {MIN_ROWS * 5 // 4} training rows to take some "
+            f"a task profile needs {MIN_ROWS} selection rows, or {MIN_ROWS * 5 // 4} training rows to take some "
             f"from (got {len(selection)} and {len(train)})"
         )
     return train.subset(train.name, kept), selection.subset(selection.name, (*selection.examples, *moved))
@@ -227,29 +236,29 @@ def _texts(data: Dataset) -> list[str]:
     return [example.text for example in data.examples]
 
 
-def _places(train: Dataset) -> np.ndarray:
-    """Number of each row's label; 0 for all where answers are no labels."""
+def _label_numbers(train: Dataset) -> np.ndarray:
+    """Return the number of each row's label; 0 for all where answers are not labels."""
     if not all(example.shape == "label" for example in train.examples):
         return np.zeros(len(train), dtype=int)
     index = {label: i for i, label in enumerate(train.labels())}
     return np.array([index[example.answer] for example in train.examples])
 
 
-def _states_of(encoder: SentenceEncoder, texts: Sequence[str]) -> HiddenStates:
+def _embed(encoder: SentenceEncoder, texts: Sequence[str]) -> HiddenStates:
     vectors = encoder.embed(texts)
     return HiddenStates(vectors, np.zeros((len(vectors), 0), dtype=np.float32))
 
 
-def _embed(name: str, texts: Sequence[str]) -> HiddenStates:
-    return _remembered(name, tuple(texts))
+def _embed_by_name(name: str, texts: Sequence[str]) -> HiddenStates:
+    return _cached_states(name, tuple(texts))
 
 
 @functools.lru_cache(maxsize=1)
-def _remembered(name: str, texts: tuple[str, ...]) -> HiddenStates:
-    """States of the latest texts: several tasks with one encoder ask for the same ones, one after the other."""
-    return _states_of(_opened(name), texts)
+def _cached_states(name: str, texts: tuple[str, ...]) -> HiddenStates:
+    """Keep the states of the latest texts: tasks with one encoder ask for the same ones, one after the other."""
+    return _embed(_open_encoder(name), texts)
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(name: str) -> SentenceEncoder:
+def _open_encoder(name: str) -> SentenceEncoder:
     return SentenceEncoder(find_weights(name))

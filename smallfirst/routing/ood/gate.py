@@ -1,9 +1,9 @@
-"""Is this request the task's at all? In front of one task's Router.
+"""Decide whether a request belongs to a task at all; in front of one task's Router.
 
-A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell a request
-for a letter from a ticket. A DomainGate is a linear model of the task's rows against open-ended requests: it costs a
-few milliseconds with the frozen encoder (under one with words alone) and needs some dozen examples of what else people
-ask. A SignatureGate needs none: it asks the task's own Signature, the same that `auto` asks.
+A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell a ticket
+from a request for a letter. An OodGate batches what a scorer of texts says and compares it with a threshold. There are
+two scorers: the task's profile, which needs the task's own rows alone, and a linear model of these rows against
+requests known to be foreign, which needs some dozen of those.
 """
 
 from __future__ import annotations
@@ -11,126 +11,127 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.batching import BatchWorker
-from smallfirst.models.label_model import LabelModel
+from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
-from smallfirst.routing.ood.detector import PROFILE_FILE, ProfileScore, TaskProfile
-from smallfirst.routing.router import OodScore
+from smallfirst.routing.ood.detector import PROFILE_FILE, TaskProfile
+from smallfirst.routing.types import OodScore
 from smallfirst.tasks.classify import Classify
 
+MAX_BATCH = 64
+LIMIT_FILE = "limit.json"
 _TASK = Classify(name="domain", labels=("task", "other"), about="Is this a request of the task?")
 
 
-class DomainLimit(Record):
-    """The most doubt a request of the task may raise."""
+class OodScorer(Protocol):
+    """Score texts by how unlike the task's own requests they are. Called from one thread at a time."""
 
-    limit: float
-    """In [0, 1]."""
+    @property
+    def threshold(self) -> float:
+        """Largest score of a text that belongs to the task, in [0, 1]."""
+
+    def ood_scores(self, texts: Sequence[str]) -> Sequence[float]:
+        """Return one score in [0, 1] per text, in order."""
 
 
-class DomainGate:
-    """Doubt that a text belongs to the task, in [0, 1]; asked together, texts are scored together."""
+class OodGate:
+    """An OodDetector that scores requests which wait at the same time together."""
 
-    def __init__(
-        self, scorer: LinearClassifier, limit: float, *, base: str = "", price: MachinePrice | None = None
-    ) -> None:
-        self._scorer, self._limit = scorer, limit
+    def __init__(self, scorer: OodScorer, *, price: MachinePrice | None = None) -> None:
+        self._scorer, self._price = scorer, price or MachinePrice()
+        self._worker: BatchWorker[str, tuple[float, float]] = BatchWorker(
+            self._score, name="domain", most_at_once=MAX_BATCH
+        )
+
+    @classmethod
+    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> OodGate | None:
+        """Load the scorer that was saved in `folder`; return None if there is none."""
+        if (folder / PROFILE_FILE).exists():
+            return cls(TaskProfile.load(folder), price=price)
+        if (folder / LIMIT_FILE).exists():
+            return cls(ForeignTextClassifier.load(folder), price=price)
+        return None
+
+    @property
+    def threshold(self) -> float:
+        """Largest score of a request that belongs to the task, in [0, 1]."""
+        return self._scorer.threshold
+
+    async def score(self, request: Request) -> OodScore:
+        """Score the last user message."""
+        began = time.perf_counter()
+        value, busy_s = await self._worker.ask(request.text)
+        return OodScore(value, self._price.cost_usd(busy_s), (time.perf_counter() - began) * 1000)
+
+    async def aclose(self) -> None:
+        """Stop the scoring thread."""
+        await self._worker.aclose()
+
+    def _score(self, texts: Sequence[str]) -> list[tuple[float, float]]:
+        began = time.perf_counter()
+        values = self._scorer.ood_scores(texts)
+        return [(value, (time.perf_counter() - began) / len(texts)) for value in values]
+
+
+class ForeignTextClassifier:
+    """A linear model of the task's own texts against foreign ones, on words or on a frozen encoder."""
+
+    def __init__(self, classifier: LinearClassifier, threshold: float, *, base: str = "") -> None:
+        self._classifier, self.threshold = classifier, threshold
         self._manifest = Manifest(kind="encoder" if base else "words", task=_TASK, base=base)
-        self._model = LabelModel(scorer, self._manifest, name="domain", price=price)
 
     @classmethod
     def fit(
         cls,
         own: Dataset,
-        other: Dataset,
+        foreign: Dataset,
         selection: Dataset,
         *,
         keep: float = 0.97,
         encoder: tuple[str, SentenceEncoder] | None = None,
-    ) -> DomainGate:
-        """From the task's rows and some that are not; the limit keeps a share `keep` of the selection rows.
+    ) -> ForeignTextClassifier:
+        """Fit on the task's rows and foreign ones; the threshold keeps a share `keep` of the selection rows.
 
-        With an encoder (its name, and the encoder) the texts are compared by meaning, else by their words.
+        `encoder` is a name and the encoder, to compare texts by meaning instead of by words.
         """
         rows = [e.model_copy(update={"answer": "task"}) for e in own.examples]
-        rows += [e.model_copy(update={"answer": "other"}) for e in other.examples]
+        rows += [e.model_copy(update={"answer": "other"}) for e in foreign.examples]
         data = own.subset("domain", tuple(rows))
-        scorer = LinearClassifier.fit(
+        classifier = LinearClassifier.fit(
             "encoder" if encoder else "words", data, _TASK, encoder=encoder[1] if encoder else None
         )
-        scored = scorer.score([example.text for example in selection.examples]) if len(selection) else []
-        doubts = [float(np.exp(row.log_probabilities[1])) for row in scored]
-        limit = float(np.quantile(doubts, keep)) if doubts else 0.5
-        return cls(scorer, limit, base=encoder[0] if encoder else "")
+        scored = classifier.score([example.text for example in selection.examples])
+        scores = [float(np.exp(row.log_probabilities[1])) for row in scored]
+        threshold = float(np.quantile(scores, keep)) if scores else 0.5
+        return cls(classifier, threshold, base=encoder[0] if encoder else "")
 
-    @property
-    def limit(self) -> float:
-        """The most doubt a request of the task may raise."""
-        return self._limit
-
-    async def doubt(self, request: Request) -> OodScore:
-        """Probability that the last user message is not the task's, and what it took to find out."""
-        found = await self._model.complete(request)
-        return OodScore(dict(found.alternatives)["other"], found.cost_usd, found.latency_ms)
-
-    async def aclose(self) -> None:
-        """Stop the scoring thread."""
-        await self._model.aclose()
+    def ood_scores(self, texts: Sequence[str]) -> list[float]:
+        """Return the probability in [0, 1] that each text is foreign, in order."""
+        return [float(softmax(row.log_probabilities, 1.0)[1]) for row in self._classifier.score(texts)]
 
     def save(self, folder: Path) -> None:
-        """Write weights, words and limit."""
-        DomainLimit(limit=self._limit).save(folder / "limit.json")
-        self._scorer.save(folder, self._manifest)
+        """Write the weights, the words and the threshold."""
+        _Limit(limit=self.threshold).save(folder / LIMIT_FILE)
+        self._classifier.save(folder, self._manifest)
 
     @classmethod
-    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> DomainGate | None:
-        """Read back what `save` wrote; None if there is nothing."""
-        if not (folder / "limit.json").exists():
-            return None
-        limit = DomainLimit.load(folder / "limit.json").limit
+    def load(cls, folder: Path) -> ForeignTextClassifier:
+        """Load what `save` wrote."""
         manifest = read_manifest(folder)
-        return cls(LinearClassifier.load(folder, manifest), limit, base=manifest.base, price=price)
+        threshold = _Limit.load(folder / LIMIT_FILE).limit
+        return cls(LinearClassifier.load(folder, manifest), threshold, base=manifest.base)
 
 
-class SignatureGate:
-    """Doubt that a text belongs to the task by its Signature alone; asked together, texts are looked at together."""
-
-    def __init__(self, signature: TaskProfile, *, price: MachinePrice | None = None) -> None:
-        self._signature, self._price = signature, price or MachinePrice()
-        self._worker: BatchWorker[str, tuple[ProfileScore, float]] = BatchWorker(
-            self._look, name="domain", most_at_once=64
-        )
-
-    @property
-    def limit(self) -> float:
-        """The most doubt a request of the task may raise."""
-        return self._signature.limit
-
-    async def doubt(self, request: Request) -> OodScore:
-        """How unusual the last user message is among the task's own, and what it took to find out."""
-        began = time.perf_counter()
-        look, busy_s = await self._worker.ask(request.text)
-        return OodScore(look.doubt, self._price.cost_usd(busy_s), (time.perf_counter() - began) * 1000)
-
-    async def aclose(self) -> None:
-        """Stop the thread that looks."""
-        await self._worker.aclose()
-
-    @classmethod
-    def load(cls, folder: Path, *, price: MachinePrice | None = None) -> SignatureGate | None:
-        """Of the signature in the folder; None if there is nothing."""
-        return cls(TaskProfile.load(folder), price=price) if (folder / PROFILE_FILE).exists() else None
-
-    def _look(self, texts: Sequence[str]) -> list[tuple[ProfileScore, float]]:
-        began = time.perf_counter()
-        looks = self._signature.look(texts)
-        return [(look, (time.perf_counter() - began) / len(texts)) for look in looks]
+class _Limit(Record):
+    limit: float
+    """The threshold, in [0, 1]."""

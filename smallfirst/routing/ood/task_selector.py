@@ -1,11 +1,10 @@
-"""The front: which of several tasks a request belongs to, or none.
+"""Select which of several tasks a request belongs to, or none.
 
-Each task's Signature looks at the text by itself, so a new task changes nothing for the others. A request goes to the
-task that finds it most ordinary, if that task finds it ordinary enough. Where two would take it and are as sure, the
-words' likelihoods decide between them. The words of a text cost about a millisecond a task, in the same process and
-without PyTorch. An encoder or a small model is asked only where the words leave it open: no task finds the text clearly
-its own, and some do not find it clearly foreign. A second look cannot make a text more ordinary than a clear case, so
-leaving it out changes no choice.
+Each task's profile scores the text by itself, so a new task changes nothing for the others. A request goes to the task
+with the lowest out-of-domain score, if that is within the task's threshold. Between tasks whose scores are about equal,
+the likelihood of the words decides. Words cost about a millisecond a task, in this process and without PyTorch. Hidden
+states are read only where the words leave it open: no task finds the text clearly its own, and some do not find it
+clearly foreign. They cannot make a text more ordinary than a clear case, so skipping them changes no selection.
 """
 
 from __future__ import annotations
@@ -21,40 +20,41 @@ from smallfirst.models.protocol import Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 from smallfirst.routing.ood.detector import ProfileScore, TaskProfile
+from smallfirst.routing.policies.policy import is_conversation
 
 if TYPE_CHECKING:
     from smallfirst.models.linear.classifier import LinearClassifier
     from smallfirst.models.local.label_scorer import LabelScorer
 
 TIE = 0.05
-"""Doubts this close say nothing about which of two tasks a text belongs to."""
+"""Difference of two scores up to which the words' likelihoods decide."""
 
 
 class TaskSelection(Record):
     """Where a request goes, and why."""
 
     task: str | None
-    """The task; None for a request that is no task's."""
-    doubts: dict[str, float]
-    """Doubt of every task that was asked, in [0, 1]; by its words alone where that was enough."""
-    limit: float | None
-    """The most doubt that the task, or the nearest one, takes; None where no task was asked."""
+    """The task; None for a request that belongs to none."""
+    scores: dict[str, float]
+    """Out-of-domain score by task, in [0, 1]; by words alone where that was enough."""
+    threshold: float | None
+    """Threshold of the task, or of the nearest one; None where no task was asked."""
     why: str
-    """One sentence a person understands."""
-    second_look: bool
-    """True if words did not decide it alone."""
+    """One sentence."""
+    by_states: bool
+    """True if hidden states were read as well as words."""
     cost_usd: float
-    """What it cost to find out."""
+    """Cost of the selection in USD."""
     latency_ms: float
-    """How long it took; of texts looked at together each one's share."""
+    """Duration of the selection; for a batch of texts each one's share."""
 
 
 class TaskSelector:
-    """Several tasks' signatures side by side. Not thread-safe."""
+    """Profiles of several tasks side by side. Not thread-safe."""
 
-    def __init__(self, signatures: Mapping[str, TaskProfile], *, price: MachinePrice | None = None) -> None:
-        """By task name; tasks of earlier places win what nothing else decides."""
-        self.signatures = dict(signatures)
+    def __init__(self, profiles: Mapping[str, TaskProfile], *, price: MachinePrice | None = None) -> None:
+        """Take profiles by task name; earlier tasks win what nothing else decides."""
+        self.profiles = dict(profiles)
         self._price = price or MachinePrice()
 
     @classmethod
@@ -65,71 +65,71 @@ class TaskSelector:
         models: Mapping[str, LinearClassifier | LabelScorer] | None = None,
         price: MachinePrice | None = None,
     ) -> Self:
-        """Of saved signatures by task name; `models` are the small models of those that were fitted with one.
+        """Load saved profiles by task name; `models` are the small models of those that were fitted with one.
 
-        Raises ConfigError for a folder without a signature.
+        Raise ConfigError for a folder without a profile.
         """
         given = models or {}
         return cls({name: TaskProfile.load(at, model=given.get(name)) for name, at in folders.items()}, price=price)
 
-    def choose(self, request: Request | str) -> TaskSelection:
-        """The task of a request, by its last user message; a conversation only goes to tasks that have some."""
-        conversation = isinstance(request, Request) and sum(m.role != "system" for m in request.messages) > 1
+    def select(self, request: Request | str) -> TaskSelection:
+        """Return the task of a request, by its last user message; a conversation only goes to tasks that have some."""
+        conversation = isinstance(request, Request) and is_conversation(request)
         text = request if isinstance(request, str) else request.text
-        return self._choose([text], conversation=conversation)[0]
+        return self._select([text], conversation=conversation)[0]
 
     def select_all(self, texts: Sequence[str]) -> list[TaskSelection]:
-        """The task of each text, in order: the same as one by one, in less time."""
-        return self._choose(texts, conversation=False) if texts else []
+        """Return the task of each text, in order: equal to `select` one by one, and faster."""
+        return self._select(texts, conversation=False) if texts else []
 
-    def _choose(self, texts: Sequence[str], *, conversation: bool) -> list[TaskSelection]:
+    def _select(self, texts: Sequence[str], *, conversation: bool) -> list[TaskSelection]:
         began = time.perf_counter()
-        asked = {n: s for n, s in self.signatures.items() if s.fitted.conversations or not conversation}
-        looks = _look(asked, texts)
-        found = [self._decide(text, {name: look[i] for name, look in looks.items()}) for i, text in enumerate(texts)]
+        asked = {n: p for n, p in self.profiles.items() if p.parameters.conversations or not conversation}
+        scored = _score(asked, texts)
+        found = [self._decide(text, {name: by[i] for name, by in scored.items()}) for i, text in enumerate(texts)]
         busy_s = (time.perf_counter() - began) / len(texts)
         cost = {"cost_usd": self._price.cost_usd(busy_s), "latency_ms": busy_s * 1000}
         return [
             TaskSelection(
                 task=task,
-                doubts=(doubts := {name: look[i].doubt for name, look in looks.items()}),
-                limit=self._limit_of(task or min(doubts, key=lambda name: doubts[name], default=None)),
+                scores=(scores := {name: by[i].value for name, by in scored.items()}),
+                threshold=self._threshold_of(task or min(scores, key=lambda name: scores[name], default=None)),
                 why=why,
-                second_look=any(look[i].second for look in looks.values()),
+                by_states=any(by[i].by_states for by in scored.values()),
                 **cost,
             )
             for i, (task, why) in enumerate(found)
         ]
 
-    def _limit_of(self, task: str | None) -> float | None:
-        return None if task is None else self.signatures[task].limit
+    def _threshold_of(self, task: str | None) -> float | None:
+        return None if task is None else self.profiles[task].threshold
 
-    def _decide(self, text: str, looks: Mapping[str, ProfileScore]) -> tuple[str | None, str]:
-        """The task and the reason."""
-        if not looks:
-            return None, "a conversation, while every task is asked in one message" if self.signatures else "no tasks"
-        order = sorted(looks, key=lambda name: looks[name].doubt)
+    def _decide(self, text: str, scores: Mapping[str, ProfileScore]) -> tuple[str | None, str]:
+        """Return the task and the reason."""
+        if not scores:
+            return None, "a conversation, while every task expects a single message" if self.profiles else "no tasks"
+        order = sorted(scores, key=lambda name: scores[name].value)
         nearest = order[0]
-        taking = [name for name in order if looks[name].doubt <= self.signatures[name].limit]
-        if not taking:
-            return None, f"no task's request; nearest is {self._said(nearest, looks[nearest])}"
-        first = taking[0]
-        close = [name for name in taking if looks[name].doubt - looks[first].doubt <= TIE]
+        candidates = [name for name in order if scores[name].value <= self.profiles[name].threshold]
+        if not candidates:
+            return None, f"belongs to no task; nearest is {self._describe(nearest, scores[nearest])}"
+        first = candidates[0]
+        close = [name for name in candidates if scores[name].value - scores[first].value <= TIE]
         if len(close) == 1:
-            return first, f"like requests of {self._said(first, looks[first])}"
-        likeliest = max(close, key=lambda name: self.signatures[name].wording.log_likelihood(text))
+            return first, f"like requests of {self._describe(first, scores[first])}"
+        likeliest = max(close, key=lambda name: self.profiles[name].text_features.log_likelihood(text))
         others = ", ".join(name for name in close if name != likeliest)
-        return likeliest, f"its words are likelier in {self._said(likeliest, looks[likeliest])} than in {others}"
+        return likeliest, f"its words are likelier in {self._describe(likeliest, scores[likeliest])} than in {others}"
 
-    def _said(self, name: str, look: ProfileScore) -> str:
-        by = "words and meaning" if look.second else "words"
-        return f"{name} (doubt {look.doubt:.3f} by {by}, limit {self.signatures[name].limit:.3f})"
+    def _describe(self, name: str, score: ProfileScore) -> str:
+        by = "words and meaning" if score.by_states else "words"
+        return f"{name} (out-of-domain score {score.value:.3f} by {by}, threshold {self.profiles[name].threshold:.3f})"
 
 
-def _look(asked: Mapping[str, TaskProfile], texts: Sequence[str]) -> dict[str, list[ProfileScore]]:
-    """Every task's look at every text; the second one where no task's words find the text clearly its own."""
-    firsts = {name: signature.first(texts) for name, signature in asked.items()}
+def _score(profiles: Mapping[str, TaskProfile], texts: Sequence[str]) -> dict[str, list[ProfileScore]]:
+    """Score every text with every profile; read hidden states where no task's words find the text clearly its own."""
+    by_words = {name: profile.score_words(texts) for name, profile in profiles.items()}
     unclear = np.ones(len(texts), dtype=bool)
-    for name, first in firsts.items():
-        unclear &= first.doubt > min(asked[name].fitted.grey[0], asked[name].limit)
-    return {name: signature.second(texts, firsts[name], unclear) for name, signature in asked.items()}
+    for name, words in by_words.items():
+        unclear &= words.ood_score > min(profiles[name].parameters.grey[0], profiles[name].threshold)
+    return {name: profile.refine(texts, by_words[name], unclear) for name, profile in profiles.items()}

@@ -346,8 +346,8 @@ def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
     first = found.stages[0].threshold
     kept = sum(confidence >= first for confidence in said[0])
     assert kept == found.stages[0].n_kept
-    assert found.promises("a", first, stage="words")
-    assert not found.promises("a", first - 1e-9, stage="words")
+    assert found.covers("a", first, stage="words")
+    assert not found.covers("a", first - 1e-9, stage="words")
 
 
 def test_one_stage_given_alone_or_in_a_list_is_the_same() -> None:
@@ -438,15 +438,15 @@ def test_by_label_only_what_is_shown_is_promised() -> None:
         "calibration answers 0 were wrong"
     )
     assert (found.n_kept, found.threshold) == (200, falling(300)[199])
-    assert found.promises("card", 0.99)
-    assert not found.promises("card", found.threshold - 1e-9)
-    assert not found.promises("loan", 0.99)
-    assert not found.promises("never seen", 0.99)
+    assert found.covers("card", 0.99)
+    assert not found.covers("card", found.threshold - 1e-9)
+    assert not found.covers("loan", 0.99)
+    assert not found.covers("never seen", 0.99)
     assert found.decide(0.99, "loan") == "escalate"
     # Without the wish the labels are listed, and the promise is about all of them together.
     whole = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
     assert [(one.label, one.certified) for one in whole.classes] == [("card", True), ("loan", False)]
-    assert whole.promises("loan", 0.99)
+    assert whole.covers("loan", 0.99)
 
 
 def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() -> None:

@@ -17,33 +17,33 @@ from smallfirst.routing.ood.conformal import KNOTS, ConformalScorer, ScoreFusion
 def test_doubt_is_the_share_of_own_rows_that_look_more_ordinary() -> None:
     ranks = ConformalScorer.fit(np.array([4.0, 1.0, 3.0, 2.0]))
     # one less (1 + rows at least as strange) / (4 + 1)
-    assert ranks.doubt(np.array([0.0, 1.0, 2.5, 4.0])) == pytest.approx([0.0, 0.0, 0.4, 0.6])
+    assert ranks.ood_score(np.array([0.0, 1.0, 2.5, 4.0])) == pytest.approx([0.0, 0.0, 0.4, 0.6])
 
 
 def test_beyond_the_strangest_own_row_doubt_still_grows() -> None:
     ranks = ConformalScorer.fit(np.arange(100.0))
-    just, far, very = ranks.nats(np.array([99.01, 120.0, 200.0]))
+    just, far, very = ranks.neg_log_p_values(np.array([99.01, 120.0, 200.0]))
     assert just == pytest.approx(math.log(101), abs=0.01)
     # the upper tenth begins at 89 and exceeds it by 5 on average
     assert very - far == pytest.approx(80 / 5)
-    assert ranks.doubt(np.array([1e9]))[0] == 1.0
+    assert ranks.ood_score(np.array([1e9]))[0] == 1.0
 
 
 def test_few_rows_are_enough_to_turn_away_the_very_strange() -> None:
     ranks = ConformalScorer.fit(np.arange(10.0))
-    assert ranks.doubt(np.array([9.5]))[0] < 0.97 < ranks.doubt(np.array([20.0]))[0]
+    assert ranks.ood_score(np.array([9.5]))[0] < 0.97 < ranks.ood_score(np.array([20.0]))[0]
 
 
 def test_own_rows_that_are_all_alike_give_no_doubt_to_their_like_and_all_to_others() -> None:
     ranks = ConformalScorer.fit(np.zeros(50))
-    assert ranks.doubt(np.array([0.0, 1.0])) == pytest.approx([0.0, 1.0])
+    assert ranks.ood_score(np.array([0.0, 1.0])) == pytest.approx([0.0, 1.0])
 
 
 def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
     draw, broken = np.random.default_rng(0), []
     for _ in range(300):
         ranks = ConformalScorer.fit(draw.exponential(size=99))
-        broken.append((ranks.doubt(draw.exponential(size=200)) > 0.895).mean())
+        broken.append((ranks.ood_score(draw.exponential(size=200)) > 0.895).mean())
     # in the mean over draws of the 99 rows exactly 1 in 10: of 100 equally likely places ten have p-values below 0.105
     assert np.mean(broken) == pytest.approx(0.1, abs=0.006)
 
@@ -53,13 +53,13 @@ def test_many_rows_are_kept_as_knots_that_promise_no_less() -> None:
     ranks = ConformalScorer.fit(scores)
     assert len(ranks.own) == KNOTS
     assert ranks.own[-1] == scores.max()
-    assert (ranks.doubt(scores) > 0.97).mean() == pytest.approx(0.03, abs=0.0015)
-    assert (ranks.doubt(scores) > 0.97).mean() <= 0.03
+    assert (ranks.ood_score(scores) > 0.97).mean() == pytest.approx(0.03, abs=0.0015)
+    assert (ranks.ood_score(scores) > 0.97).mean() <= 0.03
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
 def test_a_stranger_score_never_has_less_doubt(own: list[float], asked: list[float]) -> None:
-    doubt = ConformalScorer.fit(np.array(own)).doubt(np.sort(asked))
+    doubt = ConformalScorer.fit(np.array(own)).ood_score(np.sort(asked))
     assert (np.diff(doubt) >= 0).all()
     assert ((doubt >= 0) & (doubt <= 1)).all()
 
@@ -69,9 +69,9 @@ def test_without_foreign_rows_scores_count_alike_and_their_scale_does_not_matter
     own, asked = draw.normal(size=(200, 2)), draw.normal(size=(50, 2))
     plain, scaled = ScoreFusion.fit(own), ScoreFusion.fit(own * [1, 1000] + [0, 7])
     assert plain.weights == (1.0, 1.0)
-    assert plain.doubt(asked) == pytest.approx(scaled.doubt(asked * [1, 1000] + [0, 7]))
+    assert plain.ood_score(asked) == pytest.approx(scaled.ood_score(asked * [1, 1000] + [0, 7]))
     assert plain.nonconformity(asked) == pytest.approx(
-        sum(r.nats(c) for r, c in zip(plain.ranks, asked.T, strict=True))
+        sum(r.neg_log_p_values(c) for r, c in zip(plain.ranks, asked.T, strict=True))
     )
 
 
@@ -80,7 +80,7 @@ def test_the_fused_doubt_keeps_its_promise_on_scores_that_say_the_same() -> None
     draw = np.random.default_rng(3)
     one, fresh = draw.normal(size=1000), draw.normal(size=2000)
     fusion = ScoreFusion.fit(np.column_stack([one, one, one]))
-    assert (fusion.doubt(np.column_stack([fresh, fresh, fresh])) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
+    assert (fusion.ood_score(np.column_stack([fresh, fresh, fresh])) > 0.9).mean() == pytest.approx(0.1, abs=0.03)
 
 
 def test_foreign_rows_teach_which_score_to_heed() -> None:
@@ -90,7 +90,7 @@ def test_foreign_rows_teach_which_score_to_heed() -> None:
     fusion = ScoreFusion.fit(own, foreign)
     assert fusion.weights[0] > 3 * fusion.weights[1]
     fresh = draw.normal(size=(1000, 2)) + [3, 0]
-    caught, plainly = ((one.doubt(fresh) > 0.97).mean() for one in (fusion, ScoreFusion.fit(own)))
+    caught, plainly = ((one.ood_score(fresh) > 0.97).mean() for one in (fusion, ScoreFusion.fit(own)))
     assert caught > plainly + 0.05
 
 
@@ -107,7 +107,7 @@ def test_a_fusion_is_the_same_from_its_file(tmp_path: Path) -> None:
     fusion = ScoreFusion.fit(draw.normal(size=(30, 3)), draw.normal(size=(20, 3)) + 1)
     asked = draw.normal(size=(10, 3))
     again = ScoreFusion.load(fusion.save(tmp_path / "fusion.json"))
-    assert again.doubt(asked).tolist() == fusion.doubt(asked).tolist()
+    assert again.ood_score(asked).tolist() == fusion.ood_score(asked).tolist()
 
 
 def test_ranks_of_no_rows_are_refused(tmp_path: Path) -> None:

@@ -68,37 +68,37 @@ def table() -> TaskProfile:
 
 def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile, table: TaskProfile) -> None:
     front = TaskSelector({"bank": bank, "table": table})
-    assert front.choose("where is my pin").task == "bank"
-    assert front.choose("book a booth for two people").task == "table"
-    assert [front.choose(text).task for text in OPEN] == [None] * len(OPEN)
+    assert front.select("where is my pin").task == "bank"
+    assert front.select("book a booth for two people").task == "table"
+    assert [front.select(text).task for text in OPEN] == [None] * len(OPEN)
 
 
 def test_a_choice_says_why_and_what_it_took(bank: TaskProfile, table: TaskProfile) -> None:
     front = TaskSelector({"bank": bank, "table": table})
-    mine, none = front.choose("where is my pin"), front.choose(OPEN[0])
-    assert mine.doubts["bank"] < mine.doubts["table"]
-    assert mine.why.startswith("like requests of bank (doubt 0.")
-    assert none.why.startswith("no task's request; nearest is ")
-    assert mine.limit == bank.limit
-    assert none.limit in (bank.limit, table.limit)
+    mine, none = front.select("where is my pin"), front.select(OPEN[0])
+    assert mine.scores["bank"] < mine.scores["table"]
+    assert mine.why.startswith("like requests of bank (out-of-domain score 0.")
+    assert none.why.startswith("belongs to no task; nearest is ")
+    assert mine.threshold == bank.threshold
+    assert none.threshold in (bank.threshold, table.threshold)
     assert mine.cost_usd > 0
     assert mine.latency_ms > 0
-    assert not mine.second_look
+    assert not mine.by_states
 
 
 def test_a_new_task_changes_no_bit_of_the_others(bank: TaskProfile, table: TaskProfile) -> None:
     texts = [*OPEN, "where is my pin", "book a table", "card"]
     alone, together = TaskSelector({"bank": bank}), TaskSelector({"table": table, "bank": bank})
     for text in texts:
-        assert alone.choose(text).doubts["bank"] == together.choose(text).doubts["bank"]
+        assert alone.select(text).scores["bank"] == together.select(text).scores["bank"]
 
 
 def test_texts_asked_together_get_what_they_get_alone(bank: TaskProfile, table: TaskProfile) -> None:
     front = TaskSelector({"bank": bank, "table": table})
     texts = [*OPEN, "where is my pin", "book a table"]
     together = front.select_all(texts)
-    assert [(c.task, c.doubts, c.why) for c in together] == [
-        (c.task, c.doubts, c.why) for c in map(front.choose, texts)
+    assert [(c.task, c.scores, c.why) for c in together] == [
+        (c.task, c.scores, c.why) for c in map(front.select, texts)
     ]
     assert front.select_all([]) == []
 
@@ -107,7 +107,7 @@ def test_a_limit_keeps_the_share_of_selection_rows_that_was_asked_for() -> None:
     train, selection = rows(BANK)
     foreign_half = selection.subset("half", (*selection.examples, *dataset([*OPEN] * 5).examples))
     signature = fit_task_profile(train, foreign_half, keep=0.5)
-    kept = [look.doubt <= 0.5 for look in signature.look([e.text for e in foreign_half.examples])]
+    kept = [look.value <= 0.5 for look in signature.score([e.text for e in foreign_half.examples])]
     assert np.mean(kept) == pytest.approx(0.5, abs=0.15)
     assert np.mean(kept) >= 0.5
 
@@ -119,13 +119,13 @@ def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     train, selection = rows(BANK)
     cards = train.subset("cards", tuple(e for e in train.examples if "card" in e.text or "where" in e.text))
     front = TaskSelector({"cards": fit_task_profile(cards, selection, keep=1.0), "bank": bank})
-    choice = front.choose("where is my card")
-    apart = choice.doubts["cards"] - choice.doubts["bank"]
+    choice = front.select("where is my card")
+    apart = choice.scores["cards"] - choice.scores["bank"]
     assert 0 < apart < 0.2
     monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart - 0.001)
-    assert front.choose("where is my card").task == "bank"
+    assert front.select("where is my card").task == "bank"
     monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart + 0.001)
-    choice = front.choose("where is my card")
+    choice = front.select("where is my card")
     assert choice.task == "cards"
     assert choice.why.startswith("its words are likelier in cards")
 
@@ -133,35 +133,35 @@ def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
 def test_a_conversation_goes_only_to_tasks_that_have_some(bank: TaskProfile) -> None:
     turns = tuple(Message(role=r, content=c) for r, c in (("user", "hi"), ("assistant", "hello")))
     request = Request(messages=(*turns, Message(role="user", content="where is my pin")))
-    choice = TaskSelector({"bank": bank}).choose(request)
-    assert (choice.task, choice.doubts) == (None, {})
-    assert choice.why == "a conversation, while every task is asked in one message"
+    choice = TaskSelector({"bank": bank}).select(request)
+    assert (choice.task, choice.scores) == (None, {})
+    assert choice.why == "a conversation, while every task expects a single message"
     chat = fit_task_profile(*rows(BANK, turns=3))
-    assert TaskSelector({"bank": bank, "chat": chat}).choose(request).task == "chat"
+    assert TaskSelector({"bank": bank, "chat": chat}).select(request).task == "chat"
     system = Request(messages=(Message(role="system", content="be brief"), request.messages[-1]))
-    assert TaskSelector({"bank": bank}).choose(system).task == "bank"
+    assert TaskSelector({"bank": bank}).select(system).task == "bank"
 
 
 def test_a_front_without_tasks_sends_everything_on() -> None:
-    found = TaskSelector({}).choose("where is my pin")
-    assert (found.task, found.limit) == (None, None)
+    found = TaskSelector({}).select("where is my pin")
+    assert (found.task, found.threshold) == (None, None)
 
 
 def test_known_foreign_requests_make_it_better() -> None:
     train, selection = rows(BANK)
     near = [f"i lost the {thing} yesterday" for thing in ("key", "dog", "bus", "game", "bet", "plot")]
-    knowing = fit_task_profile(train, selection, other=dataset([*near[:4], *OPEN] * 2))
+    knowing = fit_task_profile(train, selection, foreign=dataset([*near[:4], *OPEN] * 2))
     plain = fit_task_profile(train, selection)
-    assert knowing.fitted.words.weights != plain.fitted.words.weights
-    assert [look.doubt > knowing.limit for look in knowing.look(OPEN)] == [True] * len(OPEN)
+    assert knowing.parameters.words.weights != plain.parameters.words.weights
+    assert [look.value > knowing.threshold for look in knowing.score(OPEN)] == [True] * len(OPEN)
 
 
 def test_few_selection_rows_are_eked_out_and_too_few_rows_are_refused() -> None:
     train, selection = rows(BANK)
     few = selection.subset("few", selection.examples[:3])
     signature = fit_task_profile(train, few)
-    assert len(signature.fitted.words.fused.own) == 3 + len(train.examples[::5])
-    assert signature.look([OPEN[0]])[0].doubt > signature.limit
+    assert len(signature.parameters.words.fused.own) == 3 + len(train.examples[::5])
+    assert signature.score([OPEN[0]])[0].value > signature.threshold
     with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
         fit_task_profile(train.subset("few", train.examples[:10]), few)
 
@@ -176,12 +176,12 @@ def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder) ->
     words = fit_task_profile(train, selection)
     looked = fit_task_profile(train, selection, encoder=("tiny", encoder), grey=(0.3, 0.9))
     texts = [*(e.text for e in selection.examples), *OPEN]
-    first, second = words.look(texts), looked.look(texts)
-    grey = [0.3 < look.doubt < 0.9 for look in first]
+    first, second = words.score(texts), looked.score(texts)
+    grey = [0.3 < look.value < 0.9 for look in first]
     assert 0 < sum(grey) < len(texts)
-    assert [look.second for look in second] == grey
+    assert [look.by_states for look in second] == grey
     for plain, deep in zip(first, second, strict=True):
-        assert deep.doubt == plain.doubt if not deep.second else 0.3 <= deep.doubt < 0.9
+        assert deep.value == plain.value if not deep.by_states else 0.3 <= deep.value < 0.9
 
 
 def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: SentenceEncoder) -> None:
@@ -192,21 +192,21 @@ def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: Senten
     texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
     n_clear = n_skipped = 0
     for text in texts:
-        choice, whole = front.choose(text), {name: signature.look([text])[0] for name, signature in both.items()}
-        if min(signature.first([text]).doubt[0] for signature in both.values()) > 0.3:
-            assert choice.doubts == {name: look.doubt for name, look in whole.items()}
+        choice, whole = front.select(text), {name: signature.score([text])[0] for name, signature in both.items()}
+        if min(signature.score_words([text]).ood_score[0] for signature in both.values()) > 0.3:
+            assert choice.scores == {name: look.value for name, look in whole.items()}
             continue
-        assert not choice.second_look
-        n_clear, n_skipped = n_clear + 1, n_skipped + any(look.second for look in whole.values())
-        ordinary = min(whole, key=lambda name: whole[name].doubt)
-        assert choice.task == ordinary or abs(choice.doubts["bank"] - choice.doubts["table"]) <= 0.05
+        assert not choice.by_states
+        n_clear, n_skipped = n_clear + 1, n_skipped + any(look.by_states for look in whole.values())
+        ordinary = min(whole, key=lambda name: whole[name].value)
+        assert choice.task == ordinary or abs(choice.scores["bank"] - choice.scores["table"]) <= 0.05
     assert 0 < n_skipped <= n_clear < len(texts)
 
 
 def test_the_second_look_keeps_the_promise_of_the_first(encoder: SentenceEncoder) -> None:
     train, selection = rows(BANK)
     signature = fit_task_profile(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
-    kept = [look.doubt <= 0.8 for look in signature.look([e.text for e in selection.examples])]
+    kept = [look.value <= 0.8 for look in signature.score([e.text for e in selection.examples])]
     assert np.mean(kept) >= 0.8
 
 
@@ -224,9 +224,9 @@ def test_the_tasks_own_model_may_take_the_second_look(tmp_path: Path) -> None:
         TaskProfile.load(tmp_path / "signature")
     front = TaskSelector.load({"bank": tmp_path / "signature"}, models={"bank": model})
     texts = [*OPEN, "where is my pin"]
-    assert [c.doubts["bank"] for c in front.select_all(texts)] == [look.doubt for look in signature.look(texts)]
-    assert front.choose("where is a late pin").second_look
-    assert "by words and meaning" in front.choose("where is a late pin").why
+    assert [c.scores["bank"] for c in front.select_all(texts)] == [look.value for look in signature.score(texts)]
+    assert front.select("where is a late pin").by_states
+    assert "by words and meaning" in front.select("where is a late pin").why
 
 
 def test_a_signature_with_an_encoder_is_the_same_from_its_files(
@@ -236,7 +236,7 @@ def test_a_signature_with_an_encoder_is_the_same_from_its_files(
     signature = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
     signature.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
-    assert TaskProfile.load(tmp_path).look(texts) == signature.look(texts)
+    assert TaskProfile.load(tmp_path).score(texts) == signature.score(texts)
 
 
 def test_a_folder_without_a_signature_is_named(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: Tas
         "import sys; from pathlib import Path; from smallfirst.routing.ood.task_selector import TaskSelector\n"
         f"at = Path({str(tmp_path)!r})\n"
         "front = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
-        "print(front.choose('where is my pin').task, front.choose('write a poem').task, 'torch' in sys.modules)"
+        "print(front.select('where is my pin').task, front.select('write a poem').task, 'torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["bank", "None", "False"]

@@ -1,6 +1,8 @@
-"""Policies: the first that applies decides; splits stick; a budget is never overspent by more than one answer."""
+"""Policies: the first that matches decides, splits are sticky, and kinds are found through the registry."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -9,20 +11,13 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Request
-from smallfirst.records import parse_record
-from smallfirst.routing.policies import (
-    AlwaysPolicy,
-    Budget,
-    BudgetTracker,
-    DifficultyPolicy,
-    Policy,
-    RulePolicy,
-    SplitPolicy,
-    apply_policies,
-    detect_language,
-    dominant_script,
-    split_position,
-)
+from smallfirst.records import Record, parse_record
+from smallfirst.routing.policies import POLICIES, AnyPolicy, apply_policies, check_stages, parse_policy
+from smallfirst.routing.policies.always import AlwaysPolicy
+from smallfirst.routing.policies.difficulty import DifficultyPolicy
+from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision
+from smallfirst.routing.policies.rule import RulePolicy, detect_language, dominant_script
+from smallfirst.routing.policies.split import SplitPolicy, split_position
 
 
 def asked(text: str, **tags: str) -> Request:
@@ -137,21 +132,6 @@ def test_what_is_too_hard_for_the_small_model_goes_past_it() -> None:
     assert apply_policies([policy], asked("long one")) is None
 
 
-def test_a_budget_slides() -> None:
-    clock = [0.0]
-    purse = BudgetTracker(Budget(usd=1.0, per="hour"), now=lambda: clock[0])
-    assert purse.allows(0.9)
-    assert not purse.allows(1.0)
-    purse.pay(0.6)
-    clock[0] = 1800
-    purse.pay(0.6)
-    assert not purse.allows()
-    clock[0] = 3600  # the first payment is an hour old
-    assert purse.allows(0.3)
-    clock[0] = 5400
-    assert purse.allows(0.99)
-
-
 def test_the_script_of_most_letters_and_the_language() -> None:
     assert (dominant_script("где ok"), dominant_script("12 !"), dominant_script("カード")) == (
         "CYRILLIC",
@@ -159,3 +139,56 @@ def test_the_script_of_most_letters_and_the_language() -> None:
         "KATAKANA",
     )
     assert detect_language("où est ma carte\nje ne sais pas") == "fr"
+
+
+class Policies(Record):
+    policies: tuple[AnyPolicy, ...]
+
+
+def parse(*policies: object) -> Policies:
+    return parse_record(Policies, {"policies": policies}, where="task.yaml")
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"to": "large"}, "policies.0: a policy needs a kind: always, rule, split, difficulty"),
+        (5, "policies.0: a policy needs a kind"),
+        (
+            {"kind": "alway", "to": "large"},
+            'unknown policy "alway" — did you mean "always"? (choose one of always, rule',
+        ),
+        ({"kind": "split", "to": "large", "share": 2}, "share: Input should be less than or equal to 1 (got 2)"),
+        ({"kind": "rule", "to": "large", "contain": ["x"]}, 'contain: unknown setting — did you mean "contains"?'),
+        ({"kind": "difficulty"}, "policies.0: below: missing"),
+    ],
+)
+def test_wrong_settings_are_refused_with_their_place(policy: object, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(policy)
+    assert message in str(refused.value)
+
+
+def test_a_policy_of_another_package_is_parsed_and_saved_like_a_built_in_one() -> None:
+    class Weekend(Policy):
+        kind: Literal["weekend"]
+        hours: int = 48
+
+        def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+            return PolicyDecision(self.to, self.kind, f"{self.hours} h") if "saturday" in request.text else None
+
+    POLICIES.register("weekend", Weekend)
+    try:
+        found = parse({"kind": "weekend", "to": "small", "hours": 24}, {"kind": "always", "to": "large"})
+        assert [where(policy, asked("on saturday")) for policy in found.policies] == ["small", "large"]
+        assert Policies.model_validate_json(found.model_dump_json()) == found
+        assert parse_policy(found.policies[0]) is found.policies[0]
+    finally:
+        POLICIES._loaded.pop("weekend")
+
+
+def test_a_policy_must_lead_to_a_stage() -> None:
+    policies = [AlwaysPolicy(kind="always", to="words")]
+    check_stages(policies, ["words"])
+    with pytest.raises(ValueError, match=r"policies\[0\]: no stage is called 'words'; use one of small, .*challenger"):
+        check_stages(policies, [])

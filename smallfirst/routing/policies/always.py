@@ -1,0 +1,18 @@
+"""`always`: send every request to one stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from smallfirst.models.protocol import Request
+from smallfirst.routing.policies.policy import DifficultyScorer, Policy, PolicyDecision
+
+
+class AlwaysPolicy(Policy):
+    """Send every request to one stage."""
+
+    kind: Literal["always"]
+
+    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision:
+        """Return the stage."""
+        return PolicyDecision(self.to, self.kind, "every request goes there")

@@ -1,0 +1,56 @@
+"""What every policy has: a kind, the stage it leads to, and a decision about one request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from smallfirst.models.protocol import Request
+from smallfirst.records import Record
+
+CASCADE = "cascade"
+"""As the target of a policy: go through the cascade as if no policy had matched."""
+CHALLENGER = "challenger"
+"""Stage, and registry alias, of a version that a split sends a share of the requests to."""
+
+
+class PolicyDecision(NamedTuple):
+    """Where a policy sends a request."""
+
+    to: str
+    """Stage that answers."""
+    policy: str
+    """Kind of the policy."""
+    why: str
+    """One clause."""
+    score: float | None = None
+    """Value that was compared, in [0, 1]."""
+    threshold: float | None = None
+    """Value it was compared with."""
+
+
+class DifficultyScorer(Protocol):
+    """Estimate from a text alone how likely the small model is right."""
+
+    def score(self, texts: Sequence[str]) -> Sequence[float] | np.ndarray:
+        """Return one probability in [0, 1] per text."""
+
+
+class Policy(Record):
+    """Settings of one policy in task.yaml. A subclass narrows `kind` to its name in the registry."""
+
+    kind: str
+    """Name of the kind in the registry."""
+    to: str
+    """Stage that answers."""
+
+    def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
+        """Return where the request goes, or None if the policy does not match it."""
+        raise NotImplementedError
+
+
+def is_conversation(request: Request) -> bool:
+    """Return True if the request has more than one message, system messages not counted."""
+    return sum(message.role != "system" for message in request.messages) > 1
