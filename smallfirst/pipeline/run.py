@@ -305,7 +305,9 @@ async def _measure_router(
     rules = routing_rules(project.file, None, run_folder.folder)._replace(
         budget=None
     )  # of a budget all rows would be one hour's
-    router = Router(stages, large, certificate, general=general, ood_detector=domain, options=rules, name=project.file.name)
+    router = Router(
+        stages, large, certificate, general=general, ood_detector=domain, options=rules, name=project.file.name
+    )
     try:
         await _evaluate(project, run_folder, router, candidate="routed", split="test", probe=PROBE_ROWS)
         if project.rows.open_ended is not None and domain is not None:
