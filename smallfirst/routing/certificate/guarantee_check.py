@@ -1,7 +1,7 @@
 """Whether a certificate's guarantee held on test rows, which were used for nothing else.
 
-The one judgement of this for the terminal and for the report. The point estimate alone does not break a guarantee: it is
-broken when the whole interval of the error lies above the guaranteed maximum.
+The only judgement of this, for the terminal and for the report. A guarantee is broken when the whole interval of the
+error lies above the guaranteed maximum; a point estimate above it is not enough.
 """
 
 from __future__ import annotations
