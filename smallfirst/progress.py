@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 
@@ -60,6 +61,17 @@ class Progress:
                 bars.update(task, completed=done, total=of, words=words or f"{rate:.1f}/s")
 
             yield update
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return a duration as `1d 2h`, `1h 5m`, `3m 20s` or `12s`; a negative one as `0s`."""
+    seconds = max(0, round(duration.total_seconds()))
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
 
 
 def disable_tqdm_in_pipes() -> None:

@@ -1,19 +1,18 @@
-"""DSPy's DatabricksProvider, as it is installed, fine-tunes on this machine and asks the model that came out.
+"""DSPy fine-tunes on this machine through a Provider of its own and asks the model that results.
 
-    pip install dspy "smallfirst[train]"
+    pip install dspy "smallfirst[databricks,train,serve]"
     python -m benchmarks.compatibility.dspy_provider FOLDER [MODEL [DURATION]]
 
-MODEL is a base model as `fm.create` takes it, SmolLM2-135M-Instruct unless given. Rows are what DSPy's own ChatAdapter
-makes of a signature and 16 examples. The provider uploads them to a volume, here a folder, creates the run and waits
-until it is Completed; it looks once a minute. Then its next step, the deployment, is called to see where it stops, and
-the registered model is served and asked by a DSPy program instead. Writes benchmarks/results/dspy_provider.md.
+MODEL is a base model for `fm.create`, SmolLM2-135M-Instruct unless given. The rows are what DSPy's own ChatAdapter makes
+of a signature and 16 examples. The provider is the one of docs/foundation_model.md: DSPy's extension point, with nothing
+of DSPy or of databricks-sdk patched. The registered model is then served and asked by a DSPy program. Writes
+benchmarks/results/dspy_provider.md.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import inspect
+import json
 import os
 import socket
 import subprocess
@@ -32,9 +31,8 @@ FRAMES = ("where is my {}", "I have a question on the {}", "no {} yet", "the {} 
 SERVE = """
 import sys
 from pathlib import Path
-from benchmarks.paths import RESULTS
-from smallfirst.registry import versions
 from smallfirst import load_model, serve
+from smallfirst.registry import versions
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 name = sys.argv[1]
@@ -46,45 +44,50 @@ serve({name: model}, ledger=Ledger(Path("ledger.db").absolute()), settings=Serve
 def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     model, duration = [*sys.argv[2:], *("HuggingFaceTB/SmolLM2-135M-Instruct", "2ep")[len(sys.argv) - 2 :]]
-    (folder / "volumes" / "main" / "claims" / "rows").mkdir(parents=True, exist_ok=True)
-    os.environ["SMALLFIRST_VOLUMES"] = str(folder / "volumes")
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("SMALLFIRST_HOME", str(folder / "home"))
     os.environ |= {"DSPY_CACHEDIR": str(folder / "dspy")}
     os.chdir(folder)
-
-    import smallfirst.interfaces.databricks.sdk_shim  # noqa: F401, I001 - the one line that existing code needs
-    import dspy
-    from dspy.clients.databricks import DatabricksProvider
-    from dspy.clients.utils_finetune import TrainDataFormat
+    import dspy  # after DSPY_CACHEDIR is set
 
     signature = dspy.Signature("text -> department")
-    settings = {
-        "train_data_path": "/Volumes/main/claims/rows/dspy",
-        "register_to": REGISTER_TO,
-        "task_type": "CHAT_COMPLETION",
-        "training_duration": duration,
-        "skip_deploy": True,
-    }
-    provider = DatabricksProvider()
-    # DSPy 3.4.1: Provider.__init__ hides on each instance what the class says of itself.
-    provider.finetunable, provider.TrainingJob = DatabricksProvider.finetunable, DatabricksProvider.TrainingJob
-    lm = dspy.LM("databricks/desk", finetuning_model=model, provider=provider)
+    lm = dspy.LM(f"openai/{REGISTER_TO}", finetuning_model=model, provider=smallfirst_provider())
     began = time.monotonic()
-    job = lm.finetune(rows(dspy, signature), TrainDataFormat.CHAT, dict(settings))
+    job = lm.finetune(rows(dspy, signature), "chat", {"register_to": REGISTER_TO, "training_duration": duration})
     result = job.result()
-    job.thread.join()
     if isinstance(result, Exception):
         raise result
     seconds = time.monotonic() - began
-    run = job.run
-    print(f"{run.name} {run.status.display_name} after {seconds:.0f} s: {run.details}")
-    where = deployment(DatabricksProvider)
-    answers = asked(dspy, signature)
-    write(model, run, seconds, where, answers, source=inspect.getsourcefile(DatabricksProvider) or "")
+    print(f"{job.run.name} {job.run.status.display_name} after {seconds:.0f} s: {job.run.details}")
+    write_page(model, job.run, seconds, ask(dspy, signature))
+
+
+def smallfirst_provider() -> Any:
+    """Return a DSPy provider that trains with `foundation_model`; the job keeps the run as `run`."""
+    from dspy.clients.provider import Provider
+
+    from smallfirst import foundation_model as fm
+
+    class SmallfirstProvider(Provider):
+        def __init__(self) -> None:
+            super().__init__()
+            self.finetunable = True
+
+        @staticmethod
+        def finetune(job: Any, model: str, train_data: Any, train_data_format: Any, train_kwargs: Any = None) -> str:
+            rows = Path("dspy_rows.jsonl")
+            rows.write_text("".join(json.dumps(row) + "\n" for row in train_data), encoding="utf-8")
+            job.run = fm.create(model, str(rows), **train_kwargs)
+            fm.get_events(job.run, follow=True)
+            if job.run.refresh().status != "COMPLETED":
+                raise RuntimeError(job.run.details)
+            return f"openai/{job.run.register_to}"
+
+    return SmallfirstProvider()
 
 
 def rows(dspy: Any, signature: Any) -> list[dict[str, Any]]:
-    """Chat rows as DSPy's bootstrapped fine-tuning makes them of a program's calls."""
+    """Return chat rows as DSPy's bootstrapped fine-tuning makes them of a program's calls."""
     pairs = [(frame.format(thing), label) for frame in FRAMES for thing, label in LABELS.items()]
     adapter = dspy.ChatAdapter()
     return [
@@ -93,17 +96,8 @@ def rows(dspy: Any, signature: Any) -> list[dict[str, Any]]:
     ]
 
 
-def deployment(provider: Any) -> str:
-    """What the provider's next step says here."""
-    try:
-        provider.deploy_finetuned_model(REGISTER_TO)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "it went through"
-
-
-def asked(dspy: Any, signature: Any) -> list[tuple[str, str]]:
-    """(request, department) by a DSPy program that asks the registered model through the endpoint."""
+def ask(dspy: Any, signature: Any) -> list[tuple[str, str]]:
+    """Return (request, department) from a DSPy program that asks the registered model through the endpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,51 +120,38 @@ def department(dspy: Any, signature: Any, lm: Any, text: str) -> str:
         return f"not in DSPy's form: {str(error)[:80]}"
 
 
-def write(model: str, run: Any, seconds: float, where: str, answers: list[tuple[str, str]], *, source: str) -> None:
-    """The result as a page."""
-    told = "\n".join(f"| {text} | {label} |" for text, label in answers)
+def write_page(model: str, run: Any, seconds: float, answers: list[tuple[str, str]]) -> None:
+    """Write the result as a page."""
+    table = "\n".join(f"| {text} | {label} |" for text, label in answers)
     events = "\n".join(f"    {e.time:%H:%M:%S}  {e.type:<18}{e.message.splitlines()[0]}" for e in run.events)
-    where = "\n".join(f"    {line}" for line in where.splitlines())
-    seal = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
     RESULT.write_text(
         PAGE.format(
             model=Path(model).name if Path(model).exists() else model,
             today=date.today(),
             dspy=importlib.metadata.version("dspy"),
-            sdk=importlib.metadata.version("databricks-sdk"),
             run=run,
-            seal=seal,
             seconds=seconds,
             events=events,
-            where=where,
-            told=told,
+            table=table,
         ),
         encoding="utf-8",
     )
 
 
-PAGE = """# DSPy's Databricks provider, unmodified
+PAGE = """# DSPy with a provider for smallfirst
 
 `python -m benchmarks.compatibility.dspy_provider FOLDER {model} {run.training_duration}`, {today}, 2 shared cores, Zen 5, 24 GB.
-DSPy {dspy}, its `clients/databricks.py` as installed (SHA-256 {seal}…), databricks-sdk {sdk}; no line of either was
-changed.
+DSPy {dspy} as installed; the provider of docs/foundation_model.md.
 
-**The provider's run is {run.status.display_name}** after {seconds:.0f} s, registered as
-{run.register_to}/{run.model_version}. The provider looks once a minute; other work ran on the machine.
+**The run is {run.status.display_name}** after {seconds:.0f} s, registered as {run.register_to}/{run.model_version}.
 
 {events}
-
-## Where it stops
-
-With `skip_deploy=True` it ends there. Without, its next step asks Databricks for an endpoint:
-
-{where}
 
 ## The model, asked by a DSPy program through smallfirst's endpoint
 
 | text | department |
 |---|---|
-{told}
+{table}
 """
 
 

@@ -1,4 +1,4 @@
-"""Find out before a job starts whether its base model can be trained, and how long its rows may be."""
+"""Check before a job starts whether its base model can be trained, and how long its rows may be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from smallfirst.data.sources.volumes import is_volume, volume_path
 from smallfirst.errors import ConfigError, MissingExtra, WeightsNotFound
 from smallfirst.models.catalog import CATALOG, find_weights, pulled_path
+
+_PICKLED = (".pt", ".symlink", ".distcp")
+"""Suffixes of Composer's checkpoints."""
 
 
 def require_training_packages() -> None:
@@ -57,3 +61,37 @@ def _context_length(folder: Path) -> int | None:
         return None
     found = json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
     return found if isinstance(found, int) else None
+
+
+def weights_folder(address: str) -> Path:
+    """Return the folder of safetensors at a path or an address of a volume, to start a training from.
+
+    Raise ConfigError if it is incomplete, not on this machine, or a checkpoint that could run code when read.
+    """
+    folder = _local_path(address)
+    if folder.suffix in _PICKLED or (folder.is_dir() and any(folder.glob("*.distcp"))):
+        raise ConfigError(
+            f"{address} is a checkpoint of Composer, which is a pickle: reading it could run any code",
+            hint="convert it to a Hugging Face folder of safetensors where it was made",
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder on this machine", hint="name a folder of safetensors")
+    parts = {"config.json": "config.json", "safetensors": "*.safetensors", "tokenizer": "token*"}
+    missing = [part for part, pattern in parts.items() if not any(folder.glob(pattern))]
+    if missing:
+        raise ConfigError(
+            f"{folder} holds no {', no '.join(missing)}",
+            hint="name a folder with config.json, safetensors and tokenizer, such as a run's",
+        )
+    return folder
+
+
+def _local_path(address: str) -> Path:
+    if address.startswith("dbfs:/") and not address.startswith("dbfs:/Volumes/"):
+        mounted = Path("/dbfs", address.removeprefix("dbfs:/"))
+        if not mounted.exists():
+            raise ConfigError(
+                f'"{address}" is in a file system of Databricks', hint="copy the folder here and name its path"
+            )
+        return mounted
+    return volume_path(address) if is_volume(address) else Path(address).expanduser().absolute()

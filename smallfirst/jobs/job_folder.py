@@ -6,6 +6,7 @@ The state is derived from the event log and from the lock that a living process 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,7 +14,8 @@ from typing import Literal, TypeVar
 from smallfirst.files import is_locked
 from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
 from smallfirst.records import Record
-from smallfirst.training.events import Event, EventLog
+from smallfirst.training.events import Event as Event
+from smallfirst.training.events import EventLog
 
 R = TypeVar("R", bound=Record)
 State = Literal["PENDING", "QUEUED", "STARTING", "RUNNING", "TERMINATING", "COMPLETED", "STOPPED", "FAILED"]
@@ -84,6 +86,21 @@ class JobFolder:
     def state(self) -> State:
         """State that follows from the events."""
         return state_after(self.events, cancelled=self.cancelled)
+
+    @property
+    def estimated_end(self) -> datetime | None:
+        """When the training will end at its present rate, UTC; None unless it is under way and not overdue."""
+        progress = self.progress
+        under_way = self.state == "RUNNING" and all(event.kind != "TRAIN_FINISHED" for event in self.events)
+        if not under_way or progress is None or progress.seconds_left is None:
+            return None
+        end = progress.at + timedelta(seconds=progress.seconds_left)
+        return end if end > datetime.now(UTC) else None
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When the job ended, UTC; None before."""
+        return datetime.fromisoformat(self.events[-1].at) if self.ended else None
 
     @property
     def ended(self) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import WAITING_STATES, JobFolder
+from smallfirst.jobs.job_folder import TERMINAL_STATES, WAITING_STATES, JobFolder, state_after
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JOB_NAME, JobSpec
 from smallfirst.jobs.supervisor import output_tail, recorded_environment, start_process
@@ -28,6 +28,8 @@ MAX_RESTARTS = 3
 """Restarts without progress after which a job is given up: something kills it each time."""
 _PROGRESS_EVENTS = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
 """Events after which restarts are counted anew: more is saved than before, or only a person can resume the job."""
+FOLLOW_INTERVAL_S = 1.0
+"""Seconds between two looks at a job that is followed."""
 EXIT_TIMEOUT_S = 5.0
 """Longest wait for the exit of a process that has recorded how its job ended."""
 
@@ -80,6 +82,19 @@ def find(name: str, *, restart_dead: bool = True) -> JobFolder:
 def all_jobs() -> list[JobFolder]:
     """Return all jobs, newest first; restart those whose process died."""
     return _recover_all()
+
+
+def follow(job: JobFolder) -> Iterator[Event]:
+    """Yield the job's events, also those to come, until it has ended; restart it if its process dies."""
+    n_seen = 0
+    while True:
+        events = job.events
+        yield from events[n_seen:]
+        n_seen = len(events)
+        if state_after(events, cancelled=False) in TERMINAL_STATES:
+            return
+        time.sleep(FOLLOW_INTERVAL_S)
+        recover(job)
 
 
 def cancel(job: JobFolder) -> bool:

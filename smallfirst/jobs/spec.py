@@ -9,14 +9,13 @@ import getpass
 import os
 import re
 import secrets
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 
-from smallfirst.records import Record
+from smallfirst.records import Record, rename_keys
 from smallfirst.training.config import TrainConfig
 
 JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -61,9 +60,7 @@ class JobSpec(Record):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read_older_files(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "lesson" in values:  # the name of `recipe` until version 0.1
-            return {("recipe" if name == "lesson" else name): value for name, value in values.items()}
-        return values
+        return rename_keys(values, lesson="recipe")
 
 
 class JobProgress(Record):
@@ -83,11 +80,6 @@ class JobProgress(Record):
     """Seconds until training ends at this rate; None at the first step."""
     at: datetime
     """When this was written."""
-
-    @property
-    def end(self) -> datetime | None:
-        """When training will end at this rate; None while unknown."""
-        return None if self.seconds_left is None else self.at + timedelta(seconds=self.seconds_left)
 
 
 class MlflowIds(Record):

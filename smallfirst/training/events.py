@@ -45,6 +45,11 @@ class Event(Record):
     values: dict[str, Any] = {}
     """Figures."""
 
+    @property
+    def in_one_line(self) -> str:
+        """Local time, kind and message."""
+        return f"{datetime.fromisoformat(self.at).astimezone():%Y-%m-%d %H:%M:%S}  {self.kind:<18}{self.message}"
+
 
 class EventLog:
     """The events of one run in one file."""

@@ -98,7 +98,7 @@ def test_a_program_reads_the_same_as_json(running: JobFolder, completed: JobFold
     assert (first["model_version"], first["ended_at"]) == (None, None)
     assert (second["register_to"], second["model_version"]) == ("main.toys.desk", 4)
     assert second["mlflow_run_id"] == "abc"
-    assert second["says"] == "it says COMPLETED"
+    assert second["details"] == "it says COMPLETED"
     assert datetime.fromisoformat(second["ended_at"]) <= datetime.now(UTC)
 
 
@@ -135,7 +135,7 @@ def test_a_failed_job_says_how_it_goes_on() -> None:
 def test_cancel_asks_the_running_and_tells_of_the_ended(running: JobFolder, completed: JobFolder) -> None:
     assert call("cancel", "cards-b", "pins-a").splitlines() == [
         "cards-b: asked to stop",
-        "pins-a: has ended already, COMPLETED",
+        "pins-a: has already ended, COMPLETED",
     ]
     assert running.cancelled
     assert call().splitlines()[1].split()[1] == "TERMINATING"
@@ -150,7 +150,7 @@ def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a queue of its own
     monkeypatch.setenv("SMALLFIRST_JOBS_AT_ONCE", "0")  # so that the process ends as soon as its turn would come
     job = laid_down("stopped-d", timedelta(), "STOPPED")
-    assert call("resume", "stopped-d") == "stopped-d: goes on\n"
+    assert call("resume", "stopped-d") == "stopped-d: resumed\n"
     held = None
     while held is None:
         held = try_lock(job.lock)  # once its process has ended

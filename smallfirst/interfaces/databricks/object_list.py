@@ -1,4 +1,4 @@
-"""A list that shows itself as a table: in a notebook, in a terminal, and as a pandas frame.
+"""Lists that show themselves as tables in a notebook and convert to pandas frames.
 
 Names, paths and messages come from users, so all of them are escaped.
 """
@@ -11,35 +11,29 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Self, TypeVar
 
-from smallfirst.errors import SmallfirstError
+from smallfirst.errors import MissingExtra
 
 T = TypeVar("T")
 
 
 class ObjectList(list[T]):
-    """Objects of one kind; a list in every way."""
+    """A list of objects of one kind."""
 
     def __init__(self, data: Iterable[T] = (), columns: Mapping[str, str] | None = None) -> None:
-        """`columns`: by heading, the attribute that is shown under it."""
+        """`columns` maps each heading to the attribute shown under it."""
         super().__init__(data)
         self.columns = dict(columns or {})
 
-    def __repr__(self) -> str:
-        return f"[{', '.join(repr(item) for item in self)}]"
-
     def to_pandas(self) -> Any:
-        """A DataFrame of the shown columns. Raises SmallfirstError if pandas is not installed."""
+        """Return a DataFrame of the columns. Raise MissingExtra if pandas is not installed."""
         try:
             pandas = importlib.import_module("pandas")
         except ImportError:
-            raise SmallfirstError(
-                "to_pandas() needs pandas, which is not installed", hint="pip install pandas"
-            ) from None
+            raise MissingExtra("to_pandas()", "databricks") from None
         values = {heading: [getattr(item, name) for item in self] for heading, name in self.columns.items()}
         return pandas.DataFrame(values)
 
     def _repr_html_(self) -> str:
-        """The table, for a notebook."""
         head = "".join(f"<th>{html.escape(heading)}</th>" for heading in self.columns)
         rows = ["".join(f"<td>{table_cell(getattr(item, a))}</td>" for a in self.columns.values()) for item in self]
         body = "".join(f"<tr>{row}</tr>" for row in rows)
@@ -47,29 +41,29 @@ class ObjectList(list[T]):
 
 
 class PagedList(ObjectList[T]):
-    """The first objects of a longer list, and the way to the next ones."""
+    """One page of a longer list."""
 
     def __init__(
-        self, data: Iterable[T], columns: Mapping[str, str], more: Callable[[int | None], Self] | None = None
+        self, data: Iterable[T], columns: Mapping[str, str], load_next: Callable[[int | None], Self] | None = None
     ) -> None:
-        """`more` gives the next page of at most so many objects; None at the end."""
+        """`load_next` returns the next page of at most so many objects; None on the last page."""
         super().__init__(data, columns)
-        self._more = more
+        self._load_next = load_next
 
     @property
     def has_next_page(self) -> bool:
-        """True if there are objects after these."""
-        return self._more is not None
+        """True unless this is the last page."""
+        return self._load_next is not None
 
     def next_page(self, limit: int | None = None) -> Self:
-        """The next page, as long as this one unless `limit` says otherwise. Raises StopIteration at the end."""
-        if self._more is None:
+        """Return the next page, as long as this one unless `limit` is given. Raise StopIteration on the last page."""
+        if self._load_next is None:
             raise StopIteration
-        return self._more(limit)
+        return self._load_next(limit)
 
 
 def table_cell(value: object) -> str:
-    """A value as the text of a table cell, escaped; nothing for None."""
+    """Return a value as the escaped text of a table cell; empty for None."""
     if value is None:
         return ""
     text = f"{value:%Y-%m-%d %H:%M:%S %Z}" if isinstance(value, datetime) else str(value)

@@ -1,23 +1,22 @@
 """TrainingRun and TrainingEvent: a job with the attributes that code written for Databricks reads.
 
-Unlike the records of this project a TrainingRun changes: `refresh()` writes the news into the same object, as its users
-expect. It holds what was true when it was read.
+Unlike the records of this project a TrainingRun is mutable: `refresh()` updates the object in place, as users of
+Databricks expect. In between it holds what was true when it was read.
 """
 
 from __future__ import annotations
 
 import html
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
 from smallfirst.interfaces.databricks.object_list import ObjectList, table_cell
-from smallfirst.interfaces.databricks.run_status import RunStatus
 from smallfirst.jobs import queue
-from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobProgress
-from smallfirst.training.events import Event
+from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder
+from smallfirst.progress import format_duration
 
 EVENT_COLUMNS = {"Type": "type", "Time": "time", "Message": "message"}
 RUN_COLUMNS = {
@@ -30,14 +29,44 @@ RUN_COLUMNS = {
     "Train Data Path": "train_data_path",
     "Register To": "register_to",
 }
-_KNOWN_AS = {"EPOCH_FINISHED": "TRAIN_UPDATED"}
-"""Our kinds of event that have another name there."""
-_SQUARES = 10
+_EVENT_TYPES = {"EPOCH_FINISHED": "TRAIN_UPDATED"}
+"""Databricks' names for event kinds that have another name here."""
+_BAR_LENGTH = 10
+
+
+class RunStatus(StrEnum):
+    """State of a run, named as in Databricks' RunStatus."""
+
+    PENDING = "PENDING"
+    """Submitted; its process has not reported yet."""
+    QUEUED = "QUEUED"
+    """Waits for another run on this machine to end."""
+    STARTING = "STARTING"
+    """Reads its rows and weights."""
+    RUNNING = "RUNNING"
+    """Trains."""
+    TERMINATING = "TERMINATING"
+    """Was asked to stop and has not stopped yet."""
+    COMPLETED = "COMPLETED"
+    """The model is registered."""
+    STOPPED = "STOPPED"
+    """Stopped on request."""
+    FAILED = "FAILED"
+    """Failed; `details` says why."""
+
+    @property
+    def display_name(self) -> str:
+        """The status for people: `Completed`."""
+        return self.value.capitalize()
+
+    def is_terminal(self) -> bool:
+        """Return True if a run never leaves this status."""
+        return self.value in TERMINAL_STATES
 
 
 @dataclass
 class TrainingEvent:
-    """Something that happened to a run."""
+    """An event of a run."""
 
     type: str
     """CREATED, QUEUED, STARTED, DATA_VALIDATED, MODEL_INITIALIZED, TRAIN_STARTED, TRAIN_UPDATED, CHECKPOINT_SAVED,
@@ -46,13 +75,13 @@ class TrainingEvent:
     message: str
 
     def is_terminal_state(self) -> bool:
-        """True if nothing follows."""
-        return self.type in ("COMPLETED", "FAILED", "STOPPED", "CANCELED")
+        """Return True if no event follows."""
+        return self.type in TERMINAL_STATES
 
 
 @dataclass
 class TrainingRun:
-    """A fine-tune, as it was when this was read."""
+    """A fine-tune as it was when this was read."""
 
     name: str
     status: RunStatus
@@ -73,16 +102,16 @@ class TrainingRun:
     context_length: int | None = None
     data_prep_cluster_id: str | None = None
     details: str | None = None
-    """What the last event says: why it failed, what it is doing."""
+    """Message of the last event: the present step, or why the run failed."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     estimated_end_time: datetime | None = None
     formatted_eta: str | None = None
-    """Time left, `1h 5m`; None when it is not known or over."""
+    """Time left, `1h 5m`; None while unknown and after the training."""
     completed_at: datetime | None = None
-    """When it ended, in whichever way."""
+    """When the run ended, with whatever status."""
     submitted_config: dict[str, Any] | None = None
-    """The arguments of create(), as they were given."""
+    """Arguments of create()."""
     events: ObjectList[TrainingEvent] | None = None
     experiment_id: str | None = None
     run_id: str | None = None
@@ -94,59 +123,58 @@ class TrainingRun:
 
     @classmethod
     def of(cls, job: JobFolder, *, include_details: bool = True) -> TrainingRun:
-        """The job as it is now; without details no events, progress and times."""
-        order, events, result = job.spec, job.events, job.result
-        status = RunStatus(job.state)
-        given = order.submitted
+        """Read a job as it is now, if wanted with its events, progress and times."""
+        spec, result = job.spec, job.result
+        submitted = spec.submitted
         run = cls(
-            name=order.name,
-            status=status,
-            created_by=order.created_by,
-            model=order.model,
+            name=spec.name,
+            status=RunStatus(job.state),
+            created_by=spec.created_by,
+            model=spec.model,
             save_folder=str(job.folder),
-            train_data_path=given.get("train_data_path", order.train_rows),
-            register_to=order.register_to,
-            submitted_experiment_path=order.experiment,
-            task_type=given.get("task_type"),
-            eval_data_path=given.get("eval_data_path", order.eval_rows),
-            eval_prompts=[*order.eval_prompts] or None,
-            custom_weights_path=given.get("custom_weights_path", order.weights),
-            training_duration=order.config.duration,
-            learning_rate=order.config.learning_rate,
-            context_length=order.config.max_seq_tokens,
-            data_prep_cluster_id=given.get("data_prep_cluster_id"),
-            created_at=order.created_at,
-            submitted_config=given,
+            train_data_path=submitted.get("train_data_path", spec.train_rows),
+            register_to=spec.register_to,
+            submitted_experiment_path=spec.experiment,
+            task_type=submitted.get("task_type"),
+            eval_data_path=submitted.get("eval_data_path", spec.eval_rows),
+            eval_prompts=[*spec.eval_prompts] or None,
+            custom_weights_path=submitted.get("custom_weights_path", spec.weights),
+            training_duration=spec.config.duration,
+            learning_rate=spec.config.learning_rate,
+            context_length=spec.config.max_seq_tokens,
+            data_prep_cluster_id=submitted.get("data_prep_cluster_id"),
+            created_at=spec.created_at,
+            submitted_config=submitted,
             model_version=result.version if result else None,
         )
         if job.tracking is not None:
             run.run_id, run.experiment_id = job.tracking.run_id, job.tracking.experiment_id
         if include_details:
-            run._add_details(events, job.progress)
+            run._add_details(job)
         return run
 
     def refresh(self) -> TrainingRun:
-        """This object, with what is true now. Raises DatabricksGenAIResponseError if the run is gone."""
+        """Update this object in place and return it. Raise DatabricksGenAIResponseError if the run is gone."""
         now = TrainingRun.of(find_job(self))
         for field in fields(self):
             setattr(self, field.name, getattr(now, field.name))
         return self
 
     def cancel(self) -> int:
-        """1 if the run was asked to stop, 0 if it had ended."""
+        """Ask the run to stop; return 1, or 0 if it had ended."""
         return int(queue.cancel(find_job(self, restart_dead=False)))
 
     def get_events(self) -> ObjectList[TrainingEvent]:
-        """What happened up to now, oldest first."""
+        """Return the events up to now, oldest first."""
         return training_events(find_job(self).events)
 
     @property
     def run_progress(self) -> str:
-        """The status, and while it trains how far it is: `RUNNING ■■■□□□□□□□(30%)`."""
+        """The status, with a bar while the run trains: `RUNNING ■■■□□□□□□□(30%)`."""
         if self.status is not RunStatus.RUNNING or self.progress is None:
             return str(self.status)
-        full = int(_SQUARES * self.progress)
-        return f"{self.status} {'■' * full}{'□' * (_SQUARES - full)}({self.progress:.0%})"
+        full = int(_BAR_LENGTH * self.progress)
+        return f"{self.status} {'■' * full}{'□' * (_BAR_LENGTH - full)}({self.progress:.0%})"
 
     @property
     def formatted_events(self) -> str:
@@ -159,8 +187,7 @@ class TrainingRun:
         return self.submitted_experiment_path or ""
 
     def _repr_html_(self) -> str:
-        """The run as a table of two columns, for a notebook."""
-        told = {
+        cells = {
             "Name": self.name,
             "Status": self.run_progress,
             "Details": self.details,
@@ -176,28 +203,24 @@ class TrainingRun:
             "Created": self.created_at,
             "Folder": self.save_folder,
         }
-        rows = "".join(f"<tr><th>{name}</th><td>{table_cell(v)}</td></tr>" for name, v in told.items() if v is not None)
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{table_cell(v)}</td></tr>" for name, v in cells.items() if v is not None
+        )
         return f"<table>{rows}</table>"
 
-    def _add_details(self, events: tuple[Event, ...], progress: JobProgress | None) -> None:
-        self.events = training_events(events)
-        self.details = events[-1].message if events else None
+    def _add_details(self, job: JobFolder) -> None:
+        self.events = training_events(job.events)
+        self.details = self.events[-1].message if self.events else None
         self.started_at = next((e.time for e in self.events if e.type == "STARTED"), None)
-        if self.status.is_terminal():
-            self.completed_at = self.events[-1].time
-        if progress is None:
-            return
-        self.progress = progress.share
-        trains = self.status is RunStatus.RUNNING and all(e.type != "TRAIN_FINISHED" for e in self.events)
-        if trains and progress.seconds_left is not None:
-            end = progress.at + timedelta(seconds=progress.seconds_left)
-            if end > datetime.now(UTC):
-                self.estimated_end_time = end
-                self.formatted_eta = format_duration(end - datetime.now(UTC))
+        self.completed_at = job.ended_at
+        self.progress = job.progress.share if job.progress else None
+        self.estimated_end_time = job.estimated_end
+        if self.estimated_end_time is not None:
+            self.formatted_eta = format_duration(self.estimated_end_time - datetime.now(UTC))
 
 
 def find_job(run: TrainingRun | str, *, restart_dead: bool = True) -> JobFolder:
-    """The job of a run or of its name, brought back if its process died. Raises DatabricksGenAIResponseError."""
+    """Return the job of a run or of its name, restarted if its process died. Raise DatabricksGenAIResponseError."""
     try:
         return queue.find(run_name(run), restart_dead=restart_dead)
     except queue.JobNotFound as error:
@@ -205,7 +228,7 @@ def find_job(run: TrainingRun | str, *, restart_dead: bool = True) -> JobFolder:
 
 
 def run_name(run: object) -> str:
-    """The name of a run, or the name itself. Raises DatabricksGenAIResponseError if it is neither."""
+    """Return the name of a run, or a name as it is. Raise DatabricksGenAIResponseError for anything else."""
     if isinstance(run, TrainingRun):
         return run.name
     if isinstance(run, str):
@@ -214,17 +237,6 @@ def run_name(run: object) -> str:
 
 
 def training_events(events: tuple[Event, ...]) -> ObjectList[TrainingEvent]:
-    """Our events under the names known there."""
-    told = [TrainingEvent(_KNOWN_AS.get(e.kind, e.kind), datetime.fromisoformat(e.at), e.message) for e in events]
-    return ObjectList(told, EVENT_COLUMNS)
-
-
-def format_duration(left: timedelta) -> str:
-    """`1d 2h`, `1h 5m`, `3m 20s` or `12s`."""
-    seconds = max(0, round(left.total_seconds()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60}m"
-    return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
+    """Return the events of a job under Databricks' names."""
+    named = [TrainingEvent(_EVENT_TYPES.get(e.kind, e.kind), datetime.fromisoformat(e.at), e.message) for e in events]
+    return ObjectList(named, EVENT_COLUMNS)

@@ -127,6 +127,6 @@ def _traffic(one: dict[str, Any]) -> str:
 
 
 def _age(one: dict[str, Any]) -> str:
-    from smallfirst.interfaces.databricks.training_run import format_duration as duration
+    from smallfirst.progress import format_duration
 
-    return duration(datetime.now(UTC) - datetime.fromtimestamp(one["creation_timestamp"] / 1000, UTC))
+    return format_duration(datetime.now(UTC) - datetime.fromtimestamp(one["creation_timestamp"] / 1000, UTC))

@@ -15,14 +15,13 @@ import pydantic
 from pydantic import Field
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import DataError, WeightsNotFound, did_you_mean
-from smallfirst.interfaces.databricks.validation import token_limit
+from smallfirst.errors import DataError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
+from smallfirst.jobs.base_models import context_length
 from smallfirst.jobs.rows import JobRows, read_rows
 from smallfirst.jobs.spec import JobSpec, user_name, utc_now
-from smallfirst.models.catalog import find_weights
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.training.config import TrainConfig, parse_duration
 
@@ -145,7 +144,7 @@ def make_job_spec(
     config = TrainConfig(
         duration=f"{n_epochs}ep",
         learning_rate=usual.learning_rate * multiplier,
-        max_seq_tokens=min(MAX_TOKENS, _token_limit(weights) or MAX_TOKENS),
+        max_seq_tokens=_context_length(weights),
         batch_tokens=_batch_tokens(chosen.batch_size, rows.train),
         seed=seed,
     )
@@ -214,10 +213,9 @@ def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
     return max(32, round(batch_size * n_tokens / len(data)))
 
 
-def _token_limit(weights: str) -> int | None:
-    """Tokens the model can take; None if it is not on this machine yet, or does not say."""
+def _context_length(weights: str) -> int:
+    """Return the longest row in tokens: what the model takes, at most MAX_TOKENS."""
     try:
-        folder = find_weights(weights, download=False)
-    except WeightsNotFound:
-        return None
-    return token_limit(folder) if folder.is_dir() else None
+        return min(MAX_TOKENS, context_length(weights) or MAX_TOKENS)
+    except SmallfirstError:  # the weights are not on this machine yet
+        return MAX_TOKENS

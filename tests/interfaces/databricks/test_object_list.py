@@ -1,4 +1,4 @@
-"""A list that shows itself as a table."""
+"""Lists that show themselves as tables."""
 
 from __future__ import annotations
 
@@ -18,17 +18,6 @@ class Thing(NamedTuple):
 COLUMNS = {"Name": "name", "Its size": "size"}
 
 
-def test_it_is_a_list() -> None:
-    things = ObjectList([Thing("a", 1)], COLUMNS)
-    things.append(Thing("b", 2))
-    things.insert(0, Thing("c", 3))
-    things.extend([Thing("d", 4)])
-    assert [thing.name for thing in things] == ["c", "a", "b", "d"]
-    assert len(things) == 4
-    assert things[1] == Thing("a", 1)
-    assert repr(ObjectList([1, 2])) == "[1, 2]"
-
-
 def test_names_of_users_are_escaped_in_the_table() -> None:
     table = ObjectList([Thing("<script>", None)], COLUMNS)._repr_html_()
     assert table == (
@@ -46,16 +35,16 @@ def test_the_shown_columns_make_a_frame() -> None:
 
 def test_pages_end() -> None:
     last = PagedList([Thing("b", 2)], COLUMNS)
-    asked: list[int | None] = []
+    limits: list[int | None] = []
 
-    def more(limit: int | None) -> PagedList[Thing]:
-        asked.append(limit)
+    def load_next(limit: int | None) -> PagedList[Thing]:
+        limits.append(limit)
         return last
 
-    first = PagedList([Thing("a", 1)], COLUMNS, more)
+    first = PagedList([Thing("a", 1)], COLUMNS, load_next)
     assert first.has_next_page
     assert first.next_page(7) is last
-    assert asked == [7]
+    assert limits == [7]
     assert not last.has_next_page
     with pytest.raises(StopIteration):
         last.next_page()

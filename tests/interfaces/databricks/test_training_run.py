@@ -11,8 +11,7 @@ import pytest
 
 from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
-from smallfirst.interfaces.databricks.run_status import RunStatus
-from smallfirst.interfaces.databricks.training_run import TrainingRun, format_duration
+from smallfirst.interfaces.databricks.training_run import RunStatus, TrainingRun
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
 from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
@@ -131,11 +130,3 @@ def test_a_run_that_is_gone_is_told(job: JobFolder) -> None:
     (job.folder / "job.json").unlink()
     with pytest.raises(DatabricksGenAIResponseError, match='no job is called "tiny-1"'):
         run.refresh()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0, "0s"), (59.4, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (86_400 + 7200, "1d 2h"), (-3, "0s")],
-)
-def test_time_in_words(seconds: float, words: str) -> None:
-    assert format_duration(timedelta(seconds=seconds)) == words
