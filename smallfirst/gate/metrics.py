@@ -25,7 +25,7 @@ from smallfirst.gate.check_result import (
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import rows_to_show_share
+from smallfirst.stats.sample_size import rows_for_lower_bound
 
 NAMES = {"macro_f1": "macro-F1"}
 
@@ -64,7 +64,7 @@ def check_accuracy(minimum: float, candidate: Evaluation, level: ConfidenceLevel
         Requirement("accuracy_at_least", minimum, f"accuracy at least {minimum:.3f}"),
         found,
         level.format(found),
-        lambda: rows_to_show_share(found.value, minimum, confidence=level.confidence),
+        lambda: rows_for_lower_bound(found.value, minimum, confidence=level.confidence),
     )
 
 

@@ -29,7 +29,7 @@ from smallfirst.gate.metrics import min_perfect_rows
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import rows_to_show_share
+from smallfirst.stats.sample_size import rows_for_lower_bound
 from smallfirst.tasks.task import PartCounts
 
 MAX_NAMED = 5
@@ -100,7 +100,7 @@ def _recall(part: PartCounts, level: ConfidenceLevel) -> Estimate:
 
 def _rows_for(part: PartCounts, minimum: float, level: ConfidenceLevel) -> int | None:
     share = min(part.n_right, part.n_gold) / max(1, part.n_gold)
-    return rows_to_show_share(share, minimum, confidence=level.confidence)
+    return rows_for_lower_bound(share, minimum, confidence=level.confidence)
 
 
 def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level: ConfidenceLevel) -> Iterator[str]:

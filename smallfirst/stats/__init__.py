@@ -1,1 +1,1 @@
-"""Intervals, bounds, sequential tests and sample sizes; pure functions."""
+"""Intervals, bounds, sequential tests and sample sizes. Pure functions over counts and arrays."""

@@ -1,13 +1,13 @@
-"""Inference that may be looked at after every row: tests and intervals for streams that never end.
+"""Sequential tests and intervals, valid at every row of an endless stream at once.
 
-A test that is right for one look is wrong for a thousand. What is here stays right: each test is a game against its
-hypothesis with fair or losing bets, started with 1. Whoever turns 1 into 1 / alpha has refuted the hypothesis, since a
-fair game does that with probability at most alpha, ever (Ville 1939). `e_value` is what the 1 has become.
+A test that is valid for one look is not valid for a thousand. Each test here is a betting martingale: it starts with a
+wealth of 1 and bets against its hypothesis at fair or losing odds. If the hypothesis is true, the wealth ever reaches
+1 / alpha with probability at most alpha (Ville 1939). `e_value` is the current wealth.
 
-A change may come late, when a game begun at the start has lost nearly everything. So a share of the stake waits for
-every later request: `w_t = 1 / (1 + ln t) - 1 / (1 + ln(t + 1))`, which sums to 1 and costs about
-ln t + 2 ln(1 + ln t) of evidence (in nats) for a change at t; a mixture of fair games is fair. It costs one
-multiplication a bettor and row. Nothing here does any I/O; equal calls give equal results.
+A change may come late, when a martingale begun at the start has lost nearly everything. So a share of the initial
+wealth is kept for every later row: `w_t = 1 / (1 + ln t) - 1 / (1 + ln(t + 1))`, which sums to 1 and costs about
+ln t + 2 ln(1 + ln t) nats of evidence for a change at t. A mixture of martingales is a martingale. An update takes one
+multiplication a bettor. Equal calls give equal results.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from collections.abc import Callable, Sequence
 from smallfirst.stats.intervals import Estimate
 
 _ODDS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-"""The error rates that are bet on: the limit's odds times these, or divided by them."""
+"""Alternatives that are bet on: error rates with these multiples of the limit's odds."""
 _HISTOGRAMS = ((10, 100, 50.0), (10, 1000, 100.0), (100, 100, 100.0))
-"""DriftTest's bettors: bins, rows after which a row counts 1/e, and how many rows' worth of «nothing has changed».
-The second is for slight drifts that last, the third for traffic that gathers on few labels. Chosen on calibration rows
-of Banking77; a choice makes alarms come sooner or later, never more false ones."""
+"""DriftTest's bettors: bins, rows after which a row counts 1/e, and the prior's weight in rows.
+The second is for slight lasting drifts, the third for traffic that concentrates on few labels. Chosen on calibration
+rows of Banking77; the choice affects how soon alarms come, never how many are false."""
 _HUGE = 1e200
-"""More than anybody asks for. What is won beyond it is thrown away: a losing game will do as well."""
+"""Wealth is capped here, far above any level that is asked for; a test that gives wealth away stays valid."""
 
 
 class _Wealth:
-    """What several bettors own together, each with a stake for every time at which the change may come."""
+    """Total wealth of several bettors, each with a stake for every row at which the change may come."""
 
     def __init__(self, n_bettors: int) -> None:
         self._sums = [0.0] * n_bettors
@@ -40,7 +40,7 @@ class _Wealth:
         self.total = self.highest = 1.0
 
     def bet(self, factors: Sequence[float]) -> None:
-        """One round: by what each bettor's money is multiplied. The round's new stake takes part in it."""
+        """Multiply each bettor's wealth, with this row's new stake, by its factor."""
         self.n += 1
         waiting = 1 / (1 + math.log(self.n + 1))
         stake = self._waiting - waiting
@@ -53,12 +53,11 @@ class _Wealth:
 
 
 class GuaranteeTest:
-    """Tests «each audited answer is wrong with probability at most `limit`, whatever came before», forever.
+    """Test the hypothesis "each audited answer is wrong with probability at most `limit`, whatever came before".
 
-    If that is true, `broken` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error
-    rates above the limit; a bet on theta multiplies by the likelihood ratio, theta / limit after an error and
-    (1 - theta) / (1 - limit) after a right answer, which is 1 + lambda (x - limit) with
-    lambda = (theta - limit) / (limit (1 - limit)) (Waudby-Smith and Ramdas 2024). Raises ValueError if limit or
+    If it is true, `broken` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error rates
+    above the limit: a bet on theta multiplies by the likelihood ratio, theta / limit after an error and
+    (1 - theta) / (1 - limit) after a right answer (Waudby-Smith and Ramdas 2024). Raise ValueError if limit or
     confidence is not in (0, 1).
     """
 
@@ -70,7 +69,7 @@ class GuaranteeTest:
         self.errors = 0
 
     def update(self, wrong: bool) -> None:
-        """Take in one audit."""
+        """Add one audit."""
         self.errors += wrong
         self._wealth.bet(self._factors[bool(wrong)])
 
@@ -81,31 +80,31 @@ class GuaranteeTest:
 
     @property
     def e_value(self) -> float:
-        """Evidence against the promise now; 1 at the start, at most 1 on average while it holds."""
+        """Current evidence against the hypothesis; 1 at the start, at most 1 on average while it is true."""
         return self._wealth.total
 
     @property
     def broken(self) -> bool:
-        """True from the first time on that the evidence came to 1 / (1 - confidence)."""
+        """True once the evidence has reached 1 / (1 - confidence)."""
         return self._wealth.highest * (1 - self.confidence) >= 1
 
 
 class RecoveryTest:
-    """Tests «each audited answer is wrong with probability at least `limit`, whatever came before»: the opposite.
+    """Test the hypothesis "each audited answer is wrong with probability at least `limit`, whatever came before".
 
-    If that is true, `recovered` ever becomes true with probability at most 1 - `confidence`. An interval over all
-    audits would shut out a model that was broken for long and then mended; here the bettors' late stakes speak for it.
-    Raises ValueError if limit or confidence is not in (0, 1).
+    If it is true, `recovered` ever becomes true with probability at most 1 - `confidence`. An interval over all audits
+    would never accept a model that was broken for long and then repaired; the stakes kept for late rows do. Raise
+    ValueError if limit or confidence is not in (0, 1).
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
         _check_share(limit=limit, confidence=confidence)
         self.limit, self.confidence = limit, confidence
-        # «Wrong at least so often» is «right at most so often»: the same test, of right answers.
+        # "Wrong at least so often" is "right at most so often": a test of right answers.
         self._of_right = GuaranteeTest(1 - limit, confidence)
 
     def update(self, wrong: bool) -> None:
-        """Take in one audit."""
+        """Add one audit."""
         self._of_right.update(not wrong)
 
     @property
@@ -120,38 +119,37 @@ class RecoveryTest:
 
     @property
     def e_value(self) -> float:
-        """Evidence that answers are wrong less often than `limit`; 1 at the start, at most 1 on average if not."""
+        """Current evidence that answers are wrong less often than `limit`; at most 1 on average if they are not."""
         return self._of_right.e_value
 
     @property
     def recovered(self) -> bool:
-        """True from the first time on that the evidence came to 1 / (1 - confidence)."""
+        """True once the evidence has reached 1 / (1 - confidence)."""
         return self._of_right.broken
 
 
 class DriftTest:
-    """Tests «the scores of the stream come from where the reference comes from, in no order», forever.
+    """Test the hypothesis "the scores of the stream and of the reference are exchangeable".
 
-    If reference and stream are exchangeable, `drifted` ever becomes true with probability at most 1 - `confidence`.
-    Each score's rank among all earlier ones, ties broken at random, is then uniform on [0, 1] and independent of all
-    earlier ranks (conformal test martingale: Vovk, Nouretdinov and Gammerman 2003; Vovk 2021). The bettors believe
-    that ranks go on to fall where they lately fell. Categories may be given as numbers, in any order that does not
-    depend on the stream: if traffic gathers on few of them, so do the ranks.
+    If it is true, `drifted` ever becomes true with probability at most 1 - `confidence`. Each score's rank among all
+    earlier ones, ties broken at random, is then uniform on [0, 1] and independent of earlier ranks (conformal test
+    martingale: Vovk, Nouretdinov and Gammerman 2003; Vovk 2021). The bettors bet that ranks keep falling where recent
+    ones fell. Categories may be passed as numbers, in any order that does not depend on the stream: if traffic
+    concentrates on few of them, so do the ranks.
 
-    Memory is bounded: beyond `most_scores` a random half is forgotten. Ranks say nothing about which scores have
-    been seen, only about their order, so a random half is as fresh a reference as a new one, and the bound stands.
-    A score costs some microseconds. Raises ValueError if the reference is empty, a score is not a number, or
-    confidence is not in (0, 1).
+    Memory is bounded: beyond `max_scores` a random half is dropped. Ranks depend on the order of scores only, so a
+    random half is as good a reference as a new one, and the bound still holds. A score takes some microseconds. Raise
+    ValueError if the reference is empty, a score is not a number, or confidence is not in (0, 1).
     """
 
     def __init__(
-        self, reference: Sequence[float], confidence: float = 0.95, *, seed: int = 0, most_scores: int = 10_000
+        self, reference: Sequence[float], confidence: float = 0.95, *, seed: int = 0, max_scores: int = 10_000
     ) -> None:
         _check_share(confidence=confidence)
         if not reference or any(math.isnan(score) for score in reference):
             raise ValueError("a drift test needs a reference of at least one score, and numbers only")
         self.confidence = confidence
-        self._most_scores = most_scores
+        self._max_scores = max_scores
         self._random = random.Random(seed)
         self._scores = array("d", sorted(reference))
         self._forget()
@@ -159,7 +157,7 @@ class DriftTest:
         self._wealth = _Wealth(len(self._bettors))
 
     def update(self, score: float) -> None:
-        """Take in one score of the stream."""
+        """Add one score of the stream."""
         if math.isnan(score):
             raise ValueError("a score must be a number, not NaN")
         rank = self._rank(score)
@@ -172,16 +170,16 @@ class DriftTest:
 
     @property
     def e_value(self) -> float:
-        """Evidence against «nothing has changed» now; 1 at the start, 1 on average while it is true."""
+        """Current evidence against the hypothesis; 1 at the start, 1 on average while it is true."""
         return self._wealth.total
 
     @property
     def drifted(self) -> bool:
-        """True from the first time on that the evidence came to 1 / (1 - confidence)."""
+        """True once the evidence has reached 1 / (1 - confidence)."""
         return self._wealth.highest * (1 - self.confidence) >= 1
 
     def _rank(self, score: float) -> float:
-        """The conformal p-value of the score, which then joins the others."""
+        """Return the conformal p-value of the score, and add the score."""
         first = bisect_left(self._scores, score)
         after = bisect_right(self._scores, score, first)
         n = len(self._scores)
@@ -190,21 +188,21 @@ class DriftTest:
         return (n - after + self._random.random() * (after - first + 1)) / (n + 1)
 
     def _forget(self) -> None:
-        while len(self._scores) > self._most_scores:
+        while len(self._scores) > self._max_scores:
             kept = sorted(self._random.sample(range(len(self._scores)), len(self._scores) // 2))
             self._scores = array("d", (self._scores[index] for index in kept))
 
 
 class _Histogram:
-    """A bettor: bets the density of a histogram of earlier ranks, in which old ones fade and a prior says uniform."""
+    """A bettor: bets the density of a histogram of earlier ranks with exponential decay and a uniform prior."""
 
     def __init__(self, bins: int, memory: int, prior: float) -> None:
         self._bins, self._counts, self._total = bins, [0.0] * bins, 0.0
         self._prior, self._growth = prior, math.exp(1 / memory)
-        self._unit = 1.0  # a rank counts this much: new ones count more, instead of all old ones less
+        self._unit = 1.0  # weight of a new rank: it grows, instead of all old weights shrinking
 
     def bet(self, rank: float) -> float:
-        """The density at `rank`, before `rank` itself is counted: 1 on average for a uniform one."""
+        """Return the density at `rank` before counting it: 1 on average for uniform ranks."""
         place = min(self._bins - 1, int(rank * self._bins))
         prior = self._prior * self._unit
         density = (self._bins * self._counts[place] + prior) / (self._total + prior)
@@ -218,13 +216,13 @@ class _Histogram:
 
 
 def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of errors with an interval that holds at every n at once, so that one may stop at the best looking one.
+    """Return the share of errors with a confidence sequence: an interval that is valid at every n at once.
 
-    All rates p whose likelihood is above (1 - confidence) times the average likelihood under a Beta(1/2, 1/2) of
-    rates: the chance that the true rate is ever left out is at most 1 - confidence (Robbins 1970; Howard, Ramdas,
-    McAuliffe and Sekhon 2021). The rows share one rate; for a rate that changes the interval says nothing exact.
-    About twice as wide as an exact interval for one look. n = 0 gives [0, 1] around 0. Raises ValueError for counts
-    that cannot be, or a confidence not in (0, 1).
+    It contains all rates whose likelihood is above (1 - confidence) times the average likelihood under a
+    Beta(1/2, 1/2) prior: the chance that it ever excludes the true rate is at most 1 - confidence (Robbins 1970;
+    Howard, Ramdas, McAuliffe and Sekhon 2021). The rate must be constant. The interval is about twice as wide as an
+    exact one for a single look. n = 0 gives [0, 1] around 0. Raise ValueError for impossible counts, or a confidence
+    not in (0, 1).
     """
     _check_share(confidence=confidence)
     if not 0 <= errors <= n:
@@ -244,14 +242,13 @@ def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Est
 
 
 def _log_likelihood(errors: int, n: int, rate: float) -> float:
-    """Of a rate in [0, 1]; 0 ln 0 = 0."""
     if rate in (0.0, 1.0):
         return 0.0 if errors == n * rate else -math.inf
     return errors * math.log(rate) + (n - errors) * math.log1p(-rate)
 
 
 def _edge(inner: float, outer: float, inside: Callable[[float], bool]) -> float:
-    """Where `inside` ends between a rate inside and one outside, by bisection; to be safe, a rate just outside."""
+    """Bisect for where `inside` ends between a rate inside and one outside; return a rate just outside."""
     for _ in range(60):
         middle = (inner + outer) / 2
         inner, outer = (middle, outer) if inside(middle) else (inner, middle)
@@ -259,13 +256,12 @@ def _edge(inner: float, outer: float, inside: Callable[[float], bool]) -> float:
 
 
 def _factors(limit: float, odds: Sequence[float]) -> tuple[list[float], list[float]]:
-    """What bets on error rates of `odds` times the limit's odds multiply by: after a right answer, after an error."""
+    """Return the factors of bets on error rates of `odds` times the limit's odds: after a right answer, an error."""
     rates = [times * limit / (1 - limit + times * limit) for times in odds]
     return [(1 - rate) / (1 - limit) for rate in rates], [rate / limit for rate in rates]
 
 
 def _check_share(**values: float) -> None:
-    """Raises ValueError naming every value outside (0, 1)."""
     wrong = [f"{name} = {value}" for name, value in values.items() if not 0 < value < 1]
     if wrong:
         raise ValueError(f"must be above 0 and below 1: {', '.join(wrong)}")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from sklearn.metrics import cohen_kappa_score, f1_score
+from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -25,13 +25,9 @@ from smallfirst.stats.intervals import (
     clopper_pearson,
     cohen_kappa,
     holm,
-    macro_f1,
     mcnemar,
-    paired_bootstrap,
     paired_difference,
     paired_mean_difference,
-    permutation_p,
-    rows_needed,
     upper_bound,
     wilson,
 )
@@ -98,44 +94,12 @@ def test_nothing_measured_shows_nothing() -> None:
     assert paired_mean_difference([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
     assert bootstrap(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
     assert bootstrap_share(lambda rows: 0.5, 0) == Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    assert paired_bootstrap(lambda rows: 0.5, lambda rows: 0.5, n=0) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
     assert cohen_kappa([], []) == Estimate(value=0.0, low=-1.0, high=1.0, n=0)
-    assert permutation_p([], []) == 1.0
     assert holm([]) == ()
 
 
 def test_an_estimate_prints_with_its_interval() -> None:
     assert str(wilson(547, 600)) == "0.912 [0.886, 0.932]"
-
-
-def test_fifty_nine_rows_without_an_error_show_at_most_five_percent() -> None:
-    # 0.95**59 = 0.0485 and 0.95**58 = 0.0510
-    assert rows_needed(0.0, 0.05) == 59
-    assert upper_bound(0, 59) <= 0.05 < upper_bound(0, 58)
-    assert rows_needed(0.0, 0.01) == 299  # 0.99**299 = 0.0495
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 30), st.integers(10, 200))
-def test_the_rows_needed_are_enough_and_no_fewer_are(rate_permille: int, bar_permille: int) -> None:
-    needed = rows_needed(rate_permille / 1000, bar_permille / 1000, most=1500)
-
-    def enough(n: int) -> bool:
-        errors = -(-rate_permille * n // 1000)  # whole numbers: nothing to round
-        return upper_bound(errors, n) <= bar_permille / 1000
-
-    assert needed == next((n for n in range(1, 1501) if enough(n)), None)
-
-
-def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
-    # 0.035 * 200 is 7.000000000000001 to a computer; 7 errors in 200 show 6.5 %, 8 would not.
-    assert rows_needed(0.035, 0.065) == 200
-    assert upper_bound(7, 200) <= 0.065 < upper_bound(8, 200)
-
-
-def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
-    assert rows_needed(0.05, 0.05) is None
-    assert rows_needed(0.049, 0.05, most=1000) is None
 
 
 @CALM
@@ -209,7 +173,7 @@ def test_rows_that_all_differ_alike_keep_the_value_inside_the_interval() -> None
     assert found.low < found.value == found.high == 0.5
 
 
-@pytest.mark.parametrize("compare", [paired_difference, paired_mean_difference, permutation_p])
+@pytest.mark.parametrize("compare", [paired_difference, paired_mean_difference])
 def test_paired_rows_must_be_pairs(compare: Callable[[list[bool], list[bool]], object]) -> None:
     with pytest.raises(ValueError, match="paired rows differ in number: 2 and 1"):
         compare([True, False], [True])
@@ -248,37 +212,6 @@ def test_a_share_without_an_error_is_as_open_as_wilson_says() -> None:
     assert found == wilson(30, 30)
 
 
-def test_a_paired_bootstrap_sees_the_same_rows_on_both_sides() -> None:
-    scores = np.random.default_rng(4).random(50)
-    # Always a tenth apart: resampling the two apart would give a width of about 0.2.
-    found = paired_bootstrap(
-        lambda rows: float(scores[rows].mean()), lambda rows: float(scores[rows].mean()) - 0.1, n=50
-    )
-    assert found.value == pytest.approx(0.1)
-    assert (found.low, found.high) == pytest.approx((0.1 - 1.959964 / 52, 0.1 + 1.959964 / 52), abs=1e-6)
-
-
-def test_a_paired_bootstrap_of_means_agrees_with_scipy() -> None:
-    draw = np.random.default_rng(5)
-    first, second = draw.random(300), draw.random(300)
-    found = paired_bootstrap(
-        lambda rows: float(first[rows].mean()), lambda rows: float(second[rows].mean()), n=300, resamples=4000
-    )
-    reference = scipy_stats.bootstrap((first - second,), np.mean, method="percentile", n_resamples=4000, rng=6)
-    assert found.value == pytest.approx(float((first - second).mean()))
-    assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval), abs=0.01)
-
-
-def test_a_paired_bootstrap_finds_a_difference_in_macro_f1() -> None:
-    gold = np.arange(200) % 4
-    worse = np.where(np.arange(200) % 5 == 0, (gold + 1) % 4, gold)
-    found = paired_bootstrap(
-        lambda rows: macro_f1(gold[rows], gold[rows], 4), lambda rows: macro_f1(gold[rows], worse[rows], 4), n=200
-    )
-    assert found.value == pytest.approx(1 - f1_score(gold, worse, average="macro"))
-    assert 0.1 < found.low < found.value < found.high < 0.3
-
-
 @CALM
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1, max_size=60))
 def test_kappa_agrees_with_scikit_learn(pairs: list[tuple[str, str]]) -> None:
@@ -304,28 +237,6 @@ def test_kappa_by_hand() -> None:
         cohen_kappa(["yes"], ["yes", "no"])
 
 
-@CALM
-@given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 20))
-def test_a_permutation_test_of_right_and_wrong_is_mcnemars(only_first: int, only_second: int, alike: int) -> None:
-    first = [1.0] * only_first + [0.0] * only_second + [1.0] * alike
-    second = [0.0] * only_first + [1.0] * only_second + [1.0] * alike
-    assert permutation_p(first, second) == pytest.approx(mcnemar(only_first, only_second))
-
-
-@pytest.mark.parametrize("n", [10, 60])
-def test_a_permutation_test_agrees_with_scipy(n: int) -> None:
-    draw = np.random.default_rng(n)
-    first, second = draw.random(n) + 0.08, draw.random(n)
-    reference = scipy_stats.permutation_test(
-        (first, second), lambda a, b: np.mean(a - b), permutation_type="samples", n_resamples=20_000, rng=7
-    )
-    assert permutation_p(first.tolist(), second.tolist()) == pytest.approx(reference.pvalue, abs=0.02)
-
-
-def test_no_number_of_draws_makes_a_difference_impossible() -> None:
-    assert permutation_p([1.0] * 40, [0.0] * 40, draws=999) == 1 / 1000
-
-
 @settings(max_examples=6, deadline=None)  # the reference takes its time
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=12))
 def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
@@ -335,20 +246,6 @@ def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
 def test_holm_by_hand() -> None:
     # Smallest times 3, next times 2, and no later one below an earlier one.
     assert holm([0.03, 0.01, 0.035]) == pytest.approx((0.06, 0.03, 0.06))
-
-
-@CALM
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-1, 4)), min_size=1, max_size=60))
-def test_macro_f1_agrees_with_scikit_learn_and_no_answer_is_a_wrong_one(pairs: list[tuple[int, int]]) -> None:
-    gold, answer = np.array([g for g, _ in pairs]), np.array([a for _, a in pairs])
-    there = sorted({*gold.tolist(), *answer[answer >= 0].tolist()})
-    reference = f1_score(gold, answer, labels=there, average="macro", zero_division=0)
-    assert macro_f1(gold, answer, 5) == pytest.approx(reference)
-
-
-def test_macro_f1_of_no_rows_is_zero() -> None:
-    nothing = np.array([], dtype=int)
-    assert macro_f1(nothing, nothing, 3) == 0.0
 
 
 def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says() -> None:

@@ -178,12 +178,12 @@ def scores(draw: random.Random, n: int) -> list[float]:
     return [draw.random() for _ in range(n)]
 
 
-@pytest.mark.parametrize("most_scores", [10_000, 60])
-def test_a_stream_like_the_reference_seldom_raises_an_alarm(most_scores: int) -> None:
+@pytest.mark.parametrize("max_scores", [10_000, 60])
+def test_a_stream_like_the_reference_seldom_raises_an_alarm(max_scores: int) -> None:
     """Also where a random half is forgotten again and again."""
     draw, false_alarms = random.Random(3), 0
     for seed in range(200):
-        test = DriftTest(scores(draw, 50), 0.8, seed=seed, most_scores=most_scores)
+        test = DriftTest(scores(draw, 50), 0.8, seed=seed, max_scores=max_scores)
         for _ in range(400):
             test.update(draw.random())
         false_alarms += test.drifted
@@ -202,7 +202,7 @@ def test_few_categories_with_their_ties_raise_no_alarm_either() -> None:
 
 def test_ranks_are_uniform_and_independent_also_after_a_half_was_forgotten() -> None:
     draw = random.Random(5)
-    test = DriftTest(scores(draw, 20), seed=1, most_scores=40)
+    test = DriftTest(scores(draw, 20), seed=1, max_scores=40)
     ranks = [test._rank(draw.random()) for _ in range(4000)]
     assert len(test._scores) <= 40
     assert stats.kstest(ranks, "uniform").pvalue > 0.001
@@ -261,7 +261,7 @@ def test_equal_calls_give_equal_evidence() -> None:
     values = []
     for _ in range(2):
         draw = random.Random(7)
-        test = DriftTest(scores(draw, 30), seed=3, most_scores=50)
+        test = DriftTest(scores(draw, 30), seed=3, max_scores=50)
         for _ in range(100):
             test.update(draw.random())
         values.append(test.e_value)

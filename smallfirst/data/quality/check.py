@@ -210,11 +210,13 @@ def _unseen_labels(splits: dict[str, Dataset]) -> Iterator[Finding]:
 def _certificate(validation: Dataset | None) -> Iterator[Finding]:
     n = len(validation) if validation else 0
     if n < MIN_CERTIFICATE_ROWS:
-        from smallfirst.stats.intervals import rows_needed  # scipy: half a second that a failing load never pays
+        from smallfirst.stats.sample_size import (
+            rows_for_upper_bound,  # scipy: half a second that a failing load never pays
+        )
 
         yield make_finding(
             "note",
             f"validation rows: {n}, too few to promise at most {MAX_ERROR_RATE:.0%} errors",
-            f"that takes at least {rows_needed(0.0, MAX_ERROR_RATE)} labels with no error among them",
+            f"that takes at least {rows_for_upper_bound(0.0, MAX_ERROR_RATE)} labels with no error among them",
             n=n,
         )

@@ -23,7 +23,8 @@ from smallfirst.routing.certificate.threshold_search import (
     fixed_sequence_test,
     min_rows_without_error,
 )
-from smallfirst.stats.intervals import binomial_tail, rows_needed, upper_bound
+from smallfirst.stats.intervals import binomial_tail, upper_bound
+from smallfirst.stats.sample_size import rows_for_upper_bound
 
 
 class ClassCertificate(Record):
@@ -103,7 +104,7 @@ def _certificate(
     n_kept, errors = counts
     certified, missing = threshold <= 1, None
     if not certified:
-        enough = rows_needed(errors / max(1, n_kept), at_most, confidence=1 - level, most=20_000)
+        enough = rows_for_upper_bound(errors / max(1, n_kept), at_most, confidence=1 - level, max_rows=20_000)
         missing = None if enough is None else max(1, enough - n_kept)
     return ClassCertificate(
         label=label,

@@ -28,9 +28,10 @@ from smallfirst.stats.bounds import (
     betting_upper_bound,
     corrections,
     prediction_powered_shows,
-    rows_to_refute,
+    rows_to_reject,
 )
-from smallfirst.stats.intervals import rows_needed, upper_bound
+from smallfirst.stats.intervals import upper_bound
+from smallfirst.stats.sample_size import rows_for_upper_bound
 
 GROWS_WITH_COVERAGE = frozenset({"wrong", "regret"})
 """Risks that grow with what is kept, so they are tested strict to loose; the others loose to strict."""
@@ -98,7 +99,7 @@ class ShareEvidence:
 
     def rows_needed(self, level: float, most: int) -> int | None:
         """At the share seen."""
-        return rows_needed(self.value, self.limit, confidence=1 - level, most=most) if most > 0 else None
+        return rows_for_upper_bound(self.value, self.limit, confidence=1 - level, max_rows=most) if most > 0 else None
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ class MeanEvidence:
     def rows_needed(self, level: float, most: int) -> int | None:
         """If more rows were spread like these."""
         span = self.high - self.low
-        return rows_to_refute((self.values - self.low) / span, (self.limit - self.low) / span, level=level, most=most)
+        return rows_to_reject(
+            (self.values - self.low) / span, (self.limit - self.low) / span, level=level, max_rows=most
+        )
 
 
 @dataclass(frozen=True)

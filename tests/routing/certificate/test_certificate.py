@@ -22,7 +22,8 @@ from smallfirst.routing.certificate.certificate import (
     search_threshold,
     with_routing_cost,
 )
-from smallfirst.stats.intervals import Estimate, paired_difference, rows_needed, upper_bound, wilson
+from smallfirst.stats.intervals import Estimate, paired_difference, upper_bound, wilson
+from smallfirst.stats.sample_size import rows_for_upper_bound
 
 FIVE_PERCENT = Guarantee()
 
@@ -512,7 +513,7 @@ def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None
     right = [i not in (17, 50, 83) for i in range(100)]
     found = certify(measured("small", right, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
     assert found.labels_missing is not None
-    assert 0 < found.labels_missing <= (rows_needed(0.03, 0.05) or 0) - 100
+    assert 0 < found.labels_missing <= (rows_for_upper_bound(0.03, 0.05) or 0) - 100
     assert found.why.endswith(f"about {found.labels_missing} more rows like these would show it")
 
 

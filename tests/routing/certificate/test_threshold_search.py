@@ -21,7 +21,7 @@ from smallfirst.routing.certificate.threshold_search import (
     search_threshold,
     threshold_paths,
 )
-from smallfirst.stats.intervals import rows_needed
+from smallfirst.stats.sample_size import rows_for_upper_bound
 
 
 def cascade(confidence: Any, right: Any, **more: Any) -> CascadeData:
@@ -54,7 +54,7 @@ def drawn(seed: int, n: int, *, stages: int = 1) -> CascadeData:
 def test_the_fewest_rows_without_an_error_agree_with_the_scan() -> None:
     for alpha in (0.01, 0.05, 0.2):
         for level in (0.05, 0.025, 0.05 / 77):
-            assert min_rows_without_error(alpha, level) == rows_needed(0.0, alpha, confidence=1 - level)
+            assert min_rows_without_error(alpha, level) == rows_for_upper_bound(0.0, alpha, confidence=1 - level)
 
 
 def test_one_stage_and_one_limit_equal_the_old_search() -> None:
@@ -159,7 +159,7 @@ def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
     right[[20, 50, 80]] = False
     rows = cascade(1 - np.arange(100) / 200, right)
     needed = estimate_rows_needed(rows, Guarantee(), 0.05)
-    at = {n: rows_needed(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))}
+    at = {n: rows_for_upper_bound(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))}
     assert needed is not None
     assert needed <= min(math.ceil((at[n] or 10**9) / (n / 100)) for n in at if (at[n] or 0) > n)
     assert needed > 100
