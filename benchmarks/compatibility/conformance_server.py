@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from smallfirst.models import catalog as base
-from smallfirst.models.generation.models import ChatModel
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Embeds, Request
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
@@ -30,7 +31,7 @@ class Short:
 
     capabilities: frozenset[Capability] = frozenset({Capability.EMBEDDINGS, Capability.READINESS})
 
-    def __init__(self, model: ChatModel) -> None:
+    def __init__(self, model: GenerativeModel) -> None:
         self._model = model
         self.name = model.name
 
@@ -63,7 +64,7 @@ def _cut(request: Request) -> Request:
 def main() -> None:
     """Serve until told to stop."""
     port, key, path = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    whole = ChatModel.load(base.find_weights(BASE), name="smollm2")
+    whole = GenerativeModel.for_chat(Generator.load(base.find_weights(BASE), chat=True), name="smollm2")
     settings = ServeSettings(port=port, api_keys_sha256=(hash_key(key),))
     serve({**dict.fromkeys(NAMES, Short(whole)), "small": whole}, ledger=Ledger(path), settings=settings)
 

@@ -13,11 +13,12 @@ _PIECE, _PIECES = "flood " * 5_000, 3_000
 
 def tiny(folder: Path) -> Model:
     """A seeded Llama of two layers that writes some tokens of nonsense."""
-    from smallfirst.models.generation.models import ChatModel
+    from smallfirst.models.generation.generator import Generator
+    from smallfirst.models.generation.model import GenerativeModel
 
     if not (folder / "config.json").is_file():
         make_tiny(folder)
-    return ChatModel.load(folder, name="tiny")
+    return GenerativeModel.for_chat(Generator.load(folder, chat=True), name="tiny")
 
 
 class Flood:

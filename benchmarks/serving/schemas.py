@@ -24,8 +24,9 @@ import jsonschema
 from benchmarks.paths import RESULTS
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.extract import Extract
@@ -103,10 +104,12 @@ def main() -> None:
         task = Extract(name="bench", json_schema=schema)
         grammar = Grammar.compile(task.answer_schema(), tokenizer)
         asks = [
-            GenerationRequest(encode_prompt(tokenizer, task.prompt(text), 512), ROOM, 1.2 * (i % 2), seed=i)
+            GenerationRequest(
+                encode_prompt(tokenizer, task.prompt(text), 512), ROOM, 1.2 * (i % 2), seed=i, grammar=grammar
+            )
             for i, text in enumerate(texts)
         ]
-        written = writer.write(asks, grammar)
+        written = writer.generate(asks)
         good = sum(_valid(task, schema, w.text) for w in written)
         cut = sum(w.finish_reason == "length" for w in written)
         valid, closed, n = valid + good, closed + cut, n + len(written)

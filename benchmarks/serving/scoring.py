@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.label_trie import TrieScorer
 from smallfirst.models.local.tokenizer import encode_prompt
@@ -68,7 +69,7 @@ def main() -> None:
     scored = rate(lambda: scorer.score(texts), n)
     asks = [GenerationRequest(ids, LABEL_TOKENS) for ids in encoded[: n // 4]]
     writer.end = -1  # as many tokens for every row, as generate writes
-    written = rate(lambda: writer.write(asks), len(asks))
+    written = rate(lambda: writer.generate(asks), len(asks))
     generated = rate(lambda: generate(scorer, encoded[: n // 4]), len(asks))
     tree = TrieScorer.fine_tuned(scorer.model, scorer.tokenizer, manifest.task)
     spelled = rate(lambda: tree.score(texts[: n // 8]), n // 8)

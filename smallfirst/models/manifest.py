@@ -15,6 +15,8 @@ from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that marks a folder of LoRA adapters saved by peft."""
 
 
 class Manifest(Record):

@@ -96,9 +96,12 @@ def prompted_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
         scorer = TrieScorer.of_folder(folder, task)
         manifest = Manifest(kind="codes", task=task, base=name)
         return LabelModel(scorer, manifest, name=name, price=price)
-    from smallfirst.models.generation.models import ChatModel
+    from smallfirst.models.generation.generator import Generator
+    from smallfirst.models.generation.model import GenerativeModel
 
-    inner = ChatModel.load(folder, name=name, price=price, schema=task.answer_schema())
+    inner = GenerativeModel.for_chat(
+        Generator.load(folder, chat=True), name=name, price=price, schema=task.answer_schema()
+    )
     return PromptedModel(inner, task, shots=fixed_shots(train, task, 1), max_tokens=task.max_answer_tokens)
 
 

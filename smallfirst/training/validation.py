@@ -14,8 +14,9 @@ import numpy as np
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt
@@ -52,8 +53,8 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
     schema = task.answer_schema()
     grammar = Grammar.compile(schema, tokenizer) if schema is not None else None
     prompts = [encode_prompt(tokenizer, task.prompt(e.text), manifest.max_tokens) for e in examples]
-    asks = [GenerationRequest(ids, task.max_answer_tokens) for ids in prompts]
-    written = Generator(model, tokenizer).write(asks, grammar)
+    requests = [GenerationRequest(ids, task.max_answer_tokens, grammar=grammar) for ids in prompts]
+    written = Generator(model, tokenizer).generate(requests)
     scores = [task.score(e.golds, task.parse(w.text)) for e, w in zip(examples, written, strict=True)]
     calibration = fit_calibration(
         [w.log_probabilities for w in written], [score >= task.pass_score for score in scores]

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from smallfirst.data.dataset import Message
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
@@ -66,8 +67,8 @@ def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_
     """The likeliest answer to each prompt, asked as the model will be: through its chat template if it has one."""
     if not prompts:
         return []
-    asks = [GenerationRequest(_prompt_ids(tokenizer, prompt, max_tokens), MAX_SAMPLE_TOKENS) for prompt in prompts]
-    written = Generator(model, tokenizer, end=end_of_turn_token(tokenizer)).write(asks)
+    requests = [GenerationRequest(_prompt_ids(tokenizer, prompt, max_tokens), MAX_SAMPLE_TOKENS) for prompt in prompts]
+    written = Generator(model, tokenizer, end=end_of_turn_token(tokenizer)).generate(requests)
     return [Sample(prompt, answer.text.strip()) for prompt, answer in zip(prompts, written, strict=True)]
 
 

@@ -61,7 +61,7 @@ def test_free_text_takes_the_form_that_is_asked_for(lively: tuple[Any, Any]) -> 
     writer = Generator(*lively)
     assert form(writer.tokenizer, None, None) is None
     for wanted, schema in ((asked(OTHER), OTHER), (ResponseFormat(kind="json_object"), {"type": "object"})):
-        text = writer.write([GenerationRequest([5, 6, 7], 40)], form(writer.tokenizer, None, wanted))[0].text
+        text = writer.generate([GenerationRequest([5, 6, 7], 40, grammar=form(writer.tokenizer, None, wanted))])[0].text
         jsonschema.validate(json.loads(text), schema)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from smallfirst.models.engines.hardware import Hardware
-from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import PriceBook
 
@@ -108,7 +108,7 @@ def weights_bytes(folder: Path) -> int:
     """Return the size of the weights in a folder; for an adapter, its base included."""
     own = _total_bytes(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return own
     return own + (_total_bytes(Path(base).glob("*.safetensors")) if Path(base).is_dir() else 0)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
+from typing import Any
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource, weights_bytes
 from smallfirst.models.label_model import LabelModel
-from smallfirst.models.manifest import Manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest
 from smallfirst.models.protocol import Model
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""The file by which peft's folders of LoRA adapters are known."""
 _INSTALL = 'pip install "smallfirst[train]"'
 
 
@@ -56,13 +56,11 @@ class PyTorchEngine:
         """Return the model of a folder that training wrote, or a chat model from bare weights."""
         manifest, name, price = source.manifest, source.name, source.prices.machine
         if manifest is None:
-            from smallfirst.models.generation.models import ChatModel
-
-            return ChatModel.load(source.path, name=name or source.path.name, price=price, schema=source.schema)
+            return _load_chat(source.path, name=name or source.path.name, price=price, schema=source.schema)
         if (source.path / ADAPTER_CONFIG).is_file():
-            from smallfirst.models.generation.lora_models import load_adapter
+            from smallfirst.models.generation.lora_models import load_adapters
 
-            return load_adapter(source.path, name=name, price=price)
+            return load_adapters({name: source.path}, price=price)[name]
         return _load_merged(source, manifest)
 
 
@@ -73,16 +71,20 @@ def _load_merged(source: ModelSource, manifest: Manifest) -> Model:
 
         return LabelModel(LabelScorer.load(source.path, manifest), manifest, name=name, price=price)
     if manifest.kind == "writes":
-        from smallfirst.models.generation.models import GenerativeTaskModel
+        from smallfirst.models.generation.generator import Generator
+        from smallfirst.models.generation.model import GenerativeModel
 
-        return GenerativeTaskModel.load(source.path, manifest, name=name, price=price)
+        return GenerativeModel.for_task(Generator.load(source.path), manifest, name=name, price=price)
     if manifest.kind == "chats":
-        from smallfirst.models.generation.models import ChatModel
-
-        chat = ChatModel.load(source.path, name=name, price=price)
-        chat.max_prompt_tokens = manifest.max_tokens
-        return chat
+        return _load_chat(source.path, name=name, price=price, max_tokens=manifest.max_tokens)
     raise ConfigError(f'{source.path}: PyTorch cannot load a model of kind "{manifest.kind}"')
+
+
+def _load_chat(folder: Path, **settings: Any) -> Model:
+    from smallfirst.models.generation.generator import Generator
+    from smallfirst.models.generation.model import GenerativeModel
+
+    return GenerativeModel.for_chat(Generator.load(folder, chat=True), **settings)
 
 
 PYTORCH = PyTorchEngine()

@@ -20,7 +20,8 @@ import httpx
 import torch
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import encode_prompt, plain_text_options
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
@@ -97,7 +98,7 @@ def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Seq
         rows = [Row((*ids, manifest.codes[0]), len(ids)) for ids in prompts]  # the last token is not read
     else:
         most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
-        answers = Generator(model, tokenizer).write([GenerationRequest(ids, most) for ids in prompts])
+        answers = Generator(model, tokenizer).generate([GenerationRequest(ids, most) for ids in prompts])
         ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
         written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
         rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]

@@ -1,4 +1,4 @@
-"""The answers of one adapter in a LiveWriter: those under way, and the newcomers that still read their prompts."""
+"""The running answers of one adapter, and the new requests that still read their prompts before they join them."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ GenerationEvent = TextDelta | GenerationResult | ModelError
 
 
 class ScheduledRequest:
-    """One request: what is asked, its line once it has begun, and where its events go."""
+    """One request, its sequence once it has started, and the queue of its events."""
 
-    def __init__(self, ask: GenerationRequest, *, speaks: bool) -> None:
-        """Made in the event loop that awaits the events. `speaks`: pieces are wanted."""
-        self.ask, self.speaks = ask, speaks
+    def __init__(self, request: GenerationRequest, *, streams: bool) -> None:
+        """Create it in the event loop that awaits the events; `streams` if deltas are wanted."""
+        self.request, self.streams = request, streams
         self.events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
-        self.gone = False
+        self.cancelled = False
         """True once nobody waits for the answer."""
-        self.line: GeneratedSequence | None = None
+        self.sequence: GeneratedSequence | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
-    def most_tokens(self) -> int:
-        """Keys and values that the whole answer may need."""
-        return len(self.ask.ids) + self.ask.max_tokens
+    def max_tokens(self) -> int:
+        """Most keys and values that the whole answer may need."""
+        return len(self.request.ids) + self.request.max_tokens
 
-    def begin(self, tokenizer: Any) -> GeneratedSequence:
-        """The line of its answer."""
-        self.line = GeneratedSequence(self.ask, tokenizer, speaks=self.speaks)
-        return self.line
+    def start(self, tokenizer: Any) -> GeneratedSequence:
+        """Start and return the sequence of its answer."""
+        self.sequence = GeneratedSequence(self.request, tokenizer, streams=self.streams)
+        return self.sequence
 
-    def tell(self, events: Sequence[GenerationEvent]) -> None:
-        """Nothing back; the events are on their way to whoever waits. Called from any thread."""
+    def send(self, events: Sequence[GenerationEvent]) -> None:
+        """Send events to whoever waits. May be called from any thread."""
 
         def put() -> None:
             for event in events:
@@ -45,113 +45,111 @@ class ScheduledRequest:
         try:
             self._loop.call_soon_threadsafe(put)
         except RuntimeError:  # the loop is closed, so nobody waits
-            self.gone = True
+            self.cancelled = True
 
 
 class AdapterBatch:
-    """The batch of one adapter, and a second one of newcomers that joins it once their prompts are read."""
+    """The running batch of one adapter, and a second one of new requests that joins it once their prompts are read."""
 
-    def __init__(self, writer: Generator, adapter: str, read_tokens: int, name: str) -> None:
-        """`read_tokens` of newcomers are read in a turn while others wait; `name` stands in errors."""
-        self._writer, self.adapter, self._read_tokens, self._name = writer, adapter, read_tokens, name
+    def __init__(self, generator: Generator, adapter: str, read_tokens: int, name: str) -> None:
+        """Read at most `read_tokens` of new prompts a step while answers are running; errors mention `name`."""
+        self._generator, self.adapter, self._read_tokens, self._name = generator, adapter, read_tokens, name
         self.running: Batch | None = None
         self.joining: Batch | None = None
-        self.jobs: list[ScheduledRequest] = []
+        self.requests: list[ScheduledRequest] = []
 
     @property
-    def alive(self) -> int:
+    def n_active(self) -> int:
         """Rows that are not finished."""
-        return sum(batch.alive for batch in (self.running, self.joining) if batch)
+        return sum(batch.n_active for batch in (self.running, self.joining) if batch)
 
-    def tokens_with(self, newcomers: Sequence[ScheduledRequest]) -> int:
-        """Tokens of keys and values that these and the present ones may come to need, padding included."""
-        everyone = [*self.jobs, *newcomers]
-        return len(everyone) * max((job.most_tokens for job in everyone), default=0)
+    def tokens_with(self, new: Sequence[ScheduledRequest]) -> int:
+        """Return the keys and values that the present and these new requests may come to need, padding included."""
+        requests = [*self.requests, *new]
+        return len(requests) * max((request.max_tokens for request in requests), default=0)
 
-    def admit(self, jobs: Sequence[ScheduledRequest]) -> None:
-        """Nothing back; these begin to read. All of one remembered beginning; none may be joining already."""
-        begun, prefix = None, jobs[0].ask.prefix
-        lines: list[GeneratedSequence] = []
-        for job in jobs:
+    def admit(self, requests: Sequence[ScheduledRequest]) -> None:
+        """Start to read these prompts. All share one cached prefix, and no other requests may be joining."""
+        cache, prefix = None, requests[0].request.prefix
+        sequences: list[GeneratedSequence] = []
+        for request in requests:
             try:
-                lines.append(job.begin(self._writer.tokenizer))
-                self.jobs.append(job)
-            except Exception as error:  # the others begin all the same
-                job.tell([self._told(error)])
-        if not lines:
+                sequences.append(request.start(self._generator.tokenizer))
+                self.requests.append(request)
+            except Exception as error:  # the others start all the same
+                request.send([self._model_error(error)])
+        if not sequences:
             return
         try:
-            with self._writer.using(self.adapter):
+            with self._generator.using(self.adapter):
                 if prefix:
-                    begun = self._writer.prefix(prefix, self.adapter)
-                self.joining = Batch(self._writer, lines, begun=begun)
+                    cache = self._generator.prefix(prefix, self.adapter)
+                self.joining = Batch(self._generator, sequences, prefix=cache)
         except Exception as error:
             self._fail(error)
 
-    def turn(self) -> None:
-        """Nothing back; every answer is a step further, and what is new is told."""
-        gone = {job for job in self.jobs if job.gone}  # asked once: another thread may say so at any moment
-        self.jobs = [job for job in self.jobs if job not in gone]
-        for job in gone:
-            if job.line:
-                job.line.finished = True
+    def step(self) -> None:
+        """Advance every answer by one step and send what is new."""
+        cancelled = {request for request in self.requests if request.cancelled}  # another thread may add to them
+        self.requests = [request for request in self.requests if request not in cancelled]
+        for request in cancelled:
+            if request.sequence:
+                request.sequence.finished = True
         try:
-            with self._writer.using(self.adapter):
-                self._step(DROP_BELOW if not gone else 1.0)
+            with self._generator.using(self.adapter):
+                self._advance(DROP_BELOW if not cancelled else 1.0)
         except Exception as error:
             self._fail(error)
-        self._tell()
+        self._send()
 
-    def _step(self, drop_below: float) -> None:
+    def _advance(self, drop_below: float) -> None:
         if self.running:
-            self.running.drop(drop_below)
-            if not self.running.alive:
+            self.running.drop_finished(drop_below)
+            if not self.running.n_active:
                 self.running = None
         if self.running:
             self.running.step(self.running.forced_width)
         if self.joining:
             self._read(self.joining)
 
-    def _read(self, newcomers: Batch) -> None:
-        newcomers.drop()
-        if not newcomers.alive:
+    def _read(self, new: Batch) -> None:
+        new.drop_finished()
+        if not new.n_active:
             self.joining = None
             return
-        alone = self.running is None
-        most = self._writer.batch_tokens if alone else self._read_tokens
-        newcomers.step(max(1, most // len(newcomers.lines)))
-        if newcomers.reading:
+        limit = self._generator.batch_tokens if self.running is None else self._read_tokens
+        new.step(max(1, limit // len(new.sequences)))
+        if new.reading:
             return
         self.joining = None
-        if self.running is None or not self.running.alive:
-            self.running = newcomers
+        if self.running is None or not self.running.n_active:
+            self.running = new
         else:
-            self.running.drop()
-            self.running.join(newcomers)
+            self.running.drop_finished()
+            self.running.join(new)
 
-    def _tell(self) -> None:
-        """Nothing back; pieces and finished answers are on their way."""
-        still: list[ScheduledRequest] = []
-        for job in self.jobs:
-            line = job.line
-            if line is None:
+    def _send(self) -> None:
+        unfinished: list[ScheduledRequest] = []
+        for request in self.requests:
+            sequence = request.sequence
+            if sequence is None:
                 continue
             events: list[GenerationEvent] = []
-            if job.speaks and (piece := line.piece()):
-                events.append(piece)
-            if line.finished:
-                events.append(line.failed or line.written())
+            if request.streams and (delta := sequence.delta()):
+                events.append(delta)
+            if sequence.finished:
+                events.append(sequence.error or sequence.result())
             else:
-                still.append(job)
+                unfinished.append(request)
             if events:
-                job.tell(events)
-        self.jobs = still
+                request.send(events)
+        self.requests = unfinished
 
     def _fail(self, error: Exception) -> None:
-        for job in self.jobs:
-            job.tell([self._told(error)])
+        for request in self.requests:
+            request.send([self._model_error(error)])
         self.running = self.joining = None
-        self.jobs = []
+        self.requests = []
 
-    def _told(self, error: Exception) -> ModelError:
+    def _model_error(self, error: Exception) -> ModelError:
         return error if isinstance(error, ModelError) else ModelError(f"{self._name} could not answer: {error}")

@@ -1,8 +1,8 @@
-"""The text of an answer while its tokens come: whole characters only, and nothing that may be part of a stop text.
+"""Text from the tokens of a growing answer: whole characters only, and nothing that may be part of a stop text.
 
-A token may end inside a character, and several together may decode otherwise than each alone. So the newest tokens
-are decoded together with a few before them, and text counts only once its last character is whole: a step costs the
-same however long the answer is.
+A token may end inside a character, and several together may decode differently than each alone. So the newest tokens
+are decoded together with a few before them, and text counts only once its last character is whole. The cost of a step
+does not grow with the answer.
 """
 
 from __future__ import annotations
@@ -12,87 +12,83 @@ from collections.abc import Sequence
 from typing import Any
 
 REPLACEMENT = "\ufffd"
-"""What stands for bytes that are no whole character."""
+"""Decoded where bytes are not a whole character."""
 MAX_PENDING_TOKENS = 12
-"""Tokens that wait for a character to become whole; with more, they are taken for what they are: none."""
+"""Tokens that wait for a character to become whole; more are taken for bytes that are not a character."""
 MAX_CHARACTER_BYTES = 4
 """Bytes of a character in UTF-8; so many tokens may still become one."""
 
 
 class IncrementalDetokenizer:
-    """What can be said of an answer's text so far."""
+    """The text of one answer so far."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        """`stop` are the texts before which the answer ends."""
+        """Decode with `tokenizer`; the answer ends before the first of the `stop` texts."""
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
         self._longest = max(map(len, self._stop), default=0)
         self._ids: list[int] = []
         self._from, self._to = 0, 0
+        """The next tokens are decoded from `_from` on; those before `_to` are in the text already."""
         self._ends: list[int] = []
+        """Length of the text after each token."""
         self._shown: int | None = None
         self.text = ""
-        """Whole characters so far; up to the stop text, once there was one."""
+        """Whole characters so far, up to the stop text if there was one."""
         self.stopped = False
-        """True once a stop text was written."""
+        """True once a stop text was generated."""
 
     @property
-    def n_heard(self) -> int:
+    def n_received(self) -> int:
         """Tokens added so far."""
         return len(self._ids)
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Nothing back; these tokens follow. After a stop text nothing does."""
+        """Append tokens; those after a stop text are ignored."""
         for token in token_ids:
             if self.stopped:
                 return
             self._ids.append(token)
-            self._take()
+            pending = len(self._ids) - self._to
+            if pending > MAX_PENDING_TOKENS:
+                self._extend_text(len(self._ids) - MAX_CHARACTER_BYTES)
+            elif not self._decode(self._from, len(self._ids)).endswith(REPLACEMENT):
+                self._extend_text(len(self._ids))
 
     def finish(self) -> None:
-        """Nothing back; what is no whole character now never will be one."""
+        """Decode the pending tokens: no more will come."""
         if not self.stopped:
-            self._read(len(self._ids))
+            self._extend_text(len(self._ids))
 
-    def show(self, *, last: bool = False) -> str:
-        """Text that may be shown and was not; without white space around the answer. `last`: nothing follows."""
-        safe = len(self.text) if last else len(self.text) - self._doubtful()
+    def take_text(self, *, last: bool = False) -> str:
+        """Return the new text that may be shown, without the white space around the answer; `last`: nothing follows."""
+        safe = len(self.text) if last else len(self.text) - self._possible_stop()
         until = len(self.text[:safe].rstrip())
         if self._shown is None:
             if not until:
                 return ""
             self._shown = len(self.text) - len(self.text.lstrip())
-        piece = self.text[self._shown : until]
+        delta = self.text[self._shown : until]
         self._shown = max(self._shown, until)
-        return piece
+        return delta
 
-    def n_told(self, *, last: bool = False) -> int:
-        """How many tokens stand whole in what was shown; if it is the last, in the whole text."""
+    def n_emitted(self, *, last: bool = False) -> int:
+        """Return how many tokens lie wholly in the text shown so far; `last`: in the whole text."""
         limit = len(self.text) if last else self._shown or 0
         return bisect_right(self._ends, limit) if self.stopped or not last else len(self._ids)
 
-    def _take(self) -> None:
-        torn = len(self._ids) - self._to
-        if torn > MAX_PENDING_TOKENS:
-            self._read(len(self._ids) - MAX_CHARACTER_BYTES)
-        elif not self._decode(self._from, len(self._ids)).endswith(REPLACEMENT):
-            self._read(len(self._ids))
-
-    def _read(self, until: int) -> None:
-        """Nothing back; tokens up to `until` become text."""
+    def _extend_text(self, until: int) -> None:
+        """Decode the tokens up to `until`, and end the text before a stop text."""
         before = self._decode(self._from, self._to)
-        start = len(self.text)
+        start = max(0, len(self.text) - self._longest + 1)
         self.text += self._decode(self._from, until)[len(before) :]
         self._ends += [len(self.text)] * (until - self._to)
         self._from, self._to = self._to, until
-        self._end_before_stop(max(0, start - self._longest + 1))
-
-    def _end_before_stop(self, start: int) -> None:
         found = [at for stop in self._stop if (at := self.text.find(stop, start)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
 
-    def _doubtful(self) -> int:
-        """Characters at the end that may be the beginning of a stop text."""
+    def _possible_stop(self) -> int:
+        """Return how many characters at the end may be the beginning of a stop text."""
         if self.stopped:
             return 0
         for n in range(min(self._longest - 1, len(self.text)), 0, -1):

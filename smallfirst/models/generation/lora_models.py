@@ -1,9 +1,9 @@
-"""Many fine-tuned models over one base: its weights are in memory once, and each model adds its low-rank adapters.
+"""Several fine-tuned models over one base: its weights are in memory once, and each model adds its LoRA adapter.
 
 An adapter folder is what peft saves (`adapter_config.json`, `adapter_model.safetensors`) beside a manifest that names
-task and base. Requests of one adapter are written together; those of others wait for their turn, and neither keys nor
-values are shared, since the same text means other numbers under another adapter. The price of not merging: two small
-products more for each matrix, and one adapter at a time.
+task and base. Requests of one adapter are batched; those of others wait for their turn, and neither keys nor values are
+shared, since the same text has other states under another adapter. Not merging the adapters costs two small products
+more for each matrix, and allows one adapter at a time.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ from typing import Any
 from smallfirst.errors import ConfigError, MissingExtra, ModelError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel
+from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
-from smallfirst.models.manifest import Manifest, read_manifest
+from smallfirst.models.manifest import ADAPTER_CONFIG, Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import MachinePrice
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-READ_SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")
-"""What is read of peft's settings; the rest is about training, or names code or places that are not followed."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SETTINGS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules")
+"""The settings of peft that are read; the rest is about training, or names code or places that are not followed."""
 
 
-class AdaptedBase:
+class LoraBase:
     """A base model and the adapters over it. Many threads may use it; they take turns."""
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
-        """The model's linear layers are wrapped in place as soon as there is an adapter. `name` stands in errors."""
+        """Serve adapters over `model`, whose linear layers are wrapped in place; errors mention `name`."""
         self.model, self.tokenizer, self._name = model, tokenizer, name
         self._wrapped: Any = None
         self._layers: list[Any] = []
         self._active: str | None = None
         self._adapters: dict[Path, str] = {}
         self._n_tried = 0
-        self._turn = threading.Lock()
-        self._live: ContinuousBatchScheduler | None = None
+        self._lock = threading.Lock()
+        self._scheduler: ContinuousBatchScheduler | None = None
 
     @classmethod
-    def load(cls, folder: Path, *, name: str = "") -> AdaptedBase:
-        """From a folder of base weights."""
+    def load(cls, folder: Path, *, name: str = "") -> LoraBase:
+        """Load the base weights in `folder`."""
         return cls(*load_causal(folder), name=name or folder.name)
 
     def serve(self, folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
-        """The model of an adapter folder, over this base. Raises ConfigError if the folder does not fit."""
+        """Return the model of an adapter folder. Raise ConfigError if the adapter does not fit this base."""
         manifest = read_manifest(folder)
         adapter = self.add(folder)
         name = name or manifest.task.name
         if manifest.kind == "codes":
-            return LabelModel(_TurnScorer(self, adapter, manifest), manifest, name=name, price=price)
+            return LabelModel(_AdapterScorer(self, adapter, manifest), manifest, name=name, price=price)
         if manifest.kind == "writes":
-            return GenerativeTaskModel(self._writer(), manifest, name=name, price=price, adapter=adapter)
+            return GenerativeModel.for_task(self._shared(), manifest, name=name, price=price, adapter=adapter)
         if manifest.kind == "chats":
-            chat = ChatModel(self._writer(), name=name, price=price, adapter=adapter)
-            chat.max_prompt_tokens = manifest.max_tokens
-            return chat
+            return GenerativeModel.for_chat(
+                self._shared(), name=name, price=price, adapter=adapter, max_tokens=manifest.max_tokens
+            )
         raise ConfigError(f"{folder}: a model of kind {manifest.kind} has no adapters")
 
     def add(self, folder: Path) -> str:
-        """The name under which `using` knows the folder's adapter. Raises ConfigError if it does not fit the base."""
+        """Load the folder's adapter and return its name for `using`. Raise ConfigError if it does not fit this base."""
         folder = folder.resolve()
-        with self._turn:
+        with self._lock:
             if folder not in self._adapters:
                 self._n_tried += 1
                 adapter = f"adapter{self._n_tried}"
@@ -79,8 +79,8 @@ class AdaptedBase:
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Holds while the base computes with this adapter, or with none if it is empty. Nobody else has it then."""
-        with self._turn:
+        """Hold while the base computes with this adapter, or with none if it is empty. Other threads wait."""
+        with self._lock:
             if adapter and adapter not in self._adapters.values():
                 raise ModelError(f"{self._name} has no adapter {adapter!r}")
             if adapter != self._active:
@@ -95,13 +95,12 @@ class AdaptedBase:
                 layer._active_adapter = [adapter]
         self._active = adapter
 
-    def _writer(self) -> ContinuousBatchScheduler:
-        if self._live is None or self._live.closed:
-            self._live = ContinuousBatchScheduler(
-                Generator(self.model, self.tokenizer, using=self.using), name=self._name
-            )
-            return self._live
-        return self._live.share()
+    def _shared(self) -> ContinuousBatchScheduler:
+        if self._scheduler is None or self._scheduler.closed:
+            generator = Generator(self.model, self.tokenizer, using=self.using)
+            self._scheduler = ContinuousBatchScheduler(generator, name=self._name)
+            return self._scheduler
+        return self._scheduler.share()
 
     def _load(self, folder: Path, adapter: str) -> None:
         try:
@@ -112,7 +111,7 @@ class AdaptedBase:
         settings, weights = _read_settings(folder), _read_weights(folder)
         config = peft.LoraConfig(**settings, inference_mode=True, task_type=peft.TaskType.CAUSAL_LM)
         try:
-            wrong = self._put_on(config, weights, adapter)
+            wrong = self._wrap(config, weights, adapter)
         except (RuntimeError, ValueError, KeyError) as error:
             wrong = [str(error)]
         if wrong and self._wrapped is not None and adapter in self._wrapped.peft_config:
@@ -122,8 +121,8 @@ class AdaptedBase:
         if wrong:
             raise ConfigError(f"{folder}: this adapter does not fit the base {self._name}: {wrong[0]}")
 
-    def _put_on(self, config: Any, weights: dict[str, Any], adapter: str) -> list[str]:
-        """Names of tensors that are missing or too many. Raises RuntimeError, ValueError or KeyError if none fit."""
+    def _wrap(self, config: Any, weights: dict[str, Any], adapter: str) -> list[str]:
+        """Return the names of missing or unexpected tensors. Raise RuntimeError, ValueError or KeyError if none fit."""
         import peft
 
         if self._wrapped is None:
@@ -136,67 +135,60 @@ class AdaptedBase:
         return [*(key for key in found.missing_keys if f".{adapter}." in key), *found.unexpected_keys]
 
 
-class _TurnScorer:
-    """Label probabilities, and vectors, by one adapter of a base."""
+class _AdapterScorer:
+    """A LabelScorer that takes its turn with one adapter of a base."""
 
-    def __init__(self, base: AdaptedBase, adapter: str, manifest: Manifest) -> None:
+    def __init__(self, base: LoraBase, adapter: str, manifest: Manifest) -> None:
         self._base, self._adapter = base, adapter
         self._scorer = LabelScorer(base.model, base.tokenizer, manifest)
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        """One result per text, in order."""
         with self._base.using(self._adapter):
             return self._scorer.score(texts)
 
     def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        """One vector per text, in order."""
         with self._base.using(self._adapter):
             return self._scorer.embed(texts)
 
 
-def load_adapter(folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
-    """The model of one adapter folder, over a base of its own."""
-    return load_adapters({name: folder}, price=price)[name]
-
-
 def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> dict[str, Model]:
-    """The models of adapter folders by the names given; those of one base share it.
+    """Return the models of adapter folders by the names given; those of one base share it.
 
-    Raises ConfigError if a folder does not fit its base, WeightsNotFound if that is nowhere.
+    Raise ConfigError if an adapter does not fit its base, WeightsNotFound if the base cannot be found.
     """
-    bases: dict[str, AdaptedBase] = {}
+    bases: dict[str, LoraBase] = {}
     found: dict[str, Model] = {}
     for name, folder in folders.items():
         base = read_manifest(folder).base
         if base not in bases:
-            bases[base] = AdaptedBase.load(find_weights(base), name=base)
+            bases[base] = LoraBase.load(find_weights(base), name=base)
         found[name] = bases[base].serve(folder, name=name, price=price)
     return found
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(said, dict) or str(said.get("peft_type", "")).upper() != "LORA":
+    if not isinstance(config, dict) or str(config.get("peft_type", "")).upper() != "LORA":
         raise ConfigError(f"{path}: peft_type must be LORA; no other adapters are served")
-    kept = {key: said[key] for key in READ_SETTINGS if said.get(key) is not None}
-    layers = said.get("layers_to_transform")
-    return kept if layers is None else {**kept, "layers_to_transform": layers}
+    settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
+    layers = config.get("layers_to_transform")
+    return settings if layers is None else {**settings, "layers_to_transform": layers}
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """The adapter's tensors by name. Raises ConfigError if they are more than low-rank parts of the blocks' layers."""
+    """Return the adapter's tensors by name. Raise ConfigError for tensors that are not LoRA parts of the blocks."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_WEIGHTS
     try:
         weights: dict[str, Any] = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: no safetensors to be read: {error}") from None
+        raise ConfigError(f"{path}: not readable as safetensors: {error}") from None
     other = [key for key in weights if ".layers." not in key or ".lora_" not in key]
     if other:
         rule = "only low-rank parts of the blocks' linear layers can be served beside others"

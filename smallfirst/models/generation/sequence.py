@@ -1,4 +1,4 @@
-"""One answer under way: what was asked, what is written so far, what may come next."""
+"""One answer being generated: its request, the tokens so far, and which may come next."""
 
 from __future__ import annotations
 
@@ -10,203 +10,212 @@ import torch
 
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.detokenizer import IncrementalDetokenizer
-from smallfirst.models.generation.grammar import MAX_CLOSING_TOKENS, Grammar, GrammarState
+from smallfirst.models.generation.grammar import MAX_CLOSING_TOKENS, Grammar
 
 TopLogProbs = tuple[tuple[int, float], ...]
 """Token ids with their log-probabilities in nats, likeliest first."""
 
 
 class GenerationRequest(NamedTuple):
-    """One answer to be written."""
+    """One answer to be generated."""
 
     ids: Sequence[int]
     """Tokens of the prompt, at least one."""
     max_tokens: int = 256
-    """Most tokens to write."""
+    """Most tokens to generate."""
     temperature: float = 0.0
     """0 = the likeliest token each time."""
     seed: int | None = None
-    """For drawn tokens."""
+    """For sampled tokens."""
     stop: tuple[str, ...] = ()
     """Texts before which the answer ends."""
     grammar: Grammar | None = None
-    """Form of the answer; with one, no stop text counts."""
+    """Format of the answer; with one, stop texts are ignored."""
     top: int | None = None
-    """Likeliest tokens to be told beside each written one; None: none, and no token is told on its own."""
+    """Likeliest tokens to report beside each generated one; None: report no tokens at all."""
     prefix: tuple[int, ...] = ()
-    """Beginning of `ids` that the operator has written: read once and remembered. Never what a client sent."""
+    """Beginning of `ids` written by the operator: read once and cached. Never a client's text."""
     adapter: str = ""
-    """Adapter over the base model; empty for the model as it is."""
+    """Adapter over the base model; empty for the base model itself."""
     end: int | None = None
-    """Token after which nothing follows; None: the writer's own."""
+    """Token that ends the answer; None: the generator's own."""
 
 
 class GenerationResult(NamedTuple):
-    """One written answer."""
+    """One finished answer."""
 
     text: str
     """Without the end token."""
     token_ids: tuple[int, ...]
-    """Written tokens, end token not included."""
+    """Generated tokens, end token not included."""
     log_probabilities: tuple[float, ...]
-    """Of each written token among the allowed ones, in nats, and of the end token where it was chosen."""
+    """Of each generated token among the allowed ones, in nats, and of the end token where it was chosen."""
     n_prompt_tokens: int
     """Tokens read."""
     finish_reason: Literal["stop", "length"]
-    """`length` if the room ran out, also where a grammar then closed the answer."""
+    """`length` if the tokens ran out, also where a grammar then closed the answer."""
     busy_s: float
-    """Share of the machine's time this answer took, in seconds."""
+    """Share of the machine's time that this answer took, in seconds."""
     top: tuple[TopLogProbs, ...] = ()
-    """The likeliest tokens beside each written one, if they were asked for."""
+    """The likeliest tokens beside each generated one, if requested."""
     n_in_text: int | None = None
-    """How many of the tokens stand whole in the text; None: all. Those of a stop text do not."""
+    """Tokens that lie wholly in the text; None: all. Those of a stop text do not."""
 
 
 class TextDelta(NamedTuple):
-    """A part of an answer while it is written."""
+    """New text of an answer that is still being generated."""
 
     text: str
-    """New text; all pieces together are the answer without white space around it."""
+    """All deltas together are the answer without the white space around it."""
     token_ids: tuple[int, ...]
-    """Tokens that stand whole in the text shown so far and were in no piece before."""
+    """Tokens that lie wholly in the text so far and were in no earlier delta."""
     log_probabilities: tuple[float, ...]
-    """Of each of them, in nats."""
+    """Of each of these tokens, in nats."""
     top: tuple[TopLogProbs, ...]
-    """Likewise, if asked for."""
+    """The likeliest tokens beside each of them, if requested."""
 
 
 class GeneratedSequence:
-    """One answer under way."""
+    """One answer while it is generated."""
 
-    def __init__(self, ask: GenerationRequest, tokenizer: Any, *, speaks: bool = False) -> None:
-        """`speaks`: pieces are wanted. Raises ModelError if the grammar's beginning cannot be written."""
-        self.ask, self.tokenizer = ask, tokenizer
-        self.follower = ask.grammar.follow() if ask.grammar else None
+    def __init__(self, request: GenerationRequest, tokenizer: Any, *, streams: bool = False) -> None:
+        """Start the answer; `streams` if deltas are wanted. Raise ModelError if the grammar cannot begin."""
+        self.request, self.tokenizer = request, tokenizer
+        self.grammar = request.grammar.start() if request.grammar else None
         self.ids: list[int] = []
         self.log_probabilities: list[float] = []
         self.top: list[TopLogProbs] = []
-        self.fed = 0
+        self.n_fed = 0
+        """Tokens of prompt and answer that the model has read."""
         self.busy_s = 0.0
         self.finish_reason: Literal["stop", "length"] = "stop"
         self.finished = False
-        self.failed: ModelError | None = None
-        self.generator = torch.Generator().manual_seed(ask.seed or 0) if ask.temperature > 0 else None
-        stop = () if ask.grammar else ask.stop
-        self.speech = IncrementalDetokenizer(tokenizer, stop) if speaks or stop else None
-        self._told = 0
-        if self.follower:
-            self._add(self.follower.begin())
-            self.finished = self.follower.finished
-        if self.speech:
-            self._listen(self.speech)
+        self.error: ModelError | None = None
+        self._random = torch.Generator().manual_seed(request.seed or 0) if request.temperature > 0 else None
+        stop = () if request.grammar else request.stop
+        self._detokenizer = IncrementalDetokenizer(tokenizer, stop) if streams or stop else None
+        self._n_emitted = 0
+        if self.grammar:
+            self._append(self.grammar.begin())
+            self.finished = self.grammar.finished
+        self._detokenize()
 
     @property
     def reading(self) -> bool:
-        """True while some of the prompt is not fed."""
-        return not self.finished and self.fed < len(self.ask.ids)
+        """True while part of the prompt is unread."""
+        return not self.finished and self.n_fed < len(self.request.ids)
 
     @property
-    def waits(self) -> bool:
-        """True if all it has is fed, so that the next token can be chosen."""
-        return not self.finished and self.fed == len(self.ask.ids) + len(self.ids)
+    def ready(self) -> bool:
+        """True if the model has read everything, so that the next token can be chosen."""
+        return not self.finished and self.n_fed == len(self.request.ids) + len(self.ids)
 
     def feed(self, width: int) -> list[int]:
-        """The next tokens for the model, at most `width`; one that means nothing if the line is finished."""
+        """Return the next tokens for the model to read, at most `width`; a dummy one if the sequence is finished."""
         if self.finished:
             return [0]
-        start = self.fed - len(self.ask.ids)
+        start = self.n_fed - len(self.request.ids)
         if start >= 0:
-            waiting = self.ids[start : start + width]
+            unread = self.ids[start : start + width]
         else:
-            waiting = [*self.ask.ids[self.fed : self.fed + width], *self.ids[: max(0, width + start)]]
-        self.fed += len(waiting)
-        return waiting
+            unread = [*self.request.ids[self.n_fed : self.n_fed + width], *self.ids[: max(0, width + start)]]
+        self.n_fed += len(unread)
+        return unread
 
     def allowed(self) -> np.ndarray | None:
-        """Which tokens may come next; None if all may, or if the line has failed."""
+        """Return which tokens may come next (vocabulary,), or None if all may or the sequence has failed."""
         try:
-            return self.follower.allowed() if self.follower else None
-        except ModelError as error:  # the other rows of the batch go on
-            self.finished, self.failed = True, error
+            return self.grammar.allowed() if self.grammar else None
+        except ModelError as error:
+            self._fail(error)
             return None
 
-    def pick(self, log_probabilities: torch.Tensor, likeliest: int, allowed: np.ndarray | None) -> int:
-        """The next token: likeliest or drawn, or the one that closes the answer if room runs out."""
-        left = self.ask.max_tokens - len(self.ids)
-        if self.follower and self.ask.grammar and allowed is not None and left <= self.ask.grammar.closing_tokens:
+    def choose(self, log_probabilities: torch.Tensor, likeliest: int, allowed: np.ndarray | None) -> int:
+        """Return the next token: the likeliest, a sampled one, or one that closes the answer where tokens run out."""
+        left, grammar = self.request.max_tokens - len(self.ids), self.request.grammar
+        if grammar and self.grammar and allowed is not None and left <= grammar.closing_tokens:
             self.finish_reason = "length"
-            return self.follower.closing(allowed)
-        if self.generator is None:
+            return self.grammar.closing(allowed)
+        if self._random is None:
             return likeliest
-        weights = (log_probabilities / self.ask.temperature).softmax(dim=-1)
-        return int(torch.multinomial(weights, 1, generator=self.generator))
+        weights = (log_probabilities / self.request.temperature).softmax(dim=-1)
+        return int(torch.multinomial(weights, 1, generator=self._random))
 
-    def take(self, token: int, log_probabilities: torch.Tensor, end: int) -> None:
-        """Nothing back; the token and what it forces are the line's own. If it is not allowed, the line has failed."""
+    def append(self, token: int, log_probabilities: torch.Tensor, end: int) -> None:
+        """Append the token and the tokens that it forces. A token that is not allowed fails the sequence."""
         log_probability = float(log_probabilities[token])
-        if token == (self.follower.end if self.follower else end):
+        if token == (self.grammar.end if self.grammar else end):
             self.log_probabilities.append(log_probability)
             self.finished = True
-            if self.follower:
-                self._follow(self.follower, token)
         else:
-            self._add([token], log_probability, self._alternatives(log_probabilities))
-            if self.follower:
-                self._follow(self.follower, token)
-            elif len(self.ids) >= self.ask.max_tokens:
+            self._append([token], log_probability, self._top(log_probabilities))
+            if not self.grammar and len(self.ids) >= self.request.max_tokens:
                 self.finished, self.finish_reason = True, "length"
-        if self.speech:
-            self._listen(self.speech)
+        self._follow(token)
+        self._detokenize()
 
-    def piece(self) -> TextDelta | None:
-        """What may be shown and was not; None if there is nothing, or nobody listens."""
-        if self.speech is None:
+    def delta(self) -> TextDelta | None:
+        """Return the text that may be shown and was not; None if there is none, or no deltas are wanted."""
+        if self._detokenizer is None:
             return None
-        text = self.speech.show(last=self.finished)
-        told = slice(self._told, self.speech.n_told(last=self.finished))
-        self._told = told.stop
-        ids, tops = tuple(self.ids[told]), tuple(self.top[told])
-        return TextDelta(text, ids, tuple(self.log_probabilities[told]), tops) if text or ids else None
+        text = self._detokenizer.take_text(last=self.finished)
+        new = slice(self._n_emitted, self._detokenizer.n_emitted(last=self.finished))
+        self._n_emitted = new.stop
+        ids = tuple(self.ids[new])
+        return TextDelta(text, ids, tuple(self.log_probabilities[new]), tuple(self.top[new])) if text or ids else None
 
-    def written(self) -> GenerationResult:
-        """The finished answer. Raises ModelError if its grammar was left."""
-        if self.failed:
-            raise self.failed
-        if self.speech:
-            text, n_in_text = self.speech.text, self.speech.n_told(last=True)
+    def result(self) -> GenerationResult:
+        """Return the finished answer. Raise ModelError if the sequence has failed."""
+        if self.error:
+            raise self.error
+        if self._detokenizer:
+            text, n_in_text = self._detokenizer.text, self._detokenizer.n_emitted(last=True)
         else:
             text, n_in_text = self.tokenizer.decode(self.ids, skip_special_tokens=True), len(self.ids)
-        values, n_read = tuple(self.log_probabilities), len(self.ask.ids)
         return GenerationResult(
-            text, tuple(self.ids), values, n_read, self.finish_reason, self.busy_s, tuple(self.top), n_in_text
+            text,
+            tuple(self.ids),
+            tuple(self.log_probabilities),
+            len(self.request.ids),
+            self.finish_reason,
+            self.busy_s,
+            tuple(self.top),
+            n_in_text,
         )
 
-    def _follow(self, follower: GrammarState, token: int) -> None:
+    def _follow(self, token: int) -> None:
+        if self.grammar is None:
+            return
         try:
-            self._add(follower.take(token))
-            self.finished = follower.finished
-            if not self.finished and len(self.ids) > self.ask.max_tokens + MAX_CLOSING_TOKENS:
-                raise ModelError("the answer found no end under its schema")
-        except ModelError as error:  # the other rows of the batch go on
-            self.finished, self.failed = True, error
+            self._append(self.grammar.take(token))
+            self.finished = self.grammar.finished
+            if not self.finished and len(self.ids) > self.request.max_tokens + MAX_CLOSING_TOKENS:
+                raise ModelError("the answer did not end under its schema")
+        except ModelError as error:
+            self._fail(error)
 
-    def _listen(self, speech: IncrementalDetokenizer) -> None:
-        speech.add(self.ids[speech.n_heard :])
-        if speech.stopped:
+    def _fail(self, error: ModelError) -> None:
+        self.finished, self.error = True, error  # the other sequences of the batch go on
+
+    def _detokenize(self) -> None:
+        if self._detokenizer is None:
+            return
+        self._detokenizer.add(self.ids[self._detokenizer.n_received :])
+        if self._detokenizer.stopped:
             self.finished, self.finish_reason = True, "stop"
         elif self.finished:
-            speech.finish()
+            self._detokenizer.finish()
 
-    def _add(self, tokens: list[int], log_probability: float = 0.0, top: TopLogProbs | None = None) -> None:
-        """Nothing back; forced tokens are certain among the allowed ones."""
+    def _append(self, tokens: list[int], log_probability: float = 0.0, top: TopLogProbs | None = None) -> None:
+        """Append tokens; forced ones are certain among the allowed ones."""
         self.ids += tokens
         self.log_probabilities += [log_probability] * len(tokens)
-        if self.ask.top is not None:
-            self.top += [((token, 0.0),)[: self.ask.top] if top is None else top for token in tokens]
+        if self.request.top is not None:
+            self.top += [((token, 0.0),)[: self.request.top] if top is None else top for token in tokens]
 
-    def _alternatives(self, log_probabilities: torch.Tensor) -> TopLogProbs:
-        if not self.ask.top:
+    def _top(self, log_probabilities: torch.Tensor) -> TopLogProbs:
+        if not self.request.top:
             return ()
-        best = log_probabilities.topk(min(self.ask.top, len(log_probabilities)))
+        best = log_probabilities.topk(min(self.request.top, len(log_probabilities)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return tuple((token, value) for token, value in pairs if value > -torch.inf)

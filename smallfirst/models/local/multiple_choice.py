@@ -67,7 +67,7 @@ def _batch(model: Any, choices: Sequence[Question]) -> list[list[float]]:
         going = [(at, i, ids) for at, i, ids in steps if _longer(choices[i].answers, ids)]
         begun = [(i, ids) for _, i, ids in going]
         if begun:
-            read.keep([at for at, _, _ in going])
+            read.select_rows([at for at, _, _ in going])
             states = read.read([[ids[-1]] for _, ids in begun])
     return [
         [sum(found[i, ids[:n]] for n in range(1, len(ids) + 1)) / len(ids) for ids in c.answers]

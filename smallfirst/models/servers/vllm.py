@@ -25,6 +25,7 @@ import pydantic
 from pydantic import Field
 
 from smallfirst.errors import ConfigError, MissingExtra, Unavailable
+from smallfirst.models.manifest import ADAPTER_CONFIG
 from smallfirst.models.protocol import Capability, Request
 from smallfirst.models.response_format import OutputFormat, json_format
 from smallfirst.models.servers import orphan_guard as leash
@@ -236,7 +237,7 @@ def _problems(config: VllmConfig, adapter: str | None) -> list[str]:
     for name, folder in config.adapters:
         if name == config.model.name:
             found.append(f"adapter {name}: the base model's folder has the same name")
-        if _read(folder / "adapter_config.json") is None or not (folder / "adapter_model.safetensors").is_file():
+        if _read(folder / ADAPTER_CONFIG) is None or not (folder / "adapter_model.safetensors").is_file():
             found.append(f"adapter {name}: {folder} holds no adapter_config.json with adapter_model.safetensors")
         elif _rank(folder) > LORA_RANKS[-1]:
             found.append(f"adapter {name}: its rank is {_rank(folder)}, vLLM takes at most {LORA_RANKS[-1]}")
@@ -244,7 +245,7 @@ def _problems(config: VllmConfig, adapter: str | None) -> list[str]:
 
 
 def _rank(folder: Path) -> int:
-    return int((_read(folder / "adapter_config.json") or {}).get("r", LORA_RANKS[0]))
+    return int((_read(folder / ADAPTER_CONFIG) or {}).get("r", LORA_RANKS[0]))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -58,10 +58,11 @@ def answers(model: Model, **more: object) -> list[Completion]:
 
 
 def test_answers_and_confidences_are_those_of_the_trained_model(folder: Path) -> None:
-    from smallfirst.models.generation.models import GenerativeTaskModel
+    from smallfirst.models.generation.generator import Generator
+    from smallfirst.models.generation.model import GenerativeModel
 
     manifest = Manifest(kind="writes", task=RULES, base="tiny")
-    trained = answers(GenerativeTaskModel.load(folder, manifest))
+    trained = answers(GenerativeModel.for_task(Generator.load(folder), manifest))
     path = exported(folder, manifest)
     found = answers(ExportedModel(path, manifest, PriceBook(), threads=1))
     assert [one.text for one in found] == [one.text for one in trained]

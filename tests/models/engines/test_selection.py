@@ -26,7 +26,7 @@ from smallfirst.models.engines.selection import (
     explain_choices,
     load,
 )
-from smallfirst.models.generation.models import ChatModel
+from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.answer import Answer
@@ -259,7 +259,7 @@ def test_export_is_loaded_where_it_is_chosen(
 
 def test_bare_weights_are_loaded_as_a_chat_model(tiny_folder: Path) -> None:
     model = load(ModelSource(tiny_folder, engine="PyTorch"))
-    assert (type(model), model.name) == (ChatModel, tiny_folder.name)
+    assert (type(model), model.name) == (GenerativeModel, tiny_folder.name)
 
 
 def test_folder_without_a_manifest_is_not_loaded(tmp_path: Path) -> None:

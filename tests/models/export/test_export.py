@@ -23,7 +23,8 @@ from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.models.export import gguf as export_gguf
 from smallfirst.models.export.export import ExportReport, chat_template, export
 from smallfirst.models.export.parity import Difference, Reference, Row, check_differences, compare
-from smallfirst.models.generation.generator import GenerationRequest, Generator
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import weights_fingerprint

@@ -23,9 +23,9 @@ def said(tokenizer: Any, text: str, stop: tuple[str, ...] = ()) -> tuple[list[st
     speech, pieces = IncrementalDetokenizer(tokenizer, stop), []
     for token in tokenizer.encode(text, add_special_tokens=False):
         speech.add([token])
-        pieces.append(speech.show())
+        pieces.append(speech.take_text())
     speech.finish()
-    return [*pieces, speech.show(last=True)], speech
+    return [*pieces, speech.take_text(last=True)], speech
 
 
 @pytest.mark.parametrize("text", ["the card", "größe 🙂 日本", "  in the  middle \n", "", " ", "🙂"])
@@ -43,7 +43,8 @@ def test_with_any_text_and_any_stop(tokenizer: Any, text: str, stop: list[str]) 
     assert speech.stopped == bool(places)
     wanted = text[: min(places)] if places else text
     # A stop text may be complete before another one that began earlier: it ends the answer at once.
-    assert wanted.startswith(speech.text)
+    assert text.startswith(speech.text)
+    assert speech.text.startswith(wanted)
     assert "".join(pieces) == speech.text.strip()
     assert not any(one in speech.text for one in stop)
 
@@ -52,9 +53,9 @@ def test_bytes_that_are_no_character_are_shown_in_the_end(tokenizer: Any) -> Non
     torn = tokenizer.encode("日", add_special_tokens=False)[:-1]
     speech = IncrementalDetokenizer(tokenizer)
     speech.add(torn)
-    assert speech.show() == ""
+    assert speech.take_text() == ""
     speech.finish()
-    assert speech.show(last=True) == tokenizer.decode(torn)
+    assert speech.take_text(last=True) == tokenizer.decode(torn)
 
 
 def test_endless_nonsense_is_not_held_back_for_ever(tokenizer: Any) -> None:
@@ -62,7 +63,7 @@ def test_endless_nonsense_is_not_held_back_for_ever(tokenizer: Any) -> None:
     speech = IncrementalDetokenizer(tokenizer)
     for token in torn:
         speech.add([token])
-    assert len(speech.show()) >= 40 - 12 - 1
+    assert len(speech.take_text()) >= 40 - 12 - 1
     speech.finish()
     assert speech.text == tokenizer.decode(torn)
 
@@ -72,10 +73,10 @@ def test_no_part_of_a_stop_text_is_ever_shown(tokenizer: Any) -> None:
     shown = ""
     for word in ("my ", "c", "a", "b c", "a", "r", "d", "!"):
         speech.add(tokenizer.encode(word, add_special_tokens=False))
-        shown += speech.show()
+        shown += speech.take_text()
         assert shown in ("my", "my cab", ""), shown
     assert speech.stopped
-    assert shown + speech.show(last=True) == "my cab"
+    assert shown + speech.take_text(last=True) == "my cab"
 
 
 def test_tokens_are_told_with_their_text(tokenizer: Any) -> None:
@@ -84,10 +85,10 @@ def test_tokens_are_told_with_their_text(tokenizer: Any) -> None:
     told = []
     for token in ids:
         speech.add([token])
-        speech.show()
-        told.append(speech.n_told())
+        speech.take_text()
+        told.append(speech.n_emitted())
     speech.finish()
-    shown = tokenizer.decode(ids[: speech.n_told(last=True)])
+    shown = tokenizer.decode(ids[: speech.n_emitted(last=True)])
     assert told == sorted(told)
     assert "x" not in shown
     assert shown.startswith("ab🙂")

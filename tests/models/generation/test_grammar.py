@@ -45,7 +45,7 @@ NASTY = {
 
 def spell(grammar: Grammar, tokenizer: Any, text: str) -> bool:
     """True if the grammar takes exactly this text."""
-    follower = grammar.follow()
+    follower = grammar.start()
     done = tokenizer.decode(follower.begin())
     while not follower.finished:
         allowed = follower.allowed()
@@ -68,7 +68,7 @@ def tokenizer(tiny_fp32: tuple[Any, Any]) -> Any:
 @pytest.mark.parametrize("name", NASTY)
 def test_the_shortest_way_out_is_valid(name: str, tokenizer: Any) -> None:
     grammar = Grammar.compile(NASTY[name], tokenizer)
-    follower = grammar.follow()
+    follower = grammar.start()
     tokens = follower.begin()
     while not follower.finished:
         token = follower.closing(follower.allowed())
@@ -86,7 +86,7 @@ def test_it_takes_the_canonical_spacing_only(tokenizer: Any) -> None:
 
 
 def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
-    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).follow()
+    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
     follower.begin()
     forbidden = next(t for t, ok in enumerate(follower.allowed()) if not ok)
     with pytest.raises(ModelError, match="left at token"):
@@ -94,7 +94,7 @@ def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
 
 
 def test_a_matcher_that_gives_up_is_no_end_of_an_answer(tokenizer: Any) -> None:
-    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).follow()
+    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
     follower._matcher.consume_token(0)
     assert follower._matcher.is_stopped()
     with pytest.raises(ModelError, match="could not be followed"):
@@ -105,7 +105,7 @@ def test_a_matcher_that_gives_up_is_no_end_of_an_answer(tokenizer: Any) -> None:
 
 def test_two_answers_of_one_grammar_do_not_meet(tokenizer: Any) -> None:
     grammar = Grammar.compile(closed(a={"enum": ["x", "y"]}), tokenizer)
-    first, second = grammar.follow(), grammar.follow()
+    first, second = grammar.start(), grammar.start()
     first.begin()
     while not first.finished:
         first.take(first.closing(first.allowed()))
@@ -151,7 +151,7 @@ def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begu
     kind = {"type": "integer"} if begun.isdigit() else {"type": "number"}
     schema = kind if place == "%s" else closed(a=kind | {"minimum": -9}, b=kind)
     text = place.partition("%s")[0] + begun
-    follower = Grammar.compile(schema, tokenizer).follow()
+    follower = Grammar.compile(schema, tokenizer).start()
     done = tokenizer.decode(follower.begin())
     while len(done) < len(text):
         token = tokenizer.encode(text[len(done)], add_special_tokens=False)[0]
@@ -168,7 +168,7 @@ def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begu
 
 
 def test_grammars_are_kept_by_their_schema_and_the_oldest_goes(lively: tuple[Any, Any]) -> None:
-    kept = GrammarCache(lively[1], most=2)
+    kept = GrammarCache(lively[1], max_grammars=2)
 
     async def play() -> None:
         first = await kept.grammar({"enum": ["a"]})

@@ -14,8 +14,8 @@ import torch
 
 from smallfirst.errors import ConfigError, ModelError
 from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.lora_models import CONFIG, WEIGHTS, AdaptedBase, load_adapters
-from smallfirst.models.generation.models import GenerativeTaskModel
+from smallfirst.models.generation.lora_models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LoraBase, load_adapters
+from smallfirst.models.generation.model import GenerativeModel
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.label_model import LabelModel
 from smallfirst.models.loading import load_model
@@ -65,22 +65,24 @@ def manifest(folder: Path, **more: Any) -> Manifest:
 
 
 @pytest.fixture
-def base(tiny_folder: Path) -> AdaptedBase:
+def base(tiny_folder: Path) -> LoraBase:
     """The tiny model in fp32, where merged and unmerged weights differ by rounding only."""
     model, tokenizer = load_causal(tiny_folder)
-    return AdaptedBase(model.float(), tokenizer, name="tiny")
+    return LoraBase(model.float(), tokenizer, name="tiny")
 
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_side_by_side_say_what_merged_weights_say(
-    base: AdaptedBase, tiny_folder: Path, tmp_path: Path, dora: bool
+    base: LoraBase, tiny_folder: Path, tmp_path: Path, dora: bool
 ) -> None:
     whole = [adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder), dora=dora) for i in range(2)]
     n_base = sum(weight.numel() for weight in base.model.parameters())
     found = ask(*(base.serve(tmp_path / str(i), name=f"model {i}") for i in range(2)))
     n_adapters = sum(weight.numel() for name, weight in base.model.named_parameters() if ".lora_" in name)
     assert sum(weight.numel() for weight in base.model.parameters()) == n_base + n_adapters
-    wanted = ask(*(GenerativeTaskModel(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole))
+    wanted = ask(
+        *(GenerativeModel.for_task(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole)
+    )
     assert [c.text for c in found[0]] != [c.text for c in found[1]]
     for mine, theirs in zip(found, wanted, strict=True):
         assert [c.text for c in mine] == [c.text for c in theirs]
@@ -88,41 +90,39 @@ def test_adapters_side_by_side_say_what_merged_weights_say(
     assert [c.answered_by for c in found[1]] == ["model 1"] * 3
 
 
-def test_the_base_itself_says_what_it_said_before(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
-    before = Generator(base.model, base.tokenizer).write([GenerationRequest([5, 6, 7], 8)])[0]
+def test_the_base_itself_says_what_it_said_before(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
+    before = Generator(base.model, base.tokenizer).generate([GenerationRequest([5, 6, 7], 8)])[0]
     adapted(tiny_folder, tmp_path / "a", 1, manifest(tiny_folder))
     adapter = base.add(tmp_path / "a")
     writer = Generator(base.model, base.tokenizer, using=base.using)
-    assert writer.write([GenerationRequest([5, 6, 7], 8, adapter=adapter)])[0].token_ids != before.token_ids
-    assert writer.write([GenerationRequest([5, 6, 7], 8)])[0].token_ids == before.token_ids
+    assert writer.generate([GenerationRequest([5, 6, 7], 8, adapter=adapter)])[0].token_ids != before.token_ids
+    assert writer.generate([GenerationRequest([5, 6, 7], 8)])[0].token_ids == before.token_ids
 
 
-def test_keys_and_values_are_never_another_adapters(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
+def test_keys_and_values_are_never_another_adapters(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
     names = []
     for i in range(2):
         adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
         names.append(base.add(tmp_path / str(i)))
     beginning = tuple(range(20, 60))
     plain = Generator(base.model, base.tokenizer, using=base.using)
-    wanted = [plain.write([GenerationRequest([*beginning, 7], 8, adapter=name)])[0].token_ids for name in names]
+    wanted = [plain.generate([GenerationRequest([*beginning, 7], 8, adapter=name)])[0].token_ids for name in names]
     assert wanted[0] != wanted[1]
-    live = base._writer()
+    live = base._shared()
 
     async def play() -> list[tuple[int, ...]]:
         asks = [GenerationRequest([*beginning, 7], 8, prefix=beginning, adapter=name) for name in (*names, *names)]
-        found = [written.token_ids for written in await asyncio.gather(*map(live.write, asks))]
+        found = [written.token_ids for written in await asyncio.gather(*map(live.generate, asks))]
         await live.aclose()
         return found
 
     assert asyncio.run(play()) == [*wanted, *wanted]
-    assert set(live.writer._prefixes) == {(name, beginning) for name in names}
-    one, other = live.writer._prefixes.values()
+    assert set(live.generator._prefixes) == {(name, beginning) for name in names}
+    one, other = live.generator._prefixes.values()
     assert not torch.equal(one._cache.layers[-1].keys, other._cache.layers[-1].keys)
 
 
-def test_a_label_model_may_be_an_adapter_too(
-    base: AdaptedBase, tiny_folder: Path, tmp_path: Path, toy_task: Any
-) -> None:
+def test_a_label_model_may_be_an_adapter_too(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
     codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
     whole = adapted(tiny_folder, tmp_path / "labels", 3, codes)
     adapted(tiny_folder, tmp_path / "text", 4, manifest(tiny_folder))
@@ -132,7 +132,7 @@ def test_a_label_model_may_be_an_adapter_too(
     assert [c.confidence for c in found] == pytest.approx([c.confidence for c in wanted], abs=1e-4)
 
 
-def test_vectors_are_an_adapters_own(base: AdaptedBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
+def test_vectors_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
     codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
     for i, own in enumerate((codes, codes, manifest(tiny_folder), manifest(tiny_folder))):
         adapted(tiny_folder, tmp_path / str(i), i, own)
@@ -154,15 +154,15 @@ def test_folders_of_one_base_share_it(tiny_folder: Path, tmp_path: Path) -> None
     for i in range(2):
         adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
     models = load_adapters({"a": tmp_path / "0", "b": tmp_path / "1"})
-    engines = [model._engine for model in models.values() if isinstance(model, GenerativeTaskModel)]
-    assert engines[0].live is engines[1].live
+    schedulers = [model.scheduler for model in models.values() if isinstance(model, GenerativeModel)]
+    assert schedulers[0] is schedulers[1]
     found = ask(*models.values())
     alone = ask(load_model(tmp_path / "1", name="alone"))
     assert [c.text for c in found[1]] == [c.text for c in alone[0]]
-    assert engines[0].live.closed
+    assert schedulers[0].closed
 
 
-def test_the_thread_lives_until_the_last_model_is_closed(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_thread_lives_until_the_last_model_is_closed(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
     adapted(tiny_folder, tmp_path / "a", 1, manifest(tiny_folder))
     one, other = base.serve(tmp_path / "a"), base.serve(tmp_path / "a")
 
@@ -178,32 +178,32 @@ def test_the_thread_lives_until_the_last_model_is_closed(base: AdaptedBase, tiny
     asyncio.run(play())
 
 
-def test_what_is_no_fitting_adapter_is_refused(base: AdaptedBase, tiny_folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_fitting_adapter_is_refused(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
     def said() -> tuple[int, ...]:
         return (
             Generator(base.model, base.tokenizer, using=base.using)
-            .write([GenerationRequest([5, 6, 7], 8)])[0]
+            .generate([GenerationRequest([5, 6, 7], 8)])[0]
             .token_ids
         )
 
     folder, before = tmp_path / "a", said()
     whole = adapted(tiny_folder, folder, 1, manifest(tiny_folder))
-    weights = safetensors.torch.load_file(folder / WEIGHTS)
+    weights = safetensors.torch.load_file(folder / ADAPTER_WEIGHTS)
 
     def refused(match: str, part: dict[str, torch.Tensor], **settings: Any) -> None:
-        said = json.loads((folder / CONFIG).read_text())
+        said = json.loads((folder / ADAPTER_CONFIG).read_text())
         broken = tmp_path / f"broken {match}"
         broken.mkdir()
         write_manifest(broken, manifest(tiny_folder))
-        (broken / CONFIG).write_text(json.dumps(said | settings))
+        (broken / ADAPTER_CONFIG).write_text(json.dumps(said | settings))
         if part:
-            safetensors.torch.save_file(part, broken / WEIGHTS)
+            safetensors.torch.save_file(part, broken / ADAPTER_WEIGHTS)
         with pytest.raises(ConfigError, match=match):
             base.serve(broken)
 
     name, first = next(iter(weights.items()))
     refused("must be LORA", weights, peft_type="IA3")
-    refused("no safetensors", {})
+    refused("not readable as safetensors", {})
     refused("low-rank parts", weights | {"base_model.model.lm_head.weight": first.clone()})
     refused("does not fit the base tiny", weights | {name: torch.zeros(3, 3)})
     refused("does not fit", {key: value for key, value in weights.items() if key != name})
@@ -211,5 +211,5 @@ def test_what_is_no_fitting_adapter_is_refused(base: AdaptedBase, tiny_folder: P
         pass
     assert said() == before
     (found,) = ask(base.serve(folder))
-    (wanted,) = ask(GenerativeTaskModel(Generator(whole, base.tokenizer), manifest(tiny_folder)))
+    (wanted,) = ask(GenerativeModel.for_task(Generator(whole, base.tokenizer), manifest(tiny_folder)))
     assert [c.text for c in found] == [c.text for c in wanted]

@@ -33,7 +33,7 @@ def test_kept_rows_go_on_as_if_the_others_had_never_been(tiny_fp32: tuple[Any, A
     model, _ = tiny_fp32
     memory = KVCache(model, 3)
     memory.read([[5, 6, 7], [8], [9, 10]])
-    memory.keep([2, 0])
+    memory.select_rows([2, 0])
     last = memory.read([[11], [12, 13]])
     torch.testing.assert_close(last[0], whole(model, [9, 10, 11]), atol=1e-5, rtol=0)
     torch.testing.assert_close(last[1], whole(model, [5, 6, 7, 12, 13]), atol=1e-5, rtol=0)
@@ -69,7 +69,7 @@ def test_copies_go_on_each_on_its_own_and_the_original_stays(tiny_fp32: tuple[An
     begun = KVCache(model, 1)
     begun.read([[5, 6, 7]])
     for _ in range(2):
-        copies = begun.copies(2)
+        copies = begun.repeat(2)
         last = copies.read([[8], [9, 10]])
         torch.testing.assert_close(last[0], whole(model, [5, 6, 7, 8]), atol=1e-5, rtol=0)
         torch.testing.assert_close(last[1], whole(model, [5, 6, 7, 9, 10]), atol=1e-5, rtol=0)
@@ -82,9 +82,9 @@ def test_columns_in_vain_are_packed_away_and_nothing_else(tiny_fp32: tuple[Any, 
     memory = KVCache(model, 3)
     memory.read([list(range(10, 210)), [5, 6], [7]])
     memory.read([[1], [8], [9, 3]])
-    assert not memory.pack()
-    memory.keep([1, 2])
-    assert memory.pack()
+    assert not memory.compact()
+    memory.select_rows([1, 2])
+    assert memory.compact()
     assert memory.columns == 3
     last = memory.read([[2], [4]])
     torch.testing.assert_close(last[0], whole(model, [5, 6, 8, 2]), atol=1e-5, rtol=0)

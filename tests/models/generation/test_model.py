@@ -14,9 +14,10 @@ import torch
 from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.confidence import Calibration, IsotonicCurve
-from smallfirst.models.generation.generator import GenerationRequest, GenerationResult, Generator
+from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
-from smallfirst.models.generation.models import ChatModel, GenerativeTaskModel, field_confidence
+from smallfirst.models.generation.model import GenerativeModel, field_confidence
+from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
@@ -49,10 +50,10 @@ def ask(model: Model, *requests: Request) -> list[Completion]:
 def test_it_is_asked_as_in_training(tiny_fp32: tuple[Any, Any]) -> None:
     writer = Generator(*tiny_fp32)
     found = ask(
-        GenerativeTaskModel(writer, Manifest(kind="writes", task=ANSWER, base="tiny")), Request.ask("the card")
+        GenerativeModel.for_task(writer, Manifest(kind="writes", task=ANSWER, base="tiny")), Request.ask("the card")
     )[0]
     ids = encode_prompt(writer.tokenizer, ANSWER.prompt("the card"), 512)
-    wanted = writer.write([GenerationRequest(ids, 6)])[0]
+    wanted = writer.generate([GenerationRequest(ids, 6)])[0]
     assert found.text == wanted.text.strip()
     assert found.completion_tokens == len(wanted.token_ids) == 6
     assert found.prompt_tokens == len(ids)
@@ -61,7 +62,7 @@ def test_it_is_asked_as_in_training(tiny_fp32: tuple[Any, Any]) -> None:
 
 
 def test_json_follows_the_schema_and_every_field_has_its_confidence(tiny_fp32: tuple[Any, Any]) -> None:
-    model = GenerativeTaskModel(Generator(*tiny_fp32), Manifest(kind="writes", task=EXTRACT, base="tiny"))
+    model = GenerativeModel.for_task(Generator(*tiny_fp32), Manifest(kind="writes", task=EXTRACT, base="tiny"))
     for found in ask(model, Request.ask("two cards"), Request.ask("a refund, it is late")):
         value = json.loads(found.text)
         assert set(value) == {"item", "n"}
@@ -80,13 +81,15 @@ def test_a_calibration_speaks_instead_of_the_raw_probability(tiny_fp32: tuple[An
         n_rows=50,
     )
     manifest = Manifest(kind="writes", task=ANSWER, base="tiny", calibration=flat)
-    found = ask(GenerativeTaskModel(Generator(*tiny_fp32), manifest), Request.ask("the card"))[0]
+    found = ask(GenerativeModel.for_task(Generator(*tiny_fp32), manifest), Request.ask("the card"))[0]
     assert found.confidence == pytest.approx(0.7, abs=0.002)
 
 
 def test_time_is_money(tiny_fp32: tuple[Any, Any]) -> None:
     price = MachinePrice(usd_per_hour=3600, utilisation=0.5)
-    model = GenerativeTaskModel(Generator(*tiny_fp32), Manifest(kind="writes", task=ANSWER, base="tiny"), price=price)
+    model = GenerativeModel.for_task(
+        Generator(*tiny_fp32), Manifest(kind="writes", task=ANSWER, base="tiny"), price=price
+    )
     found = ask(model, Request.ask("the card"))[0]
     assert 0 < found.cost_usd <= 2 * found.latency_ms / 1000
 
@@ -95,7 +98,7 @@ def test_a_folder_of_a_writing_model_gives_a_writing_model(tiny_folder: Path) ->
     write_manifest(tiny_folder, Manifest(kind="writes", task=ANSWER, base="tiny"))
     try:
         model = load_model(tiny_folder, name="rules-small")
-        assert isinstance(model, GenerativeTaskModel)
+        assert isinstance(model, GenerativeModel)
         assert ask(model, Request.ask("the card"))[0].answered_by == "rules-small"
     finally:
         (tiny_folder / "smallfirst.json").unlink()
@@ -105,7 +108,7 @@ def test_a_chat_model_reads_the_whole_conversation_through_its_template(tiny_fp3
     writer = Generator(*tiny_fp32)
     writer.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"
     messages = (Message(role="system", content="Be brief."), Message(role="user", content="the card"))
-    chat = ChatModel(writer, name="tiny", schema=SCHEMA)
+    chat = GenerativeModel.for_chat(writer, name="tiny", schema=SCHEMA)
     found = ask(chat, Request(messages=messages, max_tokens=30))[0]
     assert found.prompt_tokens == len(writer.tokenizer.encode("system:Be brief.\nuser:the card\n"))
     assert set(json.loads(found.text)) == {"item", "n"}
@@ -139,8 +142,8 @@ def stream(model: Model, request: Request) -> list[Chunk]:
     return asyncio.run(play())
 
 
-def written(lively: tuple[Any, Any], task: Any = ANSWER, **more: Any) -> GenerativeTaskModel:
-    return GenerativeTaskModel(Generator(*lively), Manifest(kind="writes", task=task, base="tiny", **more))
+def written(lively: tuple[Any, Any], task: Any = ANSWER, **more: Any) -> GenerativeModel:
+    return GenerativeModel.for_task(Generator(*lively), Manifest(kind="writes", task=task, base="tiny", **more))
 
 
 @pytest.mark.parametrize("task", [ANSWER.model_copy(update={"max_answer_tokens": 30}), EXTRACT])
@@ -238,7 +241,7 @@ def test_a_text_as_a_vector_is_the_mean_of_its_tokens_states(lively: tuple[Any, 
 
 def test_an_answer_never_outgrows_the_models_context(lively: tuple[Any, Any]) -> None:
     lively[0].config.max_position_embeddings = 20
-    chat = ChatModel(Generator(*lively, end=-1), name="tiny")
+    chat = GenerativeModel.for_chat(Generator(*lively, end=-1), name="tiny")
     found = ask(chat, Request.ask("the card", max_tokens=10**6))[0]
     assert found.prompt_tokens + found.completion_tokens == 20
     assert found.finish_reason == "length"
@@ -250,9 +253,9 @@ def test_only_what_the_operator_declares_is_remembered(lively: tuple[Any, Any]) 
     system = Message(role="system", content="Be brief, and tell me more about the card and the refund please.")
     asked = [Request(messages=(system, Message(role="user", content=text)), max_tokens=6) for text in ("pin", "card")]
     strange = Request(messages=(Message(role="system", content="Another one " * 9), *asked[0].messages), max_tokens=6)
-    wanted = [found.text for found in ask(ChatModel(writer, name="tiny"), *asked)]
+    wanted = [found.text for found in ask(GenerativeModel.for_chat(writer, name="tiny"), *asked)]
     assert not writer._prefixes
-    found = ask(ChatModel(writer, name="tiny", declared=(system,)), strange, *asked)
+    found = ask(GenerativeModel.for_chat(writer, name="tiny", declared=(system,)), strange, *asked)
     assert [one.text for one in found[1:]] == wanted
     ((_, ids),) = writer._prefixes
     assert writer.tokenizer.decode(ids).startswith(f"system:{system.content}")
@@ -265,23 +268,23 @@ def test_a_tasks_own_beginning_is_remembered(lively: tuple[Any, Any], monkeypatc
     monkeypatch.setattr(Answer, "prompt", lambda self, text: beginning + plain(self, text))
     model = written(lively)
     found = ask(model, Request.ask("pin"), Request.ask("where is it"))
-    prefixes = model._engine.live.writer._prefixes
+    prefixes = model.scheduler.generator._prefixes
     ((_, ids),) = prefixes
     assert beginning.strip().startswith(lively[1].decode(ids, skip_special_tokens=True).strip())
     ids = encode_prompt(lively[1], beginning + plain(ANSWER, "pin"), 512)
-    assert found[0].text == Generator(*lively).write([GenerationRequest(ids, 6)])[0].text.strip()
+    assert found[0].text == Generator(*lively).generate([GenerationRequest(ids, 6)])[0].text.strip()
 
 
 def test_a_client_that_leaves_a_stream_frees_its_row(lively: tuple[Any, Any]) -> None:
-    chat = ChatModel(Generator(*lively, end=-1), name="tiny")
+    chat = GenerativeModel.for_chat(Generator(*lively, end=-1), name="tiny")
 
     async def play() -> None:
         chunks = chat.stream(Request.ask("the card", max_tokens=400))
         await anext(chunks)
-        assert chat._engine.live.under_way == 1
+        assert chat.scheduler.n_running == 1
         await chunks.aclose()
         async with asyncio.timeout(20):
-            while chat._engine.live.under_way:
+            while chat.scheduler.n_running:
                 await asyncio.sleep(0.002)
         await chat.aclose()
 
@@ -291,8 +294,7 @@ def test_a_client_that_leaves_a_stream_frees_its_row(lively: tuple[Any, Any]) ->
 def test_a_conversation_that_is_too_long_is_refused(lively: tuple[Any, Any]) -> None:
     writer = Generator(*lively)
     writer.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    chat = ChatModel(writer, name="tiny")
-    chat.max_prompt_tokens = 10
+    chat = GenerativeModel.for_chat(writer, name="tiny", max_tokens=10)
     messages = (Message(role="system", content="the card " * 20), Message(role="user", content="pin"))
     with pytest.raises(RequestRefused, match="messages: the instructions alone"):
         ask(chat, Request(messages=messages))

@@ -1,0 +1,307 @@
+"""Local models that generate text: a fine-tuned one with its task's prompt, or a chat model with its own template.
+
+Requests join and leave one running batch, that of the scheduler. A JSON schema becomes a grammar, so every answer is
+valid. The confidence of an answer is computed from its tokens, that of a JSON field from the tokens of its value.
+Everything that computes runs in the scheduler's thread, between two steps of the running answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from smallfirst.data.dataset import Message
+from smallfirst.errors import ConfigError, ModelError, RequestRefused
+from smallfirst.models.confidence import Calibration
+from smallfirst.models.generation.generator import Generator
+from smallfirst.models.generation.grammar import Grammar, guidance_tokenizer
+from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
+from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta, TopLogProbs
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
+from smallfirst.models.local.kv_cache import KVCache
+from smallfirst.models.local.token_batches import length_batches, pad_right
+from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token
+from smallfirst.models.response_format import ResponseGrammars
+from smallfirst.pricing import MachinePrice
+from smallfirst.tasks.json.paths import value_spans
+
+MAX_PROMPT_TOKENS = 4096
+"""Longest conversation of a chat model."""
+MIN_PREFIX_TOKENS = 16
+"""A shorter common prefix is not worth caching."""
+EMBEDDING_BATCH_TOKENS = 2048
+"""Tokens embedded together, padding included; one text alone may be longer."""
+
+
+class PromptFormat(NamedTuple):
+    """How requests become tokens."""
+
+    encode: Callable[[Request], list[int]]
+    """Return the prompt of a request. Raise RequestRefused if it is too long."""
+    max_tokens: int
+    """Longest prompt, and longest text to embed."""
+    max_answer_tokens: int | None = None
+    """Longest answer, whatever a request allows; None: no such bound."""
+    prefix: tuple[int, ...] = ()
+    """Tokens written by the operator with which prompts begin: read once and cached. Never a client's text."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of every answer, if there is one."""
+
+
+class GenerativeModel:
+    """A causal model that generates its answers."""
+
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
+    )
+
+    def __init__(
+        self,
+        generator: Generator | ContinuousBatchScheduler,
+        prompt: PromptFormat,
+        *,
+        name: str,
+        price: MachinePrice | None = None,
+        adapter: str = "",
+        calibration: Calibration | None = None,
+        end: int | None = None,
+    ) -> None:
+        """Generate with `generator`; a scheduler may be shared with other models, each with its `adapter`.
+
+        `end` is the token that ends an answer; None: the generator's own. Without a calibration, the confidence is the
+        answer's own probability. Raise ConfigError if the prompt's schema has no grammar.
+        """
+        self.name, self.prompt, self._adapter, self._end = name, prompt, adapter, end
+        self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name)
+        self._price, self._calibration = price or MachinePrice(), calibration or Calibration()
+        if isinstance(generator, Generator):
+            generator = ContinuousBatchScheduler(generator, name=name)
+        self.scheduler = generator
+        self._open = True
+
+    @classmethod
+    def for_task(
+        cls,
+        generator: Generator | ContinuousBatchScheduler,
+        manifest: Manifest,
+        *,
+        name: str = "",
+        price: MachinePrice | None = None,
+        adapter: str = "",
+    ) -> GenerativeModel:
+        """Return a fine-tuned model that is prompted as in training."""
+        task, max_tokens = manifest.task, manifest.max_tokens
+
+        def encode(request: Request) -> list[int]:
+            return encode_prompt(generator.tokenizer, task.prompt(request.text), max_tokens)
+
+        prompt = PromptFormat(
+            encode=encode,
+            max_tokens=max_tokens,
+            max_answer_tokens=task.max_answer_tokens,
+            prefix=tuple(common_prefix(*(encode(Request.ask(text)) for text in ("a", "Z")))),
+            schema=task.answer_schema(),
+        )
+        return cls(
+            generator, prompt, name=name or task.name, price=price, adapter=adapter, calibration=manifest.calibration
+        )
+
+    @classmethod
+    def for_chat(
+        cls,
+        generator: Generator | ContinuousBatchScheduler,
+        *,
+        name: str,
+        price: MachinePrice | None = None,
+        schema: Mapping[str, Any] | None = None,
+        declared: Sequence[Message] = (),
+        adapter: str = "",
+        max_tokens: int = MAX_PROMPT_TOKENS,
+    ) -> GenerativeModel:
+        """Return a chat model, prompted with whole conversations through its own chat template.
+
+        `declared` are the messages that the operator puts at the beginning of conversations; they are read once and
+        cached.
+        """
+        tokenizer = generator.tokenizer
+
+        def encode(messages: Sequence[Message]) -> list[int]:
+            if tokenizer.chat_template:
+                return encode_chat(tokenizer, messages, max_tokens=max_tokens)
+            return encode_prompt(tokenizer, "\n\n".join(message.content for message in messages), max_tokens)
+
+        def encode_request(request: Request) -> list[int]:
+            try:
+                return encode(request.messages)
+            except ConfigError as error:
+                raise RequestRefused(f"messages: {error.args[0]}", code="context_length_exceeded") from None
+
+        prefix: list[int] = []
+        if declared:
+            prefix = common_prefix(*(encode([*declared, Message(role="user", content=text)]) for text in ("a", "Z")))
+        prompt = PromptFormat(encode=encode_request, max_tokens=max_tokens, prefix=tuple(prefix), schema=schema)
+        end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
+        return cls(generator, prompt, name=name, price=price, adapter=adapter, end=end)
+
+    async def complete(self, request: Request) -> Completion:
+        """Return the answer with its confidence, and that of each field if it is JSON.
+
+        Raise RequestRefused if the conversation is too long, or the answer cannot have the format asked for.
+        """
+        began = time.perf_counter()
+        generation = await self._generation(request)
+        return await self._completion(generation, await self.scheduler.generate(generation), began)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
+        """Yield the answer as it is generated. Raise RequestRefused as `complete` does."""
+        began = time.perf_counter()
+        generation = await self._generation(request)
+        async with aclosing(self.scheduler.stream(generation)) as events:
+            async for event in events:
+                if isinstance(event, GenerationResult):
+                    yield Chunk(completion=await self._completion(generation, event, began))
+                else:
+                    yield Chunk(text=event.text, tokens=await self._tokens(generation, event))
+
+    async def ready(self) -> None:
+        """Return if the model reads a token and computes what may follow. Raise ModelError otherwise."""
+        await self.scheduler.run(self._probe)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return the mean of the last hidden states of each text's tokens, scaled to length 1, in order.
+
+        The start token is read but not averaged, unless it is the only one. Raise RequestRefused if a text has no
+        token, ModelError if the model fails.
+        """
+        n_start = int(self._tokenizer.bos_token_id is not None)
+        rows = [encode_prompt(self._tokenizer, text, self.prompt.max_tokens) for text in texts]
+        if empty := [i for i, row in enumerate(rows) if not row]:
+            raise RequestRefused(f"input {empty[0]} holds nothing to read")
+        found: list[list[float]] = [[]] * len(rows)
+        busy_s = 0.0
+        for chosen in length_batches([len(row) for row in rows], max_tokens=EMBEDDING_BATCH_TOKENS):
+            took_s, vectors = await self.scheduler.run(partial(self._mean_pooled, [rows[i] for i in chosen], n_start))
+            busy_s += took_s
+            for i, vector in zip(chosen, vectors, strict=True):
+                found[i] = vector
+        return Embeddings(found, sum(map(len, rows)), self._price.cost_usd(busy_s))
+
+    async def aclose(self) -> None:
+        """Leave the scheduler, whose thread ends with its last model. Safe to call twice."""
+        self._grammars.close()
+        if self._open:
+            self._open = False
+            await self.scheduler.aclose()
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.scheduler.tokenizer
+
+    async def _generation(self, request: Request) -> GenerationRequest:
+        ids = self.prompt.encode(request)
+        context = getattr(self.scheduler.generator.model.config, "max_position_embeddings", None)
+        limits = [request.max_tokens, self.prompt.max_answer_tokens, context and max(1, context - len(ids))]
+        prefix = self.prompt.prefix
+        n = len(prefix)
+        return GenerationRequest(
+            ids,
+            max_tokens=min(limit for limit in limits if limit is not None),
+            temperature=request.temperature,
+            seed=request.seed,
+            stop=request.stop,
+            grammar=await self._grammars.grammar_for(request.response_format),
+            top=request.logprobs,
+            prefix=prefix if MIN_PREFIX_TOKENS <= n < len(ids) and tuple(ids[:n]) == prefix else (),
+            adapter=self._adapter,
+            end=self._end,
+        )
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        generator = self.scheduler.generator
+        with generator.using(self._adapter):
+            state = KVCache(generator.model, 1).read([[generator.tokenizer.bos_token_id or 0]])
+            likeliest = float(generator.log_probabilities(state, [None]).max())
+        if not math.isfinite(likeliest):
+            raise ModelError(f"{self.name} computes no numbers")
+
+    @torch.inference_mode()
+    def _mean_pooled(self, rows: Sequence[Sequence[int]], n_start: int) -> tuple[float, list[list[float]]]:
+        began = time.perf_counter()
+        model = self.scheduler.generator.model
+        lengths, ids = torch.tensor([len(row) for row in rows]), pad_right(rows)
+        with self.scheduler.generator.using(self._adapter):
+            hidden = model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state.float().cpu()
+        places = torch.arange(ids.shape[1])
+        averaged = (places < lengths[:, None]) & ((places >= n_start) | (lengths[:, None] <= n_start))
+        mean = (hidden * averaged[:, :, None]).sum(dim=1) / averaged.sum(dim=1, keepdim=True)
+        return time.perf_counter() - began, torch.nn.functional.normalize(mean, dim=-1).tolist()
+
+    async def _completion(self, generation: GenerationRequest, result: GenerationResult, began: float) -> Completion:
+        return Completion(
+            text=result.text.strip(),
+            answered_by=self.name,
+            latency_ms=(time.perf_counter() - began) * 1000,
+            cost_usd=self._price.cost_usd(result.busy_s),
+            prompt_tokens=result.n_prompt_tokens,
+            completion_tokens=len(result.token_ids),
+            confidence=self._calibration.confidence(result.log_probabilities),
+            field_confidence=field_confidence(result, generation.grammar) if generation.grammar else {},
+            finish_reason=result.finish_reason,
+            tokens=await self._tokens(generation, result),
+        )
+
+    async def _tokens(self, generation: GenerationRequest, part: TextDelta | GenerationResult) -> tuple[Token, ...]:
+        if generation.top is None:
+            return ()
+        words = await asyncio.to_thread(guidance_tokenizer, self._tokenizer)  # takes a second the first time
+        n_tokens = len(part.token_ids)
+        if isinstance(part, GenerationResult) and part.n_in_text is not None:
+            n_tokens = part.n_in_text
+        rows = zip(part.token_ids[:n_tokens], part.log_probabilities, part.top, strict=False)
+        return tuple(_token(words, *row) for row in rows)
+
+
+def field_confidence(result: GenerationResult, grammar: Grammar) -> dict[str, float]:
+    """Return by field path the probability in [0, 1] of the tokens that overlap any of the field's values.
+
+    Forced tokens are certain. The quotes around a string belong to it: they say that there is a value, and where it
+    ends.
+    """
+    ends, at = [], 0
+    for piece in grammar.pieces(result.token_ids):
+        ends.append((at, at := at + len(piece)))
+    found: dict[str, float] = {}
+    text = result.text
+    for path, places in value_spans(text).items():
+        total = 0.0
+        for start, end in places:
+            quotes = int(text[start - 1 : start] == '"')
+            first, last = len(text[: start - quotes].encode()), len(text[: end + quotes].encode())
+            overlapping = (i for i, (left, right) in enumerate(ends) if left < last and right > first)
+            total += math.fsum(result.log_probabilities[i] for i in overlapping)
+        found[path] = min(1.0, math.exp(total))
+    return found
+
+
+def _token(words: Any, token: int, log_probability: float, top: TopLogProbs) -> Token:
+    octets: bytes = words.decode_bytes([token])
+    return Token(
+        text=octets.decode("utf-8", "replace"),
+        logprob=log_probability,
+        octets=tuple(octets),
+        top=tuple(
+            (words.decode_bytes([other]).decode("utf-8", "replace"), value)
+            for other, value in top
+            if other < words.vocab_size
+        ),
+    )
