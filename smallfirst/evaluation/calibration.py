@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from smallfirst.models.confidence import FEATURES, LOWEST, Calibration, IsotonicCurve, features_of
+from smallfirst.models.confidence import MIN_LOG_PROBABILITY, Calibration, IsotonicCurve, token_features
 
 MIN_ROWS = 30
 """Rows below which steps or weights would follow chance."""
@@ -29,7 +29,9 @@ def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
 
     if len(gold) == 0:
         return 1.0
-    nats = np.maximum(log_probabilities, LOWEST)  # an impossible label that is right must leave the loss finite
+    nats = np.maximum(
+        log_probabilities, MIN_LOG_PROBABILITY
+    )  # an impossible label that is right must leave the loss finite
     rows = np.arange(len(gold))
 
     def loss(log_temperature: float) -> float:
@@ -72,11 +74,11 @@ def fit_calibration(log_probabilities: Sequence[Sequence[float]], correct: Seque
     _same_number(log_probabilities, right)
     if _shows_nothing(right):
         return Calibration()
-    features = np.array([features_of(answer) for answer in log_probabilities])
+    features = np.array([token_features(answer) for answer in log_probabilities])
     centres, spread = features.mean(axis=0), features.std(axis=0)
     scales = np.where(spread > 1e-9, spread, 1.0)
     standard = (features - centres) / scales
-    weights = np.eye(len(FEATURES))[FEATURES.index("sum")]
+    weights = np.eye(len(Calibration.FEATURES))[Calibration.FEATURES.index("sum")]
     if min(right.sum(), (~right).sum()) >= 10 and _all_features_help(standard, right):
         weights = _logistic().fit(standard, right).coef_[0]
     return Calibration(
@@ -92,7 +94,7 @@ def _all_features_help(standard: np.ndarray, right: np.ndarray) -> bool:
     from sklearn.model_selection import StratifiedKFold, cross_val_score
 
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    own = standard[:, [FEATURES.index("sum")]]
+    own = standard[:, [Calibration.FEATURES.index("sum")]]
     alone, together = (
         cross_val_score(_logistic(), x, right, cv=folds, scoring="neg_log_loss").mean() for x in (own, standard)
     )

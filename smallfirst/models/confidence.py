@@ -1,34 +1,32 @@
-"""From the token probabilities of a written answer to the probability that it is right.
+"""Calibrated heads: from features of an answer to the probability that it is right.
 
-What a decoder says of its own words is a good order and a bad number: a long answer looks doubtful whatever it says.
-A Calibration weighs a few features of the tokens' log-probabilities, then reads the probability off rising steps, both
-fitted on validation rows (`smallfirst.evaluation.calibration`). The price is those rows: with fewer than 30, or none
-that is wrong, nothing is fitted.
+A model's own probability ranks answers well and is badly scaled: a long answer looks doubtful whatever it says. A head
+weighs a few features and reads the probability off an isotonic curve, both fitted on rows with known answers
+(`evaluation.calibration`, `routing.confidence_head`). With fewer than 30 rows, or none wrong, nothing is fitted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 import pydantic
 
 from smallfirst.records import Record
 
-FEATURES = ("sum", "mean", "lowest", "n_tokens")
-"""What is looked at in an answer's tokens: sum, mean and lowest of their log-probabilities, and how many there are."""
-LOWEST = -100.0
-"""Log-probability in nats below which a token is not told apart from an impossible one."""
+MIN_LOG_PROBABILITY = -100.0
+"""In nats; a less likely token counts as impossible."""
 TIE_BREAK = 1e-3
 """Share of a calibrated probability that only keeps the order within one step."""
 
 
 class IsotonicCurve(Record):
-    """A rising line through knots: isotonic regression as plain numbers. Without knots it changes nothing."""
+    """A rising piecewise linear curve: isotonic regression as plain numbers. Without knots it is the identity."""
 
     x: tuple[float, ...] = ()
-    """Where the line has its knots, rising."""
+    """The knots, rising."""
     y: tuple[float, ...] = ()
     """Probability in [0, 1] at each knot, never falling."""
 
@@ -43,9 +41,10 @@ class IsotonicCurve(Record):
         return self
 
     def at(self, value: float) -> float:
-        """Probability in [0, 1] at `value`; outside the knots it stays at the outermost one.
+        """Return the probability in [0, 1] at `value`; beyond the outermost knots it stays what it is there.
 
-        A thousandth of it rises with `value` everywhere, so that a certificate can still part the rows of a flat step.
+        A thousandth of it rises with `value` everywhere, so that a certificate can still tell the rows of a flat step
+        apart.
         """
         if not self.x:
             return value
@@ -53,61 +52,65 @@ class IsotonicCurve(Record):
         return (1 - TIE_BREAK) * float(np.interp(value, self.x, self.y)) + TIE_BREAK * rising
 
 
-class Calibration(Record):
-    """From an answer's tokens to a probability of being right; unfitted it gives the answer's own probability."""
+class CalibratedHead(Record):
+    """A linear score of standardised features, and the isotonic curve that makes it a probability."""
+
+    FEATURES: ClassVar[tuple[str, ...]] = ()
+    """Names of the features, in order."""
 
     weights: tuple[float, ...] = ()
-    """One per feature, on features less their centre over their scale; empty while unfitted."""
+    """One for each of FEATURES; empty while unfitted."""
     centres: tuple[float, ...] = ()
-    """Mean of each feature on the rows it was fitted on."""
+    """Mean of each feature on the rows of the fit."""
     scales: tuple[float, ...] = ()
-    """Standard deviation of each feature there; 1 where it never differs."""
+    """Standard deviation of each feature there; 1 where it is constant."""
     steps: IsotonicCurve = IsotonicCurve()
-    """From the weighted sum to the probability."""
+    """From the score to the probability."""
     n_rows: int = 0
-    """Rows it was fitted on."""
+    """Rows of the fit."""
 
     @pydantic.model_validator(mode="after")
-    def _complete(self) -> Calibration:
-        check_fitted(self.weights, self.centres, self.scales, self.steps, FEATURES)
+    def _is_complete(self) -> Self:
+        wanted = len(self.FEATURES) if self.weights else 0
+        for name, values in (("weights", self.weights), ("centres", self.centres), ("scales", self.scales)):
+            if len(values) != wanted:
+                names = ", ".join(self.FEATURES)
+                raise ValueError(f"{name} must hold one number for each of {names} (got {len(values)})")
+        if not all(scale > 0 for scale in self.scales):
+            raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in self.scales)})")
+        if bool(self.weights) != bool(self.steps.x):
+            raise ValueError("weights and steps are fitted together: both or neither")
         return self
 
-    def confidence(self, log_probabilities: Sequence[float]) -> float:
-        """Probability in [0, 1] from the log-probability in nats of each written token (end of turn included)."""
-        features = features_of(log_probabilities)
-        if not self.weights:
-            return min(1.0, math.exp(features[FEATURES.index("sum")]))
-        return self.steps.at(self.score(features))
-
     def score(self, features: Sequence[float]) -> float:
-        """The weighted sum of one answer's features, which the steps turn into a probability; higher is surer."""
+        """Return the weighted sum of the standardised features."""
         parts = zip(self.weights, features, self.centres, self.scales, strict=True)
         return math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts)
 
-
-def check_fitted(
-    weights: Sequence[float],
-    centres: Sequence[float],
-    scales: Sequence[float],
-    steps: IsotonicCurve,
-    features: Sequence[str],
-) -> None:
-    """Nothing if weights, centres and scales have one number a feature, or all of them none. Raises ValueError."""
-    wanted = len(features) if weights else 0
-    for name, values in (("weights", weights), ("centres", centres), ("scales", scales)):
-        if len(values) != wanted:
-            raise ValueError(f"{name} must hold one number for each of {', '.join(features)} (got {len(values)})")
-    if not all(scale > 0 for scale in scales):
-        raise ValueError(f"scales must be above 0 (got {', '.join(f'{scale:g}' for scale in scales)})")
-    if bool(weights) != bool(steps.x):
-        raise ValueError("weights and steps are fitted together: both or neither")
+    def probability(self, features: Sequence[float]) -> float:
+        """Return the probability in [0, 1] of being right; the head must be fitted."""
+        return self.steps.at(self.score(features))
 
 
-def features_of(log_probabilities: Sequence[float]) -> tuple[float, ...]:
-    """One number for each of FEATURES, from the log-probability in nats of each written token.
+class Calibration(CalibratedHead):
+    """The head of generated answers, on their tokens' log-probabilities."""
 
-    No token at all counts as an impossible one: nothing was said that one could be sure of.
+    FEATURES = ("sum", "mean", "lowest", "n_tokens")
+
+    def confidence(self, log_probabilities: Sequence[float]) -> float:
+        """Return the probability in [0, 1] from the log-probability in nats of each token, end of turn included.
+
+        Unfitted, it is the answer's own probability.
+        """
+        features = token_features(log_probabilities)
+        return self.probability(features) if self.weights else min(1.0, math.exp(features[0]))
+
+
+def token_features(log_probabilities: Sequence[float]) -> tuple[float, ...]:
+    """Return sum, mean and minimum of the tokens' log-probabilities in nats, and how many there are.
+
+    An answer without tokens counts as one impossible token.
     """
-    nats = [max(value, LOWEST) for value in log_probabilities] or [LOWEST]
+    nats = [max(value, MIN_LOG_PROBABILITY) for value in log_probabilities] or [MIN_LOG_PROBABILITY]
     total = math.fsum(nats)
     return total, total / len(nats), min(nats), float(len(log_probabilities))

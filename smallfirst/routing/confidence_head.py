@@ -15,12 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pydantic
 
 from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
-from smallfirst.models.confidence import IsotonicCurve, check_fitted
+from smallfirst.models.confidence import CalibratedHead, IsotonicCurve
 from smallfirst.models.protocol import Completion
-from smallfirst.records import Record
 
 FEATURES = ("own", "margin", "entropy", "tokens", "characters", "least_field", "mean_field", "same", "cheaper")
 """What is looked at. `own`: log-odds of the draft's confidence · `margin`: log of the best label's probability over the
@@ -39,28 +37,15 @@ MIN_ROWS_PER_FEATURE = 10
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
-class DraftHead(Record):
+class DraftHead(CalibratedHead):
     """From a draft to the probability that it is right; unfitted it gives the draft's own confidence."""
 
-    weights: tuple[float, ...] = ()
-    """One for each of FEATURES, on features less their centre over their scale; empty while unfitted."""
-    centres: tuple[float, ...] = ()
-    """Mean of each feature on the rows it was fitted on."""
-    scales: tuple[float, ...] = ()
-    """Standard deviation of each feature there; 1 where it never differs."""
-    steps: IsotonicCurve = IsotonicCurve()
-    """From the weighted sum to the probability."""
+    FEATURES = FEATURES
+
     field_steps: dict[str, IsotonicCurve] = {}
     """By field path, from the field's own probability to that of its being right; other fields keep their own."""
-    n_rows: int = 0
-    """Rows it was fitted on."""
     why: str = "not fitted"
     """What the fit found, in one sentence."""
-
-    @pydantic.model_validator(mode="after")
-    def _complete(self) -> DraftHead:
-        check_fitted(self.weights, self.centres, self.scales, self.steps, FEATURES)
-        return self
 
     @classmethod
     def fit(
@@ -111,8 +96,7 @@ class DraftHead(Record):
         """
         if not self.weights:
             return completion.confidence or 0.0
-        parts = zip(self.weights, features_of(completion, cheaper), self.centres, self.scales, strict=True)
-        return self.steps.at(math.fsum(weight * (value - centre) / scale for weight, value, centre, scale in parts))
+        return self.probability(features_of(completion, cheaper))
 
     def fields(self, completion: Completion) -> dict[str, float]:
         """By field path of a JSON draft, the probability in [0, 1] that its value is right."""

@@ -21,7 +21,7 @@ from smallfirst.evaluation.calibration import (
     fit_isotonic,
     fit_temperature,
 )
-from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve, features_of
+from smallfirst.models.confidence import TIE_BREAK, Calibration, IsotonicCurve, token_features
 from smallfirst.models.label_model import softmax
 
 
@@ -152,7 +152,7 @@ def test_with_few_errors_the_order_is_that_of_the_own_probability() -> None:
     right = [i >= 9 for i in range(100)]
     fitted = fit_calibration(tokens, right)
     assert fitted.weights == (1.0, 0.0, 0.0, 0.0)
-    assert fitted.centres == pytest.approx(np.mean([features_of(answer) for answer in tokens], axis=0))
+    assert fitted.centres == pytest.approx(np.mean([token_features(answer) for answer in tokens], axis=0))
 
 
 @pytest.mark.parametrize(("n", "kinds"), [(MIN_ROWS - 1, 2), (MIN_ROWS, 1), (500, 1)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smallfirst.models.confidence import FEATURES, LOWEST, TIE_BREAK, Calibration, IsotonicCurve, features_of
+from smallfirst.models.confidence import MIN_LOG_PROBABILITY, TIE_BREAK, Calibration, IsotonicCurve, token_features
 
 CALM = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """A busy machine is no reason to fail."""
@@ -25,13 +25,13 @@ FITTED = Calibration(
 
 
 def test_the_features_are_sum_mean_lowest_and_number() -> None:
-    assert FEATURES == ("sum", "mean", "lowest", "n_tokens")
-    assert features_of([-0.5, -1.5, -0.1]) == pytest.approx((-2.1, -0.7, -1.5, 3.0))
+    assert Calibration.FEATURES == ("sum", "mean", "lowest", "n_tokens")
+    assert token_features([-0.5, -1.5, -0.1]) == pytest.approx((-2.1, -0.7, -1.5, 3.0))
 
 
 def test_an_impossible_token_is_as_low_as_any_and_no_token_is_an_impossible_one() -> None:
-    assert features_of([-math.inf, 0.0]) == (LOWEST, LOWEST / 2, LOWEST, 2.0)
-    assert features_of([]) == (LOWEST, LOWEST, LOWEST, 0.0)
+    assert token_features([-math.inf, 0.0]) == (MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY / 2, MIN_LOG_PROBABILITY, 2.0)
+    assert token_features([]) == (MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY, 0.0)
 
 
 @CALM

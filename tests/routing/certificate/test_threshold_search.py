@@ -159,7 +159,9 @@ def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
     right[[20, 50, 80]] = False
     rows = cascade(1 - np.arange(100) / 200, right)
     needed = estimate_rows_needed(rows, Guarantee(), 0.05)
-    at = {n: rows_for_upper_bound(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))}
+    at = {
+        n: rows_for_upper_bound(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))
+    }
     assert needed is not None
     assert needed <= min(math.ceil((at[n] or 10**9) / (n / 100)) for n in at if (at[n] or 0) > n)
     assert needed > 100
