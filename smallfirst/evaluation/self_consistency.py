@@ -1,24 +1,25 @@
-"""What a teacher says of a row, how sure of it it is, and how far it may be believed.
+"""A teacher's answer to a row by majority vote, its confidence, and its agreement with itself and with people.
 
 A teacher is a large model whose answers another model learns from. Asked several times, it gives the answer that most
-draws agree on, and the share of them is how sure it is (self-consistency, Wang et al. 2022); a confidence of its own
-counts as well. Neither is proof: a model can be surely wrong, so both are held against answers that people gave. The
-price is a few answers that label nothing.
+samples agree on, and their share is its confidence (self-consistency, Wang et al. 2022); a confidence of its own counts
+as well. Neither is proof, since a model can be confidently wrong, so both are compared with answers that people gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pydantic
 
 from smallfirst.evaluation.risk_coverage import risk_coverage_curve
-from smallfirst.records import Record
-from smallfirst.stats.intervals import Estimate, cohen_kappa, wilson
+from smallfirst.evaluation.self_agreement import AnswerMatcher, answer_kappa, repeated_answers
+from smallfirst.records import Record, rename_keys
+from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import Task
 
-Same = Callable[[str, str], bool]
 N_THRESHOLDS = 10
-"""Steps of the table from which `sure_from` is chosen."""
+"""Rows of the table from which `sure_from` is chosen."""
 
 
 class TeacherAnswer(NamedTuple):
@@ -27,128 +28,133 @@ class TeacherAnswer(NamedTuple):
     answer: str | None
     """The parsed answer; None if there was none."""
     confidence: float | None = None
-    """The model's own, in [0, 1]; None if it gives none."""
+    """The model's own confidence, in [0, 1]; None if it gives none."""
 
 
 class MajorityVote(Record):
-    """What the draws of one row come to."""
+    """The result of all answers to one row."""
 
     answer: str | None
-    """The answer that most draws give, the earliest of equals; None if none of them is an answer."""
+    """The most frequent answer, the earliest of equals; None if there is none."""
     agreement: float | None
-    """Share of all draws that say the same, in (0, 1]; None if the row was asked once, or has no answer."""
+    """Share of all samples with this answer, in (0, 1]; None if the row was asked once, or has no answer."""
     confidence: float | None
-    """Mean of the model's own confidence over the draws that say it, in [0, 1]; None if it gives none."""
+    """Mean of the model's own confidence over the samples with this answer, in [0, 1]; None if it gives none."""
 
     @property
-    def sureness(self) -> float | None:
+    def combined_confidence(self) -> float | None:
         """The lower of agreement and confidence; None if neither is known."""
         return min((x for x in (self.agreement, self.confidence) if x is not None), default=None)
 
     def is_confident(self, sure_from: float) -> bool:
-        """True if there is an answer and its sureness reaches `sure_from`; at 0 every answer does."""
+        """Return whether there is an answer and its combined confidence reaches `sure_from`; at 0 any answer does."""
         if self.answer is None or sure_from <= 0:
             return self.answer is not None
-        return self.sureness is not None and self.sureness >= sure_from
+        return self.combined_confidence is not None and self.combined_confidence >= sure_from
 
 
 class ConfidenceThreshold(Record):
-    """What one value of `sure_from` would keep, on rows that people have answered."""
+    """Rows accepted at one value of `sure_from`, among those answered by people."""
 
     sure_from: float
-    """Least sureness that is kept, in [0, 1]."""
+    """Least combined confidence that is accepted, in [0, 1]."""
     share: float
-    """Share of these rows that is kept, in [0, 1]."""
+    """Share of these rows that is accepted, in [0, 1]."""
     accuracy: Estimate
-    """Share of right answers among the kept, Wilson interval."""
+    """Share of right answers among the accepted, Wilson interval."""
 
 
 class TeacherAgreement(Record):
-    """How far a teacher may be believed; None and empty where it was not asked."""
+    """Agreement of a teacher with itself and with people; None and empty where it was not asked."""
 
-    itself: Estimate | None = None
-    """Share of rows on which two draws say the same, Wilson interval; no answer is never the same."""
+    self_agreement: Estimate | None = None
+    """Share of rows with the same answer twice, Wilson interval; no answer is never the same."""
     kappa: Estimate | None = None
-    """The same beyond chance, in [-1, 1]; None where answers are no closed set."""
-    people: Estimate | None = None
-    """Share of rows answered by people on which it is right, sure or not, Wilson interval; no answer is wrong."""
-    people_sure: Estimate | None = None
-    """Share of right answers among those it was sure of: what to expect of the training file."""
+    """Self-agreement beyond chance, in [-1, 1]; None where answers are no closed set."""
+    accuracy: Estimate | None = None
+    """Share of rows answered by people on which it is right, Wilson interval; no answer is wrong."""
+    confident_accuracy: Estimate | None = None
+    """Share of right answers among its confident ones: the accuracy to expect of the training file."""
     thresholds: tuple[ConfidenceThreshold, ...] = ()
-    """What other values of `sure_from` would keep, the strictest first; empty if the teacher never says how sure it
-    is."""
+    """Other values of `sure_from`, the strictest first; empty if the teacher never gives a confidence."""
     checked_on: str = ""
-    """Which rows people have answered."""
+    """Name of the rows that people answered."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        return rename_keys(values, itself="self_agreement", people="accuracy", people_sure="confident_accuracy")
 
     @property
     def in_words(self) -> list[str]:
-        """One line for each thing known, then the table."""
+        """One line for each known figure, then the table of thresholds."""
         lines = []
-        if self.itself is not None:
-            lines.append(f"asked twice it says the same on {self.itself} of {self.itself.n} rows")
-        if self.people is not None and self.people_sure is not None:
+        if self.self_agreement is not None:
             lines.append(
-                f"it is right on {self.people} of {self.people.n} {self.checked_on}; "
-                f"where it was sure, on {self.people_sure} of {self.people_sure.n}"
+                f"asked twice it gives the same answer on {self.self_agreement} of {self.self_agreement.n} rows"
+            )
+        if self.accuracy is not None and self.confident_accuracy is not None:
+            lines.append(
+                f"it is right on {self.accuracy} of {self.accuracy.n} {self.checked_on}; "
+                f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
             )
         if self.thresholds:
-            lines.append("sure_from  keeps  accuracy of the kept")
-            lines += [f"{t.sure_from:9.3f}  {t.share:5.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds]
+            lines.append("sure_from  accepts  accuracy of the accepted")
+            lines += [f"{t.sure_from:9.3f}  {t.share:7.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds]
         return lines
 
 
-def answer_matcher(task: Task) -> Same:
-    """Whether two parsed answers mean the same to the task: equal, or as right as it asks a right answer to be."""
+def answer_matcher(task: Task) -> AnswerMatcher:
+    """Return a function that says whether two parsed answers mean the same to the task.
+
+    They do if they are equal or, unless answers are a closed set, if one would be right where the other is.
+    """
     if task.closed:
         return lambda first, second: first == second
     return lambda first, second: first == second or task.score((first,), second) >= task.pass_score
 
 
-def majority_vote(draws: Sequence[TeacherAnswer], same: Same) -> MajorityVote:
-    """What the draws of one row come to. Draws without an answer count against every answer."""
-    said = [(i, draw.answer) for i, draw in enumerate(draws) if draw.answer is not None]
-    if not said:
+def majority_vote(samples: Sequence[TeacherAnswer], same: AnswerMatcher) -> MajorityVote:
+    """Return the vote of one row. Samples without an answer count against every answer."""
+    given = [(i, sample.answer) for i, sample in enumerate(samples) if sample.answer is not None]
+    if not given:
         return MajorityVote(answer=None, agreement=None, confidence=None)
-    backers = [(answer, [j for j, other in said if same(answer, other)]) for _, answer in said]
-    answer, backing = max(backers, key=lambda pair: len(pair[1]))  # the first of equals
-    known = [c for j in backing if (c := draws[j].confidence) is not None]
+    supporters = [(answer, [j for j, other in given if same(answer, other)]) for _, answer in given]
+    answer, support = max(supporters, key=lambda pair: len(pair[1]))  # the first of equals
+    known = [c for j in support if (c := samples[j].confidence) is not None]
     return MajorityVote(
         answer=answer,
-        agreement=len(backing) / len(draws) if len(draws) > 1 else None,
+        agreement=len(support) / len(samples) if len(samples) > 1 else None,
         confidence=sum(known) / len(known) if known else None,
     )
 
 
 def agreement_with_itself(pairs: Sequence[tuple[TeacherAnswer, TeacherAnswer]], task: Task) -> TeacherAgreement:
-    """A Trust with `itself` and `kappa` from rows asked twice; an empty one without such rows."""
+    """Return `self_agreement` and `kappa` from rows asked twice; empty without such rows."""
     if not pairs:
         return TeacherAgreement()
-    same = answer_matcher(task)
-    alike = [a.answer is not None and b.answer is not None and same(a.answer, b.answer) for a, b in pairs]
-    # No answer twice is no agreement, so each draw has a word of its own for it.
-    first = [(1,) if a.answer is None else a.answer for a, _ in pairs]
-    second = [(2,) if b.answer is None else b.answer for _, b in pairs]
+    first, second = [a.answer for a, _ in pairs], [b.answer for _, b in pairs]
     return TeacherAgreement(
-        itself=wilson(sum(alike), len(pairs)),
-        kappa=cohen_kappa(first, second) if task.closed else None,
+        self_agreement=wilson(sum(repeated_answers(first, second, answer_matcher(task))), len(pairs)),
+        kappa=answer_kappa(first, second) if task.closed else None,
     )
 
 
 def agreement_with_people(
     votes: Sequence[MajorityVote], golds: Sequence[Sequence[str]], task: Task, *, sure_from: float
 ) -> TeacherAgreement:
-    """A Trust with `people`, `people_sure` and `thresholds`, from the right answers that people gave to each row.
+    """Return `accuracy`, `confident_accuracy` and `thresholds` from the right answers that people gave to each row.
 
-    An empty one without rows. Raises ValueError if the lengths differ.
+    Empty without rows. Raises ValueError if the lengths differ.
     """
     if not votes:
         return TeacherAgreement()
     right = [task.score(gold, v.answer) >= task.pass_score for v, gold in zip(votes, golds, strict=True)]
-    sure = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(sure_from)]
-    points = risk_coverage_curve([v.sureness for v in votes], right, n_points=N_THRESHOLDS)
+    confident = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(sure_from)]
+    points = risk_coverage_curve([v.combined_confidence for v in votes], right, n_points=N_THRESHOLDS)
     return TeacherAgreement(
-        people=wilson(sum(right), len(right)),
-        people_sure=wilson(sum(sure), len(sure)),
+        accuracy=wilson(sum(right), len(right)),
+        confident_accuracy=wilson(sum(confident), len(confident)),
         thresholds=tuple(
             ConfidenceThreshold(sure_from=p.confidence, share=p.coverage, accuracy=_complement(p.error)) for p in points
         ),

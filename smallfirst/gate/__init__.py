@@ -1,1 +1,1 @@
-"""The gate: declared thresholds, one module for each kind of check, and the verdict."""
+"""The gate: checks that a candidate must pass before it goes live."""

@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import smallfirst
-from smallfirst.evaluation.evaluate import compare
-from smallfirst.evaluation.learning_curve import LearningCurve
-from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.diagnostics import Diagnostics
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
@@ -18,13 +17,12 @@ from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.report.data import (
+    LeakEffect,
     ListPrice,
     OutOfScopeRequests,
-    PromiseHeld,
     ReportData,
     TrainingSummary,
 )
-from smallfirst.report.findings import Ceiling, LeakEffect, LearningPoint, Suspect
 from smallfirst.training.run import Run
 
 HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
@@ -36,7 +34,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
     there = {path.name for path in run_folder.folder.iterdir()}
-    routed = run_folder.evaluation("routed", "test")
     verdicts = run_folder.verdicts() if "verdicts.json" in there else None
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
@@ -50,42 +47,29 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         request_noun=project.task.request_noun,
         pass_score=project.task.pass_score,
         evaluations=tuple(evaluations),
-        validation_evaluations=tuple(
+        calibration_evaluations=tuple(
             e for c in ("words", "encoder", "tuned", "small", "large") if (e := run_folder.evaluation(c, "calibration"))
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
         certificate=run_folder.certificate() if "certificate.json" in there else None,
-        comparisons=_comparisons(run_folder),
         training=_training(file, run_folder),
         machine=file.prices.machine,
         requests_per_month=file.requests_per_month,
         list_prices=_list_prices(file) if prompt_tokens else (),
         large_prompt_tokens=prompt_tokens,
         large_completion_tokens=completion_tokens,
-        promise_held=PromiseHeld.on(routed) if routed and any(r.certified for r in routed.rows) else None,
         open_ended=open_ended,
-        probes_ms={e.candidate: e.probes_ms for e in evaluations if e.probes_ms},
         learning_curve=_learning_curve(run_folder),
-        suspects=tuple(Suspect(**s.model_dump(exclude={"evidence"})) for s in doubts.suspects),
+        suspects=doubts.suspects,
         suspects_export="smallfirst suspects task.yaml --out suspects.jsonl",
-        ceiling=_ceiling(doubts),
-        leaks=LeakEffect.on(small, doubts.leaks) if (small := _judged(run_folder)) else None,
+        self_agreement=doubts.ceiling,
+        leaks=LeakEffect.measure(small, doubts.leaks) if (small := _judged(run_folder)) else None,
         retention=saved_retention(run_folder),
         notes=_notes(rows, run_folder),
         made_at=datetime.now(UTC),
         versions=_versions(),
     )
-
-
-def _comparisons(run_folder: RunFolder) -> tuple[Comparison, ...]:
-    pairs = (("small", "large"), ("routed", "large"), ("small", "words"), ("small", "encoder"), ("small", "tuned"))
-    found = []
-    for first, second in pairs:
-        a, b = run_folder.evaluation(first, "test"), run_folder.evaluation(second, "test")
-        if a and b:
-            found.append(compare(a, b))
-    return tuple(found)
 
 
 def _judged(run_folder: RunFolder) -> Evaluation | None:
@@ -94,16 +78,9 @@ def _judged(run_folder: RunFolder) -> Evaluation | None:
     return run_folder.evaluation(Promotion.load(live).candidate if live.exists() else "small", "test")
 
 
-def _ceiling(doubts: Diagnostics) -> Ceiling | None:
-    found = doubts.ceiling
-    return Ceiling(itself=found.itself, gold=found.gold, note=found.in_words) if found else None
-
-
 def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
     path = run_folder.folder / "learning.json"
-    if not path.exists():
-        return ()
-    return tuple(LearningPoint(p.n_rows, p.candidate, p.accuracy) for p in LearningCurve.load(path).points)
+    return LearningCurve.load(path).points if path.exists() else ()
 
 
 def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary:

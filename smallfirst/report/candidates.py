@@ -1,7 +1,7 @@
-"""The ladder: every candidate with all its measures, and the paired differences between them.
+"""The table of candidates: all their metrics, and the paired differences between them.
 
-Several candidates compared on the same rows give several chances to be lucky, so p-values are corrected after Holm
-over all pairs shown. The price is that a small true difference needs more rows to be seen.
+Several candidates compared on the same rows give several chances to be lucky, so p-values are corrected by Holm's
+method over all pairs shown; a small true difference then needs more rows to be seen.
 """
 
 from __future__ import annotations
@@ -12,68 +12,58 @@ from smallfirst.records import Record
 from smallfirst.report.data import ReportData
 from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference
 
+MORE_PAIRS = (("small", "words"), ("small", "encoder"), ("small", "tuned"))
+"""Pairs shown beside each candidate against the large model."""
+
 
 class PairedCandidates(Record):
     """Two candidates on the same rows."""
 
     comparison: Comparison
-    """Right answers of the first minus the second."""
+    """Accuracy of the first minus that of the second."""
     p_holm: float
     """Its p-value corrected for all pairs shown."""
     score: Estimate | None
-    """Mean score of the first minus the second; None where answers are just right or wrong."""
+    """Mean score of the first minus that of the second; None where answers are just right or wrong."""
 
 
 class CandidateTable(Record):
     """Every candidate side by side."""
 
     measures: tuple[str, ...]
-    """Names of all measures, in the order the task gives them."""
-    against: str | None
-    """Candidate that the others are compared with; None if there is nothing to compare."""
+    """Names of all metrics, in the order the task gives them."""
+    reference: str | None
+    """The candidate that others are compared with; None if there is nothing to compare."""
     pairs: tuple[PairedCandidates, ...]
-    """All pairs, those with `against` first."""
+    """All pairs, those with `reference` first."""
 
     def pair(self, candidate: str) -> PairedCandidates | None:
-        """The pair of a candidate with `against`, or None."""
-        return next(
-            (p for p in self.pairs if (p.comparison.first, p.comparison.second) == (candidate, self.against)), None
-        )
+        """Return the pair of a candidate with `reference`, or None."""
+        names = (candidate, self.reference)
+        return next((p for p in self.pairs if (p.comparison.first, p.comparison.second) == names), None)
 
 
 def candidate_table(data: ReportData) -> CandidateTable:
-    """All measures and all pairs: each candidate against the large model (else the first), then those handed over."""
-    names: dict[str, None] = {}
-    for evaluation in data.evaluations:
-        names.update(dict.fromkeys(evaluation.measures))
-    reference = data.evaluation("large") or data.evaluations[0]
-    found: dict[tuple[str, str], Comparison] = {}
-    for evaluation in data.evaluations:
-        if evaluation is not reference:
-            between = difference(data, evaluation.candidate, reference.candidate)
-            if between is not None:
-                found[between.first, between.second] = between
-    for comparison in data.comparisons:
-        found.setdefault((comparison.first, comparison.second), comparison)
-    corrected = holm([c.p_value for c in found.values()])
+    """Return all metrics and pairs: each candidate against the large model (else the first), then `MORE_PAIRS`."""
+    measures = dict.fromkeys(name for evaluation in data.evaluations for name in evaluation.measures)
+    reference = (data.evaluation("large") or data.evaluations[0]).candidate
+    names = dict.fromkeys([*((e.candidate, reference) for e in data.evaluations), *MORE_PAIRS])
+    found = [c for first, second in names if first != second and (c := difference(data, first, second))]
+    corrected = holm([c.p_value for c in found])
     pairs = tuple(
-        PairedCandidates(
-            comparison=c, p_holm=float(p), score=_score(data.evaluation(c.first), data.evaluation(c.second))
-        )
-        for c, p in zip(found.values(), corrected, strict=True)
+        PairedCandidates(comparison=c, p_holm=p, score=_score(data.evaluation(c.first), data.evaluation(c.second)))
+        for c, p in zip(found, corrected, strict=True)
     )
-    return CandidateTable(measures=tuple(names), against=reference.candidate if found else None, pairs=pairs)
+    return CandidateTable(measures=tuple(measures), reference=reference if found else None, pairs=pairs)
 
 
 def difference(data: ReportData, first: str, second: str) -> Comparison | None:
-    """The comparison handed over, else counted on the rows both have; None if they share no row."""
-    if (given := data.comparison(first, second)) is not None:
-        return given
+    """Compare two candidates on the rows both have; None if one was not measured or they share no row."""
     a, b = data.evaluation(first), data.evaluation(second)
     if a is None or b is None:
         return None
-    counted = compare(a, b)
-    return counted if counted.difference.n else None
+    comparison = compare(a, b)
+    return comparison if comparison.difference.n else None
 
 
 def _score(first: Evaluation | None, second: Evaluation | None) -> Estimate | None:

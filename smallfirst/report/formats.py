@@ -1,10 +1,11 @@
 """Figures and names as a person reads them: money, time, shares, differences, the paths in plain words.
 
-A figure keeps its unit and loses the digits that nobody can use. The price: what is read here is rounded, and
-whoever computes further takes the record.
+A figure keeps its unit and loses the digits that nobody can use, so compute with the records, not with these texts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from markupsafe import Markup, escape
 
@@ -58,7 +59,7 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def usd(amount: float) -> str:
-    """An amount in USD: cents from a dollar up, two significant digits below."""
+    """Format an amount in USD: cents from a dollar up, two significant digits below."""
     if amount < 0:
         return f"{MINUS}{usd(-amount)}"
     if amount >= 99.5:
@@ -73,14 +74,14 @@ def usd(amount: float) -> str:
 
 
 def usd_tick(amount: float) -> str:
-    """An amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
+    """Format an amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
     if amount >= 1000:
         return f"${short(amount)}"
     return "$" + f"{amount:.10f}".rstrip("0").rstrip(".")
 
 
 def short(value: float) -> str:
-    """A large number in a few characters: `300k`, `1M`, `2G`."""
+    """Format a large number in a few characters: `300k`, `1M`, `2G`."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g}{letter}"
@@ -88,71 +89,76 @@ def short(value: float) -> str:
 
 
 def ms(value: float) -> str:
-    """A latency: two digits below 10 ms, whole ms below a second, then seconds."""
+    """Format a latency: two digits below 10 ms, whole ms below a second, then seconds."""
     if value >= 1000:
         return f"{value / 1000:.3g}{SPACE}s"
     return f"{value:.2g}{SPACE}ms" if value < 10 else f"{value:.0f}{SPACE}ms"
 
 
 def rate(per_s: float) -> str:
-    """Requests per second: one decimal below 100."""
+    """Format requests per second: one decimal below 100."""
     return f"{per_s:,.1f}" if per_s < 100 else f"{per_s:,.0f}"
 
 
 def percent(share: float, *, digits: int = 1) -> str:
-    """A share as a percentage: 0.931 → 93.1 %."""
+    """Format a share as a percentage: 0.931 → 93.1 %."""
     return f"{share * 100:.{digits}f}{SPACE}%"
 
 
+def axis_percent(span: float) -> Callable[[float], str]:
+    """Return a formatter of shares for an axis that covers `span`: one decimal on a narrow one."""
+    return lambda share: percent(share, digits=0 if span >= 0.045 else 1)
+
+
 def points(difference: Estimate) -> str:
-    """A difference of shares in percentage points, signed, with its interval."""
+    """Format a difference of shares in percentage points, signed, with its interval."""
     return f"{signed(difference.value)} points [{signed(difference.low)}, {signed(difference.high)}]"
 
 
 def signed(share: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Format a difference of shares in percentage points, with its sign."""
     return f"{share * 100:+.1f}".replace("-", MINUS)
 
 
-def fewer(difference: Estimate) -> str:
-    """The size of a difference in plain words, whatever its sign: `3.2 points (1.0 to 5.4)`."""
+def absolute_points(difference: Estimate) -> str:
+    """Format the size of a difference, whatever its sign: `3.2 points (1.0 to 5.4)`."""
     ends = sorted((abs(difference.low), abs(difference.high)))
     return f"{abs(difference.value) * 100:.1f} points ({ends[0] * 100:.1f} to {ends[1] * 100:.1f})"
 
 
 def accurate(estimate: Estimate) -> str:
-    """`93.1 % (92.2 to 94.0)`: the value and the range that chance allows."""
+    """Format a share with its interval: `93.1 % (92.2 to 94.0)`."""
     return f"{percent(estimate.value)} ({estimate.low * 100:.1f} to {estimate.high * 100:.1f})"
 
 
 def p_value(p: float) -> str:
-    """A p-value with four decimals, or `< 0.0001`."""
+    """Format a p-value with four decimals, or `< 0.0001`."""
     return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
 def count(n: int | None) -> str:
-    """A whole number with thousands separated; `never` for None."""
+    """Format a whole number with thousands separated; `never` for None."""
     return "never" if n is None else f"{n:,}"
 
 
 def measure_name(name: str) -> str:
-    """A measure as a person says it, with a mark where less is better."""
+    """Return the name of a metric for the page, with a note where lower is better."""
     words = MEASURES.get(name, name.replace("_", " "))
     return f"{words} (lower is better)" if name in LOWER_IS_BETTER else words
 
 
 def path_name(candidate: str) -> str:
-    """A path in plain words, its first letter large."""
-    return first_up(NAMES.get(candidate, candidate))
+    """Return a candidate's name in plain words; the candidate itself if it has none."""
+    return NAMES.get(candidate, candidate)
 
 
-def first_up(words: str) -> str:
-    """The words with a large first letter."""
+def capitalize_first(words: str) -> str:
+    """Return the words with the first letter in upper case; the others stay."""
     return words[:1].upper() + words[1:]
 
 
 def breakable(name: str) -> Markup:
-    """A label or field path that may be broken into lines after `_`, `.` and `]`, escaped."""
+    """Escape a label or field path and allow line breaks after `_`, `.` and `]`."""
     words = escape(name)
     for sign in ("_", ".", "]"):
         words = words.replace(sign, Markup(f"{sign}<wbr>"))

@@ -1,7 +1,7 @@
 """Tables and curves from the rows of one evaluation: confusions, grades, reliability, risk.
 
-Every share comes with its interval. Rows without a confidence cannot be placed on a curve; they
-are left out of it and counted.
+Every share comes with its interval. Rows without a confidence cannot be placed on a curve; they are left out and
+counted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from smallfirst.evaluation.risk_coverage import RiskCoveragePoint, auroc, risk_c
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, wilson
 
-NOTHING = "(no answer)"
-NONE_OF_THESE = "(none of these)"
+NO_ANSWER = "(no answer)"
+OTHER_ANSWER = "(none of these)"
+MAX_CONFUSION_LABELS = 12
 
 
 class ConfusedPair(Record):
-    """Two labels that are taken for each other."""
+    """Two labels that are confused with each other."""
 
     gold: str
-    """What was right."""
+    """The right answer."""
     said: str
-    """What was answered."""
+    """The given answer."""
     count: int
     """Rows of `gold` answered `said`."""
     reverse: int
@@ -40,18 +41,18 @@ class ConfusedPair(Record):
 
 
 class Confusion(Record):
-    """Every right answer against every given one."""
+    """The confusion matrix."""
 
     labels: tuple[str, ...]
-    """Right answers, the most frequent first."""
+    """Right answers, most frequent first: the rows of the matrix."""
     said: tuple[str, ...]
-    """The same, and what else was said."""
+    """Given answers: the columns of the matrix."""
     counts: tuple[tuple[int, ...], ...]
-    """Rows by right answer (down) and given one (across)."""
+    """Rows by right answer (down) and given answer (across)."""
 
 
 class Grades(Record):
-    """How far answers are right where a score says how far."""
+    """How many graded answers are fully, partly or not right."""
 
     n_full: int
     """Score 1."""
@@ -67,13 +68,13 @@ class ReliabilityBin(Record):
     """Rows of about equal confidence."""
 
     confidence: float
-    """Their mean confidence."""
+    """Mean confidence."""
     accuracy: Estimate
-    """Share right among them."""
+    """Share right."""
 
 
 class Reliability(Record):
-    """Whether confidence means what it says."""
+    """How well confidence is calibrated."""
 
     bins: tuple[ReliabilityBin, ...]
     """Equal-count bins, least confident first."""
@@ -82,63 +83,50 @@ class Reliability(Record):
     ece: float
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
     ece_by_chance: float
-    """What a perfectly calibrated model would show on as many rows."""
+    """Calibration error that a perfectly calibrated model would show on as many rows."""
     brier: float
-    """Mean squared distance of confidence from what came out (Brier 1950)."""
-    parts_right_from_wrong: Estimate | None
-    """Probability that a right answer is surer than a wrong one (AUROC); None if all are right or all wrong."""
+    """Mean squared distance of confidence from the outcome (Brier 1950)."""
+    auroc: Estimate | None
+    """Probability that a right answer has more confidence than a wrong one; None if all are right or all are wrong."""
     n: int
     """Rows with a confidence."""
-    n_without: int
+    n_without: int = 0
     """Rows without one."""
 
 
-def answers_are_labels(evaluation: Evaluation) -> bool:
-    """True if right answers repeat often enough that a table by label makes sense."""
-    golds = Counter(row.gold for row in evaluation.rows)
-    return 2 <= len(golds) <= max(2, len(evaluation.rows) // 4) and max(map(len, golds)) <= 80
-
-
-def confused_pairs(evaluation: Evaluation, *, most: int = 40) -> tuple[ConfusedPair, ...]:
-    """The most frequent mistakes, both directions of a pair in one row."""
-    there = Counter(row.gold for row in evaluation.rows)
-    mistakes = Counter((row.gold, row.answer or NOTHING) for row in evaluation.rows if not row.correct)
-    ordered = sorted(mistakes.items(), key=lambda item: (-item[1], item[0]))
-    pairs: list[ConfusedPair] = []
-    seen: set[tuple[str, str]] = set()
-    for (gold, said), count in ordered:
-        if (said, gold) in seen:
-            continue
-        seen.add((gold, said))
-        pairs.append(
-            ConfusedPair(
-                gold=gold,
-                said=said,
-                count=count,
-                reverse=mistakes[(said, gold)],
-                share=count / there[gold],
-                n_gold=there[gold],
-            )
+def confused_pairs(evaluation: Evaluation, *, limit: int) -> tuple[ConfusedPair, ...]:
+    """Return the most frequent mistakes, both directions of a pair in one row."""
+    n_gold = Counter(row.gold for row in evaluation.rows)
+    mistakes = Counter((row.gold, row.answer or NO_ANSWER) for row in evaluation.rows if not row.correct)
+    pairs: dict[frozenset[str], ConfusedPair] = {}
+    for (gold, said), count in sorted(mistakes.items(), key=lambda item: (-item[1], item[0])):
+        pair = ConfusedPair(
+            gold=gold,
+            said=said,
+            count=count,
+            reverse=mistakes[said, gold],
+            share=count / n_gold[gold],
+            n_gold=n_gold[gold],
         )
-    pairs.sort(key=lambda p: -(p.count + p.reverse))
-    return tuple(pairs[:most])
+        pairs.setdefault(frozenset((gold, said)), pair)
+    return tuple(sorted(pairs.values(), key=lambda p: -(p.count + p.reverse))[:limit])
 
 
-def confusion(evaluation: Evaluation, *, most: int = 12) -> Confusion | None:
-    """All counts if there are at most `most` labels; None otherwise."""
+def confusion(evaluation: Evaluation) -> Confusion | None:
+    """Return the confusion matrix, or None with more than 12 labels or only one."""
     golds = Counter(row.gold for row in evaluation.rows)
-    if not 2 <= len(golds) <= most:
+    if not 2 <= len(golds) <= MAX_CONFUSION_LABELS:
         return None
     labels = tuple(label for label, _ in golds.most_common())
-    cells = Counter((row.gold, row.answer if row.answer in golds else NONE_OF_THESE) for row in evaluation.rows)
-    silent = any(said == NONE_OF_THESE for _, said in cells)
-    said = (*labels, NONE_OF_THESE) if silent else labels
+    cells = Counter((row.gold, row.answer if row.answer in golds else OTHER_ANSWER) for row in evaluation.rows)
+    others = any(said == OTHER_ANSWER for _, said in cells)
+    said = (*labels, OTHER_ANSWER) if others else labels
     counts = tuple(tuple(cells[gold, answer] for answer in said) for gold in labels)
     return Confusion(labels=labels, said=said, counts=counts)
 
 
 def grades(evaluation: Evaluation) -> Grades | None:
-    """Answers by how far they are right; None where every score is 0 or 1."""
+    """Count answers by how far they are right; None where every score is 0 or 1."""
     if not any(0 < row.score < 1 for row in evaluation.rows):
         return None
     return Grades(
@@ -149,43 +137,43 @@ def grades(evaluation: Evaluation) -> Grades | None:
     )
 
 
-def surest_errors(evaluation: Evaluation, *, most: int = 60) -> tuple[EvaluatedRow, ...]:
-    """Wrong answers, the most confident first."""
+def surest_errors(evaluation: Evaluation) -> tuple[EvaluatedRow, ...]:
+    """Return the wrong answers, most confident first."""
     wrong = (row for row in evaluation.rows if not row.correct)
-    return tuple(sorted(wrong, key=lambda r: -(r.confidence or 0.0))[:most])
+    return tuple(sorted(wrong, key=lambda row: -(row.confidence or 0.0)))
 
 
 def reliability(evaluation: Evaluation, *, n_bins: int = 10) -> Reliability | None:
-    """Confidence against accuracy in equal-count bins; None without any confidence."""
-    rows = [row for row in evaluation.rows if row.confidence is not None]
-    if not rows:
+    """Compare confidence with accuracy in equal-count bins; None without any confidence."""
+    known = [(row.confidence, row.correct) for row in evaluation.rows if row.confidence is not None]
+    if not known:
         return None
-    made = reliability_of([row.confidence or 0.0 for row in rows], [row.correct for row in rows], n_bins=n_bins)
-    return made.model_copy(update={"n_without": len(evaluation.rows) - len(rows)})
+    confidences, correct = zip(*known, strict=True)
+    found = reliability_of(confidences, correct, n_bins=n_bins)
+    return found.model_copy(update={"n_without": len(evaluation.rows) - len(known)})
 
 
-def reliability_of(said: Sequence[float], right: Sequence[bool], *, n_bins: int) -> Reliability:
-    """The same from plain figures, at least one."""
-    confidence, correct = np.array(said, dtype=float), np.array(right, dtype=bool)
-    bins, chance = [], 0.0
+def reliability_of(confidences: Sequence[float], correct: Sequence[bool], *, n_bins: int) -> Reliability:
+    """Compare at least one confidence with its outcome."""
+    confidence, outcome = np.array(confidences, dtype=float), np.array(correct, dtype=bool)
+    bins, by_chance = [], 0.0
     for part in equal_count_bins(confidence, n_bins):
-        mean, share = float(confidence[part].mean()), wilson(int(correct[part].sum()), len(part))
+        mean, share = float(confidence[part].mean()), wilson(int(outcome[part].sum()), len(part))
         bins.append(ReliabilityBin(confidence=mean, accuracy=share))
         # Mean distance of a normal from its centre: sd * sqrt(2 / pi).
         variance = float((confidence[part] * (1 - confidence[part])).sum())
-        chance += math.sqrt(max(variance, 0.0) * 2 / math.pi)
+        by_chance += math.sqrt(max(variance, 0.0) * 2 / math.pi)
     return Reliability(
         bins=tuple(bins),
-        accuracy=wilson(int(correct.sum()), len(correct)),
-        ece=expected_calibration_error(said, right, bins=n_bins),
-        ece_by_chance=chance / len(confidence),
-        brier=brier_score(said, right),
-        parts_right_from_wrong=auroc(said, right),
+        accuracy=wilson(int(outcome.sum()), len(outcome)),
+        ece=expected_calibration_error(confidences, correct, bins=n_bins),
+        ece_by_chance=by_chance / len(confidence),
+        brier=brier_score(confidences, correct),
+        auroc=auroc(confidences, correct),
         n=len(confidence),
-        n_without=0,
     )
 
 
 def risks(evaluation: Evaluation) -> tuple[RiskCoveragePoint, ...]:
-    """Error by share kept, from the surest answers to all; empty without any confidence."""
+    """Return the error by share accepted, from the surest answers to all; empty without any confidence."""
     return risk_coverage_curve([row.confidence for row in evaluation.rows], [row.correct for row in evaluation.rows])

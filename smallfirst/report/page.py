@@ -1,9 +1,8 @@
 """The report as one offline HTML file: a first screen for a manager, the evidence below it.
 
-Everything is drawn when the page is made, so it reads the same in ten years, on paper and
-without JavaScript; the only script moves a point along a curve and opens what is folded before printing. All text that
-came from outside is escaped by the template, and a content policy inside the page lets nothing load and no other
-script run.
+Everything is drawn when the page is made, so it reads the same in ten years, on paper and without JavaScript; the only
+script moves a point along a curve and opens what is folded before printing. All text from outside is escaped by the
+template, and a content policy inside the page lets nothing load and no other script run.
 """
 
 from __future__ import annotations
@@ -18,88 +17,70 @@ import jinja2
 
 from smallfirst.files import write_atomically
 from smallfirst.report import economics, excerpts, formats, json_differences, sections
-from smallfirst.report.charts import plots
-from smallfirst.report.data import (
-    ListPrice,
-    OutOfScopeRequests,
-    PromiseHeld,
-    ReportData,
-    TrainingSummary,
-)
-from smallfirst.routing.certificate.guarantee import describe_limit as limit_in_words
+from smallfirst.report.charts import confidence
+from smallfirst.report.data import ReportData
+from smallfirst.routing.certificate.guarantee import describe_limit
 
-__all__ = [
-    "ListPrice",
-    "OutOfScopeRequests",
-    "PromiseHeld",
-    "ReportData",
-    "TrainingSummary",
-    "render",
-    "save",
-]
+FILTERS = (
+    formats.usd,
+    formats.percent,
+    formats.count,
+    formats.ms,
+    formats.rate,
+    formats.breakable,
+    formats.p_value,
+    formats.measure_name,
+    formats.path_name,
+    formats.capitalize_first,
+    formats.signed,
+    describe_limit,
+)
+FUNCTIONS = (
+    confidence.interval_bar,
+    confidence.reliability_sparkline,
+    json_differences.differences_between,
+    json_differences.differing_fields,
+    json_differences.compare_fields,
+    excerpts.question_and_context,
+)
 
 
 def save(data: ReportData, path: Path) -> Path:
-    """The path written to: the whole report as one HTML file."""
+    """Write the whole report to `path` as one HTML file and return the path."""
     return write_atomically(path, render(data).encode())
 
 
 def render(data: ReportData) -> str:
-    """The whole report as HTML."""
-    script = _packaged("page.js")
+    """Return the whole report as HTML."""
+    script = _read("page.js")
     training_usd = data.training.cost_usd if data.training else 0.0
     paths = economics.path_costs(data.evaluations, training_usd=training_usd)
-    return (
-        _templates()
-        .get_template("template.html")
-        .render(
-            data=data,
-            css=_packaged("page.css"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            excerpt=excerpts.Excerpts(),
-            **sections.first_screen(data, paths),
-            **sections.evidence(data),
-            **sections.money(data, paths),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        data=data,
+        css=_read("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        excerpt=excerpts.Excerpts(),
+        **sections.first_screen(data, paths),
+        **sections.evidence(data),
+        **sections.money(data, paths),
     )
 
 
-def _packaged(name: str) -> str:
-    return resources.files("smallfirst.report").joinpath(name).read_text(encoding="utf-8")
+def _read(name: str) -> str:
+    return resources.files("smallfirst.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_packaged),
+        loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(
-        usd=formats.usd,
-        percent=formats.percent,
-        count=formats.count,
-        ms=formats.ms,
-        rate=formats.rate,
-        breakable=formats.breakable,
-        accurate=formats.accurate,
-        p_value=formats.p_value,
-        measure_name=formats.measure_name,
-        path_name=formats.path_name,
-        first_up=formats.first_up,
-        signed=formats.signed,
-        limit_in_words=limit_in_words,
-    )
-    environment.globals.update(
-        roles=formats.ROLES,
-        interval_bar=plots.interval_bar,
-        small_reliability=plots.reliability_sparkline,
-        between=json_differences.between,
-        differing=json_differences.differing,
-        side_by_side=json_differences.side_by_side,
-        question_and_context=excerpts.question_and_context,
-    )
+    environment.filters.update({function.__name__: function for function in FILTERS})
+    environment.globals.update({function.__name__: function for function in FUNCTIONS}, roles=formats.ROLES)
     return environment

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from smallfirst.evaluation.risk_coverage import area_under_risk_coverage, auroc, risk_coverage_curve, selective_accuracy
+from smallfirst.evaluation.risk_coverage import auroc, risk_coverage_curve
 from smallfirst.stats.intervals import wilson
 
 # The surest first: right, wrong, right, right, wrong; the order of rows is another.
@@ -61,39 +59,6 @@ def test_every_point_is_what_its_threshold_keeps(rows: list[tuple[float | None, 
         assert point.error == wilson(len(kept) - sum(kept), len(kept))
 
 
-def test_selective_accuracy_by_hand() -> None:
-    assert selective_accuracy(SAID, RIGHT, coverage=0.6) == wilson(2, 3)
-    assert selective_accuracy(SAID, RIGHT, coverage=1.0) == wilson(3, 5)
-    assert selective_accuracy(SAID, RIGHT, coverage=0.0) == wilson(1, 1)
-    # A tie is kept whole, and no row without a confidence is kept.
-    assert selective_accuracy([0.9, 0.5, 0.5, None], [True, True, False, True], coverage=0.5) == wilson(2, 3)
-    assert selective_accuracy([None], [True], coverage=1.0) == wilson(0, 0)
-
-
-def test_the_area_by_hand() -> None:
-    # Errors among the surest 1 to 5: 0, 1/2, 1/3, 1/4, 2/5.
-    found = area_under_risk_coverage(SAID, RIGHT)
-    assert found.value == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4 + 2 / 5) / 5)
-    assert (found.n, 0 <= found.low <= found.value <= found.high <= 1) == (5, True)
-    # Half an error on each of two equal rows: 0, 1/4, 1/3.
-    assert area_under_risk_coverage([0.9, 0.5, 0.5], [True, False, True]).value == pytest.approx(
-        (0 + 1 / 4 + 1 / 3) / 3
-    )
-
-
-@settings(max_examples=8, deadline=None)  # each makes a thousand resamples
-@given(ROWS, st.randoms(use_true_random=False))
-def test_the_area_is_the_mean_over_all_orders_of_equal_rows(
-    rows: list[tuple[float | None, bool]], shuffle: Random
-) -> None:
-    shuffled = rows.copy()
-    shuffle.shuffle(shuffled)
-    found = area_under_risk_coverage(*parted(rows))
-    assert found.value == pytest.approx(area_under_risk_coverage(*parted(shuffled)).value)
-    one_for_all = area_under_risk_coverage([0.5] * len(rows), [right for _, right in rows])
-    assert one_for_all.value == pytest.approx(1 - np.mean([right for _, right in rows]))
-
-
 @settings(max_examples=15, deadline=None)  # each makes a thousand resamples
 @given(ROWS)
 def test_auroc_agrees_with_scikit_learn(rows: list[tuple[float | None, bool]]) -> None:
@@ -112,7 +77,7 @@ def test_auroc_of_no_rows_is_none() -> None:
     assert auroc([], []) is None
 
 
-@pytest.mark.parametrize("measure", [risk_coverage_curve, area_under_risk_coverage, auroc])
+@pytest.mark.parametrize("measure", [risk_coverage_curve, auroc])
 def test_every_confidence_needs_its_outcome(measure: Callable[[list[float], list[bool]], object]) -> None:
     with pytest.raises(ValueError, match="differ in number: 1 and 2"):
         measure([0.5], [True, True])

@@ -5,47 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.evaluation.self_agreement import self_agreement
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.stats.intervals import wilson
 
 
 def asked(answers: dict[str, str | None], golds: dict[str, str], *, model: str = "big", note: str = "") -> Evaluation:
     """One pass: answers by row, right where they are the gold one."""
-    rows = tuple(
-        EvaluatedRow(
-            key=key,
-            text=key,
-            gold=golds[key],
-            answer=answer,
-            score=float(answer == golds[key]),
-            correct=answer == golds[key],
-            confidence=None,
-            stage="large",
-            certified=False,
-            latency_ms=1.0,
-            cost_usd=0.0,
-        )
-        for key, answer in answers.items()
-    )
-    return Evaluation(
-        candidate="large",
-        model=model,
-        task="t",
-        split="test",
-        dataset_fingerprint="f",
-        rows=rows,
-        accuracy=wilson(sum(row.correct for row in rows), len(rows)),
-        cost_usd_per_1k=0.0,
-        p50_ms=1.0,
-        p95_ms=1.0,
-        requests_per_s=None,
-        note=note,
-    )
+    rows = [evaluated_row(key, golds[key], answer) for key, answer in answers.items()]
+    return evaluation_of(rows, candidate="large", model=model, note=note)
 
 
 GOLD = {"1": "a", "2": "a", "3": "b", "4": "b", "5": "a"}
@@ -55,10 +28,10 @@ AGAIN = {"1": "a", "2": "b", "3": "a", "4": "b", "5": None}
 
 def test_agreement_and_rightness_are_counted_on_the_rows_of_both_passes() -> None:
     found = self_agreement(asked(FIRST, GOLD, note="May"), asked(AGAIN | {"6": "a"}, GOLD | {"6": "a"}, note="June"))
-    assert found.itself == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
-    assert found.gold == wilson(3, 5)  # 1, 2, 4
-    assert found.gold_again == wilson(2, 5)  # 1, 4
-    assert found.same_but_wrong == wilson(1, 5)  # 3
+    assert found.agreement == wilson(3, 5)  # 1, 3 and 4; no answer to 5 is no agreement
+    assert found.accuracy == wilson(3, 5)  # 1, 2, 4
+    assert found.second_accuracy == wilson(2, 5)  # 1, 4
+    assert found.same_wrong_answer == wilson(1, 5)  # 3
     assert found.note == "May; June"
 
 
@@ -72,9 +45,9 @@ def test_kappa_takes_off_what_chance_would_agree_on() -> None:
 def test_answers_that_mean_the_same_agree_and_have_no_kappa() -> None:
     once = asked({"1": "Four days."}, {"1": "four days"})
     again = asked({"1": "four days"}, {"1": "four days"})
-    assert self_agreement(once, again).itself.value == 0.0
+    assert self_agreement(once, again).agreement.value == 0.0
     found = self_agreement(once, again, same=lambda a, b: a.casefold().strip(".") == b.casefold().strip("."))
-    assert found.itself.value == 1.0
+    assert found.agreement.value == 1.0
     assert found.kappa is None
 
 
@@ -93,6 +66,14 @@ def test_the_best_match_with_a_drawing_model_lies_within_the_bound(weights: list
     agreement = sum(sum(p * p for p in row) for row in rows) / len(rows)
     best = sum(max(row) for row in rows) / len(rows)
     assert agreement - 1e-12 <= best <= math.sqrt(agreement) + 1e-12
+
+
+def test_a_record_of_an_older_version_is_read() -> None:
+    found = self_agreement(asked(FIRST, GOLD), asked(AGAIN, GOLD))
+    stored = found.model_dump()
+    former = {"agreement": "itself", "accuracy": "gold", "second_accuracy": "gold_again"}
+    former["same_wrong_answer"] = "same_but_wrong"
+    assert SelfAgreement.model_validate({former.get(key, key): value for key, value in stored.items()}) == found
 
 
 def test_passes_that_cannot_be_compared_are_refused() -> None:

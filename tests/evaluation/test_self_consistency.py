@@ -1,4 +1,4 @@
-"""Votes and trust by hand: who wins, how sure it is, and how far to believe it."""
+"""Majority votes and agreement, by hand."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ RULES = Answer(name="rules")
 SAME = answer_matcher(DESK)
 
 
-def draws(words: str) -> list[TeacherAnswer]:
-    """One draw a word; a dash is no answer."""
+def samples(words: str) -> list[TeacherAnswer]:
+    """One sample a word; a dash is no answer."""
     return [TeacherAnswer(None if word == "-" else word) for word in words.split()]
 
 
@@ -42,7 +42,7 @@ def draws(words: str) -> list[TeacherAnswer]:
     ],
 )
 def test_the_answer_most_draws_give_wins_and_all_draws_count(said: str, answer: str, agreement: float) -> None:
-    assert majority_vote(draws(said), SAME) == MajorityVote(answer=answer, agreement=agreement, confidence=None)
+    assert majority_vote(samples(said), SAME) == MajorityVote(answer=answer, agreement=agreement, confidence=None)
 
 
 def test_confidence_is_the_mean_over_the_draws_that_say_it_and_the_lower_view_counts() -> None:
@@ -51,9 +51,9 @@ def test_confidence_is_the_mean_over_the_draws_that_say_it_and_the_lower_view_co
     )
     assert found.confidence == pytest.approx(0.8)
     assert found.agreement == 0.75
-    assert found.sureness == 0.75
-    assert majority_vote([TeacherAnswer("card", 0.6)], SAME).sureness == 0.6
-    assert majority_vote([TeacherAnswer("card")], SAME).sureness is None
+    assert found.combined_confidence == 0.75
+    assert majority_vote([TeacherAnswer("card", 0.6)], SAME).combined_confidence == 0.6
+    assert majority_vote([TeacherAnswer("card")], SAME).combined_confidence is None
 
 
 def test_an_answer_is_sure_from_its_threshold_on_and_an_unknown_sureness_only_at_0() -> None:
@@ -83,14 +83,14 @@ def test_written_answers_agree_as_far_as_the_task_takes_them_for_right() -> None
 
 
 def test_agreement_with_itself_by_hand() -> None:
-    pairs = [tuple(draws(two)) for two in ("card card", "fee fee", "card fee", "- -", "pin pin")]
+    pairs = [tuple(samples(two)) for two in ("card card", "fee fee", "card fee", "- -", "pin pin")]
     found = agreement_with_itself(pairs, DESK)  # type: ignore[arg-type]
-    assert found.itself == wilson(3, 5)  # no answer twice is no agreement
+    assert found.self_agreement == wilson(3, 5)  # no answer twice is no agreement
     first, second = ["card", "fee", "card", 1, "pin"], ["card", "fee", "fee", 2, "pin"]
     assert found.kappa == cohen_kappa(first, second)
     assert agreement_with_itself([], DESK) == TeacherAgreement()
     open_text = agreement_with_itself([(TeacherAnswer("21 days"), TeacherAnswer("the 21 days"))], RULES)
-    assert (open_text.itself, open_text.kappa) == (wilson(1, 1), None)
+    assert (open_text.self_agreement, open_text.kappa) == (wilson(1, 1), None)
 
 
 def test_agreement_with_people_by_hand() -> None:
@@ -98,8 +98,8 @@ def test_agreement_with_people_by_hand() -> None:
     votes = [MajorityVote(answer=answer, agreement=None, confidence=sure) for answer, sure in said]
     golds = [("card",), ("fee",), ("fee",), ("card", "pin"), ("fee",), ("pin",)]
     found = agreement_with_people(votes, golds, DESK, sure_from=0.9)
-    assert found.people == wilson(3, 6)
-    assert found.people_sure == wilson(2, 3)
+    assert found.accuracy == wilson(3, 6)
+    assert found.confident_accuracy == wilson(2, 3)
     by_hand = [(0.95, 1 / 6, 1, 1), (0.9, 3 / 6, 2, 3), (0.6, 4 / 6, 3, 4), (0.3, 5 / 6, 3, 5)]
     assert [(t.sure_from, t.share) for t in found.thresholds] == [(sure, share) for sure, share, _, _ in by_hand]
     for row, (_, _, right, n) in zip(found.thresholds, by_hand, strict=True):
@@ -112,7 +112,7 @@ def test_agreement_with_people_by_hand() -> None:
 def test_without_sureness_there_is_no_table_and_without_rows_no_trust() -> None:
     votes = [MajorityVote(answer="card", agreement=None, confidence=None)]
     found = agreement_with_people(votes, [("card",)], DESK, sure_from=0.0)
-    assert (found.people, found.people_sure, found.thresholds) == (wilson(1, 1), wilson(1, 1), ())
+    assert (found.accuracy, found.confident_accuracy, found.thresholds) == (wilson(1, 1), wilson(1, 1), ())
     assert agreement_with_people([], [], DESK, sure_from=0.5) == TeacherAgreement()
     assert TeacherAgreement().in_words == []
 
@@ -121,10 +121,10 @@ def test_the_words_hold_every_figure_with_its_interval() -> None:
     found = agreement_with_people(
         [MajorityVote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, sure_from=0.5
     )
-    lines = found.model_copy(update={"itself": wilson(3, 5), "checked_on": "selection rows"}).in_words
+    lines = found.model_copy(update={"self_agreement": wilson(3, 5), "checked_on": "selection rows"}).in_words
     assert lines == [
-        "asked twice it says the same on 0.600 [0.231, 0.882] of 5 rows",
-        "it is right on 1.000 [0.207, 1.000] of 1 selection rows; where it was sure, on 1.000 [0.207, 1.000] of 1",
-        "sure_from  keeps  accuracy of the kept",
-        "    0.800   100%  1.000 [0.207, 1.000] n=1",
+        "asked twice it gives the same answer on 0.600 [0.231, 0.882] of 5 rows",
+        "it is right on 1.000 [0.207, 1.000] of 1 selection rows; where it was confident, on 1.000 [0.207, 1.000] of 1",
+        "sure_from  accepts  accuracy of the accepted",
+        "    0.800     100%  1.000 [0.207, 1.000] n=1",
     ]

@@ -105,9 +105,9 @@ def test_the_ceiling_is_the_large_model_against_itself(project: Project, run_fol
     changed = int(answers[1] != "fee")
     found = measure_self_agreement(project, run_folder)
     assert found is not None
-    assert found.itself.value == pytest.approx((12 - changed) / 12)
-    assert found.itself.n == 12
-    assert found.same_but_wrong.value == pytest.approx(int(answers[0] != "fee") / 12)
+    assert found.agreement.value == pytest.approx((12 - changed) / 12)
+    assert found.agreement.n == 12
+    assert found.same_wrong_answer.value == pytest.approx(int(answers[0] != "fee") / 12)
 
 
 def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(project: Project, run_folder: RunFolder) -> None:

@@ -13,9 +13,9 @@ from smallfirst.report.data import ListPrice, ReportData
 from smallfirst.report.economics import (
     PathCost,
     break_even_requests,
-    drop_that_ends_it,
+    dedicated_machine,
     list_cost_usd_per_1k,
-    own_machine,
+    max_price_drop,
     path_costs,
     price_drops,
 )
@@ -69,24 +69,24 @@ def test_a_price_drop_moves_the_large_part_of_the_routed_path_only() -> None:
 
 def test_the_drop_that_ends_the_saving_is_where_both_paths_cost_the_same() -> None:
     routed = path("routed", 0.55, large=0.5)
-    drop = drop_that_ends_it(routed, LARGE)
+    drop = max_price_drop(routed, LARGE)
     assert drop is not None
     # Own part 0.05; the large path's price not shared with it is 1.5: 1 - 0.05 / 1.5.
     assert drop == pytest.approx(1 - 0.05 / 1.5)
     assert routed.after_drop(drop) == pytest.approx(LARGE.after_drop(drop))
-    assert drop_that_ends_it(path("small", 2.5), LARGE) is None
+    assert max_price_drop(path("small", 2.5), LARGE) is None
 
 
 def test_a_machine_of_its_own_is_paid_whether_or_not_requests_come() -> None:
     machine = MachinePrice(usd_per_hour=0.1)
     small = path("small", 0.05)
-    alone = own_machine(machine, small, LARGE, requests_per_s=1.0)
+    alone = dedicated_machine(machine, small, LARGE, requests_per_s=1.0)
     assert alone.usd_per_month == pytest.approx(73.0)
     # $73 against $2 per 1,000 requests.
     assert alone.break_even_per_month == 36_500
     assert alone.capacity_per_month == 2_628_000
     # At one request every 100 s it can serve 26,280 a month: too few to pay for itself.
-    assert own_machine(machine, small, LARGE, requests_per_s=0.01).break_even_per_month is None
+    assert dedicated_machine(machine, small, LARGE, requests_per_s=0.01).break_even_per_month is None
 
 
 def test_routed_cost_is_drafts_plus_the_large_part(

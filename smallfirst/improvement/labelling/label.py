@@ -220,7 +220,7 @@ class _Run:
         people = agreement_with_people(votes, [golds for golds, _ in checked], task, sure_from=self.options.sure_from)
         itself = agreement_with_itself([(first, second) for first, second in twice], task)
         return people.model_copy(
-            update={"itself": itself.itself, "kappa": itself.kappa, "checked_on": self.plan.checked_on}
+            update={"self_agreement": itself.self_agreement, "kappa": itself.kappa, "checked_on": self.plan.checked_on}
         )
 
     def _go_on(self) -> str:

@@ -1,8 +1,8 @@
-"""The frame of a chart: scales, ticks, grid lines, titles, and labels that do not collide.
+"""The frame of a chart: scales, ticks, grid lines, titles, marks, and labels that do not collide.
 
-Charts are SVG text with CSS classes for every colour, so dark mode, print and high contrast are
-the style sheet's business. Only what six small charts need is here; anything richer would want a
-plotting library.
+Charts are SVG text with a CSS class for every colour, so dark mode, print and high contrast are up to the style sheet.
+Points differ by shape and by a label beside them as well as by colour, so no legend is needed and nothing is lost to
+colour blindness or a black-and-white printer. Only what the report's charts need is here.
 """
 
 from __future__ import annotations
@@ -15,12 +15,28 @@ from markupsafe import Markup, escape
 
 CHARACTER_WIDTH = 8.8
 LINE_HEIGHT = 15.0
-MARK = 8.0
+LABEL_CLEARANCE = 8.0
 """Half the width of the widest mark: a label nearer than this to a point covers it."""
+TRIANGLES = ("words", "encoder", "tuned", "base")
+LABEL_OFFSETS = (
+    (11, -8, 0),
+    (-11, -8, 1),
+    (9, -23, 0),
+    (9, 8, 0),
+    (-9, -23, 1),
+    (-9, 8, 1),
+    (11, -38, 0),
+    (0, 24, 0.5),
+)
+"""Places of a label around its point, best first: (x, y, share of the label's width to move left)."""
+
+Place = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom)."""
 
 
 class Scale(NamedTuple):
-    """Maps a value to a place on the drawing."""
+    """Maps values to coordinates."""
 
     low: float
     high: float
@@ -29,7 +45,7 @@ class Scale(NamedTuple):
     log: bool = False
 
     def at(self, value: float) -> float:
-        """The place of `value`, held inside the frame, rounded to a tenth of a unit."""
+        """Return the coordinate of `value`, clipped to the frame, rounded to a tenth of a unit."""
         value = min(max(value, self.low), self.high)
         if self.log:
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -38,17 +54,28 @@ class Scale(NamedTuple):
         return round(self.start + share * (self.end - self.start), 1)
 
     def ticks(self) -> tuple[float, ...]:
-        """About five round values inside the scale."""
+        """Return about five round values inside the scale."""
         return _log_ticks(self) if self.log else _linear_ticks(self)
 
 
 class Frame(NamedTuple):
-    """A chart's size and its two scales."""
+    """Size and scales of a chart."""
 
     width: int
     height: int
     x: Scale
     y: Scale
+
+    def at(self, x: float, y: float) -> Place:
+        """Return the coordinates of a point."""
+        return self.x.at(x), self.y.at(y)
+
+
+class Axis(NamedTuple):
+    """Title of an axis, and how its ticks are written."""
+
+    title: str
+    text: Callable[[float], str]
 
 
 class Label(NamedTuple):
@@ -60,20 +87,148 @@ class Label(NamedTuple):
     css: str = ""
 
 
-def log_scale(values: Iterable[float], start: float, end: float, *, room: float = 1.4) -> Scale:
-    """A logarithmic scale around the positive `values`, with a factor of `room` on each side."""
+def large_frame(x: Scale, y: Scale, *, height: int = 380, left: float = 62, right: float = 470) -> Frame:
+    """Return a frame of the large chart size, with `left` and `right` as the ends of the x axis."""
+    return Frame(540, height, x._replace(start=left, end=right), y._replace(start=height - 56, end=42))
+
+
+def small_frame(x: Scale, y: Scale) -> Frame:
+    """Return a frame of the small chart size."""
+    return Frame(420, 320, x._replace(start=58, end=404), y._replace(start=264, end=42))
+
+
+def linear_scale(low: float, high: float) -> Scale:
+    """Return a linear scale that a frame will place."""
+    return Scale(low, high, 0, 1)
+
+
+def log_scale(values: Iterable[float], *, margin: float = 1.4) -> Scale:
+    """Return a logarithmic scale around the positive `values`, extended by a factor of `margin` on each side."""
     positive = [value for value in values if value > 0] or [1.0]
-    return Scale(min(positive) / room, max(positive) * room, start, end, log=True)
+    return Scale(min(positive) / margin, max(positive) * margin, 0, 1, log=True)
 
 
-def value_scale(values: Iterable[float], start: float, end: float) -> Scale:
-    """A linear scale around values of zero or more, ending on round figures; equal values get room below."""
-    there = list(values) or [0.0, 1.0]
-    step = _round_step(max(max(there) - min(there), 0.02) / 4)
-    low, high = (math.floor(min(there) / step + 1e-9) * step, math.ceil(max(there) / step - 1e-9) * step)
+def value_scale(values: Iterable[float]) -> Scale:
+    """Return a linear scale around values of zero or more, ending on round numbers; equal values get room below."""
+    known = list(values) or [0.0, 1.0]
+    step = _round_step(max(max(known) - min(known), 0.02) / 4)
+    low, high = (math.floor(min(known) / step + 1e-9) * step, math.ceil(max(known) / step - 1e-9) * step)
     if high - low < step / 2:
         low, high = (low - step, high) if low >= step else (low, low + step)
-    return Scale(low, high, start, end)
+    return linear_scale(low, high)
+
+
+def chart(name: str, frame: Frame, body: Iterable[str], *, x: Axis, y: Axis, title: str, description: str) -> Markup:
+    """Return an SVG with grid lines, tick labels and axis titles behind `body`; the y title stands above its axis."""
+    left, right, bottom, top = frame.x.start, frame.x.end, frame.y.start, frame.y.end
+    parts = []
+    for value in frame.y.ticks():
+        at = frame.y.at(value)
+        parts.append(f'<line class="grid" x1="{left}" y1="{at}" x2="{right}" y2="{at}"/>')
+        parts.append(text(left - 8, at + 4, y.text(value), "tick", anchor="end"))
+    for value in frame.x.ticks():
+        at = frame.x.at(value)
+        parts.append(f'<line class="axis" x1="{at}" y1="{bottom}" x2="{at}" y2="{round(bottom + 4, 1)}"/>')
+        parts.append(text(at, bottom + 19, x.text(value), "tick", anchor="middle"))
+    parts.append(f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
+    parts.append(text(4, top - 14, y.title, "axis-title"))
+    parts.append(text(right, bottom + 39, x.title, "axis-title", anchor="end"))
+    return document(name, frame, [*parts, *body], title=title, description=description)
+
+
+def document(name: str, frame: Frame, body: Iterable[str], *, title: str, description: str) -> Markup:
+    """Return the whole SVG, with a title and a description for screen readers."""
+    return Markup(
+        f'<svg class="chart" id="{escape(name)}" viewBox="0 0 {frame.width} {frame.height}" '
+        f'role="img" aria-labelledby="{escape(name)}-title {escape(name)}-desc">'
+        f'<title id="{escape(name)}-title">{escape(title)}</title>'
+        f'<desc id="{escape(name)}-desc">{escape(description)}</desc>{"".join(body)}</svg>'
+    )
+
+
+def text(x: float, y: float, words: str, css: str, *, anchor: str = "start") -> str:
+    """Return an SVG text, escaped."""
+    return f'<text class="{css}" x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def line(places: Iterable[Place], css: str) -> str:
+    """Return an open line through `places`."""
+    return f'<polyline class="{css}" points="{_path(places)}"/>'
+
+
+def band(upper: Sequence[Place], lower: Sequence[Place]) -> str:
+    """Return the filled area between two lines."""
+    return f'<polygon class="band" points="{_path([*upper, *reversed(lower)])}"/>'
+
+
+def whisker(css: str, x: float, low: float, high: float) -> str:
+    """Return a vertical line from `low` to `high`: the interval of a point."""
+    return f'<line class="whisker {css}" x1="{x}" y1="{low}" x2="{x}" y2="{high}"/>'
+
+
+def circle(css: str, place: Place, radius: float) -> str:
+    """Return a circle around `place`."""
+    return f'<circle class="{css}" cx="{place[0]}" cy="{place[1]}" r="{radius:g}"/>'
+
+
+def mark(candidate: str, place: Place) -> str:
+    """Return a candidate's mark: circle for small, square for large, diamond for routed, triangle for the others."""
+    (x, y), css = place, f'class="mark {candidate}"'
+    if candidate == "large":
+        return f'<rect {css} x="{round(x - 5.5, 1)}" y="{round(y - 5.5, 1)}" width="11" height="11"/>'
+    if candidate == "routed":
+        return f'<path {css} d="M{x} {round(y - 7.5, 1)}l7.5 7.5l-7.5 7.5l-7.5 -7.5z"/>'
+    if candidate in TRIANGLES:
+        return f'<path {css} d="M{x} {round(y - 7, 1)}l6.5 12h-13z"/>'
+    return circle(f"mark {candidate}", place, 6)
+
+
+def place_labels(labels: Sequence[Label], frame: Frame, *, taken: Sequence[Place] = ()) -> str:
+    """Return the texts beside their points, each at the first of eight places that covers nothing.
+
+    `taken` are more points to keep clear of, such as those of a curve. If every place covers something, the one that
+    covers least is used.
+    """
+    points = [*taken, *((label.x, label.y) for label in labels)]
+    boxes: list[Box] = []
+    parts = []
+    for label in labels:
+        width = len(label.text) * CHARACTER_WIDTH
+        lefts = [(label.x + dx - share * width, label.y + dy) for dx, dy, share in LABEL_OFFSETS]
+        places = [(left, top, left + width, top + LINE_HEIGHT) for left, top in lefts]
+        best = min(places, key=lambda box: _overlap(box, boxes, points, frame))
+        boxes.append(best)
+        parts.append(text(best[0], best[1] + 11, label.text, f"label {label.css}"))
+    return "".join(parts)
+
+
+def stack_labels(labels: Sequence[Label], frame: Frame) -> str:
+    """Return the texts to the right of where lines end, moved apart so that none covers another."""
+    ordered = sorted(labels, key=lambda label: label.y)
+    heights: list[float] = []
+    for label in ordered:
+        heights.append(max(label.y, heights[-1] + LINE_HEIGHT) if heights else label.y)
+    excess = max(0.0, heights[-1] - frame.y.start) if heights else 0.0
+    return "".join(
+        text(label.x + 9, height - excess + 4, label.text, f"label {label.css}")
+        for label, height in zip(ordered, heights, strict=True)
+    )
+
+
+def _overlap(box: Box, boxes: Sequence[Box], points: Sequence[Place], frame: Frame) -> float:
+    left, top, right, bottom = box
+    outside = left < 2 or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
+    overlaps = sum(
+        left < b_right and b_left < right and top < b_bottom and b_top < bottom
+        for b_left, b_top, b_right, b_bottom in boxes
+    )
+    near = LABEL_CLEARANCE
+    hits = sum(left - near < x < right + near and top - 3 < y < bottom + 3 for x, y in points)
+    return 100 * outside + 20 * overlaps + hits
+
+
+def _path(places: Iterable[Place]) -> str:
+    return " ".join(f"{x},{y}" for x, y in places)
 
 
 def _round_step(rough: float) -> float:
@@ -95,118 +250,3 @@ def _log_ticks(scale: Scale) -> tuple[float, ...]:
     every = max(1, round(decades / 6))
     values = (m * 10.0**p for p in powers if p % every == 0 for m in steps)
     return tuple(v for v in values if scale.low <= v <= scale.high)
-
-
-def axes(
-    frame: Frame,
-    *,
-    x_title: str,
-    y_title: str,
-    x_text: Callable[[float], str],
-    y_text: Callable[[float], str],
-) -> str:
-    """Grid lines, tick texts and the two axis titles, the y title written level above its axis."""
-    left, right, bottom, top = frame.x.start, frame.x.end, frame.y.start, frame.y.end
-    parts = []
-    for value in frame.y.ticks():
-        y = frame.y.at(value)
-        parts.append(f'<line class="grid" x1="{left}" y1="{y}" x2="{right}" y2="{y}"/>')
-        parts.append(text(left - 8, y + 4, y_text(value), "tick", anchor="end"))
-    for value in frame.x.ticks():
-        x = frame.x.at(value)
-        parts.append(f'<line class="axis" x1="{x}" y1="{bottom}" x2="{x}" y2="{round(bottom + 4, 1)}"/>')
-        parts.append(text(x, bottom + 19, x_text(value), "tick", anchor="middle"))
-    parts.append(f'<line class="axis" x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
-    parts.append(text(4, top - 14, y_title, "axis-title"))
-    parts.append(text(right, bottom + 39, x_title, "axis-title", anchor="end"))
-    return "".join(parts)
-
-
-def document(name: str, frame: Frame, body: str, *, title: str, description: str) -> Markup:
-    """The whole SVG, with a title and a description that screen readers speak."""
-    return Markup(
-        f'<svg class="chart" id="{escape(name)}" viewBox="0 0 {frame.width} {frame.height}" '
-        f'role="img" aria-labelledby="{escape(name)}-title {escape(name)}-desc">'
-        f'<title id="{escape(name)}-title">{escape(title)}</title>'
-        f'<desc id="{escape(name)}-desc">{escape(description)}</desc>{body}</svg>'
-    )
-
-
-def text(x: float, y: float, words: str, css: str, *, anchor: str = "start") -> str:
-    """An SVG text, escaped."""
-    return f'<text class="{css}" x="{round(x, 1)}" y="{round(y, 1)}" text-anchor="{anchor}">{escape(words)}</text>'
-
-
-def line(points: Sequence[tuple[float, float]], css: str) -> str:
-    """An open line through points given in drawing units."""
-    path = " ".join(f"{x},{y}" for x, y in points)
-    return f'<polyline class="{css}" points="{path}"/>'
-
-
-def band(upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, float]]) -> str:
-    """The filled area between two lines."""
-    path = " ".join(f"{x},{y}" for x, y in [*upper, *reversed(lower)])
-    return f'<polygon class="band" points="{path}"/>'
-
-
-def place_labels(labels: Sequence[Label], frame: Frame, *, taken: Sequence[tuple[float, float]] = ()) -> str:
-    """The texts beside their points: of eight places around a point the first that covers nothing.
-
-    `taken` are further points to keep clear of (those of a curve). If every place covers
-    something, the one that covers least is used.
-    """
-    points = [*taken, *((label.x, label.y) for label in labels)]
-    boxes: list[tuple[float, float, float, float]] = []
-    parts = []
-    for label in labels:
-        width = len(label.text) * CHARACTER_WIDTH
-        places = [_box(label, width, place) for place in range(8)]
-        best = min(places, key=lambda box: _cover(box, boxes, points, frame))
-        boxes.append(best)
-        parts.append(text(best[0], best[1] + 11, label.text, f"label {label.css}"))
-    return "".join(parts)
-
-
-def stack_labels(labels: Sequence[Label], frame: Frame) -> str:
-    """The texts right of where lines end, moved apart so that none covers another."""
-    ordered = sorted(labels, key=lambda label: label.y)
-    heights: list[float] = []
-    for label in ordered:
-        heights.append(max(label.y, heights[-1] + LINE_HEIGHT) if heights else label.y)
-    beyond = max(0.0, heights[-1] - frame.y.start) if heights else 0.0
-    return "".join(
-        text(label.x + 9, height - beyond + 4, label.text, f"label {label.css}")
-        for label, height in zip(ordered, heights, strict=True)
-    )
-
-
-def _box(label: Label, width: float, place: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the text at one of eight places, best-liked first."""
-    x, y = label.x, label.y
-    left, top = (
-        (x + 11, y - 8),
-        (x - 11 - width, y - 8),
-        (x + 9, y - 23),
-        (x + 9, y + 8),
-        (x - 9 - width, y - 23),
-        (x - 9 - width, y + 8),
-        (x + 11, y - 38),
-        (x - width / 2, y + 24),
-    )[place]
-    return (left, top, left + width, top + LINE_HEIGHT)
-
-
-def _cover(
-    box: tuple[float, float, float, float],
-    boxes: Sequence[tuple[float, float, float, float]],
-    points: Sequence[tuple[float, float]],
-    frame: Frame,
-) -> float:
-    left, top, right, bottom = box
-    outside = left < 2 or right > frame.width - 2 or top < frame.y.end - 8 or bottom > frame.y.start
-    overlaps = sum(
-        left < b_right and b_left < right and top < b_bottom and b_top < bottom
-        for b_left, b_top, b_right, b_bottom in boxes
-    )
-    hits = sum(left - MARK < x < right + MARK and top - 3 < y < bottom + 3 for x, y in points)
-    return 100 * outside + 20 * overlaps + hits

@@ -1,157 +1,140 @@
-"""What would change the verdict: another bar, more rows, another price, other traffic, other requests.
+"""What would change the verdict: another threshold, more rows, another price, other traffic, other requests.
 
-Each sentence turns one figure of the report until the verdict tips; what is a guess is called one.
+Each sentence varies one figure of the report until the verdict changes.
 """
 
 from __future__ import annotations
 
-import re
-
-from smallfirst.report.charts.learning_curve import learning_sentence
+from smallfirst.evaluation.learning_curve import forecast
 from smallfirst.report.data import ReportData
-from smallfirst.report.economics import (
-    HOURS_PER_MONTH,
-    PathCost,
-    break_even_requests,
-    drop_that_ends_it,
-    own_machine,
-)
-from smallfirst.report.formats import NAMES, count, first_up, percent, usd
-from smallfirst.report.text.verdict import promise
+from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even_requests, max_price_drop
+from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed, usd
+from smallfirst.report.text.guarantee import guarantee_sentence, guarantee_state
 
 
 def outlook(data: ReportData, paths: tuple[PathCost, ...]) -> tuple[str, ...]:
-    """Sentences on what would change the verdict, the gate's own advice first."""
+    """Return sentences on what would change the verdict, the gate's own advice first."""
     return (
-        *_gate(data),
-        *_bar(data),
-        *_rows(data),
-        *_promise(data),
-        *_money(data, paths),
+        *_failed_checks(data),
+        *_accuracy_threshold(data),
+        *_training_rows(data),
+        *_test_rows(data),
+        *_guarantee(data),
+        *_prices(data, paths),
         *_traffic(data),
         _other_requests(data),
     )
 
 
-def _gate(data: ReportData) -> list[str]:
+def _failed_checks(data: ReportData) -> list[str]:
     sentences = []
     for verdict in data.verdicts:
-        failed = [line for line in verdict.checks if not line.passed]
-        if not failed:
+        if failed := verdict.failed_checks:
+            requirements = " and ".join(f"“{check.requirement}”" for check in failed)
+            advice = dict.fromkeys(capitalize_first(check.advice).rstrip(".") + "." for check in failed if check.advice)
+            name = capitalize_first(path_name(verdict.candidate))
+            sentences.append(f"{name} would be enough if it met {requirements}. {' '.join(advice)}".strip())
+    return sentences
+
+
+def _accuracy_threshold(data: ReportData) -> list[str]:
+    """Say how far the accuracy threshold could be moved before the verdict on a candidate changes."""
+    sentences = []
+    checks = (
+        (verdict.candidate, check)
+        for verdict in data.verdicts
+        if verdict.candidate in (data.smallest_passing, "small")
+        for check in verdict.checks
+        if check.name == "accuracy_at_least"
+    )
+    for candidate, check in checks:
+        if check.estimate is None or check.threshold is None:
             continue
-        name = NAMES.get(verdict.candidate, verdict.candidate)
-        bars = " and ".join(f"“{line.requirement}”" for line in failed)
-        advice = " ".join(dict.fromkeys(_sentence(line.advice) for line in failed if line.advice))
-        sentences.append(f"{first_up(name)} would be enough if it met {bars}. {advice}".strip())
+        name, low, now = path_name(candidate), f"{check.estimate.low:.3f}", f"{check.threshold:.3f}"
+        if check.passed:
+            sentences.append(f"Up to an accuracy threshold of {low} (now {now}) the {name} would still pass.")
+        else:
+            sentences.append(
+                f"With the accuracy threshold at {low} or lower (now {now}) the {name} would pass. "
+                "Whether that is good enough is for whoever bears the errors to say."
+            )
     return sentences
 
 
-def _bar(data: ReportData) -> list[str]:
-    """How far the accuracy bar could be moved before the verdict on each candidate tips."""
-    sentences = []
-    for verdict in data.verdicts:
-        for line in verdict.checks:
-            at_least = re.match(r"accuracy at least ([\d.]+)", line.requirement)
-            if not at_least or line.estimate is None or verdict.candidate not in (data.smallest_passing, "small"):
-                continue
-            name, low = NAMES.get(verdict.candidate, verdict.candidate), f"{line.estimate.low:.3f}"
-            if line.passed:
-                sentences.append(f"Up to an accuracy bar of {low} (now {at_least[1]}) the {name} would still meet it.")
-            else:
-                sentences.append(
-                    f"With the accuracy bar at {low} or lower (now {at_least[1]}) the {name} would meet it. "
-                    "Whether that is good enough is for whoever bears the errors to say."
-                )
-    return sentences
+def _training_rows(data: ReportData) -> list[str]:
+    """Say what more training rows gave, and what twice the rows would give by the power law through the points."""
+    curve = sorted((p for p in data.learning_curve if p.candidate == "small"), key=lambda p: p.n_rows)
+    if len(curve) < 2:
+        return []
+    before, last = curve[-2:]
+    found = forecast(curve, 2 * last.n_rows)
+    return [
+        f"From {before.n_rows:,} to {last.n_rows:,} training rows the {path_name('small')} changed by "
+        f"{signed(last.accuracy.value - before.accuracy.value)} points, to {accurate(last.accuracy)}. "
+        f"{'Forecast' if found.accuracy else 'No forecast for twice the rows'}: {found.why}."
+    ]
 
 
-def _rows(data: ReportData) -> list[str]:
-    """More rows to train on, from the learning curve; more rows to test on, from the width of the interval."""
-    sentences = [said] if (said := learning_sentence(data.learning_curve, "small")) else []
+def _test_rows(data: ReportData) -> list[str]:
     small = data.evaluation("small")
-    if small is not None and small.accuracy.n:
-        half = (small.accuracy.high - small.accuracy.low) / 2
-        sentences.append(
-            f"The accuracy of the small model is known to about ±{half * 100:.1f} points from {small.accuracy.n:,} "
-            f"test rows; {4 * small.accuracy.n:,} would halve that."
-        )
-    return sentences
+    if small is None or not small.accuracy.n:
+        return []
+    half = (small.accuracy.high - small.accuracy.low) / 2
+    return [
+        f"The accuracy of the small model is known to about ±{half * 100:.1f} points from {small.accuracy.n:,} "
+        f"test rows; {4 * small.accuracy.n:,} would halve that."
+    ]
 
 
-def _promise(data: ReportData) -> list[str]:
+def _guarantee(data: ReportData) -> list[str]:
     if data.certificate is None:
-        return ["No certificate was made, so no share of answers is promised to be right."]
+        return ["No certificate was made, so no share of answers is guaranteed to be right."]
     if not data.certificate.issued:
         return [data.certificate.why]
-    state, sentence = promise(data.promise_held, data.certificate)
-    if state == "broken":
-        return [f"{sentence} Calibrate again with more rows before you trust the routed path."]
+    if guarantee_state(data) == "broken":
+        return [f"{guarantee_sentence(data)} Calibrate again with more rows before you trust the routed path."]
     return []
 
 
-def _money(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
+def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
     by_name = {path.candidate: path for path in paths}
-    large = by_name.get("large")
-    path = by_name.get(data.smallest_passing or "")
+    large, path = by_name.get("large"), by_name.get(data.smallest_passing or "")
     if large is None or path is None or path is large:
         return []
-    name = NAMES.get(path.candidate, path.candidate)
-    drop = drop_that_ends_it(path, large)
+    drop = max_price_drop(path, large)
     if drop is None:
         return [
-            f"“{name}” costs {usd(path.cost_usd_per_1k)} per 1,000 requests and the large path "
-            f"{usd(large.cost_usd_per_1k)}: it would have to be cheaper to run, or the large one "
-            "dearer."
+            f"“{path_name(path.candidate)}” costs {usd(path.cost_usd_per_1k)} per 1,000 requests and the large path "
+            f"{usd(large.cost_usd_per_1k)}: it would have to become cheaper to run, or the large one more expensive."
         ]
     sentences = [
         f"The saving is gone if the large model's price falls by {percent(drop)} "
         f"(to {usd(large.after_drop(drop))} per 1,000 requests)."
     ]
-    needed = break_even_requests(path.training_usd, path.cost_usd_per_1k, large.cost_usd_per_1k)
-    if needed:
+    if needed := break_even_requests(path.training_usd, path.cost_usd_per_1k, large.cost_usd_per_1k):
         sentences.append(f"Below {count(needed)} requests in all, training is not paid back.")
-    evaluation = data.evaluation(path.candidate)
-    rate = evaluation.requests_per_s if evaluation else None
-    alone = own_machine(data.machine, path, large, requests_per_s=rate)
-    alone_words = "On a machine of its own that is never switched off"
-    if alone.break_even_per_month is None:
-        sentences.append(f"{alone_words}, this path is never cheaper than the large one.")
-    elif alone.break_even_per_month > data.requests_per_month:
-        sentences.append(
-            f"{alone_words}, it takes {count(alone.break_even_per_month)} requests a month to be "
-            f"cheaper; {count(data.requests_per_month)} are assumed. "
-            "The figures above hold only while other work shares the machine."
-        )
-    else:
-        sentences.append(f"{alone_words}, it is cheaper from {count(alone.break_even_per_month)} requests a month.")
     return sentences
 
 
 def _traffic(data: ReportData) -> list[str]:
-    """From how many requests on one machine is too little."""
-    chosen = data.evaluation(data.smallest_passing or "")
+    """Say from how many requests on one machine is too few."""
+    chosen = data.evaluation(data.smallest_passing)
     if chosen is None or chosen.candidate == "large" or not chosen.requests_per_s:
         return []
-    most = round(chosen.requests_per_s * HOURS_PER_MONTH * 3600 * data.machine.utilisation)
-    if most >= data.requests_per_month:
-        times = most / data.requests_per_month
-        return [
-            f"One machine, busy {percent(data.machine.utilisation, digits=0)} of the time, answers about {count(most)} "
-            f"requests a month, {times:,.1f} times the traffic assumed; beyond that it takes a second one."
-        ]
-    return [
-        f"One machine, busy {percent(data.machine.utilisation, digits=0)} of the time, answers about {count(most)} "
-        f"requests a month, fewer than the {count(data.requests_per_month)} assumed: it takes more than one."
-    ]
+    busy = data.machine.utilisation
+    capacity = round(chosen.requests_per_s * HOURS_PER_MONTH * 3600 * busy)
+    sentence = (
+        f"One machine, busy {percent(busy, digits=0)} of the time, answers about {count(capacity)} requests a month"
+    )
+    if capacity < data.requests_per_month:
+        return [f"{sentence}, fewer than the {count(data.requests_per_month)} assumed: it takes more than one."]
+    times = capacity / data.requests_per_month
+    return [f"{sentence}, {times:,.1f} times the traffic assumed; beyond that it takes a second one."]
 
 
 def _other_requests(data: ReportData) -> str:
     n = max(e.accuracy.n for e in data.evaluations)
     return (
-        f"All figures rest on {n:,} test rows. If live requests are unlike them (new labels, "
-        "another language, longer texts), measure again."
+        f"All figures rest on {n:,} test rows. If live requests differ from them (new labels, another language, longer "
+        "texts), measure again."
     )
-
-
-def _sentence(advice: str) -> str:
-    return first_up(advice).rstrip(".") + "."

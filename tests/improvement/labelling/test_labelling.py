@@ -302,7 +302,7 @@ def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_pa
     asked = [(r.temperature, r.seed) for r in model.asked if r.text == text(0)]
     assert asked == [(0.0, None), (SECOND_ANSWER_TEMPERATURE, 1), (SECOND_ANSWER_TEMPERATURE, 2)]
     # Draws 0 and 1 of all rows: text 0 and text 1 differ.
-    assert found.trust.itself == wilson(6, 8)
+    assert found.trust.self_agreement == wilson(6, 8)
     stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, sure_from=0.7)
     assert (stricter.counts.n_kept, stricter.counts.n_unsure, stricter.n_answers_now) == (6, 2, 0)
 
@@ -313,7 +313,7 @@ def test_some_rows_are_asked_twice_to_see_how_far_the_teacher_agrees_with_itself
     assert len(model.asked) == 8 + 5
     twice = [t for t, n in Counter(model.answered).items() if n == 2]
     alike = sum(gold(t) == "pin" for t in twice)
-    assert found.trust.itself == wilson(alike, 5)
+    assert found.trust.self_agreement == wilson(alike, 5)
     assert [row["label"] for row in out(tmp_path)] == [LABELS[i % 3] for i in range(8)]  # the first answer counts
 
 
@@ -325,8 +325,8 @@ def test_the_teacher_is_held_against_selection_rows_that_never_become_training_r
     n = len(chosen)
     assert n >= 2
     assert {r.text for r in model.asked} == chosen | {text(i) for i in range(8)}
-    assert found.trust.people == wilson(n - 1, n)
-    assert found.trust.people_sure == wilson(n - 1, n - 1)
+    assert found.trust.accuracy == wilson(n - 1, n)
+    assert found.trust.confident_accuracy == wilson(n - 1, n - 1)
     assert [(t.sure_from, t.accuracy.value) for t in found.trust.thresholds] == [(0.9, 1.0)]
     assert chosen.isdisjoint(row["text"] for row in out(tmp_path))
 
@@ -334,7 +334,7 @@ def test_the_teacher_is_held_against_selection_rows_that_never_become_training_r
 def test_rows_of_your_own_are_checked_on_and_left_to_people(tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", [{"text": text(0).upper(), "label": "pin"}, {"text": text(50), "label": "pin"}])
     found = run(tmp_path, Oracle(), gold=own, check_rows=50)
-    assert found.trust.people == wilson(1, 2)  # text 0 is a card to the teacher, text 50 a pin
+    assert found.trust.accuracy == wilson(1, 2)  # text 0 is a card to the teacher, text 50 a pin
     assert found.trust.checked_on == "rows of own.jsonl"
     assert found.sifted.n_by_people == 1
     assert text(0) not in {row["text"] for row in out(tmp_path)}
@@ -779,7 +779,7 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
     n_read = sum(len(m["content"].split()) for body in Desk.sent for m in body["messages"])
     assert found.paid_usd == pytest.approx((n_read * 1.0 + 10 * 2 * 4.0) / 1e6)
     assert found.paid_usd < 10 * made(tmp_path).worst_usd(text(0))
-    assert found.trust.itself == wilson(2, 2)
+    assert found.trust.self_agreement == wilson(2, 2)
     label(file, texts(tmp_path), options=options(tmp_path, again_rows=2), progress=QUIET)
     assert len(Desk.sent) == 10
 

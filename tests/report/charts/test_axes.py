@@ -31,19 +31,19 @@ def test_a_logarithmic_scale_gives_each_decade_the_same_room() -> None:
 
 
 def test_values_beyond_a_scale_stay_inside_the_frame() -> None:
-    assert log_scale([1.0, 10.0], 0, 100).at(0.0) == 0
+    assert log_scale([1.0, 10.0]).at(0.0) == 0
     assert Scale(0.0, 1.0, 10, 20).at(5.0) == 20
 
 
 def test_a_value_scale_ends_on_round_figures_and_never_beyond_one() -> None:
-    scale = value_scale([0.861, 0.988], 0, 100)
+    scale = value_scale([0.861, 0.988])
     assert (scale.low, scale.high) == pytest.approx((0.85, 1.0))
     assert scale.ticks() == pytest.approx((0.85, 0.9, 0.95, 1.0))
 
 
 @pytest.mark.parametrize(("value", "low", "high"), [(1.0, 0.995, 1.0), (0.0, 0.0, 0.005)])
 def test_a_scale_of_one_value_has_room_and_stays_a_share(value: float, low: float, high: float) -> None:
-    scale = value_scale([value, value], 0, 100)
+    scale = value_scale([value, value])
     assert (scale.low, scale.high) == pytest.approx((low, high))
 
 

@@ -1,0 +1,99 @@
+"""Accuracy against cost of every path, with the routed path at every threshold as a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.evaluation.self_agreement import SelfAgreement
+from smallfirst.report.charts.axes import (
+    Axis,
+    Frame,
+    Label,
+    chart,
+    large_frame,
+    line,
+    log_scale,
+    mark,
+    place_labels,
+    text,
+    value_scale,
+    whisker,
+)
+from smallfirst.report.formats import axis_percent, percent, usd, usd_tick
+from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
+
+MAX_GAP = 0.25
+"""A candidate this much less accurate than the best is drawn at the lower edge, since it would flatten the chart."""
+CEILING_LABEL = "large agrees with itself:"
+
+
+def quality_frame(
+    evaluations: Sequence[Evaluation], curve: Sequence[ThresholdPoint], agreement: SelfAgreement | None = None
+) -> Frame:
+    """Return the frame of the chart; the slider that moves its point uses it too."""
+    costs = [e.cost_usd_per_1k for e in evaluations] + [p.routed_cost_usd_per_1k for p in curve]
+    shares = [x for e in _in_view(evaluations) for x in (e.accuracy.low, e.accuracy.high)]
+    shares += [p.routed_accuracy for p in curve] + ([agreement.agreement.value] if agreement else [])
+    return large_frame(log_scale(costs, margin=1.6), value_scale(shares), right=524)
+
+
+def quality_cost_chart(
+    evaluations: Sequence[Evaluation],
+    curve: Sequence[ThresholdPoint],
+    *,
+    chosen: int | None,
+    agreement: SelfAgreement | None = None,
+    name: str = "quality-cost",
+) -> Markup:
+    """Draw every path, the routed curve with a ring at point `chosen`, and the large model's self-agreement as a line.
+
+    Two charts on one page need different names.
+    """
+    frame, shown = quality_frame(evaluations, curve, agreement), _in_view(evaluations)
+    body: list[str] = []
+    taken: list[tuple[float, float]] = []
+    if agreement is not None:
+        y = frame.y.at(agreement.agreement.value)
+        body.append(line([(frame.x.start, y), (frame.x.end, y)], "reference ceiling"))
+        body.append(text(frame.x.start + 6, y - 5, f"{CEILING_LABEL} {percent(agreement.agreement.value)}", "note"))
+        taken += [(frame.x.start + 6 + 14.0 * i, y - 9) for i in range(len(CEILING_LABEL) // 2 + 4)]
+    places = [frame.at(p.routed_cost_usd_per_1k, p.routed_accuracy) for p in curve]
+    taken += places[:: max(1, len(places) // 24)]
+    if places:
+        body.append(line(places, "curve routed"))
+    labels = []
+    for evaluation in evaluations:
+        candidate, accuracy = evaluation.candidate, evaluation.accuracy
+        x, y = frame.at(evaluation.cost_usd_per_1k, accuracy.value)
+        if evaluation in shown:
+            low, high = frame.y.at(accuracy.low), frame.y.at(accuracy.high)
+            body.append(whisker(candidate, x, low, high))
+            taken += [(x, high), (x, (high + y) / 2), (x, (low + y) / 2), (x, low)]
+            labels.append(Label(x, y, candidate, candidate))
+        else:
+            y = frame.y.start - 12
+            labels.append(Label(x, y, f"{candidate} ↓ {percent(accuracy.value)}", candidate))
+        body.append(mark(candidate, (x, y)))
+    if chosen is not None and places:
+        x, y = places[chosen]
+        body.append(f'<circle id="moving" class="moving" cx="{x}" cy="{y}" r="8"/>')
+    body.append(place_labels(labels, frame, taken=taken))
+    facts = "; ".join(f"{e.candidate}: {e.accuracy} at {usd(e.cost_usd_per_1k)}" for e in evaluations)
+    facts += f"; {CEILING_LABEL} {percent(agreement.agreement.value)}" if agreement else ""
+    return chart(
+        name,
+        frame,
+        body,
+        x=Axis("cost per 1,000 requests (log scale)", usd_tick),
+        y=Axis("right answers", axis_percent(frame.y.high - frame.y.low)),
+        title="Accuracy against cost",
+        description=f"Accuracy with 95 % interval and cost per 1,000 requests. {facts}.",
+    )
+
+
+def _in_view(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+    best = max(e.accuracy.value for e in evaluations)
+    return tuple(e for e in evaluations if e.accuracy.value >= best - MAX_GAP)

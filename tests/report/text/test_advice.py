@@ -1,0 +1,136 @@
+"""Recommendations and warnings. Figures by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from smallfirst.data.quality.leaks import Leak, LeakReport
+from smallfirst.evaluation.retention import Retention, RetentionByKind
+from smallfirst.report.data import LeakEffect, ReportData
+from smallfirst.report.economics import path_costs
+from smallfirst.report.text.advice import leak_sentence, recommendations, retention_sentences, warnings
+from smallfirst.stats.intervals import Estimate, paired_difference, wilson
+
+Make = Callable[..., ReportData]
+Build = Callable[..., Any]
+
+
+def advised(data: ReportData) -> tuple[str, ...]:
+    return recommendations(data, path_costs(data.evaluations, training_usd=3.9))
+
+
+def test_what_passes_and_is_cheaper_should_go_live(make_report: Make, make_evaluation: Build) -> None:
+    # 10,000 requests at $2.00 against $0.050 per 1,000.
+    assert advised(make_report())[0] == (
+        "Put “fine-tuned small model” live. At 10,000 requests a month it saves about $19.50 a month."
+    )
+    small, large = make_report().evaluations[:2]
+    assert "Its saving is unknown" in advised(make_report(evaluations=(small,)))[0]
+    dear = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
+    assert "the smaller path saves nothing" in advised(make_report(evaluations=(dear, large)))[0]
+
+
+def test_if_nothing_passes_the_nearest_path_is_named_with_its_advice(make_report: Make, make_verdict: Build) -> None:
+    failing = make_verdict("small", passed=False)
+    nearest = (
+        "Keep sending every request to the large model. The nearest smaller path, “fine-tuned small model”, fails "
+        "“accuracy at least 0.700”: label 40 more rows."
+    )
+    verdicts = (failing, make_verdict("large", passed=False))
+    assert advised(make_report(verdicts=verdicts, smallest_passing=None))[0] == nearest
+    # Of several failed checks the one that more rows can show is named.
+    hopeless = failing.checks[0].model_copy(update={"requirement": "recall of fee", "more_rows": None})
+    both = failing.model_copy(update={"checks": (hopeless, *failing.checks)})
+    assert advised(make_report(verdicts=(both,), smallest_passing=None))[0] == nearest
+    assert advised(make_report(verdicts=(), smallest_passing=None))[0] == (
+        "Keep sending every request to the large model."
+    )
+
+
+def test_of_paths_that_fail_as_many_checks_the_best_is_the_nearest(
+    make_report: Make, make_verdict: Build, make_evaluation: Build
+) -> None:
+    failing = tuple(make_verdict(name, passed=False) for name in ("words", "small"))
+    pair = (
+        make_evaluation("words", "cccffccc", cost_usd_per_1k=1.0),
+        make_evaluation("small", "ccccfffc", cost_usd_per_1k=2.0),
+    )
+    said = advised(make_report(evaluations=pair, verdicts=failing, smallest_passing=None))[0]
+    assert "The nearest smaller path, “fine-tuned small model”," in said
+
+
+def test_what_speaks_against_routing_and_the_figures_is_told(make_report: Make, make_certificate: Build) -> None:
+    refused = make_report(certificate=make_certificate(issued=False))
+    assert any("too few labelled rows for a guarantee" in said for said in advised(refused))
+    broken = make_report(certificate=make_certificate(promised_error=0.001))
+    rows = tuple(row.model_copy(update={"correct": False}) for row in broken.evaluations[2].rows)
+    routed = broken.evaluations[2].model_copy(update={"rows": rows})
+    broken = broken.model_copy(update={"evaluations": (*broken.evaluations[:2], routed)})
+    assert any("the guarantee did not hold on the test rows" in said for said in advised(broken))
+
+
+def test_leaks_are_warned_of_from_half_a_percent_on(make_report: Make) -> None:
+    few = make_report(leaks=LeakEffect(n_leaked=4, n_test=1000))
+    many = make_report(leaks=LeakEffect(n_leaked=5, n_test=1000))
+    assert (warnings(few), len(warnings(many))) == ((), 1)
+    assert any("then measure again" in said for said in advised(many))
+    assert leak_sentence(make_report(leaks=LeakEffect(n_leaked=0, n_test=9))).startswith("None of the 9 test rows")
+
+
+def test_other_rows_other_splits_and_overrides_are_warned_of(make_report: Make, make_verdict: Build) -> None:
+    small, large, _ = make_report().evaluations
+    other = large.model_copy(update={"dataset_fingerprint": "other", "split": "calibration"})
+    signed = make_verdict("small", passed=False).model_copy(
+        update={"passed": True, "signed_by": "Ada", "because": "pilot", "signed_at": "2026-11-25T09:00:00Z"}
+    )
+    assert warnings(make_report(evaluations=(small, other), verdicts=(signed,))) == (
+        "The paths were not all measured on the same rows; compare them with care.",
+        "Not measured on test rows: large.",
+        "“fine-tuned small model” passed by a signed override, not by measurement: Ada, because “pilot”.",
+    )
+
+
+def test_the_effect_of_leaks_is_counted_on_the_rows_that_are_left(make_report: Make) -> None:
+    leak = Leak(key="row0", test="test.jsonl:1", train="train.jsonl:9")
+    report = LeakReport(n_test=8, test_fingerprint="f", exact=(leak,))
+    found = LeakEffect.measure(make_report().evaluations[0], report)
+    # 7 of 8 right; without row 0, which was right, 6 of 7.
+    assert (found.n_leaked, found.accuracy_with, found.accuracy_without) == (1, wilson(7, 8), wilson(6, 7))
+    said = leak_sentence(make_report(leaks=found)).replace("\xa0", " ")
+    assert said.startswith("1 of 8 test rows (12.5 %) are also in the training rows.")
+    assert "on 87.5 % (52.9 to 97.8) with them and on 85.7 %" in said
+
+
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        (Estimate(value=0.8, low=0.55, high=1.02, n=72), "Of its ability above guessing 80 % is left (55 to 102)."),
+        (None, "so there is nothing to keep."),
+    ],
+)
+def test_retention_gives_both_figures_their_difference_and_what_is_left(
+    make_report: Make, kept: Estimate | None, sentence: str
+) -> None:
+    retention = Retention(
+        kept=kept,
+        before=0.6,
+        after=0.48,
+        prompts="own.jsonl",
+        right_before=wilson(51, 72),
+        right_after=wilson(45, 72),
+        difference=paired_difference([True] * 45 + [False] * 27, [True] * 51 + [False] * 21),
+        parts=(
+            RetentionByKind(kind="arithmetic", n=12, n_before=11, n_after=5),
+            RetentionByKind(kind="format", n=60, n_before=40, n_after=40),
+        ),
+    )
+    first, second, third = (s.replace("\xa0", " ") for s in retention_sentences(make_report(retention=retention)))
+    # Wilson for 51 and 45 of 72.
+    assert "Of 72 general questions (own.jsonl) the small model is right on 70.8 % (59.5 to 80.1) before" in first
+    assert "on 62.5 % (51.0 to 72.8) after: −8.3 points [" in first
+    assert sentence in second
+    assert third == "Right answers before and after: arithmetic 11 → 5 of 12, format 40 → 40 of 60."
+    assert retention_sentences(make_report()) == ()

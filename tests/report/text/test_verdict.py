@@ -1,0 +1,118 @@
+"""The headline, and the sentences that compare the paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from smallfirst.report.data import ReportData
+from smallfirst.report.text.verdict import comparisons, headline, linear_note
+
+Make = Callable[..., ReportData]
+Build = Callable[..., Any]
+
+
+def plain(text: str) -> str:
+    return text.replace("\xa0", " ")
+
+
+def test_the_headline_says_who_answers_how_well_and_at_what_cost(make_report: Make) -> None:
+    found = headline(make_report())
+    assert found.heading == "The fine-tuned small model is good enough."
+    assert plain(found.sentence) == (
+        "It is right on 87.5 % (52.9 to 97.8) of 8 test requests and costs $0.050 per 1,000 requests "
+        "instead of $2.00: 40 times cheaper."
+    )
+
+
+@pytest.mark.parametrize(
+    ("passing", "failing", "chosen", "heading", "sentence"),
+    [
+        (("large",), ("small",), "large", "Keep the API.", "The large model does: it is right on 87.5 %"),
+        ((), ("small", "large"), None, "Keep the API for now: nothing meets the requirements.", "not meet them either"),
+    ],
+)
+def test_keep_the_api_when_no_smaller_model_passes(
+    make_report: Make,
+    make_verdict: Build,
+    passing: tuple[str, ...],
+    failing: tuple[str, ...],
+    chosen: str | None,
+    heading: str,
+    sentence: str,
+) -> None:
+    verdicts = tuple(make_verdict(name, passed=name in passing) for name in (*passing, *failing))
+    found = headline(make_report(verdicts=verdicts, smallest_passing=chosen))
+    assert found.heading == heading
+    assert sentence in plain(found.sentence)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "heading", "end"),
+    [
+        ("ccccfffc", "ccccfffc", "Keep the API for now: no smaller model", "neither is measurably better."),
+        ("ccccffff", "ffffcccc", "Keep the API for now: no smaller model", "the fine-tuned model is right more often."),
+        ("ffffcccc", "ccccffff", "Keep the API.", "per 1,000 requests."),
+    ],
+)
+def test_the_api_is_not_called_better_where_nothing_shows_it(
+    make_report: Make, make_evaluation: Build, make_verdict: Build, small: str, large: str, heading: str, end: str
+) -> None:
+    pair = (make_evaluation("small", small, cost_usd_per_1k=1.0), make_evaluation("large", large, cost_usd_per_1k=2.0))
+    verdicts = (make_verdict("small", passed=False),)
+    found = headline(make_report(evaluations=pair, verdicts=verdicts, smallest_passing=None))
+    assert found.heading.startswith(heading)
+    assert found.sentence.endswith(end)
+
+
+def test_keep_the_api_when_the_small_model_is_good_enough_but_dearer(make_report: Make, make_evaluation: Build) -> None:
+    small = make_evaluation("small", "cccfffff", cost_usd_per_1k=3.0)
+    large = make_evaluation("large", "ccccfffc", cost_usd_per_1k=2.0)
+    found = headline(make_report(evaluations=(small, large)))
+    assert found.heading == "Keep the API: a smaller model is good enough here, but not cheaper."
+    assert "$3.00 per 1,000 requests, more than the large path's $2.00" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("linear", "end"),
+    [
+        ("cccfffff", "is not measurably different: +0.0 points [−19.6, +19.6] on the same 8 rows."),
+        ("ffffcccc", "is better still, by +87.5 points"),
+        ("ccccffff", "is not measurably different: −12.5 points"),
+    ],
+)
+def test_a_linear_model_that_passes_is_enough(
+    make_report: Make, make_evaluation: Build, make_verdict: Build, linear: str, end: str
+) -> None:
+    evaluations = (make_evaluation("words", linear, cost_usd_per_1k=0.001), *make_report().evaluations)
+    verdicts = (make_verdict("words", passed=True), make_verdict("small", passed=True))
+    data = make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="words")
+    assert headline(data).heading == "A linear model is enough here."
+    assert end in linear_note(data)
+    assert linear_note(make_report()) == ""
+
+
+def test_the_paths_are_compared_in_words(make_report: Make, make_evaluation: Build, make_certificate: Build) -> None:
+    routed, none = map(plain, comparisons(make_report()))
+    assert routed == (
+        "Routed, 75.0 % of requests stay small and the rest goes to the large model: right on 87.5 % (52.9 to 97.8), "
+        "$0.55 per 1,000 requests instead of $2.00: 3.6 times cheaper."
+    )
+    assert none == "No difference from the large model in right answers was found (+0.0 points [−33.9, +33.9])."
+    small = make_evaluation("small", "ffffcccc", cost_usd_per_1k=0.05)
+    large = make_evaluation("large", "ccccffff", cost_usd_per_1k=2.0)
+    (loss,) = comparisons(make_report(evaluations=(small, large), certificate=None))
+    assert loss.startswith(
+        "The fine-tuned small model loses to the large model: it is right less often by 100.0 points"
+    )
+    (gain,) = comparisons(
+        make_report(
+            evaluations=(
+                make_evaluation("small", "ccccffff", cost_usd_per_1k=0.05),
+                make_evaluation("large", "ffffcccc", cost_usd_per_1k=2.0),
+            )
+        )
+    )
+    assert gain.startswith("It is right more often than the large model, by 100.0 points")
