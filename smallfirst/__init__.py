@@ -15,41 +15,61 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Answer": "tasks.answer",
+    "Capability": "models.protocol",
     "Certificate": "routing.certificate.certificate",
     "Chat": "tasks.chat",
+    "Chunk": "models.protocol",
     "Classify": "tasks.classify",
+    "Completion": "models.protocol",
     "Dataset": "data.dataset",
+    "EndpointConfig": "models.remote.config",
     "Evaluation": "evaluation.results",
     "Extract": "tasks.extract",
     "Gate": "gate.gate",
     "Guarantee": "routing.certificate.certificate",
+    "Ledger": "serving.ledger.ledger",
+    "Model": "models.protocol",
+    "Request": "models.protocol",
     "Router": "routing.router",
+    "ServeSettings": "serving.settings",
+    "SignedOverride": "project.task_file",
     "TaskFile": "project.task_file",
     "TrainConfig": "training.config",
-    "Verdict": "gate.gate",
+    "Verdict": "gate.verdict",
     "certify": "routing.certificate.certificate",
     "compare": "evaluation.evaluate",
     "evaluate": "evaluation.evaluate",
     "load": "data.sources.text_files",
-    "open_source": "data.sources.resolve",
     "load_model": "models.loading",
+    "open_source": "data.sources.resolve",
     "read_task_file": "project.task_file",
     "run": "pipeline.run",
     "serve": "serving.app",
 }
-_MODULES = {"foundation_model": "interfaces.databricks.foundation_model"}
-__all__ = sorted([*_HOMES, *_MODULES, "__version__"])
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"smallfirst.{_MODULES[name]}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'smallfirst' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"smallfirst.{_HOMES[name]}"), name)
+    """Load a public name, or an interface that an installed package registers under `smallfirst.interfaces`."""
+    from smallfirst.errors import as_missing_extra
+
+    try:
+        if name in _MODULES:
+            return getattr(importlib.import_module(f"smallfirst.{_MODULES[name]}"), name)
+        if not name.startswith("_") and name in (interfaces := _interfaces()):
+            return interfaces[name].load()
+    except ModuleNotFoundError as error:
+        raise as_missing_extra(error) from error
+    raise AttributeError(f"module 'smallfirst' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_interfaces()})
+
+
+def _interfaces() -> dict[str, Any]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point for point in entry_points(group="smallfirst.interfaces")}

