@@ -80,11 +80,9 @@ class WeightsNotFound(SmallfirstError):
 class MissingExtra(SmallfirstError):
     """A step needs a package that is not installed."""
 
-    def __init__(self, step: str, extra: str) -> None:
-        super().__init__(
-            f"{step} needs packages that are not installed",
-            hint=f'pip install "smallfirst[{extra}]"',
-        )
+    def __init__(self, step: str, extra: str, *, package: str = "") -> None:
+        what = f"a package that is not installed: {package}" if package else "packages that are not installed"
+        super().__init__(f"{step} needs {what}", hint=f'pip install "smallfirst[{extra}]"')
 
 
 EXTRAS = {
@@ -111,7 +109,7 @@ EXTRAS = {
 def as_missing_extra(error: ModuleNotFoundError) -> SmallfirstError | ModuleNotFoundError:
     """Return MissingExtra if an optional package could not be imported, any other error as it is."""
     package = (error.name or "").partition(".")[0]
-    return MissingExtra(f'"{package}"', EXTRAS[package]) if package in EXTRAS else error
+    return MissingExtra("This step", EXTRAS[package], package=package) if package in EXTRAS else error
 
 
 class StageMissing(SmallfirstError):

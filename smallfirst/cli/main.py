@@ -20,7 +20,7 @@ from smallfirst.cli.jobs import jobs
 from smallfirst.cli.keys import keys
 from smallfirst.cli.parity import parity
 from smallfirst.cli.serve import serve
-from smallfirst.errors import ConfigError, DataError, SmallfirstError
+from smallfirst.errors import ConfigError, DataError, SmallfirstError, as_missing_extra
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints
 from smallfirst.progress import Progress
 
@@ -38,12 +38,15 @@ class CommandGroup(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; a SmallfirstError becomes a message and an exit code."""
+        """Run the command; turn a SmallfirstError or an absent extra into a message and an exit code."""
         try:
             return super().invoke(ctx)
-        except SmallfirstError as error:
-            click.echo(f"{type(error).__name__}: {error}", err=True)
-            ctx.exit(error.exit_code)
+        except (SmallfirstError, ModuleNotFoundError) as error:
+            known = as_missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+            if not isinstance(known, SmallfirstError):
+                raise
+            click.echo(f"{type(known).__name__}: {known}", err=True)
+            ctx.exit(known.exit_code)
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

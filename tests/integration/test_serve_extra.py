@@ -1,0 +1,74 @@
+"""An installation with `smallfirst[serve]` alone serves linear and remote models; a missing package names its extra."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from fixtures.endpoints import certificate, large_server
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.linear.classifier import LinearClassifier
+from smallfirst.models.manifest import Manifest
+from smallfirst.tasks.classify import Classify
+
+NOT_SERVE = ("torch", "transformers", "tokenizers", "huggingface_hub", "peft", "gguf", "xllamacpp")
+SERVER = f"""
+import sys
+sys.modules |= dict.fromkeys({NOT_SERVE}, None)  # an import of one of them fails
+from pathlib import Path
+from smallfirst import Certificate, EndpointConfig, Ledger, Router, ServeSettings, load_model, serve
+from smallfirst.models.remote.model import EndpointModel
+from smallfirst.pricing import PriceBook
+
+small_folder, certificate, url, ledger = sys.argv[1:]
+config = EndpointConfig(base_url=url, model="large", priced_by="machine", api_key_env="NO_KEY")
+large = EndpointModel(config, PriceBook())
+router = Router(load_model(Path(small_folder)), large, Certificate.load(Path(certificate)), name="desk")
+serve({{"desk": router, "large": large}}, ledger=Ledger(Path(ledger)), settings=ServeSettings(port=0))
+"""
+
+
+def test_a_router_of_a_words_model_and_a_remote_one_is_served_without_torch(
+    tmp_path: Path, toy_rows: Dataset, toy_task: Classify
+) -> None:
+    LinearClassifier.fit("words", toy_rows, toy_task).save(
+        tmp_path / "model", Manifest(kind="words", task=toy_task, base="")
+    )
+    certificate(0.9).save(tmp_path / "certificate.json")
+    with large_server() as large:
+        arguments = [tmp_path / "model", tmp_path / "certificate.json", large.url, tmp_path / "ledger.db"]
+        server = subprocess.Popen(
+            [sys.executable, "-c", SERVER, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split(" at ")[1].strip()
+            found = [_ask(url, text) for text in ("where is my card", "xyz")]
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
+    assert [(answer["smallfirst"]["route"], answer["choices"][0]["message"]["content"]) for answer in found] == [
+        ("small", "card_arrival"),
+        ("large", "refund_request"),
+    ]
+    assert server.returncode == 0
+
+
+def _ask(url: str, text: str) -> dict[str, dict[str, str]]:
+    body = {"model": "desk", "messages": [{"role": "user", "content": text}]}
+    answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_package_names_its_extra(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom smallfirst import serve"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"This step needs a package that is not installed: {package}" in done.stderr
+    assert 'next: pip install "smallfirst[serve]"' in done.stderr
