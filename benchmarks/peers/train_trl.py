@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.train_trl "defaults" BASE ROWS.jsonl
 
-`defaults` changes nothing; `bf16 grouped` is the best setting we found: bf16 weights and optimiser state (no fp32
+`defaults` changes nothing; `bf16 grouped` is the best setting we found: bf16 weights and optimizer state (no fp32
 masters), 32 rows a batch, rows of similar length together.
 """
 

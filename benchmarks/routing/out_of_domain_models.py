@@ -92,13 +92,13 @@ def tuned(scope: Scope, folder: Path) -> LinearClassifier:
     from smallfirst.training.config import TrainConfig
     from smallfirst.training.recipes.contrastive import EncoderRecipe
 
-    lesson = EncoderRecipe(scope.task, scope.train, scope.parts["validation"])
-    _train(lesson, TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256), DEFAULT_ENCODER, folder)
+    recipe = EncoderRecipe(scope.task, scope.train, scope.parts["validation"])
+    _train(recipe, TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256), DEFAULT_ENCODER, folder)
     assert (folder / "model" / ENCODER_FOLDER).is_dir()
     return LinearClassifier.load(folder / "model", read_manifest(folder / "model"))
 
 
-def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
+def _train(recipe: Any, config: Any, base: str, folder: Path) -> None:
     """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
     from smallfirst.models.catalog import find_weights
     from smallfirst.registry import runs
@@ -106,7 +106,7 @@ def _train(lesson: Any, config: Any, base: str, folder: Path) -> None:
 
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder.parent / 'mlflow.db'}")
     with runs.open_run("out_of_domain", folder.name, params={}) as tracked:
-        run = train(lesson, config, base=(base, find_weights(base)), tracked=tracked, folder=folder)
+        run = train(recipe, config, base=(base, find_weights(base)), tracked=tracked, folder=folder)
     say(f"{folder.name}: {run.validation_curve}, {run.seconds / 60:.1f} min")
 
 

@@ -107,8 +107,8 @@ class Bench:
         config = TrainConfig(duration="4ep", frozen_layers=15)
         folder = self.out / f"small-{tag}"
         with runs.open_run("distil", folder.name, params={}) as tracked:
-            lesson = TaskRecipe(self.task, rows, self.choose)
-            run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=folder)
+            recipe = TaskRecipe(self.task, rows, self.choose)
+            run = train(recipe, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=folder)
         say(f"small on {tag}: {run.seconds:.0f} s, {run.validation_curve}")
         scorer = LabelScorer.load(run.folder, read_manifest(run.folder))
         return Pupil("small", scorer, max(v for _, v in run.validation_curve), run.folder)

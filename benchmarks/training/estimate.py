@@ -61,7 +61,7 @@ def compare_times() -> None:
 
 
 def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
-    from smallfirst.training.backend import CausalBackend
+    from smallfirst.training.causal_lm import CausalBackend
     from smallfirst.training.loop import TrainingLoop
 
     size = read_base_size(find_weights(BASE))

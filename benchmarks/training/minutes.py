@@ -41,8 +41,8 @@ def main() -> None:
     task = Classify(name="minutes", labels=labels, about="Messages of an online bank's customers.")
     config = TrainConfig(duration=f"{wanted.epochs}ep", frozen_layers=wanted.frozen, learning_rate=wanted.rate)
     with runs.open_run("minutes", wanted.out.name, params={}) as tracked:
-        lesson = TaskRecipe(task, rows["train"], rows["validation"])
-        run = train(lesson, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=wanted.out)
+        recipe = TaskRecipe(task, rows["train"], rows["validation"])
+        run = train(recipe, config, base=(SMALL, find_weights(SMALL)), tracked=tracked, folder=wanted.out)
     began = None
     for event in EventLog(wanted.out / "events.jsonl").read():
         if event.kind == "TRAIN_STARTED":

@@ -74,8 +74,8 @@ def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> Non
 
 def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
     """Figures of our own steps, in this process."""
-    from smallfirst.training.backend import CausalBackend
     from smallfirst.training.batches import TokenizedRow
+    from smallfirst.training.causal_lm import CausalBackend
     from smallfirst.training.config import TrainConfig, epoch_seed
     from smallfirst.training.loop import TrainingLoop
 

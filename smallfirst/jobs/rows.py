@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, RowFormat
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import ROW_FORMATS
 from smallfirst.data.sources.resolve import open_source
 from smallfirst.errors import DataError, Problem
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
-
-RECIPE_FORMATS: dict[str, tuple[RowFormat, ...]] = {"chat": ("chat", "prompt", "question"), "text": ("text",)}
-"""Row formats that each recipe accepts."""
-_EXPECTED = {"chat": "chat messages or prompt + response", "text": "text alone"}
+from smallfirst.training.recipes import RECIPES
 
 
 class JobRows:
@@ -54,10 +51,11 @@ def read_rows(address: str, recipe: str) -> Dataset:
     Raise DataError naming every bad row, ConfigError or MissingExtra as `open_source` does.
     """
     data = open_source(address)
-    if wrong := [e for e in data.examples if e.shape not in RECIPE_FORMATS[recipe]]:
-        expected = _EXPECTED[recipe]
+    kind = RECIPES.get(recipe)
+    if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
         problems = [
-            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this recipe takes {expected}") for e in wrong
+            Problem(e.path, e.line, f"a row of {ROW_FORMATS[e.shape]}; this recipe takes {kind.rows_in_words}")
+            for e in wrong
         ]
         raise DataError(f"{address}: {len(wrong)} of {len(data)} rows do not fit the recipe", problems)
     return data

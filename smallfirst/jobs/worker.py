@@ -24,13 +24,14 @@ from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JobProgress, MlflowIds, utc_now
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.jobs.training_slots import take_slot
+from smallfirst.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from smallfirst.registry.runs import TrackedRun
     from smallfirst.training.loop import StepMetrics
     from smallfirst.training.recipes.recipe import Recipe
     from smallfirst.training.run import Run
-    from smallfirst.training.validation_loss import Sample
+    from smallfirst.training.validation import Sample
 
 log = logging.getLogger(__name__)
 
@@ -135,10 +136,9 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
 
 
 def _recipe(job: JobFolder, rows: JobRows, reporter: _ProgressReporter) -> Recipe:
-    from smallfirst.training.recipes.chat import ChatRecipe, PretrainingRecipe
-
-    kind = ChatRecipe if job.spec.recipe == "chat" else PretrainingRecipe
-    return kind(job.name, rows.train, rows.evaluation, job.spec.eval_prompts, reporter.on_validation)
+    kind = RECIPES.get(job.spec.recipe)
+    recipe: Recipe = kind(job.name, rows.train, rows.evaluation, job.spec.eval_prompts, reporter.on_validation)
+    return recipe
 
 
 def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:

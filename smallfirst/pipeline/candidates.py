@@ -52,7 +52,7 @@ def tune_encoder(project: Project, run_folder: RunFolder) -> None:
     from smallfirst.training.run import train
 
     small, folder = project.file.small, run_folder.folder / "tuned"
-    lesson = EncoderRecipe(project.task, project.rows.train, project.rows.selection)
+    recipe = EncoderRecipe(project.task, project.rows.train, project.rows.selection)
     base = (small.encoder, find_weights(small.encoder, log=project.progress.log))
     params = {"base": small.encoder, "n_train": len(project.rows.train), "task": project.file.name}
     params |= {f"train.{k}": v for k, v in small.encoder_training.model_dump().items()}
@@ -61,7 +61,7 @@ def tune_encoder(project: Project, run_folder: RunFolder) -> None:
         project.progress.bar("tuning encoder", 100, unit="%") as update,
     ):
         run = train(
-            lesson,
+            recipe,
             small.encoder_training,
             base=base,
             tracked=tracked,

@@ -24,8 +24,7 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.monitoring.monitor import MonitorSettings
 from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.teacher import TeacherConfig
+from smallfirst.training.config import TeacherConfig, TrainConfig
 
 Candidate = Literal["words", "encoder", "tuned", "base", "small"]
 RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")

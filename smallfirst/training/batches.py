@@ -1,23 +1,34 @@
 """Rows to batches: tokens with a target mask, filled to a token budget from length buckets, padded on the right.
 
-Right padding needs no attention mask under causal attention: a real token never looks to its right. Sorting by
+Right padding needs no attention mask under causal attention: a real token never attends to its right. Sorting by
 length with a little noise keeps padding near 5 % while every epoch still sees other batches.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.tasks.task import Task
 
 
+class HasTokens(Protocol):
+    """A row in tokens, of any kind of model."""
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Token ids."""
+
+
+R = TypeVar("R", bound=HasTokens)
+
+
 class TokenizedRow(NamedTuple):
-    """One tokenised row: the first `n_prompt` tokens are read, the rest are targets."""
+    """A row in tokens: the first `n_prompt` are the prompt, the rest are targets."""
 
     ids: tuple[int, ...]
     n_prompt: int
@@ -34,60 +45,72 @@ class Batch(NamedTuple):
     n_tokens: int
 
 
-def encode_label_rows(
-    data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int
-) -> list[TokenizedRow]:
-    """Prompt and code token for each example; the code token is the target.
+def encode_rows(
+    data: Dataset, encode: Callable[[Example], R | str], *, max_tokens: int
+) -> tuple[list[R], list[Problem]]:
+    """Return the rows that `encode` makes of the examples, and a problem for each that it or the limit refuses.
 
-    There is no end-of-turn target here: the answer is read at one position and nothing is ever written after it.
-
-    Raises DataError naming every row that is too long or whose label the task does not know.
+    `encode` returns a row, or the rule that the example breaks; nothing is truncated.
     """
-    code_of = dict(zip(task.closed, codes, strict=True))
-    rows, problems = [], []
+    rows: list[R] = []
+    problems: list[Problem] = []
     for example in data.examples:
-        prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
-        code = code_of.get(example.answer)
-        if code is None:
-            problems.append(Problem(example.path, example.line, f'unknown label "{example.answer}"'))
-        elif len(prompt) + 1 > max_tokens:
-            rule = f"{len(prompt) + 1} tokens; the limit is {max_tokens} (max_seq_tokens)"
-            problems.append(Problem(example.path, example.line, rule))
+        row = encode(example)
+        if not isinstance(row, str) and len(row.ids) > max_tokens:
+            row = f"{len(row.ids)} tokens; the limit is {max_tokens} (max_seq_tokens)"
+        if isinstance(row, str):
+            problems.append(Problem(example.path, example.line, row))
         else:
-            rows.append(TokenizedRow((*prompt, code), len(prompt)))
-    if problems:
-        raise DataError(f"{len(problems)} of {len(data)} rows cannot be trained on:", problems)
-    return rows
+            rows.append(row)
+    return rows, problems
 
 
-def encode_text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[TokenizedRow]:
-    """Prompt, target text and end token for each example; target text and end token are the targets.
-
-    The end token is always there: a model that never saw one does not know when to stop. Raises DataError naming every
-    row that is too long.
-    """
-    end = tokenizer.eos_token_id
-    rows, problems = [], []
-    for example in data.examples:
-        prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
-        target = tokenizer.encode(task.target(example.answer), add_special_tokens=False)
-        n_tokens = len(prompt) + len(target) + 1
-        if n_tokens > max_tokens:
-            rule = f"{n_tokens} tokens; the limit is {max_tokens} (max_seq_tokens)"
-            problems.append(Problem(example.path, example.line, rule))
-        else:
-            rows.append(TokenizedRow((*prompt, *target, end), len(prompt)))
+def encode_all_rows(data: Dataset, encode: Callable[[Example], R | str], *, max_tokens: int) -> list[R]:
+    """Return the rows of all examples. Raise DataError naming every example that `encode_rows` refuses."""
+    rows, problems = encode_rows(data, encode, max_tokens=max_tokens)
     if problems:
         raise DataError(
             f"{len(problems)} of {len(data)} rows cannot be trained on:",
             problems,
-            hint="raise small.training.max_seq_tokens in task.yaml, or shorten the rows",
+            hint="fix or remove these lines; for long ones raise max_seq_tokens (context_length)",
         )
     return rows
 
 
+def encode_label_rows(
+    data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int
+) -> list[TokenizedRow]:
+    """Return prompt and code token of each example; the code token is the target.
+
+    There is no end-of-turn target: the answer is read at one position and nothing is written after it. Raise DataError
+    as `encode_all_rows` does.
+    """
+    code_of = dict(zip(task.closed, codes, strict=True))
+
+    def encode(example: Example) -> TokenizedRow | str:
+        prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
+        code = code_of.get(example.answer)
+        return f'unknown label "{example.answer}"' if code is None else TokenizedRow((*prompt, code), len(prompt))
+
+    return encode_all_rows(data, encode, max_tokens=max_tokens)
+
+
+def encode_text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[TokenizedRow]:
+    """Return prompt, target text and end token of each example; target text and end token are the targets.
+
+    A model that never saw an end token would not know when to stop. Raise DataError as `encode_all_rows` does.
+    """
+
+    def encode(example: Example) -> TokenizedRow:
+        prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)
+        target = tokenizer.encode(task.target(example.answer), add_special_tokens=False)
+        return TokenizedRow((*prompt, *target, tokenizer.eos_token_id), len(prompt))
+
+    return encode_all_rows(data, encode, max_tokens=max_tokens)
+
+
 def epoch_batches(rows: Sequence[TokenizedRow], *, batch_tokens: int, seed: int) -> list[list[TokenizedRow]]:
-    """All rows in batches of at most `batch_tokens` tokens (padding included), in an order drawn from `seed`."""
+    """Return all rows in batches of at most `batch_tokens` tokens, padding included, in an order drawn from `seed`."""
     draw = random.Random(seed)
     noisy = sorted(rows, key=lambda row: len(row.ids) * draw.uniform(0.9, 1.1))
     batches: list[list[TokenizedRow]] = []
@@ -106,13 +129,13 @@ def epoch_batches(rows: Sequence[TokenizedRow], *, batch_tokens: int, seed: int)
     return batches
 
 
-def micro_batches(rows: Sequence[TokenizedRow], most_tokens: int) -> list[list[TokenizedRow]]:
+def micro_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> list[list[TokenizedRow]]:
     """The rows, in order, in parts of at most `max_tokens` tokens, padding included; a longer row stands alone."""
     parts: list[list[TokenizedRow]] = []
     width = 0
     for row in rows:
         wider = max(width, len(row.ids) - 1)
-        if parts and wider * (len(parts[-1]) + 1) <= most_tokens:
+        if parts and wider * (len(parts[-1]) + 1) <= max_tokens:
             parts[-1].append(row)
             width = wider
         else:
@@ -122,7 +145,7 @@ def micro_batches(rows: Sequence[TokenizedRow], most_tokens: int) -> list[list[T
 
 
 def collate(rows: Sequence[TokenizedRow]) -> Batch:
-    """Tensors of one batch. The last token of a row is only a target, so it is not fed."""
+    """Return the tensors of one batch. The last token of a row is only a target, so it is not an input."""
     import torch
 
     width = max(len(row.ids) - 1 for row in rows)

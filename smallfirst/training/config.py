@@ -11,7 +11,7 @@ from smallfirst.records import Record
 
 
 def epoch_seed(config: TrainConfig, epoch: int) -> int:
-    """What the order of an epoch (from 0) is drawn from."""
+    """Return the seed of the order of an epoch (from 0)."""
     return config.seed * 100_003 + epoch
 
 
@@ -23,10 +23,10 @@ class Duration(NamedTuple):
 
 
 def parse_duration(text: str) -> Duration:
-    """`8ep`, `300ba` or `1_000_000tok`. Raises ValueError that shows the rule."""
+    """Parse `8ep`, `300ba` or `1_000_000tok`. Raise ValueError that states the rule."""
     match = re.fullmatch(r"([0-9]+(?:_[0-9]+)*)(ep|ba|tok)", text.strip())
     if not match or int(match[1]) < 1:
-        raise ValueError(f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
+        raise ValueError(f'"{text}" is not a duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
     return Duration(int(match[1]), match[2])  # type: ignore[arg-type]
 
 
@@ -70,3 +70,19 @@ class TrainConfig(Record):
     def _duration_is_readable(cls, value: str) -> str:
         parse_duration(value)
         return value
+
+
+class TeacherConfig(Record):
+    """A larger model of the same vocabulary whose probabilities the small one learns beside the right answers.
+
+    It is kept beside the student in memory and computes every batch with it: with a teacher of twice the size a step
+    takes about twice as long.
+    """
+
+    base: str
+    """Name or folder of a causal model with the student's vocabulary; for closed answers a folder written by training
+    for the same labels."""
+    weight: float = pydantic.Field(default=0.5, gt=0, le=1)
+    """Share of the loss that is distance to the teacher; the rest is cross-entropy with the right answers."""
+    temperature: float = pydantic.Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Divides the logits of both before they are compared; above 1 unlikely answers count for more."""

@@ -1,6 +1,6 @@
-"""The training loop, read top to bottom: a plan, batches of epoch after epoch, a step, a learning rate.
+"""The training loop, read top to bottom: count the steps, draw batches epoch after epoch, step, set the learning rate.
 
-What a step does to its kind of model is the Study's: the loss, and how rows are put together.
+A Backend computes the loss and its gradient for its kind of model.
 """
 
 from __future__ import annotations
@@ -9,18 +9,37 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from smallfirst.errors import TrainingError
-from smallfirst.training.backend import Backend
 from smallfirst.training.config import TrainConfig, epoch_seed, parse_duration
 from smallfirst.training.optimizer import MasterAdamW
 
 
+class Backend(Protocol):
+    """How a kind of model trains. Rows may be of any type that has `ids`."""
+
+    def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
+        """Return model and tokenizer from the base model's folder; parameters to train require a gradient."""
+
+    def begin(self, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
+        """Prepare the model once before its first step."""
+
+    def batches(self, rows: Sequence[Any], config: TrainConfig, seed: int) -> list[list[Any]]:
+        """Return one epoch: all rows in batches, in an order drawn from `seed`."""
+
+    def gradient(self, model: Any, rows: Sequence[Any], config: TrainConfig, optimizer: MasterAdamW) -> float:
+        """Return the loss of a step in nats; its gradient is added to the optimizer."""
+
+    def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
+        """Write weights and tokenizer into the empty `folder`; return the fingerprint of the weights."""
+
+
 class StepMetrics(NamedTuple):
-    """What one optimiser step did."""
+    """What one optimizer step did."""
 
     step: int
     """From 1."""
@@ -36,46 +55,46 @@ class StepMetrics(NamedTuple):
     progress: float
     """Share of the run done, in [0, 1]."""
     ends_epoch: bool
-    """True after the last step of an epoch and of the run: the time for an exam."""
+    """True after the last step of an epoch and of the run: the time to validate."""
 
 
 class TrainingLoop:
-    """A fine-tune under way: `steps()` moves the model in place, `state()` is all that the rest of it depends on."""
+    """A fine-tune in progress: `steps()` changes the model in place, `state()` is all that the rest depends on."""
 
-    def __init__(self, study: Backend, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
-        self.study, self.model, self.rows, self.config = study, model, rows, config
-        self.total, self.per_epoch = count_steps(study, rows, config)
-        self.optimiser = MasterAdamW([p for p in model.parameters() if p.requires_grad], config)
+    def __init__(self, backend: Backend, model: Any, rows: Sequence[Any], config: TrainConfig) -> None:
+        self.backend, self.model, self.rows, self.config = backend, model, rows, config
+        self.total, self.per_epoch = count_steps(backend, rows, config)
+        self.optimizer = MasterAdamW([p for p in model.parameters() if p.requires_grad], config)
         self.step, self.tokens, self.busy_s = 0, 0, 0.0
 
     def steps(self) -> Iterator[StepMetrics]:
-        """Step after step to the end, from where the fit stands; the model is in evaluation mode between steps.
+        """Yield the metrics of each step to the end; the model is in evaluation mode between steps.
 
-        Raises TrainingError when the loss stops being a number; the weights are then those before that step.
+        Raise TrainingError when the loss stops being a number; the weights are then those before that step.
         """
-        for batch in islice(iterate_batches(self.study, self.rows, self.config), self.step, self.total):
+        for batch in islice(iterate_batches(self.backend, self.rows, self.config), self.step, self.total):
             yield self._step(batch)
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Tensors and figures from which `restore` goes on to the same weights, to the bit on one kind of processor."""
-        tensors = {**self.optimiser.state(), "generator": torch.get_rng_state()}
+        """Return tensors and numbers from which `restore` continues to the same weights, bit for bit on one CPU."""
+        tensors = {**self.optimizer.state(), "generator": torch.get_rng_state()}
         return tensors, {"step": self.step, "tokens": self.tokens, "busy_s": self.busy_s}
 
     def restore(self, tensors: dict[str, torch.Tensor], figures: dict[str, float]) -> None:
-        """Nothing back; the fit stands where it stood when the state was taken."""
-        self.optimiser.restore(tensors)
+        """Continue from where the state was taken."""
+        self.optimizer.restore(tensors)
         torch.set_rng_state(tensors["generator"])
         self.step, self.tokens, self.busy_s = int(figures["step"]), int(figures["tokens"]), figures["busy_s"]
 
     def _step(self, rows: Sequence[Any]) -> StepMetrics:
         began = time.perf_counter()
         self.model.train()
-        loss = self.study.gradient(self.model, rows, self.config, self.optimiser)
+        loss = self.backend.gradient(self.model, rows, self.config, self.optimizer)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss} at step {self.step + 1}", hint="lower learning_rate")
         self.step += 1
         rate = learning_rate_at(self.step, self.total, self.config)
-        self.optimiser.step(rate)
+        self.optimizer.step(rate)
         self.model.eval()
         self.tokens += sum(len(row.ids) - 1 for row in rows)
         self.busy_s += time.perf_counter() - began
@@ -92,7 +111,7 @@ class TrainingLoop:
 
 
 def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
-    """Learning rate of step `step` (from 1) of `total`: linear warm-up, then a cosine."""
+    """Return the learning rate of step `step` (from 1) of `total`: linear warm-up, then a cosine."""
     warmup = max(1, round(config.warmup_share * total))
     if step <= warmup:
         return config.learning_rate * step / warmup
@@ -101,11 +120,10 @@ def learning_rate_at(step: int, total: int, config: TrainConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def count_steps(study: Backend, rows: Sequence[Any], config: TrainConfig) -> tuple[int, int]:
-    """Steps in the whole run and steps in one epoch (of the first epoch's batches)."""
+def count_steps(backend: Backend, rows: Sequence[Any], config: TrainConfig) -> tuple[int, int]:
+    """Return the steps of the whole run and of one epoch (those of the first epoch's batches)."""
     duration = parse_duration(config.duration)
-    first = study.batches(rows, config, epoch_seed(config, 0))
-    per_epoch = len(first)
+    per_epoch = len(backend.batches(rows, config, epoch_seed(config, 0)))
     tokens = sum(len(row.ids) - 1 for row in rows)
     total = {
         "ep": duration.amount * per_epoch,
@@ -115,9 +133,9 @@ def count_steps(study: Backend, rows: Sequence[Any], config: TrainConfig) -> tup
     return max(1, total), per_epoch
 
 
-def iterate_batches(study: Backend, rows: Sequence[Any], config: TrainConfig) -> Iterator[list[Any]]:
-    """Batches of epoch after epoch, each epoch in its own order."""
+def iterate_batches(backend: Backend, rows: Sequence[Any], config: TrainConfig) -> Iterator[list[Any]]:
+    """Yield batches of epoch after epoch without end, each epoch in its own order."""
     epoch = 0
     while True:
-        yield from study.batches(rows, config, epoch_seed(config, epoch))
+        yield from backend.batches(rows, config, epoch_seed(config, epoch))
         epoch += 1

@@ -1,7 +1,7 @@
-"""AdamW on fp32 masters of low-precision weights, whose whole state can be put away and taken up again.
+"""AdamW on fp32 masters of low-precision weights, whose whole state can be saved and restored.
 
-Why masters: at a rate of 2e-4 most AdamW updates are smaller than half a bf16 step and would be rounded away. Keeping
-the weights in fp32 beside the bf16 copy costs 4 bytes a weight and gains several points of accuracy.
+Why masters: at a learning rate of 2e-4 most AdamW updates are smaller than half a bf16 step and would be rounded away.
+Keeping the weights in fp32 beside the bf16 copy costs 4 bytes a weight and gains several points of accuracy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def gather(self) -> None:
-        """Nothing back; the parameters' gradients are added to their masters' in fp32, and are gone."""
+        """Add the parameters' gradients to their masters' in fp32, and clear them."""
         for param, master in zip(self.params, self.masters, strict=True):
             if param.grad is not None:
                 new = param.grad.float()
@@ -41,7 +41,7 @@ class MasterAdamW:
                 param.grad = None
 
     def reduce(self) -> None:
-        """Nothing back; the gathered gradients are summed over all processes."""
+        """Sum the gathered gradients over all processes."""
         for master in self.masters:
             if master.grad is None:  # this process had no row of the batch
                 master.grad = torch.zeros_like(master)
@@ -49,7 +49,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move the masters along the gathered gradients, then copy them back in the parameters' precision."""
+        """Update the masters by the gathered gradients, then copy them back in the parameters' precision."""
         torch.nn.utils.clip_grad_norm_(self.masters, self.clip_norm)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
@@ -58,7 +58,7 @@ class MasterAdamW:
         self._copy_back()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that the next step depends on, by name; the tensors are the live ones, not copies."""
+        """Return everything that the next step depends on, by name; the tensors are the live ones, not copies."""
         found = {}
         for i, master in enumerate(self.masters):
             found[f"{i}.master"] = master
@@ -68,7 +68,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Nothing back; the masters, the moments and the parameters are as they were when `state` was taken."""
+        """Set masters, moments and parameters to what they were when `state` was taken."""
         for i, master in enumerate(self.masters):
             master.copy_(state[f"{i}.master"])
             moments = {name: state[f"{i}.{name}"].clone() for name in _KEPT if f"{i}.{name}" in state}

@@ -1,8 +1,8 @@
-"""train(): rows and a base model to a Run, watched in MLflow and in an event log, the best epoch kept.
+"""train(): from rows and a base model to a Run, tracked in MLflow and in an event log, the best epoch kept.
 
-The best epoch is the one that does best in the lesson's exam, whose rows are used for nothing that is promised later.
-Its weights are written as soon as it is known to be the best, so a killed run leaves a usable model; called again on
-the same folder it goes on from its last checkpoint to the same weights as if nothing had happened.
+The best epoch is the one with the best validation score, on rows that certify and measure nothing later. Its weights
+are written as soon as it is known to be the best, so a killed run leaves a usable model; called again on the same
+folder, train() continues from its last checkpoint to the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from smallfirst.training.loop import StepMetrics, TrainingLoop
 from smallfirst.training.recipes.recipe import Recipe
 
 CANCEL_FILE = "cancel"
-"""Name of the file in a run's folder that stops it within one step."""
+"""Name of the file in a run's folder that stops the run within one step."""
 
 StepCallback = Callable[[StepMetrics], None]
 
@@ -58,7 +58,7 @@ class Run(Record):
     best_epoch: int
     """The epoch whose weights were kept, from 1."""
     validation_curve: tuple[tuple[float, float], ...]
-    """(epoch, what the exam gave: for closed answers accuracy on selection rows, else the task's own score)."""
+    """(epoch, validation score: accuracy on selection rows for closed answers, else the task's own score)."""
     loss_curve: tuple[tuple[int, float], ...]
     """(step, loss), at most 200 points."""
     folder: Path
@@ -66,7 +66,7 @@ class Run(Record):
 
 
 def train(
-    lesson: Recipe,
+    recipe: Recipe,
     config: TrainConfig,
     *,
     base: tuple[str, Path],
@@ -75,16 +75,16 @@ def train(
     on_step: StepCallback = lambda _: None,
     save_every_s: float = 60,
 ) -> Run:
-    """Fine-tune the base model (name and folder); the model is written to `folder`/model.
+    """Fine-tune the base model (name and folder) and write the result to `folder`/model.
 
-    A folder with a checkpoint is gone on with, one with a finished run gives that Run. Checkpoints are at least
-    `save_every_s` apart. Raises DataError for rows that cannot be trained on, Cancelled once the folder holds a file
-    CANCEL, TrainingError if the run goes wrong; what was saved before stays.
+    A folder with a checkpoint is continued, one with a finished run returns that Run. Checkpoints are at least
+    `save_every_s` apart. Raise DataError for rows that cannot be trained on, Cancelled once the folder holds a file
+    CANCEL_FILE, TrainingError if the run fails; what was saved before stays.
     """
     if (folder / "run.json").is_file():
         CheckpointStore(folder / "checkpoint").clear()  # a kill may have come before
         return Run.load(folder / "run.json")
-    trainer = _Trainer(lesson, config, base, tracked, folder, save_every_s)
+    trainer = _Trainer(recipe, config, base, tracked, folder, save_every_s)
     try:
         return trainer.run(on_step)
     except (KeyboardInterrupt, Cancelled) as stop:
@@ -99,18 +99,18 @@ def train(
 
 
 class _Trainer:
-    """One run's moving parts."""
+    """The state of one run."""
 
     def __init__(
         self,
-        lesson: Recipe,
+        recipe: Recipe,
         config: TrainConfig,
         base: tuple[str, Path],
         tracked: TrackedRun,
         folder: Path,
         save_every_s: float,
     ) -> None:
-        self.lesson, self.config, self.base, self.tracked, self.folder = lesson, config, base, tracked, folder
+        self.recipe, self.config, self.base, self.tracked, self.folder = recipe, config, base, tracked, folder
         self.log = EventLog(folder / "events.jsonl")
         self.checkpoints = CheckpointStore(folder / "checkpoint", least_s=save_every_s)
         self.validation_curve: list[tuple[float, float]] = []
@@ -119,86 +119,85 @@ class _Trainer:
 
     def run(self, on_step: StepCallback) -> Run:
         if not self.log.read():
-            words = f"fine-tune of {self.base[0]} on {len(self.lesson.train_rows)} rows"
+            words = f"fine-tune of {self.base[0]} on {len(self.recipe.train_rows)} rows"
             self.log.append("CREATED", words, config=self.config.model_dump(), run_id=self.tracked.run_id)
         seed_everything(self.config.seed)
-        study = self.lesson.study
-        require_memory(self.base, self.config, self.lesson.train_rows)
-        self.model, self.tokenizer = study.load(self.base[1], self.config)
-        rows, self.manifest = self.lesson.prepare(self.tokenizer, self.config, self.base[0])
-        study.begin(self.model, rows, self.config)
-        fit = TrainingLoop(study, self.model, rows, self.config)
-        self._start(fit)
+        backend = self.recipe.backend
+        require_memory(self.base, self.config, self.recipe.train_rows)
+        self.model, self.tokenizer = backend.load(self.base[1], self.config)
+        rows, self.manifest = self.recipe.prepare(self.tokenizer, self.config, self.base[0])
+        backend.begin(self.model, rows, self.config)
+        loop = TrainingLoop(backend, self.model, rows, self.config)
+        self._start(loop)
         began = time.perf_counter()
-        for step in fit.steps():
-            self._note(step)
+        for step in loop.steps():
+            self._record(step)
             on_step(step)
             if step.ends_epoch:
-                self._examine(step)
-            if self._is_enough():
+                self._validate(step)
+            if self._should_stop():
                 break
-            self._look_up(fit, step)
+            self._checkpoint(loop, step)
         seconds = self.seconds + time.perf_counter() - began - self.saving_s
-        return self._finish(fit, seconds)
+        return self._finish(loop, seconds)
 
-    def _start(self, fit: TrainingLoop) -> None:
-        """Nothing back; the fit stands at the last checkpoint, or at its beginning."""
+    def _start(self, loop: TrainingLoop) -> None:
+        """Continue from the last checkpoint, if there is one."""
         self.seconds = 0.0
         saved, events = self.checkpoints.latest(), self.log.read()
         if saved is not None:
             own = saved.figures["run"]
-            if own["of"] != self._what():
+            if own["of"] != self._fingerprint():
                 raise TrainingError(
                     f"{self.checkpoints.folder} is of another run: its rows, settings or base model differ",
-                    hint="give back what it began with, or remove the folder to begin anew",
+                    hint="restore what it began with, or remove the folder to start again",
                 )
-            fit.restore(saved.tensors, saved.figures["fit"])
+            loop.restore(saved.tensors, saved.figures["fit"])
             self.validation_curve = [(epoch, value) for epoch, value in own["validation_curve"]]
             self.loss_curve = [(step, loss) for step, loss in own["loss_curve"]]
             self.best, self.best_epoch, self.epoch = own["best"], own["best_epoch"], own["epoch"]
             self.seconds = own["seconds"]
-            _mend(self.folder / "model")
+            _restore_model(self.folder / "model")
         if events[-1].kind == "CREATED":
-            self.log.append("TRAIN_STARTED", f"{fit.total} steps", steps=fit.total)
+            self.log.append("TRAIN_STARTED", f"{loop.total} steps", steps=loop.total)
         else:
-            self.log.append("RESUMED", f"from step {fit.step} of {fit.total}", steps=fit.total)
+            self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
         self.began = time.perf_counter()
 
-    def _note(self, step: StepMetrics) -> None:
-        """Nothing back; the step is in the curves."""
+    def _record(self, step: StepMetrics) -> None:
         self.loss_curve.append((step.step, step.loss))
         names = ("loss", "learning_rate", "tokens_per_s", "epoch")
         self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
 
-    def _examine(self, step: StepMetrics) -> None:
-        """Nothing back; the epoch was judged, and its weights are kept if none was better."""
+    def _validate(self, step: StepMetrics) -> None:
+        """Validate the epoch, and keep its weights if none was better."""
         self.epoch += 1
-        exam = self.lesson.exam(self.model, self.tokenizer, self.manifest)
-        value, learnt = (exam.value, exam.learnt) if exam else (0.0, self.manifest)
-        if exam:
+        result = self.recipe.validate(self.model, self.tokenizer, self.manifest)
+        value, manifest = (result.value, result.manifest) if result else (0.0, self.manifest)
+        if result:
             self.validation_curve.append((float(self.epoch), value))
-            self.tracked.log_metrics(step.step, {exam.measure: value})
-        words = f"epoch {self.epoch}: {value:.3f}" if exam else f"epoch {self.epoch}"
-        self.log.append("EPOCH_FINISHED", words, **({exam.measure: value} if exam else {}))
+            self.tracked.log_metrics(step.step, {result.measure: value})
+        words = f"epoch {self.epoch}: {value:.3f}" if result else f"epoch {self.epoch}"
+        self.log.append("EPOCH_FINISHED", words, **({result.measure: value} if result else {}))
         if value >= self.best:  # of equals the later: its learning rate has come further down
             began = time.perf_counter()
-            self._save(learnt)
+            self._save(manifest)
             self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
 
-    def _is_enough(self) -> bool:
-        """True if the last epochs were no better than one before them."""
+    def _should_stop(self) -> bool:
+        """Return True if the last `patience` epochs were no better than one before them."""
         return self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience
 
-    def _look_up(self, fit: TrainingLoop, step: StepMetrics) -> None:
-        """Nothing back; writes a checkpoint when one is due. Raises Cancelled if somebody wants the run to stop."""
+    def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
+        """Write a checkpoint when one is due. Raise Cancelled if CANCEL_FILE is there."""
         if (self.folder / CANCEL_FILE).exists():
-            raise Cancelled(f"cancelled at step {step.step} of {fit.total}")
+            raise Cancelled(f"cancelled at step {step.step} of {loop.total}")
         if not self.checkpoints.due:
             return
-        tensors, figures = fit.state()
+        tensors, figures = loop.state()
         own = {
-            "of": self._what(),
+            "of": self._fingerprint(),
             "validation_curve": self.validation_curve,
             "loss_curve": self.loss_curve,
             "best": self.best,
@@ -212,42 +211,42 @@ class _Trainer:
             self.log.append("CHECKPOINT_FAILED", f"step {step.step}: {error}")
             return
         self.saving_s += took
-        self.log.append("CHECKPOINT_SAVED", f"step {step.step} of {fit.total}", step=step.step)
+        self.log.append("CHECKPOINT_SAVED", f"step {step.step} of {loop.total}", step=step.step)
 
-    def _what(self) -> str:
-        """A fingerprint of all that the weights depend on but the library versions."""
-        teacher = getattr(self.lesson, "teacher", None)
+    def _fingerprint(self) -> str:
+        """Return a fingerprint of all that the weights depend on but the library versions."""
+        teacher = getattr(self.recipe, "teacher", None)
         taught = [teacher.model_dump()] if teacher else []
-        own = [self.config.model_dump(), self.lesson.train_rows.content_fingerprint, self.base[0]]
+        own = [self.config.model_dump(), self.recipe.train_rows.content_fingerprint, self.base[0]]
         return fingerprint([*own, *taught])
 
-    def _save(self, learnt: Manifest) -> None:
-        """Nothing back; the model folder holds these weights, or, should this fail, those it held before."""
+    def _save(self, manifest: Manifest) -> None:
+        """Replace the content of the model folder by these weights; if this fails, it keeps those it has."""
         place = self.folder / "model"
         draft = self.folder / "model.draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
-            weights = self.lesson.study.save(self.model, self.tokenizer, draft)
-            write_manifest(draft, learnt.model_copy(update={"weights_fingerprint": weights}))
+            weights = self.recipe.backend.save(self.model, self.tokenizer, draft)
+            write_manifest(draft, manifest.model_copy(update={"weights_fingerprint": weights}))
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
             raise (OSError(str(error)) if isinstance(error, SafetensorError) else error) from None
         _replace(place, draft)
 
-    def _finish(self, fit: TrainingLoop, seconds: float) -> Run:
+    def _finish(self, loop: TrainingLoop, seconds: float) -> Run:
         if not self.best_epoch:
             raise TrainingError("the run ended before its first step")
         every = math.ceil(len(self.loss_curve) / 200)
         run = Run(
             run_id=self.tracked.run_id,
-            task=self.lesson.name,
+            task=self.recipe.name,
             base=self.base[0],
             config=self.config,
-            dataset_fingerprint=self.lesson.train_rows.content_fingerprint,
-            n_train=len(self.lesson.train_rows),
+            dataset_fingerprint=self.recipe.train_rows.content_fingerprint,
+            n_train=len(self.recipe.train_rows),
             seconds=seconds,
-            tokens_per_s=fit.tokens / fit.busy_s,
+            tokens_per_s=loop.tokens / loop.busy_s,
             best_epoch=self.best_epoch,
             validation_curve=tuple(self.validation_curve),
             loss_curve=tuple(self.loss_curve[::every]),
@@ -267,7 +266,7 @@ def seed_everything(seed: int) -> None:
 
 
 def _replace(place: Path, draft: Path) -> None:
-    """Nothing back; `draft` has become `place`. A crash in between is mended by `_mend`."""
+    """Replace `place` by `draft`; `_restore_model` repairs what a crash in between leaves."""
     before = place.with_suffix(".before")
     shutil.rmtree(before, ignore_errors=True)
     if place.exists():
@@ -276,8 +275,8 @@ def _replace(place: Path, draft: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _mend(place: Path) -> None:
-    """Nothing back; a model folder lost between two renames is there again."""
+def _restore_model(place: Path) -> None:
+    """Bring back a model folder that a crash lost between two renames."""
     for other in (place.with_suffix(".draft"), place.with_suffix(".before")):
         if not place.exists() and (other / MANIFEST).is_file():
             other.rename(place)
@@ -286,5 +285,5 @@ def _mend(place: Path) -> None:
 def _disk_error(error: OSError, folder: Path) -> TrainingError:
     return TrainingError(
         f"cannot write to {folder}: {error.strerror or error}",
-        hint="free disk space or mend its permissions and run the same command again: it goes on from its checkpoint",
+        hint="free disk space or correct its permissions, then run the same command again to continue",
     )

@@ -1,52 +1,77 @@
-"""What a half-trained model is worth: its mean score on selection rows, and the calibration that suits it.
+"""Validate a model after each epoch: its score on selection rows, and the calibration fitted on them.
 
-One exam for answers read from label probabilities, one for answers that are written. The second takes about as long as
-some training steps a row, so it asks a sample.
+A model that answers from label probabilities is validated on all selection rows, one that writes its answers on a
+sample, since writing one takes as long as some training steps. Where nothing scores the answers, the mean loss on
+evaluation rows stands in, at about a third of a training step each; losses compare between epochs of one run, not
+between tokenizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.calibration import fit_calibration, fit_temperature
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.label_model import LabelLogProbs
+from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
+from smallfirst.training.batches import TokenizedRow, micro_batches
+from smallfirst.training.causal_lm import target_loss
 
 MAX_GENERATED_ROWS = 400
-"""Selection rows whose answers are written after each epoch; the first ones, which a content hash has put in order."""
+"""Selection rows whose answers are written after each epoch: the first ones, which a content hash has ordered."""
+VALIDATION_BATCH_TOKENS = 2048
+"""Tokens of evaluation rows in one forward pass, padding included."""
+MAX_SAMPLE_TOKENS = 256
+"""Most tokens of an answer that is written for a person to read."""
 
 
 class ValidationResult(NamedTuple):
-    """How a model did."""
+    """The score of a model after an epoch."""
 
     value: float
     """Higher is better; for a task the mean score on the selection rows, in [0, 1]."""
-    learnt: Manifest
-    """The manifest with the temperature or calibration fitted on them."""
+    manifest: Manifest
+    """The manifest with the temperature or calibration fitted on these rows."""
     measure: str = "validation_score"
-    """What `value` is called in MLflow and in events."""
+    """Name of `value` in MLflow and in events."""
+
+
+class Sample(NamedTuple):
+    """A prompt and what the model wrote, for a person to read."""
+
+    prompt: str
+    answer: str
+
+
+class ValidationCallback(Protocol):
+    """Called after each epoch."""
+
+    def __call__(self, figures: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        """Take `figures` by name, empty without evaluation rows, and `samples` in the order of the prompts."""
 
 
 def validate_labels(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
-    """The exam of a model that is read at one position."""
+    """Return the accuracy of a model that answers from label probabilities, and its temperature."""
     scored = LabelScorer(model, tokenizer, manifest).score([example.text for example in selection.examples])
     accuracy, temperature = accuracy_and_temperature(scored, selection, manifest.task)
     return ValidationResult(accuracy, manifest.model_copy(update={"temperature": temperature}))
 
 
 def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selection: Dataset) -> ValidationResult:
-    """The exam of a model that writes, under the task's grammar where it has one."""
+    """Return the mean score of a model that writes its answers, and its calibration; under the task's grammar."""
     task, examples = manifest.task, selection.examples[:MAX_GENERATED_ROWS]
     if not examples:
         return ValidationResult(0.0, manifest)
@@ -63,17 +88,49 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
 
 
 def accuracy_and_temperature(scored: Sequence[LabelLogProbs], data: Dataset, task: Task) -> tuple[float, float]:
-    """Accuracy of the likeliest labels on the rows, and the temperature that suits them.
+    """Return the accuracy of the most probable labels on the rows and the temperature fitted on them.
 
-    Raises DataError naming rows whose label the task does not know.
+    Raise DataError naming the rows whose label the task does not have.
     """
     if not len(data):
         return 0.0, 1.0
     index = {label: i for i, label in enumerate(task.closed)}
     unknown = [Problem(e.path, e.line, f'unknown label "{e.answer}"') for e in data.examples if e.answer not in index]
     if unknown:
-        raise DataError(f"{len(unknown)} of {len(data)} selection rows cannot be judged:", unknown)
+        raise DataError(f"{len(unknown)} of {len(data)} selection rows have a label that the task does not:", unknown)
     gold = np.array([index[example.answer] for example in data.examples])
     log_probabilities = np.array([row.log_probabilities for row in scored])
     accuracy = float((log_probabilities.argmax(axis=1) == gold).mean())
     return accuracy, fit_temperature(log_probabilities, gold)
+
+
+def validate_loss(
+    model: Any, rows: Sequence[TokenizedRow], manifest: Manifest
+) -> tuple[ValidationResult, dict[str, float]]:
+    """Return minus the mean loss in nats as the value to maximize, and the loss and perplexity to report."""
+    loss = mean_loss(model, rows)
+    figures = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 50))}
+    return ValidationResult(-loss, manifest, "minus_eval_loss"), figures
+
+
+@torch.inference_mode()
+def mean_loss(model: Any, rows: Sequence[TokenizedRow]) -> float:
+    """Return the mean cross-entropy over all target tokens of the rows, in nats."""
+    parts = micro_batches(sorted(rows, key=lambda row: len(row.ids)), VALIDATION_BATCH_TOKENS)
+    total = math.fsum(float(target_loss(model, part)) for part in parts)
+    return total / sum(len(row.ids) - row.n_prompt for row in rows)
+
+
+def generate_samples(model: Any, tokenizer: Any, prompts: Sequence[str], *, max_tokens: int) -> list[Sample]:
+    """Return the most probable answer to each prompt, asked through the chat template if the tokenizer has one."""
+    if not prompts:
+        return []
+    requests = [GenerationRequest(_prompt_ids(tokenizer, prompt, max_tokens), MAX_SAMPLE_TOKENS) for prompt in prompts]
+    written = Generator(model, tokenizer, end=end_of_turn_token(tokenizer)).generate(requests)
+    return [Sample(prompt, answer.text.strip()) for prompt, answer in zip(prompts, written, strict=True)]
+
+
+def _prompt_ids(tokenizer: Any, prompt: str, max_tokens: int) -> list[int]:
+    if tokenizer.chat_template:
+        return encode_chat(tokenizer, [Message(role="user", content=prompt)], max_tokens=max_tokens)
+    return encode_prompt(tokenizer, prompt, max_tokens)

@@ -119,7 +119,7 @@ def test_the_interval_of_a_forecast_covers_the_truth_about_as_often_as_it_says()
 
 
 @pytest.mark.parametrize("law", [(0.9, 1.0, 0.4), (1.03, 0.6, 0.3), (1.2, 0.7, 0.15)])
-def test_the_curve_is_the_one_that_a_general_optimiser_finds_within_the_same_bounds(
+def test_the_curve_is_the_one_that_a_general_optimizer_finds_within_the_same_bounds(
     law: tuple[float, float, float],
 ) -> None:
     seen = points(law, (30, 100, 300, 1000), n_test=2000)

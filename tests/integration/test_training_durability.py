@@ -42,12 +42,12 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 class Bench:
-    def __init__(self, lesson: Recipe, base: Path) -> None:
-        self.lesson, self.base = lesson, base
+    def __init__(self, recipe: Recipe, base: Path) -> None:
+        self.recipe, self.base = recipe, base
 
     def train(self, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
         with open_run("toy", folder.name) as tracked:
-            return train(self.lesson, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
+            return train(self.recipe, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +132,13 @@ def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: P
 
 
 class Graded:
-    """The lesson, with grades given in advance instead of an exam."""
+    """The recipe, with grades given in advance instead of an exam."""
 
-    def __init__(self, lesson: TaskRecipe, grades: list[float]) -> None:
-        self.name, self.train_rows, self.study = lesson.name, lesson.train_rows, lesson.study
-        self.prepare, self.grades = lesson.prepare, iter(grades)
+    def __init__(self, recipe: TaskRecipe, grades: list[float]) -> None:
+        self.name, self.train_rows, self.backend = recipe.name, recipe.train_rows, recipe.backend
+        self.prepare, self.grades = recipe.prepare, iter(grades)
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
         return ValidationResult(next(self.grades), manifest)
 
 
@@ -146,7 +146,7 @@ class Graded:
 def test_patience_ends_a_run_that_no_longer_gets_better(
     bench: Bench, tmp_path: Path, patience: int | None, epochs: int
 ) -> None:
-    graded = Bench(Graded(bench.lesson, [0.5, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6]), bench.base)
+    graded = Bench(Graded(bench.recipe, [0.5, 0.6, 0.4, 0.7, 0.6, 0.6, 0.6]), bench.base)
     run = graded.train(tmp_path, CONFIG.model_copy(update={"duration": "7ep", "patience": patience}))
     assert len(run.validation_curve) == epochs
     assert run.best_epoch == (2 if epochs == 3 else 4)

@@ -50,8 +50,8 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
     project = desk(tmp_path, tiny_folder)
     found = spread(run_preflight(project), "train")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
-    lesson = TaskRecipe(project.task, project.rows.train, project.rows.selection)
-    lengths = [len(row.ids) for row in lesson.prepare(tokenizer, project.file.small.training, "tiny").rows]
+    recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
+    lengths = [len(row.ids) for row in recipe.prepare(tokenizer, project.file.small.training, "tiny").rows]
     assert (found.n_rows, found.total, found.longest) == (len(lengths), sum(lengths), max(lengths))
     assert found.counted_by == str(tiny_folder)
 

@@ -75,7 +75,7 @@ def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tm
         f"{path}:\n"
         "  name: missing\n"
         "  data.train: missing\n"
-        '  small.training.duration: "8 epochs" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok '
+        '  small.training.duration: "8 epochs" is not a duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok '
         "(got '8 epochs')\n"
         "  routing.promise.confidence: Input should be less than 1 (got 2)"
     )

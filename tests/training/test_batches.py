@@ -140,6 +140,7 @@ def test_all_rows_that_cannot_be_trained_on_are_named_at_once(tokenizer: Any, to
         "3 of 4 rows cannot be trained on:\n"
         '  rows.csv:2  unknown label "card_departure"\n'
         f"  rows.csv:3  {n} tokens; the limit is 16 (max_seq_tokens)\n"
-        '  rows.csv:4  unknown label "nonsense"'
+        '  rows.csv:4  unknown label "nonsense"\n'
+        "  next: fix or remove these lines; for long ones raise max_seq_tokens (context_length)"
     )
     assert [problem.line for problem in caught.value.problems] == [2, 3, 4]

@@ -43,16 +43,16 @@ def test_a_duration_is_a_number_and_a_unit(text: str, expected: Duration) -> Non
     ],
 )
 def test_anything_else_is_refused_with_the_rule(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration") as caught:
+    with pytest.raises(ValueError, match="is not a duration") as caught:
         parse_duration(text)
-    assert str(caught.value) == (f'"{text}" is no duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
+    assert str(caught.value) == (f'"{text}" is not a duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok')
 
 
 def test_a_wrong_duration_in_a_file_is_named_with_its_place() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_record(TrainConfig, {"duration": "8_ep"}, where="task.yaml")
     assert str(caught.value) == (
-        'task.yaml:\n  duration: "8_ep" is no duration; write 8ep (epochs),'
+        'task.yaml:\n  duration: "8_ep" is not a duration; write 8ep (epochs),'
         " 300ba (batches) or 1_000_000tok (got '8_ep')"
     )
 

@@ -17,10 +17,9 @@ from smallfirst.errors import TrainingError
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.backend import CausalBackend
 from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows
+from smallfirst.training.causal_lm import CausalBackend, forward_rows, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import forward_rows
 from smallfirst.training.loop import (
     StepMetrics,
     TrainingLoop,
@@ -28,7 +27,6 @@ from smallfirst.training.loop import (
     iterate_batches,
     learning_rate_at,
 )
-from smallfirst.training.loss import target_loss
 from smallfirst.training.optimizer import MasterAdamW
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
@@ -129,7 +127,7 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
     theirs = torch.nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     config = TrainConfig(weight_decay=0.1, clip_norm=clip_norm)
-    optimiser = MasterAdamW(list(ours.parameters()), config)
+    optimizer = MasterAdamW(list(ours.parameters()), config)
     reference = torch.optim.AdamW(
         [
             {"params": [theirs.weight], "weight_decay": 0.1},
@@ -144,8 +142,8 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
         for group in reference.param_groups:
             group["lr"] = rate
-        optimiser.gather()
-        optimiser.step(rate)
+        optimizer.gather()
+        optimizer.step(rate)
         reference.step()
     for param, copy in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(param, copy, atol=1e-6, rtol=0)
@@ -155,10 +153,10 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
 def test_the_first_step_by_hand_is_the_rate_and_decays_matrices_only() -> None:
     matrix = torch.nn.Parameter(torch.full((1, 1), 2.0))
     vector = torch.nn.Parameter(torch.full((1,), 2.0))
-    optimiser = MasterAdamW([matrix, vector], TrainConfig(weight_decay=0.5))
+    optimizer = MasterAdamW([matrix, vector], TrainConfig(weight_decay=0.5))
     matrix.grad, vector.grad = torch.full((1, 1), 0.3), torch.full((1,), -0.3)
-    optimiser.gather()
-    optimiser.step(0.01)
+    optimizer.gather()
+    optimizer.step(0.01)
     assert matrix.item() == pytest.approx(2.0 - 0.01 * 0.5 * 2.0 - 0.01)
     assert vector.item() == pytest.approx(2.0 + 0.01)
 
@@ -167,15 +165,15 @@ def test_updates_too_small_for_bfloat16_add_up() -> None:
     # At 1.0 the next smaller bfloat16 is 0.00390625 away; one update moves by 0.0001.
     ours = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
     plain = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
-    optimiser = MasterAdamW([ours], TrainConfig(weight_decay=0))
+    optimizer = MasterAdamW([ours], TrainConfig(weight_decay=0))
     rounded = torch.optim.AdamW([plain], lr=1e-4, weight_decay=0)
     for _ in range(100):
         ours.grad, plain.grad = torch.ones_like(ours), torch.ones_like(plain)
-        optimiser.gather()
-        optimiser.step(1e-4)
+        optimizer.gather()
+        optimizer.step(1e-4)
         rounded.step()
     assert plain.unique().tolist() == [1.0]
-    assert optimiser.masters[0].unique().tolist() == pytest.approx([0.99], abs=1e-4)
+    assert optimizer.masters[0].unique().tolist() == pytest.approx([0.99], abs=1e-4)
     assert ours.unique().tolist() == [0.98828125]  # 0.99 rounded to bfloat16
     assert ours.dtype == torch.bfloat16
 

@@ -245,7 +245,9 @@ def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench,
     rows = bench.rows.subset("train", (*bench.rows.examples, bad))
     with pytest.raises(DataError) as caught:
         bench.train(FULL, tmp_path, rows=rows)
-    assert str(caught.value) == ('1 of 49 rows cannot be trained on:\n  train.jsonl:49  unknown label "nonsense"')
+    assert str(caught.value).startswith(
+        '1 of 49 rows cannot be trained on:\n  train.jsonl:49  unknown label "nonsense"'
+    )
     assert kinds(tmp_path) == ["CREATED", "FAILED"]
     assert EventLog(tmp_path / "events.jsonl").read()[-1].message == f"DataError: {caught.value}"
     assert latest_status(tmp_path) == "FAILED"

@@ -39,7 +39,7 @@ def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any]) -> N
     selection = rows(("a card", '{"n": 1}'), ("a pin", '{"n": 1}'), ("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
     found = validate_generation(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection)
     assert found.value == pytest.approx(0.75)
-    assert found.learnt.calibration.n_rows == 0  # four rows fit nothing
+    assert found.manifest.calibration.n_rows == 0  # four rows fit nothing
 
 
 def test_only_the_first_rows_are_written(tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_calibration_is_fitted_where_rows_suffice(tiny_fp32: tuple[Any, Any]) 
         *tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), rows(*[(t, "no") for t in texts])
     )
     assert said.value == 0.0
-    assert said.learnt.calibration.n_rows in (0, 40)  # all wrong: one flat step, or none
+    assert said.manifest.calibration.n_rows in (0, 40)  # all wrong: one flat step, or none
 
 
 def test_no_selection_rows_no_score(tiny_fp32: tuple[Any, Any]) -> None:
@@ -68,7 +68,7 @@ def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Cl
     codes = choose_label_tokens(toy_task.closed, tiny_fp32[1])
     found = validate_labels(*tiny_fp32, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"), toy_selection)
     assert 0 <= found.value <= 1
-    assert found.learnt.temperature != 1.0
+    assert found.manifest.temperature != 1.0
 
 
 def test_the_judge_names_rows_with_unknown_labels(toy_task: Classify) -> None:

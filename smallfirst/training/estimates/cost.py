@@ -93,7 +93,7 @@ class TrainingEstimate(Record):
     epochs: float
     """How often each row is read."""
     steps: int
-    """Optimiser steps."""
+    """Optimizer steps."""
     tokens: int
     """Tokens trained on over all epochs, padding not counted."""
     flops: float

@@ -1,7 +1,7 @@
 """How much memory a fine-tune takes at its peak, and the refusal of one that cannot fit.
 
 Per weight: 2 bytes bf16, and for each that is trained 4 (fp32 master) + 8 (both moments of AdamW), always there; on top
-of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimiser works, or 2 bytes bf16 gradient
+of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient
 (and the 4, if a step reads several micro-batches) beside what the backward pass keeps of one read. Adapters are folded
 into an fp32 copy of the whole model when it is saved: 4 bytes a weight, whatever was trained. What frozen layers make
 of the rows stays: 2 h bytes for each token of all of them.

@@ -1,1 +1,23 @@
-"""What a fine-tune teaches: labels, chat, contrastive pairs, a teacher's probabilities."""
+"""Recipes: what a run learns from and how it is validated, found by name.
+
+`task` and `encoder` train on a task of task.yaml, `chat` on conversations, `text` on plain text. A package adds one
+under the entry-point group `smallfirst.recipes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smallfirst.extensions import Registry
+
+RECIPES: Registry[Any] = Registry(
+    "smallfirst.recipes",
+    {
+        "task": "smallfirst.training.recipes.recipe:TaskRecipe",
+        "encoder": "smallfirst.training.recipes.contrastive:EncoderRecipe",
+        "chat": "smallfirst.training.recipes.chat:ChatRecipe",
+        "text": "smallfirst.training.recipes.chat:PretrainingRecipe",
+    },
+    noun="recipe",
+)
+"""Classes that make a Recipe, by name."""

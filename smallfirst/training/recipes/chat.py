@@ -1,26 +1,27 @@
-"""Lessons without a task: conversations in the model's own chat template, and plain text to go on from.
+"""Recipes without a task: conversations in the model's own chat template, and plain text to continue.
 
 A conversation is written by the template that will ask the model later, so training and serving cannot differ. Only the
-last answer and the token that ends it are learnt. The price: a row that the template writes differently once its answer
-follows, or that is too long, is refused by line; nothing is cut.
+last answer and the token that ends it are targets. A row that the template writes differently once its answer follows,
+or that is too long, is refused by line; nothing is truncated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
 from smallfirst.errors import DataError, Problem, TrainingError
 from smallfirst.models.local.chat_template import end_of_turn_token
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.chat import Chat
-from smallfirst.training.backend import CausalBackend
-from smallfirst.training.batches import TokenizedRow
+from smallfirst.training.batches import TokenizedRow, encode_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.recipe import PreparedData
-from smallfirst.training.validation import ValidationResult
-from smallfirst.training.validation_loss import ValidationCallback, generate_samples, no_callback, validate_loss
+
+if TYPE_CHECKING:  # these load PyTorch
+    from smallfirst.training.causal_lm import CausalBackend
+    from smallfirst.training.validation import ValidationCallback, ValidationResult
 
 IM_END = "<|im_end|>"
 _CHATML = (
@@ -32,83 +33,103 @@ _CHATML = (
 )
 
 
-class ChatRecipe(NamedTuple):
-    """Conversations to learn the last answer of; a prompt with its response is one of two turns."""
+class _RowsWithEvaluation(NamedTuple):
+    """What both recipes are given."""
 
     name: str
     train_rows: Dataset
     evaluation: Dataset | None = None
     """Rows whose mean loss chooses the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
-    """Answered after each epoch, for a person to read."""
-    on_validation: ValidationCallback = no_callback
-    """Hears the figures and answers of each epoch."""
+    """Answered or continued after each epoch, for a person to read."""
+    on_validation: ValidationCallback | None = None
+    """Called with the figures and answers of each epoch."""
 
     @property
-    def study(self) -> CausalBackend:
-        """As a causal model."""
+    def backend(self) -> CausalBackend:
+        """That of a causal model."""
+        from smallfirst.training.causal_lm import CausalBackend
+
         return CausalBackend()
 
-    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """The rows in tokens; a tokenizer without a chat template is given one.
+    def _manifest(self, config: TrainConfig, base: str) -> Manifest:
+        return Manifest(kind="chats", task=Chat(name=self.name), base=base, max_tokens=config.max_seq_tokens)
 
-        Raises DataError naming every row that cannot be trained on or judged by, TrainingError without an end token.
+    def _validate(
+        self, rows: Sequence[TokenizedRow], model: Any, tokenizer: Any, manifest: Manifest
+    ) -> ValidationResult | None:
+        from smallfirst.training.validation import generate_samples, validate_loss
+
+        result, figures = validate_loss(model, rows, manifest) if rows else (None, {})
+        samples = generate_samples(model, tokenizer, self.eval_prompts, max_tokens=manifest.max_tokens)
+        if self.on_validation is not None:
+            self.on_validation(figures, samples)
+        return result
+
+
+class ChatRecipe(_RowsWithEvaluation):
+    """Conversations whose last answer is learned; a prompt with its response is a conversation of two turns."""
+
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("chat", "prompt", "question")
+    rows_in_words: ClassVar[str] = "chat messages or prompt + response"
+
+    def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
+        """Return the rows in tokens; a tokenizer without a chat template gets one.
+
+        Raise DataError naming every row that cannot be trained on or evaluated, TrainingError without an end token.
         """
         ensure_chat_template(tokenizer)
-        return _prepared(self, tokenizer, config, base)
+        parts = [data for data in (self.train_rows, self.evaluation) if data is not None]
+        encoded = [encode_conversations(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
+        if problems := [problem for _, found in encoded for problem in found]:
+            raise DataError(
+                f"{len(problems)} of {sum(map(len, parts))} rows cannot be used:",
+                problems,
+                hint="fix or remove these lines; for long ones raise max_seq_tokens (context_length)",
+            )
+        return PreparedData(encoded[0][0], self._manifest(config, base))
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        """Minus the mean loss on the evaluation rows."""
-        rows, _ = (
-            encode_conversations(self.evaluation, tokenizer, max_tokens=manifest.max_tokens)
-            if self.evaluation
-            else ([], [])
-        )
-        return _judge(self, rows, model, tokenizer, manifest)
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
+        """Return minus the mean loss on the evaluation rows."""
+        rows: list[TokenizedRow] = []
+        if self.evaluation:
+            rows, _ = encode_conversations(self.evaluation, tokenizer, max_tokens=manifest.max_tokens)
+        return self._validate(rows, model, tokenizer, manifest)
 
 
-class PretrainingRecipe(NamedTuple):
-    """Text to go on from (continued pre-training): every token is learnt."""
+class PretrainingRecipe(_RowsWithEvaluation):
+    """Text to continue (continued pre-training): every token is learned."""
 
-    name: str
-    train_rows: Dataset
-    evaluation: Dataset | None = None
-    """Texts whose mean loss chooses the best epoch; None: the last epoch is kept."""
-    eval_prompts: tuple[str, ...] = ()
-    """Gone on from after each epoch, for a person to read."""
-    on_validation: ValidationCallback = no_callback
-    """Hears the figures and continuations of each epoch."""
-
-    @property
-    def study(self) -> CausalBackend:
-        """As a causal model."""
-        return CausalBackend()
+    row_formats: ClassVar[tuple[RowFormat, ...]] = ("text",)
+    rows_in_words: ClassVar[str] = "text alone"
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """The texts in windows of `max_seq_tokens`. Raises DataError for rows that are no texts."""
-        _check_end(tokenizer, base)
-        problems = [p for data in (self.train_rows, self.evaluation) for p in _not_texts(data)]
-        if problems:
+        """Return the texts in windows of `max_seq_tokens`. Raise DataError for rows that have an answer."""
+        _check_end_token(tokenizer, base)
+        examples = [e for data in (self.train_rows, self.evaluation) if data for e in data.examples if e.messages]
+        if examples:
+            rule = "has an answer: use chat or instruction fine-tuning for it"
+            problems = [Problem(e.path, e.line, rule) for e in examples]
             raise DataError("continued pre-training takes rows of text alone:", problems)
         rows = text_windows(self.train_rows, tokenizer, max_tokens=config.max_seq_tokens)
-        return PreparedData(rows, _manifest(self.name, config, base))
+        return PreparedData(rows, self._manifest(config, base))
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        """Minus the mean loss on the evaluation texts."""
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
+        """Return minus the mean loss on the evaluation texts."""
         rows = text_windows(self.evaluation, tokenizer, max_tokens=manifest.max_tokens) if self.evaluation else []
-        return _judge(self, rows, model, tokenizer, manifest)
+        return self._validate(rows, model, tokenizer, manifest)
 
 
 def ensure_chat_template(tokenizer: Any) -> None:
-    """Nothing back; a tokenizer that has no chat template now writes ChatML, each turn ended by a token it knows."""
-    _check_end(tokenizer, "the base model")
+    """Give a tokenizer without a chat template that of ChatML, each turn ended by a token it knows."""
+    _check_end_token(tokenizer, "the base model")
     if not tokenizer.chat_template:
         end = IM_END if IM_END in tokenizer.get_vocab() else tokenizer.eos_token
         tokenizer.chat_template = _CHATML.replace("END", repr(end))
 
 
 def encode_conversation(example: Example, tokenizer: Any, end: int) -> TokenizedRow | str:
-    """The conversation in tokens, its last answer and `end` being the targets, or the rule it breaks."""
+    """Return the conversation in tokens, its last answer and `end` as targets, or the rule it breaks."""
     from jinja2.exceptions import TemplateError
 
     asked = [message.model_dump() for message in example.messages]
@@ -133,28 +154,22 @@ def encode_conversation(example: Example, tokenizer: Any, end: int) -> Tokenized
 
 
 def encode_conversations(data: Dataset, tokenizer: Any, *, max_tokens: int) -> tuple[list[TokenizedRow], list[Problem]]:
-    """The rows that can be learnt, and what is wrong with the others."""
-    end, rows, problems = end_of_turn_token(tokenizer), [], []
-    for example in data.examples:
-        found = (
-            encode_conversation(example, tokenizer, end)
-            if example.messages
-            else "text alone: there is no answer to learn"
-        )
-        if not isinstance(found, str) and len(found.ids) > max_tokens:
-            found = f"{len(found.ids)} tokens; the limit is {max_tokens} (max_seq_tokens, context_length)"
-        if isinstance(found, str):
-            problems.append(Problem(example.path, example.line, found))
-        else:
-            rows.append(found)
-    return rows, problems
+    """Return the rows that can be trained on, and what is wrong with the others."""
+    end = end_of_turn_token(tokenizer)
+
+    def encode(example: Example) -> TokenizedRow | str:
+        if not example.messages:
+            return "text alone: there is no answer to learn"
+        return encode_conversation(example, tokenizer, end)
+
+    return encode_rows(data, encode, max_tokens=max_tokens)
 
 
 def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[TokenizedRow]:
-    """The texts, joined by the end token, in windows of at most `max_tokens` tokens.
+    """Return the texts, joined by the end token, in windows of at most `max_tokens` tokens.
 
-    A window begins with the last token of the one before, so each token of each text is a target exactly once. What
-    stands before a text in its window is read with it, though it is another text.
+    A window begins with the last token of the one before, so each token of each text is a target exactly once. Texts in
+    a window attend to those before them.
     """
     end = int(tokenizer.eos_token_id)
     stream = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end]
@@ -165,55 +180,25 @@ def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[Toke
 
 
 def _joined(tokenizer: Any, prompt: str, whole: str) -> tuple[list[int], list[int]] | None:
-    """Tokens of the prompt and of what follows it; None if the prompt is no prefix of the whole.
+    """Return the tokens of the prompt and of what follows it; None if the prompt is not a prefix of the whole.
 
-    The prompt's own tokens always come first, as they do when the model is asked. Where its last one would merge with
-    the answer's first (a line break with another), what follows is encoded by itself, if that gives the same text.
+    The prompt's own tokens come first, as they do when the model is asked. Where its last token would merge with the
+    answer's first (a line break with another), what follows is encoded by itself, if that gives the same text.
     """
     head: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
-    all_of_it: list[int] = tokenizer.encode(whole, add_special_tokens=False)
-    if all_of_it[: len(head)] == head:
-        return head, all_of_it[len(head) :]
+    everything: list[int] = tokenizer.encode(whole, add_special_tokens=False)
+    if everything[: len(head)] == head:
+        return head, everything[len(head) :]
     if not whole.startswith(prompt):
         return None
     rest: list[int] = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
-    same = tokenizer.decode([*head, *rest]) == tokenizer.decode(all_of_it)
+    same = tokenizer.decode([*head, *rest]) == tokenizer.decode(everything)
     return (head, rest) if same else None
 
 
-def _prepared(lesson: ChatRecipe, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-    parts = [data for data in (lesson.train_rows, lesson.evaluation) if data is not None]
-    read = [encode_conversations(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
-    if problems := [problem for _, found in read for problem in found]:
-        raise DataError(
-            f"{len(problems)} of {sum(map(len, parts))} rows cannot be used:",
-            problems,
-            hint="mend or remove these lines; for long ones raise max_seq_tokens (context_length)",
-        )
-    return PreparedData(read[0][0], _manifest(lesson.name, config, base))
-
-
-def _manifest(name: str, config: TrainConfig, base: str) -> Manifest:
-    return Manifest(kind="chats", task=Chat(name=name), base=base, max_tokens=config.max_seq_tokens)
-
-
-def _judge(
-    lesson: ChatRecipe | PretrainingRecipe, rows: Sequence[TokenizedRow], model: Any, tokenizer: Any, manifest: Manifest
-) -> ValidationResult | None:
-    exam, figures = validate_loss(model, rows, manifest) if rows else (None, {})
-    samples = generate_samples(model, tokenizer, lesson.eval_prompts, max_tokens=manifest.max_tokens)
-    lesson.on_validation(figures, samples)
-    return exam
-
-
-def _check_end(tokenizer: Any, base: str) -> None:
+def _check_end_token(tokenizer: Any, base: str) -> None:
     if tokenizer.eos_token_id is None:
         raise TrainingError(
             f"the tokenizer of {base} has no end token, so the model could never learn to stop",
             hint="set eos_token in its tokenizer_config.json",
         )
-
-
-def _not_texts(data: Dataset | None) -> list[Problem]:
-    rule = "has an answer: use chat or instruction fine-tuning for it"
-    return [Problem(e.path, e.line, rule) for e in (data.examples if data else ()) if e.messages]

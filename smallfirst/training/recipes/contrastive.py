@@ -1,6 +1,6 @@
 """A sentence encoder fine-tuned with a linear head: for closed answers and few rows the best that is this small.
 
-The head begins as the logistic regression on the frozen encoder, so that training starts from what the rung below it
+The head begins as the logistic regression on the frozen encoder, so training starts from what that candidate
 reaches (Kumar et al. 2022 show that a head fitted first spares the features). Then both move together, by cross-entropy
 and a supervised contrastive loss (Khosla et al. 2020), which draws texts of a label together; batches hold several rows
 of each of their labels for it. A tenth of the work of fine-tuning a 135 M model, and served at a fifth of its price.
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.errors import ConfigError
 from smallfirst.models.linear.classifier import (
     ENCODER_FOLDER,
     INVERSE_REGULARIZATION,
@@ -29,6 +29,7 @@ from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.local.weights import weights_fingerprint
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
+from smallfirst.training.batches import encode_all_rows
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.recipe import PreparedData
@@ -61,23 +62,23 @@ class SentenceClassifier(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.empty(0))
 
     def forward(self, rows: Sequence[LabelledRow]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit vectors (rows, width) and logits (rows, labels)."""
+        """Return unit vectors (rows, width) and logits (rows, labels)."""
         vectors = self.encoder.vectors([row.ids for row in rows])
         return vectors, vectors @ self.weights.T + self.bias
 
     def scorer(self) -> LinearClassifier:
-        """The same as a LinearScorer."""
+        """Return encoder and head as a LinearScorer."""
         return LinearClassifier(self.encoder.embed, self.weights.detach().numpy(), self.bias.detach().numpy())
 
 
 class ContrastiveBackend:
-    """How a sentence encoder with a linear head learns."""
+    """The Backend of a sentence encoder with a linear head."""
 
     def __init__(self, n_labels: int) -> None:
         self.n_labels = n_labels
 
     def load(self, base: Path, config: TrainConfig) -> tuple[SentenceClassifier, Any]:
-        """The encoder with an empty head, and its tokenizer. Raises ConfigError for settings it cannot keep."""
+        """Return the encoder with an empty head, and its tokenizer. Raise ConfigError for unsupported settings."""
         if config.method != "full" or config.micro_tokens or config.frozen_layers:
             raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
         encoder = SentenceEncoder(base)
@@ -85,7 +86,7 @@ class ContrastiveBackend:
         return SentenceClassifier(encoder).eval(), encoder.tokenizer
 
     def begin(self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig) -> None:
-        """Nothing back; the head is the logistic regression on the frozen encoder."""
+        """Set the head to the logistic regression on the frozen encoder."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         vectors = torch.zeros(len(rows), model.body.config.hidden_size)
         with torch.inference_mode():
@@ -116,18 +117,18 @@ class ContrastiveBackend:
         return batches
 
     def gradient(
-        self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig, optimiser: MasterAdamW
+        self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig, optimizer: MasterAdamW
     ) -> float:
         """Cross-entropy and CONTRAST times the contrastive loss, in nats."""
         vectors, logits = model(rows)
         labels = torch.tensor([row.label for row in rows])
         loss = F.cross_entropy(logits, labels) + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.gather()
+        optimizer.gather()
         return loss.item()
 
     def save(self, model: SentenceClassifier, tokenizer: Any, folder: Path) -> str:
-        """The encoder in a folder of its own, the head beside it."""
+        """Write the encoder into a folder of its own, the head beside it."""
         model.body.save_pretrained(folder / ENCODER_FOLDER)
         tokenizer.save_pretrained(folder / ENCODER_FOLDER)
         model.scorer().save_weights(folder)
@@ -135,7 +136,7 @@ class ContrastiveBackend:
 
 
 class EncoderRecipe(NamedTuple):
-    """A task with closed answers, its rows, and the selection rows by which the best epoch is chosen."""
+    """A task with closed answers, its rows, and the selection rows that choose the best epoch."""
 
     task: Task
     train_rows: Dataset
@@ -147,29 +148,24 @@ class EncoderRecipe(NamedTuple):
         return self.task.name
 
     @property
-    def study(self) -> ContrastiveBackend:
-        """As an encoder with a head."""
+    def backend(self) -> ContrastiveBackend:
+        """That of an encoder with a head."""
         return ContrastiveBackend(len(self.task.closed))
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """Texts in tokens. Raises DataError naming every row that is too long or whose label is unknown."""
+        """Return the texts in tokens. Raise DataError naming every row that is too long or has an unknown label."""
         index = {label: i for i, label in enumerate(self.task.closed)}
-        rows, problems = [], []
-        for example in self.train_rows.examples:
-            ids = tokenizer.encode(example.text)
+
+        def encode(example: Example) -> LabelledRow | str:
             if example.answer not in index:
-                problems.append(Problem(example.path, example.line, f'unknown label "{example.answer}"'))
-            elif len(ids) > config.max_seq_tokens:
-                rule = f"{len(ids)} tokens; the limit is {config.max_seq_tokens} (max_seq_tokens)"
-                problems.append(Problem(example.path, example.line, rule))
-            else:
-                rows.append(LabelledRow(tuple(ids), index[example.answer]))
-        if problems:
-            raise DataError(f"{len(problems)} of {len(self.train_rows)} rows cannot be trained on:", problems)
+                return f'unknown label "{example.answer}"'
+            return LabelledRow(tuple(tokenizer.encode(example.text)), index[example.answer])
+
+        rows = encode_all_rows(self.train_rows, encode, max_tokens=config.max_seq_tokens)
         return PreparedData(rows, Manifest(kind="encoder", task=self.task, base=base, max_tokens=config.max_seq_tokens))
 
-    def exam(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        """Accuracy on the selection rows, computed in fp32, as the model will be served."""
+    def validate(self, model: SentenceClassifier, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        """Return the accuracy on the selection rows, computed in fp32, as the model will be served."""
         model.body.float()
         scored = model.scorer().score([example.text for example in self.selection.examples])
         model.body.to(torch.bfloat16)
@@ -178,7 +174,7 @@ class EncoderRecipe(NamedTuple):
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Supervised contrastive loss, L_out of Khosla et al. 2020, in nats: mean over rows that have a partner.
+    """Return the supervised contrastive loss, L_out of Khosla et al. 2020, in nats: mean over rows with a partner.
 
     `vectors` are unit vectors (rows, width). 0 if no row has a partner of its label.
     """

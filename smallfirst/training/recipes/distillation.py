@@ -21,11 +21,9 @@ from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import MANIFEST, read_manifest
 from smallfirst.tasks.task import Task
-from smallfirst.training.backend import CausalBackend
 from smallfirst.training.batches import TokenizedRow
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import forward
-from smallfirst.training.recipes.teacher import TeacherConfig
+from smallfirst.training.causal_lm import CausalBackend, forward
+from smallfirst.training.config import TeacherConfig, TrainConfig
 
 MAX_SHOWN = 3
 """Tokens or labels of a kind that an error names."""
@@ -49,7 +47,7 @@ class DistillationBackend(CausalBackend):
         """Sum of the losses of the rows' target tokens, in nats; prompts are read and never judged."""
         with torch.inference_mode():
             taught = self.reader.get_output_embeddings()(forward(self.reader, rows).states)
-        states, tokens = forward(model, rows, self.lower)
+        states, tokens = forward(model, rows, self.frozen)
         return distillation_loss(model.get_output_embeddings()(states), taught, tokens, self.teacher)
 
 

@@ -1,62 +1,57 @@
-"""What a run learns and how it is judged: the rows as tokens, the manifest of the model, the exam after each epoch.
+"""What a run learns from and how it is validated: rows as tokens, the model's manifest, a score after each epoch.
 
-`train()` knows no task; it is handed a Lesson. This one teaches a task of task.yaml.
+`train()` knows no task; it is given a Recipe. TaskRecipe trains on a task of task.yaml.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.task import Task
-from smallfirst.training.backend import Backend, CausalBackend
-from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.recipes.distillation import DistillationBackend
-from smallfirst.training.recipes.teacher import TeacherConfig
-from smallfirst.training.validation import ValidationResult, validate_generation, validate_labels
+from smallfirst.training.batches import encode_label_rows, encode_text_rows
+from smallfirst.training.config import TeacherConfig, TrainConfig
+
+if TYPE_CHECKING:  # these load PyTorch
+    from smallfirst.training.loop import Backend
+    from smallfirst.training.validation import ValidationResult
 
 
 class PreparedData(NamedTuple):
-    """A lesson in the tokens of one base model."""
+    """The rows of a recipe in the tokens of one base model."""
 
     rows: list[Any]
-    """What is trained on, in the rows of its Study."""
+    """Training rows, of the type that the recipe's Backend takes."""
     manifest: Manifest
-    """What the model's folder will tell; an exam may add a calibration."""
+    """Manifest of the model to be; validation may add a calibration."""
 
 
 class Recipe(Protocol):
-    """What a run learns."""
+    """What a run learns from."""
 
     @property
     def name(self) -> str:
         """Name of the task or of the run."""
-        ...
 
     @property
     def train_rows(self) -> Dataset:
         """The rows as they were read."""
-        ...
 
     @property
-    def study(self) -> Backend:
-        """How the kind of model learns."""
-        ...
+    def backend(self) -> Backend:
+        """How the kind of model trains."""
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """The rows in tokens. Raises DataError naming every row that cannot be trained on."""
-        ...
+        """Return the rows in tokens. Raise DataError naming every row that cannot be trained on."""
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        """What the model is worth now; None if there is nothing to judge it by."""
-        ...
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
+        """Return the score of the model as it is now; None if there is nothing to validate on."""
 
 
 class TaskRecipe(NamedTuple):
-    """A task, its rows, the selection rows by which the best epoch is chosen, and a teacher if there is one."""
+    """A task, its rows, the selection rows that choose the best epoch, and a teacher if there is one."""
 
     task: Task
     train_rows: Dataset
@@ -69,25 +64,30 @@ class TaskRecipe(NamedTuple):
         return self.task.name
 
     @property
-    def study(self) -> CausalBackend:
-        """As a causal model, beside its teacher if it has one."""
+    def backend(self) -> Backend:
+        """That of a causal model, distilled from the teacher if there is one."""
+        from smallfirst.training.causal_lm import CausalBackend
+        from smallfirst.training.recipes.distillation import DistillationBackend
+
         return DistillationBackend(self.teacher, self.task) if self.teacher else CausalBackend()
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """A closed answer is one code token, any other is written out. Raises DataError as Lesson says."""
-        most, closed = config.max_seq_tokens, self.task.closed
-        codes = choose_label_tokens(closed, tokenizer) if closed else ()
-        kind = "codes" if closed else "writes"
-        manifest = Manifest(kind=kind, task=self.task, base=base, codes=codes, max_tokens=most)
-        if closed:
-            rows: list[TokenizedRow] = encode_label_rows(
-                self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=most
+        """Return the rows in tokens: one code token for a closed answer, else the written answer."""
+        max_tokens, labels = config.max_seq_tokens, self.task.closed
+        if labels:
+            codes = choose_label_tokens(labels, tokenizer)
+            rows = encode_label_rows(
+                self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=max_tokens
             )
+            manifest = Manifest(kind="codes", task=self.task, base=base, codes=codes, max_tokens=max_tokens)
         else:
-            rows = encode_text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=most)
+            rows = encode_text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=max_tokens)
+            manifest = Manifest(kind="writes", task=self.task, base=base, max_tokens=max_tokens)
         return PreparedData(rows, manifest)
 
-    def exam(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        """Mean score on the selection rows."""
-        examine = validate_labels if self.task.closed else validate_generation
-        return examine(model, tokenizer, manifest, self.selection)
+    def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
+        """Return the mean score on the selection rows."""
+        from smallfirst.training.validation import validate_generation, validate_labels
+
+        validate = validate_labels if self.task.closed else validate_generation
+        return validate(model, tokenizer, manifest, self.selection)

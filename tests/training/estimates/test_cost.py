@@ -107,7 +107,7 @@ def test_a_run_that_may_stop_early_has_a_lower_low_end() -> None:
     assert (early.low, early.high) == (pytest.approx(whole.low / 5), whole.high)
 
 
-def test_small_batches_feel_the_optimiser_and_a_gpu_its_waiting() -> None:
+def test_small_batches_feel_the_optimizer_and_a_gpu_its_waiting() -> None:
     config = TrainConfig(duration="1ep")
     plain = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN)
     cpu = estimate_seconds(SIZE, config, WORK, NO_EXAM, EVEN._replace(measured=True))

@@ -72,7 +72,7 @@ def test_a_token_keeps_what_the_formula_says() -> None:
 
 def test_the_peak_is_the_larger_of_two_moments() -> None:
     nothing = MicroBatchShape(0, 0, 0)
-    # 2 bf16 + 4 master + 8 moments, and a gradient: fp32 while the optimiser works.
+    # 2 bf16 + 4 master + 8 moments, and a gradient: fp32 while the optimizer works.
     assert peak_memory(SIZE, FULL, nothing).at_least == 18_000
     read = MicroBatchShape(10, 10, 0)
     kept = activation_bytes(SIZE, FULL, read, gpu=True)

@@ -22,7 +22,7 @@ from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Request
 from smallfirst.registry.runs import open_run
-from smallfirst.training import validation_loss as loss_exam
+from smallfirst.training import validation
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.recipes.chat import (
     ChatRecipe,
@@ -32,7 +32,7 @@ from smallfirst.training.recipes.chat import (
     text_windows,
 )
 from smallfirst.training.run import train
-from smallfirst.training.validation_loss import Sample, generate_samples, mean_loss
+from smallfirst.training.validation import Sample, generate_samples, mean_loss
 
 SHORT = TrainConfig(duration="1ep", max_seq_tokens=64, batch_tokens=256)
 
@@ -139,9 +139,9 @@ def test_an_answer_that_would_merge_with_the_prompt_is_still_learnt_after_the_pr
 )
 def test_rows_that_a_template_spoils_are_refused_by_line(tokenizer: Any, template: str, rule: str) -> None:
     tokenizer.chat_template = template
-    lesson = ChatRecipe("desk", rows_of(chat("card", "refund", line=7)))
+    recipe = ChatRecipe("desk", rows_of(chat("card", "refund", line=7)))
     with pytest.raises(DataError) as caught:
-        lesson.prepare(tokenizer, SHORT, "tiny")
+        recipe.prepare(tokenizer, SHORT, "tiny")
     (problem,) = caught.value.problems
     assert (problem.path, problem.line) == ("chats.jsonl", 7)
     assert problem.rule.startswith(rule)
@@ -149,15 +149,15 @@ def test_rows_that_a_template_spoils_are_refused_by_line(tokenizer: Any, templat
 
 def test_long_rows_of_both_files_are_all_named_and_none_is_cut(tokenizer: Any) -> None:
     long = "card " * 100
-    lesson = ChatRecipe(
+    recipe = ChatRecipe(
         "desk", rows_of(chat("card", "refund"), chat(long, "no", line=2)), rows_of(chat("pin", long, line=3))
     )
     with pytest.raises(DataError, match="2 of 3 rows cannot be used") as caught:
-        lesson.prepare(tokenizer, SHORT, "tiny")
+        recipe.prepare(tokenizer, SHORT, "tiny")
     assert [problem.line for problem in caught.value.problems] == [2, 3]
-    assert all("the limit is 64 (max_seq_tokens, context_length)" in problem.rule for problem in caught.value.problems)
+    assert all("the limit is 64 (max_seq_tokens)" in problem.rule for problem in caught.value.problems)
     fits = SHORT.model_copy(update={"max_seq_tokens": 512})
-    assert [len(row.ids) > 64 for row in lesson.prepare(tokenizer, fits, "tiny").rows] == [False, True]
+    assert [len(row.ids) > 64 for row in recipe.prepare(tokenizer, fits, "tiny").rows] == [False, True]
 
 
 def test_text_has_no_answer_and_an_answer_is_no_text(tokenizer: Any) -> None:
@@ -206,26 +206,26 @@ def test_mean_loss_is_the_mean_over_target_tokens_of_all_rows(tiny_folder: Path)
 
 
 def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_exam, "MAX_SAMPLE_TOKENS", 4)
+    monkeypatch.setattr(validation, "MAX_SAMPLE_TOKENS", 4)
     model, tokenizer = load_causal(tiny_folder)
     heard: list[tuple[dict[str, float], list[Sample]]] = []
-    lesson = ChatRecipe(
+    recipe = ChatRecipe(
         "desk",
         rows_of(chat("card", "on its way")),
         rows_of(chat("pin", "by post")),
         ("where is my card",),
         lambda figures, samples: heard.append((dict(figures), list(samples))),
     )
-    manifest = lesson.prepare(tokenizer, SHORT, "tiny").manifest
-    exam = lesson.exam(model, tokenizer, manifest)
+    manifest = recipe.prepare(tokenizer, SHORT, "tiny").manifest
+    exam = recipe.validate(model, tokenizer, manifest)
     assert exam is not None
     ((figures, samples),) = heard
     assert (exam.measure, exam.value) == ("minus_eval_loss", -figures["eval_loss"])
     assert figures["eval_perplexity"] == pytest.approx(math.exp(figures["eval_loss"]))
     assert samples == generate_samples(model, tokenizer, ["where is my card"], max_tokens=64)
     assert samples[0].prompt == "where is my card"
-    unjudged = lesson._replace(evaluation=None)
-    assert unjudged.exam(model, tokenizer, manifest) is None
+    unjudged = recipe._replace(evaluation=None)
+    assert unjudged.validate(model, tokenizer, manifest) is None
     assert heard[1] == ({}, samples)
 
 
@@ -252,10 +252,10 @@ def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
 @pytest.mark.usefixtures("_store")
 def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
     three = (chat("card", "on its way"), chat("pin", "by post"), chat("card", "on its way", "refund", "in a week"))
-    lesson = ChatRecipe("desk", rows_of(*three * 6), rows_of(*three))
+    recipe = ChatRecipe("desk", rows_of(*three * 6), rows_of(*three))
     config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
     with open_run("toy", "chats") as tracked:
-        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+        run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chats", 128)
     assert len(run.validation_curve) == 9
     assert run.best_epoch == max(run.validation_curve, key=lambda point: point[1])[0]
@@ -264,9 +264,9 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
 
 @pytest.mark.usefixtures("_store")
 def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: Path) -> None:
-    lesson = PretrainingRecipe("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
+    recipe = PretrainingRecipe("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
     config = TrainConfig(duration="12ep", learning_rate=1e-2, batch_tokens=64, max_seq_tokens=32)
     with open_run("toy", "texts") as tracked:
-        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+        run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     asked = [[Message(role="user", content=begun)] for begun in ("lost pin:", "refund:")]
     assert answers(run.folder, asked) == ["rules", "a new one by post", "in a week"]

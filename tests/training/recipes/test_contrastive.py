@@ -43,18 +43,18 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def lesson(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset) -> EncoderRecipe:
+def recipe(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset) -> EncoderRecipe:
     return EncoderRecipe(toy_task, toy_rows, toy_selection)
 
 
-def tune(lesson: EncoderRecipe, base: Path, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
+def tune(recipe: EncoderRecipe, base: Path, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
     with open_run("toy", folder.name) as tracked:
-        return train(lesson, config, base=("toys/encoder", base), tracked=tracked, folder=folder, **more)
+        return train(recipe, config, base=("toys/encoder", base), tracked=tracked, folder=folder, **more)
 
 
 @pytest.fixture(scope="module")
-def tuned(lesson: EncoderRecipe, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return tune(lesson, tiny_encoder_folder, tmp_path_factory.mktemp("tuned"))
+def tuned(recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return tune(recipe, tiny_encoder_folder, tmp_path_factory.mktemp("tuned"))
 
 
 def test_the_contrastive_loss_by_hand() -> None:
@@ -74,13 +74,13 @@ def test_texts_of_a_label_that_lie_together_cost_less() -> None:
 
 
 def test_the_head_begins_as_the_logistic_regression_on_the_frozen_encoder(
-    lesson: EncoderRecipe, tiny_encoder_folder: Path
+    recipe: EncoderRecipe, tiny_encoder_folder: Path
 ) -> None:
     model, tokenizer = ContrastiveBackend(4).load(tiny_encoder_folder, CONFIG)
-    rows = lesson.prepare(tokenizer, CONFIG, "toys/encoder").rows
+    rows = recipe.prepare(tokenizer, CONFIG, "toys/encoder").rows
     ContrastiveBackend(4).begin(model, rows, CONFIG)
     frozen = LinearClassifier.fit(
-        "encoder", lesson.train_rows, lesson.task, encoder=SentenceEncoder(tiny_encoder_folder)
+        "encoder", recipe.train_rows, recipe.task, encoder=SentenceEncoder(tiny_encoder_folder)
     )
     assert model.weights.detach().numpy() == pytest.approx(frozen.weights, abs=0.05)
     assert model.bias.detach().numpy() == pytest.approx(frozen.bias, abs=0.05)
@@ -97,23 +97,23 @@ def test_batches_hold_every_row_once_and_several_of_a_label_together() -> None:
     assert batches != ContrastiveBackend(6).batches(rows, config, 1)
 
 
-def test_tuning_beats_the_frozen_encoder(tuned: Run, lesson: EncoderRecipe, tiny_encoder_folder: Path) -> None:
+def test_tuning_beats_the_frozen_encoder(tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
     frozen = LinearClassifier.fit(
-        "encoder", lesson.train_rows, lesson.task, encoder=SentenceEncoder(tiny_encoder_folder)
+        "encoder", recipe.train_rows, recipe.task, encoder=SentenceEncoder(tiny_encoder_folder)
     )
-    said = [int(np.argmax(s.log_probabilities)) for s in frozen.score([e.text for e in lesson.selection.examples])]
-    before = np.mean([lesson.task.labels[i] == e.answer for i, e in zip(said, lesson.selection.examples, strict=True)])
+    said = [int(np.argmax(s.log_probabilities)) for s in frozen.score([e.text for e in recipe.selection.examples])]
+    before = np.mean([recipe.task.labels[i] == e.answer for i, e in zip(said, recipe.selection.examples, strict=True)])
     assert max(value for _, value in tuned.validation_curve) > before
 
 
-def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, lesson: EncoderRecipe) -> None:
+def test_the_folder_is_a_model_that_answers_as_it_was_judged(tuned: Run, recipe: EncoderRecipe) -> None:
     async def answers() -> list[str]:
         model = load_model(tuned.folder)
-        found = [(await model.complete(Request.ask(e.text))).text for e in lesson.selection.examples]
+        found = [(await model.complete(Request.ask(e.text))).text for e in recipe.selection.examples]
         await model.aclose()
         return found
 
-    right = [said == e.answer for said, e in zip(asyncio.run(answers()), lesson.selection.examples, strict=True)]
+    right = [said == e.answer for said, e in zip(asyncio.run(answers()), recipe.selection.examples, strict=True)]
     assert np.mean(right) == max(value for _, value in tuned.validation_curve)
     manifest = read_manifest(tuned.folder)
     assert (manifest.kind, manifest.base) == ("encoder", "toys/encoder")
@@ -133,7 +133,7 @@ def test_what_is_served_reads_as_much_of_a_text_as_was_taught(tuned: Run) -> Non
 
 
 def test_a_broken_run_reaches_the_same_weights(
-    tuned: Run, lesson: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path
+    tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     class Killed(BaseException): ...
 
@@ -142,23 +142,23 @@ def test_a_broken_run_reaches_the_same_weights(
             raise Killed
 
     with pytest.raises(Killed):
-        tune(lesson, tiny_encoder_folder, tmp_path, on_step=kill, save_every_s=0)
-    again = tune(lesson, tiny_encoder_folder, tmp_path)
+        tune(recipe, tiny_encoder_folder, tmp_path, on_step=kill, save_every_s=0)
+    again = tune(recipe, tiny_encoder_folder, tmp_path)
     for file in ("linear.safetensors", f"{ENCODER_FOLDER}/model.safetensors"):
         assert (again.folder / file).read_bytes() == (tuned.folder / file).read_bytes()
 
 
 def test_rows_that_cannot_be_trained_on_are_named(
-    lesson: EncoderRecipe, tiny_encoder_folder: Path, toy_task: Classify
+    recipe: EncoderRecipe, tiny_encoder_folder: Path, toy_task: Classify
 ) -> None:
     tokenizer = SentenceEncoder(tiny_encoder_folder).tokenizer
-    few = lesson._replace(task=Classify(name="toy", labels=toy_task.labels[:3]))
+    few = recipe._replace(task=Classify(name="toy", labels=toy_task.labels[:3]))
     with pytest.raises(DataError, match=r'12 of 48 rows cannot be trained on:\n  train.jsonl:10  unknown label "lost'):
         few.prepare(tokenizer, CONFIG, "x")
     with pytest.raises(DataError, match=r"train\.jsonl:1  \d+ tokens; the limit is 3"):
-        lesson.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x")
+        recipe.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x")
 
 
-def test_adapters_are_refused(lesson: EncoderRecipe, tiny_encoder_folder: Path) -> None:
+def test_adapters_are_refused(recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
     with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
         ContrastiveBackend(4).load(tiny_encoder_folder, TrainConfig(method="lora"))

@@ -18,14 +18,12 @@ from smallfirst.models.manifest import read_manifest, write_manifest
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
-from smallfirst.training.backend import CausalBackend
 from smallfirst.training.batches import TokenizedRow
-from smallfirst.training.config import TrainConfig
-from smallfirst.training.loss import accumulate_gradient
+from smallfirst.training.causal_lm import CausalBackend, accumulate_gradient
+from smallfirst.training.config import TeacherConfig, TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.distillation import DistillationBackend, check_vocabulary, distillation_loss
 from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.recipes.teacher import TeacherConfig
 from smallfirst.training.run import Run, train
 
 ROWS = [
@@ -65,9 +63,9 @@ def student(base: Path, teacher_folder: Path, **settings: float) -> tuple[Any, D
 
 
 def gradients(model: Any, step: Callable[[MasterAdamW], float]) -> list[torch.Tensor]:
-    optimiser = MasterAdamW(list(model.parameters()), CONFIG)
-    loss = step(optimiser)
-    return [torch.tensor(loss), *(m.grad for m in optimiser.masters if m.grad is not None)]
+    optimizer = MasterAdamW(list(model.parameters()), CONFIG)
+    loss = step(optimizer)
+    return [torch.tensor(loss), *(m.grad for m in optimizer.masters if m.grad is not None)]
 
 
 def logs_at_targets(model: Any, rows: list[TokenizedRow], temperature: float = 1.0) -> torch.Tensor:
@@ -161,10 +159,10 @@ def test_the_teacher_does_not_move_and_the_student_comes_nearer(tiny_folder: Pat
         return float((theirs.exp() * (theirs - own)).sum(-1).mean())
 
     far = distance()
-    optimiser = MasterAdamW([p for p in model.parameters() if p.requires_grad], CONFIG)
+    optimizer = MasterAdamW([p for p in model.parameters() if p.requires_grad], CONFIG)
     for _ in range(30):
-        study.gradient(model, ROWS, CONFIG, optimiser)
-        optimiser.step(3e-3)
+        study.gradient(model, ROWS, CONFIG, optimizer)
+        optimizer.step(3e-3)
     assert distance() < 0.2 * far
     assert all(torch.equal(p, q) for p, q in zip(study.reader.parameters(), before, strict=True))
     assert not any(p.requires_grad for p in study.reader.parameters())
@@ -203,9 +201,9 @@ class Bench:
     def train(
         self, folder: Path, teacher: TeacherConfig | None = None, config: TrainConfig = CONFIG, **more: Any
     ) -> Run:
-        lesson = TaskRecipe(self.task, self.rows, self.selection, teacher)
+        recipe = TaskRecipe(self.task, self.rows, self.selection, teacher)
         with open_run("toy", folder.name) as tracked:
-            return train(lesson, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
+            return train(recipe, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +218,8 @@ def taught_by(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Teacher
     return TeacherConfig(base=str(bench.train(tmp_path_factory.mktemp("teacher"), config=longer).folder))
 
 
-def test_a_lesson_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by: TeacherConfig, tmp_path: Path) -> None:
-    assert type(TaskRecipe(bench.task, bench.rows, bench.selection).study) is CausalBackend
+def test_a_recipe_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by: TeacherConfig, tmp_path: Path) -> None:
+    assert type(TaskRecipe(bench.task, bench.rows, bench.selection).backend) is CausalBackend
     short = CONFIG.model_copy(update={"duration": "2ba"})
     runs = [bench.train(tmp_path / name, teacher, short) for name, teacher in (("plain", None), ("taught", taught_by))]
     assert runs[0].loss_curve[0] != runs[1].loss_curve[0]

@@ -15,8 +15,8 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.answer import Answer
 from smallfirst.training.batches import TokenizedRow, micro_batches
+from smallfirst.training.causal_lm import accumulate_gradient
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loss import accumulate_gradient
 from smallfirst.training.optimizer import MasterAdamW
 
 # Rows with one, two and five targets: a mean of means would weigh them wrongly.
@@ -33,16 +33,16 @@ PROCESS = """
     from smallfirst.models.local.label_scorer import load_causal
     from smallfirst.training.batches import TokenizedRow
     from smallfirst.training.config import TrainConfig
-    from smallfirst.training.loss import accumulate_gradient
+    from smallfirst.training.causal_lm import accumulate_gradient
     from smallfirst.training.optimizer import MasterAdamW
     folder, meeting, rank, out = sys.argv[1:]
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=2)
     model, _ = load_causal(Path(folder))
     model.float()
     rows = [TokenizedRow(tuple(ids), n) for ids, n in ROWS]
-    optimiser = MasterAdamW(list(model.parameters()), TrainConfig())
-    loss = accumulate_gradient(model, rows, TrainConfig(), optimiser)
-    torch.save([torch.tensor(loss), *(m.grad for m in optimiser.masters)], out)
+    optimizer = MasterAdamW(list(model.parameters()), TrainConfig())
+    loss = accumulate_gradient(model, rows, TrainConfig(), optimizer)
+    torch.save([torch.tensor(loss), *(m.grad for m in optimizer.masters)], out)
 """
 
 
@@ -54,9 +54,9 @@ def model(tiny_folder: Path) -> Any:
 
 def gradients(model: Any, rows: list[TokenizedRow], **settings: Any) -> list[torch.Tensor]:
     config = TrainConfig(**settings)
-    optimiser = MasterAdamW(list(model.parameters()), config)
-    loss = accumulate_gradient(model, rows, config, optimiser)
-    return [torch.tensor(loss), *(m.grad for m in optimiser.masters if m.grad is not None)]
+    optimizer = MasterAdamW(list(model.parameters()), config)
+    loss = accumulate_gradient(model, rows, config, optimizer)
+    return [torch.tensor(loss), *(m.grad for m in optimizer.masters if m.grad is not None)]
 
 
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -80,9 +80,9 @@ def test_micro_batches_give_the_gradient_of_the_whole(model: Any) -> None:
     assert len(micro_batches(ROWS, 12)) == 3
     whole = gradients(model, ROWS)
     cut = TrainConfig.model_construct(**{**TrainConfig().model_dump(), "micro_tokens": 12})
-    optimiser = MasterAdamW(list(model.parameters()), cut)
-    loss = accumulate_gradient(model, ROWS, cut, optimiser)
-    assert_same([torch.tensor(loss), *(m.grad for m in optimiser.masters)], whole)
+    optimizer = MasterAdamW(list(model.parameters()), cut)
+    loss = accumulate_gradient(model, ROWS, cut, optimizer)
+    assert_same([torch.tensor(loss), *(m.grad for m in optimizer.masters)], whole)
 
 
 def test_two_processes_give_the_gradient_of_one(model: Any, tiny_folder: Path, tmp_path: Path) -> None:

@@ -13,12 +13,17 @@ from smallfirst.errors import ConfigError, TrainingError
 from smallfirst.models.local.weights import load_causal
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
-from smallfirst.training import forward as reading
-from smallfirst.training.backend import CausalBackend
+from smallfirst.training import causal_lm
 from smallfirst.training.batches import TokenizedRow, collate
+from smallfirst.training.causal_lm import (
+    CausalBackend,
+    forward_rows,
+    forward_with_shared_prefix,
+    shared_prefix_tokens,
+    target_loss,
+)
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.forward import FrozenLayers, forward_rows, forward_with_shared_prefix, shared_prefix_tokens
-from smallfirst.training.loss import target_loss
+from smallfirst.training.frozen_layers import FrozenLayers
 from smallfirst.training.recipes.contrastive import ContrastiveBackend
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
@@ -59,7 +64,7 @@ def test_a_beginning_read_once_gives_the_loss_and_gradient_of_reading_it_with_ev
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = gradients(model)
-    monkeypatch.setattr(reading, "MIN_SHARED_PREFIX_TOKENS", 1000)
+    monkeypatch.setattr(causal_lm, "MIN_SHARED_PREFIX_TOKENS", 1000)
     apart = gradients(model)
     assert len(once) == len(apart) > 10
     for one, other in zip(once, apart, strict=True):
@@ -83,7 +88,7 @@ def test_frozen_layers_read_once_give_the_gradient_of_the_others(model: Any) -> 
     lower.fill(model, ROWS)
     seen: list[object] = []
     model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
-    once = gradients(model, lower=lower)
+    once = gradients(model, frozen=lower)
     assert not seen
     assert len(once) == len(apart) == 1 + 9 + 1  # loss, the upper layer's weights, the last norm
     for one, other in zip(once, apart, strict=True):
@@ -97,8 +102,8 @@ def test_a_run_moves_the_upper_layers_only(
 ) -> None:
     config = TrainConfig(duration="2ep", learning_rate=3e-3, batch_tokens=128, frozen_layers=1, method=method)
     with open_run("toy", "frozen", params={}) as tracked:
-        lesson = TaskRecipe(toy_task, toy_rows, toy_selection)
-        run = train(lesson, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
+        recipe = TaskRecipe(toy_task, toy_rows, toy_selection)
+        run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
     before, after = (dict(load_causal(folder)[0].named_parameters()) for folder in (tiny_folder, run.folder))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -118,7 +123,7 @@ def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None
         return twice(input_ids=input_ids, inputs_embeds=None if inputs_embeds is None else inputs_embeds * 2, **rest)
 
     model.model.forward = scaled
-    with pytest.raises(TrainingError, match="cannot be read in two halves"):
+    with pytest.raises(TrainingError, match="cannot be computed in two halves"):
         FrozenLayers(model, 1)
 
 
