@@ -1,6 +1,6 @@
-"""What a config of an endpoint may not say: every rule between its fields, each broken one a sentence with its place.
+"""The rules between the fields of an endpoint config; each violation is one sentence with its place.
 
-Nothing here repeats a value that may be a secret.
+No message repeats a value that may be a secret.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from smallfirst import EndpointConfig
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody, ExternalModel, ServedEntity
-from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.records import parse_record
 from smallfirst.registry.versions import check_name
 from smallfirst.serving.settings import check_settings
@@ -20,12 +20,12 @@ from smallfirst.serving.settings import check_settings
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """Name of an endpoint or an entity; never `.` or `..`."""
 _SECRET = re.compile(r"\{\{\s*secrets/([A-Za-z0-9._-]+)/([A-Za-z0-9._-]+)\s*\}\}")
-_SPOKEN = {
+_CONFIG_FIELDS = {
     "openai": "openai_config",
     "databricks-model-serving": "databricks_model_serving_config",
     "custom": "custom_provider_config",
 }
-_OWN_API = {
+_OTHER_APIS = {
     "ai21labs",
     "amazon-bedrock",
     "anthropic",
@@ -33,7 +33,7 @@ _OWN_API = {
     "google-cloud-vertex-ai",
     "palm",
 }
-_AZURE = (
+_AZURE_FIELDS = (
     "openai_api_version",
     "openai_deployment_name",
     "microsoft_entra_client_id",
@@ -42,22 +42,22 @@ _AZURE = (
     "microsoft_entra_tenant_id",
 )
 NO_KEY = "SMALLFIRST_NO_KEY"
-"""Named where the config names no secret."""
+"""Environment variable, never set, that stands for "no key"."""
 
 
 def is_valid_name(name: str) -> bool:
-    """True if an endpoint or an entity may be called so."""
+    """Return True if an endpoint or an entity may have this name."""
     return NAME.fullmatch(name) is not None and name.strip(".") != ""
 
 
 def secret_variable(reference: object) -> str | None:
-    """The environment variable behind `{{secrets/scope/key}}`; None if it is no such reference."""
+    """Return the environment variable of `{{secrets/scope/key}}`; None if `reference` has another form."""
     found = _SECRET.fullmatch(reference.strip()) if isinstance(reference, str) else None
     return re.sub(r"[^A-Za-z0-9]", "_", f"{found[1]}_{found[2]}").upper() if found else None
 
 
 def entity_name(entity: ServedEntity) -> str:
-    """The entity's name, or one made from what it is."""
+    """Return the entity's name, or one derived from its model."""
     if entity.name:
         return entity.name
     if entity.external_model is not None:
@@ -66,13 +66,13 @@ def entity_name(entity: ServedEntity) -> str:
 
 
 def entry_entities(body: EndpointBody) -> list[str]:
-    """Names of the entities that requests go to: all, or in a cascade the registered ones."""
+    """Return the names of the entities that receive requests: all of them, or the registered ones of a cascade."""
     cascade = body.smallfirst.strategy == "cascade"
     return [entity_name(one) for one in body.config.served_entities if not cascade or one.external_model is None]
 
 
 def external_endpoint(model: ExternalModel) -> EndpointConfig:
-    """Where an external model is. Raises ConfigError if that is no address."""
+    """Return the address of an external model. Raise ConfigError if it is invalid."""
     openai, databricks, custom = (
         model.openai_config,
         model.databricks_model_serving_config,
@@ -87,47 +87,49 @@ def external_endpoint(model: ExternalModel) -> EndpointConfig:
     elif custom:
         url = custom.custom_provider_url.rstrip("/").removesuffix("/chat/completions")
         key = custom.bearer_token_auth.token if custom.bearer_token_auth else None
-    # Without a reference no variable is read: a key of the environment goes only where the config sends it.
+    # Without a reference no variable is read: a key goes only where the config sends it.
     values = {"base_url": url, "model": model.name, "api_key_env": secret_variable(key) or NO_KEY}
     return parse_record(EndpointConfig, values, where=f'external model "{model.name}"')
 
 
 def secret_violations(raw: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with secrets, wherever they stand and whatever else is wrong."""
+    """Yield every misplaced secret of a config that is not parsed yet."""
     core = raw.get("config")
     if not isinstance(core, Mapping) or not core.get("served_entities"):
         yield "config.served_entities: at least one entity is needed"
         return
-    for path, word, value in _leaves(core["served_entities"], "config.served_entities"):
+    for path, field, value in _leaves(core["served_entities"], "config.served_entities"):
         if value is None or ".environment_vars" in path:
             continue
-        if word.endswith("_plaintext"):
-            better = word.removesuffix("_plaintext")
+        if field.endswith("_plaintext"):
+            better = field.removesuffix("_plaintext")
             yield (
-                f"{path}: a key in plain text would be kept on disk, so it is not taken; set it as an environment "
+                f"{path}: a key in plain text would be kept on disk and is refused; set it as an environment "
                 f'variable, such as SCOPE_KEY, and write {better}: "{{{{secrets/scope/key}}}}"'
             )
-        elif word in ("openai_api_key", "databricks_api_token", "token") and secret_variable(value) is None:
+        elif field in ("openai_api_key", "databricks_api_token", "token") and secret_variable(value) is None:
             yield f'{path}: must be "{{{{secrets/scope/key}}}}", which is read from the environment variable SCOPE_KEY'
 
 
-def _leaves(value: Any, path: str, word: str = "") -> Iterator[tuple[str, str, Any]]:
+def _leaves(value: Any, path: str, field: str = "") -> Iterator[tuple[str, str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _leaves(inner, f"{path}.{key}", str(key))
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}.{place}", word)
+            yield from _leaves(inner, f"{path}.{place}", field)
     else:
-        yield path, word, value
+        yield path, field, value
 
 
 def rule_violations(body: EndpointBody) -> list[str]:
-    """Rules between fields."""
+    """Return every violated rule of a parsed config."""
     entities = body.config.served_entities
     names = [entity_name(entity) for entity in entities]
     problems = [p for i, one in enumerate(entities) for p in _entity_rules(one, f"config.served_entities.{i}")]
-    problems += [f'config.served_entities: two are called "{n}"' for n, times in Counter(names).items() if times > 1]
+    problems += [
+        f'config.served_entities: two entities are called "{n}"' for n, times in Counter(names).items() if times > 1
+    ]
     if not is_valid_name(body.name):
         problems.append(f'name: "{body.name}" cannot be a name')
     problems += _traffic_rules(body, names)
@@ -159,19 +161,19 @@ def _entity_rules(entity: ServedEntity, path: str) -> Iterator[str]:
 
 
 def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
-    if model.provider in _OWN_API:
+    if model.provider in _OTHER_APIS:
         yield (
-            f"{path}.provider: {model.provider} has an API of its own, and only OpenAI's is spoken here; reach it "
-            f"through a gateway that speaks OpenAI's, as provider custom"
+            f"{path}.provider: {model.provider} has an API of its own, and only OpenAI's is supported; reach it "
+            f"through a gateway with OpenAI's API, as provider custom"
         )
         return
-    if model.provider not in _SPOKEN:
-        yield f'{path}.provider: "{model.provider}" is unknown{did_you_mean(model.provider, [*_SPOKEN, *_OWN_API])}'
+    if model.provider not in _CONFIG_FIELDS:
+        yield f'{path}.provider: "{model.provider}" is unknown{did_you_mean(model.provider, [*_CONFIG_FIELDS, *_OTHER_APIS])}'
         return
     if model.task != "llm/v1/chat":
         yield f"{path}.task: {model.task} is not served by an external model here, only llm/v1/chat"
-    if getattr(model, _SPOKEN[model.provider]) is None:
-        yield f"{path}.{_SPOKEN[model.provider]}: missing"
+    if getattr(model, _CONFIG_FIELDS[model.provider]) is None:
+        yield f"{path}.{_CONFIG_FIELDS[model.provider]}: missing"
         return
     try:
         address = external_endpoint(model)
@@ -181,8 +183,8 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
         if address.api_key_env == NO_KEY and not address.is_loopback:
             yield f'{path}: {address.base_url} needs a key: "{{{{secrets/scope/key}}}}"'
     openai, custom = model.openai_config, model.custom_provider_config
-    if openai and (openai.openai_api_type != "openai" or any(getattr(openai, word) for word in _AZURE)):
-        what = "Azure's addresses and keys are not spoken here; give its /openai/v1 address as openai_api_base"
+    if openai and (openai.openai_api_type != "openai" or any(getattr(openai, field) for field in _AZURE_FIELDS)):
+        what = "Azure's addresses and keys are not supported; give its /openai/v1 address as openai_api_base"
         yield f"{path}.openai_config: {what}"
     if custom and custom.api_key_auth is not None:
         what = "keys are sent as Authorization: Bearer only; give bearer_token_auth"
@@ -193,7 +195,7 @@ def _traffic_rules(body: EndpointBody, names: list[str]) -> Iterator[str]:
     traffic = body.config.traffic_config
     if traffic is None:
         if len(entry_entities(body)) != 1:
-            yield "config.traffic_config: missing; it says which entity gets which share of the requests"
+            yield "config.traffic_config: missing; give each entity a share of the requests"
         return
     total = sum(route.traffic_percentage for route in traffic.routes)
     if total != 100:
@@ -213,17 +215,17 @@ def _cascade_rules(body: EndpointBody) -> Iterator[str]:
     own, entities = body.smallfirst, body.config.served_entities
     if own.threshold is not None:
         yield (
-            "smallfirst.threshold: is not set by hand; the certificate of the version has it (smallfirst calibrate), "
+            "smallfirst.threshold: cannot be set; the certificate of the version holds it (smallfirst calibrate), "
             "or somebody signs: override: {by: …, because: …}"
         )
     if own.strategy == "split":
-        for word in ("fallback", "override"):
-            if getattr(own, word):
-                yield f"smallfirst.{word}: has a meaning with strategy: cascade only"
+        for field in ("fallback", "override"):
+            if getattr(own, field):
+                yield f"smallfirst.{field}: only applies to strategy: cascade"
         return
     external = [entity_name(one) for one in entities if one.external_model is not None]
     if len(external) == len(entities):
-        yield "smallfirst.strategy: a cascade needs a registered model in front"
+        yield "smallfirst.strategy: a cascade needs a registered model"
     if not own.fallback and len(external) != 1:
         yield f"smallfirst.fallback: name one of the external entities: {', '.join(external) or 'there is none'}"
     elif own.fallback and own.fallback not in external:

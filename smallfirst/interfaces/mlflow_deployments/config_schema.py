@@ -1,7 +1,7 @@
-"""The fields of Databricks' serving endpoints, as records: each is read, or accepted and named in a note.
+"""The fields of Databricks' serving endpoints as records; some are accepted without effect and named in a note.
 
-An unknown field is refused with the nearest known one. Values that may be secrets are taken as they come and looked at
-by the rules, so that no message about a wrong type can repeat one.
+An unknown field is refused with the nearest known one. Fields that may hold a secret accept any value and are checked by
+`config_rules`, so that no message about a wrong type can repeat a secret.
 """
 
 from __future__ import annotations
@@ -10,44 +10,38 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from smallfirst import ServeSettings, SignedOverride
 from smallfirst.pricing import PriceBook
-from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
-from smallfirst.serving.settings import ServeSettings
 
 
 class OpenAiConfig(Record):
-    """Where an OpenAI-style API is."""
+    """Address and key of an OpenAI-style API."""
 
     openai_api_key: Any = None
     """`{{secrets/scope/key}}`."""
     openai_api_base: str = "https://api.openai.com/v1"
     """Address up to and including `/v1`."""
     openai_api_type: str = "openai"
-    """Only `openai` is spoken here."""
+    """Only `openai` is supported."""
     openai_organization: str | None = None
     """Not sent."""
-    openai_api_version: str | None = None
-    """Belongs to Azure."""
-    openai_deployment_name: str | None = None
-    """Belongs to Azure."""
     openai_api_key_plaintext: Any = None
     """Refused: it would be kept on disk."""
+    # Azure's fields, refused by config_rules:
+    openai_api_version: str | None = None
+    openai_deployment_name: str | None = None
     microsoft_entra_client_id: Any = None
-    """Belongs to Azure."""
     microsoft_entra_client_secret: Any = None
-    """Belongs to Azure."""
     microsoft_entra_client_secret_plaintext: Any = None
-    """Belongs to Azure."""
     microsoft_entra_tenant_id: Any = None
-    """Belongs to Azure."""
 
 
 class DatabricksConfig(Record):
-    """Another workspace's serving endpoint."""
+    """Address and key of another workspace's serving endpoint."""
 
     databricks_workspace_url: str
-    """Such as https://adb-123.azuredatabricks.net."""
+    """For example https://adb-123.azuredatabricks.net."""
     databricks_api_token: Any = None
     """`{{secrets/scope/key}}`."""
     databricks_api_token_plaintext: Any = None
@@ -64,18 +58,18 @@ class BearerAuth(Record):
 
 
 class CustomConfig(Record):
-    """Any other OpenAI-style API."""
+    """Address and key of any other OpenAI-style API."""
 
     custom_provider_url: str
     """Address up to and including `/v1`, or with `/chat/completions` after it."""
     bearer_token_auth: BearerAuth | None = None
-    """How its key is sent."""
+    """The key."""
     api_key_auth: Any = None
     """Refused: keys are sent as `Authorization: Bearer` only."""
 
 
 class ExternalModel(Record):
-    """A model that another server answers for."""
+    """A model behind another server."""
 
     name: str
     """Its name there; its price is looked up by this name."""
@@ -89,53 +83,38 @@ class ExternalModel(Record):
     """For `databricks-model-serving`."""
     custom_provider_config: CustomConfig | None = None
     """For `custom`."""
+    # Of providers that config_rules refuses:
     ai21labs_config: Any = None
-    """Of a provider that is refused."""
     amazon_bedrock_config: Any = None
-    """Of a provider that is refused."""
     anthropic_config: Any = None
-    """Of a provider that is refused."""
     cohere_config: Any = None
-    """Of a provider that is refused."""
     google_cloud_vertex_ai_config: Any = None
-    """Of a provider that is refused."""
     palm_config: Any = None
-    """Of a provider that is refused."""
 
 
 class ServedEntity(Record):
     """A registered model or an external one."""
 
     name: str = ""
-    """Its name at the endpoint; made up from what it is if there is none."""
+    """Its name at the endpoint; derived from the model if empty."""
     entity_name: str = ""
-    """Three-level name of a registered model; `model_name` is the older word."""
+    """Three-level name of a registered model; `model_name` is the older field."""
     entity_version: str = ""
-    """A number, or `@` and an alias that is followed; `model_version` is the older word."""
+    """A number, or `@` and an alias that is followed; `model_version` is the older field."""
     external_model: ExternalModel | None = None
-    """Instead of a registered one."""
+    """The external model, in place of a registered one."""
+    # Accepted without effect, see IGNORED_ENTITY_FIELDS:
     workload_size: Any = None
-    """Noted."""
     workload_type: Any = None
-    """Noted."""
     scale_to_zero_enabled: Any = None
-    """Noted."""
     environment_vars: Any = None
-    """Noted; only the names are kept."""
     instance_profile_arn: Any = None
-    """Noted."""
     min_provisioned_throughput: Any = None
-    """Noted."""
     max_provisioned_throughput: Any = None
-    """Noted."""
     min_provisioned_concurrency: Any = None
-    """Noted."""
     max_provisioned_concurrency: Any = None
-    """Noted."""
     provisioned_model_units: Any = None
-    """Noted."""
     burst_scaling_enabled: Any = None
-    """Noted."""
 
     @field_validator("entity_version", mode="before")
     @classmethod
@@ -144,120 +123,113 @@ class ServedEntity(Record):
 
 
 class TrafficRoute(Record):
-    """An entity's share."""
+    """An entity's share of the traffic."""
 
     served_model_name: str = ""
     """The entity's name."""
     served_entity_name: str = ""
-    """The same by its newer word."""
+    """The entity's name, in the newer field."""
     traffic_percentage: int = Field(ge=0, le=100)
     """Share of the requests in percent."""
 
     @property
     def entity(self) -> str:
-        """The entity's name by whichever word."""
+        """The entity's name from either field."""
         return self.served_entity_name or self.served_model_name
 
 
 class TrafficConfig(Record):
-    """How requests are shared out."""
+    """Shares of the entities in the traffic."""
 
     routes: tuple[TrafficRoute, ...]
     """Their percentages sum to 100."""
 
 
 class AutoCaptureConfig(Record):
-    """Whether questions and answers are kept."""
+    """Recording of questions and answers, into the ledger."""
 
     enabled: bool = True
-    """Kept in the ledger's own columns."""
+    """Record them."""
+    # Accepted without effect: there is no table of a catalogue.
     catalog_name: str | None = None
-    """Noted."""
     schema_name: str | None = None
-    """Noted."""
     table_name_prefix: str | None = None
-    """Noted."""
 
 
 class EndpointCoreConfig(Record):
-    """What is served, and how requests are shared out."""
+    """Served entities and their shares of the traffic."""
 
     served_entities: tuple[ServedEntity, ...] = ()
     """At least one."""
     traffic_config: TrafficConfig | None = None
-    """May be left out with one entity, or a cascade of one."""
+    """Optional with a single entity, and in a cascade."""
     auto_capture_config: AutoCaptureConfig | None = None
-    """Keeps questions and answers in the ledger."""
+    """Recording of questions and answers."""
 
 
 class SmallfirstSettings(Record):
-    """What Databricks has no word for, under `smallfirst` or `routing`."""
+    """Settings that Databricks does not have, under `smallfirst` or `routing`."""
 
     strategy: Literal["split", "cascade"] = "split"
     """`cascade`: registered models answer what their certificate allows, the fallback the rest."""
     fallback: str = ""
-    """External entity that a cascade asks last; the only one if there is but one."""
+    """External entity that a cascade asks last; optional if there is only one."""
     override: SignedOverride | None = None
     """Signature that lets a cascade answer without an issued certificate."""
     threshold: Any = None
-    """Refused: the certificate has it."""
+    """Refused: the certificate holds it."""
     sticky_by: tuple[str, ...] = ("user",)
     """Tags of a request whose equal values go to the same entity."""
     prices: PriceBook = PriceBook()
-    """What answers cost."""
+    """Prices of the models."""
     server: ServeSettings = ServeSettings()
-    """Address, keys and limits; without `port` a free one is taken once and kept."""
+    """Address, keys and limits; without `port` a free one is chosen once and kept."""
     follow_every_s: float = Field(default=5.0, gt=0)
-    """Seconds between two looks at where aliases point."""
+    """Seconds between two checks of the aliases."""
 
 
 class EndpointBody(Record):
-    """All that creates an endpoint."""
+    """The request that creates an endpoint."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
-    """Under which it is asked."""
+    """Name in requests."""
     config: EndpointCoreConfig
-    """What is served."""
+    """Served entities and their shares of the traffic."""
     smallfirst: SmallfirstSettings = SmallfirstSettings()
-    """What Databricks has no word for."""
+    """Settings that Databricks does not have."""
     tags: Any = None
     """Kept and shown."""
     description: Any = None
     """Kept and shown."""
+    # Accepted without effect, see IGNORED_BODY_FIELDS:
     route_optimized: Any = None
-    """Noted."""
     rate_limits: Any = None
-    """Noted."""
     ai_gateway: Any = None
-    """Noted."""
     budget_policy_id: Any = None
-    """Noted."""
     email_notifications: Any = None
-    """Noted."""
     telemetry_config: Any = None
-    """Noted."""
 
 
 IGNORED_ENTITY_FIELDS = {
     "workload_size": "the model runs in the endpoint's own process, as large as this machine is",
-    "workload_type": "the model runs on what this machine has",
+    "workload_type": "the model runs on the hardware of this machine",
     "scale_to_zero_enabled": "the process stays until `smallfirst endpoints stop`",
     "environment_vars": "models here read no environment; the values are not kept",
     "instance_profile_arn": "nothing here runs under a cloud role",
     "min_provisioned_throughput": "nothing is provisioned",
     "max_provisioned_throughput": "nothing is provisioned",
     "min_provisioned_concurrency": "nothing is provisioned",
-    "max_provisioned_concurrency": "smallfirst.server.max_in_flight bounds requests at work",
+    "max_provisioned_concurrency": "smallfirst.server.max_in_flight limits concurrent requests",
     "provisioned_model_units": "nothing is provisioned",
     "burst_scaling_enabled": "there is one process",
 }
-"""Fields of an entity that have no effect, and why."""
+"""Fields of an entity that have no effect, with the reason."""
 IGNORED_BODY_FIELDS = {
     "route_optimized": "there is one route, and it is direct",
-    "rate_limits": "kept and shown; smallfirst.server bounds requests at work and in the queue instead",
+    "rate_limits": "kept and shown; smallfirst.server limits concurrent and queued requests instead",
     "ai_gateway": "kept and shown, with no effect",
     "budget_policy_id": "kept and shown, with no effect",
-    "email_notifications": "nobody is written to",
+    "email_notifications": "no mail is sent",
     "telemetry_config": "kept and shown, with no effect",
 }
-"""Fields of a body that have no effect, and why."""
+"""Fields of a body that have no effect, with the reason."""

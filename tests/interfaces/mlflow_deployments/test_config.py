@@ -103,7 +103,7 @@ def test_all_problems_are_told_at_once() -> None:
         "the percentages sum to 50, not to 100",
         'no entity is called "tikets" — did you mean "tickets"?',
         "task: llm/v1/embeddings is not served",
-        "threshold: is not set by hand",
+        "threshold: cannot be set",
     ):
         assert words in said
 
@@ -116,7 +116,7 @@ def test_traffic_must_be_said_where_there_is_a_choice() -> None:
     twice["traffic_config"]["routes"] = [{"served_model_name": "big", "traffic_percentage": 50}] * 2
     assert '"big" has 2 routes' in refused(twice)
     twice["served_entities"][1]["name"] = "tickets"
-    assert 'two are called "tickets"' in refused(twice)
+    assert 'two entities are called "tickets"' in refused(twice)
     assert "at least one entity" in refused({"served_entities": []})
 
 
@@ -198,7 +198,7 @@ def test_a_cascade_takes_the_one_external_entity_as_fallback() -> None:
         assert found.plan.percent == {"tickets": 100}
     wrong = {**values, "routing": {"strategy": "cascade", "fallback": "bigg"}}
     assert 'no external entity is called "bigg" — did you mean "big"?' in refused(wrong)
-    assert "a meaning with strategy: cascade only" in refused({**config(LOCAL), "routing": {"fallback": "big"}})
+    assert "only applies to strategy: cascade" in refused({**config(LOCAL), "routing": {"fallback": "big"}})
     assert "needs a registered model" in refused({**external(), "routing": {"strategy": "cascade"}})
     assert "more than one block" in refused({**values, "routing": {}, "smallfirst": {}})
 
