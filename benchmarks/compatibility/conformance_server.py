@@ -15,7 +15,7 @@ from pathlib import Path
 from smallfirst.models import catalog as base
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.model import GenerativeModel
-from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Embeds, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request
 from smallfirst.serving.app import serve
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
@@ -45,7 +45,7 @@ class Short:
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Its vectors."""
-        assert isinstance(self._model, Embeds)
+        assert Capability.EMBEDDINGS in self._model.capabilities
         return await self._model.embed(texts)
 
     async def ready(self) -> None:

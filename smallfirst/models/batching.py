@@ -1,8 +1,8 @@
-"""A thread that answers what waits, together: no request waits for others to come, and a crowd shares one pass.
+"""Batching of concurrent calls in one thread: what waits is computed together, and nothing waits for company.
 
-A lone request thereby has the lowest latency and a crowd the best rate. A pass takes no more than it can answer in a
-given time, by the rate of the passes before it, so a long line does not make everybody in it wait for its end. The
-price: one Python thread per model.
+A lone request thereby has the lowest latency, and many have the highest throughput. A batch takes no more than can be
+computed in a given time, by the throughput of earlier batches, so that a long queue does not delay everybody in it to
+its end.
 """
 
 from __future__ import annotations
@@ -23,132 +23,132 @@ R = TypeVar("R")
 
 
 class QueueDepth(NamedTuple):
-    """What stands in line; what is being answered is not counted."""
+    """The items that wait; those being computed are not counted."""
 
     requests: int
-    """Those whose askers have not given up."""
+    """Items that were not cancelled."""
     size: int
-    """Their sizes together, in the worker's unit (tokens, roughly, where texts are asked)."""
+    """Their sizes together, in the worker's unit (tokens, roughly, for texts)."""
 
 
 class BatchBudget(NamedTuple):
-    """How much work a pass takes."""
+    """How much work a batch takes."""
 
     seconds: float = float("inf")
-    """Planned length of a pass at most."""
+    """Longest planned duration of a batch."""
     full: float = 1
-    """Size of a pass that keeps the machine busy: smaller ones are not planned, however slow it is, since they would
-    only make it slower. A larger question is a pass of its own."""
+    """Size of a batch that keeps the machine busy. Smaller ones are not planned, however slow the machine, since that
+    would only make it slower. A larger item is a batch of its own."""
 
 
 class BatchWorker(Generic[Q, R]):
-    """Answers questions in batches, in one thread of its own."""
+    """Computes items in batches, in a thread of its own."""
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Q]], Sequence[R]],
+        compute: Callable[[Sequence[Q]], Sequence[R]],
         *,
         name: str,
-        most_at_once: int,
+        max_batch_size: int,
         size: Callable[[Q], int] = lambda _: 1,
-        plan: BatchBudget | None = None,
+        budget: BatchBudget | None = None,
     ) -> None:
-        """`answer` takes 1 to `most_at_once` questions and gives one result each, in order.
+        """Call `compute` with 1 to `max_batch_size` items; it returns one result each, in order.
 
-        `size` says how much work a question is, in the unit of the plan; without a plan a pass may take any time.
+        `size` is the work of an item, in the unit of the budget; without a budget a batch may take any time.
         """
-        self._answer_all, self._name, self._most_at_once = answer, name, most_at_once
-        self._size, self._pace = size, ThroughputEstimate(plan or BatchBudget())
-        self._line: deque[tuple[Q, Future[R]]] = deque()
-        self._door, self._closed = threading.Condition(), False
-        self._thread = threading.Thread(target=self._work, name=f"answers of {name}", daemon=True)
+        self._compute, self._name, self._max_batch_size = compute, name, max_batch_size
+        self._size, self._throughput = size, ThroughputEstimate(budget or BatchBudget())
+        self._queue: deque[tuple[Q, Future[R]]] = deque()
+        self._changed, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, name=f"answers of {name}", daemon=True)
         self._thread.start()
         # A thread that has run native code must not be torn down by the interpreter's exit.
         atexit.register(self._stop)
 
-    async def ask(self, question: Q) -> R:
-        """The result. Raises ModelError if it could not be answered or the worker is closed."""
+    async def submit(self, item: Q) -> R:
+        """Return the item's result. Raise ModelError if the computation fails or the worker is closed."""
         future: Future[R] = Future()
-        with self._door:  # nothing may be queued behind the thread's last item: it would wait for ever
+        with self._changed:  # an item queued after the thread's last one would wait for ever
             if self._closed:
                 raise ModelError(f"{self._name} is closed")
-            self._line.append((question, future))
-            self._door.notify()
+            self._queue.append((item, future))
+            self._changed.notify()
         return await asyncio.wrap_future(future)
 
     def waiting(self) -> QueueDepth:
-        """What stands in line now, for whoever decides whether another request may join it."""
-        with self._door:
-            sizes = [self._size(question) for question, future in self._line if not future.cancelled()]
+        """Return what waits now, for admission control."""
+        with self._changed:
+            sizes = [self._size(item) for item, future in self._queue if not future.cancelled()]
         return QueueDepth(len(sizes), sum(sizes))
 
     async def aclose(self) -> None:
-        """Stop the thread once it has answered what waits."""
+        """Stop the thread once it has computed what waits."""
         atexit.unregister(self._stop)
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        with self._door:
+        with self._changed:
             self._closed = True
-            self._door.notify()
+            self._changed.notify()
         self._thread.join(timeout=10)
 
-    def _work(self) -> None:
-        while taken := self._take():
+    def _run(self) -> None:
+        while batch := self._take():
             began = time.perf_counter()
-            self._answer(taken)
-            self._pace.learn(sum(self._size(question) for question, _ in taken), time.perf_counter() - began)
+            self._resolve(batch)
+            self._throughput.update(sum(self._size(item) for item, _ in batch), time.perf_counter() - began)
 
     def _take(self) -> list[tuple[Q, Future[R]]]:
-        """The next pass, without those who have given up; empty once the worker is closed and nobody waits."""
-        taken: list[tuple[Q, Future[R]]] = []
-        room = self._pace.affords()
-        with self._door:
-            while not taken:
-                self._door.wait_for(lambda: self._line or self._closed)
-                if not self._line:
+        """Return the next batch without cancelled items; empty once the worker is closed and nothing waits."""
+        batch: list[tuple[Q, Future[R]]] = []
+        room = self._throughput.batch_size()
+        with self._changed:
+            while not batch:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
                     break
-                while self._line and len(taken) < self._most_at_once:
-                    room -= self._size(self._line[0][0])
-                    if taken and room < 0:
+                while self._queue and len(batch) < self._max_batch_size:
+                    room -= self._size(self._queue[0][0])
+                    if batch and room < 0:
                         break
-                    item = self._line.popleft()
+                    item = self._queue.popleft()
                     if item[1].set_running_or_notify_cancel():
-                        taken.append(item)
-        return taken
+                        batch.append(item)
+        return batch
 
-    def _answer(self, taken: list[tuple[Q, Future[R]]]) -> None:
+    def _resolve(self, batch: list[tuple[Q, Future[R]]]) -> None:
         try:
-            results = self._answer_all([question for question, _ in taken])
-            answered = list(zip(taken, results, strict=True))
+            results = self._compute([item for item, _ in batch])
+            resolved = list(zip(batch, results, strict=True))
         except Exception as error:
-            if len(taken) == 1:
-                taken[0][1].set_exception(ModelError(f"{self._name} could not answer: {error}"))
+            if len(batch) == 1:
+                batch[0][1].set_exception(ModelError(f"{self._name} could not answer: {error}"))
                 return
-            for item in taken:  # one bad question must not take its neighbours along
-                self._answer([item])
+            for one in batch:  # one bad item must not fail its neighbours
+                self._resolve([one])
             return
-        for (_, future), result in answered:
+        for (_, future), result in resolved:
             future.set_result(result)
 
 
 class ThroughputEstimate:
-    """How fast questions are answered, learnt from passes: a moving mean over about eight of them."""
+    """Throughput learnt from past batches: a moving mean over about eight of them."""
 
-    keeps = 0.875
+    decay = 0.875
 
-    def __init__(self, plan: BatchBudget) -> None:
-        self._plan, self._size, self._seconds = plan, 0.0, 0.0
+    def __init__(self, budget: BatchBudget) -> None:
+        self._budget, self._size, self._seconds = budget, 0.0, 0.0
 
-    def learn(self, size: int, seconds: float) -> None:
-        """Nothing back; a pass of this size took this long."""
-        self._size = self.keeps * self._size + size
-        self._seconds = self.keeps * self._seconds + seconds
+    def update(self, size: int, seconds: float) -> None:
+        """Add a batch of this size that took so long."""
+        self._size = self.decay * self._size + size
+        self._seconds = self.decay * self._seconds + seconds
 
-    def affords(self) -> float:
-        """Size of a pass that takes the planned time; a full one before a rate is known."""
-        if self._plan.seconds == float("inf"):
+    def batch_size(self) -> float:
+        """Return the size of a batch that fits the budget; a full one before any throughput is known."""
+        if self._budget.seconds == float("inf"):
             return float("inf")
         if not self._seconds:
-            return self._plan.full
-        return max(self._plan.full, self._size / self._seconds * self._plan.seconds)
+            return self._budget.full
+        return max(self._budget.full, self._size / self._seconds * self._budget.seconds)

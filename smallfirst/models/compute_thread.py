@@ -1,10 +1,10 @@
-"""One thread in which everything that answers here multiplies, and short-lived ones in which models are loaded.
+"""One thread in which all models in service multiply, and temporary threads in which models are loaded.
 
-GNU OpenMP gives each thread that starts a product helpers of its own, and keeps them as long as that thread lives. Once
-a process has more helpers than processors they no longer wait for work but sleep, and waking them for each small
-product halves the speed of a small model. So products of models on duty are made in one thread, and a model is loaded
-in a thread that ends with it and takes its helpers along. The price: two models on duty take turns, which on few
-processors they would do anyway.
+GNU OpenMP gives each thread that starts a product helper threads of its own, and keeps them as long as that thread
+lives. Once a process has more helpers than processors, they sleep instead of spinning, and waking them for each small
+product halves the speed of a small model. So models in service multiply in one thread, and a model is loaded in a
+thread that ends with it and takes its helpers along. Two models in service take turns, as they would do anyway on few
+processors.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_one: ThreadPoolExecutor | None = None
-_door = threading.Lock()
-_inside = threading.local()
+_executor: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+_local = threading.local()
 
 
 def run_in_compute_thread(work: Callable[[], T]) -> T:
-    """What `work` gives, made in the one thread; the caller waits. Raises what it raises."""
-    if getattr(_inside, "yes", False):
+    """Return the result of `work`, run in the compute thread while the caller waits. Raise what it raises."""
+    if getattr(_local, "is_compute_thread", False):
         return work()
-    global _one
-    with _door:
-        if _one is None:
-            _one = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=_enter)
-    return _one.submit(work).result()
+    global _executor
+    with _lock:
+        if _executor is None:
+            _executor = ThreadPoolExecutor(1, thread_name_prefix="compute", initializer=_mark)
+    return _executor.submit(work).result()
 
 
 def run_in_temp_thread(work: Callable[[], T]) -> T:
-    """What `work` gives, made in a thread that ends with it; the caller waits. Raises what it raises."""
+    """Return the result of `work`, run in a thread that ends with it while the caller waits. Raise what it raises."""
     done: Future[T] = Future()
 
     def run() -> None:
@@ -48,5 +48,5 @@ def run_in_temp_thread(work: Callable[[], T]) -> T:
     return done.result()
 
 
-def _enter() -> None:
-    _inside.yes = True
+def _mark() -> None:
+    _local.is_compute_thread = True

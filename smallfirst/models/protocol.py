@@ -1,6 +1,6 @@
-"""Everything that answers is a Model: a fine-tuned one, an endpoint, recorded answers, a linear one, a Router.
+"""The Model protocol and its records: whatever answers a request implements it, a Router too.
 
-One small Protocol, so one `evaluate()` measures every path and one `serve()` serves any of them.
+So one `evaluate()` measures every path, and one `serve()` serves any of them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from smallfirst.data.dataset import Message
 from smallfirst.records import Record
 
 MAX_LOGPROBS = 20
-"""Alternatives beside a token at most, as OpenAI allows."""
+"""Most alternatives beside a token, as in OpenAI's API."""
 
 
 class ResponseFormat(Record):
-    """The form a written answer must have."""
+    """The format that a generated answer must have."""
 
     kind: Literal["json_object", "json_schema"]
-    """Any JSON object, or JSON of a schema."""
+    """Any JSON object, or JSON under a schema."""
     name: str = ""
-    """What the client calls the schema."""
+    """The client's name for the schema."""
     json_schema: dict[str, Any] = {}
-    """The schema, if there is one; whoever takes it in has checked its size."""
+    """The schema, if there is one; its size is checked where it comes in."""
     strict: bool = False
-    """Whether the client insists; here every answer is held to the schema."""
+    """As the client sent it; every answer is held to the schema anyway."""
 
     @property
     def answer_schema(self) -> dict[str, Any]:
@@ -37,27 +37,26 @@ class ResponseFormat(Record):
 
 
 class Request(Record):
-    """What is asked of a Model: the user's own messages, never a task's prompt (the Model adds that)."""
+    """A request to a Model: the user's own messages, without the task's prompt, which the Model adds."""
 
     messages: tuple[Message, ...]
-    """The conversation so far, oldest first; the last one is answered."""
+    """The conversation, oldest message first; the last one is answered."""
     max_tokens: int = 256
     """Most tokens the answer may have."""
     temperature: float = 0.0
     """0 = the likeliest answer."""
     seed: int | None = None
-    """For sampled answers."""
+    """Seed of sampled answers."""
     stop: tuple[str, ...] = ()
-    """Texts at which a written answer ends."""
+    """Texts before which a generated answer ends."""
     response_format: ResponseFormat | None = None
-    """Form the answer must have; a model whose task has a form of its own keeps to that one."""
+    """Format of the answer; a model whose task has a schema of its own follows that one."""
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    """Alternatives wanted beside each token of the answer; None: no token probabilities at all."""
+    """Alternatives to return beside each token of the answer; None: no token probabilities at all."""
     tenant: str = ""
-    """Who asks (SHA-256 of the key): what a model remembers of a request is never shared with another tenant."""
+    """The client (SHA-256 of its key); what a model caches of a request is never shared with another tenant."""
     tags: dict[str, str] = {}
-    """What the client says about the request (OpenAI's `metadata` and `user`), for rules and sticky splits; no model
-    reads it."""
+    """The client's own tags (OpenAI's `metadata` and `user`), for rules and sticky splits; no model reads them."""
 
     @property
     def text(self) -> str:
@@ -66,109 +65,109 @@ class Request(Record):
 
     @classmethod
     def ask(cls, text: str, *, max_tokens: int = 256) -> Request:
-        """A request of one user message."""
+        """Return a request of one user message."""
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
 class RouteStep(Record):
-    """What one stage of a Router did with a request."""
+    """The decision of one stage of a Router about a request."""
 
     stage: str
     """The stage: `domain`, `rule`, `words`, `small`, `large`, …"""
     decision: Literal["kept", "passed on", "answered", "failed", "not asked"]
-    """`kept`: the draft stands · `passed on`: the next stage decides · `answered`: the last word · `not asked`: it was
-    a choice, and another one was made."""
+    """`kept`: the draft is the answer · `passed on`: the next stage decides · `answered`: final · `not asked`: an
+    alternative that was not chosen."""
     why: str
-    """One clause a person understands."""
+    """The reason, in one clause."""
     model: str = ""
-    """Who worked; empty for a stage that is no model."""
+    """Name of the model; empty for a stage without one."""
     score: float | None = None
-    """What was compared with the threshold, in [0, 1]."""
+    """The value compared with the threshold, in [0, 1]."""
     threshold: float | None = None
-    """What the score had to reach (or, for a doubt, must not pass), in [0, 1]."""
+    """The least score that passes (for an out-of-domain score: the largest), in [0, 1]."""
     cost_usd: float = 0.0
-    """What the step cost; for `not asked`, what it was expected to cost."""
+    """Cost of the step; for `not asked`, its expected cost."""
     latency_ms: float = 0.0
-    """How long it took."""
+    """Duration of the step."""
 
 
 class Route(Record):
-    """Which way a Router sent a request, and why."""
+    """The stage at which a Router answered a request, and why."""
 
     stage: str
     """`small` or `large` (or the name of another stage)."""
     why: str
-    """One sentence a person understands."""
+    """The reason, in one sentence."""
     certified: bool
     """True if the answer is covered by the Router's certificate."""
     threshold: float | None = None
-    """Confidence asked for, in [0, 1]."""
+    """Confidence required, in [0, 1]."""
     confidence: float | None = None
     """Confidence of the small model's draft, in [0, 1]."""
     task: str = ""
     """The task whose Router decided; empty where no task was found."""
     promise: str = ""
-    """What is promised about a certified answer, in words."""
+    """The guarantee on certified answers, in words."""
     trail: tuple[RouteStep, ...] = ()
-    """Every step on the way, in order, and last the choice that was not made, if there was one."""
+    """Every step in order, and last the alternative that was not chosen, if there was one."""
     audit_share: float | None = None
-    """Chance in (0, 1] that this answer had of being audited; None where none is."""
+    """Probability in (0, 1] with which this answer was to be audited; None where answers are not audited."""
     audited: bool = False
-    """True if chance has chosen this answer to be held against another one."""
+    """True if the answer was drawn for an audit."""
 
 
 class Token(Record):
     """One token of an answer."""
 
     text: str
-    """The token as text; a part of a character shows as a replacement character."""
+    """The token as text; bytes of an incomplete character show as a replacement character."""
     logprob: float
-    """Log-probability among what the model could have written there, in nats."""
+    """Log-probability among the tokens that were allowed there, in nats."""
     octets: tuple[int, ...] = ()
-    """Its bytes: a token may end inside a character."""
+    """Its UTF-8 bytes; a token may end inside a character."""
     top: tuple[tuple[str, float], ...] = ()
-    """The likeliest tokens there with their log-probabilities, likeliest first, as many as were asked for."""
+    """The likeliest tokens there with their log-probabilities, likeliest first, as many as were requested."""
 
 
 class Completion(Record):
-    """One answer, with what it took."""
+    """One answer, its cost and its confidence."""
 
     text: str
     """The answer."""
     answered_by: str
-    """Name of the model that wrote it."""
+    """Name of the model that produced it."""
     latency_ms: float
-    """From request to whole answer, thrown-away drafts included."""
+    """From request to whole answer, discarded drafts included."""
     cost_usd: float
-    """What the answer cost, thrown-away drafts included. Unknown prices raise, they are never 0."""
+    """Cost of the answer, discarded drafts included. An unknown price is an error, never 0."""
     prompt_tokens: int = 0
     """Tokens read."""
     completion_tokens: int = 0
-    """Tokens written (1 for a scored label)."""
+    """Tokens generated (1 for a label)."""
     confidence: float | None = None
-    """Probability of being right as the model sees it, in [0, 1]; None if it has no view."""
+    """The model's own probability in [0, 1] of being right; None if it gives none."""
     alternatives: tuple[tuple[str, float], ...] = ()
-    """Best labels with their probabilities, best first, at most five; empty for free text."""
+    """The likeliest labels with their probabilities, likeliest first, at most five; empty for free text."""
     field_confidence: dict[str, float] = {}
-    """By field path of a JSON answer, the probability of its value as the model sees it, in [0, 1]."""
+    """By field path of a JSON answer, the model's own probability in [0, 1] of its value."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why the answer ended."""
     tokens: tuple[Token, ...] = ()
-    """The answer token by token, only if the request wanted log-probabilities and the model has them. A scored label is
-    one token."""
+    """The tokens of the answer, only if the request wants log-probabilities and the model has them. A label is one
+    token."""
     route: Route | None = None
     """Set by a Router."""
 
 
 class Chunk(Record):
-    """A piece of a streamed answer; the last piece carries the whole Completion."""
+    """A part of a streamed answer; the last one carries the whole Completion."""
 
     text: str = ""
-    """New text since the piece before."""
+    """Text since the chunk before."""
     tokens: tuple[Token, ...] = ()
-    """The tokens of this piece, only if the request wanted log-probabilities."""
+    """The tokens of this chunk, only if the request wants log-probabilities."""
     completion: Completion | None = None
-    """Set on the last piece only."""
+    """Set on the last chunk only."""
 
 
 class Capability(StrEnum):
@@ -181,11 +180,11 @@ class Capability(StrEnum):
     LOGPROBS = "logprobs"
     """Token log-probabilities are returned where `Request.logprobs` asks for them."""
     EMBEDDINGS = "embeddings"
-    """The model is an `Embeds`."""
+    """The model is an `EmbeddingModel`."""
     LABEL_PROBABILITIES = "label_probabilities"
-    """The model is a `Scores`."""
+    """The model is a `LabelProbabilityModel`."""
     READINESS = "readiness"
-    """The model is a `Probed`."""
+    """The model is a `ProbedModel`."""
 
 
 @runtime_checkable
@@ -201,24 +200,24 @@ class Model(Protocol):
         """What the model can do beyond answering. Ask these, never for a class: a wrapper passes them on."""
 
     async def complete(self, request: Request) -> Completion:
-        """The whole answer. Raises ModelError if there is none."""
+        """Return the whole answer. Raise ModelError if there is none."""
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece, ending with a Chunk that carries the Completion."""
+        """Yield the answer in chunks, the last of which carries the Completion."""
 
     async def aclose(self) -> None:
-        """Free what the model holds (connections, child processes). Safe to call twice."""
+        """Free the model's connections, threads and processes. Safe to call twice."""
 
 
 class Embeddings(NamedTuple):
-    """What texts look like to a model."""
+    """Texts as vectors."""
 
     vectors: list[list[float]]
     """One per text, of length 1."""
     n_tokens: int
     """Tokens read."""
     cost_usd: float
-    """What it cost."""
+    """Cost of the call."""
 
 
 class LabelScores(NamedTuple):
@@ -231,50 +230,47 @@ class LabelScores(NamedTuple):
     n_tokens: int
     """Tokens read."""
     cost_usd: float
-    """What it cost."""
+    """Cost of the call."""
 
 
-@runtime_checkable
-class Embeds(Protocol):
-    """A Model that also turns texts into vectors."""
+class EmbeddingModel(Protocol):
+    """A Model that also embeds texts as vectors."""
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """One vector per text, in order. Raises ModelError."""
+        """Return one vector per text, in order. Raise ModelError."""
 
 
-@runtime_checkable
-class Scores(Protocol):
+class LabelProbabilityModel(Protocol):
     """A Model that also gives the probability of every label."""
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        """One result per text, in order. Raises ModelError."""
+        """Return one result per text, in order. Raise ModelError."""
 
 
-@runtime_checkable
-class Probed(Protocol):
-    """A Model that can say whether it would answer now."""
+class ProbedModel(Protocol):
+    """A Model that can check whether it would answer now."""
 
     async def ready(self) -> None:
-        """Nothing if it would, shown by a tiny piece of real work that is not paid for. Raises ModelError."""
+        """Return if a tiny piece of real work, free of charge, succeeds. Raise ModelError otherwise."""
 
 
 async def stream_in_one_chunk(model: Model, request: Request) -> AsyncIterator[Chunk]:
-    """The stream of a model that answers in one piece (a label, a recording)."""
+    """Yield the answer of a model that has no parts of one (a label, a recording)."""
     completion = await model.complete(request)
     yield Chunk(text=completion.text, tokens=completion.tokens)
     yield Chunk(completion=completion)
 
 
-def embedding_model(model: Model) -> Embeds | None:
+def embedding_model(model: Model) -> EmbeddingModel | None:
     """Return `model` as one that embeds texts, or None if it does not."""
-    return cast(Embeds, model) if Capability.EMBEDDINGS in model.capabilities else None
+    return cast(EmbeddingModel, model) if Capability.EMBEDDINGS in model.capabilities else None
 
 
-def label_probability_model(model: Model) -> Scores | None:
+def label_probability_model(model: Model) -> LabelProbabilityModel | None:
     """Return `model` as one that gives label probabilities, or None if it does not."""
-    return cast(Scores, model) if Capability.LABEL_PROBABILITIES in model.capabilities else None
+    return cast(LabelProbabilityModel, model) if Capability.LABEL_PROBABILITIES in model.capabilities else None
 
 
-def probed_model(model: Model) -> Probed | None:
+def probed_model(model: Model) -> ProbedModel | None:
     """Return `model` as one whose readiness can be probed, or None if it cannot."""
-    return cast(Probed, model) if Capability.READINESS in model.capabilities else None
+    return cast(ProbedModel, model) if Capability.READINESS in model.capabilities else None

@@ -25,7 +25,7 @@ class AutoRouter:
     ) -> None:
         self.routers, self.general, self._name = dict(routers), general, name
         self._worker: BatchWorker[Request, TaskSelection] = BatchWorker(
-            lambda requests: [selector.select(request) for request in requests], name=name, most_at_once=8
+            lambda requests: [selector.select(request) for request in requests], name=name, max_batch_size=8
         )
 
     @property
@@ -53,7 +53,7 @@ class AutoRouter:
             await model.aclose()
 
     async def _select(self, request: Request) -> tuple[TaskSelection, Model]:
-        selection = await self._worker.ask(request)
+        selection = await self._worker.submit(request)
         model = self.routers.get(selection.task) if selection.task else self.general
         if model is None:
             raise ModelError(f"{self._name}: {selection.why}, and there is no general model to ask")

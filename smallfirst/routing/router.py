@@ -17,15 +17,15 @@ from smallfirst.models.protocol import (
     Capability,
     Chunk,
     Completion,
+    EmbeddingModel,
     Embeddings,
-    Embeds,
+    LabelProbabilityModel,
     LabelScores,
     Model,
-    Probed,
+    ProbedModel,
     Request,
     Route,
     RouteStep,
-    Scores,
     embedding_model,
     label_probability_model,
     probed_model,
@@ -67,9 +67,9 @@ class Router:
         """What is guaranteed about certified answers, in one line."""
         self._name = name or self.stages[-1].model.name
         drafting = [stage.model for stage in reversed(self.stages)]
-        self._embedding: Embeds | None = next(filter(None, map(embedding_model, drafting)), None)
-        self._scoring: Scores | None = next(filter(None, map(label_probability_model, drafting)), None)
-        self._probed: Probed | None = next(filter(None, map(probed_model, drafting)), None)
+        self._embedding: EmbeddingModel | None = next(filter(None, map(embedding_model, drafting)), None)
+        self._scoring: LabelProbabilityModel | None = next(filter(None, map(label_probability_model, drafting)), None)
+        self._probed: ProbedModel | None = next(filter(None, map(probed_model, drafting)), None)
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Scores, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
@@ -168,7 +168,9 @@ def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_ent
     assert (found.text, found.answered_by) == ("card_arrival", "tickets@1")
     assert found.route is not None
     assert found.route.stage == "tickets"
-    assert isinstance(built.models["desk"], Scores) == isinstance(built.models["desk/tickets"], Scores)
+    assert (Capability.LABEL_PROBABILITIES in built.models["desk"].capabilities) == (
+        Capability.LABEL_PROBABILITIES in built.models["desk/tickets"].capabilities
+    )
     asyncio.run(built.aclose())
 
 

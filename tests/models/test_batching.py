@@ -33,10 +33,10 @@ def test_what_waits_is_answered_together_up_to_the_most() -> None:
     async def scenario() -> tuple[list[int], list[list[int]]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=3)
-        first = asyncio.ensure_future(worker.ask(1))
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=3)
+        first = asyncio.ensure_future(worker.submit(1))
         await asyncio.to_thread(doubling.began.wait, 10)
-        others = [asyncio.ensure_future(worker.ask(n)) for n in range(2, 7)]
+        others = [asyncio.ensure_future(worker.submit(n)) for n in range(2, 7)]
         await asyncio.sleep(0)  # all five stand in line
         doubling.gate.set()
         found = [await first, *(await asyncio.gather(*others))]
@@ -50,9 +50,9 @@ def test_what_waits_is_answered_together_up_to_the_most() -> None:
 
 def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> None:
     async def scenario() -> tuple[list[object], int]:
-        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", most_at_once=9)
-        failed = await asyncio.gather(worker.ask(13), return_exceptions=True)
-        after = await worker.ask(4)
+        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", max_batch_size=9)
+        failed = await asyncio.gather(worker.submit(13), return_exceptions=True)
+        after = await worker.submit(4)
         await worker.aclose()
         return list(failed), after
 
@@ -64,11 +64,11 @@ def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> Non
 
 def test_a_closed_worker_says_so_and_may_be_closed_twice() -> None:
     async def scenario() -> None:
-        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", most_at_once=9)
+        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", max_batch_size=9)
         await worker.aclose()
         await worker.aclose()
         with pytest.raises(ModelError, match="doubling is closed"):
-            await worker.ask(1)
+            await worker.submit(1)
 
     asyncio.run(scenario())
 
@@ -77,10 +77,10 @@ def test_one_bad_question_does_not_fail_its_neighbours() -> None:
     async def scenario() -> tuple[list[object], list[list[int]]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=9)
-        asked = [asyncio.ensure_future(worker.ask(1))]
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=9)
+        asked = [asyncio.ensure_future(worker.submit(1))]
         await asyncio.to_thread(doubling.began.wait, 10)
-        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 13, 3)]
+        asked += [asyncio.ensure_future(worker.submit(n)) for n in (2, 13, 3)]
         await asyncio.sleep(0)
         doubling.gate.set()
         found = await asyncio.gather(*asked, return_exceptions=True)
@@ -97,12 +97,12 @@ def test_what_waits_is_counted_without_those_who_gave_up() -> None:
     async def scenario() -> list[tuple[int, int]]:
         doubling = Doubling()
         doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", most_at_once=9, size=lambda n: 10 * n)
+        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=9, size=lambda n: 10 * n)
         seen = [worker.waiting()]
-        asked = [asyncio.ensure_future(worker.ask(1))]
+        asked = [asyncio.ensure_future(worker.submit(1))]
         await asyncio.to_thread(doubling.began.wait, 10)
         seen.append(worker.waiting())
-        asked += [asyncio.ensure_future(worker.ask(n)) for n in (2, 3, 4)]
+        asked += [asyncio.ensure_future(worker.submit(n)) for n in (2, 3, 4)]
         await asyncio.sleep(0)
         seen.append(worker.waiting())
         asked[2].cancel()
@@ -122,14 +122,14 @@ def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
     async def scenario() -> list[list[int]]:
         doubling = Doubling()
         worker: BatchWorker[int, int] = BatchWorker(
-            doubling, name="doubling", most_at_once=9, size=lambda n: n, plan=BatchBudget(seconds=0.0, full=10)
+            doubling, name="doubling", max_batch_size=9, size=lambda n: n, budget=BatchBudget(seconds=0.0, full=10)
         )
-        await worker.ask(1)  # from now on a rate is known
+        await worker.submit(1)  # from now on a rate is known
         doubling.gate.clear()
         doubling.began.clear()
-        asked = [asyncio.ensure_future(worker.ask(1))]
+        asked = [asyncio.ensure_future(worker.submit(1))]
         await asyncio.to_thread(doubling.began.wait, 10)
-        asked += [asyncio.ensure_future(worker.ask(n)) for n in (4, 5, 2, 40, 3)]
+        asked += [asyncio.ensure_future(worker.submit(n)) for n in (4, 5, 2, 40, 3)]
         await asyncio.sleep(0)
         doubling.gate.set()
         await asyncio.gather(*asked)
@@ -142,12 +142,12 @@ def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
 
 def test_the_pace_follows_the_passes() -> None:
     pace = ThroughputEstimate(BatchBudget(seconds=2.0, full=3.0))
-    assert pace.affords() == 3.0
-    assert ThroughputEstimate(BatchBudget()).affords() == float("inf")
-    pace.learn(100, 1.0)
-    assert pace.affords() == pytest.approx(200)
-    pace.learn(10, 1.0)
-    assert pace.affords() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
+    assert pace.batch_size() == 3.0
+    assert ThroughputEstimate(BatchBudget()).batch_size() == float("inf")
+    pace.update(100, 1.0)
+    assert pace.batch_size() == pytest.approx(200)
+    pace.update(10, 1.0)
+    assert pace.batch_size() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
     for _ in range(200):
-        pace.learn(1, 10.0)
-    assert pace.affords() == 3.0  # never less than what keeps the machine busy
+        pace.update(1, 10.0)
+    assert pace.batch_size() == 3.0  # never less than what keeps the machine busy

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smallfirst.errors import ModelError, RequestRefused
 from smallfirst.models.label_model import LabelLogProbs, LabelModel, TextEmbedding, log_softmax, softmax
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Completion, Embeds, Model, Probed, Request, Scores
+from smallfirst.models.protocol import Capability, Completion, Model, Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.classify import Classify
 
@@ -31,6 +31,7 @@ class DigitScorer:
         self.gate, self.began = threading.Event(), threading.Event()
         self.gate.set()
         self.batches: list[list[str]] = []
+        self.embed = None
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
         self.batches.append(list(texts))
@@ -74,6 +75,8 @@ def test_an_answer_carries_label_confidence_alternatives_cost_and_tokens() -> No
 
 def test_alternatives_are_the_five_best_sorted() -> None:
     class Slope:
+        embed = None
+
         def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
             return [LabelLogProbs([math.log(p) for p in (0.1, 0.3, 0.05, 0.2, 0.02, 0.25, 0.08)], 0, 0.0)]
 
@@ -141,7 +144,7 @@ def test_log_probabilities_are_tempered_and_always_finite() -> None:
 def test_probabilities_of_all_labels_come_in_label_order_with_what_they_cost() -> None:
     price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
     model = LabelModel(Slope(), MANIFEST.model_copy(update={"temperature": 2.0}), price=price)
-    assert isinstance(model, Scores)
+    assert Capability.LABEL_PROBABILITIES in model.capabilities
     found = asyncio.run(model.probabilities(["one", "two"]))
     whole = sum(math.sqrt(p) for p in SLOPE)
     assert len(found) == 2
@@ -154,7 +157,7 @@ def test_probabilities_of_all_labels_come_in_label_order_with_what_they_cost() -
 def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
     price = MachinePrice(usd_per_hour=1.0, utilisation=0.5)
     model = LabelModel(Slope(), MANIFEST, price=price)
-    assert isinstance(model, Embeds)
+    assert Capability.EMBEDDINGS in model.capabilities
 
     async def both() -> tuple[object, object]:
         return await asyncio.gather(model.embed(["a", "", "b"]), model.complete(Request.ask("any")))
@@ -166,7 +169,7 @@ def test_embeddings_come_in_order_with_tokens_and_cost() -> None:
 
 
 def test_a_scorer_without_vectors_says_so_to_the_client() -> None:
-    with pytest.raises(RequestRefused, match="digits reads words, not vectors: it gives no embeddings"):
+    with pytest.raises(RequestRefused, match="digits has no embeddings"):
         asyncio.run(LabelModel(DigitScorer(), MANIFEST).embed(["4"]))
 
 
@@ -177,9 +180,9 @@ def test_a_model_is_ready_once_it_scores_and_not_with_damaged_weights(logs: list
             return [LabelLogProbs(logs, 4, 0.0) for _ in texts]
 
     good = LabelModel(Slope(), MANIFEST)
-    assert isinstance(good, Probed)
+    assert Capability.READINESS in good.capabilities
     asyncio.run(good.ready())
-    with pytest.raises(ModelError, match="label probabilities are no numbers"):
+    with pytest.raises(ModelError, match="label probabilities are not numbers"):
         asyncio.run(LabelModel(Damaged(), MANIFEST).ready())
 
 
@@ -225,7 +228,7 @@ def test_what_waits_at_the_same_moment_shares_one_pass() -> None:
 
 
 def test_no_pass_is_larger_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LabelModel, "most_at_once", 4)
+    monkeypatch.setattr(LabelModel, "max_batch_size", 4)
     scorer = DigitScorer()
     model = LabelModel(scorer, MANIFEST)
     ask(model, *["1"] * 50)

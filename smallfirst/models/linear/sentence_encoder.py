@@ -1,11 +1,12 @@
-"""A sentence encoder: a text to one unit vector, by mean pooling over its tokens.
+"""A sentence encoder: one unit vector a text, by mean pooling over its tokens.
 
-Used by the linear rungs of the ladder, frozen or fine-tuned, and to find the training rows nearest to a request. It is
-cheap: 22 M parameters read a short text in a few milliseconds on two cores.
+Linear classifiers use it frozen or fine-tuned, and few-shot prompts to find the training rows nearest to a request. The
+default has 22 M parameters and reads a short text in a few milliseconds on two cores.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from smallfirst.models.compute_thread import run_in_compute_thread, run_in_temp_thread
+from smallfirst.models.label_model import TextEmbedding
 from smallfirst.models.local.weights import import_transformers, refuse_remote_code, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -26,6 +28,7 @@ class SentenceEncoder:
     batch_rows = 32
 
     def __init__(self, folder: Path) -> None:
+        """Load weights and tokenizer from a folder. Raise MissingExtra without torch."""
         transformers = import_transformers("The sentence encoder")
         import torch
 
@@ -34,12 +37,12 @@ class SentenceEncoder:
             folder, local_files_only=True, trust_remote_code=False
         )
 
-        def loaded() -> Any:
+        def load() -> Any:
             return transformers.AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
             )
 
-        self.model = run_in_temp_thread(loaded).eval()
+        self.model = run_in_temp_thread(load).eval()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -47,37 +50,43 @@ class SentenceEncoder:
         return weights_fingerprint(self.model)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (texts, width) in float32, in order."""
-        return run_in_compute_thread(lambda: self._embedded(texts))
+        """Return unit vectors (texts, width) in float32, in order."""
+        return run_in_compute_thread(lambda: self._embed(texts))
 
-    def _embedded(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-
-        encoded = [self.tokens(text) for text in texts]
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        vectors = np.zeros((len(encoded), self.model.config.hidden_size), dtype=np.float32)
-        for start in range(0, len(order), self.batch_rows):
-            chosen = order[start : start + self.batch_rows]
-            with torch.inference_mode():
-                vectors[chosen] = self.vectors([encoded[i] for i in chosen]).numpy()
-        return vectors
+    def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
+        """Return the vector of each text with its tokens and its share of the time, in order."""
+        began = time.perf_counter()
+        vectors = self.embed(texts).tolist()
+        busy_s = (time.perf_counter() - began) / max(1, len(texts))
+        return [
+            TextEmbedding(vector, len(self.tokens(text)), busy_s) for vector, text in zip(vectors, texts, strict=True)
+        ]
 
     def tokens(self, text: str) -> list[int]:
-        """The text in tokens, its end cut off beyond `max_tokens`."""
+        """Return the tokens of the text; those beyond `max_tokens` are cut off."""
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
         return ids
 
     def vectors(self, encoded: Sequence[Sequence[int]]) -> Any:
-        """Unit vectors (texts, width), a float32 tensor: the mean over each text's tokens, scaled to length 1."""
+        """Return unit vectors (texts, width), float32: the mean over each text's tokens, scaled to length 1."""
         import torch
 
-        width = max(map(len, encoded))
-        ids = torch.zeros(len(encoded), width, dtype=torch.long)
-        mask = torch.zeros(len(encoded), width, dtype=torch.long)
-        for at, row in enumerate(encoded):
-            ids[at, : len(row)] = torch.tensor(row)
-            mask[at, : len(row)] = 1
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        from smallfirst.models.local.token_batches import pad_right
+
+        mask = pad_right([[1] * len(row) for row in encoded])
+        hidden = self.model(input_ids=pad_right(encoded), attention_mask=mask).last_hidden_state.float()
         weight = mask.unsqueeze(-1).float()  # (batch, time, 1)
         mean = (hidden * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(mean, dim=-1)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        import torch
+
+        from smallfirst.models.local.token_batches import length_batches
+
+        encoded = [self.tokens(text) for text in texts]
+        vectors = np.zeros((len(encoded), self.model.config.hidden_size), dtype=np.float32)
+        for chosen in length_batches([len(ids) for ids in encoded], max_rows=self.batch_rows):
+            with torch.inference_mode():
+                vectors[chosen] = self.vectors([encoded[i] for i in chosen]).numpy()
+        return vectors

@@ -50,6 +50,8 @@ class TrieScorer:
     """A causal model and the probabilities of a task's closed answers under it. Not thread-safe."""
 
     batch_tokens = 2048
+    embed = None
+    """The states read here belong to prompts with labels, not to texts."""
 
     def __init__(self, model: Any, tokenizer: Any, *, answers: Sequence[str], prompt: Prompt, end: int) -> None:
         """`answers` are written after `prompt(text)` and closed by the token `end`.

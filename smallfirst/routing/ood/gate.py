@@ -50,7 +50,7 @@ class OodGate:
     def __init__(self, scorer: OodScorer, *, price: MachinePrice | None = None) -> None:
         self._scorer, self._price = scorer, price or MachinePrice()
         self._worker: BatchWorker[str, tuple[float, float]] = BatchWorker(
-            self._score, name="domain", most_at_once=MAX_BATCH
+            self._score, name="domain", max_batch_size=MAX_BATCH
         )
 
     @classmethod
@@ -70,7 +70,7 @@ class OodGate:
     async def score(self, request: Request) -> OodScore:
         """Score the last user message."""
         began = time.perf_counter()
-        value, busy_s = await self._worker.ask(request.text)
+        value, busy_s = await self._worker.submit(request.text)
         return OodScore(value, self._price.cost_usd(busy_s), (time.perf_counter() - began) * 1000)
 
     async def aclose(self) -> None:

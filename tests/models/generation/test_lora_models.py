@@ -22,7 +22,7 @@ from smallfirst.models.loading import load_model
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.local.weights import load_causal
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.protocol import Completion, Embeds, Model, Request
+from smallfirst.models.protocol import Completion, Model, Request, embedding_model
 from smallfirst.tasks.answer import Answer
 
 ANSWER = Answer(name="rules", max_answer_tokens=8)
@@ -141,8 +141,9 @@ def test_vectors_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path
     async def play() -> list[list[float]]:
         found = []
         for model in models:
-            assert isinstance(model, Embeds)
-            found.append((await model.embed(["the card"])).vectors[0])
+            embedding = embedding_model(model)
+            assert embedding is not None
+            found.append((await embedding.embed(["the card"])).vectors[0])
             await model.aclose()
         return found
 

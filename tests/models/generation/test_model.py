@@ -21,7 +21,7 @@ from smallfirst.models.generation.sequence import GenerationRequest, GenerationR
 from smallfirst.models.loading import load_model
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.manifest import Manifest, write_manifest
-from smallfirst.models.protocol import Chunk, Completion, Embeddings, Embeds, Model, Probed, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Model, Request, ResponseFormat
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.extract import Extract
@@ -212,7 +212,7 @@ def test_a_model_that_is_asked_whether_it_is_ready_reads_a_token(lively: tuple[A
 
     asyncio.run(play())
     hook.remove()
-    assert isinstance(model, Probed)
+    assert Capability.READINESS in model.capabilities
 
 
 def test_a_text_as_a_vector_is_the_mean_of_its_tokens_states(lively: tuple[Any, Any]) -> None:
@@ -226,7 +226,7 @@ def test_a_text_as_a_vector_is_the_mean_of_its_tokens_states(lively: tuple[Any, 
         return found
 
     found = asyncio.run(play())
-    assert isinstance(mine, Embeds)
+    assert Capability.EMBEDDINGS in mine.capabilities
     n_tokens = 0
     for text, vector in zip(texts, found.vectors, strict=True):
         ids = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]

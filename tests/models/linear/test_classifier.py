@@ -10,7 +10,7 @@ import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.label_model import LabelLogProbs
-from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures, _embedded
+from smallfirst.models.linear.classifier import LinearClassifier, TfidfFeatures
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import Manifest
@@ -151,9 +151,9 @@ def test_no_texts_give_no_scores() -> None:
 
 
 def test_an_encoder_gives_its_vectors_and_words_have_none(toy_rows: Dataset, toy_task: Classify) -> None:
-    assert not hasattr(LinearClassifier.fit("words", toy_rows, toy_task), "embed")
+    assert LinearClassifier.fit("words", toy_rows, toy_task).embed is None
     encoder = SentenceEncoder.__new__(SentenceEncoder)  # without weights: what it says is given by hand
     encoder.embed = lambda texts: np.array([[0.6, 0.8]] * len(texts))  # type: ignore[method-assign]
     encoder.tokens = lambda text: [1] * len(text)  # type: ignore[method-assign]
-    found = _embedded(encoder, ["ab", "c"])
+    found = encoder.text_embeddings(["ab", "c"])
     assert [(one.vector, one.n_tokens) for one in found] == [([0.6, 0.8], 2), ([0.6, 0.8], 1)]

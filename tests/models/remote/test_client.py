@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from smallfirst.errors import BadAnswer, ModelError, RateLimited, Unavailable
-from smallfirst.models.protocol import Completion, Probed, Request
+from smallfirst.models.protocol import Capability, Completion, Request
 from smallfirst.models.remote.client import BURST, CircuitOpenError
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
@@ -335,7 +335,7 @@ def test_streams_that_break_off_open_the_breaker(server: Server) -> None:
 
 def test_ready_asks_nobody_and_raises_while_the_breaker_is_open(server: Server) -> None:
     model = server.model(max_retries=0, breaker={"max_consecutive_failures": 1})
-    assert isinstance(model, Probed)
+    assert Capability.READINESS in model.capabilities
     asyncio.run(model.ready())
     assert server.heads == []
     server.deeds = [BUSY]

@@ -26,10 +26,10 @@ from smallfirst.errors import (
     Unavailable,
 )
 from smallfirst.models.protocol import (
+    Capability,
     Chunk,
     Completion,
     Embeddings,
-    Embeds,
     Model,
     Request,
     ResponseFormat,
@@ -241,7 +241,7 @@ def test_vectors_come_in_the_order_of_their_texts_and_have_length_1() -> None:
     api = Api(ok({"data": data, "usage": {"prompt_tokens": 1000, "total_tokens": 1000}}))
     model = api.model()
     found = embed(model, "a", "b")
-    assert isinstance(model, Embeds)
+    assert Capability.EMBEDDINGS in model.capabilities
     assert found.vectors == [[pytest.approx(0.6), pytest.approx(0.8)], [0.0, 1.0]]
     assert (found.n_tokens, found.cost_usd) == (1000, pytest.approx(0.002))  # at $2 per million
     assert str(api.requests[0].url) == f"{BASE}/embeddings"

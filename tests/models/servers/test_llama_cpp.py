@@ -13,7 +13,7 @@ import pytest
 from fixtures.tiny_llama import LABELS, ask, formed, given_config, given_gguf, given_model, opened  # noqa: F401
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
-from smallfirst.models.protocol import Chunk, Completion, Model, Probed, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat
 from smallfirst.models.servers import llama_cpp as gguf_room
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
@@ -66,7 +66,7 @@ def test_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
 def test_model_can_write_only_one_of_the_answers(model: LlamaCppModel) -> None:
     completion = ask(model)
     assert isinstance(model, Model)
-    assert isinstance(model, Probed)
+    assert Capability.READINESS in model.capabilities
     assert completion.text in LABELS
     assert completion.answered_by == "tiny"
     assert completion.cost_usd > 0

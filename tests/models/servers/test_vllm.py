@@ -17,7 +17,7 @@ import pytest
 from fixtures.tiny_llama import gone_within
 
 from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
-from smallfirst.models.protocol import Chunk, Model, Probed, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Chunk, Model, Request, ResponseFormat
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
 from smallfirst.pricing import PriceBook
 
@@ -123,7 +123,7 @@ def test_answers_whole_and_in_pieces(model: VllmModel) -> None:
 
     text, chunks = asyncio.run(run())
     assert isinstance(model, Model)
-    assert isinstance(model, Probed)
+    assert Capability.READINESS in model.capabilities
     assert text == "hello there"
     assert [chunk.text for chunk in chunks] == ["hel", "lo there", ""]
 
