@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Protocol
@@ -72,6 +72,12 @@ def format_duration(duration: timedelta) -> str:
     if hours:
         return f"{hours}h {minutes % 60}m"
     return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return one line for each row, in columns as wide as their widest cell; the first row is usually the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def disable_tqdm_in_pipes() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smallfirst.progress import format_duration
+from smallfirst.progress import format_duration, format_table
 
 if TYPE_CHECKING:
     from smallfirst.jobs.job_folder import JobFolder
@@ -106,8 +106,7 @@ def as_values(job: JobFolder) -> dict[str, Any]:
 def table(jobs: Sequence[JobFolder]) -> list[str]:
     """Return a line of headings and one line for each job, in aligned columns."""
     rows = [COLUMNS, *((job.name, job.state, job.spec.model, _progress(job), _age(job)) for job in jobs)]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
-    return ["  ".join(f"{value:<{width}}" for value, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return format_table(rows)
 
 
 def describe(job: JobFolder) -> list[str]:

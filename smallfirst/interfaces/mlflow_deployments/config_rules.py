@@ -168,7 +168,8 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
         )
         return
     if model.provider not in _CONFIG_FIELDS:
-        yield f'{path}.provider: "{model.provider}" is unknown{did_you_mean(model.provider, [*_CONFIG_FIELDS, *_OTHER_APIS])}'
+        near = did_you_mean(model.provider, [*_CONFIG_FIELDS, *_OTHER_APIS])
+        yield f'{path}.provider: "{model.provider}" is unknown{near}'
         return
     if model.task != "llm/v1/chat":
         yield f"{path}.task: {model.task} is not served by an external model here, only llm/v1/chat"

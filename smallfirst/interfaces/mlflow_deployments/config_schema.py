@@ -1,7 +1,7 @@
 """The fields of Databricks' serving endpoints as records; some are accepted without effect and named in a note.
 
-An unknown field is refused with the nearest known one. Fields that may hold a secret accept any value and are checked by
-`config_rules`, so that no message about a wrong type can repeat a secret.
+An unknown field is refused with the nearest known one. Fields that may hold a secret accept any value and are checked
+by `config_rules`, so that no message about a wrong type can repeat a secret.
 """
 
 from __future__ import annotations

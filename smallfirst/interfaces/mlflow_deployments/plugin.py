@@ -3,10 +3,9 @@
     client.create_endpoint("desk", config)            Databricks' config, as it is
     client.predict(endpoint="desk", inputs={"messages": […]})
 
-Target `smallfirst` keeps endpoints on this machine, each a process that outlives this one. Target
-`smallfirst:/http://127.0.0.1:8000` is a server that runs already: it is asked and listed, and changed by whoever runs
-it. MLflow looks through this module for its client, so exactly one may be visible here. Every error is an
-MlflowException in smallfirst's words.
+The target `smallfirst` manages endpoints on this machine, each a process that outlives this one. The target
+`smallfirst:/http://127.0.0.1:8000` is a running server, which can be queried and listed but not changed. MLflow
+searches this module for its client class, so exactly one may be visible here. Every error is an MlflowException.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _HELP = """\
 smallfirst serves registered fine-tuned models, external models and cascades of both behind one name on this machine.
 
 Target:  smallfirst                          endpoints kept here, each a background process
-         smallfirst:/http://127.0.0.1:8000   a server that runs already: predict, list and get
+         smallfirst:/http://127.0.0.1:8000   a running server: predict, list and get
 
 Endpoint config: what Databricks' serving endpoints take, as it is.
   served_entities   {"name", "entity_name": "catalog.schema.model", "entity_version": "3" or "@champion"}
@@ -49,32 +48,27 @@ On the command line: smallfirst endpoints list | show | logs | start | stop
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Any = None) -> dict[str, Any]:
-    """The deployment, which runs on this machine until it is deleted. Raises MlflowException.
-
-    MLflow calls it without the target.
-    """
+    """Create a deployment on this machine; MLflow calls this without the target. Raise MlflowException."""
     return SmallfirstClient("smallfirst").create_deployment(name, model_uri, flavor, config)
 
 
 def target_help() -> str:
-    """What `mlflow deployments help -t smallfirst` shows."""
+    """Return the text of `mlflow deployments help -t smallfirst`."""
     return _HELP
 
 
-def _told(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, its errors as MLflow's."""
-
+def _mlflow_errors(function: Callable[P, T]) -> Callable[P, T]:
     @wraps(function)
-    def telling(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
         except SmallfirstError as error:
-            _refuse(error)
+            _raise_mlflow_exception(error)
 
-    return telling
+    return wrapped
 
 
-def _refuse(error: SmallfirstError) -> NoReturn:
+def _raise_mlflow_exception(error: SmallfirstError) -> NoReturn:
     from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
     from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointNotFound
@@ -91,67 +85,67 @@ class SmallfirstClient(BaseDeploymentClient):
         super().__init__(target_uri)  # type: ignore[no-untyped-call]
         self._server = target_uri.partition(":/")[2].strip("/")
         if self._server and not self._server.startswith(("http://", "https://")):
-            raise MlflowException(f"{target_uri}: after smallfirst:/ stands a server, such as http://127.0.0.1:8000")
+            raise MlflowException(f"{target_uri}: a server such as http://127.0.0.1:8000 must follow smallfirst:/")
 
-    @_told
+    @_mlflow_errors
     def create_endpoint(
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
-        """The endpoint, once it answers; what has no effect here is listed under `notes` and printed."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        """Return the new endpoint once it answers; settings without effect are listed under `notes` and printed."""
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
 
         self._check_local("created")
         given = {**(config or {}), **({"route_optimized": True} if route_optimized else {})}
-        return _shown(endpoints.create(name, given, log=_log))
+        return _with_notes_printed(lifecycle.create(name, given, log=_log))
 
-    @_told
+    @_mlflow_errors
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The endpoint, once the new config answers; one that cannot go live leaves the old one answering."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        """Return the endpoint once the new config is live; if it cannot be, the old one stays live."""
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
 
         self._check_local("changed")
-        return _shown(endpoints.update(endpoint, config or {}, log=_log))
+        return _with_notes_printed(lifecycle.update(endpoint, config or {}, log=_log))
 
     def update_endpoint_config(self, endpoint: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """As `update_endpoint`, by the name that Databricks' client has for it."""
+        """Call `update_endpoint`, by the name that Databricks' client uses."""
         return self.update_endpoint(endpoint, config)
 
-    @_told
+    @_mlflow_errors
     def delete_endpoint(self, endpoint: str) -> None:
-        """Nothing, once the endpoint is gone, its running requests done; one that is gone already is no error."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        """Delete the endpoint once its running requests are done; ignore one that does not exist."""
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
 
         self._check_local("deleted")
-        endpoints.delete(endpoint)
+        lifecycle.delete(endpoint)
 
-    @_told
+    @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
-        """All endpoints."""
+        """Return all endpoints."""
         if self._server:
             from smallfirst.interfaces.mlflow_deployments.client import get
 
             found: list[dict[str, Any]] = get(self._server, "/api/2.0/serving-endpoints")["endpoints"]
             return found
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
         from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-        return [describe(endpoint) for endpoint in endpoints.all_endpoints()]
+        return [describe(endpoint) for endpoint in lifecycle.all_endpoints()]
 
-    @_told
+    @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
-        """One endpoint."""
+        """Return one endpoint."""
         if self._server:
             from smallfirst.interfaces.mlflow_deployments.client import get
 
             return get(self._server, f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
         from smallfirst.interfaces.mlflow_deployments.listing import describe
 
-        return describe(endpoints.find(endpoint))
+        return describe(lifecycle.find(endpoint))
 
-    @_told
+    @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
-        """The body that answers: a chat's as OpenAI has it, or `predictions` for a table, a data frame or a list."""
+        """Return the response: a chat completion, or `predictions` for a table, a data frame or a list."""
         from smallfirst.interfaces.mlflow_deployments.client import invoke
 
         return invoke(*self._address(endpoint or deployment_name), inputs)
@@ -159,23 +153,23 @@ class SmallfirstClient(BaseDeploymentClient):
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """The chunks of an answer, as they come."""
+        """Yield the chunks of an answer as they arrive."""
         from smallfirst.interfaces.mlflow_deployments.client import invoke_stream
 
         try:
             yield from invoke_stream(*self._address(endpoint or deployment_name), inputs)
         except SmallfirstError as error:
-            _refuse(error)
+            _raise_mlflow_exception(error)
 
-    @_told
+    @_mlflow_errors
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
     ) -> dict[str, Any]:
-        """An endpoint of one registered model, `models:/catalog.schema.model/3` or `…@champion`."""
+        """Create an endpoint of one registered model, `models:/catalog.schema.model/3` or `…@champion`."""
         _check_plain(flavor, endpoint)
         return {**self.create_endpoint(name, _one_model(model_uri, config or {})), "flavor": "smallfirst"}
 
-    @_told
+    @_mlflow_errors
     def update_deployment(
         self,
         name: str,
@@ -184,22 +178,22 @@ class SmallfirstClient(BaseDeploymentClient):
         config: Any = None,
         endpoint: str | None = None,
     ) -> dict[str, Any]:
-        """The deployment with another model; requests under way end where they began."""
+        """Give the deployment another model; running requests end on the model they began with."""
         _check_plain(flavor, endpoint)
         if model_uri is None:
             raise ConfigError("model_uri is needed", hint="models:/catalog.schema.model@champion")
         return {**self.update_endpoint(name, _one_model(model_uri, config or {})), "flavor": "smallfirst"}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
-        """Nothing, once the deployment is gone; one that is gone already is no error."""
+        """Delete the deployment; ignore one that does not exist."""
         self.delete_endpoint(name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """All endpoints, or the one named."""
+        """Return all endpoints, or the named one."""
         return [self.get_endpoint(endpoint)] if endpoint else self.list_endpoints()
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
-        """One deployment."""
+        """Return one deployment."""
         return self.get_endpoint(name)
 
     def _check_local(self, verb: str) -> None:
@@ -209,17 +203,16 @@ class SmallfirstClient(BaseDeploymentClient):
             )
 
     def _address(self, name: str | None) -> tuple[str, str]:
-        """The server and the endpoint to ask."""
         if not name:
             raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
         if self._server:
             return self._server, name
-        from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+        from smallfirst.interfaces.mlflow_deployments import lifecycle
 
-        return endpoints.find_running(name).url, name
+        return lifecycle.find_running(name).url, name
 
 
-def _shown(endpoint: Any) -> dict[str, Any]:
+def _with_notes_printed(endpoint: Any) -> dict[str, Any]:
     from smallfirst.interfaces.mlflow_deployments.listing import describe
 
     found = describe(endpoint)
@@ -240,7 +233,7 @@ def _check_plain(flavor: str | None, endpoint: str | None) -> None:
 
 
 def _one_model(model_uri: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of an endpoint of one registered model; the command line gives every setting as text."""
+    """Return the config of an endpoint of one registered model. MLflow's command line passes every setting as text."""
     reference = model_uri.removeprefix("models:/")
     name, mark, alias = reference.partition("@")
     version = mark + alias

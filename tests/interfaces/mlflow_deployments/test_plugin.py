@@ -217,7 +217,7 @@ def test_every_error_is_mlflows_in_smallfirsts_words(large: Large) -> None:
         client.predict(inputs=ASKED)
     with pytest.raises(MlflowException, match='flavor "sklearn" is not served'):
         client.create_deployment("desk", f"models:/{NAME}/1", flavor="sklearn")
-    with pytest.raises(MlflowException, match="stands a server"):
+    with pytest.raises(MlflowException, match="must follow smallfirst"):
         get_deploy_client("smallfirst:/8000")
     with pytest.raises(MlflowException, match="does not answer"):
         get_deploy_client("smallfirst:/http://127.0.0.1:9").list_endpoints()
