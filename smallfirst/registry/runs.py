@@ -1,9 +1,8 @@
-"""The one door to MLflow runs: parameters, curves and files of trainings; `tracking_evaluation` adds evaluations.
+"""MLflow runs: parameters, curves and files of trainings.
 
-Opening the store imports MLflow (about a second) and, the first time, creates its tables (another
-second). A metric costs a list append; a batch is written at most every two seconds, so a killed
-run loses at most that much of its curve. A store that fails while a model trains is reported and
-never stops the training.
+Opening the store imports MLflow (about a second) and, the first time, creates its tables (another second). Metrics are
+buffered and written at most every two seconds, so a killed run loses at most that much of its curve. A store that fails
+while a model trains is logged and never stops the training.
 """
 
 from __future__ import annotations
@@ -35,49 +34,47 @@ PARAMS_PER_BATCH = 100
 PARAM_CHARS = 6000
 TAG_CHARS = 5000
 MAX_BUFFERED_METRICS = 100_000
-"""Metrics held in memory while the store does not answer; older ones are dropped beyond that."""
+"""Metrics held in memory while the store does not answer; older ones are dropped."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class TrackedRun:
-    """One MLflow run; as a context manager it ends FINISHED, FAILED (error) or KILLED (stopped)."""
+    """One existing MLflow run; as a context manager it ends FINISHED, FAILED (error) or KILLED (stopped)."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
-        """The run `run_id`, which exists; `open_run` makes new ones."""
         self.run_id = run_id
-        """MLflow's id of the run."""
         self._client = client
-        self._waiting: list[Metric] = []
+        self._buffer: list[Metric] = []
         self._flushed_at = time.monotonic()
         self._ended = False
 
     def log_metrics(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Nothing back; values are written with the next batch, None (not measured) is left out."""
+        """Write the values with the next batch; None (not measured) is left out."""
         from mlflow.entities import Metric
 
         now_ms = int(time.time() * 1000)
-        self._waiting += [
+        self._buffer += [
             Metric(metric_name(name), float(value), now_ms, step) for name, value in values.items() if value is not None
         ]
         if time.monotonic() - self._flushed_at >= FLUSH_INTERVAL_S:
             self.flush()
 
     def flush(self) -> bool:
-        """True if everything logged so far is in the store; if not, it is kept for the next try."""
+        """Write the buffer and return True, or keep it for the next try and return False."""
         self._flushed_at = time.monotonic()
         try:
-            while self._waiting:
-                self._client.log_batch(self.run_id, metrics=self._waiting[:METRICS_PER_BATCH])
-                del self._waiting[:METRICS_PER_BATCH]
+            while self._buffer:
+                self._client.log_batch(self.run_id, metrics=self._buffer[:METRICS_PER_BATCH])
+                del self._buffer[:METRICS_PER_BATCH]
         except Exception as error:  # a curve is never worth a training run, whatever the store's driver raises
-            log.warning("%d metrics wait for the tracking store: %s", len(self._waiting), error)
-            del self._waiting[:-MAX_BUFFERED_METRICS]
+            log.warning("%d metrics wait for the tracking store: %s", len(self._buffer), error)
+            del self._buffer[:-MAX_BUFFERED_METRICS]
             return False
         return True
 
     def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
-        """Nothing back; the file or folder at `path` is copied to the run, into `folder`."""
+        """Copy the file or folder at `path` into `folder` of the run."""
         with store_errors():
             if path.is_dir():
                 self._client.log_artifacts(self.run_id, str(path), folder or path.name)
@@ -85,7 +82,7 @@ class TrackedRun:
                 self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_json(self, name: str, record: Record | Mapping[str, Any] | Sequence[Any]) -> str:
-        """The path inside the run at which `record` was stored as JSON; `name` may hold folders."""
+        """Store `record` as JSON and return its path inside the run; `name` may contain folders."""
         path = name if name.endswith(".json") else f"{name}.json"
         plain = record.model_dump(mode="json") if isinstance(record, Record) else record
         with store_errors():
@@ -93,13 +90,13 @@ class TrackedRun:
         return path
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Nothing back; tags are written at once, values cut at 5,000 characters."""
+        """Write tags at once, their values cut at 5,000 characters."""
         with store_errors():
             for name, value in tags.items():
                 self._client.set_tag(self.run_id, name, value[:TAG_CHARS])
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Nothing back; flushes and closes the run. A second call does nothing."""
+        """Flush and close the run. A second call does nothing."""
         if self._ended:
             return
         self.flush()
@@ -108,23 +105,17 @@ class TrackedRun:
         self._ended = True
 
     def __enter__(self) -> Self:
-        """The run itself."""
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing back: the error, if any, goes on to the caller."""
         if error is None:
             self.finish()
             return
         try:
             self.set_tags({"error": f"{type(error).__name__}: {error}"})
-            # Interrupt, SystemExit and a cancelled asyncio task are no Exception: somebody stopped
-            # the run.
+            # Interrupt, SystemExit and a cancelled asyncio task are no Exception: somebody stopped the run.
             self.finish("FAILED" if isinstance(error, Exception) else "KILLED")
         except SmallfirstError as second:
             log.warning("could not close run %s: %s", self.run_id, second)  # the first error matters
@@ -137,10 +128,7 @@ def open_run(
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> TrackedRun:
-    """A new run of `experiment`, which is created if missing.
-
-    Parameter values beyond MLflow's 6,000 characters are cut and end in `…`.
-    """
+    """Open a new run of `experiment`, which is created if missing. Parameter values are cut at 6,000 characters."""
     store = client()
     from mlflow.entities import Param
 
@@ -154,7 +142,7 @@ def open_run(
 
 
 def resume_run(run_id: str) -> TrackedRun:
-    """The run `run_id`, set to running again. Raises SmallfirstError if it is unknown."""
+    """Set the run `run_id` to running again and return it. Raises SmallfirstError if it is unknown."""
     store = client()
     with store_errors():
         store.update_run(run_id, status="RUNNING")
@@ -162,15 +150,15 @@ def resume_run(run_id: str) -> TrackedRun:
 
 
 def client() -> MlflowClient:
-    """MLflow's client for this project's store, its telemetry off and its chatter silent.
+    """Return MLflow's client for this project's store, with telemetry and info logs off.
 
     `MLFLOW_REGISTRY_URI` is honoured; without it the registry lives in the tracking store.
     """
     _no_telemetry()
     from mlflow.tracking import MlflowClient
 
-    for chatty in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for logger in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     uri = tracking_uri()
     with store_errors():
         return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or uri)
@@ -178,7 +166,7 @@ def client() -> MlflowClient:
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """A block in which a failing MLflow store becomes a SmallfirstError that names the store."""
+    """Turn errors of the MLflow store into a SmallfirstError that names the store."""
     _no_telemetry()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -193,7 +181,7 @@ def store_errors() -> Iterator[None]:
 
 
 def metric_name(name: str) -> str:
-    """`name` with each character that MLflow refuses in metric and parameter names made `_`."""
+    """Return `name` with `_` for each character that MLflow refuses in metric and parameter names."""
     return re.sub(r"[^/\w.\- ]", "_", name)
 
 
@@ -203,19 +191,18 @@ def _no_telemetry() -> None:
 
 
 def experiment_id(store: MlflowClient, name: str) -> str:
-    """The experiment of this name, made if there is none."""
+    """Return the id of the experiment of this name, created if missing."""
     from mlflow.exceptions import MlflowException
 
     found = store.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    # A database has no place for files, so they go to the state folder; a server knows its own
-    # place.
-    place = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifact_folder().as_uri()
+    # A database stores no files, so they go to the state folder; a server has its own artifact store.
+    location = None if re.match(r"https?:|databricks|uc:", tracking_uri()) else artifact_folder().as_uri()
     try:
-        return str(store.create_experiment(name, artifact_location=place))
+        return str(store.create_experiment(name, artifact_location=location))
     except MlflowException:
-        found = store.get_experiment_by_name(name)  # another process may have been quicker
+        found = store.get_experiment_by_name(name)  # another process may have created it
         if found is None:
             raise
         return str(found.experiment_id)

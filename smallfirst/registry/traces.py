@@ -1,8 +1,8 @@
-"""The door to MLflow's traces: finished spans, written many at a time to whatever store the tracking URI names.
+"""MLflow traces: finished spans, written in batches to the store that the tracking URI names.
 
-A database is written to directly, a tracking server by OpenTelemetry's protocol; MLflow's own client does both. Spans
-arrive with all their times and ids, so nothing of MLflow's live tracing, its threads or its global state, takes part.
-The price of a trace of five spans in SQLite is a few milliseconds, so this is for a thread that nobody waits for.
+MLflow's client writes to a database directly and to a tracking server by OpenTelemetry's protocol. Spans arrive with
+their times and ids, so MLflow's live tracing with its threads and global state is not used. A trace of five spans takes
+a few milliseconds in SQLite, so call this from a background thread.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _TRACE = "mlflow.traceRequestId"
 
 
 class TraceSpan(NamedTuple):
-    """One piece of work of a trace."""
+    """One span of a trace."""
 
     name: str
     kind: str
-    """As MLflow names them: CHAT_MODEL, CHAIN, TASK, …"""
+    """MLflow's span type: CHAT_MODEL, CHAIN, TASK, …"""
     trace_id: int
-    """128 bits, the same for all spans of a trace."""
+    """128 bits, equal for all spans of a trace."""
     span_id: int
     """64 bits."""
     parent_id: int | None
@@ -44,32 +44,32 @@ class TraceSpan(NamedTuple):
     end_ns: int
     """Since 1970."""
     attributes: Mapping[str, Any]
-    """What can be written as JSON, by name."""
+    """JSON values by name."""
 
 
 class TraceStore:
-    """Where traces of one experiment are kept."""
+    """Writes the traces of one experiment."""
 
     def __init__(self, experiment: str) -> None:
-        """Nothing is opened yet."""
         self._experiment, self._experiment_id = experiment, ""
 
     def write(self, spans: Sequence[TraceSpan]) -> None:
-        """Nothing, once the spans are in the store; a trace may come in one call only. Raises SmallfirstError."""
+        """Write the spans; all spans of a trace must come in one call. Raises SmallfirstError if the store refuses."""
         if not self._experiment_id:
             self._experiment_id = experiment_id(client(), self._experiment)
         from mlflow.tracing.client import TracingClient
 
         with store_errors():
-            TracingClient(tracking_uri()).log_spans(self._experiment_id, [_as_mlflow(span) for span in spans])
+            TracingClient(tracking_uri()).log_spans(self._experiment_id, [to_mlflow_span(span) for span in spans])
 
 
 def mlflow_trace_id(trace_id: int) -> str:
-    """What MLflow calls a trace."""
+    """Return MLflow's id of a trace."""
     return f"tr-{trace_id:032x}"
 
 
-def _as_mlflow(span: TraceSpan) -> Span:
+def to_mlflow_span(span: TraceSpan) -> Span:
+    """Return the span as MLflow's, which keeps every attribute as JSON."""
     from mlflow.entities import Span as MlflowSpan
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan
@@ -85,7 +85,6 @@ def _as_mlflow(span: TraceSpan) -> Span:
             context=context(span.span_id),
             parent=None if span.parent_id is None else context(span.parent_id),
             resource=Resource({"service.name": "smallfirst"}),
-            # MLflow keeps every attribute as JSON.
             attributes={name: json.dumps(value, ensure_ascii=False) for name, value in named.items()},
             status=Status(StatusCode.OK),
             start_time=span.start_ns,

@@ -1,10 +1,9 @@
-"""The model registry: which version of a model is live, which was before, and on what evidence.
+"""The model registry: which version of a model is live, which was live before, and on what evidence.
 
-Versions live in MLflow's registry under three-level names (`catalog.schema.model`), their files in
-the artifacts of an MLflow run. Files are copied and sealed first, only then does the version
-exist, and an alias moves last: a kill at any moment leaves the old state or the new one, and at
-worst some files that nothing refers to. Every version carries the verdict it passed. The price of
-the seal: resolving a version reads its files once.
+Versions are stored in MLflow's registry under three-level names (`catalog.schema.model`), their files in the artifacts
+of an MLflow run. Files are copied first, then the version is created, and an alias moves last: a kill at any moment
+leaves the old state or the new one, and at worst some files that nothing refers to. Every version carries the verdict
+it passed, and its files are verified when it is resolved.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class ModelVersion(Record):
-    """One registered model: files, evidence and place in the line of succession."""
+    """One registered version of a model."""
 
     name: str
     """Three-level name, `catalog.schema.model`."""
@@ -40,7 +39,7 @@ class ModelVersion(Record):
     aliases: tuple[str, ...]
     """Such as `champion`, `previous`, `challenger`."""
     folder: Path
-    """Local folder of the model files; verified if the version comes from `resolve`."""
+    """Local folder of the model files, verified if the version comes from `resolve`."""
     run_id: str
     """The MLflow run that holds the files."""
     tags: dict[str, str]
@@ -50,11 +49,10 @@ class ModelVersion(Record):
 
 
 def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
-    """The new version of `name`: a copy of the files in `folder`, and the verdict they passed.
+    """Copy the files in `folder` into run `run_id`, or a new one, and register them as a version of `name`.
 
-    The copy goes into run `run_id`, or into a new one. It is not live until `promote`. Raises
-    GateFailed if the verdict did not pass, RegistryError for a wrong name or a folder that cannot
-    be stored.
+    It is not live until `promote`. Raises GateFailed if the verdict did not pass, RegistryError for an invalid name or
+    a folder that cannot be stored.
     """
     check_name(name)
     if not verdict.passed:
@@ -67,20 +65,20 @@ def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, t
 
 
 def promote(name: str, version: int) -> ModelVersion:
-    """The version, now champion; the champion before it is now `previous`.
+    """Verify the version's files and make it champion; the former champion becomes `previous`.
 
-    Its files are verified first. Promoting the champion changes nothing.
+    Promoting the champion changes nothing.
     """
     chosen = resolve(f"{name}/{version}")
     former = _aliases(name).get(CHAMPION)
     if former == version:
         return chosen
-    _point(name, {PREVIOUS: former, CHAMPION: version})
-    return chosen.model_copy(update={"aliases": _names_of(version, _aliases(name))})
+    _move_aliases(name, {PREVIOUS: former, CHAMPION: version})
+    return chosen.model_copy(update={"aliases": _aliases_of(version, _aliases(name))})
 
 
 def rollback(name: str) -> ModelVersion:
-    """The former champion, champion again; the one rolled back from is now `previous`.
+    """Make the former champion champion again; the current one becomes `previous`.
 
     Raises RegistryError if there is no former champion or its files are damaged.
     """
@@ -93,56 +91,54 @@ def rollback(name: str) -> ModelVersion:
             hint=f"promote one of its versions: {_choices(name)}",
         )
     chosen = resolve(f"{name}/{back}")
-    _point(name, {CHAMPION: back, PREVIOUS: live})
-    return chosen.model_copy(update={"aliases": _names_of(back, _aliases(name))})
+    _move_aliases(name, {CHAMPION: back, PREVIOUS: live})
+    return chosen.model_copy(update={"aliases": _aliases_of(back, _aliases(name))})
 
 
 def resolve(reference: str) -> ModelVersion:
-    """The version that `reference` means, its files local and verified.
+    """Return the version that `reference` names, with its files local and verified.
 
-    `main.claims.tickets@champion`, `main.claims.tickets/3`, or the bare name for the champion;
-    MLflow's `models:/` may stand before. Raises RegistryError if there is none, or if its files
-    are not the registered ones.
+    A reference is `main.claims.tickets@champion`, `main.claims.tickets/3`, or the bare name for the champion, with or
+    without MLflow's `models:/`. Raises RegistryError if there is none, or if its files are not the registered ones.
     """
     name, version = _parse(reference)
     row = _row(name, version)
     what = f"{name}/{version}"
-    seal = row.tags.get("model_fingerprint")
-    if seal is None:
+    fingerprint = row.tags.get("model_fingerprint")
+    if fingerprint is None:
         raise RegistryError(
-            f"{what} was not registered by smallfirst, so nothing vouches for its files",
-            hint="register it with a verdict (registry.register)",
+            f"{what} was not registered by smallfirst, so its files cannot be verified",
+            hint="register it with a verdict (smallfirst.registry.versions.register)",
         )
     folder = _stored(row).fetch()
-    verify(folder, what, fingerprint=seal)
+    verify(folder, what, fingerprint=fingerprint)
     return _version(row, _aliases(name))
 
 
 def list_versions(name: str) -> list[ModelVersion]:
-    """All versions of `name`, oldest first; their files are not verified and may not be local."""
+    """Return all versions of `name`, oldest first; their files are not verified and may not be local."""
     check_name(name)
     aliases = _aliases(name)
     return [_version(row, aliases) for row in _rows(name)]
 
 
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
-    """Nothing back; `content` is stored beside the version as `filename`, in place of the former.
+    """Store `content` beside the version as `filename`, replacing an earlier one.
 
-    For what is found out later, such as `certificate.json`. It is no part of the sealed model
-    files.
+    For files made after registration, such as `certificate.json`; they are not part of the verified model files.
     """
     _check_filename(filename)
     _stored(_row(check_name(name), version)).write_attachment(filename, content)
 
 
 def read_attachment(name: str, version: int, filename: str) -> bytes | None:
-    """What `attach` stored under `filename`, or None if there is nothing."""
+    """Return what `attach` stored under `filename`, or None."""
     _check_filename(filename)
     return _stored(_row(check_name(name), version)).read_attachment(filename)
 
 
 def check_name(name: str) -> str:
-    """`name`, if it is a three-level name; else RegistryError with a corrected example."""
+    """Return `name` if it is a three-level name. Raises RegistryError with a corrected example."""
     if _NAME.fullmatch(name):
         return name
     found = [re.sub(r"[^A-Za-z0-9_-]+", "_", part) for part in re.split(r"[./\\]+", name) if part]
@@ -150,15 +146,15 @@ def check_name(name: str) -> str:
         found = [*found[:2], "_".join(found[2:])]
     example = [["main", "default", "model"], ["main", "default"], ["main"], []][len(found)] + found
     raise RegistryError(
-        f'"{name}" is no model name: three parts are needed, catalog.schema.model, each of letters, digits, _ and -',
-        hint=f"name it, for example, {'.'.join(example)}",
+        f'"{name}" is not a model name: it needs three parts, catalog.schema.model, each of letters, digits, _ and -',
+        hint=f"for example {'.'.join(example)}",
     )
 
 
 def create_version(
     name: str, stored: StoredModel, verdict: Verdict, manifest: Manifest, tags: Mapping[str, str]
 ) -> ModelVersion:
-    """The version made of files that are already complete: here it begins to exist."""
+    """Create the version of files that are already complete."""
     store = client()
     from mlflow.exceptions import MlflowException
 
@@ -178,7 +174,7 @@ def _refusal(verdict: Verdict) -> GateFailed:
     for check in verdict.failed_checks:
         lines.append(f"  FAIL  {check.requirement}: {check.measured}")
         lines += [f"        {check.advice}"] if check.advice else []
-    hint = "do what the advice says, or have a person sign for it (smallfirst override)"
+    hint = "follow the advice, or have a person override the verdict (smallfirst override)"
     return GateFailed("\n".join(lines), hint=hint)
 
 
@@ -200,7 +196,7 @@ def _parse(reference: str) -> tuple[str, int]:
     check_name(name)
     if mark == "/":
         if not rest.isdecimal():
-            raise RegistryError(f'"{rest}" is no version number of {name}', hint=f"use one of: {_choices(name)}")
+            raise RegistryError(f'"{rest}" is not a version number of {name}', hint=f"use one of: {_choices(name)}")
         return name, int(rest)
     alias, aliases = rest if mark else CHAMPION, _aliases(name)
     if alias not in aliases:
@@ -211,8 +207,8 @@ def _parse(reference: str) -> tuple[str, int]:
     return name, aliases[alias]
 
 
-def _point(name: str, targets: Mapping[str, int | None]) -> None:
-    """Move aliases in the order given; a kill in between must leave a champion that may be one."""
+def _move_aliases(name: str, targets: Mapping[str, int | None]) -> None:
+    """Move aliases in the order given, so that a kill in between leaves a valid champion."""
     store = client()
     with store_errors():
         for alias, version in targets.items():
@@ -261,7 +257,7 @@ def _stored(row: Row) -> StoredModel:
     return StoredModel(run_id=row.run_id or "", entry=row.tags.get("entry", ""), source=row.source or "")
 
 
-def _names_of(version: int, aliases: Mapping[str, int]) -> tuple[str, ...]:
+def _aliases_of(version: int, aliases: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(alias for alias, target in aliases.items() if target == version))
 
 
@@ -269,7 +265,7 @@ def _version(row: Row, aliases: Mapping[str, int]) -> ModelVersion:
     return ModelVersion(
         name=row.name,
         version=int(row.version),
-        aliases=_names_of(int(row.version), aliases),
+        aliases=_aliases_of(int(row.version), aliases),
         folder=_stored(row).folder(),
         run_id=row.run_id or "",
         tags=dict(row.tags),
@@ -280,6 +276,6 @@ def _version(row: Row, aliases: Mapping[str, int]) -> ModelVersion:
 def _check_filename(filename: str) -> None:
     if not _FILENAME.fullmatch(filename):
         raise RegistryError(
-            f'"{filename}" is no file name for an attachment: letters, digits, _ - and . only',
+            f'"{filename}" is not a file name for an attachment: use letters, digits, _ - and .',
             hint="for example certificate.json",
         )

@@ -199,7 +199,7 @@ def test_of_many_rows_the_same_are_shown_for_every_path_whatever_their_order() -
     assert {r.key for r in some} == set(sorted(r.key for r in rows)[:10])
     assert sample_rows(rows, 100) == rows
     with open_run("tickets", "many") as run:
-        child_id = log_evaluation_run(run.run_id, measured(rows=rows), most_traces=3)
+        child_id = log_evaluation_run(run.run_id, measured(rows=rows), max_traces=3)
     child = client().get_run(child_id)
     assert len(traces_of(child)) == 3
     assert child.data.params["n_rows"] == "50"
@@ -219,7 +219,7 @@ def test_traces_that_the_store_refuses_are_reported_and_the_figures_stay(
     with open_run("tickets", "no traces") as run:
         monkeypatch.setattr("mlflow.tracing.client.TracingClient.log_spans", _refuse)
         child = client().get_run(log_evaluation_run(run.run_id, measured()))
-    assert "small on test has its figures but not all of its rows in MLflow: no spans here" in caplog.text
+    assert "small on test has its metrics but not all of its rows in MLflow: no spans here" in caplog.text
     assert child.data.metrics["accuracy/mean"] == 0.5
     assert child.info.status == "FINISHED"
 

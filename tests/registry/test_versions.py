@@ -145,7 +145,7 @@ def test_a_failed_verdict_is_refused_with_its_failing_lines_only(model: Path) ->
         "small did not pass its gate and is not registered\n"
         "  FAIL  p95 latency at most 5 ms: 9.0 ms n=600\n"
         "        a smaller model would help\n"
-        "  next: do what the advice says, or have a person sign for it (smallfirst override)"
+        "  next: follow the advice, or have a person override the verdict (smallfirst override)"
     )
     assert caught.value.exit_code == 3
     with pytest.raises(RegistryError, match="no model is registered"):
@@ -287,8 +287,8 @@ def test_files_of_a_store_elsewhere_are_downloaded_once(model: Path, state: Path
         ("main.claims.tickts", 'no model is registered as main.claims.tickts — did you mean "main'),
         ("main.claims.tickets@champoin", 'called "champoin" — did you mean "champion"?'),
         ("main.claims.tickets/9", "main.claims.tickets has no version 9\n  next: use one of: main"),
-        ("main.claims.tickets/one", '"one" is no version number of main.claims.tickets'),
-        ("tickets@champion", '"tickets" is no model name'),
+        ("main.claims.tickets/one", '"one" is not a version number of main.claims.tickets'),
+        ("tickets@champion", '"tickets" is not a model name'),
     ],
 )
 def test_a_wrong_reference_is_answered_with_the_nearest_right_one(model: Path, reference: str, says: str) -> None:
@@ -329,8 +329,8 @@ def test_a_name_of_another_form_is_refused_with_a_corrected_example(name: str, e
     with pytest.raises(RegistryError) as caught:
         check_name(name)
     assert str(caught.value) == (
-        f'"{name}" is no model name: three parts are needed, catalog.schema.model, '
-        f"each of letters, digits, _ and -\n  next: name it, for example, {example}"
+        f'"{name}" is not a model name: it needs three parts, catalog.schema.model, '
+        f"each of letters, digits, _ and -\n  next: for example {example}"
     )
     assert check_name(example) == example
 
@@ -367,7 +367,7 @@ def test_attachments_are_replaced_and_leave_the_model_sealed(model: Path) -> Non
 @pytest.mark.parametrize("filename", ["../config.json", ".hidden", "a/b.json", ""])
 def test_an_attachment_cannot_be_written_elsewhere(model: Path, filename: str) -> None:
     new_version(model)
-    with pytest.raises(RegistryError, match="no file name for an attachment"):
+    with pytest.raises(RegistryError, match="not a file name for an attachment"):
         attach(NAME, 1, filename, b"")
-    with pytest.raises(RegistryError, match="no file name for an attachment"):
+    with pytest.raises(RegistryError, match="not a file name for an attachment"):
         read_attachment(NAME, 1, filename)

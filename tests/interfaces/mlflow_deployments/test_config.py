@@ -98,7 +98,7 @@ def test_all_problems_are_told_at_once() -> None:
     values["served_entities"][1]["external_model"] |= {"task": "llm/v1/embeddings"}
     said = refused({**values, "smallfirst": {"threshold": 0.9}})
     for words in (
-        'entity_name: "tickets" is no model name',
+        'entity_name: "tickets" is not a model name',
         "entity_version: must be a number, or an alias",
         "the percentages sum to 50, not to 100",
         'no entity is called "tikets" — did you mean "tickets"?',
