@@ -6,11 +6,10 @@ private network is not possible, it needs a key as well.
 
 from __future__ import annotations
 
-import ipaddress
-
 from pydantic import Field
 
 from smallfirst.errors import ConfigError
+from smallfirst.models.remote.config import is_loopback
 from smallfirst.records import Record
 from smallfirst.serving.auth.keys import is_key_hash
 
@@ -60,13 +59,3 @@ def check_settings(settings: ServeSettings, *, demands_keys: bool = False) -> No
             f'host "{settings.host}" can be reached from other machines, and no API key is set',
             hint="smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """True if only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -13,7 +13,7 @@ import pytest
 import smallfirst
 
 ROOT = Path(smallfirst.__file__).parent
-HEAVY = {"torch", "transformers", "peft", "mlflow", "starlette", "uvicorn", "sklearn", "xllamacpp", "httpx"}
+HEAVY = {"torch", "transformers", "peft", "mlflow", "starlette", "uvicorn", "sklearn", "xllamacpp", "aiohttp"}
 DOORS = {
     "torch": ("models", "training"),
     "transformers": ("models", "training"),
@@ -22,7 +22,8 @@ DOORS = {
     "starlette": ("serving",),
     "uvicorn": ("serving",),
     "xllamacpp": ("models",),
-    "httpx": ("models", "pipeline", "interfaces"),
+    "aiohttp": ("models",),
+    "httpx": (),
 }
 """Which part of the package may import a heavy dependency at all."""
 
@@ -51,8 +52,8 @@ def test_the_command_line_loads_nothing_heavy_before_it_knows_the_verb() -> None
 @pytest.mark.parametrize(
     ("modules", "may_load"),
     [
-        ("smallfirst.project.task_file, smallfirst.routing.router, smallfirst.gate.gate", {"httpx"}),
-        ("smallfirst.serving.app, smallfirst.serving.ledger.ledger", {"httpx", "starlette", "uvicorn"}),
+        ("smallfirst.project.task_file, smallfirst.routing.router, smallfirst.gate.gate", set()),
+        ("smallfirst.serving.app, smallfirst.serving.ledger.ledger", {"aiohttp", "starlette", "uvicorn"}),
     ],
 )
 def test_records_and_the_gateway_process_load_no_torch(modules: str, may_load: set[str]) -> None:

@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from smallfirst.errors import BadAnswer, ConfigError, ModelError, RateLimited, Unauthorised, Unavailable
-from smallfirst.serving.settings import is_loopback
+from smallfirst.models.remote.http import (
+    BlockingSession,
+    ConnectionBroken,
+    HttpResponse,
+    HttpSession,
+    ResponseTimeout,
+    error_text,
+)
 
 API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
 """Environment variable with the key of a server that asks for one."""
@@ -23,41 +29,34 @@ TIMEOUT_S = 300.0
 
 
 def get(server: str, path: str) -> dict[str, Any]:
-    """What the server shows at a path. Raises ModelError."""
-    with _client(server) as client:
-        return _body(client.get, path)
+    """Return the JSON at a path of the server. Raise ModelError."""
+    with _connected(server) as session:
+        return _json(session, _send(session, "GET", path))
 
 
 def invoke(server: str, name: str, inputs: Any) -> dict[str, Any]:
-    """The body that answers: MLflow's PredictionsResponse for a table, else as Databricks' client gives it.
+    """Return the response body: MLflow's PredictionsResponse for a table, else a DatabricksEndpoint.
 
-    Raises ModelError, ConfigError for what the server cannot read.
+    Raise ModelError, or ConfigError if the server cannot read the inputs.
     """
     from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
 
-    with _client(server) as client:
-        found = _body(client.post, _path(name), json=request_body(inputs))
+    with _connected(server) as session:
+        found = _json(session, _send(session, "POST", _path(name), request_body(inputs)))
     kind: type[dict[str, Any]] = PredictionsResponse if "predictions" in found else DatabricksEndpoint
     return kind(found)
 
 
 def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any]]:
-    """The chunks of an answer. Raises as `invoke`."""
-    body = {**request_body(inputs), "stream": True}
-    with _client(server) as client:
-        try:
-            with client.stream("POST", _path(name), json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _refusal(response)
-                for line in response.iter_lines():
-                    value = line.removeprefix("data:").strip()
-                    if value == "[DONE]":
-                        return
-                    if value:
-                        yield _chunk(json.loads(value))
-        except httpx.HTTPError as error:
-            raise _down(server, error) from None
+    """Yield the chunks of an answer. Raise as `invoke` does."""
+    with _connected(server) as session:
+        response = _send(session, "POST", _path(name), {**request_body(inputs), "stream": True})
+        for line in session.lines(response):
+            value = line.removeprefix("data:").strip()
+            if value == "[DONE]":
+                return
+            if value:
+                yield _chunk(json.loads(value))
 
 
 def request_body(inputs: Any) -> dict[str, Any]:
@@ -78,25 +77,27 @@ def _path(name: str) -> str:
     return f"/serving-endpoints/{quote(name, safe='')}/invocations"
 
 
-def _client(server: str) -> httpx.Client:
+@contextmanager
+def _connected(server: str) -> Iterator[BlockingSession]:
+    """Yield a session to the server. Raise Unavailable where it does not answer."""
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
-    return httpx.Client(
-        base_url=server,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        timeout=httpx.Timeout(TIMEOUT_S, connect=5),
-        follow_redirects=False,
-        trust_env=not is_loopback(httpx.URL(server).host),
-    )
-
-
-def _body(send: Any, path: str, **values: Any) -> dict[str, Any]:
     try:
-        response: httpx.Response = send(path, **values)
-    except httpx.HTTPError as error:
-        raise _down(path, error) from None
-    if response.status_code != 200:
-        raise _refusal(response)
-    found: dict[str, Any] = response.json()
+        with BlockingSession(lambda: HttpSession(server.rstrip("/"), key=key, timeout_s=TIMEOUT_S)) as session:
+            yield session
+    except (ConnectionBroken, ResponseTimeout) as error:
+        message = f"{server} does not answer: {error_text(error)}"
+        raise Unavailable(message, hint="smallfirst endpoints list") from None
+
+
+def _send(session: BlockingSession, method: str, path: str, body: dict[str, Any] | None = None) -> HttpResponse:
+    response = session.send(method, path, body)
+    if response.status != 200:
+        raise _refusal(response.status, session.read(response))
+    return response
+
+
+def _json(session: BlockingSession, response: HttpResponse) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(session.read(response))
     return found
 
 
@@ -106,20 +107,16 @@ def _chunk(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _down(where: str, error: httpx.HTTPError) -> ModelError:
-    return Unavailable(f"{where} does not answer: {error or type(error).__name__}", hint="smallfirst endpoints list")
-
-
-def _refusal(response: httpx.Response) -> ModelError | ConfigError:
-    """The server's refusal, by what its status means."""
+def _refusal(status: int, content: str) -> ModelError | ConfigError:
+    """Return the error that the server's status means."""
     try:
-        said = str(response.json()["error"]["message"])
+        message = str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        said = f"status {response.status_code}"
-    if response.status_code == 401:
-        return Unauthorised(said, hint=f"export {API_KEY_VARIABLE}=…")
-    if response.status_code == 429:
-        return RateLimited(said)
-    if response.status_code >= 500:
-        return Unavailable(said) if response.status_code == 503 else BadAnswer(said)
-    return ConfigError(said)
+        message = f"status {status}"
+    if status == 401:
+        return Unauthorised(message, hint=f"export {API_KEY_VARIABLE}=…")
+    if status == 429:
+        return RateLimited(message)
+    if status >= 500:
+        return Unavailable(message) if status == 503 else BadAnswer(message)
+    return ConfigError(message)

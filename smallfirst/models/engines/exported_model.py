@@ -1,9 +1,9 @@
-"""A fine-tuned model that writes, run by llama.cpp from its export instead of by PyTorch.
+"""A fine-tuned generative model, run by llama.cpp from its GGUF export instead of by PyTorch.
 
-The export's own chat template asks as in training, so a request is sent as it came, and the task's schema is kept as
-there. In int8 the weights are half the bytes of bf16, which is what writing waits for. The price: probabilities are
-those of rounded weights, and of tokens before the grammar has its say, so an answer under a schema has no confidence,
-and no certificate that was made with PyTorch covers this model. A text that is too long is refused, not cut.
+The export's chat template builds the prompt as in training, so a request is sent as it came, and the task's schema
+applies as in training. In int8 the weights are half the bytes of bf16, and reading them is what generation waits for.
+Its probabilities are those of rounded weights, before the grammar applies: an answer under a schema has no confidence,
+and a certificate made with PyTorch does not cover this model. A text that is too long is refused, not cut.
 """
 
 from __future__ import annotations
@@ -16,67 +16,57 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
+from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pricing import PriceBook
 
 SPARE_TOKENS = 8
-"""For a start token, and one that ends."""
+"""Room for a start token and an end token."""
 
 
-class ExportedModel:
+class ExportedModel(DelegatingModel):
     """The task's own model, in another engine."""
 
-    capabilities: frozenset[Capability] = frozenset({Capability.READINESS})
-    """What it can do beyond answering."""
+    capabilities: frozenset[Capability] = frozenset({Capability.LOGPROBS, Capability.READINESS})
+    """What it can do beyond answering; answers keep to the task's schema, whatever a request asks for."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, prices: PriceBook, *, name: str = "", slots: int = 2, **more: Any
+        self, path: Path, manifest: Manifest, prices: PriceBook, *, name: str = "", slots: int = 2, **settings: Any
     ) -> None:
-        """A model that is not loaded yet; `more` goes into its GgufConfig.
+        """Load nothing yet; `settings` are fields of LlamaCppConfig.
 
-        Raises ConfigError if the task's answers are not written, or there is no such file, MissingExtra.
+        Raise ConfigError if the task's answers are not generated or the file is missing, MissingExtra.
         """
         if manifest.kind != "writes":
             raise ConfigError(
-                f'{path}: of kind "{manifest.kind}"; llama.cpp only writes', hint="serve the model's folder"
+                f'{path}: of kind "{manifest.kind}"; llama.cpp only generates text', hint="serve the model's folder"
             )
-        self.manifest, self._name = manifest, name or manifest.task.name
-        each = manifest.max_tokens + manifest.task.max_answer_tokens + SPARE_TOKENS
-        config = LlamaCppConfig(path=path, slots=slots, context_tokens=slots * each, **more)
-        self._inner = LlamaCppModel(config, prices, schema=manifest.task.answer_schema())
-
-    @property
-    def name(self) -> str:
-        """Name shown in results, headers and the ledger."""
-        return self._name
+        self.manifest = manifest
+        slot_tokens = manifest.max_tokens + manifest.task.max_answer_tokens + SPARE_TOKENS
+        config = LlamaCppConfig(path=path, slots=slots, context_tokens=slots * slot_tokens, **settings)
+        model = LlamaCppModel(config, prices, schema=manifest.task.answer_schema())
+        super().__init__(model, name=name or manifest.task.name)
 
     async def complete(self, request: Request) -> Completion:
-        """The written answer; with its confidence where no grammar shaped it. Raises ModelError."""
-        task, free = self.manifest.task, self.manifest.task.answer_schema() is None
-        asked = {
+        """Return the answer, with its confidence where no grammar shaped it. Raise ModelError."""
+        task, is_free_text = self.manifest.task, self.manifest.task.answer_schema() is None
+        update = {
             "messages": tuple(message for message in request.messages if message.role == "user")[-1:],
             "max_tokens": min(request.max_tokens, task.max_answer_tokens),
-            "logprobs": request.logprobs or 0 if free else request.logprobs,
+            "logprobs": request.logprobs or 0 if is_free_text else request.logprobs,
             "response_format": None,
         }
-        found = await self._inner.complete(request.model_copy(update=asked))
-        said = [token.logprob for token in found.tokens]
+        found = await self.inner.complete(request.model_copy(update=update))
+        logprobs = [token.logprob for token in found.tokens]
+        has_confidence = is_free_text and logprobs
         return found.model_copy(
             update={
                 "text": found.text.strip(),
                 "answered_by": self.name,
-                "confidence": self.manifest.calibration.confidence(said) if free and said else None,
+                "confidence": self.manifest.calibration.confidence(logprobs) if has_confidence else None,
                 "tokens": found.tokens if request.logprobs is not None else (),
             }
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer in one piece."""
+        """Yield the answer in one chunk."""
         return stream_in_one_chunk(self, request)
-
-    async def ready(self) -> None:
-        """Nothing if it would answer. Raises ModelError."""
-        await self._inner.ready()
-
-    async def aclose(self) -> None:
-        """End the child process, if nobody else uses it."""
-        await self._inner.aclose()

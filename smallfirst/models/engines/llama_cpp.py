@@ -12,7 +12,6 @@ from pathlib import Path
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
 from smallfirst.models.manifest import MANIFEST
 from smallfirst.models.protocol import Model
-from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.records import parse_record
 
 _INSTALL = 'pip install "smallfirst[llama]"'
@@ -59,8 +58,7 @@ class LlamaCppEngine:
 
         if source.manifest is None:
             config = parse_record(LlamaCppConfig, {**source.settings, "path": source.path}, where="llama.cpp")
-            model = LlamaCppModel(config, source.prices, answers=source.answers, schema=source.schema)
-            return DelegatingModel(model, name=source.name or None)
+            return LlamaCppModel(config, source.prices, name=source.name, answers=source.answers, schema=source.schema)
         export = find_gguf_export(source.path)
         assert export is not None
         return ExportedModel(export, source.manifest, source.prices, name=source.name, **source.settings)

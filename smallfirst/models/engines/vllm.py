@@ -7,7 +7,6 @@ from pathlib import Path
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource, weights_bytes
 from smallfirst.models.protocol import Model
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, VllmNotInstalled, find_vllm
-from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.records import parse_record
 
 
@@ -54,7 +53,7 @@ class VllmEngine:
     def load(self, source: ModelSource) -> Model:
         """Return the model, whose server starts with the first request. Raise VllmNotInstalled."""
         config = parse_record(VllmConfig, {**source.settings, "model": source.path}, where="vllm")
-        return DelegatingModel(VllmModel(config, source.prices, schema=source.schema), name=source.name or None)
+        return VllmModel(config, source.prices, name=source.name, schema=source.schema)
 
 
 def _unfit(environment: Environment) -> Assessment | None:

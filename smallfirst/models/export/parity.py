@@ -10,13 +10,12 @@ Cost: one pass over each row for each model in fp32; and for llama.cpp, whose su
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import httpx
 import torch
 
 from smallfirst.errors import SmallfirstError
@@ -24,7 +23,8 @@ from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.sequence import GenerationRequest
 from smallfirst.models.local.tokenizer import encode_prompt, plain_text_options
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppProcess
+from smallfirst.models.servers.llama_cpp import LlamaCppConfig, llama_cpp_backend
+from smallfirst.models.servers.managed_server import ServerProcess
 
 TOP = 20
 """Tokens of which the trained model's log-probabilities are kept, at each position."""
@@ -171,32 +171,26 @@ def export_error(message: str, lines: Sequence[str], *, hint: str) -> Smallfirst
 
 
 class LlamaCppReader:
-    """A GGUF file in llama.cpp, in a child process. Use in a `with` block."""
+    """Reads rows with llama.cpp in a child process. Use it in a `with` block."""
 
-    shown = 100
-    """Likeliest tokens that are asked for at a position of a written answer."""
+    n_top = 100
+    """Likeliest tokens asked for at a position of a generated answer."""
 
     def __init__(self, path: Path, manifest: Manifest, *, vocabulary: int, context_tokens: int) -> None:
-        """Raises Unavailable if the file does not load."""
+        """Start nothing yet; entering the block loads the file."""
         self._manifest, self._vocabulary = manifest, vocabulary
         threads = torch.get_num_threads()
-        config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
-        self._child = LlamaCppProcess(config)
-        self._client = httpx.Client(
-            base_url=self._child.address,
-            headers={"Authorization": f"Bearer {self._child.key}"},
-            trust_env=False,
-            timeout=config.timeout_s,
-        )
+        self._config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
 
     def __enter__(self) -> Self:
+        """Raise Unavailable if the file does not load."""
+        self._process = ServerProcess.start(llama_cpp_backend(self._config), self._config.start_timeout_s)
+        self._session = self._process.session(self._config.timeout_s)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
-        self._child.stop()
+    def __exit__(self, *_: object) -> None:
+        self._session.__exit__()
+        self._process.stop()
 
     def tokens(self, prompt: str) -> list[int]:
         """What its tokenizer makes of a prompt, start token included."""
@@ -209,7 +203,7 @@ class LlamaCppReader:
 
     def read(self, row: Row) -> torch.Tensor:
         """Log-probabilities as a Reader gives them; tokens that are not shown have none (-inf)."""
-        n_shown = self._vocabulary if self._manifest.codes else self.shown
+        n_shown = self._vocabulary if self._manifest.codes else self.n_top
         # Without a whole character in its answer llama.cpp shows no probabilities, so it is made to write an "a". What
         # it shows is from before that.
         settings = {"n_predict": 1, "n_probs": n_shown, "temperature": 0, "logit_bias": [["a", 1e6]]}
@@ -221,10 +215,11 @@ class LlamaCppReader:
         return _narrowed(found, self._manifest) if self._manifest.codes else found
 
     def _post(self, path: str, **body: Any) -> dict[str, Any]:
-        reply = self._client.post(path, json=body)
-        if not reply.is_success:
-            raise SmallfirstError(f"llama.cpp refused {path} ({reply.status_code}): {reply.text[:200]}")
-        values: dict[str, Any] = reply.json()
+        response = self._session.send("POST", path, body)
+        content = self._session.read(response)
+        if response.status != 200:
+            raise SmallfirstError(f"llama.cpp refused {path} ({response.status}): {content[:200]}")
+        values: dict[str, Any] = json.loads(content)
         return values
 
 

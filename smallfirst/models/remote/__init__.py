@@ -1,1 +1,1 @@
-"""A model behind an OpenAI-compatible URL: client, circuit breaker, response parsing."""
+"""A model behind an OpenAI-compatible URL: HTTP session, retries, circuit breaker, response parsing."""

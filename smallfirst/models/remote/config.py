@@ -1,4 +1,4 @@
-"""Where an OpenAI-compatible endpoint is and how it may be used: plain settings, no connection."""
+"""Settings of an OpenAI-compatible endpoint: its address, limits and retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from smallfirst.records import Record
 
 
 class EndpointConfig(Record):
-    """Where an endpoint is and how it may be used."""
+    """Where an endpoint is, and how it is used."""
 
     base_url: str
     """Address up to and including `/v1`."""
@@ -27,20 +27,20 @@ class EndpointConfig(Record):
     connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     """Longest wait for a connection."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    """Tries after the first, on 429, 5xx and broken connections."""
+    """Attempts after the first, on 429, 5xx and broken connections."""
     retry_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Retries of all requests together are at most this share of them, plus ten. Not counted is a 429 that names its
-    own wait."""
+    """Retries of all requests together are at most this share of them, plus ten. A wait that a 429 asks for does not
+    count."""
     breaker: CircuitBreakerConfig = CircuitBreakerConfig()
-    """When the endpoint is left alone after failures, and for how long."""
+    """After which failures no requests are sent, and for how long."""
     max_concurrency: Annotated[int, Field(ge=1)] = 8
-    """Most requests under way at once; the others wait here."""
+    """Requests in flight at most; the others wait."""
     priced_by: Literal["tokens", "machine"] | None = None
     """What is paid for. Default: tokens, or machine time on loopback if no token price is known."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """How this endpoint calls the length limit; hosted reasoning models want the long name."""
+    """The endpoint's name for the length limit; hosted reasoning models want the long one."""
     extra_body: dict[str, Any] = {}
-    """Added to every request body; null takes a setting out (`temperature: null`)."""
+    """Added to every request body; null removes a setting (`temperature: null`)."""
 
     @pydantic.field_validator("base_url")
     @classmethod
@@ -55,20 +55,23 @@ class EndpointConfig(Record):
     @property
     def is_loopback(self) -> bool:
         """True if the address is this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return is_loopback(urlsplit(self.base_url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`, a name or an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _split(value: str) -> SplitResult:
-    """The parts of an address. Raises ValueError saying what is wrong with it."""
     if any(character <= " " or character == "\x7f" for character in value):
-        raise ValueError("is no address: it holds a blank or a control character")
+        raise ValueError("is not an address: it contains a space or a control character")
     try:
         url = urlsplit(value)
-        _ = url.port  # read here, or it would only fail when somebody connects
+        _ = url.port  # parsed here, or it would only fail on the first request
     except ValueError as error:
-        raise ValueError(f"is no address: {error}") from None
+        raise ValueError(f"is not an address: {error}") from None
     return url

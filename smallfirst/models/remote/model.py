@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, ourselves.
+"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, or smallfirst itself.
 
-`upstream` asks and tries again, `connections` are the wires, `replies` makes sense of what comes back; here a Request
-becomes a body and a reply a Completion with its price, which is looked up before the first paid call.
+`client` sends and retries, `http` holds the connections and `responses` parses what comes back; this module turns a
+Request into a body and a response into a Completion with its price, which is looked up before the first paid call.
 """
 
 from __future__ import annotations
@@ -11,51 +11,65 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from smallfirst.errors import BadAnswer, ConfigError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
+from smallfirst.models.remote.http import HttpSession
 from smallfirst.models.remote.responses import PartialAnswer, ResponseParser, Usage
 from smallfirst.pricing import PriceBook
 
-if TYPE_CHECKING:
-    import httpx
-
-__all__ = ["EndpointConfig", "EndpointModel"]
+__all__ = ["EndpointConfig", "EndpointModel", "open_session"]
 
 CHAT = "/chat/completions"
+
+
+def open_session(config: EndpointConfig, key: str, *, unix_socket: Path | None = None) -> HttpSession:
+    """Return a session to the endpoint for the running event loop. Open no connection yet."""
+    return HttpSession(
+        config.base_url,
+        key=key,
+        timeout_s=config.timeout_s,
+        connect_timeout_s=config.connect_timeout_s,
+        max_connections=config.max_concurrency,
+        unix_socket=unix_socket,
+    )
 
 
 class EndpointModel:
     """A model behind an OpenAI-compatible address; usable from several `asyncio.run` calls."""
 
-    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.EMBEDDINGS, Capability.READINESS})
-    """What it can do beyond answering."""
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
+    )
+    """What it can do beyond answering, as far as the endpoint can."""
 
     def __init__(
         self,
         config: EndpointConfig,
         prices: PriceBook,
         *,
-        transport: httpx.AsyncBaseTransport | None = None,
+        connect: Callable[[EndpointConfig, str], HttpSession] = open_session,
         api_key: str | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A model that has not connected yet.
+        """Connect to nothing yet.
 
-        `api_key` is for servers that this program starts itself; the key of any other comes from
-        the environment. Raises ConfigError without a key, PriceUnknown if answers would have no
-        price.
+        `api_key` is for servers that this program starts itself; any other key comes from the environment. Raise
+        ConfigError if there is no key, PriceUnknown if answers would have no price.
         """
         self.config = config
         self._prices = prices
         self._by_tokens = _is_priced_by_tokens(config, prices)
         key = api_key or _key_from_environment(config)
-        self._replies = ResponseParser(config.base_url, config.model, config.api_key_env, key)
-        self._upstream = EndpointClient(config, self._replies, transport=transport, sleep=sleep, clock=clock)
+        self._parser = ResponseParser(config.base_url, config.model, config.api_key_env, key)
+        self._client = EndpointClient(
+            config, self._parser, open_session=lambda: connect(config, key), sleep=sleep, clock=clock
+        )
 
     @property
     def name(self) -> str:
@@ -63,51 +77,51 @@ class EndpointModel:
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
-        """The whole answer, timed from sending, retries included. Raises ModelError."""
-        async with self._upstream.turn() as (connections, share):
+        """Return the whole answer, timed from sending it, retries included. Raise ModelError."""
+        async with self._client.slot() as (session, share):
             answer = PartialAnswer()
-            async with self._upstream.post(connections, CHAT, self._body(request)) as reply:
+            async with self._client.post(session, CHAT, self._body(request)) as response:
                 async with asyncio.timeout(self.config.timeout_s):
-                    content = await reply.read()
-                self._replies.read(content, answer)
+                    content = await response.read()
+                self._parser.parse_body(content, answer)
             return self._completion(answer, share)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece; not asked again once a piece has come. Raises ModelError."""
+        """Yield the answer piece by piece; never retry once a piece has come. Raise ModelError."""
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._upstream.turn() as (connections, share):
+        async with self._client.slot() as (session, share):
             answer = PartialAnswer()
-            async with self._upstream.post(connections, CHAT, body) as reply:
-                async for line in reply.lines():
-                    if (chunk := self._replies.parse_event(line, answer)) is not None:
+            async with self._client.post(session, CHAT, body) as response:
+                async for line in response.lines():
+                    if (chunk := self._parser.parse_event(line, answer)) is not None:
                         yield chunk
                 if answer.finish_reason is None:
-                    raise self._replies.down("broke off its answer (the stream ended early)")
+                    raise self._parser.unavailable("broke off its answer (the stream ended early)")
             yield Chunk(completion=self._completion(answer, share))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """One vector per text, in order, of length 1. Raises ModelError."""
+        """Return one vector per text, in order, of length 1. Raise ModelError."""
         if not texts:
             return Embeddings([], 0, 0.0)
         body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
-        async with self._upstream.turn() as (connections, share):
+        async with self._client.slot() as (session, share):
             began = time.perf_counter()
-            async with self._upstream.post(connections, "/embeddings", body) as reply:
+            async with self._client.post(session, "/embeddings", body) as response:
                 async with asyncio.timeout(self.config.timeout_s):
-                    content = await reply.read()
-                found = self._replies.parse_embeddings(content, len(texts))
+                    content = await response.read()
+                found = self._parser.parse_embeddings(content, len(texts))
             usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
             cost_usd = self._cost_usd(usage, (time.perf_counter() - began) * share)
-        vectors = [_of_length_1(one.embedding) for one in found.data]
+        vectors = [_normalized(item.embedding) for item in found.data]
         return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
 
     async def ready(self) -> None:
-        """Nothing if the endpoint would be asked. Raises LeftAlone after failures; asks nothing itself."""
-        self._upstream.check()
+        """Raise CircuitOpenError if requests are not sent after failures. Send nothing."""
+        self._client.check()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop. Those of other loops end with them."""
-        await self._upstream.aclose()
+        await self._client.aclose()
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -117,7 +131,7 @@ class EndpointModel:
             "temperature": request.temperature,
             "seed": request.seed,
             "stop": list(request.stop) or None,
-            "response_format": _form(request.response_format),
+            "response_format": _response_format(request.response_format),
             "logprobs": None if request.logprobs is None else True,
             "top_logprobs": request.logprobs or None,
             **self.config.extra_body,
@@ -138,33 +152,32 @@ class EndpointModel:
         )
 
     def _cost_usd(self, usage: Usage | None, busy_s: float) -> float:
-        """What an answer cost, by tokens or by machine. Raises BadAnswer for tokens that nobody counted."""
+        """Return the price by tokens or by machine time. Raise BadAnswer if the endpoint did not count its tokens."""
         if not self._by_tokens:
             return self._prices.machine.cost_usd(busy_s)
         if usage is None:
             raise BadAnswer(
-                f"{self._replies.url} did not say how many tokens it used: its answer has no price",
+                f"{self._parser.url} did not say how many tokens it used: its answer has no price",
                 hint="ask for usage in the endpoint's own settings, or set `priced_by: machine`",
             )
         read, written, url = usage.prompt_tokens, usage.completion_tokens, self.config.base_url
         return self._prices.token_cost_usd(self.name, read, written, api_url=url)
 
 
-def _form(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    """OpenAI's `response_format`."""
+def _response_format(wanted: ResponseFormat | None) -> dict[str, Any] | None:
     if wanted is None or wanted.kind == "json_object":
         return None if wanted is None else {"type": "json_object"}
     schema = {"name": wanted.name or "answer", "schema": wanted.json_schema, "strict": wanted.strict}
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _of_length_1(vector: list[float]) -> list[float]:
+def _normalized(vector: list[float]) -> list[float]:
     length = math.hypot(*vector)
     return [value / length for value in vector] if length else vector
 
 
 def _is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
-    """Whether tokens or machine time are paid for. Raises PriceUnknown for tokens without one."""
+    """Return whether tokens are paid for, or machine time. Raise PriceUnknown for tokens without a price."""
     if config.priced_by == "machine":
         return False
     try:

@@ -1,7 +1,6 @@
-"""Sense made of what an OpenAI-compatible endpoint replied: answers, streamed events, vectors, refusals.
+"""Parse the responses of an OpenAI-compatible endpoint: answers, stream events, embeddings and refusals.
 
-Everything here comes from outside. It is checked before use, and shown in messages short and
-without our key.
+Responses are validated before use, and quoted in error messages shortened and without the API key.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ SHOWN_CHARACTERS = 300
 
 
 class ResponseMessage(pydantic.BaseModel):
-    """A message, or a piece of one."""
+    """A message, or a delta of one."""
 
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
 
     def text(self) -> str:
-        """The written text; of content in parts only the text parts count, not the thinking."""
+        """Return the text; of content in parts only the text parts, without reasoning."""
         if isinstance(self.content, list):
             return "".join(str(p.get("text", "")) for p in self.content if p.get("type") == "text")
         return self.content or self.refusal or ""
 
 
 class TopLogprob(pydantic.BaseModel):
-    """A token that could have stood there."""
+    """A likely token at a position."""
 
     token: str
     logprob: float
@@ -49,20 +48,20 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob] = []
 
     def as_token(self) -> Token:
-        """The same as a Model's Token; of an endpoint that sends no bytes, those of the text."""
+        """Return the token; its bytes are those of its text if the endpoint sends none."""
         octets = self.token.encode() if self.bytes is None else bytes(self.bytes)
         top = tuple((one.token, one.logprob) for one in self.top_logprobs)
         return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
 
 
 class ChoiceLogprobs(pydantic.BaseModel):
-    """What was written, token by token."""
+    """The answer token by token."""
 
     content: list[TokenLogprob] | None = None
 
 
 class Choice(pydantic.BaseModel):
-    """One of the answers; we ask for one."""
+    """One of the answers; requests ask for one."""
 
     message: ResponseMessage | None = None
     delta: ResponseMessage | None = None
@@ -70,7 +69,7 @@ class Choice(pydantic.BaseModel):
     logprobs: ChoiceLogprobs | None = None
 
     def tokens(self) -> tuple[Token, ...]:
-        """Tokens of this answer, or of this piece of it; empty if they were not asked for or not given."""
+        """Return the tokens of this answer or delta; none if they were not asked for or not given."""
         written = self.logprobs.content if self.logprobs else None
         return tuple(one.as_token() for one in written or ())
 
@@ -83,7 +82,7 @@ class Usage(pydantic.BaseModel):
 
 
 class ChatCompletionBody(pydantic.BaseModel):
-    """The parts we read of a response body or of one streamed event."""
+    """The fields used of a response body or of a stream event."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
@@ -91,20 +90,20 @@ class ChatCompletionBody(pydantic.BaseModel):
 
 
 class EmbeddingItem(pydantic.BaseModel):
-    """One text's vector."""
+    """The embedding of one text."""
 
     index: int
     embedding: list[float] = Field(min_length=1)
 
 
 class EmbeddingUsage(pydantic.BaseModel):
-    """Tokens read, where nothing is written."""
+    """Tokens of the texts, as the endpoint counts them."""
 
     prompt_tokens: int
 
 
 class EmbeddingsBody(pydantic.BaseModel):
-    """The parts we read of the response to a request for vectors."""
+    """The fields used of an embeddings response."""
 
     data: list[EmbeddingItem]
     usage: EmbeddingUsage | None = None
@@ -123,7 +122,7 @@ class PartialAnswer:
 
 @dataclass(frozen=True)
 class ResponseParser:
-    """Reads the replies of one endpoint."""
+    """Parses the responses of one endpoint."""
 
     base_url: str
     model: str
@@ -132,20 +131,20 @@ class ResponseParser:
 
     @property
     def url(self) -> str:
-        """Where questions are sent."""
+        """Address of chat completions."""
         return f"{self.base_url}/chat/completions"
 
-    def read(self, content: str, answer: PartialAnswer) -> None:
-        """Fill `answer` from a whole response body. Raises BadAnswer or Unavailable."""
+    def parse_body(self, content: str, answer: PartialAnswer) -> None:
+        """Fill `answer` from a whole response body. Raise BadAnswer or Unavailable."""
         body = self._body(content)
         if not body.choices or body.choices[0].message is None:
-            raise self._nonsense(content)
+            raise self._not_a_completion(content)
         answer.text = body.choices[0].message.text()
         answer.finish_reason, answer.usage = body.choices[0].finish_reason, body.usage
         answer.tokens.extend(body.choices[0].tokens())
 
     def parse_event(self, line: str, answer: PartialAnswer) -> Chunk | None:
-        """What is new in one line of a stream, None if nothing; `answer` takes in what the line holds."""
+        """Return the new text in one line of a stream, or None; add what the line holds to `answer`."""
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             return None
@@ -161,40 +160,40 @@ class ResponseParser:
         return Chunk(text=piece, tokens=tokens) if piece or tokens else None
 
     def parse_embeddings(self, content: str, n: int) -> EmbeddingsBody:
-        """Vectors of `n` texts, in their order. Raises BadAnswer."""
+        """Return the embeddings of `n` texts in the order of the texts. Raise BadAnswer."""
         try:
             body = EmbeddingsBody.model_validate_json(content)
         except pydantic.ValidationError:
-            raise self._no_vectors(content) from None
-        body.data.sort(key=lambda one: one.index)
-        if [one.index for one in body.data] != list(range(n)):
-            raise self._no_vectors(content)
+            raise self._not_embeddings(content) from None
+        body.data.sort(key=lambda item: item.index)
+        if [item.index for item in body.data] != list(range(n)):
+            raise self._not_embeddings(content)
         return body
 
-    def refusal(self, status: int, content: str, tries: int) -> ModelError:
-        """The error that a response outside 2xx means, after `tries` tries."""
-        said = self._shown(content)
+    def refusal(self, status: int, content: str, attempts: int) -> ModelError:
+        """Return the error for a response outside 2xx."""
+        quote = self._quoted(content)
         if status in (401, 403):
             return Unauthorised(
-                f"{self.url} refused the key (HTTP {status}): {said}",
+                f"{self.url} refused the key (HTTP {status}): {quote}",
                 hint=f"put a key that may use {self.model} into the variable {self.api_key_env}",
             )
         if status == 429:
             return RateLimited(
-                f"{self.url} asks to slow down (HTTP 429){after_attempts(tries)}: {said}",
+                f"{self.url} asks to slow down (HTTP 429){after_attempts(attempts)}: {quote}",
                 hint="wait a while, or lower max_concurrency",
             )
         if status == 408 or status >= 500:
-            return self.down(f"HTTP {status}{after_attempts(tries)}: {said}")
+            return self.unavailable(f"HTTP {status}{after_attempts(attempts)}: {quote}")
         if 300 <= status < 400:
-            said = "a redirect, which is not followed because the key would go along"
+            quote = "a redirect, which is not followed because the key would go along"
         return BadAnswer(
-            f"{self.url} refused the request (HTTP {status}): {said}",
+            f"{self.url} refused the request (HTTP {status}): {quote}",
             hint=f'check base_url, and that the endpoint knows the model "{self.model}"',
         )
 
-    def down(self, what: str) -> Unavailable:
-        """The error for an endpoint that gives no answer."""
+    def unavailable(self, what: str) -> Unavailable:
+        """Return the error for an endpoint that gives no answer."""
         return Unavailable(
             f"large model down: {self.url}: {what}",
             hint=f"see if it is up: curl {self.base_url}/models",
@@ -204,24 +203,24 @@ class ResponseParser:
         try:
             body = ChatCompletionBody.model_validate_json(content)
         except pydantic.ValidationError:
-            raise self._nonsense(content) from None
+            raise self._not_a_completion(content) from None
         if body.error is not None:
-            raise self.down(f"failed while answering: {self._shown(str(body.error))}")
+            raise self.unavailable(f"failed while answering: {self._quoted(str(body.error))}")
         return body
 
-    def _nonsense(self, content: str) -> BadAnswer:
+    def _not_a_completion(self, content: str) -> BadAnswer:
         return BadAnswer(
-            f"{self.url} gave something that is no chat completion: {self._shown(content)}",
+            f"{self.url} answered with something that is not a chat completion: {self._quoted(content)}",
             hint="check that base_url ends where the API begins, usually /v1",
         )
 
-    def _no_vectors(self, content: str) -> BadAnswer:
+    def _not_embeddings(self, content: str) -> BadAnswer:
         return BadAnswer(
-            f"{self.base_url}/embeddings gave something that is not one vector a text: {self._shown(content)}",
-            hint=f'check that "{self.model}" is a model for embeddings there',
+            f"{self.base_url}/embeddings did not answer with one vector for each text: {self._quoted(content)}",
+            hint=f'check that "{self.model}" is an embedding model there',
         )
 
-    def _shown(self, content: str) -> str:
+    def _quoted(self, content: str) -> str:
         text = " ".join(content.split())
         if self.key:
             text = text.replace(self.key, "•••")
@@ -229,7 +228,7 @@ class ResponseParser:
 
 
 def retry_after_s(value: str) -> float | None:
-    """Seconds that a Retry-After header asks for, number or date; None if absent or unreadable."""
+    """Return the seconds of a Retry-After header, number or date; None if it is missing or malformed."""
     try:
         seconds = float(value)
         return max(0.0, seconds) if math.isfinite(seconds) else None
@@ -244,6 +243,6 @@ def retry_after_s(value: str) -> float | None:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def after_attempts(tries: int) -> str:
-    """' after 4 tries', or nothing for one."""
-    return f" after {tries} tries" if tries > 1 else ""
+def after_attempts(attempts: int) -> str:
+    """Return ' after 4 tries' for 4, and an empty string for 1."""
+    return f" after {attempts} tries" if attempts > 1 else ""

@@ -1,8 +1,8 @@
-"""A program that runs beside us and ends when we do: an engine that may crash, hang or catch signals.
+"""A child process that ends when this process does: for an engine that may crash, hang or catch signals.
 
-It lives in a session of its own, so that Ctrl-C and SIGTERM are ours alone, and ends when its standard input does, even
-if we are killed. (The kernel's parent-death signal would not do: it comes when the *thread* that started the child
-ends.) Secrets in our environment are not passed on, and nothing it says is kept but its last lines.
+It runs in a session of its own, so that Ctrl-C and SIGTERM reach only this process, and ends when its standard input
+does, even if this process is killed. (The kernel's parent-death signal would not do: it comes when the *thread* that
+started the child ends.) Secrets in the environment are not passed on, and only the last lines of its output are kept.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 STOP_TIMEOUT_S = 5.0
-LAST_LINES, SHOWN_LINES, LINE_CHARACTERS = 50, 3, 500
-POLL_S = 0.05
+KEPT_LINES, SHOWN_LINES, MAX_LINE_CHARACTERS = 50, 3, 500
+POLL_INTERVAL_S = 0.05
 _SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 
 class ChildProcess:
     """One running program."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, announces: str = "") -> None:
-        """Started now; a line that begins with `announces` is kept as `announced`. Raises OSError: no such program."""
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start the program. Raise OSError if it does not exist."""
         self._process = subprocess.Popen(
             command,
             env=dict(environment),
@@ -39,15 +39,13 @@ class ChildProcess:
         self.ended = threading.Event()
         """Set once the program has ended or closed its output."""
         self.started_s = self.ended_s = time.monotonic()
-        self.announced: str | None = None
-        """The rest of the line by which it says where it listens; None so far."""
-        self._announces, self._lines = announces, deque[str](maxlen=LAST_LINES)
+        self._lines = deque[str](maxlen=KEPT_LINES)
         self._reader = threading.Thread(target=self._read, name=f"child {self.pid}", daemon=True)
         self._reader.start()
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its process group too."""
+        """Process id, also that of its process group."""
         return self._process.pid
 
     @property
@@ -61,8 +59,8 @@ class ChildProcess:
         return (self.ended_s if self.ended.is_set() else time.monotonic()) - self.started_s
 
     def output_tail(self) -> str:
-        """Its last lines in one, and how it ended."""
-        if self.ended.is_set():  # its output closes a moment before it has ended
+        """Return its last lines of output on one line, and how it ended."""
+        if self.ended.is_set():  # its output closes a moment before the process ends
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
         code = self._process.poll()
@@ -70,27 +68,27 @@ class ChildProcess:
             self._reader.join(1)
         lines = list(self._lines)[-SHOWN_LINES:]
         if code is not None:
-            lines.append(f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}")
-        return " / ".join(lines) or "it has said nothing"
+            lines.append(f"exit code {code}" if code >= 0 else f"ended by signal {-code}")
+        return " / ".join(lines) or "no output"
 
-    def wait_until(self, ready: Callable[[], bool], limit_s: float) -> bool:
-        """True once `ready()`; False if it ended before, or is not ready within `limit_s`."""
-        until = time.monotonic() + limit_s
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Return True once `ready()` is, or False if the process ends first or the time is over."""
+        until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             if ready():
                 return True
-            if self.ended.wait(POLL_S):
+            if self.ended.wait(POLL_INTERVAL_S):
                 return False
-        self._lines.append(f"it was not ready within {limit_s:g} s")
+        self._lines.append(f"not ready within {timeout_s:g} s")
         return False
 
-    def kill(self, why: str) -> None:
-        """End it and all that it started at once; `why` becomes its last words."""
-        self._lines.append(why)
+    def kill(self, reason: str) -> None:
+        """Kill the process and all that it started; `reason` becomes the last line of its output."""
+        self._lines.append(reason)
         self._kill_group()
 
     def stop(self) -> None:
-        """Ask it to end, and make it after STOP_S seconds. Safe to call twice."""
+        """Close its input, and kill it after STOP_TIMEOUT_S. Safe to call twice."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -102,26 +100,22 @@ class ChildProcess:
         self._reader.join(STOP_TIMEOUT_S)
 
     def _kill_group(self) -> None:
-        if self._is_stopped:  # the number may be another program's by now
+        if self._is_stopped:  # the id may belong to another program by now
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
     def _read(self) -> None:
-        """Keep its last lines, and see when it ends."""
         assert self._process.stdout is not None
         with self._process.stdout as output:
             while line := output.readline(1 << 16):
-                text = line.decode(errors="replace").strip()
-                if self._announces and text.startswith(self._announces):
-                    self.announced = text.removeprefix(self._announces)
-                elif text:
-                    self._lines.append(text[:LINE_CHARACTERS])
+                if text := line.decode(errors="replace").strip():
+                    self._lines.append(text[:MAX_LINE_CHARACTERS])
         self.ended_s = time.monotonic()
         self.ended.set()
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """Our environment without what looks like a secret, and with `more`."""
-    kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)}
-    return kept | more
+    """Return this process's environment without variables that look like secrets, and with `more`."""
+    passed = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in _SECRET)}
+    return passed | more

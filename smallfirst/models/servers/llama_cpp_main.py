@@ -1,7 +1,7 @@
-"""The program inside the child process: llama.cpp serving one GGUF file.
+"""The program of the child process: llama.cpp serving one GGUF file on a Unix socket.
 
-The engine installs signal handlers and opens a port in whatever process it lives in, so it lives here and not in the
-gateway. It listens on a Unix socket that only its user may open, or on loopback, and wants a key in either case.
+The engine installs signal handlers and opens a port in whatever process it runs in, so it does not run in the gateway.
+Only its user may open the socket, and it asks for a key besides.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 KEY_VARIABLE = "SMALLFIRST_ENGINE_SECRET_KEY"
-READY_PREFIX = "listening "
 BATCH_TOKENS = 512
-"""Prompt tokens read in one go: until they are read, the engine hears neither a probe nor that a client has left."""
+"""Prompt tokens read at a time: until they are read, the engine notices neither a probe nor a closed connection."""
 SPARE_CONNECTIONS = 4
 """Connections beside one for each slot: probes, and clients whose leaving is not noticed yet."""
 
@@ -26,33 +25,31 @@ def main(arguments: list[str] | None = None) -> None:
     import xllamacpp
 
     os.umask(0o077)
-    _no_core_dumps()
-    options = parser().parse_args(arguments)
-    server = xllamacpp.Server(settings(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
-    print(f"{READY_PREFIX}{server.listening_address}", flush=True)
+    _disable_core_dumps()
+    options = argument_parser().parse_args(arguments)
+    _server = xllamacpp.Server(server_parameters(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
     sys.stdin.buffer.read()
-    if options.socket:  # whoever started us may be gone
-        _remove(Path(options.socket))
+    _remove(Path(options.socket))  # the parent may be gone
     os._exit(0)
 
 
-def parser() -> argparse.ArgumentParser:
-    """What the program can be told."""
-    made = argparse.ArgumentParser(prog="python -m smallfirst.models.servers.llama_cpp_main")
-    made.add_argument("--model", required=True)
-    made.add_argument("--adapter", help="a LoRA adapter as GGUF, on for every request")
-    made.add_argument("--socket", help="path ending in .sock; without one it is a free port on loopback")
-    made.add_argument("--slots", type=int, default=2)
-    made.add_argument("--context", type=int, default=8192)
-    made.add_argument("--threads", type=int, default=-1)
-    return made
+def argument_parser() -> argparse.ArgumentParser:
+    """Return the parser of the program's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m smallfirst.models.servers.llama_cpp_main")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--adapter", help="a LoRA adapter as GGUF file, on for every request")
+    parser.add_argument("--socket", required=True, help="path ending in .sock")
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--threads", type=int, default=-1)
+    return parser
 
 
-def settings(xllamacpp: Any, options: argparse.Namespace, key: str) -> Any:
-    """llama.cpp's own parameters."""
+def server_parameters(xllamacpp: Any, options: argparse.Namespace, key: str) -> Any:
+    """Return llama.cpp's own parameters for the program's arguments."""
     params = xllamacpp.CommonParams()
     params.model.path = options.model
-    params.hostnames = [options.socket or "127.0.0.1"]
+    params.hostnames = [options.socket]
     params.port = 0
     params.api_keys = [key]
     params.n_parallel = options.slots
@@ -60,8 +57,8 @@ def settings(xllamacpp: Any, options: argparse.Namespace, key: str) -> Any:
     params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.n_threads_http = options.slots + SPARE_CONNECTIONS
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
-    # A slot remembers its last prompt and is told by each request whether it may use it. The prompt cache in RAM is
-    # shared by all slots, finds entries by tokens alone and knows neither tenants nor adapters: it stays off.
+    # A slot caches its last prompt, and each request says whether it may reuse that. The prompt cache in RAM is shared
+    # by all slots, finds entries by tokens alone and knows neither tenants nor adapters: it stays off.
     params.cache_ram_mib = 0
     params.cache_idle_slots = False
     params.kv_unified = False
@@ -70,18 +67,18 @@ def settings(xllamacpp: Any, options: argparse.Namespace, key: str) -> Any:
     params.offline = True
     params.ui = params.endpoint_props = False
     params.endpoint_slots = True  # answered by the thread that computes, unlike /health: the watchdog asks it
-    params.verbosity = 1  # errors; shown if the engine fails
+    params.verbosity = 1  # errors only; shown if the engine fails
     return params
 
 
 def _remove(socket: Path) -> None:
-    """The socket, and its folder if nothing else is in it."""
+    """Remove the socket, and its folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         socket.unlink()
         socket.parent.rmdir()
 
 
-def _no_core_dumps() -> None:
+def _disable_core_dumps() -> None:
     """A crash must leave no prompts on disk."""
     try:
         import resource

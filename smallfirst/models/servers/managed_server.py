@@ -1,7 +1,7 @@
-"""A server of our own in a child process, used as a model: a bounded queue, one request's turn, one process for all.
+"""Models served by an engine in a child process: one process for all its models, a bounded queue, checked formats.
 
-Every request is streamed, also one that is wanted whole: an engine stops when its client hangs up, and some stop no
-other request. Its answers are held to their form. Nothing is tried again but a form that was not kept.
+Every request is streamed from the engine, also where the caller wants a whole answer: an engine stops when its client
+closes the connection, and some stop no other request. Nothing is retried but an answer that lacks its format.
 """
 
 from __future__ import annotations
@@ -12,290 +12,303 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
-import httpx
 from pydantic import Field
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.remote.http import (
+    UNIX_SOCKET_URL,
+    BlockingSession,
+    ConnectionBroken,
+    HttpSession,
+    ResponseTimeout,
+)
+from smallfirst.models.remote.model import EndpointConfig, EndpointModel, open_session
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat, generate_in_format, requested_format
 from smallfirst.models.servers.child_process import ChildProcess
 from smallfirst.models.servers.slots import Slot, SlotPool
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
-from smallfirst.models.servers.unix_socket import BASE_URL, SocketFolder, Sockets
+from smallfirst.models.servers.unix_socket import SocketFolder
 from smallfirst.pricing import PriceBook
 from smallfirst.records import Record
 
 READINESS_REQUEST = Request(messages=Request.ask("Hi").messages, max_tokens=1, tenant="readiness")
-"""The tiny piece of work that shows that a model would answer; its tenant is no key's."""
+"""A tiny request that shows that a model would answer; no key has its tenant."""
+STARTUP_PROBE_TIMEOUT_S = 2.0
 
 
 class ManagedServerConfig(Record):
-    """How much is asked of an engine in a child process, and how long it is waited for."""
+    """Limits of an engine in a child process."""
 
     timeout_s: Annotated[float, Field(gt=0)] = 300
-    """Longest wait for a place, and then for an answer. Long prompts on few cores take minutes."""
+    """Longest wait for a slot, and then for an answer. Long prompts on few cores take minutes."""
     start_timeout_s: Annotated[float, Field(gt=0)] = 300
     """Longest wait for the weights to load."""
-    most_waiting: Annotated[int, Field(ge=0)] = 32
-    """Requests of tenants that may wait for a place; one more is refused."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 32
+    """Requests of tenants that may wait for a slot; one more is refused."""
     max_queued_characters: Annotated[int, Field(ge=0)] = 200_000
     """Characters that their prompts may have in all."""
-    patience: RestartPolicy = RestartPolicy()
-    """When a crashed engine is started again, and a silent one killed."""
-
-
-class ServerProcess(ChildProcess):
-    """The process of a server. With a folder it listens on a socket in it, else wherever it says."""
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        *,
-        key: str,
-        folder: SocketFolder | None = None,
-        announces: str = "",
-    ) -> None:
-        """Started now, and not ready yet."""
-        super().__init__(command, environment, announces=announces)
-        self.key, self._folder = key, folder
-        self.sockets = Sockets(folder.socket) if folder else None
-        """Carries requests to its socket."""
-
-    @property
-    def address(self) -> str:
-        """Its address; with a folder only through `sockets`."""
-        return BASE_URL if self._folder else str(self.announced)
-
-    def client(self, timeout_s: float) -> httpx.Client:
-        """For short questions to the server itself."""
-        return httpx.Client(
-            base_url=self.address,
-            transport=httpx.HTTPTransport(uds=str(self._folder.socket) if self._folder else None),
-            headers={"Authorization": f"Bearer {self.key}"},
-            trust_env=False,
-            timeout=timeout_s,
-        )
-
-    def stop(self) -> None:
-        """End it, and its socket."""
-        super().stop()
-        if self._folder is not None:
-            self._folder.remove()
-
-
-def new_key() -> str:
-    """A key for one process, which nobody else will know."""
-    return secrets.token_urlsafe(32)
+    restart: RestartPolicy = RestartPolicy()
+    """When a crashed engine is restarted, and a hanging one killed."""
 
 
 class ServerBackend(NamedTuple):
-    """What kind of server it is."""
+    """The program of an engine, and how to speak to it."""
 
     name: str
-    """What it is called in messages."""
-    start: Callable[[SocketFolder], ServerProcess]
-    """Blocks until the server answers on the folder's socket. Raises Unavailable."""
-    probe: Callable[[ServerProcess, float], None]
-    """Blocks until the engine gives a sign of life; raises if there is none within the seconds given."""
-    extra: Callable[[Request, OutputFormat, Slot, bool], dict[str, Any]]
-    """What its request body holds beside OpenAI's fields; with True, nothing remembered may be used."""
-    n_places: int
-    """Requests under way at once."""
+    """What messages call it."""
+    command: Callable[[SocketFolder], Sequence[str]]
+    """The command that serves on the folder's socket."""
+    environment: Callable[[str], Mapping[str, str]]
+    """Its environment, given the API key that it must ask for."""
+    health_path: str
+    """Answered with 2xx only while the engine works."""
+    extra_body: Callable[[Request, OutputFormat, Slot, bool], dict[str, Any]]
+    """Fields of a request body beside OpenAI's. With True, the engine must not reuse a cached prompt."""
+    n_slots: int
+    """Requests in flight at most."""
+    start_failure: tuple[str, str]
+    """Message and hint if it does not start."""
 
 
-class Turn:
-    """One request's time at a place."""
+class ServerProcess(ChildProcess):
+    """The running program, with its socket and key."""
 
-    def __init__(self, child: ServerProcess, place: Slot, share: float) -> None:
-        self.child, self.place, self.share = child, place, share
-        self.began = time.perf_counter()
+    def __init__(self, backend: ServerBackend) -> None:
+        """Start the program; `start` waits for it as well."""
+        self.key, self.folder, self._backend = secrets.token_urlsafe(32), SocketFolder(), backend
+        try:
+            super().__init__(backend.command(self.folder), backend.environment(self.key))
+        except BaseException:
+            self.folder.remove()
+            raise
+
+    @classmethod
+    def start(cls, backend: ServerBackend, timeout_s: float) -> ServerProcess:
+        """Return the program once it answers. Block until then. Raise Unavailable if it does not."""
+        process = cls(backend)
+
+        def is_healthy() -> bool:
+            try:
+                process.check_health(STARTUP_PROBE_TIMEOUT_S)
+            except Unavailable:
+                return False
+            return True
+
+        if not process.wait_until(is_healthy, timeout_s):
+            process.stop()
+            message, hint = backend.start_failure
+            raise Unavailable(f"{message}: {process.output_tail()}", hint=hint)
+        return process
+
+    def session(self, timeout_s: float) -> BlockingSession:
+        """Return a session for questions to the server itself. Close it after use."""
+        socket = self.folder.socket
+        return BlockingSession(
+            lambda: HttpSession(UNIX_SOCKET_URL, key=self.key, timeout_s=timeout_s, unix_socket=socket)
+        )
+
+    def check_health(self, timeout_s: float) -> None:
+        """Block until the engine answers. Raise Unavailable if it does not within `timeout_s`."""
+        try:
+            with self.session(timeout_s) as session:
+                status = session.send("GET", self._backend.health_path).status
+        except (ConnectionBroken, ResponseTimeout) as error:
+            raise Unavailable(f"{self._backend.name}: {type(error).__name__}: {error}") from None
+        if not 200 <= status < 300:
+            raise Unavailable(f"{self._backend.name}: HTTP {status}")
+
+    def stop(self) -> None:
+        """End the program and remove its socket."""
+        super().stop()
+        self.folder.remove()
+
+
+class Lease(NamedTuple):
+    """One request's time in a slot."""
+
+    process: ServerProcess
+    """The process that answers."""
+    slot: Slot
+    """The slot."""
+    share: float
+    """Part of the machine's time that the request pays for, in (0, 1]."""
+    started_s: float
+    """When it got the slot, on `time.perf_counter`."""
 
     @property
     def busy_s(self) -> float:
-        """Its part of the machine's time so far."""
-        return (time.perf_counter() - self.began) * self.share
+        """Seconds of the machine's time so far."""
+        return (time.perf_counter() - self.started_s) * self.share
 
 
 class ManagedServer:
-    """One process, for all who use it. It starts with the first request."""
+    """One process for all models that use it. It starts with the first request."""
 
-    def __init__(self, engine: ServerBackend, config: ManagedServerConfig) -> None:
-        """Nothing runs yet; use `acquire`."""
-        self._engine, self.config = engine, config
-        self.supervisor: Supervisor[ServerProcess] = Supervisor(engine.name, self._start, engine.probe, config.patience)
-        self.places = SlotPool(
-            engine.n_places,
-            name=engine.name,
-            most_waiting=config.most_waiting,
+    def __init__(self, backend: ServerBackend, config: ManagedServerConfig) -> None:
+        """Start nothing yet; use `acquire`."""
+        self._backend, self.config = backend, config
+        self.supervisor: Supervisor[ServerProcess] = Supervisor(
+            backend.name,
+            lambda: ServerProcess.start(backend, config.start_timeout_s),
+            ServerProcess.check_health,
+            config.restart,
+        )
+        self.slots = SlotPool(
+            backend.n_slots,
+            name=backend.name,
+            max_queued_requests=config.max_queued_requests,
             max_queued_characters=config.max_queued_characters,
         )
-        self._child: ServerProcess | None = None
-
-    async def complete(self, request: Request, form: OutputFormat, *, model: str, prices: PriceBook) -> Completion:
-        """The whole answer, in its form. Raises ModelError; Unavailable too if too many requests wait."""
-        began = time.perf_counter()
-        async with self.turn(request) as turn:
-
-            async def write(fresh: bool) -> Completion:
-                async with aclosing(self._written(turn, request, form, model, fresh)) as pieces:
-                    last = [piece async for piece in pieces][-1]
-                assert last.completion is not None
-                return last.completion
-
-            return _whole(await generate_in_format(form, write), began, turn, prices)
-
-    async def stream(self, request: Request, *, model: str, prices: PriceBook) -> AsyncGenerator[Chunk, None]:
-        """An answer without a form, piece by piece. Raises ModelError."""
-        began = time.perf_counter()
-        async with (
-            self.turn(request) as turn,
-            aclosing(self._written(turn, request, FREE_TEXT, model, False)) as pieces,
-        ):
-            async for piece in pieces:
-                done = piece.completion
-                yield Chunk(completion=_whole(done, began, turn, prices)) if done is not None else piece
-
-    async def ready(self, *, model: str, prices: PriceBook) -> None:
-        """Nothing if it would answer: one token is written, or every place is at work and the engine lives.
-
-        Raises ModelError.
-        """
-        if self.places.n_free:
-            await self.complete(READINESS_REQUEST, FREE_TEXT, model=model, prices=prices)
-        else:
-            child = await self.supervisor.child()
-            await asyncio.to_thread(self.supervisor.check_health, child)
 
     @asynccontextmanager
-    async def turn(self, request: Request) -> AsyncIterator[Turn]:
-        """A place, and the process that is behind it. Raises Unavailable."""
+    async def lease(self, request: Request) -> AsyncIterator[Lease]:
+        """Wait for a slot and for the process. Raise Unavailable."""
         n_characters = sum(len(message.content) for message in request.messages)
-        async with self.places.turn(request.tenant, n_characters, limit_s=self.config.timeout_s) as place:
-            child = await self.supervisor.child()
-            with self.supervisor.at_work() as n_in_flight:
-                yield Turn(child, place, 1 / n_in_flight)
+        async with self.slots.acquire(request.tenant, n_characters, timeout_s=self.config.timeout_s) as slot:
+            process = await self.supervisor.process()
+            with self.supervisor.request() as n_in_flight:
+                yield Lease(process, slot, 1 / n_in_flight, time.perf_counter())
 
-    async def close(self) -> None:
-        """End the process."""
-        child, self._child = self._child, None
-        if child is not None and child.sockets is not None:
-            await child.sockets.close()
-        await asyncio.to_thread(self.supervisor.stop)
-
-    async def _written(
-        self, turn: Turn, request: Request, form: OutputFormat, model: str, fresh: bool
+    async def stream(
+        self, lease: Lease, request: Request, output_format: OutputFormat, *, model: str, fresh: bool = False
     ) -> AsyncGenerator[Chunk, None]:
-        """What the engine writes. Its endpoint is made anew for each request, since their bodies differ."""
+        """Yield what the engine generates. Raise ModelError."""
         config = EndpointConfig(
-            base_url=f"{turn.child.address}/v1",
+            base_url=f"{UNIX_SOCKET_URL}/v1",
             model=model,
             timeout_s=self.config.timeout_s,
             max_retries=0,
             max_concurrency=1,
             priced_by="machine",
-            extra_body=self._engine.extra(request, form, turn.place, fresh),
+            extra_body=self._backend.extra_body(request, output_format, lease.slot, fresh),
         )
-        endpoint = EndpointModel(config, PriceBook(), transport=turn.child.sockets, api_key=turn.child.key)
+        connect = partial(open_session, unix_socket=lease.process.folder.socket)
+        endpoint = EndpointModel(config, PriceBook(), connect=connect, api_key=lease.process.key)
         try:
-            async with aclosing(endpoint.stream(request)) as pieces:  # type: ignore[type-var]
-                async for piece in pieces:
-                    yield piece
+            async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    yield chunk
         except Unavailable as error:
-            raise await asyncio.to_thread(self.supervisor.died, turn.child) or error from None
+            raise await asyncio.to_thread(self.supervisor.crash_error, lease.process) or error from None
         finally:
             await endpoint.aclose()
 
-    def _start(self) -> ServerProcess:
-        folder = SocketFolder()
-        try:
-            self._child = self._engine.start(folder)
-        except BaseException:
-            folder.remove()
-            raise
-        return self._child
+    async def aclose(self) -> None:
+        """End the process."""
+        await asyncio.to_thread(self.supervisor.stop)
 
 
 class ManagedServerModel:
-    """A name that a process answers to, itself a Model; models of one config share the process."""
+    """A model that a managed server knows by name. Models of one config share the process.
 
-    capabilities: frozenset[Capability] = frozenset({Capability.STREAM, Capability.READINESS})
+    An answer costs its time by the machine price, divided by the requests in flight when it began. An answer with a
+    format is checked when it is whole, so it comes in one chunk.
+    """
+
+    capabilities: frozenset[Capability] = frozenset(
+        {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}
+    )
     """What it can do beyond answering."""
 
     def __init__(
         self,
-        name: str,
-        prices: PriceBook,
-        own: OutputFormat | None,
-        engine: Callable[[], ServerBackend],
+        backend: ServerBackend,
         config: ManagedServerConfig,
+        prices: PriceBook,
+        *,
+        model: str,
+        name: str = "",
+        output_format: OutputFormat | None = None,
     ) -> None:
-        """Nothing runs yet. Every answer has the form `own`, if there is one."""
-        self.name, self.own = name, own
-        self._prices, self._engine, self._config = prices, engine, config
-        self._hosted: ManagedServer | None = None
+        """Start nothing yet. `model` is its name at the server; every answer has `output_format`, if there is one."""
+        self.name, self.output_format = name or model, output_format
+        self._backend, self._config, self._prices, self._model = backend, config, prices, model
+        self._server: ManagedServer | None = None
 
     async def complete(self, request: Request) -> Completion:
-        """The whole answer. Raises ModelError; Unavailable too if too many requests wait."""
-        form = self.own or await requested_format(request.response_format)
-        asked = request.model_copy(update={"response_format": None})  # the form takes its place
-        return await self.open().complete(asked, form, model=self.name, prices=self._prices)
+        """Return the whole answer. Raise ModelError; Unavailable too if too many requests wait."""
+        began = time.perf_counter()
+        output_format = self.output_format or await requested_format(request.response_format)
+        request = request.model_copy(update={"response_format": None})  # extra_body asks for the format
+        server = self.server()
+        async with server.lease(request) as lease:
+
+            async def generate(fresh: bool) -> Completion:
+                chunks = server.stream(lease, request, output_format, model=self._model, fresh=fresh)
+                async with aclosing(chunks):
+                    last = [chunk async for chunk in chunks][-1]
+                assert last.completion is not None
+                return last.completion
+
+            return self._priced(await generate_in_format(output_format, generate), began, lease)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece; one that has a form in one piece. Raises ModelError."""
-        if self.own is not None or request.response_format is not None:
+        """Yield the answer piece by piece; one with a format in one chunk. Raise ModelError."""
+        if self.output_format is not None or request.response_format is not None:
             async for chunk in stream_in_one_chunk(self, request):
                 yield chunk
             return
-        async with aclosing(self.open().stream(request, model=self.name, prices=self._prices)) as pieces:
-            async for chunk in pieces:
-                yield chunk
+        began, server = time.perf_counter(), self.server()
+        async with (
+            server.lease(request) as lease,
+            aclosing(server.stream(lease, request, FREE_TEXT, model=self._model)) as chunks,
+        ):
+            async for chunk in chunks:
+                whole = chunk.completion
+                yield chunk if whole is None else Chunk(completion=self._priced(whole, began, lease))
 
     async def ready(self) -> None:
-        """Nothing if it would answer: one token is written, or all places are at work. Raises ModelError."""
-        await self.open().ready(model=self.name, prices=self._prices)
+        """Generate one token; if every slot is busy, probe the engine instead. Raise ModelError if it fails."""
+        server = self.server()
+        if server.slots.n_free:
+            async with server.lease(READINESS_REQUEST) as lease:
+                async for _ in server.stream(lease, READINESS_REQUEST, FREE_TEXT, model=self._model):
+                    pass
+        else:
+            process = await server.supervisor.process()
+            await asyncio.to_thread(server.supervisor.check_health, process)
 
     async def aclose(self) -> None:
-        """End the process, if nobody else uses it; a later request would start a new one."""
-        hosted, self._hosted = self._hosted, None
-        if hosted is not None:
-            await release(hosted)
+        """End the process if no other model uses it; a later request starts a new one."""
+        server, self._server = self._server, None
+        if server is not None:
+            await release(server)
 
-    def open(self) -> ManagedServer:
-        """The process, which may not run yet."""
-        if self._hosted is None:
-            self._hosted = acquire(self._engine(), self._config)
-        return self._hosted
+    def server(self) -> ManagedServer:
+        """Return the server, whose process may not run yet."""
+        if self._server is None:
+            self._server = acquire(self._backend, self._config)
+        return self._server
+
+    def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
+        """Add the wait for a slot to the latency, and the machine's time as the cost."""
+        latency_ms, cost_usd = (time.perf_counter() - began) * 1000, self._prices.machine.cost_usd(lease.busy_s)
+        return completion.model_copy(update={"answered_by": self.name, "latency_ms": latency_ms, "cost_usd": cost_usd})
 
 
-def _whole(completion: Completion, began: float, turn: Turn, prices: PriceBook) -> Completion:
-    """With the wait for a place in its latency, and the machine's time as its cost."""
-    latency_ms = (time.perf_counter() - began) * 1000
-    return completion.model_copy(update={"latency_ms": latency_ms, "cost_usd": prices.machine.cost_usd(turn.busy_s)})
-
-
-_IN_USE: dict[ManagedServerConfig, tuple[ManagedServer, int]] = {}
-"""Processes by what they run, with the number of their users."""
+_SERVERS: dict[ManagedServerConfig, tuple[ManagedServer, int]] = {}
+"""Servers by their config, each with the number of its users."""
 _LOCK = threading.Lock()
 
 
-def acquire(engine: ServerBackend, config: ManagedServerConfig) -> ManagedServer:
-    """The process of `config`, the same for all who ask; give it back with `release`."""
+def acquire(backend: ServerBackend, config: ManagedServerConfig) -> ManagedServer:
+    """Return the server of `config`, the same one for all who ask; give it back with `release`."""
     with _LOCK:
-        hosted, n_users = _IN_USE.get(config) or (ManagedServer(engine, config), 0)
-        _IN_USE[config] = hosted, n_users + 1
-    return hosted
+        server, n_users = _SERVERS.get(config) or (ManagedServer(backend, config), 0)
+        _SERVERS[config] = server, n_users + 1
+    return server
 
 
-async def release(hosted: ManagedServer) -> None:
-    """Give it back; the process ends with its last user."""
+async def release(server: ManagedServer) -> None:
+    """Give a server back; its process ends with its last user."""
     with _LOCK:
-        _, n_users = _IN_USE[hosted.config]
+        _, n_users = _SERVERS[server.config]
         if n_users > 1:
-            _IN_USE[hosted.config] = hosted, n_users - 1
+            _SERVERS[server.config] = server, n_users - 1
             return
-        del _IN_USE[hosted.config]
-    await hosted.close()
+        del _SERVERS[server.config]
+    await server.aclose()

@@ -1,9 +1,9 @@
-"""The places of an engine that answers a few requests side by side, and the bounded queue in front of them.
+"""The slots of an engine that answers a few requests side by side, and the bounded queue for them.
 
-An engine's own queue has no end, and what it remembers of a prompt would be found by the next one, whoever asks: the
-time to the first token would tell one tenant what another has asked. So a place remembers whose prompt it read last,
-tenants are sent back to their own place where it is free, and a place that changes hands starts from nothing. The
-price: a prompt that tenants share is read once by each of them.
+An engine's own queue is unbounded, and the next request may reuse what the engine cached of a prompt, whoever sent it:
+the time to the first token would tell one tenant what another has asked. So each slot has the tenant whose prompt it
+read last, tenants get their own slot back where it is free, and a slot that changes hands starts without its cache. A
+prompt that tenants share is therefore read once for each of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Slot(NamedTuple):
 
     number: int
     """From 0."""
-    is_own: bool
-    """True if the prompt read here last came from the same tenant, so what is left of it may be used."""
+    may_reuse_cache: bool
+    """True if the last prompt read here came from the same tenant."""
 
 
 class _Waiter:
@@ -34,96 +34,101 @@ class _Waiter:
     def __init__(self, tenant: str, n_characters: int) -> None:
         self.tenant, self.n_characters = tenant, n_characters
         self.loop = asyncio.get_running_loop()
-        self.called: asyncio.Future[None] = self.loop.create_future()
-        self.place: Slot | None = None
+        self.woken: asyncio.Future[None] = self.loop.create_future()
+        self.slot: Slot | None = None
 
-    def call(self) -> None:
-        """In its own loop: its place is there."""
-        if not self.called.done():
-            self.called.set_result(None)
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class SlotPool:
-    """Hands out places first come, first served, to any event loop."""
+    """Gives out slots first come, first served, to any number of event loops."""
 
-    def __init__(self, n_places: int, *, name: str, most_waiting: int, max_queued_characters: int) -> None:
-        """All free, and nobody's."""
-        self._name, self._most_waiting, self._most_characters = name, most_waiting, max_queued_characters
+    def __init__(self, n_slots: int, *, name: str, max_queued_requests: int, max_queued_characters: int) -> None:
+        """Start with every slot free and without a tenant."""
+        self._name, self._max_requests, self._max_characters = name, max_queued_requests, max_queued_characters
         self._lock = threading.Lock()
-        self._free = deque(range(n_places))  # longest idle first
+        self._free = deque(range(n_slots))  # longest idle first
         self._tenants: dict[int, str] = {}
-        self._waiting: deque[_Waiter] = deque()
-        self._n_places = n_places
+        self._queue: deque[_Waiter] = deque()
+        self._n_slots = n_slots
 
     @property
     def n_free(self) -> int:
-        """Places where a request could start now."""
+        """Slots in which a request could start now."""
         return len(self._free)
 
-    @asynccontextmanager
-    async def turn(self, tenant: str, n_characters: int, *, limit_s: float) -> AsyncIterator[Slot]:
-        """A place of one's own. Raises Unavailable if the queue is full, or none is free within `limit_s`.
+    @property
+    def n_queued(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._queue)
 
-        Nobody's requests (no tenant) wait for as long as it takes: they are our own program's, an evaluation's of any
-        number of rows, or of a server without keys, which admits only so many itself.
+    @asynccontextmanager
+    async def acquire(self, tenant: str, n_characters: int, *, timeout_s: float) -> AsyncIterator[Slot]:
+        """Yield a slot. Raise Unavailable if the queue is full, or no slot is free within `timeout_s`.
+
+        Requests without a tenant are not limited: they come from an evaluation of any number of rows, or from a server
+        without keys, which limits its own requests.
         """
         waiter = _Waiter(tenant, n_characters)
         with self._lock:
-            if self._free and not self._waiting:
-                waiter.place = self._take(tenant)
+            if self._free and not self._queue:
+                waiter.slot = self._take(tenant)
             else:
                 if tenant:
                     self._check_room(n_characters)
-                self._waiting.append(waiter)
+                self._queue.append(waiter)
         try:
-            if waiter.place is None:
-                await self._called(waiter, limit_s if tenant else None)
-            assert waiter.place is not None
-            yield waiter.place
+            if waiter.slot is None:
+                await self._wait(waiter, timeout_s if tenant else None)
+            assert waiter.slot is not None
+            yield waiter.slot
         finally:
             with self._lock:
-                if waiter.place is not None:
-                    self._free.append(waiter.place.number)
-                    self._call_next()
+                if waiter.slot is not None:
+                    self._free.append(waiter.slot.number)
+                    self._serve_queue()
                 else:
                     with contextlib.suppress(ValueError):
-                        self._waiting.remove(waiter)
+                        self._queue.remove(waiter)
 
-    async def _called(self, waiter: _Waiter, limit_s: float | None) -> None:
+    async def _wait(self, waiter: _Waiter, timeout_s: float | None) -> None:
         try:
-            async with asyncio.timeout(limit_s):
-                await waiter.called
+            async with asyncio.timeout(timeout_s):
+                await waiter.woken
         except TimeoutError:
-            raise Unavailable(
-                f"{self._name} is busy: no place was free within {limit_s:g} s", hint="ask again in a while"
-            ) from None
+            message = f"{self._name} is busy: no slot was free within {timeout_s:g} s"
+            raise Unavailable(message, hint="retry after a while") from None
 
     def _check_room(self, n_characters: int) -> None:
-        """With the lock held. Raises Unavailable if one more would be too many."""
-        waiting, n_waiting = sum(waiter.n_characters for waiter in self._waiting), len(self._waiting)
-        if n_waiting < self._most_waiting and waiting + n_characters <= self._most_characters:
+        """Raise Unavailable if the queue has no room for one more request. Hold the lock."""
+        queued = sum(waiter.n_characters for waiter in self._queue)
+        if len(self._queue) < self._max_requests and queued + n_characters <= self._max_characters:
             return
         raise Unavailable(
-            f"{self._name} is busy: {self._n_places} requests under way, {n_waiting} with {waiting} "
-            f"characters waiting; at most {self._most_waiting} with {self._most_characters} may wait",
-            hint="ask again in a while",
+            f"{self._name} is busy: {self._n_slots} requests in flight, {len(self._queue)} with {queued} characters "
+            f"queued; the queue takes at most {self._max_requests} requests with {self._max_characters} characters",
+            hint="retry after a while",
         )
 
     def _take(self, tenant: str) -> Slot:
-        """With the lock held and a place free: the tenant's own, else one that is nobody's, else the longest idle."""
+        """Take the tenant's own slot, else one that no tenant has used, else the longest idle one. Hold the lock."""
         own = [number for number in self._free if self._tenants.get(number) == tenant]
         unused = [number for number in self._free if number not in self._tenants]
         number = (own[-1:] or unused or [self._free[0]])[0]
         self._free.remove(number)
         self._tenants[number] = tenant
-        return Slot(number, is_own=bool(own))
+        return Slot(number, may_reuse_cache=bool(own))
 
-    def _call_next(self) -> None:
-        """With the lock held: free places go to those who wait longest, if their loop still runs."""
-        while self._free and self._waiting:
-            waiter = self._waiting.popleft()
+    def _serve_queue(self) -> None:
+        """Give free slots to those who wait longest, if their event loop still runs. Hold the lock."""
+        while self._free and self._queue:
+            waiter, tenants = self._queue.popleft(), dict(self._tenants)
+            # Another thread may run the waiter as soon as it is woken, so its slot is set before.
+            waiter.slot = self._take(waiter.tenant)
             try:
-                waiter.loop.call_soon_threadsafe(waiter.call)
+                waiter.loop.call_soon_threadsafe(waiter.wake)
             except RuntimeError:  # its loop is closed
-                continue
-            waiter.place = self._take(waiter.tenant)
+                self._free.append(waiter.slot.number)
+                waiter.slot, self._tenants = None, tenants

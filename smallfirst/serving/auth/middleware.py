@@ -22,11 +22,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.protocol import Model
+from smallfirst.models.remote.config import is_loopback
 from smallfirst.serving.auth.key_store import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable
 from smallfirst.serving.auth.keys import hash_key, key_id, key_matches
 from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.settings import ServeSettings, is_loopback
+from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"
 PUBLIC_PATHS = frozenset({"/health", "/ready"})

@@ -84,5 +84,5 @@ def test_schema_is_kept_and_no_confidence_claimed(folder: Path) -> None:
 
 def test_closed_answers_are_not_written(folder: Path) -> None:
     manifest = Manifest(kind="codes", task=Classify(name="toy", labels=("a", "b")), codes=(1, 2), base="tiny")
-    with pytest.raises(ConfigError, match=r'of kind "codes"; llama\.cpp only writes'):
+    with pytest.raises(ConfigError, match=r'of kind "codes"; llama\.cpp only generates text'):
         ExportedModel(folder / "export.gguf", manifest, PriceBook())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.models.remote.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, Resting, RetryBudget
+from smallfirst.models.remote.circuit_breaker import CircuitBreaker, CircuitBreakerConfig, RetryBudget
 
 
 class Clock:
@@ -29,13 +29,12 @@ def rules(**settings: float) -> CircuitBreakerConfig:
 
 def fail(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
-        breaker.failed(breaker.enter())
+        breaker.record_failure(breaker.enter())
 
 
 def wait_of(breaker: CircuitBreaker) -> float:
-    with pytest.raises(Resting) as caught:
-        breaker.enter()
-    return caught.value.wait_s
+    assert breaker.enter() is None
+    return breaker.remaining_open_s
 
 
 # --- budget --------------------------------------------------------------------------------------
@@ -46,7 +45,7 @@ def test_a_quiet_endpoint_gets_the_burst_and_then_a_tenth_of_its_requests() -> N
     assert [budget.take() for _ in range(5)] == [True, True, True, False, False]
     granted = 0
     for _ in range(100):
-        budget.asked()
+        budget.add_request()
         granted += budget.take()
     assert granted == 10
 
@@ -54,7 +53,7 @@ def test_a_quiet_endpoint_gets_the_burst_and_then_a_tenth_of_its_requests() -> N
 def test_what_is_not_used_does_not_pile_up_beyond_the_burst() -> None:
     budget = RetryBudget(share=0.5, burst=2)
     for _ in range(1000):
-        budget.asked()
+        budget.add_request()
     assert [budget.take() for _ in range(3)] == [True, True, False]
 
 
@@ -64,9 +63,9 @@ def test_what_is_not_used_does_not_pile_up_beyond_the_burst() -> None:
 def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) -> None:
     breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 2)
-    breaker.succeeded(breaker.enter())
+    breaker.record_success(breaker.enter())
     fail(breaker, 2)
-    assert breaker.rest_s == 0
+    assert breaker.remaining_open_s == 0
     fail(breaker)
     assert wait_of(breaker) == 1
     clock.now_s += 0.75
@@ -79,11 +78,11 @@ def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock)
     clock.now_s += 1
     probe = breaker.enter()
     assert wait_of(breaker) == 1  # nobody else, until the probe is back
-    breaker.succeeded(probe)
-    assert breaker.rest_s == 0
+    breaker.record_success(probe)
+    assert breaker.remaining_open_s == 0
     assert breaker.enter() == breaker.enter()
     fail(breaker, 2)
-    assert breaker.rest_s == 0  # the count began anew
+    assert breaker.remaining_open_s == 0  # the count began anew
 
 
 def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends_that(clock: Clock) -> None:
@@ -91,26 +90,26 @@ def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends
     fail(breaker, 3)
     rests = []
     for _ in range(4):
-        clock.now_s += breaker.rest_s
+        clock.now_s += breaker.remaining_open_s
         fail(breaker)
-        rests.append(breaker.rest_s)
+        rests.append(breaker.remaining_open_s)
     assert rests == [2, 4, 5, 5]
     clock.now_s += 5
-    breaker.succeeded(breaker.enter())
+    breaker.record_success(breaker.enter())
     fail(breaker, 3)
-    assert breaker.rest_s == 1
+    assert breaker.remaining_open_s == 1
 
 
 def test_a_share_of_failures_opens_it_once_there_are_enough_requests(clock: Clock) -> None:
     breaker = CircuitBreaker(rules(max_consecutive_failures=100), clock=clock)
     for _ in range(4):
-        breaker.succeeded(breaker.enter())
+        breaker.record_success(breaker.enter())
         fail(breaker)
-    breaker.succeeded(breaker.enter())
-    assert breaker.rest_s == 0  # 4 of 9
+    breaker.record_success(breaker.enter())
+    assert breaker.remaining_open_s == 0  # 4 of 9
     fail(breaker)  # 5 of 10
-    with pytest.raises(Resting, match="5 of 10 requests failed within 30 s"):
-        breaker.enter()
+    assert breaker.enter() is None
+    assert breaker.reason == "5 of 10 requests failed within 30 s"
 
 
 def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
@@ -118,9 +117,9 @@ def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
     fail(breaker, 9)
     clock.now_s += 31
     fail(breaker, 9)
-    assert breaker.rest_s == 0
+    assert breaker.remaining_open_s == 0
     fail(breaker)
-    assert breaker.rest_s == 1
+    assert breaker.remaining_open_s == 1
 
 
 def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) -> None:
@@ -128,24 +127,24 @@ def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) ->
     early, late = breaker.enter(), breaker.enter()
     fail(breaker, 3)
     clock.now_s += 0.5
-    breaker.succeeded(early)
-    breaker.failed(late)
+    breaker.record_success(early)
+    breaker.record_failure(late)
     assert wait_of(breaker) == 0.5
     clock.now_s += 0.5
     probe = breaker.enter()
-    breaker.succeeded(early)
+    breaker.record_success(early)
     assert wait_of(breaker) == 1
-    breaker.succeeded(probe)
-    assert breaker.rest_s == 0
+    breaker.record_success(probe)
+    assert breaker.remaining_open_s == 0
 
 
 def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None:
     breaker = CircuitBreaker(rules(), clock=clock)
     fail(breaker, 3)
     clock.now_s += 1
-    breaker.left(breaker.enter())
-    breaker.succeeded(breaker.enter())
-    assert breaker.rest_s == 0
+    breaker.cancel(breaker.enter())
+    breaker.record_success(breaker.enter())
+    assert breaker.remaining_open_s == 0
 
 
 def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_one_failure(clock: Clock) -> None:
@@ -153,10 +152,10 @@ def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_on
     fail(breaker, 3)
     clock.now_s += 1
     probe = breaker.enter()
-    breaker.alive(probe)
-    assert breaker.rest_s == 0
-    breaker.failed(probe)
+    breaker.record_response(probe)
+    assert breaker.remaining_open_s == 0
+    breaker.record_failure(probe)
     fail(breaker)
-    assert breaker.rest_s == 0
+    assert breaker.remaining_open_s == 0
     fail(breaker)
-    assert breaker.rest_s == 1
+    assert breaker.remaining_open_s == 1

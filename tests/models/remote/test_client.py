@@ -179,6 +179,13 @@ def test_loopback_is_reached_past_a_proxy_and_a_netrc(
     assert "Bearer sk-secret" in server.heads[0]
 
 
+def test_no_key_sends_no_authorization(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert ask(server.model()) == "yes"
+    assert server.heads[0].startswith("POST /v1/chat/completions HTTP/1.1\r\n")
+    assert "authorization" not in server.heads[0].lower()
+
+
 def test_a_redirect_is_not_followed(server: Server) -> None:
     server.deeds = [reply("302 Found", b"", f"Location: {server.url}/elsewhere")]
     with pytest.raises(BadAnswer, match="a redirect, which is not followed"):
@@ -300,7 +307,7 @@ def test_after_failures_in_a_row_nobody_is_sent_there_until_a_probe_is_answered(
     server.deeds = [BUSY]
     model = server.model(max_retries=0)
     assert [type(error) for error in all_of(model, 5)] == [Unavailable] * 5
-    with pytest.raises(CircuitOpenError, match=r"not asked for another 1 s \(5 failures in a row\)") as caught:
+    with pytest.raises(CircuitOpenError, match=r"no requests for another 1 s \(5 failures in a row\)") as caught:
         ask(model)
     assert (caught.value.retry_after_s, caught.value.retryable, len(server.heads)) == (1, True, 5)
     server.deeds, server.now_s = [OK], 101

@@ -7,17 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from fixtures.tiny_llama import LABELS, ask, formed, given_config, given_gguf, given_model, opened  # noqa: F401
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
+from smallfirst.models.remote.http import HttpResponse, HttpSession
 from smallfirst.models.response_format import FREE_TEXT, OutputFormat
-from smallfirst.models.servers import llama_cpp as gguf_room
+from smallfirst.models.servers import llama_cpp
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel, choice_grammar
-from smallfirst.models.servers.unix_socket import Sockets
 from smallfirst.pricing import PriceBook
 
 COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
@@ -29,13 +28,13 @@ PROMPT = "where is my card, I want to know about the card please, " * 3
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The body of every request that reaches the engine."""
     bodies: list[dict[str, Any]] = []
-    send = Sockets.handle_async_request
+    post = HttpSession.post
 
-    async def noted(self: Sockets, request: httpx.Request) -> httpx.Response:
-        bodies.append(json.loads(request.content))
-        return await send(self, request)
+    async def recorded(self: HttpSession, path: str, body: bytes) -> HttpResponse:
+        bodies.append(json.loads(body))
+        return await post(self, path, body)
 
-    monkeypatch.setattr(Sockets, "handle_async_request", noted)
+    monkeypatch.setattr(HttpSession, "post", recorded)
     return bodies
 
 
@@ -57,9 +56,9 @@ def test_file_that_is_no_gguf_says_so(tmp_path: Path) -> None:
     model = LlamaCppModel(LlamaCppConfig(path=path), PriceBook())
     with pytest.raises(Unavailable) as caught:
         asyncio.run(model.complete(Request.ask("Hi")))
-    assert str(caught.value).startswith(f"large model down: {path} did not load: ")
-    assert "it ended with exit code 1" in str(caught.value)
-    assert "next: check that the file is a whole GGUF file" in str(caught.value)
+    assert str(caught.value).startswith(f"{path} did not load: ")
+    assert "exit code 1" in str(caught.value)
+    assert "next: check that it is a complete GGUF file" in str(caught.value)
     asyncio.run(model.aclose())
 
 
@@ -93,14 +92,18 @@ def test_tenants_never_meet_each_others_prompts(config: LlamaCppConfig) -> None:
 
 
 async def reused(model: LlamaCppModel, tenant: str) -> int:
-    """Prompt tokens that the engine did not read again, as it says itself."""
+    """Prompt tokens that the engine took from its cache, as it reports itself."""
     request = Request.ask(PROMPT, max_tokens=1).model_copy(update={"tenant": tenant})
-    async with model.open().turn(request) as turn:
+    async with model.server().lease(request) as lease:
         body = {"messages": [message.model_dump() for message in request.messages], "max_tokens": 1}
-        body |= gguf_room._extra(request, FREE_TEXT, turn.place, False)
-        with turn.child.client(10) as client:
-            reply = await asyncio.to_thread(client.post, "/v1/chat/completions", json=body)
-    return int(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+        body |= llama_cpp._extra_body(request, FREE_TEXT, lease.slot, False)
+
+        def send() -> dict[str, Any]:
+            with lease.process.session(60) as session:
+                return json.loads(session.read(session.send("POST", "/v1/chat/completions", body)))
+
+        reply = await asyncio.to_thread(send)
+    return int(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
 
 
 def test_only_known_fields_reach_the_engine(config: LlamaCppConfig, sent: list[dict[str, Any]]) -> None:
@@ -166,8 +169,8 @@ def test_form_that_was_dropped_is_asked_again_once(config: LlamaCppConfig, sent:
 
     async def run() -> None:
         async with opened(config, schema=CLOSED) as model:
-            assert model.hosted.own is not None
-            model.hosted.own = OutputFormat('root ::= "no"', model.hosted.own.accepts)
+            assert model.output_format is not None
+            model.output_format = OutputFormat('root ::= "no"', model.output_format.accepts)
             with pytest.raises(BadAnswer, match="tiny wrote what its schema forbids"):
                 await model.complete(Request.ask("card"))
 

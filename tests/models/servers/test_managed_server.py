@@ -1,162 +1,186 @@
-"""What becomes of an engine in a child process that dies, hangs, is left, is asked too much: by llama.cpp itself."""
+"""What becomes of an engine in a child process that crashes, hangs or is abandoned: with llama.cpp itself."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
 import subprocess
 import sys
-import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx
 import pytest
-from fixtures.tiny_llama import ask, child_of, given_config, given_gguf, given_model, gone_within, opened  # noqa: F401
+from fixtures.tiny_llama import (  # noqa: F401
+    ask,
+    child_of,
+    given_config,
+    given_gguf,
+    given_model,
+    has_ended,
+    opened,
+    until,
+)
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Request
+from smallfirst.models.remote.http import UNIX_SOCKET_URL, BlockingSession, HttpSession
+from smallfirst.models.servers import managed_server
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
+from smallfirst.models.servers.managed_server import ServerProcess
 from smallfirst.models.servers.supervisor import RestartPolicy
 from smallfirst.pricing import PriceBook
 
-
-def test_dead_child_is_started_again(model: LlamaCppModel) -> None:
-    first = ask(model)
-    os.kill(child_of(os.getpid()), signal.SIGKILL)
-    time.sleep(0.2)  # a request that meets a dying engine fails
-    assert ask(model).text == first.text
+SHORT = Request.ask("card", max_tokens=1)
+LONG = Request.ask("where is my card", max_tokens=15_000)
+"""Many seconds of work."""
 
 
-def test_requests_under_way_fail_at_once_when_the_engine_dies(config: LlamaCppConfig) -> None:
+async def process_of(model: LlamaCppModel) -> ServerProcess:
+    return await model.server().supervisor.process()
+
+
+@contextlib.asynccontextmanager
+async def in_flight(model: LlamaCppModel, request: Request) -> AsyncIterator[asyncio.Task[None]]:
+    """A request that the engine has begun to answer, cancelled at the end."""
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        async with contextlib.aclosing(model.stream(request)) as chunks:
+            async for _ in chunks:
+                begun.set()
+
+    task = asyncio.create_task(read())
+    await begun.wait()
+    yield task
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_crash_fails_the_requests_in_flight_and_the_next_one_restarts_the_engine(config: LlamaCppConfig) -> None:
     async def run() -> None:
-        async with opened(config) as model:
-            await model.ready()
-            tasks = [asyncio.create_task(model.complete(Request.ask("card", max_tokens=900))) for _ in range(2)]
-            await asyncio.sleep(0.2)
-            killed_s = time.monotonic()
-            os.kill(child_of(os.getpid()), signal.SIGKILL)
-            errors = await asyncio.gather(*tasks, return_exceptions=True)
-            assert time.monotonic() - killed_s < 2
+        async with (
+            opened(config.model_copy(update={"context_tokens": 16384})) as model,
+            in_flight(model, LONG) as first,
+            in_flight(model, LONG) as second,
+        ):
+            old = await process_of(model)
+            os.kill(old.pid, signal.SIGKILL)
+            errors = await asyncio.gather(first, second, return_exceptions=True)
             assert [type(error) for error in errors] == [Unavailable, Unavailable]
-            assert "tiny: the engine died while it answered: it was ended by signal 9" in str(errors[0])
-            assert (await model.complete(Request.ask("card", max_tokens=2))).completion_tokens == 2
+            assert "tiny: the engine ended while it answered: ended by signal 9" in str(errors[0])
+            assert (await model.complete(SHORT)).completion_tokens == 1
+            assert (await process_of(model)).pid != old.pid
 
     asyncio.run(run())
 
 
-def test_hung_engine_is_killed_and_started_again(config: LlamaCppConfig) -> None:
-    patience = RestartPolicy(probe_interval_s=0.2, probe_timeout_s=0.5)
+def test_hanging_engine_is_killed_and_restarted(config: LlamaCppConfig) -> None:
+    policy = RestartPolicy(probe_interval_s=0.1, probe_timeout_s=0.5)
 
     async def run() -> None:
-        async with opened(config.model_copy(update={"patience": patience})) as model:
-            await model.ready()
-            task = asyncio.create_task(model.complete(Request.ask("card", max_tokens=900)))
-            await asyncio.sleep(0.2)
-            os.kill(child_of(os.getpid()), signal.SIGSTOP)
-            with pytest.raises(Unavailable, match=r"killed: it gave no sign of life for 0\.5 s"):
-                await asyncio.wait_for(task, 10)
-            assert (await model.complete(Request.ask("card", max_tokens=2))).completion_tokens == 2
+        settings = {"restart": policy, "slots": 1, "context_tokens": 16384}
+        async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
+            os.kill((await process_of(model)).pid, signal.SIGSTOP)
+            with pytest.raises(Unavailable, match=r"killed: no answer to a probe within 0\.5 s"):
+                await task
 
     asyncio.run(run())
 
 
-def test_leaving_frees_the_slot(config: LlamaCppConfig) -> None:
-    long = Request.ask("where is my card", max_tokens=15_000)  # some 15 s of work
-
+@pytest.mark.parametrize("whole", [True, False])
+def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: bool) -> None:
     async def run() -> None:
         async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
             await model.ready()
-            task = asyncio.create_task(model.complete(long))
-            await asyncio.sleep(0.3)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            began_s = time.monotonic()
-            await model.complete(Request.ask("card", max_tokens=1))
-            assert time.monotonic() - began_s < 4
-            stream = model.stream(long)
-            await anext(stream)
-            await stream.aclose()  # type: ignore[attr-defined]
-            began_s = time.monotonic()
-            await model.complete(Request.ask("card", max_tokens=1))
-            assert time.monotonic() - began_s < 4
+            if whole:
+                server = model.server()
+                task = asyncio.create_task(model.complete(LONG))
+                await until(lambda: server.slots.n_free == 0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            else:
+                async with in_flight(model, LONG):
+                    pass
+            # The engine has one slot: it answers this only after it has dropped the long request.
+            assert (await model.complete(SHORT)).completion_tokens == 1
+            assert model.server().slots.n_free == 1
 
     asyncio.run(run())
 
 
-def test_queue_is_bounded_by_requests_and_characters(config: LlamaCppConfig) -> None:
-    few = config.model_copy(update={"slots": 1, "most_waiting": 1, "max_queued_characters": 100})
-
-    def of_ann(text: str, max_tokens: int) -> Request:
-        return Request.ask(text, max_tokens=max_tokens).model_copy(update={"tenant": "ann"})
+def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
+    config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(managed_server, "time", SimpleNamespace(perf_counter=lambda: now_s))
 
     async def run() -> None:
-        async with opened(few) as model:
-            await model.ready()
-            working = asyncio.create_task(model.complete(of_ann("card", 900)))
-            await asyncio.sleep(0.1)
-            with pytest.raises(Unavailable, match="at most 1 with 100 may wait"):
-                await model.complete(of_ann("x" * 101, 1))
-            waiting = asyncio.create_task(model.complete(of_ann("card", 1)))
-            await asyncio.sleep(0)
-            with pytest.raises(Unavailable, match="tiny is busy: 1 requests under way, 1 with 4 characters waiting"):
-                await model.complete(of_ann("x", 1))
-            first, second = await asyncio.gather(working, waiting)
-            assert second.latency_ms > 0.5 * first.latency_ms  # its wait counts
-            assert second.cost_usd < 0.5 * first.cost_usd  # and costs nothing
+        nonlocal now_s
+        async with opened(config.model_copy(update={"slots": 1})) as model:
+            slots = model.server().slots
+            async with slots.acquire("", 1, timeout_s=60):
+                waiting = asyncio.create_task(model.complete(SHORT))
+                await until(lambda: slots.n_queued == 1)
+                now_s += 100
+            found = await waiting
+            assert (found.latency_ms, found.cost_usd) == (100_000, 0)
 
     asyncio.run(run())
 
 
-def test_engine_is_shared_and_ends_with_its_last_user(config: LlamaCppConfig, model: LlamaCppModel) -> None:
+def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_them(config: LlamaCppConfig) -> None:
     async def run() -> None:
-        other = LlamaCppModel(config, PriceBook())
-        await model.complete(Request.ask("card"))
-        child = child_of(os.getpid())
-        await other.complete(Request.ask("card", max_tokens=1))
-        assert child_of(os.getpid()) == child
+        model, other = (LlamaCppModel(config, PriceBook()) for _ in range(2))
+        await model.complete(SHORT)
+        process = await process_of(model)
+        await other.complete(SHORT)
+        assert (await process_of(other)).pid == process.pid
         await model.aclose()
-        assert (await other.complete(Request.ask("card", max_tokens=1))).completion_tokens == 1
+        assert (await other.complete(SHORT)).completion_tokens == 1
         await other.aclose()
         await other.aclose()
-        assert gone_within(child, seconds=1)
+        assert has_ended(process.pid)
 
     asyncio.run(run())
 
 
-def test_only_the_user_reaches_the_engine(model: LlamaCppModel) -> None:
+def test_nobody_else_reaches_the_engine(model: LlamaCppModel) -> None:
     async def run() -> None:
         await model.ready()
-        child = await model.open().supervisor.child()
-        socket = Path(child.sockets._path)
+        process = await process_of(model)
+        socket = process.folder.socket
         assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
         assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        assert listening(child.pid) == 0
-        async with httpx.AsyncClient(transport=child.sockets) as client:
-            assert (await client.get("http://localhost/slots")).status_code == 401
+        assert n_listening_ports(process.pid) == 0
+
+        def without_key() -> int:
+            session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
+            with session:
+                return session.send("GET", "/slots").status
+
+        assert await asyncio.to_thread(without_key) == 401
         await model.aclose()
         assert not socket.parent.exists()
 
     asyncio.run(run())
 
 
-def test_engine_at_work_is_ready(config: LlamaCppConfig) -> None:
+def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
     async def run() -> None:
-        async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
+        settings = {"slots": 1, "context_tokens": 16384}
+        async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
             await model.ready()
-            working = asyncio.create_task(model.complete(Request.ask("where is my card", max_tokens=15_000)))
-            await asyncio.sleep(0.1)
-            await model.ready()
-            assert not working.done()
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            assert not task.done()
 
     asyncio.run(run())
 
 
-def test_child_dies_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
-    program = (
+def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
+    code = (
         "import asyncio, sys, time\n"
         "from pathlib import Path\n"
         "from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel\n"
@@ -164,31 +188,23 @@ def test_child_dies_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:
         "from smallfirst.pricing import PriceBook\n"
         "config = LlamaCppConfig(path=Path(sys.argv[1]), threads=1, context_tokens=1024)\n"
         "asyncio.run(LlamaCppModel(config, PriceBook()).complete(Request.ask('Hi', max_tokens=1)))\n"
-        "print('asked', flush=True)\n"
-        "time.sleep(60)\n"
+        "print('answered', flush=True)\n"
+        "time.sleep(600)\n"
     )
     root = str(Path(__file__).parents[3])
-    command, place = [sys.executable, "-c", program, str(tiny_gguf)], {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=place) as parent:
+    command, environment = [sys.executable, "-c", code, str(tiny_gguf)], {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env=environment) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == b"asked\n"
+        assert parent.stdout.readline() == b"answered\n"
         child = child_of(parent.pid)
         assert len(list(tmp_path.iterdir())) == 1
         parent.kill()
-    assert gone_within(child, seconds=5)
+    asyncio.run(until(lambda: has_ended(child)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_closing_ends_the_child_and_is_safe_twice(model: LlamaCppModel) -> None:
-    ask(model)
-    child = child_of(os.getpid())
-    asyncio.run(model.aclose())
-    asyncio.run(model.aclose())
-    assert gone_within(child, seconds=1)
-
-
-def listening(pid: int) -> int:
-    """TCP ports on which a process listens."""
+def n_listening_ports(pid: int) -> int:
+    """Return the number of TCP ports on which a process listens."""
     inodes = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
     rows = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()]
     return sum(1 for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes)

@@ -1,9 +1,10 @@
-"""Places are handed out in turn, to their tenants where that is possible, and the queue has an end."""
+"""Slots are given out in turn, to their tenants where that is possible, and the queue is bounded."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,31 +12,30 @@ from smallfirst.errors import Unavailable
 from smallfirst.models.servers.slots import Slot, SlotPool
 
 
-def places(n: int = 1, waiting: int = 4, characters: int = 100) -> SlotPool:
-    return SlotPool(n, name="engine", most_waiting=waiting, max_queued_characters=characters)
+def pool(n: int = 1, max_requests: int = 4) -> SlotPool:
+    return SlotPool(n, name="engine", max_queued_requests=max_requests, max_queued_characters=100)
 
 
-async def visit(places: SlotPool, tenant: str) -> Slot:
-    async with places.turn(tenant, 1, limit_s=5) as place:
-        return place
+async def visit(slots: SlotPool, tenant: str) -> Slot:
+    async with slots.acquire(tenant, 1, timeout_s=60) as slot:
+        return slot
 
 
-async def hold(places: SlotPool, tenant: str, until: asyncio.Event, seen: list[str] | None = None) -> Slot:
-    async with places.turn(tenant, 1, limit_s=5) as place:
-        if seen is not None:
-            seen.append(tenant)
+async def hold(slots: SlotPool, tenant: str, until: asyncio.Event, order: list[str] | None = None) -> Slot:
+    async with slots.acquire(tenant, 1, timeout_s=60) as slot:
+        if order is not None:
+            order.append(tenant)
         await until.wait()
-        return place
+        return slot
 
 
-def test_tenants_return_to_their_own_place_and_take_the_longest_idle_otherwise() -> None:
+def test_tenants_get_their_own_slot_back_and_the_longest_idle_one_otherwise() -> None:
     async def run() -> list[Slot]:
-        two = places(2)
+        two = pool(2)
         return [await visit(two, tenant) for tenant in ("ann", "bob", "ann", "cid", "bob", "ann")]
 
-    found = asyncio.run(run())
-    # cid takes bob's place, idle for longest; bob then takes ann's; ann is left with cid's.
-    assert found == [
+    # cid takes bob's slot, idle for longest; bob then takes ann's; ann is left with cid's.
+    assert asyncio.run(run()) == [
         Slot(0, False),
         Slot(1, False),
         Slot(0, True),
@@ -45,39 +45,44 @@ def test_tenants_return_to_their_own_place_and_take_the_longest_idle_otherwise()
     ]
 
 
-def test_those_who_wait_come_in_order() -> None:
+def test_queued_requests_are_served_in_order() -> None:
     async def run() -> list[str]:
-        one, go, seen = places(), asyncio.Event(), list[str]()
+        one, go, order = pool(), asyncio.Event(), list[str]()
         tasks = []
         for tenant in "abc":
-            tasks.append(asyncio.create_task(hold(one, tenant, go, seen)))
+            tasks.append(asyncio.create_task(hold(one, tenant, go, order)))
             await asyncio.sleep(0)
-        assert seen == ["a"]
+        assert order == ["a"]
         go.set()
         await asyncio.gather(*tasks)
-        assert one.n_free == 1
-        return seen
+        assert (one.n_free, one.n_queued) == (1, 0)
+        return order
 
     assert asyncio.run(run()) == ["a", "b", "c"]
 
 
-def test_queue_has_an_end() -> None:
+def test_queue_is_bounded_by_requests_and_by_characters() -> None:
     async def run() -> None:
-        one, go = places(waiting=1), asyncio.Event()
-        tasks = [asyncio.create_task(hold(one, "a", go)) for _ in range(2)]
+        one, go = pool(max_requests=1), asyncio.Event()
+        holder = asyncio.create_task(hold(one, "a", go))
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="1 requests under way, 1 with 1 characters waiting; at most 1 with 100"):
+        with pytest.raises(Unavailable, match="takes at most 1 requests with 100 characters"):
+            async with one.acquire("a", 101, timeout_s=60):
+                pass
+        queued = asyncio.create_task(hold(one, "a", go))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="1 requests in flight, 1 with 1 characters queued"):
             await visit(one, "b")
         go.set()
-        await asyncio.gather(*tasks)
+        await asyncio.gather(holder, queued)
         await visit(one, "b")
 
     asyncio.run(run())
 
 
-def test_own_requests_wait_for_as_long_as_it_takes() -> None:
+def test_requests_without_a_tenant_are_not_limited() -> None:
     async def run() -> int:
-        one, go = places(waiting=0), asyncio.Event()
+        one, go = pool(max_requests=0), asyncio.Event()
         tasks = [asyncio.create_task(hold(one, "", go)) for _ in range(50)]
         await asyncio.sleep(0)
         go.set()
@@ -86,18 +91,19 @@ def test_own_requests_wait_for_as_long_as_it_takes() -> None:
     assert asyncio.run(run()) == 50
 
 
-def test_waiting_has_an_end_and_leaves_nothing_behind() -> None:
+def test_timeout_and_cancellation_leave_nothing_in_the_queue() -> None:
     async def run() -> None:
-        one, go = places(), asyncio.Event()
+        one, go = pool(), asyncio.Event()
         holder = asyncio.create_task(hold(one, "a", go))
         await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match=r"no place was free within 0\.01 s"):
-            async with one.turn("b", 1, limit_s=0.01):
+        with pytest.raises(Unavailable, match=r"no slot was free within 0\.01 s"):
+            async with one.acquire("b", 1, timeout_s=0.01):
                 pass
         leaver = asyncio.create_task(visit(one, "c"))
         await asyncio.sleep(0)
         leaver.cancel()
         await asyncio.gather(leaver, return_exceptions=True)
+        assert one.n_queued == 0
         go.set()
         await holder
         assert await visit(one, "a") == Slot(0, True)
@@ -106,15 +112,15 @@ def test_waiting_has_an_end_and_leaves_nothing_behind() -> None:
     asyncio.run(run())
 
 
-def test_place_called_for_one_who_leaves_goes_to_the_next() -> None:
+def test_slot_of_a_waiter_that_leaves_goes_to_the_next() -> None:
     async def run() -> None:
-        one, go = places(), asyncio.Event()
+        one, go = pool(), asyncio.Event()
         holder = asyncio.create_task(hold(one, "a", go))
         await asyncio.sleep(0)
         leaver, last = asyncio.create_task(visit(one, "b")), asyncio.create_task(visit(one, "c"))
         await asyncio.sleep(0)
         go.set()
-        await asyncio.sleep(0)  # the holder leaves: b is called in this very moment, and goes
+        await asyncio.sleep(0)  # the holder leaves: b is woken at this very moment, and leaves
         leaver.cancel()
         await asyncio.gather(holder, leaver, last, return_exceptions=True)
         assert last.result() == Slot(0, False)
@@ -123,21 +129,70 @@ def test_place_called_for_one_who_leaves_goes_to_the_next() -> None:
     asyncio.run(run())
 
 
-def test_event_loops_share_the_places() -> None:
-    one, started, seen = places(), threading.Event(), list[Slot]()
+def test_waiter_has_its_slot_before_it_is_woken() -> None:
+    """The waiter may be in another thread, which runs as soon as it is woken."""
 
-    def other() -> None:
-        async def run() -> None:
-            async with one.turn("a", 1, limit_s=5):
-                started.set()
-                await asyncio.sleep(0.1)
+    async def run() -> None:
+        one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
+        holder = asyncio.create_task(hold(one, "a", go))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(visit(one, "b"))
+        await asyncio.sleep(0)
+        seen: list[Slot | None] = []
+        call_soon = loop.call_soon_threadsafe
 
-        asyncio.run(run())
+        def noted(callback: Callable[[], None]) -> asyncio.Handle:
+            seen.append(callback.__self__.slot)
+            return call_soon(callback)
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    started.wait(5)
-    seen.append(asyncio.run(visit(one, "b")))
-    thread.join()
-    assert seen == [Slot(0, False)]
+        loop.call_soon_threadsafe = noted
+        go.set()
+        await asyncio.gather(holder, waiting)
+        assert seen == [Slot(0, False)]
+
+    asyncio.run(run())
+
+
+def test_waiter_whose_loop_has_closed_is_passed_over() -> None:
+    async def run() -> None:
+        one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
+        holder = asyncio.create_task(hold(one, "a", go))
+        await asyncio.sleep(0)
+        gone = asyncio.create_task(visit(one, "b"))
+        await asyncio.sleep(0)
+
+        def closed(callback: Callable[[], None]) -> None:
+            raise RuntimeError("Event loop is closed")
+
+        call_soon, loop.call_soon_threadsafe = loop.call_soon_threadsafe, closed
+        go.set()
+        await holder
+        loop.call_soon_threadsafe = call_soon
+        gone.cancel()
+        # The slot is free again, and still a's: b's prompt never reached it.
+        assert await visit(one, "a") == Slot(0, True)
+
+    asyncio.run(run())
+
+
+def test_event_loops_share_the_slots() -> None:
+    one, held, release = pool(), threading.Event(), threading.Event()
+
+    async def hold_until_released() -> None:
+        async with one.acquire("a", 1, timeout_s=60):
+            held.set()
+            await asyncio.to_thread(release.wait)
+
+    async def wait_for_it() -> Slot:
+        task = asyncio.create_task(visit(one, "b"))
+        while not one.n_queued:
+            await asyncio.sleep(0)
+        release.set()
+        return await task
+
+    other = threading.Thread(target=asyncio.run, args=(hold_until_released(),))
+    other.start()
+    held.wait()
+    assert asyncio.run(wait_for_it()) == Slot(0, False)
+    other.join()
     assert one.n_free == 1

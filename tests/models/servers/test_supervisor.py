@@ -1,4 +1,4 @@
-"""A small real program is started, dies, hangs, and is started again."""
+"""A small real program is started, crashes, hangs, and is restarted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-import time
+import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,106 +15,119 @@ from smallfirst.errors import Unavailable
 from smallfirst.models.servers.child_process import ChildProcess, child_environment
 from smallfirst.models.servers.supervisor import RestartPolicy, Supervisor
 
-SOON = RestartPolicy(
-    initial_backoff_s=0.2,
-    max_backoff_s=60,
-    stable_after_s=60,
-    max_request_wait_s=0.3,
-    probe_interval_s=0.05,
+POLICY = RestartPolicy(
+    initial_backoff_s=100,
+    max_backoff_s=1e6,
+    max_request_wait_s=150,
+    stable_after_s=1e6,
+    probe_interval_s=0.01,
     probe_timeout_s=0.3,
 )
-QUIET = "import sys; print('ready 7', flush=True); sys.stdin.read()"
+QUIET = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
-def program(text: str = QUIET) -> ChildProcess:
-    child = ChildProcess([sys.executable, "-c", text], child_environment(), announces="ready ")
-    if not child.wait_until(lambda: child.announced is not None, 30):
-        child.stop()
-        raise Unavailable(f"did not start: {child.output_tail()}")
-    return child
+def program(code: str = QUIET) -> ChildProcess:
+    process = ChildProcess([sys.executable, "-c", code], child_environment())
+    if not process.wait_until(lambda: "ready" in process.output_tail(), 60):
+        process.stop()
+        raise Unavailable(f"did not start: {process.output_tail()}")
+    return process
+
+
+class Time:
+    """A clock that only `sleep` moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.waits_s: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits_s.append(seconds)
+        self.now_s += seconds
 
 
 def supervisor(
-    start: Callable[[], ChildProcess] = program, probe: Callable[[ChildProcess, float], None] = lambda child, s: None
+    start: Callable[[], ChildProcess] = program,
+    probe: Callable[[ChildProcess, float], None] = lambda process, timeout_s: None,
+    time: Time | None = None,
 ) -> Supervisor[ChildProcess]:
-    return Supervisor("engine", start, probe, SOON)
+    time = time or Time()
+    return Supervisor("engine", start, probe, POLICY, clock=lambda: time.now_s, sleep=time.sleep)
 
 
-def test_child_says_where_it_listens_and_ends_when_its_input_does() -> None:
-    child = program()
-    assert child.announced == "7"
-    assert child.is_alive
-    assert os.getsid(child.pid) == child.pid  # Ctrl-C does not reach it
-    child.stop()
-    child.stop()
-    assert not child.is_alive
+def test_child_has_its_own_session_and_ends_with_its_input() -> None:
+    process = program()
+    assert process.is_alive
+    assert os.getsid(process.pid) == process.pid  # Ctrl-C does not reach it
+    process.stop()
+    process.stop()
+    assert not process.is_alive
 
 
-def test_child_that_will_not_end_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
-    text = (
+def test_killed_child_takes_all_that_it_started_along() -> None:
+    process = program(
         "import subprocess, sys, time\n"
-        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print('ready', other.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
     )
-    child = program(text)
-    child.kill("killed: it was in the way")
-    assert child.ended.wait(5)  # its output is closed: neither is there any more
-    assert "killed: it was in the way / it was ended by signal 9" in child.output_tail()
-    child.stop()
+    process.kill("killed: in the way")
+    assert process.ended.wait(60)  # its output is closed, so the grandchild is gone too
+    assert "killed: in the way / ended by signal 9" in process.output_tail()
+    process.stop()
 
 
 def test_secrets_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "HF_TOKEN", "Db_Password", "HARMLESS"):
         monkeypatch.setenv(name, "x")
-    told = child_environment(ENGINE_KEY="own")
-    assert {"OPENAI_API_KEY", "HF_TOKEN", "Db_Password"} & told.keys() == set()
-    assert (told["HARMLESS"], told["ENGINE_KEY"]) == ("x", "own")
+    found = child_environment(ENGINE_KEY="own")
+    assert {"OPENAI_API_KEY", "HF_TOKEN", "Db_Password"} & found.keys() == set()
+    assert (found["HARMLESS"], found["ENGINE_KEY"]) == ("x", "own")
 
 
-def test_program_that_fails_shows_its_last_words() -> None:
-    with pytest.raises(Unavailable, match=r"did not start: .* / ValueError: no such file / it ended with exit code 1"):
+def test_program_that_fails_shows_its_last_output() -> None:
+    with pytest.raises(Unavailable, match=r"did not start: .* / ValueError: no such file / exit code 1"):
         program("raise ValueError('no such file')")
 
 
-def test_many_ask_and_one_is_started() -> None:
+def test_program_that_is_not_ready_in_time_says_so() -> None:
+    process = ChildProcess([sys.executable, "-c", QUIET], child_environment())
+    assert not process.wait_until(lambda: False, 0)
+    assert process.output_tail().endswith("not ready within 0 s")
+    process.stop()
+
+
+def test_concurrent_requests_start_one_process_and_one_may_leave() -> None:
     one = supervisor()
 
     async def run() -> list[ChildProcess]:
-        return await asyncio.gather(*(one.child() for _ in range(5)))
+        tasks = [asyncio.create_task(one.process()) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks.pop(0).cancel()
+        return await asyncio.gather(*tasks)
 
     found = asyncio.run(run())
-    assert len({child.pid for child in found}) == 1
+    assert len({process.pid for process in found}) == 1
     one.stop()
     assert not found[0].is_alive
 
 
-def test_leaving_while_it_starts_harms_nobody() -> None:
-    one = supervisor()
-
-    async def run() -> ChildProcess:
-        leaver, stayer = asyncio.create_task(one.child()), asyncio.create_task(one.child())
-        await asyncio.sleep(0.01)
-        leaver.cancel()
-        return await stayer
-
-    assert asyncio.run(run()).is_alive
-    one.stop()
-
-
-def test_closing_while_it_starts_ends_it() -> None:
+def test_stopping_while_it_starts_ends_it() -> None:
     started: list[ChildProcess] = []
+    starting, go = threading.Event(), threading.Event()
 
     def slow() -> ChildProcess:
-        time.sleep(0.3)
+        starting.set()
+        go.wait()
         started.append(program())
         return started[-1]
 
     async def run() -> None:
         one = supervisor(slow)
-        task = asyncio.create_task(one.child())
-        await asyncio.sleep(0.05)
+        task = asyncio.create_task(one.process())
+        await asyncio.to_thread(starting.wait)
         one.stop()
+        go.set()
         with pytest.raises(Unavailable, match="closed while the engine was starting"):
             await task
         assert not started[0].is_alive
@@ -123,24 +135,29 @@ def test_closing_while_it_starts_ends_it() -> None:
     asyncio.run(run())
 
 
-def test_dead_child_is_started_again_after_a_wait() -> None:
-    one = supervisor()
+def test_crashed_process_is_restarted_after_a_wait() -> None:
+    time = Time()
+    one = supervisor(time=time)
 
     async def run() -> None:
-        first = await one.child()
+        first = await one.process()
         os.kill(first.pid, signal.SIGKILL)
-        first.ended.wait(5)
-        assert str(one.died(first)).startswith("engine: the engine died while it answered: it was ended by signal 9")
-        second = await one.child()
-        assert second.started_s - first.ended_s >= 0.2
-        assert one.died(second) is None
+        assert first.ended.wait(60)
+        assert str(one.crash_error(first)).startswith(
+            "engine: the engine ended while it answered: ready / ended by signal 9"
+        )
+        time.now_s = first.ended_s + 30
+        second = await one.process()
+        assert time.waits_s == [pytest.approx(70)]
+        assert second.pid != first.pid
+        assert one.crash_error(second) is None
         one.stop()
 
     asyncio.run(run())
 
 
-def test_crash_loop_is_told_with_the_last_words() -> None:
-    n_starts = 0
+def test_crash_loop_is_refused_with_the_last_output() -> None:
+    time, n_starts = Time(), 0
 
     def broken() -> ChildProcess:
         nonlocal n_starts
@@ -148,35 +165,36 @@ def test_crash_loop_is_told_with_the_last_words() -> None:
         return program("raise MemoryError('no memory left')")
 
     async def run() -> None:
-        one = supervisor(broken)
-        for _ in range(2):  # 0.2 s are waited for
+        one = supervisor(broken, time=time)
+        for _ in range(2):
             with pytest.raises(Unavailable, match="did not start"):
-                await one.child()
-        began_s = time.monotonic()
-        with pytest.raises(Unavailable, match=r"failed 2 times in a row and is started again in 0 s; .*no memory left"):
-            await one.child()  # 0.4 s are not
-        assert time.monotonic() - began_s < 0.3
-        assert n_starts == 2
-        one.stop()
+                await one.process()
+        assert time.waits_s == [100]
+        with pytest.raises(Unavailable, match=r"failed 2 times in a row and restarts in 200 s; .*no memory left"):
+            await one.process()
+        assert (time.waits_s, n_starts) == ([100], 2)
 
     asyncio.run(run())
 
 
-def test_silent_child_is_killed_only_while_requests_are_under_way() -> None:
-    def probe(child: ChildProcess, limit_s: float) -> None:
-        raise TimeoutError(f"nothing within {limit_s} s")
+def test_unresponsive_process_is_killed_only_while_requests_are_in_flight() -> None:
+    probes: list[float] = []
+
+    def probe(process: ChildProcess, timeout_s: float) -> None:
+        probes.append(timeout_s)
+        raise TimeoutError(f"nothing within {timeout_s} s")
 
     async def run() -> None:
         one = supervisor(probe=probe)
-        child = await one.child()
-        await asyncio.sleep(0.3)
-        assert child.is_alive
-        with one.at_work() as n_in_flight:
+        process = await one.process()
+        assert not process.ended.wait(10 * POLICY.probe_interval_s)
+        assert probes == []
+        with one.request() as n_in_flight:
             assert n_in_flight == 1
-            assert await asyncio.to_thread(child.ended.wait, 10)
-        assert r"killed: it gave no sign of life for 0.3 s" in child.output_tail()
-        with pytest.raises(Unavailable, match=r"gives no sign of life: nothing within 0\.3 s"):
-            one.check_health(child)
+            assert await asyncio.to_thread(process.ended.wait, 60)
+        assert "killed: no answer to a probe within 0.3 s" in process.output_tail()
+        with pytest.raises(Unavailable, match=r"does not answer: nothing within 0\.3 s"):
+            one.check_health(process)
         one.stop()
 
     asyncio.run(run())
