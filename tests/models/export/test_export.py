@@ -438,7 +438,7 @@ def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     model.float()
     texts = [example.text for example in toy_rows.examples]
     asks = [GenerationRequest(encode_prompt(tokenizer, ANSWER.prompt(text), 512), 2) for text in texts]
-    written = Generator(model, tokenizer).write(asks)
+    written = Generator(model, tokenizer).generate(asks)
     firm = [
         (text, answer.text.strip())
         for text, ask, answer in zip(texts, asks, written, strict=True)
