@@ -93,7 +93,7 @@ def prompted_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     if task.closed:
         from smallfirst.models.local.label_trie import TrieScorer
 
-        scorer = TrieScorer.of_folder(folder, task)
+        scorer = TrieScorer.load(folder, task)
         manifest = Manifest(kind="codes", task=task, base=name)
         return LabelModel(scorer, manifest, name=name, price=price)
     from smallfirst.models.generation.generator import Generator

@@ -1,8 +1,8 @@
 """TF-IDF of words and of pieces of words, as scikit-learn computes it, without scikit-learn.
 
-A model on words is fitted with scikit-learn's vectorisers and served with these: the same numbers (a test holds them
-against each other), while a server that only answers need not load scikit-learn, scipy and pandas (120 MB) and takes a
-tenth of the time for a text that comes alone. The price is that a change of scikit-learn's rules must be followed here.
+A model on words is fitted with scikit-learn's vectorisers and served with these. The numbers are equal, as a test
+checks, while a server need not load scikit-learn, scipy and pandas (120 MB) and takes a tenth of the time for a single
+text. A change of scikit-learn's rules must be followed here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Vocabulary(NamedTuple):
 
 
 class SparseRows(NamedTuple):
-    """Rows of few values, which can do one thing: be multiplied by a matrix."""
+    """Sparse rows, which can only be multiplied by a matrix."""
 
     rows: tuple[tuple[np.ndarray, np.ndarray], ...]
     """Columns and values of each row."""
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
-        """The product with a matrix (columns, anything)."""
+        """Return the product with a matrix (columns, n)."""
         product = np.zeros((len(self.rows), dense.shape[1]))
         for i, (columns, values) in enumerate(self.rows):
             product[i] = values @ dense[columns]
@@ -47,11 +47,11 @@ class TfidfVectorizer:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side, each of length 1."""
 
     def __init__(self, words: Vocabulary, pieces: Vocabulary) -> None:
-        """The two tables of a fitted model; columns of `pieces` follow those of `words`."""
+        """Use the vocabularies of a fitted model; the columns of `pieces` follow those of `words`."""
         self._words, self._pieces = words, pieces
 
     def __call__(self, texts: Sequence[str]) -> SparseRows:
-        """One row per text; terms that were never seen in training count for nothing."""
+        """Return one row per text; terms that do not occur in the training texts are ignored."""
         return SparseRows(tuple(self._row(text.lower()) for text in texts))
 
     def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ class TfidfVectorizer:
 
 
 def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[float]]:
-    """Columns and values of a text: (1 + log count) * idf, divided by the length."""
+    """Return columns and values of a text: (1 + log count) * idf, scaled to length 1."""
     known, idf = table.column, table.idf
     counted = Counter(known[term] for term in terms if term in known)
     values = [(1 + math.log(count)) * float(idf[column]) for column, count in counted.items()]
@@ -71,7 +71,7 @@ def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[f
 
 
 def _words(text: str) -> Iterator[str]:
-    """Words of two letters or more, and pairs of neighbours."""
+    """Yield words of two letters or more, and pairs of adjacent ones."""
     words = _WORD.findall(text)
     yield from words
     for first, second in pairwise(words):
@@ -79,7 +79,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Pieces of 2 to 5 characters of each word with a blank before and after it; a shorter one as a whole, once."""
+    """Yield the 2 to 5 characters long pieces of each word with a blank on either side; a shorter word whole, once."""
     for word in text.split():
         padded = f" {word} "
         for length in _PIECE_LENGTHS:

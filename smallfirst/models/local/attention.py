@@ -1,8 +1,8 @@
-"""Causal attention for short rows, without a mask where none is needed: two matrix products and a softmax.
+"""Causal attention for short rows: two matrix products and a softmax, without a mask where none is needed.
 
-PyTorch's fused kernel for the CPU is built for long sequences; on rows of 20 to 40 tokens its backward pass alone
-takes a fifth of a training step. Grouped query heads are folded into the time axis, so keys and values are never
-repeated. Longer rows, and GPUs, use PyTorch's own kernel.
+PyTorch's fused CPU kernel is built for long sequences; on rows of 20 to 40 tokens its backward pass alone takes a fifth
+of a training step. Grouped query heads are folded into the time axis, so keys and values are never repeated. Longer
+rows, and GPUs, use PyTorch's own kernel.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 NAME = "smallfirst_causal"
 SHORT_TOKENS = 256
-"""Rows up to this long, read from keys up to this many, are done here."""
+"""Rows with at most this many keys are computed here."""
 
 
 def causal_attention(
@@ -26,7 +26,7 @@ def causal_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention output (rows, time, heads, head_dim).
+    """Return the attention output (rows, time, heads, head_dim).
 
     query (rows, heads, time, head_dim); key, value (rows, kv_heads, keys, head_dim), of which the last `time` keys are
     the queries' own. attention_mask (rows, 1, time, keys) is added to the scores and is then the only mask; without
@@ -52,12 +52,12 @@ def causal_attention(
 
 
 def _future(time: int, keys: int, query: torch.Tensor) -> torch.Tensor:
-    """What hides from each of the last `time` positions the keys after it (time, keys)."""
+    """Return the mask that hides the keys after each of the last `time` positions (time, keys)."""
     return torch.full((time, keys), float("-inf"), dtype=torch.float32, device=query.device).triu(1 + keys - time)
 
 
 def register() -> str:
-    """Make the function known to transformers; returns its name."""
+    """Register the function with transformers; return its name."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, causal_attention)

@@ -1,7 +1,7 @@
-"""A conversation as the tokens that a chat model was made to read, through its own template.
+"""Conversations as tokens, through the model's own chat template.
 
 Templates come with the weights and run in the sandbox of transformers. A conversation that is too long loses the middle
-of its last message: instructions before it and the cue behind it always stay.
+of its last message: the instructions before it and the cue behind it always stay.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from smallfirst.errors import ConfigError
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
-    """Tokens up to where the answer begins.
+    """Return the tokens up to where the answer begins.
 
-    Raises ConfigError if what stands before the last message alone is too long.
+    Raise ConfigError if the messages before the last one are too long by themselves.
     """
     *before, last = messages
-    ids = _rendered(tokenizer, before, last)
+    ids = _render(tokenizer, before, last)
     words = tokenizer.encode(last.content, add_special_tokens=False) if len(ids) > max_tokens else []
     keep = len(words)
     while len(ids) > max_tokens:
@@ -28,12 +28,12 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int)
             raise ConfigError(f"the instructions alone take more than {max_tokens} tokens; show fewer solved examples")
         half = keep // 2
         cut = tokenizer.decode(words[: keep - half]) + tokenizer.decode(words[len(words) - half :])
-        ids = _rendered(tokenizer, before, last.model_copy(update={"content": cut}))
+        ids = _render(tokenizer, before, last.model_copy(update={"content": cut}))
     return ids
 
 
 def end_of_turn_token(tokenizer: Any) -> int:
-    """The token that the template puts behind an answer; the tokenizer's end token if there is no template or none."""
+    """Return the token that the template puts behind an answer, or else the tokenizer's end token."""
     if not tokenizer.chat_template:
         return int(tokenizer.eos_token_id)
     mark = "answer-stands-here"
@@ -44,13 +44,13 @@ def end_of_turn_token(tokenizer: Any) -> int:
 
 
 def escape_control_tokens(tokenizer: Any, text: str) -> str:
-    """The text, a space inside whatever would be read as a control token: nobody closes his own turn by writing so."""
+    """Return the text with a space inside every control token, so that no client can end its own turn."""
     while found := next((token for token in tokenizer.all_special_tokens if token in text), None):
         text = text.replace(found, f"{found[:1]} {found[1:]}")
     return text
 
 
-def _rendered(tokenizer: Any, before: Sequence[Message], last: Message) -> list[int]:
+def _render(tokenizer: Any, before: Sequence[Message], last: Message) -> list[int]:
     turns = [{"role": m.role, "content": escape_control_tokens(tokenizer, m.content)} for m in (*before, last)]
     ids: list[int] = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
     return ids

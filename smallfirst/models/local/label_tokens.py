@@ -1,7 +1,7 @@
-"""One code token per label, so that a classification is read at a single position.
+"""One token per label, so that a classification is read at a single position.
 
-A code is a word of the label's own name where one is free (the base model then starts with the right idea of the
-class, which matters with few rows), else a letter combination. The code book is stored with the model.
+The token is a word of the label's own name where one is free (the base model then starts with the right idea of the
+class, which matters with few rows), else a combination of letters. The tokens are stored in the model's manifest.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from smallfirst.models.local.tokenizer import Tokenizer
 
 
 def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """One token id per label, all different, in label order; the same for the same labels and tokenizer.
+    """Return one token id per label, all different, in label order; equal labels give equal tokens.
 
-    Raises ConfigError if the vocabulary has too few single-token codes.
+    Raise ConfigError if the vocabulary has too few words and letter combinations of one token.
     """
     words = [_words(label) for label in labels]
     in_labels = Counter(word for label_words in words for word in set(label_words))
     taken: set[int] = set()
     codes: dict[int, int] = {}
-    # Labels whose rarest word is shared by few others choose first, so that fewer fall back to letters.
+    # Labels whose rarest word occurs in few others choose first, so that fewer fall back to letters.
     for i in sorted(range(len(labels)), key=lambda i: min((in_labels[w] for w in words[i]), default=99)):
         for word in sorted(words[i], key=lambda w: (in_labels[w], words[i].index(w))):
             token = _single_token(word, tokenizer)
@@ -38,7 +38,7 @@ def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[in
         while i not in codes:
             token = next(spare, None)
             if token is None:
-                raise ConfigError(f"this tokenizer has too few one-token codes for {len(labels)} labels")
+                raise ConfigError(f"this tokenizer has too few single-token words for {len(labels)} labels")
             if token not in taken:
                 codes[i] = token
                 taken.add(token)
@@ -52,7 +52,7 @@ def _words(label: str) -> list[str]:
 
 def _single_token(word: str, tokenizer: Tokenizer) -> int | None:
     ids = tokenizer.encode(f" {word}", add_special_tokens=False)
-    # The token for unknown words stands in prompts as well, and says nothing about a label.
+    # The token for unknown words occurs in prompts as well, and says nothing about a label.
     if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
         return None
     return ids[0]

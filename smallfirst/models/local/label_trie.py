@@ -1,17 +1,17 @@
-"""Exact label probabilities of a causal model that would write the label's text, however many tokens it has.
+"""Exact label probabilities of a causal model that would generate the label's text, however many tokens it has.
 
 The labels' tokens, end of turn included, form a tree. A prompt is read once; then all inner nodes of the tree go
 through the model in one packed pass, each seeing the prompt and its own ancestors only, and give the probability of
 every next token that some label needs. A label's log-probability is the sum along its path, normalised over the labels;
-a label that begins like another is told apart by the end of turn.
+the end of turn distinguishes a label from a longer one that begins with it.
 
-This is p(label | prompt, the answer is a label), as if all answers had been written and those that are no label thrown
-away. A walk that renormalises at every node is cheaper (forced tokens need no pass) but answers another question: a
-label with a likely first token keeps that token's whole mass even where the model would then have gone elsewhere.
+This is p(label | prompt, the answer is a label), as if all answers had been generated and those that are no label
+discarded. Renormalising at every node would be cheaper (forced tokens need no pass) but answers another question: a
+label with a likely first token keeps that token's whole mass even where the model would then have continued otherwise.
 
-The price is a pass over every inner node (three to four tokens a label) for each prompt, and the whole output matrix
-at each, since a token's probability needs the sum over the vocabulary. What all prompts begin with is read once.
-For models whose logits are the last hidden state times the output matrix (Llama, Qwen, SmolLM).
+Each prompt takes a pass over every inner node (three to four tokens a label), and the whole output matrix at each of
+them, since a token's probability needs the sum over the vocabulary. The common prefix of all prompts is read once.
+The logits must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,21 +29,62 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
-from smallfirst.models.local.kv_cache import cache_argument
-from smallfirst.models.local.token_tree import TokenTree, encode_answers
-from smallfirst.models.local.tokenizer import encode_prompt
+from smallfirst.models.local.kv_cache import additive_mask, cache_argument
+from smallfirst.models.local.token_batches import length_batches, pad_right
+from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task
 
 VOCABULARY_CHUNK = 8192
 """Rows of the output matrix multiplied at a time."""
-SHARED_FROM = 16
-"""Tokens from which it pays to read only once what all prompts begin with."""
-TAKES_A_MASK = ("sdpa", "eager", CAUSAL)
-"""Kinds of attention that look where a mask lets them, and nowhere else."""
+MIN_PREFIX_TOKENS = 16
+"""A shorter common prefix is read again for every prompt."""
+MASKED_ATTENTION = ("sdpa", "eager", CAUSAL)
+"""Kinds of attention that honour a mask."""
 
-Prompt = Callable[[str], list[int]]
-"""From the user's text to the tokens a model reads."""
+
+class TokenTree(NamedTuple):
+    """Token sequences as paths. Node 0 is the end of the prompt; a parent's number is below its children's."""
+
+    tokens: tuple[int, ...]
+    """Token of each node from node 1 on. The last token of an answer has no node: nothing follows it."""
+    parents: tuple[int, ...]
+    """Parent of each node from node 1 on."""
+    depths: tuple[int, ...]
+    """Tokens from the prompt's end to each node from node 1 on, at least 1."""
+    edges: tuple[tuple[int, int], ...]
+    """(node, next token) for each probability that is needed, once."""
+    paths: tuple[tuple[int, ...], ...]
+    """The edges of each answer."""
+
+    @classmethod
+    def grow(cls, answers: Sequence[Sequence[int]]) -> TokenTree:
+        """Return the tree of token sequences, none of which may begin with another."""
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        edges: dict[tuple[int, int], int] = {}
+        paths = []
+        for answer in answers:
+            path = []
+            for at, token in enumerate(answer):
+                node = nodes.setdefault(tuple(answer[:at]), len(nodes))
+                path.append(edges.setdefault((node, token), len(edges)))
+            paths.append(tuple(path))
+        inner = [node for node in nodes if node]
+        return cls(
+            tokens=tuple(node[-1] for node in inner),
+            parents=tuple(nodes[node[:-1]] for node in inner),
+            depths=tuple(len(node) for node in inner),
+            edges=tuple(edges),
+            paths=tuple(paths),
+        )
+
+    def visibility(self) -> torch.Tensor:
+        """Return which nodes a node sees, itself and its ancestors (nodes, nodes), both from node 1 on."""
+        seen = torch.eye(len(self.tokens), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent:
+                seen[node] |= seen[parent - 1]
+        return seen
 
 
 class TrieScorer:
@@ -51,36 +92,34 @@ class TrieScorer:
 
     batch_tokens = 2048
     embed = None
-    """The states read here belong to prompts with labels, not to texts."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, answers: Sequence[str], prompt: Prompt, end: int) -> None:
-        """`answers` are written after `prompt(text)` and closed by the token `end`.
+    def __init__(
+        self, model: Any, tokenizer: Any, *, answers: Sequence[str], prompt: Callable[[str], list[int]], end: int
+    ) -> None:
+        """Score `answers` after `prompt(text)`, each ended by the token `end`; the weights must not change.
 
-        The weights must stay as they are from then on. Raises ConfigError if answers cannot be told apart by their
-        tokens, or if the model's attention takes no mask.
+        Raise ConfigError if two answers have the same tokens, or if the model's attention ignores masks.
         """
         attention = model.config._attn_implementation
-        if attention not in TAKES_A_MASK:
+        if attention not in MASKED_ATTENTION:
             raise ConfigError(
-                f'the attention "{attention}" looks at every earlier token, but a label must not see other labels',
-                hint=f"load the model with attn_implementation set to one of {', '.join(TAKES_A_MASK)}",
+                f'the attention "{attention}" sees every earlier token, but a label must not see other labels',
+                hint=f"load the model with attn_implementation set to one of {', '.join(MASKED_ATTENTION)}",
             )
         self.model, self.prompt = model, prompt
         self.tree = TokenTree.grow(encode_answers(tokenizer, answers, end))
-        self._cache_name = cache_argument(model)
-        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt("a"), prompt("Z 9"), strict=False))
-        self._shared = [token for token, _ in alike]
-        self._shared_cache: _Cache | None = None
+        self._cache_argument = cache_argument(model)
+        self._prefix = common_prefix(prompt("a"), prompt("Z 9"))
+        self._prefix_cache: _Cache | None = None
 
     @classmethod
-    def of_folder(cls, folder: Path, task: Task, *, shots: Sequence[Shot] = ()) -> TrieScorer:
-        """`untouched` on the model and tokenizer of a folder of safetensors."""
-        model, tokenizer = load_causal(folder)
-        return cls.untouched(model, tokenizer, task, shots=shots)
+    def load(cls, folder: Path, task: Task, *, shots: Sequence[Shot] = ()) -> TrieScorer:
+        """Return the `prompted` scorer of a folder of safetensors."""
+        return cls.prompted(*load_causal(folder), task, shots=shots)
 
     @classmethod
     def fine_tuned(cls, model: Any, tokenizer: Any, task: Task, *, max_tokens: int = 512) -> TrieScorer:
-        """A scorer that asks as in training: the task's prompt, its targets, the tokenizer's end token."""
+        """Return a scorer that prompts as in training: the task's prompt and targets, the tokenizer's end token."""
 
         def prompt(text: str) -> list[int]:
             return encode_prompt(tokenizer, task.prompt(text), max_tokens)
@@ -89,13 +128,13 @@ class TrieScorer:
         return cls(model, tokenizer, answers=answers, prompt=prompt, end=tokenizer.eos_token_id)
 
     @classmethod
-    def untouched(
+    def prompted(
         cls, model: Any, tokenizer: Any, task: Task, *, shots: Sequence[Shot] = (), max_tokens: int = 4096
     ) -> TrieScorer:
-        """A scorer that asks a model as it came: by its chat template, with the task's instructions and `shots`.
+        """Return a scorer of a model before fine-tuning: its chat template, the task's instructions and `shots`.
 
-        The answers are the bare labels, as they stand in the solved examples. A model without a chat template is asked
-        as a fine-tuned one.
+        The answers are the bare labels, as in the shots. A model without a chat template is prompted like a fine-tuned
+        one.
         """
         if not tokenizer.chat_template:
             return cls.fine_tuned(model, tokenizer, task, max_tokens=max_tokens)
@@ -108,40 +147,36 @@ class TrieScorer:
         return cls(model, tokenizer, answers=_closed(task), prompt=prompt, end=end_of_turn_token(tokenizer))
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        """Answer probabilities of each text, in order."""
+        """Return the answer probabilities of each text, in order."""
         encoded = [self.prompt(text) for text in texts]
         results: dict[int, LabelLogProbs] = {}
-        for n_shared, chosen in self._batches(encoded):
+        for n_prefix, chosen in self._batches(encoded):
             began = time.perf_counter()
-            rows = self._score([encoded[i] for i in chosen], n_shared)
+            rows = self._score([encoded[i] for i in chosen], n_prefix)
             busy_s = (time.perf_counter() - began) / len(chosen)
             results |= {i: LabelLogProbs(row, len(encoded[i]), busy_s) for i, row in zip(chosen, rows, strict=True)}
         return [results[i] for i in range(len(encoded))]
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Shared tokens and numbers of the prompts of each batch; its prompts are alike in length."""
-        shared = [self._n_shared(ids) for ids in encoded]
-        order = sorted(range(len(encoded)), key=lambda i: (shared[i], len(encoded[i])))
-        for n_shared, group in itertools.groupby(order, key=lambda i: shared[i]):
-            batch: list[int] = []
-            for i in group:
-                width = len(encoded[i]) - n_shared + len(self.tree.tokens)
-                if batch and (len(batch) + 1) * width > self.batch_tokens:
-                    yield n_shared, batch
-                    batch = []
-                batch.append(i)
-            yield n_shared, batch
+        """Yield the length of the cached prefix and the numbers of the prompts of each batch."""
+        prefixes = [self._n_prefix(ids) for ids in encoded]
+        order = sorted(range(len(encoded)), key=prefixes.__getitem__)
+        for n_prefix, grouped in itertools.groupby(order, key=prefixes.__getitem__):
+            group = list(grouped)
+            widths = [len(encoded[i]) - n_prefix + len(self.tree.tokens) for i in group]
+            for chosen in length_batches(widths, max_tokens=self.batch_tokens):
+                yield n_prefix, [group[i] for i in chosen]
 
-    def _n_shared(self, ids: list[int]) -> int:
-        """Tokens of the shared beginning if the prompt has it and more, else 0."""
-        n = len(self._shared)
-        return n if SHARED_FROM <= n < len(ids) and ids[:n] == self._shared else 0
+    def _n_prefix(self, ids: list[int]) -> int:
+        """Return the length of the common prefix if the prompt has it and more, else 0."""
+        n = len(self._prefix)
+        return n if MIN_PREFIX_TOKENS <= n < len(ids) and ids[:n] == self._prefix else 0
 
     @torch.inference_mode()
-    def _score(self, prompts: list[list[int]], n_shared: int) -> list[list[float]]:
-        """Log-probabilities (prompts, answers) of one batch."""
-        last, cache = self._read(prompts, n_shared)
-        states = torch.cat([last[:, None], self._follow(prompts, cache)], dim=1).float()  # (prompts, nodes, hidden)
+    def _score(self, prompts: list[list[int]], n_prefix: int) -> list[list[float]]:
+        """Return the log-probabilities (prompts, answers) of one batch."""
+        last, cache = self._read_prompts(prompts, n_prefix)
+        states = torch.cat([last[:, None], self._read_tree(prompts, cache)], dim=1).float()  # (prompts, nodes, hidden)
         edges = self._edge_log_probabilities(states).double().cpu()
         sums = torch.zeros(len(prompts), len(self.tree.paths), dtype=torch.double)
         for answer, path in enumerate(self.tree.paths):
@@ -149,69 +184,61 @@ class TrieScorer:
         rows: list[list[float]] = sums.log_softmax(dim=-1).tolist()
         return rows
 
-    def _read(self, prompts: list[list[int]], n_shared: int) -> tuple[torch.Tensor, _Cache]:
-        """State at the end of each prompt (prompts, hidden), and keys and values of all of it, padded on the right."""
-        cache = self._shared_keys(n_shared, len(prompts))
-        rest = torch.tensor([len(ids) - n_shared for ids in prompts])
-        ids = torch.zeros(len(prompts), int(rest.max()), dtype=torch.long)
-        for i, row in enumerate(prompts):
-            ids[i, : rest[i]] = torch.tensor(row[n_shared:])
+    def _read_prompts(self, prompts: list[list[int]], n_prefix: int) -> tuple[torch.Tensor, _Cache]:
+        """Return the state at the end of each prompt (prompts, hidden), and the cache of all of it, padded right."""
+        cache = self._cached_prefix(n_prefix, len(prompts))
+        rest = torch.tensor([len(ids) - n_prefix for ids in prompts])
+        ids = pad_right([row[n_prefix:] for row in prompts])
         mask = None
-        if n_shared:  # without, plain causal attention does the same and is faster
-            mask = torch.ones(*ids.shape, n_shared + ids.shape[1], dtype=torch.bool).tril(n_shared)
-        hidden = self._pass(ids, n_shared + torch.arange(ids.shape[1])[None], mask=mask, cache=cache)
+        if n_prefix:  # without, plain causal attention does the same and is faster
+            mask = torch.ones(*ids.shape, n_prefix + ids.shape[1], dtype=torch.bool).tril(n_prefix)
+        hidden = self._forward(ids, n_prefix + torch.arange(ids.shape[1])[None], mask=mask, cache=cache)
         return hidden[torch.arange(len(prompts)), rest - 1], cache
 
-    def _follow(self, prompts: list[list[int]], cache: _Cache) -> torch.Tensor:
-        """State at every node from node 1 on (prompts, nodes, hidden)."""
+    def _read_tree(self, prompts: list[list[int]], cache: _Cache) -> torch.Tensor:
+        """Return the state at every node from node 1 on (prompts, nodes, hidden)."""
         ids = torch.tensor(self.tree.tokens).expand(len(prompts), -1)
         lengths = torch.tensor([len(row) for row in prompts])
         of_prompt = torch.arange(cache.get_seq_length()) < lengths[:, None]  # padding is not seen
-        of_nodes = self.tree.sight().expand(len(prompts), -1, -1)
+        of_nodes = self.tree.visibility().expand(len(prompts), -1, -1)
         mask = torch.cat([of_prompt[:, None].expand(-1, ids.shape[1], -1), of_nodes], dim=-1)
         positions = lengths[:, None] + torch.tensor(self.tree.depths) - 1
-        return self._pass(ids, positions, mask=mask, cache=cache)
+        return self._forward(ids, positions, mask=mask, cache=cache)
 
-    def _pass(
+    def _forward(
         self, ids: torch.Tensor, positions: torch.Tensor, *, mask: torch.Tensor | None, cache: _Cache
     ) -> torch.Tensor:
-        """Hidden states (rows, time, hidden); `mask` (rows, time, keys) is True where a token is seen."""
+        """Return hidden states (rows, time, hidden); `mask` (rows, time, keys) is True where a token is seen."""
         device, dtype = self.model.device, self.model.dtype
-        added = None
-        if mask is not None:
-            added = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)[:, None].to(device)
         states: torch.Tensor = self.model.model(
             input_ids=ids.to(device),
             position_ids=positions.to(device),
-            attention_mask=added,
+            attention_mask=None if mask is None else additive_mask(mask, dtype).to(device),
             use_cache=True,
-            **{self._cache_name: cache},
+            **{self._cache_argument: cache},
         ).last_hidden_state
         return states
 
-    def _shared_keys(self, n_shared: int, n_prompts: int) -> _Cache:
-        """Keys and values of the shared beginning, read at the first call, once for every prompt of a batch."""
+    def _cached_prefix(self, n_prefix: int, n_prompts: int) -> _Cache:
+        """Return keys and values of the common prefix for every prompt of a batch; it is read at the first call."""
         from transformers import DynamicCache
 
         copy: _Cache = DynamicCache()
-        if not n_shared:
+        if not n_prefix:
             return copy
-        if self._shared_cache is None:
-            self._shared_cache = DynamicCache()
-            positions = torch.arange(n_shared)[None]
-            self._pass(torch.tensor([self._shared]), positions, mask=None, cache=self._shared_cache)
-        for at, layer in enumerate(self._shared_cache.layers):
+        if self._prefix_cache is None:
+            self._prefix_cache = DynamicCache()
+            positions = torch.arange(n_prefix)[None]
+            self._forward(torch.tensor([self._prefix]), positions, mask=None, cache=self._prefix_cache)
+        for at, layer in enumerate(self._prefix_cache.layers):
             copy.update(layer.keys.expand(n_prompts, -1, -1, -1), layer.values.expand(n_prompts, -1, -1, -1), at)
         return copy
 
     def _edge_log_probabilities(self, states: torch.Tensor) -> torch.Tensor:
-        """Log-probability of each edge (prompts, edges) from the states at all nodes (prompts, nodes, hidden)."""
+        """Return the log-probability of each edge (prompts, edges) from the states at all nodes."""
         head = self.model.get_output_embeddings().weight
-        flat = states.flatten(0, 1)
-        whole = torch.full(flat.shape[:1], -torch.inf, dtype=torch.float32, device=flat.device)
-        for part in head.split(VOCABULARY_CHUNK):
-            whole = torch.logaddexp(whole, torch.logsumexp(flat @ part.float().T, dim=-1))
-        nodes, tokens = (torch.tensor(ends, device=flat.device) for ends in zip(*self.tree.edges, strict=True))
+        whole = vocabulary_logsumexp(states.flatten(0, 1), head)
+        nodes, tokens = (torch.tensor(ends, device=states.device) for ends in zip(*self.tree.edges, strict=True))
         logits = torch.einsum("peh,eh->pe", states[:, nodes], head[tokens].float())
         return logits - whole.view(states.shape[:2])[:, nodes]
 
@@ -219,10 +246,37 @@ class TrieScorer:
 _Cache = Any  # transformers' DynamicCache carries no types
 
 
+def vocabulary_logsumexp(states: torch.Tensor, head: Any) -> torch.Tensor:
+    """Return the log of the summed exponentials of all logits (rows,), from fp32 states (rows, hidden) and the output matrix."""
+    whole = torch.full(states.shape[:1], -torch.inf, dtype=torch.float32, device=states.device)
+    for part in head.split(VOCABULARY_CHUNK):
+        whole = torch.logaddexp(whole, torch.logsumexp(states @ part.float().T, dim=-1))
+    return whole
+
+
+def encode_answers(tokenizer: Any, answers: Sequence[str], end: int) -> list[tuple[int, ...]]:
+    """Return the tokens of each answer with `end` behind them.
+
+    Raise ConfigError naming every answer that contains `end` or has the tokens of another.
+    """
+    paths: dict[tuple[int, ...], str] = {}
+    problems = []
+    for answer in answers:
+        path = (*tokenizer.encode(answer, add_special_tokens=False), end)
+        if end in path[:-1]:
+            problems.append(f'"{answer.strip()}" contains the token that ends an answer')
+        if path in paths:
+            problems.append(f'"{paths[path].strip()}" and "{answer.strip()}" have the same tokens')
+        paths[path] = answer
+    if problems:
+        raise ConfigError(f"labels cannot be distinguished: {'; '.join(problems)}", hint="rename them in task.yaml")
+    return list(paths)
+
+
 def _closed(task: Task) -> tuple[str, ...]:
     if not task.closed:
         raise ConfigError(
-            f"the answers of {task.name} are no closed set, so there are no probabilities to compare",
-            hint="ask a model that writes its answers",
+            f"the answers of {task.name} are not a closed set, so there are no label probabilities",
+            hint="use a model that generates its answers",
         )
     return task.closed

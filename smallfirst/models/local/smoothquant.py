@@ -1,9 +1,9 @@
-"""Weights made easier to round: channels that run large are made smaller before a product, their weights larger.
+"""SmoothQuant: channels that run large are scaled down before a product, and their weights up.
 
-The product stays the same, but a row's few large entries no longer set the step for all others. The idea is that of
-SmoothQuant (Xiao et al. 2023), measured here on the layers' inputs for a few prompts of the operator's own words. It
-costs nothing when a text is read: the scales go into the normalisation, and into the rows of `up`. It took a third off
-the error that eight bits make in the label logits of a SmolLM2-135M fine-tuned for Banking77 (64 validation rows).
+The product stays the same, but a row's few large entries no longer set the int8 step of all others (Xiao et al. 2023).
+The ranges are measured at the layers' inputs on a few prompts of the operator's own words. Nothing is added at
+inference: the scales go into the normalisation, and into the rows of `up`. On a SmolLM2-135M fine-tuned for Banking77
+this removed a third of the error that int8 makes in the label logits (64 validation rows).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 MAX_PROMPTS = 40
-"""Prompts that are read to measure."""
+"""Prompts that are measured."""
 DAMPING = 0.25
-"""Power by which channels before the last product of a layer that run larger than the middle one are damped."""
-SMALLEST_INPUT, SMALLEST_WEIGHT = 1e-3, 1e-4
+"""Exponent by which channels above the median are damped before the last product of a layer."""
+MIN_INPUT, MIN_WEIGHT = 1e-3, 1e-4
 """Channels below these count as this large."""
 
 
@@ -31,7 +31,10 @@ class InputRanges(NamedTuple):
 
 @torch.inference_mode()
 def measure_input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[InputRanges]:
-    """By layer, seen by transformers' own forward. The first token is left out: it runs a thousand times larger."""
+    """Return the ranges of each layer under transformers' own forward.
+
+    The first token is left out: its entries are a thousand times larger.
+    """
     layers = model.model.layers
     seen = [[torch.zeros((), dtype=torch.float32)] * 3 for _ in layers]
     hooks = [
@@ -49,15 +52,15 @@ def measure_input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[I
 
 
 def smoothing_scales(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """What each input channel of weight (outputs, inputs) is divided by, so that both sides run equally large."""
-    inputs = largest.clamp(min=SMALLEST_INPUT)
-    weights = weight.float().abs().amax(dim=0).clamp_(min=SMALLEST_WEIGHT)
+    """Return the divisor of each input channel of `weight` (outputs, inputs) that makes both sides equally large."""
+    inputs = largest.clamp(min=MIN_INPUT)
+    weights = weight.float().abs().amax(dim=0).clamp_(min=MIN_WEIGHT)
     return (inputs / weights).sqrt_()
 
 
 def damping_scales(largest: torch.Tensor) -> torch.Tensor:
-    """What each channel is divided by: 1 up to the middle channel, a gentle power of the excess above it."""
-    return (largest / largest.median().clamp(min=SMALLEST_INPUT)).clamp_(min=1).pow_(DAMPING)
+    """Return the divisor of each channel: 1 up to the median channel, a gentle power of the excess above it."""
+    return (largest / largest.median().clamp(min=MIN_INPUT)).clamp_(min=1).pow_(DAMPING)
 
 
 def _watch(largest: list[torch.Tensor], which: int) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:

@@ -80,7 +80,7 @@ def test_a_letter_that_is_no_single_token_is_left_out() -> None:
 def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
     with pytest.raises(ConfigError) as caught:
         choose_label_tokens(("1", "2", "3"), WordTokens("A", "B"))
-    assert str(caught.value) == "this tokenizer has too few one-token codes for 3 labels"
+    assert str(caught.value) == "this tokenizer has too few single-token words for 3 labels"
 
 
 def test_the_token_for_unknown_words_is_never_a_code() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.local import label_trie as trie
-from smallfirst.models.local.label_trie import TrieScorer
+from smallfirst.models.local.label_trie import TokenTree, TrieScorer, encode_answers
 from smallfirst.models.local.tokenizer import encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.answer import Answer
@@ -95,9 +97,9 @@ def test_a_label_has_the_probability_of_being_written_out(loaded: Loaded, plain:
 def test_an_untouched_model_is_asked_by_its_chat_template(
     loaded: Loaded, chatty: Loaded, shared_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trie, "SHARED_FROM", shared_from)
+    monkeypatch.setattr(trie, "MIN_PREFIX_TOKENS", shared_from)
     shots = (Shot("gone!", "lost"), Shot("euro rate", "exchange rate"))
-    scorer = TrieScorer.untouched(loaded[0], chatty[1], TASK, shots=shots)
+    scorer = TrieScorer.prompted(loaded[0], chatty[1], TASK, shots=shots)
     scorer.batch_tokens = 400
     told = "".join(f"<s>{m.role}\n{m.content}</s>\n" for m in TASK.instructions(shots))
     for _ in range(2):  # the second time with what was read the first time
@@ -112,7 +114,7 @@ def test_an_untouched_model_is_asked_by_its_chat_template(
 def test_however_many_labels_a_batch_takes_two_passes(chatty: Loaded) -> None:
     many = TASK.model_copy(update={"labels": tuple(f"card number {i}" for i in range(60))})
     for task in (TASK, many):
-        scorer = TrieScorer.untouched(*chatty, task)
+        scorer = TrieScorer.prompted(*chatty, task)
         widths: list[int] = []
         hook = chatty[0].model.register_forward_pre_hook(
             lambda _, __, given, seen=widths: seen.append(given["input_ids"].shape[1]), with_kwargs=True
@@ -187,22 +189,22 @@ def test_no_texts_give_no_results(plain: Loaded) -> None:
 
 
 def test_a_folder_is_read_like_the_model_in_it(tiny_folder: Path) -> None:
-    ours = TrieScorer.of_folder(tiny_folder, TASK, shots=(Shot("gone!", "lost"),)).score(TEXTS)
-    theirs = TrieScorer.untouched(*load_causal(tiny_folder), TASK, shots=(Shot("gone!", "lost"),)).score(TEXTS)
+    ours = TrieScorer.load(tiny_folder, TASK, shots=(Shot("gone!", "lost"),)).score(TEXTS)
+    theirs = TrieScorer.prompted(*load_causal(tiny_folder), TASK, shots=(Shot("gone!", "lost"),)).score(TEXTS)
     assert [row.log_probabilities for row in ours] == [row.log_probabilities for row in theirs]
     for row in ours:
         assert torch.tensor(row.log_probabilities).exp().sum().item() == pytest.approx(1)
 
 
 def test_a_model_without_a_chat_template_is_asked_as_a_fine_tuned_one(plain: Loaded) -> None:
-    (ours,) = TrieScorer.untouched(*plain, TASK, shots=(Shot("gone!", "lost"),)).score(["pin"])
+    (ours,) = TrieScorer.prompted(*plain, TASK, shots=(Shot("gone!", "lost"),)).score(["pin"])
     (theirs,) = TrieScorer.fine_tuned(*plain, TASK).score(["pin"])
     assert (ours.log_probabilities, ours.n_tokens) == (theirs.log_probabilities, theirs.n_tokens)
 
 
 def test_a_long_text_loses_its_middle_and_the_instructions_stay(chatty: Loaded) -> None:
     text = "first " + "where is my card " * 200 + "last"
-    scorer = TrieScorer.untouched(*chatty, TASK, max_tokens=300)
+    scorer = TrieScorer.prompted(*chatty, TASK, max_tokens=300)
     (scored,) = scorer.score([text])
     assert 290 <= scored.n_tokens == len(scorer.prompt(text)) <= 300
     read = chatty[1].decode(scorer.prompt(text))
@@ -213,16 +215,70 @@ def test_a_long_text_loses_its_middle_and_the_instructions_stay(chatty: Loaded) 
 
 def test_instructions_that_leave_no_room_are_refused(chatty: Loaded) -> None:
     with pytest.raises(ConfigError, match="the instructions alone take more than 40 tokens"):
-        TrieScorer.untouched(*chatty, TASK, max_tokens=40)
+        TrieScorer.prompted(*chatty, TASK, max_tokens=40)
 
 
 def test_attention_that_takes_no_mask_is_refused(tiny_fp32: Loaded) -> None:
     model, tokenizer = tiny_fp32
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigError, match='the attention "flash_attention_2" looks at every earlier token'):
+    with pytest.raises(ConfigError, match='the attention "flash_attention_2" sees every earlier token'):
         TrieScorer.fine_tuned(model, tokenizer, TASK)
 
 
 def test_open_answers_have_no_tree(plain: Loaded) -> None:
-    with pytest.raises(ConfigError, match="the answers of rules are no closed set"):
+    with pytest.raises(ConfigError, match="the answers of rules are not a closed set"):
         TrieScorer.fine_tuned(*plain, Answer(name="rules"))
+
+
+END = 9
+
+
+def test_what_answers_share_stands_once() -> None:
+    tree = TokenTree.grow([(1, 2, END), (1, END), (1, 3, 2, END)])
+    assert tree.tokens == (1, 2, 3, 2)
+    assert tree.parents == (0, 1, 1, 3)
+    assert tree.depths == (1, 2, 2, 3)
+    assert tree.edges == ((0, 1), (1, 2), (2, END), (1, END), (1, 3), (3, 2), (4, END))
+    assert tree.paths == ((0, 1, 2), (0, 3), (0, 4, 5, 6))
+
+
+def test_a_node_sees_itself_and_its_ancestors_only() -> None:
+    tree = TokenTree.grow([(1, 2, END), (1, END), (1, 3, 2, END)])
+    assert tree.visibility().int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+
+
+@given(st.sets(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=12))
+def test_every_path_spells_its_answer(bodies: set[tuple[int, ...]]) -> None:
+    answers = [(*body, END) for body in sorted(bodies)]
+    tree = TokenTree.grow(answers)
+    assert [tuple(tree.edges[edge][1] for edge in path) for path in tree.paths] == answers
+    for path, answer in zip(tree.paths, answers, strict=True):
+        last = tree.edges[path[-1]][0]
+        seen = tree.visibility()[last - 1].nonzero().flatten().tolist()
+        assert tuple(tree.tokens[node] for node in seen) == answer[:-1]  # ancestors stand in the order they are read
+        assert tree.depths[last - 1] == len(answer) - 1
+    assert len(tree.tokens) == len({answer[:n] for answer in answers for n in range(1, len(answer))})
+
+
+@given(st.sets(st.lists(st.integers(0, 2), max_size=4).map(tuple), min_size=1, max_size=12), st.integers(1, 9))
+def test_shares_at_every_node_give_shares_over_all_answers(bodies: set[tuple[int, ...]], seed: int) -> None:
+    """With edge probabilities that share out each node, the answers share out 1."""
+    tree = TokenTree.grow([(*body, END) for body in sorted(bodies)])
+    drawn = {edge: 1 + (seed * (at + 3)) % 7 for at, edge in enumerate(tree.edges)}
+    of_node = {node: sum(w for (n, _), w in drawn.items() if n == node) for node, _ in tree.edges}
+    shares = [drawn[edge] / of_node[edge[0]] for edge in tree.edges]
+    assert sum(math.prod(shares[edge] for edge in path) for path in tree.paths) == pytest.approx(1)
+
+
+def test_answers_that_a_tokenizer_cannot_tell_apart_are_all_named() -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "card": 2, "pin": 3}, "<unk>"))
+    words.normalizer = tokenizers.normalizers.Lowercase()
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    assert encode_answers(tokenizer, [" card", " card pin"], 1) == [(2, 1), (2, 3, 1)]
+    with pytest.raises(ConfigError) as caught:
+        encode_answers(tokenizer, [" card", " Card", " pin </s>", " other", " else"], 1)
+    assert str(caught.value).splitlines()[0] == (
+        'labels cannot be distinguished: "card" and "Card" have the same tokens; '
+        '"pin </s>" contains the token that ends an answer; "other" and "else" have the same tokens'
+    )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from smallfirst.models.local import label_trie
 from smallfirst.models.local import multiple_choice as module
 from smallfirst.models.local.multiple_choice import Question, encode_question, mean_log_probabilities
 from smallfirst.models.local.weights import load_causal
@@ -53,7 +54,7 @@ def test_the_output_matrix_may_be_multiplied_in_any_parts(
     tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = mean_log_probabilities(tiny_fp32[0], CHOICES)
-    monkeypatch.setattr(module, "VOCABULARY_CHUNK", 37)
+    monkeypatch.setattr(label_trie, "VOCABULARY_CHUNK", 37)
     for one, other in zip(mean_log_probabilities(tiny_fp32[0], CHOICES), whole, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 
