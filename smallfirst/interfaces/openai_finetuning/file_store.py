@@ -1,7 +1,7 @@
-"""Uploaded files on disk: a folder a key, a folder a file, published by one rename and gone by another.
+"""Uploaded files on disk: one folder for each key and file, published and deleted by renaming.
 
-A file is known by an id that is made here; what its client called it is only shown. A kill leaves a draft that nobody
-can see, which is removed a day later. Two processes may share one store.
+A file is known by an id that is generated here; the name its client gave is only shown. A killed process leaves a draft
+that no client sees, and that is removed a day later. Two processes may share one store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from smallfirst.records import Record
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 _CONTENT = "rows.jsonl"
 _ABOUT = "file.json"
-_DRAFT, _GONE = ".draft-", ".gone-"
+_DRAFT, _DELETED = ".draft-", ".gone-"
 _OLD_S = 86_400
 _KEYLESS = "no-key"
 
@@ -34,33 +34,33 @@ class StoredFile(Record):
     id: str
     """`file-` and 24 hex digits."""
     filename: str
-    """What its client called it, without folders; only shown."""
+    """Name that the client gave, without folders; only shown."""
     n_bytes: int
-    """Its size."""
+    """Size in bytes."""
     created_at: int
-    """When it was uploaded, in seconds since 1970."""
+    """Time of the upload, in seconds since 1970."""
 
 
 class StorageFull(SmallfirstError):
-    """No room is left for the files of this key."""
+    """The files of this key leave no room for another one."""
 
 
 class FileStore:
     """The files of all keys, below `files` in the state folder."""
 
     def __init__(self, *, max_files: int, max_bytes: int) -> None:
-        """At most so many files and bytes a key. Drafts that a kill left behind are removed."""
+        """Limit the files and bytes of each key; remove old drafts that a killed process left behind."""
         self._root = home() / "files"
         self._max_files, self._max_bytes = max_files, max_bytes
-        for left in [*self._root.glob(f"*/{_DRAFT}*"), *self._root.glob(f"*/{_GONE}*")]:
+        for left in [*self._root.glob(f"*/{_DRAFT}*"), *self._root.glob(f"*/{_DELETED}*")]:
             if time.time() - left.stat().st_mtime > _OLD_S:
                 shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
     def draft(self, owner: str) -> Iterator[tuple[BinaryIO, Callable[[str], StoredFile]]]:
-        """A file to write to, and what publishes it under a name to show; else it is removed at the end.
+        """Yield a file to write and a function that publishes it under a name; an unpublished file is removed.
 
-        Publishing raises StoreFull if the key has no room for it.
+        Publishing raises StorageFull if the key has no room for it.
         """
         folder = self._folder(owner) / f"{_DRAFT}{secrets.token_hex(8)}"
         folder.mkdir(parents=True, mode=0o700)
@@ -77,7 +77,7 @@ class FileStore:
             self._remove(owner, folder)  # it is elsewhere once published
 
     def find(self, owner: str, id: str) -> StoredFile | None:
-        """The key's file of this id; None if it has none."""
+        """Return the key's file of this id, or None."""
         if not FILE_ID.fullmatch(id):
             return None
         try:
@@ -86,39 +86,39 @@ class FileStore:
             return None
 
     def all(self, owner: str) -> list[StoredFile]:
-        """The key's files, newest first."""
+        """Return the key's files, newest first."""
         folder = self._folder(owner)
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         files = [file for name in names if (file := self.find(owner, name)) is not None]
         return sorted(files, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def path(self, owner: str, file: StoredFile) -> Path:
-        """Where its content is."""
+        """Return the path of its content."""
         return self._folder(owner) / file.id / _CONTENT
 
     def delete(self, owner: str, file: StoredFile) -> None:
-        """Nothing back; the file is gone, also if it was before."""
+        """Delete the file; ignore one that is gone already."""
         self._remove(owner, self._folder(owner) / file.id)
 
     def _remove(self, owner: str, folder: Path) -> None:
-        """Nothing back; out of sight by a rename first, so that nobody meets half of it."""
-        gone = self._folder(owner) / f"{_GONE}{secrets.token_hex(8)}"
+        """Rename the folder first, so that no reader sees half of it."""
+        deleted = self._folder(owner) / f"{_DELETED}{secrets.token_hex(8)}"
         try:
-            folder.rename(gone)
+            folder.rename(deleted)
         except FileNotFoundError:
             return
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(deleted, ignore_errors=True)
 
     def _folder(self, owner: str) -> Path:
         return self._root / (owner or _KEYLESS)
 
     def _publish(self, owner: str, draft: Path, filename: str) -> StoredFile:
-        there = self.all(owner)
+        existing = self.all(owner)
         n_bytes = (draft / _CONTENT).stat().st_size
         hint = "delete files that are no longer needed"
-        if len(there) >= self._max_files:
-            raise StorageFull(f"there are {len(there)} files already; at most {self._max_files} are kept", hint=hint)
-        if sum(file.n_bytes for file in there) + n_bytes > self._max_bytes:
+        if len(existing) >= self._max_files:
+            raise StorageFull(f"there are {len(existing)} files already; at most {self._max_files} are kept", hint=hint)
+        if sum(file.n_bytes for file in existing) + n_bytes > self._max_bytes:
             raise StorageFull(f"the files together would take more than {self._max_bytes} bytes", hint=hint)
         file = StoredFile(
             id=f"file-{secrets.token_hex(12)}",
@@ -132,7 +132,7 @@ class FileStore:
 
 
 def safe_filename(filename: str) -> str:
-    """The last part of a path, without control characters, at most 255 characters."""
+    """Return the last part of a path without control characters, at most 255 characters."""
     last = re.split(r"[/\\]", filename.rstrip("/\\"))[-1]
     shown = "".join(c for c in last if c.isprintable())[:255]
     return "upload.jsonl" if shown in ("", ".", "..") else shown

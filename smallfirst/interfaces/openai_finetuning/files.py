@@ -61,7 +61,7 @@ class FilesApi:
         if asked.get("purpose", PURPOSE) != PURPOSE:
             files = []
         items = [file_object(file) for file in (files if order == "desc" else reversed(files))]
-        return page(items, call.query, usual=MAX_PAGE_SIZE, most=MAX_PAGE_SIZE)
+        return page(items, call.query, default=MAX_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
         """One file object."""

@@ -1,7 +1,7 @@
-"""Fine-tuned models by their `ft:` names: loaded at the first request, the one not used for longest makes room.
+"""Serve fine-tuned models by their `ft:` names from a cache of loaded models, least recently used first out.
 
-Loading reads every file once, to see that it is the registered one, and takes seconds: the first request waits for it.
-A model that answers is never closed; if all answer, a request for another one waits for its turn.
+Loading verifies every file against the registry and takes seconds, for which the first request waits. A model in use is
+never closed; if all are in use, a request for another one waits.
 """
 
 from __future__ import annotations
@@ -28,132 +28,130 @@ from smallfirst.serving.openai.errors import ApiError
 _log = logging.getLogger("smallfirst.serving")
 
 Load = Callable[[str, str], Model]
-"""From a name and what `versions.resolve` takes to the Model; may take seconds."""
+"""Loads the model of a name and a registry reference; may take seconds."""
 
 
-class _Seat:
-    """A place in memory."""
-
+class _CacheEntry:
     def __init__(self, loading: asyncio.Task[Model]) -> None:
         self.loading, self.n_users = loading, 0
 
 
 class ModelCache:
-    """At most so many models in memory."""
+    """A bounded number of models in memory."""
 
-    def __init__(self, load: Load, *, most: int) -> None:
-        self._load, self._most = load, most
-        self._seats: dict[str, _Seat] = {}  # the one used last is the last one
-        self._leaving: set[asyncio.Task[None]] = set()
+    def __init__(self, load: Load, *, max_models: int) -> None:
+        self._load, self._max_models = load, max_models
+        self._entries: dict[str, _CacheEntry] = {}  # least recently used first
+        self._closing: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
 
     @asynccontextmanager
     async def use(self, name: str, reference: str) -> AsyncIterator[Model]:
-        """The model, kept in memory at least until the block ends. Raises what loading raises."""
-        seat = await self._seat(name, reference)
-        seat.n_users += 1
+        """Keep the model in memory until the block ends. Raise what loading raises."""
+        entry = await self._entry(name, reference)
+        entry.n_users += 1
         try:
             try:
-                # A client that leaves must not stop the loading that others wait for.
-                model = await asyncio.shield(seat.loading)
+                # A disconnected client must not cancel the loading that others wait for.
+                model = await asyncio.shield(entry.loading)
             except Exception:
-                if self._seats.get(name) is seat:
-                    del self._seats[name]
+                if self._entries.get(name) is entry:
+                    del self._entries[name]
                 raise
             yield model
         finally:
-            seat.n_users -= 1
+            entry.n_users -= 1
             self._freed.set()
 
     async def aclose(self) -> None:
-        """Close all of them."""
-        for name in [*self._seats]:
-            self._let_go(name)
-        await asyncio.gather(*self._leaving)
+        """Close all models."""
+        for name in [*self._entries]:
+            self._evict(name)
+        await asyncio.gather(*self._closing)
 
-    async def _seat(self, name: str, reference: str) -> _Seat:
-        while name not in self._seats:
-            if len(self._seats) + len(self._leaving) < self._most:
-                self._seats[name] = _Seat(asyncio.create_task(asyncio.to_thread(self._load, name, reference)))
+    async def _entry(self, name: str, reference: str) -> _CacheEntry:
+        while name not in self._entries:
+            if len(self._entries) + len(self._closing) < self._max_models:
+                self._entries[name] = _CacheEntry(asyncio.create_task(asyncio.to_thread(self._load, name, reference)))
                 break
-            if idle := next((other for other, seat in self._seats.items() if not seat.n_users), None):
-                self._let_go(idle)
+            if idle := next((other for other, entry in self._entries.items() if not entry.n_users), None):
+                self._evict(idle)
             self._freed.clear()
             await self._freed.wait()
-        self._seats[name] = seat = self._seats.pop(name)
-        return seat
+        self._entries[name] = entry = self._entries.pop(name)
+        return entry
 
-    def _let_go(self, name: str) -> None:
-        """Nothing back; a task of its own closes the model: who asked for room may leave before it is there."""
-        task = asyncio.create_task(_close(self._seats.pop(name)))
-        self._leaving.add(task)
-        task.add_done_callback(self._has_left)
+    def _evict(self, name: str) -> None:
+        """Close a model in a task of its own, since the request that needs the room may be cancelled."""
+        task = asyncio.create_task(_close(self._entries.pop(name)))
+        self._closing.add(task)
+        task.add_done_callback(self._on_closed)
 
-    def _has_left(self, task: asyncio.Task[None]) -> None:
-        self._leaving.discard(task)
+    def _on_closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
         self._freed.set()
 
 
-class _Made(NamedTuple):
-    """A job's model; never changes once it is registered."""
+class _RegisteredModel(NamedTuple):
+    """A job's model, which never changes once it is registered."""
 
     owner: str
     reference: str
-    at: int
+    created_at: int
 
 
 class FineTunedModels:
-    """The models of succeeded jobs, looked up by name for whoever's job it was."""
+    """The models of succeeded jobs, by name and owner."""
 
-    def __init__(self, *, most: int, machine: MachinePrice) -> None:
+    def __init__(self, *, max_models: int, machine: MachinePrice) -> None:
         def load(name: str, reference: str) -> Model:
             from smallfirst.models.loading import load_model
 
             return load_model(_resolve(reference), name=name, price=machine)
 
-        self._loaded = ModelCache(load, most=most)
-        self._made: dict[str, _Made] = {}
+        self._loaded = ModelCache(load, max_models=max_models)
+        self._registered: dict[str, _RegisteredModel] = {}
 
     def find(self, name: str, owner: str) -> Model | None:
-        """The owner's model, to be loaded when it is asked; None if the owner has none of this name."""
-        made = self._look_up(name)
-        return FineTunedModel(name, made.reference, self._loaded) if made and made.owner == owner else None
+        """Return the owner's model, loaded at its first request; None if the owner has none of this name."""
+        model = self._find_registered(name)
+        return FineTunedModel(name, model.reference, self._loaded) if model and model.owner == owner else None
 
     def folder(self, name: str, owner: str) -> Path | None:
-        """The owner's model as files; None if there is none. Raises RegistryError if they have changed since."""
-        made = self._look_up(name)
-        return _resolve(made.reference) if made and made.owner == owner else None
+        """Return the folder of the owner's model, or None. Raise RegistryError if its files have changed."""
+        model = self._find_registered(name)
+        return _resolve(model.reference) if model and model.owner == owner else None
 
     def names(self, owner: str) -> Mapping[str, int]:
-        """The owner's models, each with the second since 1970 at which it was made; newest first."""
+        """Return the owner's models, newest first, each with its creation time in seconds since 1970."""
         jobs = [job for job in queue.all_jobs() if is_owned_by(job, owner)]
-        made = {model_name(job): found for job in jobs if (found := self._made_by(job))}
-        return {name: one.at for name, one in made.items()}
+        models = {model_name(job): found for job in jobs if (found := self._registered_by(job))}
+        return {name: model.created_at for name, model in models.items()}
 
     async def aclose(self) -> None:
-        """Close those that are loaded."""
+        """Close the loaded models."""
         await self._loaded.aclose()
 
-    def _look_up(self, name: str) -> _Made | None:
+    def _find_registered(self, name: str) -> _RegisteredModel | None:
         id = job_id(name)
-        if name in self._made or id is None:
-            return self._made.get(name)
+        if name in self._registered or id is None:
+            return self._registered.get(name)
         try:
             job = queue.find(id, restart_dead=False)
         except queue.JobNotFound:
             return None
-        return self._made_by(job) if model_name(job) == name else None
+        return self._registered_by(job) if model_name(job) == name else None
 
-    def _made_by(self, job: JobFolder) -> _Made | None:
+    def _registered_by(self, job: JobFolder) -> _RegisteredModel | None:
         name = model_name(job)
-        if name not in self._made and job.result is not None and job.state == "COMPLETED":
+        if name not in self._registered and job.result is not None and job.state == "COMPLETED":
             owner = job.spec.submitted["owner"]
-            self._made[name] = _Made(owner, job.result.reference, unix_seconds(job.events[-1].at))
-        return self._made.get(name)
+            self._registered[name] = _RegisteredModel(owner, job.result.reference, unix_seconds(job.events[-1].at))
+        return self._registered.get(name)
 
 
 class FineTunedModel:
-    """A fine-tuned model that is loaded when it is asked."""
+    """A fine-tuned model that is loaded at its first request."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
     """What it can do beyond answering."""
@@ -162,18 +160,18 @@ class FineTunedModel:
         self.name, self._reference, self._loaded = name, reference, loaded
 
     async def complete(self, request: Request) -> Completion:
-        """The answer. Raises WireError 400 for a conversation it cannot read, Unavailable if it cannot be loaded."""
+        """Return the answer. Raise ApiError 400 for a conversation it cannot read, Unavailable if it cannot be loaded."""
         async with self._ready() as model:
             return await model.complete(request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer piece by piece; raises as `complete`."""
+        """Yield the answer in chunks; raise as `complete` does."""
         async with self._ready() as model:
             async for chunk in model.stream(request):
                 yield chunk
 
     async def aclose(self) -> None:
-        """Nothing: what is loaded is closed by whoever keeps it."""
+        """Do nothing: the cache closes loaded models."""
 
     @asynccontextmanager
     async def _ready(self) -> AsyncIterator[Model]:
@@ -197,14 +195,14 @@ class FineTunedModel:
             raise Unavailable(f"{self.name} cannot be loaded: {error}") from error
 
 
-async def _close(seat: _Seat) -> None:
+async def _close(entry: _CacheEntry) -> None:
     try:
-        model = await seat.loading
-    except Exception:  # it was told to those who asked for it
+        model = await entry.loading
+    except Exception:  # reported to the requests that waited for it
         return
     await model.aclose()
-    del model, seat.loading
-    # A model and its worker refer to each other: without this the weights stay until Python happens to look.
+    del model, entry.loading
+    # A model and its worker refer to each other: without this the weights stay until the garbage collector runs.
     await asyncio.to_thread(gc.collect)
 
 

@@ -1,7 +1,7 @@
-"""A job, its events and its checkpoint as OpenAI shows them, all read from the job's folder.
+"""A job, its events and its checkpoint as OpenAI's objects, all read from the job's folder.
 
 PENDING → validating_files · QUEUED → queued · STARTING, RUNNING → running · COMPLETED → succeeded
-FAILED → failed · TERMINATING, STOPPED → cancelled (from the moment that it was asked to stop)
+FAILED → failed · TERMINATING, STOPPED → cancelled (as soon as a stop is requested)
 """
 
 from __future__ import annotations
@@ -31,64 +31,64 @@ _STATUS: dict[State, str] = {
 }
 _LEVELS = {"FAILED": "error", "CHECKPOINT_FAILED": "warn", "REQUEUED": "warn"}
 _METRICS = {"loss": "train_loss", "minus_eval_loss": "valid_loss", "step": "step", "tokens": "trained_tokens"}
-"""Our figures that have another name there."""
+"""OpenAI's names of our metrics."""
 
 
 def is_owned_by(job: JobFolder, owner: str) -> bool:
-    """True if the job was submitted through this API with the owner's key."""
-    given = job.spec.submitted
-    return given.get("interface") == INTERFACE and given.get("owner") == owner
+    """Return True if the job was submitted through this API with the owner's key."""
+    submitted = job.spec.submitted
+    return submitted.get("interface") == INTERFACE and submitted.get("owner") == owner
 
 
 def model_name(job: JobFolder) -> str:
-    """What the job's model is called: `ft:base:smallfirst:suffix:id`."""
+    """Return the name of the job's model: `ft:base:smallfirst:suffix:id`."""
     suffix = job.spec.submitted.get("suffix") or ""
     return f"ft:{job.spec.model}:{ORGANISATION}:{suffix}:{job.name.removeprefix('ftjob-')}"
 
 
 def job_id(model: str) -> str | None:
-    """Id of the job that made the model of this name; None if the name is not of that form."""
+    """Return the id of the job that trained the model of this name; None if the name has another form."""
     id = f"ftjob-{model.rpartition(':')[2]}"
     return id if model.startswith("ft:") and JOB_ID.fullmatch(id) else None
 
 
 def job_object(job: JobFolder) -> dict[str, Any]:
-    """The job as it is now."""
-    order, events = job.spec, job.events
-    given, state = order.submitted, state_after(events, cancelled=job.cancelled)
+    """Return the job as it is now."""
+    spec, events = job.spec, job.events
+    submitted, state = spec.submitted, state_after(events, cancelled=job.cancelled)
     ended = unix_seconds(events[-1].at) if state in TERMINAL_STATES else None
-    tuned = given["hyperparameters"]
+    hyperparameters = submitted["hyperparameters"]
     return {
         "id": job.name,
         "object": "fine_tuning.job",
-        "created_at": unix_seconds(order.created_at),
+        "created_at": unix_seconds(spec.created_at),
         "error": _error(events[-1], job) if state == "FAILED" else None,
         "fine_tuned_model": model_name(job) if state == "COMPLETED" else None,
         "finished_at": ended,
-        "hyperparameters": tuned,
-        "model": given["model"],
+        "hyperparameters": hyperparameters,
+        "model": submitted["model"],
         "organization_id": f"org-{ORGANISATION}",
         "result_files": [],
-        "seed": order.config.seed,
-        "status": "queued" if state == "PENDING" and _was_seen(events) else _STATUS[state],
+        "seed": spec.config.seed,
+        "status": "queued" if state == "PENDING" and _has_started(events) else _STATUS[state],
         "trained_tokens": _trained_tokens(events) if state == "COMPLETED" else None,
-        "training_file": given["training_file"],
-        "validation_file": given["validation_file"],
+        "training_file": submitted["training_file"],
+        "validation_file": submitted["validation_file"],
         "estimated_finish": _estimated_finish(job.progress) if state == "RUNNING" else None,
         "integrations": [],
-        "metadata": given["metadata"] or None,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": tuned}},
+        "metadata": submitted["metadata"] or None,
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
     }
 
 
 def event_objects(job: JobFolder) -> list[dict[str, Any]]:
-    """What happened, newest first."""
+    """Return the events, newest first."""
     id = job.name.removeprefix("ftjob-")
     return [_event_object(f"ftevent-{id}-{n:04d}", event, job) for n, event in enumerate(job.events)][::-1]
 
 
 def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
-    """The weights that can be asked: those of the best epoch, once the job has succeeded."""
+    """Return the weights that can be used: those of the best epoch, once the job has succeeded."""
     events, result = job.events, job.result
     if result is None or job.state != "COMPLETED":
         return []
@@ -104,14 +104,14 @@ def checkpoint_objects(job: JobFolder) -> list[dict[str, Any]]:
             "created_at": unix_seconds((best or events[-1]).at),
             "fine_tuned_model_checkpoint": model_name(job),
             "fine_tuning_job_id": job.name,
-            "metrics": {"step": step, **(_figures(best) if best else {})},
+            "metrics": {"step": step, **(_metrics(best) if best else {})},
             "step_number": step,
         }
     ]
 
 
 def public_message(message: str, job: JobFolder) -> str:
-    """What a client may read of a message: no path of this server, no line of its log, no advice to its owner."""
+    """Return the part of a message that a client may read: no paths, no log lines, no advice to the server's owner."""
     text = re.split(r"\n  next:|; the last lines of ", message)[0]
     if job.spec.weights:
         text = text.replace(job.spec.weights, job.spec.model)
@@ -119,7 +119,7 @@ def public_message(message: str, job: JobFolder) -> str:
 
 
 def _event_object(id: str, event: Event, job: JobFolder) -> dict[str, Any]:
-    figures = _figures(event)
+    metrics = _metrics(event)
     message = f"the model is {model_name(job)}" if event.kind == "COMPLETED" else public_message(event.message, job)
     return {
         "id": id,
@@ -127,13 +127,13 @@ def _event_object(id: str, event: Event, job: JobFolder) -> dict[str, Any]:
         "created_at": unix_seconds(event.at),
         "level": _LEVELS.get(event.kind, "info"),
         "message": f"{event.kind}: {message}",
-        "type": "metrics" if figures else "message",
-        "data": figures,
+        "type": "metrics" if metrics else "message",
+        "data": metrics,
     }
 
 
-def _figures(event: Event) -> dict[str, float]:
-    """The event's figures under the names known there; a loss that was kept with its sign turned is turned back."""
+def _metrics(event: Event) -> dict[str, float]:
+    """Return the event's metrics under OpenAI's names; a negated loss gets its sign back."""
     found = {}
     for name, value in event.values.items():
         if name in _METRICS and isinstance(value, int | float) and math.isfinite(value):
@@ -142,19 +142,18 @@ def _figures(event: Event) -> dict[str, float]:
 
 
 def _error(event: Event, job: JobFolder) -> dict[str, Any]:
-    """Why it failed; with the parameter if rows of a file are to blame."""
-    message, given = public_message(event.message, job), job.spec.submitted
-    param = next((name for name in ("training_file", "validation_file") if f"{given[name]}:" in message), None)
+    """Return the failure, with the parameter if rows of a file caused it."""
+    message, submitted = public_message(event.message, job), job.spec.submitted
+    param = next((name for name in ("training_file", "validation_file") if f"{submitted[name]}:" in message), None)
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}
 
 
-def _was_seen(events: tuple[Event, ...]) -> bool:
-    """True once a process has begun to carry the job out."""
+def _has_started(events: tuple[Event, ...]) -> bool:
     return any(event.kind in ("QUEUED", "STARTED", "REQUEUED") for event in events)
 
 
 def _trained_tokens(events: tuple[Event, ...]) -> int | None:
-    """Tokens read in training, padding not counted; None if the job did not say."""
+    """Return the tokens read in training, padding not counted; None if the job did not record them."""
     counts = [event.values["tokens"] for event in events if event.kind == "TRAIN_UPDATED" and "tokens" in event.values]
     return int(counts[-1]) if counts else None
 

@@ -1,4 +1,4 @@
-"""Shapes that all objects of OpenAI's API share: pages of a list, errors that name the field, times."""
+"""What all of OpenAI's list and create calls share: pages, errors that name the field, and times."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MAX_RULES_SHOWN = 5
 
 
 def page(
-    items: Sequence[Mapping[str, Any]], query: Sequence[tuple[str, str]], *, usual: int, most: int
+    items: Sequence[Mapping[str, Any]], query: Sequence[tuple[str, str]], *, default: int, maximum: int
 ) -> dict[str, Any]:
-    """The part of the list that `limit` and `after` ask for. Raises WireError 400 if they cannot be read."""
-    asked = dict(query)
-    text = asked.get("limit", str(usual))
-    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= most):
-        raise ApiError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {most}.', param="limit")
+    """Return the page of the list that `limit` and `after` ask for. Raise ApiError 400 if they cannot be read."""
+    parameters = dict(query)
+    text = parameters.get("limit", str(default))
+    if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= maximum):
+        raise ApiError(400, f'limit is "{text[:20]}"; it must be a number from 1 to {maximum}.', param="limit")
     start = 0
-    if "after" in asked:
+    if "after" in parameters:
         ids = [item["id"] for item in items]
-        if asked["after"] not in ids:
-            raise ApiError(400, f'after is "{asked["after"][:64]}", which is not in this list.', param="after")
-        start = ids.index(asked["after"]) + 1
+        if parameters["after"] not in ids:
+            raise ApiError(400, f'after is "{parameters["after"][:64]}", which is not in this list.', param="after")
+        start = ids.index(parameters["after"]) + 1
     shown = items[start : start + int(text)]
     return {
         "object": "list",
@@ -40,7 +40,7 @@ def page(
 
 
 def parse_body(kind: type[B], values: Mapping[str, Any]) -> B:
-    """The body as a record. Raises WireError 400 with all rules it breaks, the first field at fault as `param`."""
+    """Return the body as a record. Raise ApiError 400 with every broken rule; `param` is the first invalid field."""
     try:
         return kind.model_validate({name: value for name, value in values.items() if value is not None})
     except pydantic.ValidationError as error:
@@ -55,7 +55,7 @@ def parse_body(kind: type[B], values: Mapping[str, Any]) -> B:
 
 
 def unix_seconds(moment: datetime | str) -> int:
-    """Seconds since 1970 of a time, or of one written as ISO 8601."""
+    """Return the seconds since 1970 of a time, which may be ISO 8601 text."""
     return int((datetime.fromisoformat(moment) if isinstance(moment, str) else moment).timestamp())
 
 
@@ -71,7 +71,7 @@ def _place(path: tuple[int | str, ...]) -> str:
 
 
 def _names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Fields of the record that is found by walking `path` from `kind`."""
+    """Return the fields of the record at `path` below `kind`."""
     for part in path:
         field = kind.model_fields.get(str(part))
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []

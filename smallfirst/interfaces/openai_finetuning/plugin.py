@@ -28,7 +28,7 @@ class FineTuning:
 
     def __init__(self, settings: FineTuningSettings) -> None:
         store = FileStore(max_files=settings.max_files, max_bytes=settings.max_stored_bytes)
-        self._models = FineTunedModels(most=settings.max_loaded_models, machine=settings.machine)
+        self._models = FineTunedModels(max_models=settings.max_loaded_models, machine=settings.machine)
         self.routes: tuple[PluginRoute, ...] = (
             *FilesApi(store, settings).routes,
             *JobsApi(store, self._models, settings).routes,

@@ -1,7 +1,8 @@
-"""From the body of `fine_tuning.jobs.create` to an Order of the job engine: every field held against its rule first.
+"""Turn the body of `fine_tuning.jobs.create` into a JobSpec; every field is checked first.
 
-What it would mean to accept and ignore (preferences, rewards, Weights & Biases) is refused. `batch_size` counts rows at
-OpenAI and tokens here, so it is turned into tokens by the mean size of a row, at four bytes a token: an estimate.
+Fields that could only be accepted and ignored (preferences, rewards, Weights & Biases) are refused. OpenAI's
+`batch_size` counts rows and ours counts tokens, so it is converted by the mean size of a row, estimated at four bytes
+per token.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from smallfirst.serving.openai.errors import ApiError
 from smallfirst.training.config import TrainConfig, parse_duration
 
 INTERFACE = "openai"
-"""Marks the jobs that came this way."""
+"""Marks the jobs that were submitted through this API."""
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{16}")
 MAX_SEED = 2**31 - 1
 MAX_MULTIPLIER = 100
 MAX_TOKENS = 2048
-"""Longest row, unless the model takes less; a longer one is refused by the job, by line."""
+"""Longest row, unless the model takes less; the job refuses a longer one by line."""
 MAX_LINES_SHOWN = 20
-_BYTES_A_TOKEN = 4
-_TOKENS_A_TURN = 5
-_SHAPES = ("chat", "prompt")
-_ROWS_ARE = "a row is {messages: […]}, or {prompt, completion}"
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_MESSAGE = 5
+_ROW_FORMATS = ("chat", "prompt")
+_EXPECTED_ROW = "a row is {messages: […]}, or {prompt, completion}"
 
 Auto = Literal["auto"]
 Short = Annotated[str, Field(max_length=512)]
@@ -60,7 +61,7 @@ def _multiplier(value: object) -> float | str:
 
 
 class Hyperparameters(pydantic.BaseModel):
-    """What may be tuned; `auto` leaves it to TrainConfig."""
+    """Hyperparameters; `auto` stands for the default of TrainConfig."""
 
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
     n_epochs: Annotated[int | Auto, _whole(50)] = "auto"
@@ -82,7 +83,7 @@ class _Method(pydantic.BaseModel):
     @classmethod
     def _is_supervised(cls, value: str) -> str:
         if value != "supervised":
-            raise ValueError(f'"{value[:64]}" is not supported here; use "supervised"')
+            raise ValueError(f'"{value[:64]}" is not supported; use "supervised"')
         return value
 
 
@@ -104,17 +105,17 @@ class JobBody(pydantic.BaseModel):
     @classmethod
     def _no_integrations(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if value:
-            raise ValueError("not supported here: the job's curves are in this server's MLflow")
+            raise ValueError("not supported: the job's curves are in this server's MLflow")
         return value
 
     @property
     def chosen(self) -> Hyperparameters:
-        """The hyperparameters, wherever they were given."""
+        """The hyperparameters from either place."""
         return self.hyperparameters or (self.method or _Method()).supervised.hyperparameters
 
 
 def parse_job(values: Mapping[str, Any]) -> JobBody:
-    """The body as a record. Raises WireError 400 with all rules it breaks."""
+    """Return the body as a record. Raise ApiError 400 with every rule it breaks."""
     body = parse_body(JobBody, values)
     if body.hyperparameters is not None and body.method is not None:
         raise ApiError(400, "Give the hyperparameters in `method` alone.", param="hyperparameters")
@@ -122,7 +123,7 @@ def parse_job(values: Mapping[str, Any]) -> JobBody:
 
 
 def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int) -> JobRows:
-    """The rows of both files. Raises WireError 400 naming the parameter, and every bad line of the file."""
+    """Return the rows of both files. Raise ApiError 400 naming the parameter and every bad line."""
     train = _read("training_file", body.training_file, owner, store)
     if len(train) < min_rows:
         what = f"{body.training_file} has {len(train)} rows; at least {min_rows} are needed"
@@ -134,16 +135,16 @@ def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int) ->
 def make_job_spec(
     body: JobBody, rows: JobRows, base: tuple[str, str], *, owner: str, settings: FineTuningSettings
 ) -> JobSpec:
-    """The order for a job that begins with `base`: the base model's name, and the weights to begin with."""
+    """Return the specification of a job that starts from `base`: the base model's name and its weights."""
     id = f"ftjob-{secrets.token_hex(8)}"
     name, weights = base
-    chosen, usual = body.chosen, TrainConfig()
-    n_epochs = parse_duration(usual.duration).amount if chosen.n_epochs == "auto" else chosen.n_epochs
+    chosen, default = body.chosen, TrainConfig()
+    n_epochs = parse_duration(default.duration).amount if chosen.n_epochs == "auto" else chosen.n_epochs
     multiplier = 1.0 if chosen.learning_rate_multiplier == "auto" else chosen.learning_rate_multiplier
     seed = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
     config = TrainConfig(
         duration=f"{n_epochs}ep",
-        learning_rate=usual.learning_rate * multiplier,
+        learning_rate=default.learning_rate * multiplier,
         max_seq_tokens=_context_length(weights),
         batch_tokens=_batch_tokens(chosen.batch_size, rows.train),
         seed=seed,
@@ -171,7 +172,7 @@ def make_job_spec(
 
 
 def unknown_base_model(name: str, known: list[str]) -> ApiError:
-    """The refusal of a model that cannot be fine-tuned."""
+    """Return the error for a model that cannot be fine-tuned."""
     near = did_you_mean(name[:128], known) or "."
     what = f'The model "{name[:128]}" cannot be fine-tuned here{near} There are: {", ".join(known) or "none"}.'
     return ApiError(400, what, param="model", code="model_not_available")
@@ -186,12 +187,12 @@ def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
         data = read_rows(str(path), "chat")
     except DataError as error:
         lines = [f"line {problem.line}: {problem.rule}" for problem in error.problems]
-        told = "; ".join(lines[:MAX_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
+        shown = "; ".join(lines[:MAX_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)
         more = f"; and {len(lines) - MAX_LINES_SHOWN} more" if len(lines) > MAX_LINES_SHOWN else ""
-        raise _bad_file(parameter, f"{file.filename} cannot be used: {told}{more}; {_ROWS_ARE}") from None
-    if wrong := next((e for e in data.examples if e.shape not in _SHAPES), None):
-        raise _bad_file(parameter, f"{file.filename} cannot be used: line {wrong.line}: {_ROWS_ARE}")
-    # From here on a row is told by the file's id: what this server calls it on disk is nobody's business.
+        raise _bad_file(parameter, f"{file.filename} cannot be used: {shown}{more}; {_EXPECTED_ROW}") from None
+    if wrong := next((e for e in data.examples if e.shape not in _ROW_FORMATS), None):
+        raise _bad_file(parameter, f"{file.filename} cannot be used: line {wrong.line}: {_EXPECTED_ROW}")
+    # Later messages name the file by its id: paths of this server are not for clients.
     examples = tuple(e.model_copy(update={"path": file.id}) for e in data.examples)
     return data.subset(file.id, examples)
 
@@ -201,12 +202,12 @@ def _bad_file(parameter: str, what: str, *, code: str = "invalid_file") -> ApiEr
 
 
 def _batch_tokens(batch_size: int | str, data: Dataset) -> int:
-    """Tokens of a step that holds about so many rows."""
-    usual = TrainConfig().batch_tokens
+    """Return the tokens of a step that holds about `batch_size` rows."""
+    default = TrainConfig().batch_tokens
     if not isinstance(batch_size, int):
-        return usual
+        return default
     n_tokens = sum(
-        len(text.encode()) / _BYTES_A_TOKEN + _TOKENS_A_TURN
+        len(text.encode()) / _BYTES_PER_TOKEN + _TOKENS_PER_MESSAGE
         for example in data.examples
         for text in (example.answer, *(message.content for message in example.messages))
     )

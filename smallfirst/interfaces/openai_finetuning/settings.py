@@ -1,4 +1,4 @@
-"""What the fine-tuning API lets its callers do: which base models, how much of the disk, how many jobs and models."""
+"""Limits of the fine-tuning API: base models, disk space, jobs and loaded models."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class FineTuningSettings(Record):
     """Limits of the fine-tuning API."""
 
     base_models: dict[str, str] = pydantic.Field(default_factory=_catalogue)
-    """By the name that a caller gives, what `models.base.find` takes: a hub name, a catalogue name or a folder. No
-    other model can be trained, so that no caller makes the server fetch weights or read a folder of their choice."""
+    """Hub name, catalogue name or folder of each model that callers may train. No other can be trained, so that no
+    caller makes the server fetch weights or read a folder of their choice."""
     register_to: str = pydantic.Field(default="main.fine_tuning", pattern=_TWO_PARTS)
     """Catalogue and schema (`catalog.schema`) of the registered models; their third part is the job's suffix."""
     max_upload_bytes: int = pydantic.Field(default=100 * 1024 * 1024, ge=1)
-    """Largest upload. A file is read whole when a job begins with it, which takes about five times its size."""
+    """Largest upload. A job reads its file whole, which takes about five times its size in memory."""
     max_stored_bytes: int = pydantic.Field(default=2 * 1024**3, ge=1)
-    """Most bytes that the files of one key may take."""
+    """Most bytes of the files of one key."""
     max_files: int = pydantic.Field(default=1000, ge=1)
     """Most files of one key."""
     upload_timeout_s: float = pydantic.Field(default=600, gt=0)
-    """Longest time for one upload; then 408."""
+    """Longest upload; then the answer is 408."""
     max_uploads: int = pydantic.Field(default=4, ge=1)
-    """Uploads at the same time; beyond that the answer is 503 with Retry-After."""
+    """Concurrent uploads; beyond that the answer is 503 with Retry-After."""
     min_rows: int = pydantic.Field(default=10, ge=1)
     """Fewest rows of a training file."""
     max_open_jobs: int = pydantic.Field(default=16, ge=1)
-    """Jobs on this machine that have not ended, whoever submitted them; beyond that the answer is 429."""
+    """Unfinished jobs on this machine, of all submitters; beyond that the answer is 429."""
     max_loaded_models: int = pydantic.Field(default=2, ge=1)
-    """Fine-tuned models kept in memory; the one not used for longest makes room."""
+    """Fine-tuned models kept in memory; the least recently used one makes room."""
     machine: MachinePrice = MachinePrice()
-    """Price of the machine, for the cost of their answers."""
+    """Price of the machine, for the cost of answers."""
 
     @pydantic.field_validator("base_models")
     @classmethod
@@ -52,5 +52,5 @@ class FineTuningSettings(Record):
         for name in value:
             if not _BASE_NAME.fullmatch(name):
                 raise ValueError(f'"{name}" cannot be a base model\'s name: 1 to 64 of A-Z a-z 0-9 . _ / @ -')
-        # A job may be carried out from another folder.
+        # A job may run in another folder.
         return {name: str(Path(at).absolute()) if Path(at).is_dir() else at for name, at in value.items()}

@@ -51,7 +51,7 @@ class Shelf:
         self.error: Exception | None = None
         self.may_load = threading.Event()
         self.may_load.set()
-        self.loaded = ModelCache(self.load, most=most)
+        self.loaded = ModelCache(self.load, max_models=most)
 
     def load(self, name: str, reference: str) -> Model:
         assert reference == f"{name}/1"
