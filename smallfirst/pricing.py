@@ -98,3 +98,18 @@ def _unknown(model: str, why: str) -> PriceUnknown:
         "        output_usd_per_mtok: …",
     ]
     return PriceUnknown(f'no price for "{model}": it is not under `prices`, and {why}', hint="\n".join(lines))
+
+
+def format_usd(amount: float) -> str:
+    """Return an amount in USD: cents from a dollar up, two significant digits below."""
+    if amount < 0:
+        return f"−{format_usd(-amount)}"
+    if amount >= 99.5:
+        return f"${amount:,.0f}"
+    if amount >= 0.995 or amount == 0:
+        return f"${amount:.2f}"
+    # 0.0028 and never 2.8e-03; two significant digits.
+    digits = 2
+    while round(amount, digits) < 10 ** (1 - digits) and digits < 9:
+        digits += 1
+    return f"${amount:.{digits}f}"

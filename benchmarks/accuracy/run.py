@@ -69,7 +69,7 @@ def main() -> None:
         progress.log(str(refusal))
     run_folder = RunFolder.latest(file.name)
     outcome = summarize_run(file, run_folder)
-    run = Run.load(run_folder.folder / "run.json")
+    run = Run.load(run_folder.path / "run.json")
     evaluations = {e.candidate: e for e in run_folder.evaluations("test")}
     pairs = [("small", "words"), ("small", "encoder"), ("small", "large"), ("routed", "large")]
     result = {
@@ -94,8 +94,8 @@ def main() -> None:
 def resume(project: Project) -> None:
     """The stages after training, on the latest run; candidates already measured are not measured again."""
     run_folder = RunFolder.latest(project.file.name)
-    left = tuple(c for c in project.file.small.ladder if run_folder.evaluation(c, "test") is None)
-    small = project.file.small.model_copy(update={"ladder": left})
+    left = tuple(c.name for c in project.candidates if run_folder.evaluation(c.name, "test") is None)
+    small = project.file.small.model_copy(update={"candidates": left})
     pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"small": small})), run_folder)
     pipeline.gate_and_release(project, run_folder)
 

@@ -27,14 +27,14 @@ from smallfirst.data.dataset import Example
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.models.catalog import find_weights
-from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.few_shot import NearestShots, PromptedModel
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel, request_key
 from smallfirst.models.servers.llama_cpp import LlamaCppConfig, LlamaCppModel
+from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.paths import home
-from smallfirst.pipeline import large_model as large_path
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -91,8 +91,10 @@ def ask(project: Project, rows: Sequence[Example]) -> None:
     config = LlamaCppConfig(
         path=find_weights(str(project.file.large.gguf)), slots=1, threads=cores, context_tokens=4096
     )
-    inner = large_path.Named(LlamaCppModel(config, prices, answers=project.task.closed), "Qwen2.5-Coder-1.5B-Instruct")
-    nearest = large_path.NearestShots(
+    inner = DelegatingModel(
+        LlamaCppModel(config, prices, answers=project.task.closed), name="Qwen2.5-Coder-1.5B-Instruct"
+    )
+    nearest = NearestShots(
         project.rows.train, SentenceEncoder(find_weights(project.file.small.encoder)), project.file.large.nearest
     )
     model = PromptedModel(inner, project.task, chooser=nearest, max_tokens=project.task.max_answer_tokens)

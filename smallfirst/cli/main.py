@@ -97,7 +97,7 @@ def train(task_yaml: Path, resume: bool) -> None:
     from smallfirst.pipeline.run import train_stage
 
     run_folder = train_stage(_job(task_yaml), resume=resume)
-    click.echo(f"run {run_folder.folder.name}\nnext: smallfirst evaluate {task_yaml}")
+    click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
 @main.command()
@@ -168,8 +168,7 @@ def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
     project = _job(task_yaml)
-    rungs = ("words", "encoder", "small") if small else ("words", "encoder")
-    curve = measure_curve(project, _workspace(project, run_name), rungs)
+    curve = measure_curve(project, _workspace(project, run_name), all_candidates=small)
     for line in forecast_lines(curve, len(project.rows.train)):
         click.echo(line)
 

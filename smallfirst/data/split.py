@@ -62,6 +62,16 @@ def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, 
     )
 
 
+def sample_rows(data: Dataset, n: int | None) -> Dataset:
+    """Return at most `n` rows (None: all), drawn by content hash: the same rows every time."""
+    if n is None or n >= len(data):
+        return data
+    share = n / len(data)
+    while len(taken := sample_share(data, min(1.0, share), "large")[0]) < n:
+        share *= 1.05
+    return data.subset(data.name, taken.examples[:n])
+
+
 def _draw(purpose: str, salt: str, example: Example) -> float:
     """A number in [0, 1), the same for equal texts, and independent of other purposes' draws."""
     content = "\0".join((purpose, salt, fold_text(example.asked)))

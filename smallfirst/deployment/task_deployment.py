@@ -19,12 +19,13 @@ from smallfirst.errors import RegistryError, StageMissing
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.pipeline.candidates import SIGNATURE_FOLDER, load_ood_detector
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import (
+    PROFILE_FOLDER,
     REFERENCE,
     TrafficReference,
     challenger_stages,
+    load_ood_detector,
     routes_to_challenger,
     routing_rules,
     stages_ahead,
@@ -155,7 +156,7 @@ class TaskDeployment:
             certificate,
             general=self.general,
             ood_detector=load_ood_detector(file, run_folder) if self.general is not None else None,
-            options=routing_rules(file, reference.large_usd, run_folder.folder, beside),
+            options=routing_rules(file, reference.large_usd, run_folder.path, beside),
             name=file.name,
         )
         if router.budget_tracker is not None:
@@ -165,7 +166,7 @@ class TaskDeployment:
         models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
-        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), run_folder.folder / SIGNATURE_FOLDER)
+        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), run_folder.path / PROFILE_FOLDER)
 
     def _somebody_answers(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:

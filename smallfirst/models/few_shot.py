@@ -8,12 +8,22 @@ not go through here.
 from __future__ import annotations
 
 import asyncio
+import io
+import threading
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from smallfirst.data.dataset import Message
+import numpy as np
+
+from smallfirst.data.dataset import Dataset, Message
+from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Shot, Task
+
+if TYPE_CHECKING:
+    from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
 
 class ShotSelector(Protocol):
@@ -78,3 +88,50 @@ class PromptedModel:
     async def aclose(self) -> None:
         """Close the general model."""
         await self._inner.aclose()
+
+
+def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
+    """Return the solved rows to show with every request: `per_label` of median length per label, labels in turn.
+
+    Open answers have no labels; for them return up to 4 * `per_label` rows of different lengths.
+    """
+    if not task.closed:
+        ordered = sorted(train.examples, key=lambda e: (len(e.text) + len(e.answer), e.key))
+        n = min(4 * per_label, len(ordered))
+        # One out of each equal part by length, so that short and long rows are shown, but not the longest.
+        chosen = [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
+        return tuple(Shot(e.text, e.answer) for e in chosen)
+    shots: list[tuple[int, Shot]] = []
+    for label in task.closed:
+        of_label = sorted((e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key))
+        middle = max(0, (len(of_label) - per_label) // 2)
+        shots += [(turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])]
+    return tuple(shot for _, shot in sorted(shots, key=lambda pair: pair[0]))
+
+
+class NearestShots:
+    """Select the training rows most similar to a text, the most similar last. Thread-safe.
+
+    The rows' vectors are cached in the folder `cache`, so a server that restarts need not embed all rows again.
+    """
+
+    def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, cache: Path | None = None) -> None:
+        self.encoder, self.n = encoder, n
+        self.shots = [Shot(e.text, e.answer) for e in train.examples]
+        self._lock = threading.Lock()
+        texts = [shot.text for shot in self.shots]
+        if cache is None:
+            self.vectors = encoder.embed(texts)
+            return
+        path = cache / f"{fingerprint([encoder.fingerprint, texts])}.npy"
+        if not path.exists():
+            content = io.BytesIO()
+            np.save(content, encoder.embed(texts), allow_pickle=False)
+            write_atomically(path, content.getvalue())
+        self.vectors = np.load(path, allow_pickle=False)
+
+    def choose(self, text: str) -> Sequence[Shot]:
+        """The `n` nearest solved rows by cosine, nearest last."""
+        with self._lock:
+            vector = self.encoder.embed([text])[0]
+        return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]

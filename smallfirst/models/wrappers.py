@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
-from smallfirst.errors import ModelError
+from smallfirst.errors import BadAnswer, ModelError
 from smallfirst.models.protocol import (
     Capability,
     Chunk,
@@ -17,6 +17,7 @@ from smallfirst.models.protocol import (
     embedding_model,
     label_probability_model,
     probed_model,
+    stream_in_one_chunk,
 )
 
 
@@ -88,3 +89,26 @@ class DelegatingModel:
     async def aclose(self) -> None:
         """Close the wrapped model. A subclass that shares it overrides this."""
         await self.inner.aclose()
+
+
+class OpenEndedReplay(DelegatingModel):
+    """Replay recorded answers to open-ended requests, so that a Router can be measured on labelled rows as well.
+
+    A labelled row that the Router takes for an open-ended request was recorded with the task's prompt only. It gets an
+    empty answer, which counts as wrong, at the cost and latency of `task_answers`.
+    """
+
+    def __init__(self, open_answers: Model, task_answers: Model) -> None:
+        super().__init__(open_answers)
+        self._task_answers = task_answers
+
+    async def complete(self, request: Request) -> Completion:
+        """Return the recorded answer or an empty one. Raise BadAnswer if neither recording holds the request."""
+        try:
+            return await self.inner.complete(request)
+        except BadAnswer:
+            return (await self._task_answers.complete(request)).model_copy(update={"text": ""})
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        """Yield the answer in one piece."""
+        return stream_in_one_chunk(self, request)

@@ -1,7 +1,7 @@
-"""From a promoted candidate to what its Router stands on: heads, certificate, reference, signature.
+"""The calibration stage: confidence heads, certificate and traffic reference of the promoted model, then the Router.
 
-Everything is kept with the model's version in the registry, so that what is served is what was certified. The order
-matters: selection rows decide what the confidences are, then calibration rows certify them.
+Everything is attached to the model's version in the registry, so that what is served is what was certified. Selection
+rows choose (heads, difficulty, out-of-domain limits); calibration rows certify and are used for nothing else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import StageMissing
+from smallfirst.data.sources.resolve import open_source
+from smallfirst.errors import ConfigError, DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
-from smallfirst.pipeline.candidates import fit_ood_detectors, in_domain_rows, load_candidate
 from smallfirst.pipeline.confidence_heads import (
     HEADS,
     ConfidenceHeads,
@@ -24,85 +24,138 @@ from smallfirst.pipeline.confidence_heads import (
     head_confidences,
     with_confidences,
 )
-from smallfirst.pipeline.proxy_labels import certify_from_proxy_labels
-from smallfirst.pipeline.router_setup import cascade_stages, save_reference
+from smallfirst.pipeline.evaluate import measure_router
+from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, in_domain_rows, save_reference
+from smallfirst.project.candidates import CANDIDATES, FINE_TUNED
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.certificate import Certificate, certify, certify_without_gold
 from smallfirst.routing.certificate.outcomes import with_routing_cost
-from smallfirst.routing.types import OodScore, Stage
+from smallfirst.routing.types import OodScore
 
 
-def certify_promoted(project: Project, run_folder: RunFolder) -> tuple[Certificate, ConfidenceHeads]:
-    """The certificate of the promoted model and the heads it rests on, both kept with its version.
+def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotion | None = None) -> Certificate:
+    """Certify the promoted model and measure the Router on test rows; return the certificate.
 
-    Raises StageMissing if a drafting stage was not evaluated.
+    `promotion` is a version that is not live yet; left out, the one that the run promoted. Raise StageMissing if a
+    stage of the cascade was not evaluated.
     """
-    promoted, routing = run_folder.promoted(), project.file.routing
+    promotion = promotion or run_folder.promoted()
+    certificate, heads = _certify(project, run_folder, promotion)
+    asyncio.run(measure_router(project, run_folder, certificate, heads, candidate=promotion.candidate))
+    return certificate
+
+
+def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> tuple[Certificate, ConfidenceHeads]:
+    ahead = project.file.routing.ahead
     fit_ood_detectors(project, run_folder)
-    own, doubts = asyncio.run(in_domain_rows(project, run_folder))
-    heads, confidence = asyncio.run(_learnt(project, run_folder, promoted, own))
-    names = dict(zip((*routing.ahead, "small"), (*routing.ahead, promoted.candidate), strict=True))
+    own, scores = asyncio.run(in_domain_rows(project, run_folder))
+    heads, confidences = asyncio.run(_fit_heads(project, run_folder, promotion, own))
+    candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, promotion.candidate), strict=True))
     drafts = [
-        with_confidences(_on(project, run_folder, c, own), confidence.get(stage, {})) for stage, c in names.items()
+        with_confidences(_calibration_rows(project, run_folder, candidate, own), confidences.get(stage, {}))
+        for stage, candidate in candidates.items()
     ]
-    drafts[0] = _paying_for(doubts, drafts[0])
+    drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
-    certificate = _certified(project, run_folder, promoted, (drafts, large))
-    certificate.save(run_folder.folder / "certificate.json")
-    for filename, kept in (("certificate.json", certificate), (HEADS, heads)):
-        versions.attach(promoted.name, promoted.version, filename, kept.model_dump_json(indent=2).encode())
-    values = [doubt.value for doubt in doubts]
-    save_reference(project, (promoted.name, promoted.version), drafts[-1], values, large)
+    certificate = _certificate(project, run_folder, promotion, drafts, large)
+    certificate.save(run_folder.path / "certificate.json")
+    for filename, record in (("certificate.json", certificate), (HEADS, heads)):
+        versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
+    values = [score.value for score in scores]
+    save_reference(project, (promotion.name, promotion.version), drafts[-1], values, large)
     project.progress.log(f"certificate: {certificate.why}")
     project.progress.log(f"below the threshold: {certificate.below} ({certificate.below_why})")
     return certificate, heads
 
 
-def _paying_for(doubts: Sequence[OodScore], first: Evaluation) -> Evaluation:
-    """The first draft with the domain check's mean price and time on each row: every request pays for the look."""
-    if not doubts:
+def _with_detection_cost(first: Evaluation, scores: Sequence[OodScore]) -> Evaluation:
+    """Add the detector's mean cost and time to each row of the first stage: every request goes through it."""
+    if not scores:
         return first
-    cost_usd, latency_ms = (sum(values) / len(doubts) for values in zip(*(doubt[1:] for doubt in doubts), strict=True))
+    cost_usd, latency_ms = (sum(values) / len(scores) for values in zip(*(score[1:] for score in scores), strict=True))
     return with_routing_cost(first, cost_usd=cost_usd, latency_ms=latency_ms)
 
 
-def _certified(
-    project: Project, run_folder: RunFolder, promoted: Promotion, measured: tuple[list[Evaluation], Evaluation | None]
+def _certificate(
+    project: Project, run_folder: RunFolder, promotion: Promotion, drafts: list[Evaluation], large: Evaluation | None
 ) -> Certificate:
-    (drafts, large), routing = measured, project.file.routing
-    manifest = read_manifest(run_folder.model_folder(promoted.candidate))
+    routing = project.file.routing
+    manifest = read_manifest(run_folder.model_folder(promotion.candidate))
     made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
     if routing.labels == "large" and project.file.data.gold:
         return certify_from_proxy_labels(project, drafts[-1], **made)
     return certify(drafts, large, routing.promise, person=routing.person, labels=routing.labels, **made)
 
 
-async def _learnt(
-    project: Project, run_folder: RunFolder, promoted: Promotion, own: Dataset
+async def _fit_heads(
+    project: Project, run_folder: RunFolder, promotion: Promotion, own: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
-    """What is learnt on selection rows, and the confidences of calibration rows under it, by stage and row key."""
-    stages = cascade_stages(project, run_folder, load_candidate(project, run_folder, promoted.candidate))
+    """Return the heads fitted on selection rows, and their confidences of the rows `own` by stage and row key."""
+    stages = cascade_stages(project, run_folder, CANDIDATES.get(promotion.candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
         if any(policy.kind == "difficulty" for policy in project.file.routing.policies):
-            fit_difficulty(project, drafts[stages[-1].name], run_folder.folder)
+            fit_difficulty(project, drafts[stages[-1].name], run_folder.path)
         return heads, await head_confidences(heads, stages, own)
     finally:
-        await _close(stages)
+        for stage in stages:
+            await stage.model.aclose()
 
 
-async def _close(stages: tuple[Stage, ...]) -> None:
-    for stage in stages:
-        await stage.model.aclose()
-
-
-def _on(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
-    """A candidate's evaluation on some of the calibration rows. Raises StageMissing if it was not measured."""
+def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
     found = run_folder.evaluation(candidate, "calibration")
     if found is None:
         raise StageMissing(f"{candidate} was not evaluated", hint="smallfirst evaluate task.yaml")
     if len(rows) == len(found.rows):
         return found
     return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))
+
+
+def certify_from_proxy_labels(
+    project: Project, small: Evaluation, *, model_fingerprint: str, temperature: float
+) -> Certificate:
+    """Certify `small` on rows labelled by the large model, corrected by people's answers to some of them (`data.gold`).
+
+    Labels of the large model alone would certify agreement with that model. The prediction-powered bound turns them
+    and a random sample of people's answers into a bound on true errors, wider than from as many rows labelled by
+    people. Raise ConfigError if candidates answer ahead, DataError if a row of `data.gold` is no validation row.
+    """
+    if project.file.routing.ahead:
+        raise ConfigError(
+            "routing.ahead cannot be certified on rows that the large model labelled and people corrected",
+            hint="leave out routing.ahead, or data.gold",
+        )
+    task = project.task
+
+    def is_correct(answer: str | None, known: str) -> bool:
+        return task.score([known], answer) >= task.pass_score
+
+    rows = tuple(row.model_copy(update={"answer": row.gold, "score": 1.0, "correct": True}) for row in small.rows)
+    large = small.model_copy(update={"candidate": "large", "rows": rows})
+    return certify_without_gold(
+        small,
+        large,
+        gold_answers(project, small),
+        is_correct,
+        project.file.routing.promise,
+        model_fingerprint=model_fingerprint,
+        temperature=temperature,
+    )
+
+
+def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
+    """Return people's answers by key of the calibration row; selection rows among them are left out."""
+    assert project.file.data.gold is not None
+    read = open_source(project.file.data.gold, columns=project.file.data.columns, folder=project.file.folder)
+    keys = {row.text: row.key for row in small.rows}
+    selection = {example.text for example in project.rows.selection.examples}
+    unknown = [e for e in read.examples if e.text not in keys and e.text not in selection]
+    if unknown:
+        first = unknown[0]
+        raise DataError(
+            f"{first.path}:{first.line}: no validation row has this text ({len(unknown)} such rows)",
+            hint="data.gold holds people's answers to a random part of the validation rows",
+        )
+    return {keys[e.text]: project.task.parse(e.answer) or e.answer for e in read.examples if e.text in keys}

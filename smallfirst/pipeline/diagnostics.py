@@ -10,11 +10,13 @@ import asyncio
 from pathlib import Path
 
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
+from smallfirst.data.split import sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
+from smallfirst.project.candidates import promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -33,7 +35,7 @@ class Diagnostics(Record):
 
 def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
     """The leaks between the job's rows, looked for once a run."""
-    path = run_folder.folder / "leaks.json"
+    path = run_folder.path / "leaks.json"
     if path.exists():
         found = LeakReport.load(path)
         if found.test_fingerprint == project.rows.test.content_fingerprint:
@@ -58,7 +60,7 @@ def export_suspects(run_folder: RunFolder, path: Path) -> int:
 
 def measure_self_agreement(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
     """The large model's agreement with itself; None if the task file asks for none, or nobody can be asked again."""
-    path, large = run_folder.folder / "ceiling.json", project.file.large
+    path, large = run_folder.path / "ceiling.json", project.file.large
     if path.exists():
         return SelfAgreement.load(path)
     first = run_folder.evaluation("large", "test")
@@ -75,7 +77,7 @@ async def _asked_twice(project: Project, run_folder: RunFolder) -> SelfAgreement
     first = run_folder.evaluation("large", "test")
     if again is None or first is None:
         return None
-    data = large_path.sample_rows(project.rows.test, large_path.n_second_answers(project.file))
+    data = sample_rows(project.rows.test, large_path.n_second_answers(project.file))
     second = await evaluate(
         again, EvaluationSetup(project.task, data, split="test"), candidate="large", note=again.note
     )
@@ -97,5 +99,5 @@ def diagnose(project: Project, run_folder: RunFolder) -> Diagnostics:
 
 
 def _evaluations(run_folder: RunFolder, split: str) -> list[Evaluation]:
-    names = ("words", "encoder", "tuned", "small", "large")
+    names = (*promotable_names(), "large")
     return [e for name in names if (e := run_folder.evaluation(name, split)) is not None]

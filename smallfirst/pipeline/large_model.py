@@ -6,28 +6,21 @@ on where it stopped, and the Router is measured on the very answers the large mo
 
 from __future__ import annotations
 
-import io
 import platform
-import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import smallfirst
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import sample_share
-from smallfirst.errors import BadAnswer, ConfigError
-from smallfirst.files import write_atomically
+from smallfirst.data.split import sample_rows
+from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines import selection as engines
 from smallfirst.models.engines.engine import ModelSource
-from smallfirst.models.few_shot import PromptedModel
-from smallfirst.models.label_model import LabelModel
+from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.linear.sentence_encoder import SentenceEncoder
-from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
 from smallfirst.paths import home
@@ -35,7 +28,7 @@ from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
-from smallfirst.tasks.task import Shot, Task
+from smallfirst.tasks.task import Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
 """Settings that do not change what the large model is asked."""
@@ -76,33 +69,12 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
         encoder = SentenceEncoder(find_weights(task_file.small.encoder))
-        chooser, shots = NearestShots(train, encoder, large.nearest, kept=home() / "vectors"), ()
+        chooser, shots = NearestShots(train, encoder, large.nearest, cache=home() / "vectors"), ()
     bound = large.only_labels and not large.endpoint
     inner = general_model(
         task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
     )
     return PromptedModel(inner, task, shots=shots, chooser=chooser, max_tokens=task.max_answer_tokens)
-
-
-def prompted_base(task_file: TaskFile, task: Task, train: Dataset) -> Model:
-    """The base model before any fine-tuning, told the job in its chat template: what fine-tuning must beat.
-
-    Closed answers are read from the probabilities of their texts, JSON is written under its schema.
-    """
-    folder, name, price = find_weights(task_file.small.base), task_file.small.base, task_file.prices.machine
-    if task.closed:
-        from smallfirst.models.local.label_trie import TrieScorer
-
-        scorer = TrieScorer.load(folder, task)
-        manifest = Manifest(kind="codes", task=task, base=name)
-        return LabelModel(scorer, manifest, name=name, price=price)
-    from smallfirst.models.generation.generator import Generator
-    from smallfirst.models.generation.model import GenerativeModel
-
-    inner = GenerativeModel.for_chat(
-        Generator.load(folder, chat=True), name=name, price=price, schema=task.answer_schema()
-    )
-    return PromptedModel(inner, task, shots=fixed_shots(train, task, 1), max_tokens=task.max_answer_tokens)
 
 
 async def recorded_answers(
@@ -161,93 +133,6 @@ async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Pr
             await record(model, requests, path, header=header, progress=update)
         await model.aclose()
     return ReplayModel.load(path)
-
-
-class OpenAnswers:
-    """Recorded open answers, for measuring a Router on labelled rows as well.
-
-    A labelled row that a Router takes for an open-ended request was never recorded without the task's prompt. It gets
-    no answer, which counts as wrong, at the cost and latency of the answer recorded with the prompt.
-    """
-
-    capabilities: frozenset[Capability] = frozenset()
-    """What it can do beyond answering."""
-
-    def __init__(self, open_answers: ReplayModel, task_answers: ReplayModel) -> None:
-        self._open, self._task = open_answers, task_answers
-
-    @property
-    def name(self) -> str:
-        """The general model's name."""
-        return self._open.name
-
-    async def complete(self, request: Request) -> Completion:
-        """The recorded open answer, or an empty one. Raises BadAnswer if the request is in neither recording."""
-        try:
-            return await self._open.complete(request)
-        except BadAnswer:
-            return (await self._task.complete(request)).model_copy(update={"text": ""})
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The same in one piece."""
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
-
-
-def sample_rows(data: Dataset, n: int | None) -> Dataset:
-    """At most `n` rows, drawn by content hash, the same ones every time."""
-    if n is None or n >= len(data):
-        return data
-    share = n / len(data)
-    while len(taken := sample_share(data, min(1.0, share), "large")[0]) < n:
-        share *= 1.05
-    return data.subset(data.name, taken.examples[:n])
-
-
-def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
-    """The same solved rows for every request: for each label the ones of median length, labels taking turns."""
-    if not task.closed:
-        ordered = sorted(train.examples, key=lambda e: (len(e.text) + len(e.answer), e.key))
-        n = min(4 * per_label, len(ordered))
-        # One out of each equal part by length, so that short and long rows are shown, but not the longest.
-        chosen = [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
-        return tuple(Shot(e.text, e.answer) for e in chosen)
-    shots: list[tuple[int, Shot]] = []
-    for label in task.closed:
-        of_label = sorted((e for e in train.examples if e.answer == label), key=lambda e: (len(e.text), e.key))
-        middle = max(0, (len(of_label) - per_label) // 2)
-        shots += [(turn, Shot(e.text, label)) for turn, e in enumerate(of_label[middle : middle + per_label])]
-    return tuple(shot for _, shot in sorted(shots, key=lambda pair: pair[0]))
-
-
-class NearestShots:
-    """The training rows most like a text, most alike last (next to the question). Any thread may ask.
-
-    The rows' vectors are kept in the folder `kept`, so that a server need not read all rows anew whenever it starts.
-    """
-
-    def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, kept: Path | None = None) -> None:
-        self.encoder, self.n = encoder, n
-        self.shots = [Shot(e.text, e.answer) for e in train.examples]
-        self._lock = threading.Lock()
-        texts = [shot.text for shot in self.shots]
-        if kept is None:
-            self.vectors = encoder.embed(texts)
-            return
-        path = kept / f"{fingerprint([encoder.fingerprint, texts])}.npy"
-        if not path.exists():
-            content = io.BytesIO()
-            np.save(content, encoder.embed(texts), allow_pickle=False)
-            write_atomically(path, content.getvalue())
-        self.vectors = np.load(path, allow_pickle=False)
-
-    def choose(self, text: str) -> Sequence[Shot]:
-        """The `n` nearest solved rows by cosine, nearest last."""
-        with self._lock:
-            vector = self.encoder.embed([text])[0]
-        return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]
 
 
 def _config(task_file: TaskFile) -> LargeConfig:

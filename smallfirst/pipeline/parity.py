@@ -13,18 +13,19 @@ one batch to the next. Such a row is a tie: it is shown and counted, and blocks 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
+from smallfirst.data.split import sample_rows
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
-from smallfirst.pipeline.candidates import load_candidate
-from smallfirst.pipeline.large_model import sample_rows
-from smallfirst.pipeline.parity_requests import SHOWN_CHARS, EndpointReply, ask_all
+from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
+from smallfirst.project.candidates import CANDIDATES
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -46,6 +47,11 @@ TIE_MARGIN = 0.02
 MOST_TIES = 0.02
 """Share of the rows, in [0, 1], that may change sides as ties (one row always may)."""
 _SPLIT = "calibration"
+SHOWN_CHARS = 160
+"""Quoted texts are shortened to this many characters."""
+_CONCURRENCY = 8
+_MAX_ATTEMPTS = 4
+_TIMEOUT_S = 120.0
 
 
 class ParityRow(NamedTuple):
@@ -121,6 +127,17 @@ class ParityResult(Record):
             lines.append(f"        {row.text}")
         more = len(self.differences) - 20
         return [*lines, f"  and {more} more in {PARITY}"] if more > 0 else lines
+
+
+class EndpointReply(NamedTuple):
+    """The reply to one conversation."""
+
+    text: str | None
+    """The answer; None if there is none."""
+    confidence: float | None = None
+    """The endpoint's confidence, in [0, 1]; None where it reports none."""
+    error: str = ""
+    """Why there is no answer."""
 
 
 class ParityFailed(GateFailed):
@@ -223,7 +240,7 @@ def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> T
         return None
 
     async def bests(rows: Sequence[ParityRow]) -> list[TopTwo | None]:
-        model = load_candidate(project, run_folder, candidate)
+        model = CANDIDATES.get(candidate).load(project, run_folder)
         try:
             return [await _best(model, row) for row in rows]
         finally:
@@ -281,3 +298,44 @@ def _short(text: str | None) -> str | None:
         return None
     plain = " ".join(text.split())
     return plain if len(plain) <= SHOWN_CHARS else f"{plain[: SHOWN_CHARS - 1]}…"
+
+
+async def ask_all(address: Address, model: str, conversations: Sequence[Sequence[Message]]) -> list[EndpointReply]:
+    """Return one reply to each conversation, in order. Raise nothing for what the endpoint does."""
+    session = HttpSession(
+        address.base_url.rstrip("/"), key=address.key, timeout_s=_TIMEOUT_S, max_connections=_CONCURRENCY
+    )
+
+    async def ask(messages: Sequence[Message]) -> EndpointReply:
+        body = {"model": model, "messages": [{"role": one.role, "content": one.content} for one in messages]}
+        return await _ask(session, json.dumps(body).encode())
+
+    try:
+        return list(await asyncio.gather(*map(ask, conversations)))
+    finally:
+        await session.aclose()
+
+
+async def _ask(session: HttpSession, body: bytes) -> EndpointReply:
+    error = ""
+    for attempt in range(_MAX_ATTEMPTS):
+        try:
+            response = await session.post("/chat/completions", body)
+            content = await response.read()
+            if response.status == 200:
+                return _parse(json.loads(content))
+        except (ConnectionBroken, ResponseTimeout, ValueError) as failure:
+            return EndpointReply(None, error=f"no answer ({type(failure).__name__})")
+        error = f"HTTP {response.status}: {' '.join(content.split())[:SHOWN_CHARS]}"
+        if response.status not in (429, 503):
+            break
+        await asyncio.sleep(2.0**attempt / 2)
+    return EndpointReply(None, error=error)
+
+
+def _parse(body: Any) -> EndpointReply:
+    try:
+        extension = body.get("smallfirst") or {}
+        return EndpointReply(body["choices"][0]["message"]["content"], extension.get("confidence"))
+    except (AttributeError, KeyError, IndexError, TypeError):
+        return EndpointReply(None, error="the response is not a chat completion")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import smallfirst
 from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pipeline.diagnostics import Diagnostics
+from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
+from smallfirst.project.candidates import FINE_TUNED, promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
+from smallfirst.registry import runs
 from smallfirst.report.data import (
     LeakEffect,
     ListPrice,
@@ -29,16 +32,28 @@ HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
 
 
+def report_stage(project: Project, run_folder: RunFolder) -> Path:
+    """Write the report of everything measured so far to the run folder and to MLflow; return its path."""
+    from smallfirst.report.page import save
+
+    path = save(report_data(project, run_folder, diagnose(project, run_folder)), run_folder.path / "report.html")
+    tracked = runs.resume_run(run_folder.mlflow_run_id())
+    tracked.log_artifact(path)
+    tracked.finish()
+    project.progress.log(f"report: {path}")
+    return path
+
+
 def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) -> ReportData:
     """Everything the report of a run shows."""
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
-    there = {path.name for path in run_folder.folder.iterdir()}
+    there = {path.name for path in run_folder.path.iterdir()}
     verdicts = run_folder.verdicts() if "verdicts.json" in there else None
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
     if "open_ended.json" in there:
-        share = OpenEndedRouting.load(run_folder.folder / "open_ended.json")
+        share = OpenEndedRouting.load(run_folder.path / "open_ended.json")
         open_ended = OutOfScopeRequests(n_requests=share.n_requests, n_to_large=share.n_to_large)
     return ReportData(
         title=f"{file.name}: small model or large?",
@@ -48,7 +63,7 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
         pass_score=project.task.pass_score,
         evaluations=tuple(evaluations),
         calibration_evaluations=tuple(
-            e for c in ("words", "encoder", "tuned", "small", "large") if (e := run_folder.evaluation(c, "calibration"))
+            e for name in (*promotable_names(), "large") if (e := run_folder.evaluation(name, "calibration"))
         ),
         verdicts=verdicts.verdicts if verdicts else (),
         smallest_passing=verdicts.smallest if verdicts else None,
@@ -74,17 +89,17 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
 
 def _judged(run_folder: RunFolder) -> Evaluation | None:
     """The evaluation whose accuracy is shown with and without leaks: of who went live, else of the fine-tuned model."""
-    live = run_folder.folder / "promoted.json"
-    return run_folder.evaluation(Promotion.load(live).candidate if live.exists() else "small", "test")
+    live = run_folder.path / "promoted.json"
+    return run_folder.evaluation(Promotion.load(live).candidate if live.exists() else FINE_TUNED, "test")
 
 
 def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
-    path = run_folder.folder / "learning.json"
+    path = run_folder.path / "learning.json"
     return LearningCurve.load(path).points if path.exists() else ()
 
 
 def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary:
-    run = Run.load(run_folder.folder / "run.json")
+    run = Run.load(run_folder.path / "run.json")
     return TrainingSummary(
         base=run.base,
         method=run.config.method,

@@ -13,6 +13,7 @@ from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_finger
 from smallfirst.evaluation.retention import Retention, retention_from_probes
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
+from smallfirst.project.candidates import FINE_TUNED
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -48,14 +49,14 @@ def measure_retention(project: Project, run_folder: RunFolder) -> Retention | No
     probe = requested_probe(project.file)
     if probe is None:
         return None
-    folder, path = run_folder.model_folder("small"), run_folder.folder / FILE_NAME
+    folder, path = run_folder.model_folder(FINE_TUNED), run_folder.path / FILE_NAME
     if path.exists():
         known = RetentionRecord.load(path)
         if known.after.model_fingerprint == model_fingerprint(folder) and _same(known, probe):
             return known.retention
     began = time.monotonic()
     before = _of_base(project, probe)
-    after = run_probe(probe, folder, name=f"{project.file.name}-small")
+    after = run_probe(probe, folder, name=f"{project.file.name}-{FINE_TUNED}")
     measured = RetentionRecord(before=before, after=after, retention=retention_from_probes(probe, before, after))
     measured.save(path)
     _log(run_folder, measured)
@@ -65,7 +66,7 @@ def measure_retention(project: Project, run_folder: RunFolder) -> Retention | No
 
 def saved_retention(run_folder: RunFolder) -> Retention | None:
     """What was measured earlier in a run, None if nothing was."""
-    path = run_folder.folder / FILE_NAME
+    path = run_folder.path / FILE_NAME
     return RetentionRecord.load(path).retention if path.exists() else None
 
 
@@ -99,9 +100,7 @@ def _of_base(project: Project, probe: Probe) -> ProbeResult:
 
 def _log(run_folder: RunFolder, measured: RetentionRecord) -> None:
     """Nothing back; figures and answers are in the MLflow run of the fine-tune."""
-    from smallfirst.training.run import Run
-
-    tracked = runs.TrackedRun(runs.client(), Run.load(run_folder.folder / "run.json").run_id)
+    tracked = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
     found = measured.retention
     figures: dict[str, float | None] = {"retention/before": found.before, "retention/after": found.after}
     for name in ("kept", "difference", "right_before", "right_after"):

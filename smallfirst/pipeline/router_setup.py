@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.split import sample_share
+from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
-from smallfirst.models.protocol import Model
+from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline.confidence_heads import DIFFICULTY
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -20,9 +24,13 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.routing.difficulty import DifficultyModel
+from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.routing.ood.gate import ForeignTextClassifier, OodGate
 from smallfirst.routing.policies.policy import CHALLENGER
-from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
+PROFILE_FOLDER, DOMAIN_FOLDER = "signature", "domain"
+"""Folders of the out-of-domain detectors in a run folder."""
 REFERENCE = "reference.json"
 """What is kept beside the certificate."""
 
@@ -105,3 +113,51 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
     found = versions.resolve(f"{file.register_to}@{CHALLENGER}" if version is None else f"{file.register_to}/{version}")
     name = versioned_name(f"{file.name}-{CHALLENGER}", found.version)
     return (Stage(CHALLENGER, load_model(found.folder, name=name, price=file.prices.machine)),)
+
+
+def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
+    """Fit what tells the task's requests from others: the task's profile, and a gate if there are open-ended rows."""
+    encoder = None
+    if any(candidate.uses_sentence_encoder for candidate in project.candidates):
+        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+
+        name = project.file.small.encoder
+        encoder = (name, SentenceEncoder(find_weights(name)))
+    rows = project.rows
+    try:
+        fit_task_profile(rows.train, rows.selection, encoder=encoder).save(run_folder.path / PROFILE_FOLDER)
+    except DataError as error:
+        project.progress.log(f"`auto` cannot recognize this task: {error.args[0]}")
+    if rows.open_ended is None or project.file.routing.domain != "open_ended":
+        return
+    fitting, _ = split_open_ended(rows.open_ended)
+    classifier = ForeignTextClassifier.fit(rows.train, fitting, rows.selection, encoder=encoder)
+    classifier.save(run_folder.path / DOMAIN_FOLDER)
+
+
+def load_ood_detector(file: TaskFile, run_folder: RunFolder) -> OodGate | None:
+    """Return the detector that `routing.domain` names; None if it is off."""
+    if file.routing.domain == "off":
+        return None
+    folder = PROFILE_FOLDER if file.routing.domain == "own_rows" else DOMAIN_FOLDER
+    return OodGate.load(run_folder.path / folder, price=file.prices.machine)
+
+
+def split_open_ended(requests: Dataset) -> tuple[Dataset, Dataset]:
+    """Return the half of the open-ended requests that the detector is fitted on, and the half that measures it."""
+    return sample_share(requests, 0.5, "domain")
+
+
+async def in_domain_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
+    """Return the calibration rows that the detector lets through to the small model, with their scores.
+
+    The certificate holds for these rows. Without a detector, return all rows and no scores.
+    """
+    rows = project.rows.calibration
+    detector = load_ood_detector(project.file, run_folder)
+    if detector is None:
+        return rows, ()
+    scored = [(e, await detector.score(Request(messages=e.messages))) for e in rows.examples]
+    await detector.aclose()
+    own = [(example, score) for example, score in scored if score.value <= detector.threshold]
+    return rows.subset("calibration", tuple(e for e, _ in own)), tuple(score for _, score in own)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.pricing import format_usd
+from smallfirst.project.candidates import FINE_TUNED, all_candidates
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
@@ -47,20 +49,9 @@ class RunSummary(Record):
 
     task: str
     """Task name."""
-    large: PathSummary | None = None
-    """The large model on everything."""
-    linear: PathSummary | None = None
-    """Words + linear."""
-    encoder: PathSummary | None = None
-    """Frozen encoder + linear."""
-    tuned: PathSummary | None = None
-    """The fine-tuned encoder."""
-    base: PathSummary | None = None
-    """The untouched base model."""
-    small: PathSummary | None = None
-    """The fine-tuned model on everything."""
-    routed: PathSummary | None = None
-    """The Router."""
+    paths: dict[str, PathSummary]
+    """Every measured path by name: the large model as `large`, the candidates, the smallest first, the Router as
+    `routed`."""
     gate: GateVerdicts
     """The gate's answers."""
     certificate: Certificate | None = None
@@ -80,80 +71,69 @@ class RunSummary(Record):
 
 
 def summarize_run(file: TaskFile, run_folder: RunFolder) -> RunSummary:
-    """The outcome of a run from what its stages have left."""
-    names = {"linear": "words", **{name: name for name in ("large", "encoder", "tuned", "base", "small")}}
-    paths = {key: _figures(run_folder.evaluation(name, "test")) for key, name in names.items()}
-    routed = run_folder.evaluation("routed", "test")
+    """The summary of a run from what its stages have left."""
+    names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
+    measured = {name: run_folder.evaluation(name, "test") for name in names}
+    routed = measured["routed"]
     kept = [row for row in routed.rows if row.certified] if routed else []
     wrong = sum(not row.correct for row in kept)
-    there = {path.name for path in run_folder.folder.iterdir()}
+    there = {path.name for path in run_folder.path.iterdir()}
     certificate = run_folder.certificate() if "certificate.json" in there else None
     return RunSummary(
         task=file.name,
-        **paths,
-        routed=_figures(routed),
+        paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         gate=run_folder.verdicts(),
         certificate=certificate,
         promise_held=wrong / len(kept) <= certificate.promised_error if kept and certificate else None,
         kept_wrong=wrong,
         kept=len(kept),
         promoted=run_folder.promoted() if "promoted.json" in there else None,
-        open_ended=OpenEndedRouting.load(run_folder.folder / "open_ended.json") if "open_ended.json" in there else None,
-        report=str(run_folder.folder / "report.html"),
+        open_ended=OpenEndedRouting.load(run_folder.path / "open_ended.json") if "open_ended.json" in there else None,
+        report=str(run_folder.path / "report.html"),
     )
 
 
-def table(outcome: RunSummary) -> str:
-    """The outcome for a terminal."""
-    names = {
-        "large": "large (recorded)" if outcome.large and outcome.large.requests_per_s is None else "large",
-        "linear": "words + linear",
-        "encoder": "encoder + linear",
-        "tuned": "encoder (tuned)",
-        "base": "base (untouched)",
-        "small": "small (fine-tuned)",
-        "routed": "routed",
-    }
-    lines = [f"{'':<20} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
-    for key, title in names.items():
-        figures: PathSummary | None = getattr(outcome, key)
-        if figures is None:
-            continue
-        share = f"{figures.share:.0%}".replace("%", " %") + (" small" if key == "routed" else "")
+def table(summary: RunSummary) -> str:
+    """The summary for a terminal."""
+    titles = {candidate.name: candidate.title for candidate in all_candidates()} | {"routed": "routed"}
+    if (large := summary.paths.get("large")) is not None:
+        titles["large"] = "large (recorded)" if large.requests_per_s is None else "large"
+    width = max(len(titles[name]) for name in summary.paths) + 1 if summary.paths else 0
+    lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
+    for name, path in summary.paths.items():
+        share = f"{100 * path.share:.0f} %" + (" small" if name == "routed" else "")
         lines.append(
-            f"{title:<20} {figures.accuracy!s:<24} {_usd(figures.cost_usd_per_1k):<20} "
-            f"{figures.p50_ms:>6.0f} ms   {share}"
+            f"{titles[name]:<{width}} {path.accuracy!s:<24} {format_usd(path.cost_usd_per_1k):<20} "
+            f"{path.p50_ms:>6.0f} ms   {share}"
         )
-    return "\n".join([*lines, *_sentences(outcome)])
+    return "\n".join([*lines, *_sentences(summary)])
 
 
-def _sentences(outcome: RunSummary) -> list[str]:
-    chosen = outcome.promoted.candidate if outcome.promoted else "small"
-    passed = any(v.candidate == chosen and v.passed for v in outcome.gate.verdicts)
+def _sentences(summary: RunSummary) -> list[str]:
+    chosen = summary.promoted.candidate if summary.promoted else FINE_TUNED
+    passed = any(v.candidate == chosen and v.passed for v in summary.gate.verdicts)
     words = [f"gate {'PASS' if passed else 'FAIL'}"]
-    if outcome.promoted:
-        words.append(f"promoted {outcome.promoted.name} version {outcome.promoted.version} @champion")
-    if outcome.certificate:
-        words.append(f"certificate: {outcome.certificate.why}")
+    if summary.promoted:
+        words.append(f"promoted {summary.promoted.name} version {summary.promoted.version} @champion")
+    if summary.certificate:
+        words.append(f"certificate: {summary.certificate.why}")
     lines = [" · ".join(words)]
-    if outcome.promise_held is not None:
-        verb = "held" if outcome.promise_held else "did NOT hold"
-        lines.append(f"promise {verb} on test rows: {outcome.kept_wrong} of {outcome.kept} kept answers wrong")
-    if outcome.certificate and outcome.certificate.below == "keep":
+    if summary.promise_held is not None:
+        verb = "held" if summary.promise_held else "did NOT hold"
+        lines.append(f"promise {verb} on test rows: {summary.kept_wrong} of {summary.kept} kept answers wrong")
+    if summary.certificate and summary.certificate.below == "keep":
         lines.append("doubtful requests stay small: the large model was measured to be no better on them")
-    if outcome.open_ended:
-        share = outcome.open_ended
+    if summary.open_ended:
+        share = summary.open_ended
         lines.append(f"open-ended requests sent to the large model: {share.n_to_large} of {share.n_requests}")
-    if outcome.gate.smallest and outcome.gate.smallest != chosen:
-        lines.append(f"smallest candidate that passes: {outcome.gate.smallest} — consider it (routing.small)")
-    elif outcome.gate.smallest is None:
+    if summary.gate.smallest and summary.gate.smallest != chosen:
+        lines.append(f"smallest candidate that passes: {summary.gate.smallest} — consider it (routing.small)")
+    elif summary.gate.smallest is None:
         lines.append("no small candidate passes: keep the API")
     return lines
 
 
-def _figures(evaluation: Evaluation | None) -> PathSummary | None:
-    if evaluation is None:
-        return None
+def _path_summary(evaluation: Evaluation) -> PathSummary:
     return PathSummary(
         model=evaluation.model,
         accuracy=evaluation.accuracy,
@@ -165,7 +145,3 @@ def _figures(evaluation: Evaluation | None) -> PathSummary | None:
         share=1.0 - evaluation.share("large") - evaluation.share("person") if evaluation.candidate == "routed" else 1.0,
         note=evaluation.note,
     )
-
-
-def _usd(value: float) -> str:
-    return f"${value:.2f}" if value >= 1 else f"${value:.4f}" if value >= 0.001 else f"${value:.6f}"

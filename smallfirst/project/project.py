@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from smallfirst.data.dataset import Dataset
 from smallfirst.progress import Progress
 from smallfirst.project.added_rows import with_harvested
+from smallfirst.project.candidates import Candidate, all_candidates
 from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_relabels
-from smallfirst.project.task_file import Candidate, TaskFile
+from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 
 
@@ -29,6 +31,16 @@ class Project(NamedTuple):
         return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, progress or Progress())
 
     @property
-    def ladder(self) -> tuple[Candidate, ...]:
-        """The rungs to measure; linear ones need closed answers."""
-        return tuple(c for c in self.file.small.ladder if self.task.closed or c in ("base", "small"))
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidates to measure, the smallest first, without those that do not fit the task."""
+        wanted = self.file.small.candidates
+        return tuple(
+            candidate
+            for candidate in all_candidates()
+            if (candidate.measured_by_default if wanted is None else candidate.name in wanted)
+            and (self.task.closed or not candidate.closed_answers_only)
+        )
+
+    def with_training_rows(self, rows: Dataset) -> Project:
+        """Return the project with other rows to train on."""
+        return self._replace(rows=self.rows.model_copy(update={"train": rows}))

@@ -6,6 +6,7 @@ hand, one process each, find the latest run; a stage whose forerunner is missing
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home
-from smallfirst.project.task_file import RUNGS
+from smallfirst.project.candidates import CANDIDATES, all_candidates
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 
@@ -40,7 +41,7 @@ class GateVerdicts(Record):
     """The gate's answers of one run."""
 
     verdicts: tuple[Verdict, ...]
-    """In ladder order."""
+    """Of the smallest candidate first."""
     smallest: str | None
     """Smallest candidate that passes."""
 
@@ -55,8 +56,8 @@ class GateVerdicts(Record):
 class RunFolder:
     """The folder of one run of one task."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     @classmethod
     def new(cls, task: str) -> RunFolder:
@@ -86,7 +87,7 @@ class RunFolder:
 
     def model_folder(self, candidate: str) -> Path:
         """Where the files of a candidate's model are."""
-        return self.folder / {"small": "model", "tuned": "tuned/model"}.get(candidate, candidate)
+        return self.path / CANDIDATES.get(candidate).folder
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
         """Keep an evaluation."""
@@ -97,18 +98,26 @@ class RunFolder:
         path = self._evaluation_path(candidate, split)
         return Evaluation.load(path) if path.exists() else None
 
-    def evaluations(self, split: str, candidates: Iterable[str] = (*RUNGS, "large", "routed")) -> list[Evaluation]:
-        """All evaluations of a split, in ladder order. Raises StageMissing if there are none."""
-        found = [self.evaluation(candidate, split) for candidate in candidates]
+    def evaluations(self, split: str, names: Iterable[str] | None = None) -> list[Evaluation]:
+        """Return the evaluations on a split: of `names`, else of the candidates by size, the large model, the Router.
+
+        Raise StageMissing if there are none.
+        """
+        wanted = (*(candidate.name for candidate in all_candidates()), "large", "routed") if names is None else names
+        found = [self.evaluation(name, split) for name in wanted]
         if not any(found):
             raise StageMissing("nothing has been evaluated yet", hint="smallfirst evaluate task.yaml")
         return [evaluation for evaluation in found if evaluation]
 
+    def mlflow_run_id(self) -> str:
+        """Return the id of the MLflow run of the fine-tune."""
+        return str(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["run_id"])
+
     def read(self, kind: type[R], name: str, *, next_command: str) -> R:
         """A record kept under `name`. Raises StageMissing with the command that makes it."""
-        path = self.folder / name
+        path = self.path / name
         if not path.exists():
-            raise StageMissing(f"{path.name} is missing in run {self.folder.name}", hint=next_command)
+            raise StageMissing(f"{path.name} is missing in run {self.path.name}", hint=next_command)
         return kind.load(path)
 
     def verdicts(self) -> GateVerdicts:
@@ -124,4 +133,4 @@ class RunFolder:
         return self.read(Promotion, "promoted.json", next_command="smallfirst promote task.yaml")
 
     def _evaluation_path(self, candidate: str, split: str) -> Path:
-        return self.folder / "evaluations" / f"{candidate}-{split}.json"
+        return self.path / "evaluations" / f"{candidate}-{split}.json"

@@ -13,11 +13,12 @@ import yaml
 from pydantic_core import PydanticCustomError
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, did_you_mean
 from smallfirst.gate.gate import Gate
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
+from smallfirst.project.candidates import CANDIDATES, FINE_TUNED, promotable_names
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -26,11 +27,8 @@ from smallfirst.routing.policies import AnyPolicy, check_stages
 from smallfirst.tasks import DEFAULT_KIND, TASK_KINDS
 from smallfirst.training.config import TeacherConfig, TrainConfig
 
-Candidate = Literal["words", "encoder", "tuned", "base", "small"]
-RUNGS: tuple[Candidate, ...] = ("words", "encoder", "tuned", "base", "small")
-"""Candidates that run on this machine, smallest first."""
-LADDER: tuple[Candidate, ...] = ("words", "encoder", "base", "small")
-"""Those that are measured unless a task says otherwise; `tuned`, a fine-tuned encoder, is measured where asked for."""
+SMALLEST = "smallest"
+"""Value of `routing.small` that stands for the smallest candidate that passes the gate."""
 
 
 class DataFiles(Record):
@@ -67,12 +65,22 @@ class SmallConfig(Record):
     """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
     """How the encoder is fine-tuned for the rung `tuned`."""
-    ladder: tuple[Candidate, ...] = LADDER
-    """Which rungs to measure, smallest first; words, encoder and tuned exist for closed answers only."""
+    candidates: tuple[str, ...] | None = None
+    """Names of the candidates to measure; left out: words, encoder, base and small. Words, encoder and tuned exist for
+    closed answers only."""
     sample_base: int = pydantic.Field(default=200, ge=1)
     """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
     retention: bool = False
     """Measure how much general ability the fine-tune keeps, also where the gate asks for none: some seconds."""
+
+    @pydantic.field_validator("candidates")
+    @classmethod
+    def _candidates_exist(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        known = CANDIDATES.names()
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f'"{name}" is no candidate{did_you_mean(name, known)}; known: {", ".join(known)}')
+        return names
 
 
 class VllmSettings(Record):
@@ -166,10 +174,10 @@ class RoutingConfig(Record):
 
     promise: Guarantee = Guarantee()
     """The promise about answers that stay small."""
-    small: Literal["words", "encoder", "tuned", "small", "smallest"] = "small"
-    """Who drafts: the fine-tuned model, a linear one, the fine-tuned encoder, or the smallest that passes the gate."""
-    ahead: tuple[Literal["words", "encoder", "tuned"], ...] = ()
-    """Cheaper candidates that draft before it, cheapest first; each keeps what it is certified for."""
+    small: str = FINE_TUNED
+    """The candidate that answers first, or `smallest`: the smallest one that passes the gate."""
+    ahead: tuple[str, ...] = ()
+    """Smaller candidates that answer before it, the smallest first; each keeps the requests it is certified for."""
     selection_share: float = pydantic.Field(default=0.2, gt=0, lt=1)
     """Share of the validation rows used to choose (epoch, temperature, domain limit); the others only certify."""
     domain: Literal["open_ended", "own_rows", "off"] = "open_ended"
@@ -192,8 +200,6 @@ class RoutingConfig(Record):
 
     @pydantic.model_validator(mode="after")
     def _stages_exist(self) -> RoutingConfig:
-        if self.small in self.ahead:
-            raise ValueError(f"ahead: {self.small} drafts last already (small: {self.small})")
         check_stages(self.policies, self.ahead)
         return self
 
@@ -266,6 +272,18 @@ class TaskFile(Record):
         if lines:
             raise PydanticCustomError(SETTINGS_PROBLEM, "{lines}", {"lines": "\n  ".join(lines)})
         return settings
+
+    @pydantic.model_validator(mode="after")
+    def _routing_names_candidates(self) -> TaskFile:
+        names, routing = promotable_names(), self.routing
+        last = names[-1] if routing.small == SMALLEST else routing.small
+        for place, name in (("small", last), *(("ahead", name) for name in routing.ahead)):
+            if name not in names:
+                raise ValueError(f'routing.{place}: no candidate "{name}" can go live{did_you_mean(name, names)}')
+        for name in routing.ahead:
+            if names.index(name) >= names.index(last):
+                raise ValueError(f"routing.ahead: {name} is not smaller than {last}, which routing.small names")
+        return self
 
     @property
     def teacher(self) -> TeacherConfig | None:

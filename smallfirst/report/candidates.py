@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.project.candidates import FINE_TUNED, promotable_names
 from smallfirst.records import Record
 from smallfirst.report.data import ReportData
 from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference
-
-MORE_PAIRS = (("small", "words"), ("small", "encoder"), ("small", "tuned"))
-"""Pairs shown beside each candidate against the large model."""
 
 
 class PairedCandidates(Record):
@@ -44,10 +42,15 @@ class CandidateTable(Record):
 
 
 def candidate_table(data: ReportData) -> CandidateTable:
-    """Return all metrics and pairs: each candidate against the large model (else the first), then `MORE_PAIRS`."""
+    """Return all metrics and pairs.
+
+    Pairs are each candidate against the large model (else the first one), then the fine-tuned model against each other
+    candidate that could go live.
+    """
     measures = dict.fromkeys(name for evaluation in data.evaluations for name in evaluation.measures)
     reference = (data.evaluation("large") or data.evaluations[0]).candidate
-    names = dict.fromkeys([*((e.candidate, reference) for e in data.evaluations), *MORE_PAIRS])
+    more = ((FINE_TUNED, name) for name in promotable_names())
+    names = dict.fromkeys([*((e.candidate, reference) for e in data.evaluations), *more])
     found = [c for first, second in names if first != second and (c := difference(data, first, second))]
     corrected = holm([c.p_value for c in found])
     pairs = tuple(

@@ -9,23 +9,11 @@ from collections.abc import Callable
 
 from markupsafe import Markup, escape
 
+from smallfirst.project.candidates import CANDIDATES
 from smallfirst.stats.intervals import Estimate
 
-NAMES = {
-    "words": "words + linear",
-    "encoder": "small encoder + linear",
-    "tuned": "fine-tuned small encoder",
-    "base": "untrained small model",
-    "small": "fine-tuned small model",
-    "routed": "routed: small first",
-    "large": "large model",
-}
-ROLES = {
-    "words": "a linear model on words",
-    "encoder": "a linear model on a small frozen encoder",
-    "tuned": "a small sentence encoder after fine-tuning",
-    "base": "a small language model before fine-tuning",
-    "small": "a small language model after fine-tuning",
+_NAMES = {"routed": "routed: small first", "large": "large model"}
+_ROLES = {
     "routed": "small first, the large model for what it is not sure of",
     "large": "the model to be replaced",
 }
@@ -149,7 +137,12 @@ def measure_name(name: str) -> str:
 
 def path_name(candidate: str) -> str:
     """Return a candidate's name in plain words; the candidate itself if it has none."""
-    return NAMES.get(candidate, candidate)
+    return CANDIDATES.get(candidate).title if candidate in CANDIDATES.names() else _NAMES.get(candidate, candidate)
+
+
+def path_role(candidate: str) -> str:
+    """Return what a path is, as a noun phrase; empty if it is unknown."""
+    return CANDIDATES.get(candidate).role if candidate in CANDIDATES.names() else _ROLES.get(candidate, "")
 
 
 def capitalize_first(words: str) -> str:

@@ -22,6 +22,7 @@ from smallfirst.report.data import ReportData
 from smallfirst.routing.certificate.guarantee import describe_limit
 
 FILTERS = (
+    formats.path_role,
     formats.usd,
     formats.percent,
     formats.count,
@@ -82,5 +83,5 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update({function.__name__: function for function in FILTERS})
-    environment.globals.update({function.__name__: function for function in FUNCTIONS}, roles=formats.ROLES)
+    environment.globals.update({function.__name__: function for function in FUNCTIONS})
     return environment

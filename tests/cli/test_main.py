@@ -110,7 +110,7 @@ def measured(wrong: int, n: int = 100) -> Evaluation:
 def evaluated(wrong: int) -> None:
     """A run of the task of which the small model was evaluated."""
     run_folder = RunFolder.new("desk")
-    (run_folder.folder / "run.json").write_text("{}")
+    (run_folder.path / "run.json").write_text("{}")
     run_folder.save_evaluation(measured(wrong))
 
 
@@ -237,7 +237,7 @@ def test_check_writes_every_place_and_measures_the_curve_on_request(folder: Path
     (folder / "train.jsonl").write_text(2 * twice)  # each of 90 rows stands there again, the splits keep both together
     result = call("check", folder, "--rows-out", folder / "rows.jsonl", "--curve")
     assert result.exit_code == 0, result.output
-    assert "more rows (linear model on words" in result.stdout
+    assert "more rows (a linear model on words" in result.stdout
     places = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     repeats = [place for place in places if "repeat an earlier one" in place["finding"]]
     assert f": {len(repeats)} (" in repeats[0]["finding"]

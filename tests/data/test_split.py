@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text
-from smallfirst.data.split import sample_share, split
+from smallfirst.data.split import sample_rows, sample_share, split
 from smallfirst.errors import ConfigError
 
 
@@ -127,3 +127,18 @@ def test_a_share_of_a_part_is_an_ordinary_share() -> None:
     train = split(THOUSAND, validation=0.25, test=0.25).train
     taken, _ = sample_share(train, 0.25)
     assert len(taken) == pytest.approx(len(train) / 4, abs=40)
+
+
+def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:
+    data = rows(*(f"text {i}" for i in range(200)))
+    for n in (1, 7, 60, 199):
+        taken = sample_rows(data, n)
+        assert len(taken) == n
+        assert taken == sample_rows(data, n)
+        assert {e.key for e in taken.examples} < {e.key for e in data.examples}
+
+
+@pytest.mark.parametrize("n", [None, 3, 10])
+def test_a_sample_of_everything_is_everything(n: int | None) -> None:
+    data = rows("a", "b", "c")
+    assert sample_rows(data, n) == data

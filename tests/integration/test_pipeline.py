@@ -62,7 +62,7 @@ def task_file(base: Path, **gate: float) -> TaskFile:
     """The demo's task with a tiny model, without the rungs that need real weights."""
     file = read_task_file(DEMO)
     training = file.small.training.model_copy(update={"duration": "2ep", "learning_rate": 3e-3})
-    small = file.small.model_copy(update={"base": str(base), "ladder": ("words", "small"), "training": training})
+    small = file.small.model_copy(update={"base": str(base), "candidates": ("words", "small"), "training": training})
     bars = file.gate.model_copy(update={"accuracy_at_least": None, "not_worse_than_large_by": None, **gate})
     routing = file.routing.model_copy(update={"small": "smallest"})
     return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
@@ -74,10 +74,8 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
     assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
     assert outcome.promoted.candidate == "words"
-    assert outcome.large is not None
-    assert outcome.large.accuracy.n == 200
-    assert outcome.routed is not None
-    assert 0 <= outcome.routed.share <= 1
+    assert outcome.paths["large"].accuracy.n == 200
+    assert 0 <= outcome.paths["routed"].share <= 1
     assert versions.resolve("main.claims.tickets@champion").version == 1
     assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
@@ -114,7 +112,7 @@ def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path)
     with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
         pipeline.run(file, progress=Progress(quiet=True))
     run_folder = RunFolder.latest("claims-desk")
-    assert (run_folder.folder / "report.html").exists()
+    assert (run_folder.path / "report.html").exists()
     with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
         run_folder.promoted()
 
@@ -140,7 +138,7 @@ def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> No
     broken = RunFolder.unfinished("claims-desk")
     assert broken is not None
     run_folder = pipeline.train_stage(project, resume=True)
-    assert run_folder.folder == broken.folder
+    assert run_folder.path == broken.folder
     begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
     assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
     assert RunFolder.unfinished("claims-desk") is None
@@ -151,7 +149,7 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
 ) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
     brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
-    more = {"ladder": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
+    more = {"candidates": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
     project = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
     run_folder = pipeline.train_stage(project)
     assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}
@@ -159,7 +157,7 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
     tuned = run_folder.evaluation("tuned", "test")
     assert tuned is not None
     assert verdict.evaluation_fingerprint == tuned.fingerprint()
-    assert Run.load(run_folder.folder / "tuned" / "run.json").task == "claims-desk"
+    assert Run.load(run_folder.path / "tuned" / "run.json").task == "claims-desk"
 
 
 def test_rows_that_check_refuses_are_told_before_anything_is_trained(

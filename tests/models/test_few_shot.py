@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
-from smallfirst.models.few_shot import PromptedModel
+import numpy as np
+
+from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.tasks.classify import Classify
 from smallfirst.tasks.task import Shot
@@ -98,3 +102,67 @@ def test_closing_closes_the_general_model() -> None:
     assert model.name == "parrot"
     asyncio.run(model.aclose())
     assert parrot.n_closed == 1
+
+
+def dataset(*pairs: tuple[str, str]) -> Dataset:
+    examples = (
+        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
+    )
+    return Dataset(name="rows", examples=tuple(examples))
+
+
+DESK = Classify(name="desk", labels=("card", "fee"))
+TRAIN = dataset(
+    ("ccccc", "card"), ("c", "card"), ("ccc", "card"), ("cc", "card"), ("cccc", "card"), ("ffff", "fee"), ("f", "fee")
+)
+
+
+def test_for_each_label_the_rows_of_median_length_are_shown_and_labels_take_turns() -> None:
+    assert fixed_shots(TRAIN, DESK, 1) == (Shot("ccc", "card"), Shot("f", "fee"))
+    assert fixed_shots(TRAIN, DESK, 3) == (
+        Shot("cc", "card"),
+        Shot("f", "fee"),
+        Shot("ccc", "card"),
+        Shot("ffff", "fee"),
+        Shot("cccc", "card"),
+    )
+    assert fixed_shots(TRAIN, DESK, 0) == ()
+
+
+def test_the_shown_rows_do_not_depend_on_the_order_of_rows() -> None:
+    texts = [(f"{i:03d}", "card" if i % 2 else "fee") for i in range(40)]  # all of one length
+    turned = [texts[i] for i in np.random.default_rng(0).permutation(40)]
+    assert fixed_shots(dataset(*texts), DESK, 3) == fixed_shots(dataset(*turned), DESK, 3)
+
+
+def test_the_nearest_rows_are_shown_nearest_last() -> None:
+    class Letters:
+        """Turns a text into the share of its letters a and b, at unit length."""
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            counts = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=float)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    chooser = NearestShots(dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card")), Letters(), 2)  # type: ignore[arg-type]
+    assert chooser.choose("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
+
+
+def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:
+    class Counting:
+        """Counts the texts it reads."""
+
+        fingerprint, read = "one", 0
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            self.read += len(texts)
+            return np.ones((len(texts), 2)) / np.sqrt(2)
+
+    encoder, rows = Counting(), dataset(("a", "fee"), ("b", "card"))
+    first = NearestShots(rows, encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
+    assert (NearestShots(rows, encoder, 1, cache=tmp_path).vectors == first.vectors).all()  # type: ignore[arg-type]
+    assert encoder.read == 2
+    NearestShots(dataset(("c", "fee")), encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
+    assert encoder.read == 3
+    encoder.fingerprint = "two"
+    NearestShots(rows, encoder, 1, cache=tmp_path)  # type: ignore[arg-type]
+    assert encoder.read == 5

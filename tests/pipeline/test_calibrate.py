@@ -1,50 +1,128 @@
-"""What the Router's own look at a request costs is in what is certified."""
+"""Certificates from rows that the large model labelled and people corrected; the cost of out-of-domain detection."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.pipeline.calibrate import _paying_for
+from smallfirst.pipeline.calibrate import _with_detection_cost, certify_from_proxy_labels, gold_answers
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import OodScore
 from smallfirst.stats.intervals import wilson
 
+LABELS = ("billing", "delivery")
 
-def measured() -> Evaluation:
-    row = EvaluatedRow(
-        key="a",
-        text="t",
-        gold="g",
-        answer="g",
-        correct=True,
-        confidence=0.5,
-        stage="small",
-        certified=False,
-        latency_ms=10.0,
-        cost_usd=0.01,
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"text": t, "label": a}) + "\n" for t, a in rows), encoding="utf-8")
+    return path
+
+
+def project(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Project:
+    """400 validation rows that the large model answered, every tenth one wrongly."""
+    write(folder / "train.jsonl", [(f"old {i}", LABELS[i % 2]) for i in range(20)])
+    write(folder / "validation.jsonl", [(f"row {i}", said_by_large(i)) for i in range(400)])
+    write(folder / "test.jsonl", [(f"new {i}", LABELS[i % 2]) for i in range(20)])
+    write(folder / "gold.jsonl", gold)
+    file = {
+        "name": "desk",
+        "labels": list(LABELS),
+        "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl", "gold": "gold.jsonl"},
+        "routing": {"promise": {"at_most_wrong": 0.2}, "labels": "large", **routing},
+    }
+    (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))
+
+
+def truth(i: int) -> str:
+    return LABELS[i % 2]
+
+
+def said_by_large(i: int) -> str:
+    return LABELS[(i + 1) % 2] if i % 10 == 0 else truth(i)
+
+
+def small(of: Project) -> Evaluation:
+    """A small model that is always right, so that it differs from the large one in every tenth row."""
+    rows = tuple(
+        EvaluatedRow(
+            key=e.key,
+            text=e.text,
+            gold=e.answer,
+            answer=truth(int(e.text.split()[1])),
+            correct=e.answer == truth(int(e.text.split()[1])),
+            confidence=0.9,
+            stage="small",
+            certified=False,
+            latency_ms=1.0,
+            cost_usd=0.0,
+        )
+        for e in of.rows.calibration.examples
     )
+    right = sum(row.correct for row in rows)
     return Evaluation(
         candidate="small",
         model="m",
-        task="t",
+        task="desk",
         split="calibration",
         dataset_fingerprint="d",
-        rows=(row, row.model_copy(update={"key": "b", "cost_usd": 0.03})),
-        accuracy=wilson(2, 2),
-        cost_usd_per_1k=20.0,
-        p50_ms=10.0,
-        p95_ms=10.0,
+        rows=rows,
+        accuracy=wilson(right, len(rows)),
+        cost_usd_per_1k=0.0,
+        p50_ms=1.0,
+        p95_ms=1.0,
         requests_per_s=None,
     )
 
 
-def test_every_request_pays_for_being_looked_at() -> None:
-    found = _paying_for((OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)), measured())
-    assert [row.cost_usd for row in found.rows] == pytest.approx([0.013, 0.033])
-    assert [row.latency_ms for row in found.rows] == [16.0, 16.0]
-    assert found.cost_usd_per_1k == pytest.approx(23.0)
+def certified(of: Project) -> Any:
+    return certify_from_proxy_labels(of, small(of), model_fingerprint="m", temperature=1.0)
 
 
-def test_without_a_domain_check_nothing_is_paid() -> None:
-    first = measured()
-    assert _paying_for((), first) is first
+def test_people_s_answers_make_it_a_promise_about_true_errors(tmp_path: Path) -> None:
+    every_other = [(f"row {i}", truth(i)) for i in range(0, 400, 2)] + [
+        (f"row {i}", truth(i)) for i in range(1, 100, 2)
+    ]
+    found = certified(project(tmp_path, every_other))
+    assert (found.labels, found.issued) == ("large+gold", True)
+    assert 0 < found.error_bound < 0.2
+
+
+def test_a_few_of_them_show_nothing_yet(tmp_path: Path) -> None:
+    found = certified(project(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
+    assert (found.labels, found.issued) == ("large+gold", False)
+
+
+def test_rows_that_only_choose_correct_nothing(tmp_path: Path) -> None:
+    of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(400)])
+    choosing = {e.text for e in of.rows.selection.examples}
+    found = gold_answers(of, small(of))
+    assert len(choosing) > 40
+    assert len(found) == 400 - len(choosing)
+
+
+def test_an_answer_to_a_row_that_is_not_there_is_refused_by_its_line(tmp_path: Path) -> None:
+    of = project(tmp_path, [("row 2", truth(2)), ("row 999", "billing")])
+    with pytest.raises(DataError, match=r"gold\.jsonl:2: no validation row has this text \(1 such rows\)"):
+        certified(of)
+
+
+def test_a_cascade_cannot_be_certified_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"routing\.ahead cannot be certified"):
+        certified(project(tmp_path, [], ahead=["words"]))
+
+
+def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:
+    first = small(project(tmp_path, []))
+    found = _with_detection_cost(first, (OodScore(0.1, 0.002, 4.0), OodScore(0.2, 0.004, 8.0)))
+    assert [row.cost_usd for row in found.rows] == pytest.approx([0.003] * len(first.rows))
+    assert {row.latency_ms for row in found.rows} == {7.0}
+    assert found.cost_usd_per_1k == pytest.approx(3.0)
+    assert _with_detection_cost(first, ()) is first  # without a detector nothing is added

@@ -11,7 +11,7 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.paths import home
 from smallfirst.pipeline import check as module
-from smallfirst.pipeline.check import PreflightReport, last_tokens_per_s, learning_curve_lines, run_preflight
+from smallfirst.pipeline.check import PreflightReport, check_stage, last_tokens_per_s, learning_curve_lines
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
@@ -48,7 +48,7 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
     import transformers
 
     project = desk(tmp_path, tiny_folder)
-    found = spread(run_preflight(project), "train")
+    found = spread(check_stage(project), "train")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
     recipe = TaskRecipe(project.task, project.rows.train, project.rows.selection)
     lengths = [len(row.ids) for row in recipe.prepare(tokenizer, project.file.small.training, "tiny").rows]
@@ -58,9 +58,9 @@ def test_lengths_are_those_of_the_rows_that_training_makes(tmp_path: Path, tiny_
 
 def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_folder: Path) -> None:
     project = desk(tmp_path, tiny_folder)
-    needs = run_preflight(project).needs
+    needs = check_stage(project).needs
     assert needs is not None
-    found = spread(run_preflight(project), "train")
+    found = spread(check_stage(project), "train")
     assert needs.tokens == 2 * (found.total - found.n_rows)  # the last token of a row is only a target
     assert (needs.epochs, needs.method) == (2, "full")
     assert 0 < needs.seconds.low < needs.seconds.high
@@ -71,7 +71,7 @@ def test_the_needs_are_those_of_the_run_that_would_follow(tmp_path: Path, tiny_f
 
 def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"prompt": f"question {i}{i * 7919 % 1000}", "response": "the card " * (3 + i % 2)} for i in range(60)]
-    found = run_preflight(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
+    found = check_stage(desk(tmp_path, tiny_folder, more="kind: chat\n", rows=rows))
     assert spread(found, "train").median > spread(found, "test").longest + 3
     assert found.needs is not None
 
@@ -79,17 +79,17 @@ def test_a_written_answer_counts_in_training_and_in_no_other_split(tmp_path: Pat
 def test_rows_over_the_limit_are_named_in_full(tmp_path: Path, tiny_folder: Path) -> None:
     rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
     project = desk(tmp_path, tiny_folder, rows=rows)
-    found = run_preflight(project)
+    found = check_stage(project)
     [over] = [f for f in found.rows.findings if f.what.startswith("train rows over 64 tokens")]
     assert (over.level, over.n, len(over.places)) == ("stop", len(project.rows.train), len(project.rows.train))
     assert found.verdict == "NO"
 
 
 def test_what_the_machine_costs_is_said_only_if_the_file_says_it(tmp_path: Path, tiny_folder: Path) -> None:
-    needs = run_preflight(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
+    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {usd_per_hour: 3600}}\n")).needs
     assert needs is not None
     assert needs.cost_usd == needs.seconds  # a dollar a second
-    needs = run_preflight(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
+    needs = check_stage(desk(tmp_path, tiny_folder, more="prices: {machine: {utilisation: 0.5}}\n")).needs
     assert needs is not None
     assert needs.cost_usd is None
 
@@ -104,7 +104,7 @@ def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
 
     monkeypatch.setattr(base, "pull_weights", no_network)
     rows = [{"text": f"{LONG} {i}{i * 7919 % 1000}", "label": "ab"[i % 2]} for i in range(60)]
-    found = run_preflight(desk(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", rows=rows))
+    found = check_stage(desk(tmp_path, "HuggingFaceTB/SmolLM2-135M-Instruct", rows=rows))
     assert found.needs is None
     guesses = [f.level for f in found.rows.findings if "probably over 64 tokens" in f.what]
     assert guesses == ["note"] * 3
@@ -117,23 +117,23 @@ def test_without_the_weights_lengths_are_guessed_and_nothing_is_fetched(
 def test_a_base_without_a_tokenizer_is_said_to_have_none(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_bytes((tiny_folder / "config.json").read_bytes())
-    found = run_preflight(desk(tmp_path, tmp_path / "bare"))
+    found = check_stage(desk(tmp_path, tmp_path / "bare"))
     assert found.needs is None
     assert "cannot be read" in found.unknown
 
 
 def test_a_fine_tune_that_cannot_fit_stops(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 0, gpu=False))
-    found = run_preflight(desk(tmp_path, tiny_folder))
+    found = check_stage(desk(tmp_path, tiny_folder))
     [finding] = [f for f in found.rows.findings if f.what.startswith("the fine-tune needs at least")]
     assert (finding.level, found.verdict) == ("stop", "NO")
     assert found.rows.findings[0] == finding
     monkeypatch.setattr(module, "free_memory", lambda: FreeMemory(1000, 10**12, gpu=False))
-    assert run_preflight(desk(tmp_path, tiny_folder)).verdict != "NO"
+    assert check_stage(desk(tmp_path, tiny_folder)).verdict != "NO"
 
 
 def test_the_json_is_flat_and_holds_the_verdict(tmp_path: Path, tiny_folder: Path) -> None:
-    found = run_preflight(desk(tmp_path, tiny_folder))
+    found = check_stage(desk(tmp_path, tiny_folder))
     values = json.loads(found.in_json)
     assert values["verdict"] == found.verdict
     assert sum(values["n_rows"].values()) == 90
@@ -165,7 +165,7 @@ def test_the_latest_run_that_is_alike_gives_the_pace(tmp_path: Path) -> None:
 
 def test_an_earlier_run_is_believed_before_a_measurement(tmp_path: Path, tiny_folder: Path) -> None:
     finished(home() / "tasks", "1", base=str(tiny_folder), tokens_per_s=50.0)
-    needs = run_preflight(desk(tmp_path, tiny_folder)).needs
+    needs = check_stage(desk(tmp_path, tiny_folder)).needs
     assert needs is not None
     assert needs.pace == "an earlier run read 50 tokens/s"
     assert needs.seconds.low * 1.3 >= needs.tokens / 50  # and the exams besides
@@ -176,11 +176,11 @@ def test_more_rows_are_measured_on_training_rows_alone(tmp_path: Path, tiny_fold
     nothing = Dataset(name="nothing", examples=())
     blind = {name: nothing for name in ("selection", "calibration", "test")}
     lines = list(learning_curve_lines(project._replace(rows=project.rows.model_copy(update=blind))))
-    assert lines[0].startswith("more rows (linear model on words, measured on ")
+    assert lines[0].startswith("more rows (a linear model on words, measured on ")
     assert all("accuracy" in line for line in lines[1:-1])
     assert len(lines) >= 5  # at least three sizes, and what they foretell
-    assert list(run_preflight(project, curve=True).more_rows) == lines
-    assert run_preflight(project).more_rows == ()
+    assert list(check_stage(project, curve=True).more_rows) == lines
+    assert check_stage(project).more_rows == ()
 
 
 def test_no_curve_of_open_answers_or_of_hardly_any_rows(tmp_path: Path, tiny_folder: Path) -> None:

@@ -86,7 +86,7 @@ def run_folder(project: Project) -> RunFolder:
 
 def test_a_row_that_stands_in_both_is_found_and_kept_with_the_run(project: Project, run_folder: RunFolder) -> None:
     assert find_split_leaks(project, run_folder).n_leaked == 1
-    path = run_folder.folder / "leaks.json"
+    path = run_folder.path / "leaks.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     stored["exact"] = []
     path.write_text(json.dumps(stored), encoding="utf-8")
@@ -147,4 +147,4 @@ def test_all_doubts_come_together(project: Project, run_folder: RunFolder) -> No
     found = diagnose(project, run_folder)
     assert found.leaks.n_leaked == 1
     assert found.ceiling is not None
-    assert (run_folder.folder / "ceiling.json").exists()
+    assert (run_folder.path / "ceiling.json").exists()

@@ -5,28 +5,23 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import BadAnswer, ConfigError
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import ReplayModel, request_key
+from smallfirst.models.wrappers import OpenEndedReplay
 from smallfirst.pipeline.large_model import (
-    NearestShots,
-    OpenAnswers,
-    fixed_shots,
     general_model,
     general_source,
     recorded_answers,
     recorded_open_answers,
-    sample_rows,
 )
 from smallfirst.progress import Progress
 from smallfirst.project.rows import Rows
 from smallfirst.project.task_file import LargeConfig, TaskFile, VllmSettings
 from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.task import Shot
 
 TASK = Classify(name="desk", labels=("card", "fee"))
 NOTHING = Dataset(name="none", examples=())
@@ -41,77 +36,6 @@ def dataset(*pairs: tuple[str, str]) -> Dataset:
         Example(messages=(Message(role="user", content=text),), answer=answer, shape="label") for text, answer in pairs
     )
     return Dataset(name="rows", examples=tuple(examples))
-
-
-TRAIN = dataset(
-    ("ccccc", "card"), ("c", "card"), ("ccc", "card"), ("cc", "card"), ("cccc", "card"), ("ffff", "fee"), ("f", "fee")
-)
-
-
-def test_for_each_label_the_rows_of_median_length_are_shown_and_labels_take_turns() -> None:
-    assert fixed_shots(TRAIN, TASK, 1) == (Shot("ccc", "card"), Shot("f", "fee"))
-    assert fixed_shots(TRAIN, TASK, 3) == (
-        Shot("cc", "card"),
-        Shot("f", "fee"),
-        Shot("ccc", "card"),
-        Shot("ffff", "fee"),
-        Shot("cccc", "card"),
-    )
-    assert fixed_shots(TRAIN, TASK, 0) == ()
-
-
-def test_the_shown_rows_do_not_depend_on_the_order_of_rows() -> None:
-    texts = [(f"{i:03d}", "card" if i % 2 else "fee") for i in range(40)]  # all of one length
-    turned = [texts[i] for i in np.random.default_rng(0).permutation(40)]
-    assert fixed_shots(dataset(*texts), TASK, 3) == fixed_shots(dataset(*turned), TASK, 3)
-
-
-def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:
-    rows = dataset(*((f"text {i}", "card") for i in range(200)))
-    for n in (1, 7, 60, 199):
-        taken = sample_rows(rows, n)
-        assert len(taken) == n
-        assert taken == sample_rows(rows, n)
-        assert {e.key for e in taken.examples} < {e.key for e in rows.examples}
-
-
-@pytest.mark.parametrize("n", [None, 3, 10])
-def test_a_sample_of_everything_is_everything(n: int | None) -> None:
-    rows = dataset(("a", "card"), ("b", "card"), ("c", "fee"))
-    assert sample_rows(rows, n) == rows
-
-
-def test_the_nearest_rows_are_shown_nearest_last() -> None:
-    class Letters:
-        """Turns a text into the share of its letters a and b, at unit length."""
-
-        def embed(self, texts: list[str]) -> np.ndarray:
-            counts = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=float)
-            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
-
-    chooser = NearestShots(dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card")), Letters(), 2)  # type: ignore[arg-type]
-    assert chooser.choose("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
-
-
-def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:
-    class Counting:
-        """Counts the texts it reads."""
-
-        fingerprint, read = "one", 0
-
-        def embed(self, texts: list[str]) -> np.ndarray:
-            self.read += len(texts)
-            return np.ones((len(texts), 2)) / np.sqrt(2)
-
-    encoder, rows = Counting(), dataset(("a", "fee"), ("b", "card"))
-    first = NearestShots(rows, encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
-    assert (NearestShots(rows, encoder, 1, kept=tmp_path).vectors == first.vectors).all()  # type: ignore[arg-type]
-    assert encoder.read == 2
-    NearestShots(dataset(("c", "fee")), encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
-    assert encoder.read == 3
-    encoder.fingerprint = "two"
-    NearestShots(rows, encoder, 1, kept=tmp_path)  # type: ignore[arg-type]
-    assert encoder.read == 5
 
 
 def task_file(folder: Path, large: LargeConfig | None) -> TaskFile:
@@ -138,7 +62,7 @@ def recorded(folder: Path, name: str, text: str) -> None:
 
 
 def rows_of(test: Dataset, open_ended: Dataset | None = None) -> Rows:
-    return Rows(train=TRAIN, selection=NOTHING, calibration=NOTHING, test=test, open_ended=open_ended)
+    return Rows(train=NOTHING, selection=NOTHING, calibration=NOTHING, test=test, open_ended=open_ended)
 
 
 def test_recorded_answers_are_replayed_and_nobody_is_asked(tmp_path: Path) -> None:
@@ -168,7 +92,7 @@ def test_recorded_open_ended_answers_are_replayed_if_there_are_any(tmp_path: Pat
 def test_a_labelled_row_taken_for_an_open_one_gets_no_answer_at_the_recorded_price(tmp_path: Path) -> None:
     recorded(tmp_path, "large.jsonl", "where is it")
     recorded(tmp_path, "open.jsonl", "write a poem")
-    both = OpenAnswers(ReplayModel.load(tmp_path / "open.jsonl"), ReplayModel.load(tmp_path / "large.jsonl"))
+    both = OpenEndedReplay(ReplayModel.load(tmp_path / "open.jsonl"), ReplayModel.load(tmp_path / "large.jsonl"))
     poem, row = (asyncio.run(both.complete(Request.ask(text))) for text in ("write a poem", "where is it"))
     assert (poem.text, both.name) == ("card", "big-1")
     assert (row.text, row.cost_usd, row.latency_ms) == ("", 0.001, 5.0)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from smallfirst.evaluation.learning_curve import LearningCurve, LearningPoint
-from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve, part_config
+from smallfirst.pipeline.candidates.language_model import config_for_part
+from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -32,7 +33,7 @@ def project(tmp_path: Path, tiny_folder: Path) -> Project:
     file = {
         "name": "desk",
         "data": {"train": "train.jsonl"},
-        "small": {"base": str(tiny_folder), "ladder": ["words", "small"], "training": {"duration": "1ep"}},
+        "small": {"base": str(tiny_folder), "candidates": ["words", "small"], "training": {"duration": "1ep"}},
     }
     (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
     return Project.read(read_task_file(tmp_path), Progress(quiet=True))
@@ -42,9 +43,9 @@ def test_each_part_is_a_point_and_what_was_measured_earlier_stays(project: Proje
     run_folder = RunFolder.new("desk")
     old = LearningPoint(n_rows=7, candidate="small", accuracy=wilson(1, 2))
     older = LearningPoint(n_rows=9, candidate="words", accuracy=wilson(1, 2))
-    LearningCurve(points=(old, older)).save(run_folder.folder / "learning.json")
+    LearningCurve(points=(old, older)).save(run_folder.path / "learning.json")
     curve = measure_curve(project, run_folder)
-    assert LearningCurve.load(run_folder.folder / "learning.json") == curve
+    assert LearningCurve.load(run_folder.path / "learning.json") == curve
     assert curve.points[0] == old
     words = [p for p in curve.points if p.candidate == "words"]
     assert [p.n_rows for p in words] == [15, 30]  # 5 and 10 of each label; there are fewer than 30
@@ -54,16 +55,16 @@ def test_each_part_is_a_point_and_what_was_measured_earlier_stays(project: Proje
 
 def test_a_fine_tuned_point_leaves_no_weights_behind(project: Project) -> None:
     run_folder = RunFolder.new("desk")
-    curve = measure_curve(project, run_folder, ("small",))
-    assert [p.n_rows for p in curve.points] == [15, 30]
-    assert not list((run_folder.folder / "learning").glob("*"))
+    curve = measure_curve(project, run_folder, all_candidates=True)
+    assert [p.n_rows for p in curve.points if p.candidate == "small"] == [15, 30]
+    assert not list((run_folder.path / "learning").glob("*"))
 
 
 def test_a_part_is_trained_for_as_many_steps_but_ten_epochs_at_most() -> None:
     config = TrainConfig(duration="2ep")
-    assert part_config(config, 50, 100).duration == "4ep"
-    assert part_config(config, 1, 100).duration == "10ep"
-    assert part_config(TrainConfig(duration="300ba"), 60, 100).duration == "2ep"
+    assert config_for_part(config, 50, 100).duration == "4ep"
+    assert config_for_part(config, 1, 100).duration == "10ep"
+    assert config_for_part(TrainConfig(duration="300ba"), 60, 100).duration == "2ep"
 
 
 def test_too_few_points_give_a_reason_instead_of_a_number() -> None:

@@ -21,11 +21,11 @@ from smallfirst.pipeline.parity import (
     ParityResult,
     ParityRow,
     TopTwo,
+    ask_all,
     check_parity,
     parity_rows,
     parity_stage,
 )
-from smallfirst.pipeline.parity_requests import ask_all
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -37,9 +37,9 @@ from smallfirst.tasks.classify import Classify
 def measured(desk: Any, turn: int = 0, **manifest: Any) -> tuple[Project, RunFolder]:
     """A run whose small model was evaluated on the calibration rows."""
     project, run_folder = Project.read(desk.file, Progress(quiet=True)), RunFolder.new("toy")
-    shutil.copytree(desk.folder(turn, **manifest), run_folder.folder / "model")
-    (run_folder.folder / "run.json").write_text("{}", encoding="utf-8")
-    model = load_model(run_folder.folder / "model", name="toy-small")
+    shutil.copytree(desk.folder(turn, **manifest), run_folder.path / "model")
+    (run_folder.path / "run.json").write_text("{}", encoding="utf-8")
+    model = load_model(run_folder.path / "model", name="toy-small")
     measuring = EvaluationSetup(project.task, project.rows.calibration, split="calibration")
 
     async def measure() -> None:
@@ -58,7 +58,7 @@ def kept(version: versions.ModelVersion) -> ParityResult:
 
 def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> None:
     project, run_folder = measured(desk)
-    version = desk.enter(run_folder.folder / "model", run=run_folder.folder.name)
+    version = desk.enter(run_folder.path / "model", run=run_folder.path.name)
     found = parity_stage(project, run_folder, version, "small")
     n = len(project.rows.calibration)
     assert n > 10
@@ -71,7 +71,7 @@ def test_equal_files_pass_and_the_record_is_kept_beside_the_version(desk) -> Non
 
 def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
     project, run_folder = measured(desk)
-    version = desk.enter(desk.folder(1), run=run_folder.folder.name)
+    version = desk.enter(desk.folder(1), run=run_folder.path.name)
     with pytest.raises(ParityFailed) as caught:
         parity_stage(project, run_folder, version, "small")
     found = kept(version)
@@ -88,7 +88,7 @@ def test_labels_in_another_order_are_blocked_with_every_row(desk) -> None:
 
 def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the_same(desk) -> None:
     project, run_folder = measured(desk, temperature=0.2)
-    version = desk.enter(desk.folder(0, temperature=1.0), run=run_folder.folder.name)
+    version = desk.enter(desk.folder(0, temperature=1.0), run=run_folder.path.name)
     with pytest.raises(ParityFailed, match="the same answer, but confidence 0"):
         parity_stage(project, run_folder, version, "small")
     found = kept(version)
@@ -99,7 +99,7 @@ def test_a_temperature_that_is_not_applied_is_blocked_though_every_answer_is_the
 
 def test_another_prompt_is_blocked(desk) -> None:
     project, run_folder = measured(desk, temperature=0.02)  # so that small differences show
-    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=run_folder.folder.name)
+    version = desk.enter(desk.folder(0, temperature=0.02, max_tokens=4), run=run_folder.path.name)
     with pytest.raises(ParityFailed):
         parity_stage(project, run_folder, version, "small")
 
@@ -210,7 +210,7 @@ def test_rows_are_the_same_ones_each_time_and_need_an_evaluation(desk) -> None:
 
 def test_the_command_asks_a_running_endpoint_and_says_which_rows_differ(desk, monkeypatch: pytest.MonkeyPatch) -> None:
     _, run_folder = measured(desk)
-    version = desk.enter(run_folder.folder / "model", run=run_folder.folder.name)
+    version = desk.enter(run_folder.path / "model", run=run_folder.path.name)
     versions.promote(version.name, version.version)
     main = CommandGroup(commands={"parity": parity})
     started = CliRunner().invoke(main, ["parity", str(desk.path), "--json"])

@@ -52,7 +52,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, toy_rows: 
     values: dict[str, Any] = {
         "name": "toy",
         "data": {"train": "rows.jsonl"},
-        "small": {"base": str(tiny_folder), "training": training, "ladder": ["small"]},
+        "small": {"base": str(tiny_folder), "training": training, "candidates": ["small"]},
         "gate": {"retention_at_least": 0.5, "retention_prompts": "own.jsonl"},
     }
     (folder / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
@@ -104,7 +104,7 @@ def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(project: Projec
     found = measure_retention(project, run_folder)
     assert found is not None
     assert found == saved_retention(run_folder)
-    measured = RetentionRecord.load(run_folder.folder / FILE_NAME)
+    measured = RetentionRecord.load(run_folder.path / FILE_NAME)
     assert all(measured.before.right)  # the questions were made so
     assert measured.after.right != measured.before.right
     assert found.right_after is not None
@@ -112,7 +112,7 @@ def test_what_was_forgotten_is_measured_kept_and_shown_in_mlflow(project: Projec
     n = sum(measured.after.right)
     assert found.right_after.value == n / 30
     assert found.kept.value == pytest.approx((n - (30 - n) * (1 / 6) / (5 / 6)) / 30)
-    run = runs.client().get_run(json.loads((run_folder.folder / "run.json").read_text())["run_id"])
+    run = runs.client().get_run(json.loads((run_folder.path / "run.json").read_text())["run_id"])
     assert run.data.metrics["retention/kept"] == pytest.approx(found.kept.value)
     assert run.data.metrics["retention/difference"] == pytest.approx(n / 30 - 1)
     assert run.data.metrics["retention/right_before"] == 1.0
@@ -130,16 +130,16 @@ def test_nothing_is_measured_twice(project: Project, run_folder: RunFolder, monk
     monkeypatch.setattr(module, "run_probe", counting)
     assert measure_retention(project, run_folder) == first
     assert asked == []
-    (run_folder.folder / FILE_NAME).unlink()
+    (run_folder.path / FILE_NAME).unlink()
     assert measure_retention(project, run_folder) == first
     assert asked == ["toy-small"]  # the base is known from before, whichever run asks
-    weights = run_folder.folder / "model" / "model.safetensors"
+    weights = run_folder.path / "model" / "model.safetensors"
     moved = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
-    shutil.copyfile(weights, run_folder.folder / "before")
+    shutil.copyfile(weights, run_folder.path / "before")
     save_file(moved, weights, metadata={"format": "pt"})
     measure_retention(project, run_folder)
     assert asked == ["toy-small", "toy-small"]  # other weights, other answers
-    shutil.copyfile(run_folder.folder / "before", weights)
+    shutil.copyfile(run_folder.path / "before", weights)
     assert measure_retention(project, run_folder) == first
     asked.clear()
     own = project.file.small.model_copy(update={"retention": True})
@@ -149,7 +149,7 @@ def test_nothing_is_measured_twice(project: Project, run_folder: RunFolder, monk
 
 
 def test_a_run_that_nobody_asks_is_left_alone(project: Project, run_folder: RunFolder) -> None:
-    (run_folder.folder / FILE_NAME).unlink(missing_ok=True)
+    (run_folder.path / FILE_NAME).unlink(missing_ok=True)
     silent = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=0.5)}))
     assert measure_retention(silent, run_folder) is None
     assert saved_retention(run_folder) is None
@@ -159,7 +159,7 @@ def test_the_gate_holds_the_fine_tuned_model_to_it(project: Project, run_folder:
     from smallfirst.pipeline.run import evaluate_stage
 
     evaluate_stage(project, run_folder)
-    assert (run_folder.folder / FILE_NAME).exists()
+    assert (run_folder.path / FILE_NAME).exists()
     found = measure_retention(project, run_folder)
     assert found is not None
     (line,) = gate_stage(project, run_folder).of("small").checks

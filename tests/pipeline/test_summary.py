@@ -65,7 +65,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     made.save_evaluation(measured("large", {0}, cost=1.5, rate=None))
     made.save_evaluation(measured("small", {0, 1, 2}, cost=0.0012))
     GateVerdicts(verdicts=(verdict("words", True), verdict("small", True)), smallest="words").save(
-        made.folder / "verdicts.json"
+        made.path / "verdicts.json"
     )
     return made
 
@@ -73,9 +73,9 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> RunFolder:
     made.save_evaluation(measured("routed", wrong, kept=15, cost=0.4))
     Promotion(name="main.default.desk", version=3, candidate="small", at="2025-01-02T03:04:05+00:00").save(
-        made.folder / "promoted.json"
+        made.path / "promoted.json"
     )
-    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.folder / "open_ended.json")
+    OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / "open_ended.json")
     Certificate(
         issued=True,
         why="shown",
@@ -94,17 +94,17 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
         curve=(),
         model_fingerprint="m",
         dataset_fingerprint="d",
-    ).save(made.folder / "certificate.json")
+    ).save(made.path / "certificate.json")
     return made
 
 
 def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: RunFolder) -> None:
     outcome = summarize_run(FILE, finished(run_folder, wrong={0, 19}))
     assert table(outcome).splitlines() == [
-        "                     accuracy                 cost / 1k requests         p50   share",
-        "large (recorded)     0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
-        "small (fine-tuned)   0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
-        "routed               0.900 [0.699, 0.972]     $0.4000                   4 ms   75 % small",
+        "                        accuracy                 cost / 1k requests         p50   share",
+        "large (recorded)        0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
+        "fine-tuned small model  0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
+        "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
         "promise held on test rows: 1 of 15 kept answers wrong",
         "open-ended requests sent to the large model: 39 of 40",
@@ -123,14 +123,14 @@ def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFold
 
 def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: RunFolder) -> None:
     outcome = summarize_run(FILE, run_folder)
-    assert (outcome.promise_held, outcome.promoted, outcome.certificate, outcome.routed) == (None, None, None, None)
-    assert outcome.large is not None
-    assert (outcome.large.model, outcome.large.share) == ("large-1", 1.0)
-    assert outcome.report == str(run_folder.folder / "report.html")
+    assert (outcome.promise_held, outcome.promoted, outcome.certificate) == (None, None, None)
+    assert list(outcome.paths) == ["large", "small"]
+    assert (outcome.paths["large"].model, outcome.paths["large"].share) == ("large-1", 1.0)
+    assert outcome.report == str(run_folder.path / "report.html")
 
 
 def test_if_nothing_passes_it_says_keep_the_api(run_folder: RunFolder) -> None:
-    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.folder / "verdicts.json")
+    GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.path / "verdicts.json")
     lines = table(summarize_run(FILE, run_folder)).splitlines()
     assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
 
@@ -145,11 +145,11 @@ def test_the_latest_finished_run_is_found_and_a_named_one_too(run_folder: RunFol
         RunFolder.latest("desk")
     assert str(caught.value) == "desk has no finished run\n  next: smallfirst train task.yaml"
     for name in ("20250101-000000-aa", "20250102-000000-aa", "20250103-000000-aa"):
-        (run_folder.folder.parent / name).mkdir()
+        (run_folder.path.parent / name).mkdir()
     for name in ("20250101-000000-aa", "20250102-000000-aa"):  # the third was never finished
-        (run_folder.folder.parent / name / "run.json").write_text("{}")
-    assert RunFolder.latest("desk").folder.name == "20250102-000000-aa"
-    assert RunFolder.latest("desk", "20250101-000000-aa").folder.name == "20250101-000000-aa"
+        (run_folder.path.parent / name / "run.json").write_text("{}")
+    assert RunFolder.latest("desk").path.name == "20250102-000000-aa"
+    assert RunFolder.latest("desk", "20250101-000000-aa").path.name == "20250101-000000-aa"
     with pytest.raises(StageMissing, match='desk has no finished run "20250103-000000-aa"'):
         RunFolder.latest("desk", "20250103-000000-aa")
 
@@ -158,7 +158,7 @@ def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFo
     with pytest.raises(StageMissing) as caught:
         run_folder.certificate()
     assert str(caught.value) == (
-        f"certificate.json is missing in run {run_folder.folder.name}\n  next: smallfirst calibrate task.yaml"
+        f"certificate.json is missing in run {run_folder.path.name}\n  next: smallfirst calibrate task.yaml"
     )
     with pytest.raises(StageMissing, match="the gate has no verdict on encoder"):
         run_folder.verdicts().of("encoder")
@@ -166,7 +166,7 @@ def test_a_stage_whose_forerunner_is_missing_names_the_command(run_folder: RunFo
         run_folder.evaluations("calibration")
 
 
-def test_evaluations_come_back_in_ladder_order(run_folder: RunFolder) -> None:
+def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFolder) -> None:
     run_folder.save_evaluation(measured("words", {0}, cost=0.0001))
     assert [found.candidate for found in run_folder.evaluations("test")] == ["words", "small", "large"]
     assert run_folder.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)

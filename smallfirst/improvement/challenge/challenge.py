@@ -91,18 +91,6 @@ class _Champion(NamedTuple):
     test: Evaluation
 
 
-class _Trial(RunFolder):
-    """A run as calibrating needs it, before anything of it is live; nothing is written that says it was promoted."""
-
-    def __init__(self, folder: Path, trial: Promotion) -> None:
-        super().__init__(folder)
-        self._trial = trial
-
-    def promoted(self) -> Promotion:
-        """What would go live."""
-        return self._trial
-
-
 def proposal_of(project: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
     """Why the champion should be challenged with these rows. Raises as `challenge` does, before anything is trained."""
     return _proposed(project, _grown(project, rows), _champion(project), rows, ledger)
@@ -124,7 +112,7 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
     candidate = pipeline.chosen_candidate(project, verdicts)
     made = ChallengeResult(
         task=project.file.name,
-        run=run_folder.folder.name,
+        run=run_folder.path.name,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         proposal=proposal,
         champion=champion.version.version,
@@ -138,7 +126,7 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
         made = _contested(grown, run_folder, champion, made)
     else:
         project.progress.log(format_verdict(made.verdict))
-    made.save(run_folder.folder / RESULT)
+    made.save(run_folder.path / RESULT)
     pipeline.report_stage(grown, run_folder)
     return made
 
@@ -190,8 +178,8 @@ def _trained(grown: Project, *, resume: bool) -> RunFolder:
     if not resume or RunFolder.unfinished(grown.file.name) is not None:
         return pipeline.train_stage(grown, resume=resume)
     run_folder = RunFolder.latest(grown.file.name)
-    rows = Run.load(run_folder.folder / "run.json").dataset_fingerprint
-    if rows != grown.rows.train.content_fingerprint or (run_folder.folder / RESULT).exists():
+    rows = Run.load(run_folder.path / "run.json").dataset_fingerprint
+    if rows != grown.rows.train.content_fingerprint or (run_folder.path / RESULT).exists():
         raise StageMissing(f"{grown.file.name} has no challenge to go on with", hint="leave out --resume")
     return run_folder
 
@@ -202,7 +190,7 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
     parity_stage(grown, run_folder, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     trial = Promotion(name=version.name, version=version.version, candidate=made.candidate, at=at)
-    pipeline.calibrate_stage(grown, _Trial(run_folder.folder, trial))
+    pipeline.calibrate_stage(grown, run_folder, trial)
     test = run_folder.evaluation(made.candidate, "test")
     assert test is not None  # the gate has looked at it
     ours, theirs = run_folder.evaluation("routed", "test"), champion.run_folder.evaluation("routed", "test")
@@ -210,7 +198,7 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
         test, champion.test, routed=(ours, theirs) if ours and theirs else None, look=_look(champion, run_folder)
     )
     if found.won:
-        trial.save(run_folder.folder / "promoted.json")
+        trial.save(run_folder.path / "promoted.json")
         versions.promote(version.name, version.version)
         _drop_alias(version.name)
     result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
@@ -227,7 +215,7 @@ def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) ->
         run_folder.model_folder(made.candidate),
         made.verdict,
         name=grown.file.register_to,
-        run_id=Run.load(run_folder.folder / "run.json").run_id,
+        run_id=Run.load(run_folder.path / "run.json").run_id,
         tags={"task": made.task, "run": made.run, "challenged": str(made.champion)},
     )
     with store_errors():
@@ -242,7 +230,7 @@ def _drop_alias(name: str) -> None:
 
 def _look(champion: _Champion, run_folder: RunFolder) -> int:
     """Which challenge of this champion the run is; written down before anything is compared."""
-    name, version, run = champion.version.name, champion.version.version, run_folder.folder.name
+    name, version, run = champion.version.name, champion.version.version, run_folder.path.name
     raw = versions.read_attachment(name, version, COMPARISON_LOG)
     runs = ComparisonLog.model_validate_json(raw).runs if raw else ()
     if run not in runs:

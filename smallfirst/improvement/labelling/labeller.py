@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Dataset, Message
 from smallfirst.errors import ConfigError, PriceUnknown
-from smallfirst.models.few_shot import PromptedModel
+from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Model
-from smallfirst.pipeline.large_model import fixed_shots, prompted_model
+from smallfirst.pipeline.large_model import prompted_model
 from smallfirst.project.task_file import LargeConfig, TaskFile
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task

@@ -12,12 +12,12 @@ from pathlib import Path
 from smallfirst.data.dataset import Dataset, Example, fold_text
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.sources.text_files import load
+from smallfirst.data.split import sample_rows
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.self_consistency import TeacherAnswer
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, held_out_parts, read_texts
-from smallfirst.pipeline.large_model import sample_rows
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers
 from smallfirst.records import fingerprint

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
+from smallfirst.project.candidates import FINE_TUNED
+
 CHARACTER_WIDTH = 8.8
 LINE_HEIGHT = 15.0
 LABEL_CLEARANCE = 8.0
 """Half the width of the widest mark: a label nearer than this to a point covers it."""
-TRIANGLES = ("words", "encoder", "tuned", "base")
 LABEL_OFFSETS = (
     (11, -8, 0),
     (-11, -8, 1),
@@ -178,9 +179,9 @@ def mark(candidate: str, place: Place) -> str:
         return f'<rect {css} x="{round(x - 5.5, 1)}" y="{round(y - 5.5, 1)}" width="11" height="11"/>'
     if candidate == "routed":
         return f'<path {css} d="M{x} {round(y - 7.5, 1)}l7.5 7.5l-7.5 7.5l-7.5 -7.5z"/>'
-    if candidate in TRIANGLES:
-        return f'<path {css} d="M{x} {round(y - 7, 1)}l6.5 12h-13z"/>'
-    return circle(f"mark {candidate}", place, 6)
+    if candidate == FINE_TUNED:
+        return circle(f"mark {candidate}", place, 6)
+    return f'<path {css} d="M{x} {round(y - 7, 1)}l6.5 12h-13z"/>'
 
 
 def place_labels(labels: Sequence[Label], frame: Frame, *, taken: Sequence[Place] = ()) -> str:

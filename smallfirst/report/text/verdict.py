@@ -9,32 +9,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.project.candidates import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
 from smallfirst.report.data import ReportData
-from smallfirst.report.formats import absolute_points, accurate, capitalize_first, path_name, percent, points, usd
-
-LINEAR = ("words", "encoder")
-HEADINGS = {
-    "words": "A linear model is enough here.",
-    "encoder": "A linear model is enough here.",
-    "tuned": "A fine-tuned small encoder is good enough.",
-    "base": "The small model is good enough, even untrained.",
-    "small": "The fine-tuned small model is good enough.",
-    "routed": "Small first, the large model for the rest.",
-}
-SUBJECTS = {
-    "words": "A linear model on words",
-    "encoder": "A linear model on a small frozen encoder",
-    "tuned": "A fine-tuned sentence encoder with a linear head",
-    "base": "The small model before fine-tuning",
-}
-RIVALS = {
-    "large": "the large model",
-    "encoder": "a linear model on a small frozen encoder",
-    "tuned": "a fine-tuned small encoder",
-    "words": "a linear model on words",
-    "base": "itself before fine-tuning",
-}
+from smallfirst.report.formats import (
+    absolute_points,
+    accurate,
+    capitalize_first,
+    path_name,
+    path_role,
+    percent,
+    points,
+    usd,
+)
 
 
 class Headline(NamedTuple):
@@ -63,11 +50,10 @@ def headline(data: ReportData) -> Headline:
             "Keep the API: a smaller model is good enough here, but not cheaper.",
             f"“{capitalize_first(path_name(chosen))}” meets the requirements ({quality}) and costs {cost}.",
         )
-    subject = SUBJECTS.get(chosen, "It")
+    subject = "It" if chosen == FINE_TUNED else capitalize_first(path_role(chosen))
     if chosen == "routed":
         subject = f"With {percent(1 - evaluation.share('large'), digits=0)} of requests answered small, the routed path"
-    heading = HEADINGS.get(chosen, f"{chosen} is good enough.")
-    return Headline(heading, f"{subject} is {quality} and costs {cost}.")
+    return Headline(_heading(chosen), f"{subject} is {quality} and costs {cost}.")
 
 
 def _nothing_passes(data: ReportData) -> Headline:
@@ -83,7 +69,7 @@ def _nothing_passes(data: ReportData) -> Headline:
             f"The large model does not meet them either; it is {quality}.",
         )
     sentence = f"No smaller model meets the requirements. The large model is {quality}."
-    comparison = difference(data, "small", "large")
+    comparison = difference(data, FINE_TUNED, "large")
     if comparison is None or comparison.difference.high < 0:
         return Headline("Keep the API.", sentence)
     better = comparison.difference.low > 0
@@ -128,10 +114,11 @@ def comparisons(data: ReportData) -> tuple[str, ...]:
 
 def _losses(data: ReportData) -> list[str]:
     found = []
-    for rival, name in RIVALS.items():
-        if rival == data.smallest_passing and rival in LINEAR:
+    rivals = {"large": "the large model"} | {c.name: c.role for c in all_candidates() if c.name != FINE_TUNED}
+    for rival, name in rivals.items():
+        if rival == data.smallest_passing and _is_no_language_model(rival):
             continue  # `linear_note` says it
-        comparison = difference(data, "small", rival)
+        comparison = difference(data, FINE_TUNED, rival)
         if comparison is not None and comparison.difference.high < 0:
             gap = comparison.difference
             found.append(
@@ -152,7 +139,7 @@ def _against_large(data: ReportData) -> list[str]:
     if gap.high >= 0:
         return [f"No difference from the large model in right answers was found ({points(gap)})."]
     # For the small model `_losses` says it.
-    return [] if chosen == "small" else [f"It is right less often than the large model, by {absolute_points(gap)}."]
+    return [] if chosen == FINE_TUNED else [f"It is right less often than the large model, by {absolute_points(gap)}."]
 
 
 def _routing(data: ReportData) -> list[str]:
@@ -172,11 +159,11 @@ def _routing(data: ReportData) -> list[str]:
 
 
 def linear_note(data: ReportData) -> str:
-    """Say what the fine-tune adds when a linear model already passes; empty if none does."""
+    """Say what the fine-tune adds when a candidate that is no language model passes; empty if none does."""
     chosen = data.smallest_passing
-    if chosen not in LINEAR:
+    if chosen is None or not _is_no_language_model(chosen):
         return ""
-    comparison = difference(data, "small", chosen)
+    comparison = difference(data, FINE_TUNED, chosen)
     start = "The gate picks the smallest candidate that passes, and that needs no language model."
     if comparison is None:
         return start
@@ -186,3 +173,14 @@ def linear_note(data: ReportData) -> str:
     if comparison.difference.high < 0:
         return f"{start} The fine-tuned small model is worse, by {gap}."
     return f"{start} The fine-tuned small model is not measurably different: {gap}."
+
+
+def _is_no_language_model(name: str) -> bool:
+    return name in CANDIDATES.names() and not CANDIDATES.get(name).is_language_model
+
+
+def _heading(chosen: str) -> str:
+    if chosen == "routed":
+        return "Small first, the large model for the rest."
+    candidate = CANDIDATES.get(chosen)
+    return candidate.headline or f"{capitalize_first(candidate.role)} is good enough."

@@ -299,7 +299,7 @@ def test_a_task_files_run_is_taught(bench: Bench, taught_by: TeacherConfig, tiny
         "data": {name: f"{name}.jsonl" for name in ("train", "validation", "test")},
         "small": {
             "base": str(tiny_folder),
-            "ladder": ["small"],
+            "candidates": ["small"],
             "training": {"duration": "2ba", "batch_tokens": 64},
             "teacher": {"base": taught_by.base, "weight": 0.9},
         },

@@ -1,0 +1,116 @@
+"""The small language model: as published, which fine-tuning must beat, and after fine-tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.few_shot import PromptedModel, fixed_shots
+from smallfirst.models.manifest import Manifest
+from smallfirst.models.protocol import Model
+from smallfirst.pipeline.train import fine_tune
+from smallfirst.project.candidates import FINE_TUNED, Candidate
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile
+from smallfirst.stats.intervals import Estimate
+from smallfirst.training.config import TrainConfig, parse_duration
+
+MAX_CURVE_EPOCHS = 10
+"""Most passes over part of the rows for the learning curve; more would only overfit."""
+
+
+class BaseModel(Candidate):
+    """The base model with the task in its prompt."""
+
+    name = "base"
+    title = "untrained small model"
+    role = "a small language model before fine-tuning"
+    headline = "The small model is good enough, even untrained."
+    size = 40
+    measured_by_default = True
+    promotable = False
+    is_language_model = True
+
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Do nothing: the model is measured as it was published."""
+
+    def load(self, project: Project, run_folder: RunFolder) -> Model:
+        """Return the base model with the task's instructions and one solved row per label in its prompt.
+
+        Closed answers are read from the probabilities of their texts; JSON is generated under its schema.
+        """
+        file, task = project.file, project.task
+        folder, name, price = find_weights(file.small.base), file.small.base, file.prices.machine
+        if task.closed:
+            from smallfirst.models.label_model import LabelModel
+            from smallfirst.models.local.label_trie import TrieScorer
+
+            manifest = Manifest(kind="codes", task=task, base=name)
+            return LabelModel(TrieScorer.load(folder, task), manifest, name=name, price=price)
+        from smallfirst.models.generation.generator import Generator
+        from smallfirst.models.generation.model import GenerativeModel
+
+        generator = Generator.load(folder, chat=True)
+        inner = GenerativeModel.for_chat(generator, name=name, price=price, schema=task.answer_schema())
+        shots = fixed_shots(project.rows.train, task, 1)
+        return PromptedModel(inner, task, shots=shots, max_tokens=task.max_answer_tokens)
+
+    def max_test_rows(self, file: TaskFile) -> int | None:
+        """Return `small.sample_base`: with the instructions in every prompt this model is slow."""
+        return file.small.sample_base
+
+
+class FineTunedModel(Candidate):
+    """The fine-tuned small language model."""
+
+    name = FINE_TUNED
+    title = "fine-tuned small model"
+    role = "a small language model after fine-tuning"
+    headline = "The fine-tuned small model is good enough."
+    size = 50
+    folder = "model"
+    measured_by_default = True
+    is_language_model = True
+    learning_curve = "on request"
+
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Fine-tune and keep the best epoch; for closed answers, decide on selection rows whether to use int8."""
+        from smallfirst.models.local.int8_check import check_int8
+        from smallfirst.training.recipes.recipe import TaskRecipe
+
+        file, rows = project.file, project.rows
+        recipe = TaskRecipe(project.task, rows.train, rows.selection, file.teacher)
+        fine_tune(
+            project,
+            recipe,
+            file.small.training,
+            base=file.small.base,
+            folder=run_folder.path,
+            run_name=run_folder.path.name,
+        )
+        if project.task.closed and (int8 := check_int8(run_folder.model_folder(self.name), rows.selection)):
+            project.progress.log(f"int8 {'used' if int8.kept else 'not used'}: {int8.why}")
+
+    def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
+        """Yield the accuracy on test rows after fine-tuning on each part for as many steps as on all rows."""
+        small, n_rows = project.file.small, len(project.rows.train)
+        for part in parts:
+            config = config_for_part(small.training, len(part), n_rows)
+            file = project.file.model_copy(
+                update={"small": small.model_copy(update={"training": config, "teacher": None})}
+            )
+            yield from super().accuracies(project._replace(file=file), [part], folder)
+
+
+def config_for_part(config: TrainConfig, n_part: int, n_rows: int) -> TrainConfig:
+    """Return the settings for a part: as many steps as for all rows, at most MAX_CURVE_EPOCHS passes over it."""
+    duration = parse_duration(config.duration)
+    epochs = duration.amount if duration.unit == "ep" else 1
+    return config.model_copy(update={"duration": f"{min(MAX_CURVE_EPOCHS, math.ceil(epochs * n_rows / n_part))}ep"})
+
+
+BASE, SMALL = BaseModel(), FineTunedModel()

@@ -1,0 +1,94 @@
+"""Linear models for closed answers: on the words of a text, or on a frozen sentence encoder. Fitted in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.models.catalog import find_weights
+from smallfirst.models.manifest import Manifest
+from smallfirst.project.candidates import Candidate
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.stats.intervals import Estimate, wilson
+
+
+class LinearCandidate(Candidate):
+    """Multinomial logistic regression on features of the kind that `name` says."""
+
+    name: Literal["words", "encoder"]
+    headline = "A linear model is enough here."
+    measured_by_default = True
+    closed_answers_only = True
+    learning_curve = "always"
+
+    def fit(self, project: Project, run_folder: RunFolder) -> None:
+        """Fit on the training rows; calibrate the temperature on the selection rows."""
+        from smallfirst.models.linear.classifier import LinearClassifier
+        from smallfirst.training.validation import accuracy_and_temperature
+
+        rows, task = project.rows, project.task
+        classifier = LinearClassifier.fit(self.name, rows.train, task, encoder=self._encoder(project))
+        scored = classifier.score([example.text for example in rows.selection.examples])
+        accuracy, temperature = accuracy_and_temperature(scored, rows.selection, task)
+        base = project.file.small.encoder if self.uses_sentence_encoder else ""
+        manifest = Manifest(kind=self.name, task=task, base=base, temperature=temperature)
+        classifier.save(run_folder.model_folder(self.name), manifest)
+        project.progress.log(f"fitted {self.title}: accuracy {accuracy:.3f} on selection rows")
+
+    def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
+        """Yield the accuracy on all test rows after fitting each part; embed every text once."""
+        from smallfirst.models.linear.classifier import LinearClassifier
+
+        encoder = self._encoder(project)
+        if encoder is not None:
+            encoder = _CachedEncoder(encoder)
+        test, labels = project.rows.test.examples, project.task.closed
+        for part in parts:
+            classifier = LinearClassifier.fit(self.name, part, project.task, encoder=encoder)
+            scored = classifier.score([example.text for example in test])
+            answers = [labels[int(np.argmax(row.log_probabilities))] for row in scored]
+            yield wilson(sum(answer in e.golds for answer, e in zip(answers, test, strict=True)), len(test))
+
+    def _encoder(self, project: Project) -> Any:
+        if not self.uses_sentence_encoder:
+            return None
+        from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+
+        return SentenceEncoder(find_weights(project.file.small.encoder, log=project.progress.log))
+
+
+class _Words(LinearCandidate):
+    name = "words"
+    title = "words + linear"
+    role = "a linear model on words"
+    size = 10
+
+
+class _Encoder(LinearCandidate):
+    name = "encoder"
+    title = "small encoder + linear"
+    role = "a linear model on a small frozen encoder"
+    size = 20
+    uses_sentence_encoder = True
+
+
+class _CachedEncoder:
+    """A sentence encoder that embeds every text once."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors |= dict(zip(new, self._encoder.embed(new), strict=True))
+        return np.stack([self._vectors[text] for text in texts])
+
+
+WORDS, ENCODER = _Words(), _Encoder()

@@ -1,0 +1,113 @@
+"""The evaluation stage: every candidate, the large model and later the Router measured on the same rows."""
+
+from __future__ import annotations
+
+import asyncio
+
+from smallfirst.data.dataset import Dataset
+from smallfirst.data.split import sample_rows
+from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
+from smallfirst.evaluation.results import Evaluation
+from smallfirst.models.protocol import Model, Request
+from smallfirst.models.wrappers import OpenEndedReplay
+from smallfirst.pipeline.confidence_heads import ConfidenceHeads
+from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
+from smallfirst.pipeline.retention import measure_retention
+from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
+from smallfirst.pipeline.summary import OpenEndedRouting
+from smallfirst.project.candidates import CANDIDATES, Candidate
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.registry.evaluations import log_evaluation
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.router import Router
+
+PROBE_ROWS = 40
+"""Rows answered one at a time for the latency figures."""
+
+
+def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
+    """Measure the candidates and the large model on calibration and test rows; return the evaluations on test rows."""
+    for candidate in project.candidates:
+        asyncio.run(_evaluate_candidate(project, run_folder, candidate))
+    measure_retention(project, run_folder)
+    if project.file.large is not None:
+        asyncio.run(_evaluate_large(project, run_folder))
+    return run_folder.evaluations("test")
+
+
+async def measure_router(
+    project: Project, run_folder: RunFolder, certificate: Certificate, heads: ConfidenceHeads, *, candidate: str
+) -> None:
+    """Measure the Router over `candidate` on test rows and on open-ended requests that no detector was fitted on."""
+    file, rows, test = project.file, project.rows, project.rows.test
+    large = general = None
+    if file.large is not None:
+        large = await recorded_answers(file, project.task, rows, progress=project.progress)
+        open_answers = await recorded_open_answers(file, rows, progress=project.progress)
+        general = OpenEndedReplay(open_answers, large) if open_answers else None
+        if _may_escalate(certificate):  # only rows that the large model was asked can be answered from its recording
+            test = sample_rows(test, file.large.sample("test"))
+    detector = load_ood_detector(file, run_folder) if general else None
+    stages = heads.on(cascade_stages(project, run_folder, CANDIDATES.get(candidate).load(project, run_folder)))
+    # All test rows would fall into one window of a budget.
+    options = routing_rules(file, None, run_folder.path)._replace(budget=None)
+    router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
+    try:
+        await _evaluate(project, run_folder, router, name="routed", data=test, split="test", probe_rows=PROBE_ROWS)
+        if rows.open_ended is not None and detector is not None:
+            await _count_open_ended(project, run_folder, router, split_open_ended(rows.open_ended)[1])
+    finally:
+        await router.aclose()
+
+
+def _may_escalate(certificate: Certificate) -> bool:
+    return "escalate" in {certificate.below, *(band.then for band in certificate.bands)}
+
+
+async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
+    model = candidate.load(project, run_folder)
+    try:
+        for split in ("calibration", "test") if candidate.promotable else ("test",):
+            data = getattr(project.rows, split)
+            if split == "test":
+                data = sample_rows(data, candidate.max_test_rows(project.file))
+            await _evaluate(
+                project, run_folder, model, name=candidate.name, data=data, split=split, probe_rows=PROBE_ROWS
+            )
+    finally:
+        await model.aclose()
+
+
+async def _evaluate_large(project: Project, run_folder: RunFolder) -> None:
+    assert project.file.large is not None
+    large = await recorded_answers(project.file, project.task, project.rows, progress=project.progress)
+    for split in ("calibration", "test"):
+        data = sample_rows(getattr(project.rows, split), project.file.large.sample(split))
+        await _evaluate(project, run_folder, large, name="large", data=data, split=split, note=large.note)
+
+
+async def _evaluate(
+    project: Project,
+    run_folder: RunFolder,
+    model: Model,
+    *,
+    name: str,
+    data: Dataset,
+    split: str,
+    probe_rows: int = 0,
+    note: str = "",
+) -> None:
+    with project.progress.bar(f"evaluating {name} on {split}", len(data)) as update:
+        setup = EvaluationSetup(project.task, data, split=split, progress=update)
+        found = await evaluate(model, setup, candidate=name, probe_rows=probe_rows, note=note)
+    run_folder.save_evaluation(found)
+    log_evaluation(run_folder.mlflow_run_id(), found)
+    project.progress.log(f"{name} on {split}: {found.in_words}")
+
+
+async def _count_open_ended(project: Project, run_folder: RunFolder, router: Router, requests: Dataset) -> None:
+    completions = [await router.complete(Request(messages=e.messages)) for e in requests.examples]
+    n_to_large = sum(c.route is not None and c.route.stage == "large" for c in completions)
+    OpenEndedRouting(n_requests=len(requests), n_to_large=n_to_large).save(run_folder.path / "open_ended.json")
+    project.progress.log(f"open-ended requests sent to the large model: {n_to_large} of {len(requests)}")

@@ -1,0 +1,92 @@
+"""The training stage: every candidate of a run fitted into one run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallfirst.errors import StageMissing
+from smallfirst.models.catalog import find_weights
+from smallfirst.pipeline.retention import requested_probe
+from smallfirst.project.candidates import CANDIDATES, FINE_TUNED
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.registry import runs
+
+if TYPE_CHECKING:
+    from smallfirst.training.config import TrainConfig
+    from smallfirst.training.recipes.recipe import Recipe
+    from smallfirst.training.run import Run
+
+
+def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
+    """Fit the candidates of the project and return the run folder.
+
+    `resume` continues the run whose fine-tune was interrupted. Raise StageMissing if there is none.
+    """
+    requested_probe(project.file)  # raises for bad questions before anything is trained
+    run_folder = _run_folder(project, resume=resume)
+    fine_tuned = CANDIDATES.get(FINE_TUNED)
+    # The fine-tune makes the run: its event log is what a later call resumes, its run.json marks the run as finished.
+    for candidate in (fine_tuned, *(c for c in project.candidates if c is not fine_tuned)):
+        candidate.fit(project, run_folder)
+    return run_folder
+
+
+def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: str, folder: Path, run_name: str) -> Run:
+    """Fine-tune `base` into `folder`/model, tracked in the MLflow run `run_name` and shown as a progress bar.
+
+    A folder in which training was interrupted is continued, in the MLflow run that it began with.
+    """
+    from smallfirst.training.run import train
+
+    weights = find_weights(base, log=project.progress.log)
+    n_rows = len(recipe.train_rows)
+    params: dict[str, object] = {f"train.{name}": value for name, value in config.model_dump().items()}
+    params |= {"base": base, "n_train": n_rows, "task": project.file.name}
+    params["dataset_fingerprint"] = recipe.train_rows.content_fingerprint
+    if project.file.teacher is not None:
+        params |= {f"teacher.{name}": value for name, value in project.file.teacher.model_dump().items()}
+    project.progress.log(f"train: {base}, {config.method}, {config.duration}, {n_rows} rows")
+    with (
+        _tracked_run(project.file.name, folder, run_name, params) as tracked,
+        project.progress.bar("training", 100, unit="%") as update,
+    ):
+        run = train(
+            recipe,
+            config,
+            base=(base, weights),
+            tracked=tracked,
+            folder=folder,
+            on_step=lambda step: update(
+                round(100 * step.progress), 100, f"loss {step.loss:.3f}, {step.tokens_per_s:.0f} tokens/s"
+            ),
+        )
+        tracked.log_artifact(folder / "events.jsonl")
+    score = dict(run.validation_curve)[run.best_epoch]
+    project.progress.log(
+        f"trained in {run.seconds / 60:.1f} min at {run.tokens_per_s:.0f} tokens/s; best epoch {run.best_epoch}: "
+        f"{score:.3f} on selection rows"
+    )
+    return run
+
+
+def _run_folder(project: Project, *, resume: bool) -> RunFolder:
+    name = project.file.name
+    unfinished = RunFolder.unfinished(name)
+    if resume:
+        if unfinished is None:
+            raise StageMissing(f"{name} has no interrupted run to resume", hint="smallfirst train task.yaml")
+        project.progress.log(f"resuming run {unfinished.path.name}")
+        return unfinished
+    if unfinished is not None:
+        project.progress.log(f"run {unfinished.path.name} was interrupted; --resume continues it, this is a new run")
+    return RunFolder.new(name)
+
+
+def _tracked_run(experiment: str, folder: Path, run_name: str, params: dict[str, object]) -> runs.TrackedRun:
+    """Return the MLflow run that training in this folder began with, else a new one."""
+    from smallfirst.training.events import EventLog
+
+    created = [e.values["run_id"] for e in EventLog(folder / "events.jsonl").read() if e.kind == "CREATED"]
+    return runs.resume_run(created[0]) if created else runs.open_run(experiment, run_name, params=params)
