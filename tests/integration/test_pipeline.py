@@ -131,7 +131,7 @@ class Interrupting(Progress):
 
 def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> None:
     project = Project.read(task_file(desk_folder), Progress(quiet=True))
-    with pytest.raises(StageMissing, match="claims-desk has no run to go on with"):
+    with pytest.raises(StageMissing, match="claims-desk has no interrupted run to resume"):
         pipeline.train_stage(project, resume=True)
     with pytest.raises(KeyboardInterrupt):
         pipeline.train_stage(project._replace(progress=Interrupting(quiet=True)))

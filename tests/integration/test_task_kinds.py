@@ -68,7 +68,7 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     path = task_file(tmp_path, kind, tiny_folder, **settings)
     file = read_task_file(path)
     outcome = pipeline.run(file, progress=Progress(quiet=True))
-    assert list(outcome.paths) == ["base", "small"]  # linear candidates need closed answers
+    assert list(outcome.paths) == ["base", "small", "routed"]  # linear candidates need closed answers
     assert measure in outcome.paths["small"].measures
     assert outcome.paths["base"].accuracy.n == 4
     assert outcome.promoted is not None

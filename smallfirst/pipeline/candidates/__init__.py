@@ -1,1 +1,1 @@
-"""The built-in candidates, a module for each kind of model; `smallfirst.project.candidates` registers them."""
+"""The built-in candidates, a module for each kind of model."""
