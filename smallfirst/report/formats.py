@@ -46,21 +46,6 @@ MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 
 
-def usd(amount: float) -> str:
-    """Format an amount in USD: cents from a dollar up, two significant digits below."""
-    if amount < 0:
-        return f"{MINUS}{usd(-amount)}"
-    if amount >= 99.5:
-        return f"${amount:,.0f}"
-    if amount >= 0.995 or amount == 0:
-        return f"${amount:.2f}"
-    # 0.0028 and never 2.8e-03; two significant digits.
-    digits = 2
-    while round(amount, digits) < 10 ** (1 - digits) and digits < 9:
-        digits += 1
-    return f"${amount:.{digits}f}"
-
-
 def usd_tick(amount: float) -> str:
     """Format an amount at an axis, without trailing zeros: `$0.001`, `$10`, `$1k`."""
     if amount >= 1000:

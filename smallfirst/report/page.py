@@ -16,14 +16,14 @@ from pathlib import Path
 import jinja2
 
 from smallfirst.files import write_atomically
+from smallfirst.pricing import format_usd
 from smallfirst.report import economics, excerpts, formats, json_differences, sections
 from smallfirst.report.charts import confidence
 from smallfirst.report.data import ReportData
 from smallfirst.routing.certificate.guarantee import describe_limit
 
 FILTERS = (
-    formats.path_role,
-    formats.usd,
+    format_usd,
     formats.percent,
     formats.count,
     formats.ms,
@@ -43,6 +43,7 @@ FUNCTIONS = (
     json_differences.differing_fields,
     json_differences.compare_fields,
     excerpts.question_and_context,
+    formats.path_role,
 )
 
 

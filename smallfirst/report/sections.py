@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.pricing import format_usd
 from smallfirst.report import economics, measures
 from smallfirst.report.candidates import candidate_table
 from smallfirst.report.charts import confidence, training
@@ -16,7 +17,7 @@ from smallfirst.report.charts.cost import spending_chart
 from smallfirst.report.charts.latency import latency_chart, latency_row
 from smallfirst.report.charts.quality_cost import quality_cost_chart, quality_frame
 from smallfirst.report.data import ReportData
-from smallfirst.report.formats import percent, usd
+from smallfirst.report.formats import percent
 from smallfirst.report.per_class import field_reliability, part_rows
 from smallfirst.report.text import advice, verdict
 from smallfirst.report.text.guarantee import guarantee_sentence, guarantee_state
@@ -228,7 +229,7 @@ def _slider(data: ReportData, curve: Sequence[ThresholdPoint]) -> list[dict[str,
             "errors": f"{point.errors_kept:,} of {point.n_kept:,}",
             "bound": percent(point.error_bound, digits=2),
             "accuracy": percent(point.routed_accuracy),
-            "cost": usd(point.routed_cost_usd_per_1k),
+            "cost": format_usd(point.routed_cost_usd_per_1k),
         }
         for point in curve
     ]

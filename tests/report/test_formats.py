@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.report.formats import breakable, ms, short, signed, usd, usd_tick
+from smallfirst.pricing import format_usd
+from smallfirst.report.formats import breakable, ms, short, signed, usd_tick
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from smallfirst.report.formats import breakable, ms, short, signed, usd, usd_tic
     ],
 )
 def test_an_amount_keeps_the_digits_somebody_can_use(amount: float, text: str) -> None:
-    assert usd(amount) == text
+    assert format_usd(amount) == text
 
 
 def test_ticks_and_latencies_are_short() -> None:

@@ -7,8 +7,9 @@ import re
 import pytest
 from fixtures.html_page import Page
 
+from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
-from smallfirst.report.formats import percent, usd
+from smallfirst.report.formats import percent
 from smallfirst.report.page import render
 
 KINDS = ("classify", "extract", "answer", "chat")
@@ -53,7 +54,7 @@ def test_cards_and_table_show_the_figures_of_the_records(kind: str, pages: dict[
         if found.candidate in ("small", "routed", "large"):
             monthly = found.cost_usd_per_1k * data.requests_per_month / 1000
             assert plain(percent(found.accuracy.value)) in seen
-            assert f"{usd(found.cost_usd_per_1k)} per 1,000 {usd(monthly)} a month" in seen
+            assert f"{format_usd(found.cost_usd_per_1k)} per 1,000 {format_usd(monthly)} a month" in seen
     assert "p (Holm)" in seen
 
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement
+from smallfirst.pricing import format_usd
 from smallfirst.report.charts.axes import (
     Axis,
     Frame,
@@ -22,7 +23,7 @@ from smallfirst.report.charts.axes import (
     value_scale,
     whisker,
 )
-from smallfirst.report.formats import axis_percent, percent, usd, usd_tick
+from smallfirst.report.formats import axis_percent, percent, usd_tick
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint
 
 MAX_GAP = 0.25
@@ -81,7 +82,7 @@ def quality_cost_chart(
         x, y = places[chosen]
         body.append(f'<circle id="moving" class="moving" cx="{x}" cy="{y}" r="8"/>')
     body.append(place_labels(labels, frame, taken=taken))
-    facts = "; ".join(f"{e.candidate}: {e.accuracy} at {usd(e.cost_usd_per_1k)}" for e in evaluations)
+    facts = "; ".join(f"{e.candidate}: {e.accuracy} at {format_usd(e.cost_usd_per_1k)}" for e in evaluations)
     facts += f"; {CEILING_LABEL} {percent(agreement.agreement.value)}" if agreement else ""
     return chart(
         name,

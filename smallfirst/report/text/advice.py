@@ -5,9 +5,10 @@ Each line follows from one figure of the report, and none repeats a table.
 
 from __future__ import annotations
 
+from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import PathCost
-from smallfirst.report.formats import accurate, count, path_name, percent, points, usd
+from smallfirst.report.formats import accurate, count, path_name, percent, points
 from smallfirst.report.text.guarantee import guarantee_state
 
 LEAK_WARNING = 0.005
@@ -30,9 +31,8 @@ def _go_live(data: ReportData, paths: tuple[PathCost, ...]) -> str:
     saved = large.monthly_usd(data.requests_per_month) - path.monthly_usd(data.requests_per_month)
     if saved <= 0:
         return "Keep sending every request to the large model: the smaller path saves nothing at today's prices."
-    return (
-        f"Put “{name}” live. At {count(data.requests_per_month)} requests a month it saves about {usd(saved)} a month."
-    )
+    n_requests = count(data.requests_per_month)
+    return f"Put “{name}” live. At {n_requests} requests a month it saves about {format_usd(saved)} a month."
 
 
 def _nearest(data: ReportData) -> str:

@@ -6,9 +6,10 @@ Each sentence varies one figure of the report until the verdict changes.
 from __future__ import annotations
 
 from smallfirst.evaluation.learning_curve import forecast
+from smallfirst.pricing import format_usd
 from smallfirst.report.data import ReportData
 from smallfirst.report.economics import HOURS_PER_MONTH, PathCost, break_even_requests, max_price_drop
-from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed, usd
+from smallfirst.report.formats import accurate, capitalize_first, count, path_name, percent, signed
 from smallfirst.report.text.guarantee import guarantee_sentence, guarantee_state
 
 
@@ -104,12 +105,13 @@ def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
     drop = max_price_drop(path, large)
     if drop is None:
         return [
-            f"“{path_name(path.candidate)}” costs {usd(path.cost_usd_per_1k)} per 1,000 requests and the large path "
-            f"{usd(large.cost_usd_per_1k)}: it would have to become cheaper to run, or the large one more expensive."
+            f"“{path_name(path.candidate)}” costs {format_usd(path.cost_usd_per_1k)} per 1,000 requests and the large "
+            f"path {format_usd(large.cost_usd_per_1k)}: it would have to become cheaper to run, or the large one more "
+            "expensive."
         ]
     sentences = [
         f"The saving is gone if the large model's price falls by {percent(drop)} "
-        f"(to {usd(large.after_drop(drop))} per 1,000 requests)."
+        f"(to {format_usd(large.after_drop(drop))} per 1,000 requests)."
     ]
     if needed := break_even_requests(path.training_usd, path.cost_usd_per_1k, large.cost_usd_per_1k):
         sentences.append(f"Below {count(needed)} requests in all, training is not paid back.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
+from smallfirst.pricing import format_usd
 from smallfirst.project.candidates import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
 from smallfirst.report.data import ReportData
@@ -20,7 +21,6 @@ from smallfirst.report.formats import (
     path_role,
     percent,
     points,
-    usd,
 )
 
 
@@ -42,7 +42,7 @@ def headline(data: ReportData) -> Headline:
         return Headline(
             "Keep the API.",
             f"No smaller model meets the requirements. The large model does: it is {quality}, "
-            f"at {usd(cost_usd)} per 1,000 requests.",
+            f"at {format_usd(cost_usd)} per 1,000 requests.",
         )
     cost = _cost_against_large(data, evaluation)
     if large is not None and cost_usd >= large.cost_usd_per_1k:
@@ -62,7 +62,7 @@ def _nothing_passes(data: ReportData) -> Headline:
         return Headline(
             "Nothing meets the requirements.", "No measured path is good enough, and the large model was not measured."
         )
-    quality = f"{_quality(data, large)}, at {usd(large.cost_usd_per_1k)} per 1,000 requests"
+    quality = f"{_quality(data, large)}, at {format_usd(large.cost_usd_per_1k)} per 1,000 requests"
     if verdict is not None and not verdict.passed:
         return Headline(
             "Keep the API for now: nothing meets the requirements.",
@@ -92,19 +92,19 @@ def _quality(data: ReportData, evaluation: Evaluation) -> str:
 
 def _cost_against_large(data: ReportData, evaluation: Evaluation) -> str:
     cost, large = evaluation.cost_usd_per_1k, data.evaluation("large")
-    text = f"{usd(cost)} per 1,000 requests"
+    text = f"{format_usd(cost)} per 1,000 requests"
     if large is None:
         return text
     large_cost = large.cost_usd_per_1k
     if cost <= 0 or large_cost <= 0:
-        return f"{text} against {usd(large_cost)} on the large path"
+        return f"{text} against {format_usd(large_cost)} on the large path"
     ratio = large_cost / cost
     if ratio >= 1.05:
         times = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}"
-        return f"{text} instead of {usd(large_cost)}: {times} times cheaper"
+        return f"{text} instead of {format_usd(large_cost)}: {times} times cheaper"
     if cost / large_cost >= 1.05:
-        return f"{text}, more than the large path's {usd(large_cost)}"
-    return f"{text}, about what the large path costs ({usd(large_cost)})"
+        return f"{text}, more than the large path's {format_usd(large_cost)}"
+    return f"{text}, about what the large path costs ({format_usd(large_cost)})"
 
 
 def comparisons(data: ReportData) -> tuple[str, ...]:
