@@ -38,7 +38,7 @@ from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import PluginRequest, PluginResponse, PluginRoute
 
 MAX_BODY_BYTES = 256 * 1024
-DEFAULT_PAGE_SIZE, MOST_LISTED = 20, 100
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 _JOBS = "/v1/fine_tuning/jobs"
 
@@ -78,7 +78,7 @@ class JobsApi:
             for job in jobs
             if wanted.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
         ]
-        return page(fitting, call.query, default=DEFAULT_PAGE_SIZE, most=MOST_LISTED)
+        return page(fitting, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
         """One job as it is now."""
@@ -94,11 +94,11 @@ class JobsApi:
 
     async def events(self, call: PluginRequest) -> PluginResponse:
         """A page of what happened to a job, newest first."""
-        return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, most=MOST_LISTED)
+        return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def checkpoints(self, call: PluginRequest) -> PluginResponse:
         """The weights of a job that can be asked."""
-        return page(checkpoint_objects(await self._find(call)), call.query, default=10, most=MOST_LISTED)
+        return page(checkpoint_objects(await self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
 
     async def _find(self, call: PluginRequest) -> JobFolder:
         """The caller's job, brought back if its process died. Another key's job is as unknown as none."""

@@ -160,7 +160,7 @@ class FineTunedModel:
         self.name, self._reference, self._loaded = name, reference, loaded
 
     async def complete(self, request: Request) -> Completion:
-        """Return the answer. Raise ApiError 400 for a conversation it cannot read, Unavailable if it cannot be loaded."""
+        """Return the answer. Raise ApiError 400 for an unreadable conversation, Unavailable if loading fails."""
         async with self._ready() as model:
             return await model.complete(request)
 
