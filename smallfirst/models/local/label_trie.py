@@ -247,7 +247,7 @@ _Cache = Any  # transformers' DynamicCache carries no types
 
 
 def vocabulary_logsumexp(states: torch.Tensor, head: Any) -> torch.Tensor:
-    """Return the log of the summed exponentials of all logits (rows,), from fp32 states (rows, hidden) and the output matrix."""
+    """Return the logsumexp of all logits (rows,), from fp32 states (rows, hidden) and the output matrix."""
     whole = torch.full(states.shape[:1], -torch.inf, dtype=torch.float32, device=states.device)
     for part in head.split(VOCABULARY_CHUNK):
         whole = torch.logaddexp(whole, torch.logsumexp(states @ part.float().T, dim=-1))

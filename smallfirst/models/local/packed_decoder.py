@@ -1,42 +1,75 @@
-"""A Llama-like decoder (Llama, Qwen2, Qwen3) read without padding, for answers that are read, not written.
+"""A Llama-like decoder (Llama, Qwen2, Qwen3) that reads prompts without padding, for answers read from their states.
 
-All rows of a batch stand one behind the other, so that the large products see no padding; only attention, a few
-percent of the work, pads to the longest row, and causal attention needs no mask for what comes after a row. Queries,
-keys and values are one product, gate and up another. In the last layer only what is asked for goes on. Rotary pairs
-are made neighbours by reordering the rows of the query and key weights (the same for both, so their products stay),
-then turning is one complex multiplication.
+All rows of a batch are concatenated, so the large products see no padding; only attention, a few percent of the work,
+pads to the longest row, and causal attention needs no mask for what comes after a row. Queries, keys and values are one
+product, gate and up another. The last layer computes only the states asked for. The rows of the query and key weights
+are reordered (both alike, so their products stay) to make rotary pairs adjacent; rotation is then one complex
+multiplication.
 
-What every prompt begins with is read once, by transformers' own forward, and its keys and values are reused. It is the
-operator's text: nothing of a client's text is ever kept, so there is nothing that one tenant could time to learn
-about another, and no key by tenant is needed.
+The common prefix of all prompts is read once, by transformers' own forward, and its keys and values are reused. It is
+the operator's text. No client's text is ever cached, so no tenant can learn about another's from response times.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from smallfirst.models.local.int8_matmul import PrepackedLinear
-from smallfirst.models.local.packed_layers import LinearFactory, PackedLayer, pack_layer, rms_norm, rotary_pair_order
-from smallfirst.models.local.smoothquant import InputRanges
+from smallfirst.models.local.int8_matmul import LinearOp, PrepackedLinear
+from smallfirst.models.local.smoothquant import InputRanges, damping_scales, smoothing_scales
 
 FAMILIES = ("llama", "qwen2", "qwen3")
-"""transformers' model types whose layers are those computed here."""
+"""Model types of transformers whose layers are implemented here."""
 SHORT_TOKENS = 512
-"""Rows up to this long are attended to with scores written out; longer ones by PyTorch's kernel, which keeps none."""
+"""Rows up to this long compute attention scores explicitly; longer ones use PyTorch's kernel, which stores none."""
 FIXED_ROTARY = ("default", "linear", "llama3")
-"""Kinds of rotary positions whose angles do not depend on how long a text is."""
+"""Kinds of rotary positions whose angles do not depend on the length of a text."""
 
 FP32 = torch.float32
-"""Said each time: while transformers loads a model in another thread, the whole process has that model's default."""
+"""Always given: while transformers loads a model in another thread, the process-wide default is that model's dtype."""
+
+Affine = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight (outputs, inputs) and bias (outputs,)."""
+LinearFactory = Callable[[torch.Tensor, "torch.Tensor | None"], LinearOp]
+
+
+class RMSNorm(NamedTuple):
+    """Root mean square normalisation."""
+
+    weight: torch.Tensor
+    """One per channel, fp32."""
+    eps: float
+
+    def factor(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the factor of each row besides the weights (n, 1)."""
+        length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        factor: torch.Tensor = length.square_().div_(rows.shape[-1]).add_(self.eps).rsqrt_()
+        return factor
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the normalised rows in new memory."""
+        return (rows * self.factor(rows)).mul_(self.weight)
+
+
+class PackedLayer(NamedTuple):
+    """One layer's weights."""
+
+    before: RMSNorm
+    qkv: LinearOp
+    head_norms: tuple[RMSNorm, RMSNorm] | None
+    """Of each query and each key (Qwen3)."""
+    out: LinearOp
+    between: RMSNorm
+    gate_up: LinearOp
+    down: LinearOp
 
 
 class SharedPrefix(NamedTuple):
-    """What every prompt begins with, and its keys and values."""
+    """The common prefix of all prompts, with its keys and values."""
 
     ids: tuple[int, ...]
     keys: list[torch.Tensor]
@@ -44,21 +77,21 @@ class SharedPrefix(NamedTuple):
     values: list[torch.Tensor]
 
 
-class PackedBatch(NamedTuple):
-    """Where each token of a batch stands."""
+class Layout(NamedTuple):
+    """The layout of a batch."""
 
     ids: torch.Tensor
-    """All rows' tokens, one row behind the other (tokens,)."""
-    turns: torch.Tensor
+    """All rows' tokens, concatenated (tokens,)."""
+    rotations: torch.Tensor
     """Cosine and sine of each token's position, as complex numbers (tokens, 1, head_dim / 2)."""
     spread: torch.Tensor | None
-    """From padded places to tokens (rows × width,); None if no row is shorter than another."""
+    """Token of each padded place (rows × width,); None if all rows are equally long."""
     gather: torch.Tensor | None
-    """From tokens to padded places (tokens,); None likewise."""
+    """Padded place of each token (tokens,); None likewise."""
     last: torch.Tensor
     """The last token of each row (rows,)."""
-    hidden: torch.Tensor
-    """Added to the scores: -inf where a key is after the query (shared + width, width)."""
+    mask: torch.Tensor
+    """Added to the scores: -inf where a key comes after the query (shared + width, width)."""
     rows: int
     width: int
 
@@ -69,10 +102,10 @@ class PackedDecoder:
     def __init__(
         self, model: Any, make: LinearFactory = PrepackedLinear, *, ranges: Sequence[InputRanges] | None = None
     ) -> None:
-        """From a loaded model of a supported family; `make` turns weights into a product.
+        """Pack the layers of a loaded model; `make` rotations weights into a linear op.
 
-        With `ranges`, one a layer, weights are smoothed by them before that (`models.smoothing`).
-        The model's own weights stay as they are. Raises ValueError where `unsupported_reason` says something.
+        With `ranges`, one a layer, the weights are smoothed first (`smoothquant`). The model's own weights stay as they
+        are. Raise ValueError with the `unsupported_reason` if there is one.
         """
         why = unsupported_reason(model)
         if why:
@@ -86,15 +119,15 @@ class PackedDecoder:
         given: Sequence[InputRanges | None] = ranges or [None] * len(body.layers)
         self._layers = [pack_layer(layer, make, seen) for layer, seen in zip(body.layers, given, strict=True)]
         self._norm = rms_norm(body.norm)
-        self._nothing = SharedPrefix(
+        self._no_prefix = SharedPrefix(
             (), *([torch.empty(self.kv_heads, 0, self.head_dim, dtype=FP32)] * len(self._layers),) * 2
         )
-        self._shared = self._nothing
+        self._shared = self._no_prefix
 
     def share_prefix(self, ids: Sequence[int]) -> None:
-        """Nothing back; from now on prompts that begin with these tokens, and go on, reuse what is read here."""
+        """Read these tokens once; longer prompts that begin with them reuse their keys and values."""
         if not ids:
-            self._shared = self._nothing
+            self._shared = self._no_prefix
             return
         with torch.inference_mode():
             read = self._model.model(input_ids=torch.tensor([list(ids)]), use_cache=True).past_key_values
@@ -104,7 +137,7 @@ class PackedDecoder:
 
     @torch.inference_mode()
     def last_states(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """State after the last token of each prompt (prompts, hidden), fp32. No prompt is empty."""
+        """Return the state after the last token of each prompt (prompts, hidden), fp32. No prompt may be empty."""
         n_shared = len(self._shared.ids)
         groups: dict[bool, list[int]] = {}
         for at, ids in enumerate(prompts):
@@ -112,18 +145,18 @@ class PackedDecoder:
             groups.setdefault(begins, []).append(at)
         states = torch.empty(len(prompts), self._embedding.shape[1], dtype=FP32)
         for begins, chosen in groups.items():
-            shared = self._shared if begins else self._nothing
-            plan = self._plan([prompts[at][len(shared.ids) :] for at in chosen], len(shared.ids))
-            states[torch.tensor(chosen)] = self._read(plan, shared, plan.last)
+            shared = self._shared if begins else self._no_prefix
+            layout = self._layout([prompts[at][len(shared.ids) :] for at in chosen], len(shared.ids))
+            states[torch.tensor(chosen)] = self._read(layout, shared, layout.last)
         return states
 
     @torch.inference_mode()
     def all_states(self, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """States after every token of each prompt, each (its tokens, hidden), fp32."""
-        plan = self._plan(prompts, 0)
-        return list(torch.split(self._read(plan, self._nothing, None), [len(ids) for ids in prompts]))
+        """Return the states after every token of each prompt, each (tokens, hidden), fp32."""
+        layout = self._layout(prompts, 0)
+        return list(torch.split(self._read(layout, self._no_prefix, None), [len(ids) for ids in prompts]))
 
-    def _plan(self, prompts: Sequence[Sequence[int]], n_shared: int) -> PackedBatch:
+    def _layout(self, prompts: Sequence[Sequence[int]], n_shared: int) -> Layout:
         lengths = [len(ids) for ids in prompts]
         width, counts = max(lengths), torch.tensor(lengths)
         ends = counts.cumsum(0)
@@ -131,59 +164,61 @@ class PackedDecoder:
         places = ((ends - counts)[:, None] + torch.arange(width)).masked_fill_(~own, 0)
         ragged = min(lengths) < width
         angles = (n_shared + torch.arange(width))[:, None] * self._frequencies  # (width, head_dim / 2)
-        turns = torch.polar(torch.full_like(angles, self._gain), angles)[:, None]
+        rotations = torch.polar(torch.full_like(angles, self._gain), angles)[:, None]
         after = torch.full((n_shared + width, width), -torch.inf, dtype=FP32).tril_(-1 - n_shared)
-        return PackedBatch(
+        return Layout(
             ids=torch.tensor(list(itertools.chain.from_iterable(prompts))),
-            turns=turns[torch.cat([torch.arange(n) for n in lengths])],
+            rotations=rotations[torch.cat([torch.arange(n) for n in lengths])],
             spread=places.view(-1) if ragged else None,
             gather=own.view(-1).nonzero().view(-1) if ragged else None,
             last=ends - 1,
-            hidden=after,
+            mask=after,
             rows=len(lengths),
             width=width,
         )
 
-    def _read(self, plan: PackedBatch, shared: SharedPrefix, wanted: torch.Tensor | None) -> torch.Tensor:
-        """States of the wanted tokens, or of all (tokens, hidden)."""
-        states = self._embedding[plan.ids].float()  # (tokens, hidden)
+    def _read(self, layout: Layout, shared: SharedPrefix, wanted: torch.Tensor | None) -> torch.Tensor:
+        """Return the states of the wanted tokens, or of all (tokens, hidden)."""
+        states = self._embedding[layout.ids].float()  # (tokens, hidden)
         for at, layer in enumerate(self._layers):
             products, factor = layer.qkv(states * layer.before.weight, layer.before.factor(states))
-            mixed = self._attend(_times(products.float(), factor), plan, layer, shared.keys[at], shared.values[at])
+            mixed = self._attend(_scale(products.float(), factor), layout, layer, shared.keys[at], shared.values[at])
             if wanted is not None and at == len(self._layers) - 1:
                 states, mixed = states[wanted], mixed[wanted]
             _add(states, *layer.out(mixed, None))
             products, factor = layer.gate_up(states * layer.between.weight, layer.between.factor(states))
             gate, up = products.chunk(2, dim=1)
             # The factor of `up` stays outside: it goes through the last product unchanged.
-            active = F.silu(_times(gate, factor), inplace=True).mul_(up)
+            active = F.silu(_scale(gate, factor), inplace=True).mul_(up)
             _add(states, *layer.down(active, factor))
         return self._norm(states)
 
     def _attend(
-        self, qkv: torch.Tensor, plan: PackedBatch, layer: PackedLayer, keys: torch.Tensor, values: torch.Tensor
+        self, qkv: torch.Tensor, layout: Layout, layer: PackedLayer, keys: torch.Tensor, values: torch.Tensor
     ) -> torch.Tensor:
-        """Attention output (tokens, heads × head_dim) from queries, keys and values (tokens, …); qkv is overwritten."""
+        """Return the attention output (tokens, heads × head_dim); qkv (tokens, …) is overwritten."""
         qkv = qkv.view(len(qkv), -1, self.head_dim)  # (tokens, heads + 2 kv_heads, head_dim)
-        turning = qkv[:, : self.heads + self.kv_heads]
-        if layer.of_heads:
+        rotated = qkv[:, : self.heads + self.kv_heads]
+        if layer.head_norms:
             for part, norm in zip(
-                torch.split(turning, [self.heads, self.kv_heads], dim=1), layer.of_heads, strict=True
+                torch.split(rotated, [self.heads, self.kv_heads], dim=1), layer.head_norms, strict=True
             ):
                 part.mul_(norm.factor(part)).mul_(norm.weight)
-        torch.view_as_complex(turning.view(*turning.shape[:-1], -1, 2)).mul_(plan.turns)
-        if plan.spread is not None:
-            qkv = qkv.index_select(0, plan.spread)
-        qkv = qkv.view(plan.rows, plan.width, -1, self.head_dim).transpose(1, 2)  # (rows, heads, width, head_dim)
+        torch.view_as_complex(rotated.view(*rotated.shape[:-1], -1, 2)).mul_(layout.rotations)
+        if layout.spread is not None:
+            qkv = qkv.index_select(0, layout.spread)
+        qkv = qkv.view(layout.rows, layout.width, -1, self.head_dim).transpose(1, 2)  # (rows, heads, width, head_dim)
         query, key, value = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], dim=1)
-        mix = _mixed if plan.width <= SHORT_TOKENS else _mixed_long
-        mixed = mix(query, _behind(keys, key), _behind(values, value), plan.hidden)  # (rows, width, heads × head_dim)
+        mix = _attention if layout.width <= SHORT_TOKENS else _attention_long
+        mixed = mix(
+            query, _concat_keys(keys, key), _concat_keys(values, value), layout.mask
+        )  # (rows, width, heads × head_dim)
         mixed = mixed.flatten(0, 1)
-        return mixed if plan.gather is None else mixed.index_select(0, plan.gather)
+        return mixed if layout.gather is None else mixed.index_select(0, layout.gather)
 
 
 def unsupported_reason(model: Any) -> str:
-    """Why a model cannot be read here; empty if it can."""
+    """Return why a model cannot be packed; empty if it can."""
     config = model.config
     if config.model_type not in FAMILIES:
         return f"model type {config.model_type} is none of {', '.join(FAMILIES)}"
@@ -193,16 +228,16 @@ def unsupported_reason(model: Any) -> str:
     if rotary.rope_type not in FIXED_ROTARY:
         return f"rotary positions of type {rotary.rope_type} depend on the text's length"
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
-        return "some layers see only the nearest tokens"
+        return "some layers use sliding-window attention"
     if 2 * len(rotary.inv_freq) != body.layers[0].self_attn.head_dim:
-        return "only a part of each head is turned"
+        return "only a part of each head is rotated"
     kinds = {(weight.dtype, weight.device.type) for weight in model.parameters()}
     if len(kinds) > 1 or not kinds <= {(torch.bfloat16, "cpu"), (torch.float32, "cpu")}:
         return "weights are not all fp32, or all bf16, in the processor's memory"
     return ""
 
 
-def _times(rows: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+def _scale(rows: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
     return rows if factor is None else rows.mul_(factor)
 
 
@@ -213,31 +248,100 @@ def _add(states: torch.Tensor, products: torch.Tensor, factor: torch.Tensor | No
         states.addcmul_(products, factor)
 
 
-def _behind(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Shared keys (kv_heads, shared, head_dim) and each row's own (rows, kv_heads, shared + width, head_dim)."""
+def _concat_keys(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return shared keys and each row's own behind them (rows, kv_heads, shared + width, head_dim)."""
     if not shared.shape[1]:
         return own
     return torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
 
 
-def _mixed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Attention (rows, width, heads × head_dim) with keys outermost in the scores, where a softmax is fastest.
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return attention (rows, width, heads × head_dim); keys are outermost in the scores, where softmax is fastest.
 
-    query (rows, heads, width, head_dim); key, value (rows, kv_heads, keys, head_dim); hidden (keys, width).
+    query (rows, heads, width, head_dim); key, value (rows, kv_heads, keys, head_dim); mask (keys, width).
     """
     rows, heads, width, head_dim = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
     folded = query.view(rows, kv_heads, groups, width, head_dim).transpose(2, 3)
     folded = folded.reshape(rows * kv_heads, width * groups, head_dim)
-    hidden = hidden.repeat_interleave(groups, dim=1)
-    scores = torch.baddbmm(hidden, key.flatten(0, 1), folded.transpose(1, 2), alpha=head_dim**-0.5)
+    mask = mask.repeat_interleave(groups, dim=1)
+    scores = torch.baddbmm(mask, key.flatten(0, 1), folded.transpose(1, 2), alpha=head_dim**-0.5)
     mixed = torch.bmm(scores.softmax(dim=1).transpose(1, 2), value.flatten(0, 1))
     return mixed.view(rows, kv_heads, width, groups * head_dim).transpose(1, 2).reshape(rows, width, -1)
 
 
-def _mixed_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """The same by PyTorch's own kernel."""
+def _attention_long(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     grouped = query.shape[1] > key.shape[1]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=hidden.T, enable_gqa=grouped)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.T, enable_gqa=grouped)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def pack_layer(layer: Any, make: LinearFactory, seen: InputRanges | None) -> PackedLayer:
+    """Pack one layer of a loaded model, smoothed by the ranges `seen` at its inputs, if there are any."""
+    attention, mlp = layer.self_attn, layer.mlp
+    order = rotary_pair_order(attention.head_dim)
+    turned = [_reorder(part, order) for part in (attention.q_proj, attention.k_proj)]
+    head_norms = None
+    if hasattr(attention, "q_norm"):
+        head_norms = (rms_norm(attention.q_norm, order), rms_norm(attention.k_norm, order))
+    before, qkv = rms_norm(layer.input_layernorm), _join(*turned, _weights(attention.v_proj))
+    up, down = _weights(mlp.up_proj), _weights(mlp.down_proj)
+    if seen:
+        before, qkv = _smooth(before, qkv, seen.qkv)
+        up, down = _damp(up, down, damping_scales(seen.down))
+    between, gate_up = rms_norm(layer.post_attention_layernorm), _join(_weights(mlp.gate_proj), up)
+    if seen:
+        between, gate_up = _smooth(between, gate_up, seen.gate_up)
+    return PackedLayer(
+        before=before,
+        qkv=make(*qkv),
+        head_norms=head_norms,
+        out=make(*_weights(attention.o_proj)),
+        between=between,
+        gate_up=make(*gate_up),
+        down=make(*down),
+    )
+
+
+def rotary_pair_order(head_dim: int) -> torch.Tensor:
+    """Return the order that makes the two halves of each rotary pair adjacent."""
+    return torch.arange(head_dim).view(2, -1).T.reshape(-1)
+
+
+def _weights(linear: Any) -> Affine:
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+
+
+def _reorder(linear: Any, order: torch.Tensor) -> Affine:
+    """Return weights and bias with the outputs of each head in this order."""
+    weight, bias = _weights(linear)
+    weight = weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
+    return weight, None if bias is None else bias.view(-1, len(order))[:, order].flatten()
+
+
+def _join(*parts: Affine) -> Affine:
+    """Return several matrices of the same inputs as one; a missing bias among given ones is zero."""
+    biases = [torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias for weight, bias in parts]
+    given = any(bias is not None for _, bias in parts)
+    return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if given else None
+
+
+def rms_norm(module: Any, order: torch.Tensor | None = None) -> RMSNorm:
+    """Return a normalisation of a loaded model, its channels in this order."""
+    weight = module.weight.detach().float()
+    return RMSNorm(weight if order is None else weight[order], float(module.variance_epsilon))
+
+
+def _smooth(norm: RMSNorm, matrix: Affine, largest: torch.Tensor) -> tuple[RMSNorm, Affine]:
+    """Scale the normalised rows down and the weights up, or the reverse; the product stays the same."""
+    weight, bias = matrix
+    by = smoothing_scales(weight, largest)
+    return RMSNorm(norm.weight / by, norm.eps), (weight.float() * by, bias)
+
+
+def _damp(up: Affine, down: Affine, by: torch.Tensor) -> tuple[Affine, Affine]:
+    """Divide what is between two products by `by`; the second product stays the same."""
+    weight, bias = up
+    after, of_after = down
+    return (weight.float() / by[:, None], None if bias is None else bias.float() / by), (after.float() * by, of_after)

@@ -141,7 +141,7 @@ def test_nothing_of_a_text_is_kept() -> None:
         (config("llama", hidden_act="gelu"), "activation gelu is not silu"),
         (
             config("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1),
-            "some layers see only the nearest tokens",
+            "some layers use sliding-window attention",
         ),
         (
             config("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
