@@ -1,15 +1,14 @@
-"""The probe: general questions that a model is asked beside its task, to see what else it can do.
+"""General questions that a model is asked beside its task, to see what a fine-tune loses.
 
-Each has right and wrong answers, and the model is right if it finds a right one the likeliest: so the smallest models
-can be measured, nothing is written, and before and after a fine-tune the same thing is asked. Our own 72 questions
+Each has right and wrong answers, and the model is right if it finds a right one the likeliest. So the smallest models
+can be measured, nothing is generated, and the same is asked before and after a fine-tune. The 72 built-in questions
 (arithmetic, knowledge, copying, ordering, yes or no, format) were chosen with SmolLM2-135M, most of them because it
-answers them: they show what a fine-tune loses, not how good that base is. They see a large loss, not a small one, and
-take 12 s on one core for a model of that size.
+answers them: they show a loss, a large rather than a small one, and not how good that base is. They take 12 s on one
+core for a model of that size.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from importlib import resources
@@ -19,14 +18,16 @@ from typing import Annotated, Any
 import pydantic
 
 from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.files import sha256
 from smallfirst.records import Record, fingerprint, parse_record
 from smallfirst.stats.intervals import Estimate, wilson
 
 BUILT_IN_NAME = "smallfirst's own questions"
 MAX_WRONG_ANSWERS = 3
-"""Wrong answers that a question without its own is given."""
+"""Wrong answers borrowed from other questions for one without its own."""
 FINGERPRINTED_FILES = ("*.safetensors", "config.json", "tokenizer*", "chat_template*")
-"""What in a model's folder decides how it answers."""
+"""Files in a model's folder that decide its answers."""
+EXAMPLE = '{"prompt": "…", "answer": "…", "wrong": ["…", "…", "…"]}'
 
 Text = Annotated[str, pydantic.Field(min_length=1)]
 
@@ -35,22 +36,22 @@ class Question(Record):
     """One general question with the answers to choose from."""
 
     prompt: Text
-    """What a user would ask."""
+    """The question."""
     answer: Annotated[tuple[Text, ...], pydantic.Field(min_length=1)]
     """The right answer, or all that count as right."""
     wrong: tuple[Text, ...] = ()
     """Wrong answers; left out in a file, up to three right answers of other questions."""
     kind: str = ""
-    """What is asked for, such as `arithmetic`; figures are also given by kind."""
+    """Kind of question, such as `arithmetic`; results are also given by kind."""
 
     @property
-    def guess(self) -> float:
-        """How often guessing is right, in [0, 1]."""
+    def chance(self) -> float:
+        """Accuracy of guessing, in [0, 1]."""
         return len(self.answer) / (len(self.answer) + len(self.wrong))
 
     @pydantic.field_validator("answer", mode="before")
     @classmethod
-    def _one_answer_may_stand_alone(cls, value: Any) -> Any:
+    def _one_answer_may_be_given_alone(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
@@ -64,13 +65,13 @@ class Probe(Record):
     """Questions, all with wrong answers."""
 
     name: str
-    """Where they are from, for the reader."""
+    """Source of the questions, for the reader."""
     questions: tuple[Question, ...]
     """At least one."""
 
 
 class ProbeResult(Record):
-    """Which questions of a probe a model answered right."""
+    """A model's results on a probe."""
 
     model: str
     """Name of the model."""
@@ -79,7 +80,7 @@ class ProbeResult(Record):
     probe_fingerprint: str
     """Changes with the questions."""
     right: tuple[bool, ...]
-    """For each question, in order."""
+    """Whether each question was answered right, in order."""
 
     @property
     def accuracy(self) -> Estimate:
@@ -88,75 +89,70 @@ class ProbeResult(Record):
 
 
 def read_probe(path: Path | None = None) -> Probe:
-    """The questions of a file of JSON lines, or our own.
+    """Read questions from a file of JSON lines; without a path return the built-in ones.
 
     A line is {"prompt": "…", "answer": "…" or ["…", "…"], "wrong": ["…"], "kind": "…"}; the last two may be left out.
     Raises DataError naming every bad line.
     """
     if path is None:
         text = resources.files("smallfirst.evaluation").joinpath("ability_probe.jsonl").read_text(encoding="utf-8")
-        return _parsed(text, BUILT_IN_NAME, BUILT_IN_NAME)
+        return _parse(text, BUILT_IN_NAME, BUILT_IN_NAME)
     try:
-        return _parsed(path.read_text(encoding="utf-8-sig"), str(path), path.name)
+        return _parse(path.read_text(encoding="utf-8-sig"), str(path), path.name)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", hint="mend gate.retention_prompts in task.yaml") from None
+        raise DataError(f"{path}: {error.strerror}", hint="correct gate.retention_prompts in task.yaml") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not readable as UTF-8: {error}") from None
 
 
 def run_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
-    """What the causal model in `folder` makes of the questions, asked through its chat template if it has one.
+    """Ask the causal model in `folder` all questions, through its chat template if it has one.
 
-    Of equally likely answers none is the likeliest, so a model that cannot tell right from wrong is not right.
+    A question is right if a right answer is likelier than every wrong one, so equally likely answers are not right.
     """
     from smallfirst.models.local.multiple_choice import encode_question, mean_log_probabilities
     from smallfirst.models.local.weights import load_causal
 
     model, tokenizer = load_causal(folder)
     choices = [encode_question(tokenizer, q.prompt, (*q.answer, *q.wrong)) for q in probe.questions]
-    found = mean_log_probabilities(model, choices)
+    likelihoods = mean_log_probabilities(model, choices)
     return ProbeResult(
         model=name,
         model_fingerprint=model_fingerprint(folder),
         probe_fingerprint=probe.fingerprint(),
         right=tuple(
             max(values[: len(q.answer)]) > max(values[len(q.answer) :])
-            for q, values in zip(probe.questions, found, strict=True)
+            for q, values in zip(probe.questions, likelihoods, strict=True)
         ),
     )
 
 
 def model_fingerprint(folder: Path) -> str:
-    """16 hex digits that change with the weights, the tokenizer and the chat template, read from the files alone."""
+    """Return 16 hex digits that change with the weights, the tokenizer and the chat template, from the files alone."""
     paths = sorted({path for pattern in FINGERPRINTED_FILES for path in folder.glob(pattern)})
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return fingerprint(digests)
+    return fingerprint([[path.name, sha256(path)] for path in paths])
 
 
-def _parsed(text: str, path: str, name: str) -> Probe:
-    asked: list[tuple[int, Question]] = []
+def _parse(text: str, path: str, name: str) -> Probe:
+    parsed: list[tuple[int, Question]] = []
     problems = []
     for line, found in _lines(text):
         if isinstance(found, Question):
-            asked.append((line, found))
+            parsed.append((line, found))
         else:
             problems.append(Problem(path, line, found))
-    whole = [(line, _with_wrong(question, [q for _, q in asked])) for line, question in asked]
+    complete = [(line, _with_wrong_answers(question, [q for _, q in parsed])) for line, question in parsed]
     if not problems:
         rule = "no wrong answer here, and no other question has another answer to borrow"
-        problems = [Problem(path, line, rule) for line, question in whole if not question.wrong]
-    if problems or not whole:
-        said = f"{len(problems)} questions that cannot be asked:" if problems else "no questions"
-        example = '{"prompt": "…", "answer": "…", "wrong": ["…", "…", "…"]}'
-        raise DataError(f"{path}: {said}", problems, hint=f"write one a line: {example}")
-    return Probe(name=name, questions=tuple(question for _, question in whole))
+        problems = [Problem(path, line, rule) for line, question in complete if not question.wrong]
+    if problems or not complete:
+        summary = f"{len(problems)} questions cannot be used:" if problems else "no questions"
+        raise DataError(f"{path}: {summary}", problems, hint=f"write one question per line: {EXAMPLE}")
+    return Probe(name=name, questions=tuple(question for _, question in complete))
 
 
 def _lines(text: str) -> Iterator[tuple[int, Question | str]]:
-    """Line number, and the question there or the rule it breaks."""
+    """Yield each line number with the question there or the rule it breaks."""
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
@@ -171,8 +167,8 @@ def _lines(text: str) -> Iterator[tuple[int, Question | str]]:
             yield line, f"not readable as JSON: {error}"
 
 
-def _with_wrong(question: Question, questions: list[Question]) -> Question:
-    """The question, with right answers of others as wrong ones if it has none: the same ones every time."""
+def _with_wrong_answers(question: Question, questions: list[Question]) -> Question:
+    """Add right answers of other questions as wrong ones if it has none: the same ones every time."""
     if question.wrong:
         return question
     others = dict.fromkeys(q.answer[0] for q in questions if q.answer[0] not in question.answer)

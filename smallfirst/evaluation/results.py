@@ -1,4 +1,4 @@
-"""The Evaluation record: one model, one set of rows, every row's outcome, and the figures drawn from them."""
+"""Results of an evaluation: every row's outcome, the metrics over all rows, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from smallfirst.tasks.task import PartCounts, ScoredAnswer
 
 
 class EvaluatedRow(Record):
-    """What a model made of one row."""
+    """Outcome of one row."""
 
     key: str
-    """The row's content key, so that two evaluations can be paired."""
+    """Content key of the row, by which two evaluations are paired."""
     text: str
-    """What was asked."""
+    """Text of the request."""
     gold: str
     """The right answer."""
     also: tuple[str, ...] = ()
-    """Other answers that are as right."""
+    """Other right answers."""
     answer: str | None
     """The parsed answer; None if the model gave none."""
     score: float = 0.0
-    """How right it is, in [0, 1]."""
+    """Score of the answer, in [0, 1]."""
     correct: bool
     """True if the score reaches the task's `pass_score`. No answer is wrong."""
     confidence: float | None
-    """In [0, 1], as the model sees it."""
+    """The model's confidence, in [0, 1]; None if it gives none."""
     stage: str
-    """Which stage of a Router answered (`small`, `large`), or the candidate itself."""
+    """Stage of the Router that answered (`small`, `large`), or the candidate itself."""
     certified: bool
     """True if a Router's certificate covers the answer."""
     latency_ms: float
-    """As reported by the model for this row; under load it includes waiting."""
+    """Latency reported by the model; under load it includes waiting."""
     cost_usd: float
     """Cost of this answer in USD."""
     field_confidence: dict[str, float] = {}
@@ -41,7 +41,7 @@ class EvaluatedRow(Record):
 
     @property
     def answered(self) -> ScoredAnswer:
-        """The row as tasks draw figures from it."""
+        """The outcome in the form that tasks compute metrics from."""
         return ScoredAnswer((self.gold, *self.also), self.answer, self.score, self.text)
 
 
@@ -49,13 +49,13 @@ class Evaluation(Record):
     """One candidate measured on one split."""
 
     candidate: str
-    """Short name of the path: `words`, `encoder`, `tuned`, `base`, `small`, `large`, `routed`."""
+    """Short name of the candidate: `words`, `encoder`, `tuned`, `base`, `small`, `large`, `routed`."""
     model: str
     """The model's own name."""
     task: str
     """Task name."""
     split: str
-    """`validation` or `test`."""
+    """`calibration` or `test`."""
     dataset_fingerprint: str
     """Content fingerprint of the rows."""
     rows: tuple[EvaluatedRow, ...]
@@ -63,7 +63,7 @@ class Evaluation(Record):
     accuracy: Estimate
     """Share of right answers, Wilson interval at 95 %."""
     measures: dict[str, Estimate] = {}
-    """The task's own figures by name (`macro_f1`, `field_f1`, `token_f1`), most telling first."""
+    """The task's own metrics by name (`macro_f1`, `field_f1`, `token_f1`), most important first."""
     parts: tuple[PartCounts, ...] = ()
     """Counts by label or by field."""
     cost_usd_per_1k: float
@@ -71,13 +71,13 @@ class Evaluation(Record):
     p50_ms: float
     """Median latency of one request at a time."""
     p95_ms: float
-    """95th percentile of the same."""
+    """95th percentile latency of one request at a time."""
     requests_per_s: float | None
     """Rows per second with all rows in flight at once; None for recorded answers."""
     probes_ms: tuple[float, ...] = ()
-    """Latency in ms of each request that was asked one at a time; empty where none was."""
+    """Latency in ms of each request that was asked one at a time; empty if none was."""
     note: str = ""
-    """What a reader must know: recorded when and by what, sampled how."""
+    """Note for the reader, such as when and by what it was recorded."""
 
     @cached_property
     def by_key(self) -> dict[str, EvaluatedRow]:
@@ -86,21 +86,21 @@ class Evaluation(Record):
 
     @property
     def in_words(self) -> str:
-        """Accuracy and the most telling other figure, for one line."""
+        """Accuracy and the most important other metric in one line."""
         first = next(iter(self.measures.items()), None)
         more = f", {first[0]} {first[1]}" if first else ""
         return f"accuracy {self.accuracy} n={self.accuracy.n}{more}"
 
     def share(self, stage: str) -> float:
-        """Share of rows answered by `stage`, in [0, 1]."""
+        """Return the share of rows answered by `stage`, in [0, 1]."""
         return sum(row.stage == stage for row in self.rows) / max(1, len(self.rows))
 
 
 class Comparison(Record):
-    """Two evaluations on the same rows."""
+    """Two candidates compared on the same rows."""
 
     first: str
-    """Candidate whose accuracy is the minuend."""
+    """Candidate whose accuracy the other is subtracted from."""
     second: str
     """Candidate whose accuracy is subtracted."""
     difference: Estimate
@@ -110,4 +110,4 @@ class Comparison(Record):
     only_second: int
     """Rows that only the second gets right."""
     p_value: float
-    """Exact two-sided McNemar."""
+    """Exact two-sided McNemar test."""

@@ -87,7 +87,7 @@ def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult)
     """
     if {before.probe_fingerprint, after.probe_fingerprint} != {probe.fingerprint()}:
         raise ConfigError("retention needs the same prompts before and after", hint="smallfirst evaluate task.yaml")
-    guesses = [question.guess for question in probe.questions]
+    guesses = [question.chance for question in probe.questions]
     old, new = _corrected(before, guesses), _corrected(after, guesses)
     kept = retention_from_scores(old, new).kept if before.accuracy.low > float(np.mean(guesses)) else None
     return Retention(

@@ -55,7 +55,7 @@ def test_a_file_of_questions_is_read(tmp_path: Path) -> None:
     # Without wrong answers of its own: right answers of the others, never its own.
     assert {*grass.wrong} == {"blue", "white"}
     assert {*snow.wrong} == {"blue", "green"}
-    assert (sky.guess, grass.guess) == (1 / 3, 1 / 2)
+    assert (sky.chance, grass.chance) == (1 / 3, 1 / 2)
     assert read_probe(path) == probe
 
 
