@@ -15,13 +15,13 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.tasks.classify import Classify
 
 pytest_plugins = [
+    "fixtures.server",  # first, since others import it
     "fixtures.deployment",
     "fixtures.finetuning_api",
     "fixtures.gate",
     "fixtures.jobs",
     "fixtures.models",
     "fixtures.report",
-    "fixtures.server",
     "fixtures.training",
 ]
 

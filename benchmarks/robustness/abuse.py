@@ -168,7 +168,7 @@ def main(folder: Path, only: str | None) -> int:
 
 
 def _make_keys(path: Path) -> dict[str, str]:
-    from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
+    from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
 
     keyring = KeyStore(path)
     terms = {
@@ -189,7 +189,7 @@ def _serve(folder: Path) -> None:
 
     from benchmarks.robustness.abuse_models import Flood, tiny
     from smallfirst.serving.app import serve
-    from smallfirst.serving.auth.key_store import KeyStore
+    from smallfirst.serving.auth.keys import KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
 
@@ -199,7 +199,7 @@ def _serve(folder: Path) -> None:
         models,
         ledger=Ledger(folder / "ledger.db"),
         settings=ServeSettings(port=0),
-        keyring=KeyStore(folder / "keys.json"),
+        key_store=KeyStore(folder / "keys.json"),
     )
 
 

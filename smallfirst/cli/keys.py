@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from smallfirst.serving.auth.key_store import ApiKey, KeyPolicy, KeyStore
+    from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
 
 FILE = click.option("--file", type=click.Path(path_type=Path), help="Another keyring than that of the state folder.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print records as JSON.")
@@ -73,14 +73,14 @@ def revoke(name_or_id: str, file: Path | None) -> None:
 
 def _keyring(file: Path | None) -> KeyStore:
     from smallfirst.paths import home
-    from smallfirst.serving.auth.key_store import FILE_NAME, KeyStore
+    from smallfirst.serving.auth.keys import FILE_NAME, KeyStore
 
     return KeyStore(file or home() / FILE_NAME)
 
 
 def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:
     from smallfirst.records import parse_record
-    from smallfirst.serving.auth.key_store import KeyPolicy
+    from smallfirst.serving.auth.keys import KeyPolicy
 
     day = expires_on.date() if expires_on else None
     return parse_record(KeyPolicy, {**terms, "role": "admin" if admin else "user", "expires_on": day}, where="options")
@@ -88,12 +88,12 @@ def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> K
 
 def _told(key: ApiKey, used: Any) -> dict[str, Any]:
     shown = key.model_dump(mode="json", exclude={"sha256", "terms"})
-    return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.terms.model_dump(mode="json")}
+    return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.policy.model_dump(mode="json")}
 
 
 def _in_words(key: ApiKey, used: Any) -> str:
     """One line: name, id, state, role, models, limits, days."""
-    terms = key.terms
+    terms = key.policy
     limits = [
         f"{n:,} {what}"
         for n, what in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.plugins import Plugin
     from smallfirst.serving.settings import ServeSettings
+
+FINE_TUNING = "openai_finetuning"
+"""Plugin that `--fine-tuning` and `--base` are about."""
 
 
 @click.command()
@@ -29,59 +32,82 @@ if TYPE_CHECKING:
 @click.option(
     "--explain", "only_explain", is_flag=True, help="Say which engine answers for each model and why, and end."
 )
-@click.option("--fine-tuning", is_flag=True, help="Let clients upload rows and fine-tune: spends this machine's time.")
-@click.option("--base", "bases", multiple=True, help="With --fine-tuning: NAME or NAME=FOLDER that may be trained.")
+@click.option("--plugin", "plugin_names", multiple=True, help="Enable a plugin, such as openai_finetuning.")
+@click.option(
+    "--plugin-option", "plugin_options", nargs=3, multiple=True, metavar="NAME KEY VALUE", help="Option of a plugin."
+)
+@click.option("--fine-tuning", is_flag=True, help="Let clients fine-tune: --plugin openai_finetuning.")
+@click.option("--base", "bases", multiple=True, help="NAME or NAME=FOLDER that may be fine-tuned.")
 def serve(
-    task_yamls: tuple[Path, ...], fine_tuning: bool, bases: tuple[str, ...], only_explain: bool, **options: Any
+    task_yamls: tuple[Path, ...], only_explain: bool, fine_tuning: bool, bases: tuple[str, ...], **options: Any
 ) -> None:
     """Serve each task's Router, its small and its large model, and `auto` over all tasks, as an OpenAI-style API.
 
     Loopback alone until there is a key (`smallfirst keys create NAME`). The registry's aliases are followed: a
     promotion or a rollback changes who answers, without a restart.
     """
-    from smallfirst.interfaces.mlflow_deployments.listing import EndpointListing
-    from smallfirst.interfaces.openai_finetuning.plugin import extension_for
     from smallfirst.paths import home
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
-    from smallfirst.serving.auth.key_store import FILE_NAME, KeyStore
+    from smallfirst.serving.auth.keys import FILE_NAME, KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
-    from smallfirst.serving.plugins import PluginGroup
     from smallfirst.serving.settings import ServeSettings
 
     wanted = task_yamls or (Path("task.yaml"),)
     if only_explain:
         click.echo(_engines(wanted))
         return
+    enabled = {*options.pop("plugin_names"), *([FINE_TUNING] if fine_tuning else [])}
+    plugin_options = [*options.pop("plugin_options"), *((FINE_TUNING, "base", base) for base in bases)]
     live = {name: options.pop(name) for name in ("replay_large", "follow_s", "trace")}
     keep_days = options.pop("keep_days")
-    chosen = parse_record(ServeSettings, options, where="options")
-    extensions: list[Plugin] = [extension_for(bases)] if fine_tuning else []
-    ledger, keyring = Ledger(home() / "ledger.db", keep_bodies_days=keep_days), KeyStore(home() / FILE_NAME)
+    settings = parse_record(ServeSettings, options, where="options")
+    ledger = Ledger(home() / "ledger.db", keep_bodies_days=keep_days)
     models: Mapping[str, Model] = {}
-    if not fine_tuning or any(path.exists() for path in wanted):  # else only what is fine-tuned here is served
-        models, more = _of_tasks(wanted, ledger, chosen, live)
-        extensions = [*more, *extensions, EndpointListing(lambda: models)]
-    serve_models(models, ledger=ledger, settings=chosen, extension=PluginGroup(*extensions), keyring=keyring)
+    plugins: list[Plugin] = []
+    if not enabled or any(path.exists() for path in wanted):  # else only the models of the plugins are served
+        models, plugins = _deploy(wanted, ledger, settings, live)
+    plugins += _installed_plugins(models, enabled, plugin_options)
+    key_store = KeyStore(home() / FILE_NAME)
+    serve_models(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store)
 
 
-def _of_tasks(
+def _deploy(
     wanted: Sequence[Path], ledger: Ledger, settings: ServeSettings, live: dict[str, Any]
 ) -> tuple[Mapping[str, Model], list[Plugin]]:
-    """The models of the tasks, and what watches them."""
+    """Return the models of the tasks, and the plugins that monitor them."""
     from smallfirst.deployment.service import deploy, trace_plugin
     from smallfirst.project.task_file import read_task_file
 
     files = [read_task_file(path) for path in wanted]
-    found = deploy(
+    watcher = deploy(
         files,
         ledger,
         live=not live["replay_large"],
         store_bodies=settings.store_bodies,
-        follow_every_s=live["follow_s"] or None,
+        poll_interval_s=live["follow_s"] or None,
     )
     traces = [trace_plugin(files, store_bodies=settings.store_bodies)] if live["trace"] else []
-    return found.models, [found.watch, *traces]
+    return watcher.models, [watcher, *traces]
+
+
+def _installed_plugins(
+    models: Mapping[str, Model], enabled: Collection[str], options: Sequence[tuple[str, str, str]]
+) -> list[Plugin]:
+    """Create the plugins of installed packages. Raise ConfigError for a name that none of them has."""
+    from smallfirst.serving.plugins import SERVING_PLUGINS, PluginContext
+
+    for name in {*enabled, *(name for name, _, _ in options)}:
+        SERVING_PLUGINS.check(name, where="--plugin")
+    created = []
+    for name, create in SERVING_PLUGINS:
+        own: dict[str, tuple[str, ...]] = {}
+        for key, value in ((key, value) for owner, key, value in options if owner == name):
+            own[key] = (*own.get(key, ()), value)
+        plugin = create(PluginContext(models, name in enabled, own))
+        if plugin is not None:
+            created.append(plugin)
+    return created
 
 
 def _engines(wanted: Sequence[Path]) -> str:

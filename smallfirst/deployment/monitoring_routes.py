@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +21,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import PluginRequest, PluginRoute
+from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
 STATES = ("live", "shadow", "drift", "fallback")
 _MAX_BYTES = 64 * 1024
@@ -35,7 +35,7 @@ _MOST_SHOWN = 200
 """Entries of the queue that are listed at once."""
 
 
-class MonitoringRoutes:
+class MonitoringRoutes(Plugin):
     """The extension over the Routers of one server."""
 
     def __init__(self, routers: Sequence[AuditedRouter], ledger: Ledger) -> None:
@@ -43,20 +43,12 @@ class MonitoringRoutes:
         self._ledger = ledger
         self._answers: Counter[tuple[str, str]] = Counter()
         self._cost_usd: Counter[str] = Counter()
-        self.collectors: tuple[Collector, ...] = (_Figures(self),)
-        self.routes: tuple[PluginRoute, ...] = (
-            PluginRoute("POST", "/v1/feedback", self._feedback),
+        self.collectors = (_Figures(self),)
+        self.routes = (
+            PluginRoute("POST", "/v1/feedback", self._feedback, "user"),
             PluginRoute("GET", "/v1/routers", self._states),
             PluginRoute("GET", "/v1/queue", self._queue),
         )
-
-    def find(self, name: str, caller: str) -> Model | None:
-        """None: Routers are served under the names the server was started with."""
-        return None
-
-    def names(self, caller: str) -> Mapping[str, int]:
-        """No name is added."""
-        return {}
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """The answer is counted, and its Router told of it."""
@@ -67,9 +59,6 @@ class MonitoringRoutes:
         self._cost_usd[route.task] += completion.cost_usd  # type: ignore[assignment]  # a Counter holds any number
         if live := self.by_task.get(route.task):
             live.answered(id, request, completion)
-
-    async def aclose(self) -> None:
-        """Nothing is held: the Routers are closed as the models they are."""
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
         said = _parse(await call.json(max_bytes=_MAX_BYTES), call.caller)

@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prometheus_client.registry import Collector
-
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
@@ -31,7 +29,7 @@ from smallfirst.routing.ood.detector import PROFILE_FILE
 from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import StateRow
-from smallfirst.serving.plugins import PluginRoute
+from smallfirst.serving.plugins import Plugin
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -56,48 +54,31 @@ class _Trouble:
     wait_s: float = POLL_INTERVAL_S
 
 
-class RegistryWatcher:
+class RegistryWatcher(Plugin):
     """The extension over the Routers of one server, which follow their aliases once `start` was called."""
 
     def __init__(self, desks: Sequence[TaskDeployment], ledger: Ledger, *, every_s: float = POLL_INTERVAL_S) -> None:
         """Loads every task's champion. Raises what `Desk.standing` does."""
         self._desks, self._ledger, self._every_s = {desk.name: desk for desk in desks}, ledger, every_s
-        self.fleet = HotSwapModels()
+        self.models = HotSwapModels()
         """The served models by name."""
         self._standing = {desk.name: desk.standing(desk.wanted()) for desk in desks}
         self._past: list[DeployedVersion] = []
         self._trouble: dict[str, _Trouble] = {}
         self._routers = MonitoringRoutes([standing.live for standing in self._standing.values()], ledger)
+        self.collectors, self.routes = self._routers.collectors, self._routers.routes
         self._stop, self._thread = threading.Event(), threading.Thread(target=self._follow, name="follow", daemon=True)
         auto = self._auto()
-        self.fleet.put([*(standing.crew for standing in self._standing.values()), *([auto] if auto else [])])
+        self.models.put([*(standing.crew for standing in self._standing.values()), *([auto] if auto else [])])
 
     @property
     def by_task(self) -> Mapping[str, AuditedRouter]:
         """The Routers that answer now."""
         return self._routers.by_task
 
-    @property
-    def collectors(self) -> Sequence[Collector]:
-        """The Routers' figures for Prometheus."""
-        return self._routers.collectors
-
-    @property
-    def routes(self) -> Sequence[PluginRoute]:
-        """Feedback, states and queue."""
-        return self._routers.routes
-
     def start(self) -> None:
         """Begins to follow. A process that is told to stop ends it with `aclose`."""
         self._thread.start()
-
-    def find(self, name: str, caller: str) -> Model | None:
-        """None: Routers are served under the names the server was started with."""
-        return None
-
-    def names(self, caller: str) -> Mapping[str, int]:
-        """No name is added."""
-        return {}
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """The answer is counted, and told to the watch of the version that gave it."""
@@ -116,7 +97,7 @@ class RegistryWatcher:
         self._stop.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 15)
-        await self.fleet.aclose()
+        await self.models.aclose()
         for desk in self._desks.values():
             for model in desk.shared:
                 await model.aclose()
@@ -124,9 +105,9 @@ class RegistryWatcher:
     def look(self) -> list[str]:
         """One round: the tasks whose version was changed. Models that nobody asks any more are closed. Never raises."""
         changed = [name for name in self._desks if self._takes(name)]
-        for crew in self.fleet.gone(idle_s=LINGER_S):
+        for crew in self.models.gone(idle_s=LINGER_S):
             self._close(crew)
-        leaving = self.fleet.leaving
+        leaving = self.models.leaving
         self._past = [standing for standing in self._past if standing.crew in leaving]
         return changed
 
@@ -163,8 +144,8 @@ class RegistryWatcher:
             auto = self._auto()
         except Exception:  # requests by name matter more than those by `auto`, which goes by what it knew
             _log.exception("%s: auto goes on with what it knew of the task", name)
-            auto = self.fleet.active.get(AUTO)
-        self.fleet.put([new.crew, *([auto] if auto else [])], without=() if auto else (AUTO,))
+            auto = self.models.active.get(AUTO)
+        self.models.put([new.crew, *([auto] if auto else [])], without=() if auto else (AUTO,))
         self._routers.by_task[name] = new.live
         self._trouble.pop(name, None)
         moved = f"the registry's aliases moved from {old.wanted.in_words} to {new.wanted.in_words}"
@@ -177,7 +158,7 @@ class RegistryWatcher:
         if not known:
             return None
         general = next((desk.general for desk in self._desks.values() if desk.general is not None), None)
-        doors: dict[str, Model] = {name: self.fleet.door(name, self._standing[name].live) for name in known}
+        doors: dict[str, Model] = {name: self.models.door(name, self._standing[name].live) for name in known}
         auto = AutoRouter(TaskSelector.load(known), doors, general)
         return ModelSet(AUTO, {AUTO: auto}, auto)
 
@@ -186,7 +167,7 @@ class RegistryWatcher:
         self._run(check_models_answer(models, Request(messages=desk.sample, max_tokens=_TRIAL_TOKENS)))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        loop = self.fleet.loop
+        loop = self.models.loop
         if loop is not None and loop.is_running():
             asyncio.run_coroutine_threadsafe(work, loop).result(_TRIAL_S)
         else:

@@ -7,27 +7,16 @@ answers, unless somebody has signed for it in task.yaml.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from smallfirst.deployment.registry_watcher import AUTO, RegistryWatcher
 from smallfirst.deployment.task_deployment import TaskDeployment
 from smallfirst.errors import ConfigError
-from smallfirst.models.protocol import Model
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry.traces import TraceStore
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.tracing import EXPERIMENT, TracePlugin
-
-
-class DeployedTasks(NamedTuple):
-    """What a server is given."""
-
-    models: Mapping[str, Model]
-    """By served name; who stands behind a name may change while it is served."""
-    watch: RegistryWatcher
-    """The extension that shows and takes in what happens after go-live; it closes the models."""
 
 
 def deploy(
@@ -36,13 +25,13 @@ def deploy(
     *,
     live: bool = True,
     store_bodies: bool = False,
-    follow_every_s: float | None = None,
-) -> DeployedTasks:
-    """The models of several tasks by name: each one's Router, small and large model, and `auto` over all Routers.
+    poll_interval_s: float | None = None,
+) -> RegistryWatcher:
+    """Return the plugin that serves several tasks: each one's Router, small and large model, and `auto` over all.
 
-    `live=False` answers the large path from recordings. With `follow_every_s` the registry's aliases are looked up that
-    often and followed, until the extension is closed. Raises StageMissing if a task has no champion or certificate,
-    ConfigError if two tasks share a name.
+    `live=False` answers the large path from recordings. With `poll_interval_s` the registry's aliases are polled and
+    followed until the plugin is closed. Raise StageMissing if a task has no champion or certificate, ConfigError if two
+    tasks share a name.
     """
     names: set[str] = set()
     for file in files:
@@ -50,10 +39,10 @@ def deploy(
             raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
         names.add(file.name)
     desks = [TaskDeployment(file, ledger, live=live, store_bodies=store_bodies) for file in files]
-    following = RegistryWatcher(desks, ledger, every_s=follow_every_s or 0.0)
-    if follow_every_s:
+    following = RegistryWatcher(desks, ledger, every_s=poll_interval_s or 0.0)
+    if poll_interval_s:
         following.start()
-    return DeployedTasks(following.fleet, following)
+    return following
 
 
 def trace_plugin(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> TracePlugin:

@@ -1,7 +1,6 @@
-"""What a request needs before a model sees it: a place, a type, a size, and somebody who waits.
+"""Bounds on what a request may take before a model sees it: place in the server, prompt tokens, body size and type.
 
-All bounds are checked while bytes arrive, so no request can make the server hold more than it
-promised to.
+All bounds are checked while bytes arrive, so that no request makes the server hold more than its settings allow.
 """
 
 from __future__ import annotations
@@ -18,37 +17,37 @@ from smallfirst.models.protocol import Request
 from smallfirst.serving.openai.errors import ApiError
 
 RETRY_AFTER_S = 2
-"""Seconds a refused client is asked to wait; about the time that one large answer takes."""
+"""Seconds that a refused client is asked to wait; about the time that one large answer takes."""
 
 
 class ClientDisconnected(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has left; nobody waits for the answer."""
 
 
 class Admission:
-    """Bounded entry: so many requests are worked on, so many wait, of so many prompt tokens; the rest are refused."""
+    """Bounds on the requests that are answered, that wait, and on their prompt tokens."""
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
-        """An empty house for `in_flight` + `queue` requests that hold at most about `tokens` prompt tokens."""
+        """Admit `in_flight` + `queue` requests with about `tokens` prompt tokens in all."""
         self.turn = asyncio.Semaphore(in_flight)
-        self._places, self._most_tokens = in_flight + queue, tokens
-        self.inside, self.tokens_in_flight = 0, 0
+        self._max_requests, self._max_tokens = in_flight + queue, tokens
+        self.in_flight, self.tokens_in_flight = 0, 0
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place, held from the body's first byte on. Raises WireError 503 if all are taken."""
-        if self.inside >= self._places:
+        """Hold a place for a request from its first byte on. Raise ApiError 503 if all are taken."""
+        if self.in_flight >= self._max_requests:
             raise _overloaded("requests")
-        self.inside += 1
+        self.in_flight += 1
         try:
             yield
         finally:
-            self.inside -= 1
+            self.in_flight -= 1
 
     @contextmanager
     def load(self, tokens: int) -> Iterator[None]:
-        """Room for a prompt. Raises WireError 503 if there is none; one that nobody else competes with always has."""
-        if self.tokens_in_flight and self.tokens_in_flight + tokens > self._most_tokens:
+        """Hold room for a prompt. Raise ApiError 503 if there is none; a prompt that is alone always has room."""
+        if self.tokens_in_flight and self.tokens_in_flight + tokens > self._max_tokens:
             raise _overloaded("prompt tokens")
         self.tokens_in_flight += tokens
         try:
@@ -58,7 +57,7 @@ class Admission:
 
 
 def estimate_tokens(request: Request) -> int:
-    """About how many tokens a prompt has: a third of its bytes, more than most texts need. Only bounds rest on it."""
+    """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need. Only for bounds."""
     return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
 
 
@@ -73,7 +72,7 @@ def _overloaded(what: str) -> ApiError:
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
-    """The body of a JSON request. Raises WireError 415 or 413, and ClientGone."""
+    """Return the body of a JSON request. Raise ApiError 415 or 413, and ClientDisconnected."""
     headers = Headers(scope=scope)
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         # Also keeps web pages out: a browser sends this type across sites only after asking first.
@@ -81,53 +80,53 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "Compressed bodies are not accepted; send plain JSON.")
     body = bytearray()
-    async for piece in body_chunks(receive, max_bytes=max_bytes, most_bytes=8 * max_bytes):
-        body += piece
+    async for chunk in body_chunks(receive, max_bytes=max_bytes, max_read_bytes=8 * max_bytes):
+        body += chunk
     return bytes(body)
 
 
-async def body_chunks(receive: Receive, *, max_bytes: int, most_bytes: int) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises WireError 413 if it is larger than `max_bytes`, and ClientGone.
+async def body_chunks(receive: Receive, *, max_bytes: int, max_read_bytes: int) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives. Raise ApiError 413 if it is larger than `max_bytes`, and ClientDisconnected.
 
-    What goes over the limit is read and dropped, up to `most_bytes`: a client that is still sending would otherwise
-    meet a broken connection instead of the answer.
+    The rest of a body that is too large is read and dropped, up to `max_read_bytes`: a client that is still sending
+    would otherwise see a broken connection instead of the error.
     """
     n_bytes, more = 0, True
-    while more and n_bytes <= most_bytes:
+    while more and n_bytes <= max_read_bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
-        piece = message.get("body", b"")
-        n_bytes += len(piece)
+        chunk = message.get("body", b"")
+        n_bytes += len(chunk)
         if n_bytes <= max_bytes:
-            yield piece
+            yield chunk
         more = message.get("more_body", False)
     if n_bytes > max_bytes:
         raise ApiError(413, f"The body is larger than {max_bytes} bytes.", code="request_too_large")
 
 
 async def cancel_on_disconnect(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Nothing once `work` is done. Raises ClientGone, the work cancelled, if the client left.
+    """Run `work`; if the client disconnects, cancel it and raise ClientDisconnected.
 
     The work stays in the caller's task: a task of its own for each request would cost a tenth of a gateway's time.
     """
-    here, gone = asyncio.current_task(), False
-    assert here is not None
+    task, disconnected = asyncio.current_task(), False
+    assert task is not None
 
     async def watch() -> None:
-        nonlocal gone
+        nonlocal disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone = True
-        here.cancel()
+        disconnected = True
+        task.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         await work
     except asyncio.CancelledError:
-        if not gone:
+        if not disconnected:
             raise
-        here.uncancel()
+        task.uncancel()
         raise ClientDisconnected from None
     finally:
         watching.cancel()

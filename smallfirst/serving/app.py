@@ -4,16 +4,15 @@
     POST /v1/completions        the same for a plain prompt
     POST /v1/embeddings         vectors from a small model
     POST /v1/score              probabilities of all labels
-    POST /invocations           MLflow's shapes
+    POST /invocations           MLflow's formats, also below /endpoints/NAME and /serving-endpoints/NAME
     GET  /v1/models[/NAME]      what is served
     GET  /health                alive, and which version (needs no key)
     GET  /ready                 whether models and ledger would answer now (needs no key)
-    GET  /metrics               figures for Prometheus (role admin)
+    GET  /metrics               metrics for Prometheus (role admin)
     GET  /openapi.json          the routes, for tools
 
-An Extension adds routes, and models that are looked up for each request.
-One process and one event loop: models wait on the network or work in their own threads and
-processes. The price is that a model which computes inside `complete` holds up everybody.
+Plugins add routes and models. One process and one event loop: models wait on the network or work in their own threads
+and processes, so a model that computes inside `complete` blocks all requests.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from starlette.applications import Starlette
@@ -34,25 +33,30 @@ from starlette.routing import Route
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.serving.admission import Admission, ClientDisconnected
-from smallfirst.serving.auth.key_store import KeyStore
-from smallfirst.serving.auth.middleware import CHAT_PATH, AuthMiddleware, PermittedModels, caller_digest
+from smallfirst.serving.auth.keys import KeyStore
+from smallfirst.serving.auth.middleware import CHAT_PATH, USER_PATHS, AuthMiddleware, caller_digest
+from smallfirst.serving.error_responses import to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
 from smallfirst.serving.openai.errors import ApiError, model_not_found
 from smallfirst.serving.openai.responses import model_entry
 from smallfirst.serving.openapi import openapi_document
-from smallfirst.serving.plugins import Plugin, ServedModels, collectors_of, to_route
+from smallfirst.serving.plugins import Plugin, PluginGroup, ServedModels, starlette_route
 from smallfirst.serving.readiness import Readiness
-from smallfirst.serving.request_lifecycle import AppContext, Handler, RequestLifecycle
-from smallfirst.serving.routes.completions import CompletionHandler
-from smallfirst.serving.routes.embeddings import EmbeddingHandler
-from smallfirst.serving.routes.invocations import InvocationHandler
-from smallfirst.serving.routes.task_paths import addressed_routes
-from smallfirst.serving.server import Closes, listen, run
+from smallfirst.serving.request_lifecycle import AppContext, Handler, ModelEndpoint
+from smallfirst.serving.routes import completions, embeddings, invocations
+from smallfirst.serving.server import listen, run
 from smallfirst.serving.settings import ServeSettings, check_settings
-from smallfirst.serving.tracing import TraceContextMiddleware
 
 _SERVED_NAME = re.compile(r"[A-Za-z0-9._/@:-]{1,128}")
+_HANDLERS: dict[str, tuple[str, Handler]] = {
+    CHAT_PATH: ("chat/completions", completions.chat),
+    "/v1/completions": ("completions", completions.completion),
+    "/v1/embeddings": ("embeddings", embeddings.embeddings),
+    "/v1/score": ("score", embeddings.score),
+    **{path: ("invocations", invocations.invoke) for path in invocations.PATHS},
+}
+"""By path: the name of the route in the metrics, and the handler of a POST."""
 
 
 def build_app(
@@ -60,47 +64,46 @@ def build_app(
     *,
     ledger: Ledger,
     settings: ServeSettings,
-    extension: Plugin | None = None,
-    keyring: KeyStore | None = None,
+    plugins: Sequence[Plugin] = (),
+    key_store: KeyStore | None = None,
 ) -> Starlette:
-    """The web application that serves `models`. Its caller closes the models, the ledger and the extension.
+    """Return the web application that serves `models`. Its caller closes the models, the plugins and the ledger.
 
-    Raises ConfigError for unsafe settings, for names that no client could send, and if there are
-    neither models nor an extension. `app.state.readiness.stopping` set to true refuses what comes from then on.
+    Raise ConfigError for unsafe settings, for names that no client could send, and if there are neither models nor
+    plugins. Setting `app.state.readiness.stopping` to True refuses every later request.
     """
-    check_settings(settings, demands_keys=keyring is not None and keyring.demands_keys)
-    if not models and extension is None:
+    check_settings(settings, key_required=key_store is not None and key_store.key_required)
+    if not models and not plugins:
         raise ConfigError("no model to serve", hint="give at least one name and Model")
     _check_names(models)
-    house = _house(models, ledger, settings, extension)
+    context = _create_context(models, ledger, settings, PluginGroup(plugins))
     routes = [
         Route("/health", _health, methods=["GET"]),
-        *_looking(house),
-        *_catalogue(house.models, models, extension),
-        *addressed_routes(house),
-        *map(to_route, extension.routes if extension else ()),
-        *(Route(path, RequestLifecycle(house, work), methods=["POST"]) for path, work in _works(house).items()),
+        *_monitoring_routes(context),
+        *_model_routes(context, models),
+        *map(starlette_route, context.plugins.routes),
+        *(Route(path, ModelEndpoint(context, *found), methods=["POST"]) for path, found in _HANDLERS.items()),
     ]
+    added = {route.path.partition("{")[0].rstrip("/") for route in context.plugins.routes if route.role == "user"}
+    authentication = Middleware(
+        AuthMiddleware,
+        settings=settings,
+        key_store=key_store,
+        user_paths=USER_PATHS | added,
+        allowed_hosts=settings.allowed_hosts,
+    )
     app = Starlette(
         routes=routes,
-        middleware=[
-            Middleware(
-                AuthMiddleware,
-                settings=settings,
-                keyring=keyring,
-                allowed_hosts=settings.allowed_hosts,
-            ),
-            Middleware(TraceContextMiddleware),
-        ],
+        middleware=[authentication, *context.plugins.middleware],
         exception_handlers={
             HTTPException: _http_error,
-            ApiError: _refused,
-            ClientDisconnected: _gone,
-            Exception: _broken,
+            ApiError: _api_error,
+            ClientDisconnected: _api_error,
+            Exception: _api_error,
         },
     )
     app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
-    app.state.readiness = house.readiness
+    app.state.readiness = context.readiness
     return app
 
 
@@ -109,78 +112,63 @@ def serve(
     *,
     ledger: Ledger,
     settings: ServeSettings,
-    extension: Plugin | None = None,
-    keyring: KeyStore | None = None,
+    plugins: Sequence[Plugin] = (),
+    key_store: KeyStore | None = None,
 ) -> None:
-    """Nothing, after SIGINT or SIGTERM, once running requests are done, models and extension are closed.
+    """Serve until SIGINT or SIGTERM; then finish running requests and close models and plugins.
 
-    New requests are refused from the signal on, running ones have `settings.drain_s` seconds; a
-    second signal does not wait. The ledger stays open: it belongs to the caller. Raises ConfigError
-    if the settings are unsafe or the address cannot be had.
+    From the signal on new requests are refused and running ones have `settings.drain_s` seconds; a second signal stops
+    at once. The ledger stays open: it belongs to the caller. Raise ConfigError if the settings are unsafe or the
+    address cannot be used.
     """
-    app = build_app(models, ledger=ledger, settings=settings, extension=extension, keyring=keyring)
+    app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store)
     listener = listen(settings.host, settings.port)
-    names = ", ".join(models) or "what is added to it"
+    names = ", ".join(models) or "models of its plugins"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     print(f"smallfirst serves {names} at http://{host}:{listener.getsockname()[1]}/v1", flush=True)
 
     def stopping() -> None:
         app.state.readiness.stopping = True
 
-    held: list[Closes] = [*models.values(), *([extension] if extension else [])]
-    run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=held)
+    run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])
     print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
 
 
-def _house(
-    models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, extension: Plugin | None
+def _create_context(
+    models: Mapping[str, Model], ledger: Ledger, settings: ServeSettings, plugins: PluginGroup
 ) -> AppContext:
     admission = Admission(
         in_flight=settings.max_in_flight, queue=settings.max_queue, tokens=settings.max_prompt_tokens_in_flight
     )
-    meter = Metrics(collectors_of(extension))
-    meter.watch("smallfirst_requests_inside", "Requests worked on or waiting.", lambda: admission.inside)
-    meter.watch(
-        "smallfirst_prompt_tokens_inside", "About how many prompt tokens they hold.", lambda: admission.tokens_in_flight
+    metrics = Metrics(plugins.collectors)
+    metrics.add_gauge(
+        "smallfirst_requests_in_flight", "Requests being answered or waiting.", lambda: admission.in_flight
     )
-    served = PermittedModels(ServedModels(models, extension) if extension else models)
-    return AppContext(
-        served, ledger, settings, admission, meter, Readiness(models, ledger_ready=ledger.ready), extension
+    metrics.add_gauge(
+        "smallfirst_prompt_tokens_in_flight", "Their prompt tokens, estimated.", lambda: admission.tokens_in_flight
     )
+    readiness = Readiness(models, ledger_ready=ledger.ready)
+    return AppContext(ServedModels(models, plugins), ledger, settings, admission, metrics, readiness, plugins)
 
 
-def _works(house: AppContext) -> dict[str, Handler]:
-    """What a POST to each path does."""
-    return {
-        CHAT_PATH: CompletionHandler(house, "chat"),
-        "/v1/completions": CompletionHandler(house, "text"),
-        "/v1/embeddings": EmbeddingHandler(house, "embeddings"),
-        "/v1/score": EmbeddingHandler(house, "score"),
-        "/invocations": InvocationHandler(house),
-    }
+def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route]:
+    """Return the routes that list the models that the caller may use."""
+    started = int(time.time())
 
-
-def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extension: Plugin | None) -> list[Route]:
-    """The routes that say what is served to the caller."""
-    created = int(time.time())
-
-    async def made() -> dict[str, int]:
-        """All names that the caller may ask for, and since when there are these models."""
-        added = await asyncio.to_thread(extension.names, caller_digest()) if extension else {}
-        since = {**added, **dict.fromkeys(fixed, created)}
-        for name in served:  # names may come while the server runs
-            since.setdefault(name, created)
-        return {name: at for name, at in since.items() if name in served}
+    async def creation_times() -> dict[str, int]:
+        added = await asyncio.to_thread(context.plugins.names, caller_digest())
+        times = {**added, **dict.fromkeys(fixed, started)}
+        return {name: at for name, at in times.items() if name in context.models}
 
     async def list_models(_: HttpRequest) -> JSONResponse:
-        names = await made()
-        return JSONResponse({"object": "list", "data": [model_entry(name, at) for name, at in names.items()]})
+        entries = [model_entry(name, at) for name, at in (await creation_times()).items()]
+        return JSONResponse({"object": "list", "data": entries})
 
     async def retrieve_model(request: HttpRequest) -> JSONResponse:
-        name, names = request.path_params["name"], await made()
-        if name not in names:
-            return _error(model_not_found(name, names))
-        return JSONResponse(model_entry(name, names[name]))
+        name, times = request.path_params["name"], await creation_times()
+        if name not in times:
+            raise model_not_found(name, times)
+        return JSONResponse(model_entry(name, times[name]))
 
     return [
         Route("/v1/models", list_models, methods=["GET"]),
@@ -188,21 +176,19 @@ def _catalogue(served: Mapping[str, Model], fixed: Mapping[str, Model], extensio
     ]
 
 
-def _looking(house: AppContext) -> list[Route]:
-    """The routes for whoever watches the server."""
-
+def _monitoring_routes(context: AppContext) -> list[Route]:
     async def ready(_: HttpRequest) -> JSONResponse:
-        well = (await house.readiness.look()).ready
-        return JSONResponse({"status": "ready" if well else "not ready"}, status_code=200 if well else 503)
+        is_ready = (await context.readiness.check()).ready
+        return JSONResponse({"status": "ready" if is_ready else "not ready"}, status_code=200 if is_ready else 503)
 
     async def metrics(_: HttpRequest) -> PlainTextResponse:
-        return PlainTextResponse(house.meter.shown(), media_type=MEDIA_TYPE)
+        return PlainTextResponse(context.metrics.render(), media_type=MEDIA_TYPE)
 
-    async def routes(_: HttpRequest) -> JSONResponse:
-        names = await asyncio.to_thread(lambda: list(house.models))
+    async def openapi(_: HttpRequest) -> JSONResponse:
+        names = await asyncio.to_thread(lambda: list(context.models))
         return JSONResponse(openapi_document(_version(), names))
 
-    found = {"/ready": ready, "/metrics": metrics, "/openapi.json": routes}
+    found = {"/ready": ready, "/metrics": metrics, "/openapi.json": openapi}
     return [Route(path, answer, methods=["GET"]) for path, answer in found.items()]
 
 
@@ -226,29 +212,16 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _error(refusal: ApiError) -> JSONResponse:
-    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
-
-
 async def _http_error(request: HttpRequest, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    method = request.method
     if error.status_code == 405:
-        refusal = ApiError(405, f"{method} is not allowed on this path.", code="method_not_allowed")
+        refusal = ApiError(405, f"{request.method} is not allowed on this path.", code="method_not_allowed")
     else:
         refusal = ApiError(error.status_code, "There is nothing at this path.", code="not_found")
     refusal.headers.update(error.headers or {})
-    return _error(refusal)
+    return await _api_error(request, refusal)
 
 
-async def _refused(_: HttpRequest, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
-    return _error(error)
-
-
-async def _gone(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _error(ApiError(499, "The client left.", code="client_gone"))  # nobody reads it
-
-
-async def _broken(_: HttpRequest, error: Exception) -> JSONResponse:
-    return _error(ApiError(500, "Something broke inside the server.", kind="server_error", code="internal_error"))
+async def _api_error(_: HttpRequest, error: Exception) -> JSONResponse:
+    refusal = to_api_error(error, "")
+    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)

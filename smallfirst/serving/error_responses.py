@@ -1,4 +1,4 @@
-"""What a client is told when something goes wrong. Nothing of the server's insides: those are in the log."""
+"""Errors as a client sees them in OpenAI's format. Details of the server stay in its log."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _log = logging.getLogger("smallfirst.serving")
 
 
 def to_api_error(error: Exception, served_name: str) -> ApiError:
-    """The error in OpenAI's form."""
+    """Return the error in OpenAI's format; `served_name` is the model that was asked."""
     match error:
         case ApiError():
             return error
         case ClientDisconnected():
-            return ApiError(499, "The client left.", code="client_gone")
+            return ApiError(499, "The client disconnected.", code="client_disconnected")
         case TimeoutError():
             return server_error(504, "The answer took too long.", "timeout")
         case LedgerUnavailable():
-            # What cannot be written down is not given out.
+            # An answer that cannot be recorded is not given out.
             return server_error(503, "The answer could not be recorded.", "ledger_unavailable", RETRY_AFTER_S)
         case RequestRefused():
             return ApiError(400, str(error.args[0]), code=error.code)
         case ModelError():
             return _of_model(error, f'"{served_name}"')
         case _:
-            return server_error(500, "Something broke inside the server.", "internal_error")
+            return server_error(500, "Internal server error.", "internal_error")
 
 
 def _of_model(error: ModelError, name: str) -> ApiError:
@@ -39,7 +39,7 @@ def _of_model(error: ModelError, name: str) -> ApiError:
         case RateLimited():
             return ApiError(
                 429,
-                f"The model behind {name} asks to slow down.",
+                f"The model behind {name} is rate limited; try again later.",
                 kind="rate_limit_error",
                 code="rate_limit_exceeded",
                 retry_after_s=RETRY_AFTER_S,
@@ -57,17 +57,17 @@ def _of_model(error: ModelError, name: str) -> ApiError:
 
 
 def server_error(status: int, message: str, code: str, retry_after_s: int | None = None) -> ApiError:
-    """A refusal that is the server's own fault."""
+    """Return an error that is the server's own fault."""
     return ApiError(status, message, kind="server_error", code=code, retry_after_s=retry_after_s)
 
 
 def server_stopping() -> ApiError:
-    """What a request is told that the end of the drain cuts off."""
+    """Return the error for requests that the end of the drain cuts off."""
     return server_error(503, "The server is stopping; try again shortly.", "stopping", RETRY_AFTER_S)
 
 
 def log_error(id: str, served_name: str, refusal: ApiError, error: Exception) -> None:
-    """One log line: what the client did wrong is not news, what the server did wrong is."""
+    """Log one line: at INFO for the client's mistakes, higher for the server's."""
     if refusal.status == 500:
         _log.error("%s: failed", id, exc_info=error)
     elif isinstance(error, ModelError):

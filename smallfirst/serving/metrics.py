@@ -1,7 +1,7 @@
-"""What the server counts, as Prometheus reads it: requests, waits, tokens, first tokens, and who is inside.
+"""Metrics for Prometheus: requests, durations, tokens and time to first token.
 
-Labels take only names the operator chose (routes, served names, stages): a client cannot make new ones. The price of a
-request is a few microseconds.
+Labels take only names that the operator chose (routes, served names, stages), so a client cannot create new series.
+Counting a request takes a few microseconds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 
 
 
 class Metrics:
-    """The counters of one server."""
+    """The metrics of one server."""
 
     def __init__(self, collectors: Iterable[Collector] = ()) -> None:
-        """`collectors` are shown beside its own."""
+        """Create the metrics; `collectors` add further ones."""
         self._registry = registry = CollectorRegistry()
         for collector in collectors:
             registry.register(collector)
@@ -46,23 +46,23 @@ class Metrics:
             "smallfirst_tokens", "Tokens of answers, by stage.", ["stage", "kind"], registry=registry
         )
 
-    def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
-        """A figure that is read when it is asked for."""
+    def add_gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose value is read on every scrape."""
         Gauge(name, what, registry=self._registry).set_function(value)
 
-    def done(self, route: str, status: int, seconds: float) -> None:
-        """A request has ended."""
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that has ended after `seconds`."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def answered(self, stage: str, completion: Completion, first_token_s: float) -> None:
-        """An answer was given, its first text after `first_token_s` seconds."""
+    def count_answer(self, stage: str, completion: Completion, first_token_s: float) -> None:
+        """Count an answer whose first text came after `first_token_s` seconds."""
         self._first.labels(stage).observe(first_token_s)
         self._tokens.labels(stage, "prompt").inc(completion.prompt_tokens)
         self._tokens.labels(stage, "completion").inc(completion.completion_tokens)
 
-    def shown(self) -> str:
-        """All figures as text."""
+    def render(self) -> str:
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode()
 
 

@@ -1,7 +1,7 @@
 """The server's routes as an OpenAPI 3.1 document, at /openapi.json.
 
-Bodies are described by the very classes that read them, so the document cannot promise what is then refused; answers by
-hand, as OpenAI describes them, with what is added here. Routes of extensions are not in it.
+Request bodies are described by the classes that parse them, so the document cannot promise what is then refused;
+responses are written out as OpenAI describes them, with the additions of this server. Routes of plugins are left out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ from typing import Any
 
 import pydantic
 
-from smallfirst.serving.openai.parameters import CHAT_IGNORED, COMPLETION_IGNORED, EMBEDDING_IGNORED
-from smallfirst.serving.openai.requests import ChatBody, CompletionBody
+from smallfirst.serving.openai.requests import (
+    CHAT_IGNORED,
+    COMPLETION_IGNORED,
+    EMBEDDING_IGNORED,
+    ChatBody,
+    CompletionBody,
+)
 from smallfirst.serving.routes.embeddings import EmbeddingBody, ScoreBody
 
 Json = dict[str, Any]
 
 
 def _object(required: Json, optional: Json | None = None) -> Json:
-    """An object that has all of `required` and may have more."""
+    """Return the schema of an object that has all of `required` and may have more."""
     return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
 
 
@@ -36,7 +41,7 @@ _TEXT: Json = {"type": "string"}
 _COUNT: Json = {"type": "integer", "minimum": 0}
 _NUMBER: Json = {"type": "number"}
 _CHANCE: Json = {"type": "number", "minimum": 0, "maximum": 1}
-_WHY_ENDED: Json = {"enum": ["stop", "length"]}
+_FINISH_REASON: Json = {"enum": ["stop", "length"]}
 _READ = _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
 _USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
 _ERROR = _object(
@@ -52,7 +57,7 @@ _LOGPROBS = _or_null(
         {"content": _list(_object({**_TOKEN, "top_logprobs": _list(_object(_TOKEN))})), "refusal": {"type": "null"}}
     )
 )
-_EXPLAINED = _object(
+_EXPLANATION = _object(
     {
         "route": _TEXT,
         "why": _or_null(_TEXT),
@@ -69,9 +74,9 @@ _MODEL = _object({"id": _TEXT, "object": {"const": "model"}, "created": _COUNT, 
 
 
 def _answer(kind: str, said: Json, logprobs: Json) -> Json:
-    choice = _object({"index": _COUNT, **said, "logprobs": logprobs, "finish_reason": _WHY_ENDED})
+    choice = _object({"index": _COUNT, **said, "logprobs": logprobs, "finish_reason": _FINISH_REASON})
     whole = {"id": _TEXT, "object": {"const": kind}, "created": _COUNT, "model": _TEXT, "choices": _list(choice)}
-    return _object({**whole, "usage": _USAGE, "smallfirst": _EXPLAINED})
+    return _object({**whole, "usage": _USAGE, "smallfirst": _EXPLANATION})
 
 
 _CHAT = _answer("chat.completion", {"message": _MESSAGE}, _LOGPROBS)
@@ -97,31 +102,31 @@ _SCORES = _object(
     }
 )
 _ONE_OR_MANY = ("prompt", "input", "stop")
-"""Lists that may be given as the one text in them."""
+"""Lists for which a single text may be sent."""
 _SINGLE = {"type": "string", "minLength": 1, "maxLength": 256}
-_PLACE = "#/components/schemas/{model}"
-_SPOKEN = {"type": "string", "minLength": 1, "maxLength": 2000}
-_TURN = {**_object({"role": {"const": "user"}, "content": _SPOKEN}), "additionalProperties": False}
-_FEW = {"minItems": 1, "maxItems": 8}
-_SERVED = {"model": {"$ref": _PLACE.format(model="Served")}}
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_PROMPT_TEXT = {"type": "string", "minLength": 1, "maxLength": 2000}
+_TURN = {**_object({"role": {"const": "user"}, "content": _PROMPT_TEXT}), "additionalProperties": False}
+_ROW_COUNT = {"minItems": 1, "maxItems": 8}
+_SERVED = {"model": {"$ref": _REF_TEMPLATE.format(model="Served")}}
 _INVOCATION: Json = {
     "anyOf": [
-        {**_object({"messages": {**_list(_TURN), **_FEW}}, _SERVED), "additionalProperties": False},
-        {**_object({"inputs": {**_list(_SPOKEN), **_FEW}}, _SERVED), "additionalProperties": False},
+        {**_object({"messages": {**_list(_TURN), **_ROW_COUNT}}, _SERVED), "additionalProperties": False},
+        {**_object({"inputs": {**_list(_PROMPT_TEXT), **_ROW_COUNT}}, _SERVED), "additionalProperties": False},
         {
-            **_object({"dataframe_records": {**_list(_object({"text": _SPOKEN})), **_FEW}}, _SERVED),
+            **_object({"dataframe_records": {**_list(_object({"text": _PROMPT_TEXT})), **_ROW_COUNT}}, _SERVED),
             "additionalProperties": False,
         },
     ]
 }
-_DOORS = (401, 403, 404, 429)
-"""What a key can meet on any route."""
-_WORK = (400, 408, 413, 415, 500, 502, 503, 504)
-"""What a request for an answer can meet beside that."""
+_KEY_ERRORS = (401, 403, 404, 429)
+"""Statuses that a key can meet on any route."""
+_MODEL_ERRORS = (400, 408, 413, 415, 500, 502, 503, 504)
+"""Further statuses of requests for an answer."""
 
 
 def openapi_document(version: str, names: Sequence[str]) -> Json:
-    """The document of this release for a caller who may ask for the models of these names."""
+    """Return the document of this release for a caller who may use the models of these names."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "smallfirst", "version": version, "license": {"name": "Apache-2.0"}},
@@ -137,20 +142,20 @@ def openapi_document(version: str, names: Sequence[str]) -> Json:
             ),
             "/v1/embeddings": _post("Vectors of texts", _body(EmbeddingBody, EMBEDDING_IGNORED), _EMBEDDINGS),
             "/v1/score": _post("Probabilities of labels", _body(ScoreBody, EMBEDDING_IGNORED), _SCORES),
-            "/invocations": _post("MLflow's shapes", _INVOCATION, {"type": "object"}),
+            "/invocations": _post("MLflow's formats", _INVOCATION, {"type": "object"}),
             "/v1/models": _get("What is served", _object({"object": {"const": "list"}, "data": _list(_MODEL)})),
             "/v1/models/{model}": _get("One served model", _MODEL, named="model"),
-            "/health": _open("Alive", _object({"status": {"const": "ok"}, "version": _TEXT})),
-            "/ready": _open("Would answer now", _object({"status": {"enum": ["ready", "not ready"]}}), 503),
+            "/health": _open("Whether the server is alive", _object({"status": {"const": "ok"}, "version": _TEXT})),
+            "/ready": _open("Whether it would answer now", _object({"status": {"enum": ["ready", "not ready"]}}), 503),
         },
     }
 
 
 def _body(kind: type[pydantic.BaseModel], ignored: Iterable[str]) -> Json:
-    """The schema of a body: the class that reads it, and the parameters that are accepted without effect."""
-    schema = kind.model_json_schema(ref_template=_PLACE)
+    """Return the schema of a body: its class, and the parameters that are accepted without effect."""
+    schema = kind.model_json_schema(ref_template=_REF_TEMPLATE)
     found: Json = {name: value for name, value in schema.items() if name != "$defs"}
-    properties = {**schema["properties"], "model": {"$ref": _PLACE.format(model="Served")}}
+    properties = {**schema["properties"], "model": {"$ref": _REF_TEMPLATE.format(model="Served")}}
     single = {name: {"anyOf": [_SINGLE, properties[name]]} for name in _ONE_OR_MANY if name in properties}
     found["properties"] = {**properties, **single, **{name: {} for name in sorted(ignored)}}
     found["additionalProperties"] = False
@@ -159,10 +164,9 @@ def _body(kind: type[pydantic.BaseModel], ignored: Iterable[str]) -> Json:
 
 @cache
 def _parts() -> Json:
-    """The schemas that bodies refer to."""
     found: Json = {}
     for kind in (ChatBody, CompletionBody, EmbeddingBody, ScoreBody):
-        found |= kind.model_json_schema(ref_template=_PLACE).get("$defs", {})
+        found |= kind.model_json_schema(ref_template=_REF_TEMPLATE).get("$defs", {})
     return found
 
 
@@ -170,7 +174,7 @@ def _post(what: str, body: Json, answer: Json, *, streams: bool = False) -> Json
     content: Json = {"application/json": {"schema": answer}}
     if streams:
         content["text/event-stream"] = {}  # events, each of them JSON: no schema of the whole says that
-    failures = {str(status): _failure() for status in sorted({*_DOORS, *_WORK})}
+    failures = {str(status): _failure() for status in sorted({*_KEY_ERRORS, *_MODEL_ERRORS})}
     return {
         "post": {
             "summary": what,
@@ -182,7 +186,7 @@ def _post(what: str, body: Json, answer: Json, *, streams: bool = False) -> Json
 
 def _get(what: str, answer: Json, *, named: str = "") -> Json:
     place = {"name": named, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    failures = {str(status): _failure() for status in _DOORS}
+    failures = {str(status): _failure() for status in _KEY_ERRORS}
     found = {"200": {"description": "The answer", "content": {"application/json": {"schema": answer}}}}
     return {"get": {"summary": what, "parameters": [place] if named else [], "responses": {**found, **failures}}}
 
@@ -194,4 +198,4 @@ def _open(what: str, answer: Json, *other: int) -> Json:
 
 
 def _failure() -> Json:
-    return {"description": "A refusal in OpenAI's form", "content": {"application/json": {"schema": _ERROR}}}
+    return {"description": "An error in OpenAI's format", "content": {"application/json": {"schema": _ERROR}}}

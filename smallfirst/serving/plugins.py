@@ -1,63 +1,70 @@
-"""What can be added to the server: routes that are plain functions, models that come and go, and eyes on the answers.
+"""Plugins add routes, models and metrics to the server, and see every answer.
 
-An Extension sees a Call and gives a mapping or a file; how that becomes HTTP is known here alone. Its models are looked
-up by name for each request, and for the caller: a key sees its own. The price: the lookup happens on the event loop,
-so it must be quick.
+A plugin's route is an async function from a PluginRequest to a dict, a file or a text; only this module turns that into
+HTTP. Its models are looked up by name for each request and caller, on the event loop, so `find` must be quick.
+
+`smallfirst serve` loads the plugins of installed packages, which name a factory in their pyproject.toml:
+
+    [project.entry-points."smallfirst.serving_plugins"]
+    my_plugin = "my_package.module:create_plugin"
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client.registry import Collector
+from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.admission import read_body
-from smallfirst.serving.auth.middleware import caller_digest
-from smallfirst.serving.multipart import UploadForm, receive_form
-from smallfirst.serving.openai.errors import json_object
-from smallfirst.serving.openai.json_limits import check_json
+from smallfirst.serving.admission import body_chunks, read_body
+from smallfirst.serving.auth.middleware import caller_digest, current_caller
+from smallfirst.serving.openai.json_limits import parse_json_object
+
+_log = logging.getLogger("smallfirst.serving")
 
 
 class PluginRequest:
-    """One request to an added route."""
+    """One request to a plugin's route."""
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
         self.caller = caller_digest()
         """SHA-256 in hex of the caller's key; empty where the server asks for none."""
-        self.place: Mapping[str, str] = request.path_params
+        self.headers: Mapping[str, str] = request.headers
+        """By name in lower case."""
+        self.path_params: Mapping[str, str] = request.path_params
         """The variable parts of the path."""
         self.query: Sequence[tuple[str, str]] = request.query_params.multi_items()
         """Names and values after the question mark."""
 
     async def json(self, *, max_bytes: int) -> dict[str, Any]:
-        """The body. Raises WireError 400, 413 or 415, and ClientGone."""
+        """Return the body as a JSON object. Raise ApiError 400, 413 or 415, and ClientDisconnected."""
         body = await read_body(self._request.scope, self._request.receive, max_bytes=max_bytes)
-        values = json_object(body)
-        check_json(values)
-        return values
+        return parse_json_object(body)
 
-    async def form(self, file: BinaryIO, *, max_bytes: int) -> UploadForm:
-        """The fields of a form, its one file written to `file` as it arrives. Raises as `receive_form` does."""
-        return await receive_form(self._request.scope, self._request.receive, file, max_bytes=max_bytes)
+    def chunks(self, *, max_bytes: int, max_read_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives. Raise as `body_chunks` does."""
+        return body_chunks(self._request.receive, max_bytes=max_bytes, max_read_bytes=max_read_bytes)
 
 
 class FileDownload(NamedTuple):
-    """An answer that is a file."""
+    """A response that is a file."""
 
     path: Path
     filename: str
-    """What the client is told it is called."""
+    """The name that the client is given."""
 
 
 class TextResponse(NamedTuple):
-    """An answer that is neither JSON nor a file."""
+    """A response that is neither JSON nor a file."""
 
     content: str
     media_type: str
@@ -67,106 +74,127 @@ PluginResponse = dict[str, Any] | FileDownload | TextResponse
 
 
 class PluginRoute(NamedTuple):
-    """A path that the server answers as well."""
+    """A path that a plugin answers."""
 
     method: str
     path: str
-    """As starlette writes it: /v1/files/{file_id}."""
+    """In Starlette's syntax: /v1/files/{file_id}."""
     answer: Callable[[PluginRequest], Awaitable[PluginResponse]]
-    """Gives the answer or raises WireError."""
+    """Returns the response or raises ApiError."""
+    role: Literal["user", "admin"] = "admin"
+    """Who may use it: any key, or keys with the role admin."""
 
 
-class AnswerObserver(Protocol):
-    """Sees every answer, once it is in the ledger."""
+class Plugin:
+    """Base class of plugins, which does nothing: a plugin overrides what it needs."""
 
-    def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Nothing; must be quick: what takes time goes into a task of its own."""
-
-
-class Plugin(AnswerObserver, Protocol):
-    """Routes and models beside those the server was started with."""
-
-    @property
-    def routes(self) -> Sequence[PluginRoute]:
-        """What is answered."""
+    routes: Sequence[PluginRoute] = ()
+    collectors: Sequence[Collector] = ()
+    """Metrics for Prometheus."""
+    middleware: Sequence[Middleware] = ()
+    """ASGI middleware between authentication and the routes."""
 
     def find(self, name: str, caller: str) -> Model | None:
-        """The caller's model of this name; None if the caller has none."""
+        """Return the caller's model of this name, or None."""
+        return None
 
     def names(self, caller: str) -> Mapping[str, int]:
-        """The caller's models, each with the second since 1970 at which it was made."""
+        """Return the caller's models, each with its creation time in seconds since 1970."""
+        return {}
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Take note of an answer that is in the ledger. It must be quick: longer work goes into a task of its own."""
 
     async def aclose(self) -> None:
         """Free what is held."""
 
 
-def collectors_of(extension: Plugin | None) -> Sequence[Collector]:
-    """The extension's own figures for Prometheus, its `collectors`, if it has any."""
-    found: Sequence[Collector] = getattr(extension, "collectors", ())
-    return found
+class PluginContext(NamedTuple):
+    """What `smallfirst serve` tells a plugin's factory."""
+
+    models: Mapping[str, Model]
+    """The served models by name; they may change while the server runs."""
+    enabled: bool
+    """True if the plugin was named with `--plugin`; a plugin that costs something should wait for that."""
+    options: Mapping[str, tuple[str, ...]]
+    """Values of `--plugin-option` by key."""
 
 
-class PluginGroup:
-    """Several extensions as one; of equal names the first one's model is found."""
+SERVING_PLUGINS: Registry[Callable[[PluginContext], Plugin | None]] = Registry(
+    "smallfirst.serving_plugins", {}, noun="serving plugin"
+)
+"""Factories of plugins by name; a factory returns None where its plugin is not wanted."""
 
-    def __init__(self, *extensions: Plugin) -> None:
-        self._all = extensions
-        self.routes: tuple[PluginRoute, ...] = tuple(route for each in extensions for route in each.routes)
-        self.collectors: tuple[Collector, ...] = tuple(one for each in extensions for one in collectors_of(each))
+
+class PluginGroup(Plugin):
+    """Several plugins as one."""
+
+    def __init__(self, plugins: Sequence[Plugin] = ()) -> None:
+        """Combine `plugins`; if two have a model of the same name, the first one's is found."""
+        self._plugins = plugins
+        self.routes = tuple(route for each in plugins for route in each.routes)
+        self.collectors = tuple(collector for each in plugins for collector in each.collectors)
+        self.middleware = tuple(middleware for each in plugins for middleware in each.middleware)
 
     def find(self, name: str, caller: str) -> Model | None:
-        """The caller's model of this name, whichever extension has it."""
-        return next((model for each in self._all if (model := each.find(name, caller)) is not None), None)
+        """Return the caller's model of this name from the first plugin that has one."""
+        return next((model for each in self._plugins if (model := each.find(name, caller)) is not None), None)
 
     def names(self, caller: str) -> Mapping[str, int]:
-        """The caller's models of all extensions."""
-        return {name: at for each in reversed(self._all) for name, at in each.names(caller).items()}
+        """Return the caller's models of all plugins."""
+        return {name: at for each in reversed(self._plugins) for name, at in each.names(caller).items()}
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Every extension is told."""
-        for each in self._all:
-            each.answered(id, request, completion)
+        """Tell every plugin; one that fails is logged, since the answer is recorded and must reach its client."""
+        for each in self._plugins:
+            try:
+                each.answered(id, request, completion)
+            except Exception:
+                _log.exception("%s: the plugin %s failed", id, type(each).__name__)
 
     async def aclose(self) -> None:
-        """Close all, in the order they were given."""
-        for each in self._all:
+        """Close all plugins in order."""
+        for each in self._plugins:
             await each.aclose()
 
 
 class ServedModels(Mapping[str, Model]):
-    """The models that the server was started with, and those that the extension has for whoever asks."""
+    """The models that the current caller may use: those the server was started with, and those of plugins."""
 
-    def __init__(self, fixed: Mapping[str, Model], extension: Plugin) -> None:
-        self._fixed, self._extension = fixed, extension
+    def __init__(self, models: Mapping[str, Model], plugins: Plugin) -> None:
+        self._models, self._plugins = models, plugins
 
     def __getitem__(self, name: str) -> Model:
-        if name in self._fixed:
-            return self._fixed[name]
-        found = self._extension.find(name, caller_digest())
+        caller = current_caller()
+        found = self._models.get(name) if caller.may_use(name) else None
+        if found is None and caller.may_use(name):
+            found = self._plugins.find(name, caller.digest)
         if found is None:
             raise KeyError(name)
         return found
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._fixed
-        yield from (name for name in self._extension.names(caller_digest()) if name not in self._fixed)
+        caller = current_caller()
+        names = dict.fromkeys([*self._models, *self._plugins.names(caller.digest)])
+        return (name for name in names if caller.may_use(name))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-def to_route(extra: PluginRoute) -> Route:
-    """The route in the words of the web framework."""
+def starlette_route(route: PluginRoute) -> Route:
+    """Return a plugin's route as one of the web framework."""
 
     async def respond(request: HttpRequest) -> Response:
-        answer = await extra.answer(PluginRequest(request))
+        answer = await route.answer(PluginRequest(request))
         if isinstance(answer, dict):
             return JSONResponse(answer)
         if isinstance(answer, TextResponse):
             return Response(answer.content, media_type=answer.media_type)
-        # Never shown by a browser as a page of this server: whoever uploaded it chose what is in it.
-        safe = {"x-content-type-options": "nosniff"}
-        kind = "application/octet-stream"
-        return FileResponse(answer.path, filename=answer.filename, media_type=kind, headers=safe)
+        # A browser must never show a file as a page of this server: its uploader chose what is in it.
+        headers = {"x-content-type-options": "nosniff"}
+        return FileResponse(
+            answer.path, filename=answer.filename, media_type="application/octet-stream", headers=headers
+        )
 
-    return Route(extra.path, respond, methods=[extra.method])
+    return Route(route.path, respond, methods=[route.method])

@@ -1,8 +1,8 @@
-"""Whether the server would answer now: every model is asked for a tiny piece of real work, the ledger for its state.
+"""Readiness: every model answers a tiny piece of real work, and the ledger takes a write.
 
-A probe that comes while another one is under way shares its result, and nothing older than a moment is ever told: a
-load balancer must not send requests to a server that was ready once. What is paid for is never asked, and an upstream
-that is down does not make this server so.
+Probes at the same time share one check, and a result is reused for a second only, so that a load balancer never sends
+requests to a server that was ready once. Models that cost money are never probed, and an upstream that is down does
+not make this server unready.
 """
 
 from __future__ import annotations
@@ -19,59 +19,59 @@ from smallfirst.models.remote.client import CircuitOpenError
 _log = logging.getLogger("smallfirst.serving")
 
 FRESH_S = 1.0
-"""Seconds for which a result is told again: probes must not become the load."""
-LONGEST_S = 10.0
+"""Seconds for which a result is reused: probes must not become the load."""
+PROBE_TIMEOUT_S = 10.0
 """Seconds after which a model that has not answered is not ready."""
 
 
-class Ready(NamedTuple):
-    """Who would answer."""
+class ReadinessResult(NamedTuple):
+    """The result of one check."""
 
     unready: tuple[str, ...]
-    """Served names that would not."""
+    """Served names that would not answer, and "the ledger" or "the server"."""
 
     @property
     def ready(self) -> bool:
-        """True if everybody would."""
+        """True if all of them would."""
         return not self.unready
 
 
 class Readiness:
-    """Asks the models whether they would answer."""
+    """Checks whether the models and the ledger of a server would answer."""
 
     def __init__(
         self, models: Mapping[str, Model], *, ledger_ready: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """Asks those of `models` that can be asked; a model under two names is asked once."""
+        """Check those of `models` that can be probed; `ledger_ready` raises if the ledger takes no rows."""
         self._models, self._ledger_ready = models, ledger_ready
         self.stopping = False
-        self._last: tuple[float, asyncio.Task[Ready]] | None = None
+        """Set to True, the server is not ready at once."""
+        self._last: tuple[float, asyncio.Task[ReadinessResult]] | None = None
 
-    async def look(self) -> Ready:
-        """Who is not ready; a server that is being stopped is not, at once."""
+    async def check(self) -> ReadinessResult:
+        """Return what would not answer now."""
         if self.stopping:
-            return Ready(("the server, which is stopping",))
+            return ReadinessResult(("the server, which is stopping",))
         now = time.monotonic()
         if self._last is None or (self._last[1].done() and now - self._last[0] > FRESH_S):
-            self._last = (now, asyncio.create_task(self._ask()))
+            self._last = (now, asyncio.create_task(self._probe_all()))
         return await asyncio.shield(self._last[1])
 
-    async def _ask(self) -> Ready:
+    async def _probe_all(self) -> ReadinessResult:
         probes: dict[str, Callable[[], Awaitable[None]]] = {}
         for name in list(self._models):
-            model = self._models.get(name)
-            probed = model and probed_model(model)
-            if probed:
+            model = self._models.get(name)  # names may go while the server runs
+            if model is not None and (probed := probed_model(model)) is not None:
                 probes[name] = probed.ready
         if self._ledger_ready is not None:
             probes["the ledger"] = self._ledger_ready
         found = await asyncio.gather(*(_answers(name, probe) for name, probe in probes.items()))
-        return Ready(tuple(name for name, well in zip(probes, found, strict=True) if not well))
+        return ReadinessResult(tuple(name for name, ready in zip(probes, found, strict=True) if not ready))
 
 
 async def _answers(name: str, probe: Callable[[], Awaitable[None]]) -> bool:
     try:
-        async with asyncio.timeout(LONGEST_S):
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
             await probe()
     except CircuitOpenError:
         return True  # another machine is down, and it is down for every server: what is answered here still is

@@ -1,35 +1,49 @@
-"""The frame around every route that asks a model: a place, a deadline, a client who waits, and a row for each failure.
+"""One request for an answer, from its first byte to its ledger row: admission, deadline, disconnects and failures.
 
-Everything that can go wrong ends in `_fail`, as an error body in OpenAI's form and as a row of the ledger.
+`ModelEndpoint` is the ASGI application of every route that asks a model. It gives a handler an `ApiCall`, which holds
+what is known of the request and sends the response. Every failure ends in `ModelEndpoint._fail` as an error body in
+OpenAI's format and as a row of the ledger.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
-from smallfirst.models.protocol import Completion, Model
-from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, read_body
+from smallfirst.models.protocol import Completion, Model, Request, Route
+from smallfirst.serving.admission import (
+    Admission,
+    ClientDisconnected,
+    cancel_on_disconnect,
+    estimate_tokens,
+    read_body,
+)
+from smallfirst.serving.auth.middleware import caller_digest, current_caller
+from smallfirst.serving.auth.rate_limits import TokenReservation
 from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
-from smallfirst.serving.exchange import Exchange
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import LedgerRow
 from smallfirst.serving.metrics import Metrics
 from smallfirst.serving.openai.errors import model_not_found
-from smallfirst.serving.openai.responses import ResponseBuilder, sse_event
-from smallfirst.serving.plugins import AnswerObserver
+from smallfirst.serving.openai.responses import ResponseBuilder, certified, confidence, sse_event
+from smallfirst.serving.plugins import PluginGroup
 from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.settings import ServeSettings
 
 _log = logging.getLogger("smallfirst.serving")
 
 ERROR_SEND_TIMEOUT_S = 5.0
-"""Time a client has to take an error in."""
+"""Longest time that a client may take to receive an error."""
 
 
 class AppContext(NamedTuple):
@@ -39,95 +53,172 @@ class AppContext(NamedTuple):
     ledger: Ledger
     settings: ServeSettings
     admission: Admission
-    meter: Metrics
+    metrics: Metrics
     readiness: Readiness
-    watcher: AnswerObserver | None = None
-    """Told of each answer once it is recorded."""
+    plugins: PluginGroup
 
-    def model(self, name: str) -> Model:
-        """The model of this name. Raises WireError 404."""
-        found = self.models.get(name)
+
+@dataclass
+class ApiCall:
+    """One request and its response."""
+
+    app: AppContext
+    scope: Scope
+    send: Send
+    response: ResponseBuilder
+    received_at: datetime
+    started_s: float = field(default_factory=time.perf_counter)
+    requests: tuple[Request, ...] = ()
+    first_token_s: float | None = None
+    status: int = 0
+    head_sent: bool = False
+    recorded: bool = False
+
+    def accept(self, served_name: str, requests: Sequence[Request]) -> Model:
+        """Note the parsed requests and return the model they are for. Raise ApiError 404 if it is not served."""
+        self.response = self.response._replace(served_name=served_name)
+        self.requests = tuple(requests)
+        if tenant := caller_digest():
+            self.requests = tuple(request.model_copy(update={"tenant": tenant}) for request in requests)
+        found = self.app.models.get(served_name)
         if found is None:
-            raise model_not_found(name, self.models)
+            raise model_not_found(served_name, self.app.models)
         return found
 
-    async def record(self, exchange: Exchange, completion: Completion) -> None:
-        """Nothing, once the answer is in the ledger and counted, and the watcher told."""
-        assert exchange.asked is not None
-        exchange.recorded = True
-        await self.ledger.append_async(exchange.answered_row(completion, store_bodies=self.settings.store_bodies))
-        stage = exchange.reply.stage(completion)
-        self.meter.answered(stage, completion, exchange.first_token_s or exchange.elapsed_s)
-        if self.watcher is not None:
-            try:
-                self.watcher.answered(exchange.reply.id, exchange.asked.requests[0], completion)
-            except Exception:  # who watches must not take away an answer that is recorded
-                _log.exception("%s: the watcher failed", exchange.reply.id)
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[TokenReservation]:
+        """Wait for a turn and reserve the caller's tokens. Raise ApiError 429 or 503 if there is no room."""
+        admission, n_tokens = self.app.admission, sum(map(estimate_tokens, self.requests))
+        with current_caller().tokens(n_tokens) as reservation, admission.load(n_tokens):
+            async with admission.turn:
+                yield reservation
 
-
-class Handler(Protocol):
-    """What a route does between the body and the answer."""
-
-    @property
-    def route(self) -> str:
-        """Its name in the figures."""
+    async def record(self, completion: Completion) -> None:
+        """Write the answer to the ledger, count it and tell the plugins. Raise LedgerUnavailable."""
+        self.recorded = True
+        await self.app.ledger.append_async(self._answer_row(completion))
+        stage = self.response.stage(completion)
+        self.app.metrics.count_answer(stage, completion, self.first_token_s or self.elapsed_s)
+        self.app.plugins.answered(self.response.id, self.requests[0], completion)
 
     @property
-    def form(self) -> Literal["chat", "text"]:
-        """The form of its answers."""
+    def elapsed_s(self) -> float:
+        """Seconds since the request came."""
+        return time.perf_counter() - self.started_s
 
-    async def answer(self, exchange: Exchange, body: bytes) -> None:
-        """Nothing; the answer is sent and recorded. Raises what `to_api_error` reads."""
+    async def send_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send status and headers."""
+        self.head_sent, self.status = True, status
+        raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def send_body(self, content: bytes, *, more: bool) -> None:
+        """Send a part of the body."""
+        await self.send({"type": "http.response.body", "body": content, "more_body": more})
+
+    async def send_json(self, status: int, value: dict[str, Any], headers: Mapping[str, str]) -> None:
+        """Send a whole JSON response."""
+        content = json.dumps(value).encode()
+        head = {"content-type": "application/json", "content-length": str(len(content))}
+        await self.send_head(status, {**head, **headers})
+        await self.send_body(content, more=False)
+
+    def row(self, *, status: int, latency_ms: float) -> LedgerRow:
+        """Return the ledger row of the request without its answer."""
+        messages = messages_json(self.requests[0]) if self.requests else None
+        return LedgerRow(
+            id=self.response.id,
+            at=self.received_at,
+            served_name=self.response.served_name[:128],
+            status=status,
+            latency_ms=latency_ms,
+            request_sha256=None if messages is None else hashlib.sha256(messages.encode()).hexdigest(),
+            request_text=messages if self.app.settings.store_bodies else None,
+        )
+
+    def _answer_row(self, completion: Completion) -> LedgerRow:
+        route = completion.route
+        row = self.row(status=200, latency_ms=completion.latency_ms)
+        return row.model_copy(
+            update={
+                "answered_by": completion.answered_by,
+                "stage": self.response.stage(completion),
+                "certified": certified(completion),
+                "confidence": confidence(completion),
+                "threshold": route.threshold if route else None,
+                "prompt_tokens": completion.prompt_tokens,
+                "completion_tokens": completion.completion_tokens,
+                "first_token_ms": None if self.first_token_s is None else self.first_token_s * 1000,
+                "cost_usd": completion.cost_usd,
+                "answer_text": completion.text if self.app.settings.store_bodies else None,
+                **(_route_columns(route) if route else {}),
+            }
+        )
 
 
-class RequestLifecycle:
-    """The ASGI application around one kind of work."""
+Handler = Callable[[ApiCall, bytes], Coroutine[Any, Any, None]]
+"""Read the body, ask the model, send and record the answer. Raise what `to_api_error` knows."""
 
-    def __init__(self, house: AppContext, work: Handler) -> None:
-        """`work` has the body; the rest is the same for all."""
-        self._house, self._work = house, work
+
+class ModelEndpoint:
+    """The ASGI application of one route that asks a model."""
+
+    def __init__(self, app: AppContext, route: str, handle: Handler) -> None:
+        """`route` names the route in the metrics."""
+        self._app, self._route, self._handle = app, route, handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing; the answer, or the reason why there is none, has been sent and recorded."""
-        now = datetime.now(UTC)
-        exchange = Exchange(
-            ResponseBuilder(scope["smallfirst.id"], int(now.timestamp()), "", self._work.form), send, now
-        )
-        limits = self._house.settings
+        """Send and record an answer or an error."""
+        now, app = datetime.now(UTC), self._app
+        call = ApiCall(app, scope, send, ResponseBuilder(scope["smallfirst.id"], int(now.timestamp()), ""), now)
         try:
-            async with asyncio.timeout(limits.request_timeout_s):
-                if self._house.readiness.stopping:
+            async with asyncio.timeout(app.settings.request_timeout_s):
+                if app.readiness.stopping:
                     raise server_stopping()
-                with self._house.admission.place():
-                    body = await read_body(scope, receive, max_bytes=limits.max_body_bytes)
-                    await cancel_on_disconnect(self._work.answer(exchange, body), receive)
+                with app.admission.place():
+                    body = await read_body(scope, receive, max_bytes=app.settings.max_body_bytes)
+                    await cancel_on_disconnect(self._handle(call, body), receive)
         except asyncio.CancelledError:
             # Not raised again: the task ends here, and the web server would log it as a bug.
-            await self._fail(exchange, server_stopping())
+            await self._fail(call, server_stopping())
         except Exception as error:
-            await self._fail(exchange, error)
-        self._house.meter.done(self._work.route, exchange.status, exchange.elapsed_s)
+            await self._fail(call, error)
+        app.metrics.count_request(self._route, call.status, call.elapsed_s)
 
-    async def _fail(self, exchange: Exchange, error: Exception) -> None:
-        """The row first, then the error body; in a stream that has begun, an error event."""
-        refusal = to_api_error(error, exchange.reply.served_name)
-        log_error(exchange.reply.id, exchange.reply.served_name, refusal, error)
-        if not exchange.recorded:
-            exchange.recorded = True
-            store = self._house.settings.store_bodies
-            row = exchange.row(status=refusal.status, latency_ms=exchange.elapsed_s * 1000, store_bodies=store)
+    async def _fail(self, call: ApiCall, error: Exception) -> None:
+        """Record the failure first, then send the error body, or an error event in a stream that has begun."""
+        id, refusal = call.response.id, to_api_error(error, call.response.served_name)
+        log_error(id, call.response.served_name, refusal, error)
+        if not call.recorded:
+            call.recorded = True
+            row = call.row(status=refusal.status, latency_ms=call.elapsed_s * 1000)
             try:
-                await self._house.ledger.append_async(row.model_copy(update={"error_code": refusal.code}))
+                await self._app.ledger.append_async(row.model_copy(update={"error_code": refusal.code}))
             except Exception:  # the client still gets its error
-                _log.exception("%s: the ledger did not take a row", exchange.reply.id)
-        if isinstance(error, ClientDisconnected):
-            exchange.status = refusal.status
-            return
-        # A client that has stopped reading would hold this up for ever.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ERROR_SEND_TIMEOUT_S):
-                if exchange.head_sent:
-                    await exchange.body(sse_event(refusal.body), more=False)
-                else:
-                    await exchange.json(refusal.status, refusal.body, refusal.headers)
-        exchange.status = refusal.status
+                _log.exception("%s: the ledger did not take a row", id)
+        if not isinstance(error, ClientDisconnected):
+            # Without the timeout a client that has stopped reading would hold this up for ever.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ERROR_SEND_TIMEOUT_S):
+                    if call.head_sent:
+                        await call.send_body(sse_event(refusal.body), more=False)
+                    else:
+                        await call.send_json(refusal.status, refusal.body, refusal.headers)
+        call.status = refusal.status
+
+
+def messages_json(request: Request) -> str:
+    """Return the messages as canonical JSON, so that equal questions have equal hashes in the ledger."""
+    turns = [[message.role, message.content] for message in request.messages]
+    return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
+
+
+def _route_columns(route: Route) -> dict[str, object]:
+    trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
+    return {
+        "task": route.task or None,
+        "promise": route.promise or None,
+        "trail": json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
+        "audit_share": route.audit_share,
+        "audited": route.audited,
+    }

@@ -1,7 +1,6 @@
-"""How the server listens and where it stops accepting: every queue, body and list has a bound.
+"""Settings of the server: address, keys, and a bound on every queue, body and list.
 
-Safe by default: loopback without a key, or any address with one. The price: an open server on a
-private network is not possible, it needs a key as well.
+Safe by default: loopback without a key, or any address with one. A server on a private network needs a key as well.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ class ServeSettings(Record):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port; 0 takes a free one and prints it."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names that the Host header may have; empty = any with a key, this machine's without."""
+    """Names that the Host header may have; empty = any name with a key, only this machine's names without."""
     api_keys_sha256: tuple[str, ...] = ()
     """SHA-256 (hex) of each accepted key; empty = no key is asked for."""
     max_body_bytes: int = Field(default=1024 * 1024, ge=1)
     """Largest request body; counted as it arrives, so a false Content-Length does not help."""
     max_in_flight: int = Field(default=64, ge=1)
-    """Requests that models work on at once."""
+    """Requests that models answer at once."""
     max_queue: int = Field(default=256, ge=0)
     """Further requests that may wait for a turn; beyond that the answer is 503 with Retry-After."""
     max_prompt_tokens_in_flight: int = Field(default=1_000_000, ge=1)
-    """About so many prompt tokens may be worked on and wait at once; beyond that the answer is 503 as well."""
+    """Estimated prompt tokens of all requests that are answered or wait; beyond that the answer is 503 as well."""
     request_timeout_s: float = Field(default=120.0, gt=0)
     """Longest time for one request, waiting included; then 504."""
     drain_s: int = Field(default=30, ge=0)
-    """Seconds that running requests get to finish when the server is told to stop."""
+    """Seconds that running requests have to finish when the server is told to stop."""
     max_messages: int = Field(default=256, ge=1)
     """Most messages in one request."""
     store_bodies: bool = False
     """True keeps the text of questions and answers in the ledger; false keeps only a hash."""
 
 
-def check_settings(settings: ServeSettings, *, demands_keys: bool = False) -> None:
-    """Nothing if the settings are safe. Raises ConfigError, which never repeats a key.
+def check_settings(settings: ServeSettings, *, key_required: bool = False) -> None:
+    """Raise ConfigError, which never repeats a key, if the settings are unsafe.
 
-    `demands_keys` says that a keyring asks for keys, whatever the settings have.
+    `key_required` says that a key store asks for keys, whatever the settings have.
     """
     for place, text in enumerate(settings.api_keys_sha256):
         if not is_key_hash(text):
@@ -54,7 +53,7 @@ def check_settings(settings: ServeSettings, *, demands_keys: bool = False) -> No
                 f"api_keys_sha256[{place}] is not a SHA-256 in lower-case hex (64 digits)",
                 hint='hash the key first: printf %s "$KEY" | sha256sum',
             )
-    if not settings.api_keys_sha256 and not demands_keys and not is_loopback(settings.host):
+    if not settings.api_keys_sha256 and not key_required and not is_loopback(settings.host):
         raise ConfigError(
             f'host "{settings.host}" can be reached from other machines, and no API key is set',
             hint="smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",

@@ -1,12 +1,12 @@
-"""A trace of each answer for MLflow: what every stage of the Router did, with scores, tokens, times and price.
+"""Traces of answers for MLflow: what every stage of the Router did, with scores, tokens, durations and cost.
 
 While a client waits, a trace costs an append to a queue, some microseconds. A thread turns answers into spans and
-writes them, many at a time, to MLflow's tracking store. A store that is slow or away takes nothing from anybody: the
-queue is bounded, and what does not fit in is counted, and lost as a trace; the ledger has every answer all the same.
+writes them in batches to MLflow's tracking store. A store that is slow or down delays no answer: the queue is bounded,
+and answers that do not fit are counted and not traced; the ledger has every answer.
 
-A Router's stages work one after another, so a step's span begins where the one before it ended, and the whole ends when
-the answer was known. Bodies are in a trace only where they are stored anyway. The price: a trace of four spans in
-SQLite takes about 4 ms of this process's interpreter, so only so many a second are written; the others are passed over.
+A Router's stages run one after another, so a step's span begins where the one before it ended, and the root span ends
+when the answer was known. Bodies are in a trace only where they are stored anyway. Writing a trace of four spans to
+SQLite takes about 4 ms of this process's interpreter, so the traces a second are limited and the others are skipped.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallfirst.models.protocol import Completion, Model, Request, RouteStep
+from smallfirst.models.protocol import Completion, Request, RouteStep
 from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, PROVIDER, TOKENS, TraceSpan
-from smallfirst.serving.plugins import PluginRoute
+from smallfirst.serving.plugins import Plugin
 
 _log = logging.getLogger("smallfirst.serving")
 
 EXPERIMENT = "smallfirst serve"
 """MLflow experiment that traces are written to, unless another is named."""
 MAX_QUEUED = 5_000
-"""Answers that wait to be written; beyond that they are not traced."""
+"""Answers that wait to be written; further ones are not traced."""
 MAX_TRACES_PER_S = 20.0
-"""Traces a second in the long run: about 8 % of a core. Up to ten seconds' worth may come at once."""
+"""Traces a second in the long run, about 8 % of a core; ten seconds' worth may come at once."""
 _BURST_S = 10.0
-_TELL_EVERY_S = 60.0
-_AT_ONCE = 100
+_WARN_INTERVAL_S = 60.0
+_BATCH = 100
 _EVERY_S = 1.0
-_LONGEST_WAIT_S = 60.0
-_LAST_S = 10.0
+_MAX_BACKOFF_S = 60.0
+_CLOSE_TIMEOUT_S = 10.0
 _TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
@@ -59,14 +60,14 @@ _parent: ContextVar[ParentSpan | None] = ContextVar("parent", default=None)
 
 
 class TraceContextMiddleware:
-    """ASGI middleware that reads `traceparent`, so that a trace goes on where the client's has begun."""
+    """ASGI middleware that reads `traceparent`, so that the client's trace continues here."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """In front of `app`."""
+        """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing; the request was passed on."""
+        """Note the client's trace and pass the request on."""
         if scope["type"] == "http":
             given = [value for name, value in scope["headers"] if name == b"traceparent"]
             _parent.set(parse_traceparent(given[0]) if len(given) == 1 else None)
@@ -74,7 +75,7 @@ class TraceContextMiddleware:
 
 
 def parse_traceparent(header: bytes) -> ParentSpan | None:
-    """What a `traceparent` header says; None if it is none that can be gone on with."""
+    """Return the span that a `traceparent` header names; None if it is invalid or of an unknown version."""
     found = _TRACEPARENT.fullmatch(header.strip())
     if found is None or not int(found[1], 16) or not int(found[2], 16):
         return None
@@ -96,10 +97,10 @@ class SpanStore(Protocol):
         """Nothing, once they are kept. Raises whatever goes wrong."""
 
 
-class TracePlugin:
-    """The extension that traces answers; it adds no route and no model."""
+class TracePlugin(Plugin):
+    """Trace the answers of a server."""
 
-    routes: tuple[PluginRoute, ...] = ()
+    middleware = (Middleware(TraceContextMiddleware),)
 
     def __init__(
         self,
@@ -107,34 +108,26 @@ class TracePlugin:
         *,
         store_bodies: bool = False,
         share: float = 1.0,
-        most_per_s: float = MAX_TRACES_PER_S,
+        max_per_s: float = MAX_TRACES_PER_S,
         providers: Mapping[str, str] | None = None,
-        most_waiting: int = MAX_QUEUED,
+        max_queued: int = MAX_QUEUED,
     ) -> None:
-        """Traces a `share` of the answers, in [0, 1], and no more than `most_per_s`.
+        """Trace a `share` of the answers, in [0, 1], and no more than `max_per_s`.
 
-        `providers` says by model name who runs it; all others are ours.
+        `providers` maps names of models to who runs them; all others run here.
         """
         self._store, self._share = store, share
-        self._per_s, self._room, self._room_at_s = most_per_s, most_per_s * _BURST_S, time.monotonic()
-        self._told = _Told(store_bodies, dict(providers or {}))
-        self._waiting: queue.Queue[_Answer] = queue.Queue(most_waiting)
+        self._per_s, self._room, self._room_at_s = max_per_s, max_per_s * _BURST_S, time.monotonic()
+        self._spans = _SpanBuilder(store_bodies, dict(providers or {}))
+        self._queue: queue.Queue[_Answer] = queue.Queue(max_queued)
         self.n_written = self.n_lost = self.n_skipped = 0
-        """Answers that were traced, that were to be and could not, and that came too fast."""
+        """Answers that were traced, that were lost to a failure or a full queue, and that came too fast."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._write_all, name="traces", daemon=True)
         self._thread.start()
 
-    def find(self, name: str, caller: str) -> Model | None:
-        """None."""
-        return None
-
-    def names(self, caller: str) -> Mapping[str, int]:
-        """No name is added."""
-        return {}
-
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Nothing; the answer waits to be written, or is counted as lost where too many wait."""
+        """Queue the answer for its trace, or count it as lost if the queue is full."""
         parent = _parent.get()
         if not parent.sampled if parent else self._share < 1 and random.random() >= self._share:
             return
@@ -142,17 +135,16 @@ class TracePlugin:
             self.n_skipped += 1
             return
         try:
-            self._waiting.put_nowait(_Answer(id, request, completion, time.time_ns(), parent))
+            self._queue.put_nowait(_Answer(id, request, completion, time.time_ns(), parent))
         except queue.Full:
             self.n_lost += 1
 
     async def aclose(self) -> None:
-        """Write what waits, for a few seconds at most."""
+        """Write the queued traces, for a few seconds at most."""
         self._stop.set()
-        await asyncio.to_thread(self._thread.join, _LAST_S)
+        await asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT_S)
 
     def _has_room(self) -> bool:
-        """Takes the room of one trace, if there is some."""
         now_s = time.monotonic()
         self._room = min(self._per_s * _BURST_S, self._room + (now_s - self._room_at_s) * self._per_s)
         self._room_at_s = now_s
@@ -162,44 +154,42 @@ class TracePlugin:
         return True
 
     def _write_all(self) -> None:
-        wait_s, told_at_s, told = _EVERY_S, 0.0, (0, 0)
+        wait_s, warned_at_s, warned = _EVERY_S, 0.0, (0, 0)
         while True:
             last = self._stop.wait(wait_s)
-            wait_s = self._write_waiting(wait_s)
+            wait_s = self._write_queued(wait_s)
             now = (self.n_lost, self.n_skipped)
-            if now != told and (last or time.monotonic() - told_at_s > _TELL_EVERY_S):
-                told_at_s, told = time.monotonic(), now
-                _log.warning("of all answers %d traces were lost, and %d answers came too fast to be traced", *now)
+            if now != warned and (last or time.monotonic() - warned_at_s > _WARN_INTERVAL_S):
+                warned_at_s, warned = time.monotonic(), now
+                _log.warning("%d traces were lost so far, and %d answers came too fast to be traced", *now)
             if last:
                 return
 
-    def _write_waiting(self, wait_s: float) -> float:
-        """Seconds to wait before the next time: longer each time while the store does not answer."""
+    def _write_queued(self, wait_s: float) -> float:
+        """Return the seconds to wait before the next attempt: longer each time while the store fails."""
         while answers := self._taken():
             try:
-                self._store.write([span for answer in answers for span in self._told.spans(answer)])
+                self._store.write([span for answer in answers for span in self._spans.build(answer)])
                 self.n_written += len(answers)
-            except Exception as error:  # no answer ever fails for its trace
+            except Exception as error:  # no answer fails because of its trace
                 self.n_lost += len(answers)
                 _log.warning("%d answers were not traced: %s", len(answers), " ".join(str(error).split())[:300])
-                return min(2 * wait_s, _LONGEST_WAIT_S)
+                return min(2 * wait_s, _MAX_BACKOFF_S)
         return _EVERY_S
 
     def _taken(self) -> list[_Answer]:
         found: list[_Answer] = []
-        while len(found) < _AT_ONCE and not self._waiting.empty():
-            found.append(self._waiting.get_nowait())
+        while len(found) < _BATCH and not self._queue.empty():
+            found.append(self._queue.get_nowait())
         return found
 
 
-class _Told(NamedTuple):
-    """How answers become spans."""
-
+class _SpanBuilder(NamedTuple):
     store_bodies: bool
     providers: Mapping[str, str]
 
-    def spans(self, answer: _Answer) -> Iterator[TraceSpan]:
-        """The root, then a span for each step of a Router."""
+    def build(self, answer: _Answer) -> Iterator[TraceSpan]:
+        """Yield the root span, then one for each step of a Router."""
         completion, route = answer.completion, answer.completion.route
         trace_id = answer.parent.trace_id if answer.parent else secrets.randbits(128) or 1
         root_id, start_ns = _new_id(), answer.end_ns - _ns(completion.latency_ms)
@@ -236,7 +226,7 @@ class _Told(NamedTuple):
         return {}
 
     def _work(self, answered: Completion | None, model: str, cost_usd: float) -> dict[str, Any]:
-        """Who worked and for how much, as MLflow adds it up; tokens are known of the answer, not of other drafts."""
+        """Return model, tokens and cost as MLflow adds them up; tokens are known of the answer only, not of drafts."""
         read, written = (answered.prompt_tokens, answered.completion_tokens) if answered else (0, 0)
         tokens = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
         named = {MODEL: model, PROVIDER: self.providers.get(model, "smallfirst")} if model else {}
@@ -245,13 +235,12 @@ class _Told(NamedTuple):
     def _bodies(self, answer: _Answer) -> dict[str, Any]:
         if not self.store_bodies:
             return {}
-        said = [{"role": m.role, "content": m.content} for m in answer.request.messages]
+        messages = [{"role": m.role, "content": m.content} for m in answer.request.messages]
         message = {"role": "assistant", "content": answer.completion.text}
-        return {INPUTS: {"messages": said}, OUTPUTS: {"choices": [{"index": 0, "message": message}]}}
+        return {INPUTS: {"messages": messages}, OUTPUTS: {"choices": [{"index": 0, "message": message}]}}
 
 
 def _facts(answer: _Answer) -> dict[str, Any]:
-    """What the root span says of the whole answer."""
     completion, route = answer.completion, answer.completion.route
     waived = next((step for step in route.trail if step.decision == "not asked"), None) if route else None
     facts = {
@@ -280,7 +269,7 @@ def _step(step: RouteStep) -> dict[str, Any]:
 
 
 def _cost(total_usd: float, read: int, written: int) -> dict[str, float]:
-    """MLflow's three sums. An answer has one price here, so it is shared out by tokens; unknown ones count as read."""
+    """Return MLflow's three sums: an answer's cost divided by tokens, unknown ones counted as read."""
     output_usd = total_usd * written / (read + written) if written else 0.0
     return {"input_cost": total_usd - output_usd, "output_cost": output_usd, "total_cost": total_usd}
 

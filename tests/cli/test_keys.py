@@ -12,8 +12,7 @@ from click.testing import CliRunner
 from smallfirst.cli.keys import keys
 from smallfirst.errors import ConfigError
 from smallfirst.paths import home
-from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
-from smallfirst.serving.auth.keys import key_id
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore, key_id
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     secret = made.stdout.strip()
     assert key_id(secret)
     (key,) = ring.entries()
-    assert key.terms == KeyPolicy(
+    assert key.policy == KeyPolicy(
         role="admin", models=("small", "org/large"), requests_per_minute=60, expires_on=date(2099, 1, 31)
     )
     listed = run.invoke(keys, ["list", *file]).output
@@ -68,7 +67,7 @@ def test_keys_live_in_the_state_folder_and_mistakes_are_named() -> None:
     run = CliRunner()
     assert run.invoke(keys, ["create", "desk"]).exit_code == 0
     (key,) = KeyStore(home() / "keys.json").entries()
-    assert key.terms == KeyPolicy()
+    assert key.policy == KeyPolicy()
     for arguments in (["create", "desk"], ["revoke", "none"], ["create", "other", "--model", "a b"]):
         failed = run.invoke(keys, arguments)
         assert isinstance(failed.exception, ConfigError)  # the command line prints it without a traceback

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -283,15 +283,12 @@ def test_feedback_on_an_answer_of_another_certificate_moves_no_bound(ledger: Led
     assert len(ledger.entries(FeedbackRow)) == 1
 
 
-Running = Callable[..., Any]
-
-
 @pytest.fixture
-def house(ledger: Ledger, running: Running) -> Iterator[tuple[Setting, httpx.Client]]:
+def server(ledger: Ledger, run_server: Any) -> Iterator[tuple[Setting, httpx.Client]]:
     setting = Setting(ledger)
     extension = MonitoringRoutes([setting.live], ledger)
     with (
-        running({"tickets": setting.live}, ledger, ServeSettings(), extension=extension) as at,
+        run_server({"tickets": setting.live}, ledger, ServeSettings(), plugins=[extension]) as at,
         httpx.Client(base_url=at.url) as client,
     ):
         yield setting, client
@@ -311,8 +308,8 @@ def settled(client: httpx.Client, n: int) -> Any:
     return found
 
 
-def test_over_http_an_answer_says_its_way_and_its_promise(house: tuple[Setting, httpx.Client]) -> None:
-    setting, client = house
+def test_over_http_an_answer_says_its_way_and_its_promise(server: tuple[Setting, httpx.Client]) -> None:
+    setting, client = server
     answer = chat(client)
     assert answer["smallfirst"]["promise"] == "at most 5 % of kept answers wrong (95 %)"
     assert [step["stage"] for step in answer["smallfirst"]["steps"]] == ["small"]
@@ -323,9 +320,9 @@ def test_over_http_an_answer_says_its_way_and_its_promise(house: tuple[Setting, 
 
 
 def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
-    house: tuple[Setting, httpx.Client],
+    server: tuple[Setting, httpx.Client],
 ) -> None:
-    setting, client = house
+    setting, client = server
     id = chat(client)["id"]
     settled(client, 1)
     given = client.post("/v1/feedback", json={"id": id, "verdict": "wrong", "answer": "lost_card"})
@@ -347,16 +344,16 @@ def test_over_http_feedback_is_taken_by_id_and_refused_with_the_field_at_fault(
         assert refused.json()["error"]["param"] == param
 
 
-def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(house: tuple[Setting, httpx.Client]) -> None:
-    setting, client = house
+def test_over_http_an_answer_takes_so_many_verdicts_and_no_more(server: tuple[Setting, httpx.Client]) -> None:
+    setting, client = server
     id = chat(client)["id"]
     codes = [client.post("/v1/feedback", json={"id": id, "verdict": "right"}).status_code for _ in range(18)]
     assert codes == [200] * MAX_VERDICTS + [409] * 2
     assert len(setting.ledger.entries(FeedbackRow)) == MAX_VERDICTS
 
 
-def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.Client]) -> None:
-    setting, client = house
+def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.Client]) -> None:
+    setting, client = server
     chat(client)
     setting.small.wrong = True
     for _ in range(3):
@@ -373,7 +370,7 @@ def test_over_http_states_and_metrics_say_the_same(house: tuple[Setting, httpx.C
 
 
 def test_a_watcher_that_fails_takes_no_answer_away(
-    ledger: Ledger, running: Running, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, run_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(MonitoringRoutes):
         def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -381,19 +378,19 @@ def test_a_watcher_that_fails_takes_no_answer_away(
 
     setting = Setting(ledger)
     with (
-        running({"tickets": setting.live}, ledger, ServeSettings(), extension=Broken([setting.live], ledger)) as at,
+        run_server({"tickets": setting.live}, ledger, ServeSettings(), plugins=[Broken([setting.live], ledger)]) as at,
         httpx.Client(base_url=at.url) as client,
     ):
         assert chat(client)["choices"][0]["message"]["content"] == "refund"
-    assert "the watcher failed" in caplog.text
+    assert "the plugin Broken failed" in caplog.text
     assert [row.status for row in ledger.rows()] == [200]
 
 
-def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, running: Running) -> None:
+def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, run_server: Any) -> None:
     setting = Setting(ledger, judge="person")
     with (
-        running(
-            {"tickets": setting.live}, ledger, ServeSettings(), extension=MonitoringRoutes([setting.live], ledger)
+        run_server(
+            {"tickets": setting.live}, ledger, ServeSettings(), plugins=[MonitoringRoutes([setting.live], ledger)]
         ) as at,
         httpx.Client(base_url=at.url) as client,
     ):

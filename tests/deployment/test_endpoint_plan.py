@@ -207,11 +207,11 @@ def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs
 
 
 def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosted = EndpointConfig(base_url="https://llm.example.com/v1", model="house-7b", api_key_env="HOUSE_KEY")
-    with pytest.raises(PriceUnknown, match=r'h: no price for "house-7b"[\s\S]*smallfirst: \{prices: \{tokens: '):
+    hosted = EndpointConfig(base_url="https://llm.example.com/v1", model="server-7b", api_key_env="HOUSE_KEY")
+    with pytest.raises(PriceUnknown, match=r'h: no price for "server-7b"[\s\S]*smallfirst: \{prices: \{tokens: '):
         external_model(ExternalEntity(name="h", endpoint=hosted), PriceBook())
-    prices = PriceBook(tokens={"house-7b": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=2)})
+    prices = PriceBook(tokens={"server-7b": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=2)})
     with pytest.raises(ConfigError, match="HOUSE_KEY"):
         external_model(ExternalEntity(name="h", endpoint=hosted), prices)
     monkeypatch.setenv("HOUSE_KEY", "k")
-    assert external_model(ExternalEntity(name="h", endpoint=hosted), prices).name == "house-7b"
+    assert external_model(ExternalEntity(name="h", endpoint=hosted), prices).name == "server-7b"

@@ -40,8 +40,8 @@ from smallfirst.serving.settings import ServeSettings
 from smallfirst.project.task_file import read_task_file
 
 ledger = Ledger(home() / "ledger.db")
-found = deploy([read_task_file(Path(sys.argv[1]))], ledger, follow_every_s=0.25)
-serve(found.models, ledger=ledger, settings=ServeSettings(port=0), extension=found.watch)
+found = deploy([read_task_file(Path(sys.argv[1]))], ledger, poll_interval_s=0.25)
+serve(found.models, ledger=ledger, settings=ServeSettings(port=0), plugins=[found])
 """
 
 
@@ -65,17 +65,17 @@ def start(desk, ledger: Ledger, *turns: int) -> RegistryWatcher:
     for turn in turns:
         desk.register(turn)
     versions.promote(versions.resolve("main.desk.toy/1").name, 1)
-    return deploy([desk.file], ledger).watch
+    return deploy([desk.file], ledger)
 
 
 def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINGER_S", 0.0)
     watch = start(desk, ledger, 0, 1)
-    router, small = watch.fleet["toy"], watch.fleet["toy-small"]
+    router, small = watch.models["toy"], watch.models["toy-small"]
     first = answer(small)
     assert (first.answered_by, watch.look()) == ("toy-small@1", [])
-    assert list(watch.fleet) == ["toy", "toy-small"]
-    left = watch.fleet.active["toy"].models["toy-small"]
+    assert list(watch.models) == ["toy", "toy-small"]
+    left = watch.models.active["toy"].models["toy-small"]
 
     versions.promote("main.desk.toy", 2)
     assert watch.look() == ["toy"]
@@ -86,17 +86,17 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     kept = answer(router)
     assert kept.route is not None
     assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
-    assert watch.by_task["toy"].certificate == watch.fleet.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
+    assert watch.by_task["toy"].certificate == watch.models.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
 
     versions.rollback("main.desk.toy")
     assert watch.look() == ["toy"]
     assert answer(small).text == first.text
-    assert watch.fleet.leaving == []
+    assert watch.models.leaving == []
     with pytest.raises(ModelError, match="toy-small@1 is closed"):
         answer(left)
     assert states(ledger)[-1] == ("the registry's aliases moved from version 2 to version 1, which answers from now on")
     asyncio.run(watch.aclose())
-    assert list(watch.fleet) == []
+    assert list(watch.models) == []
 
 
 def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
@@ -117,12 +117,12 @@ def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
     assert len(said) == 1
     assert "version 2 is not served: main.desk.toy/2 was changed: model.safetensors" in said[0]
     assert said[0].endswith("; version 1 stays")
-    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
     assert states(ledger)[-1] in said[0]
     weights.write_bytes(whole)
     watch._trouble["toy"].again_at_s = 0.0
     assert watch.look() == ["toy"]
-    assert answer(watch.fleet["toy"]).answered_by == "toy-small@2"
+    assert answer(watch.models["toy"]).answered_by == "toy-small@2"
     asyncio.run(watch.aclose())
 
 
@@ -144,7 +144,7 @@ def test_a_version_that_loads_but_does_not_answer_is_not_taken(desk, ledger: Led
     before = threading.active_count()
     assert watch.look() == []
     assert "version 2 is not served: toy-small@2 could not answer" in states(ledger)[-1]
-    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
     assert threading.active_count() == before  # what was loaded is freed
     asyncio.run(watch.aclose())
 
@@ -161,7 +161,7 @@ def test_aliases_that_cannot_be_looked_up_change_nothing(
     assert len(states(ledger)) == n_states
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert watch.look() == []
-    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
     asyncio.run(watch.aclose())
 
 
@@ -171,14 +171,14 @@ def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledg
     versions.promote("main.desk.toy", 2)
 
     async def finish_after_the_change() -> None:
-        late = await watch.fleet["toy"].complete(Request.ask(TEXT))
+        late = await watch.models["toy"].complete(Request.ask(TEXT))
         assert await asyncio.to_thread(watch.look) == ["toy"]
         new = watch.by_task["toy"]
         assert new is not old
         drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
         watch.answered("chatcmpl-1", Request.ask(TEXT), drawn)
         assert ("chatcmpl-1" in old._drawn_at, "chatcmpl-1" in new._drawn_at) == (True, False)
-        fresh = await watch.fleet["toy"].complete(Request.ask(TEXT))
+        fresh = await watch.models["toy"].complete(Request.ask(TEXT))
         drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
         watch.answered("chatcmpl-2", Request.ask(TEXT), drawn)
         assert ("chatcmpl-2" in old._drawn_at, "chatcmpl-2" in new._drawn_at) == (False, True)
@@ -285,14 +285,14 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
     with pytest.raises(versions.RegistryError, match="leads to the challenger, and no version"):
         deploy([desk.file], ledger)
     point(2)
-    watch = deploy([desk.file], ledger).watch
-    assert answer(watch.fleet["toy"]).answered_by == "toy-challenger@2"
+    watch = deploy([desk.file], ledger)
+    assert answer(watch.models["toy"]).answered_by == "toy-challenger@2"
     point(3)
     assert watch.look() == ["toy"]
-    assert answer(watch.fleet["toy"]).answered_by == "toy-challenger@3"
+    assert answer(watch.models["toy"]).answered_by == "toy-challenger@3"
     point(None)
     assert watch.look() == ["toy"]
-    assert answer(watch.fleet["toy"]).answered_by == "toy-small@1"
+    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
     assert states(ledger)[-1] == (
         "the registry's aliases moved from version 1, challenger 3 to version 1, which answers from now on"
     )

@@ -121,5 +121,5 @@ def test_a_hosted_model_is_traced_under_its_providers_name(tmp_path: Path) -> No
     endpoint = {"base_url": "https://api.example.com/v1", "model": "big"}
     values = {"name": "desk", "data": {"train": Path("train.jsonl")}, "large": {"endpoint": endpoint}}
     tracing = service.trace_plugin([parse_record(TaskFile, values, where="task.yaml"), task_file()])
-    assert tracing._told.providers == {"big": "api.example.com"}
+    assert tracing._spans.providers == {"big": "api.example.com"}
     asyncio.run(tracing.aclose())

@@ -82,15 +82,15 @@ class Writing(Drawing):
 
 def test_several_answers_are_choices_and_one_row(start) -> None:
     model = Drawing()
-    house = start(m=model)
-    answer = house.client().chat.completions.create(**BODY, n=3, temperature=1, seed=7)
+    server = start(m=model)
+    answer = server.client().chat.completions.create(**BODY, n=3, temperature=1, seed=7)
     assert [(c.index, c.message.content) for c in answer.choices] == [(0, "7"), (1, "8"), (2, "9")]
     assert answer.usage.model_dump(exclude_none=True) == {
         "prompt_tokens": 3,
         "completion_tokens": 3,
         "total_tokens": 6,
     }
-    (row,) = house.ledger.rows()
+    (row,) = server.ledger.rows()
     assert (row.cost_usd, row.prompt_tokens, row.completion_tokens) == (0.75, 3, 3)
 
 
@@ -128,8 +128,8 @@ def test_token_probabilities_have_openai_s_form(start, stream: bool) -> None:
 
 
 def test_a_completion_answers_each_prompt(start) -> None:
-    house = start(m=Drawing())
-    answer = house.client().completions.create(model="m", prompt=["a", "b"], seed=4, logprobs=1)
+    server = start(m=Drawing())
+    answer = server.client().completions.create(model="m", prompt=["a", "b"], seed=4, logprobs=1)
     assert answer.object == "text_completion"
     assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [(0, "4", "stop"), (1, "4", "stop")]
     assert answer.choices[0].logprobs.model_dump() == {
@@ -139,23 +139,23 @@ def test_a_completion_answers_each_prompt(start) -> None:
         "text_offset": [0],
     }
     assert answer.usage.prompt_tokens == 6
-    stream = house.client().completions.create(model="m", prompt="a", seed=4, stream=True)
+    stream = server.client().completions.create(model="m", prompt="a", seed=4, stream=True)
     assert [c.choices[0].text for c in stream] == ["4", ""]
 
 
 def test_embeddings_come_as_floats_and_as_base64(start) -> None:
-    house = start(m=Drawing())
-    found = house.client().embeddings.create(model="m", input=["a", "b"])  # the client asks for base64
+    server = start(m=Drawing())
+    found = server.client().embeddings.create(model="m", input=["a", "b"])  # the client asks for base64
     assert [[round(x, 6) for x in one.embedding] for one in found.data] == [[0.6, 0.8]] * 2
     assert found.usage.prompt_tokens == 5
-    raw = httpx.post(f"{house.url}/v1/embeddings", json={"model": "m", "input": "a"}).json()
+    raw = httpx.post(f"{server.url}/v1/embeddings", json={"model": "m", "input": "a"}).json()
     assert raw["data"] == [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8]}]
-    assert [row.cost_usd for row in house.ledger.rows()] == [0.5, 0.5]
+    assert [row.cost_usd for row in server.ledger.rows()] == [0.5, 0.5]
 
 
 def test_scores_give_every_label_its_probability(start) -> None:
-    house = start(m=Drawing())
-    found = httpx.post(f"{house.url}/v1/score", json={"model": "m", "input": ["a", "b"]}).json()
+    server = start(m=Drawing())
+    found = httpx.post(f"{server.url}/v1/score", json={"model": "m", "input": ["a", "b"]}).json()
     assert found["data"][1] == {
         "object": "label_scores",
         "index": 1,
@@ -163,15 +163,15 @@ def test_scores_give_every_label_its_probability(start) -> None:
         "scores": {"no": 0.25, "yes": 0.75},
     }
     assert found["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    (row,) = house.ledger.rows()
+    (row,) = server.ledger.rows()
     assert (row.stage, row.cost_usd, row.status) == ("m", 0.25, 200)
 
 
 @pytest.mark.parametrize("route", ["embeddings", "score"])
 def test_a_model_that_only_writes_cannot_be_read(start, echo, route: str) -> None:
-    house = start(m=echo)
-    answer = httpx.post(f"{house.url}/v1/{route}", json={"model": "m", "input": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "model_cannot")
+    server = start(m=echo)
+    answer = httpx.post(f"{server.url}/v1/{route}", json={"model": "m", "input": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_by_model")
 
 
 @pytest.mark.parametrize("given", [{"input": []}, {"input": [1, 2]}, {"input": ""}, {"input": "a", "dimensions": 3}])
@@ -183,8 +183,8 @@ def test_texts_to_read_are_checked(start, given: dict[str, object]) -> None:
 
 def test_an_answer_without_the_form_asked_for_does_not_reach_the_client(start) -> None:
     form = {"type": "json_object"}
-    house = start(bad=Writing("not json"), good=Writing('{"a": 1}'), label=Writing("x", (("x", 1.0),)))
-    client = house.client()
+    server = start(bad=Writing("not json"), good=Writing('{"a": 1}'), label=Writing("x", (("x", 1.0),)))
+    client = server.client()
     assert client.chat.completions.create(model="good", messages=HELLO, response_format=form).choices[0].message
     with pytest.raises(openai.InternalServerError) as caught:
         client.chat.completions.create(model="bad", messages=HELLO, response_format=form)
@@ -203,62 +203,62 @@ def test_a_schema_that_nothing_can_be_held_to_is_refused(start) -> None:
 
 
 def test_what_a_model_refuses_is_told_and_what_it_says_of_this_machine_is_not(start, failing) -> None:
-    house = start(a=failing(RequestRefused("too long")), b=failing(ConfigError("/inside/path")))
-    told = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "model": "a"})
+    server = start(a=failing(RequestRefused("too long")), b=failing(ConfigError("/inside/path")))
+    told = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "a"})
     assert (told.status_code, told.json()["error"]["message"]) == (400, "too long")
-    hidden = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "model": "b"})
+    hidden = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "b"})
     assert hidden.status_code == 500
     assert "inside/path" not in hidden.text
 
 
 def test_a_table_is_answered_row_by_row_and_each_row_is_in_the_ledger(start) -> None:
-    house = start(m=Drawing())
+    server = start(m=Drawing())
     body = {"dataframe_split": {"columns": ["text"], "data": [["a"], ["b"]]}, "params": {"seed": 3}}
-    answer = httpx.post(f"{house.url}/invocations", json=body).json()
+    answer = httpx.post(f"{server.url}/invocations", json=body).json()
     assert answer["predictions"] == ["3", "3"]
-    assert [row.id for row in house.ledger.rows()] == answer["ids"]
-    chat = httpx.post(f"{house.url}/invocations", json={"messages": HELLO, "seed": 5}).json()
+    assert [row.id for row in server.ledger.rows()] == answer["ids"]
+    chat = httpx.post(f"{server.url}/invocations", json={"messages": HELLO, "seed": 5}).json()
     assert chat["choices"][0]["message"]["content"] == "5"
-    assert httpx.post(f"{house.url}/invocations", json={"prompt": "a", "seed": 6}).json()["choices"][0]["text"] == "6"
-    assert httpx.post(f"{house.url}/invocations", json={"input": "a"}).json()["data"][0]["embedding"] == [0.6, 0.8]
-    assert httpx.post(f"{house.url}/invocations", json={"a": 1}).status_code == 400
+    assert httpx.post(f"{server.url}/invocations", json={"prompt": "a", "seed": 6}).json()["choices"][0]["text"] == "6"
+    assert httpx.post(f"{server.url}/invocations", json={"input": "a"}).json()["data"][0]["embedding"] == [0.6, 0.8]
+    assert httpx.post(f"{server.url}/invocations", json={"a": 1}).status_code == 400
 
 
 def test_readiness_is_real_work_and_recovers(start) -> None:
     model = Drawing()
-    house = start(m=model)
-    assert httpx.get(f"{house.url}/ready").json() == {"status": "ready"}
+    server = start(m=model)
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
     model.failure = Unavailable("inside")
     time.sleep(1.1)  # a result is told again for a second
-    down = httpx.get(f"{house.url}/ready")
+    down = httpx.get(f"{server.url}/ready")
     assert (down.status_code, down.json()) == (503, {"status": "not ready"})
-    assert httpx.get(f"{house.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health").status_code == 200
     model.failure = CircuitOpenError("an upstream is down", retry_after_s=5)
     time.sleep(1.1)
-    assert httpx.get(f"{house.url}/ready").status_code == 200
+    assert httpx.get(f"{server.url}/ready").status_code == 200
     model.failure = None
     time.sleep(1.1)
-    assert httpx.get(f"{house.url}/ready").status_code == 200
+    assert httpx.get(f"{server.url}/ready").status_code == 200
 
 
 def test_figures_count_requests_tokens_and_first_tokens(start) -> None:
-    house = start(m=Drawing())
-    client = house.client()
+    server = start(m=Drawing())
+    client = server.client()
     client.chat.completions.create(**BODY)
     list(client.chat.completions.create(**BODY, stream=True))
-    httpx.post(f"{house.url}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
-    shown = httpx.get(f"{house.url}/metrics").text
+    httpx.post(f"{server.url}/v1/chat/completions", content=b"{", headers={"content-type": "application/json"})
+    shown = httpx.get(f"{server.url}/metrics").text
     assert 'smallfirst_requests_total{route="chat/completions",status="200"} 2.0' in shown
     assert 'smallfirst_requests_total{route="chat/completions",status="400"} 1.0' in shown
     assert 'smallfirst_tokens_total{kind="prompt",stage="m"} 6.0' in shown
     assert 'smallfirst_first_token_seconds_count{stage="m"} 2.0' in shown
-    assert "smallfirst_requests_inside 0.0" in shown
+    assert "smallfirst_requests_in_flight 0.0" in shown
 
 
 def test_a_queue_is_bounded_in_tokens_but_one_prompt_alone_always_fits(start, echo) -> None:
     echo.gate.clear()
-    house = start(ServeSettings(max_prompt_tokens_in_flight=10), m=echo)
-    url = f"{house.url}/v1/chat/completions"
+    server = start(ServeSettings(max_prompt_tokens_in_flight=10), m=echo)
+    url = f"{server.url}/v1/chat/completions"
     with httpx.Client() as client:
         waiting = client.build_request("POST", url, json=BODY)
         import threading
@@ -276,8 +276,8 @@ def test_a_queue_is_bounded_in_tokens_but_one_prompt_alone_always_fits(start, ec
 
 
 def test_the_document_of_the_routes_describes_what_is_answered(start) -> None:
-    house = start(m=Drawing())
-    document = httpx.get(f"{house.url}/openapi.json").json()
+    server = start(m=Drawing())
+    document = httpx.get(f"{server.url}/openapi.json").json()
     asked = {
         "/v1/chat/completions": {**BODY, "logprobs": True},
         "/v1/completions": {"model": "m", "prompt": "a"},
@@ -293,16 +293,16 @@ def test_the_document_of_the_routes_describes_what_is_answered(start) -> None:
         jsonschema.Draft202012Validator(sent).validate(body)
         assert not jsonschema.Draft202012Validator(sent).is_valid({**body, "model": "other"})
         assert not jsonschema.Draft202012Validator(sent).is_valid({**body, "temprature": 1})
-        answer = httpx.post(f"{house.url}{path}", json=body).json()
+        answer = httpx.post(f"{server.url}{path}", json=body).json()
         got = described["responses"]["200"]["content"]["application/json"]["schema"]
         jsonschema.Draft202012Validator(got).validate(answer)
-        wrong = httpx.post(f"{house.url}{path}", json={**body, "model": "other"})
+        wrong = httpx.post(f"{server.url}{path}", json={**body, "model": "other"})
         refusal = described["responses"][str(wrong.status_code)]["content"]["application/json"]["schema"]
         jsonschema.Draft202012Validator(refusal).validate(wrong.json())
 
 
 def test_an_answer_with_a_parameter_openai_ignores_is_the_same(start) -> None:
-    house = start(m=Drawing())
-    plain = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "seed": 1}).json()
-    more = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "seed": 1, "top_p": 0.5, "store": True}).json()
+    server = start(m=Drawing())
+    plain = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "seed": 1}).json()
+    more = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "seed": 1, "top_p": 0.5, "store": True}).json()
     assert json.dumps(plain["choices"]) == json.dumps(more["choices"])

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fixtures.secured_server import Build, fortresses
 
-from smallfirst.models.protocol import Completion, Request
-from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
-from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenBucket, estimated_tokens
+from smallfirst.models.protocol import Completion
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenBucket
 from smallfirst.serving.openai.errors import ApiError
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello small world"}]}
-
-
-@pytest.fixture
-def fortress(tmp_path: Path) -> Iterator[Build]:
-    with fortresses(tmp_path) as build:
-        yield build
 
 
 class Clock:
@@ -138,16 +130,12 @@ def test_each_key_has_its_own_allowance_until_its_terms_change() -> None:
     assert allowances.of("a", KeyPolicy(max_in_flight=2)) is not mine
 
 
-def test_the_estimate_is_a_quarter_of_the_bytes_and_the_room_asked_for() -> None:
-    assert estimated_tokens(Request.ask("ä" * 6, max_tokens=7), Request.ask("", max_tokens=1)) == 3 + 8
-
-
-def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(fortress, tmp_path: Path, label) -> None:
-    ring = KeyStore(tmp_path / "keys.json")
-    _, slow = ring.create("slow", KeyPolicy(requests_per_minute=2, tokens_per_minute=100_000))
-    _, free = ring.create("free", KeyPolicy())
-    house = fortress(ring, m=label)
-    url = f"{house.url}/v1/chat/completions"
+def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(start, tmp_path: Path, label) -> None:
+    key_store = KeyStore(tmp_path / "keys.json")
+    _, slow = key_store.create("slow", KeyPolicy(requests_per_minute=2, tokens_per_minute=100_000))
+    _, free = key_store.create("free", KeyPolicy())
+    server = start(key_store=key_store, m=label)
+    url = f"{server.url}/v1/chat/completions"
 
     def post(key: str) -> httpx.Response:
         return httpx.post(url, json=BODY, headers={"authorization": f"Bearer {key}"})
@@ -170,11 +158,11 @@ def test_a_limited_key_gets_429_with_openais_headers_and_others_go_on(fortress, 
     assert not [name for name in free_answer.headers if name.startswith("x-ratelimit")]
 
 
-def test_a_key_has_so_many_requests_at_once(fortress, tmp_path: Path, echo) -> None:
-    ring = KeyStore(tmp_path / "keys.json")
-    _, one = ring.create("one", KeyPolicy(max_in_flight=1))
-    house = fortress(ring, m=echo)
-    url, head = f"{house.url}/v1/chat/completions", {"authorization": f"Bearer {one}"}
+def test_a_key_has_so_many_requests_at_once(start, tmp_path: Path, echo) -> None:
+    key_store = KeyStore(tmp_path / "keys.json")
+    _, one = key_store.create("one", KeyPolicy(max_in_flight=1))
+    server = start(key_store=key_store, m=echo)
+    url, head = f"{server.url}/v1/chat/completions", {"authorization": f"Bearer {one}"}
     echo.gate.clear()
     answers: list[int] = []
     waiting = threading.Thread(
@@ -182,8 +170,8 @@ def test_a_key_has_so_many_requests_at_once(fortress, tmp_path: Path, echo) -> N
     )
     waiting.start()
     assert echo.started.wait(5)
-    assert httpx.get(f"{house.url}/v1/models", headers=head).status_code == 429
+    assert httpx.get(f"{server.url}/v1/models", headers=head).status_code == 429
     echo.gate.set()
     waiting.join()
     assert answers == [200]
-    assert httpx.get(f"{house.url}/v1/models", headers=head).status_code == 200
+    assert httpx.get(f"{server.url}/v1/models", headers=head).status_code == 200

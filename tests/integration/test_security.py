@@ -9,14 +9,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fixtures.secured_server import Build, Lines, fortresses
 from starlette.routing import Route
 
 from smallfirst.errors import Unavailable
@@ -24,8 +22,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.key_store import KeyPolicy, KeyStore
-from smallfirst.serving.auth.keys import hash_key, new_key
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore, hash_key, new_key
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -34,86 +31,75 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def fortress(tmp_path: Path) -> Iterator[Build]:
-    with fortresses(tmp_path) as build:
-        yield build
-
-
-@pytest.fixture
-def ring(tmp_path: Path) -> KeyStore:
+def key_store(tmp_path: Path) -> KeyStore:
     return KeyStore(tmp_path / "keys.json")
 
 
 @pytest.fixture
-def lines() -> Iterator[Lines]:
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """All log lines of the test."""
-    handler, root = Lines(), logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(level)
+    caplog.set_level(logging.DEBUG)
+    return caplog
 
 
-def chat(house: Any, key: str = "none", **values: Any) -> httpx.Response:
+def chat(server: Any, key: str = "none", **values: Any) -> httpx.Response:
     headers = values.pop("headers", {})
     return httpx.post(
-        f"{house.url}/v1/chat/completions",
+        f"{server.url}/v1/chat/completions",
         content=json.dumps({**BODY, **values}).encode(),
         headers={"content-type": "application/json", "authorization": f"Bearer {key}", **headers},
         timeout=20,
     )
 
 
-def test_01_a_full_server_says_503_and_when_to_come_back(fortress, echo) -> None:
-    house = fortress(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
+def test_01_a_full_server_says_503_and_when_to_come_back(start, echo) -> None:
+    server = start(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
     echo.gate.clear()
-    waiting = threading.Thread(target=chat, args=(house,))
+    waiting = threading.Thread(target=chat, args=(server,))
     waiting.start()
     assert echo.started.wait(5)
-    refused = chat(house)
+    refused = chat(server)
     echo.gate.set()
     waiting.join()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
     assert refused.headers["retry-after"].isdigit()
 
 
-def test_02_no_request_outlives_its_deadline(fortress, echo) -> None:
+def test_02_no_request_outlives_its_deadline(start, echo) -> None:
     echo.gate.clear()
-    answer = chat(fortress(settings=ServeSettings(request_timeout_s=0.3), m=echo))
+    answer = chat(start(settings=ServeSettings(request_timeout_s=0.3), m=echo))
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
     assert echo.cancelled.wait(5)
 
 
-def test_03_a_client_that_leaves_frees_its_place(fortress, echo) -> None:
-    house = fortress(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
+def test_03_a_client_that_leaves_frees_its_place(start, echo) -> None:
+    server = start(settings=ServeSettings(max_in_flight=1, max_queue=0), m=echo)
     echo.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{house.url}/v1/chat/completions", json=BODY, timeout=0.5)
+        httpx.post(f"{server.url}/v1/chat/completions", json=BODY, timeout=0.5)
     assert echo.cancelled.wait(5)
     echo.gate.set()
-    assert chat(house).status_code == 200
+    assert chat(server).status_code == 200
 
 
-def test_05_a_model_that_is_down_is_503_and_the_others_go_on(fortress, failing, label) -> None:
-    house = fortress(m=label, down=failing(Unavailable("child 4711 of /secret/path died")))
-    answer = chat(house, model="down")
+def test_05_a_model_that_is_down_is_503_and_the_others_go_on(start, failing, label) -> None:
+    server = start(m=label, down=failing(Unavailable("child 4711 of /secret/path died")))
+    answer = chat(server, model="down")
     assert answer.status_code == 503
     assert answer.headers["retry-after"].isdigit()
     assert "4711" not in answer.text
     assert "/secret" not in answer.text
-    assert chat(house).status_code == 200
+    assert chat(server).status_code == 200
 
 
-def test_06_requests_leave_nothing_behind(fortress, label) -> None:
-    house = fortress(m=label)
+def test_06_requests_leave_nothing_behind(start, label) -> None:
+    server = start(m=label)
     sizes = []
     for _ in range(2):
         for n in range(60):
-            chat(house, model="m" if n % 2 else "../none")
+            chat(server, model="m" if n % 2 else "../none")
         end = time.monotonic() + 5
-        while house.n_connections and time.monotonic() < end:
+        while server.n_connections and time.monotonic() < end:
             time.sleep(0.01)
         sizes.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     assert sizes[1][0] <= sizes[0][0] + 1
@@ -139,14 +125,14 @@ def test_06_requests_leave_nothing_behind(fortress, label) -> None:
         ({"extra_body": {}}, "extra_body"),
     ],
 )
-def test_07_lists_numbers_and_foreign_fields_are_bounded(fortress, label, values: dict[str, Any], param: str) -> None:
-    answer = chat(fortress(m=label), **values)
+def test_07_lists_numbers_and_foreign_fields_are_bounded(start, label, values: dict[str, Any], param: str) -> None:
+    answer = chat(start(m=label), **values)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-def test_07_bodies_are_counted_as_they_come_and_never_unpacked(fortress, label) -> None:
-    house = fortress(settings=ServeSettings(max_body_bytes=1_000), m=label)
-    url, kind = f"{house.url}/v1/chat/completions", {"content-type": "application/json"}
+def test_07_bodies_are_counted_as_they_come_and_never_unpacked(start, label) -> None:
+    server = start(settings=ServeSettings(max_body_bytes=1_000), m=label)
+    url, kind = f"{server.url}/v1/chat/completions", {"content-type": "application/json"}
     assert httpx.post(url, content=iter([b" " * 600] * 2), headers=kind).status_code == 413
     assert httpx.post(url, content=b"{}", headers={**kind, "content-encoding": "gzip"}).status_code == 415
     deep = b'{"model": "m", "messages": ' + b"[" * 400 + b"]" * 400 + b"}"
@@ -162,21 +148,21 @@ def test_07_bodies_are_counted_as_they_come_and_never_unpacked(fortress, label) 
         {"type": "string", "maxLength": 10**9},
     ],
 )
-def test_08_schemas_that_cost_too_much_are_refused_in_time(fortress, label, inside: dict[str, Any]) -> None:
+def test_08_schemas_that_cost_too_much_are_refused_in_time(start, label, inside: dict[str, Any]) -> None:
     schema = {"type": "object", "properties": {"a": inside}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
-    house = fortress(settings=ServeSettings(max_body_bytes=4 * 1024 * 1024), m=label)
+    server = start(settings=ServeSettings(max_body_bytes=4 * 1024 * 1024), m=label)
     began = time.monotonic()
-    answer = chat(house, response_format=form)
+    answer = chat(server, response_format=form)
     assert answer.status_code == 400
     assert time.monotonic() - began < 10
 
 
-def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs(fortress, ring, label) -> None:
-    _, user = ring.create("user", KeyPolicy())
-    _, admin = ring.create("admin", KeyPolicy(role="admin"))
-    house = fortress(ring, m=label)
-    app = build_app({"m": label}, ledger=house.ledger, settings=ServeSettings())
+def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs(start, key_store, label) -> None:
+    _, user = key_store.create("user", KeyPolicy())
+    _, admin = key_store.create("admin", KeyPolicy(role="admin"))
+    server = start(key_store=key_store, m=label)
+    app = build_app({"m": label}, ledger=server.ledger, settings=ServeSettings())
     paths = [r.path.replace("{name:path}", "m") for r in app.routes if isinstance(r, Route)]
     assert len(paths) > 8
     for path in [
@@ -190,45 +176,45 @@ def test_09_every_route_but_two_needs_a_key_and_the_administrators_one_of_theirs
         "/health%2f",
     ]:
         for method in ("GET", "POST", "DELETE", "OPTIONS"):
-            asked = httpx.request(method, house.url + path)
+            asked = httpx.request(method, server.url + path)
             assert (asked.status_code in (200, 405, 503)) == (path in ("/health", "/ready")), (method, path)
             assert path in ("/health", "/ready") or asked.status_code == 401
     for path, status in (("/metrics", 200), ("/v1/queue", 404), ("/v1/routers/x", 404)):  # there are no Routers here
-        as_user = httpx.get(house.url + path, headers={"authorization": f"Bearer {user}"})
-        as_admin = httpx.get(house.url + path, headers={"authorization": f"Bearer {admin}"})
+        as_user = httpx.get(server.url + path, headers={"authorization": f"Bearer {user}"})
+        as_admin = httpx.get(server.url + path, headers={"authorization": f"Bearer {admin}"})
         assert (as_user.status_code, as_user.json()["error"]["code"]) == (403, "admin_only")
         assert as_admin.status_code == status
     rewritten = {"x-original-url": "/health", "x-rewrite-url": "/health", "x-forwarded-prefix": "/health"}
-    assert httpx.get(f"{house.url}/metrics", headers=rewritten).status_code == 401
+    assert httpx.get(f"{server.url}/metrics", headers=rewritten).status_code == 401
 
 
-def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(fortress, label) -> None:
+def test_09_hosts_that_are_not_named_are_refused_with_a_key_as_well(start, label) -> None:
     key = new_key()
     settings = ServeSettings(api_keys_sha256=(hash_key(key),), allowed_hosts=("models.example",))
-    house = fortress(settings=settings, m=label)
+    server = start(settings=settings, m=label)
     hosts = {"models.example": 200, "MODELS.example:8443": 200, "evil.example": 403, "models.example@evil.example": 403}
     for host, status in hosts.items():
         headers = {"host": host, "authorization": f"Bearer {key}"}
-        assert httpx.get(f"{house.url}/v1/models", headers=headers).status_code == status
-    assert httpx.get(f"{house.url}/health", headers={"host": "10.0.0.7:8000"}).status_code == 200
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
+    assert httpx.get(f"{server.url}/health", headers={"host": "10.0.0.7:8000"}).status_code == 200
 
 
-def test_09_a_key_sees_and_asks_only_its_models(fortress, ring, label, echo) -> None:
-    _, narrow = ring.create("narrow", KeyPolicy(models=("small",)))
-    house = fortress(ring, small=label, secret=echo)
-    client = house.client(narrow)
+def test_09_a_key_sees_and_asks_only_its_models(start, key_store, label, echo) -> None:
+    _, narrow = key_store.create("narrow", KeyPolicy(models=("small",)))
+    server = start(key_store=key_store, small=label, secret=echo)
+    client = server.client(narrow)
     assert [model.id for model in client.models.list()] == ["small"]
-    assert chat(house, narrow, model="small").status_code == 200
-    refused = chat(house, narrow, model="secret")
+    assert chat(server, narrow, model="small").status_code == 200
+    refused = chat(server, narrow, model="secret")
     assert refused.status_code == 404
-    missing = chat(house, narrow, model="no-such")
+    missing = chat(server, narrow, model="no-such")
     assert refused.json()["error"]["code"] == missing.json()["error"]["code"] == "model_not_found"
     assert "Served: small." in refused.json()["error"]["message"]
-    assert httpx.get(f"{house.url}/v1/models/secret", headers={"authorization": f"Bearer {narrow}"}).status_code == 404
+    assert httpx.get(f"{server.url}/v1/models/secret", headers={"authorization": f"Bearer {narrow}"}).status_code == 404
 
 
-def test_10_nothing_is_fetched(fortress, label) -> None:
-    house = fortress(m=label)
+def test_10_nothing_is_fetched(start, label) -> None:
+    server = start(m=label)
     with socket.socket() as trap:
         trap.bind(("127.0.0.1", 0))
         trap.listen()
@@ -237,11 +223,11 @@ def test_10_nothing_is_fetched(fortress, label) -> None:
         schema = {"type": "object", "properties": {"a": {"$ref": url}}, "$schema": url, "$id": url}
         form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
         statuses = [
-            chat(house, messages=image).status_code,
-            chat(house, response_format=form).status_code,
-            chat(house, model=url).status_code,
-            chat(house, base_url=url).status_code,
-            chat(house, messages=[{"role": "user", "content": url}]).status_code,
+            chat(server, messages=image).status_code,
+            chat(server, response_format=form).status_code,
+            chat(server, model=url).status_code,
+            chat(server, base_url=url).status_code,
+            chat(server, messages=[{"role": "user", "content": url}]).status_code,
         ]
         assert statuses == [400, 400, 404, 400, 200]
         trap.settimeout(0.2)
@@ -272,39 +258,39 @@ def test_11_a_template_cannot_leave_its_sandbox(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../keys.json", "/etc/passwd", "m\u0000", "m\r\nX: 1", "a" * 256, "%2e%2e", "M", " m"]
 )
-def test_12_names_are_looked_up_and_nothing_else(fortress, label, lines: Lines, name: str) -> None:
-    house = fortress(m=label)
-    answer = chat(house, model=name)
+def test_12_names_are_looked_up_and_nothing_else(start, label, log: pytest.LogCaptureFixture, name: str) -> None:
+    server = start(m=label)
+    answer = chat(server, model=name)
     assert answer.status_code == 404
     assert "x" not in answer.headers
     assert all("\r" not in value and "\n" not in value for value in answer.headers.values())
-    (row,) = house.ledger.rows()
+    (row,) = server.ledger.rows()
     assert row.served_name == name[:128]
-    assert "\nX: 1" not in lines.text
+    assert "\nX: 1" not in log.text
 
 
 def test_13_neither_bodies_nor_keys_nor_forged_lines_come_into_the_log_or_the_ledger(
-    fortress, ring, label, failing, lines: Lines
+    start, key_store, label, failing, log: pytest.LogCaptureFixture
 ) -> None:
-    _, secret = ring.create("desk", KeyPolicy())
-    house = fortress(ring, m=label, broken=failing(RuntimeError("kaboom")))
+    _, secret = key_store.create("desk", KeyPolicy())
+    server = start(key_store=key_store, m=label, broken=failing(RuntimeError("kaboom")))
     said = "xyzzy-body\r\nERROR root: forged"
     cookie = {"cookie": "session=xyzzy-cookie", "user-agent": "xyzzy-agent"}
     for model in ("m", "broken", "none\r\nERROR root: forged"):
         messages = [{"role": "user", "content": said, "name": "a"}]
-        answer = chat(house, secret, model=model, messages=messages, headers=cookie, user=said)
+        answer = chat(server, secret, model=model, messages=messages, headers=cookie, user=said)
         assert "Traceback" not in answer.text
         assert "kaboom" not in answer.text
-    chat(house, secret + "x", headers=cookie)
-    assert "kaboom" in lines.text  # the log is really read
-    assert "\nERROR root: forged" not in lines.text
-    ledger = b"".join(path.read_bytes() for path in house.ledger.path.parent.glob("ledger.sqlite*"))
+    chat(server, secret + "x", headers=cookie)
+    assert "kaboom" in log.text  # the log is really read
+    assert "\nERROR root: forged" not in log.text
+    ledger = b"".join(path.read_bytes() for path in server.ledger.path.parent.glob("ledger.sqlite*"))
     for word in ("xyzzy", secret[16:]):
-        assert word not in lines.text
+        assert word not in log.text
         assert word.encode() not in ledger
 
 
-def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -> None:
+def test_13_nothing_of_a_client_but_its_messages_goes_upstream(start, key_store) -> None:
     seen: list[dict[str, str]] = []
 
     class Upstream(BaseHTTPRequestHandler):
@@ -326,8 +312,8 @@ def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -
     try:
         config = EndpointConfig(base_url=f"http://127.0.0.1:{upstream.server_port}/v1", model="big")
         book = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=1, output_usd_per_mtok=1)})
-        _, secret = ring.create("desk", KeyPolicy())
-        house = fortress(ring, m=EndpointModel(config, book, api_key="sk-operators-own"))
+        _, secret = key_store.create("desk", KeyPolicy())
+        server = start(key_store=key_store, m=EndpointModel(config, book, api_key="sk-operators-own"))
         mine = {
             "cookie": "a=b",
             "x-forwarded-for": "1.2.3.4",
@@ -335,7 +321,7 @@ def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -
             "connection": "close, x-custom",
             "te": "x",
         }
-        assert chat(house, secret, headers=mine).status_code == 200
+        assert chat(server, secret, headers=mine).status_code == 200
     finally:
         upstream.shutdown()
         upstream.server_close()
@@ -345,7 +331,7 @@ def test_13_nothing_of_a_client_but_its_messages_goes_upstream(fortress, ring) -
     assert secret not in json.dumps(headers)
 
 
-def test_14_a_model_is_told_whose_request_it_is(fortress, ring, echo) -> None:
+def test_14_a_model_is_told_whose_request_it_is(start, key_store, echo) -> None:
     seen: list[str] = []
 
     class Listening(type(echo)):
@@ -353,10 +339,10 @@ def test_14_a_model_is_told_whose_request_it_is(fortress, ring, echo) -> None:
             seen.append(request.tenant)
             return await super().complete(request)
 
-    secrets = [ring.create(name, KeyPolicy())[1] for name in ("one", "two")]
-    house = fortress(ring, m=Listening())
+    secrets = [key_store.create(name, KeyPolicy())[1] for name in ("one", "two")]
+    server = start(key_store=key_store, m=Listening())
     for key in secrets:
-        assert chat(house, key).status_code == 200
+        assert chat(server, key).status_code == 200
     assert seen == [hash_key(key) for key in secrets]
 
 

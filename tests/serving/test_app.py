@@ -26,8 +26,8 @@ BODY = {"model": "m", "messages": HELLO}
 
 
 def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -> None:
-    house = start(routed=label)
-    raw = house.client().chat.completions.with_raw_response.create(model="routed", messages=HELLO)
+    server = start(routed=label)
+    raw = server.client().chat.completions.with_raw_response.create(model="routed", messages=HELLO)
     answer = raw.parse()
     assert answer.choices[0].message.content == "refund"
     assert answer.usage.total_tokens == 5
@@ -43,7 +43,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "x-smallfirst-model": "labels-1",
         "x-smallfirst-why": "sure",
     }
-    row = house.ledger.get(answer.id)
+    row = server.ledger.get(answer.id)
     assert row.first_token_ms > 0
     assert row.model_dump(exclude={"at", "request_sha256", "first_token_ms"}) == {
         "id": answer.id,
@@ -70,16 +70,16 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
 
 
 def test_bodies_are_stored_only_if_asked_for(start, label) -> None:
-    house = start(ServeSettings(store_bodies=True), m=label)
-    house.client().chat.completions.create(model="m", messages=HELLO)
-    (row,) = house.ledger.rows()
+    server = start(ServeSettings(store_bodies=True), m=label)
+    server.client().chat.completions.create(model="m", messages=HELLO)
+    (row,) = server.ledger.rows()
     assert row.request_text == '[["user","hello small world"]]'
     assert row.answer_text == "refund"
 
 
 def test_a_streamed_answer_comes_in_pieces_with_usage_and_explanation_last(start, echo) -> None:
-    house = start(echo=echo)
-    stream = house.client().chat.completions.create(
+    server = start(echo=echo)
+    stream = server.client().chat.completions.create(
         model="echo", messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
     assert "x-smallfirst-route" not in stream.response.headers  # not known when it began
@@ -91,28 +91,28 @@ def test_a_streamed_answer_comes_in_pieces_with_usage_and_explanation_last(start
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == 6
     assert {c.id for c in chunks} == {stream.response.headers["x-request-id"]}
-    assert house.ledger.get(chunks[0].id).cost_usd == 0.5
+    assert server.ledger.get(chunks[0].id).cost_usd == 0.5
 
 
 def test_the_first_piece_of_a_stream_does_not_wait_for_the_rest(start, echo) -> None:
     echo.gate.clear()
-    house = start(echo=echo)
+    server = start(echo=echo)
     began = time.perf_counter()
-    stream = house.client().chat.completions.create(model="echo", messages=HELLO, stream=True)
+    stream = server.client().chat.completions.create(model="echo", messages=HELLO, stream=True)
     assert next(stream).choices[0].delta.role == "assistant"
     assert next(stream).choices[0].delta.content == "hello"
-    assert house.ledger.rows() == ()
+    assert server.ledger.rows() == ()
     waited_ms = (time.perf_counter() - began) * 1000
     echo.gate.set()
     rest = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in rest) == " small world"
     assert 0 < rest[-1].smallfirst["first_token_ms"] < waited_ms
-    assert len(house.ledger.rows()) == 1
+    assert len(server.ledger.rows()) == 1
 
 
 def test_a_label_that_is_ready_whole_has_its_route_in_the_headers_of_a_stream(start, label) -> None:
-    house = start(routed=label)
-    stream = house.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
+    server = start(routed=label)
+    stream = server.client().chat.completions.create(model="routed", messages=HELLO, stream=True)
     assert stream.response.headers["x-smallfirst-route"] == "small"
     assert stream.response.headers["x-smallfirst-cost-usd"] == "0.250000000"
     assert [c.choices[0].delta.content for c in stream] == ["", "refund", None]
@@ -130,8 +130,8 @@ def test_models_are_listed_and_retrieved(start, echo, label) -> None:
 
 
 def test_unknown_paths_and_methods_get_an_openai_error(start, label) -> None:
-    house = start(m=label)
-    missing = httpx.get(f"{house.url}/v1/nothing")
+    server = start(m=label)
+    missing = httpx.get(f"{server.url}/v1/nothing")
     assert (missing.status_code, missing.json()) == (
         404,
         {
@@ -143,23 +143,23 @@ def test_unknown_paths_and_methods_get_an_openai_error(start, label) -> None:
             }
         },
     )
-    wrong = httpx.get(f"{house.url}/v1/chat/completions")
+    wrong = httpx.get(f"{server.url}/v1/chat/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"
     assert wrong.json()["error"]["code"] == "method_not_allowed"
 
 
 def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
-    house = start(small=label)
+    server = start(small=label)
     with pytest.raises(openai.NotFoundError) as caught:
-        house.client().chat.completions.create(model="smal", messages=HELLO)
+        server.client().chat.completions.create(model="smal", messages=HELLO)
     assert caught.value.body == {
         "message": 'The model "smal" is not served here — did you mean "small"? Served: small.',
         "type": "invalid_request_error",
         "param": "model",
         "code": "model_not_found",
     }
-    (row,) = house.ledger.rows()
+    (row,) = server.ledger.rows()
     assert (row.served_name, row.status, row.error_code) == ("smal", 404, "model_not_found")
     assert row.cost_usd is None
     assert row.id == caught.value.request_id
@@ -169,7 +169,7 @@ def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
     ("error", "status", "code", "message"),
     [
         (Unavailable("https://inside:1 is down"), 503, "model_unavailable", "is down."),
-        (RateLimited("inside"), 429, "rate_limit_exceeded", "asks to slow down."),
+        (RateLimited("inside"), 429, "rate_limit_exceeded", "is rate limited; try again later."),
         (
             Unauthorised("inside sk-1"),
             502,
@@ -183,35 +183,35 @@ def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
 def test_a_model_that_fails_becomes_a_status_and_a_row(
     start, failing, error: Exception, status: int, code: str, message: str
 ) -> None:
-    house = start(m=failing(error))
+    server = start(m=failing(error))
     for stream in (False, True):
-        answer = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "stream": stream})
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": stream})
         assert answer.status_code == status
         assert answer.json()["error"]["code"] == code
         assert answer.json()["error"]["message"] == f'The model behind "m" {message}'
         assert answer.headers.get("retry-after") == ("2" if status in (429, 503) else None)
         assert "inside" not in answer.text
-    assert [(row.status, row.error_code) for row in house.ledger.rows()] == [(status, code)] * 2
+    assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(status, code)] * 2
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("inside"), PriceUnknown("inside")])
 def test_a_bug_is_a_500_that_tells_nothing_but_is_logged(start, failing, error, caplog) -> None:
-    house = start(m=failing(error))
+    server = start(m=failing(error))
     with caplog.at_level(logging.INFO), pytest.raises(openai.InternalServerError) as caught:
-        house.client().chat.completions.create(**BODY)
-    assert caught.value.body["message"] == "Something broke inside the server."
+        server.client().chat.completions.create(**BODY)
+    assert caught.value.body["message"] == "Internal server error."
     assert "inside" in caplog.text
     assert "hello small world" not in caplog.text
-    assert house.ledger.rows()[0].status == 500
+    assert server.ledger.rows()[0].status == 500
 
 
 def test_a_failure_in_mid_stream_reaches_the_client_as_an_error(start, failing) -> None:
-    house = start(m=failing(Unavailable("x"), words=2))
-    stream = house.client().chat.completions.create(**BODY, stream=True)
+    server = start(m=failing(Unavailable("x"), words=2))
+    stream = server.client().chat.completions.create(**BODY, stream=True)
     assert [next(stream).choices[0].delta.content for _ in range(3)] == ["", "word ", "word "]
     with pytest.raises(openai.APIError, match="is down"):
         next(stream)
-    assert [row.status for row in house.ledger.rows()] == [503]
+    assert [row.status for row in server.ledger.rows()] == [503]
 
 
 def test_a_stream_without_a_completion_is_a_bad_answer(start, echo) -> None:
@@ -220,22 +220,22 @@ def test_a_stream_without_a_completion_is_a_bad_answer(start, echo) -> None:
             for chunk in ():
                 yield chunk
 
-    house = start(m=Unfinished())
-    answer = httpx.post(f"{house.url}/v1/chat/completions", json={**BODY, "stream": True})
+    server = start(m=Unfinished())
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "stream": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "bad_answer")
 
 
 def test_an_answer_that_cannot_be_recorded_is_not_given_out(start, label) -> None:
-    house = start(m=label)
-    house.ledger.close()
-    answer = httpx.post(f"{house.url}/v1/chat/completions", json=BODY)
+    server = start(m=label)
+    server.ledger.close()
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=BODY)
     assert answer.status_code in (500, 503)
     assert "refund" not in answer.text
 
 
 def test_the_sums_of_the_ledger_are_the_sums_of_what_clients_were_told(start, echo, label) -> None:
-    house = start(small=label, large=echo)
-    client = house.client()
+    server = start(small=label, large=echo)
+    client = server.client()
     names = ["small", "large", "small", "none"]
     told = []
     for name in names:
@@ -244,7 +244,7 @@ def test_the_sums_of_the_ledger_are_the_sums_of_what_clients_were_told(start, ec
         except openai.NotFoundError:
             continue
         told.append((answer.smallfirst["cost_usd"], answer.usage.total_tokens))
-    totals = house.ledger.totals()
+    totals = server.ledger.totals()
     assert {stage: sums.n for stage, sums in totals.items()} == {"error": 1, "large": 1, "small": 2}
     assert math.fsum(sums.cost_usd for sums in totals.values()) == math.fsum(c for c, _ in told)
     tokens = sum(sums.prompt_tokens + sums.completion_tokens for sums in totals.values())
@@ -252,9 +252,9 @@ def test_the_sums_of_the_ledger_are_the_sums_of_what_clients_were_told(start, ec
 
 
 def test_equal_questions_have_equal_hashes_in_the_ledger(start, label, echo) -> None:
-    house = start(small=label, large=echo)
+    server = start(small=label, large=echo)
     for name in ("small", "large"):
-        house.client().chat.completions.create(model=name, messages=HELLO)
+        server.client().chat.completions.create(model=name, messages=HELLO)
     # printf '[["user","hello small world"]]' | sha256sum
     known = "3608fbc5eb295d7b9046d5cb9249a3abc336887ac1d53cee914c1517f2dffde4"
-    assert [row.request_sha256 for row in house.ledger.rows()] == [known, known]
+    assert [row.request_sha256 for row in server.ledger.rows()] == [known, known]

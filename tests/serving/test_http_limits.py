@@ -7,11 +7,10 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from fixtures.secured_server import Build, House, fortresses
+from fixtures.server import RunningServer
 
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request
 from smallfirst.serving.http_limits import ConnectionLimits
@@ -19,12 +18,6 @@ from smallfirst.serving.http_limits import ConnectionLimits
 QUICK = ConnectionLimits(head_s=0.4, body_s=0.4, unread_s=0.6)
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
 INNER = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-@pytest.fixture
-def fortress(tmp_path: Path) -> Iterator[Build]:
-    with fortresses(tmp_path) as build:
-        yield build
 
 
 def post(*lines: bytes, body: bytes = BODY) -> bytes:
@@ -73,19 +66,19 @@ def status(content: bytes) -> int:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\r\n\r\n",
     ],
 )
-def test_heads_that_can_be_read_in_two_ways_are_refused_whole(fortress, label, sent: bytes) -> None:
-    assert status(fortress(m=label).raw(sent)) == 400
+def test_heads_that_can_be_read_in_two_ways_are_refused_whole(start, label, sent: bytes) -> None:
+    assert status(start(m=label).raw(sent)) == 400
 
 
-def test_a_body_that_looks_like_a_head_is_a_body(fortress, label) -> None:
-    house = fortress(m=label)
+def test_a_body_that_looks_like_a_head_is_a_body(start, label) -> None:
+    server = start(m=label)
     folded = b'{"model": "m",\n "messages": [{"role": "user",\n\t"content": "Content-Length: 1\\r\\n"}]}'
-    answer = house.raw(post(length(len(folded)), b"Connection: close", body=folded))
+    answer = server.raw(post(length(len(folded)), b"Connection: close", body=folded))
     assert answer.startswith(b"HTTP/1.1 200 ")
     pieces = post(b"Transfer-Encoding: chunked", b"Connection: close", body=CHUNKED)
-    assert house.raw(pieces).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(pieces).startswith(b"HTTP/1.1 200 ")
     bit_by_bit = [step for n in range(0, len(pieces), 7) for step in (pieces[n : n + 7], 0.002)]
-    assert house.raw(*bit_by_bit).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(*bit_by_bit).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -93,10 +86,10 @@ def test_a_body_that_looks_like_a_head_is_a_body(fortress, label) -> None:
     "lines",
     [[b"X: " + b"a" * 17_000], [b"X-%d: a" % n for n in range(101)], [b"Y" * 17_000 + b": a"], [b"X" * 200_000]],
 )
-def test_large_heads_are_refused_however_they_come(fortress, label, lines: list[bytes], at_once: bool) -> None:
+def test_large_heads_are_refused_however_they_come(start, label, lines: list[bytes], at_once: bool) -> None:
     sent = post(*lines, length())
     steps = [sent] if at_once else [step for n in range(0, 16_000, 4_000) for step in (sent[n : n + 4_000], 0.01)]
-    answer = fortress(m=label).raw(*steps, sent[16_000:] if not at_once else b"")
+    answer = start(m=label).raw(*steps, sent[16_000:] if not at_once else b"")
     assert status(answer) == 431
 
 
@@ -112,55 +105,55 @@ def test_large_heads_are_refused_however_they_come(fortress, label, lines: list[
     ],
     ids=["nothing", "half a line", "a header now and then", "no body", "a byte now and then", "half a chunk"],
 )
-def test_a_client_that_does_not_finish_is_told_so_and_cut_off(fortress, label, sent: list[bytes | float]) -> None:
-    house = fortress(m=label, limits=QUICK)
+def test_a_client_that_does_not_finish_is_told_so_and_cut_off(start, label, sent: list[bytes | float]) -> None:
+    server = start(m=label, limits=QUICK)
     began = time.monotonic()
-    assert status(house.raw(*sent)) == 408
+    assert status(server.raw(*sent)) == 408
     assert time.monotonic() - began < 4
-    assert httpx.get(f"{house.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def test_the_second_request_of_a_connection_has_a_clock_as_well(fortress, label) -> None:
-    house = fortress(m=label, limits=QUICK)
-    answer = house.raw(post(length()), 0.2, b"GET /hea")
+def test_the_second_request_of_a_connection_has_a_clock_as_well(start, label) -> None:
+    server = start(m=label, limits=QUICK)
+    answer = server.raw(post(length()), 0.2, b"GET /hea")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1 408 " in answer
 
 
-def test_a_connection_that_waits_for_its_next_request_is_left_alone(fortress, label) -> None:
-    house = fortress(m=label, limits=QUICK)
+def test_a_connection_that_waits_for_its_next_request_is_left_alone(start, label) -> None:
+    server = start(m=label, limits=QUICK)
     with httpx.Client() as client:
         for _ in range(2):
-            assert client.get(f"{house.url}/health").status_code == 200
+            assert client.get(f"{server.url}/health").status_code == 200
             time.sleep(0.7)  # longer than a head may take
-        assert house.n_connections == 1
+        assert server.n_connections == 1
 
 
-def test_a_model_that_takes_long_is_no_slow_client(fortress, echo) -> None:
-    house = fortress(m=echo, limits=QUICK)
+def test_a_model_that_takes_long_is_no_slow_client(start, echo) -> None:
+    server = start(m=echo, limits=QUICK)
     echo.gate.clear()
-    answer = house.raw(post(length(), b"Connection: close"), 0.9, seconds=0.1)
+    answer = server.raw(post(length(), b"Connection: close"), 0.9, seconds=0.1)
     assert answer == b""
     echo.gate.set()
-    assert house.raw(post(length(), b"Connection: close")).startswith(b"HTTP/1.1 200 ")
+    assert server.raw(post(length(), b"Connection: close")).startswith(b"HTTP/1.1 200 ")
 
 
-def test_bytes_earn_time_for_a_body(fortress, label) -> None:
+def test_bytes_earn_time_for_a_body(start, label) -> None:
     slow = ConnectionLimits(body_s=0.3, bytes_per_s=20)
     body = BODY + b" " * 40
     steps = [step for n in range(0, len(body), 10) for step in (body[n : n + 10], 0.1)]  # 100 bytes a second
-    answer = fortress(m=label, limits=slow).raw(post(length(len(body)), b"Connection: close", body=b""), *steps)
+    answer = start(m=label, limits=slow).raw(post(length(len(body)), b"Connection: close", body=b""), *steps)
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_refused_client_that_goes_on_sending_is_cut_off(fortress, label) -> None:
-    house = fortress(m=label, limits=QUICK)
+def test_a_refused_client_that_goes_on_sending_is_cut_off(start, label) -> None:
+    server = start(m=label, limits=QUICK)
     head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
     drip = [step for _ in range(40) for step in (b"x" * 100, 0.05)]
     began = time.monotonic()
-    assert house.raw(head, *drip).startswith(b"HTTP/1.1 404 ")
+    assert server.raw(head, *drip).startswith(b"HTTP/1.1 404 ")
     assert time.monotonic() - began < 4
-    _until_alone(house)
+    _until_alone(server)
 
 
 class Flood:
@@ -182,46 +175,46 @@ class Flood:
         """Holds nothing."""
 
 
-def test_a_client_that_takes_nothing_in_is_cut_off(fortress) -> None:
-    house = fortress(m=Flood(), limits=QUICK)
+def test_a_client_that_takes_nothing_in_is_cut_off(start) -> None:
+    server = start(m=Flood(), limits=QUICK)
     body = BODY[:-1] + b', "stream": true}'
-    with socket.create_connection(("127.0.0.1", house.port)) as line:
+    with socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(post(length(len(body)), body=body))
-        _until_alone(house)
+        _until_alone(server)
         watch = select.poll()
         watch.register(line, 0)
         assert watch.poll(2_000)  # the kernel holds nothing for it either: the connection was reset
 
 
-def test_a_client_that_takes_in_slowly_is_not_cut_off(fortress) -> None:
+def test_a_client_that_takes_in_slowly_is_not_cut_off(start) -> None:
     limits = ConnectionLimits(unread_s=0.3, bytes_per_s=1_000)
-    house = fortress(m=Flood(), limits=limits)
+    server = start(m=Flood(), limits=limits)
     body = BODY[:-1] + b', "stream": true}'
     n_bytes = 0
-    with socket.create_connection(("127.0.0.1", house.port), timeout=5) as line:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
         line.sendall(post(length(len(body)), body=body))
         for _ in range(30):
             time.sleep(0.05)
             n_bytes += len(line.recv(100_000))
-        assert house.n_connections == 1
+        assert server.n_connections == 1
     assert n_bytes > 1_000_000
 
 
-def test_a_connection_too_many_is_told_so(fortress, label) -> None:
-    house = fortress(m=label, limits=ConnectionLimits(max_connections=2))
-    held = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(2)]
-    while house.n_connections < 2:
+def test_a_connection_too_many_is_told_so(start, label) -> None:
+    server = start(m=label, limits=ConnectionLimits(max_connections=2))
+    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+    while server.n_connections < 2:
         time.sleep(0.01)
-    assert status(house.raw()) == 503
+    assert status(server.raw()) == 503
     for line in held:
         line.close()
-    _until_alone(house)
-    assert httpx.get(f"{house.url}/health").status_code == 200
+    _until_alone(server)
+    assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-def _until_alone(house: House) -> None:
+def _until_alone(server: RunningServer) -> None:
     """Returns when the server holds no connection; fails after ten seconds."""
     end = time.monotonic() + 10
-    while house.n_connections:
+    while server.n_connections:
         assert time.monotonic() < end, "the connection is still held"
         time.sleep(0.02)

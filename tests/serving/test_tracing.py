@@ -29,7 +29,7 @@ from smallfirst.serving import tracing as module
 from smallfirst.serving.app import build_app
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.serving.tracing import EXPERIMENT, TraceContextMiddleware, TracePlugin, parse_traceparent
+from smallfirst.serving.tracing import EXPERIMENT, TracePlugin, parse_traceparent
 
 DOMAIN = RouteStep(
     stage="domain", decision="passed on", why="own", score=0.1, threshold=0.4, cost_usd=0.001, latency_ms=1.0
@@ -69,7 +69,7 @@ ESCALATED = Completion(
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> TraceStore:
     """A SQLite store whose tables are made: on a busy machine that alone takes longer than a server waits at last."""
-    monkeypatch.setattr(module, "_LAST_S", 120.0)
+    monkeypatch.setattr(module, "_CLOSE_TIMEOUT_S", 120.0)
     opened = TraceStore(EXPERIMENT)
     opened.write([])
     return opened
@@ -118,8 +118,8 @@ def ask(
 
     async def ask_all() -> list[httpx.Response]:
         ledger = Ledger(folder / "ledger.db")
-        app = build_app(models, ledger=ledger, settings=ServeSettings(), extension=tracing)
-        transport = httpx.ASGITransport(app=TraceContextMiddleware(app))
+        app = build_app(models, ledger=ledger, settings=ServeSettings(), plugins=[tracing])
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as http:
             asked = {"messages": [{"role": "user", "content": "my money back"}]}
             found = [await http.post("/v1/chat/completions", json={**asked, **body}) for body in bodies]
@@ -261,7 +261,7 @@ def test_a_store_that_is_away_costs_traces_and_no_answer(tmp_path: Path, caplog:
 def test_a_slow_store_loses_what_does_not_fit_and_holds_nobody_up() -> None:
     store = Kept()
     store.gate.clear()
-    tracing = TracePlugin(store, most_waiting=10, most_per_s=1e6)
+    tracing = TracePlugin(store, max_queued=10, max_per_s=1e6)
     answered(tracing, ESCALATED, n=5)
     time.sleep(1.3)  # the thread has taken these and hangs in the store
     began = time.perf_counter()
@@ -275,7 +275,7 @@ def test_a_slow_store_loses_what_does_not_fit_and_holds_nobody_up() -> None:
 
 def test_no_more_than_so_many_a_second_are_traced() -> None:
     store = Kept()
-    tracing = TracePlugin(store, most_per_s=2.0)
+    tracing = TracePlugin(store, max_per_s=2.0)
     answered(tracing, ESCALATED, n=50)
     assert tracing.n_skipped == 30  # ten seconds' worth came at once
     time.sleep(1.1)
@@ -289,7 +289,7 @@ def test_no_more_than_so_many_a_second_are_traced() -> None:
 def test_a_share_of_the_answers_is_traced_and_the_hot_path_is_short() -> None:
     store = Kept()
     store.gate.clear()
-    tracing = TracePlugin(store, share=0.25, most_waiting=100_000, most_per_s=1e6)
+    tracing = TracePlugin(store, share=0.25, max_queued=100_000, max_per_s=1e6)
     n = 4_000
     best_s = 1.0
     for _ in range(5):

@@ -6,17 +6,16 @@ GET /api/2.0/endpoints/[NAME]           as MLflow's gateway answers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord, ServerStatus
-from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.auth.middleware import current_caller
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import PluginRequest, PluginResponse, PluginRoute
+from smallfirst.serving.plugins import Plugin, PluginContext, PluginRequest, PluginResponse, PluginRoute
 
 EndpointInfo = dict[str, Any]
 
@@ -84,7 +83,7 @@ def listing_routes(look: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute,
         return [endpoint for endpoint in look() if current_caller().may_use(endpoint["name"])]
 
     def one(call: PluginRequest) -> EndpointInfo:
-        name = call.place["name"]
+        name = call.path_params["name"]
         found = next((endpoint for endpoint in seen() if endpoint["name"] == name), None)
         if found is None:
             raise ApiError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
@@ -103,12 +102,12 @@ def listing_routes(look: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute,
         return gateway_entry(one(call))
 
     return (
-        PluginRoute("GET", "/api/2.0/serving-endpoints", databricks_all),
-        PluginRoute("GET", "/api/2.0/serving-endpoints/", databricks_all),
-        PluginRoute("GET", "/api/2.0/serving-endpoints/{name}", databricks_one),
-        PluginRoute("GET", "/api/2.0/endpoints", mlflow_all),
-        PluginRoute("GET", "/api/2.0/endpoints/", mlflow_all),
-        PluginRoute("GET", "/api/2.0/endpoints/{name}", mlflow_one),
+        PluginRoute("GET", "/api/2.0/serving-endpoints", databricks_all, "user"),
+        PluginRoute("GET", "/api/2.0/serving-endpoints/", databricks_all, "user"),
+        PluginRoute("GET", "/api/2.0/serving-endpoints/{name}", databricks_one, "user"),
+        PluginRoute("GET", "/api/2.0/endpoints", mlflow_all, "user"),
+        PluginRoute("GET", "/api/2.0/endpoints/", mlflow_all, "user"),
+        PluginRoute("GET", "/api/2.0/endpoints/{name}", mlflow_one, "user"),
     )
 
 
@@ -124,26 +123,17 @@ def gateway_entry(endpoint: Mapping[str, Any]) -> EndpointInfo:
     }
 
 
-class EndpointListing:
-    """The extension that lists what any server serves as endpoints: `smallfirst serve` answers MLflow's clients too."""
+class EndpointListing(Plugin):
+    """List what any server serves as endpoints, so that `smallfirst serve` answers MLflow's clients too."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        """`names` gives the served names."""
-        self.routes: Sequence[PluginRoute] = listing_routes(lambda: [_served(name) for name in names()])
+        """List the served names that `names` returns."""
+        self.routes = listing_routes(lambda: [_served(name) for name in names()])
 
-    def find(self, name: str, caller: str) -> Model | None:
-        """None: it serves nothing itself."""
-        return None
 
-    def names(self, caller: str) -> Mapping[str, int]:
-        """No name is added."""
-        return {}
-
-    def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Nothing."""
-
-    async def aclose(self) -> None:
-        """Nothing is held."""
+def create_plugin(context: PluginContext) -> EndpointListing | None:
+    """Return the plugin for `smallfirst serve`; None if it serves no model of its own."""
+    return EndpointListing(lambda: context.models) if context.models else None
 
 
 def _served(name: str) -> EndpointInfo:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
@@ -20,8 +19,7 @@ from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord
 from smallfirst.interfaces.mlflow_deployments.listing import describe, listing_routes
-from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.serving.plugins import PluginRoute
+from smallfirst.serving.plugins import Plugin
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -33,7 +31,7 @@ MAX_BACKOFF_S = 60.0
 """Longest time between two attempts to load a version that could not be loaded."""
 
 
-class LiveEndpoint:
+class LiveEndpoint(Plugin):
     """The plug-in of an endpoint's server, with the served models in `models`."""
 
     def __init__(self, endpoint: EndpointFolder) -> None:
@@ -46,23 +44,12 @@ class LiveEndpoint:
         self._replace(self._record, self.parsed, loaded)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="endpoint", daemon=True)
-        self.routes: Sequence[PluginRoute] = listing_routes(lambda: [describe(endpoint)])
+        self.routes = listing_routes(lambda: [describe(endpoint)])
 
     def start(self) -> None:
         """Report that the endpoint answers and start watching; `aclose` ends it."""
         self._report(live=self._record.number)
         self._thread.start()
-
-    def find(self, name: str, caller: str) -> Model | None:
-        """Return None: all models are in `models`."""
-        return None
-
-    def names(self, caller: str) -> Mapping[str, int]:
-        """Add no name."""
-        return {}
-
-    def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Ignore the answer: answers of an endpoint are not audited."""
 
     async def aclose(self) -> None:
         """Stop watching, then close every model."""

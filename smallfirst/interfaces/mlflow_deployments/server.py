@@ -42,7 +42,7 @@ def serve_endpoint(endpoint: EndpointFolder) -> None:
     assert record is not None
     settings = live.parsed.settings.model_copy(update={"port": record.port})
     with closing(Ledger(home() / "ledger.db")) as ledger:
-        app = build_app(live.models, ledger=ledger, settings=settings, extension=live)
+        app = build_app(live.models, ledger=ledger, settings=settings, plugins=[live])
         listener = listen(settings.host, record.port)
         live.start()
         print(f"smallfirst serves {endpoint.name} at {settings.host}:{record.port}", flush=True)

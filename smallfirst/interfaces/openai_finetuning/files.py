@@ -12,10 +12,10 @@ import errno
 from typing import Any
 
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StorageFull, StoredFile
+from smallfirst.interfaces.openai_finetuning.multipart import UploadForm, receive_form
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.serving.admission import Admission
-from smallfirst.serving.multipart import UploadForm
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import FileDownload, PluginRequest, PluginResponse, PluginRoute
 
@@ -31,11 +31,11 @@ class FilesApi:
         self._store, self._settings = store, settings
         self._uploads = Admission(in_flight=settings.max_uploads, queue=0)
         self.routes = (
-            PluginRoute("POST", "/v1/files", self.create),
-            PluginRoute("GET", "/v1/files", self.list),
-            PluginRoute("GET", "/v1/files/{file_id}", self.retrieve),
-            PluginRoute("GET", "/v1/files/{file_id}/content", self.content),
-            PluginRoute("DELETE", "/v1/files/{file_id}", self.delete),
+            PluginRoute("POST", "/v1/files", self.create, "user"),
+            PluginRoute("GET", "/v1/files", self.list, "user"),
+            PluginRoute("GET", "/v1/files/{file_id}", self.retrieve, "user"),
+            PluginRoute("GET", "/v1/files/{file_id}/content", self.content, "user"),
+            PluginRoute("DELETE", "/v1/files/{file_id}", self.delete, "user"),
         )
 
     async def create(self, call: PluginRequest) -> PluginResponse:
@@ -80,7 +80,7 @@ class FilesApi:
 
     async def _receive(self, call: PluginRequest) -> StoredFile:
         with self._store.draft(call.caller) as (content, publish):
-            form = await call.form(content, max_bytes=self._settings.max_upload_bytes)
+            form = await receive_form(call, content, max_bytes=self._settings.max_upload_bytes)
             _check(form)
             try:
                 return await asyncio.to_thread(publish, form.filename)
@@ -88,7 +88,7 @@ class FilesApi:
                 raise ApiError(400, f"{error.args[0]}; {error.hint}.", code="storage_full") from None
 
     def _find(self, call: PluginRequest) -> StoredFile:
-        id = call.place["file_id"]
+        id = call.path_params["file_id"]
         file = self._store.find(call.caller, id)
         if file is None:
             raise ApiError(404, f"No such File object: {id[:64]}", param="id", code="not_found")

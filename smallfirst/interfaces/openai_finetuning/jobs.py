@@ -102,7 +102,7 @@ class JobsApi:
 
     async def _find(self, call: PluginRequest) -> JobFolder:
         """The caller's job, brought back if its process died. Another key's job is as unknown as none."""
-        id = call.place["job_id"]
+        id = call.path_params["job_id"]
         try:
             job = await asyncio.to_thread(queue.find, id) if JOB_ID.fullmatch(id) else None
         except queue.JobNotFound:

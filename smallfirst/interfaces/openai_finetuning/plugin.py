@@ -1,14 +1,14 @@
-"""OpenAI's fine-tuning API as an extension of the server: files, jobs, and the models that come of them.
+"""OpenAI's fine-tuning API as a plugin of the server: files, jobs, and the models that come of them.
 
-    serve(models, ledger=…, settings=…, extension=fine_tuning())
+    serve(models, ledger=…, settings=…, plugins=[fine_tuning()])
 
-Off unless it is asked for: whoever has a key may then spend this machine's time and disk. A key sees its own files,
+It is off unless it is asked for, because any key may then use this machine's time and disk. A key sees its own files,
 jobs and models only; `foundation_model` and the registry, on this machine, see all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from smallfirst.errors import MissingExtra
@@ -18,18 +18,18 @@ from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import Model
 from smallfirst.records import parse_record
-from smallfirst.serving.plugins import PluginRoute
+from smallfirst.serving.plugins import Plugin, PluginContext
 
 
-class FineTuning:
-    """The extension; `fine_tuning()` makes one."""
+class FineTuning(Plugin):
+    """The plugin; `fine_tuning()` creates one."""
 
     def __init__(self, settings: FineTuningSettings) -> None:
         store = FileStore(max_files=settings.max_files, max_bytes=settings.max_stored_bytes)
         self._models = FineTunedModels(max_models=settings.max_loaded_models, machine=settings.machine)
-        self.routes: tuple[PluginRoute, ...] = (
+        self.routes = (
             *FilesApi(store, settings).routes,
             *JobsApi(store, self._models, settings).routes,
         )
@@ -42,18 +42,15 @@ class FineTuning:
         """The caller's fine-tuned models, each with the second since 1970 at which it was made."""
         return self._models.names(caller)
 
-    def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Nothing: a fine-tuned model makes no promise that could break."""
-
     async def aclose(self) -> None:
         """Close the loaded models. Jobs go on: their processes are not this one's."""
         await self._models.aclose()
 
 
 def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
-    """The extension for `serve` and `build_app`; jobs whose process died are brought back.
+    """Return the plugin for `serve` and `build_app`, and restart jobs whose process died.
 
-    Raises MissingExtra where nothing can be trained.
+    Raise MissingExtra where nothing can be trained.
     """
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise MissingExtra("Fine-tuning", "train")
@@ -61,11 +58,14 @@ def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
     return FineTuning(settings or FineTuningSettings())
 
 
-def extension_for(bases: Sequence[str]) -> FineTuning:
-    """The extension for base models given as NAME or NAME=FOLDER, those of the catalogue if none is.
+def create_plugin(context: PluginContext) -> FineTuning | None:
+    """Return the plugin for `smallfirst serve --plugin openai_finetuning`; None if it is not enabled.
 
-    Raises ConfigError for a name that cannot be served, MissingExtra where nothing can be trained.
+    The option `base` gives base models as NAME or NAME=FOLDER; without it those of the catalogue may be trained. Raise
+    ConfigError for a name that cannot be served, MissingExtra where nothing can be trained.
     """
-    named = {name: at or name for name, _, at in (base.partition("=") for base in bases)}
+    if not context.enabled:
+        return None
+    named = {name: at or name for name, _, at in (base.partition("=") for base in context.options.get("base", ()))}
     settings = {"base_models": named} if named else {}
     return fine_tuning(parse_record(FineTuningSettings, settings, where="--base"))

@@ -1,10 +1,9 @@
-"""The door: each request gets an id, each path but /health needs a key, before any route is found.
+"""Authentication: each request gets an id, and each path but /health and /ready needs a key before it is routed.
 
-The decision reads `scope["path"]`, which the server parsed, and never a URL put together from
-headers that the client wrote. Paths that are not listed need the role `admin`, so a route that somebody adds is closed
-until it is opened here. Without keys (loopback only) the Host header must name this machine,
-so that a web page whose name was pointed at 127.0.0.1 cannot talk to the server; and a browser must
-not send for a page from elsewhere, since it asks nobody before it posts a form.
+The decision reads `scope["path"]`, which the server parsed, and never a URL built from headers that the client wrote.
+Paths that are not listed need the role `admin`, so a new route is closed until it is opened. Without keys, on loopback
+only, the Host header must name this machine, so that a web page whose name was pointed at 127.0.0.1 cannot talk to the
+server; and a browser must not send for a page from elsewhere, since it posts a form without asking first.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import hmac
 import json
 import re
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -21,84 +20,68 @@ from typing import NamedTuple
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from smallfirst.models.protocol import Model
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.serving.auth.key_store import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable
-from smallfirst.serving.auth.keys import hash_key, key_id, key_matches
+from smallfirst.serving.auth.keys import (
+    ApiKey,
+    KeyPolicy,
+    KeyStore,
+    KeyStoreUnreadable,
+    hash_key,
+    key_id,
+    key_matches,
+)
 from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 
 CHAT_PATH = "/v1/chat/completions"
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
-"""Answered without a key."""
+"""Open without a key."""
 USER_PATHS = frozenset(
-    {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models", "/v1/feedback", "/v1/files"}
-    | {"/v1/fine_tuning/jobs", "/invocations", "/openapi.json"}
-    | {"/endpoints", "/serving-endpoints", "/api/2.0/endpoints", "/api/2.0/serving-endpoints"}
+    {CHAT_PATH, "/v1/completions", "/v1/embeddings", "/v1/score", "/v1/models", "/openapi.json"}
+    | {"/invocations", "/endpoints", "/serving-endpoints"}
 )
-"""Answered to any key, and so is what is below them; all else needs the role `admin`."""
+"""Open to any key, with all paths below them; every other path needs the role `admin`."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
-_KINDS = {CHAT_PATH: "chatcmpl", "/v1/completions": "cmpl"}
-"""How ids of answers begin, as OpenAI's do."""
-_NOBODY = "0" * 64
-"""What a key of an unknown id is compared with, so that it takes as long."""
+_ID_PREFIXES = {CHAT_PATH: "chatcmpl", "/v1/completions": "cmpl"}
+"""Prefixes of response ids, as OpenAI has them."""
+_NO_HASH = "0" * 64
+"""A key of an unknown id is compared with this, so that it takes as long."""
 
 
 class Caller(NamedTuple):
-    """Who sent the request that is worked on."""
+    """The key behind the current request."""
 
     digest: str = ""
     """SHA-256 in hex of the key; empty where no key is asked for."""
     id: str = ""
-    """Prefix id of the key, which may be logged; empty for a key that is not of the keyring."""
-    terms: KeyPolicy = KeyPolicy(role="admin")
+    """Id of the key, which may be logged; empty for a key that is not in the key store."""
+    policy: KeyPolicy = KeyPolicy(role="admin")
     """What the key allows; where no key is asked for, everything."""
-    allowance: Quota | None = None
-    """What is left of its limits; None for one without."""
+    quota: Quota | None = None
+    """What is left of its limits; None if it has none."""
 
     def may_use(self, name: str) -> bool:
-        """True if the key is for this served name."""
-        return not self.terms.models or name in self.terms.models
+        """Return True if the key is valid for this served name."""
+        return not self.policy.models or name in self.policy.models
 
     def tokens(self, estimate: int) -> AbstractContextManager[TokenReservation]:
-        """The bill of one request, as `Allowance.tokens`. Raises WireError 429."""
-        return (
-            nullcontext(TokenReservation(None, estimate)) if self.allowance is None else self.allowance.tokens(estimate)
-        )
+        """Reserve the tokens of one request, as `Quota.tokens` does. Raise ApiError 429."""
+        return nullcontext(TokenReservation(None, estimate)) if self.quota is None else self.quota.tokens(estimate)
 
 
-_ANYBODY = Caller()
-_caller: ContextVar[Caller] = ContextVar("caller", default=_ANYBODY)
+_NO_KEY_NEEDED = Caller()
+_caller: ContextVar[Caller] = ContextVar("caller", default=_NO_KEY_NEEDED)
 
 
 def current_caller() -> Caller:
-    """Who sent the request that is worked on."""
+    """Return who sent the current request."""
     return _caller.get()
 
 
 def caller_digest() -> str:
-    """SHA-256 in hex of the caller's key; empty where no key is asked for."""
+    """Return the SHA-256 in hex of the caller's key; empty where no key is asked for."""
     return _caller.get().digest
-
-
-class PermittedModels(Mapping[str, Model]):
-    """Served models as the caller may see them: a name that the key is not for is not there."""
-
-    def __init__(self, served: Mapping[str, Model]) -> None:
-        """A view of `served`, decided anew for each request."""
-        self._served = served
-
-    def __getitem__(self, name: str) -> Model:
-        if not current_caller().may_use(name):
-            raise KeyError(name)
-        return self._served[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._served if current_caller().may_use(name))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 class AuthMiddleware:
@@ -109,28 +92,28 @@ class AuthMiddleware:
         app: ASGIApp,
         *,
         settings: ServeSettings,
-        keyring: KeyStore | None = None,
+        key_store: KeyStore | None = None,
         open_paths: Collection[str] = PUBLIC_PATHS,
         user_paths: Collection[str] = USER_PATHS,
         allowed_hosts: Collection[str] = (),
     ) -> None:
-        """Lets requests through to `app` that `settings` and `keyring` allow.
+        """Pass on to `app` the requests that `settings` and `key_store` allow.
 
-        With `allowed_hosts` the Host header must name one of them, open paths aside; ports do not count.
+        With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count.
         """
         self._app = app
         self._hashes = settings.api_keys_sha256
-        self._keyring = keyring
+        self._key_store = key_store
         self._open, self._user = frozenset(open_paths), frozenset(user_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._allowances = Quotas()
+        self._quotas = Quotas()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Nothing; the request was passed on, with `scope["smallfirst.id"]` set, or refused."""
+        """Pass the request on, with `scope["smallfirst.id"]` set, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        kind = _KINDS.get(scope["path"], "req")
+        kind = _ID_PREFIXES.get(scope["path"], "req")
         id = f"{kind}-{uuid.uuid4().hex}"
         scope["smallfirst.id"] = id
         limits: Callable[[], Mapping[str, str]] = dict
@@ -143,57 +126,57 @@ class AuthMiddleware:
             await send(message)
 
         try:
-            asking = self._let_in(scope)
-            _caller.set(asking)
-            if (allowance := asking.allowance) is None:
+            caller = self._authenticate(scope)
+            _caller.set(caller)
+            if (quota := caller.quota) is None:
                 await self._app(scope, receive, with_id)
                 return
-            limits = allowance.headers
-            with allowance.request():
+            limits = quota.headers
+            with quota.request():
                 await self._app(scope, receive, with_id)
         except ApiError as refusal:
-            # From the door alone: what the routes raise is answered inside.
+            # Raised here only: Starlette's handlers answer what the routes raise.
             await _refuse(refusal, with_id)
 
-    def _let_in(self, scope: Scope) -> Caller:
-        """Who asks. Raises WireError for whoever is not let in."""
+    def _authenticate(self, scope: Scope) -> Caller:
+        """Raise ApiError for a request that is not allowed."""
         headers, path = Headers(scope=scope), scope["path"]
         if path in self._open:
-            # A probe of an orchestrator calls the machine by its address, whatever names it has.
-            return Caller(terms=KeyPolicy())
+            # An orchestrator probes the machine by its address, whatever names it has.
+            return Caller(policy=KeyPolicy())
         self._check_host(headers)
-        if not self._hashes and (self._keyring is None or not self._keyring.demands_keys):
+        if not self._hashes and (self._key_store is None or not self._key_store.key_required):
             _check_local(headers)
-            return _ANYBODY
-        asking = self._owner(_key(headers))
-        if asking.terms.role != "admin" and not self._is_for_users(path):
+            return _NO_KEY_NEEDED
+        caller = self._identify(_key(headers))
+        if caller.policy.role != "admin" and not self._is_for_users(path):
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
-        return asking
+        return caller
 
     def _is_for_users(self, path: str) -> bool:
         return path in self._user or any(path.startswith(f"{above}/") for above in self._user)
 
-    def _owner(self, presented: str) -> Caller:
-        """Whose key it is. Raises WireError 401."""
+    def _identify(self, presented: str) -> Caller:
+        """Raise ApiError 401 for a key that is unknown or not active."""
         if not presented:
             raise _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
         digest, known = hash_key(presented), self._known(presented)
-        fits = hmac.compare_digest(digest, known.sha256 if known else _NOBODY)
+        fits = hmac.compare_digest(digest, known.sha256 if known else _NO_HASH)
         fixed = key_matches(presented, self._hashes)
         if known is not None and fits:
             if (state := known.state()) != "active":
                 raise _unauthorised(f"The API key {known.id} is {state}.")
-            assert self._keyring is not None
-            self._keyring.used(known.id)
-            return Caller(digest, known.id, known.terms, self._allowances.of(known.id, known.terms))
+            assert self._key_store is not None
+            self._key_store.used(known.id)
+            return Caller(digest, known.id, known.policy, self._quotas.of(known.id, known.policy))
         if fixed:
             return Caller(digest)
-        raise _unauthorised("The API key is not known here.")
+        raise _unauthorised("The API key is not known to this server.")
 
     def _known(self, presented: str) -> ApiKey | None:
-        """The entry that the key's id names. Raises WireError 503 if the keyring is there and cannot be read."""
+        """Raise ApiError 503 if the key store exists and cannot be read."""
         try:
-            return self._keyring.find(key_id(presented)) if self._keyring else None
+            return self._key_store.find(key_id(presented)) if self._key_store else None
         except KeyStoreUnreadable:
             if key_matches(presented, self._hashes):
                 return None
@@ -207,31 +190,29 @@ class AuthMiddleware:
 
 
 def _key(headers: Headers) -> str:
-    """The key as the client sent it; empty if it sent none, or two."""
+    """Return the key that the client sent; empty if it sent none, or two."""
     given = headers.getlist("authorization")
     scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
 def _check_local(headers: Headers) -> None:
-    """Nothing for a request of this machine's own programs and pages. Raises WireError 403 for another."""
+    """Raise ApiError 403 unless the request comes from a program or a page of this machine."""
     if not is_loopback(_host_name(headers)):
-        what = "the Host header names another"
-        raise ApiError(
-            403, f"Without API keys only requests to localhost are answered; {what}.", code="host_not_allowed"
-        )
+        message = "Without API keys only requests to localhost are answered; the Host header names another host."
+        raise ApiError(403, message, code="host_not_allowed")
     if not all(is_loopback(_name_in(origin.partition("://")[2])) for origin in headers.getlist("origin")):
         raise ApiError(403, "Without API keys pages from elsewhere are not answered.", code="origin_not_allowed")
 
 
 def _host_name(headers: Headers) -> str:
-    """The name in the one Host header; empty if there is none, or two."""
+    """Return the name in the Host header; empty if there is none, or two."""
     given = headers.getlist("host")
     return _name_in(given[0]) if len(given) == 1 else ""
 
 
 def _name_in(host: str) -> str:
-    """`localhost` from "localhost:8000", in lower case; empty for what is no host."""
+    """Return `localhost` for "localhost:8000", in lower case; empty for what is no host."""
     found = _HOST.fullmatch(host)
     return found[1].strip("[]").lower() if found else ""
 

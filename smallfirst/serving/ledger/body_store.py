@@ -1,32 +1,34 @@
-"""What people wrote, kept apart from the ledger, redacted, and only for so many days.
+"""Bodies: the texts of ledger entries, kept apart from the ledger, redacted, and deleted after some days.
 
-The ledger is append-only, and a promise to forget cannot be kept there. So texts have a file of their own, found by the
-id of the response: personal data is taken out before anything is written, a text is cut at a bound, and a row that is
-too old is deleted with its bytes overwritten, whenever something is written or read and once at the start. The price:
-what was not harvested within the days is gone, and what `redaction` does not see stays until then.
+The ledger is append-only, so personal data cannot be forgotten there. Texts have a file of their own, keyed by the id
+of the response: personal data is redacted before anything is written, a text that is too long is not kept, and a row
+that is too old is deleted with its bytes overwritten, at the start and whenever something is written or read. What
+`redaction` does not recognise stays until then.
+
+An answer has its question and itself as body, an audit the two answers that were compared. The right answer that comes
+with feedback is a correction, sent to be kept: it is redacted and stays in the ledger.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 import sqlite3
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from smallfirst.data.redaction import redact, redact_json
 from smallfirst.errors import ConfigError
+from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
 
 KEEP_DAYS = 30
-"""Days that texts are kept, if nobody says otherwise."""
+"""Days for which bodies are kept by default."""
 MAX_CHARACTERS = 200_000
-"""Characters of a question or an answer that are kept; what is longer is not kept at all, since half of a conversation
-as JSON is none."""
-_AT_ONCE = 500
+"""Longest question or answer that is kept; a longer one is dropped, since half of a conversation is no valid JSON."""
+_BATCH = 500
 _TABLE = """
 CREATE TABLE IF NOT EXISTS bodies (
     id TEXT PRIMARY KEY,
@@ -37,62 +39,100 @@ CREATE TABLE IF NOT EXISTS bodies (
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS bodies_at ON bodies (at)"
 
+E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
+
 
 class Body(NamedTuple):
-    """Texts of one response, redacted; None for one that was too long."""
+    """Texts of one entry; None for one that was too long."""
 
     request_text: str | None
-    """The messages as JSON."""
+    """The messages as JSON; of an audit, the draft as one message."""
     answer_text: str | None
-    """The answer."""
+    """The answer; of an audit, the answer that the draft was compared with."""
+
+
+def body_id(entry: Entry) -> str:
+    """Return the id under which an entry's body is stored; empty if entries of its kind have none."""
+    match entry:
+        case LedgerRow():
+            return entry.id
+        case AuditRow():
+            return f"{entry.id}/{entry.judged_by}"
+    return ""
+
+
+def body_of(entry: Entry) -> Body | None:
+    """Return the texts that an entry carries, not redacted yet; None if it carries none."""
+    match entry:
+        case LedgerRow() if entry.request_text is not None or entry.answer_text is not None:
+            return Body(entry.request_text, entry.answer_text)
+        case AuditRow() if entry.draft is not None or entry.other is not None:
+            draft = None if entry.draft is None else json.dumps([["assistant", entry.draft]], ensure_ascii=False)
+            return Body(draft, entry.other)
+    return None
+
+
+def columns_without_body(entry: Entry) -> dict[str, object]:
+    """Return the columns that the ledger stores differently from the entry."""
+    match entry:
+        case LedgerRow():
+            return {"request_text": None, "answer_text": None}
+        case AuditRow():
+            return {"draft": None, "other": None}
+        case FeedbackRow() if entry.answer is not None:
+            return {"answer": redact(entry.answer).text}
+    return {}
+
+
+def with_body(entry: E, body: Body | None) -> E:
+    """Return the entry with its body. An entry of an older ledger, which has texts itself, stays as it is."""
+    if body is None:
+        return entry
+    if isinstance(entry, LedgerRow) and entry.request_text is None:
+        return entry.model_copy(update=body._asdict())
+    if isinstance(entry, AuditRow) and entry.draft is None:
+        draft = None if body.request_text is None else json.loads(body.request_text)[0][1]
+        return entry.model_copy(update={"draft": draft, "other": body.answer_text})
+    return entry
 
 
 class BodyStore:
     """A SQLite file of texts that expire. Any thread may write and read."""
 
     def __init__(self, path: Path, *, keep_days: int = KEEP_DAYS) -> None:
-        """Opens or makes `path`, for its owner only, and deletes what has expired. Raises ConfigError if it cannot."""
+        """Open or create `path`, readable by its owner only, and delete what has expired. Raise ConfigError."""
         self.path, self._keep = path, timedelta(days=keep_days)
         self._lock = threading.Lock()
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bodies")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10, isolation_level=None)
-            # Deleted texts are overwritten with zeros; the journal, which holds pages of before, is deleted as well.
+            # Deleted texts are overwritten with zeros; the journal, which holds older pages, is deleted as well.
             for statement in ("PRAGMA secure_delete = ON", "PRAGMA journal_mode = DELETE", _TABLE, _INDEX):
                 self._connection.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot keep texts: {error}", hint="choose another path") from None
         self.expire()
 
-    def put(self, id: str, request_text: str | None, answer_text: str | None, *, at: datetime | None = None) -> None:
-        """Nothing, once the texts are written down without what `redaction` finds."""
-        texts = (_short(request_text), _short(answer_text))
+    def put(self, id: str, body: Body, *, at: datetime | None = None) -> None:
+        """Write a body down, redacted."""
+        texts = [_redacted(text) for text in body]
         self.expire()
         with self._lock:
             self._connection.execute(
                 "INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", (id, _utc(at or datetime.now(UTC)), *texts)
             )
 
-    async def put_async(self, id: str, request_text: str | None, answer_text: str | None) -> None:
-        """The same without holding up the event loop; done even if the caller is cancelled meanwhile."""
-        await asyncio.shield(asyncio.wrap_future(self._writer.submit(self.put, id, request_text, answer_text)))
-
     def get(self, id: str) -> Body | None:
-        """The texts of a response; None if there are none, or no longer."""
-        self.expire()
-        with self._lock:
-            found = self._connection.execute("SELECT request_text, answer_text FROM bodies WHERE id = ?", (id,))
-            row = found.fetchone()
-        return Body(*row) if row else None
+        """Return a body; None if there is none, or none any longer."""
+        return self.many([id]).get(id)
 
     def many(self, ids: Sequence[str]) -> dict[str, Body]:
-        """The texts of those responses that still have some, by id."""
+        """Return, by id, the bodies that still exist."""
         self.expire()
         found: dict[str, Body] = {}
-        for start in range(0, len(ids), _AT_ONCE):
-            some = ids[start : start + _AT_ONCE]
+        for start in range(0, len(ids), _BATCH):
+            some = ids[start : start + _BATCH]
             marks = ", ".join("?" * len(some))
             with self._lock:
                 rows = self._connection.execute(
@@ -102,24 +142,23 @@ class BodyStore:
         return found
 
     def erase(self, id: str) -> bool:
-        """Deletes the texts of one response, as its author may ask; false if there were none."""
+        """Delete a body, as its author may ask; return False if there was none."""
         with self._lock:
             return self._connection.execute("DELETE FROM bodies WHERE id = ?", (id,)).rowcount > 0
 
     def expire(self, now: datetime | None = None) -> int:
-        """How many texts were too old and are deleted."""
+        """Delete the bodies that are too old and return their number."""
         oldest = _utc((now or datetime.now(UTC)) - self._keep)
         with self._lock:
             return self._connection.execute("DELETE FROM bodies WHERE at < ?", (oldest,)).rowcount
 
     def close(self) -> None:
-        """Waits for texts on their way and closes the file. Safe to call twice."""
-        self._writer.shutdown(wait=True)
+        """Close the file. Safe to call twice."""
         self._connection.close()
 
 
-def _short(text: str | None) -> str | None:
-    """The text redacted, value by value where it is JSON, as it is where nothing is found."""
+def _redacted(text: str | None) -> str | None:
+    """Redact a text, value by value if it is JSON; return one without findings unchanged."""
     if text is None or len(text) > MAX_CHARACTERS:
         return None
     found = redact(text)

@@ -1,7 +1,7 @@
-"""A thread that writes what waits together: one transaction for a crowd, no delay for one that is alone.
+"""Group commit: one thread writes all waiting items in one transaction, and a lone item without delay.
 
-Each caller goes on only once its own item is written. If a batch fails its items are written one by one, so that only
-those at fault fail. The price of a thread: about a tenth of a millisecond for a lone item; a crowd shares it.
+Each caller continues once its own item is written. If a batch fails, its items are written one by one, so that only
+those at fault fail. The thread adds about a tenth of a millisecond to a lone item.
 """
 
 from __future__ import annotations
@@ -17,50 +17,49 @@ _Waiting = tuple[T, "Future[None] | asyncio.Future[None]"]
 
 
 class GroupCommitWriter(Generic[T]):
-    """Writes items in the order in which they came. Any thread and any event loop may hand them in."""
+    """Write items in the order in which they came, from any thread and any event loop."""
 
     def __init__(self, write: Callable[[Sequence[T]], None], *, name: str) -> None:
-        """`write` takes one or more items, and writes all of them or raises and writes none."""
+        """`write` takes one or more items and writes all of them, or raises and writes none."""
         self._write = write
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
         self._waiting: list[_Waiting[T]] = []
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     def put(self, item: T) -> None:
-        """Nothing once the item is written. Raises what `write` raised."""
+        """Write an item and wait for it. Raise what `write` raised."""
         written: Future[None] = Future()
         self._add(item, written)
         written.result()
 
     async def put_async(self, item: T) -> None:
-        """Nothing once the item is written, which it is even if the caller is cancelled. Raises what `write` raised."""
+        """Write an item and wait for it; it is written even if the caller is cancelled. Raise what `write` raised."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._add(item, written)
         await asyncio.shield(written)
 
     def close(self) -> None:
-        """Waits for what was handed in. Safe to call twice."""
+        """Wait for pending items and end the thread. Safe to call twice."""
         self._thread.shutdown(wait=True)
 
     def _add(self, item: T, written: Future[None] | asyncio.Future[None]) -> None:
-        with self._door:
-            # One call of the thread takes all that waits when it runs, so only the first one has to ask for it.
+        with self._lock:
+            # One run of the thread takes all waiting items, so only the first one has to start it.
             if not self._waiting:
                 self._thread.submit(self._work)
             self._waiting.append((item, written))
 
     def _work(self) -> None:
-        with self._door:
+        with self._lock:
             taken, self._waiting = self._waiting, []
         try:
             self._write([item for item, _ in taken])
             errors: list[Exception | None] = [None] * len(taken)
         except Exception as error:
-            errors = [error] if len(taken) == 1 else [self._alone(item) for item, _ in taken]
-        _tell(taken, errors)
+            errors = [error] if len(taken) == 1 else [self._write_alone(item) for item, _ in taken]
+        _notify(taken, errors)
 
-    def _alone(self, item: T) -> Exception | None:
-        """What came of writing one item by itself."""
+    def _write_alone(self, item: T) -> Exception | None:
         try:
             self._write([item])
         except Exception as error:
@@ -68,8 +67,8 @@ class GroupCommitWriter(Generic[T]):
         return None
 
 
-def _tell(taken: Sequence[_Waiting[T]], errors: Sequence[Exception | None]) -> None:
-    """Sets every result: those of one event loop in one call, since each call wakes the loop."""
+def _notify(taken: Sequence[_Waiting[T]], errors: Sequence[Exception | None]) -> None:
+    """Set all results, those of one event loop in one call, since each call wakes the loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], Exception | None]]] = {}
     for (_, written), error in zip(taken, errors, strict=True):
         if isinstance(written, asyncio.Future):
@@ -79,7 +78,7 @@ def _tell(taken: Sequence[_Waiting[T]], errors: Sequence[Exception | None]) -> N
     for loop, ended in by_loop.items():
         try:
             loop.call_soon_threadsafe(_set_all, ended)
-        except RuntimeError:  # the loop has ended, and with it all who waited there
+        except RuntimeError:  # the loop has ended, and with it all who waited in it
             continue
 
 

@@ -1,10 +1,9 @@
 """The ledger: one row per request, audit, feedback and change of state, written at once and never changed afterwards.
 
-SQLite in WAL mode: readers (a report, another process) do not stop the writer. With
-`synchronous=NORMAL` a commit is handed to the operating system without waiting for the disk, so a
-killed process loses nothing; the price is that a power cut may take the last moments, though never
-leave the file broken. All writes go through one thread (`writer`), which keeps their order, writes
-what waits together in one transaction, and keeps the event loop free.
+SQLite in WAL mode: readers (a report, another process) do not block the writer. With `synchronous=NORMAL` a commit is
+handed to the operating system without waiting for the disk, so a killed process loses nothing; a power cut may lose the
+last moments but never breaks the file. All writes go through one thread (`group_commit`), which keeps their order,
+writes all waiting rows in one transaction, and keeps the event loop free.
 """
 
 from __future__ import annotations
@@ -22,8 +21,15 @@ from typing import Any, TypeVar
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.records import Record
-from smallfirst.serving.ledger.body_columns import Text, place_of, text_of, with_text, without_text
-from smallfirst.serving.ledger.body_store import KEEP_DAYS, Body, BodyStore
+from smallfirst.serving.ledger.body_store import (
+    KEEP_DAYS,
+    Body,
+    BodyStore,
+    body_id,
+    body_of,
+    columns_without_body,
+    with_body,
+)
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
 from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.ledger.schema import VERSION, open_ledger
@@ -41,7 +47,7 @@ _TABLES: dict[type[Entry], str] = {
 
 
 _NAMES = {kind: tuple(name for name in kind.model_fields if name != "at") for kind in _TABLES}
-"""Columns of each table but the moment, which comes first in a statement."""
+"""Columns of each table except `at`, which comes first in a statement."""
 _INSERTS = {
     kind: f"INSERT INTO {_TABLES[kind]} (at, {', '.join(names)}) VALUES ({', '.join('?' * (len(names) + 1))})"
     for kind, names in _NAMES.items()
@@ -51,7 +57,7 @@ _Statement = tuple[str, tuple[Any, ...]]
 
 
 class LedgerUnavailable(SmallfirstError):
-    """The ledger could not take a row: its disk is full, or the file cannot be written to. The next one is tried."""
+    """A row could not be written: the disk is full, or the file is not writable. The next row is tried again."""
 
     retryable = True
 
@@ -77,9 +83,9 @@ class Ledger:
     """An append-only SQLite file. Any thread may append and read, other processes may read."""
 
     def __init__(self, path: Path, *, keep_bodies_days: int = KEEP_DAYS) -> None:
-        """Opens or makes `path`, readable by its owner only. Raises ConfigError if it cannot.
+        """Open or create `path`, readable by its owner only. Raise ConfigError if that fails.
 
-        What people wrote stands beside it, in a file of its own, and is forgotten after `keep_bodies_days`.
+        Questions and answers are in a file of their own beside it and are deleted after `keep_bodies_days`.
         """
         self.path = path
         self._connection = open_ledger(path)
@@ -87,51 +93,48 @@ class Ledger:
         self._keep_days = keep_bodies_days
         self._bodies_path = path.with_name(f"{path.stem}-bodies.db")
         self._bodies: BodyStore | None = None
-        self._door = threading.Lock()
+        self._lock = threading.Lock()
 
     def append(self, row: Entry) -> None:
-        """Nothing; once it returns the row survives the death of this process. Raises NotRecorded."""
-        if text := text_of(row):
-            self._keep(text)
+        """Write a row; once this returns, the row survives the death of the process. Raise LedgerUnavailable."""
+        if body := body_of(row):
+            self._put_body(body_id(row), body)
         self._writer.put(_statement(row))
 
     async def append_async(self, row: Entry) -> None:
-        """Nothing, as `append`, but without blocking the event loop. Raises NotRecorded.
-
-        The row is written even if the caller is cancelled while it waits.
-        """
-        if text := text_of(row):
-            await asyncio.to_thread(self._keep, text)
+        """Write a row without blocking the event loop, even if the caller is cancelled. Raise LedgerUnavailable."""
+        if body := body_of(row):
+            await asyncio.to_thread(self._put_body, body_id(row), body)
         await self._writer.put_async(_statement(row))
 
     async def ready(self) -> None:
-        """Nothing if a row would be taken now. Raises NotRecorded. A transaction is written that changes nothing."""
+        """Write a transaction that changes nothing. Raise LedgerUnavailable if no row could be written now."""
         await self._writer.put_async((_PROBE, ()))
 
     def rows(self, since: datetime | None = None, limit: int | None = None) -> tuple[LedgerRow, ...]:
-        """Rows at or after `since`, the newest `limit` of them, in the order of writing."""
+        """Return the rows at or after `since`, the newest `limit` of them, in the order of writing."""
         return self.entries(LedgerRow, since=since, limit=limit)
 
     def entries(
         self, kind: type[E], *, since: datetime | None = None, limit: int | None = None, **equal: str
     ) -> tuple[E, ...]:
-        """Entries of a kind whose fields equal those given (`task="tickets"`), limited as `rows`."""
+        """Return the entries of a kind whose fields equal those given (`task="tickets"`), limited as in `rows`."""
         where = "".join(f" AND {name} = ?" for name in _checked(kind, equal))
         found = self._read(
             f"{_select(kind)} WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
             (_utc(since) if since else "", *equal.values(), -1 if limit is None else limit),
         )
         rows = [kind.model_validate(dict(row)) for row in reversed(found)]
-        texts = self._texts([place for row in rows if (place := place_of(row))])
-        return tuple(with_text(row, texts.get(place_of(row))) for row in rows) if texts else tuple(rows)
+        bodies = self._read_bodies([id for row in rows if (id := body_id(row))])
+        return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
 
     def get(self, id: str) -> LedgerRow | None:
-        """The row of one response, or None."""
+        """Return the row of one response, or None."""
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
     def totals(self) -> dict[str, StageTotals]:
-        """Sums per stage; rows that did not end with an answer are under `error`."""
+        """Return sums by stage; rows that did not end with an answer are under `error`."""
         stages: dict[str, list[sqlite3.Row]] = {}
         for row in self._read(
             "SELECT CASE WHEN status = 200 THEN stage ELSE 'error' END AS stage, latency_ms,"
@@ -141,33 +144,33 @@ class Ledger:
         return {stage: _sum_up(rows) for stage, rows in stages.items()}
 
     def close(self) -> None:
-        """Waits for rows on their way and closes the file. Safe to call twice."""
+        """Wait for pending rows and close the file. Safe to call twice."""
         self._writer.close()
         self._connection.close()
         if self._bodies is not None:
             self._bodies.close()
 
-    def _keep(self, text: Text) -> None:
+    def _put_body(self, id: str, body: Body) -> None:
         try:
-            self._open_bodies().put(*text)
+            self._open_bodies().put(id, body)
         except sqlite3.Error as error:
             raise LedgerUnavailable(
                 f"{self._bodies_path} takes no text: {error}",
                 hint="make room on its disk and see that it can be written to; the next one is tried again",
             ) from None
 
-    def _texts(self, places: Sequence[str]) -> dict[str, Body]:
-        there = self._bodies is not None or self._bodies_path.exists()
-        return self._open_bodies().many(places) if places and there else {}
+    def _read_bodies(self, ids: Sequence[str]) -> dict[str, Body]:
+        exists = self._bodies is not None or self._bodies_path.exists()
+        return self._open_bodies().many(ids) if ids and exists else {}
 
     def _open_bodies(self) -> BodyStore:
-        with self._door:
+        with self._lock:
             if self._bodies is None:
                 self._bodies = BodyStore(self._bodies_path, keep_days=self._keep_days)
             return self._bodies
 
     def _write(self, statements: Sequence[_Statement]) -> None:
-        """All in one transaction, or none. Raises NotRecorded."""
+        """Run all statements in one transaction. Raise LedgerUnavailable."""
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -180,14 +183,14 @@ class Ledger:
             ) from None
 
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
-        # A connection of its own for each reading: a long report never holds up the writer.
+        # Each read has a connection of its own, so a long report never blocks the writer.
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
             reader.row_factory = sqlite3.Row
             return reader.execute(sql, values).fetchall()
 
 
 def _checked(kind: type[Entry], names: Iterable[str]) -> Iterator[str]:
-    """The names, each of which is a column. Raises KeyError: a name becomes part of a statement."""
+    """Raise KeyError for a name that is no column: names become part of a statement."""
     for name in names:
         if name not in kind.model_fields:
             raise KeyError(name)
@@ -199,8 +202,7 @@ def _select(kind: type[Entry]) -> str:
 
 
 def _statement(row: Entry) -> _Statement:
-    """The statement that adds a row, with its values in the order of the columns."""
-    values = {**row.__dict__, **without_text(row)}
+    values = {**row.__dict__, **columns_without_body(row)}
     return _INSERTS[type(row)], (_utc(row.at), *(values[name] for name in _NAMES[type(row)]))
 
 
@@ -217,5 +219,5 @@ def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
 
 
 def _utc(moment: datetime) -> str:
-    """`moment` as text of fixed width, so that order as text is order in time."""
+    """Format with a fixed width, so that order as text is order in time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

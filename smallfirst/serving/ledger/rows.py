@@ -1,7 +1,7 @@
-"""What the ledger keeps, one record per kind: answers, audits of answers, feedback on them, changes of a task's state.
+"""Rows of the ledger, one record per kind: requests, audits of answers, feedback on them, changes of a task's state.
 
-Plain facts with a time, never changed afterwards: what stands now is worked out from all of them. What a person wrote
-(a question, an answer) is kept only where bodies are stored, or where somebody sent it as feedback.
+Rows are facts with a time and never change; the present state is computed from all of them. Questions and answers are
+kept only where bodies are stored, or where somebody sent them as feedback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from smallfirst.records import Record
 
 
 class LedgerRow(Record):
-    """What one request got. A failed one has no answer: its cost and tokens are None, not 0."""
+    """One request and its result. A failed one has no answer: its cost and tokens are None, not 0."""
 
     id: str
     """Id of the response, as the client saw it in `id` and `x-request-id`."""
@@ -45,9 +45,9 @@ class LedgerRow(Record):
     completion_tokens: int | None = None
     """Tokens written."""
     cost_usd: float | None = None
-    """What the answer cost, thrown-away drafts included."""
+    """Cost of the answer, discarded drafts included."""
     request_sha256: str | None = None
-    """SHA-256 of the messages; equal questions can be found without keeping them."""
+    """SHA-256 of the messages, which finds equal questions without storing them."""
     request_text: str | None = None
     """The messages as JSON, only if bodies are stored."""
     answer_text: str | None = None
@@ -57,59 +57,58 @@ class LedgerRow(Record):
     trail: str | None = None
     """The Router's steps as JSON (`steps` reads them)."""
     promise: str | None = None
-    """What was promised about the answer, in words."""
-
+    """The guarantee that covers the answer, in words."""
     first_token_ms: float | None = None
     """From the request to the first text of its answer, as the client got it."""
     audit_share: float | None = None
     """Chance in (0, 1] that this answer had of being audited; None where none is."""
     audited: bool = False
-    """True if chance has chosen it to be held against another answer."""
+    """True if chance has selected it for an audit."""
 
     @property
     def steps(self) -> tuple[RouteStep, ...]:
-        """The way the request took through its Router."""
+        """The steps of the request in its Router."""
         return tuple(RouteStep.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
 
 
 class AuditRow(Record):
-    """A kept answer that was held against another one, chosen for it by chance."""
+    """A comparison of an answer, selected by chance, with the answer of a judge."""
 
     id: str
     """Id of the response that was audited."""
     at: AwareDatetime
     """When the verdict was known."""
     task: str
-    """Whose answer it was."""
+    """Task of the answer."""
     certificate: str
     """Fingerprint of the certificate in force."""
     propensity: float = Field(gt=0, le=1)
     """Chance that this answer had of being audited, in (0, 1]."""
     wrong: bool
-    """True if the answer did not hold."""
+    """True if the answer was wrong."""
     judged_by: Literal["large", "person"]
-    """Whose answer it was held against."""
+    """Who judged: the large model or a person."""
     cost_usd: float = 0.0
-    """What asking again cost."""
+    """Cost of asking the judge."""
     draft: str | None = None
     """The small model's answer, only if bodies are stored."""
     other: str | None = None
-    """The answer it was held against, only if bodies are stored."""
+    """The judge's answer, only if bodies are stored."""
 
 
 class FeedbackRow(Record):
-    """What somebody said about an answer. Not a random sample, so no bound rests on it unless it was asked for."""
+    """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only those on audited answers."""
 
     id: str
     """Id of the response."""
     at: AwareDatetime
-    """When it was said."""
+    """When it was given."""
     verdict: Literal["right", "wrong"]
-    """Whether the answer holds."""
+    """Whether the answer is right."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
-    """SHA-256 of the key of whoever said it; empty where no key is asked for."""
+    """SHA-256 of the key that sent it; empty where no key is asked for."""
 
 
 class StateRow(Record):
@@ -120,9 +119,9 @@ class StateRow(Record):
     task: str
     """Which task."""
     before: str
-    """State until then; empty at the start."""
+    """State before; empty at the start."""
     after: str
-    """State from then on."""
+    """State afterwards."""
     why: str
     """The reason, in one sentence with its figures."""
     certificate: str

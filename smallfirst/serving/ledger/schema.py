@@ -1,6 +1,6 @@
-"""The ledger's file: its tables, and how one of an older format is brought up when it is opened.
+"""Tables of the ledger's file, and the migration of files of an older format when they are opened.
 
-Tables refuse changes and deletions by triggers, so even a bug cannot rewrite what was written down.
+Triggers refuse changes and deletions, so even a bug cannot rewrite what was recorded.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ CREATE TRIGGER states_stay BEFORE UPDATE ON states BEGIN SELECT RAISE(ABORT, 'th
 CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
 _THIRD = "ALTER TABLE answers ADD COLUMN first_token_ms REAL;\n"
-_STEPS = (_FIRST, _SECOND, _THIRD)
-"""What makes each format out of the one before; a ledger of an older format is brought up when it is opened."""
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD)
+"""The migration to each format from the one before."""
 
 
 def open_ledger(path: Path) -> sqlite3.Connection:
-    """A connection to the file, made or brought up if need be. Raises ConfigError."""
+    """Return a connection to the file, which is created or migrated first where necessary. Raise ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -97,11 +97,11 @@ def open_ledger(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         with connection:
-            # Taken before the version is read, so that two processes cannot both make the table.
+            # Before the version is read, so that two processes cannot both create the tables.
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version < VERSION:
-                _bring_up(connection, version)
+                _migrate(connection, version)
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(
             f"{path} cannot be used as a ledger: {error}", hint="choose another path for the ledger"
@@ -115,10 +115,10 @@ def open_ledger(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _bring_up(connection: sqlite3.Connection, version: int) -> None:
-    # Not executescript(): that would commit first and so leave the transaction.
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    # Not executescript(), which would commit first and so end the transaction.
     statement = ""
-    for line in "".join(_STEPS[version:]).splitlines():
+    for line in "".join(_MIGRATIONS[version:]).splitlines():
         statement += line + "\n"
         if sqlite3.complete_statement(statement):
             connection.execute(statement)

@@ -1,21 +1,16 @@
-"""The words of OpenAI's wire format that all routes share: refusals, JSON bodies, hashes. No sockets here."""
+"""Errors in OpenAI's format. No sockets here."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
-from typing import Any
 
 import pydantic
-import pydantic_core
 
 from smallfirst.errors import did_you_mean
-from smallfirst.models.protocol import Request
 
 
 class ApiError(Exception):
-    """A refusal in the form OpenAI's clients understand."""
+    """An error response in the format that OpenAI's clients understand."""
 
     def __init__(
         self,
@@ -35,19 +30,8 @@ class ApiError(Exception):
         self.headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    """The body as a JSON object. Raises WireError 400."""
-    try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
-    return value
-
-
 def validation_error(error: pydantic.ValidationError) -> ApiError:
-    """All broken rules in one refusal, without repeating what was sent."""
+    """Return one ApiError 400 with the first five broken rules, without repeating what was sent."""
     problems = error.errors(include_input=False, include_url=False, include_context=False)
     places = [_place(problem["loc"]) for problem in problems]
     rules = [f"{place}: {p['msg']}" if place else p["msg"] for place, p in zip(places, problems, strict=True)]
@@ -61,19 +45,8 @@ def _place(path: tuple[int | str, ...]) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def messages_json(request: Request) -> str:
-    """The messages as canonical JSON, the text behind `messages_sha256`."""
-    turns = [[message.role, message.content] for message in request.messages]
-    return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
-
-
-def messages_sha256(request: Request) -> str:
-    """SHA-256 in hex of the messages: equal questions have equal hashes."""
-    return hashlib.sha256(messages_json(request).encode()).hexdigest()
-
-
 def model_not_found(name: str, served: Iterable[str]) -> ApiError:
-    """The refusal for a name that is not served, with the nearest one and the list."""
+    """Return the ApiError 404 for a name that is not served, with the nearest served name and the list of them."""
     known = sorted(served)
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     shown = name[:128]

@@ -55,6 +55,18 @@ _Place = tuple[Any, ...]
 """(place above, key or index), or nothing for the root."""
 
 
+def parse_json_object(body: bytes) -> dict[str, Any]:
+    """Return the body as a JSON object. Raise ApiError 400 if it is none, or larger than the limits of `check_json`."""
+    try:
+        value = pydantic_core.from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
+    check_json(value)
+    return value
+
+
 def check_json(value: Any) -> None:
     """Nothing for parsed JSON of bearable size. Raises WireError 400 naming the place."""
     waiting: list[tuple[Any, int, _Place]] = [([value], 0, ())]

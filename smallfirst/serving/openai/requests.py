@@ -1,11 +1,14 @@
-"""What a body asks for: a chat or a text completion becomes Requests, one per prompt.
+"""Parse the bodies of chats and completions into Requests, one per prompt.
 
-Both routes share all that comes after: what differs is how they are asked and how the answer is shown.
+Some of OpenAI's parameters are read, some have no effect on a narrow model and are ignored, and some would change what
+the answer means and are refused by name. Any other name is taken for a spelling mistake and refused with a suggestion,
+as OpenAI does; so a parameter that OpenAI adds is refused until it is listed here.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
@@ -13,16 +16,10 @@ from pydantic import Field
 from pydantic_core import PydanticCustomError
 
 from smallfirst.data.dataset import Message
+from smallfirst.errors import did_you_mean
 from smallfirst.models.protocol import MAX_LOGPROBS, Request, ResponseFormat
-from smallfirst.serving.openai.errors import ApiError, json_object, validation_error
-from smallfirst.serving.openai.json_limits import check_json, check_lists
-from smallfirst.serving.openai.parameters import (
-    CHAT_IGNORED,
-    CHAT_REFUSED,
-    COMPLETION_IGNORED,
-    COMPLETION_REFUSED,
-    check_parameters,
-)
+from smallfirst.serving.openai.errors import ApiError, validation_error
+from smallfirst.serving.openai.json_limits import check_lists, parse_json_object
 
 MAX_CHOICES = 8
 """Answers to one prompt at most (`n`)."""
@@ -36,6 +33,55 @@ _TEXT_LOGPROBS = 5
 """Alternatives beside each token of a completion at most, as OpenAI allows."""
 _SILENT_IN_MESSAGE = frozenset(("name", "refusal", "annotations", "reasoning_content"))
 """Fields of a message that carry nothing a model here reads (clients send answers back whole)."""
+
+CHAT_IGNORED = frozenset(
+    {
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "top_p",
+        "store",
+        "parallel_tool_calls",
+        "service_tier",
+        "reasoning_effort",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "verbosity",
+    }
+)
+"""Parameters of a chat that are accepted and have no effect."""
+COMPLETION_IGNORED = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "top_p"})
+"""Those of a completion."""
+EMBEDDING_IGNORED = frozenset({"user"})
+"""Those of embeddings and scores."""
+
+Refused = Mapping[str, tuple[str, tuple[Any, ...]]]
+"""By name: why, and which values ask for nothing and may come."""
+
+_NO_TOOLS = "models here answer in text and call no tools"
+_NO_AUDIO = "models here answer in text"
+CHAT_REFUSED: Refused = {
+    "tools": (_NO_TOOLS, ([],)),
+    "tool_choice": (_NO_TOOLS, ("none", "auto")),
+    "functions": (_NO_TOOLS, ([],)),
+    "function_call": (_NO_TOOLS, ("none", "auto")),
+    "modalities": (_NO_AUDIO, (["text"],)),
+    "audio": (_NO_AUDIO, ()),
+    "prediction": ("there is no predicted output here", ()),
+    "moderation": ("nothing is moderated here", ()),
+    "web_search_options": ("nothing is fetched from the web", ({},)),
+}
+"""Parameters of a chat that are refused."""
+COMPLETION_REFUSED: Refused = {
+    "echo": ("the prompt is not repeated", (False,)),
+    "suffix": ("text is continued, not filled in", ()),
+    "best_of": ("every answer that is made is given", (1,)),
+}
+"""Those of a completion."""
+EMBEDDING_REFUSED: Refused = {"dimensions": ("a model's vectors have one length", ())}
+"""Those of embeddings and scores."""
 
 
 class ParsedRequest(NamedTuple):
@@ -249,11 +295,30 @@ def parse_completion(body: bytes) -> ParsedRequest:
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
-    """The fields that are not null, of bearable size."""
-    values = json_object(body)
-    check_json(values)
+    """Return the fields of a JSON body that are not null. Raise ApiError 400 if it is no object or too large."""
+    values = parse_json_object(body)
     check_lists(values)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def check_parameters(
+    values: Mapping[str, object],
+    read: Iterable[str],
+    ignored: frozenset[str] = CHAT_IGNORED,
+    refused: Refused = CHAT_REFUSED,
+) -> None:
+    """Nothing if all names are known here and none is refused. Raises WireError 400 for the first that is not."""
+    known = [*read, *ignored, *refused]
+    for name, value in values.items():
+        if name in refused:
+            why, harmless = refused[name]
+            # By type as well: 1 equals True, and neither is what the other asks for.
+            if not any(type(value) is type(one) and value == one for one in harmless):
+                raise ApiError(400, f'"{name}" is not supported here: {why}.', param=name, code="unsupported_parameter")
+        elif name not in known:
+            shown = name[:64]
+            near = did_you_mean(shown, known) or "."
+            raise ApiError(400, f'Unknown parameter: "{shown}"{near}', param=shown, code="unknown_parameter")
 
 
 def _read(kind: type[_Kind], values: dict[str, Any]) -> _Kind:

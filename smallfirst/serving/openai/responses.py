@@ -1,7 +1,7 @@
-"""What a client gets: a Completion as OpenAI's response, as its stream of chunks, and as headers.
+"""Completions as OpenAI's responses, chunks of a stream, and headers.
 
-Beside OpenAI's own keys each answer carries a `smallfirst` object: who answered, why, how surely,
-for how much.
+Beside OpenAI's own keys each response carries a `smallfirst` object: which model answered, why, with which confidence
+and at what cost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from smallfirst.models.protocol import Completion, RouteStep, Token
 
 
 class ResponseBuilder(NamedTuple):
-    """What all parts of one answer share."""
+    """Builds the parts of one response."""
 
     id: str
     """`chatcmpl-…` or `cmpl-…`, also the id of the ledger row."""
@@ -27,39 +27,39 @@ class ResponseBuilder(NamedTuple):
     served_name: str
     """Model name the client asked for."""
     form: Literal["chat", "text"] = "chat"
-    """Which of OpenAI's two forms the answer has."""
+    """Chat completion or text completion."""
 
     def whole(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
-        """The response to a request that is not streamed; `n` answers to each prompt."""
+        """Return the response to a request that is not streamed; `answers` holds `n` answers to each prompt."""
         first = answers[0]
         return {
             **self._head("chat.completion" if self.form == "chat" else "text_completion"),
             "system_fingerprint": system_fingerprint(first.answered_by),
             "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
             "usage": usage(answers, n),
-            "smallfirst": self.explained(combine(answers, n)),
+            "smallfirst": self.explanation(combine(answers, n)),
         }
 
     def opening(self, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
-        """The first chunk of a chat: who speaks."""
+        """Return the first chunk of a chat, which carries the role."""
         delta = {"role": "assistant", "content": "", "refusal": None}
         return self._chunk(index, {"delta": delta, "logprobs": None}, None, include_usage)
 
     def piece(self, text: str, tokens: Sequence[Token] = (), *, index: int = 0, include_usage: bool) -> dict[str, Any]:
-        """A chunk of new text."""
+        """Return a chunk of new text."""
         said: dict[str, Any] = {"delta": {"content": text}} if self.form == "chat" else {"text": text}
         return self._chunk(index, {**said, "logprobs": self._logprobs(tokens)}, None, include_usage)
 
     def last(self, answer: Completion, index: int = 0, *, include_usage: bool) -> dict[str, Any]:
-        """The last chunk of a choice, with the `smallfirst` object."""
+        """Return the last chunk of a choice, with the `smallfirst` object."""
         said: dict[str, Any] = {"delta": {}} if self.form == "chat" else {"text": ""}
         chunk = self._chunk(index, {**said, "logprobs": None}, answer.finish_reason, include_usage)
         chunk["system_fingerprint"] = system_fingerprint(answer.answered_by)
-        chunk["smallfirst"] = self.explained(answer)
+        chunk["smallfirst"] = self.explanation(answer)
         return chunk
 
-    def counted(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
-        """The chunk of usage that ends a stream if the client asked for it."""
+    def usage_chunk(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
+        """Return the chunk of usage that ends a stream if the client asked for it."""
         return {
             **self._head(self._chunk_kind),
             "system_fingerprint": system_fingerprint(answers[0].answered_by),
@@ -67,8 +67,8 @@ class ResponseBuilder(NamedTuple):
             "usage": usage(answers, n),
         }
 
-    def explained(self, completion: Completion) -> dict[str, Any]:
-        """The `smallfirst` object: who answered and why, how surely, for how much."""
+    def explanation(self, completion: Completion) -> dict[str, Any]:
+        """Return the `smallfirst` object."""
         route = completion.route
         return {
             "route": self.stage(completion),
@@ -88,19 +88,19 @@ class ResponseBuilder(NamedTuple):
         }
 
     def headers(self, completion: Completion) -> dict[str, str]:
-        """The same as headers; a confidence that nobody has is left out."""
-        sure = confidence(completion)
+        """Return the main fields of the `smallfirst` object as headers; an unknown confidence is left out."""
+        known = confidence(completion)
         return {
             "x-smallfirst-route": _header(self.stage(completion)),
             "x-smallfirst-certified": "true" if certified(completion) else "false",
-            **({} if sure is None else {"x-smallfirst-confidence": f"{sure:.6f}"}),
+            **({} if known is None else {"x-smallfirst-confidence": f"{known:.6f}"}),
             "x-smallfirst-cost-usd": f"{completion.cost_usd:.9f}",
             "x-smallfirst-model": _header(completion.answered_by),
-            **_ways(completion),
+            **_route_headers(completion),
         }
 
     def stage(self, completion: Completion) -> str:
-        """Stage of the Router that answered; where no Router chose, the served name."""
+        """Return the Router's stage that answered; the served name where no Router chose."""
         return completion.route.stage if completion.route else self.served_name
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class ResponseBuilder(NamedTuple):
         return {**chunk, "usage": None} if include_usage else chunk
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        """Token probabilities in the answer's form; None where the model gave none."""
+        """Return token probabilities in the response's format; None where the model gave none."""
         if not tokens:
             return None
         if self.form == "chat":
@@ -147,11 +147,11 @@ class ResponseBuilder(NamedTuple):
 
 
 def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
-    """Several answers as one: the first one's, with what all of them took. `n` answers to a prompt read it once."""
+    """Return the first answer with the cost, latency and tokens of all; `n` answers to a prompt read it once."""
     first = answers[0]
     if len(answers) == 1:
         return first
-    made = list({id(answer): answer for answer in answers}.values())  # an answer given twice was made once
+    made = list({id(answer): answer for answer in answers}.values())  # an answer sent twice was made once
     return first.model_copy(
         update={
             "cost_usd": math.fsum(answer.cost_usd for answer in made),
@@ -163,22 +163,21 @@ def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
 
 
 def _token(text: str, logprob: float, octets: Sequence[int] = ()) -> dict[str, Any]:
-    # JSON has no infinity; OpenAI writes -9999 for a token that cannot be.
+    # JSON has no infinity; OpenAI writes -9999 for an impossible token.
     return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(octets or text.encode())}
 
 
 def confidence(completion: Completion) -> float | None:
-    """The confidence that the route was chosen by, or the model's own where no Router chose."""
+    """Return the confidence that the route was chosen by, or the model's own where no Router chose."""
     return completion.route.confidence if completion.route else completion.confidence
 
 
 def certified(completion: Completion) -> bool:
-    """True if a Router's certificate covers this answer."""
+    """Return True if a Router's certificate covers this answer."""
     return completion.route is not None and completion.route.certified
 
 
-def _ways(completion: Completion) -> dict[str, str]:
-    """Which way the answer came, in one header, and why, in another; nothing where no Router chose."""
+def _route_headers(completion: Completion) -> dict[str, str]:
     route = completion.route
     if route is None:
         return {}
@@ -190,14 +189,14 @@ def _ways(completion: Completion) -> dict[str, str]:
 
 
 def _compared(step: RouteStep) -> str:
-    """` (0.412 of 0.800)`: the score and what it was compared with."""
+    """Return ` (0.412 of 0.800)`: the score and the threshold."""
     if step.score is None:
         return ""
     return f" ({step.score:.3f})" if step.threshold is None else f" ({step.score:.3f} of {step.threshold:.3f})"
 
 
 def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
-    """OpenAI's `usage` object over `n` answers to each prompt."""
+    """Return OpenAI's `usage` object for `n` answers to each prompt."""
     whole = combine(answers, n)
     return {
         "prompt_tokens": whole.prompt_tokens,
@@ -207,21 +206,21 @@ def usage(answers: Sequence[Completion], n: int = 1) -> dict[str, int]:
 
 
 def system_fingerprint(answered_by: str) -> str:
-    """`fp_` and ten hex digits that change when another model answers."""
+    """Return `fp_` and ten hex digits that change when another model answers."""
     return f"fp_{hashlib.sha256(answered_by.encode()).hexdigest()[:10]}"
 
 
 def model_entry(name: str, created: int) -> dict[str, Any]:
-    """One entry of /v1/models."""
+    """Return one entry of /v1/models."""
     return {"id": name, "object": "model", "created": created, "owned_by": "smallfirst"}
 
 
 def sse_event(value: dict[str, Any] | str) -> bytes:
-    """One server-sent event, in ASCII: some clients split lines at a bare U+2028 as well."""
+    """Return one server-sent event, in ASCII because some clients split lines at a bare U+2028 as well."""
     text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
     return f"data: {text}\n\n".encode()
 
 
 def _header(text: str) -> str:
-    """`text` fit for a header: no line break, nothing outside ASCII."""
+    """Escape line breaks and all that is outside ASCII."""
     return quote(text, safe="/@:+ ,=();")

@@ -1,28 +1,23 @@
-"""What a small model makes of texts without writing: vectors (/v1/embeddings), label probabilities (/v1/score).
+"""POST /v1/embeddings and /v1/score: vectors of texts, and the probability of every label.
 
-The same frame as for answers: a place, a deadline, a row in the ledger with tokens and cost.
+Both are admitted, limited and recorded in the ledger as chats are.
 """
 
 from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Completion, Model, Request, embedding_model, label_probability_model
-from smallfirst.serving.admission import estimate_tokens
-from smallfirst.serving.auth.middleware import caller_digest, current_caller
-from smallfirst.serving.exchange import Exchange
 from smallfirst.serving.openai.errors import ApiError, validation_error
-from smallfirst.serving.openai.parameters import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters
-from smallfirst.serving.openai.requests import ParsedRequest, read_fields
-from smallfirst.serving.request_lifecycle import AppContext
+from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFUSED, check_parameters, read_fields
+from smallfirst.serving.request_lifecycle import ApiCall
 
 MAX_TEXTS = 256
 """Texts of one request at most."""
@@ -50,51 +45,34 @@ class EmbeddingBody(ScoreBody):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class EmbeddingHandler:
-    """The work behind POST /v1/embeddings, or /v1/score."""
+async def embeddings(call: ApiCall, body: bytes) -> None:
+    """Answer with one vector per text. Raise what `to_api_error` knows."""
+    parsed = _parse(EmbeddingBody, body)
+    as_text = isinstance(parsed, EmbeddingBody) and parsed.encoding_format == "base64"
 
-    form: Literal["chat", "text"] = "chat"
-
-    def __init__(self, house: AppContext, route: Literal["embeddings", "score"]) -> None:
-        """Gives vectors, or the probabilities of all labels."""
-        self._house, self.route = house, route
-
-    async def answer(self, exchange: Exchange, body: bytes) -> None:
-        """Nothing; the answer is sent and recorded. Raises what `as_refusal` reads."""
-        parsed = _parse(EmbeddingBody if self.route == "embeddings" else ScoreBody, body)
-        texts = [Message(role="user", content=text) for text in parsed.input]
-        asked = ParsedRequest(parsed.model, tuple(Request(messages=(text,), tenant=caller_digest()) for text in texts))
-        exchange.taken(asked)
-        model = self._house.model(asked.model)
-        admission, tokens = self._house.admission, sum(map(estimate_tokens, asked.requests))
-        with current_caller().tokens(tokens) as bill, admission.load(tokens):
-            async with admission.turn:
-                data, taken = await (self._embed if self.route == "embeddings" else self._score)(parsed, model)
-            bill.add(taken)
-        exchange.first_token_s = exchange.elapsed_s
-        completion = taken.model_copy(update={"latency_ms": exchange.elapsed_s * 1000})
-        await self._house.record(exchange, completion)
-        read = {"prompt_tokens": taken.prompt_tokens, "total_tokens": taken.prompt_tokens}
-        whole = {"object": "list", "model": asked.model, "data": data, "usage": read}
-        await exchange.json(200, whole, {"x-smallfirst-cost-usd": f"{taken.cost_usd:.9f}"})
-
-    async def _embed(self, asked: ScoreBody, model: Model) -> tuple[list[dict[str, Any]], Completion]:
-        able = next(filter(None, map(embedding_model, _behind(model))), None)
+    async def embed(model: Model) -> tuple[list[dict[str, Any]], int, float]:
+        able = embedding_model(model)
         if able is None:
-            raise _cannot(asked.model, "not give embeddings")
-        found = await able.embed(asked.input)
-        as_text = isinstance(asked, EmbeddingBody) and asked.encoding_format == "base64"
+            raise _unsupported(parsed.model, "embeddings")
+        found = await able.embed(parsed.input)
         data = [
             {"object": "embedding", "index": index, "embedding": _base64(vector) if as_text else vector}
             for index, vector in enumerate(found.vectors)
         ]
-        return data, _taken(model, found.n_tokens, found.cost_usd)
+        return data, found.n_tokens, found.cost_usd
 
-    async def _score(self, asked: ScoreBody, model: Model) -> tuple[list[dict[str, Any]], Completion]:
-        able = next(filter(None, map(label_probability_model, _behind(model))), None)
+    await _answer(call, parsed, embed)
+
+
+async def score(call: ApiCall, body: bytes) -> None:
+    """Answer with the probability of every label for each text. Raise what `to_api_error` knows."""
+    parsed = _parse(ScoreBody, body)
+
+    async def probabilities(model: Model) -> tuple[list[dict[str, Any]], int, float]:
+        able = label_probability_model(model)
         if able is None:
-            raise _cannot(asked.model, "not give label probabilities")
-        found = await able.probabilities(asked.input)
+            raise _unsupported(parsed.model, "label probabilities")
+        found = await able.probabilities(parsed.input)
         data = [
             {
                 "object": "label_scores",
@@ -104,7 +82,32 @@ class EmbeddingHandler:
             }
             for index, one in enumerate(found)
         ]
-        return data, _taken(model, sum(one.n_tokens for one in found), sum(one.cost_usd for one in found))
+        return data, sum(one.n_tokens for one in found), sum(one.cost_usd for one in found)
+
+    await _answer(call, parsed, probabilities)
+
+
+async def _answer(
+    call: ApiCall, parsed: ScoreBody, compute: Callable[[Model], Awaitable[tuple[list[dict[str, Any]], int, float]]]
+) -> None:
+    """Send and record what `compute` returns: the entries of `data`, the tokens read and the cost in USD."""
+    model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
+    async with call.admitted() as reservation:
+        data, n_tokens, cost_usd = await compute(model)
+        call.first_token_s = call.elapsed_s
+        # The ledger keeps it as an answer without text.
+        answer = Completion(
+            text="",
+            answered_by=model.name,
+            latency_ms=call.first_token_s * 1000,
+            cost_usd=cost_usd,
+            prompt_tokens=n_tokens,
+        )
+        reservation.add(answer)
+    await call.record(answer)
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    whole = {"object": "list", "model": parsed.model, "data": data, "usage": usage}
+    await call.send_json(200, whole, {"x-smallfirst-cost-usd": f"{cost_usd:.9f}"})
 
 
 def _parse(kind: type[ScoreBody], body: bytes) -> ScoreBody:
@@ -116,23 +119,10 @@ def _parse(kind: type[ScoreBody], body: bytes) -> ScoreBody:
         raise validation_error(error) from None
 
 
-def _behind(model: Model) -> Iterator[Model]:
-    """The model itself, or what a Router drafts with, the last stage first."""
-    router = getattr(model, "router", model)
-    for stage in reversed(getattr(router, "drafts", ())):
-        yield stage.model
-    yield model
-
-
-def _taken(model: Model, tokens: int, cost_usd: float) -> Completion:
-    """What reading took, as the ledger writes it down: an answer without words."""
-    return Completion(text="", answered_by=model.name, latency_ms=0, cost_usd=cost_usd, prompt_tokens=tokens)
-
-
-def _cannot(name: str, what: str) -> ApiError:
-    return ApiError(400, f'The model "{name}" can {what}.', param="model", code="model_cannot")
+def _unsupported(name: str, what: str) -> ApiError:
+    return ApiError(400, f'The model "{name}" has no {what}.', param="model", code="unsupported_by_model")
 
 
 def _base64(vector: Sequence[float]) -> str:
-    """Little-endian 32-bit floats, as OpenAI packs them."""
+    """Pack little-endian 32-bit floats, as OpenAI does."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

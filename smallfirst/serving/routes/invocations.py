@@ -1,85 +1,81 @@
 """MLflow's POST /invocations: a chat, a completion, texts to embed, or a table of which every row is a chat.
 
-A table is answered as one and written down row by row, each with an id of its own, so that audits and feedback work
-as for any other answer.
+    POST /invocations                                               the model is named in the body
+    POST /endpoints/NAME/invocations                                as MLflow's gateway
+    POST /serving-endpoints/NAME/invocations                        as Databricks
+    POST /serving-endpoints/NAME/served-models/ENTITY/invocations   one entity of an endpoint
+
+Each row of a table is recorded with an id of its own, so that audits and feedback work as for any other answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
-from typing import Any, Literal
+from typing import Any
 
-from smallfirst.serving.exchange import Exchange
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.requests import read_fields
+from smallfirst.serving.openai.requests import parse_chat, read_fields
 from smallfirst.serving.openai.responses import ResponseBuilder
-from smallfirst.serving.request_lifecycle import AppContext, Handler
-from smallfirst.serving.routes.completions import CompletionHandler, complete_choices
-from smallfirst.serving.routes.embeddings import EmbeddingHandler
+from smallfirst.serving.request_lifecycle import ApiCall, Handler
+from smallfirst.serving.routes.completions import chat, complete_choices, completion
+from smallfirst.serving.routes.embeddings import embeddings
 from smallfirst.serving.routes.invocation_formats import Invocation, answer, parse
 
-DEFAULT = "auto"
-"""Who is asked where the body names nobody and there is a model of this name; else the first one served."""
+PATHS = (
+    "/invocations",
+    "/endpoints/{name}/invocations",
+    "/serving-endpoints/{name}/invocations",
+    "/serving-endpoints/{name}/served-models/{entity}/invocations",
+)
+DEFAULT_MODEL = "auto"
+"""The model that is asked where none is named, if it is served; else the first one served."""
+_HANDLERS: dict[str, Handler] = {"chat": chat, "completion": completion, "embeddings": embeddings}
 
 
-class InvocationHandler:
-    """The work behind POST /invocations."""
+async def invoke(call: ApiCall, body: bytes) -> None:
+    """Answer a body in one of MLflow's formats; a name in the path counts more than one in the body."""
+    values = read_fields(body)
+    named = call.scope["path_params"]
+    in_path = "/".join(named[part] for part in ("name", "entity") if part in named)
+    name = in_path or values.pop("model", None) or _default_model(call)
+    values.pop("model", None)
+    invocation = parse(values)
+    bodies = [json.dumps({**one, "model": name}).encode() for one in invocation.bodies]
+    if invocation.shape == "predictions":
+        await _predict(call, invocation, bodies)
+    else:
+        await _HANDLERS[invocation.shape](call, bodies[0])
 
-    form: Literal["chat", "text"] = "chat"
-    route = "invocations"
 
-    def __init__(self, house: AppContext) -> None:
-        """Asks as the other routes of `house` do."""
-        self._house = house
-        self._whole: dict[str, Handler] = {
-            "chat": CompletionHandler(house, "chat"),
-            "completion": CompletionHandler(house, "text"),
-            "embeddings": EmbeddingHandler(house, "embeddings"),
-        }
+async def _predict(call: ApiCall, invocation: Invocation, bodies: list[bytes]) -> None:
+    """Answer every row of a table as a chat, side by side."""
+    parsed = [parse_chat(body, max_messages=call.app.settings.max_messages) for body in bodies]
+    model = call.accept(parsed[0].model, parsed[0].requests)
+    ids = [f"{call.response.id}-{i}" for i in range(len(parsed))]
 
-    async def answer(self, exchange: Exchange, body: bytes) -> None:
-        """Nothing; the answer is sent and recorded. Raises what `as_refusal` reads."""
-        values = read_fields(body)
-        name = values.pop("model", None) or self._default()
-        asked = parse(values)
-        bodies = [json.dumps({**one, "model": name}).encode() for one in asked.bodies]
-        if asked.shape == "predictions":
-            await self._table(exchange, asked, bodies)
-            return
-        work = self._whole[asked.shape]
-        exchange.reply = exchange.reply._replace(form=work.form)
-        await work.answer(exchange, bodies[0])
+    async def predict(id: str, i: int) -> dict[str, Any]:
+        response = ResponseBuilder(id, call.response.created, parsed[i].model)
+        row = dataclasses.replace(call, response=response, requests=())
+        row.accept(parsed[i].model, parsed[i].requests)
+        async with row.admitted() as reservation:
+            (found,) = await complete_choices(model, parsed[i]._replace(requests=row.requests))
+            reservation.add(found)
+        await row.record(found)
+        return response.whole([found])
 
-    async def _table(self, exchange: Exchange, asked: Invocation, bodies: list[bytes]) -> None:
-        chats = CompletionHandler(self._house, "chat")
-        rows = [chats.parse(body) for body in bodies]
-        exchange.taken(rows[0])
-        model = self._house.model(rows[0].model)
-        ids = [f"{exchange.reply.id}-{place}" for place in range(len(rows))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(predict(id, i)) for i, id in enumerate(ids)]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    call.recorded = True
+    await call.send_json(200, {**answer(invocation.shape, [task.result() for task in tasks]), "ids": ids}, {})
 
-        async def one(place: int) -> dict[str, Any]:
-            reply = ResponseBuilder(ids[place], exchange.reply.created, rows[place].model)
-            row = Exchange(reply, exchange.send, exchange.at)
-            row.taken(rows[place])
-            async with chats.turn(rows[place]) as bill:
-                (completion,) = await complete_choices(model, rows[place])
-                bill.add(completion)
-            await self._house.record(row, completion)
-            return reply.whole([completion])
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(place)) for place in range(len(rows))]
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-        exchange.recorded = True
-        answers = [task.result() for task in tasks]
-        told = answer(asked.shape, answers)
-        await exchange.json(200, {**told, "ids": ids}, {})
-
-    def _default(self) -> str:
-        served = list(self._house.models)
-        if not served:
-            raise ApiError(404, "Nothing is served here.", param="model", code="model_not_found")
-        return DEFAULT if DEFAULT in served else served[0]
+def _default_model(call: ApiCall) -> str:
+    served = list(call.app.models)
+    if not served:
+        raise ApiError(404, "No model is served here.", param="model", code="model_not_found")
+    return DEFAULT_MODEL if DEFAULT_MODEL in served else served[0]

@@ -46,7 +46,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 @pytest.fixture
 def app(ledger: Ledger) -> Starlette:
     models = {name: Echo(name) for name in ("desk", "desk/big", "other")}
-    return build_app(models, ledger=ledger, settings=ServeSettings(), extension=EndpointListing(lambda: models))
+    return build_app(models, ledger=ledger, settings=ServeSettings(), plugins=[EndpointListing(lambda: models)])
 
 
 def send(app: Starlette, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:

@@ -32,7 +32,7 @@ async def tell():
     print("closed", flush=True)
 
 extension.aclose = tell
-serve({}, ledger=Ledger(Path(sys.argv[1])), settings=ServeSettings(port=0), extension=extension)
+serve({}, ledger=Ledger(Path(sys.argv[1])), settings=ServeSettings(port=0), plugins=[extension])
 assert not [m for m in sys.modules if m.split(".")[0] in ("torch", "transformers", "mlflow")]
 """
 
@@ -54,7 +54,7 @@ def test_a_server_of_nothing_but_fine_tuning(tmp_path: Path) -> None:
 
 def test_without_models_and_without_fine_tuning_there_is_nothing_to_serve(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    assert build_app({}, ledger=ledger, settings=ServeSettings(), extension=fine_tuning())
+    assert build_app({}, ledger=ledger, settings=ServeSettings(), plugins=[fine_tuning()])
     with pytest.raises(ConfigError, match="no model to serve"):
         build_app({}, ledger=ledger, settings=ServeSettings())
     ledger.close()

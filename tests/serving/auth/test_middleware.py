@@ -13,10 +13,10 @@ from smallfirst.errors import (
     ConfigError,
 )
 from smallfirst.serving.app import build_app
-from smallfirst.serving.auth.key_store import KeyPolicy
-from smallfirst.serving.auth.keys import hash_key, key_matches, new_key
-from smallfirst.serving.auth.middleware import Caller, PermittedModels, _caller, current_caller
+from smallfirst.serving.auth.keys import KeyPolicy, hash_key, key_matches, new_key
+from smallfirst.serving.auth.middleware import Caller, _caller, current_caller
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.plugins import Plugin, ServedModels
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -25,25 +25,25 @@ BODY = {"model": "m", "messages": HELLO}
 
 def test_health_needs_no_key_and_everything_else_does(start, label) -> None:
     key = new_key()
-    house = start(ServeSettings(api_keys_sha256=(hash_key(new_key()), hash_key(key))), m=label)
-    health = httpx.get(f"{house.url}/health").json()
+    server = start(ServeSettings(api_keys_sha256=(hash_key(new_key()), hash_key(key))), m=label)
+    health = httpx.get(f"{server.url}/health").json()
     assert health["status"] == "ok"
     assert set(health) == {"status", "version"}
-    assert house.client(key).chat.completions.create(**BODY).choices[0].message.content == "refund"
+    assert server.client(key).chat.completions.create(**BODY).choices[0].message.content == "refund"
     for path in ("/v1/models", "/nowhere", "/health/", "//health", "/health%2F"):
-        answer = httpx.get(house.url + path)
+        answer = httpx.get(server.url + path)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-request-id"].startswith("req-")
     with pytest.raises(openai.AuthenticationError) as caught:
-        house.client("wrong").chat.completions.create(**BODY)
+        server.client("wrong").chat.completions.create(**BODY)
     assert caught.value.body == {
-        "message": "The API key is not known here.",
+        "message": "The API key is not known to this server.",
         "type": "invalid_request_error",
         "param": None,
         "code": "invalid_api_key",
     }
-    assert len(house.ledger.rows()) == 1  # strangers cannot fill the disk
+    assert len(server.ledger.rows()) == 1  # strangers cannot fill the disk
 
 
 def test_keys_match_only_themselves() -> None:
@@ -54,9 +54,9 @@ def test_keys_match_only_themselves() -> None:
 
 
 def test_without_keys_a_foreign_host_name_is_refused(start, label) -> None:
-    house = start(m=label)
+    server = start(m=label)
     for host, status in [("localhost:1", 200), ("[::1]:9", 200), ("evil.example", 403), ("[", 403)]:
-        answer = httpx.get(f"{house.url}/v1/models", headers={"host": host})
+        answer = httpx.get(f"{server.url}/v1/models", headers={"host": host})
         assert answer.status_code == status
 
 
@@ -120,11 +120,11 @@ def test_only_one_bearer_header_is_read(start, label) -> None:
 
 
 def test_a_caller_without_a_list_may_use_all_and_one_with_it_sees_no_other_name() -> None:
-    served = PermittedModels({"a": 1, "b": 2})  # type: ignore[dict-item]
+    served = ServedModels({"a": 1, "b": 2}, Plugin())  # type: ignore[dict-item]
     assert list(served) == ["a", "b"]
 
     def as_narrow() -> None:
-        _caller.set(Caller(terms=KeyPolicy(models=("b",))))
+        _caller.set(Caller(policy=KeyPolicy(models=("b",))))
         assert list(served) == ["b"]
         assert len(served) == 1
         assert "a" not in served

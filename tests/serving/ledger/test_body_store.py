@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import stat
@@ -29,17 +28,17 @@ def bodies(tmp_path: Path) -> Iterator[BodyStore]:
 
 
 def test_texts_are_found_by_id_without_personal_data(bodies: BodyStore) -> None:
-    bodies.put("chatcmpl-1", ASKED, "her card is 4111 1111 1111 1111")
+    bodies.put("chatcmpl-1", Body(ASKED, "her card is 4111 1111 1111 1111"))
     assert bodies.get("chatcmpl-1") == Body('[["user", "write to [EMAIL]"]]', "her card is [CARD]")
     assert bodies.get("chatcmpl-2") is None
     assert stat.S_IMODE(os.stat(bodies.path).st_mode) == 0o600
-    asyncio.run(bodies.put_async("chatcmpl-2", ASKED, None))
+    bodies.put("chatcmpl-2", Body(ASKED, None))
     assert bodies.get("chatcmpl-2") == Body('[["user", "write to [EMAIL]"]]', None)
 
 
 def test_what_is_too_old_is_deleted_with_its_bytes(bodies: BodyStore) -> None:
-    bodies.put("old", '[["user", "xyzzy-old"]]', "plugh-old", at=NOW - timedelta(days=29, hours=23))
-    bodies.put("new", '[["user", "xyzzy-new"]]', "plugh-new", at=NOW)
+    bodies.put("old", Body('[["user", "xyzzy-old"]]', "plugh-old"), at=NOW - timedelta(days=29, hours=23))
+    bodies.put("new", Body('[["user", "xyzzy-new"]]', "plugh-new"), at=NOW)
     assert b"xyzzy-old" in bodies.path.read_bytes()
     assert bodies.expire(NOW + timedelta(hours=2)) == 1
     assert bodies.get("old") is None
@@ -54,10 +53,10 @@ def test_what_is_too_old_is_deleted_with_its_bytes(bodies: BodyStore) -> None:
 def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, look: str) -> None:
     path = tmp_path / "bodies.db"
     first = BodyStore(path, keep_days=30)
-    first.put("a", '[["user", "xyzzy"]]', "x", at=NOW - timedelta(days=31))
+    first.put("a", Body('[["user", "xyzzy"]]', "x"), at=NOW - timedelta(days=31))
     assert b"xyzzy" in path.read_bytes()
     if look == "put":
-        first.put("b", ASKED, "x")
+        first.put("b", Body(ASKED, "x"))
     elif look == "get":
         assert first.get("a") is None
     else:
@@ -67,14 +66,14 @@ def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, lo
 
 
 def test_a_text_can_be_erased_on_request(bodies: BodyStore) -> None:
-    bodies.put("mine", '[["user", "xyzzy"]]', "x")
+    bodies.put("mine", Body('[["user", "xyzzy"]]', "x"))
     assert bodies.erase("mine")
     assert not bodies.erase("mine")
     assert b"xyzzy" not in bodies.path.read_bytes()
 
 
 def test_texts_that_are_too_long_are_not_kept(bodies: BodyStore) -> None:
-    bodies.put("long", '[["user", "' + "a" * MAX_CHARACTERS + '"]]', "short")
+    bodies.put("long", Body('[["user", "' + "a" * MAX_CHARACTERS + '"]]', "short"))
     assert bodies.get("long") == Body(None, "short")
 
 

@@ -11,9 +11,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsNon
 
 from smallfirst.data.dataset import Message
 from smallfirst.models.protocol import Completion, Request, Route, RouteStep
-from smallfirst.serving.openai.errors import ApiError, messages_sha256, model_not_found
-from smallfirst.serving.openai.parameters import CHAT_IGNORED, CHAT_REFUSED
-from smallfirst.serving.openai.requests import ParsedRequest, parse_chat
+from smallfirst.serving.openai.errors import ApiError, model_not_found
+from smallfirst.serving.openai.requests import CHAT_IGNORED, CHAT_REFUSED, ParsedRequest, parse_chat
 from smallfirst.serving.openai.responses import ResponseBuilder, sse_event
 
 USER = {"role": "user", "content": "hi"}
@@ -184,13 +183,6 @@ def test_a_missing_model_is_named_with_the_nearest_and_the_list() -> None:
     assert str(model_not_found("gpt", ["small"])) == ('The model "gpt" is not served here. Served: small.')
 
 
-def test_equal_messages_have_equal_hashes_whatever_the_settings() -> None:
-    first, second = parse(temperature=1).requests[0], parse(max_tokens=3).requests[0]
-    assert messages_sha256(first) == messages_sha256(second)
-    assert len(messages_sha256(first)) == 64
-    assert messages_sha256(first) != messages_sha256(Request.ask("other"))
-
-
 ROUTED = Completion(
     text="refund",
     answered_by="café\r\nx-evil: 1",
@@ -277,7 +269,7 @@ def test_where_no_router_chose_the_served_name_is_the_route() -> None:
 
 
 def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
-    last, usage = REPLY.last(ROUTED, include_usage=True), REPLY.counted([ROUTED])
+    last, usage = REPLY.last(ROUTED, include_usage=True), REPLY.usage_chunk([ROUTED])
     chunks = [
         REPLY.opening(include_usage=True),
         REPLY.piece("ref", include_usage=True),

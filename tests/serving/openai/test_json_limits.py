@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from smallfirst.serving.openai.errors import ApiError, json_object
-from smallfirst.serving.openai.json_limits import MAX_DEPTH, MAX_ELEMENTS, check_json, check_lists, check_schema
+from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.openai.json_limits import (
+    MAX_DEPTH,
+    MAX_ELEMENTS,
+    check_json,
+    check_lists,
+    check_schema,
+    parse_json_object,
+)
 
 
 def nested(depth: int, inner: Any = 1) -> Any:
@@ -65,7 +72,7 @@ def test_bodies_nested_10_000_deep_are_refused_by_the_parser_already() -> None:
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         for body in (opening * 10_000 + "1" + closing * 10_000, opening * 200_000):
             with pytest.raises(ApiError, match="not JSON: recursion limit exceeded"):
-                json_object(f'{{"a": {body}}}'.encode())
+                parse_json_object(f'{{"a": {body}}}'.encode())
 
 
 def test_a_usual_body_costs_less_than_100_microseconds() -> None:

@@ -10,8 +10,13 @@ from openai.types.completion_create_params import CompletionCreateParamsNonStrea
 
 from smallfirst.models.protocol import ResponseFormat
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.parameters import COMPLETION_IGNORED, COMPLETION_REFUSED
-from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, parse_completion
+from smallfirst.serving.openai.requests import (
+    COMPLETION_IGNORED,
+    COMPLETION_REFUSED,
+    ParsedRequest,
+    parse_chat,
+    parse_completion,
+)
 
 USER = {"role": "user", "content": "hi"}
 

@@ -7,10 +7,12 @@ import io
 from typing import Any
 
 import pytest
+from starlette.requests import Request as HttpRequest
 
+from smallfirst.interfaces.openai_finetuning.multipart import UploadForm, receive_form
 from smallfirst.serving.admission import ClientDisconnected
-from smallfirst.serving.multipart import UploadForm, receive_form
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest
 
 ROWS = b'{"a": 1}\r\n--not the end\r\n\r\n\x00\xff'
 BODY = (
@@ -27,13 +29,15 @@ def read(body: bytes, *, at_once: int, max_bytes: int = 1000, ends: bool = True)
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages += [{"type": "http.request", "more_body": False}] if ends else [GONE]
     file = io.BytesIO()
-    scope = {"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=B")]}
+    scope = {"type": "http", "query_string": b"", "headers": [(b"content-type", b"multipart/form-data; boundary=B")]}
 
     async def receive() -> dict[str, Any]:
         return messages.pop(0)
 
     try:
-        return asyncio.run(receive_form(scope, receive, file, max_bytes=max_bytes)), file.getvalue()
+        return asyncio.run(
+            receive_form(PluginRequest(HttpRequest(scope, receive)), file, max_bytes=max_bytes)
+        ), file.getvalue()
     finally:
         assert len(file.getvalue()) <= max_bytes
 

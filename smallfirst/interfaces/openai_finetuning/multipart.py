@@ -12,11 +12,9 @@ from typing import BinaryIO, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.datastructures import Headers
-from starlette.types import Receive, Scope
 
-from smallfirst.serving.admission import body_chunks
 from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import PluginRequest
 
 FILE = "file"
 """The field that carries the file."""
@@ -38,23 +36,22 @@ class _Broken(Exception):
     """A rule that the form breaks."""
 
 
-async def receive_form(scope: Scope, receive: Receive, file: BinaryIO, *, max_bytes: int) -> UploadForm:
+async def receive_form(request: PluginRequest, file: BinaryIO, *, max_bytes: int) -> UploadForm:
     """The form, the content of its part `file` written to `file`. At most `max_bytes` are read, envelope included.
 
     Raises WireError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and ClientGone.
     """
-    headers = Headers(scope=scope)
-    kind, options = parse_options_header(headers.get("content-type", ""))
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise ApiError(415, "The body must be sent as Content-Type: multipart/form-data.")
-    if headers.get("content-encoding", "identity").lower() != "identity":
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "Compressed bodies are not accepted.")
     problem, reader = "", None
     try:
         reader = _Reader(options[b"boundary"], file)
     except FormParserError as error:
         problem = str(error)
-    async for piece in body_chunks(receive, max_bytes=max_bytes, most_bytes=2 * max_bytes):
+    async for piece in request.chunks(max_bytes=max_bytes, max_read_bytes=2 * max_bytes):
         if reader is None or problem:
             continue  # the rest is read and dropped
         try:
