@@ -31,6 +31,7 @@ _MODULES = {
     "Guarantee": "routing.certificate.certificate",
     "Ledger": "serving.ledger.ledger",
     "Model": "models.protocol",
+    "ModelVersion": "registry.versions",
     "Request": "models.protocol",
     "Router": "routing.router",
     "ServeSettings": "serving.settings",
@@ -45,6 +46,7 @@ _MODULES = {
     "load_model": "models.loading",
     "open_source": "data.sources.resolve",
     "read_task_file": "project.task_file",
+    "resolve": "registry.versions",
     "run": "pipeline.run",
     "serve": "serving.app",
 }

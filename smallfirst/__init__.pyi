@@ -21,6 +21,8 @@ from smallfirst.pipeline.run import run as run
 from smallfirst.project.task_file import SignedOverride as SignedOverride
 from smallfirst.project.task_file import TaskFile as TaskFile
 from smallfirst.project.task_file import read_task_file as read_task_file
+from smallfirst.registry.versions import ModelVersion as ModelVersion
+from smallfirst.registry.versions import resolve as resolve
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
 from smallfirst.routing.certificate.certificate import Guarantee as Guarantee
 from smallfirst.routing.certificate.certificate import certify as certify

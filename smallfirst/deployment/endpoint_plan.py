@@ -36,6 +36,7 @@ from smallfirst.pricing import PriceBook
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.records import Record
 from smallfirst.registry import versions
+from smallfirst.registry.versions import check_name as check_name
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.policies.split import SplitPolicy, split_position
 from smallfirst.routing.router import Router

@@ -17,6 +17,7 @@ import pydantic
 
 from smallfirst.records import Record, rename_keys
 from smallfirst.training.config import TrainConfig
+from smallfirst.training.config import parse_duration as parse_duration
 
 JOB_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 

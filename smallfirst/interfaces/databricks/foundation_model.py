@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from smallfirst.data.dataset import Dataset
+from smallfirst import Dataset, TrainConfig
 from smallfirst.errors import ConfigError, DataError, did_you_mean
 from smallfirst.interfaces.databricks.exceptions import DatabricksModelTrainingRequestError, ValidationError
 from smallfirst.interfaces.databricks.object_list import ObjectList, PagedList
@@ -36,7 +36,6 @@ from smallfirst.jobs import queue
 from smallfirst.jobs.base_models import require_training_packages, trainable_models
 from smallfirst.jobs.rows import JobRows, read_rows
 from smallfirst.jobs.spec import JobSpec
-from smallfirst.training.config import TrainConfig
 
 __all__ = ["cancel", "create", "get", "get_checkpoints", "get_events", "get_models", "list"]
 

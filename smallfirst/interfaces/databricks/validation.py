@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from smallfirst import TrainConfig
 from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.interfaces.databricks.exceptions import ValidationError
 from smallfirst.jobs.base_models import context_length, weights_folder
-from smallfirst.jobs.spec import JobSpec, new_job_name, user_name, utc_now
+from smallfirst.jobs.spec import JobSpec, new_job_name, parse_duration, user_name, utc_now
 from smallfirst.records import Record, parse_record
-from smallfirst.training.config import TrainConfig, parse_duration
 
 RECIPES: dict[str, Literal["chat", "text"]] = {
     "CHAT_COMPLETION": "chat",

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from smallfirst import EndpointConfig
+from smallfirst.deployment.endpoint_plan import check_name
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody, ExternalModel, ServedEntity
 from smallfirst.records import parse_record
-from smallfirst.registry.versions import check_name
 from smallfirst.serving.settings import check_settings
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from jinja2.exceptions import TemplateError
 
+from smallfirst import Capability, Chunk, Completion, Model, Request
 from smallfirst.errors import ConfigError, SmallfirstError, Unavailable
 from smallfirst.interfaces.openai_finetuning.objects import is_owned_by, job_id, model_name
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.pricing import MachinePrice
 from smallfirst.serving.openai.errors import ApiError
 
@@ -105,7 +105,7 @@ class FineTunedModels:
 
     def __init__(self, *, max_models: int, machine: MachinePrice) -> None:
         def load(name: str, reference: str) -> Model:
-            from smallfirst.models.loading import load_model
+            from smallfirst import load_model
 
             return load_model(_resolve(reference), name=name, price=machine)
 
@@ -207,6 +207,6 @@ async def _close(entry: _CacheEntry) -> None:
 
 
 def _resolve(reference: str) -> Path:
-    from smallfirst.registry import versions
+    from smallfirst import resolve
 
-    return versions.resolve(reference).folder
+    return resolve(reference).folder

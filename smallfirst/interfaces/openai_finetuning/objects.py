@@ -13,10 +13,9 @@ from typing import Any
 
 from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.interfaces.openai_finetuning.requests import INTERFACE, JOB_ID
-from smallfirst.jobs.job_folder import TERMINAL_STATES, JobFolder, State, state_after
+from smallfirst.jobs.job_folder import TERMINAL_STATES, Event, JobFolder, State, state_after
 from smallfirst.jobs.spec import JobProgress
 from smallfirst.paths import home
-from smallfirst.training.events import Event
 
 ORGANISATION = "smallfirst"
 _STATUS: dict[State, str] = {

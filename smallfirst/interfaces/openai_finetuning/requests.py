@@ -15,16 +15,15 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from smallfirst.data.dataset import Dataset
+from smallfirst import Dataset, TrainConfig
 from smallfirst.errors import DataError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.pagination import parse_body
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.base_models import context_length
 from smallfirst.jobs.rows import JobRows, read_rows
-from smallfirst.jobs.spec import JobSpec, user_name, utc_now
+from smallfirst.jobs.spec import JobSpec, parse_duration, user_name, utc_now
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.training.config import TrainConfig, parse_duration
 
 INTERFACE = "openai"
 """Marks the jobs that were submitted through this API."""

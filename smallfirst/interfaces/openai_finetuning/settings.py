@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydantic
 
-from smallfirst.models.catalog import CATALOG
+from smallfirst.jobs.base_models import trainable_models
 from smallfirst.pricing import MachinePrice
 from smallfirst.records import Record
 
@@ -16,7 +16,7 @@ _TWO_PARTS = r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"
 
 
 def _catalogue() -> dict[str, str]:
-    return {entry.name: entry.name for entry in CATALOG if entry.kind == "transformers"}
+    return {name: name for name in trainable_models()}
 
 
 class FineTuningSettings(Record):
