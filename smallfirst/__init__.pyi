@@ -3,8 +3,7 @@
 from types import ModuleType
 
 from smallfirst.data.dataset import Dataset as Dataset
-from smallfirst.data.sources.resolve import open_source as open_source
-from smallfirst.data.sources.text_files import load as load
+from smallfirst.data.sources.load import load as load
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
 from smallfirst.evaluation.results import Evaluation as Evaluation

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 from smallfirst.evaluation.calibration import fit_temperature
 from smallfirst.models.linear.classifier import ENCODER_FOLDER, LinearClassifier
 from smallfirst.models.manifest import Manifest, read_manifest

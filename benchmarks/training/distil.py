@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from benchmarks.accuracy.run import data_folder
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 from smallfirst.improvement.labelling import LabelOptions, label
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.label_model import LabelLogProbs

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.accuracy.run import data_folder
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.label_scorer import LabelScorer
 from smallfirst.models.manifest import read_manifest

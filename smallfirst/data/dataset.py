@@ -1,16 +1,19 @@
-"""Rows as immutable records: Message, Example, Dataset.
+"""Rows as immutable records (Message, Example, Dataset), and splits of them by content.
 
-A row's identity is its content, not its place in a file. The price: two equal rows are one row
-told twice, and cannot be kept apart.
+A row's identity is its content, not its place in a file, and a row's split depends on its own text and nothing else:
+equal texts are never on both sides of a split, and rows added later move no other row. Shares are therefore met on
+average only, and a split of a few rows may come out empty.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from functools import cached_property
 from typing import Literal
 
+from smallfirst.errors import ConfigError
 from smallfirst.records import Record, fingerprint
 
 RowFormat = Literal["label", "labels", "target", "question", "prompt", "chat", "text"]
@@ -55,10 +58,9 @@ class Example(Record):
 
     @property
     def asked(self) -> str:
-        """What is asked, as one text: by this, splits and leak checks tell rows apart.
+        """What is asked, as one text: splits and leak checks compare rows by it.
 
-        The user's text; for a chat all turns before the answer but the system's; for text to
-        continue that text.
+        The user's text; for a chat all turns before the answer but the system's; for text to continue that text.
         """
         if not self.messages:
             return self.answer
@@ -82,7 +84,7 @@ class Dataset(Record):
     """The rows."""
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Return the number of rows."""
         return len(self.examples)
 
     @cached_property
@@ -91,18 +93,87 @@ class Dataset(Record):
         return fingerprint(sorted(example.key for example in self.examples))
 
     def labels(self) -> tuple[str, ...]:
-        """Distinct answers, sorted."""
+        """Return the distinct answers, sorted."""
         return tuple(sorted({example.answer for example in self.examples}))
 
     def subset(self, name: str, examples: tuple[Example, ...]) -> Dataset:
-        """A dataset of some of these rows."""
+        """Return a dataset of some of these rows."""
         return Dataset(name=name, examples=examples)
 
 
 def fold_text(text: str) -> str:
-    """`text` without case, punctuation, spacing and Unicode variants: equal means «the same text».
+    """Return `text` without case, punctuation, spacing and Unicode variants: equal results mean equal texts.
 
-    A text of nothing but punctuation stands for itself, so that not all such texts are one.
+    A text of nothing but punctuation stays as it is, so that not all such texts are equal.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split())
+
+
+class Splits(Record):
+    """Three parts of one dataset, each in file order, with no text in two of them."""
+
+    train: Dataset
+    """Rows to learn from."""
+    validation: Dataset
+    """Rows to choose and calibrate with."""
+    test: Dataset
+    """Rows to touch once."""
+
+
+def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> Splits:
+    """Return the rows in three parts, the shares being in [0, 1]. Another `salt` gives another split.
+
+    The test part depends on `test` only: another validation share moves no row into or out of it. Raise ConfigError for
+    shares that leave nothing to train on.
+    """
+    _refuse_bad_share("validation", validation)
+    _refuse_bad_share("test", test)
+    if validation + test >= 1:
+        raise ConfigError(
+            f"validation {validation} and test {test} leave no rows to train on: their sum must be below 1"
+        )
+    parts: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for example in data.examples:
+        draw = _draw("split", salt, example)
+        name = "test" if draw < test else "validation" if draw < test + validation else "train"
+        parts[name].append(example)
+    return Splits(**{name: data.subset(f"{data.name}:{name}", tuple(rows)) for name, rows in parts.items()})
+
+
+def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:
+    """Return a share in [0, 1] of the rows, and the rest; equal texts go the same way.
+
+    Independent of `split`; a second draw needs another `salt`. A larger share holds all rows of a smaller one.
+    """
+    _refuse_bad_share("share", share)
+    taken: list[Example] = []
+    rest: list[Example] = []
+    for example in data.examples:
+        (taken if _draw("share", salt, example) < share else rest).append(example)
+    return (
+        data.subset(f"{data.name}:{share:g}", tuple(taken)),
+        data.subset(f"{data.name}:rest", tuple(rest)),
+    )
+
+
+def sample_rows(data: Dataset, n: int | None) -> Dataset:
+    """Return at most `n` rows (None: all), drawn by content hash: the same rows every time."""
+    if n is None or n >= len(data):
+        return data
+    share = n / len(data)
+    while len(taken := sample_share(data, min(1.0, share), "large")[0]) < n:
+        share *= 1.05
+    return data.subset(data.name, taken.examples[:n])
+
+
+def _draw(purpose: str, salt: str, example: Example) -> float:
+    """Return a number in [0, 1), the same for equal texts, and independent of other purposes' draws."""
+    content = "\0".join((purpose, salt, fold_text(example.asked)))
+    digest = hashlib.sha256(content.encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits are exact in a float
+
+
+def _refuse_bad_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{name} must be a share between 0 and 1 (got {share})")

@@ -14,8 +14,7 @@ from itertools import pairwise
 import numpy as np
 from scipy import stats as scipy_stats
 
-from smallfirst.data.dataset import Dataset, Example
-from smallfirst.data.split import sample_share
+from smallfirst.data.dataset import Dataset, Example, sample_share
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import ROW_FORMATS
-from smallfirst.data.sources.resolve import open_source
+from smallfirst.data.sources.load import load
 from smallfirst.errors import DataError, Problem
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.spec import JobSpec
@@ -48,9 +48,9 @@ class JobRows:
 def read_rows(address: str, recipe: str) -> Dataset:
     """Return the rows at an address, in a format that the recipe accepts.
 
-    Raise DataError naming every bad row, ConfigError or MissingExtra as `open_source` does.
+    Raise DataError naming every bad row, ConfigError or MissingExtra as `load` does.
     """
-    data = open_source(address)
+    data = load(address)
     kind = RECIPES.get(recipe)
     if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
         problems = [

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.data.sources.resolve import open_source
+from smallfirst.data.sources.load import load
 from smallfirst.errors import ConfigError, DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
@@ -148,7 +148,7 @@ def certify_from_proxy_labels(
 def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
     """Return people's answers by key of the calibration row; selection rows among them are left out."""
     assert project.file.data.gold is not None
-    read = open_source(project.file.data.gold, columns=project.file.data.columns, folder=project.file.folder)
+    read = load(project.file.data.gold, columns=project.file.data.columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
     selection = {example.text for example in project.rows.selection.examples}
     unknown = [e for e in read.examples if e.text not in keys and e.text not in selection]

@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, sample_share
 from smallfirst.data.quality.check import CheckReport, check, format_report
 from smallfirst.data.quality.findings import Finding, make_finding
 from smallfirst.data.quality.lengths import TokenCounts, estimate_token_counts
-from smallfirst.data.split import sample_share
 from smallfirst.errors import MissingExtra, WeightsNotFound
 from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
 from smallfirst.models.base_size import BaseSize, read_base_size

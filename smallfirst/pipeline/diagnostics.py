@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from smallfirst.data.dataset import sample_rows
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
-from smallfirst.data.split import sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation

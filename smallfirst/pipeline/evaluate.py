@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import sample_rows
+from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.protocol import Model, Request

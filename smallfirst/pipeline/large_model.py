@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import smallfirst
-from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import sample_rows
+from smallfirst.data.dataset import Dataset, sample_rows
 from smallfirst.errors import ConfigError
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.engines import selection as engines

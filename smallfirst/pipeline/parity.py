@@ -18,8 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Message
-from smallfirst.data.split import sample_rows
+from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.loading import load_model

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset
-from smallfirst.data.split import sample_share
+from smallfirst.data.dataset import Dataset, sample_share
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights

@@ -15,7 +15,7 @@ from smallfirst.data.dataset import Dataset, Example, Message, fold_text
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.text_files import DEFAULT_COLUMNS, load
+from smallfirst.data.sources.load import DEFAULT_COLUMNS, load
 from smallfirst.errors import DataError, Problem
 from smallfirst.project.rows import Rows
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from smallfirst.data.split import sample_rows
+from smallfirst.data.dataset import sample_rows
 from smallfirst.extensions import Registry
 
 if TYPE_CHECKING:

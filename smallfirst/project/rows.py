@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset, Example, Message, sample_share, split
 from smallfirst.data.row_formats import ROW_FORMATS
-from smallfirst.data.sources.resolve import open_source
-from smallfirst.data.split import sample_share, split
+from smallfirst.data.sources.load import load
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels
 from smallfirst.project.task_file import TaskFile
@@ -49,7 +48,7 @@ def read_rows(task_file: TaskFile) -> Rows:
     labels = kind.row_labels(task_file.settings)
 
     def read(path: Path) -> Dataset:
-        return open_source(path, columns=files.columns, labels=labels, folder=task_file.folder)
+        return load(path, columns=files.columns, labels=labels, folder=task_file.folder)
 
     train = read(files.train)
     labels = kind.row_labels(task_file.settings, train)
@@ -142,7 +141,7 @@ def _read_open(task_file: TaskFile) -> Dataset | None:
     if task_file.data.open_ended is None:
         return None
     columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
-    read = open_source(task_file.data.open_ended, columns=columns, folder=task_file.folder)
+    read = load(task_file.data.open_ended, columns=columns, folder=task_file.folder)
     examples = tuple(
         Example(
             messages=(Message(role="user", content=e.answer),),

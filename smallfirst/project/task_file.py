@@ -32,7 +32,7 @@ SMALLEST = "smallest"
 
 
 class DataFiles(Record):
-    """Where the rows are: files, folders, tables, volumes or hub data sets (see smallfirst.data.sources.resolve)."""
+    """Where the rows are: files, folders, tables, volumes or hub data sets (see smallfirst.data.sources.load)."""
 
     train: Path
     """Rows to learn from; also split for the files that are left out."""

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message, fold_text
-from smallfirst.data.split import sample_rows, sample_share, split
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
 from smallfirst.errors import ConfigError
 
 

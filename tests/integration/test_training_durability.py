@@ -173,7 +173,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_pa
 PROGRAM = """
     import sys, time
     from pathlib import Path
-    from smallfirst.data.sources.text_files import load
+    from smallfirst.data.sources.load import load
     from smallfirst.tasks.classify import Classify
     from smallfirst.registry.runs import open_run
     from smallfirst.training.config import TrainConfig

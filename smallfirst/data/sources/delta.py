@@ -52,7 +52,7 @@ def open_delta(folder: Path, version: int | None = None) -> Any:
 
 
 def read_delta(
-    table: Any, folder: Path, columns: Columns, allowance: ReadBudget, *, answered: bool = False
+    table: Any, folder: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
     """The rows of an open table. Columns that make no shape are one bad row.
 
@@ -65,19 +65,19 @@ def read_delta(
         return
     fields = {field.name: field for field in table.schema().fields if field.name in wanted}
     for part in _parts(table, folder.resolve()):
-        for n, values in _part_rows(part, fields, allowance, mapped=_mapping(table) == "name"):
+        for n, values in _part_rows(part, fields, budget, mapped=_mapping(table) == "name"):
             yield RawRow(display_path(part.path), n, values)
 
 
 def _part_rows(
-    part: _Part, fields: dict[str, Any], allowance: ReadBudget, *, mapped: bool
+    part: _Part, fields: dict[str, Any], budget: ReadBudget, *, mapped: bool
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """The rows of a file that stand, by the names of the table; a column that the file lacks is null in all."""
     names = {name: _physical(field) if mapped else name for name, field in fields.items() if name not in part.fixed}
     with open_parquet(part.path) as file:
         there = set(names.values()) & set(file.schema_arrow.names)
     absent = dict.fromkeys(fields) | {name: value for name, value in part.fixed.items() if name in fields}
-    for n, values in numbered_rows(part.path, there, allowance):
+    for n, values in numbered_rows(part.path, there, budget):
         if n <= len(part.stands) and not part.stands[n - 1]:
             continue
         if isinstance(values, str):

@@ -1,8 +1,8 @@
 """Folders of files: which files there are, in which order, and the text files among them as rows to continue.
 
-One file is one row, whatever its length. The price is that a long text is one row too: it is cut into pieces only where
-it is trained on. Files and folders whose names begin with a dot or an underscore belong to the programs that wrote
-them (`_SUCCESS`, `.DS_Store`) and are left out; every other file is read or named.
+One file is one row, whatever its length; a long text is split only in training. Files and folders whose names
+begin with a dot or an underscore belong to the programs that wrote them (`_SUCCESS`, `.DS_Store`) and are left out;
+every other file is read or named.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.reader import RawRow, ReadBudget
 from smallfirst.errors import DataError
 
@@ -33,9 +34,9 @@ class FoundFile(NamedTuple):
 
 
 def list_files(folder: Path) -> list[FoundFile]:
-    """The files in the folder and in those below, sorted by path. Raises DataError if one cannot be looked into.
+    """Return the files in the folder and below, sorted by path. Raise DataError if a folder cannot be listed.
 
-    Links to folders are not followed, and links to files only inside the folder: what is read must be there.
+    Links to folders are not followed, and links to files only inside the folder.
     """
     found: list[FoundFile] = []
     for here, folders, names in os.walk(folder, onerror=_unreadable):
@@ -48,7 +49,7 @@ def list_files(folder: Path) -> list[FoundFile]:
 
 
 def safe_join(root: Path, parts: Iterable[str]) -> Path:
-    """The path of these parts below `root`. Raises DataError if it leads out of it, by `..` or by a link."""
+    """Return the path of these parts below `root`. Raise DataError if it leads out of it, by `..` or by a link."""
     parts = tuple(parts)
     if any(part in ("", ".", "..") or "/" in part or "\0" in part for part in parts):
         raise DataError(f"{'/'.join(parts)!r}: a path below {root} is plain names, without .. and empty parts")
@@ -58,18 +59,20 @@ def safe_join(root: Path, parts: Iterable[str]) -> Path:
     return path
 
 
-def read_texts(files: Iterable[FoundFile], column: str, allowance: ReadBudget) -> Iterator[RawRow]:
-    """Each file as one row with its whole text in `column`, or with the rule that it breaks."""
+def read_texts(
+    files: Iterable[FoundFile], columns: Columns, budget: ReadBudget, *, answered: bool = False
+) -> Iterator[RawRow]:
+    """Yield each file as one row of text alone, or with the rule that it breaks."""
     for path, rule in files:
-        yield RawRow(display_path(path), 1, rule or _text(path, column, allowance))
+        yield RawRow(display_path(path), 1, rule or _text(path, columns.text, budget))
 
 
 def display_path(path: Path) -> str:
-    """The path as text; bytes of its name that are not UTF-8 as escapes."""
+    """Return the path as text; bytes of its name that are not UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _text(path: Path, column: str, allowance: ReadBudget) -> dict[str, Any] | str:
+def _text(path: Path, column: str, budget: ReadBudget) -> dict[str, Any] | str:
     if path.suffix.lower() not in TEXT_SUFFIXES:
         return f"neither {' nor '.join(TEXT_SUFFIXES)}: a folder of text holds nothing else; move it out"
     try:
@@ -80,7 +83,7 @@ def _text(path: Path, column: str, allowance: ReadBudget) -> dict[str, Any] | st
         return f"cannot be read: {error.strerror}"
     if len(raw) > MAX_TEXT_BYTES:
         return f"file of {n_bytes:,} bytes; at most {MAX_TEXT_BYTES:,} are read: split it"
-    allowance.take(len(raw), 1)
+    budget.take(len(raw), 1)
     if raw.startswith(_UTF16):
         return "UTF-16, seen from byte 0; text must be UTF-8"
     try:

@@ -1,7 +1,7 @@
 """Rows from a data set of the Hugging Face hub, named `name/split` or `owner/name/split`, through the package datasets.
 
-What is in the cache is used, the hub is asked only if HF_HUB_OFFLINE allows it, and no code of a data set is ever run.
-Class numbers become their names. The price: a data set of several subsets has no name here; save the one you need.
+The cache comes first, the hub is asked only if HF_HUB_OFFLINE allows it, and no code of a data set is ever run. Class
+numbers become their names. A data set of several subsets has no name here; save the one you need.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SAVE = "or save its rows as JSON Lines or Parquet and name that file"
 
 
 def is_hub_name(address: str) -> bool:
-    """Whether the address has the form `name/split` or `owner/name/split`."""
+    """Return True if the address has the form `name/split` or `owner/name/split`."""
     return _NAME.fullmatch(address) is not None
 
 
 def open_hub(address: str) -> Any:
-    """The split of the data set. Raises DataError saying why it is not to be had, and what to do."""
+    """Open the split of the data set. Raise DataError saying why that is not possible, and what to do."""
     found = _NAME.fullmatch(address)
     if not found:
         raise DataError(f"{address}: expected name/split or owner/name/split")
@@ -42,15 +42,15 @@ def open_hub(address: str) -> Any:
     except Exception as error:  # of many kinds, from the network to the format
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise DataError(
-            f"{address}: no such file, and as a data set of the Hugging Face hub not to be had: {first}",
+            f"{address}: no such file, and not available as a data set of the Hugging Face hub: {first}",
             hint=f"check name and split; unset HF_HUB_OFFLINE to ask the hub; {_SAVE}",
         ) from None
 
 
 def read_hub(
-    data: Any, address: str, columns: Columns, allowance: ReadBudget, *, answered: bool = False
+    data: Any, address: str, columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """The rows of an open split, numbered from 1. Columns that make no shape are one bad row."""
+    """Yield the rows of an open split, numbered from 1. Columns that do not fit are one bad row."""
     classes = {name: names for name, feature in data.features.items() if (names := _class_names(feature))}
     schema = _by_name(data.features.arrow_schema, classes)
     rules, wanted = select_columns(schema, columns, answered=answered)
@@ -60,12 +60,12 @@ def read_hub(
     tables = data.select_columns(sorted(wanted)).with_format("arrow").iter(batch_size=1024)
     batches = (batch for table in tables for batch in table.to_batches())
     with parquet_errors(Path(address)):
-        for n, values in batch_rows(batches, wanted, allowance):
+        for n, values in batch_rows(batches, wanted, budget):
             yield RawRow(address, n, values if isinstance(values, str) else _named(values, classes))
 
 
 def pinned_hub_name(data: Any, address: str) -> str:
-    """The address, with the first digits of the version that the hub gave it, where it is known."""
+    """Return the address, with the first digits of the data set's version where that is known."""
     for file in data.cache_files:
         if _ORIGIN.fullmatch(origin := Path(file["filename"]).parent.name):
             return f"{address}@{origin[:12]}"
@@ -90,13 +90,13 @@ def _not_readable(address: str, why: str) -> SmallfirstError:
 
 
 def _class_names(feature: Any) -> list[str] | None:
-    """The names of a class column, or of a column of lists of classes."""
+    """Return the names of a class column, or of a column of lists of classes."""
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return list(names) if names else None
 
 
 def _by_name(schema: Any, classes: dict[str, list[str]]) -> Any:
-    """The schema with text where the class columns have numbers."""
+    """Return the schema with text where the class columns have numbers."""
     pa = import_pyarrow("reading a data set")
     for i, field in enumerate(schema):
         if field.name in classes:
@@ -106,7 +106,7 @@ def _by_name(schema: Any, classes: dict[str, list[str]]) -> Any:
 
 
 def _named(values: dict[str, Any], classes: dict[str, list[str]]) -> dict[str, Any] | str:
-    """The values with class names for class numbers, or the rule that a number breaks; -1 means that none is given."""
+    """Return the values with names for class numbers, or the rule that a number breaks; -1 stands for no class."""
     named = dict(values)
     for key in values.keys() & classes.keys():
         names, numbers = classes[key], values[key]

@@ -2,8 +2,8 @@
 
 Nothing is converted by guess. A column that must be text is text: numbers and booleans are refused, since 3 may be
 written "3" or "03", or be the code of a name kept elsewhere. Lists of text, structs of role and content, and structs of
-what JSON knows are read as they are. The prices: a struct has every field in every row, so a missing field is null; and
-floats of 32 bits are refused, since 0.1 would be read as 0.10000000149.
+JSON values are read as they are. A struct has every field in every row, so a missing field is null; and 32-bit floats
+are refused, since 0.1 would be read as 0.10000000149.
 
 A table claims its size before it is read, and one text repeated ten million times packs into a kilobyte. So texts stay
 packed (as dictionaries) until their size is known, and a row or source that is too large is never unpacked.
@@ -12,49 +12,54 @@ packed (as dictionaries) until their size is known, and a row or source that is 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, RawRow, ReadBudget
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget
 from smallfirst.errors import DataError, MissingExtra
 
 PARQUET = ".parquet"
 _BATCH_ROWS = 1024
-
-NumberedRow = tuple[int, dict[str, Any] | str]
-"""Row number from 1, and the values by column or the rule that the row breaks."""
+_TEXT = {"text", "null"}
+_TEXTS = {"list of text", "list of null", "null"}
+_TYPES: dict[str, tuple[str, set[str]]] = {
+    "labels": ("a list of texts", _TEXTS),
+    "answer": ("text, or a list of texts", _TEXT | _TEXTS),
+    "context": ("text, or a list of texts", _TEXT | _TEXTS),
+    "target": (
+        "a struct of text, integers, doubles, booleans, lists and structs, or JSON as text",
+        _TEXT | {"object", "message"},
+    ),
+    "messages": ("a list of structs of role and content, both text", {"list of message", "null"}),
+}
+"""By field of Columns: what its column must be, in words and as `_json_type` says it. Any other field is text."""
 
 
 def parquet_files(folder: Path) -> list[FoundFile]:
-    """The files of a folder of Parquet, in order, each with the rule that it breaks, if any."""
+    """Return the files of a folder of Parquet in order, each with the rule that it breaks, if any."""
     return [one._replace(rule=one.rule or _stray_rule(one.path.relative_to(folder))) for one in list_files(folder)]
 
 
 def read_parquet(
-    files: Iterable[FoundFile], columns: Columns, allowance: ReadBudget, *, answered: bool = False
+    files: Iterable[FoundFile], columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """The rows of all the files, numbered in each from 1. A file whose columns make no shape is one bad row.
+    """Yield the rows of all the files, numbered in each from 1. A file whose columns do not fit is one bad row.
 
-    Raises DataError if a file is not readable as Parquet, or all are too large; MissingExtra.
+    Raise DataError if a file is not readable as Parquet, or all are too large; MissingExtra.
     """
     for path, rule in files:
-        rules, wanted = ([rule], set[str]()) if rule else _looked_into(path, columns, answered=answered)
+        rules, wanted = ([rule], set[str]()) if rule else _check_file(path, columns, answered=answered)
         yield from (RawRow(display_path(path), 1, rule) for rule in rules)
         if not rules:
-            yield from (RawRow(display_path(path), n, values) for n, values in numbered_rows(path, wanted, allowance))
-
-
-def _looked_into(path: Path, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
-    with open_parquet(path) as file:
-        return select_columns(file.schema_arrow, columns, answered=answered)
+            yield from (RawRow(display_path(path), n, values) for n, values in numbered_rows(path, wanted, budget))
 
 
 def select_columns(schema: Any, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
-    """The rules that the columns of a table break, and those of them that make its rows."""
+    """Return the rules that the columns of a table break, and the columns that make its rows."""
     names: list[str] = schema.names
     if twice := [name for name, n in Counter(names).items() if n > 1]:
         return [f'column "{twice[0]}" twice'], set()
@@ -65,32 +70,32 @@ def select_columns(schema: Any, columns: Columns, *, answered: bool) -> tuple[li
     return [rule for rule in rules if rule], set(found.keys.values())
 
 
-def numbered_rows(path: Path, wanted: Collection[str], allowance: ReadBudget) -> Iterator[NumberedRow]:
-    """These columns of each row of a Parquet file. Raises DataError if it is broken, or too large for the allowance."""
+def numbered_rows(path: Path, wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
+    """Yield these columns of each row of a Parquet file. Raise DataError if it is broken, or exceeds the budget."""
     with open_parquet(path, wanted) as file, parquet_errors(path):
         about = file.metadata
         leaves = [i for i, leaf in enumerate(_leaves(file)) if _is_part(leaf.path, wanted)]
         groups = [about.row_group(i) for i in range(about.num_row_groups)]
         claimed = sum(group.column(i).total_uncompressed_size for group in groups for i in leaves)
-        allowance.claim(claimed, about.num_rows)
+        budget.claim(claimed, about.num_rows)
         batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(wanted), use_threads=False)
-        yield from batch_rows(batches, wanted, allowance)
+        yield from batch_rows(batches, wanted, budget)
 
 
-def batch_rows(batches: Iterable[Any], wanted: Collection[str], allowance: ReadBudget) -> Iterator[NumberedRow]:
-    """These columns of each row of Arrow record batches, numbered on from 1."""
+def batch_rows(batches: Iterable[Any], wanted: Collection[str], budget: ReadBudget) -> Iterator[NumberedRow]:
+    """Yield these columns of each row of Arrow record batches, numbered from 1."""
     line = 0
     for batch in batches:
         for piece, n_bytes in _pieces(batch.select(sorted(wanted))):
             too_large = n_bytes > MAX_ROW_BYTES
-            allowance.take(0 if too_large else n_bytes, len(piece))
+            budget.take(0 if too_large else n_bytes, len(piece))
             rows = [f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"] if too_large else _values(piece)
             yield from enumerate(rows, start=line + 1)
             line += len(piece)
 
 
 def open_parquet(path: Path, wanted: Collection[str] = ()) -> Any:
-    """The Parquet file, the texts of the wanted columns to be read packed. Raises DataError, MissingExtra."""
+    """Open a Parquet file so that texts of the wanted columns are read packed. Raise DataError, MissingExtra."""
     parquet = import_pyarrow("reading Parquet").parquet
     with parquet_errors(path):
         file = parquet.ParquetFile(path)
@@ -103,7 +108,7 @@ def open_parquet(path: Path, wanted: Collection[str] = ()) -> Any:
 
 
 def import_pyarrow(step: str) -> Any:
-    """The pyarrow module. Raises MissingExtra naming `step`."""
+    """Return the pyarrow module. Raise MissingExtra naming `step`."""
     try:
         import pyarrow
         import pyarrow.compute
@@ -114,74 +119,47 @@ def import_pyarrow(step: str) -> Any:
 
 
 def column_type_problem(field: str, kind: Any, key: str) -> str | None:
-    """Why a column of this Arrow type cannot hold that field of Columns; None if it can."""
-    what, fits = _TYPES.get(field, ("text", _is_text))
-    if fits(kind):
+    """Return why a column of this Arrow type cannot hold that field of Columns; None if it can."""
+    words, allowed = _TYPES.get(field, ("text", _TEXT))
+    if _json_type(kind) in allowed:
         return None
-    told = str(kind)
-    return f'column "{key}" is {told[:80]}{"…" if len(told) > 80 else ""}: write it as {what}'
+    name = str(kind)
+    return f'column "{key}" is {name[:80]}{"…" if len(name) > 80 else ""}: write it as {words}'
 
 
-def _is_text(kind: Any) -> bool:
+def _json_type(kind: Any) -> str:
+    """Return what an Arrow type is in JSON: text, null, scalar, object, message or a list of one; empty if nothing."""
     types = import_pyarrow("reading a table").types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)) or _is_null(kind)
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_string(value) or types.is_large_string(value) or types.is_string_view(value):
+        return "text"
+    if types.is_null(kind):
+        return "null"
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_float64(kind):
+        return "scalar"
+    if _is_list(kind):
+        items = _json_type(kind.value_type)
+        return items and f"list of {items}"
+    if not types.is_struct(kind):
+        return ""
+    fields = {field.name: _json_type(field.type) for field in kind}
+    if len(fields) < kind.num_fields or not all(fields.values()):
+        return ""
+    return "message" if fields.keys() == {"role", "content"} and set(fields.values()) <= _TEXT else "object"
 
 
-def _is_null(kind: Any) -> bool:
-    return bool(import_pyarrow("reading a table").types.is_null(kind))
-
-
-def _is_list(kind: Any, item: Callable[[Any], bool]) -> bool:
+def _is_list(kind: Any) -> bool:
     types = import_pyarrow("reading a table").types
-    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(lists) and item(kind.value_type)
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def _is_texts(kind: Any) -> bool:
-    return _is_list(kind, _is_text) or _is_null(kind)
-
-
-def _is_text_or_texts(kind: Any) -> bool:
-    return _is_text(kind) or _is_texts(kind)
-
-
-def _is_message(kind: Any) -> bool:
-    if not import_pyarrow("reading a table").types.is_struct(kind):
-        return False
-    return sorted(field.name for field in kind) == ["content", "role"] and all(_is_text(field.type) for field in kind)
-
-
-def _is_messages(kind: Any) -> bool:
-    return _is_list(kind, _is_message) or _is_null(kind)
-
-
-def _is_target(kind: Any) -> bool:
-    return _is_text(kind) or (import_pyarrow("reading a table").types.is_struct(kind) and _is_json(kind))
-
-
-def _is_json(kind: Any) -> bool:
-    types = import_pyarrow("reading a table").types
-    if types.is_struct(kind):
-        names = [field.name for field in kind]
-        return len(names) == len(set(names)) and all(_is_json(field.type) for field in kind)
-    plain = types.is_boolean(kind) or types.is_integer(kind) or types.is_float64(kind)
-    return bool(plain) or _is_text(kind) or _is_list(kind, _is_json)
-
-
-_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "labels": ("a list of texts", _is_texts),
-    "answer": ("text, or a list of texts", _is_text_or_texts),
-    "context": ("text, or a list of texts", _is_text_or_texts),
-    "target": ("a struct of text, integers, doubles, booleans, lists and structs, or JSON as text", _is_target),
-    "messages": ("a list of structs of role and content, both text", _is_messages),
-}
-"""By field of Columns: what its column must be, told and tested. Any other field is text."""
+def _check_file(path: Path, columns: Columns, *, answered: bool) -> tuple[list[str], set[str]]:
+    with open_parquet(path) as file:
+        return select_columns(file.schema_arrow, columns, answered=answered)
 
 
 def _pieces(batch: Any) -> Iterator[tuple[Any, int]]:
-    """The batch in pieces that unpack to MAX_ROW_BYTES at most, or are a single row; and their size."""
+    """Yield pieces of the batch, of MAX_ROW_BYTES unpacked at most or a single row, each with its size in bytes."""
     n_bytes = sum(_unpacked_bytes(column) for column in batch.columns)
     half = len(batch) // 2
     if n_bytes <= MAX_ROW_BYTES or not half:
@@ -192,7 +170,7 @@ def _pieces(batch: Any) -> Iterator[tuple[Any, int]]:
 
 
 def _unpacked_bytes(array: Any) -> int:
-    """How many bytes the array takes with each text written out."""
+    """Return how many bytes the array takes with each text written out."""
     pa = import_pyarrow("reading a table")
     types = pa.types
     if types.is_dictionary(array.type):
@@ -200,13 +178,13 @@ def _unpacked_bytes(array: Any) -> int:
         return int(pa.compute.sum(lengths.take(array.indices)).as_py() or 0)
     if types.is_struct(array.type):
         return sum(_unpacked_bytes(child) for child in array.flatten())
-    if types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
+    if _is_list(array.type):
         return _unpacked_bytes(array.flatten())
     return int(array.nbytes)
 
 
 def _values(piece: Any) -> list[dict[str, Any] | str]:
-    """Each row as values by column, or as the rule that it breaks: text in Arrow may be any bytes."""
+    """Return each row as values by column, or as the rule that it breaks: text in Arrow may be any bytes."""
     if not piece.num_columns:
         return [{} for _ in range(len(piece))]
     try:
@@ -219,7 +197,7 @@ def _values(piece: Any) -> list[dict[str, Any] | str]:
 
 
 def _plain(column: Any) -> Any:
-    """The column with its texts written out, which reads them four times as fast."""
+    """Return the column with its texts written out, which reads them four times as fast."""
     return column.dictionary_decode() if import_pyarrow("reading a table").types.is_dictionary(column.type) else column
 
 
@@ -232,9 +210,9 @@ def _is_part(path: str, wanted: Collection[str]) -> bool:
 
 
 def _stray_rule(path: Path) -> str | None:
-    """Why a file at this path of a folder of Parquet may not be read, if it may not."""
+    """Return why a file at this path of a folder of Parquet may not be read; None if it may."""
     if path.suffix.lower() != PARQUET:
-        return f"no {PARQUET} file: a folder of Parquet holds nothing else; move it out"
+        return f"not a {PARQUET} file: a folder of Parquet holds nothing else; move it out"
     if partition := next((name for name in path.parts[:-1] if "=" in name), None):
         return f'the value of "{partition}" is not in the file: write the rows without partitions, or as Delta'
     return None
@@ -242,7 +220,7 @@ def _stray_rule(path: Path) -> str | None:
 
 @contextmanager
 def parquet_errors(path: Path) -> Iterator[None]:
-    """What the library raises about the file is raised as DataError."""
+    """Raise what the library raises about the file as DataError."""
     pa = import_pyarrow("reading Parquet")
     try:
         yield

@@ -1,9 +1,6 @@
-"""Rows in: a JSON Lines or CSV file becomes a Dataset, or one error that names every bad line.
+"""Rows of JSON Lines and CSV files, each line as values by column or as the rule that it breaks.
 
-Loading is strict because a row that is dropped or misread in silence shows only as a worse model.
-The price is that a file is read whole into memory, and that one bad row in a million stops the
-load (`load_valid_rows` goes on). Other places that rows come from:
-smallfirst.data.sources.resolve.
+A file is read whole into memory. UTF-8, with or without byte order mark.
 """
 
 from __future__ import annotations
@@ -19,17 +16,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns, detect_layout
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, RawRow, ReadBudget, build_dataset, require_valid
-from smallfirst.errors import DataError, Problem
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget
+from smallfirst.errors import DataError
 
-DEFAULT_COLUMNS = Columns()
-"""The usual column names."""
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*_JSON_LINES, *_SEPARATORS)
-"""Suffixes of the files that `load` reads; each may have `.gz` after it."""
+"""Suffixes of the files that are read; each may have `.gz` after it."""
 _PIECE_BYTES = 1 << 20
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANK = " \t\r"  # not str.strip(): U+2028 and its like are text, not blank
@@ -44,39 +38,17 @@ class _Line(NamedTuple):
     """Why its bytes are not text, if they are not."""
 
 
-_Row = tuple[int, dict[str, Any] | str]
-"""Line, and the values by column or the rule that the row breaks."""
+def read_text_file(file: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False) -> Iterator[RawRow]:
+    """Yield the rows of a file whose suffix is one of FORMATS, or of such a file gzipped; `.json` has an object a line.
 
-
-def load(path: Path | str, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None) -> Dataset:
-    """All rows of the file in order. Raises DataError with all its Problems if any row is bad.
-
-    With `labels`, every answer must be one of them. Format by suffix: .jsonl, .ndjson, .json (one
-    object per line), .csv, .tsv, and these packed as .gz; UTF-8 with or without byte order mark. All
-    rows of a file have the same shape.
+    Raise DataError if the file as a whole cannot be read.
     """
-    return require_valid(path, *load_valid_rows(path, columns=columns, labels=labels))
-
-
-def load_valid_rows(
-    path: Path | str, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] | None = None
-) -> tuple[Dataset, tuple[Problem, ...]]:
-    """The good rows, and the problems of the others by line.
-
-    Raises DataError if the file as a whole cannot be read or has no rows.
-    """
-    file = Path(path)
-    rows = (RawRow(str(file), line, values) for line, values in _rows(file, columns, answered=labels is not None))
-    return build_dataset(rows, file.name, columns=columns, labels=labels, empty=f"{file}: the file has no rows")
-
-
-def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
     kind = file_format(file)
     packed = file.suffix.lower() == ".gz"
     if kind not in FORMATS and not file.is_dir():
         shown = f"{kind}{'.gz' if packed else ''}" or "no suffix"
         raise DataError(f"{file}: cannot tell the format from {shown}; known: {', '.join(FORMATS)}")
-    raw = _read(file)
+    raw = _read(file, budget)
     unpack = f"gzip -dc {file} | " if packed else ""
     if raw.startswith(_UTF16):
         raise DataError(
@@ -90,21 +62,19 @@ def _rows(file: Path, columns: Columns, *, answered: bool) -> Iterator[_Row]:
             hint=f"{unpack}jq -c '.[]' {'' if packed else f'{file} '}> {name}",
         )
     lines = _lines(raw)
-    if kind in _JSON_LINES:
-        yield from _json_rows(lines)
-    else:
-        yield from _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
+    rows = _json_rows(lines) if kind in _JSON_LINES else _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
+    return (RawRow(str(file), line, values) for line, values in rows)
 
 
 def file_format(file: Path) -> str:
-    """The suffix that tells the format, in small letters: that before `.gz`, if there is one."""
+    """Return the suffix that tells the format, in lower case: the one before `.gz`, if there is one."""
     suffix = file.suffix.lower()
     return Path(file.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, budget: ReadBudget) -> bytes:
     try:
-        return _unpacked(file) if file.suffix.lower() == ".gz" else file.read_bytes()
+        return _unpacked(file, budget) if file.suffix.lower() == ".gz" else file.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{file}: no such file", hint=suggest_files(file.parent, file.name)) from None
     except IsADirectoryError:
@@ -115,18 +85,18 @@ def _read(file: Path) -> bytes:
         raise DataError(f"{file}: {error.strerror}") from None
 
 
-def _unpacked(file: Path) -> bytes:
-    """The content of a gzip file. Raises DataError once it is over MAX_SOURCE_BYTES: a few kilobytes may claim it."""
-    allowance, whole = ReadBudget(str(file)), bytearray()
+def _unpacked(file: Path, budget: ReadBudget) -> bytes:
+    """Return the content of a gzip file. Raise DataError once it exceeds the budget, as a few kilobytes may."""
+    whole = bytearray()
     with gzip.open(file) as packed:
         while piece := packed.read(_PIECE_BYTES):
-            allowance.take(len(piece))
+            budget.take(len(piece))
             whole += piece
     return bytes(whole)
 
 
 def suggest_files(folder: Path, name: str) -> str:
-    """Which files the user may have meant: similar names, or else what there is."""
+    """Return a hint at the files that the user may have meant: similar names, or else what there is."""
     if not folder.is_dir():
         return f"make the folder {folder}, or check its name"
     there = sorted(p.name for p in folder.iterdir() if file_format(p) in (*FORMATS, ".parquet"))
@@ -137,7 +107,7 @@ def suggest_files(folder: Path, name: str) -> str:
 
 
 def _lines(raw: bytes) -> list[_Line]:
-    """The file as physical lines, each with the place of its first byte that is not UTF-8."""
+    """Return the physical lines, each with the place of its first byte that is not UTF-8."""
     mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
     lines, offset = [], mark
     for piece in raw[mark:].split(b"\n"):
@@ -158,7 +128,7 @@ def _too_large(n_bytes: int) -> str | None:
     return f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"
 
 
-def _json_rows(lines: Sequence[_Line]) -> Iterator[_Row]:
+def _json_rows(lines: Sequence[_Line]) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines, start=1):
         if rule := line.rule or _too_large(line.n_bytes):
             yield number, rule
@@ -167,7 +137,7 @@ def _json_rows(lines: Sequence[_Line]) -> Iterator[_Row]:
 
 
 def _object(text: str) -> dict[str, Any] | str:
-    """The JSON object of a line, or what is wrong with it."""
+    """Return the JSON object of a line, or what is wrong with it."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -180,7 +150,7 @@ def _object(text: str) -> dict[str, Any] | str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict. Raises ValueError on a repeated key, where json would keep the last."""
+    """Return the pairs as a dict. Raise ValueError on a repeated key, where json would keep the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
@@ -188,8 +158,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[_Row]:
-    """Rows by the header on the first line; a header that makes no shape is the one bad row."""
+def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[NumberedRow]:
+    """Yield the rows by the header on the first line; a header that makes no row format is the only, bad row."""
     records = _csv_records(lines, separator)
     at, header = next(records, (1, []))
     if isinstance(header, str):
@@ -218,7 +188,7 @@ def _header_rule(header: Sequence[str], columns: Columns, *, answered: bool) -> 
 
 
 def _csv_records(lines: Sequence[_Line], separator: str) -> Iterator[tuple[int, list[str] | str]]:
-    """First physical line of each record, and its fields or the rule it breaks; no blank lines."""
+    """Yield the first physical line of each record, and its fields or the rule it breaks; no blank lines."""
     # csv refuses fields over 128 KiB by a limit of the whole process; raising it hurts no reader.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
     reader = csv.reader((line.text + "\n" for line in lines), delimiter=separator, strict=True)

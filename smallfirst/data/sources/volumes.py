@@ -73,10 +73,10 @@ def _downloaded(address: str, names: tuple[str, ...]) -> Path:
     with _telling(address):
         listed = _listed(files, remote)
         _clear(local)
-        allowance = ReadBudget(address)
+        budget = ReadBudget(address)
         for path in [remote] if listed is None else listed:
             below = PurePosixPath(path).relative_to(remote).parts
-            _download(files, path, safe_join(local, below) if below else local, allowance)
+            _download(files, path, safe_join(local, below) if below else local, budget)
     return local
 
 
@@ -108,16 +108,16 @@ def _listed(files: Any, remote: str) -> list[str] | None:
     return sorted(found)
 
 
-def _download(files: Any, remote: str, local: Path, allowance: ReadBudget) -> None:
+def _download(files: Any, remote: str, local: Path, budget: ReadBudget) -> None:
     """Copy one file; it appears under its name only when it is whole."""
     answer = files.download(remote)
-    allowance.claim(answer.content_length or 0)
+    budget.claim(answer.content_length or 0)
     local.parent.mkdir(parents=True, exist_ok=True)
     draft = local.with_name(f".{local.name}.part")
     try:
         with answer.contents as source, draft.open("wb") as target:
             while piece := source.read(_PIECE_BYTES):
-                allowance.take(len(piece))
+                budget.take(len(piece))
                 target.write(piece)
         draft.replace(local)
     finally:

@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, Example, fold_text
+from smallfirst.data.dataset import Dataset, Example, fold_text, sample_rows
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.sources.text_files import load
-from smallfirst.data.split import sample_rows
+from smallfirst.data.sources.load import load
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.self_consistency import TeacherAnswer
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text
+from smallfirst.data.dataset import Dataset, Example, Message, RowFormat, fold_text, split
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
-from smallfirst.data.sources.text_files import file_format, load_valid_rows
-from smallfirst.data.split import split
+from smallfirst.data.sources.load import load_valid
+from smallfirst.data.sources.text_files import file_format
 from smallfirst.errors import DataError, Problem
 from smallfirst.project.rows import Rows, split_shares
 from smallfirst.project.task_file import TaskFile
@@ -66,7 +66,7 @@ def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
 
     The text is in the column of that name; for questions and prompts it may be in theirs, with a context beside it.
     """
-    data, problems = load_valid_rows(path, columns=columns)
+    data, problems = load_valid(path, columns=columns)
     if data.examples and data.examples[0].shape != "text":
         raise DataError(
             f"{path}: its rows have answers already ({ROW_FORMATS[data.examples[0].shape]})",
@@ -129,12 +129,12 @@ def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> list[tupl
 
     None if the file cannot be read in this way either.
     """
-    data, problems = load_valid_rows(path, columns=Columns(text=columns.text))
+    data, problems = load_valid(path, columns=Columns(text=columns.text))
     if not problems and data.examples[0].shape == "text":
         return [(e, e.answer) for e in data.examples]
     if shape in ("question", "prompt"):
         asked = columns.question if shape == "question" else columns.prompt
-        data, problems = load_valid_rows(
+        data, problems = load_valid(
             path, columns=Columns(text=asked, question="-", prompt="-", answer="-", context="-")
         )
         if not problems:

@@ -12,7 +12,7 @@ from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.check import CheckReport, check, format_report
 from smallfirst.data.quality.findings import Finding, write_locations
 from smallfirst.data.quality.lengths import TokenCounts
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import find_leaks
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 
 TEN = "one two three four five six seven eight nine ten"
 HERE = Path(__file__).resolve()

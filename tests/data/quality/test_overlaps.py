@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.quality.overlaps import OVERLAP_KINDS, Overlap, find_overlaps, format_overlaps
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 TEN = "one two three four five six seven eight nine ten"

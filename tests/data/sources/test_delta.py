@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.sources.resolve import open_source, read_source
+from smallfirst.data.sources.load import load, load_valid
 from smallfirst.errors import DataError, MissingExtra
 
 pa = pytest.importorskip("pyarrow")
@@ -30,13 +30,13 @@ def write(folder: Path, table: Any, **options: Any) -> Path:
 
 def read(address: Path | str) -> tuple[str, list[str]]:
     """Name and texts."""
-    data = open_source(address)
+    data = load(address)
     return data.name, [e.text for e in data.examples]
 
 
 def refused(address: Path | str) -> str:
     with pytest.raises(DataError) as caught:
-        open_source(address)
+        load(address)
     return str(caught.value)
 
 
@@ -56,7 +56,7 @@ def test_a_version_gives_the_same_rows_in_the_same_order_every_time(tmp_path: Pa
     folder = write(tmp_path / "tickets", rows("a", "b"))
     for text in "cdef":
         write(folder, rows(text), mode="append")
-    first, again = open_source(folder), open_source(folder)
+    first, again = load(folder), load(folder)
     assert first.examples == again.examples
     assert [e.text for e in first.examples] == ["a", "b", "c", "d", "e", "f"]  # oldest file first
 
@@ -71,23 +71,23 @@ def test_bad_rows_are_named_by_data_file_and_row(tmp_path: Path) -> None:
     folder = write(tmp_path / "tickets", table)
     [part] = folder.glob("*.parquet")
     with pytest.raises(DataError) as caught:
-        open_source(folder)
+        load(folder)
     assert str(caught.value) == (
         "tickets@v0: 1 bad and 1 good rows\n"
         f'  {part}:2  "text" must be text, not null\n'
-        "  next: mend these lines; map columns of other names with Columns(text=…, label=…)"
+        "  next: fix these lines; map columns of other names with Columns(text=…, label=…)"
     )
 
 
 def test_columns_that_make_no_shape_are_one_problem_of_the_table(tmp_path: Path) -> None:
     folder = write(tmp_path / "tickets", pa.table({"text": ["a", "b"], "label": [1, 2]}))
-    assert [str(p) for p in read_source(folder)[1]] == [f'{folder}:1  column "label" is int64: write it as text']
+    assert [str(p) for p in load_valid(folder)[1]] == [f'{folder}:1  column "label" is int64: write it as text']
 
 
 def test_partitions_give_their_column_back(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", "b", "c", "d"], "label": ["x y", "é/%", "x y", None]})
     folder = write(tmp_path / "tickets", table, partition_by=["label"])
-    data, problems = read_source(folder)
+    data, problems = load_valid(folder)
     assert {(e.text, e.answer) for e in data.examples} == {("a", "x y"), ("c", "x y"), ("b", "é/%")}
     assert [p.rule for p in problems] == ['"label" must be text, not null']
 
@@ -122,7 +122,7 @@ def test_without_deltalake_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
     folder = write(tmp_path / "tickets", rows("a"))
     monkeypatch.setitem(sys.modules, "deltalake", None)
     with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        open_source(folder)
+        load(folder)
 
 
 def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | None = None, **meta: Any) -> Path:
@@ -191,7 +191,7 @@ def test_rows_deleted_by_a_vector_are_never_read(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", None, "c", "d", "e"], "label": ["x"] * 5})
     vector = {"deletionVector": deletion_vector(1, 3)}
     folder = by_hand(tmp_path / "t", table, TEXT_AND_LABEL, vector, features=["deletionVectors"])
-    data, problems = read_source(folder)
+    data, problems = load_valid(folder)
     assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("c", 3), ("e", 5)]
     assert problems == ()  # nor is a deleted row a bad one
 
@@ -204,7 +204,7 @@ def test_columns_renamed_in_the_log_are_read_by_their_new_names(tmp_path: Path) 
     folder = by_hand(
         tmp_path / "t", table, [column("messages", turns, held="col-1")], features=["columnMapping"], **mapped
     )
-    [example] = open_source(folder).examples
+    [example] = load(folder).examples
     assert (example.text, example.answer) == ("a", "b")
 
 
@@ -214,7 +214,7 @@ def test_a_partition_of_renamed_columns_gives_its_value(tmp_path: Path) -> None:
     add = {"partitionValues": {"c20": "x"}}
     table = pa.table({"c1": ["a", "b"]})
     folder = by_hand(tmp_path / "t", table, fields, add, features=["columnMapping"], partitions=["label"], **mapped)
-    assert [(e.text, e.answer) for e in open_source(folder).examples] == [("a", "x"), ("b", "x")]
+    assert [(e.text, e.answer) for e in load(folder).examples] == [("a", "x"), ("b", "x")]
 
 
 def test_columns_mapped_by_number_are_refused(tmp_path: Path) -> None:

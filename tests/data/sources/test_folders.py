@@ -7,7 +7,7 @@ import pytest
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import MAX_TEXT_BYTES, list_files, safe_join
-from smallfirst.data.sources.resolve import open_source, read_source
+from smallfirst.data.sources.load import load, load_valid
 from smallfirst.errors import DataError
 
 
@@ -19,7 +19,7 @@ def put(path: Path, content: bytes | str = "some text") -> Path:
 
 def problems(folder: Path) -> list[tuple[str, str]]:
     """Path below the folder, and rule, of every problem."""
-    return [(str(Path(p.path).relative_to(folder)), p.rule) for p in read_source(folder)[1]]
+    return [(str(Path(p.path).relative_to(folder)), p.rule) for p in load_valid(folder)[1]]
 
 
 def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
     put(folder / "a.txt", "A")
     put(folder / "_SUCCESS", "")
     put(folder / ".cache" / "c.txt", "hidden")
-    data = open_source(folder)
+    data = load(folder)
     assert data.name == "books"
     assert [(e.messages, e.answer, e.shape, Path(e.path), e.line) for e in data.examples] == [
         ((), "Z\n", "text", folder / "a" / "z.TXT", 1),
@@ -41,16 +41,16 @@ def test_each_file_is_one_row_in_the_order_of_the_paths(tmp_path: Path) -> None:
 def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
     for i in (7, 2, 9, 4, 0, 5, 1, 8, 3, 6):
         put(tmp_path / "books" / f"{i}.txt", str(i))
-    assert [e.answer for e in open_source(tmp_path / "books").examples] == list("0123456789")
+    assert [e.answer for e in load(tmp_path / "books").examples] == list("0123456789")
 
 
 def test_text_goes_into_the_column_that_is_named_for_it(tmp_path: Path) -> None:
     put(tmp_path / "books" / "a.txt", "A")
-    assert [e.answer for e in open_source(tmp_path / "books", columns=Columns(text="body")).examples] == ["A"]
+    assert [e.answer for e in load(tmp_path / "books", columns=Columns(text="body")).examples] == ["A"]
 
 
 def test_one_file_of_text_is_one_row(tmp_path: Path) -> None:
-    data = open_source(put(tmp_path / "a.txt", "A"))
+    data = load(put(tmp_path / "a.txt", "A"))
     assert (data.name, [e.answer for e in data.examples]) == ("a.txt", ["A"])
 
 
@@ -78,7 +78,7 @@ def test_every_file_that_is_no_text_is_named_with_its_rule(tmp_path: Path) -> No
 def test_a_text_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:
     put(tmp_path / "books" / "fits.txt", b"a" * MAX_TEXT_BYTES)
     put(tmp_path / "books" / "long.txt", b"a" * (MAX_TEXT_BYTES + 1))
-    data, _ = read_source(tmp_path / "books")
+    data, _ = load_valid(tmp_path / "books")
     assert [len(e.answer) for e in data.examples] == [MAX_TEXT_BYTES]
     rule = "file of 10,000,001 bytes; at most 10,000,000 are read: split it"
     assert problems(tmp_path / "books") == [("long.txt", rule)]
@@ -97,7 +97,7 @@ def test_all_texts_together_have_a_limit(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("a.txt", "b.txt"):
         put(tmp_path / "books" / name, "eight by")
     with pytest.raises(DataError, match="books: more than 15 bytes; no more are read of one source"):
-        open_source(tmp_path / "books")
+        load(tmp_path / "books")
 
 
 def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_links_are_read_inside_the_folder_only(tmp_path: Path) -> None:
     (folder / "d.txt").symlink_to("nothing.txt")
     (folder / "e.txt").symlink_to("e.txt")
     (folder / "more").symlink_to(tmp_path)
-    data, _ = read_source(folder)
+    data, _ = load_valid(folder)
     assert [e.answer for e in data.examples] == ["A", "A"]
     assert problems(folder) == [
         ("c.txt", "a link that leads out of the folder; put the file itself here"),
@@ -127,7 +127,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8_is_shown_with_escapes(tmp_path: Path) -> None:
     put(tmp_path / "books" / "a.txt", "A")
     put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/books/caf\xe9.txt")), "B")
-    data = open_source(tmp_path / "books")
+    data = load(tmp_path / "books")
     assert [e.answer for e in data.examples] == ["A", "B"]
     assert data.examples[1].path.endswith(r"/books/caf\xe9.txt")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smallfirst.data.sources.hub import is_hub_name
-from smallfirst.data.sources.resolve import open_source
+from smallfirst.data.sources.load import load
 from smallfirst.errors import DataError
 
 HAS_DATASETS = importlib.util.find_spec("datasets") is not None
@@ -40,7 +40,7 @@ def test_a_hub_name_has_two_or_three_plain_parts(address: str, expected: bool) -
 @pytest.mark.skipif(HAS_DATASETS, reason="the package is installed")
 def test_without_the_package_its_name_is_told() -> None:
     with pytest.raises(DataError) as caught:
-        open_source("PolyAI/banking77/train")
+        load("PolyAI/banking77/train")
     assert str(caught.value) == (
         "PolyAI/banking77/train: no such file; as a data set of the Hugging Face hub it needs the package datasets\n"
         '  next: pip install "datasets>=4"   or save its rows as JSON Lines or Parquet and name that file'
@@ -50,7 +50,7 @@ def test_without_the_package_its_name_is_told() -> None:
 CACHED = """
 import os, pathlib, sys
 import datasets, pyarrow as pa
-from smallfirst.data.sources.resolve import read_source
+from smallfirst.data.sources.load import load_valid
 from smallfirst.errors import DataError
 
 folder = pathlib.Path(os.environ["HF_HOME"], "datasets", "acme___tickets", "default", "0.0.0", "ab12" * 10)
@@ -68,14 +68,14 @@ with pa.OSFile(str(folder / "tickets-train.arrow"), "wb") as file:
         writer.write_table(data.data.table)
 data.info.write_to_directory(str(folder))
 
-found, problems = read_source("acme/tickets/train")
+found, problems = load_valid("acme/tickets/train")
 print(found.name, [(e.text, e.answer, e.path, e.line) for e in found.examples])
 print(*problems)
 pathlib.Path("train.txt").write_text("of this folder")
 pathlib.Path("here").mkdir()
 for address in ("acme/tickets/tset", "acme/none/train", "text/train", "here/train"):
     try:
-        print(read_source(address))
+        print(load_valid(address))
     except DataError as error:
         print(str(error).splitlines()[0])
 """

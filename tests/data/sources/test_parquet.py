@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.resolve import open_source, read_source
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load, load_valid
 from smallfirst.errors import DataError, MissingExtra, Problem
 
 pa = pytest.importorskip("pyarrow")
@@ -31,12 +30,12 @@ def parquet(path: Path, table: Any, **options: Any) -> Path:
 
 def problems(path: Path, **options: Any) -> list[tuple[str, int, str]]:
     """File name, row and rule of every problem."""
-    return [(Path(p.path).name, p.line, p.rule) for p in read_source(path, **options)[1]]
+    return [(Path(p.path).name, p.line, p.rule) for p in load_valid(path, **options)[1]]
 
 
 def refused(path: Path) -> str:
     with pytest.raises(DataError) as caught:
-        open_source(path)
+        load(path)
     return str(caught.value)
 
 
@@ -50,7 +49,7 @@ def as_json_lines(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
 def test_every_kind_of_text_column_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     text = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
     table = pa.table({"text": pa.array(["lost it", "é ☃"]).cast(text), "label": ["card", "cash"], "n": [1, 2]})
-    data = open_source(parquet(tmp_path / "rows.parquet", table))
+    data = load(parquet(tmp_path / "rows.parquet", table))
     assert data.name == "rows.parquet"
     assert [(e.text, e.answer, e.line) for e in data.examples] == [("lost it", "card", 1), ("é ☃", "cash", 2)]
 
@@ -71,7 +70,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_each_shape_is_the_same_as_from_json_lines(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
-    data = open_source(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
+    data = load(parquet(tmp_path / "rows.parquet", pa.Table.from_pylist(rows)))
     wanted = as_json_lines(tmp_path, rows)
     assert data.content_fingerprint == wanted.content_fingerprint
     assert [e.golds for e in data.examples] == [e.golds for e in wanted.examples]
@@ -87,7 +86,7 @@ def test_any_text_comes_back_as_it_was(
 ) -> None:
     table = pa.Table.from_pylist([{"text": text, "label": label} for text, label in pairs])
     path = parquet(tmp_path_factory.mktemp("any") / "rows.parquet", table, row_group_size=row_group)
-    assert [(e.text, e.answer) for e in open_source(path).examples] == pairs
+    assert [(e.text, e.answer) for e in load(path).examples] == pairs
 
 
 LIST_OF_MESSAGES = "a list of structs of role and content, both text"
@@ -151,19 +150,19 @@ def test_bad_rows_are_named_by_their_number_in_the_file(tmp_path: Path) -> None:
     table = pa.table({"text": texts_, "label": ["x", "y", "x", "y", "q"]})
     path = parquet(tmp_path / "rows.parquet", table, row_group_size=2)
     with pytest.raises(DataError) as caught:
-        open_source(path, labels=["x", "y"])
+        load(path, labels=["x", "y"])
     assert str(caught.value) == (
         f"{path}: 3 bad and 2 good rows\n"
         f'  {path}:2  "text" must be text, not null\n'
         f'  {path}:4  "text" is empty\n'
         f'  {path}:5  label "q" is not one of the 2 labels\n'
-        "  next: mend these lines; map columns of other names with Columns(text=…, label=…)"
+        "  next: fix these lines; map columns of other names with Columns(text=…, label=…)"
     )
 
 
 def test_columns_of_other_names_are_mapped_even_with_a_point_in_them(tmp_path: Path) -> None:
     table = pa.table({"body.text": ["a"], "team": ["x"], "body": pa.array([{"text": "wrong"}])})
-    data = open_source(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
+    data = load(parquet(tmp_path / "r.parquet", table), columns=Columns(text="body.text", label="team"))
     assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
 
 
@@ -177,7 +176,7 @@ def test_bytes_that_are_not_utf_8_are_named_by_row(tmp_path: Path) -> None:
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6)))
     texts_ = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"okc\xe9fe")])
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x", "x", "x"]}))
-    data, found = read_source(path)
+    data, found = load_valid(path)
     assert [(e.text, e.line) for e in data.examples] == [("ok", 1), ("fe", 3)]
     assert found == (Problem(str(path), 2, "text that is not UTF-8: byte 0xe9 at its offset 1"),)
 
@@ -190,7 +189,7 @@ def repeated(text: str, n: int) -> Any:
 def test_a_row_over_the_limit_is_refused_and_the_others_read(tmp_path: Path) -> None:
     texts_ = ["a", "b" * 999_999, "c" * 1_000_000, "d"]
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": texts_, "label": ["x"] * 4}))
-    data, found = read_source(path)
+    data, found = load_valid(path)
     assert [e.line for e in data.examples] == [1, 2, 4]
     assert [(p.line, p.rule) for p in found] == [(3, "row of 1,000,001 bytes; at most 1,000,000 are read")]
 
@@ -268,7 +267,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
         parquet(folder / name, pa.table({"text": [f"{name} 1", f"{name} 2"], "label": ["x", "y"]}))
     (folder / "_SUCCESS").write_text("")
     (folder / ".a.parquet.crc").write_text("x")
-    data = open_source(folder)
+    data = load(folder)
     assert data.name == "rows"
     wanted = [
         (f"{name} {n}", n) for name in ("a.parquet", "b/part-0.snappy.parquet", "b/part-1.parquet") for n in (1, 2)
@@ -285,11 +284,11 @@ def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None
     (folder / "c.parquet").symlink_to(outside)
     (folder / "d.csv").write_text("text,label\n")
     parquet(folder / "e.parquet", pa.table({"prompt": ["p"], "response": ["r"]}))
-    data, _ = read_source(folder)
+    data, _ = load_valid(folder)
     assert {Path(e.path).name for e in data.examples} == {"a.parquet"}
     assert problems(folder) == [
         ("c.parquet", 1, "a link that leads out of the folder; put the file itself here"),
-        ("d.csv", 1, "no .parquet file: a folder of Parquet holds nothing else; move it out"),
+        ("d.csv", 1, "not a .parquet file: a folder of Parquet holds nothing else; move it out"),
         ("e.parquet", 1, "a row of prompt + response, while this source has rows of text + label"),
         (
             "b.parquet",
@@ -303,4 +302,4 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     path = parquet(tmp_path / "rows.parquet", pa.table({"text": ["a"], "label": ["x"]}))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r'pip install "smallfirst\[tables\]"'):
-        open_source(path)
+        load(path)

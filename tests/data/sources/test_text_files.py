@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from smallfirst.data.dataset import Example, Message
 from smallfirst.data.row_formats import Columns, to_row
-from smallfirst.data.sources.text_files import MAX_ROW_BYTES, load, load_valid_rows
+from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.reader import MAX_ROW_BYTES
 from smallfirst.errors import DataError
 
 
@@ -88,13 +89,13 @@ def test_every_bad_row_is_named_at_once_in_one_error(tmp_path: Path) -> None:
         f'  {path}:5  label "crad" is not one of the 2 labels — did you mean "card"?\n'
         f'  {path}:6  no column "label", but "lable" — did you mean "label"?\n'
         f"  {path}:7  not a JSON object: each line must be {{…}}\n"
-        "  next: mend these lines; map columns of other names with Columns(text=…, label=…)"
+        "  next: fix these lines; map columns of other names with Columns(text=…, label=…)"
     )
 
 
 def test_read_good_keeps_the_good_rows_and_tells_the_problems(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl({"text": "a", "label": "x"}, 5, {"text": "b", "label": "y"}))
-    data, problems = load_valid_rows(path)
+    data, problems = load_valid(path)
     assert [(e.text, e.line) for e in data.examples] == [("a", 1), ("b", 3)]
     assert [str(p) for p in problems] == [f"{path}:2  not a JSON object: each line must be {{…}}"]
 
@@ -113,7 +114,7 @@ def test_a_row_of_another_shape_than_most_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl({"prompt": "p", "response": "r"}, label, label))
     rule = "a row of prompt + response, while this file has rows of text + label"
     assert rules(path) == [(1, rule)]
-    data, _ = load_valid_rows(path)
+    data, _ = load_valid(path)
     assert [e.line for e in data.examples] == [2, 3]
 
 
@@ -211,7 +212,7 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path, name: str, content: str
     path = written(tmp_path, content, name)
     with pytest.raises(DataError) as caught:
         load(path)
-    assert str(caught.value) == f"{path}: the file has no rows"
+    assert str(caught.value) == f"{path}: there are no rows"
 
 
 def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
@@ -245,11 +246,11 @@ def test_a_folder_is_told_with_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, "", "rows.parquet")
+    path = written(tmp_path, "", "rows.xlsx")
     with pytest.raises(DataError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}: cannot tell the format from .parquet; known: .jsonl, .ndjson, .json, .csv, .tsv"
+        f"{path}: cannot tell the format from .xlsx; known: .jsonl, .ndjson, .json, .csv, .tsv"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.improvement.harvest import HarvestResult, harvest
 from smallfirst.improvement.harvest.harvest import record_path

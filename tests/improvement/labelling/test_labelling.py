@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
 from smallfirst.improvement.labelling import Labeller, LabellingResult, LabelOptions, label, large_model_labeller
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest

@@ -226,7 +226,7 @@ def lines(*rows: Any) -> bytes:
         (lines(*[{"text": "a", "label": "b"}] * 10), "line 1: a row of text + label"),
         (lines(*[{"question": "a", "answer": "b"}] * 10), "line 1: a row is {messages: […]}, or {prompt, completion}"),
         (b"[]", "line 1: not a JSON object"),
-        (b"\n\n", "the file has no rows"),
+        (b"\n\n", "there are no rows"),
         ("[]".encode("utf-16"), "UTF-16"),
         (b"\x00\xff\x00" * 100, "line 1: not UTF-8"),
     ],

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.resolve import open_source, read_source
-from smallfirst.data.sources.text_files import load
+from smallfirst.data.sources.load import load, load_valid
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
 from smallfirst.project.task_file import read_task_file
@@ -42,7 +41,7 @@ def delta(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 def refused(address: str | Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
-        open_source(address, **options)
+        load(address, **options)
     return str(caught.value)
 
 
@@ -61,7 +60,7 @@ def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path)
     pq.write_table(table(ROWS[25:]), tmp_path / "parts" / "1.parquet")
     delta(tmp_path / "tickets")
     names = ["rows.jsonl", "rows.ndjson.gz", "rows.csv", "rows.CSV.GZ", "rows.parquet", "parts", "tickets"]
-    read = {name: open_source(tmp_path / name) for name in names}
+    read = {name: load(tmp_path / name) for name in names}
     assert {data.content_fingerprint for data in read.values()} == {load(tmp_path / "rows.jsonl").content_fingerprint}
     assert [data.name for data in read.values()] == [*names[:-1], "tickets@v0"]
     for data in read.values():
@@ -74,7 +73,7 @@ def test_a_file_is_read_as_load_reads_it_and_told_as_load_tells_it(tmp_path: Pat
     told = f"{path}: 1 bad and 40 good rows\n  {path}:41  not a JSON object: each line must be {{…}}\n"
     assert refused(path).startswith(told)
     assert refused("rows.jsonl", folder=tmp_path).startswith(told)
-    data, problems = read_source(path)
+    data, problems = load_valid(path)
     assert (len(data), [p.line for p in problems]) == (40, [41])
 
 
@@ -152,9 +151,9 @@ def test_an_address_with_a_nul_is_refused() -> None:
 def test_a_table_is_found_by_its_name_of_three_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     delta(tmp_path / "lake" / "warehouse" / "tickets" / "train")
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
-    data = open_source("warehouse.tickets.train")
+    data = load("warehouse.tickets.train")
     assert (data.name, len(data)) == ("warehouse.tickets.train@v0", 40)
-    assert open_source("warehouse.tickets.train@v0").examples == data.examples
+    assert load("warehouse.tickets.train@v0").examples == data.examples
     assert refused("warehouse.tickets.trian") == (
         f'warehouse.tickets.trian: no such table below {tmp_path}/lake — did you mean "warehouse.tickets.train"?\n'
         f"  next: ls {tmp_path}/lake/*/*"
@@ -169,7 +168,7 @@ def test_a_table_name_without_a_root_says_how_to_name_one(tmp_path: Path, monkey
     )
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"SMALLFIRST_TABLES: .*none: no such folder"):
-        open_source("warehouse.tickets.train")
+        load("warehouse.tickets.train")
 
 
 def test_a_table_that_is_a_link_out_of_the_root_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +185,8 @@ def test_what_stands_on_this_machine_comes_before_a_name(tmp_path: Path, monkeyp
     monkeypatch.setenv("SMALLFIRST_TABLES", str(tmp_path / "lake"))
     (tmp_path / "a.b.c").mkdir()
     (tmp_path / "a.b.c" / "one.txt").write_text("text")
-    assert open_source("a.b.c", folder=tmp_path).name == "a.b.c"
-    assert open_source("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
+    assert load("a.b.c", folder=tmp_path).name == "a.b.c"
+    assert load("a.b.c", folder=tmp_path / "lake").name == "a.b.c@v0"
 
 
 def task(folder: Path, data: str) -> Any:
@@ -231,7 +230,7 @@ def test_open_ended_requests_may_be_a_table_too(tmp_path: Path) -> None:
 
 def test_columns_and_labels_hold_for_tables_too(tmp_path: Path) -> None:
     folder = delta(tmp_path / "t", [{"body": "a", "team": "x"}, {"body": "b", "team": "xy"}])
-    data, problems = read_source(folder, columns=Columns(text="body", label="team"), labels=["x", "y"])
+    data, problems = load_valid(folder, columns=Columns(text="body", label="team"), labels=["x", "y"])
     assert [(e.text, e.answer) for e in data.examples] == [("a", "x")]
     assert [p.rule for p in problems] == ['label "xy" is not one of the 2 labels — did you mean "y"?']
 
@@ -242,8 +241,8 @@ def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:
 
     (tmp_path / "rows.jsonl").write_bytes(jsonl())
     code = (
-        "import sys; from smallfirst.data.sources.resolve import open_source; "
-        "print(len(open_source(sys.argv[1])), [m for m in ('pyarrow', 'deltalake', 'datasets', 'databricks') "
+        "import sys; from smallfirst.data.sources.load import load; "
+        "print(len(load(sys.argv[1])), [m for m in ('pyarrow', 'deltalake', 'datasets', 'databricks') "
         "if m in sys.modules])"
     )
     done = subprocess.run(
