@@ -97,7 +97,7 @@ def ask(project: Project, rows: Sequence[Example]) -> None:
     nearest = NearestShots(
         project.rows.train, SentenceEncoder(find_weights(project.file.small.encoder)), project.file.large.nearest
     )
-    model = PromptedModel(inner, project.task, chooser=nearest, max_tokens=project.task.max_answer_tokens)
+    model = PromptedModel(inner, project.task, selector=nearest, max_tokens=project.task.max_answer_tokens)
     header = {
         "made_at": date.today().isoformat(),
         "smallfirst": "0.1.0",

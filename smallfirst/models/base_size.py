@@ -1,12 +1,13 @@
-"""How large a base model is, read from its config and the headers of its weight files: no weight is loaded.
+"""The size of a base model, read from its config and the headers of its weight files without loading a weight.
 
 Parameters are counted, not computed from a formula, so any architecture is right; the widths that a time or memory
-estimate needs come from the config. The price: a mixture of experts is not estimated, since few of its weights work.
+estimate needs come from the config. A mixture of experts is not estimated, since a token uses few of its weights.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ _HEADER_LIMIT = 100_000_000
 
 
 class BaseSize(Record):
-    """What of a base model decides the time and memory of training it."""
+    """The properties of a base model that determine the time and memory of training it."""
 
     parameters: int
     """All weights; an embedding that is also the output matrix counts once."""
@@ -30,13 +31,13 @@ class BaseSize(Record):
     head: int
     """Weights of an output matrix of its own; 0 if it is the embedding."""
     linear_ends: int
-    """Inputs plus outputs of every matrix between embedding and output: the weights that adapters of rank 1 have."""
+    """Inputs plus outputs of every matrix between embedding and output: the weights of LoRA adapters of rank 1."""
     layers: int
     """Transformer layers."""
     hidden: int
     """Width of the hidden states."""
     inner: int
-    """Width inside a layer's feed-forward part."""
+    """Width of a layer's feed-forward part."""
     heads: int
     """Query heads."""
     query: int
@@ -44,18 +45,18 @@ class BaseSize(Record):
     key_value: int
     """Width of all key heads together, and of all value heads."""
     vocabulary: int
-    """Tokens known."""
+    """Tokens in the vocabulary."""
     causal: bool
-    """True for a model that writes, False for an encoder."""
+    """True for a model that generates text, False for an encoder."""
 
     @property
     def body(self) -> int:
-        """Weights that work on every token: all but embedding and output matrix."""
+        """Weights that every token passes through: all but embedding and output matrix."""
         return self.parameters - self.embedding - self.head
 
 
 def read_base_size(folder: Path) -> BaseSize | None:
-    """The size of the model in `folder`; None if config or weights do not tell it, or it is a mixture of experts."""
+    """Return the size of the model in `folder`; None for a mixture of experts, or if config or weights lack it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shapes = _shapes(folder)
@@ -77,7 +78,7 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> BaseSiz
     twice = _weights(shapes, _HEAD) - head  # a tied matrix that was stored a second time
     body = [shape for name, shape in shapes.items() if not name.endswith((*_EMBEDDING, *_HEAD)) and len(shape) == 2]
     return BaseSize(
-        parameters=sum(map(_product, shapes.values())) - twice,
+        parameters=sum(map(math.prod, shapes.values())) - twice,
         embedding=_weights(shapes, _EMBEDDING),
         head=head,
         linear_ends=sum(map(sum, body)),
@@ -93,7 +94,7 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> BaseSiz
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:
-    """The shape of every tensor by name. Raises OSError or ValueError if a file cannot be read."""
+    """Return the shape of every tensor by name. Raise OSError or ValueError if a file cannot be read."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -111,11 +112,4 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _weights(shapes: Mapping[str, list[int]], endings: tuple[str, ...]) -> int:
-    return sum(_product(shape) for name, shape in shapes.items() if name.endswith(endings))
-
-
-def _product(shape: list[int]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.endswith(endings))

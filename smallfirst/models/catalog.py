@@ -1,7 +1,7 @@
-"""Base weights by the name users know: a local folder, a GGUF file, a cache, the hub, or a short pinned catalogue.
+"""Base weights by name: a local folder, a GGUF file, a cache, the Hugging Face hub, or a short pinned catalogue.
 
-The catalogue exists for machines that reach a package index but no model hub: three models whose weights travel
-inside Python packages, each pinned by version and SHA-256. It costs one conversion (a few seconds) the first time.
+The catalogue is for machines that reach a package index but no model hub: three models whose weights come in Python
+packages, each pinned by version and SHA-256. The first use converts them, which takes a few seconds.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Log = Callable[[str], None]
 
 
 class CatalogEntry(Record):
-    """A model whose weights can be had from a package index."""
+    """A model whose weights can be downloaded from a package index."""
 
     name: str
-    """Name users know."""
+    """Name on the Hugging Face hub."""
     packages: tuple[str, ...]
-    """Pinned requirements, in the order in which their parts are joined."""
+    """Pinned requirements, in the order in which their parts are concatenated."""
     member: str
-    """Path pattern (regular expression) of the wanted files inside the packages."""
+    """Regular expression of the paths of the files inside the packages."""
     sha256: str
-    """Of the joined GGUF file, or of the `model.safetensors` inside the package."""
+    """Of the concatenated GGUF file, or of the `model.safetensors` inside the package."""
     kind: str
     """`transformers`: dequantised to a folder of safetensors · `gguf`: kept as one file · `folder`: copied."""
     megabytes: int
@@ -76,17 +76,17 @@ CATALOG = (
 
 
 def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True) -> Path:
-    """Folder (or GGUF file) of the base model `name`, fetched if need be and `download` allows it.
+    """Return the folder (or GGUF file) of the base model `name`, downloaded if necessary and `download` allows it.
 
-    Looked for in this order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
-    `log` receives one line per step that takes time. Raises WeightsNotFound naming every place looked in.
+    The places are, in order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
+    `log` receives one line for each step that takes time. Raise WeightsNotFound naming every place that was tried.
     """
     local = Path(name).expanduser()
     if local.suffix == ".gguf" and local.is_file():
         return local
     if local.is_dir():
         if not (local / "config.json").is_file():
-            raise WeightsNotFound(f"{local} is a folder without config.json, so not a model")
+            raise WeightsNotFound(f"{local} is not a model: the folder has no config.json")
         return local
     looked = [f"local path {name}"]
     entry = next((e for e in CATALOG if e.name.casefold() == name.casefold()), None)
@@ -114,13 +114,13 @@ def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True)
 
 
 def pulled_path(entry: CatalogEntry) -> Path:
-    """Where weights of a catalogue entry live once pulled."""
+    """Return the path of a catalogue entry's weights once they are pulled."""
     place = home() / "weights" / entry.name.replace("/", "--")
     return place.with_name(place.name + ".gguf") if entry.kind == "gguf" else place
 
 
 def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
-    """Download, check and unpack a catalogue entry; returns its folder or GGUF file."""
+    """Download, check and unpack a catalogue entry; return its folder or GGUF file."""
     target = pulled_path(entry)
     if target.exists():
         return target
@@ -143,16 +143,17 @@ def pull_weights(entry: CatalogEntry, *, log: Log = lambda _: None) -> Path:
 
 
 def _from_hub(name: str, *, offline: bool) -> Path | None:
-    """Snapshot folder from the Hugging Face cache or hub; None if it cannot be had there."""
+    """Return the snapshot folder from the Hugging Face cache or hub; None if it is not available there."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return None
-
     disable_tqdm_in_pipes()
-    from huggingface_hub import HfApi, snapshot_download
-
+    try:
+        from huggingface_hub import HfApi, snapshot_download
+    except ImportError:  # it comes with transformers
+        return None
     try:
         if not offline:
-            HfApi().model_info(name, timeout=5)  # a quick no on machines that reach no hub
+            HfApi().model_info(name, timeout=5)  # fails fast on machines that cannot reach the hub
         folder = snapshot_download(
             name,
             local_files_only=offline,
@@ -164,7 +165,7 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
 
 
 def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
-    """Wheels of the pinned requirements, in the same order, by pip with the user's own index settings."""
+    """Return the wheels of pinned requirements, in order, downloaded by pip with the user's own index settings."""
     wheels = []
     for requirement in packages:
         folder = work / re.sub(r"\W+", "-", requirement)
@@ -184,7 +185,7 @@ def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
 
 
 def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
-    """The joined GGUF file or the model folder out of the wheels, its SHA-256 checked against the pin."""
+    """Return the GGUF file or model folder in the wheels. Raise SmallfirstError unless its SHA-256 is the pinned one."""
     folder = work / "files"
     folder.mkdir()
     joined = work / "model.gguf"
@@ -207,13 +208,13 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
     if digest != entry.sha256:
         raise SmallfirstError(
             f"{entry.name}: the download's sha256 is {digest}, pinned is {entry.sha256}",
-            hint="the package changed or was damaged; do not use it, and report this",
+            hint="the package was changed or damaged; do not use it, and report this",
         )
     return folder if entry.kind == "folder" else joined
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
-    """A transformers folder (bf16 safetensors, tokenizer) from a GGUF file."""
+    """Write a GGUF file as a transformers folder (bf16 safetensors, tokenizer); return the folder."""
     from smallfirst.models.local.weights import import_transformers
 
     transformers = import_transformers("Converting weights")

@@ -1,8 +1,7 @@
-"""A general model made to answer a task: instructions and examples in front of the user's text.
+"""Few-shot prompting: a general model answers a task, with instructions and solved examples before the user's text.
 
-This is the fair opponent of the fine-tuned model. It pays for the instructions on every request;
-fixed examples come first, so that an endpoint's prompt cache can keep them. Open-ended requests do
-not go through here.
+This is the baseline that fine-tuning must beat. It pays for the instructions on every request; fixed examples come
+first, so that an endpoint's prompt cache can keep them. Open-ended requests do not go through here.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ if TYPE_CHECKING:
 
 
 class ShotSelector(Protocol):
-    """Finds solved examples that suit one text, such as the nearest training rows."""
+    """Selects solved examples for a text, such as the nearest training rows."""
 
-    def choose(self, text: str) -> Sequence[Shot]:
-        """Examples to show for `text`, in the order in which they are shown."""
+    def select(self, text: str) -> Sequence[Shot]:
+        """Return the examples to show for `text`, in the order shown."""
 
 
 class PromptedModel:
     """A Task answered by a general model; the answer is the parsed one wherever there is one."""
 
     capabilities: frozenset[Capability] = frozenset()
-    """What it can do beyond answering."""
 
     def __init__(
         self,
@@ -45,18 +43,15 @@ class PromptedModel:
         task: Task,
         *,
         shots: Sequence[Shot] = (),
-        chooser: ShotSelector | None = None,
+        selector: ShotSelector | None = None,
         max_tokens: int = 32,
     ) -> None:
-        """`shots` are shown to every request, those of `chooser` after them.
+        """Show `shots` to every request, and those of `selector` after them.
 
-        `max_tokens` is the most that an answer may have; a request may ask for less.
+        `max_tokens` bounds an answer; a request may ask for less.
         """
-        self._inner = inner
-        self._task = task
-        self._shots = tuple(shots)
-        self._chooser = chooser
-        self._max_tokens = max_tokens
+        self._inner, self._task, self._max_tokens = inner, task, max_tokens
+        self._shots, self._selector = tuple(shots), selector
 
     @property
     def name(self) -> str:
@@ -64,25 +59,26 @@ class PromptedModel:
         return self._inner.name
 
     def messages(self, text: str) -> tuple[Message, ...]:
-        """What the general model reads for `text`."""
-        found = self._chooser.choose(text) if self._chooser else ()
+        """Return the prompt of the general model for `text`."""
+        found = self._selector.select(text) if self._selector else ()
         instructions = self._task.instructions([*self._shots, *found])
         return (*instructions, Message(role="user", content=text))
 
     async def complete(self, request: Request) -> Completion:
-        """The parsed answer, or the model's own words if no answer is found in them."""
-        limit = min(request.max_tokens, self._max_tokens)
-        # Looking for rows that are near takes a pass of an encoder, which must not hold up everybody.
-        turns = await asyncio.to_thread(self.messages, request.text) if self._chooser else self.messages(request.text)
-        # The task has a form of its own, which the general model was asked for in words or by its own schema.
-        form = {"response_format": None, "logprobs": None}
-        asked = {"messages": turns, "max_tokens": limit, **form}
-        completion = await self._inner.complete(request.model_copy(update=asked))
+        """Return the parsed answer, or the model's own words if there is no answer in them."""
+        # Selecting takes an encoder's forward pass, which must not block the event loop.
+        messages = (
+            await asyncio.to_thread(self.messages, request.text) if self._selector else self.messages(request.text)
+        )
+        # The task has a format of its own, which the instructions or the general model's own schema already demand.
+        own = {"messages": messages, "max_tokens": min(request.max_tokens, self._max_tokens)}
+        without = {"response_format": None, "logprobs": None}
+        completion = await self._inner.complete(request.model_copy(update=own | without))
         answer = self._task.parse(completion.text)
         return completion if answer is None else completion.model_copy(update={"text": answer})
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The answer in one piece: it can be parsed only when it is whole."""
+        """Yield the answer in one chunk: only the whole answer can be parsed."""
         return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
@@ -110,7 +106,7 @@ def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
 
 
 class NearestShots:
-    """Select the training rows most similar to a text, the most similar last. Thread-safe.
+    """Selects the training rows most similar to a text, the most similar last. Thread-safe.
 
     The rows' vectors are cached in the folder `cache`, so a server that restarts need not embed all rows again.
     """
@@ -130,8 +126,8 @@ class NearestShots:
             write_atomically(path, content.getvalue())
         self.vectors = np.load(path, allow_pickle=False)
 
-    def choose(self, text: str) -> Sequence[Shot]:
-        """The `n` nearest solved rows by cosine, nearest last."""
+    def select(self, text: str) -> Sequence[Shot]:
+        """Return the `n` nearest solved rows by cosine similarity, nearest last."""
         with self._lock:
             vector = self.encoder.embed([text])[0]
         return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]

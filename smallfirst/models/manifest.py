@@ -1,7 +1,4 @@
-"""What a model folder tells about itself: kind, task, code tokens, calibration.
-
-Written last, so a folder without one is not a model.
-"""
+"""The manifest of a model folder: kind, task, label tokens, calibration."""
 
 from __future__ import annotations
 
@@ -20,13 +17,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Manifest(Record):
-    """What a model folder tells about itself; written last, so a folder without one is not a model."""
+    """The description of a model, written last into its folder, so a folder without one is not a model."""
 
     kind: Literal["codes", "writes", "chats", "words", "encoder"]
-    """`codes`: a causal model read at one position · `writes`: one that writes · `chats`: one that is asked
-    through its own chat template, whole conversations included · `words`, `encoder`: linear models."""
+    """`codes`: a causal model whose label tokens are scored at one position · `writes`: one that generates · `chats`:
+    one prompted with whole conversations through its own chat template · `words`, `encoder`: linear models."""
     task: AnyTask
-    """The task it was made for."""
+    """The task it was trained for."""
     base: str
     """Base model by name; empty for `words`."""
     codes: tuple[int, ...] = ()
@@ -34,9 +31,9 @@ class Manifest(Record):
     temperature: float = 1.0
     """Divides the label log-probabilities before they are reported; fitted on validation rows."""
     calibration: Calibration = Calibration()
-    """Turns what a written answer's tokens say into a probability of being right (`writes` only)."""
+    """From the tokens of a generated answer to the probability that it is right (`writes` only)."""
     max_tokens: int = 512
-    """Longest prompt in tokens; longer texts lose their middle."""
+    """Longest prompt; the middle of a longer text is cut."""
     weights_fingerprint: str = ""
     """Changes with the weights."""
 
@@ -47,8 +44,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a model folder. Raises ConfigError if it has none."""
+    """Return the manifest of a model folder. Raise ConfigError if it has none."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise ConfigError(f"{folder} holds no {MANIFEST}, so it is not a model of smallfirst")
+        raise ConfigError(f"{folder} has no {MANIFEST}, so it is not a model of smallfirst")
     return Manifest.load(path)

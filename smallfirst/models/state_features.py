@@ -1,10 +1,10 @@
-"""What a small model shows of a text beside its answer: hidden state and label logits, from the pass that answers it.
+"""Out-of-domain features of a text from the pass that answers it: its hidden state and label logits.
 
-A classifier names a label for anything. Whether the text is like those it learnt from shows in four numbers: the energy
+A classifier gives a label to anything. Four numbers show whether the text resembles those it was trained on: the energy
 of its logits (Liu et al. 2020), the largest label probability (Hendrycks and Gimpel 2017), the Mahalanobis distance of
-its hidden state to the nearest label (Lee et al. 2018; Podolskiy et al. 2021), and how near its nearest training texts
-are (Sun et al. 2022). They cost some matrix products beside the pass; the fitting costs one pass over the training
-texts, whose states are kept: 4 bytes times rows times width.
+its hidden state to the nearest label (Lee et al. 2018; Podolskiy et al. 2021), and the distance to its nearest training
+texts (Sun et al. 2022). They cost some matrix products beside the pass; fitting takes one pass over the training texts,
+whose states are kept: 4 bytes times rows times width.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from smallfirst.models.local.label_scorer import LabelScorer
 
 STATE_FEATURES = ("energy", "probability", "mahalanobis", "neighbour")
-"""Columns of what a StateProfile gives; each is larger the stranger a text is."""
+"""Columns of `HiddenStateProfile.nonconformity`; each grows with the distance from the training texts."""
 N_NEIGHBOURS = 5
-"""Training texts over which the neighbour signal averages."""
+"""Training texts over which the neighbour feature averages."""
 BATCH_ROWS = 512
 """Texts compared with all training texts at a time."""
 
 
 class HiddenStates(NamedTuple):
-    """What a model made of some texts."""
+    """What a model computed for some texts."""
 
     hidden: np.ndarray
-    """Last hidden state (texts, width), float32; the logits again where a model has none."""
+    """Last hidden state (texts, width), float32; the logits for a model without hidden states."""
     logits: np.ndarray
-    """Of the labels, not normalised (texts, labels), float32; no columns for a model without labels."""
+    """Unnormalised label logits (texts, labels), float32; no columns for a model without labels."""
 
 
 class HiddenStateProfile:
-    """Where a task's own training texts lie among the hidden states of its model."""
+    """The distribution of a task's own training texts among the hidden states of its model."""
 
     def __init__(self, means: np.ndarray, whitening: np.ndarray, rows: np.ndarray) -> None:
         """`means` (labels, width) are already multiplied by `whitening` (width, width); `rows` are unit vectors."""
@@ -47,10 +47,10 @@ class HiddenStateProfile:
 
     @classmethod
     def fit(cls, states: HiddenStates, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
-        """From the training texts and the place of each one's label.
+        """Return the profile of the training texts; `gold` holds the index of each one's label.
 
-        One covariance is shared by all labels and shrunk as Ledoit and Wolf (2004) do, so it can be inverted even where
-        there are fewer texts than dimensions.
+        One covariance is shared by all labels and shrunk as in Ledoit and Wolf (2004), so it can be inverted even with
+        fewer texts than dimensions.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -63,7 +63,7 @@ class HiddenStateProfile:
         return cls(*(array.astype(np.float32) for array in arrays))
 
     def nonconformity(self, states: HiddenStates) -> np.ndarray:
-        """The SIGNALS (texts, 4), float64; of states without logits the last two alone."""
+        """Return the STATE_FEATURES (texts, 4), float64; for states without logits only the last two."""
         of_logits = logit_features(states.logits) if states.logits.shape[1] else ()
         return np.column_stack([*of_logits, self._mahalanobis(states), self._neighbour(states)])
 
@@ -75,30 +75,30 @@ class HiddenStateProfile:
 
     @classmethod
     def load(cls, path: Path) -> HiddenStateProfile:
-        """Read back what `save` wrote."""
+        """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
 
     def _mahalanobis(self, states: HiddenStates) -> np.ndarray:
-        """Distance to the nearest label's mean."""
+        """Return the distance to the nearest label's mean."""
         white = states.hidden @ self.whitening
         squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
         distance: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0))
         return distance
 
     def _neighbour(self, states: HiddenStates) -> np.ndarray:
-        """1 less the mean cosine to the NEAREST training texts."""
+        """Return 1 less the mean cosine to the N_NEIGHBOURS nearest training texts."""
         unit, k = _unit(states.hidden), min(N_NEIGHBOURS, len(self.rows))
-        strange = np.zeros(len(unit))
+        distance = np.zeros(len(unit))
         for start in range(0, len(unit), BATCH_ROWS):
             cosines = unit[start : start + BATCH_ROWS] @ self.rows.T
-            strange[start : start + BATCH_ROWS] = 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
-        return strange
+            distance[start : start + BATCH_ROWS] = 1 - np.partition(cosines, -k, axis=1)[:, -k:].mean(axis=1)
+        return distance
 
 
 def logit_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energy and minus the largest log-probability of each text: larger is stranger."""
+    """Return energy and minus the largest log-probability of each text; larger is less familiar."""
     from scipy.special import logsumexp
 
     whole = logsumexp(logits.astype(np.float64), axis=1)
@@ -106,7 +106,7 @@ def logit_features(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    """Hidden states and logits of texts, in order, from one pass of the model over each."""
+    """Return hidden states and logits of texts, in order, from one pass of the model over each."""
     if not isinstance(scorer, LinearClassifier):
         return _causal_states(scorer, texts)
     features = scorer.features(list(texts))
@@ -115,36 +115,27 @@ def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str])
 
 
 def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    from smallfirst.models.local.tokenizer import encode_prompt
+    """Read the state at each prompt's last token, and its product with the label tokens' rows of the output matrix."""
+    import torch
 
-    task, most = scorer.manifest.task, scorer.manifest.max_tokens
-    encoded = [encode_prompt(scorer.tokenizer, task.prompt(text), most) for text in texts]
-    hidden = np.zeros((len(encoded), scorer.model.config.hidden_size), dtype=np.float32)
+    from smallfirst.models.local.token_batches import length_batches, pad_right
+
+    encoded, model = scorer.encode(texts), scorer.model
+    hidden = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float32)
     logits = np.zeros((len(encoded), len(scorer.manifest.codes)), dtype=np.float32)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), scorer.batch_rows):
-        chosen = order[start : start + scorer.batch_rows]
-        hidden[chosen], logits[chosen] = _pass(scorer, [encoded[i] for i in chosen])
+    lengths = [len(ids) for ids in encoded]
+    for chosen in length_batches(lengths, max_rows=scorer.batch_rows):
+        with torch.inference_mode():
+            ids = pad_right([encoded[i] for i in chosen]).to(model.device)
+            states = model.model(input_ids=ids, use_cache=False).last_hidden_state
+            last = states[torch.arange(len(chosen)), torch.tensor([lengths[i] for i in chosen]) - 1].float()
+            head = model.get_output_embeddings().weight[scorer.codes.to(model.device)].float()
+            hidden[chosen], logits[chosen] = last.cpu().numpy(), (last @ head.T).cpu().numpy()
     return HiddenStates(hidden, logits)
 
 
-def _pass(scorer: LabelScorer, batch: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """State at the last token (texts, width) and its product with the codes' rows of the output matrix."""
-    import torch
-
-    device, lengths = scorer.model.device, torch.tensor([len(ids) for ids in batch])
-    ids = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-    for at, row in enumerate(batch):
-        ids[at, : len(row)] = torch.tensor(row)
-    with torch.inference_mode():
-        states = scorer.model.model(input_ids=ids.to(device), use_cache=False).last_hidden_state
-        last = states[torch.arange(len(batch)), lengths - 1].float()
-        head = scorer.model.get_output_embeddings().weight[scorer.codes.to(device)].float()
-        return last.cpu().numpy(), (last @ head.T).cpu().numpy()
-
-
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """The rows scaled to length 1; a row of zeros stays."""
+    """Return the rows scaled to length 1; a row of zeros stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: np.ndarray = vectors / np.where(length > 0, length, 1)
     return unit

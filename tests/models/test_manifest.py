@@ -30,7 +30,7 @@ def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_manifest_is_no_model(tmp_path: Path) -> None:
-    expected = f"{tmp_path} holds no smallfirst.json, so it is not a model of smallfirst"
+    expected = f"{tmp_path} has no smallfirst.json, so it is not a model of smallfirst"
     for read in (read_manifest, load_model):
         with pytest.raises(ConfigError) as caught:
             read(tmp_path)
