@@ -28,7 +28,7 @@ _MODULES = {
     "Evaluation": "evaluation.results",
     "Extract": "tasks.extract",
     "Gate": "gate.gate",
-    "Guarantee": "routing.certificate.certificate",
+    "Guarantee": "routing.certificate.guarantee",
     "Ledger": "serving.ledger.ledger",
     "Model": "models.protocol",
     "ModelVersion": "registry.versions",

@@ -42,7 +42,8 @@ from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import read_manifest
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.routing.certificate.certificate import Guarantee, search_threshold
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.stats.intervals import wilson
 from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest
@@ -249,8 +250,8 @@ class Recorded:
         self.certificate = self.workspace.certificate()
         self.calibration, self.test = self.rows("small", "calibration"), self.rows("small", "test")
         self.labels = sorted({str(row.gold) for row in self.test})
-        assert self.certificate.promised_error is not None
-        self.limit = self.certificate.promised_error
+        assert self.certificate.max_error is not None
+        self.limit = self.certificate.max_error
 
     def rows(self, candidate: str, split: str) -> tuple[EvaluatedRow, ...]:
         """What was recorded of a candidate on a split."""
@@ -291,7 +292,7 @@ class Recorded:
         foreign = [Seen(float(p.max()), manifest.task.closed[int(p.argmax())], True) for p in shares]
         usual, rows = drawn_from(as_seen(self.rows("words", "test"))), self.rows("words", "calibration")
         confidence, right = [row.confidence or 0.0 for row in rows], [row.correct for row in rows]
-        found = search_threshold(confidence, right, Guarantee(at_most_wrong=WORDS_LIMIT))
+        found = search_threshold(confidence, right, Guarantee(max_error=WORDS_LIMIT))
         after = mixed(0.2, drawn_from(foreign), usual)
         name = "new class, other business"
         return Setting(name, WORDS_LIMIT, found.threshold, len(rows), usual, after, ("drift",))

@@ -1,13 +1,13 @@
-"""Is the promise kept? Certificates from 1,000 resamplings of recorded answers, judged on rows they have not seen.
+"""Is the guarantee kept? Certificates from 1,000 resamplings of recorded answers, judged on rows they have not seen.
 
     python -m benchmarks.routing.certificates FOLDER [--only NAME,NAME] [--resamplings 1000] [--large FILE]
 
 Needs a finished run of Banking77 (`benchmarks/accuracy/run.py banking77`), the recorded answers of RouteLLM's GSM8K under
 $SMALLFIRST_DATA, and `pip install "mapie>=1.3"` to compare with. Each part is kept in FOLDER and written to
-benchmarks/results/certificates.md; --large takes a recording of Banking77's large model for the promise about it.
+benchmarks/results/certificates.md; --large takes a recording of Banking77's large model for the guarantee about it.
 
 Two judges. «truth»: calibration rows are drawn with replacement, so the pool is the population and the true rate is
-known; a promise must be broken in at most 5 % of the draws. «fresh»: the pool is cut in two without replacement; the
+known; a guarantee must be broken in at most 5 % of the draws. «fresh»: the pool is cut in two without replacement; the
 other rows show the true rate only up to their own scatter, so of promises kept with little to spare some look broken.
 """
 
@@ -36,37 +36,37 @@ class Choice(NamedTuple):
     """What a method does with calibration rows."""
 
     thresholds: tuple[float, ...]
-    sealed: bool = False
+    never_escalates: bool = False
 
 
 Method = Callable[[CascadeData, Guarantee], Choice]
 
 
-def ours(rows: CascadeData, promise: Guarantee) -> Choice:
-    found = search_cascade(rows, promise)
-    return Choice(found.thresholds, found.sealed)
+def ours(rows: CascadeData, guarantee: Guarantee) -> Choice:
+    found = search_cascade(rows, guarantee)
+    return Choice(found.thresholds, found.never_escalates)
 
 
-def plain(rows: CascadeData, promise: Guarantee) -> Choice:
+def plain(rows: CascadeData, guarantee: Guarantee) -> Choice:
     """The lowest threshold whose kept calibration answers are wrong at most as often as promised."""
     order = np.argsort(-rows.confidence[0], kind="stable")
     wrong = np.cumsum(~rows.right[0][order])
-    n_kept = np.flatnonzero(wrong <= (promise.at_most_wrong or 0) * np.arange(1, rows.n + 1))
-    return Choice((float(rows.confidence[0][order][n_kept[-1]]) if n_kept.size else NEVER_ACCEPT,))
+    n_accepted = np.flatnonzero(wrong <= (guarantee.max_error or 0) * np.arange(1, rows.n + 1))
+    return Choice((float(rows.confidence[0][order][n_accepted[-1]]) if n_accepted.size else NEVER_ACCEPT,))
 
 
 def mapie(grid: str, fwer: str) -> Method:
     """MAPIE's controller of precision; «kept» is its positive class, «right» its label."""
     from mapie.risk_control import BinaryClassificationController, precision
 
-    def choose(rows: CascadeData, promise: Guarantee) -> Choice:
+    def choose(rows: CascadeData, guarantee: Guarantee) -> Choice:
         said = rows.confidence[0]
         falling = np.unique(np.quantile(said, np.linspace(0.5, 0, 100)))[::-1]
         controller = BinaryClassificationController(
             lambda x: np.column_stack([1 - x, x]),
             precision,
-            target_level=1 - (promise.at_most_wrong or 0),
-            confidence_level=promise.confidence,
+            target_level=1 - (guarantee.max_error or 0),
+            confidence_level=guarantee.confidence,
             list_predict_params=falling if grid == "quantiles" else np.linspace(0.99, 0, 100),
             fwer_method=fwer,  # type: ignore[arg-type]
         )
@@ -79,18 +79,18 @@ def mapie(grid: str, fwer: str) -> Method:
     return choose
 
 
-def broken(rows: CascadeData, choice: Choice, promise: Guarantee) -> bool:
+def broken(rows: CascadeData, choice: Choice, guarantee: Guarantee) -> bool:
     """True if these rows, taken as the truth, break a limit."""
-    walk = rows.walk(choice.thresholds)
-    apart = rows.walk((*choice.thresholds[:-1], 0.0)) if choice.sealed else walk
+    outcome = rows.outcome(choice.thresholds)
+    apart = rows.outcome((*choice.thresholds[:-1], 0.0)) if choice.never_escalates else outcome
     return any(
-        evidence(name, walk if name in GROWS_WITH_COVERAGE else apart, limit).value > limit + 1e-12
-        for name, limit in promise.limits.items()
+        evidence(name, outcome if name in GROWS_WITH_COVERAGE else apart, limit).value > limit + 1e-12
+        for name, limit in guarantee.limits.items()
     )
 
 
 def measure(
-    pool: CascadeData, promise: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
+    pool: CascadeData, guarantee: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
 ) -> dict[str, Any]:
     """Counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw.
 
@@ -101,31 +101,31 @@ def measure(
     kept, first, scatter = [], [], []
     for _ in range(repeats):
         population = shuffled(pool, draw) if null else pool
-        choice = method(population.take(draw.integers(0, pool.n, n)), promise)
+        choice = method(population.take(draw.integers(0, pool.n, n)), guarantee)
         if min(choice.thresholds) <= 1:
             counts["issued"] += 1
-            counts["true"] += broken(population, choice, promise)
-            walk = population.walk(choice.thresholds)
-            kept.append(walk.n_kept / pool.n)
-            scatter.append(looks_broken(walk, promise, walk.n_kept * (pool.n - n) // pool.n))
-            first.append(float((walk.taken == 0).mean()))
+            counts["true"] += broken(population, choice, guarantee)
+            outcome = population.outcome(choice.thresholds)
+            kept.append(outcome.n_accepted / pool.n)
+            scatter.append(looks_broken(outcome, guarantee, outcome.n_accepted * (pool.n - n) // pool.n))
+            first.append(float((outcome.stage == 0).mean()))
         if method not in (ours, plain) or n >= pool.n:
             counts["fresh"] = None
             continue
         cut = draw.permutation(pool.n)
-        choice = method(population.take(cut[:n]), promise)
+        choice = method(population.take(cut[:n]), guarantee)
         if min(choice.thresholds) <= 1:
             counts["fresh_issued"] += 1
-            counts["fresh"] += broken(population.take(cut[n:]), choice, promise)
+            counts["fresh"] += broken(population.take(cut[n:]), choice, guarantee)
     shares = {"kept": float(np.mean(kept)) if kept else None, "first": float(np.mean(first)) if first else None}
-    shares["scatter"] = sum(scatter) / repeats if promise.limits.keys() == {"wrong"} else None
-    return {"promise": promise.in_words, **counts, **shares, "ms": 1000 * (time.process_time() - began) / repeats}
+    shares["scatter"] = sum(scatter) / repeats if guarantee.limits.keys() == {"error"} else None
+    return {"guarantee": guarantee.in_words, **counts, **shares, "ms": 1000 * (time.process_time() - began) / repeats}
 
 
-def looks_broken(walk: CascadeOutcome, promise: Guarantee, n: int) -> float:
-    """Probability that n fresh kept rows show more errors than promised, from the true rate of the walk."""
-    true = evidence("wrong", walk, 0.0).value
-    return float(binom.sf(np.floor((promise.at_most_wrong or 1) * n + 1e-9), n, true))
+def looks_broken(outcome: CascadeOutcome, guarantee: Guarantee, n: int) -> float:
+    """Probability that n fresh kept rows show more errors than promised, from the true rate of the outcome."""
+    true = evidence("error", outcome, 0.0).value
+    return float(binom.sf(np.floor((guarantee.max_error or 1) * n + 1e-9), n, true))
 
 
 def shuffled(pool: CascadeData, draw: np.random.Generator) -> CascadeData:
@@ -133,11 +133,11 @@ def shuffled(pool: CascadeData, draw: np.random.Generator) -> CascadeData:
     return CascadeData(**{**values, "confidence": pool.confidence[:, draw.permutation(pool.n)]})
 
 
-WRONG = {limit: Guarantee(at_most_wrong=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
+WRONG = {limit: Guarantee(max_error=limit) for limit in (0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25)}
 
 
 def regret(limit: float) -> Guarantee:
-    return Guarantee(at_most_wrong=None, at_most_below_large=limit)
+    return Guarantee(max_error=None, max_accuracy_loss=limit)
 
 
 def banking_part(repeats: int) -> Iterator[dict[str, Any]]:
@@ -172,18 +172,18 @@ def null_part(repeats: int) -> Iterator[dict[str, Any]]:
         ("Banking77", banking(), [WRONG[limit] for limit in (0.01, 0.03, 0.05)], 800),
         ("GSM8K", gsm8k(), [WRONG[0.2], WRONG[0.25], regret(0.05)], 400),
     ):
-        for promise in promises:
-            yield {"method": f"smallfirst, {name}", **measure(pool, promise, ours, n=n, repeats=repeats, null=True)}
+        for guarantee in promises:
+            yield {"method": f"smallfirst, {name}", **measure(pool, guarantee, ours, n=n, repeats=repeats, null=True)}
 
 
 def several_part(repeats: int) -> Iterator[dict[str, Any]]:
     pool = gsm8k()
-    for promise in (
-        Guarantee(at_most_wrong=0.25, at_most_escalated=0.6),
-        Guarantee(at_most_wrong=0.25, at_most_escalated=0.6, at_most_usd_per_1k=3.5),
-        Guarantee(at_most_wrong=0.25, at_most_below_large=0.15),
+    for guarantee in (
+        Guarantee(max_error=0.25, max_escalation_rate=0.6),
+        Guarantee(max_error=0.25, max_escalation_rate=0.6, max_usd_per_1k=3.5),
+        Guarantee(max_error=0.25, max_accuracy_loss=0.15),
     ):
-        yield {"method": "smallfirst, GSM8K", **measure(pool, promise, ours, n=400, repeats=repeats)}
+        yield {"method": "smallfirst, GSM8K", **measure(pool, guarantee, ours, n=400, repeats=repeats)}
     cascade = banking(("words", "small"))
     for limit in (0.02, 0.03, 0.05):
         found = measure(cascade, WRONG[limit], ours, n=800, repeats=repeats)

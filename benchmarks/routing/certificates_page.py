@@ -22,7 +22,7 @@ def table(found: list[dict[str, Any]]) -> str:
         kept = "-" if one["kept"] is None else f"{one['kept']:.3f}"
         if one["first"] is not None and "before" in one["method"]:
             kept += f" (words {one['first']:.3f})"
-        cells = [one["method"], one["promise"], f"{one['issued'] / one['repeats']:.3f}"]
+        cells = [one["method"], one["guarantee"], f"{one['issued'] / one['repeats']:.3f}"]
         fresh = _share(one["fresh"] or 0, one["repeats"], one["fresh_issued"])
         if one.get("scatter") is not None:
             fresh += f", {one['scatter']:.3f} by scatter"

@@ -145,7 +145,7 @@ def routed(certificate: Certificate, small: Evaluation, large: Evaluation) -> tu
     wrong = sum(not row.correct for row in kept)
     share = f"{wilson(len(kept), len(small.rows))}; {int(n_sent)} sent on"
     held = f"{wrong} of {len(kept)} ({100 * wrong / max(1, len(kept)):.1f} %)"
-    name = f"routed, at most {100 * certificate.promised_error:g} % wrong"
+    name = f"routed, at most {100 * certificate.max_error:g} % wrong"
     return Figures(name, right, 1000 * usd / max(1, len(right)), share, held), left_out
 
 
@@ -177,19 +177,19 @@ def measure(project: Project, run_folder: RunFolder) -> str:
     theirs = Figures("large, rows drawn by chance", fair, 1000 * sum(fair_cost) / max(1, len(fair_cost)))
     lines, notes = [], []
     for limit in PROMISES:
-        certificate = certify(small_cal, large_cal, Guarantee(at_most_wrong=limit), model_fingerprint="")
+        certificate = certify(small_cal, large_cal, Guarantee(max_error=limit), model_fingerprint="")
         if not certificate.issued:
             notes.append(f"- at most {100 * limit:g} %: refused: {certificate.why}")
             continue
         found, left_out = routed(certificate, small, large_test)
         lines.append(_line(found, ours, theirs))
         bands = "; ".join(
-            f"{b.low:.2f} to {b.high:.2f}: small {b.small_right}, large {b.large_right} of {b.n}, {b.then}"
+            f"{b.low:.2f} to {b.high:.2f}: small {b.small_right}, large {b.large_right} of {b.n}, {b.action}"
             for b in certificate.bands
         )
         notes.append(f"- at most {100 * limit:g} %: {certificate.why}. Below {certificate.threshold:.3f}: {bands}.")
         notes += [f"  {left_out} rows that it would send on were not asked, and are left out."] if left_out else []
-    point = Guarantee(at_most_wrong=None, at_most_below_large=0.01)
+    point = Guarantee(max_error=None, max_accuracy_loss=0.01)
     regret = certify(small_cal, _drawn(project, large_cal), point, model_fingerprint="")
     notes.append(f"- at most one point below the large model: {regret.why}")
     names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")

@@ -203,7 +203,7 @@ def _monitor(
     file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Literal["large", "person"]
 ) -> Callable[[], Monitor]:
     """Makes the monitor of a task as at go-live; where the large model judges, the limit allows for its own errors."""
-    routing, limit = file.routing, certificate.promised_error
+    routing, limit = file.routing, certificate.max_error
     if judge == "large" and certificate.labels == "gold":
         limit = certificate.audit_limit or limit
     shadow = not certificate.issued and routing.override is None

@@ -86,7 +86,7 @@ def _certificate(
     made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
     if routing.labels == "large" and project.file.data.gold:
         return certify_from_proxy_labels(project, drafts[-1], **made)
-    return certify(drafts, large, routing.promise, person=routing.person, labels=routing.labels, **made)
+    return certify(drafts, large, routing.guarantee, person=routing.person, labels=routing.labels, **made)
 
 
 async def _fit_heads(
@@ -139,7 +139,7 @@ def certify_from_proxy_labels(
         large,
         gold_answers(project, small),
         is_correct,
-        project.file.routing.promise,
+        project.file.routing.guarantee,
         model_fingerprint=model_fingerprint,
         temperature=temperature,
     )

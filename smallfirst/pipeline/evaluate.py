@@ -61,7 +61,7 @@ async def measure_router(
 
 
 def _may_escalate(certificate: Certificate) -> bool:
-    return "escalate" in {certificate.below, *(band.then for band in certificate.bands)}
+    return "escalate" in {certificate.below, *(band.action for band in certificate.bands)}
 
 
 async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:

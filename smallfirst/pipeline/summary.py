@@ -84,7 +84,7 @@ def summarize_run(file: TaskFile, run_folder: RunFolder) -> RunSummary:
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         gate=run_folder.verdicts(),
         certificate=certificate,
-        promise_held=wrong / len(kept) <= certificate.promised_error if kept and certificate else None,
+        promise_held=wrong / len(kept) <= certificate.max_error if kept and certificate else None,
         kept_wrong=wrong,
         kept=len(kept),
         promoted=run_folder.promoted() if "promoted.json" in there else None,

@@ -172,8 +172,8 @@ class SignedOverride(Record):
 class RoutingConfig(Record):
     """What the Router promises and which candidate it starts with."""
 
-    promise: Guarantee = Guarantee()
-    """The promise about answers that stay small."""
+    guarantee: Guarantee = Guarantee()
+    """What is guaranteed about answers that stay small."""
     small: str = FINE_TUNED
     """The candidate that answers first, or `smallest`: the smallest one that passes the gate."""
     ahead: tuple[str, ...] = ()

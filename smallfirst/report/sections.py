@@ -143,7 +143,7 @@ def _confidence(data: ReportData, focus: Evaluation) -> dict[str, Any]:
     if certificate and certificate.issued:
         sure = [row for row in focus.rows if (row.confidence or 0.0) >= certificate.threshold]
         accepted = len(sure) / max(1, len(focus.rows))
-    max_error = certificate.promised_error if certificate else None
+    max_error = certificate.max_error if certificate else None
     return {
         "calibration": reliability,
         "reliability_plot": confidence.reliability_chart(reliability) if reliability else None,
@@ -225,8 +225,8 @@ def _slider(data: ReportData, curve: Sequence[ThresholdPoint]) -> list[dict[str,
             "x": frame.x.at(point.routed_cost_usd_per_1k),
             "y": frame.y.at(point.routed_accuracy),
             "threshold": "none kept" if point.threshold > 1 else f"{point.threshold:.3f}",
-            "kept": percent(point.n_kept / n),
-            "errors": f"{point.errors_kept:,} of {point.n_kept:,}",
+            "kept": percent(point.n_accepted / n),
+            "errors": f"{point.n_errors:,} of {point.n_accepted:,}",
             "bound": percent(point.error_bound, digits=2),
             "accuracy": percent(point.routed_accuracy),
             "cost": format_usd(point.routed_cost_usd_per_1k),

@@ -31,8 +31,9 @@ from smallfirst.models.protocol import (
     probed_model,
 )
 from smallfirst.routing.budget import BudgetTracker
-from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
+from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.policies import apply_policies
 from smallfirst.routing.policies.policy import CASCADE, PolicyDecision, is_conversation
 from smallfirst.routing.types import Decision, OodDetector, RouterOptions, Stage
@@ -384,6 +385,6 @@ def _fall_back_to_draft(decision: Decision, error: ModelError) -> Completion:
 
 def _describe_guarantee(certificate: Certificate) -> str:
     """Describe the guarantee; certificates made before it was stored limit the error alone."""
-    if certificate.promise is not None:
-        return certificate.promise.in_words
-    return Guarantee(at_most_wrong=certificate.promised_error, confidence=certificate.confidence).in_words
+    if certificate.guarantee is not None:
+        return certificate.guarantee.in_words
+    return Guarantee(max_error=certificate.max_error, confidence=certificate.confidence).in_words

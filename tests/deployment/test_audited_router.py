@@ -16,7 +16,8 @@ from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.router import Router
 from smallfirst.serving.ledger.ledger import Ledger
@@ -58,12 +59,12 @@ def certificate(*, issued: bool = True) -> Certificate:
     return Certificate(
         issued=issued,
         why="13 of 720 wrong" if issued else "too few labels",
-        promised_error=0.05,
+        max_error=0.05,
         confidence=0.95,
         threshold=0.5 if issued else NEVER_ACCEPT,
         n_labels=100,
-        n_kept=60,
-        errors_kept=0,
+        n_accepted=60,
+        n_errors=0,
         error_bound=0.049,
         coverage=wilson(60, 100),
         below="escalate",

@@ -35,7 +35,7 @@ def project(folder: Path, gold: list[tuple[str, str]], **routing: Any) -> Projec
         "name": "desk",
         "labels": list(LABELS),
         "data": {"train": "train.jsonl", "validation": "validation.jsonl", "test": "test.jsonl", "gold": "gold.jsonl"},
-        "routing": {"promise": {"at_most_wrong": 0.2}, "labels": "large", **routing},
+        "routing": {"guarantee": {"max_error": 0.2}, "labels": "large", **routing},
     }
     (folder / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
     return Project.read(read_task_file(folder / "task.yaml"), Progress(quiet=True))

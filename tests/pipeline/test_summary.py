@@ -79,12 +79,12 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
     Certificate(
         issued=True,
         why="shown",
-        promised_error=0.1,
+        max_error=0.1,
         confidence=0.95,
         threshold=0.4,
         n_labels=100,
-        n_kept=60,
-        errors_kept=0,
+        n_accepted=60,
+        n_errors=0,
         error_bound=0.049,
         coverage=wilson(60, 100),
         below=below,  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Pat
         "name: desk\n"
         "data: {train: train.jsonl, trian: x, columns: {lable: category}}\n"
         "small: {training: {learning_rat: 0.1}}\n"
-        "routing: {promise: {atmost_wrong: 0.01}}\n"
+        "routing: {guarantee: {maxerror: 0.01}}\n"
         "gate: {accuracy_at_lest: 0.9}\n"
         "colour: red\n",
     )
@@ -64,20 +64,22 @@ def test_every_unknown_setting_is_named_with_the_nearest_known_one(tmp_path: Pat
         '  data.trian: unknown setting — did you mean "train"?\n'
         '  small.training.learning_rat: unknown setting — did you mean "learning_rate"?\n'
         '  gate.accuracy_at_lest: unknown setting — did you mean "accuracy_at_least"?\n'
-        '  routing.promise.atmost_wrong: unknown setting — did you mean "at_most_wrong"?\n'
+        '  routing.guarantee.maxerror: unknown setting — did you mean "max_error"?\n'
         "  colour: unknown setting"
     )
 
 
 def test_settings_that_are_missing_or_out_of_range_are_named_with_their_value(tmp_path: Path) -> None:
-    path = written(tmp_path, "data: {}\nrouting: {promise: {confidence: 2}}\nsmall: {training: {duration: 8 epochs}}\n")
+    path = written(
+        tmp_path, "data: {}\nrouting: {guarantee: {confidence: 2}}\nsmall: {training: {duration: 8 epochs}}\n"
+    )
     assert refused(path) == (
         f"{path}:\n"
         "  name: missing\n"
         "  data.train: missing\n"
         '  small.training.duration: "8 epochs" is not a duration; write 8ep (epochs), 300ba (batches) or 1_000_000tok '
         "(got '8 epochs')\n"
-        "  routing.promise.confidence: Input should be less than 1 (got 2)"
+        "  routing.guarantee.confidence: Input should be less than 1 (got 2)"
     )
 
 

@@ -13,8 +13,9 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.certificate.certificate import NEVER_ACCEPT, Certificate, StageThreshold
+from smallfirst.routing.certificate.certificate import Certificate, StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.policies.always import AlwaysPolicy
 from smallfirst.routing.policies.rule import RulePolicy
 from smallfirst.routing.policies.split import SplitPolicy
@@ -86,12 +87,12 @@ def certificate(threshold: float, *, below: str = "escalate") -> Certificate:
     return Certificate(
         issued=True,
         why="shown",
-        promised_error=0.05,
+        max_error=0.05,
         confidence=0.95,
         threshold=threshold,
         n_labels=100,
-        n_kept=60,
-        errors_kept=0,
+        n_accepted=60,
+        n_errors=0,
         error_bound=0.049,
         coverage=wilson(60, 100),
         below=below,  # type: ignore[arg-type]
@@ -335,8 +336,8 @@ def cascade(
         Stage("small", Answers("small", confidence=small, cost_usd=0.01, latency_ms=10)),
     ]
     stages = (
-        StageThreshold(name="words", threshold=0.9, n_kept=30, errors_kept=0),
-        StageThreshold(name="small", threshold=0.8, n_kept=30, errors_kept=0),
+        StageThreshold(name="words", threshold=0.9, n_accepted=30, n_errors=0),
+        StageThreshold(name="small", threshold=0.8, n_accepted=30, n_errors=0),
     )
     promised = certificate(0.8).model_copy(update={"stages": stages})
     last = large or Answers("large", cost_usd=1.0, latency_ms=100)
@@ -431,8 +432,8 @@ def test_a_stream_that_fails_before_its_first_text_falls_back_to_the_draft() -> 
 
 
 def test_a_promise_without_a_limit_on_wrong_answers_is_said_as_it_was_asked_for() -> None:
-    asked = Guarantee(at_most_wrong=None, at_most_below_large=0.01)
-    made = certificate(0.5).model_copy(update={"promise": asked, "promised_error": 1.0})
+    asked = Guarantee(max_error=None, max_accuracy_loss=0.01)
+    made = certificate(0.5).model_copy(update={"guarantee": asked, "max_error": 1.0})
     answer = ask(Router(Answers("small", confidence=0.9), Answers("large"), made))
     assert answer.route is not None
     assert answer.route.promise == "at most 1 point less accurate than the large model (95 %)"

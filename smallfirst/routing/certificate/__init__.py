@@ -1,1 +1,1 @@
-"""Thresholds with a proven error bound, chosen on calibration rows."""
+"""Confidence thresholds with a proven bound on the error, chosen on calibration rows."""

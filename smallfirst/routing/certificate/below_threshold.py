@@ -1,8 +1,8 @@
-"""What happens below the threshold, decided where paired evidence is: by band of confidence.
+"""What happens below the threshold, decided by band of confidence from rows that both models answered.
 
-A general model is often worse than the fine-tuned one even on its doubtful rows. So what is not kept is cut into up to
-four bands of equal count, and each goes to the large model only if that was right more often on its calibration rows.
-These decisions rest on what was seen and promise nothing.
+A general model is often worse than the fine-tuned one even on its uncertain rows. So the rows that are not accepted are
+cut into up to four bands of equal count, and a band goes to the large model only if that was right more often on its
+calibration rows. These decisions rest on point estimates and guarantee nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from smallfirst.stats.intervals import Estimate, mcnemar, paired_difference
 
 MAX_BANDS = 4
 MIN_PAIRED_ROWS = 10
-"""Paired rows below which a band follows the whole region."""
+"""Paired rows below which a band follows the decision on all rows."""
 
 BelowAction = Literal["escalate", "keep", "abstain"]
-"""To the large model; answered small without the promise; to a person's queue."""
+"""To the large model; answered small without a guarantee; to a person's queue."""
 
 
 class Band(Record):
-    """One range of confidence that is not kept under the promise."""
+    """One range of confidence that the guarantee does not cover."""
 
     low: float
     """Least confidence in it."""
     high: float
-    """Confidence at which the next band, or what is kept, begins."""
+    """Confidence at which the next band, or the accepted range, begins."""
     n: int
     """Calibration rows in it that both models answered and gold judges."""
     small_right: int
@@ -40,118 +40,124 @@ class Band(Record):
     """Accuracy of large minus small on them; None without such rows."""
     p_value: float
     """Exact two-sided McNemar."""
-    then: BelowAction
+    action: BelowAction
     """What happens to such requests."""
 
 
 class BelowThreshold(NamedTuple):
-    """What to do with everything that is not kept."""
+    """What to do with everything that is not accepted."""
 
-    then: BelowAction
+    action: BelowAction
     """Decision for the region as a whole."""
     why: str
     """The paired evidence for it."""
     difference: Estimate | None
     """Accuracy of large minus small on it."""
     bands: tuple[Band, ...]
-    """From the least sure on."""
+    """By ascending confidence."""
 
 
 def decide_below_threshold(
-    answers: CascadeData, kept: np.ndarray, *, top: float, floor: float | None, person: bool, sealed: bool = False
+    data: CascadeData,
+    accepted: np.ndarray,
+    *,
+    top: float,
+    floor: float | None,
+    person: bool,
+    never_escalates: bool = False,
 ) -> BelowThreshold:
-    """The decision on rows that are not `kept`, whole and by band; `top` is where the highest band ends.
+    """Decide on the rows that are not `accepted`, as a whole and by band; `top` is where the highest band ends.
 
-    With a promise about regret, `floor` is the confidence down to which keeping is shown to be within it: below that,
-    what is not given to a person goes to the large model, and so does what lies under a band that does.
+    With a limit on the accuracy loss, `floor` is the confidence down to which keeping is shown to be within it: below
+    that, whatever does not go to a person goes to the large model, and so does every band under one that does.
     """
-    doubtful = ~kept
-    both = doubtful & answers.paired
-    unhelped: BelowAction = "abstain" if person else "keep"
-    then, why = _whole(answers, doubtful, both, unhelped)
-    bands = _bands(answers, doubtful, top, (then, unhelped))
-    if sealed:  # the promise about cost, latency or escalation leaves nothing to be sent on
-        bands = tuple(b.model_copy(update={"then": unhelped}) if b.then == "escalate" else b for b in bands)
+    rest = ~accepted
+    both = rest & data.paired
+    otherwise: BelowAction = "abstain" if person else "keep"
+    action, why = _decide_whole(data, rest, both, otherwise)
+    bands = _decide_bands(data, rest, top, (action, otherwise))
+    if never_escalates:  # the limit on cost, latency or escalation leaves nothing to send on
+        bands = tuple(b.model_copy(update={"action": otherwise}) if b.action == "escalate" else b for b in bands)
     elif floor is not None:
-        then, why, bands = _within(floor, then, why, bands)
-    return BelowThreshold(then, why, _difference(answers, both), bands)
+        action, why, bands = _limit_to_floor(floor, action, why, bands)
+    return BelowThreshold(action, why, _difference(data, both), bands)
 
 
-def _whole(
-    answers: CascadeData, doubtful: np.ndarray, both: np.ndarray, unhelped: BelowAction
+def _decide_whole(
+    data: CascadeData, rest: np.ndarray, both: np.ndarray, otherwise: BelowAction
 ) -> tuple[BelowAction, str]:
-    if not answers.large_known:
+    if not data.large_known:
         return "escalate", "the large model was not measured, so it is trusted"
-    if not doubtful.any():
+    if not rest.any():
         return "escalate", "no calibration row falls below the threshold"
-    if not (doubtful & answers.asked).any():
+    if not (rest & data.asked).any():
         return "escalate", "the large model was not measured on rows below the threshold, so it is trusted"
     if not both.any():
-        return "escalate", "below the threshold nobody but the large model has said what is right, so it is trusted"
-    ours, theirs = answers.right[-1][both], answers.large_right[both]
+        return "escalate", "below the threshold only the large model says what is right, so it is trusted"
+    small, large = data.right[-1][both], data.large_right[both]
     evidence = (
-        f"on {both.sum()} calibration rows below the threshold large is right on {theirs.sum()}, small on {ours.sum()} "
-        f"(difference {_difference(answers, both)}, McNemar p = {_p_value(ours, theirs):.3f})"
+        f"on {both.sum()} calibration rows below the threshold large is right on {large.sum()}, small on {small.sum()} "
+        f"(difference {_difference(data, both)}, McNemar p = {_p_value(small, large):.3f})"
     )
-    if theirs.sum() > ours.sum():
+    if large.sum() > small.sum():
         return "escalate", evidence
     if both.sum() < MIN_PAIRED_ROWS:
-        return unhelped, f"{evidence}: too few to show that sending them on helps; ask the large model more of them"
-    instead = ", so they go to a person's queue" if unhelped == "abstain" else ""
-    return unhelped, f"{evidence}: sending them on would cost more and help nobody{instead}"
+        return otherwise, f"{evidence}: too few to show that sending them on helps; ask the large model more of them"
+    instead = ", so they go to a person's queue" if otherwise == "abstain" else ""
+    return otherwise, f"{evidence}: sending them on would cost more and help nobody{instead}"
 
 
-def _bands(
-    answers: CascadeData, doubtful: np.ndarray, top: float, choice: tuple[BelowAction, BelowAction]
+def _decide_bands(
+    data: CascadeData, rest: np.ndarray, top: float, choice: tuple[BelowAction, BelowAction]
 ) -> tuple[Band, ...]:
-    """Up to four, of equal count but for ties; `choice`: the region's decision, and where large is no better."""
-    said = answers.confidence[-1][doubtful]
-    if not said.size or not answers.large_known:
+    """Cut the rest into bands; `choice` is the whole region's decision, and that where large is no better."""
+    confidence = data.confidence[-1]
+    found = confidence[rest]
+    if not found.size or not data.large_known:
         return ()
-    inner = np.sort(said)[[said.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
-    lows = [0.0, *(low for low in np.unique(inner).tolist() if low > said.min())]
-    edges = [*lows, max(top, float(said.max()))]
+    inner = np.sort(found)[[found.size * part // MAX_BANDS for part in range(1, MAX_BANDS)]]
+    lows = [0.0, *(low for low in np.unique(inner).tolist() if low > found.min())]
+    edges = [*lows, max(top, float(found.max()))]
     bands = []
     for low, high, last in zip(edges, edges[1:], [*[False] * (len(lows) - 1), True], strict=False):
-        place = answers.confidence[-1]
-        rows = doubtful & answers.paired & (place >= low) & ((place < high) | last)
-        ours, theirs = answers.right[-1][rows], answers.large_right[rows]
-        whole, unhelped = choice
-        own: BelowAction = "escalate" if theirs.sum() > ours.sum() else unhelped
+        rows = rest & data.paired & (confidence >= low) & ((confidence < high) | last)
+        small, large = data.right[-1][rows], data.large_right[rows]
+        whole, otherwise = choice
+        own: BelowAction = "escalate" if large.sum() > small.sum() else otherwise
         bands.append(
             Band(
                 low=low,
                 high=high,
                 n=int(rows.sum()),
-                small_right=int(ours.sum()),
-                large_right=int(theirs.sum()),
-                difference=_difference(answers, rows),
-                p_value=_p_value(ours, theirs),
-                then=own if rows.sum() >= MIN_PAIRED_ROWS else whole,
+                small_right=int(small.sum()),
+                large_right=int(large.sum()),
+                difference=_difference(data, rows),
+                p_value=_p_value(small, large),
+                action=own if rows.sum() >= MIN_PAIRED_ROWS else whole,
             )
         )
     return tuple(bands)
 
 
-def _within(
-    floor: float, then: BelowAction, why: str, bands: tuple[Band, ...]
+def _limit_to_floor(
+    floor: float, action: BelowAction, why: str, bands: tuple[Band, ...]
 ) -> tuple[BelowAction, str, tuple[Band, ...]]:
-    """The same, keeping only what the promise about regret covers: from the threshold down to `floor`, no gaps."""
-    said = "; kept only where the promise about the large model's accuracy covers it"
-    allowed, held = True, []
+    """Keep only what the limit on the accuracy loss covers: from the threshold down to `floor`, without gaps."""
+    allowed, limited = True, []
     for band in reversed(bands):
-        allowed = allowed and band.then == "keep" and band.low >= floor
-        held.append(band if allowed or band.then != "keep" else band.model_copy(update={"then": "escalate"}))
-    if then == "keep" and floor > 0:
-        return "escalate", why + said, tuple(reversed(held))
-    return then, why, tuple(reversed(held))
+        allowed = allowed and band.action == "keep" and band.low >= floor
+        limited.append(band if allowed or band.action != "keep" else band.model_copy(update={"action": "escalate"}))
+    if action == "keep" and floor > 0:
+        why += "; kept only where the limit on the accuracy loss covers it"
+        return "escalate", why, tuple(reversed(limited))
+    return action, why, tuple(reversed(limited))
 
 
-def _difference(answers: CascadeData, rows: np.ndarray) -> Estimate | None:
+def _difference(data: CascadeData, rows: np.ndarray) -> Estimate | None:
     if not rows.any():
         return None
-    return paired_difference(answers.large_right[rows].tolist(), answers.right[-1][rows].tolist())
+    return paired_difference(data.large_right[rows].tolist(), data.right[-1][rows].tolist())
 
 
-def _p_value(ours: np.ndarray, theirs: np.ndarray) -> float:
-    return mcnemar(int((theirs & ~ours).sum()), int((ours & ~theirs).sum()))
+def _p_value(small: np.ndarray, large: np.ndarray) -> float:
+    return mcnemar(int((large & ~small).sum()), int((small & ~large).sum()))

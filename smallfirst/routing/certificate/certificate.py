@@ -1,33 +1,38 @@
-"""The certificate: from which confidence on may the small model answer, and what is promised about those answers.
+"""The certificate: the confidence from which the small model may answer, and the guarantee about those answers.
 
-The first promise is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 % confidence.
-Others limit the loss of accuracy against the large model, cost, latency and how much is sent on; a cascade of several
-drafting stages is certified as a whole. `search_cascade` finds the thresholds, `risks` has the tests. The guarantee
-holds for requests drawn like the calibration rows; drift ends it.
+The first guarantee is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 %
+confidence. Others limit the loss of accuracy against the large model, cost, latency and escalation; a cascade of
+several drafting stages is certified as a whole. `threshold_search` finds the thresholds, `risks` has the tests. The
+guarantee holds for requests drawn like the calibration rows; drift ends it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pydantic
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.legacy import upgrade_certificate
 from smallfirst.routing.certificate.outcomes import (
-    NEVER_ACCEPT,
     CascadeData,
     CascadeOutcome,
     LabelSource,
     cascade_data,
     cascade_data_without_gold,
-    with_routing_cost,
 )
-from smallfirst.routing.certificate.per_class import ClassCertificate, certify_per_class, guaranteed_rows, min_threshold
+from smallfirst.routing.certificate.per_class import (
+    ClassCertificate,
+    certify_per_class,
+    guaranteed_rows,
+    min_threshold,
+)
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limit, evidence
 from smallfirst.routing.certificate.summary import (
     describe_issued,
@@ -36,107 +41,112 @@ from smallfirst.routing.certificate.summary import (
     limits_of_validity,
 )
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
-from smallfirst.routing.certificate.threshold_search import (
-    CascadeThresholds,
-    ThresholdSearchResult,
-    estimate_rows_needed,
-    search_cascade,
-    search_threshold,
-)
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds, estimate_rows_needed, search_cascade
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
 
 
 class StageThreshold(Record):
-    """From which confidence on one drafting stage answers."""
+    """The confidence from which one drafting stage answers."""
 
     name: str
     """The stage: the candidate's name."""
     threshold: float
-    """Least confidence at which its answer is kept; above 1 when none is."""
-    n_kept: int
+    """Least confidence at which its answer is accepted; above 1 when none is."""
+    n_accepted: int
     """Calibration rows it answers."""
-    errors_kept: int
+    n_errors: int
     """Wrong among them, by whatever the labels are."""
 
 
 class Certificate(Record):
-    """A promise about the answers a Router keeps small, for one model version."""
+    """A guarantee about the answers that a Router keeps small, for one model version."""
 
     issued: bool
-    """False if the labels cannot show the promise at any threshold."""
+    """False if the labels cannot show the guarantee at any threshold."""
     why: str
-    """The promise, or why it is refused and how many labels are missing, in one sentence."""
-    promised_error: float
-    """Kept answers are wrong at most this often, in [0, 1]; 1 if nothing is promised about it."""
+    """The guarantee, or why it is refused and how many labels are missing, in one sentence."""
+    max_error: float
+    """Accepted answers are wrong at most this often, in [0, 1]; 1 if errors are not limited."""
     confidence: float
-    """Confidence level of the promise, in [0, 1]."""
+    """Confidence level of the guarantee, in [0, 1]."""
     threshold: float
-    """Answers of the last drafting stage with at least this confidence are kept; above 1 when none is."""
+    """Answers of the last drafting stage with at least this confidence are accepted; above 1 when none is."""
     n_labels: int
-    """Calibration rows used, none of which was used for any other choice."""
-    n_kept: int
+    """Calibration rows, none of which was used for any other choice."""
+    n_accepted: int
     """Calibration rows at or above the threshold."""
-    errors_kept: int
+    n_errors: int
     """Wrong among them."""
     error_bound: float
     """One-sided upper bound on their error: exact, or prediction-powered where labels are `large+gold`."""
     coverage: Estimate
-    """Share of calibration rows kept."""
+    """Share of calibration rows accepted."""
     below: BelowAction
-    """What happens to the rest: to the large model, answered small without the promise, or to a person."""
+    """What happens to the rest: to the large model, answered small without a guarantee, or to a person."""
     below_why: str
     """The paired evidence behind `below`."""
     below_difference: Estimate | None
     """Accuracy of large minus small on the rows below the threshold; None if the large one was not measured."""
     temperature: float
-    """Divides the log-probabilities before they are shown as confidence; fitted on selection rows."""
+    """Divides the log-probabilities before they become confidences; fitted on selection rows."""
     curve: tuple[ThresholdPoint, ...]
     """What each threshold would have given, strict to loose."""
     model_fingerprint: str
     """The weights it was made for."""
     dataset_fingerprint: str
     """The calibration rows."""
-    promise: Guarantee | None = None
-    """The promise as it was asked for; None in certificates made before it was kept."""
+    guarantee: Guarantee | None = None
+    """The guarantee as it was asked for; None in certificates made before it was stored."""
     stages: tuple[StageThreshold, ...] = ()
-    """Drafting stages, cheapest first; empty in certificates of one stage made before it was kept."""
+    """Drafting stages, cheapest first; empty in certificates of one stage made before they were stored."""
     risks: tuple[RiskResult, ...] = ()
-    """What was shown about each limit of the promise."""
+    """What was shown about each limit of the guarantee."""
     labels: LabelSource = "gold"
-    """Who said what is right: gold, the large model, or the large model corrected by some gold."""
+    """Who decides what is right: gold labels, the large model, or the large model corrected by some gold labels."""
     labels_missing: int | None = None
     """If refused: about how many more rows like these would show it; None if none would, or if issued."""
     classes: tuple[ClassCertificate, ...] = ()
-    """By predicted label; part of the promise only with `promise.per_class`."""
+    """By predicted label; part of the guarantee only with `guarantee.per_class`."""
     bands: tuple[Band, ...] = ()
-    """What happens below the threshold by confidence, from the least sure on; empty: `below` throughout."""
+    """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
-    """Where the large model audits: share of audited kept answers that may differ from its own before the promise
-    counts as broken. None if it was not measured on kept rows, or wrong answers are not limited."""
+    """Where the large model audits: share of audited answers that may differ from its own before the guarantee counts
+    as broken. None if it was not measured on accepted rows, or errors are not limited."""
     limits_of_validity: tuple[str, ...] = ()
-    """What the promise rests on and when it ends."""
+    """What the guarantee rests on and when it ends."""
+    earlier_fingerprint: str = ""
+    """Fingerprint of the certificate as it was first written, if that was under earlier field names."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_earlier_names(cls, values: Any) -> Any:
+        return upgrade_certificate(values) if isinstance(values, Mapping) and "promised_error" in values else values
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
+        return self.earlier_fingerprint or super().fingerprint()
 
     def covers(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
-        """True if an answer `label` with this confidence is under the promise; `stage` is the last one unless named."""
-        said = confidence or 0.0
-        named = {one.name: one.threshold for one in self.stages}
-        if not self.issued or said < named.get(stage, self.threshold):
+        """Return True if the guarantee covers an answer `label`; `stage` is the last one unless named."""
+        value = confidence or 0.0
+        thresholds = {one.name: one.threshold for one in self.stages}
+        if not self.issued or value < thresholds.get(stage, self.threshold):
             return False
-        if self.promise is None or not self.promise.per_class:
+        if self.guarantee is None or not self.guarantee.per_class:
             return True
-        return any(one.certified and said >= one.threshold for one in self.classes if one.label == label)
+        return any(one.certified and value >= one.threshold for one in self.classes if one.label == label)
 
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        """What to do with the last drafting stage's answer."""
+        """Decide what to do with an answer of the last drafting stage."""
         if self.covers(label, confidence):
             return "keep_certified"
-        then: BelowAction = self.below
+        action: BelowAction = self.below
         for band in self.bands:
             if band.low <= (confidence or 0.0):
-                then = band.then
-        return then
+                action = band.action
+        return action
 
 
 class CertificateSubject(NamedTuple):
@@ -155,29 +165,29 @@ class CertificateSubject(NamedTuple):
 def certify(
     drafts: Evaluation | Sequence[Evaluation],
     large: Evaluation | None,
-    promise: Guarantee,
+    guarantee: Guarantee,
     *,
     model_fingerprint: str,
     temperature: float = 1.0,
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
 ) -> Certificate:
-    """The certificate for the drafting stages, cheapest first, from their answers on calibration rows.
+    """Certify the drafting stages, cheapest first, from their answers on calibration rows.
 
-    `large` on the same rows (or some of them, drawn at random) decides whether doubtful requests are worth sending on:
-    they are, where it was right more often on exactly such rows. Without it they are, on trust. With `person`, where it
-    was not, they go to a person instead of being kept. `labels="large"` says that the rows were scored against the
-    large model's answers. The rows must not have been used for any choice. Raises DataError if a draft lacks rows,
-    ConfigError for a promise by label about more than one drafting stage.
+    `large` on these rows (or some of them, drawn at random) decides whether uncertain requests are worth escalating:
+    they are, where it was right more often. Without it they are, on trust. With `person`, where it was not, they go to
+    a person instead of being kept. `labels="large"` says that the rows were scored against the large model's answers.
+    The rows must not have been used for any choice. Raise DataError if a draft lacks rows, ConfigError for a guarantee
+    by label about more than one drafting stage.
     """
     stages = [drafts] if isinstance(drafts, Evaluation) else list(drafts)
-    if promise.per_class and len(stages) > 1:
+    if guarantee.per_class and len(stages) > 1:
         raise ConfigError(
-            f"a promise by label speaks of one drafting stage, and there are {len(stages)}",
-            hint="leave out promise.per_class, or let one stage draft",
+            f"a guarantee by label covers one drafting stage, and there are {len(stages)}",
+            hint="leave out guarantee.per_class, or let one stage draft",
         )
-    made = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
-    return certify_cascade(cascade_data(stages, large, labels), promise, made)
+    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
+    return certify_cascade(cascade_data(stages, large, labels), guarantee, subject)
 
 
 def certify_without_gold(
@@ -185,123 +195,105 @@ def certify_without_gold(
     large: Evaluation,
     gold: Mapping[str, str],
     score: Callable[[str | None, str], bool],
-    promise: Guarantee,
+    guarantee: Guarantee,
     *,
     model_fingerprint: str,
     temperature: float = 1.0,
 ) -> Certificate:
-    """The certificate for `small` where the large model's answers stand in for labels.
+    """Certify `small` where the large model's answers stand in for labels.
 
-    `gold` holds the right answers of some rows by row key: a random part of all, or the correction is wrong; empty, the
-    large model is taken at its word. `score(answer, right)` says whether an answer is right. With gold the promise is
-    about true errors (prediction-powered), without it about differing from the large model.
+    `gold` holds the right answers of some rows by row key: a random part of all, or the correction is wrong; if it is
+    empty, the large model's answers count as right. `score(answer, right)` says whether an answer is right. With gold
+    the guarantee is about true errors (prediction-powered), without it about differing from the large model.
     """
-    made = CertificateSubject(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
-    return certify_cascade(cascade_data_without_gold(small, large, gold, score), promise, made)
+    subject = CertificateSubject(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
+    return certify_cascade(cascade_data_without_gold(small, large, gold, score), guarantee, subject)
 
 
-def certify_cascade(answers: CascadeData, promise: Guarantee, made: CertificateSubject) -> Certificate:
-    """The certificate from what the stages made of the calibration rows."""
-    found = search_cascade(answers, promise)
-    classes = certify_per_class(answers, promise, found)
-    if promise.per_class:
+def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> Certificate:
+    """Return the certificate from the answers of all stages to the calibration rows."""
+    found = search_cascade(data, guarantee)
+    classes = certify_per_class(data, guarantee, found)
+    if guarantee.per_class:
         found = found._replace(thresholds=(min_threshold(classes),), shares={})
-    walk = answers.walk(found.thresholds)
-    kept = guaranteed_rows(answers, classes) if promise.per_class else walk.kept
-    agrees = walk.select_taken(np.vstack([answers.agrees, walk.right]))
-    n_kept, errors = int(kept.sum()), int((kept & ~agrees).sum())
-    risks = _shown(walk, promise, found) if found.issued and not promise.per_class else ()
-    why, missing = _why(answers, promise, found, classes, (risks, errors))
-    floor = found.floor if "regret" in promise.limits and found.issued else None
-    top = 1.0 if promise.per_class and found.issued else found.thresholds[-1]
-    rest = decide_below_threshold(answers, kept, top=top, floor=floor, person=made.person, sealed=found.sealed)
-    limit = audit_limit(walk, kept, promise) if found.issued else None
-    bounds = [one.bound for one in risks if one.risk == "wrong"]
+    outcome = data.outcome(found.thresholds)
+    accepted = guaranteed_rows(data, classes) if guarantee.per_class else outcome.accepted
+    agrees = outcome.select(np.vstack([data.agrees, outcome.right]))
+    n_accepted, errors = int(accepted.sum()), int((accepted & ~agrees).sum())
+    risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.per_class else ()
+    why, missing = _explain(data, guarantee, found, classes, (risks, errors))
+    floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
+    top = 1.0 if guarantee.per_class and found.issued else found.thresholds[-1]
+    below = decide_below_threshold(
+        data, accepted, top=top, floor=floor, person=subject.person, never_escalates=found.never_escalates
+    )
+    limit = audit_limit(outcome, accepted, guarantee) if found.issued else None
+    bounds = [one.bound for one in risks if one.risk == "error"]
     return Certificate(
         issued=found.issued,
         why=why,
-        promised_error=1.0 if promise.at_most_wrong is None else promise.at_most_wrong,
-        confidence=promise.confidence,
+        max_error=1.0 if guarantee.max_error is None else guarantee.max_error,
+        confidence=guarantee.confidence,
         threshold=found.thresholds[-1],
-        n_labels=answers.n,
-        n_kept=n_kept,
-        errors_kept=errors,
-        error_bound=bounds[0] if bounds else upper_bound(errors, n_kept, confidence=promise.confidence),
-        coverage=wilson(n_kept, answers.n),
-        below=rest.then,
-        below_why=rest.why,
-        below_difference=rest.difference,
-        temperature=made.temperature,
-        curve=threshold_curve(answers, found.thresholds, promise.confidence),
-        model_fingerprint=made.model_fingerprint,
-        dataset_fingerprint=made.dataset_fingerprint,
-        promise=promise,
-        stages=_stages(walk, found, agrees),
+        n_labels=data.n,
+        n_accepted=n_accepted,
+        n_errors=errors,
+        error_bound=bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence),
+        coverage=wilson(n_accepted, data.n),
+        below=below.action,
+        below_why=below.why,
+        below_difference=below.difference,
+        temperature=subject.temperature,
+        curve=threshold_curve(data, found.thresholds, guarantee.confidence),
+        model_fingerprint=subject.model_fingerprint,
+        dataset_fingerprint=subject.dataset_fingerprint,
+        guarantee=guarantee,
+        stages=_stage_thresholds(outcome, found, agrees),
         risks=risks,
-        labels=answers.labels,
+        labels=data.labels,
         labels_missing=missing,
         classes=classes,
-        bands=rest.bands,
+        bands=below.bands,
         audit_limit=limit,
-        limits_of_validity=limits_of_validity(answers, promise, limit, made.person),
+        limits_of_validity=limits_of_validity(data, guarantee, limit, subject.person),
     )
 
 
-def _shown(walk: CascadeOutcome, promise: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
-    unsent = walk.answers.walk((*found.thresholds[:-1], 0.0)) if found.sealed else walk
-    walks = {name: walk if name in GROWS_WITH_COVERAGE else unsent for name in promise.limits}
-    seen = {name: (limit, evidence(name, walks[name], limit)) for name, limit in promise.limits.items()}
+def _risk_results(outcome: CascadeOutcome, guarantee: Guarantee, found: CascadeThresholds) -> tuple[RiskResult, ...]:
+    kept = outcome.data.outcome((*found.thresholds[:-1], 0.0)) if found.never_escalates else outcome
+    outcomes = {risk: outcome if risk in GROWS_WITH_COVERAGE else kept for risk in guarantee.limits}
+    shown = {risk: (limit, evidence(risk, outcomes[risk], limit)) for risk, limit in guarantee.limits.items()}
     return tuple(
-        RiskResult(risk=name, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
-        for name, (limit, one) in seen.items()
+        RiskResult(risk=risk, limit=limit, value=one.value, bound=one.bound(found.level), n=one.n)
+        for risk, (limit, one) in shown.items()
     )
 
 
-def _why(
-    answers: CascadeData,
-    promise: Guarantee,
+def _explain(
+    data: CascadeData,
+    guarantee: Guarantee,
     found: CascadeThresholds,
     classes: Sequence[ClassCertificate],
     shown: tuple[Sequence[RiskResult], int],
 ) -> tuple[str, int | None]:
-    """The sentence, and the labels missing if it is a refusal."""
+    """Return the certificate's sentence, and the labels missing if it is a refusal."""
+    if found.issued and guarantee.per_class:
+        return describe_per_class(data, guarantee, classes), None
     if found.issued:
-        return (
-            describe_per_class(answers, promise, classes)
-            if promise.per_class
-            else describe_issued(answers, promise, *shown)
-        ), None
-    missing = estimate_rows_needed(answers, promise, found.level)
-    if promise.per_class:
-        waits = [one.labels_missing * answers.n / max(1, one.n_kept) for one in classes if one.labels_missing]
-        missing = round(min(waits)) + answers.n if waits else None
-    missing = None if missing is None else missing - answers.n
-    return describe_refused(answers, promise, found, missing), missing
+        return describe_issued(data, guarantee, *shown), None
+    missing = estimate_rows_needed(data, guarantee, found.level)
+    if guarantee.per_class:
+        rows = [one.labels_missing * data.n / max(1, one.n_accepted) for one in classes if one.labels_missing]
+        missing = round(min(rows)) + data.n if rows else None
+    missing = None if missing is None else missing - data.n
+    return describe_refused(data, guarantee, found, missing), missing
 
 
-def _stages(walk: CascadeOutcome, found: CascadeThresholds, agrees: np.ndarray) -> tuple[StageThreshold, ...]:
-    mine = [walk.taken == stage for stage in range(walk.answers.n_stages)]
+def _stage_thresholds(
+    outcome: CascadeOutcome, found: CascadeThresholds, agrees: np.ndarray
+) -> tuple[StageThreshold, ...]:
+    own = [outcome.stage == stage for stage in range(outcome.data.n_stages)]
     return tuple(
-        StageThreshold(name=name, threshold=threshold, n_kept=int(rows.sum()), errors_kept=int((rows & ~agrees).sum()))
-        for name, threshold, rows in zip(walk.answers.names, found.thresholds, mine, strict=True)
+        StageThreshold(name=name, threshold=threshold, n_accepted=int(rows.sum()), n_errors=int((rows & ~agrees).sum()))
+        for name, threshold, rows in zip(outcome.data.names, found.thresholds, own, strict=True)
     )
-
-
-__all__ = [
-    "NEVER_ACCEPT",
-    "CascadeData",
-    "Band",
-    "Certificate",
-    "ClassCertificate",
-    "CertificateSubject",
-    "Guarantee",
-    "ThresholdSearchResult",
-    "RiskResult",
-    "StageThreshold",
-    "ThresholdPoint",
-    "certify",
-    "certify_cascade",
-    "certify_without_gold",
-    "with_routing_cost",
-    "search_threshold",
-]

@@ -32,14 +32,14 @@ def check_guarantee(certificate: Certificate | None, routed: Evaluation | None) 
 
     Returns None without an evaluation, without an issued certificate, and where it does not limit errors.
     """
-    if certificate is None or routed is None or not certificate.issued or certificate.promised_error >= 1:
+    if certificate is None or routed is None or not certificate.issued or certificate.max_error >= 1:
         return None
     accepted = [row for row in routed.rows if row.certified]
     n_errors = sum(not row.correct for row in accepted)
     error = clopper_pearson(n_errors, len(accepted))
     state: Literal["held", "inconclusive", "broken"] = "held"
-    if error.low > certificate.promised_error:
+    if error.low > certificate.max_error:
         state = "broken"
-    elif not accepted or error.value > certificate.promised_error:
+    elif not accepted or error.value > certificate.max_error:
         state = "inconclusive"
-    return GuaranteeCheck(state=state, max_error=certificate.promised_error, n_errors=n_errors, error=error)
+    return GuaranteeCheck(state=state, max_error=certificate.max_error, n_errors=n_errors, error=error)

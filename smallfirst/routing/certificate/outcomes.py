@@ -1,8 +1,8 @@
-"""A cascade on calibration rows: what every stage answered, and who answers which row at given thresholds.
+"""The cascade on calibration rows: the answers of every stage, and which stage answers each row at given thresholds.
 
-A request walks from the cheapest drafting stage to the dearest; the first one sure enough answers, and what none keeps
-goes to the large model. A walk pays for every draft on its way. All of it is arrays, stages by rows, because a search
-takes the same rows through hundreds of thresholds.
+A request passes the drafting stages from the cheapest up; the first confident one answers, and what none accepts goes
+to the large model. An outcome pays for every draft on the way. Data are arrays, stages by rows, because a search tries
+hundreds of thresholds on the same rows.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from smallfirst.errors import DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 
 NEVER_ACCEPT = 1.01
-"""A threshold no confidence reaches."""
+"""A threshold that no confidence reaches."""
 
 LabelSource = Literal["gold", "large", "large+gold"]
-"""Who said what is right: gold answers, the large model, or the large model corrected by some gold answers."""
+"""Who decides what is right: gold labels, the large model, or the large model corrected by some gold labels."""
 
 
 @dataclass(frozen=True)
 class CascadeData:
-    """What every stage made of n calibration rows."""
+    """The answers of every stage to n calibration rows."""
 
     names: tuple[str, ...]
     """Drafting stages, cheapest first."""
     confidence: np.ndarray
-    """By stage and row, in [0, 1]; no confidence is 0."""
+    """By stage and row, in [0, 1]; 0 where a model gives none."""
     right: np.ndarray
-    """By stage and row, as `labels` says; with `large+gold` by gold, and only where `gold` is true."""
+    """By stage and row, by `labels`; with `large+gold` by gold, and only where `gold` is true."""
     answer: np.ndarray
     """By stage and row: the answer, or None."""
     cost_usd: np.ndarray
-    """By stage and row, the large model last; a row that it was not asked costs the mean of those it was."""
+    """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
     latency_ms: np.ndarray
-    """The same in ms; a draft lasts as long as the slowest request it was asked alone, if it was. 0 where large was
-    not asked."""
+    """By stage and row, the large model last, 0 where it was not asked. A draft lasts as long as the slowest request
+    that was sent alone, if any was."""
     asked: np.ndarray
     """By row: the large model was asked."""
     large_right: np.ndarray
-    """By row: the large model was right; false where it was not asked or gold is not known."""
+    """By row: the large model was right; false where it was not asked or there is no gold label."""
     gold: np.ndarray
-    """By row: the right answer is known from somebody else than the large model."""
+    """By row: the right answer is known from another source than the large model."""
     agrees: np.ndarray
     """By stage and row: right by the large model's answer; equals `right` unless labels are `large+gold`."""
     labels: LabelSource = "gold"
@@ -75,22 +75,22 @@ class CascadeData:
 
     @cached_property
     def cumulative_cost_usd(self) -> np.ndarray:
-        """By stage and row: USD for the stage's answer and every draft before it."""
+        """By stage and row: cost in USD of the stage's answer and every draft before it."""
         return np.asarray(self.cost_usd.cumsum(axis=0))
 
     @cached_property
     def cumulative_latency_ms(self) -> np.ndarray:
-        """By stage and row: the same in ms."""
+        """By stage and row: latency of the stage's answer and every draft before it."""
         return np.asarray(self.latency_ms.cumsum(axis=0))
 
-    def walk(self, thresholds: Sequence[float]) -> CascadeOutcome:
-        """Who answers each row at these thresholds, one a stage."""
-        sure = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
-        taken = np.where(sure.any(axis=0), sure.argmax(axis=0), self.n_stages)
-        return CascadeOutcome(self, taken, all_kept=min(thresholds) <= 0)
+    def outcome(self, thresholds: Sequence[float]) -> CascadeOutcome:
+        """Return which stage answers each row at these thresholds, one a stage."""
+        confident = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
+        stage = np.where(confident.any(axis=0), confident.argmax(axis=0), self.n_stages)
+        return CascadeOutcome(self, stage, all_accepted=min(thresholds) <= 0)
 
     def take(self, rows: np.ndarray) -> CascadeData:
-        """The same on some rows, by number."""
+        """Return the data of some rows, by number."""
         cut = {
             name: getattr(self, name)[..., rows]
             for name in ("confidence", "right", "answer", "cost_usd", "latency_ms", "agrees")
@@ -101,62 +101,62 @@ class CascadeData:
 
 @dataclass(frozen=True)
 class CascadeOutcome:
-    """Every row's way through the cascade."""
+    """Which stage answers each row at given thresholds."""
 
-    answers: CascadeData
+    data: CascadeData
     """The rows."""
-    taken: np.ndarray
+    stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
-    all_kept: bool = False
-    """No request whatever can reach the large model."""
+    all_accepted: bool = False
+    """No request can reach the large model."""
 
     @cached_property
-    def kept(self) -> np.ndarray:
+    def accepted(self) -> np.ndarray:
         """By row: a drafting stage answers."""
-        return np.asarray(self.taken < self.answers.n_stages)
+        return np.asarray(self.stage < self.data.n_stages)
 
     @cached_property
-    def n_kept(self) -> int:
-        """How many rows stay small."""
-        return int(self.kept.sum())
+    def n_accepted(self) -> int:
+        """Number of rows that a drafting stage answers."""
+        return int(self.accepted.sum())
 
-    def select_taken(self, table: np.ndarray) -> np.ndarray:
-        """By row: the entry of the stage that answers, from a table by stage and row."""
-        return np.asarray(table[self.taken, np.arange(self.answers.n)])
+    def select(self, table: np.ndarray) -> np.ndarray:
+        """Return by row the entry of the stage that answers, from a table by stage and row."""
+        return np.asarray(table[self.stage, np.arange(self.data.n)])
 
     @cached_property
     def right(self) -> np.ndarray:
         """By row: the answer is right, the large model's where it answers."""
-        return self.select_taken(np.vstack([self.answers.right, self.answers.large_right]))
+        return self.select(np.vstack([self.data.right, self.data.large_right]))
 
     @property
     def max_cost_usd(self) -> float:
-        """What one request is taken to cost at most: twice the dearest full walk that was seen."""
-        return 2 * float(self.answers.cumulative_cost_usd[-2 if self.all_kept else -1].max(initial=0.0))
+        """Assumed largest cost of one request: twice the largest cost of a whole cascade on these rows."""
+        return 2 * float(self.data.cumulative_cost_usd[-2 if self.all_accepted else -1].max(initial=0.0))
 
     @cached_property
     def mean_cost_usd(self) -> float:
-        """Of a request, drafts that were thrown away included."""
-        return float(self.select_taken(self.answers.cumulative_cost_usd).mean()) if self.answers.n else 0.0
+        """Mean cost of a request, discarded drafts included."""
+        return float(self.select(self.data.cumulative_cost_usd).mean()) if self.data.n else 0.0
 
     @cached_property
-    def large_helps_below(self) -> bool:
-        """True if the large model was right more often on what is not kept, or was not measured there."""
-        both = ~self.kept & self.answers.paired
-        ours, theirs = self.answers.right[-1][both].sum(), self.answers.large_right[both].sum()
-        return bool(theirs > ours or not both.any())
+    def large_better_below(self) -> bool:
+        """True if the large model was right more often on the rows not accepted, or was not measured there."""
+        both = ~self.accepted & self.data.paired
+        small, large = self.data.right[-1][both].sum(), self.data.large_right[both].sum()
+        return bool(large > small or not both.any())
 
 
 def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels: LabelSource = "gold") -> CascadeData:
-    """The cascade of `drafts`, cheapest first, on the rows of the last one.
+    """Return the cascade of `drafts`, cheapest first, on the rows of the last one.
 
-    Raises DataError if a draft was not measured on all of them.
+    Raise DataError if a draft was not measured on all of them.
     """
     rows = drafts[-1].rows
-    stages = [_same_rows(draft, rows, drafts[-1].candidate) for draft in drafts]
+    stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
     right = _table(stages, lambda row: row.correct, bool)
-    theirs = [large.by_key.get(row.key) if large else None for row in rows]
-    measured = _measured(stages, theirs)
+    of_large = [large.by_key.get(row.key) if large else None for row in rows]
+    measured = _measurements(stages, of_large)
     for stage, draft in enumerate(drafts):
         if draft.probes_ms:  # a row's own latency includes waiting for the others
             measured["latency_ms"][stage] = max(draft.probes_ms)
@@ -164,7 +164,7 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
     return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
         right=right,
-        large_right=np.array([row is not None and (row.correct or labels != "gold") for row in theirs], dtype=bool),
+        large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
         gold=gold,
         agrees=right,
         labels=labels,
@@ -175,34 +175,34 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
 def cascade_data_without_gold(
     small: Evaluation, large: Evaluation, gold: Mapping[str, str], score: Callable[[str | None, str], bool]
 ) -> CascadeData:
-    """The rows that both models answered, judged by the large one's answers, and by `gold` where it has the row's key.
+    """Return the rows that both models answered, judged by the large one, and by `gold` where it has the row's key.
 
-    `score` says whether an answer is right, given the right one. Rows to which the large model gave no answer are left
-    out: nobody has said what is right there.
+    `score(answer, right)` says whether an answer is right. Rows without an answer of the large model are left out:
+    nothing says what is right there.
     """
     pairs = [(row, large.by_key[row.key]) for row in small.rows if row.key in large.by_key]
     pairs = [(ours, theirs) for ours, theirs in pairs if theirs.answer is not None]
-    stages, theirs = [[ours for ours, _ in pairs]], [row for _, row in pairs]
-    known = np.array([row.key in gold for row in theirs], dtype=bool)
+    stages, of_large = [[ours for ours, _ in pairs]], [row for _, row in pairs]
+    known = np.array([row.key in gold for row in of_large], dtype=bool)
     agrees = np.array([[score(ours.answer, row.answer or "") for ours, row in pairs]], dtype=bool)
-    ours, large_right = (
+    small_right, large_right = (
         np.array([row.key in gold and score(row.answer, gold[row.key]) for row in rows], dtype=bool)
-        for rows in (stages[0], theirs)
+        for rows in (stages[0], of_large)
     )
     some = bool(known.any())
     return CascadeData(
         names=(small.candidate,),
-        right=ours[None, :] if some else agrees,
-        large_right=large_right if some else np.ones(len(theirs), dtype=bool),
+        right=small_right[None, :] if some else agrees,
+        large_right=large_right if some else np.ones(len(of_large), dtype=bool),
         gold=known,
         agrees=agrees,
         labels="large+gold" if some else "large",
-        **_measured(stages, theirs),
+        **_measurements(stages, of_large),
     )
 
 
 def with_routing_cost(evaluation: Evaluation, *, cost_usd: float, latency_ms: float) -> Evaluation:
-    """The evaluation with the router's own price added to each row: give the first draft so, and walks pay for it."""
+    """Add the Router's own cost to each row; applied to the first draft, every request pays for it."""
     rows = tuple(
         row.model_copy(update={"cost_usd": row.cost_usd + cost_usd, "latency_ms": row.latency_ms + latency_ms})
         for row in evaluation.rows
@@ -214,12 +214,14 @@ def with_routing_cost(evaluation: Evaluation, *, cost_usd: float, latency_ms: fl
     return Evaluation(**{**fields, "rows": rows, "probes_ms": probes})
 
 
-def _measured(stages: Sequence[Sequence[EvaluatedRow]], theirs: Sequence[EvaluatedRow | None]) -> dict[str, np.ndarray]:
-    asked = np.array([row is not None for row in theirs], dtype=bool)
-    large_cost = np.array([row.cost_usd if row else 0.0 for row in theirs])
+def _measurements(
+    stages: Sequence[Sequence[EvaluatedRow]], of_large: Sequence[EvaluatedRow | None]
+) -> dict[str, np.ndarray]:
+    asked = np.array([row is not None for row in of_large], dtype=bool)
+    large_cost = np.array([row.cost_usd if row else 0.0 for row in of_large])
     if asked.any():
         large_cost[~asked] = large_cost[asked].mean()
-    large_latency = np.array([row.latency_ms if row else 0.0 for row in theirs])
+    large_latency = np.array([row.latency_ms if row else 0.0 for row in of_large])
     return {
         "confidence": _table(stages, lambda row: row.confidence or 0.0, float),
         "answer": _table(stages, lambda row: row.answer, object),
@@ -235,7 +237,7 @@ def _table(
     return np.array([[of(row) for row in rows] for rows in stages], dtype=kind).reshape(len(stages), -1)
 
 
-def _same_rows(draft: Evaluation, rows: Sequence[EvaluatedRow], last: str) -> list[EvaluatedRow]:
+def _rows_in_order(draft: Evaluation, rows: Sequence[EvaluatedRow], last: str) -> list[EvaluatedRow]:
     missing = sum(row.key not in draft.by_key for row in rows)
     if missing:
         raise DataError(

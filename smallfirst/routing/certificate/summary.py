@@ -1,4 +1,4 @@
-"""What a certificate says in words: what is shown and on what it rests, or why it is refused and what is missing."""
+"""The certificate in words: what is shown and what it rests on, or why it is refused and what is missing."""
 
 from __future__ import annotations
 
@@ -8,128 +8,139 @@ from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.per_class import ClassCertificate
 from smallfirst.routing.certificate.risks import RiskResult
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds, min_accepted_rows, min_rows_without_error
+from smallfirst.routing.certificate.threshold_search import (
+    CascadeThresholds,
+    min_accepted_rows,
+    min_rows_without_error,
+)
 
 
-def describe_issued(answers: CascadeData, promise: Guarantee, risks: Sequence[RiskResult], n_wrong: int) -> str:
-    """The promise and, for each of its limits, what was seen."""
-    return f"{promise.in_words}: {'; '.join(_seen(one, n_wrong) for one in risks)}{_judged(answers)}"
+def describe_issued(data: CascadeData, guarantee: Guarantee, risks: Sequence[RiskResult], n_errors: int) -> str:
+    """Return the guarantee and, for each of its limits, what was measured."""
+    return f"{guarantee.in_words}: {'; '.join(_measured(one, n_errors) for one in risks)}{_judged_by(data)}"
 
 
-def describe_per_class(answers: CascadeData, promise: Guarantee, classes: Sequence[ClassCertificate]) -> str:
-    """The promise by label, and how many labels it is shown for."""
+def describe_per_class(data: CascadeData, guarantee: Guarantee, classes: Sequence[ClassCertificate]) -> str:
+    """Return the guarantee by label, and for how many labels it is shown."""
     shown = [one for one in classes if one.certified]
-    wrong, kept = sum(one.errors for one in shown), sum(one.n_kept for one in shown)
+    wrong, accepted = sum(one.n_errors for one in shown), sum(one.n_accepted for one in shown)
     return (
-        f"{promise.in_words}: shown for {len(shown)} of {len(classes)} labels, of whose {kept} kept calibration "
-        f"answers {wrong} were wrong{_judged(answers)}"
+        f"{guarantee.in_words}: shown for {len(shown)} of {len(classes)} labels, of whose {accepted} kept calibration "
+        f"answers {wrong} were wrong{_judged_by(data)}"
     )
 
 
-def describe_refused(answers: CascadeData, promise: Guarantee, found: CascadeThresholds, missing: int | None) -> str:
-    """Why nothing is promised, and how many rows would change that."""
-    unmeasured = _unmeasured(answers, promise)
+def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThresholds, missing: int | None) -> str:
+    """Return why nothing is guaranteed, and how many rows would change that."""
+    unmeasured = _unmeasured(data, guarantee)
     if unmeasured:
         return unmeasured
-    alpha = promise.at_most_wrong
+    alpha = guarantee.max_error
     fewest = min_rows_without_error(alpha, found.level) if alpha else 0
-    if answers.n < fewest:
+    if data.n < fewest:
         return (
-            f"too few labels: {answers.n} calibration rows; even without an error this promise needs {fewest}"
-            f"{_would(missing)}"
+            f"too few labels: {data.n} calibration rows; even without an error this guarantee needs {fewest}"
+            f"{_rows_missing(missing)}"
         )
-    if promise.per_class:
-        return f"not shown: with {answers.n} calibration rows {promise.in_words} is shown for no label{_would(missing)}"
-    if alpha and set(promise.limits) == {"wrong"}:
-        n_wrong = int((~(answers.agrees if answers.labels == "large+gold" else answers.right)[-1]).sum())
+    if guarantee.per_class:
+        none = f"{guarantee.in_words} is shown for no label"
+        return f"not shown: with {data.n} calibration rows {none}{_rows_missing(missing)}"
+    if alpha and set(guarantee.limits) == {"error"}:
+        n_wrong = int((~(data.agrees if data.labels == "large+gold" else data.right)[-1]).sum())
         return (
-            f"not shown: with {answers.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
-            f"{min_accepted_rows(answers.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
-            f"{_judged(answers)}{_would(missing)}"
+            f"not shown: with {data.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
+            f"{min_accepted_rows(data.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
+            f"{_judged_by(data)}{_rows_missing(missing)}"
         )
-    where = "; ".join(_where(name, limit, found) for name, limit in promise.limits.items())
-    return f"not shown: with {answers.n} calibration rows no threshold keeps all of it: {where}{_would(missing)}"
+    where = "; ".join(_shown_where(risk, limit, found) for risk, limit in guarantee.limits.items())
+    return f"not shown: with {data.n} calibration rows no threshold keeps all limits: {where}{_rows_missing(missing)}"
 
 
 def limits_of_validity(
-    answers: CascadeData, promise: Guarantee, audit_limit: float | None, person: bool
+    data: CascadeData, guarantee: Guarantee, audit_limit: float | None, person: bool
 ) -> tuple[str, ...]:
-    """What the promise rests on and when it ends, a sentence each."""
-    n, asked = answers.n, int(answers.asked.sum())
-    said = [
-        f"it speaks of requests drawn like its {n} calibration rows; drift ends it",
-        "it allows one look: choosing another promise on the same rows after seeing this one weakens both",
-        _label_source(answers),
+    """Return what the guarantee rests on and when it ends, a sentence each."""
+    n, asked = data.n, int(data.asked.sum())
+    sentences = [
+        f"it holds for requests drawn like its {n} calibration rows; drift ends it",
+        "it allows one look: choosing another guarantee on the same rows after seeing this one weakens both",
+        _label_source(data),
     ]
-    if len(promise.limits) > 1:
-        said.append(f"{100 * promise.confidence:g} % holds for all {len(promise.limits)} limits together")
+    if len(guarantee.limits) > 1:
+        sentences.append(f"{100 * guarantee.confidence:g} % holds for all {len(guarantee.limits)} limits together")
     if 0 < asked < n:
-        said.append(f"the large model answered {asked} of the {n} rows, taken for a random part of them")
-    if "cost" in promise.limits:
-        said.append("no request is taken to cost more than twice the dearest walk that was seen")
-    if "late" in promise.limits:
-        said.append("latencies are those of the calibration run's machine; a draft counts as its slowest request alone")
-    if "regret" in promise.limits and person:
-        said.append("a request given to a person counts as answered no worse than by the large model")
-    said.append("what happens below the threshold rests on what was seen there and is not promised to be right")
+        sentences.append(f"the large model answered {asked} of the {n} rows, assumed to be a random part of them")
+    if "cost" in guarantee.limits:
+        sentences.append("no request is assumed to cost more than twice the most expensive one measured")
+    if "latency" in guarantee.limits:
+        sentences.append(
+            "latencies are those of the calibration run's machine; a draft counts as its slowest request sent alone"
+        )
+    if "accuracy_loss" in guarantee.limits and person:
+        sentences.append("a request left to a person counts as answered no worse than by the large model")
+    sentences.append("what happens below the threshold was chosen on these rows and is not guaranteed to be right")
     if audit_limit is not None:
-        said.append(
+        sentences.append(
             f"audits by the large model break it when more than {audit_limit:.3f} of audited kept answers differ from "
             "its own"
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
-def _seen(one: RiskResult, n_wrong: int) -> str:
+def _measured(one: RiskResult, n_errors: int) -> str:
     return {
-        "wrong": f"{n_wrong} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}",
-        "regret": f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}",
-        "cost": f"${one.value:.3g} per 1,000 seen, so at most ${one.bound:.3g}",
-        "late": f"{100 * one.value:.1f} % of {one.n} requests were slower, so at most {100 * one.bound:.1f} %",
-        "escalated": f"{100 * one.value:.1f} % of {one.n} were sent on, so at most {100 * one.bound:.1f} %",
+        "error": f"{n_errors} of {one.n} kept calibration answers were wrong, so at most {one.bound:.3f}",
+        "accuracy_loss": f"{one.value:.3f} below the large model on {one.n} rows, so at most {one.bound:.3f}",
+        "cost": f"${one.value:.3g} per 1,000 measured, so at most ${one.bound:.3g}",
+        "latency": f"{100 * one.value:.1f} % of {one.n} requests were slower, so at most {100 * one.bound:.1f} %",
+        "escalation": f"{100 * one.value:.1f} % of {one.n} were escalated, so at most {100 * one.bound:.1f} %",
     }[one.risk]
 
 
-def _where(name: str, limit: float, found: CascadeThresholds) -> str:
-    if name not in found.shares:
-        return f"«{describe_limit(name, limit)}» is shown nowhere"
-    least, most = found.shares[name]
-    return f"«{describe_limit(name, limit)}» is shown while {100 * least:.0f} to {100 * most:.0f} % stay small"
+def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
+    if risk not in found.shares:
+        return f'"{describe_limit(risk, limit)}" is shown nowhere'
+    least, most = found.shares[risk]
+    return f'"{describe_limit(risk, limit)}" is shown while {100 * least:.0f} to {100 * most:.0f} % stay small'
 
 
-def _would(missing: int | None) -> str:
+def _rows_missing(missing: int | None) -> str:
     if missing is None:
-        return "; no number of rows like these would show it: promise less, or improve the model"
+        return "; no number of rows like these would show it: loosen the guarantee, or improve the model"
     return f"; about {missing} more rows like these would show it"
 
 
-def _unmeasured(answers: CascadeData, promise: Guarantee) -> str:
-    """Said where a limit needs the large model, or gold, on rows that have neither."""
-    if "regret" in promise.limits and answers.labels == "large":
-        return "not shown: the large model's own answers were the labels, so nothing is below them; give some gold"
-    needing = [describe_limit(name, limit) for name, limit in promise.limits.items() if name in ("regret", "cost")]
-    if needing and not (answers.paired if "regret" in promise.limits else answers.asked).any():
+def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:
+    """Return the refusal where a limit needs the large model, or gold labels, on rows that have neither."""
+    if "accuracy_loss" in guarantee.limits and data.labels == "large":
         return (
-            f"not shown: «{', '.join(needing)}» needs the large model's answers on the calibration rows, of which "
-            f"{answers.n - int(answers.paired.sum())} of {answers.n} are missing"
+            "not shown: the large model's own answers were the labels, so nothing is below them; give some gold labels"
+        )
+    needing = [
+        describe_limit(risk, limit) for risk, limit in guarantee.limits.items() if risk in ("accuracy_loss", "cost")
+    ]
+    if needing and not (data.paired if "accuracy_loss" in guarantee.limits else data.asked).any():
+        return (
+            f'not shown: "{", ".join(needing)}" needs the large model\'s answers on the calibration rows, of which '
+            f"{data.n - int(data.paired.sum())} of {data.n} are missing"
         )
     return ""
 
 
-def _judged(answers: CascadeData) -> str:
+def _judged_by(data: CascadeData) -> str:
     return {
         "gold": "",
         "large": "; right is what the large model answered",
-        "large+gold": f"; right is what the large model answered, corrected by {answers.gold.sum()} gold rows",
-    }[answers.labels]
+        "large+gold": f"; right is what the large model answered, corrected by {data.gold.sum()} gold rows",
+    }[data.labels]
 
 
-def _label_source(answers: CascadeData) -> str:
+def _label_source(data: CascadeData) -> str:
     return {
         "gold": "right is what the gold labels say; a wrong label counts as it stands",
-        "large": "the labels are the large model's answers: where it is wrong, so is the promise; no gold corrects it",
+        "large": "the labels are the large model's answers: where it is wrong, so is this; no gold corrects it",
         "large+gold": (
-            f"the labels are the large model's answers, corrected by {answers.gold.sum()} gold rows that must be a "
+            f"the labels are the large model's answers, corrected by {data.gold.sum()} gold rows that must be a "
             "random part of all rows"
         ),
-    }[answers.labels]
+    }[data.labels]

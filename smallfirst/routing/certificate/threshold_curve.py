@@ -1,4 +1,4 @@
-"""What every threshold of the last drafting stage would have given on calibration rows: the curve a report draws."""
+"""What every threshold of the last drafting stage would have given on calibration rows: the curve of the report."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from smallfirst.stats.intervals import upper_bound
 
 
 class ThresholdPoint(Record):
-    """What happens if answers at or above one confidence stay small (measured on calibration rows)."""
+    """What happens on calibration rows if answers at or above one confidence stay small."""
 
     threshold: float
-    """Confidence asked for, in [0, 1]."""
-    n_kept: int
+    """Least confidence that is accepted, in [0, 1]."""
+    n_accepted: int
     """Rows answered small."""
-    errors_kept: int
-    """Of these, wrong."""
+    n_errors: int
+    """Wrong among them."""
     error_bound: float
-    """Exact one-sided upper bound on the error of kept answers."""
+    """Exact one-sided upper bound on the error of accepted answers."""
     routed_accuracy: float
     """Accuracy over all rows when the rest goes to the large model."""
     routed_cost_usd_per_1k: float
     """Cost of 1,000 requests then, drafts included."""
 
 
-def threshold_curve(answers: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
-    """About 60 thresholds of the last stage, strict to loose, the chosen one among them; the stages before stay there.
+def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
+    """Return about 60 thresholds of the last stage, strict to loose, including the chosen one.
 
-    On rows that the large model was not asked, its part is played by the draft.
+    Earlier stages keep their chosen thresholds. On rows that the large model was not asked, the draft stands in.
     """
-    falling = np.sort(answers.confidence[-1])[::-1]
-    counts = sorted({round(share * answers.n) for share in np.linspace(0, 1, 61)})
-    thresholds = {*(float(falling[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}
-    large_right = np.where(answers.asked, answers.large_right, answers.agrees[-1])
-    if answers.labels == "large+gold":
-        large_right = answers.asked  # judged by its own answers
+    descending = np.sort(data.confidence[-1])[::-1]
+    counts = sorted({round(share * data.n) for share in np.linspace(0, 1, 61)})
+    thresholds = {*(float(descending[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}
+    large_right = np.where(data.asked, data.large_right, data.agrees[-1])
+    if data.labels == "large+gold":
+        large_right = data.asked  # judged by its own answers
     points = []
     for threshold in sorted(thresholds, reverse=True):
-        walk = answers.walk((*chosen[:-1], threshold))
-        right = walk.select_taken(np.vstack([answers.agrees, large_right]))
-        errors = int((walk.kept & ~right).sum())
+        outcome = data.outcome((*chosen[:-1], threshold))
+        right = outcome.select(np.vstack([data.agrees, large_right]))
+        errors = int((outcome.accepted & ~right).sum())
         points.append(
             ThresholdPoint(
                 threshold=threshold,
-                n_kept=walk.n_kept,
-                errors_kept=errors,
-                error_bound=upper_bound(errors, walk.n_kept, confidence=confidence),
-                routed_accuracy=int(right.sum()) / max(1, answers.n),
-                routed_cost_usd_per_1k=1000 * walk.mean_cost_usd,
+                n_accepted=outcome.n_accepted,
+                n_errors=errors,
+                error_bound=upper_bound(errors, outcome.n_accepted, confidence=confidence),
+                routed_accuracy=int(right.sum()) / max(1, data.n),
+                routed_cost_usd_per_1k=1000 * outcome.mean_cost_usd,
             )
         )
     return tuple(points)

@@ -65,7 +65,7 @@ def test_of_paths_that_fail_as_many_checks_the_best_is_the_nearest(
 def test_what_speaks_against_routing_and_the_figures_is_told(make_report: Make, make_certificate: Build) -> None:
     refused = make_report(certificate=make_certificate(issued=False))
     assert any("too few labelled rows for a guarantee" in said for said in advised(refused))
-    broken = make_report(certificate=make_certificate(promised_error=0.001))
+    broken = make_report(certificate=make_certificate(max_error=0.001))
     rows = tuple(row.model_copy(update={"correct": False}) for row in broken.evaluations[2].rows)
     routed = broken.evaluations[2].model_copy(update={"rows": rows})
     broken = broken.model_copy(update={"evaluations": (*broken.evaluations[:2], routed)})

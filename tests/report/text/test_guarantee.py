@@ -31,5 +31,5 @@ def test_the_sentence_says_whether_it_held(make_report: Make, n_wrong: int, n: i
 
 
 def test_without_a_guarantee_nothing_is_said(make_report: Make, make_certificate: Callable[..., Any]) -> None:
-    for data in (make_report(certificate=None), make_report(certificate=make_certificate(promised_error=1.0))):
+    for data in (make_report(certificate=None), make_report(certificate=make_certificate(max_error=1.0))):
         assert (guarantee_state(data), guarantee_sentence(data)) == ("", "")

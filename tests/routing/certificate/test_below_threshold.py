@@ -39,7 +39,7 @@ LARGE = [True] * 20 + [False] * 20 + [False] * 10 + [True] * 10 + [True] * 20
 
 def test_each_band_goes_where_it_is_answered_better() -> None:
     found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False)
-    assert [(band.n, band.small_right, band.large_right, band.then) for band in found.bands] == [
+    assert [(band.n, band.small_right, band.large_right, band.action) for band in found.bands] == [
         (20, 0, 20, "escalate"),
         (20, 20, 0, "keep"),
         (20, 10, 10, "keep"),
@@ -50,14 +50,14 @@ def test_each_band_goes_where_it_is_answered_better() -> None:
     assert found.bands[-1].high == 1.0
     # McNemar on 20 against 0: 2 / 2**20
     assert found.bands[0].p_value == 2 / 2**20
-    assert found.then == "escalate"  # 50 against 30 over all
+    assert found.action == "escalate"  # 50 against 30 over all
 
 
 def test_where_there_is_a_person_they_get_what_nobody_is_good_at() -> None:
     found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=True)
-    assert [band.then for band in found.bands] == ["escalate", "abstain", "abstain", "escalate"]
+    assert [band.action for band in found.bands] == ["escalate", "abstain", "abstain", "escalate"]
     worse = decide_below_threshold(rows([True] * 80, [False] * 80), NOBODY, top=1.0, floor=None, person=True)
-    assert worse.then == "abstain"
+    assert worse.action == "abstain"
     assert worse.why.endswith(": sending them on would cost more and help nobody, so they go to a person's queue")
 
 
@@ -65,34 +65,34 @@ def test_a_band_with_under_ten_paired_rows_follows_the_whole() -> None:
     asked = np.ones(80, dtype=bool)
     asked[20:31] = False  # nine are left of the second band, on which large is worse
     found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
-    assert [(band.n, band.then) for band in found.bands][1] == (9, "escalate")
+    assert [(band.n, band.action) for band in found.bands][1] == (9, "escalate")
     asked[20] = True
     found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
-    assert [(band.n, band.then) for band in found.bands][1] == (10, "keep")
+    assert [(band.n, band.action) for band in found.bands][1] == (10, "keep")
 
 
 def test_few_paired_rows_are_said_to_be_few() -> None:
     asked = np.zeros(80, dtype=bool)
     asked[20:29] = True  # nine rows on which large is worse
     found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
-    assert found.then == "keep"
+    assert found.action == "keep"
     assert found.why.endswith(": too few to show that sending them on helps; ask the large model more of them")
 
 
 def test_a_promise_about_regret_allows_keeping_from_the_top_down_to_its_floor_without_a_gap() -> None:
     always = rows([True] * 80, [False] * 80)
     found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.5, person=False)
-    assert [band.then for band in found.bands] == ["escalate", "escalate", "keep", "keep"]
-    assert found.then == "escalate"
+    assert [band.action for band in found.bands] == ["escalate", "escalate", "keep", "keep"]
+    assert found.action == "escalate"
     found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.0, person=False)
-    assert [band.then for band in found.bands] == ["keep"] * 4
+    assert [band.action for band in found.bands] == ["keep"] * 4
     gap = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=0.0, person=False)
-    assert [band.then for band in gap.bands] == ["escalate"] * 4
+    assert [band.action for band in gap.bands] == ["escalate"] * 4
 
 
 def test_a_sealed_promise_sends_nothing_on() -> None:
-    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False, sealed=True)
-    assert [band.then for band in found.bands] == ["keep"] * 4
+    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False, never_escalates=True)
+    assert [band.action for band in found.bands] == ["keep"] * 4
 
 
 @settings(max_examples=50, deadline=None)

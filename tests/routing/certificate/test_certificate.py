@@ -12,16 +12,11 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.routing.certificate.certificate import (
-    NEVER_ACCEPT,
-    Certificate,
-    Guarantee,
-    ThresholdSearchResult,
-    certify,
-    certify_without_gold,
-    search_threshold,
-    with_routing_cost,
-)
+from smallfirst.records import fingerprint
+from smallfirst.routing.certificate.certificate import Certificate, certify, certify_without_gold
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, with_routing_cost
+from smallfirst.routing.certificate.threshold_search import ThresholdSearchResult, search_threshold
 from smallfirst.stats.intervals import Estimate, paired_difference, upper_bound, wilson
 from smallfirst.stats.sample_size import rows_for_upper_bound
 
@@ -78,37 +73,37 @@ def falling(n: int) -> list[float]:
 def test_fifty_nine_rows_without_an_error_are_enough_for_five_percent(n: int) -> None:
     confidence = falling(n)
     assert search_threshold(confidence, [True] * n, FIVE_PERCENT) == ThresholdSearchResult(
-        threshold=confidence[-1], n_kept=n, errors_kept=0
+        threshold=confidence[-1], n_accepted=n, n_errors=0
     )
 
 
 def test_fifty_eight_are_not() -> None:
     found = search_threshold(falling(58), [True] * 58, FIVE_PERCENT)
-    assert found == ThresholdSearchResult(threshold=NEVER_ACCEPT, n_kept=0, errors_kept=0)
+    assert found == ThresholdSearchResult(threshold=NEVER_ACCEPT, n_accepted=0, n_errors=0)
 
 
 def test_one_error_among_ninety_three_is_shown_and_among_ninety_two_is_not() -> None:
     # 0.95**93 + 93 * 0.05 * 0.95**92 = 0.04999 and with 92 rows 0.0521; the error is the least sure row.
     found = [search_threshold(falling(n), [True] * (n - 1) + [False], FIVE_PERCENT) for n in (93, 92)]
-    assert [(search.n_kept, search.errors_kept) for search in found] == [(93, 1), (91, 0)]
+    assert [(search.n_accepted, search.n_errors) for search in found] == [(93, 1), (91, 0)]
 
 
 def test_the_first_failure_stops_the_search() -> None:
     # 60 right, 2 wrong (fails: two errors in 62), then 200 right, which would have passed again.
     correct = [True] * 60 + [False] * 2 + [True] * 58
     assert search_threshold(falling(120), correct, FIVE_PERCENT) == ThresholdSearchResult(
-        threshold=falling(120)[59], n_kept=60, errors_kept=0
+        threshold=falling(120)[59], n_accepted=60, n_errors=0
     )
     longer = correct + [True] * 200
     assert upper_bound(2, len(longer)) < 0.05
     # With more rows the search starts where half of them are kept, past the two errors.
-    assert search_threshold(falling(320), longer, FIVE_PERCENT).n_kept == 320
+    assert search_threshold(falling(320), longer, FIVE_PERCENT).n_accepted == 320
 
 
 def test_where_the_search_begins_does_not_depend_on_which_answers_are_right() -> None:
     # The first 100 of 200 are tried first, and 11 errors in them show nothing, however good the surest 60 are.
     correct = [True] * 80 + [False] * 20 + [True] * 100
-    assert search_threshold(falling(200), correct, FIVE_PERCENT).n_kept == 0
+    assert search_threshold(falling(200), correct, FIVE_PERCENT).n_accepted == 0
 
 
 def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
@@ -116,11 +111,11 @@ def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
     correct = [True] * 68 + [False] * 10
     # 59 rows would do, but the 59th shares its confidence with nine others.
     assert search_threshold(confidence, correct, FIVE_PERCENT) == ThresholdSearchResult(
-        threshold=0.8, n_kept=68, errors_kept=0
+        threshold=0.8, n_accepted=68, n_errors=0
     )
     # One wrong row among the ten is too many for 68, so none of them is kept, nor the 58 alone.
     correct[60] = False
-    assert search_threshold(confidence, correct, FIVE_PERCENT).n_kept == 0
+    assert search_threshold(confidence, correct, FIVE_PERCENT).n_accepted == 0
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -136,11 +131,11 @@ def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
     found = certify(measured("small", [True] * 40, falling(40)), None, FIVE_PERCENT, model_fingerprint="m")
     assert not found.issued
     assert found.why == (
-        "too few labels: 40 calibration rows; even without an error this promise needs 59; about 19 more rows like "
+        "too few labels: 40 calibration rows; even without an error this guarantee needs 59; about 19 more rows like "
         "these would show it"
     )
     assert found.labels_missing == 19
-    assert (found.threshold, found.n_kept, found.error_bound) == (NEVER_ACCEPT, 0, 1.0)
+    assert (found.threshold, found.n_accepted, found.error_bound) == (NEVER_ACCEPT, 0, 1.0)
     assert found.coverage == wilson(0, 40)
 
 
@@ -149,22 +144,22 @@ def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
     found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
     assert found.why == (
         "not shown: with 100 calibration rows (50 of all answers wrong) no threshold keeping 59 or more answers shows "
-        "at most 5 % wrong; no number of rows like these would show it: promise less, or improve the model"
+        "at most 5 % wrong; no number of rows like these would show it: loosen the guarantee, or improve the model"
     )
     assert found.labels_missing is None
 
 
 def test_a_promise_that_is_shown_says_on_what_it_rests() -> None:
     small = measured("small", [True] * 99 + [False], falling(100))
-    promise = Guarantee(at_most_wrong=0.075, confidence=0.975)
+    promise = Guarantee(max_error=0.075, confidence=0.975)
     found = certify(small, None, promise, model_fingerprint="m", temperature=1.5)
     # Clopper and Pearson: 0.0545 is the rate at which at most 1 error in 100 has probability 0.025.
     assert found.why == (
         "at most 7.5 % of kept answers wrong (97.5 %): 1 of 100 kept calibration answers were wrong, so at most 0.054"
     )
-    assert (found.issued, found.n_kept, found.errors_kept, found.n_labels) == (True, 100, 1, 100)
+    assert (found.issued, found.n_accepted, found.n_errors, found.n_labels) == (True, 100, 1, 100)
     assert found.error_bound == upper_bound(1, 100, confidence=0.975)
-    assert (found.promised_error, found.confidence, found.temperature) == (0.075, 0.975, 1.5)
+    assert (found.max_error, found.confidence, found.temperature) == (0.075, 0.975, 1.5)
     assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "d")
 
 
@@ -178,7 +173,7 @@ def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_of
         FIVE_PERCENT,
         model_fingerprint="m",
     )
-    assert (found.n_kept, found.below) == (60, "escalate")
+    assert (found.n_accepted, found.below) == (60, "escalate")
     assert found.below_difference == paired_difference(theirs[60:], ours[60:])
     # McNemar on 5 against 1: 2 * (1 + 6) / 2**6
     assert found.below_why == (
@@ -235,7 +230,7 @@ def test_an_answer_without_confidence_counts_as_no_confidence_at_all() -> None:
         FIVE_PERCENT,
         model_fingerprint="m",
     )
-    assert found.n_kept == 60
+    assert found.n_accepted == 60
 
 
 def test_the_curve_begins_all_large_and_ends_all_small() -> None:
@@ -244,10 +239,10 @@ def test_the_curve_begins_all_large_and_ends_all_small() -> None:
     small = measured("small", ours, draw.random(150).tolist(), cost_usd=0.001)
     large = measured("large", theirs, cost_usd=0.02)
     curve = certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve
-    assert (curve[0].threshold, curve[0].n_kept, curve[0].errors_kept) == (NEVER_ACCEPT, 0, 0)
+    assert (curve[0].threshold, curve[0].n_accepted, curve[0].n_errors) == (NEVER_ACCEPT, 0, 0)
     assert curve[0].routed_accuracy == sum(theirs) / 150
     assert curve[0].routed_cost_usd_per_1k == pytest.approx(21.0)  # thrown-away drafts are paid too
-    assert (curve[-1].n_kept, curve[-1].errors_kept) == (150, 150 - sum(ours))
+    assert (curve[-1].n_accepted, curve[-1].n_errors) == (150, 150 - sum(ours))
     assert curve[-1].routed_accuracy == sum(ours) / 150
     assert curve[-1].routed_cost_usd_per_1k == pytest.approx(1.0)
     assert curve[-1].threshold == min(row.confidence or 0.0 for row in small.rows)
@@ -260,7 +255,7 @@ def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
         found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
         assert found.issued
         (point,) = [p for p in found.curve if p.threshold == found.threshold]
-        assert (point.n_kept, point.errors_kept) == (found.n_kept, found.errors_kept)
+        assert (point.n_accepted, point.n_errors) == (found.n_accepted, found.n_errors)
 
 
 def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
@@ -276,8 +271,8 @@ def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
     assert [point.threshold for point in curve] == [NEVER_ACCEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
     for point in curve:
         kept = said >= point.threshold
-        assert (point.n_kept, point.errors_kept) == (kept.sum(), (kept & ~ours).sum())
-        assert point.error_bound == upper_bound(point.errors_kept, point.n_kept)
+        assert (point.n_accepted, point.n_errors) == (kept.sum(), (kept & ~ours).sum())
+        assert point.error_bound == upper_bound(point.n_errors, point.n_accepted)
         assert point.routed_accuracy == pytest.approx(np.where(kept, ours, theirs).mean())
 
 
@@ -308,8 +303,8 @@ def test_the_promise_is_broken_at_most_as_often_as_it_says(jump: float, high: fl
         said = draw.random(n)
         right = draw.random(n) >= np.where(said < jump, high, low)
         found = search_threshold(said, right, FIVE_PERCENT)
-        issued += found.n_kept > 0
-        broken += found.n_kept > 0 and wrong_above(found.threshold, jump, high=high, low=low) > 0.05
+        issued += found.n_accepted > 0
+        broken += found.n_accepted > 0 and wrong_above(found.threshold, jump, high=high, low=low) > 0.05
     slack = 3 * math.sqrt(0.05 * 0.95 / sets)
     assert broken / sets <= 0.05 + slack
     if jump < 1:
@@ -328,9 +323,9 @@ def test_a_looser_promise_never_asks_for_more_confidence(
     order, n_wrong = drawn
     confidence = [(place + 1) / (len(order) + 1) for place in order]
     correct = [i >= n_wrong for i in range(len(order))]
-    strict, loose = (search_threshold(confidence, correct, Guarantee(at_most_wrong=alpha)) for alpha in alphas)
+    strict, loose = (search_threshold(confidence, correct, Guarantee(max_error=alpha)) for alpha in alphas)
     assert loose.threshold <= strict.threshold
-    assert loose.n_kept >= strict.n_kept
+    assert loose.n_accepted >= strict.n_accepted
 
 
 def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
@@ -341,12 +336,12 @@ def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
     found = certify((words, small), measured("large", [True] * 800, cost_usd=0.02), FIVE_PERCENT, model_fingerprint="m")
     assert [one.name for one in found.stages] == ["words", "small"]
     assert found.issued
-    assert sum(one.n_kept for one in found.stages) == found.n_kept
-    assert sum(one.errors_kept for one in found.stages) == found.errors_kept
+    assert sum(one.n_accepted for one in found.stages) == found.n_accepted
+    assert sum(one.n_errors for one in found.stages) == found.n_errors
     assert found.threshold == found.stages[-1].threshold
     first = found.stages[0].threshold
     kept = sum(confidence >= first for confidence in said[0])
-    assert kept == found.stages[0].n_kept
+    assert kept == found.stages[0].n_accepted
     assert found.covers("a", first, stage="words")
     assert not found.covers("a", first - 1e-9, stage="words")
 
@@ -355,14 +350,14 @@ def test_one_stage_given_alone_or_in_a_list_is_the_same() -> None:
     small, large = measured("small", [True] * 99 + [False], falling(100)), measured("large", [True] * 100)
     alone = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
     assert certify([small], large, FIVE_PERCENT, model_fingerprint="m") == alone
-    assert [(one.name, one.threshold, one.n_kept) for one in alone.stages] == [("small", alone.threshold, 100)]
+    assert [(one.name, one.threshold, one.n_accepted) for one in alone.stages] == [("small", alone.threshold, 100)]
 
 
 def test_a_draft_that_was_not_measured_on_all_rows_is_refused_with_how_many_are_missing() -> None:
     words, small = measured("words", [True] * 60), measured("small", [True] * 90, falling(90))
     with pytest.raises(DataError, match="words was not measured on 30 of the 90 calibration rows of small"):
         certify([words, small], None, FIVE_PERCENT, model_fingerprint="m")
-    with pytest.raises(ConfigError, match="a promise by label speaks of one drafting stage"):
+    with pytest.raises(ConfigError, match="a guarantee by label covers one drafting stage"):
         certify([small, small], None, Guarantee(per_class=True), model_fingerprint="m")
 
 
@@ -370,45 +365,112 @@ def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
     draw = np.random.default_rng(2)
     small = measured("small", (draw.random(300) < 0.97).tolist(), draw.random(300).tolist())
     large = measured("large", (draw.random(300) < 0.9).tolist())
-    promise = Guarantee(at_most_wrong=0.1, at_most_below_large=0.1, at_most_escalated=0.9)
+    promise = Guarantee(max_error=0.1, max_accuracy_loss=0.1, max_escalation_rate=0.9)
     found = certify(small, large, promise, model_fingerprint="m")
     assert found.issued
     assert Certificate.model_validate_json(found.model_dump_json()) == found
-    added = {"promise", "stages", "risks", "labels", "labels_missing", "classes", "bands", "audit_limit"}
+    added = {"guarantee", "stages", "risks", "labels", "labels_missing", "classes", "bands", "audit_limit"}
     values = found.model_dump(exclude={*added, "limits_of_validity"})
     old = Certificate.model_validate(values)
-    assert (old.stages, old.bands, old.labels, old.audit_limit, old.promise) == ((), (), "gold", None, None)
+    assert (old.stages, old.bands, old.labels, old.audit_limit, old.guarantee) == ((), (), "gold", None, None)
     assert old.decide(found.threshold) == "keep_certified"
     assert old.decide(found.threshold - 1e-9) == found.below
+
+
+def test_a_certificate_with_earlier_field_names_is_read_and_keeps_its_fingerprint() -> None:
+    estimate = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 100}
+    old = {
+        "issued": True,
+        "why": "shown",
+        "promised_error": 0.1,
+        "confidence": 0.95,
+        "threshold": 0.8,
+        "n_labels": 100,
+        "n_kept": 60,
+        "errors_kept": 2,
+        "error_bound": 0.09,
+        "coverage": estimate,
+        "below": "keep",
+        "below_why": "measured",
+        "below_difference": None,
+        "temperature": 1.0,
+        "curve": [
+            {
+                "threshold": 0.8,
+                "n_kept": 60,
+                "errors_kept": 2,
+                "error_bound": 0.09,
+                "routed_accuracy": 0.9,
+                "routed_cost_usd_per_1k": 1.0,
+            }
+        ],
+        "model_fingerprint": "m",
+        "dataset_fingerprint": "d",
+        "promise": {"at_most_wrong": 0.1, "at_most_below_large": 0.02, "p95_under_ms": 300.0},
+        "stages": [{"name": "small", "threshold": 0.8, "n_kept": 60, "errors_kept": 2}],
+        "risks": [{"risk": "late", "limit": 300.0, "value": 0.01, "bound": 0.03, "n": 100}],
+        "classes": [
+            {
+                "label": "card",
+                "threshold": 0.8,
+                "n_kept": 60,
+                "errors": 2,
+                "error_bound": 0.09,
+                "certified": True,
+                "labels_missing": 0,
+            }
+        ],
+        "bands": [
+            {
+                "low": 0.0,
+                "high": 0.8,
+                "n": 40,
+                "small_right": 20,
+                "large_right": 30,
+                "difference": None,
+                "p_value": 0.1,
+                "then": "escalate",
+            }
+        ],
+    }
+    found = Certificate.model_validate(old)
+    assert (found.max_error, found.n_accepted, found.n_errors) == (0.1, 60, 2)
+    assert found.guarantee == Guarantee(max_error=0.1, max_accuracy_loss=0.02, max_p95_ms=300)
+    assert [found.stages[0].n_errors, found.curve[0].n_errors, found.classes[0].n_errors] == [2, 2, 2]
+    assert (found.risks[0].risk, found.bands[0].action, found.decide(0.5)) == ("latency", "escalate", "escalate")
+    assert found.fingerprint() == fingerprint(old)  # the ledger's audits refer to it
+    again = Certificate.model_validate_json(found.model_dump_json())
+    assert again == found
+    assert again.fingerprint() == found.fingerprint()
 
 
 def test_each_limit_is_said_with_what_was_seen() -> None:
     draw = np.random.default_rng(3)
     small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
-    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.5, at_most_usd_per_1k=100, p95_under_ms=50)
+    promise = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_usd_per_1k=100, max_p95_ms=50)
     found = certify(small, measured("large", [True] * 600, cost_usd=0.02), promise, model_fingerprint="m")
     assert found.issued
-    assert [one.risk for one in found.risks] == ["wrong", "cost", "late", "escalated"]
+    assert [one.risk for one in found.risks] == ["error", "cost", "latency", "escalation"]
     # Four limits share 5 %, so each is shown at 1.25 %.
     wrong = found.risks[0]
-    assert wrong.bound == upper_bound(found.errors_kept, found.n_kept, confidence=0.9875) == found.error_bound
-    assert "of 600 were sent on, so at most" in found.why
+    assert wrong.bound == upper_bound(found.n_errors, found.n_accepted, confidence=0.9875) == found.error_bound
+    assert "of 600 were escalated, so at most" in found.why
     assert "95 % holds for all 4 limits together" in found.limits_of_validity
 
 
 def test_a_promise_about_the_large_model_needs_it_on_the_rows() -> None:
     small = measured("small", [True] * 300, falling(300))
-    promise = Guarantee(at_most_wrong=None, at_most_below_large=0.05)
+    promise = Guarantee(max_error=None, max_accuracy_loss=0.05)
     found = certify(small, None, promise, model_fingerprint="m")
     assert found.why == (
-        "not shown: «at most 5 points less accurate than the large model» needs the large model's answers on the "
+        'not shown: "at most 5 points less accurate than the large model" needs the large model\'s answers on the '
         "calibration rows, of which 300 of 300 are missing"
     )
     assert not found.issued
-    assert found.promised_error == 1.0
+    assert found.max_error == 1.0
     shown = certify(small, measured("large", [True] * 300), promise, model_fingerprint="m")
     assert shown.issued
-    assert shown.n_kept == 300
+    assert shown.n_accepted == 300
     assert (shown.risks[0].value, shown.risks[0].n) == (0.0, 300)
 
 
@@ -435,10 +497,10 @@ def test_by_label_only_what_is_shown_is_promised() -> None:
     small = small.model_copy(update={"rows": rows})
     found = certify(small, None, Guarantee(per_class=True), model_fingerprint="m")
     assert found.why == (
-        "at most 5 % of kept answers wrong of each promised label (95 %): shown for 1 of 2 labels, of whose 200 kept "
+        "at most 5 % of kept answers wrong of each guaranteed label (95 %): shown for 1 of 2 labels, of whose 200 kept "
         "calibration answers 0 were wrong"
     )
-    assert (found.n_kept, found.threshold) == (200, falling(300)[199])
+    assert (found.n_accepted, found.threshold) == (200, falling(300)[199])
     assert found.covers("card", 0.99)
     assert not found.covers("card", found.threshold - 1e-9)
     assert not found.covers("loan", 0.99)
@@ -473,7 +535,7 @@ def judged(n: int, *, agree: int, right: int, n_gold: int) -> tuple[Evaluation, 
 def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said() -> None:
     small, large, _ = judged(400, agree=400, right=0, n_gold=0)
     found = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
-    assert (found.issued, found.labels, found.n_kept, found.audit_limit) == (True, "large", 400, 0.05)
+    assert (found.issued, found.labels, found.n_accepted, found.audit_limit) == (True, "large", 400, 0.05)
     assert found.why.endswith("so at most 0.007; right is what the large model answered")
     assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
 
@@ -493,7 +555,7 @@ def test_with_gold_that_agrees_the_promise_is_shown() -> None:
     small, large, gold = judged(2000, agree=2000, right=400, n_gold=400)
     found = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
     assert found.issued
-    assert found.n_kept == 2000
+    assert found.n_accepted == 2000
     # 2,000 rows that agree: at most 0.0023 (99 %); 400 corrections of 0: a little more than ln(25) / 400.
     assert 0.0023 + math.log(25) / 400 < found.error_bound < 0.02
 
@@ -518,7 +580,7 @@ def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None
 
 
 def test_no_rows_at_all_show_nothing() -> None:
-    promise = Guarantee(at_most_below_large=0.1, at_most_escalated=0.5, at_most_usd_per_1k=1, p95_under_ms=100)
+    promise = Guarantee(max_accuracy_loss=0.1, max_escalation_rate=0.5, max_usd_per_1k=1, max_p95_ms=100)
     for wish in (FIVE_PERCENT, promise):
         found = certify(measured("small", [], []), measured("large", []), wish, model_fingerprint="m")
         assert not found.issued

@@ -29,7 +29,7 @@ def routed(n_wrong: int, n_accepted: int, *, n_escalated: int = 5) -> Evaluation
 def test_certified_rows_alone_are_compared_with_the_guarantee(
     make_certificate: Build, n_wrong: int, n_accepted: int, state: str
 ) -> None:
-    found = check_guarantee(make_certificate(promised_error=0.1), routed(n_wrong, n_accepted))
+    found = check_guarantee(make_certificate(max_error=0.1), routed(n_wrong, n_accepted))
     assert found is not None
     assert (found.state, found.n_errors, found.error.n, found.max_error) == (state, n_wrong, n_accepted, 0.1)
 
@@ -45,4 +45,4 @@ def test_without_a_guarantee_of_errors_there_is_nothing_to_check(make_certificat
     assert check_guarantee(None, routed(0, 6)) is None
     assert check_guarantee(make_certificate(), None) is None
     assert check_guarantee(make_certificate(issued=False), routed(0, 6)) is None
-    assert check_guarantee(make_certificate(promised_error=1.0), routed(5, 6)) is None
+    assert check_guarantee(make_certificate(max_error=1.0), routed(5, 6)) is None

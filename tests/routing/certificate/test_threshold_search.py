@@ -59,11 +59,11 @@ def test_the_fewest_rows_without_an_error_agree_with_the_scan() -> None:
 
 def test_one_stage_and_one_limit_equal_the_old_search() -> None:
     for seed in range(20):
-        rows, promise = drawn(seed, 300), Guarantee(at_most_wrong=0.1)
+        rows, promise = drawn(seed, 300), Guarantee(max_error=0.1)
         old = search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), promise)
         found = search_cascade(rows, promise)
         assert (found.thresholds, found.level) == ((old.threshold,), pytest.approx(0.05))
-        assert rows.walk(found.thresholds).n_kept == old.n_kept
+        assert rows.outcome(found.thresholds).n_accepted == old.n_accepted
 
 
 def test_paths_go_from_strict_to_loose_and_do_not_look_at_answers() -> None:
@@ -79,11 +79,11 @@ def test_paths_go_from_strict_to_loose_and_do_not_look_at_answers() -> None:
 
 def test_a_walk_pays_for_every_draft_on_its_way() -> None:
     rows = cascade([[0.9, 0.1, 0.1], [0.0, 0.9, 0.1]], [[True, True, True], [False, False, False]])
-    walk = rows.walk((0.5, 0.5))
-    assert walk.taken.tolist() == [0, 1, 2]
+    walk = rows.outcome((0.5, 0.5))
+    assert walk.stage.tolist() == [0, 1, 2]
     assert walk.right.tolist() == [True, False, True]
-    assert walk.select_taken(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
-    assert walk.select_taken(rows.cumulative_latency_ms).tolist() == [10, 20, 1020]
+    assert walk.select(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
+    assert walk.select(rows.cumulative_latency_ms).tolist() == [10, 20, 1020]
 
 
 def test_the_risks_of_a_walk_by_hand() -> None:
@@ -91,54 +91,54 @@ def test_the_risks_of_a_walk_by_hand() -> None:
     rows = cascade(
         [0.9, 0.8, 0.7, 0.2, 0.1], [True, True, False, False, True], large_right=np.array([1, 1, 1, 1, 0], bool)
     )
-    walk = rows.walk((0.5,))
-    seen = {name: evidence(name, walk, 0.5) for name in ("wrong", "regret", "escalated", "cost")}
-    assert (seen["wrong"].value, seen["wrong"].n) == (pytest.approx(1 / 3), 3)
-    assert (seen["regret"].value, seen["regret"].n) == (pytest.approx(1 / 5), 5)
-    assert seen["escalated"].value == pytest.approx(2 / 5)
+    walk = rows.outcome((0.5,))
+    seen = {name: evidence(name, walk, 0.5) for name in ("error", "accuracy_loss", "escalation", "cost")}
+    assert (seen["error"].value, seen["error"].n) == (pytest.approx(1 / 3), 3)
+    assert (seen["accuracy_loss"].value, seen["accuracy_loss"].n) == (pytest.approx(1 / 5), 5)
+    assert seen["escalation"].value == pytest.approx(2 / 5)
     assert seen["cost"].value == pytest.approx(1000 * (3 * 0.001 + 2 * 0.101) / 5)
-    assert evidence("late", walk, 500).value == pytest.approx(2 / 5)
-    assert evidence("late", walk, 2000).value == 0
+    assert evidence("latency", walk, 500).value == pytest.approx(2 / 5)
+    assert evidence("latency", walk, 2000).value == 0
 
 
 def test_rows_the_large_model_was_not_asked_are_taken_at_their_worst() -> None:
     asked = np.array([True, True, False])
     cost = np.array([[0.001] * 3, [0.1, 0.3, 0.2]])  # the third is the mean of the two
     rows = cascade([0.1, 0.2, 0.3], [True] * 3, asked=asked, cost_usd=cost)
-    walk = rows.walk((0.5,))
+    walk = rows.outcome((0.5,))
     assert evidence("cost", walk, 1).value == pytest.approx(1000 * (0.101 + 0.301 + 0.301) / 3)
     assert walk.mean_cost_usd == pytest.approx((0.101 + 0.301 + 0.201) / 3)
-    assert evidence("late", walk, 5000).value == pytest.approx(1 / 3)
-    assert evidence("regret", walk, 0.1).n == 2
+    assert evidence("latency", walk, 5000).value == pytest.approx(1 / 3)
+    assert evidence("accuracy_loss", walk, 0.1).n == 2
 
 
 def test_two_limits_share_the_level_and_both_are_kept() -> None:
     rows = drawn(3, 1200)
-    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.4)
+    promise = Guarantee(max_error=0.1, max_escalation_rate=0.4)
     found = search_cascade(rows, promise)
     assert found.issued
     assert found.level == pytest.approx(0.025)
-    walk = rows.walk(found.thresholds)
+    walk = rows.outcome(found.thresholds)
     assert all(evidence(name, walk, limit).shows(0.025) for name, limit in promise.limits.items())
     # Loosest is cheapest, as the large model is the dearer one: the next step would break the limit on errors.
-    assert walk.n_kept / rows.n == found.shares["wrong"][1]
-    assert found.shares["escalated"][1] == 1.0
+    assert walk.n_accepted / rows.n == found.shares["error"][1]
+    assert found.shares["escalation"][1] == 1.0
 
 
 def test_limits_that_exclude_each_other_are_refused_with_where_each_is_shown() -> None:
-    found = search_cascade(drawn(3, 1200), Guarantee(at_most_wrong=0.08, at_most_escalated=0.1))
+    found = search_cascade(drawn(3, 1200), Guarantee(max_error=0.08, max_escalation_rate=0.1))
     assert not found.issued
-    assert found.shares["wrong"][1] < found.shares["escalated"][0]
+    assert found.shares["error"][1] < found.shares["escalation"][0]
 
 
 def test_of_what_is_shown_the_cheapest_is_taken() -> None:
     draw = np.random.default_rng(2)
     said = draw.random((2, 1500))
     rows = cascade(said, draw.random((2, 1500)) < 0.99)
-    found = search_cascade(rows, Guarantee(at_most_wrong=0.05))
+    found = search_cascade(rows, Guarantee(max_error=0.05))
     # Both stages may answer everything, so the first one does: half the price of asking both.
     assert found.thresholds[0] == 0.0
-    assert rows.walk(found.thresholds).mean_cost_usd == pytest.approx(0.001)
+    assert rows.outcome(found.thresholds).mean_cost_usd == pytest.approx(0.001)
 
 
 def test_a_cost_limit_is_met_by_sending_nothing_on_where_the_large_model_is_no_better() -> None:
@@ -146,10 +146,10 @@ def test_a_cost_limit_is_met_by_sending_nothing_on_where_the_large_model_is_no_b
     said = draw.random(1500)
     right = draw.random(1500) < 0.6 + 0.4 * said
     better, worse = np.ones(1500, bool), right & (draw.random(1500) < 0.8)
-    promise = Guarantee(at_most_wrong=0.15, at_most_usd_per_1k=1.5)
+    promise = Guarantee(max_error=0.15, max_usd_per_1k=1.5)
     kept = search_cascade(cascade(said, right, large_right=worse), promise)
     assert kept.issued
-    assert kept.sealed
+    assert kept.never_escalates
     assert not search_cascade(cascade(said, right, large_right=better), promise).issued
 
 
@@ -172,9 +172,9 @@ def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
 @given(st.integers(0, 10_000), st.sampled_from([1, 2, 3]), st.sampled_from([(0.04, 0.08), (0.08, 0.1), (0.1, 0.3)]))
 def test_a_looser_promise_never_costs_more(seed: int, stages: int, alphas: tuple[float, float]) -> None:
     rows = drawn(seed, 400, stages=stages)
-    strict, loose = (search_cascade(rows, Guarantee(at_most_wrong=a, at_most_below_large=0.5)) for a in alphas)
+    strict, loose = (search_cascade(rows, Guarantee(max_error=a, max_accuracy_loss=0.5)) for a in alphas)
     assert loose.issued or not strict.issued
-    price = [rows.walk(found.thresholds).mean_cost_usd for found in (strict, loose)]
+    price = [rows.outcome(found.thresholds).mean_cost_usd for found in (strict, loose)]
     assert price[1] <= price[0] + 1e-12
 
 
@@ -182,7 +182,7 @@ def test_a_looser_promise_never_costs_more(seed: int, stages: int, alphas: tuple
 @given(st.integers(0, 10_000))
 def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     rows = drawn(seed, 300, stages=2)
-    promise = Guarantee(at_most_wrong=0.2, at_most_escalated=0.7, at_most_below_large=0.2)
+    promise = Guarantee(max_error=0.2, max_escalation_rate=0.7, max_accuracy_loss=0.2)
     mixed = rows.take(np.random.default_rng(seed).permutation(300))
     assert search_cascade(rows, promise).thresholds == search_cascade(mixed, promise).thresholds
 
@@ -190,10 +190,10 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
 def test_several_limits_are_broken_at_most_as_often_as_promised() -> None:
     population = drawn(0, 10_000, stages=2)
     draw, sets, broken, issued = np.random.default_rng(5), 50, 0, 0
-    promise = Guarantee(at_most_wrong=0.1, at_most_escalated=0.5, at_most_below_large=0.1, at_most_usd_per_1k=60)
+    promise = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_accuracy_loss=0.1, max_usd_per_1k=60)
     for _ in range(sets):
         found = search_cascade(population.take(draw.integers(0, population.n, 600)), promise)
-        walk = population.walk(found.thresholds)
+        walk = population.outcome(found.thresholds)
         issued += found.issued
         broken += found.issued and any(evidence(k, walk, v).value > v for k, v in promise.limits.items())
     assert issued > 0.5 * sets
@@ -204,7 +204,7 @@ def test_without_a_useful_confidence_it_refuses() -> None:
     draw, issued = np.random.default_rng(6), 0
     for _ in range(60):
         rows = cascade(draw.random((2, 400)), draw.random((2, 400)) < 0.88)
-        issued += search_cascade(rows, Guarantee(at_most_wrong=0.1)).issued
+        issued += search_cascade(rows, Guarantee(max_error=0.1)).issued
     assert issued <= 3 + 3 * math.sqrt(3 * 0.95)
 
 
@@ -214,7 +214,7 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
     for seed in range(6):
         rows = drawn(seed, 500)
         said, right = rows.confidence[0], rows.right[0]
-        mine = search_threshold(said.tolist(), right.tolist(), Guarantee(at_most_wrong=0.1))
+        mine = search_threshold(said.tolist(), right.tolist(), Guarantee(max_error=0.1))
         half = np.sort(said)[::-1][(rows.n + 1) // 2 - 1 :]  # every threshold of our sequence
         controller = mapie.BinaryClassificationController(
             lambda x: np.column_stack([1 - x, x]),
@@ -228,5 +228,5 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
         assert theirs is not None
         # Its p-values (Hoeffding and Bentkus) are never below the exact ones, so it keeps at most as much.
         assert mine.threshold <= theirs
-        n_kept = int((said >= theirs).sum())
-        assert n_kept >= 0.8 * mine.n_kept
+        n_accepted = int((said >= theirs).sum())
+        assert n_accepted >= 0.8 * mine.n_accepted
