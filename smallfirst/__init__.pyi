@@ -23,8 +23,8 @@ from smallfirst.project.task_file import read_task_file as read_task_file
 from smallfirst.registry.versions import ModelVersion as ModelVersion
 from smallfirst.registry.versions import resolve as resolve
 from smallfirst.routing.certificate.certificate import Certificate as Certificate
-from smallfirst.routing.certificate.certificate import Guarantee as Guarantee
 from smallfirst.routing.certificate.certificate import certify as certify
+from smallfirst.routing.certificate.guarantee import Guarantee as Guarantee
 from smallfirst.routing.router import Router as Router
 from smallfirst.serving.app import serve as serve
 from smallfirst.serving.ledger.ledger import Ledger as Ledger

@@ -143,7 +143,7 @@ def test_a_refused_certificate_says_why_and_guarantees_nothing(make_report: Make
 
 def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: Make, make_certificate: Build) -> None:
     assert "What is guaranteed" not in words(make_report())  # an older certificate has no record of it
-    label = {"threshold": 0.8, "n_accepted": 60, "errors": 0, "error_bound": 0.09, "labels_missing": None}
+    label = {"threshold": 0.8, "n_accepted": 60, "n_errors": 0, "error_bound": 0.09, "labels_missing": None}
     certificate = make_certificate(
         risks=(RiskResult(risk="error", limit=0.1, value=0.0143, bound=0.066, n=70),),
         stages=(
@@ -151,7 +151,9 @@ def test_what_is_guaranteed_and_what_happens_below_stand_in_tables(make_report: 
             StageThreshold(name="small", threshold=0.8, n_accepted=40, n_errors=1),
         ),
         bands=(
-            Band(low=0, high=0.6, n=20, small_right=7, large_right=15, difference=None, p_value=0.021, action="escalate"),
+            Band(
+                low=0, high=0.6, n=20, small_right=7, large_right=15, difference=None, p_value=0.021, action="escalate"
+            ),
             Band(low=0.6, high=0.8, n=10, small_right=9, large_right=8, difference=None, p_value=1.0, action="abstain"),
         ),
         classes=(
