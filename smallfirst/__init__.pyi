@@ -4,8 +4,12 @@ from types import ModuleType
 
 from smallfirst.data.dataset import Dataset as Dataset
 from smallfirst.data.sources.load import load as load
+from smallfirst.evaluation.evaluate import EvaluationSetup as EvaluationSetup
 from smallfirst.evaluation.evaluate import compare as compare
 from smallfirst.evaluation.evaluate import evaluate as evaluate
+from smallfirst.evaluation.llm_judge import LLMJudge as LLMJudge
+from smallfirst.evaluation.llm_judge import apply_judgments as apply_judgments
+from smallfirst.evaluation.llm_judge import judge_agreement as judge_agreement
 from smallfirst.evaluation.results import Evaluation as Evaluation
 from smallfirst.gate.gate import Gate as Gate
 from smallfirst.gate.verdict import Verdict as Verdict

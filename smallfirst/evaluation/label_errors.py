@@ -1,9 +1,9 @@
-"""Rows whose given answer is probably wrong: models that are sure of themselves say something else.
+"""Rows whose given answer is probably wrong: confident models agree on another one.
 
 Confident learning (Northcutt, Jiang and Chuang 2021) calls a row of label i a probable j if a model's probability of j
-reaches its mean on rows that are given as j. Only the probability of the answer said is kept, so here that mean is over
-those of them where the model says j, which is stricter. Rows that a model was trained on say little: it has seen their
-answer. A list is no verdict; it goes to a person and comes back as a file.
+reaches its mean on rows given as j. Only the probability of the predicted answer is stored, so here that mean is over
+those of them where the model predicts j, which is stricter. Rows that a model was trained on say little, since it has
+seen their answer. A suspect is not proven wrong: the list goes to a person and comes back as a file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.files import write_atomically
 from smallfirst.records import Record
 
-SURE = 0.9
-"""Confidence that counts as sure where a model's own mean is not known."""
-FEWEST_ROWS = 3
-"""An answer given to at least so many rows is a label, and has a mean."""
-UNSAID = 0.5
-"""What an answer without a confidence weighs."""
-AGREE_OPEN, AGREE_LABEL = 2, 3
-"""So many candidates that say the same make a row suspect without any of them being sure."""
+CONFIDENT = 0.9
+"""Confidence that counts as high where a model's own mean is not known."""
+MIN_LABEL_ROWS = 3
+"""An answer given to at least this many rows is a label, and has a mean."""
+DEFAULT_WEIGHT = 0.5
+"""Weight of an answer without a confidence."""
+MIN_AGREEING_TEXT, MIN_AGREEING_LABEL = 2, 3
+"""This many candidates with the same other answer make a row suspect without any of them being confident."""
 _COLUMNS = ("key", "text", "given", "suggested", "answer")
 
 
@@ -35,76 +35,75 @@ class Suspect(Record):
     """A row whose given answer is probably wrong."""
 
     key: str
-    """The row's content key."""
+    """Content key of the row."""
     text: str
-    """What was asked."""
+    """Text of the request."""
     gold: str
-    """The answer that the data gives."""
+    """The answer in the data."""
     said: str
-    """What the models say instead."""
+    """The models' answer."""
     confidence: float | None
-    """How sure the surest of them is, in [0, 1]; None if none of them says."""
+    """Highest confidence among them, in [0, 1]; None if none gives one."""
     agrees: tuple[str, ...]
-    """Candidates that say it, the surest first."""
+    """Candidates with that answer, most confident first."""
     evidence: float
-    """Confidences of those that say it, less those of candidates that give a right answer; above 0."""
+    """Sum of their confidences less those of candidates that give a right answer; above 0."""
 
 
-class _Voice(NamedTuple):
-    """What one candidate says of one row."""
+class _Prediction(NamedTuple):
+    """One candidate's answer to one row."""
 
     candidate: str
     row: EvaluatedRow
+    confident: bool
 
     @property
     def weight(self) -> float:
-        return UNSAID if self.row.confidence is None else self.row.confidence
+        return DEFAULT_WEIGHT if self.row.confidence is None else self.row.confidence
 
 
 def find_label_errors(evaluations: Sequence[Evaluation], *, most: int = 50) -> tuple[Suspect, ...]:
-    """At most `most` suspect rows, the strongest evidence first.
+    """Return at most `most` suspect rows, strongest evidence first.
 
-    A row is suspect if a candidate surely says something else, if three say the same other label, or if two say the
-    same other text where answers are no labels; and if candidates that give a right answer weigh less. Router
-    evaluations are left out: they repeat the answers of others.
+    A row is suspect if a candidate confidently gives another answer, if three give the same other label, or if two give
+    the same other text where answers are not labels; and if the evidence outweighs the candidates that give a right
+    answer. Router evaluations are left out, since they repeat the answers of others.
     """
-    heard = [e for e in evaluations if e.candidate != "routed"]
-    labels = _labels(heard)
-    means = {(e.candidate, e.split): _means(e) for e in heard}
-    voices: dict[str, list[tuple[_Voice, bool]]] = defaultdict(list)
-    for evaluation in heard:
-        mean = means[evaluation.candidate, evaluation.split]
+    used = [e for e in evaluations if e.candidate != "routed"]
+    labels = _labels(used)
+    predictions: dict[str, list[_Prediction]] = defaultdict(list)
+    for evaluation in used:
+        means = _mean_confidences(evaluation)
         for key, row in evaluation.by_key.items():
-            sure = row.confidence is not None and row.confidence >= mean.get(row.answer or "", SURE)
-            voices[key].append((_Voice(evaluation.candidate, row), sure))
-    found = [suspect for key in voices if (suspect := _suspect(voices[key], labels)) is not None]
+            confident = row.confidence is not None and row.confidence >= means.get(row.answer or "", CONFIDENT)
+            predictions[key].append(_Prediction(evaluation.candidate, row, confident))
+    found = [suspect for group in predictions.values() if (suspect := _suspect(group, labels)) is not None]
     return tuple(sorted(found, key=lambda s: (-s.evidence, s.key))[:most])
 
 
-def write_suspects(found: Sequence[Suspect], path: Path) -> Path:
-    """The path, at which a person finds one JSON line per suspect: text, given, suggested, and `answer` to fill in.
+def write_suspects(suspects: Sequence[Suspect], path: Path) -> Path:
+    """Write one JSON line per suspect for a person: text, given, suggested, and `answer` to fill in; return `path`.
 
-    Answers that the file already holds stay in it, also of rows that are suspect no longer. Raises DataError if it
-    exists and cannot be read.
+    Answers already filled in stay, also of rows that are suspect no longer. Raises DataError if the file exists and
+    cannot be read.
     """
     filled = {line["key"]: line for _, line in _read(path) if line["answer"]} if path.exists() else {}
     lines = []
-    for suspect in found:
+    for suspect in suspects:
         line = dict(zip(_COLUMNS, (suspect.key, suspect.text, suspect.gold, suspect.said, ""), strict=True))
         lines.append(line | {"answer": filled.pop(suspect.key, line)["answer"]})
     lines += filled.values()
-    written = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    return write_atomically(path, written.encode())
+    return write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
 def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None = None) -> Dataset:
-    """The dataset with the answers that a person filled into an exported file; lines left empty change nothing.
+    """Return the dataset with the answers that a person filled in; lines left empty change nothing.
 
     With `labels`, every answer must be one of them. A file may be applied again. Raises DataError naming every line
-    that is no suspect, has no such label, contradicts another line, or belongs to no row of the dataset.
+    that has no such label, contradicts another line, or belongs to no row of the dataset.
     """
-    rows = {example.key: example for example in dataset.examples}
-    there = {(example.text, example.answer) for example in dataset.examples}
+    keys = {example.key for example in dataset.examples}
+    answered = {(example.text, example.answer) for example in dataset.examples}
     accepted: dict[str, str] = {}
     problems = []
     for number, line in _read(path):
@@ -115,7 +114,7 @@ def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None
             problems.append(Problem(str(path), number, f'unknown label "{answer}"{did_you_mean(answer, labels)}'))
         elif accepted.setdefault(key, answer) != answer:
             problems.append(Problem(str(path), number, f'"{answer}", but an earlier line says "{accepted[key]}"'))
-        elif key not in rows and (line["text"], answer) not in there:
+        elif key not in keys and (line["text"], answer) not in answered:
             problems.append(Problem(str(path), number, f"no row of {dataset.name} has the key {key}"))
     if problems:
         raise _unusable(path, problems)
@@ -123,44 +122,43 @@ def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> set[str]:
-    """Answers that are given often enough to be labels."""
     golds = {key: row.gold for e in evaluations for key, row in e.by_key.items()}
-    return {answer for answer, n in Counter(golds.values()).items() if n >= FEWEST_ROWS}
+    return {answer for answer, n in Counter(golds.values()).items() if n >= MIN_LABEL_ROWS}
 
 
-def _means(evaluation: Evaluation) -> Mapping[str, float]:
-    """Mean confidence of one candidate by label, over rows given that label where it says it."""
-    said: dict[str, list[float]] = defaultdict(list)
+def _mean_confidences(evaluation: Evaluation) -> Mapping[str, float]:
+    """Return a candidate's mean confidence by label, over rows given that label where it predicts it."""
+    known: dict[str, list[float]] = defaultdict(list)
     for row in evaluation.rows:
         if row.confidence is not None and row.answer == row.gold:
-            said[row.gold].append(row.confidence)
-    return {label: sum(found) / len(found) for label, found in said.items() if len(found) >= FEWEST_ROWS}
+            known[row.gold].append(row.confidence)
+    return {label: sum(values) / len(values) for label, values in known.items() if len(values) >= MIN_LABEL_ROWS}
 
 
-def _suspect(voices: Sequence[tuple[_Voice, bool]], labels: set[str]) -> Suspect | None:
-    """The Suspect of one row, by the other answer with the most behind it; None if there is too little."""
-    others: dict[str, list[tuple[_Voice, bool]]] = defaultdict(list)
-    for voice, sure in voices:
-        if voice.row.answer is not None and not voice.row.correct:
-            others[voice.row.answer].append((voice, sure))
-    against = sum(voice.weight for voice, _ in voices if voice.row.correct)
+def _suspect(predictions: Sequence[_Prediction], labels: set[str]) -> Suspect | None:
+    """Return the Suspect of one row, by the other answer with the most evidence; None if there is too little."""
+    others: dict[str, list[_Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if prediction.row.answer is not None and not prediction.row.correct:
+            others[prediction.row.answer].append(prediction)
+    against = sum(p.weight for p in predictions if p.row.correct)
     best: Suspect | None = None
-    for answer, sayers in others.items():
-        n = len({voice.candidate for voice, _ in sayers})
-        enough = n >= AGREE_LABEL or any(sure for _, sure in sayers) if answer in labels else n >= AGREE_OPEN
-        evidence = sum(voice.weight for voice, _ in sayers) - against
+    for answer, supporters in others.items():
+        n = len({p.candidate for p in supporters})
+        is_label = answer in labels
+        enough = n >= MIN_AGREEING_LABEL or any(p.confident for p in supporters) if is_label else n >= MIN_AGREEING_TEXT
+        evidence = sum(p.weight for p in supporters) - against
         if not enough or evidence <= 0 or (best is not None and evidence <= best.evidence):
             continue
-        ranked = sorted((voice for voice, _ in sayers), key=lambda v: (-v.weight, v.candidate))
-        known = [v.row.confidence for v in ranked if v.row.confidence is not None]
+        ranked = sorted(supporters, key=lambda p: (-p.weight, p.candidate))
         row = ranked[0].row
         best = Suspect(
             key=row.key,
             text=row.text,
             gold=row.gold,
             said=answer,
-            confidence=max(known, default=None),
-            agrees=tuple(dict.fromkeys(v.candidate for v in ranked)),
+            confidence=max((p.row.confidence for p in ranked if p.row.confidence is not None), default=None),
+            agrees=tuple(dict.fromkeys(p.candidate for p in ranked)),
             evidence=evidence,
         )
     return best
@@ -175,31 +173,29 @@ def _relabelled(example: Example, answer: str | None) -> Example:
 
 
 def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line numbers and columns of an exported file. Raises DataError naming every line that is none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable: {error}", hint="export the suspects first") from None
+        raise DataError(f"{path}: not readable: {error}", hint="smallfirst suspects task.yaml") from None
     lines, problems = [], []
-    for number, written in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
-        if not written.strip():
-            continue
-        line = _parsed(written)
-        if isinstance(line, str):
-            problems.append(Problem(str(path), number, line))
-        else:
-            lines.append((number, line))
+    for number, content in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
+        if content.strip():
+            line = _parse(content)
+            if isinstance(line, str):
+                problems.append(Problem(str(path), number, line))
+            else:
+                lines.append((number, line))
     if problems:
         raise _unusable(path, problems)
     return lines
 
 
-def _parsed(written: str) -> dict[str, str] | str:
-    """The columns of a line, or the rule that it breaks."""
+def _parse(content: str) -> dict[str, str] | str:
+    """Return the columns of a line, or the rule that it breaks."""
     try:
-        line: Any = json.loads(written)
+        line: Any = json.loads(content)
     except ValueError as error:
-        return f"no JSON: {error}"
+        return f"not readable as JSON: {error}"
     if not isinstance(line, dict):
         return "must be a JSON object"
     missing = [name for name in _COLUMNS if not isinstance(line.get(name), str)]
@@ -212,5 +208,5 @@ def _unusable(path: Path, problems: Sequence[Problem]) -> DataError:
     return DataError(
         f"{path}: {len(problems)} lines cannot be used, so none was",
         problems,
-        hint="mend these lines, or empty their answer; then apply the file again",
+        hint="correct these lines, or empty their answer; then apply the file again",
     )

@@ -1,8 +1,8 @@
-"""Accuracy by number of training rows: nested parts of the rows, and what a power law through the points foretells.
+"""Accuracy by number of training rows: nested subsets of the rows, and a forecast by a power law through the points.
 
-A smaller part lies within every larger one and is chosen by content, so steps of the curve differ by added rows alone.
-Each point costs a training. That error falls as a power of the number of rows is an observation (Hestness et al. 2017),
-so the forecast refuses where the points do not show it.
+A smaller subset lies within every larger one and is chosen by content, so steps of the curve differ by added rows
+alone. Each point takes a training. That error falls as a power of the number of rows is an observation (Hestness et al.
+2017), so there is no forecast where the points do not show it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DEFAULT_ROWS_PER_LABEL = (5, 10, 30)
 DEFAULT_SHARES = (0.1, 0.3)
 MIN_SIZES = 3
 MAX_EXTRAPOLATION = 4
-"""So many times the largest measured number of rows a forecast may look ahead."""
+"""A forecast is for at most this many times the largest measured number of rows."""
 MAX_INTERVAL_WIDTH = 0.1
-"""Width of the interval from which a forecast says nothing."""
+"""There is no forecast if its interval would be wider."""
 _RATES = np.linspace(0.05, 2.0, 79)
 _DRAWS = 500
 
@@ -35,54 +35,54 @@ class LearningPoint(Record):
     """One candidate trained on part of the rows."""
 
     n_rows: int
-    """Rows trained on."""
+    """Number of training rows."""
     candidate: str
-    """Which path."""
+    """Name of the candidate."""
     accuracy: Estimate
     """Share of right answers on rows not trained on."""
 
 
 class LearningCurve(Record):
-    """All points that were measured."""
+    """All measured points."""
 
     points: tuple[LearningPoint, ...]
-    """In any order; several candidates."""
+    """Points of all candidates, in any order."""
 
 
 class PowerLaw(Record):
     """accuracy = limit - gap * rows ** -rate."""
 
     limit: float
-    """Accuracy with rows without end, at most 1."""
+    """Accuracy with infinitely many rows, at most 1."""
     gap: float
-    """What one row would leave to gain, at least 0."""
+    """Distance from the limit with one row, at least 0."""
     rate: float
     """How fast the gap closes, in [0.05, 2]."""
 
     def at(self, n_rows: int) -> float:
-        """Accuracy at that many rows, in [0, 1]."""
+        """Return the accuracy at that many rows, in [0, 1]."""
         return float(np.clip(self.limit - self.gap * n_rows**-self.rate, 0, 1))
 
 
 class Forecast(Record):
-    """What a candidate would reach with more rows, or why that cannot be said."""
+    """Expected accuracy of a candidate with more rows, or the reason why there is none."""
 
     candidate: str
-    """Which path."""
+    """Name of the candidate."""
     n_rows: int
-    """Rows it would be trained on."""
+    """Number of training rows it is for."""
     accuracy: Estimate | None
-    """Expected share of right answers; None if refused."""
+    """Expected share of right answers; None without a forecast."""
     law: PowerLaw | None
-    """The curve behind it; None if refused."""
+    """The fitted curve; None without a forecast."""
     why: str
-    """The forecast, or the reason for refusing it, in words."""
+    """The forecast, or the reason against one, in words."""
 
 
 def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_LABEL) -> tuple[Dataset, ...]:
-    """Nested parts with at most so many rows of each answer, fewest rows first, each smaller than the next.
+    """Return nested subsets with at most these numbers of rows per answer, fewest rows first.
 
-    For tasks with a closed set of labels. The whole is no part of itself. Raises ConfigError for numbers below 1.
+    For tasks with a closed set of labels. Each is smaller than the next, and the whole is not included. Raises ConfigError for numbers below 1.
     """
     wrong = [number for number in numbers if number < 1]
     if wrong:
@@ -100,31 +100,31 @@ def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_
 
 
 def subsets_by_share(train: Dataset, shares: Sequence[float] = DEFAULT_SHARES) -> tuple[Dataset, ...]:
-    """Nested parts of about these shares, fewest rows first, each smaller than the next.
+    """Return nested subsets of about these shares, fewest rows first, each smaller than the next.
 
-    Equal texts go together. Raises ConfigError for shares outside [0, 1].
+    Equal texts stay together. Raises ConfigError for shares outside [0, 1].
     """
     return _growing([sample_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
 
 
 def learning_point(evaluation: Evaluation, n_rows: int) -> LearningPoint:
-    """The point of a candidate that was trained on `n_rows` rows and measured."""
+    """Return the point of a candidate that was trained on `n_rows` rows."""
     return LearningPoint(n_rows=n_rows, candidate=evaluation.candidate, accuracy=evaluation.accuracy)
 
 
 def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:
-    """What one candidate would reach with `n_rows` rows, from three sizes or more that rise along a power law.
+    """Forecast the accuracy of one candidate with `n_rows` rows from at least three sizes that rise along a power law.
 
-    The interval comes from drawing every point anew within its own and fitting again. Raises ValueError if the points
-    are of several candidates or there is none.
+    The interval comes from drawing every point within its own interval and fitting again. Raises ValueError unless the
+    points are of one candidate.
     """
     candidates = sorted({point.candidate for point in points})
     if len(candidates) != 1:
         raise ValueError(f"a forecast is for one candidate, not for {', '.join(candidates) or 'none'}")
     curve = sorted(points, key=lambda p: p.n_rows)
-    refusal = _too_little(curve, n_rows)
-    if refusal:
-        return Forecast(candidate=candidates[0], n_rows=n_rows, accuracy=None, law=None, why=refusal)
+    objection = _objection(curve, n_rows)
+    if objection:
+        return Forecast(candidate=candidates[0], n_rows=n_rows, accuracy=None, law=None, why=objection)
     rows = np.array([p.n_rows for p in curve], dtype=np.float64)
     value, error = np.array([p.accuracy.value for p in curve]), _errors(curve)
     law = PowerLaw(**dict(zip(("limit", "gap", "rate"), _fit(rows, value[None], error)[0].tolist(), strict=True)))
@@ -135,9 +135,9 @@ def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:
     low, high = min(float(low), reached), max(float(high), reached)
     off = sum(((law.at(p.n_rows) - p.accuracy.value) / e) ** 2 for p, e in zip(curve, error, strict=True))
     if scipy_stats.chi2.sf(off, max(1, len(curve) - 3)) < 0.01:
-        why = "the points do not follow a power law: they are further from the best one than chance allows"
+        why = "the points do not follow a power law: they lie further from the best one than chance allows"
     elif high - low > MAX_INTERVAL_WIDTH:
-        why = f"the points leave everything from {low:.3f} to {high:.3f} open at {n_rows:,} rows"
+        why = f"at {n_rows:,} rows anything from {low:.3f} to {high:.3f} is possible"
     else:
         estimate = Estimate(value=reached, low=low, high=high, n=curve[-1].accuracy.n)
         why = f"{n_rows:,} rows would give about {estimate}, against {curve[-1].accuracy} with {curve[-1].n_rows:,}"
@@ -146,35 +146,35 @@ def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:
 
 
 def _growing(parts: Sequence[Dataset], whole: Dataset) -> tuple[Dataset, ...]:
-    """Parts without the empty ones and those as large as the next."""
+    """Drop empty subsets and those as large as the next."""
     return tuple(part for part, larger in pairwise([*parts, whole]) if 0 < len(part) < len(larger))
 
 
-def _too_little(curve: Sequence[LearningPoint], n_rows: int) -> str:
-    """Why these points allow no forecast; empty if they do."""
+def _objection(curve: Sequence[LearningPoint], n_rows: int) -> str:
+    """Return the reason why these points allow no forecast; empty if they do."""
     sizes = sorted({point.n_rows for point in curve})
     if sizes[0] < 1:
-        return f"a point rests on {sizes[0]} rows"
+        return f"a point was measured with {sizes[0]} rows"
     if len(sizes) < MIN_SIZES:
-        return f"{MIN_SIZES} numbers of rows are needed, and {len(sizes)} measured"
+        return f"{MIN_SIZES} numbers of rows are needed and {len(sizes)} were measured"
     if n_rows > MAX_EXTRAPOLATION * sizes[-1]:
         return f"{n_rows:,} rows are more than {MAX_EXTRAPOLATION} times the {sizes[-1]:,} measured"
     first, last = curve[0], curve[-1]
     noise = float(np.hypot(*_errors([first, last])))
     if last.accuracy.value - first.accuracy.value < 1.96 * noise:
-        return f"from {first.n_rows:,} to {last.n_rows:,} rows nothing rose that chance could not have raised"
+        return f"the rise from {first.n_rows:,} to {last.n_rows:,} rows could be chance"
     return ""
 
 
 def _errors(curve: Sequence[LearningPoint]) -> np.ndarray:
-    """Standard error of each point from the width of its 95 % interval."""
+    """Return the standard error of each point from the width of its 95 % interval."""
     return np.array([max((p.accuracy.high - p.accuracy.low) / 3.92, 1e-6) for p in curve])
 
 
 def _fit(rows: np.ndarray, values: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(draws, 3): limit, gap and rate with the least weighted squares for each row of values (draws, points).
+    """Return (draws, 3): limit, gap and rate with the least weighted squares for each row of values (draws, points).
 
-    For one rate the law is a line, whose weighted fit is closed; rates are tried on a grid.
+    For a fixed rate the law is a line, whose weighted fit has a closed form; rates are tried on a grid.
     """
     weight = 1 / error**2
     x = rows ** -_RATES[:, None]  # (rates, points)
@@ -184,7 +184,7 @@ def _fit(rows: np.ndarray, values: np.ndarray, error: np.ndarray) -> np.ndarray:
     slope = ((values - y_mean[:, None]) * weight) @ (x - x_mean[:, None]).T / spread  # (draws, rates)
     gap = np.maximum(-slope, 0)
     limit = y_mean[:, None] + gap * x_mean
-    # An accuracy above 1 is none: there the line is held at 1 and only its slope fitted.
+    # Where the limit would be above 1, it is held at 1 and only the slope is fitted.
     held = np.maximum(((1 - values) * weight) @ x.T / (weight * x**2).sum(1), 0)
     gap, limit = np.where(limit > 1, held, gap), np.minimum(limit, 1)
     off = values[:, None, :] - (limit[..., None] - gap[..., None] * x)  # (draws, rates, points)

@@ -7,87 +7,60 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.errors import DataError
 from smallfirst.evaluation.label_errors import Suspect, apply_relabels, find_label_errors, write_suspects
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-from smallfirst.stats.intervals import wilson
+from smallfirst.evaluation.results import Evaluation
 
-Said = tuple[str | None, float | None]
+Given = tuple[str | None, float | None]
 """An answer and its confidence."""
 
 
-def heard(candidate: str, golds: dict[str, str], said: dict[str, Said]) -> Evaluation:
-    """What one candidate says of each row."""
-    rows = tuple(
-        EvaluatedRow(
-            key=key,
-            text=f"text of {key}",
-            gold=golds[key],
-            answer=answer,
-            score=float(answer == golds[key]),
-            correct=answer == golds[key],
-            confidence=confidence,
-            stage=candidate,
-            certified=False,
-            latency_ms=1.0,
-            cost_usd=0.0,
-        )
-        for key, (answer, confidence) in said.items()
-    )
-    return Evaluation(
-        candidate=candidate,
-        model=candidate,
-        task="t",
-        split="test",
-        dataset_fingerprint="f",
-        rows=rows,
-        accuracy=wilson(sum(row.correct for row in rows), len(rows)),
-        cost_usd_per_1k=0.0,
-        p50_ms=1.0,
-        p95_ms=1.0,
-        requests_per_s=None,
-    )
+def predictions(candidate: str, golds: dict[str, str], given: dict[str, Given]) -> Evaluation:
+    """One candidate's answers and confidences."""
+    rows = [evaluated_row(key, golds[key], answer, confidence=sure) for key, (answer, sure) in given.items()]
+    return evaluation_of(rows, candidate=candidate)
 
 
 GOLD = {"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b", "b3": "b", "x": "b"}
-CLEAN: dict[str, Said] = {key: (GOLD[key], 0.6) for key in ("a1", "a2", "a3", "b1", "b2", "b3")}
+CLEAN: dict[str, Given] = {key: (GOLD[key], 0.6) for key in ("a1", "a2", "a3", "b1", "b2", "b3")}
 
 
-def test_a_row_is_suspect_from_the_mean_confidence_of_the_label_that_is_said() -> None:
+def test_a_row_is_suspect_from_the_mean_confidence_of_the_predicted_label() -> None:
     # "a" is said of rows given as a with 0.6 on average: 0.6 is sure, 0.59 is not.
-    (found,) = find_label_errors([heard("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
+    (found,) = find_label_errors([predictions("small", GOLD, CLEAN | {"x": ("a", 0.6)})])
     assert found == Suspect(
         key="x", text="text of x", gold="b", said="a", confidence=0.6, agrees=("small",), evidence=0.6
     )
-    assert find_label_errors([heard("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
+    assert find_label_errors([predictions("small", GOLD, CLEAN | {"x": ("a", 0.59)})]) == ()
 
 
 def test_without_a_mean_only_high_confidence_is_sure() -> None:
     few = {key: said for key, said in CLEAN.items() if key != "a3"}  # two rows make no mean
     golds = GOLD | {"a3": "a"}
-    other = heard("words", golds, {"a3": ("a", None)})
-    assert find_label_errors([heard("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
-    assert [s.key for s in find_label_errors([heard("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
+    other = predictions("words", golds, {"a3": ("a", None)})
+    assert find_label_errors([predictions("small", GOLD, few | {"x": ("a", 0.89)}), other]) == ()
+    assert [s.key for s in find_label_errors([predictions("small", GOLD, few | {"x": ("a", 0.9)}), other])] == ["x"]
 
 
 def test_each_candidate_that_agrees_raises_a_row_and_one_that_gives_the_gold_answer_lowers_it() -> None:
-    alone = heard("small", GOLD, CLEAN | {"x": ("a", 0.8)})
-    with_it = heard("words", GOLD, {"x": ("a", 0.3)})
-    unsure_of_it = heard("large", GOLD, {"x": ("a", None)})
-    against_it = heard("encoder", GOLD, {"x": ("b", 0.5)})
+    alone = predictions("small", GOLD, CLEAN | {"x": ("a", 0.8)})
+    with_it = predictions("words", GOLD, {"x": ("a", 0.3)})
+    unsure_of_it = predictions("large", GOLD, {"x": ("a", None)})
+    against_it = predictions("encoder", GOLD, {"x": ("b", 0.5)})
     evidence = [
         find_label_errors(list(evaluations))[0].evidence
         for evaluations in ([alone, with_it, unsure_of_it], [alone, with_it], [alone], [alone, against_it])
     ]
     assert evidence == pytest.approx([0.8 + 0.3 + 0.5, 0.8 + 0.3, 0.8, 0.8 - 0.5])
     assert find_label_errors([alone, with_it, unsure_of_it])[0].agrees == ("small", "large", "words")
-    assert find_label_errors([alone, heard("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
+    assert find_label_errors([alone, predictions("encoder", GOLD, {"x": ("b", 0.8)})]) == ()
 
 
 def test_three_unsure_candidates_make_a_label_suspect_and_two_do_not() -> None:
-    unsure = [heard(name, GOLD, CLEAN | {"x": ("a", 0.4)}) for name in ("words", "encoder", "small")]
+    unsure = [predictions(name, GOLD, CLEAN | {"x": ("a", 0.4)}) for name in ("words", "encoder", "small")]
     assert find_label_errors(unsure[:2]) == ()
     (found,) = find_label_errors(unsure)
     assert found.agrees == ("encoder", "small", "words")
@@ -95,8 +68,8 @@ def test_three_unsure_candidates_make_a_label_suspect_and_two_do_not() -> None:
 
 def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> None:
     golds = {"q1": "in four days", "q2": "no"}
-    small = heard("small", golds, {"q1": ("in five days", 0.99), "q2": ("no", 0.9)})
-    large = heard("large", golds, {"q1": ("in five days", None), "q2": ("never", None)})
+    small = predictions("small", golds, {"q1": ("in five days", 0.99), "q2": ("no", 0.9)})
+    large = predictions("large", golds, {"q1": ("in five days", None), "q2": ("never", None)})
     assert find_label_errors([small]) == ()
     (found,) = find_label_errors([small, large])
     assert (found.key, found.said, found.confidence) == ("q1", "in five days", 0.99)
@@ -104,19 +77,21 @@ def test_where_answers_are_texts_two_that_agree_are_enough_and_one_is_not() -> N
 
 def test_models_that_give_no_answer_do_not_agree_on_one() -> None:
     golds = {"q1": "in four days"}
-    assert find_label_errors([heard(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
+    assert (
+        find_label_errors([predictions(name, golds, {"q1": (None, 0.9)}) for name in ("words", "small", "large")]) == ()
+    )
 
 
 def test_of_several_other_answers_the_one_with_the_most_behind_it_is_named() -> None:
     golds = {"q": "in four days"}
     said = {"words": ("never", 0.3), "encoder": ("never", 0.2), "small": ("soon", 0.8), "large": ("soon", 0.7)}
-    voices = [heard(name, golds, {"q": answer}) for name, answer in said.items()]
-    assert [s.said for s in find_label_errors(voices)] == ["soon"]
-    assert [s.said for s in find_label_errors(voices[::-1])] == ["soon"]
+    candidates = [predictions(name, golds, {"q": answer}) for name, answer in said.items()]
+    assert [s.said for s in find_label_errors(candidates)] == ["soon"]
+    assert [s.said for s in find_label_errors(candidates[::-1])] == ["soon"]
 
 
 def test_the_router_says_nothing_of_its_own() -> None:
-    assert find_label_errors([heard("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
+    assert find_label_errors([predictions("routed", GOLD, CLEAN | {"x": ("a", 0.99)})]) == ()
 
 
 def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
@@ -125,17 +100,17 @@ def test_wrong_labels_put_into_clean_rows_are_found_first() -> None:
     wrong = {key for i, key in enumerate(truth) if i % 19 == 0}
     golds = {key: labels[(labels.index(t) + 1) % 4] if key in wrong else t for key, t in truth.items()}
 
-    def model(accuracy: float) -> dict[str, Said]:
-        said: dict[str, Said] = {}
+    def model(accuracy: float) -> dict[str, Given]:
+        said: dict[str, Given] = {}
         for key, t in truth.items():
             right = bool(draw.random() < accuracy)
             confidence = float(draw.beta(12, 2) if right else draw.beta(3, 3))
             said[key] = (t if right else labels[(labels.index(t) + 2) % 4], confidence)
         return said
 
-    voices = [heard("words", golds, model(0.8)), heard("small", golds, model(0.9))]
-    found = find_label_errors(voices, most=20)
-    assert find_label_errors(voices, most=3) == found[:3]
+    candidates = [predictions("words", golds, model(0.8)), predictions("small", golds, model(0.9))]
+    found = find_label_errors(candidates, most=20)
+    assert find_label_errors(candidates, most=3) == found[:3]
     hits = sum(s.key in wrong for s in found)
     assert hits >= 0.9 * len(found)
     assert hits >= 0.6 * len(wrong)
@@ -198,7 +173,7 @@ def test_every_bad_line_is_named_with_its_file_and_place(tmp_path: Path) -> None
     assert [(p.line, p.path) for p in caught.value.problems] == [(n, str(path)) for n in (1, 3, 4)]
     rules = [p.rule for p in caught.value.problems]
     assert rules[0] == "must have as text: text, suggested"
-    assert rules[1].startswith("no JSON: ")
+    assert rules[1].startswith("not readable as JSON: ")
     assert rules[2] == "must be a JSON object"
 
 
@@ -222,5 +197,5 @@ def test_an_answer_that_cannot_be_placed_is_never_dropped(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there_is_an_error_with_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*export the suspects first"):
+    with pytest.raises(DataError, match=r"gone.jsonl: not readable(.|\n)*smallfirst suspects task.yaml"):
         apply_relabels(DATA, tmp_path / "gone.jsonl")

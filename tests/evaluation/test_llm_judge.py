@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 from sklearn.metrics import cohen_kappa_score
 
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.llm_judge import Judgment, LLMJudge, apply_judgments, measure_agreement, parse_judgment
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.llm_judge import Judgment, LLMJudge, apply_judgments, judge_agreement, parse_judgment
+from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.stats.intervals import wilson
 
@@ -29,12 +30,12 @@ class Scripted:
     def __init__(self, verdict: Callable[[Request], str]) -> None:
         self.verdict = verdict
         self.asked: list[Request] = []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.max_in_flight = 0
 
     async def complete(self, request: Request) -> Completion:
         self.asked.append(request)
         self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         await asyncio.sleep(0)
         self.in_flight -= 1
         return Completion(text=self.verdict(request), answered_by=self.name, latency_ms=1.0, cost_usd=0.001)
@@ -47,36 +48,7 @@ class Scripted:
 
 
 def row(number: int, answer: str | None, *, correct: bool = False) -> EvaluatedRow:
-    return EvaluatedRow(
-        key=f"k{number}",
-        text=f"question {number}",
-        gold="blue",
-        also=("azure",),
-        answer=answer,
-        correct=correct,
-        confidence=None,
-        stage="small",
-        certified=False,
-        latency_ms=1.0,
-        cost_usd=0.0,
-    )
-
-
-def evaluation(*rows: EvaluatedRow, note: str = "") -> Evaluation:
-    return Evaluation(
-        candidate="small",
-        model="small-1",
-        task="desk",
-        split="test",
-        dataset_fingerprint="f",
-        rows=rows,
-        accuracy=wilson(sum(r.correct for r in rows), len(rows)),
-        cost_usd_per_1k=0.5,
-        p50_ms=1.0,
-        p95_ms=1.0,
-        requests_per_s=None,
-        note=note,
-    )
+    return evaluated_row(f"k{number}", "blue", answer, text=f"question {number}", also=("azure",), correct=correct)
 
 
 def same_colour(request: Request) -> str:
@@ -151,8 +123,8 @@ def test_only_so_many_requests_are_in_flight_at_once_and_results_keep_the_order(
     model = Scripted(same_colour)
     assert isinstance(model, Model)
     rows = [row(i, "blue" if i % 2 else "red") for i in range(20)]
-    found = asyncio.run(LLMJudge(model, CRITERION, most_at_once=3).judge(rows))
-    assert model.most_in_flight == 3
+    found = asyncio.run(LLMJudge(model, CRITERION, max_concurrency=3).judge(rows))
+    assert model.max_in_flight == 3
     assert [j.key for j in found] == [f"k{i}" for i in range(20)]
     assert [j.right for j in found] == [bool(i % 2) for i in range(20)]
 
@@ -187,14 +159,14 @@ def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
     draw = np.random.default_rng(seed)
     by_judge = draw.random(40) < 0.7
     by_people = np.where(draw.random(40) < 0.8, by_judge, ~by_judge)
-    found = measure_agreement(said(by_judge.tolist()), {f"k{i}": bool(right) for i, right in enumerate(by_people)})
+    found = judge_agreement(said(by_judge.tolist()), {f"k{i}": bool(right) for i, right in enumerate(by_people)})
     assert found.kappa.value == pytest.approx(cohen_kappa_score(by_judge, by_people))
 
 
 def test_agreement_with_people_by_hand() -> None:
-    judgements = said([True, True, True, False, False, None, None, True])
+    judgments = said([True, True, True, False, False, None, None, True])
     human = {"k0": True, "k1": True, "k2": False, "k3": False, "k4": True, "k5": True, "k6": False, "other": True}
-    found = measure_agreement(judgements, human)
+    found = judge_agreement(judgments, human)
     assert (found.judge, found.criterion, found.n, found.n_undecided) == ("judge-1", CRITERION, 7, 2)
     assert found.accuracy == wilson(4, 7)  # k0, k1, k3, and k6 where nothing clear counts as wrong
     assert (found.false_right, found.false_wrong) == (1, 2)
@@ -206,30 +178,30 @@ def test_agreement_with_people_by_hand() -> None:
 
 def test_agreement_needs_one_judge_and_a_label() -> None:
     with pytest.raises(ConfigError) as caught:
-        measure_agreement(said([True, False]), {"other": True})
+        judge_agreement(said([True, False]), {"other": True})
     assert str(caught.value) == (
         "none of the 2 judged answers has a human label\n"
         "  next: label at least 30 of them as right or wrong, by row key"
     )
     mixed = [said([True])[0], said([True])[0].model_copy(update={"judge": "judge-2"})]
-    with pytest.raises(ConfigError, match="judgements must be of one judge with one criterion; found judge-1 with"):
-        measure_agreement(mixed, {"k0": True})
+    with pytest.raises(ConfigError, match="judgments must be of one judge with one criterion; found judge-1 with"):
+        judge_agreement(mixed, {"k0": True})
     with pytest.raises(ConfigError, match="found none"):
-        measure_agreement([], {"k0": True})
+        judge_agreement([], {"k0": True})
 
 
-def believed(n: int = 30, *, wrong: int = 2) -> tuple[list[EvaluatedRow], tuple[Judgment, ...], dict[str, bool]]:
-    """Rows of which every second is blue, their judgements, and people who disagree with `wrong` of them."""
+def judged(n: int = 30, *, wrong: int = 2) -> tuple[list[EvaluatedRow], tuple[Judgment, ...], dict[str, bool]]:
+    """Rows of which every second is blue, their judgments, and people who disagree with `wrong` of them."""
     rows = [row(i, "blue" if i % 2 else "red", correct=True) for i in range(n)]
     human = {f"k{i}": bool(i % 2) != (i < wrong) for i in range(n)}
     return rows, judge(rows), human
 
 
-def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_to_believe_it() -> None:
-    rows, judgements, human = believed()
-    before = evaluation(*rows, note="recorded")
+def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_it_agrees() -> None:
+    rows, judgments, human = judged()
+    before = evaluation_of(rows, note="recorded", cost_usd_per_1k=0.5)
     assert before.by_key["k0"].correct
-    found = apply_judgments(before, judgements, measure_agreement(judgements, human))
+    found = apply_judgments(before, judgments, judge_agreement(judgments, human))
     assert [r.correct for r in found.rows] == [bool(i % 2) for i in range(30)]
     assert not found.by_key["k0"].correct  # not the rows that the evaluation before had cached
     assert found.accuracy == wilson(15, 30)
@@ -237,48 +209,48 @@ def test_what_the_judge_calls_right_is_right_and_the_note_says_how_far_to_believ
     assert (found.candidate, found.cost_usd_per_1k) == ("small", 0.5)  # judging is no cost of the candidate
     assert found.note == (
         f"recorded; right and wrong as judged by judge-1, which agrees with people on {wilson(28, 30)} of n=30 answers "
-        f"(kappa {measure_agreement(judgements, human).kappa}, 1 wrongly called right, 1 wrongly called wrong), "
+        f"(kappa {judge_agreement(judgments, human).kappa}, 1 wrongly called right, 1 wrongly called wrong), "
         "judging cost $0.0600"
     )
     assert str(wilson(28, 30)) == "0.933 [0.787, 0.982]"
 
 
 def test_answers_without_a_clear_verdict_count_as_wrong_and_are_counted() -> None:
-    rows, judgements, human = believed()
-    undecided = (judgements[1].model_copy(update={"right": None}), *judgements[:1], *judgements[2:])
-    found = apply_judgments(evaluation(*rows), undecided, measure_agreement(judgements, human))
+    rows, judgments, human = judged()
+    undecided = (judgments[1].model_copy(update={"right": None}), *judgments[:1], *judgments[2:])
+    found = apply_judgments(evaluation_of(rows), undecided, judge_agreement(judgments, human))
     assert not found.rows[1].correct
     assert found.note.startswith("right and wrong as judged by judge-1")
     assert found.note.endswith("judging cost $0.0600, 1 of 30 answers got no clear verdict and count as wrong")
 
 
-def test_a_judge_compared_on_too_few_answers_is_not_believed() -> None:
-    rows, judgements, human = believed(29)
+def test_a_judge_compared_on_too_few_answers_is_not_judged() -> None:
+    rows, judgments, human = judged(29)
     with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation(*rows), judgements, measure_agreement(judgements, human))
+        apply_judgments(evaluation_of(rows), judgments, judge_agreement(judgments, human))
     assert str(caught.value) == (
-        "judge judge-1 was compared with people on 29 answers; its judgements count from 30 on\n"
+        "judge judge-1 was compared with people on 29 answers; at least 30 are needed\n"
         "  next: label at least 1 more rows as right or wrong, then measure the agreement again"
     )
 
 
 def test_an_agreement_holds_for_its_own_judge_and_criterion_only() -> None:
-    rows, judgements, human = believed()
-    other = [j.model_copy(update={"criterion": "it is polite"}) for j in judgements]
+    rows, judgments, human = judged()
+    other = [j.model_copy(update={"criterion": "it is polite"}) for j in judgments]
     with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation(*rows), other, measure_agreement(judgements, human))
+        apply_judgments(evaluation_of(rows), other, judge_agreement(judgments, human))
     assert str(caught.value) == (
         'the agreement was measured for judge judge-1 with the criterion "it says the same as a reference answer", '
-        "the judgements are of another\n  next: measure the agreement of the judge that is used"
+        "the judgments are of another\n  next: measure the agreement of the judge that is used"
     )
 
 
-def test_judgements_of_another_candidates_answers_are_refused() -> None:
-    rows, judgements, human = believed()
+def test_judgments_of_another_candidates_answers_are_refused() -> None:
+    rows, judgments, human = judged()
     others = [r.model_copy(update={"answer": "green"}) for r in rows[:2]] + rows[2:]
     with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation(*others), judgements, measure_agreement(judgements, human))
+        apply_judgments(evaluation_of(others), judgments, judge_agreement(judgments, human))
     assert str(caught.value) == (
         "2 of 30 answers of small are not judged\n"
-        "  next: judge all rows of the evaluation: Judge(…).judge(evaluation.rows)"
+        "  next: judge all rows of the evaluation: LLMJudge(…).judge(evaluation.rows)"
     )

@@ -53,7 +53,7 @@ def test_more_rows_are_forecast_or_the_reason_against_it_is_given(make_report: M
     rising = with_curve(0.55, 0.7, 0.76, 0.80)
     assert "From 2,000 to 4,000 training rows the fine-tuned small model changed by +4.0 points, to 80.0 %" in rising
     assert "Forecast: 8,000 rows would give about 0.8" in rising
-    assert "No forecast for twice the rows: 3 numbers of rows are needed, and 2 measured." in with_curve(0.55, 0.7)
+    assert "No forecast for twice the rows: 3 numbers of rows are needed and 2 were measured." in with_curve(0.55, 0.7)
     assert "training rows the fine-tuned" not in with_curve(0.55)
 
 
