@@ -139,7 +139,9 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
         # Before anything large is read: it may be missing for a while after a promotion.
         certificate = _certificate(version, plan.cascade) if plan.cascade else None
         shown = versioned_name(entity.name, version.version)
-        able = inner[entity.name] = load_model(version.folder, name=shown, price=plan.prices.machine)
+        able = inner[entity.name] = load_model(
+            version.folder, name=shown, price=plan.prices.machine, certified=certificate is not None
+        )
         loaded[entity.name] = version.version
         if plan.cascade and certificate:
             large = external[plan.cascade.fallback]

@@ -55,7 +55,7 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
     if engine is None:
         return None
     source = ModelSource(engine.model, engine=engine.name, settings=engine.settings, prices=task_file.prices)
-    if source.is_address:
+    if source.kind == "address":
         return source
     local = task_file.path(Path(engine.model))
     weights = local if local.suffix == ".gguf" and local.is_file() else find_weights(engine.model, download=download)

@@ -107,7 +107,7 @@ class FineTunedModels:
         def load(name: str, reference: str) -> Model:
             from smallfirst import load_model
 
-            return load_model(_resolve(reference), name=name, price=machine)
+            return load_model(_resolve(reference), name=name, price=machine, certified=False)
 
         self._loaded = ModelCache(load, max_models=max_models)
         self._registered: dict[str, _RegisteredModel] = {}

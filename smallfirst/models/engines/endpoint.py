@@ -17,7 +17,8 @@ class EndpointEngine:
 
     def assess(self, source: ModelSource, environment: Environment) -> Assessment:
         """Return that it can if the source is an address."""
-        return Assessment(source.is_address, "it is an address" * source.is_address, "asked at its address")
+        usable = source.kind == "address"
+        return Assessment(usable, "it is an address" if usable else "", "asked at its address")
 
     def load(self, source: ModelSource) -> Model:
         """Return the endpoint, not connected yet. Raise ConfigError without its key, PriceUnknown."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+from smallfirst.errors import MissingExtra
 from smallfirst.models.engines.hardware import Hardware
-from smallfirst.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, read_manifest
+from smallfirst.models.manifest import MANIFEST, Manifest, read_manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pricing import PriceBook
 
-WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.npz")
+Kind = Literal["address", "gguf", "weights", "label", "generative", "linear", "other"]
 
 
 class ModelSource(NamedTuple):
@@ -36,29 +36,26 @@ class ModelSource(NamedTuple):
     """What answers cost."""
 
     @property
-    def is_address(self) -> bool:
-        """True for an endpoint."""
-        return isinstance(self.location, str) and self.location.startswith(("http://", "https://"))
-
-    @property
     def path(self) -> Path:
         """The folder or file."""
         return Path(self.location)
 
     @property
-    def is_gguf(self) -> bool:
-        """True for a GGUF file."""
-        return not self.is_address and self.path.suffix == ".gguf" and self.path.is_file()
+    def manifest(self) -> Manifest:
+        """The manifest of a folder that training wrote. Raise ConfigError if it has none."""
+        return read_manifest(self.path)
 
     @property
-    def is_bare_weights(self) -> bool:
-        """True for a folder of weights as transformers writes it, without a manifest of smallfirst."""
-        return not self.is_address and (self.path / "config.json").is_file() and self.manifest is None
-
-    @property
-    def manifest(self) -> Manifest | None:
-        """The manifest of a folder that training wrote; None for anything else."""
-        return None if self.is_address or not (self.path / MANIFEST).is_file() else read_manifest(self.path)
+    def kind(self) -> Kind:
+        """`label`, `generative`, `linear`: a folder that training wrote · `weights`: one that transformers loads."""
+        if str(self.location).startswith(("http://", "https://")):
+            return "address"
+        if (self.path / MANIFEST).is_file():
+            kinds: dict[str, Kind] = {"codes": "label", "writes": "generative", "chats": "generative"}
+            return kinds.get(self.manifest.kind, "linear")
+        if (self.path / "config.json").is_file():
+            return "weights"
+        return "gguf" if self.path.suffix == ".gguf" and self.path.is_file() else "other"
 
 
 class Environment(NamedTuple):
@@ -81,12 +78,10 @@ class Assessment(NamedTuple):
     """How it runs the model, in a few words."""
     drawback: str = ""
     """What speaks against it where a preferred engine can run the model as well."""
-    install_hint: str = ""
-    """The command that would make it usable, if it only has to be installed."""
+    missing: MissingExtra | None = None
+    """The error to raise if it only has to be installed, and no other engine can run the model."""
     weights: Path | None = None
     """File or folder that is loaded; None for an address."""
-    weights_bytes: int = 0
-    """Memory for the weights on this machine."""
     threads: int = 0
     """Threads that compute; 0 where another machine or a GPU does."""
 
@@ -102,17 +97,3 @@ class Engine(Protocol):
 
     def load(self, source: ModelSource) -> Model:
         """Return the model. Raise ConfigError for wrong settings, MissingExtra if something is not installed."""
-
-
-def weights_bytes(folder: Path) -> int:
-    """Return the size of the weights in a folder; for an adapter, its base included."""
-    own = _total_bytes(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
-    try:
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return own
-    return own + (_total_bytes(Path(base).glob("*.safetensors")) if Path(base).is_dir() else 0)
-
-
-def _total_bytes(paths: Iterable[Path]) -> int:
-    return sum(path.stat().st_size for path in paths)

@@ -1,4 +1,4 @@
-"""What the machine has that makes models fast: its processor's features, its cores, its GPUs."""
+"""The hardware that makes models fast: processor features, cores and GPUs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ CPU_FEATURES = {
     "bf16": "NEON-BF16",
     "i8mm": "NEON-I8MM",
 }
-"""What speeds up a model, by the name in /proc/cpuinfo."""
+"""Features that speed up models, by their flags in /proc/cpuinfo."""
 
 
 class Hardware(Record):
-    """What engines may use of this machine."""
+    """The parts of this machine that engines may use."""
 
     processor: str = ""
-    """Its name."""
+    """Model name."""
     cores: int = 1
     """Cores that this process may use."""
     features: tuple[str, ...] = ()
-    """Of FEATURES those that it has."""
+    """Those of CPU_FEATURES that it has; known on Linux only."""
     gpus: int = 0
     """CUDA GPUs that this process may use."""
 
 
 def detect_hardware(cpuinfo: Path = Path("/proc/cpuinfo"), devices: Path = Path("/dev")) -> Hardware:
-    """What the system says of itself; features are known on Linux only."""
+    """Return what the operating system reports."""
     fields: dict[str, str] = {}
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -45,10 +45,10 @@ def detect_hardware(cpuinfo: Path = Path("/proc/cpuinfo"), devices: Path = Path(
             fields.setdefault(name.strip(), value.strip())
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "-").strip() in ("", "-1")
+    gpus_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "-").strip() in ("", "-1")
     return Hardware(
         processor=fields.get("model name") or platform.processor() or platform.machine(),
         cores=cores,
-        features=tuple(shown for flag, shown in CPU_FEATURES.items() if flag in flags),
-        gpus=0 if hidden else len(list(devices.glob("nvidia[0-9]*"))),
+        features=tuple(name for flag, name in CPU_FEATURES.items() if flag in flags),
+        gpus=0 if gpus_hidden else len(list(devices.glob("nvidia[0-9]*"))),
     )

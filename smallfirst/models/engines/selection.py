@@ -12,15 +12,17 @@ To add an engine, write a class with the three methods of `Engine` and register 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.extensions import Registry
 from smallfirst.models.engines.engine import Assessment, Engine, Environment, ModelSource
 from smallfirst.models.engines.hardware import Hardware, detect_hardware
+from smallfirst.models.manifest import ADAPTER_CONFIG
 from smallfirst.models.protocol import Model
-from smallfirst.records import Record
 
 ENGINES: Registry[Engine] = Registry(
     "smallfirst.engines",
@@ -36,25 +38,22 @@ ENGINES: Registry[Engine] = Registry(
 """All engines by name, preferred ones first."""
 
 
-class EngineChoice(Record):
+class EngineChoice(NamedTuple):
     """The engine of one model."""
 
     model: str
     """Name of the model."""
     engine: str
     """Name of the engine in ENGINES."""
-    method: str
-    """How it runs the model, in a few words."""
-    reason: str
-    """Why this engine."""
-    alternatives: tuple[tuple[str, str], ...] = ()
+    assessment: Assessment
+    """Why this engine, and how it runs the model."""
+    alternatives: dict[str, str]
     """Other engines, each with what speaks against it here."""
-    weights: Path | None = None
-    """File or folder that is loaded; None for an address."""
-    weights_bytes: int = 0
-    """Memory for the weights on this machine."""
-    threads: int = 0
-    """Threads that compute; 0 where another machine or a GPU does."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Memory for the weights; for an adapter, those of its base included."""
+        return _size(self.assessment.weights) if self.assessment.weights else 0
 
 
 def detect_environment() -> Environment:
@@ -65,27 +64,18 @@ def detect_environment() -> Environment:
 def choose_engine(source: ModelSource, environment: Environment) -> EngineChoice:
     """Return the engine for a model: the one it names, else the first in ENGINES that can run it.
 
-    Raise ConfigError if there is none, naming the package to install where that would help.
+    Raise ConfigError if there is none, MissingExtra if one only has to be installed.
     """
-    name = source.name or (str(source.location) if source.is_address else source.path.stem)
-    found = {engine: part.assess(source, environment) for engine, part in ENGINES}
     if source.engine:
-        ENGINES.check(source.engine, where=name)
-    chosen = source.engine or next((engine for engine, assessment in found.items() if assessment.usable), "")
-    if not chosen or not found[chosen].usable:
-        raise _unusable(name, source, {chosen: found[chosen]} if chosen else found)
-    best = found[chosen]
-    others = ((engine, one.drawback if one.usable else one.reason) for engine, one in found.items() if engine != chosen)
-    return EngineChoice(
-        model=name,
-        engine=chosen,
-        method=best.method,
-        reason=best.reason,
-        alternatives=tuple((engine, reason) for engine, reason in others if reason),
-        weights=best.weights,
-        weights_bytes=best.weights_bytes,
-        threads=best.threads,
-    )
+        ENGINES.check(source.engine)
+    found = {engine: part.assess(source, environment) for engine, part in ENGINES}
+    candidates = {source.engine: found[source.engine]} if source.engine else found
+    chosen = next((engine for engine, one in candidates.items() if one.usable), None)
+    if chosen is None:
+        raise _no_engine(source, candidates)
+    name = source.name or (str(source.location) if source.kind == "address" else source.path.stem)
+    against = {engine: one.drawback if one.usable else one.reason for engine, one in found.items() if engine != chosen}
+    return EngineChoice(name, chosen, found[chosen], {engine: reason for engine, reason in against.items() if reason})
 
 
 def load(source: ModelSource) -> Model:
@@ -99,20 +89,33 @@ def explain_choices(choices: Sequence[EngineChoice], hardware: Hardware) -> str:
     gpus = f"{hardware.gpus} CUDA GPU{'s' * (hardware.gpus > 1)}" if hardware.gpus else "no CUDA GPU"
     lines = [f"processor  {hardware.processor}: {hardware.cores} cores, {features}; {gpus}"]
     for choice in choices:
-        lines += ["", choice.model, f"  engine   {choice.engine}: {choice.method}", f"  why      {choice.reason}"]
-        if choice.weights_bytes:
-            threads = f", {choice.threads} thread{'s' * (choice.threads > 1)}" if choice.threads else ""
-            lines.append(f"  weights  {choice.weights_bytes / 1e6:,.0f} MB in memory{threads}")
-        lines += [f"  not {engine}: {reason}" for engine, reason in choice.alternatives]
+        found = choice.assessment
+        lines += ["", choice.model, f"  engine   {choice.engine}: {found.method}", f"  why      {found.reason}"]
+        if size := choice.weights_bytes:
+            threads = f", {found.threads} thread{'s' * (found.threads > 1)}" if found.threads else ""
+            lines.append(f"  weights  {size / 1e6:,.0f} MB in memory{threads}")
+        lines += [f"  not {engine}: {reason}" for engine, reason in choice.alternatives.items()]
     return "\n".join(lines)
 
 
-def _unusable(name: str, source: ModelSource, found: dict[str, Assessment]) -> ConfigError:
-    for engine, assessment in found.items():
-        if assessment.install_hint:
-            return ConfigError(f"{name} needs {engine}, which is not installed", hint=assessment.install_hint)
+def _no_engine(source: ModelSource, candidates: dict[str, Assessment]) -> SmallfirstError:
+    for assessment in candidates.values():
+        if assessment.missing:
+            return assessment.missing
     if source.engine:
-        return ConfigError(f"{name} cannot be run by {source.engine}: {found[source.engine].reason}")
+        return ConfigError(f"{source.location} cannot be run by {source.engine}: {candidates[source.engine].reason}")
     return ConfigError(
         f"{source.location} is not a model: neither a model folder, a folder of weights, a GGUF file nor an address"
     )
+
+
+def _size(weights: Path) -> int:
+    if weights.is_file():
+        return weights.stat().st_size
+    files = [path for ending in ("safetensors", "gguf", "npz") for path in weights.glob(f"*.{ending}")]
+    try:
+        base = json.loads((weights / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        files += Path(base).glob("*.safetensors")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return sum(path.stat().st_size for path in files)

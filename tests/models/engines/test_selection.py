@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, MissingExtra
 from smallfirst.models.engines import selection
 from smallfirst.models.engines.engine import Assessment, Environment, ModelSource
 from smallfirst.models.engines.exported_model import ExportedModel
@@ -22,7 +22,6 @@ from smallfirst.models.engines.selection import (
     ENGINES,
     EngineChoice,
     choose_engine,
-    detect_environment,
     explain_choices,
     load,
 )
@@ -59,7 +58,7 @@ def choose(location: Path | str, where: Environment = ALL, **source: Any) -> Eng
 
 
 def reasons(choice: EngineChoice) -> dict[str, str]:
-    return dict(choice.alternatives)
+    return choice.alternatives
 
 
 @pytest.mark.parametrize(("where", "certified"), [(TORCH, True), (ALL_WITH_GPU, False)])
@@ -69,15 +68,20 @@ def test_closed_answers_are_scored_by_pytorch_whatever_else_is_installed(
     folder = model_folder(tmp_path / "small", "codes")
     (folder / "small.gguf").touch()
     found = choose(folder, where, name="cards", certified=certified)
-    assert (found.model, found.engine, found.threads, found.weights_bytes) == ("cards", "PyTorch", 2, 3_000_000)
-    assert "its 2 answers are closed" in found.reason
+    assert (found.model, found.engine, found.assessment.threads, found.weights_bytes) == (
+        "cards",
+        "PyTorch",
+        2,
+        3_000_000,
+    )
+    assert "its 2 answers are closed" in found.assessment.reason
     assert set(reasons(found)) == {"llama.cpp", "vLLM"}
 
 
 @pytest.mark.parametrize("kind", ["words", "encoder"])
 def test_linear_model_is_linear(tmp_path: Path, kind: str) -> None:
     found = choose(model_folder(tmp_path / "m", kind), environment())
-    assert (found.engine, found.threads, found.alternatives) == ("linear", 1, ())
+    assert (found.engine, found.assessment.threads, found.alternatives) == ("linear", 1, {})
 
 
 def test_certificate_binds_a_generative_model_to_the_engine_it_was_measured_with(tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_export_beside_an_uncertified_generative_model_is_run_by_llama_cpp(tmp_p
     export = tmp_path / "m.gguf"
     export.write_bytes(bytes(1000))
     found = choose(folder, certified=False)
-    assert (found.engine, found.weights, found.weights_bytes) == ("llama.cpp", export, 1000)
+    assert (found.engine, found.assessment.weights, found.weights_bytes) == ("llama.cpp", export, 1000)
     assert reasons(found) == {
         "vLLM": "there is no CUDA GPU",
         "PyTorch": "faster at reading long prompts, slower at generating in bf16",
@@ -110,9 +114,9 @@ def test_export_older_than_the_model_is_not_its_export(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", "writes")
     export = folder / "m.gguf"
     export.touch()
-    assert find_gguf_export(folder) == export
+    assert find_gguf_export(ModelSource(folder)) == export
     os.utime(export, (1, 1))
-    assert find_gguf_export(folder) is None
+    assert find_gguf_export(ModelSource(folder)) is None
 
 
 def test_gguf_file_is_run_by_llama_cpp(tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ def test_gguf_file_is_run_by_llama_cpp(tmp_path: Path) -> None:
     found = choose(file, ALL_WITH_GPU)
     assert (found.model, found.engine, found.weights_bytes) == ("big", "llama.cpp", 5_000_000)
     assert set(reasons(found)) == {"PyTorch", "vLLM"}
-    with pytest.raises(ConfigError, match=r'big needs llama\.cpp, which is not installed\n  next: pip install "small'):
+    with pytest.raises(MissingExtra, match=r'big\.gguf with llama\.cpp needs packages .*\n  next: pip install "small'):
         choose(file, TORCH)
 
 
@@ -131,7 +135,7 @@ def test_bare_weights_are_run_by_vllm_on_a_gpu(tmp_path: Path) -> None:
     on_cpu = choose(tmp_path)
     assert (on_cpu.engine, reasons(on_cpu)["vLLM"]) == ("PyTorch", "there is no CUDA GPU")
     assert reasons(choose(tmp_path, TORCH._replace(hardware=GPU)))["vLLM"] == "it is not installed"
-    with pytest.raises(ConfigError, match="needs PyTorch, which is not installed"):
+    with pytest.raises(MissingExtra, match="with PyTorch needs packages that are not installed"):
         choose(tmp_path, environment())
 
 
@@ -141,8 +145,10 @@ def test_engine_named_for_a_model_runs_it_without_a_gpu_too(tmp_path: Path) -> N
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     found = choose(tmp_path, TORCH, engine="vLLM", settings={"program": program})
-    assert (found.engine, found.reason) == ("vLLM", "it is the engine named for this model")
-    with pytest.raises(ConfigError, match="needs vLLM, which is not installed\n  next: install it in an environment"):
+    assert (found.engine, found.assessment.reason) == ("vLLM", "it is the engine named for this model")
+    with pytest.raises(
+        MissingExtra, match=r"starting vLLM: there is no program .*\n  next: install it in an environment"
+    ):
         choose(tmp_path, engine="vLLM", settings={"program": tmp_path / "none"})
     with pytest.raises(ConfigError, match=r"cannot be run by llama\.cpp: it needs a GGUF file"):
         choose(tmp_path, engine="llama.cpp")
@@ -246,9 +252,7 @@ def test_engine_of_another_package_is_chosen_and_loads(tmp_path: Path, fake_engi
     assert general_model(TaskFile.model_validate(values)) == ("", {"speed": 9})
 
 
-def test_export_is_loaded_where_it_is_chosen(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_is_loaded_where_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp")
     folder = model_folder(tmp_path / "m", "writes")
     (tmp_path / "m.gguf").touch()
@@ -265,7 +269,3 @@ def test_bare_weights_are_loaded_as_a_chat_model(tiny_folder: Path) -> None:
 def test_folder_without_a_manifest_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no smallfirst\.json"):
         load_model(tmp_path)
-
-
-def test_every_engine_of_this_machine_is_detected() -> None:
-    assert detect_environment().installed >= {"endpoint", "linear"}
