@@ -82,7 +82,8 @@ class Forecast(Record):
 def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_LABEL) -> tuple[Dataset, ...]:
     """Return nested subsets with at most these numbers of rows per answer, fewest rows first.
 
-    For tasks with a closed set of labels. Each is smaller than the next, and the whole is not included. Raises ConfigError for numbers below 1.
+    For tasks with a closed set of labels. Each is smaller than the next; the whole is not included. Raises ConfigError
+    for numbers below 1.
     """
     wrong = [number for number in numbers if number < 1]
     if wrong:
