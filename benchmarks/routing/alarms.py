@@ -283,7 +283,7 @@ class Recorded:
 
     def other_business(self) -> Setting:
         """The model on words, which is quick enough to be asked about other texts here."""
-        folder = self.workspace.folder / "words"
+        folder = self.workspace.path / "words"
         manifest = read_manifest(folder)
         lines = (data_folder("clinc150") / "test.jsonl").read_text(encoding="utf-8").splitlines()
         others = [row["text"] for row in map(json.loads, lines) if row.get("domain") != "banking"]

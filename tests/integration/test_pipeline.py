@@ -138,9 +138,9 @@ def test_a_training_that_was_broken_off_is_gone_on_with(desk_folder: Path) -> No
     broken = RunFolder.unfinished("claims-desk")
     assert broken is not None
     run_folder = pipeline.train_stage(project, resume=True)
-    assert run_folder.path == broken.folder
-    begun = [e for e in EventLog(broken.folder / "events.jsonl").read() if e.kind == "CREATED"]
-    assert [Run.load(broken.folder / "run.json").run_id] == [e.values["run_id"] for e in begun]
+    assert run_folder.path == broken.path
+    begun = [e for e in EventLog(broken.path / "events.jsonl").read() if e.kind == "CREATED"]
+    assert [Run.load(broken.path / "run.json").run_id] == [e.values["run_id"] for e in begun]
     assert RunFolder.unfinished("claims-desk") is None
 
 

@@ -188,12 +188,12 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert lost.in_words[-1].startswith("version 1 stays champion: neither shown better")
     assert aliases() == {"champion": 1, CHALLENGER: 2}
     run = RunFolder.latest("toy", lost.run)
-    assert ChallengeResult.load(run.folder / RESULT) == lost
-    assert (run.folder / "report.html").exists()
-    assert not (run.folder / "promoted.json").exists()
+    assert ChallengeResult.load(run.path / RESULT) == lost
+    assert (run.path / "report.html").exists()
+    assert not (run.path / "promoted.json").exists()
 
     strict = project._replace(file=project.file.model_copy(update={"gate": Gate(accuracy_at_least=1.0)}))
-    (run.folder / RESULT).unlink()  # as if the process had died before its end
+    (run.path / RESULT).unlink()  # as if the process had died before its end
     refused = challenge(strict, useless, resume=True)
     assert (refused.run, refused.version, refused.contest, refused.won) == (lost.run, None, None, False)
     assert refused.why == "words did not pass the gate"

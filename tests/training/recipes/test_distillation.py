@@ -306,7 +306,7 @@ def test_a_task_files_run_is_taught(bench: Bench, taught_by: TeacherConfig, tiny
     }
     (tmp_path / "task.yaml").write_text(json.dumps(values), encoding="utf-8")
     workspace = train_stage(Project.read(read_task_file(tmp_path), Progress(quiet=True)))
-    run = Run.load(workspace.folder / "run.json")
+    run = Run.load(workspace.path / "run.json")
     params = client().get_run(run.run_id).data.params
     assert (params["teacher.base"], params["teacher.weight"]) == (taught_by.base, "0.9")
     # The first loss is a tenth of a plain run's, and the distance to the teacher.
