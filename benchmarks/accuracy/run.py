@@ -21,7 +21,7 @@ from benchmarks.paths import RESULTS, ROOT, SETS
 from smallfirst.errors import GateFailed
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import summarize_run, table
+from smallfirst.pipeline.summary import format_summary, summarize_run
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -88,7 +88,7 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(outcome))
+    print(format_summary(outcome))
 
 
 def resume(project: Project) -> None:

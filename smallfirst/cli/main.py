@@ -266,7 +266,7 @@ def report(task_yaml: Path, run_name: str | None) -> None:
 def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst.pipeline import run as pipeline
-    from smallfirst.pipeline.summary import table
+    from smallfirst.pipeline.summary import format_summary
 
     outcome = pipeline.run(_file(task_yaml), progress=Progress(), resume=resume)
     if report_path:
@@ -275,7 +275,7 @@ def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) 
     if as_json:
         click.echo(outcome.model_dump_json(indent=2))
         return
-    click.echo(f"\n{table(outcome)}\nreport: {outcome.report}\n\ntry next:")
+    click.echo(f"\n{format_summary(outcome)}\nreport: {outcome.report}\n\ntry next:")
     click.echo("\n".join(f"  {line}" for line in _next_commands(task_yaml, outcome.task)))
 
 

@@ -1,4 +1,4 @@
-"""The answer to the only question that matters, as a record and as a table: who answers, how well, at what price."""
+"""The summary of a run: who answers, how well and at what cost, as a record and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -9,96 +9,87 @@ from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee_check import GuaranteeCheck, check_guarantee
 from smallfirst.stats.intervals import Estimate
 
 
 class OpenEndedRouting(Record):
-    """What the Router did with open-ended requests it had not seen."""
+    """Where the Router sent open-ended requests that it was not fitted on."""
 
     n_requests: int
-    """How many were asked."""
+    """Requests asked."""
     n_to_large: int
-    """How many went to the large model."""
+    """Requests that went to the large model."""
 
 
 class PathSummary(Record):
-    """One path in figures, on test rows."""
+    """One path measured on test rows."""
 
     model: str
-    """Who answers."""
+    """Name of the model."""
     accuracy: Estimate
-    """Share of right answers."""
+    """Share of correct answers."""
     measures: dict[str, Estimate] = {}
-    """The task's own figures by name."""
+    """The task's other metrics by name."""
     cost_usd_per_1k: float
-    """USD for 1,000 requests."""
+    """USD per 1,000 requests."""
     p50_ms: float
     """Median latency of one request."""
     p95_ms: float
-    """95th percentile."""
+    """95th percentile of the latency."""
     requests_per_s: float | None
-    """With all rows in flight; None for recorded answers."""
+    """Throughput with all rows in flight; None for recorded answers."""
     share: float
-    """Share of requests the path's own model answers: 1 but for the Router, where it is the share kept small."""
+    """Share of requests that stay small, in [0, 1]; 1 for every path but the Router."""
     note: str
-    """What a reader must know."""
+    """Remark of the evaluation, for example when answers were recorded."""
 
 
 class RunSummary(Record):
-    """Everything the last lines of a run say."""
+    """Everything that the last lines of a run show."""
 
     task: str
     """Task name."""
     paths: dict[str, PathSummary]
-    """Every measured path by name: the large model as `large`, the candidates, the smallest first, the Router as
-    `routed`."""
+    """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
     gate: GateVerdicts
-    """The gate's answers."""
+    """The gate's verdicts."""
     certificate: Certificate | None = None
-    """The promise."""
-    promise_held: bool | None = None
-    """Whether kept test answers were wrong at most as often as promised; None without kept answers."""
-    kept_wrong: int = 0
-    """Kept test answers that were wrong."""
-    kept: int = 0
-    """Kept test answers."""
+    """The Router's certificate; None if nothing was certified."""
+    guarantee: GuaranteeCheck | None = None
+    """Whether the guarantee held on test rows; None if errors are not limited or nothing was measured."""
     promoted: Promotion | None = None
-    """What went live."""
+    """The version that went live; None if none did."""
     open_ended: OpenEndedRouting | None = None
-    """The Router on open-ended requests."""
+    """The Router on open-ended requests; None without such requests."""
     report: str
     """Path of the report."""
 
 
 def summarize_run(file: TaskFile, run_folder: RunFolder) -> RunSummary:
-    """The summary of a run from what its stages have left."""
+    """Return the summary of a run from the files that its stages wrote."""
     names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
     measured = {name: run_folder.evaluation(name, "test") for name in names}
-    routed = measured["routed"]
-    kept = [row for row in routed.rows if row.certified] if routed else []
-    wrong = sum(not row.correct for row in kept)
-    there = {path.name for path in run_folder.path.iterdir()}
-    certificate = run_folder.certificate() if "certificate.json" in there else None
+    present = {path.name for path in run_folder.path.iterdir()}
+    certificate = run_folder.certificate() if "certificate.json" in present else None
     return RunSummary(
         task=file.name,
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
         gate=run_folder.verdicts(),
         certificate=certificate,
-        promise_held=wrong / len(kept) <= certificate.max_error if kept and certificate else None,
-        kept_wrong=wrong,
-        kept=len(kept),
-        promoted=run_folder.promoted() if "promoted.json" in there else None,
-        open_ended=OpenEndedRouting.load(run_folder.path / "open_ended.json") if "open_ended.json" in there else None,
+        guarantee=check_guarantee(certificate, measured["routed"]),
+        promoted=run_folder.promoted() if "promoted.json" in present else None,
+        open_ended=OpenEndedRouting.load(run_folder.path / "open_ended.json") if "open_ended.json" in present else None,
         report=str(run_folder.path / "report.html"),
     )
 
 
-def table(summary: RunSummary) -> str:
-    """The summary for a terminal."""
+def format_summary(summary: RunSummary) -> str:
+    """Return the summary as a table and a few sentences for the terminal."""
     titles = {candidate.name: candidate.title for candidate in all_candidates()} | {"routed": "routed"}
     if (large := summary.paths.get("large")) is not None:
         titles["large"] = "large (recorded)" if large.requests_per_s is None else "large"
-    width = max(len(titles[name]) for name in summary.paths) + 1 if summary.paths else 0
+    width = max((len(titles[name]) for name in summary.paths), default=0) + 1
     lines = [f"{'':<{width}} {'accuracy':<24} {'cost / 1k requests':<20} {'p50':>9}   share"]
     for name, path in summary.paths.items():
         share = f"{100 * path.share:.0f} %" + (" small" if name == "routed" else "")
@@ -112,20 +103,19 @@ def table(summary: RunSummary) -> str:
 def _sentences(summary: RunSummary) -> list[str]:
     chosen = summary.promoted.candidate if summary.promoted else FINE_TUNED
     passed = any(v.candidate == chosen and v.passed for v in summary.gate.verdicts)
-    words = [f"gate {'PASS' if passed else 'FAIL'}"]
+    parts = [f"gate {'PASS' if passed else 'FAIL'}"]
     if summary.promoted:
-        words.append(f"promoted {summary.promoted.name} version {summary.promoted.version} @champion")
+        parts.append(f"promoted {summary.promoted.name} version {summary.promoted.version} @champion")
     if summary.certificate:
-        words.append(f"certificate: {summary.certificate.why}")
-    lines = [" · ".join(words)]
-    if summary.promise_held is not None:
-        verb = "held" if summary.promise_held else "did NOT hold"
-        lines.append(f"promise {verb} on test rows: {summary.kept_wrong} of {summary.kept} kept answers wrong")
+        parts.append(f"certificate: {summary.certificate.why}")
+    lines = [" · ".join(parts)]
+    if (found := summary.guarantee) is not None and found.error.n:
+        lines.append(f"guarantee {found.state} on test rows: {found.n_errors} of {found.error.n} kept answers wrong")
     if summary.certificate and summary.certificate.below == "keep":
-        lines.append("doubtful requests stay small: the large model was measured to be no better on them")
+        lines.append("requests below the threshold stay small: the large model was measured to be no better on them")
     if summary.open_ended:
-        share = summary.open_ended
-        lines.append(f"open-ended requests sent to the large model: {share.n_to_large} of {share.n_requests}")
+        n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
+        lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if summary.gate.smallest and summary.gate.smallest != chosen:
         lines.append(f"smallest candidate that passes: {summary.gate.smallest} — consider it (routing.small)")
     elif summary.gate.smallest is None:
@@ -134,6 +124,7 @@ def _sentences(summary: RunSummary) -> list[str]:
 
 
 def _path_summary(evaluation: Evaluation) -> PathSummary:
+    small = 1.0 - evaluation.share("large") - evaluation.share("person")
     return PathSummary(
         model=evaluation.model,
         accuracy=evaluation.accuracy,
@@ -142,6 +133,6 @@ def _path_summary(evaluation: Evaluation) -> PathSummary:
         p50_ms=evaluation.p50_ms,
         p95_ms=evaluation.p95_ms,
         requests_per_s=evaluation.requests_per_s,
-        share=1.0 - evaluation.share("large") - evaluation.share("person") if evaluation.candidate == "routed" else 1.0,
+        share=small if evaluation.candidate == "routed" else 1.0,
         note=evaluation.note,
     )

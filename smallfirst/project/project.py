@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.progress import Progress
-from smallfirst.project.added_rows import with_harvested
 from smallfirst.project.candidates import Candidate, all_candidates
-from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_relabels
+from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_harvested, with_relabels
 from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 

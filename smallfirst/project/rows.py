@@ -1,16 +1,19 @@
-"""The rows a task.yaml names, split by what they may be used for, and the task they make.
+"""The rows that a task.yaml names, split by what they may be used for, and the task they make.
 
-Splits are by content hash, so a row stays where it is when others come or go. What is not told in the file (labels, a
-schema) is taken from the rows; the price is that they are read before the task is known.
+Splits are by content hash, so a row keeps its part when other rows are added or removed. Labels or a schema that the
+file does not give are taken from the rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smallfirst.data.dataset import Dataset, Example, Message, sample_share, split
-from smallfirst.data.row_formats import ROW_FORMATS
-from smallfirst.data.sources.load import load
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
+from smallfirst.data.quality.leaks import LeakReport, find_leaks
+from smallfirst.data.redaction import redact
+from smallfirst.data.row_formats import ROW_FORMATS, Columns
+from smallfirst.data.sources.load import DEFAULT_COLUMNS, load
 from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.label_errors import apply_relabels
 from smallfirst.project.task_file import TaskFile
@@ -20,29 +23,33 @@ from smallfirst.tasks.task import Task
 
 PARTS = ("train", "selection", "calibration", "test")
 """Parts of the rows that have answers."""
-
-
 SPLIT_OFF = 0.2
-"""Share of the training rows that stands in for a missing file of validation or test rows."""
+"""Share of the training rows that becomes validation or test rows if there is no file of them."""
 
 
 class Rows(Record):
     """The rows of a task, split by what they may be used for."""
 
     train: Dataset
-    """To learn from."""
+    """Rows to train on."""
     selection: Dataset
-    """To choose with: epoch, temperature, domain limit."""
+    """Rows to choose with: epoch, temperature, out-of-domain threshold."""
     calibration: Dataset
-    """To certify with, used for nothing else."""
+    """Rows to certify with, used for nothing else."""
     test: Dataset
-    """To measure with, touched once."""
+    """Rows to measure with, used once."""
     open_ended: Dataset | None
-    """Requests that are not the task's."""
+    """Requests that do not belong to the task."""
+
+    @property
+    def held_out(self) -> tuple[Dataset, ...]:
+        """The parts that measure, certify or choose; none of their texts may be trained on."""
+        parts = (self.test, self.calibration, self.selection)
+        return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
 def read_rows(task_file: TaskFile) -> Rows:
-    """All rows, split. Raises DataError with every bad row of the first file that has one."""
+    """Return all rows, split. Raise DataError with every bad row of the first file that has one."""
     files = task_file.data
     kind = TASK_KINDS.get(task_file.kind)
     labels = kind.row_labels(task_file.settings)
@@ -52,11 +59,7 @@ def read_rows(task_file: TaskFile) -> Rows:
 
     train = read(files.train)
     labels = kind.row_labels(task_file.settings, train)
-    parts = split(
-        train,
-        **split_shares(task_file),
-        salt=task_file.name,
-    )
+    parts = split(train, **split_shares(task_file), salt=task_file.name)
     validation = read(files.validation) if files.validation else parts.validation
     selection, calibration = sample_share(validation, task_file.routing.selection_share, task_file.name)
     return Rows(
@@ -64,12 +67,12 @@ def read_rows(task_file: TaskFile) -> Rows:
         selection=selection,
         calibration=calibration,
         test=read(files.test) if files.test else parts.test,
-        open_ended=_read_open(task_file),
+        open_ended=_read_open_ended(task_file),
     )
 
 
 def split_shares(task_file: TaskFile) -> dict[str, float]:
-    """Shares of the training file, in [0, 1], that become validation and test rows for want of files of their own."""
+    """Return the shares of the training file that become validation and test rows; 0 where a file is given."""
     files = task_file.data
     return {"validation": 0.0 if files.validation else SPLIT_OFF, "test": 0.0 if files.test else SPLIT_OFF}
 
@@ -83,16 +86,15 @@ def read_task(task_file: TaskFile, rows: Rows) -> Task:
 
 
 def with_canonical_answers(rows: Rows, task: Task) -> Rows:
-    """The rows with their answers in the task's canonical form. Raises DataError naming each row that has none."""
-    wanted = task.row_formats
+    """Return the rows with answers in the task's canonical form. Raise DataError naming each row that has none."""
     problems: list[Problem] = []
 
-    def settle(data: Dataset) -> Dataset:
+    def canonical(data: Dataset) -> Dataset:
         found = []
         for example in data.examples:
             golds = [task.parse(gold) for gold in example.golds]
-            if example.shape not in wanted:
-                takes = " or ".join(ROW_FORMATS[s] for s in wanted)
+            if example.shape not in task.row_formats:
+                takes = " or ".join(ROW_FORMATS[shape] for shape in task.row_formats)
                 rule = f"a row of {ROW_FORMATS[example.shape]}; this task takes {takes}"
                 problems.append(Problem(example.path, example.line, rule))
             elif sum(m.role != "system" for m in example.messages) > 1:
@@ -103,53 +105,90 @@ def with_canonical_answers(rows: Rows, task: Task) -> Rows:
                 problems.append(Problem(example.path, example.line, f"no answer of this task: {bad[:80]!r}"))
             else:
                 answer, *also = (gold for gold in golds if gold is not None)
-                found.append(_answered(example, answer, tuple(also)))
+                found.append(_with_answers(example, answer, tuple(also)))
         return data.subset(data.name, tuple(found))
 
-    parts = {name: settle(getattr(rows, name)) for name in PARTS}
+    parts = {name: canonical(getattr(rows, name)) for name in PARTS}
     if problems:
         raise DataError(
-            f"{len(problems)} rows do not fit the task", problems, hint="mend these lines, or the task's settings"
+            f"{len(problems)} rows do not fit the task", problems, hint="correct these lines, or the task's settings"
         )
     return rows.model_copy(update=parts)
 
 
-def _answered(example: Example, answer: str, also: tuple[str, ...]) -> Example:
-    """The row with these answers; a changed one is made anew, since a copy would keep the key of the old answer."""
+def _with_answers(example: Example, answer: str, also: tuple[str, ...]) -> Example:
     if (answer, also) == (example.answer, example.also):
         return example
-    kept = {name: getattr(example, name) for name in Example.model_fields}
-    return Example(**kept | {"answer": answer, "also": also})
+    # Built anew, since a copy would keep the key that was computed from the old answer.
+    fields = {name: getattr(example, name) for name in Example.model_fields}
+    return Example(**fields | {"answer": answer, "also": also})
 
 
 def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
-    """The rows with the answers that people gave to probable label errors. Raises DataError naming every bad line."""
+    """Return the rows with people's answers to probable label errors. Raise DataError naming every bad line."""
     if task_file.data.relabels is None:
         return rows
     path = task_file.path(task_file.data.relabels)
     whole = rows.train.subset("rows", tuple(e for name in PARTS for e in getattr(rows, name).examples))
-    mended = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
+    relabelled = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
     # The same number of rows in the same order: each part takes its own back.
     parts = {}
     for name in PARTS:
         data = getattr(rows, name)
-        parts[name] = data.subset(data.name, tuple(next(mended) for _ in data.examples))
+        parts[name] = data.subset(data.name, tuple(next(relabelled) for _ in data.examples))
     return rows.model_copy(update=parts)
 
 
-def _read_open(task_file: TaskFile) -> Dataset | None:
+def with_harvested(rows: Rows, path: Path, *, columns: Columns = DEFAULT_COLUMNS, labels: Sequence[str] = ()) -> Rows:
+    """Return the rows with those of `path` added to the training rows.
+
+    A text that is in the training rows already is left out. `labels` are the allowed answers; left out, those of the
+    rows. A text that was served may be in the held-out rows as well, perhaps redacted: raise DataError naming every
+    such row, and every bad row.
+    """
+    own = rows.train.examples
+    new = load(path, columns=columns, labels=_allowed_labels(rows, labels))
+    if leaked := find_held_out_leaks(rows, new).keys:
+        raise DataError(
+            f"{path}: {len(leaked):,} rows ask what test, calibration, selection or open-ended rows ask",
+            [Problem(e.path, e.line, "a held-out text, or nearly one") for e in new.examples if e.key in leaked],
+            hint="harvest again (smallfirst harvest task.yaml), or remove these lines",
+        )
+    known = {fold_text(e.asked) for e in own}
+    added = tuple(e for e in new.examples if fold_text(e.asked) not in known)
+    return rows.model_copy(update={"train": rows.train.subset(rows.train.name, (*own, *added))})
+
+
+def find_held_out_leaks(rows: Rows, new: Dataset) -> LeakReport:
+    """Find the rows of `new` that ask what a held-out row asks, exactly or nearly, redacted or not."""
+    return find_leaks(Dataset(name="held out", examples=tuple(_held_out_texts(rows))), new)
+
+
+def _held_out_texts(rows: Rows) -> Iterator[Example]:
+    """Yield every held-out row, and a redacted copy of those that hold personal data."""
+    for data in rows.held_out:
+        for example in data.examples:
+            yield example
+            redacted = redact(example.asked)
+            if redacted.counts:
+                messages = (Message(role="user", content=redacted.text),)
+                yield Example(messages=messages, answer="", shape="text", path=example.path, line=example.line)
+
+
+def _allowed_labels(rows: Rows, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the labels that a row may have; None if the rows do not have one label each."""
+    if not rows.train.examples or rows.train.examples[0].shape != "label":
+        return None
+    return tuple(labels) or tuple(sorted({label for name in PARTS for label in getattr(rows, name).labels()}))
+
+
+def _read_open_ended(task_file: TaskFile) -> Dataset | None:
     if task_file.data.open_ended is None:
         return None
     columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
     read = load(task_file.data.open_ended, columns=columns, folder=task_file.folder)
     examples = tuple(
-        Example(
-            messages=(Message(role="user", content=e.answer),),
-            answer="",
-            shape="text",
-            path=e.path,
-            line=e.line,
-        )
+        Example(messages=(Message(role="user", content=e.answer),), answer="", shape="text", path=e.path, line=e.line)
         for e in read.examples
     )
     return read.subset(read.name, examples)

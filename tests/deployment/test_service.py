@@ -61,7 +61,7 @@ def test_a_canary_is_a_stage_beside_the_cascade_and_left_out_where_there_is_no_c
 
 
 def test_who_drafts_last_cannot_draft_ahead_too() -> None:
-    with pytest.raises(ConfigError, match="routing.ahead: words is not smaller than words"):
+    with pytest.raises(ConfigError, match=r"routing\.ahead: words is not smaller than words"):
         task_file(small="words", ahead=["words"])
 
 

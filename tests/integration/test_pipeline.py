@@ -20,7 +20,7 @@ from smallfirst.errors import GateFailed, StageMissing
 from smallfirst.models.protocol import Request, Route
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
-from smallfirst.pipeline.summary import RunSummary, table
+from smallfirst.pipeline.summary import RunSummary, format_summary
 from smallfirst.progress import Progress, ProgressCallback
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
@@ -79,7 +79,7 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
     assert versions.resolve("main.claims.tickets@champion").version == 1
     assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
-    assert "gate PASS · promoted main.claims.tickets version 1 @champion" in table(outcome)
+    assert "gate PASS · promoted main.claims.tickets version 1 @champion" in format_summary(outcome)
     _router_answers(file)
 
 

@@ -10,7 +10,7 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
-from smallfirst.pipeline.summary import OpenEndedRouting, summarize_run, table
+from smallfirst.pipeline.summary import OpenEndedRouting, format_summary, summarize_run
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.routing.certificate.certificate import Certificate
@@ -100,30 +100,31 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
 
 def test_the_table_shows_every_measured_path_and_what_was_decided(run_folder: RunFolder) -> None:
     outcome = summarize_run(FILE, finished(run_folder, wrong={0, 19}))
-    assert table(outcome).splitlines() == [
+    assert format_summary(outcome).splitlines() == [
         "                        accuracy                 cost / 1k requests         p50   share",
         "large (recorded)        0.950 [0.764, 0.991]     $1.50                     4 ms   100 %",
         "fine-tuned small model  0.850 [0.640, 0.948]     $0.0012                   4 ms   100 %",
         "routed                  0.900 [0.699, 0.972]     $0.40                     4 ms   75 % small",
         "gate PASS · promoted main.default.desk version 3 @champion · certificate: shown",
-        "promise held on test rows: 1 of 15 kept answers wrong",
+        "guarantee held on test rows: 1 of 15 kept answers wrong",
         "open-ended requests sent to the large model: 39 of 40",
         "smallest candidate that passes: words — consider it (routing.small)",
     ]
 
 
 def test_a_promise_that_did_not_hold_on_test_rows_is_said_so(run_folder: RunFolder) -> None:
-    # 2 of 15 is above the promised 0.1; the wrong answer of row 19 was not kept.
-    outcome = summarize_run(FILE, finished(run_folder, wrong={0, 1, 19}, below="keep"))
-    assert (outcome.kept, outcome.kept_wrong, outcome.promise_held) == (15, 2, False)
-    lines = table(outcome).splitlines()
-    assert "promise did NOT hold on test rows: 2 of 15 kept answers wrong" in lines
-    assert "doubtful requests stay small: the large model was measured to be no better on them" in lines
+    # 7 of 15 is above the guaranteed 0.1 beyond chance; the wrong answer of row 19 was not kept.
+    outcome = summarize_run(FILE, finished(run_folder, wrong={*range(7), 19}, below="keep"))
+    assert outcome.guarantee is not None
+    assert (outcome.guarantee.error.n, outcome.guarantee.n_errors, outcome.guarantee.state) == (15, 7, "broken")
+    lines = format_summary(outcome).splitlines()
+    assert "guarantee broken on test rows: 7 of 15 kept answers wrong" in lines
+    assert "requests below the threshold stay small: the large model was measured to be no better on them" in lines
 
 
 def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: RunFolder) -> None:
     outcome = summarize_run(FILE, run_folder)
-    assert (outcome.promise_held, outcome.promoted, outcome.certificate) == (None, None, None)
+    assert (outcome.guarantee, outcome.promoted, outcome.certificate) == (None, None, None)
     assert list(outcome.paths) == ["large", "small"]
     assert (outcome.paths["large"].model, outcome.paths["large"].share) == ("large-1", 1.0)
     assert outcome.report == str(run_folder.path / "report.html")
@@ -131,7 +132,7 @@ def test_before_anything_is_promoted_the_outcome_says_what_there_is(run_folder: 
 
 def test_if_nothing_passes_it_says_keep_the_api(run_folder: RunFolder) -> None:
     GateVerdicts(verdicts=(verdict("small", False),), smallest=None).save(run_folder.path / "verdicts.json")
-    lines = table(summarize_run(FILE, run_folder)).splitlines()
+    lines = format_summary(summarize_run(FILE, run_folder)).splitlines()
     assert lines[-2:] == ["gate FAIL", "no small candidate passes: keep the API"]
 
 

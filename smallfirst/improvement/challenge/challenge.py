@@ -18,9 +18,8 @@ from smallfirst.improvement.challenge.comparison import ChampionComparison, comp
 from smallfirst.improvement.challenge.proposal import Proposal, propose
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.parity import parity_stage
-from smallfirst.project.added_rows import with_harvested
 from smallfirst.project.project import Project
-from smallfirst.project.rows import with_canonical_answers
+from smallfirst.project.rows import with_canonical_answers, with_harvested
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import Record
 from smallfirst.registry import versions

@@ -22,8 +22,8 @@ from smallfirst.files import write_atomically
 from smallfirst.improvement.harvest.evidence import collect, open_ledger
 from smallfirst.improvement.harvest.resolve import ParsedEvidence, Resolution, parse_evidence, resolve
 from smallfirst.improvement.harvest.result import REASONS, SOURCES, DisputedText, HarvestResult, UnparsedAnswer
-from smallfirst.project.added_rows import find_held_out_leaks
 from smallfirst.project.project import Project
+from smallfirst.project.rows import find_held_out_leaks
 from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 

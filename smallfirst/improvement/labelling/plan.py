@@ -16,7 +16,7 @@ from smallfirst.errors import DataError, Problem
 from smallfirst.evaluation.self_consistency import TeacherAnswer
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
 from smallfirst.improvement.labelling.options import LabelOptions
-from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, held_out_parts, read_texts
+from smallfirst.improvement.labelling.unlabelled import FilterCounts, filter_texts, read_texts
 from smallfirst.project.project import Project
 from smallfirst.project.rows import with_canonical_answers
 from smallfirst.records import fingerprint
@@ -80,7 +80,7 @@ def _read_gold(project: Project, path: Path) -> Dataset:
     labels = project.task.closed or None
     rows = load(path, columns=project.file.data.columns, labels=labels)
     rows = with_canonical_answers(project.rows.model_copy(update={"selection": rows}), project.task).selection
-    kept = [part for part in held_out_parts(project.rows) if part is not project.rows.selection]
+    kept = [part for part in project.rows.held_out if part is not project.rows.selection]
     leaks = find_leaks(Dataset(name="kept", examples=tuple(e for part in kept for e in part.examples)), rows)
     if seen := {leak.key for leak in (*leaks.exact, *leaks.folded)}:
         raise DataError(

@@ -92,7 +92,7 @@ def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset)
     """
     once = {fold_text(e.asked): e for e in reversed(texts.examples)}
     first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
-    leaks = find_leaks(_together("held out", *held_out_parts(rows)), texts.subset(texts.name, first))
+    leaks = find_leaks(_together("held out", *rows.held_out), texts.subset(texts.name, first))
     equal = {leak.key for leak in (*leaks.exact, *leaks.folded)}
     unseen = [e for e in first if e.key not in leaks.keys]
     answered = {fold_text(e.asked) for e in (*rows.train.examples, *by_people.examples)}
@@ -106,13 +106,6 @@ def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset)
         n_by_people=len(unseen) - len(new),
         n_split_off=len(new) - len(left),
     )
-
-
-def held_out_parts(rows: Rows) -> Iterator[Dataset]:
-    """Rows that measure, certify or choose: none of their texts may be trained on."""
-    yield from (rows.test, rows.calibration, rows.selection)
-    if rows.open_ended is not None:
-        yield rows.open_ended
 
 
 def _left_in_training(texts: Dataset, file: TaskFile) -> Dataset:

@@ -14,8 +14,8 @@ from smallfirst.errors import ConfigError, DataError
 from smallfirst.improvement.harvest import HarvestResult, harvest
 from smallfirst.improvement.harvest.harvest import record_path
 from smallfirst.progress import Progress
-from smallfirst.project.added_rows import with_harvested
 from smallfirst.project.project import Project
+from smallfirst.project.rows import with_harvested
 from smallfirst.project.task_file import read_task_file
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
