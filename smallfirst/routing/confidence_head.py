@@ -1,10 +1,10 @@
-"""How far a draft may be believed: what it shows of itself, weighed on rows whose answers are known.
+"""Estimate the confidence of a draft from more than the model's own probability.
 
-A fine-tuned model's own probability is a good order and a bad number, and it does not see everything: how near the
-second label was, which field of a JSON answer is the weak one, whether a cheaper model says the same. A DraftHead
-weighs these in a logistic regression and reads the probability off rising steps. It takes selection rows (no row that a
-certificate is made from), and microseconds a draft. Where held-out rows are not clearly foretold better than by the
-model's own probability, it stays unfitted and gives that probability back.
+A fine-tuned model's probability ranks drafts well and is badly scaled, and it misses the second label's probability,
+the weakest field of a JSON answer and the answer of a cheaper model. A DraftHead combines these in a logistic
+regression with isotonic calibration. It is fitted on selection rows (none that a certificate uses) and takes
+microseconds a draft. Unless it predicts held-out rows clearly better than the model's own probability, it stays
+unfitted and returns that probability.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.models.confidence import CalibratedHead, IsotonicCurve
 from smallfirst.models.protocol import Completion
 
 FEATURES = ("own", "margin", "entropy", "tokens", "characters", "least_field", "mean_field", "same", "cheaper")
-"""What is looked at. `own`: log-odds of the draft's confidence · `margin`: log of the best label's probability over the
-second's · `entropy` of the labels in nats · `tokens`, `characters`: log of 1 + their number · `least_field`,
-`mean_field`: of the fields' log-odds, `own` where there are none · `same`: 1 if a cheaper model answers the same, -1 if
-not, 0 without one · `cheaper`: log-odds that it gives the draft's answer."""
+"""`own`: log-odds of the draft's confidence · `margin`: log of the best label's probability over the second's ·
+`entropy` of the labels in nats · `tokens`, `characters`: log of 1 + their number · `least_field`, `mean_field`: of the
+fields' log-odds, `own` where there are none · `same`: 1 if a cheaper model gives an equal answer, -1 if not, 0 without
+one · `cheaper`: log-odds of the draft's answer under the cheaper model."""
 MIN_PROBABILITY = 1e-6
-"""Probabilities are told apart down to this distance from 0 and 1."""
+"""Probabilities are clipped to this distance from 0 and 1."""
 FOLDS = 5
 MIN_Z_SCORE = 1.645
-"""Standard errors by which a candidate must win: 95 %, one-sided. The own confidence is a good order already, and few
+"""Standard errors by which a candidate must win: 95 %, one-sided. The model's own ranking is good already, and few
 wrong answers make much noise."""
 MIN_ROWS_PER_FEATURE = 10
-"""Rows of the rarer kind, right or wrong, that each feature which differs at all must have (Peduzzi et al. 1996): with
-15 wrong rows cross-validation itself is fooled, as it was on Banking77's 209 selection rows."""
+"""Rows of the rarer kind, right or wrong, for each feature that varies (Peduzzi et al. 1996): with 15 wrong rows even
+cross-validation is misleading, as it was on Banking77's 209 selection rows."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 class DraftHead(CalibratedHead):
-    """From a draft to the probability that it is right; unfitted it gives the draft's own confidence."""
+    """Map a draft to the probability that it is right; unfitted, return the draft's own confidence."""
 
     FEATURES = FEATURES
 
     field_steps: dict[str, IsotonicCurve] = {}
-    """By field path, from the field's own probability to that of its being right; other fields keep their own."""
+    """Calibration curve by field path; other fields keep their own probability."""
     why: str = "not fitted"
-    """What the fit found, in one sentence."""
+    """Result of the fit in one sentence."""
 
     @classmethod
     def fit(
@@ -56,21 +57,23 @@ class DraftHead(CalibratedHead):
         cheaper: Sequence[Completion | None] | None = None,
         fields_correct: Sequence[Mapping[str, bool]] | None = None,
     ) -> DraftHead:
-        """From drafts and whether each was right; `cheaper` holds a cheaper model's answers to the same requests.
+        """Fit on drafts and whether each was right; `cheaper` holds a cheaper model's answers to the same requests.
 
-        All features are weighed only if that has a clearly lower 5-fold log loss than the own confidence has, as it is
-        and bent by steps; the latter only if it clearly beats the former. `fields_correct` says by field path which
-        fields of each draft were right; a field with 30 rows or more, ten of each kind, gets steps of its own by the
-        same test. Raises ValueError if the lengths differ.
+        All features are used only if they have a clearly lower 5-fold log loss than the model's own confidence, raw and
+        calibrated; the calibrated one is used only if it clearly beats the raw one. `fields_correct` says by field path
+        which fields of each draft were right; a field with 30 rows or more, ten of each kind, gets a curve of its own
+        by the same test. Raise ValueError if the lengths differ.
         """
         right, beside = np.asarray(correct, dtype=bool), cheaper or [None] * len(drafts)
-        _same_number(drafts, right, beside, fields_correct or drafts)
-        fields = _field_steps(drafts, fields_correct or [])
+        lengths = [len(column) for column in (drafts, right, beside, fields_correct or drafts)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"drafts and outcomes differ in number: {', '.join(map(str, lengths))}")
+        fields = _field_curves(drafts, fields_correct or [])
         if not _enough(right):
-            why = f"too few rows to weigh anything: {right.sum()} right, {(~right).sum()} wrong; 10 of each are needed"
+            why = f"too few rows to fit anything: {right.sum()} right, {(~right).sum()} wrong; 10 of each are needed"
             return cls(field_steps=fields, n_rows=len(right), why=why)
         features = np.array([features_of(*pair) for pair in zip(drafts, beside, strict=True)])
-        chosen, why = _columns_that_help(features, right)
+        chosen, why = _choose_columns(features, right)
         if not chosen:
             return cls(field_steps=fields, n_rows=len(right), why=why)
         centres, scales = means_and_scales(features)
@@ -78,7 +81,7 @@ class DraftHead(CalibratedHead):
         weights = np.zeros(len(FEATURES))
         weights[chosen] = logistic(1.0).fit(standard[:, chosen], right).coef_[0]
         if len(chosen) == 1:
-            weights[chosen] = 1.0  # the order of the own confidence is kept, whatever a regression makes of it
+            weights[chosen] = 1.0  # keeps the order of the model's own confidence
         return cls(
             weights=tuple(weights.tolist()),
             centres=tuple(centres.tolist()),
@@ -90,22 +93,22 @@ class DraftHead(CalibratedHead):
         )
 
     def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
-        """Probability in [0, 1] that the draft is right; 0 where it is unfitted and the model has no view.
+        """Return the probability in [0, 1] that the draft is right; 0 if unfitted and the model gives none.
 
-        One that was fitted with a cheaper model's answers needs them here too.
+        A head that was fitted with a cheaper model's answers needs them here too.
         """
         if not self.weights:
             return completion.confidence or 0.0
         return self.probability(features_of(completion, cheaper))
 
     def fields(self, completion: Completion) -> dict[str, float]:
-        """By field path of a JSON draft, the probability in [0, 1] that its value is right."""
+        """Return by field path of a JSON draft the probability in [0, 1] that its value is right."""
         plain = IsotonicCurve()
         return {path: self.field_steps.get(path, plain).at(own) for path, own in completion.field_confidence.items()}
 
 
 def features_of(completion: Completion, cheaper: Completion | None = None) -> tuple[float, ...]:
-    """One number for each of FEATURES."""
+    """Return one number for each of FEATURES."""
     own = log_odds(0.5 if completion.confidence is None else completion.confidence)
     labels = [probability for _, probability in completion.alternatives]
     rest = max(0.0, 1.0 - math.fsum(labels)) if labels else 0.0
@@ -119,118 +122,108 @@ def features_of(completion: Completion, cheaper: Completion | None = None) -> tu
 def draft_features(
     texts: Sequence[str], drafts: Sequence[Completion], cheaper: Sequence[Completion | None] | None = None
 ) -> list[list[float]]:
-    """What each draft shows: FEATURES, its lines and numbers, and whether it ran out of room.
+    """Return FEATURES of each draft, its lines, its numbers and whether it was cut off, for a DifficultyModel.
 
-    Of numbers: how many, which of the request's are used, and how many are new. Raises ValueError if lengths differ.
+    Of numbers: how many, the share of the request's that are used, and the share that are new. Raise ValueError if the
+    lengths differ.
     """
-    found = []
+    rows = []
     for text, draft, beside in zip(texts, drafts, cheaper or [None] * len(drafts), strict=True):
-        asked, said = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
-        used, new = len(asked & said) / max(1, len(asked)), len(said - asked) / max(1, len(said))
+        given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
+        used, new = len(given & written) / max(1, len(given)), len(written - given) / max(1, len(written))
         lines, cut = math.log1p(draft.text.count("\n")), float(draft.finish_reason == "length")
-        found.append([*features_of(draft, beside), lines, math.log1p(len(said)), used, new, cut])
-    return found
+        rows.append([*features_of(draft, beside), lines, math.log1p(len(written)), used, new, cut])
+    return rows
 
 
 def _agreement(completion: Completion, cheaper: Completion | None) -> tuple[float, float]:
-    """Whether a cheaper model says the same, and the log-odds of the draft's answer in its eyes."""
     if cheaper is None:
         return 0.0, 0.0
     own = 0.5 if cheaper.confidence is None else cheaper.confidence
     if cheaper.text == completion.text:
         return 1.0, log_odds(dict(cheaper.alternatives).get(completion.text, own))
     listed = dict(cheaper.alternatives).get(completion.text)
-    return -1.0, log_odds(1.0 - own if listed is None else listed)  # unlisted: at most what its answer leaves over
+    return -1.0, log_odds(1.0 - own if listed is None else listed)  # unlisted: at most what its own answer leaves
 
 
 def log_odds(probability: float) -> float:
-    """log(p / (1 - p)), with p kept 1e-6 away from 0 and 1."""
+    """Return log(p / (1 - p)), with p clipped to 1e-6 from 0 and 1."""
     p = min(max(probability, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
     return math.log(p / (1 - p))
 
 
 def logistic(inverse_penalty: float) -> Any:
-    """A logistic regression with an L2 penalty."""
+    """Return an unfitted logistic regression with an L2 penalty."""
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(C=inverse_penalty, max_iter=100, solver="newton-cholesky")
 
 
 def means_and_scales(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column; 1 where it never differs."""
+    """Return mean and standard deviation of each column; 1 where it is constant."""
     spread = features.std(axis=0)
     return features.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
 
 
-def log_losses(said: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Log loss in nats of each row; a target in (0, 1) is a share of right answers."""
-    p = np.clip(said, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+def log_losses(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the log loss of each row in nats; a target in (0, 1) is a share of right answers."""
+    p = np.clip(probabilities, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     losses: np.ndarray = -(target * np.log(p) + (1 - target) * np.log1p(-p))
     return losses
 
 
 def significantly_lower(losses: np.ndarray, others: np.ndarray, *, errors: float = 1.0) -> bool:
-    """True if the mean of `losses` is below that of `others` on the same rows by more than `errors` standard errors.
+    """Return True if the mean of `losses` is below that of `others` on the same rows by `errors` standard errors.
 
-    With one it is the one-standard-error rule (Breiman et al. 1984): the simpler candidate stays unless clearly beaten.
+    With one it is the one-standard-error rule (Breiman et al. 1984): the simpler candidate wins unless clearly beaten.
     """
     gain = others - losses
     return bool(gain.mean() > errors * gain.std(ddof=1) / math.sqrt(len(gain)))
 
 
-def _columns_that_help(features: np.ndarray, right: np.ndarray) -> tuple[list[int], str]:
-    """Columns to weigh, none for the own confidence as it is; and what was found, in words."""
+def _choose_columns(features: np.ndarray, right: np.ndarray) -> tuple[list[int], str]:
+    """Return the columns to use, none for the model's own confidence, and the comparison in words."""
     own, every = [FEATURES.index("own")], list(range(len(FEATURES)))
-    plain, bent, weighed = _plain(features[:, own]), _held_out(features[:, own], right), _held_out(features, right)
-    plain, bent, weighed = (log_losses(said, right) for said in (plain, bent, weighed))
-    means = f"as it is {plain.mean():.4f}, bent {bent.mean():.4f}, with all features {weighed.mean():.4f}"
+    raw = log_losses(special.expit(features[:, own[0]]), right)
+    calibrated = log_losses(_held_out(features[:, own], right), right)
+    combined = log_losses(_held_out(features, right), right)
+    means = f"raw {raw.mean():.4f}, calibrated {calibrated.mean():.4f}, with all features {combined.mean():.4f}"
     found = f"5-fold log loss on {len(right)} rows: {means}"
-    n_differ, rarer = int((features.std(axis=0) > 1e-9).sum()), int(min(right.sum(), (~right).sum()))
-    enough = rarer >= MIN_ROWS_PER_FEATURE * n_differ
-    if enough and significantly_lower(weighed, min(plain, bent, key=np.mean), errors=MIN_Z_SCORE):
-        return every, f"all features are weighed. {found}"
-    if significantly_lower(bent, plain, errors=MIN_Z_SCORE):
-        return own, f"the model's confidence is bent by steps. {found}"
+    n_varying, rarer = int((features.std(axis=0) > 1e-9).sum()), int(min(right.sum(), (~right).sum()))
+    enough = rarer >= MIN_ROWS_PER_FEATURE * n_varying
+    if enough and significantly_lower(combined, min(raw, calibrated, key=np.mean), errors=MIN_Z_SCORE):
+        return every, f"all features are used. {found}"
+    if significantly_lower(calibrated, raw, errors=MIN_Z_SCORE):
+        return own, f"the model's confidence is calibrated. {found}"
     return [], f"the model's confidence stays as it is. {found}"
 
 
-def _plain(own: np.ndarray) -> np.ndarray:
-    """The probabilities that a column of log-odds stands for."""
-    said: np.ndarray = 1 / (1 + np.exp(-own[:, 0]))
-    return said
-
-
 def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Probability of each row by a regression on the other folds."""
+    """Return the probability of each row by a regression on the other folds."""
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     centres, scales = means_and_scales(features)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    said = cross_val_predict(logistic(1.0), (features - centres) / scales, right, cv=folds, method="predict_proba")
-    return np.asarray(said[:, 1])
+    found = cross_val_predict(logistic(1.0), (features - centres) / scales, right, cv=folds, method="predict_proba")
+    return np.asarray(found[:, 1])
 
 
 def _enough(right: np.ndarray) -> bool:
-    """True if there is something to weigh, and both kinds in every fold."""
+    """Return True if there are enough rows, and both kinds in every fold."""
     return len(right) >= MIN_ROWS and min(right.sum(), (~right).sum()) >= 2 * FOLDS
 
 
-def _field_steps(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, bool]]) -> dict[str, IsotonicCurve]:
-    """Steps of the fields whose own probability is clearly worse on held-out rows than a bent one."""
-    said: dict[str, list[tuple[float, bool]]] = {}
+def _field_curves(drafts: Sequence[Completion], outcomes: Sequence[Mapping[str, bool]]) -> dict[str, IsotonicCurve]:
+    """Return curves for the fields whose own probability is clearly worse on held-out rows than a calibrated one."""
+    by_path: dict[str, list[tuple[float, bool]]] = {}
     for draft, outcome in zip(drafts, outcomes, strict=False):
         for path in draft.field_confidence.keys() & outcome.keys():
-            said.setdefault(path, []).append((draft.field_confidence[path], outcome[path]))
+            by_path.setdefault(path, []).append((draft.field_confidence[path], outcome[path]))
     found = {}
-    for path, rows in sorted(said.items()):
+    for path, rows in sorted(by_path.items()):
         own, right = np.array([[log_odds(p)] for p, _ in rows]), np.array([ok for _, ok in rows])
         if _enough(right):
-            bent, plain = log_losses(_held_out(own, right), right), log_losses(_plain(own), right)
-            if significantly_lower(bent, plain, errors=MIN_Z_SCORE):
+            calibrated, raw = log_losses(_held_out(own, right), right), log_losses(special.expit(own[:, 0]), right)
+            if significantly_lower(calibrated, raw, errors=MIN_Z_SCORE):
                 found[path] = fit_isotonic([p for p, _ in rows], right.tolist())
     return found
-
-
-def _same_number(*columns: Sequence[object] | np.ndarray) -> None:
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError(f"drafts and outcomes differ in number: {', '.join(str(len(c)) for c in columns)}")

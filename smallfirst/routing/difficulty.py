@@ -1,11 +1,11 @@
-"""How hard a request is for the small model, learned from rows whose outcome is known.
+"""Predict how hard a request is for the small model, from rows whose outcome is known.
 
-Before anything is generated: from the text alone, the probability that the small model does as well as is wished
-(`helped` says what that is: right, or as good as the large one). After a draft: the same with what the draft shows.
-Words, a few counts and, if given, a sentence encoder's vector go into one logistic regression with a strong penalty;
-isotonic steps on held-out rows make a probability of its score. Words are hashed, so a stored Difficulty holds none of
-anybody's. A request takes one to two milliseconds without an encoder. Where held-out rows are not foretold better than
-by the plain rate, it says that it knows nothing: the rate, for every request.
+Before a draft, the text alone gives the probability that the small model does well enough (right, or as good as the
+large one, as the outcomes of the fit say). After a draft, features of the draft can be added. Words, surface features
+and optionally a sentence encoder's vector go into one logistic regression with a strong penalty and isotonic
+calibration on held-out rows. Words are hashed, so a stored model holds no text. A request takes one to two milliseconds
+without an encoder. Unless held-out rows are predicted better than by their mean outcome, the model returns that mean
+for every request.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from scipy import special
 
 from smallfirst.evaluation.calibration import MIN_ROWS, fit_isotonic
 from smallfirst.files import write_atomically
@@ -33,54 +34,58 @@ from smallfirst.routing.confidence_head import (
 )
 
 INVERSE_PENALTIES = (0.003, 0.03, 0.3, 3.0)
-"""C of the logistic regression, strictest first; cross-validation on the fitting rows chooses among them."""
+"""Values of C for the logistic regression, strongest penalty first; chosen by cross-validation."""
 N_HASH_BUCKETS = 2**15
-"""Places that words and pairs of words are hashed to."""
+"""Buckets that words and word pairs are hashed to."""
 N_COMPONENTS = 64
-"""Directions of the words' and of the encoder's space that are weighed (truncated SVD); the weights are folded back."""
+"""Components of the words' and of the encoder's space (truncated SVD); their weights are projected back."""
 MIN_GAIN = 1e-3
-"""Nats of log loss below which nothing was learned, however sure."""
+"""Smallest gain in log loss, in nats, that counts."""
 QUESTION_WORD = re.compile(r"\b(?:who|whom|whose|what|when|where|why|how|which)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?]+(?:\s|$)")
 
 
 class Embedder(Protocol):
-    """A sentence encoder, such as `models.encoder.Encoder`."""
+    """A sentence encoder, such as `models.linear.sentence_encoder.SentenceEncoder`."""
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors (texts, width), in order."""
+        """Return unit vectors (texts, width), in order."""
 
 
 class DifficultyParameters(Record):
-    """What is stored beside the weights."""
+    """Everything that is stored beside the weights."""
 
     rate: float
-    """Mean outcome of the fitting rows, in [0, 1]; given for every request if nothing was learned."""
+    """Mean outcome of the rows, in [0, 1]; returned for every request if nothing was learned."""
     known: bool
-    """False if held-out rows were not foretold better than by the rate."""
+    """False if held-out rows were not predicted better than by the rate."""
     why: str
-    """What the fit found, in one sentence."""
+    """Result of the fit in one sentence."""
     n_rows: int
-    """Rows it was fitted on."""
+    """Number of rows."""
     base: str = ""
     """Name of the sentence encoder; empty without one."""
     bias: float = 0.0
-    """Added to the weighted sum."""
+    """Intercept."""
     steps: IsotonicCurve = IsotonicCurve()
-    """From the weighted sum to the probability."""
+    """From the linear score to the probability."""
 
 
 class DifficultyWeights(NamedTuple):
-    """What a word counts (`rarity`: inverse document frequency, as in TF-IDF) and weighs, by place; and the others."""
+    """Arrays of the fitted model."""
 
     rarity: np.ndarray
+    """Inverse document frequency by hash bucket."""
     words: np.ndarray
+    """Coefficients by hash bucket."""
     counts: np.ndarray
+    """Coefficients of the surface features and of further numbers."""
     meaning: np.ndarray
+    """Coefficients of the encoder's vector; empty without an encoder."""
 
 
 class DifficultyModel:
-    """Probability, by request, that the small model does well enough."""
+    """Estimate by request the probability that the small model does well enough."""
 
     def __init__(
         self, fitted: DifficultyParameters, weights: DifficultyWeights | None = None, embedder: Embedder | None = None
@@ -96,24 +101,24 @@ class DifficultyModel:
         further: Sequence[Sequence[float]] | None = None,
         encoder: tuple[str, Embedder] | None = None,
     ) -> DifficultyModel:
-        """From requests and how well the small model did on each, in [0, 1] (True: well enough).
+        """Fit on requests and how well the small model did on each, in [0, 1] (True: well enough).
 
-        `further` holds more numbers for each row: what is `shown_by` its draft (`routing.confidence`), for a decision
-        after generation, or a check of the caller's own. `encoder` is a name that `models.base.find` knows, and the
-        encoder. Raises ValueError if the lengths differ or an outcome leaves [0, 1].
+        `further` holds more numbers for each row, such as `confidence_head.draft_features` for a decision after the
+        draft. `encoder` is the encoder with its name in `models.catalog`. Raise ValueError if the lengths differ or an
+        outcome leaves [0, 1].
         """
         target = _outcomes(texts, helped, further)
         rate = float(target.mean()) if len(target) else 0.5
         if len(target) < MIN_ROWS or target.min() == target.max():
             why = f"nothing to learn from {len(target)} rows: {MIN_ROWS} are needed, not all alike"
             return cls(DifficultyParameters(rate=rate, known=False, why=why, n_rows=len(target)))
-        places, counts = _places(texts), _counts(texts, further)
-        rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(places.indices, minlength=N_HASH_BUCKETS)))
-        weighed, (centres, scales) = _weighed(places, rarity), means_and_scales(counts)
+        hashed, counts = _hashed(texts), _counts(texts, further)
+        rarity = 1 + np.log((1 + len(texts)) / (1 + np.bincount(hashed.indices, minlength=N_HASH_BUCKETS)))
+        weighed, (centres, scales) = _weighed(hashed, rarity), means_and_scales(counts)
         meaning = encoder[1].embed(texts) if encoder else np.zeros((len(texts), 0))
         basis, axes = _directions(weighed), _directions(meaning)
         x = np.hstack([weighed @ basis, (counts - centres) / scales, meaning @ axes])
-        known, why, inverse_penalty, held_out = _least_loss(x, target)
+        known, why, inverse_penalty, held_out = _cross_validate(x, target)
         if not known:
             return cls(DifficultyParameters(rate=rate, known=False, why=why, n_rows=len(target)))
         model = _fit(x, target, inverse_penalty)
@@ -134,9 +139,9 @@ class DifficultyModel:
         )
 
     def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
-        """Probability in [0, 1] for each text, in order; with `further` numbers as they were given to `fit`.
+        """Return a probability in [0, 1] for each text, in order; with `further` numbers as they were given to `fit`.
 
-        Raises ValueError if there are more or fewer of them.
+        Raise ValueError if there are more or fewer of them.
         """
         if self._weights is None or not texts:
             return np.full(len(texts), self.fitted.rate)
@@ -146,14 +151,14 @@ class DifficultyModel:
                 f"fitted with {n - N_SURFACE_FEATURES} extra features, "
                 f"called with {counts.shape[1] - N_SURFACE_FEATURES}"
             )
-        logits = _weighed(_places(texts), self._weights.rarity) @ self._weights.words + self.fitted.bias
+        logits = _weighed(_hashed(texts), self._weights.rarity) @ self._weights.words + self.fitted.bias
         logits = logits + counts @ self._weights.counts
         if self._embedder is not None:
             logits = logits + self._embedder.embed(texts) @ self._weights.meaning
         return np.array([self.fitted.steps.at(float(value)) for value in logits])
 
     def save(self, folder: Path) -> None:
-        """Write the weights, and last the record."""
+        """Write the weights and, last, the parameters."""
         if self._weights is not None:
             from safetensors.numpy import save
 
@@ -163,7 +168,7 @@ class DifficultyModel:
 
     @classmethod
     def load(cls, folder: Path) -> DifficultyModel | None:
-        """Read back what `save` wrote; None if there is nothing. An encoder is found by its name."""
+        """Load what `save` wrote; return None if there is nothing. An encoder is found by its name."""
         if not (folder / "difficulty.json").exists():
             return None
         fitted = DifficultyParameters.load(folder / "difficulty.json")
@@ -180,7 +185,7 @@ class DifficultyModel:
 
 
 def surface_features(text: str) -> tuple[float, ...]:
-    """Length, sentences, questions, numbers and signs of a text, as logs or shares."""
+    """Return length, sentences, questions, numbers and punctuation of a text, as logs or shares."""
     words, numbers = text.split(), NUMBER.findall(text)
     largest = max((float(number.replace(",", "").split(".")[0]) for number in numbers), default=0.0)
     return (
@@ -207,8 +212,8 @@ def _counts(texts: Sequence[str], further: Sequence[Sequence[float]] | None) -> 
     return own if further is None else np.hstack([own, np.asarray(further, dtype=np.float64)])
 
 
-def _least_loss(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np.ndarray]:
-    """Whether the least 5-fold log loss beats the plain rate's, in words too; its penalty, its held-out log-odds."""
+def _cross_validate(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np.ndarray]:
+    """Return whether the least 5-fold log loss beats the mean's, why, its penalty and its held-out log-odds."""
     from sklearn.model_selection import KFold
 
     folds = list(KFold(FOLDS, shuffle=True, random_state=0).split(x))
@@ -219,22 +224,22 @@ def _least_loss(x: np.ndarray, target: np.ndarray) -> tuple[bool, str, float, np
         scores = np.zeros(len(target))
         for train, test in folds:
             scores[test] = _fit(x[train], target[train], inverse_penalty).decision_function(x[test])
-        tried.append((log_losses(1 / (1 + np.exp(-scores)), target), inverse_penalty, scores))
+        tried.append((log_losses(special.expit(scores), target), inverse_penalty, scores))
     plain, (losses, inverse_penalty, scores) = log_losses(rates, target), min(tried, key=lambda one: one[0].mean())
     known = significantly_lower(losses, plain) and losses.mean() < plain.mean() - MIN_GAIN
-    why = f"5-fold log loss on {len(target)} rows {losses.mean():.3f}, of the plain rate {plain.mean():.3f}"
+    why = f"5-fold log loss on {len(target)} rows {losses.mean():.3f}, of their mean {plain.mean():.3f}"
     return known, f"{why}: {'learned' if known else 'nothing learned'}", inverse_penalty, scores
 
 
 def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
-    """A logistic regression; an outcome of 0.7 counts as 0.7 of a good row and 0.3 of a bad one."""
+    """Fit a logistic regression; an outcome of 0.7 counts as 0.7 of a good row and 0.3 of a bad one."""
     shares, outcome = np.concatenate([target, 1 - target]), np.repeat([1, 0], len(target))
     there = shares > 0
     return logistic(inverse_penalty).fit(np.vstack([x, x])[there], outcome[there], sample_weight=shares[there])
 
 
-def _places(texts: Sequence[str]) -> Any:
-    """Which words and pairs of words are in each text: sparse ones (texts, PLACES)."""
+def _hashed(texts: Sequence[str]) -> Any:
+    """Return which words and word pairs are in each text: sparse ones (texts, N_HASH_BUCKETS)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(
@@ -243,15 +248,15 @@ def _places(texts: Sequence[str]) -> Any:
     return hashing.transform(texts)
 
 
-def _weighed(places: Any, rarity: np.ndarray) -> Any:
-    """Rare words count more; each text has length 1."""
+def _weighed(hashed: Any, rarity: np.ndarray) -> Any:
+    """Weight by rarity and scale each text to length 1."""
     from sklearn.preprocessing import normalize
 
-    return normalize(places.multiply(rarity).tocsr())
+    return normalize(hashed.multiply(rarity).tocsr())
 
 
 def _directions(rows: Any) -> np.ndarray:
-    """Directions (columns, n) along which the rows differ most, by truncated SVD (Halko et al. 2011)."""
+    """Return the first components (columns, n) of the rows by truncated SVD (Halko et al. 2011)."""
     from sklearn.utils.extmath import randomized_svd
 
     if not (n := min(N_COMPONENTS, *rows.shape)):

@@ -106,7 +106,7 @@ def test_an_honest_confidence_without_anything_beside_stays_as_it_is() -> None:
 def test_a_boastful_confidence_is_bent_and_keeps_its_order() -> None:
     drafts, right, _ = drawn(600, 0, said="too sure")
     head = DraftHead.fit(drafts, right)
-    assert "bent" in head.why
+    assert "is calibrated" in head.why
     fresh, outcomes, _ = drawn(600, 1, said="too sure")
     own, bent = np.array([each.confidence or 0 for each in fresh]), np.array([head.confidence(each) for each in fresh])
     assert (np.diff(bent[np.argsort(own)]) >= 0).all()
@@ -127,7 +127,7 @@ def test_few_wrong_answers_cannot_weigh_many_features() -> None:
         differ = np.array([features_of(*pair) for pair in zip(drafts, cheaper, strict=True)]).std(axis=0) > 1e-9
         assert min(sum(right), 90 - sum(right)) < 10 * differ.sum()
         head = DraftHead.fit(drafts, right, cheaper=cheaper)
-        assert "all features are weighed" not in head.why
+        assert "all features are used" not in head.why
 
 
 def test_a_field_with_thirty_rows_gets_steps_of_its_own() -> None:

@@ -1,12 +1,12 @@
-"""How a task's own requests are worded: what a text has in common with them, from words alone and without PyTorch.
+"""Compare a text with a task's own requests by words alone, without PyTorch.
 
-Four scores, each larger the stranger a text is: the share of its words and word pairs that no training text has; how
-far it is, in pieces of words, from the nearest training text and from the nearest three; how unlike the nearest one it
-is in the words that come more than once, common words counting as much as rare ones and unseen words against it. The
-first finds strange words, the next two strange spelling and topics, the last strange sentences. Of the sets of scores
-that were tried, these are about the best at parting requests of five tasks, and intents of a held-out domain of
-CLINC150 from the others, on validation rows. A text takes about a millisecond. What is kept is the vocabulary and the
-training texts' n-grams, in memory some 50 MB for 10,000 short texts.
+Four scores, each larger the less a text is like them: the share of its words and word pairs that no training text has;
+its distance, by character n-grams, from the nearest training text and from the nearest three; its distance from the
+nearest one by the words that occur more than once, with common words weighted like rare ones and unseen words counting
+against it. The first finds unknown words, the next two other spelling and topics, the last other sentences. Of the sets
+of scores that were tried, these are about the best at separating requests of five tasks, and intents of a held-out
+domain of CLINC150 from the others, on validation rows. A text takes about a millisecond. The vocabulary and the
+training texts' n-grams are stored, some 50 MB in memory for 10,000 short texts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from smallfirst.files import write_atomically
 from smallfirst.models.linear.classifier import TfidfFeatures
 
 SCORES = ("unseen", "nearest", "near", "unlike")
-"""Columns of what a Wording gives."""
+"""Columns of the scores."""
 MAX_ROWS = 10_000
-"""Training texts that texts are compared with; of more, evenly spaced ones."""
+"""Training texts to compare with; of more, evenly spaced ones."""
 NEAREST = 3
 """Training texts over which `near` averages."""
 MAX_CHARS = 2000
-"""Of a longer text the first half and the last half of so many are looked at, as of the training texts."""
+"""Of a longer text, a training text too, only the first and the last half of this are compared."""
 AT_ONCE = 128
 """Texts compared at a time."""
 
@@ -37,29 +37,29 @@ class Vocabulary(NamedTuple):
     """The n-grams of one kind in a task's training texts."""
 
     grams: Callable[[str], list[str]]
-    """All n-grams of a text."""
-    places: dict[str, int]
-    """Number of each known one."""
+    """Return all n-grams of a text."""
+    columns: dict[str, int]
+    """Column of each known one."""
     idf: np.ndarray
-    """How rare each known one is: 1 + ln((1 + texts) / (1 + texts that have it))."""
+    """Inverse document frequency of each known one: 1 + ln((1 + texts) / (1 + texts that have it))."""
     unseen_idf: float
-    """The same for one that no training text has."""
+    """Inverse document frequency of one that no training text has."""
 
     @property
     def repeated(self) -> np.ndarray:
         """1 for each known one that two or more training texts have, else 0."""
-        # idf of one that a single text has is unseen_idf less ln 2
+        # an n-gram of a single text has an idf of unseen_idf - ln 2
         repeated: np.ndarray = (self.idf < self.unseen_idf - np.log(2.5)).astype(np.float64)
         return repeated
 
 
 class TextFeatures:
-    """The words, pieces of words and texts of a task's own requests."""
+    """Words, character n-grams and texts of a task's own requests."""
 
     def __init__(self, features: TfidfFeatures, rows: Mapping[str, Any], n_texts: int) -> None:
         """`rows` of `words` and of `pieces` are sparse (n-grams, texts), each text a unit vector.
 
-        `n_texts` is what the features were counted in.
+        `n_texts` is the number of texts that the features were fitted on.
         """
         self._features, self._rows, self.n_texts = features, dict(rows), n_texts
         self._words, self._pieces = _vocabularies(features, n_texts)
@@ -67,7 +67,7 @@ class TextFeatures:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> TextFeatures:
-        """From the task's training texts."""
+        """Fit on the task's training texts."""
         from sklearn.preprocessing import normalize
 
         cut = [_ends(text) for text in texts]
@@ -80,29 +80,29 @@ class TextFeatures:
         return cls(features, rows, len(cut))
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """The SCORES (texts, 4), float64."""
+        """Return the SCORES (texts, 4), float64."""
         cut = [_ends(text) for text in texts]
         pieces = [Counter(self._pieces.grams(text)) for text in cut]
         words = [Counter(self._words.grams(text)) for text in cut]
         unseen = [self._unseen(counts) for counts in words]
-        near = self._distances(_vectors(pieces, self._pieces.places, self._pieces.idf), "pieces", NEAREST)
+        near = self._distances(_vectors(pieces, self._pieces.columns, self._pieces.idf), "pieces", NEAREST)
         lengths = [max(1.0, float(np.sqrt(counts.total()))) for counts in words]
-        unlike = self._distances(_vectors(words, self._words.places, self._repeated, lengths), "words", 1)
+        unlike = self._distances(_vectors(words, self._words.columns, self._repeated, lengths), "words", 1)
         return np.column_stack([unseen, near, unlike[:, 0]])
 
     def log_likelihood(self, text: str) -> float:
-        """Log-probability of the text's words and word pairs in a text of this task: each is drawn by itself.
+        """Return the log-likelihood of the text's words and word pairs under this task, each drawn independently.
 
         The difference between two tasks is a log-likelihood ratio. Words of neither count against the one with more
-        texts, in which they would have been seen.
+        texts, where they would have been seen.
         """
         grams = set(self._words.grams(_ends(text)))
-        places = [self._words.places[gram] for gram in grams if gram in self._words.places]
+        columns = [self._words.columns[gram] for gram in grams if gram in self._words.columns]
         # idf is 1 - ln of the share of texts with the n-gram
-        return float((1 - self._words.idf[places]).sum() + (len(grams) - len(places)) * (1 - self._words.unseen_idf))
+        return float((1 - self._words.idf[columns]).sum() + (len(grams) - len(columns)) * (1 - self._words.unseen_idf))
 
     def save(self, folder: Path) -> None:
-        """Write vocabulary as JSON and rows as safetensors."""
+        """Write the vocabulary as JSON and the rows as safetensors."""
         from safetensors.numpy import save
 
         self._features.save(folder)
@@ -114,7 +114,7 @@ class TextFeatures:
 
     @classmethod
     def load(cls, folder: Path) -> TextFeatures:
-        """Read back what `save` wrote."""
+        """Load what `save` wrote."""
         from safetensors.numpy import load_file
         from scipy import sparse
 
@@ -125,10 +125,10 @@ class TextFeatures:
         return cls(TfidfFeatures.load(folder), rows, int(tensors["n_texts"][0]))
 
     def _unseen(self, counts: Counter[str]) -> float:
-        return sum(gram not in self._words.places for gram in counts) / len(counts) if counts else 1.0
+        return sum(gram not in self._words.columns for gram in counts) / len(counts) if counts else 1.0
 
     def _distances(self, vectors: Any, of: str, nearest: int) -> np.ndarray:
-        """1 less the largest cosine to a training text, and less the mean of the `nearest` largest (texts, 2)."""
+        """Return 1 - the largest cosine to a training text, and 1 - the mean of the `nearest` largest (texts, 2)."""
         rows = self._rows[of]
         distances, k = np.zeros((vectors.shape[0], 2)), min(nearest, rows.shape[1])
         for start in range(0, len(distances), AT_ONCE):
@@ -139,7 +139,7 @@ class TextFeatures:
 
 
 def _vocabularies(features: TfidfFeatures, n_texts: int) -> tuple[Vocabulary, Vocabulary]:
-    """Of words and word pairs, and of pieces."""
+    """Return the vocabularies of words and of character n-grams."""
     unseen = 1 + float(np.log(1 + n_texts))
     words, pieces = (
         Vocabulary(v.build_analyzer(), v.vocabulary_, np.asarray(v.idf_), unseen) for v in features.vectorisers
@@ -148,14 +148,14 @@ def _vocabularies(features: TfidfFeatures, n_texts: int) -> tuple[Vocabulary, Vo
 
 
 def _vectors(
-    texts: Sequence[Counter[str]], places: dict[str, int], weights: np.ndarray, lengths: Sequence[float] | None = None
+    texts: Sequence[Counter[str]], columns: dict[str, int], weights: np.ndarray, lengths: Sequence[float] | None = None
 ) -> Any:
-    """Sparse (texts, n-grams): (1 + ln count) times weight, divided by the text's length; without one, to length 1."""
+    """Return sparse (texts, n-grams): (1 + ln count) * weight, divided by `lengths` or by the norm."""
     from scipy import sparse
 
     data, indices, ends = [], [], [0]
     for row, counts in enumerate(texts):
-        known = {places[gram]: n for gram, n in counts.items() if gram in places}
+        known = {columns[gram]: n for gram, n in counts.items() if gram in columns}
         at = np.fromiter(known, dtype=np.int64, count=len(known))
         value = (1 + np.log(np.fromiter(known.values(), dtype=np.float64, count=len(known)))) * weights[at]
         data.append(value / (lengths[row] if lengths else max(float(np.linalg.norm(value)), 1e-12)))
