@@ -155,7 +155,7 @@ class Classify(Task):
         answer.
         """
         if not self.multiple:
-            return parse_label(self.labels, text)
+            return text if text in self.labels else parse_label(self.labels, text)
         found = [parse_label(self.labels, piece) for piece in self._pieces(text)]
         if None in found or not (found or "[" in text):
             return None
