@@ -22,15 +22,6 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 
-class QueueDepth(NamedTuple):
-    """The items that wait; those being computed are not counted."""
-
-    requests: int
-    """Items that were not cancelled."""
-    size: int
-    """Their sizes together, in the worker's unit (tokens, roughly, for texts)."""
-
-
 class BatchBudget(NamedTuple):
     """How much work a batch takes."""
 
@@ -75,12 +66,6 @@ class BatchWorker(Generic[Q, R]):
             self._queue.append((item, future))
             self._changed.notify()
         return await asyncio.wrap_future(future)
-
-    def waiting(self) -> QueueDepth:
-        """Return what waits now, for admission control."""
-        with self._changed:
-            sizes = [self._size(item) for item, future in self._queue if not future.cancelled()]
-        return QueueDepth(len(sizes), sum(sizes))
 
     async def aclose(self) -> None:
         """Stop the thread once it has computed what waits."""

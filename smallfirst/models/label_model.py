@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from smallfirst.errors import ModelError, RequestRefused
-from smallfirst.models.batching import BatchBudget, BatchWorker, QueueDepth
+from smallfirst.models.batching import BatchBudget, BatchWorker
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import (
     Capability,
@@ -100,10 +100,6 @@ class LabelModel:
         """Label probabilities, and vectors where the scorer has them."""
         own = {Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
         return frozenset(own if self._scorer.embed is None else own | {Capability.EMBEDDINGS})
-
-    def waiting(self) -> QueueDepth:
-        """Return the requests that wait and their tokens, roughly; those being answered are not counted."""
-        return self._worker.waiting()
 
     async def complete(self, request: Request) -> Completion:
         """Return the likeliest label, its probability as confidence, and the five best as alternatives."""

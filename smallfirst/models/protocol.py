@@ -171,7 +171,7 @@ class Chunk(Record):
 
 
 class Capability(StrEnum):
-    """What a Model can do beyond answering in one piece."""
+    """Abilities of a Model beyond answering in one piece."""
 
     STREAM = "stream"
     """`stream` yields text while it is generated; without it the whole answer comes in one chunk."""
@@ -197,7 +197,7 @@ class Model(Protocol):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the model can do beyond answering. Ask these, never for a class: a wrapper passes them on."""
+        """The model's abilities. Check these, never the class: a wrapper passes them on."""
 
     async def complete(self, request: Request) -> Completion:
         """Return the whole answer. Raise ModelError if there is none."""

@@ -1,4 +1,4 @@
-"""A Model in front of another Model: one base that passes every call and every capability on."""
+"""The base of Models that wrap another Model: it delegates every call and every capability."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class DelegatingModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the wrapped model can do."""
+        """The wrapped model's abilities."""
         return self.inner.capabilities
 
     @contextmanager

@@ -93,31 +93,6 @@ def test_one_bad_question_does_not_fail_its_neighbours() -> None:
     assert batches == [[1], [2, 13, 3], [2], [13], [3]]
 
 
-def test_what_waits_is_counted_without_those_who_gave_up() -> None:
-    async def scenario() -> list[tuple[int, int]]:
-        doubling = Doubling()
-        doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=9, size=lambda n: 10 * n)
-        seen = [worker.waiting()]
-        asked = [asyncio.ensure_future(worker.submit(1))]
-        await asyncio.to_thread(doubling.began.wait, 10)
-        seen.append(worker.waiting())
-        asked += [asyncio.ensure_future(worker.submit(n)) for n in (2, 3, 4)]
-        await asyncio.sleep(0)
-        seen.append(worker.waiting())
-        asked[2].cancel()
-        await asyncio.sleep(0)
-        seen.append(worker.waiting())
-        doubling.gate.set()
-        await asyncio.gather(*asked, return_exceptions=True)
-        seen.append(worker.waiting())
-        await worker.aclose()
-        assert doubling.batches == [[1], [2, 4]]
-        return [tuple(one) for one in seen]
-
-    assert asyncio.run(scenario()) == [(0, 0), (0, 0), (3, 90), (2, 60), (0, 0)]
-
-
 def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
     async def scenario() -> list[list[int]]:
         doubling = Doubling()

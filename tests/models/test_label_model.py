@@ -186,24 +186,6 @@ def test_a_model_is_ready_once_it_scores_and_not_with_damaged_weights(logs: list
         asyncio.run(LabelModel(Damaged(), MANIFEST).ready())
 
 
-def test_what_waits_is_told_in_requests_and_tokens() -> None:
-    scorer = DigitScorer()
-    scorer.gate.clear()
-    model = LabelModel(scorer, MANIFEST)
-
-    async def crowd() -> tuple[int, int]:
-        first = asyncio.create_task(model.complete(Request.ask("0")))
-        await asyncio.to_thread(scorer.began.wait, 10)
-        rest = [asyncio.create_task(model.complete(Request.ask(text))) for text in ("1", "0" * 40 + "2")]
-        await asyncio.sleep(0.01)
-        seen = model.waiting()
-        scorer.gate.set()
-        await asyncio.gather(first, *rest)
-        return seen
-
-    assert asyncio.run(crowd()) == (2, 1 + 11)  # four characters a token, and one for each request
-
-
 def test_askers_at_the_same_moment_each_get_their_own_answer() -> None:
     numbers = [(i * i) % 7 for i in range(300)]
     answers = ask(LabelModel(DigitScorer(), MANIFEST), *map(str, numbers))

@@ -44,18 +44,22 @@ class KVCache:
         counts, ids = torch.tensor([len(block) for block in blocks]), pad_right(blocks)
         width = ids.shape[1]
         own = torch.arange(width) < counts[:, None]  # (rows, width)
-        device, dtype = self.model.device, self.model.dtype
-        hidden = self.model.model(
-            input_ids=ids.to(device),
-            position_ids=(self.lengths[:, None] + torch.arange(width)).to(device),
-            attention_mask=self._mask(own, dtype, device),
-            use_cache=True,
-            **{self._argument: self._cache},
-        ).last_hidden_state
+        among = own[:, None] & torch.ones(width, width, dtype=torch.bool).tril()
+        # Until something is read, plain causal attention does the same without a mask.
+        hidden = self._forward(ids, self.lengths[:, None] + torch.arange(width), among if self.columns else None)
         self.seen = torch.cat([self.seen, own], dim=1)
         self.lengths += counts
-        last: torch.Tensor = hidden[torch.arange(len(blocks)), counts - 1]
-        return last
+        return hidden[torch.arange(len(blocks)), counts - 1]
+
+    def read_tree(self, tokens: Sequence[int], depths: Sequence[int], visible: torch.Tensor) -> torch.Tensor:
+        """Read the same tree of tokens after every row; return the state at each token (rows, tokens, hidden).
+
+        depths (tokens,) count from 1; visible (tokens, tokens) says which tokens each one sees. Nothing else may be
+        read afterwards.
+        """
+        rows = len(self.lengths)
+        positions = self.lengths[:, None] + torch.tensor(depths) - 1
+        return self._forward(torch.tensor(tokens).expand(rows, -1), positions, visible.expand(rows, -1, -1))
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep only these rows, in this order."""
@@ -91,19 +95,20 @@ class KVCache:
         self.seen = torch.arange(width) < self.lengths[:, None]
         return True
 
-    def _mask(self, own: torch.Tensor, dtype: torch.dtype, device: Any) -> torch.Tensor | None:
-        """Return what is added to the scores (rows, 1, width, keys); None while plain causal attention suffices."""
-        if not self.seen.shape[1]:
-            return None
-        width = own.shape[1]
-        before = self.seen[:, None].expand(-1, width, -1)
-        among = own[:, None] & torch.ones(width, width, dtype=torch.bool).tril()
-        return additive_mask(torch.cat([before, among], dim=-1), dtype).to(device)
-
-
-def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the mask (rows, 1, width, keys) that is added to scores, from `visible` (rows, width, keys), bool."""
-    return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, among: torch.Tensor | None) -> torch.Tensor:
+        """Return states (rows, width, hidden); `among` (rows, width, width) says which of `ids` see each other."""
+        device, dtype, mask = self.model.device, self.model.dtype, None
+        if among is not None:
+            visible = torch.cat([self.seen[:, None].expand(-1, ids.shape[1], -1), among], dim=-1)
+            mask = torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+        states: torch.Tensor = self.model.model(
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=None if mask is None else mask.to(device),  # (rows, 1, width, keys)
+            use_cache=True,
+            **{self._argument: self._cache},
+        ).last_hidden_state
+        return states
 
 
 def cache_argument(model: Any) -> str:

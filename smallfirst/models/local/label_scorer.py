@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", LabelLogProbs, TextEmbedding)
 Engine = Literal["transformers", "packed", "int8"]
-"""What multiplies: transformers' own forward, or the packed decoder in the model's precision or in int8."""
+"""transformers' own forward, or the packed decoder in the model's precision or in int8."""
 
 PACKED_BATCH_TOKENS = 256
 """Tokens that the packed engine reads together. Without padding, more of them only overflow the cache: 8 or 16 rows of

@@ -29,8 +29,8 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.attention import NAME as CAUSAL
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
-from smallfirst.models.local.kv_cache import additive_mask, cache_argument
-from smallfirst.models.local.token_batches import length_batches, pad_right
+from smallfirst.models.local.kv_cache import KVCache
+from smallfirst.models.local.token_batches import length_batches
 from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.local.weights import load_causal
 from smallfirst.tasks.task import Shot, Task
@@ -108,9 +108,8 @@ class TrieScorer:
             )
         self.model, self.prompt = model, prompt
         self.tree = TokenTree.grow(encode_answers(tokenizer, answers, end))
-        self._cache_argument = cache_argument(model)
         self._prefix = common_prefix(prompt("a"), prompt("Z 9"))
-        self._prefix_cache: _Cache | None = None
+        self._prefix_cache: KVCache | None = None
 
     @classmethod
     def load(cls, folder: Path, task: Task, *, shots: Sequence[Shot] = ()) -> TrieScorer:
@@ -175,64 +174,21 @@ class TrieScorer:
     @torch.inference_mode()
     def _score(self, prompts: list[list[int]], n_prefix: int) -> list[list[float]]:
         """Return the log-probabilities (prompts, answers) of one batch."""
-        last, cache = self._read_prompts(prompts, n_prefix)
-        states = torch.cat([last[:, None], self._read_tree(prompts, cache)], dim=1).float()  # (prompts, nodes, hidden)
+        cache = KVCache(self.model, len(prompts))
+        if n_prefix:
+            if self._prefix_cache is None:
+                self._prefix_cache = KVCache(self.model, 1)
+                self._prefix_cache.read([self._prefix])
+            cache = self._prefix_cache.repeat(len(prompts))
+        last = cache.read([ids[n_prefix:] for ids in prompts])
+        nodes = cache.read_tree(self.tree.tokens, self.tree.depths, self.tree.visibility())
+        states = torch.cat([last[:, None], nodes], dim=1).float()  # (prompts, nodes, hidden)
         edges = self._edge_log_probabilities(states).double().cpu()
         sums = torch.zeros(len(prompts), len(self.tree.paths), dtype=torch.double)
         for answer, path in enumerate(self.tree.paths):
             sums[:, answer] = edges[:, path].sum(dim=1)
         rows: list[list[float]] = sums.log_softmax(dim=-1).tolist()
         return rows
-
-    def _read_prompts(self, prompts: list[list[int]], n_prefix: int) -> tuple[torch.Tensor, _Cache]:
-        """Return the state at the end of each prompt (prompts, hidden), and the cache of all of it, padded right."""
-        cache = self._cached_prefix(n_prefix, len(prompts))
-        rest = torch.tensor([len(ids) - n_prefix for ids in prompts])
-        ids = pad_right([row[n_prefix:] for row in prompts])
-        mask = None
-        if n_prefix:  # without, plain causal attention does the same and is faster
-            mask = torch.ones(*ids.shape, n_prefix + ids.shape[1], dtype=torch.bool).tril(n_prefix)
-        hidden = self._forward(ids, n_prefix + torch.arange(ids.shape[1])[None], mask=mask, cache=cache)
-        return hidden[torch.arange(len(prompts)), rest - 1], cache
-
-    def _read_tree(self, prompts: list[list[int]], cache: _Cache) -> torch.Tensor:
-        """Return the state at every node from node 1 on (prompts, nodes, hidden)."""
-        ids = torch.tensor(self.tree.tokens).expand(len(prompts), -1)
-        lengths = torch.tensor([len(row) for row in prompts])
-        of_prompt = torch.arange(cache.get_seq_length()) < lengths[:, None]  # padding is not seen
-        of_nodes = self.tree.visibility().expand(len(prompts), -1, -1)
-        mask = torch.cat([of_prompt[:, None].expand(-1, ids.shape[1], -1), of_nodes], dim=-1)
-        positions = lengths[:, None] + torch.tensor(self.tree.depths) - 1
-        return self._forward(ids, positions, mask=mask, cache=cache)
-
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, *, mask: torch.Tensor | None, cache: _Cache
-    ) -> torch.Tensor:
-        """Return hidden states (rows, time, hidden); `mask` (rows, time, keys) is True where a token is seen."""
-        device, dtype = self.model.device, self.model.dtype
-        states: torch.Tensor = self.model.model(
-            input_ids=ids.to(device),
-            position_ids=positions.to(device),
-            attention_mask=None if mask is None else additive_mask(mask, dtype).to(device),
-            use_cache=True,
-            **{self._cache_argument: cache},
-        ).last_hidden_state
-        return states
-
-    def _cached_prefix(self, n_prefix: int, n_prompts: int) -> _Cache:
-        """Return keys and values of the common prefix for every prompt of a batch; it is read at the first call."""
-        from transformers import DynamicCache
-
-        copy: _Cache = DynamicCache()
-        if not n_prefix:
-            return copy
-        if self._prefix_cache is None:
-            self._prefix_cache = DynamicCache()
-            positions = torch.arange(n_prefix)[None]
-            self._forward(torch.tensor([self._prefix]), positions, mask=None, cache=self._prefix_cache)
-        for at, layer in enumerate(self._prefix_cache.layers):
-            copy.update(layer.keys.expand(n_prompts, -1, -1, -1), layer.values.expand(n_prompts, -1, -1, -1), at)
-        return copy
 
     def _edge_log_probabilities(self, states: torch.Tensor) -> torch.Tensor:
         """Return the log-probability of each edge (prompts, edges) from the states at all nodes."""
@@ -241,9 +197,6 @@ class TrieScorer:
         nodes, tokens = (torch.tensor(ends, device=states.device) for ends in zip(*self.tree.edges, strict=True))
         logits = torch.einsum("peh,eh->pe", states[:, nodes], head[tokens].float())
         return logits - whole.view(states.shape[:2])[:, nodes]
-
-
-_Cache = Any  # transformers' DynamicCache carries no types
 
 
 def vocabulary_logsumexp(states: torch.Tensor, head: Any) -> torch.Tensor:
