@@ -1,11 +1,11 @@
-"""A causal model as one GGUF file, the format of llama.cpp and of what is built on it.
+"""Write a causal model as one GGUF file, the format of llama.cpp and of what is built on it.
 
-llama.cpp turns neighbouring rows of Q and K by one angle where transformers turns rows half a head apart, so the rows
-of Llama models change places on the way out; Qwen2 models are read there as they are. Matrices take the precision
-asked for, norms and biases stay fp32. The file carries the tokenizer too, but only the *name* of the rule by which
-text is first split: a tokenizer whose rule has no known name may be read otherwise there.
+llama.cpp rotates neighbouring rows of Q and K by one angle where transformers rotates rows half a head apart, so these
+matrices of Llama models are reordered; those of Qwen2 models are not. Matrices take the precision asked for; norms and
+biases stay fp32. The file holds the tokenizer, but only the *name* of its pre-tokenizer: one without a known name may
+be read differently.
 
-The price of the simple way: every tensor is in memory once as fp32, the file's own content goes through a spool file.
+Every tensor is in memory once as fp32; the file's own content goes through a spool file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "qwen2")
 """Architectures that can be written."""
 MANIFEST_KEY = "smallfirst.manifest"
-"""Key under which the file holds our manifest as JSON: labels, code tokens, temperature."""
+"""Key of the manifest in the file, as JSON: labels, code tokens, temperature."""
 FALLBACK_PRE_TOKENIZER = "gpt-2"
-"""Split rule that is named where the tokenizer's own has no known name."""
+"""Pre-tokenizer to name where the tokenizer's own has no known name."""
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,15 +36,15 @@ _NAMES = {
     (("Split", rf"{_WORDS}|\p{{N}}|{_REST}"), ("ByteLevel", False)): "qwen2",
     (("Split", rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}"), ("ByteLevel", False)): "llama-bpe",
 }
-"""llama.cpp's name of a split rule, by the steps of a pre-tokenizer and what each does."""
+"""llama.cpp's name of a pre-tokenizer, by its steps and the setting of each."""
 
 
 def write_gguf(
     model: Any, tokenizer: Any, manifest: Manifest, path: Path, *, precision: Literal["bf16", "f16", "q8_0"]
 ) -> tuple[str, ...]:
-    """Writes the file; returns what its user should know, a sentence each.
+    """Write the file; return what its user should know, a sentence each.
 
-    Raises ConfigError with everything that GGUF cannot hold of this model, MissingExtra.
+    Raise ConfigError naming everything in the model that GGUF cannot hold, MissingExtra.
     """
     gguf = _gguf()
     if problems := [*_model_problems(model.config), *_tokenizer_problems(tokenizer, model.config)]:
@@ -59,7 +59,7 @@ def write_gguf(
     _add_shape(writer, model.config)
     pre = pre_tokenizer_name(tokenizer)
     _add_tokenizer(writer, tokenizer, pre or FALLBACK_PRE_TOKENIZER, model.config.vocab_size)
-    kept = _add_tensors(writer, model, precision)
+    n_f16 = _add_tensors(writer, model, precision)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,22 +67,21 @@ def write_gguf(
     notes = []
     if pre is None:
         notes.append(
-            f'the tokenizer splits text by a rule that llama.cpp has no name for; "{FALLBACK_PRE_TOKENIZER}" is written'
+            f'llama.cpp has no name for the pre-tokenizer of this tokenizer; "{FALLBACK_PRE_TOKENIZER}" is written'
         )
-    if kept:
-        notes.append(f"{kept} matrices are f16: their rows are no multiple of 32, which q8_0 needs")
+    if n_f16:
+        notes.append(f"{n_f16} matrices are f16: q8_0 needs rows of a multiple of 32")
     return tuple(notes)
 
 
 def pre_tokenizer_name(tokenizer: Any) -> str | None:
-    """llama.cpp's name for how this tokenizer splits text, read from what it does; None if it has none."""
+    """Return llama.cpp's name for the pre-tokenizer, found from its steps; None if it has none."""
     rule = _backend(tokenizer)["pre_tokenizer"] or {}
     steps = rule["pretokenizers"] if rule.get("type") == "Sequence" else [rule]
     return None if any(step.get("add_prefix_space") for step in steps) else _NAMES.get(tuple(map(_step, steps)))
 
 
 def _step(step: dict[str, Any]) -> tuple[str, Any]:
-    """Kind of a step, and the setting by which it splits."""
     match kind := step.get("type", ""):
         case "ByteLevel":
             return kind, step["use_regex"]
@@ -94,7 +93,10 @@ def _step(step: dict[str, Any]) -> tuple[str, Any]:
 
 
 def permute_rotary_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Rows of a Q or K matrix in llama.cpp's order: within each head, row i of the first half, then i of the second."""
+    """Return the rows of a Q or K matrix in llama.cpp's order.
+
+    Within each head the rows of its first and second half alternate.
+    """
     half = weight.shape[0] // n_heads // 2
     return weight.reshape(n_heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
 
@@ -108,19 +110,18 @@ def _gguf() -> Any:
 
 
 def _model_problems(config: Any) -> Iterator[str]:
-    """What llama.cpp, or this writer, does not know of a model."""
     if config.model_type not in FAMILIES:
         yield f'its architecture is "{config.model_type}"; supported are {", ".join(FAMILIES)}'
         return
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
-        yield f'its positions are scaled ("{rope["rope_type"]}"); supported are plain ones'
+        yield f'its position encoding is scaled ("{rope["rope_type"]}"); only the plain one is supported'
     if config.hidden_act != "silu":
-        yield f'its activation is "{config.hidden_act}"; these architectures have silu'
+        yield f'its activation is "{config.hidden_act}"; only silu is supported'
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         yield "it has biases, which readers of Llama files do not expect"
     if getattr(config, "use_sliding_window", False):
-        yield "it attends through a sliding window"
+        yield "it uses sliding-window attention"
 
 
 def _tokenizer_problems(tokenizer: Any, config: Any) -> Iterator[str]:
@@ -128,7 +129,7 @@ def _tokenizer_problems(tokenizer: Any, config: Any) -> Iterator[str]:
     decoder = backend.get("decoder") or {}
     kinds = {part["type"] for part in (decoder, *decoder.get("decoders", ())) if part}
     if backend["model"]["type"] != "BPE" or "ByteLevel" not in kinds:
-        yield f"its tokenizer is {backend['model']['type']} without byte-level tokens; supported is byte-level BPE"
+        yield f"its tokenizer is {backend['model']['type']} without byte-level tokens; only byte-level BPE is supported"
     if len(tokenizer) > config.vocab_size:
         yield f"its tokenizer has {len(tokenizer)} tokens, its weights have {config.vocab_size}"
     if tokenizer.eos_token_id is None:
@@ -136,7 +137,7 @@ def _tokenizer_problems(tokenizer: Any, config: Any) -> Iterator[str]:
 
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
-    """The parts of a tokenizer as plain values; of one that is not made by `tokenizers` only that it is another."""
+    """Return the parts of a tokenizer of `tokenizers`; of any other only its type."""
     import json
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -163,7 +164,7 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str, vocab_size: int) -> None:
-    """Vocabulary, merges and special tokens. A start token is added by readers, as it was in training."""
+    """Add vocabulary, merges and special tokens. Readers add the start token, as training did."""
     from gguf import TokenType
 
     added = tokenizer.added_tokens_decoder
@@ -192,10 +193,10 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str, vocab_size
 
 
 def _add_tensors(writer: gguf.GGUFWriter, model: Any, precision: str) -> int:
-    """All tensors under llama.cpp's names; returns how many matrices could not take the precision and are f16."""
+    """Add all tensors under llama.cpp's names; return how many matrices are f16 instead of the precision asked for."""
     import gguf
 
-    config, kept = model.config, 0
+    config, n_f16 = model.config, 0
     arch = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[config.model_type]
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     wanted = gguf.GGMLQuantizationType[precision.upper()]
@@ -212,6 +213,6 @@ def _add_tensors(writer: gguf.GGUFWriter, model: Any, precision: str) -> int:
             values = permute_rotary_rows(values, heads[part])
         kind = wanted if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-            kind, kept = gguf.GGMLQuantizationType.F16, kept + 1
+            kind, n_f16 = gguf.GGMLQuantizationType.F16, n_f16 + 1
         writer.add_tensor(target, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    return kept
+    return n_f16

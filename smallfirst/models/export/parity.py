@@ -1,11 +1,11 @@
 """Whether an exported model answers as the trained one: both read the same rows, and every position is compared.
 
-A row is a prompt and the trained model's own answer to it. At each position of the answer the export must think the
-same token likeliest, so its greedy answer would be the same. Where it does not, the two tokens may be a near tie to
-the trained model, which rounding alone can turn; anything else fails. The probabilities of likely tokens must agree
-too: a wrong export of a sure model can give right answers by luck, but not with the right probabilities.
+A row is a prompt with the trained model's own answer. At each position of the answer the export must find the same
+token likeliest, so that its greedy answer is the same. Where it does not, the two tokens may be a near tie for the
+trained model, which rounding alone can turn; anything else fails. The probabilities of likely tokens must agree as
+well: a wrong export of a confident model can give right answers by luck, but not with the right probabilities.
 
-Cost: one pass over each row for each model in fp32; and for llama.cpp, whose sums are its own, one request a token.
+Each model reads each row once, in fp32; llama.cpp takes one request for each token of an answer.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from smallfirst.models.servers.llama_cpp import LlamaCppConfig, llama_cpp_backen
 from smallfirst.models.servers.managed_server import ServerProcess
 
 TOP = 20
-"""Tokens of which the trained model's log-probabilities are kept, at each position."""
+"""Tokens whose log-probabilities are kept at each position."""
 MIN_LOGPROB = math.log(1e-3)
-"""From this log-probability on a token's difference counts; below it rounding is magnified."""
+"""Tokens less likely than this are not compared, because rounding is magnified there."""
 MAX_ANSWER_TOKENS = 64
-"""Tokens of a written answer that are compared."""
+"""Tokens of a generated answer that are compared."""
 NEAR_TIE_NATS = 0.2
-"""Two tokens whose log-probabilities lie no further apart are a near tie: the trained model has no firm answer."""
+"""Two tokens whose log-probabilities differ by no more are a near tie for the trained model."""
 MAX_WRONG_SHARE = {"bf16": 0.0, "f16": 0.0, "q8_0": 0.02}
-"""Share of rows that may be answered otherwise, near ties aside, by precision."""
+"""Share of rows that may be answered differently, near ties aside, by precision."""
 MAX_DIFFERENCE_NATS = {"bf16": 1e-3, "f16": 0.02, "q8_0": 0.75}
 """Largest difference of a likely token's log-probability that the precision of the weights explains."""
 LLAMA_CPP_EXTRA_NATS = 0.25
-"""What llama.cpp may add to it: its sums are rounded to the weights' precision as well."""
+"""Added to it for llama.cpp, whose sums are rounded to the weights' precision as well."""
 WEIGHTS_HINT = "export in bf16; if that fails too, take safetensors: this model is not supported in this format"
 
 
@@ -47,39 +47,38 @@ class Row(NamedTuple):
     """A prompt and the trained model's answer."""
 
     ids: tuple[int, ...]
-    """Tokens of both."""
+    """Token ids of both."""
     n_prompt: int
     """Tokens of the prompt."""
 
 
 class Reference(NamedTuple):
-    """What the trained model says at each position of a row's answer."""
+    """The trained model's output at each position of a row's answer."""
 
     row: Row
-    """The row."""
     tokens: torch.Tensor
     """Likeliest tokens (positions, at most TOP), best first."""
     log_probabilities: torch.Tensor
-    """Of those, in nats, of the same shape."""
+    """Their log-probabilities in nats, of the same shape."""
 
 
 class Difference(NamedTuple):
-    """How an export's view of one row differs from the trained model's."""
+    """The difference between an export and the trained model on one row."""
 
     tokens: tuple[int, int] | None
-    """Trained and exported choice where they first differ; None if they never do."""
+    """Token ids of the trained model and of the export where they first differ; None if they never do."""
     gap_nats: float
-    """How much likelier the trained model thinks its own choice than the export's, at most over the row."""
+    """How much likelier the trained model finds its own token than the export's, at most over the row."""
     max_difference: float
     """Largest difference of a likely token's log-probability, in nats."""
 
 
 Reader = Callable[[Row], torch.Tensor]
-"""Log-probabilities (positions, vocabulary) of what may stand at each position of a row's answer."""
+"""Returns the log-probabilities (positions, vocabulary) at each position of a row's answer."""
 
 
 def torch_reader(model: Any, manifest: Manifest) -> Reader:
-    """Reads rows with a model of transformers."""
+    """Return a reader of rows with a model of transformers."""
 
     @torch.inference_mode()
     def read(row: Row) -> torch.Tensor:
@@ -91,7 +90,7 @@ def torch_reader(model: Any, manifest: Manifest) -> Reader:
 
 
 def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> list[Reference]:
-    """Each text with the trained model's answer to it: a code token, or what it writes with no grammar to help."""
+    """Return the trained model's answer to each text: a code token, or what it generates without a grammar."""
     prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
     read = torch_reader(model, manifest)
     if manifest.kind == "codes":
@@ -106,7 +105,7 @@ def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Seq
 
 
 def compare(seen: Reference, read: torch.Tensor) -> Difference:
-    """The difference between what the trained model says of a row and what an export says, `read`."""
+    """Return the difference between the trained model's output and `read`, the export's."""
     own, chosen = seen.tokens[:, 0], read.argmax(dim=-1)
     likely = seen.log_probabilities >= MIN_LOGPROB
     likely[:, 0] = True
@@ -122,18 +121,18 @@ def compare(seen: Reference, read: torch.Tensor) -> Difference:
 def check_differences(
     found: Sequence[Difference], precision: str, tokenizer: Any, *, engine: str, extra_nats: float = 0.0
 ) -> None:
-    """Nothing back. Raises SmallfirstError naming every row that differs by more than the precision explains."""
+    """Raise SmallfirstError naming every row that differs by more than the precision explains."""
     wrong = [i for i, row in enumerate(found) if row.tokens and not row.gap_nats <= NEAR_TIE_NATS]
     limit = MAX_DIFFERENCE_NATS[precision] + extra_nats
-    far = [i for i, row in enumerate(found) if not row.max_difference <= limit]  # so that NaN is far
+    far = [i for i, row in enumerate(found) if not row.max_difference <= limit]  # true for NaN too
     if len(wrong) <= MAX_WRONG_SHARE[precision] * len(found) and not far:
         return
     lines = []
     for i in sorted({*wrong, *far}):
         line = f"text {i + 1}: log-probabilities differ by up to {found[i].max_difference:.3g} nats"
         if pair := found[i].tokens:
-            said, wanted = (tokenizer.decode([token]) for token in reversed(pair))
-            line += f'; it says "{said}", the trained model "{wanted}", {found[i].gap_nats:.3g} nats likelier'
+            exported, trained = (tokenizer.decode([token]) for token in reversed(pair))
+            line += f'; it says "{exported}", the trained model "{trained}", {found[i].gap_nats:.3g} nats likelier'
         lines.append(line)
     raise export_error(
         f"read by {engine}, the {precision} export does not answer as the trained model on {len(lines)} of "
@@ -146,12 +145,12 @@ def check_differences(
 def check_tokens(
     encode: Callable[[str], list[int]], tokenizer: Any, manifest: Manifest, texts: Sequence[str], *, engine: str
 ) -> None:
-    """Nothing back. Raises SmallfirstError naming every text that `encode` makes other tokens of than in training."""
+    """Raise SmallfirstError naming every text that `encode` splits into other tokens than in training."""
     lines = []
     for number, text in enumerate(texts, start=1):
         prompt = manifest.task.prompt(text)
         if plain_text_options(tokenizer, prompt):
-            continue  # a control token that somebody spells is words here, and the token to others
+            continue  # a control token spelled out in a text is plain text here, and the token to others
         wanted, got = encode_prompt(tokenizer, prompt, 1 << 30), encode(text)
         if wanted != got:
             at = next((i for i, pair in enumerate(zip(wanted, got, strict=False)) if pair[0] != pair[1]), len(wanted))
@@ -165,7 +164,7 @@ def check_tokens(
 
 
 def export_error(message: str, lines: Sequence[str], *, hint: str) -> SmallfirstError:
-    """The error of an export that is not what was trained; names the first 20 rows."""
+    """Return the error of an export that differs from the trained model; it names the first 20 rows."""
     more = [f"… and {len(lines) - 20} more"] if len(lines) > 20 else []
     return SmallfirstError("\n  ".join([message, *lines[:20], *more, "nothing was written"]), hint=hint)
 
@@ -193,20 +192,20 @@ class LlamaCppReader:
         self._process.stop()
 
     def tokens(self, prompt: str) -> list[int]:
-        """What its tokenizer makes of a prompt, start token included."""
+        """Return the token ids of a prompt, start token included."""
         found = self._post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
         return [int(token) for token in found]
 
     def chat_prompt(self, text: str) -> str:
-        """What its chat endpoint makes of one user message, before it adds a start token."""
+        """Return the prompt that its chat endpoint makes of one user message, without the start token."""
         return str(self._post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
 
     def read(self, row: Row) -> torch.Tensor:
-        """Log-probabilities as a Reader gives them; tokens that are not shown have none (-inf)."""
-        n_shown = self._vocabulary if self._manifest.codes else self.n_top
-        # Without a whole character in its answer llama.cpp shows no probabilities, so it is made to write an "a". What
-        # it shows is from before that.
-        settings = {"n_predict": 1, "n_probs": n_shown, "temperature": 0, "logit_bias": [["a", 1e6]]}
+        """Return log-probabilities as a Reader does; tokens beyond the likeliest `n_top` have -inf."""
+        n_top = self._vocabulary if self._manifest.codes else self.n_top
+        # llama.cpp reports no probabilities without a whole character in the answer, so it is forced to generate an
+        # "a". The probabilities are from before that.
+        settings = {"n_predict": 1, "n_probs": n_top, "temperature": 0, "logit_bias": [["a", 1e6]]}
         found = torch.full((len(row.ids) - row.n_prompt, self._vocabulary), -torch.inf)
         for at in range(len(found)):
             reply = self._post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
@@ -224,7 +223,7 @@ class LlamaCppReader:
 
 
 def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
-    """Log-probabilities over the whole vocabulary, or over the code tokens alone where the model has them."""
+    """Return log-probabilities over the vocabulary, or over the code tokens alone if the model has them."""
     if manifest.codes:
         codes = list(manifest.codes)
         logits = torch.full_like(logits, -torch.inf).index_copy_(1, torch.tensor(codes), logits[:, codes])

@@ -252,7 +252,7 @@ def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
 
     monkeypatch.setattr(gguf.quants, "quantize", off_by_a_bit)
     monkeypatch.setattr("smallfirst.models.export.parity.MAX_DIFFERENCE_NATS", {"bf16": 1.0})
-    with pytest.raises(SmallfirstError, match="some weights are others than the trained ones"):
+    with pytest.raises(SmallfirstError, match="some weights differ from the trained ones"):
         gguf_export(trained, tmp_path / "m.gguf")
     assert_nothing_left(tmp_path / "m.gguf")
 
@@ -286,7 +286,11 @@ def test_our_manifest_is_in_the_file(trained: Path, tmp_path: Path) -> None:
         ("llama", {"attention_bias": True}, "it has biases"),
         ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, 'scaled ("linear")'),
         ("llama", {"hidden_act": "gelu"}, 'its activation is "gelu"'),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "a sliding window"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+            "sliding-window attention",
+        ),
     ],
 )
 def test_what_gguf_cannot_hold_is_named(
@@ -351,7 +355,7 @@ def test_unknown_split_rule_is_said(trained: Path, tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, byte_level()])
     tokenizer.save_pretrained(trained)
     report = gguf_export(trained, tmp_path / "m.gguf", texts=("where is my card",))
-    assert report.notes[0].startswith("the tokenizer splits text by a rule that llama.cpp has no name for")
+    assert report.notes[0].startswith("llama.cpp has no name for the pre-tokenizer")
 
 
 # --- what is refused before anything is written ----------------------------------------------------------------------
@@ -420,7 +424,7 @@ def test_llama_cpp_answers_alike(trained: Path, tmp_path: Path, kind: str) -> No
     report = gguf_export(trained, tmp_path / "m.gguf")
     assert (report.engine, report.n_llama_cpp_texts) == ("transformers, llama.cpp", 5)
     assert 0 < report.max_difference < 0.1
-    assert not any("asks otherwise" in note for note in report.notes)
+    assert not any("does not prompt as in training" in note for note in report.notes)
 
 
 @needs_llama
