@@ -21,7 +21,7 @@ from smallfirst.cli.keys import keys
 from smallfirst.cli.parity import parity
 from smallfirst.cli.serve import serve
 from smallfirst.errors import ConfigError, DataError, SmallfirstError, as_missing_extra
-from smallfirst.interfaces.mlflow_deployments.commands import endpoints
+from smallfirst.extensions import Registry
 from smallfirst.progress import Progress
 
 TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
@@ -29,13 +29,21 @@ RUN = click.option("--run", "run_name", default=None, help="A run other than the
 RESUME = click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 
+COMMANDS: Registry[click.Command] = Registry("smallfirst.commands", {}, noun="command")
+"""Commands that installed packages add, such as `endpoints`."""
+
 
 class CommandGroup(click.Group):
-    """Prints user errors without a traceback and lists commands in the order of the path."""
+    """Print user errors without a traceback and find the commands of installed packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Commands in the order they were added."""
-        return list(self.commands)
+        """Return the commands in the order of the path, then those of installed packages."""
+        return list(dict.fromkeys([*self.commands, *COMMANDS.names()]))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of this name; load that of a package now."""
+        found = super().get_command(ctx, cmd_name)
+        return COMMANDS.get(cmd_name) if found is None and cmd_name in COMMANDS.names() else found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn a SmallfirstError or an absent extra into a message and an exit code."""
@@ -335,7 +343,7 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
 
 
-for verb in (serve, keys, endpoints, parity, explain, queue, harvest, challenge, jobs):
+for verb in (serve, keys, parity, explain, queue, harvest, challenge, jobs):
     main.add_command(verb)
 
 

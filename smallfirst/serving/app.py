@@ -130,6 +130,8 @@ def serve(
     def stopping() -> None:
         app.state.readiness.stopping = True
 
+    for plugin in plugins:
+        plugin.started()
     run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])
     print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
 

@@ -24,8 +24,11 @@ from starlette.routing import Route
 
 from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.serving.admission import Admission as Admission
 from smallfirst.serving.admission import body_chunks, read_body
-from smallfirst.serving.auth.middleware import caller_digest, current_caller
+from smallfirst.serving.auth.middleware import caller_digest
+from smallfirst.serving.auth.middleware import current_caller as current_caller
+from smallfirst.serving.openai.errors import ApiError as ApiError
 from smallfirst.serving.openai.json_limits import parse_json_object
 
 _log = logging.getLogger("smallfirst.serving")
@@ -104,6 +107,9 @@ class Plugin:
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         """Take note of an answer that is in the ledger. It must be quick: longer work goes into a task of its own."""
+
+    def started(self) -> None:
+        """Begin work in the background: the server accepts connections now."""
 
     async def aclose(self) -> None:
         """Free what is held."""

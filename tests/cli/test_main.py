@@ -37,7 +37,6 @@ VERBS = (
     "label",
     "serve",
     "keys",
-    "endpoints",
     "parity",
     "explain",
     "queue",
@@ -45,6 +44,7 @@ VERBS = (
     "challenge",
     "jobs",
     "models",
+    "endpoints",  # added by an interface
 )
 
 

@@ -13,9 +13,15 @@ from typing import Any
 from smallfirst.interfaces.mlflow_deployments.config_rules import entity_name
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord, ServerStatus
-from smallfirst.serving.auth.middleware import current_caller
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import Plugin, PluginContext, PluginRequest, PluginResponse, PluginRoute
+from smallfirst.serving.plugins import (
+    ApiError,
+    Plugin,
+    PluginContext,
+    PluginRequest,
+    PluginResponse,
+    PluginRoute,
+    current_caller,
+)
 
 EndpointInfo = dict[str, Any]
 

@@ -46,7 +46,7 @@ class LiveEndpoint(Plugin):
         self._thread = threading.Thread(target=self._watch, name="endpoint", daemon=True)
         self.routes = listing_routes(lambda: [describe(endpoint)])
 
-    def start(self) -> None:
+    def started(self) -> None:
         """Report that the endpoint answers and start watching; `aclose` ends it."""
         self._report(live=self._record.number)
         self._thread.start()

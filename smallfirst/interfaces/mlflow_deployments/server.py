@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from smallfirst import Ledger, serve
 from smallfirst.errors import SmallfirstError
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.paths import home
-from smallfirst.serving.app import build_app
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.server import listen, run
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,16 +40,7 @@ def serve_endpoint(endpoint: EndpointFolder) -> None:
     assert record is not None
     settings = live.parsed.settings.model_copy(update={"port": record.port})
     with closing(Ledger(home() / "ledger.db")) as ledger:
-        app = build_app(live.models, ledger=ledger, settings=settings, plugins=[live])
-        listener = listen(settings.host, record.port)
-        live.start()
-        print(f"smallfirst serves {endpoint.name} at {settings.host}:{record.port}", flush=True)
-
-        def stopping() -> None:
-            app.state.readiness.stopping = True
-
-        run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[live])
-    print(f"smallfirst stopped; the ledger is {ledger.path}", flush=True)
+        serve(live.models, ledger=ledger, settings=settings, plugins=[live])
 
 
 if __name__ == "__main__":

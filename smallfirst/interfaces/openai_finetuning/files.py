@@ -1,23 +1,23 @@
-"""OpenAI's files for fine-tuning: upload, list, look at, read back, delete.
+"""OpenAI's files for fine-tuning: upload, list, retrieve, download, delete.
 
 POST   /v1/files                    a form with `purpose` fine-tune and the `file`
 GET    /v1/files[/ID[/content]]
-DELETE /v1/files/ID                 a job that was made with it goes on: it has its own copy of the rows
+DELETE /v1/files/ID                 jobs created with it keep their own copy of the rows
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StorageFull, StoredFile
-from smallfirst.interfaces.openai_finetuning.multipart import UploadForm, receive_form
 from smallfirst.interfaces.openai_finetuning.pagination import page
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
-from smallfirst.serving.admission import Admission
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import FileDownload, PluginRequest, PluginResponse, PluginRoute
+from smallfirst.serving.plugins import Admission, ApiError, FileDownload, PluginRequest, PluginResponse, PluginRoute
+
+if TYPE_CHECKING:
+    from smallfirst.interfaces.openai_finetuning.multipart import UploadForm
 
 PURPOSE = "fine-tune"
 MAX_PAGE_SIZE = 10_000
@@ -39,7 +39,7 @@ class FilesApi:
         )
 
     async def create(self, call: PluginRequest) -> PluginResponse:
-        """The file object. Raises WireError for a form that cannot be kept."""
+        """Store an upload and return its file object. Raise ApiError for a form that cannot be stored."""
         try:
             async with asyncio.timeout(self._settings.upload_timeout_s):
                 with self._uploads.place():
@@ -52,33 +52,35 @@ class FilesApi:
             raise ApiError(507, "The server's disk is full.", kind="server_error", code="storage_full") from None
 
     async def list(self, call: PluginRequest) -> PluginResponse:
-        """A page of the caller's files, newest first unless `order` is asc."""
-        asked = dict(call.query)
-        order = asked.get("order", "desc")
+        """Return a page of the caller's files, newest first unless `order` is asc."""
+        parameters = dict(call.query)
+        order = parameters.get("order", "desc")
         if order not in ("asc", "desc"):
             raise ApiError(400, "order must be asc or desc.", param="order")
         files = await asyncio.to_thread(self._store.all, call.caller)
-        if asked.get("purpose", PURPOSE) != PURPOSE:
+        if parameters.get("purpose", PURPOSE) != PURPOSE:
             files = []
         items = [file_object(file) for file in (files if order == "desc" else reversed(files))]
         return page(items, call.query, default=MAX_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
-        """One file object."""
+        """Return one file object."""
         return file_object(self._find(call))
 
     async def content(self, call: PluginRequest) -> PluginResponse:
-        """What was uploaded, byte by byte."""
+        """Return the uploaded bytes."""
         file = self._find(call)
         return FileDownload(self._store.path(call.caller, file), file.filename)
 
     async def delete(self, call: PluginRequest) -> PluginResponse:
-        """That it is gone."""
+        """Delete a file and confirm it."""
         file = self._find(call)
         await asyncio.to_thread(self._store.delete, call.caller, file)
         return {"id": file.id, "object": "file", "deleted": True}
 
     async def _receive(self, call: PluginRequest) -> StoredFile:
+        from smallfirst.interfaces.openai_finetuning.multipart import receive_form
+
         with self._store.draft(call.caller) as (content, publish):
             form = await receive_form(call, content, max_bytes=self._settings.max_upload_bytes)
             _check(form)
@@ -96,7 +98,7 @@ class FilesApi:
 
 
 def file_object(file: StoredFile) -> dict[str, Any]:
-    """The file as OpenAI shows it."""
+    """Return the file as OpenAI's object."""
     return {
         "id": file.id,
         "object": "file",
@@ -118,7 +120,7 @@ def _check(form: UploadForm) -> None:
             raise ApiError(400, f'Unknown parameter: "{name[:64]}".', param=name[:64], code="unknown_parameter")
     purpose = form.fields.get("purpose")
     if purpose != PURPOSE:
-        told = f'"{purpose[:64]}"' if purpose else "missing"
-        raise ApiError(400, f'purpose is {told}; files here are for "{PURPOSE}".', param="purpose")
+        shown = f'"{purpose[:64]}"' if purpose else "missing"
+        raise ApiError(400, f'purpose is {shown}; files here are for "{PURPOSE}".', param="purpose")
     if not form.n_bytes:
         raise ApiError(400, "The file is empty.", param="file")

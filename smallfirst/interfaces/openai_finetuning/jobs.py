@@ -1,10 +1,10 @@
-"""OpenAI's fine-tuning jobs, carried out by the job engine of `foundation_model`: the same folders, the same queue.
+"""OpenAI's fine-tuning jobs, run by smallfirst.jobs: the folders and the queue of `foundation_model`.
 
-    POST /v1/fine_tuning/jobs               accepted once all its rows have been read; trains in a process of its own
+    POST /v1/fine_tuning/jobs               accepted once all its rows are read; trains in a process of its own
     GET  /v1/fine_tuning/jobs[/ID[/events | /checkpoints]]
     POST /v1/fine_tuning/jobs/ID/cancel
 
-A server that starts again finds all of them; whoever asks about a job whose process died brings it back.
+A restarted server finds all of them, and a request for a job whose process died restarts it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from smallfirst.interfaces.openai_finetuning.requests import (
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import PluginRequest, PluginResponse, PluginRoute
+from smallfirst.serving.plugins import ApiError, PluginRequest, PluginResponse, PluginRoute
 
 MAX_BODY_BYTES = 256 * 1024
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 100
@@ -48,7 +47,7 @@ class JobsApi:
 
     def __init__(self, store: FileStore, models: FineTunedModels, settings: FineTuningSettings) -> None:
         self._store, self._models, self._settings = store, models, settings
-        self._submitting = asyncio.Lock()  # one file of rows in memory at a time, and no more jobs than allowed
+        self._submitting = asyncio.Lock()  # one file of rows in memory at a time, and an exact count of open jobs
         self.routes = (
             PluginRoute("POST", _JOBS, self.create),
             PluginRoute("GET", _JOBS, self.list),
@@ -59,33 +58,33 @@ class JobsApi:
         )
 
     async def create(self, call: PluginRequest) -> PluginResponse:
-        """The job, its process started. Raises WireError 400 naming the field at fault, 429 if too many are open."""
+        """Start a job and return it. Raise ApiError 400 naming the invalid field, 429 if too many jobs are open."""
         body = parse_job(await call.json(max_bytes=MAX_BODY_BYTES))
         async with self._submitting:
             return await asyncio.to_thread(self._submit, body, call.caller)
 
     async def list(self, call: PluginRequest) -> PluginResponse:
-        """A page of the caller's jobs, newest first; `metadata[key]=value` keeps those that were given it."""
-        wanted = {name[1]: value for key, value in call.query if (name := _METADATA.fullmatch(key))}
+        """Return a page of the caller's jobs, newest first; `metadata[key]=value` selects those with this metadata."""
+        metadata = {name[1]: value for key, value in call.query if (name := _METADATA.fullmatch(key))}
         without = ("metadata", "null") in call.query
 
-        def found() -> list[JobFolder]:
+        def owned_jobs() -> list[JobFolder]:
             return [job for job in queue.all_jobs() if is_owned_by(job, call.caller)]
 
-        jobs = [job_object(job) for job in await asyncio.to_thread(found)]
-        fitting = [
+        jobs = [job_object(job) for job in await asyncio.to_thread(owned_jobs)]
+        matching = [
             job
             for job in jobs
-            if wanted.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
+            if metadata.items() <= (job["metadata"] or {}).items() and not (without and job["metadata"])
         ]
-        return page(fitting, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
+        return page(matching, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
-        """One job as it is now."""
+        """Return one job as it is now."""
         return job_object(await self._find(call))
 
     async def cancel(self, call: PluginRequest) -> PluginResponse:
-        """The job, asked to stop. Raises WireError 400 if it has ended."""
+        """Ask a job to stop and return it. Raise ApiError 400 if it has ended."""
         job = await self._find(call)
         if not await asyncio.to_thread(queue.cancel, job):
             status = job_object(job)["status"]
@@ -93,15 +92,15 @@ class JobsApi:
         return job_object(job)
 
     async def events(self, call: PluginRequest) -> PluginResponse:
-        """A page of what happened to a job, newest first."""
+        """Return a page of a job's events, newest first."""
         return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def checkpoints(self, call: PluginRequest) -> PluginResponse:
-        """The weights of a job that can be asked."""
+        """Return a page of a job's usable weights."""
         return page(checkpoint_objects(await self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
 
     async def _find(self, call: PluginRequest) -> JobFolder:
-        """The caller's job, brought back if its process died. Another key's job is as unknown as none."""
+        """Return the caller's job, restarted if its process died; another key's job counts as missing."""
         id = call.path_params["job_id"]
         try:
             job = await asyncio.to_thread(queue.find, id) if JOB_ID.fullmatch(id) else None
@@ -120,11 +119,11 @@ class JobsApi:
             what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
             raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
         rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows)
-        order = make_job_spec(body, rows, base, owner=owner, settings=self._settings)
-        return job_object(queue.submit(order, rows))
+        spec = make_job_spec(body, rows, base, owner=owner, settings=self._settings)
+        return job_object(queue.submit(spec, rows))
 
     def _base(self, name: str, owner: str) -> tuple[str, str]:
-        """The base model's name, and what its weights, or those that go on from it, are found by."""
+        """Return the name of the base model, and the name or folder of the weights to start from."""
         known = self._settings.base_models
         if name in known:
             return name, known[name]

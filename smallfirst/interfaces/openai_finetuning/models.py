@@ -23,7 +23,7 @@ from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.pricing import MachinePrice
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
 

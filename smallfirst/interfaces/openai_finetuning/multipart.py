@@ -1,7 +1,7 @@
-"""A form with one file, written to disk as it arrives: no more than a piece of it is ever in memory.
+"""Receive a form with one file and write the file to disk as it arrives; only a chunk is ever in memory.
 
-Bytes are counted as they come. A form that is too large or broken is read to its end all the same, within a second
-limit, so that the client meets the reason and not a broken connection. The parser bounds the headers of each part.
+Bytes are counted on arrival. A form that is too large or broken is still read to its end, within a second limit, so
+that the client gets the reason and not a broken connection. The parser limits the headers of each part.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import BinaryIO, NamedTuple
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.plugins import PluginRequest
+from smallfirst.serving.plugins import ApiError, PluginRequest
 
 FILE = "file"
 """The field that carries the file."""
@@ -23,23 +22,24 @@ MAX_FIELD_BYTES = 4096
 
 
 class UploadForm(NamedTuple):
-    """What came with the file."""
+    """The parts of a form beside the content of its file."""
 
     fields: Mapping[str, str]
     filename: str
-    """As the client gave it: to be shown, never to be used as a path."""
+    """Name that the client gave: to be shown, never to be used as a path."""
     n_bytes: int
     """Size of the file."""
 
 
 class _Broken(Exception):
-    """A rule that the form breaks."""
+    """The form breaks a rule."""
 
 
 async def receive_form(request: PluginRequest, file: BinaryIO, *, max_bytes: int) -> UploadForm:
-    """The form, the content of its part `file` written to `file`. At most `max_bytes` are read, envelope included.
+    """Write the form's part `file` to `file` and return the rest; read at most `max_bytes`, envelope included.
 
-    Raises WireError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and ClientGone.
+    Raise ApiError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and
+    ClientDisconnected.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
@@ -51,11 +51,11 @@ async def receive_form(request: PluginRequest, file: BinaryIO, *, max_bytes: int
         reader = _Reader(options[b"boundary"], file)
     except FormParserError as error:
         problem = str(error)
-    async for piece in request.chunks(max_bytes=max_bytes, max_read_bytes=2 * max_bytes):
+    async for chunk in request.chunks(max_bytes=max_bytes, max_read_bytes=2 * max_bytes):
         if reader is None or problem:
-            continue  # the rest is read and dropped
+            continue  # read and drop the rest
         try:
-            await asyncio.to_thread(reader.take, piece)
+            await asyncio.to_thread(reader.feed, chunk)
         except (_Broken, FormParserError) as error:
             problem = str(error)
     if problem or reader is None or not reader.complete:
@@ -66,8 +66,6 @@ async def receive_form(request: PluginRequest, file: BinaryIO, *, max_bytes: int
 
 
 class _Reader:
-    """What has been read of a form."""
-
     def __init__(self, boundary: bytes, file: BinaryIO) -> None:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
@@ -91,9 +89,9 @@ class _Reader:
             },
         )
 
-    def take(self, piece: bytes) -> None:
-        """Nothing back; raises _Broken or the parser's error."""
-        self._parser.write(piece)
+    def feed(self, chunk: bytes) -> None:
+        """Parse the next chunk. Raise _Broken or the parser's error."""
+        self._parser.write(chunk)
 
     def _begin(self) -> None:
         self._disposition = b""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pydantic
 
 from smallfirst.errors import did_you_mean
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import ApiError
 
 B = TypeVar("B", bound=pydantic.BaseModel)
 MAX_RULES_SHOWN = 5

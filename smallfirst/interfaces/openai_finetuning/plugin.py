@@ -1,4 +1,4 @@
-"""OpenAI's fine-tuning API as a plugin of the server: files, jobs, and the models that come of them.
+"""OpenAI's fine-tuning API as a plugin of the server: files, jobs and the models that result.
 
     serve(models, ledger=…, settings=…, plugins=[fine_tuning()])
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from smallfirst import Model
 from smallfirst.errors import MissingExtra
 from smallfirst.interfaces.openai_finetuning.file_store import FileStore
 from smallfirst.interfaces.openai_finetuning.files import FilesApi
@@ -18,7 +19,7 @@ from smallfirst.interfaces.openai_finetuning.jobs import JobsApi
 from smallfirst.interfaces.openai_finetuning.models import FineTunedModels
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs import queue
-from smallfirst.models.protocol import Model
+from smallfirst.jobs.base_models import require_training_packages
 from smallfirst.records import parse_record
 from smallfirst.serving.plugins import Plugin, PluginContext
 
@@ -35,25 +36,26 @@ class FineTuning(Plugin):
         )
 
     def find(self, name: str, caller: str) -> Model | None:
-        """The caller's fine-tuned model of this name; None if there is none."""
+        """Return the caller's fine-tuned model of this name, or None."""
         return self._models.find(name, caller)
 
     def names(self, caller: str) -> Mapping[str, int]:
-        """The caller's fine-tuned models, each with the second since 1970 at which it was made."""
+        """Return the caller's fine-tuned models, each with its creation time in seconds since 1970."""
         return self._models.names(caller)
 
     async def aclose(self) -> None:
-        """Close the loaded models. Jobs go on: their processes are not this one's."""
+        """Close the loaded models. Jobs continue in their own processes."""
         await self._models.aclose()
 
 
 def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
     """Return the plugin for `serve` and `build_app`, and restart jobs whose process died.
 
-    Raise MissingExtra where nothing can be trained.
+    Raise MissingExtra where uploads cannot be received or nothing can be trained.
     """
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        raise MissingExtra("Fine-tuning", "train")
+    if find_spec("python_multipart") is None:
+        raise MissingExtra("Fine-tuning over HTTP", "openai-finetuning")
+    require_training_packages()
     queue.all_jobs()
     return FineTuning(settings or FineTuningSettings())
 

@@ -23,7 +23,7 @@ from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.base_models import context_length
 from smallfirst.jobs.rows import JobRows, read_rows
 from smallfirst.jobs.spec import JobSpec, parse_duration, user_name, utc_now
-from smallfirst.serving.openai.errors import ApiError
+from smallfirst.serving.plugins import ApiError
 
 INTERFACE = "openai"
 """Marks the jobs that were submitted through this API."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +15,8 @@ from starlette.testclient import TestClient
 
 from smallfirst.errors import MissingExtra
 from smallfirst.interfaces.databricks import foundation_model as fm
-from smallfirst.interfaces.openai_finetuning import plugin as openai_fine_tuning
 from smallfirst.interfaces.openai_finetuning.objects import job_id, job_object, public_message
+from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
@@ -191,9 +192,9 @@ def supervised(**hyperparameters: Any) -> dict[str, Any]:
             "method.supervised.hyperparameters.learning_rate_multiplier",
             "above 0",
         ),
-        (body(method={"type": "dpo"}), "method.type", '"dpo" is not supported here; use "supervised"'),
+        (body(method={"type": "dpo"}), "method.type", '"dpo" is not supported; use "supervised"'),
         (body(hyperparameters={}, **supervised()), "hyperparameters", "in `method` alone"),
-        (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", "not supported here"),
+        (body(integrations=[{"type": "wandb", "wandb": {}}]), "integrations", "not supported: the job's curves"),
         (body(suffix="a/b"), "suffix", "suffix"),
         (body(suffix="x" * 65), "suffix", "suffix"),
         (body(seed=-1), "seed", "seed"),
@@ -406,10 +407,11 @@ def test_names_that_cannot_be_served_are_no_base_models() -> None:
             FineTuningSettings(base_models={name: "x"})
 
 
-def test_without_torch_there_is_no_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_fine_tuning, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtra, match="Fine-tuning needs packages"):
-        openai_fine_tuning.fine_tuning()
+@pytest.mark.parametrize(("package", "extra"), [("torch", "train"), ("python_multipart", "openai-finetuning")])
+def test_fine_tuning_names_the_extra_it_lacks(package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"(?s)Fine-tuning.*smallfirst\[{extra}\]"):
+        fine_tuning()
 
 
 def test_without_the_extension_there_is_no_such_path(tmp_path: Path) -> None:
