@@ -16,7 +16,6 @@ from scipy import stats as scipy_stats
 
 from smallfirst.data.dataset import Dataset, Example, sample_share
 from smallfirst.errors import ConfigError
-from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate
 
@@ -106,11 +105,6 @@ def subsets_by_share(train: Dataset, shares: Sequence[float] = DEFAULT_SHARES) -
     Equal texts stay together. Raises ConfigError for shares outside [0, 1].
     """
     return _growing([sample_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
-
-
-def learning_point(evaluation: Evaluation, n_rows: int) -> LearningPoint:
-    """Return the point of a candidate that was trained on `n_rows` rows."""
-    return LearningPoint(n_rows=n_rows, candidate=evaluation.candidate, accuracy=evaluation.accuracy)
 
 
 def forecast(points: Sequence[LearningPoint], n_rows: int) -> Forecast:

@@ -1,9 +1,8 @@
 """Retention: how much of its general ability a model keeps when it is fine-tuned.
 
-The same general prompts are scored before and after training, and the mean score after is divided by the mean before.
-Both means move together when other prompts are drawn, so the interval is a bootstrap over prompts (Efron 1979). Where
-answers are chosen among given ones, guessing must count as nothing, or a model that forgot everything would keep what
-guessing gives; that widens the interval.
+The same questions are asked before and after training, and the mean score after is divided by the mean before. Both
+means move together when other questions are drawn, so the interval is a bootstrap over questions (Efron 1979). Guessing
+counts as nothing, or a model that forgot everything would keep what guessing gives; that widens the interval.
 """
 
 from __future__ import annotations
@@ -38,45 +37,19 @@ class Retention(Record):
     """Mean score after over mean score before, on the same prompts; interval at 95 %. Above 1 if it grew. None if the
     base model was not shown to be better than guessing, so that there is nothing to keep."""
     before: float
-    """Mean score of the base model; for answers chosen among given ones 0 is guessing, 1 all right."""
+    """Mean score of the base model; 0 is guessing, 1 all right."""
     after: float
     """Mean score of the trained model."""
-    prompts: str = ""
+    prompts: str
     """Name of the set of prompts."""
-    right_before: Estimate | None = None
-    """Share of right answers of the base model, guesses included; None if scores were given instead of answers."""
-    right_after: Estimate | None = None
-    """Share of right answers of the trained model, guesses included."""
-    difference: Estimate | None = None
+    right_before: Estimate
+    """Share of right answers of the base model, guesses included, Wilson interval."""
+    right_after: Estimate
+    """Share of right answers of the trained model, guesses included, Wilson interval."""
+    difference: Estimate
     """Share of right answers after minus before, paired on the same prompts."""
     parts: tuple[RetentionByKind, ...] = ()
     """Right answers by kind of prompt; empty if there is one kind only."""
-
-
-def retention_from_scores(before: Sequence[float], after: Sequence[float], *, prompts: str = "") -> Retention:
-    """Return the Retention from the scores of the same prompts before and after training.
-
-    Raises ConfigError if the lengths differ, or if nothing was scored above 0 before.
-    """
-    old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
-    if old.shape != new.shape:
-        raise ConfigError(
-            f"retention needs the same prompts before and after, got {old.size} and {new.size} scores",
-            hint="score both models on one list of general prompts",
-        )
-    if not old.sum() > 0:
-        raise ConfigError(
-            f"the model scored 0 on all {old.size} general prompts before training, so no share of it can be kept",
-            hint="choose prompts that the base model can answer",
-        )
-
-    def ratio(rows: np.ndarray) -> float:
-        total = float(old[rows].sum())
-        return float(new[rows].sum()) / total if total > 0 else 0.0  # a draw of failures alone shows nothing kept
-
-    return Retention(
-        kept=bootstrap(ratio, old.size), before=float(old.mean()), after=float(new.mean()), prompts=prompts
-    )
 
 
 def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult) -> Retention:
@@ -87,13 +60,13 @@ def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult)
     """
     if {before.probe_fingerprint, after.probe_fingerprint} != {probe.fingerprint()}:
         raise ConfigError("retention needs the same prompts before and after", hint="smallfirst evaluate task.yaml")
-    guesses = [question.chance for question in probe.questions]
-    old, new = _corrected(before, guesses), _corrected(after, guesses)
-    kept = retention_from_scores(old, new).kept if before.accuracy.low > float(np.mean(guesses)) else None
+    chances = [question.chance for question in probe.questions]
+    old, new = _corrected(before, chances), _corrected(after, chances)
+    better_than_guessing = before.accuracy.low > float(np.mean(chances))
     return Retention(
-        kept=kept,
-        before=float(np.mean(old)),
-        after=float(np.mean(new)),
+        kept=_kept_share(old, new) if better_than_guessing else None,
+        before=float(old.mean()),
+        after=float(new.mean()),
         prompts=probe.name,
         right_before=before.accuracy,
         right_after=after.accuracy,
@@ -102,8 +75,16 @@ def retention_from_probes(probe: Probe, before: ProbeResult, after: ProbeResult)
     )
 
 
-def _corrected(result: ProbeResult, guesses: Sequence[float]) -> list[float]:
-    return [1.0 if right else -g / (1 - g) for right, g in zip(result.right, guesses, strict=True)]
+def _corrected(result: ProbeResult, chances: Sequence[float]) -> np.ndarray:
+    return np.array([1.0 if right else -g / (1 - g) for right, g in zip(result.right, chances, strict=True)])
+
+
+def _kept_share(before: np.ndarray, after: np.ndarray) -> Estimate:
+    def ratio(rows: np.ndarray) -> float:
+        total = float(before[rows].sum())
+        return float(after[rows].sum()) / total if total > 0 else 0.0  # a draw of failures alone shows nothing kept
+
+    return bootstrap(ratio, before.size)
 
 
 def _by_kind(probe: Probe, before: ProbeResult, after: ProbeResult) -> tuple[RetentionByKind, ...]:

@@ -33,7 +33,7 @@ class SelfAgreement(Record):
     second_accuracy: Estimate
     """Share of rows on which its second answer is right."""
     kappa: Estimate | None
-    """Agreement beyond chance, in [-1, 1]; None where answers were not compared by equality."""
+    """Agreement beyond chance, in [-1, 1]."""
     same_wrong_answer: Estimate
     """Share of rows with the same wrong answer twice: asking again will not correct them, and some of the given answers
     may be wrong."""
@@ -67,11 +67,10 @@ class SelfAgreement(Record):
         )
 
 
-def self_agreement(first: Evaluation, second: Evaluation, *, same: AnswerMatcher | None = None) -> SelfAgreement:
-    """Compare two passes of one model on the rows that both have.
+def self_agreement(first: Evaluation, second: Evaluation) -> SelfAgreement:
+    """Compare two passes of one model on the rows that both have; answers are the same if they are equal.
 
-    `same` compares two answers; without it they must be equal. Raises SmallfirstError if the passes share no row or
-    were made by different models.
+    Raises SmallfirstError if the passes share no row or were made by different models.
     """
     if first.model != second.model:
         raise SmallfirstError(
@@ -85,13 +84,13 @@ def self_agreement(first: Evaluation, second: Evaluation, *, same: AnswerMatcher
             hint="ask the second time about the same rows of the same split",
         )
     once, again = [a.answer for a, _ in pairs], [b.answer for _, b in pairs]
-    repeated = repeated_answers(once, again, same)
+    repeated = repeated_answers(once, again)
     n = len(pairs)
     return SelfAgreement(
         agreement=wilson(sum(repeated), n),
         accuracy=wilson(sum(a.correct for a, _ in pairs), n),
         second_accuracy=wilson(sum(b.correct for _, b in pairs), n),
-        kappa=None if same else answer_kappa(once, again),
+        kappa=answer_kappa(once, again),
         same_wrong_answer=wilson(
             sum(s and not a.correct and not b.correct for s, (a, b) in zip(repeated, pairs, strict=True)), n
         ),

@@ -10,7 +10,6 @@ from smallfirst.evaluation.learning_curve import (
     LearningCurve,
     LearningPoint,
     forecast,
-    learning_point,
     subsets_by_share,
     subsets_per_label,
 )
@@ -40,7 +39,7 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
             points.append(LearningPoint(n_rows=len(part), candidate=candidate.name, accuracy=accuracy))
             project.progress.log(f"{candidate.name} with {len(part)} rows: accuracy {accuracy}")
         if (whole := run_folder.evaluation(candidate.name, "test")) is not None:
-            points.append(learning_point(whole, len(rows)))
+            points.append(LearningPoint(n_rows=len(rows), candidate=candidate.name, accuracy=whole.accuracy))
     curve = LearningCurve(points=tuple(points))
     curve.save(path)
     return curve

@@ -72,14 +72,10 @@ def saved_retention(run_folder: RunFolder) -> Retention | None:
 
 def in_words(retention: Retention) -> str:
     """One line for a terminal."""
-    right = f"{_share(retention.right_before)} right before, {_share(retention.right_after)} after"
+    right = f"{retention.right_before.value:.3f} right before, {retention.right_after.value:.3f} after"
     if retention.kept is None:
         return f"{right}; no better than guessing before, so there is nothing to keep"
     return f"{right}; kept {retention.kept} of what is above guessing, n={retention.kept.n}"
-
-
-def _share(estimate: Estimate | None) -> str:
-    return f"{estimate.value:.3f}" if estimate else "?"
 
 
 def _same(known: RetentionRecord, probe: Probe) -> bool:

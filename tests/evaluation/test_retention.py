@@ -6,26 +6,7 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.ability_probe import Probe, ProbeResult, Question
-from smallfirst.evaluation.retention import RetentionByKind, retention_from_probes, retention_from_scores
-
-
-def test_retention_is_the_ratio_of_the_means() -> None:
-    found = retention_from_scores([1.0, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 0.75], prompts="four")
-    assert (found.before, found.after, found.prompts) == (0.75, 0.5625, "four")
-    assert (found.kept.value, found.kept.n) == (0.75, 4)
-    assert found.kept.low < 0.75 < found.kept.high
-
-
-def test_scores_of_other_prompts_are_refused() -> None:
-    with pytest.raises(ConfigError, match="got 2 and 1 scores"):
-        retention_from_scores([1.0, 1.0], [1.0])
-
-
-@pytest.mark.parametrize("before", [[], [0.0, 0.0], [float("nan")]])
-def test_nothing_to_keep_is_refused(before: list[float]) -> None:
-    with pytest.raises(ConfigError, match="no share of it can be kept"):
-        retention_from_scores(before, before)
-
+from smallfirst.evaluation.retention import RetentionByKind, retention_from_probes
 
 PROBE = Probe(
     name="eight",
@@ -65,6 +46,12 @@ def test_right_answers_are_compared_pair_by_pair() -> None:
     assert found.difference.low == pytest.approx(-0.2 - 1.959964 * (0.26 / 10) ** 0.5, abs=1e-6)
     assert found.kept is not None
     assert found.kept.value == pytest.approx((6 - 2 / 3) / 8)
+
+
+def test_few_questions_that_all_stay_right_leave_no_spread() -> None:
+    found = retention_from_probes(PROBE, result(*[1] * 8), result(*[1] * 8)).kept
+    assert found is not None
+    assert (found.value, found.low, found.high, found.n) == (1.0, 1.0, 1.0, 8)
 
 
 def test_results_of_other_questions_are_refused() -> None:

@@ -80,6 +80,11 @@ def gates(draw: st.DrawFn) -> dict[str, Any]:
     return found | {"part_rows": draw(st.integers(1, 30))}
 
 
+def retention(kept: Estimate) -> Retention:
+    figures = {"right_before": kept, "right_after": kept, "difference": kept}
+    return Retention(kept=kept, before=0.5, after=0.5, prompts="general", **figures)
+
+
 def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons: int = 1) -> Verdict:
     """The verdict on the small model of the case."""
     figures = {"measures": {"macro_f1": case.figure}, "p50_ms": 0.4, "p95_ms": 0.8, "cost_usd_per_1k": 0.05}
@@ -92,7 +97,7 @@ def judged(measured: Measured, gate: dict[str, Any], case: Case, *, comparisons:
         large=large,
         comparisons_made=comparisons,
         leaks=LeakReport(n_test=len(case.small), test_fingerprint=small.dataset_fingerprint, exact=tuple(leaks)),
-        retention=Retention(kept=case.kept, before=0.5, after=0.5),
+        retention=retention(case.kept),
     )
 
 

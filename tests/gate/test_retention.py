@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smallfirst.evaluation.retention import Retention, retention_from_scores
+from smallfirst.evaluation.retention import Retention
 from smallfirst.gate.check_result import ConfidenceLevel
 from smallfirst.gate.retention import check_kept_ability
 from smallfirst.stats.intervals import Estimate
@@ -12,23 +12,28 @@ from smallfirst.stats.intervals import Estimate
 ONE = ConfidenceLevel(1)
 
 
-def retention(value: float, low: float, high: float, *, n: int = 200) -> Retention:
-    return Retention(kept=Estimate(value=value, low=low, high=high, n=n), before=0.6, after=0.57)
+ALL = Estimate(value=0.6, low=0.5, high=0.7, n=200)
+
+
+def retention(kept: tuple[float, float, float] | None, *, n: int = 200, before: float = 0.6) -> Retention:
+    share = None if kept is None else Estimate(**dict(zip(("value", "low", "high"), kept, strict=True)), n=n)
+    figures = {"right_before": ALL, "right_after": ALL, "difference": ALL}
+    return Retention(kept=share, before=before, after=0.57, prompts="general", **figures)
 
 
 def test_the_lower_end_decides() -> None:
-    found = retention(0.95, 0.9, 0.99)
+    found = retention((0.95, 0.9, 0.99))
     result = check_kept_ability(0.9, found, ONE)
     assert result.requirement == "general ability kept at least 0.900"
     assert result.measured == "0.950 [0.900, 0.990] n=200, 0.600 before and 0.570 after"
     assert result.passed
     assert not check_kept_ability(0.91, found, ONE).passed
     assert not check_kept_ability(0.9, found, ConfidenceLevel(2)).passed
-    assert check_kept_ability(1.1, retention(1.2, 1.1, 1.3), ONE).passed
+    assert check_kept_ability(1.1, retention((1.2, 1.1, 1.3)), ONE).passed
 
 
 def test_few_prompts_that_all_score_alike_are_no_certainty() -> None:
-    result = check_kept_ability(0.9, retention_from_scores([0.5] * 20, [0.5] * 20), ONE)
+    result = check_kept_ability(0.9, retention((1.0, 1.0, 1.0), n=20), ONE)
     assert not result.passed
     assert result.measured.startswith("1.000 [0.839, 1.000] n=20")  # 20 / 23.8415
 
@@ -38,7 +43,7 @@ def test_few_prompts_that_all_score_alike_are_no_certainty() -> None:
     [
         (None, "not measured", "smallfirst evaluate task.yaml"),
         (
-            Retention(kept=None, before=0.083, after=0.2),
+            retention(None, before=0.083),
             "the base model is no better than guessing: 0.083 before",
             "name prompts that it can answer (gate.retention_prompts)",
         ),
@@ -51,6 +56,6 @@ def test_without_a_measured_share_it_fails(found: Retention | None, measured: st
 
 
 def test_a_failed_check_says_how_to_forget_less() -> None:
-    assert "method lora" in check_kept_ability(0.9, retention(0.5, 0.4, 0.6, n=72), ONE).advice
-    few = check_kept_ability(0.9, retention(0.95, 0.7, 1.2, n=72), ONE)
+    assert "method lora" in check_kept_ability(0.9, retention((0.5, 0.4, 0.6), n=72), ONE).advice
+    few = check_kept_ability(0.9, retention((0.95, 0.7, 1.2), n=72), ONE)
     assert few.advice.endswith("more (gate.retention_prompts)")

@@ -31,7 +31,7 @@ MAX_LOSS_POINTS = 200
 
 
 def loss_chart(training: TrainingSummary) -> Markup:
-    """Draw training loss by step, thinned to at most 200 points."""
+    """Draw training loss by step, thinned to about 200 points."""
     points = training.loss_curve[:: max(1, len(training.loss_curve) // MAX_LOSS_POINTS)]
     steps, losses = zip(*points, strict=True)
     frame = small_frame(linear_scale(0.0, float(max(steps) or 1)), value_scale([0.0, max(losses)]))

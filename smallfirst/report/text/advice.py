@@ -112,13 +112,11 @@ def retention_sentences(data: ReportData) -> tuple[str, ...]:
     retention = data.retention
     if retention is None:
         return ()
-    before, after, difference = retention.right_before, retention.right_after, retention.difference
-    sentences = []
-    if before and after and difference:
-        sentences.append(
-            f"Of {before.n:,} general questions ({retention.prompts}) the small model is right on {accurate(before)} "
-            f"before fine-tuning and on {accurate(after)} after: {points(difference)}."
-        )
+    sentences = [
+        f"Of {retention.right_before.n:,} general questions ({retention.prompts}) the small model is right on "
+        f"{accurate(retention.right_before)} before fine-tuning and on {accurate(retention.right_after)} after: "
+        f"{points(retention.difference)}."
+    ]
     if retention.kept is None:
         sentences.append("Before fine-tuning it was not shown to be better than guessing, so there is nothing to keep.")
     else:
