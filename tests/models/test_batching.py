@@ -1,15 +1,18 @@
-"""Whoever waits is answered together, in order; a failure reaches everyone who waited and nobody else."""
+"""Waiting items are computed together, in order; a failure reaches its own item and no other."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import pytest
 
 from smallfirst.errors import ModelError
 from smallfirst.models.batching import BatchBudget, BatchWorker, ThroughputEstimate
+
+R = TypeVar("R")
 
 
 class Doubling:
@@ -29,100 +32,79 @@ class Doubling:
         return [2 * n for n in numbers]
 
 
-def test_what_waits_is_answered_together_up_to_the_most() -> None:
-    async def scenario() -> tuple[list[int], list[list[int]]]:
-        doubling = Doubling()
-        doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=3)
-        first = asyncio.ensure_future(worker.submit(1))
-        await asyncio.to_thread(doubling.began.wait, 10)
-        others = [asyncio.ensure_future(worker.submit(n)) for n in range(2, 7)]
-        await asyncio.sleep(0)  # all five stand in line
-        doubling.gate.set()
-        found = [await first, *(await asyncio.gather(*others))]
+def use(play: Callable[[BatchWorker[int, int]], Awaitable[R]], doubling: Doubling | None = None, **settings: Any) -> R:
+    async def run() -> R:
+        worker: BatchWorker[int, int] = BatchWorker(
+            doubling or Doubling(), name="doubling", **({"max_batch_size": 9} | settings)
+        )
+        found = await play(worker)
         await worker.aclose()
-        return found, doubling.batches
+        return found
 
-    found, batches = asyncio.run(scenario())
+    return asyncio.run(run())
+
+
+async def queue_behind(doubling: Doubling, worker: BatchWorker[int, int], *numbers: int) -> list[object]:
+    """Results of these items, the first of which is being computed while the others arrive."""
+    doubling.gate.clear()
+    doubling.began.clear()
+    tasks = [asyncio.ensure_future(worker.submit(numbers[0]))]
+    await asyncio.to_thread(doubling.began.wait, 10)
+    tasks += [asyncio.ensure_future(worker.submit(n)) for n in numbers[1:]]
+    await asyncio.sleep(0)
+    doubling.gate.set()
+    return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+
+def test_waiting_items_are_computed_together_up_to_the_limit() -> None:
+    doubling = Doubling()
+    found = use(lambda worker: queue_behind(doubling, worker, 1, 2, 3, 4, 5, 6), doubling, max_batch_size=3)
     assert found == [2, 4, 6, 8, 10, 12]
-    assert batches == [[1], [2, 3, 4], [5, 6]]
+    assert doubling.batches == [[1], [2, 3, 4], [5, 6]]
 
 
-def test_a_failure_is_told_to_those_who_waited_and_the_next_is_answered() -> None:
-    async def scenario() -> tuple[list[object], int]:
-        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", max_batch_size=9)
-        failed = await asyncio.gather(worker.submit(13), return_exceptions=True)
-        after = await worker.submit(4)
-        await worker.aclose()
-        return list(failed), after
+def test_one_bad_item_fails_alone_and_the_worker_lives_on() -> None:
+    doubling = Doubling()
 
-    failed, after = asyncio.run(scenario())
-    assert isinstance(failed[0], ModelError)
-    assert "doubling could not answer: unlucky" in str(failed[0])
-    assert after == 8
+    async def play(worker: BatchWorker[int, int]) -> list[object]:
+        return [*await queue_behind(doubling, worker, 1, 2, 13, 3), await worker.submit(4)]
+
+    *found, after = use(play, doubling)
+    assert [found[0], found[1], found[3], after] == [2, 4, 6, 8]
+    assert isinstance(found[2], ModelError)
+    assert "doubling could not answer: unlucky" in str(found[2])
+    assert doubling.batches == [[1], [2, 13, 3], [2], [13], [3], [4]]
 
 
-def test_a_closed_worker_says_so_and_may_be_closed_twice() -> None:
-    async def scenario() -> None:
-        worker: BatchWorker[int, int] = BatchWorker(Doubling(), name="doubling", max_batch_size=9)
-        await worker.aclose()
+def test_a_closed_worker_refuses_and_may_be_closed_twice() -> None:
+    async def play(worker: BatchWorker[int, int]) -> None:
         await worker.aclose()
         with pytest.raises(ModelError, match="doubling is closed"):
             await worker.submit(1)
 
-    asyncio.run(scenario())
+    use(play)
 
 
-def test_one_bad_question_does_not_fail_its_neighbours() -> None:
-    async def scenario() -> tuple[list[object], list[list[int]]]:
-        doubling = Doubling()
-        doubling.gate.clear()
-        worker: BatchWorker[int, int] = BatchWorker(doubling, name="doubling", max_batch_size=9)
-        asked = [asyncio.ensure_future(worker.submit(1))]
-        await asyncio.to_thread(doubling.began.wait, 10)
-        asked += [asyncio.ensure_future(worker.submit(n)) for n in (2, 13, 3)]
-        await asyncio.sleep(0)
-        doubling.gate.set()
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        await worker.aclose()
-        return list(found), doubling.batches
+def test_a_batch_is_as_large_as_its_budget_allows() -> None:
+    doubling = Doubling()
 
-    found, batches = asyncio.run(scenario())
-    assert [found[0], found[1], found[3]] == [2, 4, 6]
-    assert isinstance(found[2], ModelError)
-    assert batches == [[1], [2, 13, 3], [2], [13], [3]]
+    async def play(worker: BatchWorker[int, int]) -> None:
+        await worker.submit(1)  # from now on the throughput is known
+        await queue_behind(doubling, worker, 1, 4, 5, 2, 40, 3)
+
+    use(play, doubling, size=lambda n: n, budget=BatchBudget(seconds=0.0, full=10))
+    # 4 + 5 fit into 10, 2 more do not; 40 is a batch of its own.
+    assert doubling.batches[1:] == [[1], [4, 5], [2], [40], [3]]
 
 
-def test_a_pass_is_as_large_as_fits_its_planned_time() -> None:
-    async def scenario() -> list[list[int]]:
-        doubling = Doubling()
-        worker: BatchWorker[int, int] = BatchWorker(
-            doubling, name="doubling", max_batch_size=9, size=lambda n: n, budget=BatchBudget(seconds=0.0, full=10)
-        )
-        await worker.submit(1)  # from now on a rate is known
-        doubling.gate.clear()
-        doubling.began.clear()
-        asked = [asyncio.ensure_future(worker.submit(1))]
-        await asyncio.to_thread(doubling.began.wait, 10)
-        asked += [asyncio.ensure_future(worker.submit(n)) for n in (4, 5, 2, 40, 3)]
-        await asyncio.sleep(0)
-        doubling.gate.set()
-        await asyncio.gather(*asked)
-        await worker.aclose()
-        return doubling.batches[1:]
-
-    # 4 + 5 fit into 10, 2 more do not; 40 is a pass of its own.
-    assert asyncio.run(scenario()) == [[1], [4, 5], [2], [40], [3]]
-
-
-def test_the_pace_follows_the_passes() -> None:
-    pace = ThroughputEstimate(BatchBudget(seconds=2.0, full=3.0))
-    assert pace.batch_size() == 3.0
+def test_the_throughput_follows_the_batches() -> None:
+    throughput = ThroughputEstimate(BatchBudget(seconds=2.0, full=3.0))
+    assert throughput.batch_size() == 3.0
     assert ThroughputEstimate(BatchBudget()).batch_size() == float("inf")
-    pace.update(100, 1.0)
-    assert pace.batch_size() == pytest.approx(200)
-    pace.update(10, 1.0)
-    assert pace.batch_size() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
+    throughput.update(100, 1.0)
+    assert throughput.batch_size() == pytest.approx(200)
+    throughput.update(10, 1.0)
+    assert throughput.batch_size() == pytest.approx(2 * (87.5 + 10) / (0.875 + 1))
     for _ in range(200):
-        pace.update(1, 10.0)
-    assert pace.batch_size() == 3.0  # never less than what keeps the machine busy
+        throughput.update(1, 10.0)
+    assert throughput.batch_size() == 3.0  # never less than what keeps the machine busy
