@@ -96,7 +96,7 @@ def test_a_labelled_row_taken_for_an_open_one_gets_no_answer_at_the_recorded_pri
     poem, row = (asyncio.run(both.complete(Request.ask(text))) for text in ("write a poem", "where is it"))
     assert (poem.text, both.name) == ("card", "big-1")
     assert (row.text, row.cost_usd, row.latency_ms) == ("", 0.001, 5.0)
-    with pytest.raises(BadAnswer, match="holds no answer of big-1"):
+    with pytest.raises(BadAnswer, match="has no answer of big-1"):
         asyncio.run(both.complete(Request.ask("something else")))
 
 

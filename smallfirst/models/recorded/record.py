@@ -1,24 +1,23 @@
-"""Write down a model's answers, so that measuring again is free and a demo needs no network.
+"""Record a model's answers, so that measuring again is free and a demo needs no network.
 
-Every answer is written as soon as it comes: a run that is killed loses none, and the next run asks
-only what is missing.
+Each answer is written as soon as it arrives: a run that is killed loses none, and the next run sends only the requests
+that are missing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from smallfirst.errors import BadAnswer, DataError, SmallfirstError
 from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, read_recording, request_key
+from smallfirst.progress import ProgressCallback
 from smallfirst.records import parse_record
-
-ProgressCallback = Callable[[int, int], None]
 
 
 async def record(
@@ -30,77 +29,61 @@ async def record(
     concurrency: int = 2,
     progress: ProgressCallback | None = None,
 ) -> int:
-    """Number of new answers written to `path`; equal requests are asked once.
+    """Append the answers that `path` lacks and return their number; equal requests are sent once.
 
-    `header` holds the fields of Recorded; `model` and `n` are filled in here. `progress` is told
-    (answers there, answers wanted). A BadAnswer is skipped and raised at the end, any other error
-    ends the run at once; what was answered by then is kept. Raises DataError if `path` holds
-    answers of another model, or of the same one asked differently.
+    `header` holds the fields of RecordingHeader but `model` and `n`. A BadAnswer is skipped and raised at the end; any
+    other error ends the run once the requests in flight are answered. Raise DataError if `path` holds answers of
+    another model, or of the same one with other settings.
     """
     wanted = {request_key(request): request for request in requests}
     known = _prepare(path, model, header, set(wanted))
-    missing = [(key, request) for key, request in wanted.items() if key not in known]
-    with path.open("a", encoding="utf-8") as file:
-        writer = _Writer(model, file, n_there=len(wanted) - len(missing), n_wanted=len(wanted))
-        writer.progress = progress
-        todo = iter(missing)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(writer.work(todo))
-    if writer.fatal is not None:
-        raise writer.fatal
-    if writer.bad:
-        raise BadAnswer(
-            f"{len(writer.bad)} of {len(wanted)} requests got no answer; the others are in {path}. "
-            f"The first: {writer.bad[0]}",
-            hint="run the same command again to ask only those",
-        )
-    return writer.n_new
+    missing = iter([(key, request) for key, request in wanted.items() if key not in known])
+    n_done = n_known = len(wanted.keys() & known)
+    bad: list[BadAnswer] = []
+    fatal: list[SmallfirstError] = []
 
-
-class _Writer:
-    """Asks and writes; several `work` calls share one."""
-
-    progress: ProgressCallback | None = None
-    fatal: SmallfirstError | None = None
-
-    def __init__(self, model: Model, file: TextIO, *, n_there: int, n_wanted: int) -> None:
-        self.model = model
-        self.file = file
-        self.n_there = n_there
-        self.n_wanted = n_wanted
-        self.n_new = 0
-        self.bad: list[BadAnswer] = []
-
-    async def work(self, todo: Iterator[tuple[str, Request]]) -> None:
-        """Ask one request after the other until there are no more, or an error ends the run."""
-        for key, request in todo:
-            if self.fatal is not None:
+    async def work() -> None:
+        nonlocal n_done
+        for key, request in missing:
+            if fatal:
                 return
             try:
-                completion = await self.model.complete(request)
+                completion = await model.complete(request)
             except BadAnswer as error:
-                self.bad.append(error)
+                bad.append(error)
                 continue
             except SmallfirstError as error:
-                self.fatal = self.fatal or error
+                fatal.append(error)
                 return
-            self.file.write(_line(_row(key, request, completion).model_dump()))
-            self.file.flush()
-            self.n_new += 1
-            if self.progress is not None:
-                self.progress(self.n_there + self.n_new, self.n_wanted)
+            file.write(_line(_row(key, request, completion).model_dump()))
+            file.flush()
+            n_done += 1
+            if progress is not None:
+                progress(n_done, len(wanted))
+
+    with path.open("a", encoding="utf-8") as file:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    if fatal:
+        raise fatal[0]
+    if bad:
+        raise BadAnswer(
+            f"{len(bad)} of {len(wanted)} requests got no answer; the others are in {path}. The first: {bad[0]}",
+            hint="run the same command again to send only those",
+        )
+    return n_done - n_known
 
 
 def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str]) -> set[str]:
-    """Keys that are recorded already; leaves `path` with a header and whole rows only."""
+    """Return the keys recorded so far; leave `path` with a header and complete rows only."""
     values = {**header, "model": model.name, "n": len(wanted)}
     new = parse_record(RecordingHeader, values, where="header of the recording")
     rows: tuple[RecordedAnswer, ...] = ()
     if path.exists() and path.stat().st_size:
-        _drop_half_row(path)
+        _drop_partial_row(path)
         old, rows = read_recording(path)
-        _refuse_other(path, old, new)
+        _check_same(path, old, new)
         everything = wanted | {row.key for row in rows}
         new = old.model_copy(update={"n": len(everything)})
     lines = [_line({"recorded": new.model_dump(mode="json")})]
@@ -109,20 +92,20 @@ def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str])
     return {row.key for row in rows}
 
 
-def _drop_half_row(path: Path) -> None:
-    """Cut off what follows the last line end: the row that a killed run was writing."""
+def _drop_partial_row(path: Path) -> None:
+    """Remove what follows the last newline: the row that a killed run was writing."""
     content = path.read_bytes()
     if not content.endswith(b"\n") and b"\n" in content:
         write_atomically(path, content[: content.rindex(b"\n") + 1])
 
 
-def _refuse_other(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:
+def _check_same(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:
     was, now = old.model_dump(mode="json"), new.model_dump(mode="json")
     for field in ("model", "settings", "prompt"):
         if was[field] != now[field]:
-            how = f'"{was[field]}", not "{now[field]}"' if field == "model" else "another one"
+            difference = f'"{was[field]}", not "{now[field]}"' if field == "model" else "another one"
             raise DataError(
-                f"{path} was recorded with {how} as {field}; one file must not mix answers of both",
+                f"{path} was recorded with {difference} as {field}; one file must not mix the answers of both",
                 hint="record into another file, or delete this one",
             )
 

@@ -1,8 +1,7 @@
-"""Recorded answers as a Model: a large model's answers without paying for them again.
+"""Replay recorded answers as a Model: a large model's answers without paying for them again.
 
-A recording is JSON Lines: one header that says by whom, when and how it was made, then one row per
-request. Replaying is exact and instant; the price is that only recorded requests have an answer,
-and that the answers are as old as the header says.
+A recording is JSON Lines: a header that says by which model, when and how it was made, then one row for each request.
+Replay is exact and instant, but only recorded requests have an answer, and the answers are as old as the header says.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ R = TypeVar("R", bound=Record)
 
 
 class RecordingHeader(Record):
-    """The header of a recording: what one must know to believe it."""
+    """The header of a recording: how it was made."""
 
     model: str
-    """Name of the model that answered."""
+    """Name of the model."""
     made_at: str
-    """Date on which it was begun, YYYY-MM-DD."""
+    """Date of its first answer, YYYY-MM-DD."""
     smallfirst: str
     """Version of smallfirst that recorded it."""
     command: str = ""
-    """The command that made it."""
+    """Command that made it."""
     settings: dict[str, Any] = {}
     """Settings of the model that change its answers."""
     prompt: tuple[Message, ...] | str = ""
-    """Instructions shown before the user's text; a description if they differ by request."""
+    """Instructions before the user's text; a description if they differ by request."""
     machine: str = ""
-    """Where it ran; the latencies hold for this machine."""
+    """Machine of the latencies."""
     n: int
-    """How many different requests it is meant to hold."""
+    """Different requests of a complete recording."""
 
 
 class RecordedAnswer(Record):
@@ -49,41 +48,41 @@ class RecordedAnswer(Record):
     key: str
     """Fingerprint of the request's messages."""
     text: str
-    """The user's text, for readers; not used to find the row."""
+    """The user's text, for people who read the file."""
     answer: str
-    """What the model answered."""
+    """The model's answer."""
     prompt_tokens: int
-    """Tokens read."""
+    """Tokens of the prompt."""
     completion_tokens: int
-    """Tokens written."""
+    """Tokens of the answer."""
     latency_ms: float
-    """Time taken when it was recorded."""
+    """Latency when it was recorded."""
     cost_usd: float
     """Cost when it was recorded."""
     finish_reason: Literal["stop", "length"] = "stop"
-    """Why the answer ended."""
+    """Why generation ended."""
 
 
 def request_key(request: Request) -> str:
-    """16 hex digits from the messages alone; sampling settings belong to the header."""
+    """Return 16 hex digits that depend on the messages alone; sampling settings are in the header."""
     return fingerprint([[message.role, message.content] for message in request.messages])
 
 
 class ReplayModel:
-    """Answers what was recorded, and refuses everything else."""
+    """Answers recorded requests, and refuses all others."""
 
     capabilities: frozenset[Capability] = frozenset()
     """What it can do beyond answering."""
 
     def __init__(self, header: RecordingHeader, answers: Iterable[RecordedAnswer], *, path: str) -> None:
-        """A model that answers from `answers`; `path` is named in errors."""
+        """Replay `answers`; errors name `path`."""
         self.header = header
         self.path = path
         self._answers = {answer.key: answer for answer in answers}
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The recording at `path`. Raises DataError with every line that is wrong."""
+        """Return the recording at `path`. Raise DataError naming every malformed line."""
         header, answers = read_recording(path)
         return cls(header, answers, path=str(path))
 
@@ -94,18 +93,18 @@ class ReplayModel:
 
     @property
     def note(self) -> str:
-        """When and by whom the answers were made, to stand beside every number from them."""
+        """When and by which model the answers were made; shown beside every number from them."""
         n, meant = len(self._answers), self.header.n
         count = f"n={n}" if n >= meant else f"n={n} of {meant}, unfinished"
         return f"recorded {self.header.made_at} from {self.name} ({count})"
 
     async def complete(self, request: Request) -> Completion:
-        """The recorded answer, at once, with the tokens, cost and latency of its recording."""
+        """Return the recorded answer with the tokens, cost and latency of its recording. Raise BadAnswer if none."""
         row = self._answers.get(request_key(request))
         if row is None:
             raise BadAnswer(
-                f'{self.path} holds no answer of {self.name} to "{request.text[:80]}"',
-                hint="record it: smallfirst record (asks only what is missing)",
+                f'{self.path} has no answer of {self.name} to "{request.text[:80]}"',
+                hint="record it: smallfirst record (sends only what is missing)",
             )
         return Completion(
             text=row.answer,
@@ -118,15 +117,15 @@ class ReplayModel:
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The recorded answer in one piece."""
+        """Yield the recorded answer in one chunk."""
         return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:
-    """Header and rows of the recording at `path`. Raises DataError with every wrong line."""
+    """Return header and rows of the recording at `path`. Raise DataError naming every malformed line."""
     if not path.is_file():
         raise DataError(f"{path}: no such recording", hint="make it: smallfirst record")
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -150,9 +149,9 @@ def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, .
         problems.append(Problem(str(path), 1, "the file is empty"))
     if header is None or problems:
         raise DataError(
-            f"{path} is no whole recording",
+            f"{path} is not a complete recording",
             problems,
-            hint="run smallfirst record again: it drops a half-written last row and goes on",
+            hint="run smallfirst record again: it drops a partial last row and continues",
         )
     return header, tuple(rows)
 

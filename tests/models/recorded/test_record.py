@@ -112,7 +112,7 @@ def test_bad_answers_are_skipped_and_told_at_the_end(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"2 of 4 requests got no answer; the others are in {path}. "
         "The first: nothing to say to one\n"
-        "  next: run the same command again to ask only those"
+        "  next: run the same command again to send only those"
     )
     assert answers(path) == ["TWO", "FOUR"]
 
@@ -126,7 +126,7 @@ def test_another_model_may_not_go_on_with_the_file(tmp_path: Path) -> None:
         run(model, path)
     assert str(caught.value) == (
         f'{path} was recorded with "shout", not "whisper" as model; '
-        "one file must not mix answers of both\n"
+        "one file must not mix the answers of both\n"
         "  next: record into another file, or delete this one"
     )
     assert (model.asked, path.read_text()) == ([], before)

@@ -69,8 +69,8 @@ def test_what_was_not_recorded_has_no_answer(tmp_path: Path) -> None:
     with pytest.raises(BadAnswer) as caught:
         asyncio.run(loaded(tmp_path).complete(Request.ask("Hello")))
     assert str(caught.value) == (
-        f'{tmp_path}/big.jsonl holds no answer of big-70b to "Hello"\n'
-        "  next: record it: smallfirst record (asks only what is missing)"
+        f'{tmp_path}/big.jsonl has no answer of big-70b to "Hello"\n'
+        "  next: record it: smallfirst record (sends only what is missing)"
     )
 
 
@@ -90,10 +90,10 @@ def test_every_wrong_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         ReplayModel.load(path)
     assert str(caught.value) == (
-        f"{path} is no whole recording\n"
+        f"{path} is not a complete recording\n"
         f"  {path}:2  cost_usd: Field required\n"
         f"  {path}:4  not JSON: Expecting value (column 9)\n"
-        "  next: run smallfirst record again: it drops a half-written last row and goes on"
+        "  next: run smallfirst record again: it drops a partial last row and continues"
     )
 
 
