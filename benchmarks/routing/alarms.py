@@ -139,12 +139,12 @@ def pass_by(monitor: Monitor, world: World, threshold: float, draw: random.Rando
         return
     monitor.observe(seen.confidence, None, seen.label)
     if seen.confidence >= threshold and (beside or draw.random() < share):
-        monitor.audited(seen.wrong)
+        monitor.record_audit(seen.wrong)
 
 
 def quiet_streams(setting: Setting) -> dict[str, int]:
     """In how many streams without any change there was an alarm, by what raised it."""
-    found = {"promise": 0, "confidence": 0, "label": 0, "either drift": 0, "any": 0}
+    found = {"guarantee": 0, "confidence": 0, "label": 0, "either drift": 0, "any": 0}
     for number in range(N_QUIET):
         draw = random.Random(f"quiet {number}")
         monitor = monitor_of(setting, SHARES[0], draw)
@@ -153,7 +153,7 @@ def quiet_streams(setting: Setting) -> dict[str, int]:
         causes = {alarm.cause for alarm in monitor.alarms}
         for cause in causes:
             found[cause] += 1
-        found["either drift"] += bool(causes - {"promise"})
+        found["either drift"] += bool(causes - {"guarantee"})
         found["any"] += bool(causes)
     return found
 
@@ -165,7 +165,7 @@ def quiet_audits(limit: float, rate: float) -> int:
         draw = random.Random(f"audits {number}")
         monitor = Monitor(MonitorSettings(), limit=limit, reference_confidence=())
         for _ in range(QUIET_AUDITS):
-            monitor.audited(draw.random() < rate)
+            monitor.record_audit(draw.random() < rate)
         alarms += bool(monitor.alarms)
     return alarms
 
@@ -200,7 +200,7 @@ def delay_of(setting: Setting, monitor: Monitor, draw: random.Random) -> dict[st
         if len(monitor.alarms) == known:
             continue
         for alarm in monitor.alarms[known:]:
-            found.setdefault("promise" if alarm.cause == "promise" else "drift", number)
+            found.setdefault("guarantee" if alarm.cause == "guarantee" else "drift", number)
         known = len(monitor.alarms)
         if set(setting.looked_for) <= found.keys():
             break
@@ -275,10 +275,10 @@ class Recorded:
         unknown = drawn_from([seen for seen in as_seen(self.test) if seen.wrong])
         alike = [
             self.setting("label shift", usual, mixed(1 / 3, three, usual), "drift"),
-            self.setting("broken model, 30 %", usual, broken(0.3, usual, self.labels), "promise"),
-            self.setting("broken model, all", usual, broken(1.0, usual, self.labels), "promise"),
+            self.setting("broken model, 30 %", usual, broken(0.3, usual, self.labels), "guarantee"),
+            self.setting("broken model, all", usual, broken(1.0, usual, self.labels), "guarantee"),
         ]
-        new = self.setting("new class", known, mixed(0.2, unknown, known), "drift", "promise")
+        new = self.setting("new class", known, mixed(0.2, unknown, known), "drift", "guarantee")
         return [alike, [new], [self.other_business()]]
 
     def other_business(self) -> Setting:
@@ -330,7 +330,7 @@ def quiet_lines(recorded: Recorded) -> Iterator[str]:
     yield "| quiet streams | alarm | streams with one | share [95 %] | bound |\n|---|---|---:|---|---:|"
     for cause, count in quiet_streams(usual).items():
         print("quiet", cause, count, flush=True)
-        bound = {"promise": "0.05", "either drift": "0.05", "any": "0.10"}.get(cause, "0.025")
+        bound = {"guarantee": "0.05", "either drift": "0.05", "any": "0.10"}.get(cause, "0.025")
         share = wilson(count, N_QUIET)
         yield f"| {QUIET_REQUESTS:,} requests, 2 % audited, recorded errors | {cause} | {count} | {share} | {bound} |"
     kept = [row for row in recorded.test if (row.confidence or 0.0) >= usual.threshold]

@@ -207,7 +207,7 @@ class AuditedRouter:
 
     async def _take(self, audit: AuditRow) -> None:
         await self.ledger.append_async(audit)
-        await self._log(self.monitor.audited(audit.wrong, drawn_at=self._drawn_at.pop(audit.id, None)))
+        await self._log(self.monitor.record_audit(audit.wrong, drawn_at=self._drawn_at.pop(audit.id, None)))
 
     async def _log(self, changes: tuple[StateChange, ...]) -> None:
         for change in changes:
@@ -225,7 +225,7 @@ class AuditedRouter:
         audits = [a for a in self.ledger.entries(AuditRow, task=self.name) if a.certificate == self.certificate]
         last = {audit.id: audit.wrong for audit in audits}
         for wrong in last.values():
-            self.monitor.audited(wrong)
+            self.monitor.record_audit(wrong)
 
     def _go_on(self) -> None:
         """Take up the state that was last written down for this certificate, or write down the first one."""

@@ -211,7 +211,7 @@ def _monitor(
         routing.monitor,
         limit=min(limit, 0.999),
         reference_confidence=reference.confidence,
-        reference_doubt=reference.doubt,
+        reference_ood_score=reference.doubt,
         reference_labels=reference.labels,
         shadow=shadow,
     )

@@ -367,7 +367,7 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     assert 'smallfirst_state{state="live",task="tickets"} 0.0' in lines
     assert 'smallfirst_answers_total{stage="small",task="tickets"} 4.0' in lines
     assert 'smallfirst_cost_usd_total{task="tickets"} 0.04' in lines
-    assert 'smallfirst_alarms_total{cause="promise",task="tickets"} 1.0' in lines
+    assert 'smallfirst_alarms_total{cause="guarantee",task="tickets"} 1.0' in lines
 
 
 def test_a_watcher_that_fails_takes_no_answer_away(

@@ -9,7 +9,6 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
-from smallfirst.stats.intervals import Estimate
 
 LABELS = [f"label {i}" for i in range(30)]
 
@@ -44,7 +43,7 @@ class Traffic:
             share = monitor.audit_share
             changes += monitor.observe(self.confidence(), None, self.label())
             if self.draw.random() < share:
-                changes += monitor.audited(self.draw.random() < self.error)
+                changes += monitor.record_audit(self.draw.random() < self.error)
         return changes
 
 
@@ -63,7 +62,7 @@ def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> N
     traffic.pass_by(monitor, 500)
     traffic.error = 0.4
     (broken,) = traffic.pass_by(monitor, 400)
-    assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "promise")
+    assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "guarantee")
     assert 500 < broken.at_request < 900
     assert broken.values["evidence"] >= broken.values["alarm_at"] == pytest.approx(40)
     assert f"{broken.values['errors']:.0f} of {broken.values['audits']:.0f} audited answers were wrong" in broken.why
@@ -73,13 +72,13 @@ def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> N
     assert traffic.pass_by(monitor, 2000) == []  # still broken
     assert monitor.live_error.low > 0.3
     before = monitor.live_error
-    monitor.audited(False, drawn_at=broken.at_request)  # an answer from before the fallback counts no longer
+    monitor.record_audit(False, drawn_at=broken.at_request)  # an answer from before the fallback counts no longer
     assert monitor.live_error == before
-    monitor.audited(True, drawn_at=broken.at_request + 1)
+    monitor.record_audit(True, drawn_at=broken.at_request + 1)
     assert monitor.live_error.n == before.n + 1
     traffic.error = 0.01
     (back,) = _until_changed(traffic, monitor, 4000)
-    assert (back.before, back.after, back.cause) == ("fallback", "live", "shown")
+    assert (back.before, back.after, back.cause) == ("fallback", "live", "recovery")
     assert back.values["evidence"] >= back.values["alarm_at"] == pytest.approx(20)
     assert monitor.live_error.n == 0
     assert monitor.alarms == (broken,)
@@ -98,8 +97,8 @@ def _until_changed(traffic: Traffic, monitor: Monitor, most: int) -> list[StateC
 
 def test_without_recovery_a_fallback_is_for_good() -> None:
     monitor = Traffic().monitor(MonitorSettings(recover=False))
-    assert [change.after for _ in range(40) for change in monitor.audited(True)] == ["fallback"]
-    assert [change for _ in range(500) for change in monitor.audited(False)] == []
+    assert [change.after for _ in range(40) for change in monitor.record_audit(True)] == ["fallback"]
+    assert [change for _ in range(500) for change in monitor.record_audit(False)] == []
     assert monitor.state == "fallback"
     assert (monitor.live_error.n, monitor.live_error.value < 0.1) == (540 - monitor.alarms[0].values["audits"], True)
 
@@ -117,7 +116,7 @@ def test_changed_confidences_bring_more_audits_until_these_show_the_promise() ->
     assert drift.values["evidence"] >= drift.values["alarm_at"] == pytest.approx(80)
 
     (shown,) = _until_changed(traffic, monitor, 3000)
-    assert (shown.before, shown.after, shown.cause) == ("drift", "live", "shown")
+    assert (shown.before, shown.after, shown.cause) == ("drift", "live", "recovery")
     assert monitor.audit_share == 0.02
     assert traffic.pass_by(monitor, 1000) == []  # what was new is now usual
     traffic.power = 0.3
@@ -142,33 +141,27 @@ def test_traffic_that_gathers_on_a_label_is_named_and_can_fall_back_at_once() ->
     assert monitor.alarms == (drift, more)
 
 
-def test_in_shadow_audits_only_count_and_somebody_ends_it() -> None:
+def test_in_shadow_audits_only_count() -> None:
     traffic = Traffic()
     monitor = traffic.monitor(shadow=True)
     traffic.error, traffic.favourite = 0.5, 0.9
     assert monitor.audit_share == 1.0
     assert traffic.pass_by(monitor, 500) == []
-    assert (monitor.state, monitor.live_error.n) == ("shadow", 500)
-    (live,) = monitor.go_live()
-    assert (live.before, live.after, live.cause, live.at_request) == ("shadow", "live", "go-live", 500)
-    assert monitor.go_live() == ()
-    assert monitor.live_error == Estimate(value=0.0, low=0.0, high=1.0, n=0)
-    assert monitor.alarms == ()
-    assert _until_changed(traffic, monitor, 200)
+    assert (monitor.state, monitor.live_error.n, monitor.alarms) == ("shadow", 500, ())
 
 
 def test_a_state_that_was_written_down_is_taken_up_again() -> None:
     monitor = Traffic().monitor()
     for _ in range(20):
-        monitor.audited(False)
+        monitor.record_audit(False)
     monitor.resume("live")
     assert monitor.live_error.n == 20  # nothing to take up
     monitor.resume("fallback")
     assert (monitor.state, monitor.live_error.n, monitor.alarms) == ("fallback", 0, ())
-    assert "live" in [change.after for _ in range(200) for change in monitor.audited(False)]
-    assert [change.after for _ in range(20) for change in monitor.audited(True)] == ["fallback"]
+    assert "live" in [change.after for _ in range(200) for change in monitor.record_audit(False)]
+    assert [change.after for _ in range(20) for change in monitor.record_audit(True)] == ["fallback"]
     monitor.resume("live")  # somebody knew better; the broken test must not strike at once
-    assert monitor.audited(False) == ()
+    assert monitor.record_audit(False) == ()
     assert monitor.state == "live"
 
 
@@ -195,24 +188,24 @@ def test_many_alarms_do_not_use_up_the_numbers() -> None:
     monitor = Monitor(MonitorSettings(confidence=0.6), limit=0.5, reference_confidence=())
     for _ in range(60):
         while monitor.state == "live":
-            monitor.audited(True)
+            monitor.record_audit(True)
         while monitor.state == "fallback":
-            monitor.audited(False)
+            monitor.record_audit(False)
     assert len(monitor.alarms) == 60
 
 
 def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
     """The hardest quiet case: an error at the limit. Both budgets 20 %, so 40 % of lives at most may have an alarm."""
     settings = MonitorSettings(audit_share=0.3, audit_share_on_drift=0.3, confidence=0.8, drift_confidence=0.8)
-    lives, with_alarm = 60, {"promise": 0, "drift": 0}
+    lives, with_alarm = 60, {"guarantee": 0, "drift": 0}
     for seed in range(lives):
         traffic = Traffic(seed)
         monitor = traffic.monitor(settings)
         traffic.error = 0.05
         traffic.pass_by(monitor, 400)
         causes = {alarm.cause for alarm in monitor.alarms}
-        with_alarm["promise"] += "promise" in causes
-        with_alarm["drift"] += bool(causes - {"promise"})
+        with_alarm["guarantee"] += "guarantee" in causes
+        with_alarm["drift"] += bool(causes - {"guarantee"})
     assert max(with_alarm.values()) / lives <= 0.2 + 3 * 0.052
 
 
