@@ -30,34 +30,26 @@ class LeakThresholds(Record):
 
 
 def check_leaks(gate: LeakThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
-    """Yield the result if the threshold is declared."""
-    if gate.leaks_at_most is not None:
-        yield check_leaked_share(gate.leaks_at_most, inputs.candidate, inputs.leaks, inputs.level)
-
-
-def check_leaked_share(
-    maximum: float, candidate: Evaluation, leaks: LeakReport | None, level: ConfidenceLevel
-) -> CheckResult:
-    """Check the share of test rows that are also training rows."""
+    """Yield the result for the share of test rows that are also training rows, if the threshold is declared."""
+    maximum, (candidate, level, _, leaks, _) = gate.leaks_at_most, inputs
+    if maximum is None:
+        return
     requirement = Requirement("leaks_at_most", maximum, f"at most {maximum:g} of test rows also in the training rows")
     if leaks is None:
-        return not_measured(requirement, "not looked for", "give the training rows too, so that leaks can be found")
-    if leaks.test_fingerprint != candidate.dataset_fingerprint:
-        return not_measured(
+        yield not_measured(requirement, "not looked for", "give the training rows too, so that leaks can be found")
+    elif leaks.test_fingerprint != candidate.dataset_fingerprint:
+        yield not_measured(
             requirement,
             f"looked for in other rows than the {len(candidate.rows)} measured here",
             "look for leaks in the rows of this evaluation",
         )
-    if not leaks.n_test:
-        return not_measured(requirement, "no test row n=0", "no row was measured")
-    passed = leaks.share <= maximum
-    share = f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}"
-    return check_value(
-        requirement,
-        passed=passed,
-        measured=f"{share}{_kinds(leaks)}{_accuracy_without(candidate, leaks, level)}",
-        advice="" if passed else _advice(leaks),
-    )
+    elif not leaks.n_test:
+        yield not_measured(requirement, "no test row n=0", "no row was measured")
+    else:
+        passed = leaks.share <= maximum
+        share = f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}"
+        measured = f"{share}{_kinds(leaks)}{_accuracy_without(candidate, leaks, level)}"
+        yield check_value(requirement, passed=passed, measured=measured, advice="" if passed else _advice(leaks))
 
 
 def _kinds(leaks: LeakReport) -> str:

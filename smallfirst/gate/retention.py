@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from smallfirst.evaluation.retention import Retention
 from smallfirst.gate.check_result import (
     CheckInputs,
     CheckResult,
-    ConfidenceLevel,
     NonNegative,
     Requirement,
     check_minimum,
@@ -30,28 +28,23 @@ class RetentionThresholds(Record):
 
 
 def check_retention(gate: RetentionThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
-    """Yield the result if the threshold is declared."""
-    if gate.retention_at_least is not None:
-        yield check_kept_ability(gate.retention_at_least, inputs.retention, inputs.level)
-
-
-def check_kept_ability(minimum: float, retention: Retention | None, level: ConfidenceLevel) -> CheckResult:
-    """Check the lower end of the kept share; fails if retention was not measured."""
+    """Yield the result for the kept share of general ability, if the threshold is declared."""
+    minimum, retention, level = gate.retention_at_least, inputs.retention, inputs.level
+    if minimum is None:
+        return
     requirement = Requirement("retention_at_least", minimum, f"general ability kept at least {minimum:.3f}")
     if retention is None:
         advice = "smallfirst evaluate task.yaml   measures it for the fine-tuned model; a linear one has none to keep"
-        return not_measured(requirement, "not measured", advice)
-    if retention.kept is None:
-        return not_measured(
-            requirement,
-            f"the base model is no better than guessing: {retention.before:.3f} before",
-            "name prompts that it can answer (gate.retention_prompts)",
-        )
-    found = cap_lower_bound(level.widen(retention.kept), level)
-    measured = f"{level.format(found)}, {retention.before:.3f} before and {retention.after:.3f} after"
-    result = check_minimum(requirement, found, measured, lambda: rows_for_width(found, minimum))
-    if result.passed:
-        return result
-    forgot = "more than that was forgotten: method lora, fewer epochs or a lower learning_rate forget less"
-    advice = forgot if found.value < minimum else f"{result.advice} (gate.retention_prompts)"
-    return result.model_copy(update={"advice": advice})
+        yield not_measured(requirement, "not measured", advice)
+    elif retention.kept is None:
+        measured = f"the base model is no better than guessing: {retention.before:.3f} before"
+        yield not_measured(requirement, measured, "name prompts that it can answer (gate.retention_prompts)")
+    else:
+        kept = cap_lower_bound(level.widen(retention.kept), level)
+        measured = f"{level.format(kept)}, {retention.before:.3f} before and {retention.after:.3f} after"
+        result = check_minimum(requirement, kept, measured, lambda: rows_for_width(kept, minimum))
+        if not result.passed:
+            forgot = "more than that was forgotten: method lora, fewer epochs or a lower learning_rate forget less"
+            advice = forgot if kept.value < minimum else f"{result.advice} (gate.retention_prompts)"
+            result = result.model_copy(update={"advice": advice})
+        yield result

@@ -9,11 +9,16 @@ from fixtures.gate import evaluation
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import Leak, LeakReport, find_leaks
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import ConfidenceLevel
-from smallfirst.gate.leaks import check_leaked_share
+from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
+from smallfirst.gate.leaks import LeakThresholds, check_leaks
 
 Measured = Callable[..., Evaluation]
-ONE = ConfidenceLevel(1)
+
+
+def check(maximum: float, candidate: Evaluation, leaks: LeakReport | None) -> CheckResult:
+    inputs = CheckInputs(candidate, ConfidenceLevel(1), leaks=leaks)
+    (result,) = check_leaks(LeakThresholds(leaks_at_most=maximum), inputs)
+    return result
 
 
 def leak(i: int) -> Leak:
@@ -33,10 +38,10 @@ def test_a_training_row_among_the_test_rows_is_found_and_named() -> None:
     train, test = dataset("train.jsonl", texts[:30]), dataset("test.jsonl", texts[30:])
     keys = [example.key for example in test.examples]
     candidate = evaluation([True] * 10, keys=keys, dataset_fingerprint=test.content_fingerprint)
-    assert check_leaked_share(0.0, candidate, find_leaks(train, test), ONE).passed
+    assert check(0.0, candidate, find_leaks(train, test)).passed
 
     leaky = dataset("train.jsonl", [*texts[:30], texts[34].upper() + "!"])
-    result = check_leaked_share(0.0, candidate, find_leaks(leaky, test), ONE)
+    result = check(0.0, candidate, find_leaks(leaky, test))
     assert not result.passed
     assert result.measured == (
         "1 of 10 = 0.1000 (1 folded); accuracy 1.000 [0.722, 1.000] n=10, without them 1.000 [0.701, 1.000] n=9"
@@ -56,7 +61,7 @@ def test_a_leak_fails_and_says_how_many_where_and_what_next(measured: Measured) 
         folded=(leak(2),),
         near=(leak(3),),
     )
-    result = check_leaked_share(0.0, candidate, leaks, ONE)
+    result = check(0.0, candidate, leaks)
     assert result.requirement == "at most 0 of test rows also in the training rows"
     # Wilson for 5 of 10, and 1 of the 6 rows that are left.
     assert result.measured == (
@@ -69,24 +74,20 @@ def test_a_leak_fails_and_says_how_many_where_and_what_next(measured: Measured) 
         "test.jsonl:3 is train.jsonl:73, and 1 more; remove those from the training rows, then  "
         "smallfirst run task.yaml"
     )
-    assert check_leaked_share(0.4, candidate, leaks, ONE).passed
-    assert not check_leaked_share(0.39, candidate, leaks, ONE).passed
+    assert check(0.4, candidate, leaks).passed
+    assert not check(0.39, candidate, leaks).passed
 
 
 def test_no_leak_passes_without_more_words(measured: Measured) -> None:
     candidate = measured([True] * 10)
-    result = check_leaked_share(
-        0.0, candidate, LeakReport(n_test=10, test_fingerprint=candidate.dataset_fingerprint), ONE
-    )
+    result = check(0.0, candidate, LeakReport(n_test=10, test_fingerprint=candidate.dataset_fingerprint))
     assert (result.passed, result.measured, result.advice) == (True, "0 of 10 = 0.0000", "")
 
 
 def test_leaks_that_were_not_looked_for_in_these_rows_fail(measured: Measured) -> None:
     candidate = measured([True] * 10)
-    assert check_leaked_share(1.0, candidate, None, ONE).measured == "not looked for"
-    other = check_leaked_share(1.0, candidate, LeakReport(n_test=10, test_fingerprint="another"), ONE)
+    assert check(1.0, candidate, None).measured == "not looked for"
+    other = check(1.0, candidate, LeakReport(n_test=10, test_fingerprint="another"))
     assert (other.passed, other.measured) == (False, "looked for in other rows than the 10 measured here")
     empty = measured([])
-    assert not check_leaked_share(
-        1.0, empty, LeakReport(n_test=0, test_fingerprint=empty.dataset_fingerprint), ONE
-    ).passed
+    assert not check(1.0, empty, LeakReport(n_test=0, test_fingerprint=empty.dataset_fingerprint)).passed

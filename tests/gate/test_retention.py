@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from fixtures.gate import evaluation
 
 from smallfirst.evaluation.retention import Retention
-from smallfirst.gate.check_result import ConfidenceLevel
-from smallfirst.gate.retention import check_kept_ability
+from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
+from smallfirst.gate.retention import RetentionThresholds, check_retention
 from smallfirst.stats.intervals import Estimate
 
 ONE = ConfidenceLevel(1)
@@ -21,19 +22,25 @@ def retention(kept: tuple[float, float, float] | None, *, n: int = 200, before: 
     return Retention(kept=share, before=before, after=0.57, prompts="general", **figures)
 
 
+def check(minimum: float, found: Retention | None, level: ConfidenceLevel = ONE) -> CheckResult:
+    inputs = CheckInputs(evaluation([True]), level, retention=found)
+    (result,) = check_retention(RetentionThresholds(retention_at_least=minimum), inputs)
+    return result
+
+
 def test_the_lower_end_decides() -> None:
     found = retention((0.95, 0.9, 0.99))
-    result = check_kept_ability(0.9, found, ONE)
+    result = check(0.9, found)
     assert result.requirement == "general ability kept at least 0.900"
     assert result.measured == "0.950 [0.900, 0.990] n=200, 0.600 before and 0.570 after"
     assert result.passed
-    assert not check_kept_ability(0.91, found, ONE).passed
-    assert not check_kept_ability(0.9, found, ConfidenceLevel(2)).passed
-    assert check_kept_ability(1.1, retention((1.2, 1.1, 1.3)), ONE).passed
+    assert not check(0.91, found).passed
+    assert not check(0.9, found, ConfidenceLevel(2)).passed
+    assert check(1.1, retention((1.2, 1.1, 1.3))).passed
 
 
 def test_few_prompts_that_all_score_alike_are_no_certainty() -> None:
-    result = check_kept_ability(0.9, retention((1.0, 1.0, 1.0), n=20), ONE)
+    result = check(0.9, retention((1.0, 1.0, 1.0), n=20))
     assert not result.passed
     assert result.measured.startswith("1.000 [0.839, 1.000] n=20")  # 20 / 23.8415
 
@@ -50,12 +57,12 @@ def test_few_prompts_that_all_score_alike_are_no_certainty() -> None:
     ],
 )
 def test_without_a_measured_share_it_fails(found: Retention | None, measured: str, advice: str) -> None:
-    result = check_kept_ability(0.0, found, ONE)
+    result = check(0.0, found)
     assert (result.passed, result.measured) == (False, measured)
     assert result.advice.startswith(advice)
 
 
 def test_a_failed_check_says_how_to_forget_less() -> None:
-    assert "method lora" in check_kept_ability(0.9, retention((0.5, 0.4, 0.6), n=72), ONE).advice
-    few = check_kept_ability(0.9, retention((0.95, 0.7, 1.2), n=72), ONE)
+    assert "method lora" in check(0.9, retention((0.5, 0.4, 0.6), n=72)).advice
+    few = check(0.9, retention((0.95, 0.7, 1.2), n=72))
     assert few.advice.endswith("more (gate.retention_prompts)")
