@@ -9,12 +9,12 @@ from typing import Any
 import jsonschema
 import pytest
 
-from smallfirst.errors import ConfigError, RequestRefused
+from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.sequence import GenerationRequest
-from smallfirst.models.protocol import ResponseFormat
-from smallfirst.models.response_format import CompiledSchema, ResponseGrammars
+from smallfirst.models.protocol import Completion, ResponseFormat
+from smallfirst.models.response_format import CompiledSchema, ResponseGrammars, check_response_format
 
 OWN = {
     "type": "object",
@@ -26,11 +26,11 @@ OTHER = OWN | {"properties": {"other": {"type": "integer"}}, "required": ["other
 UNWRITABLE = {"type": "array", "uniqueItems": True, "items": {"type": "string"}}
 
 
-def asked(schema: Any) -> ResponseFormat:
+def wanted_json(schema: Any) -> ResponseFormat:
     return ResponseFormat(kind="json_schema", name="answer", json_schema=schema)
 
 
-def form(tokenizer: Any, own: Any, wanted: ResponseFormat | None) -> Grammar | None:
+def grammar_of(tokenizer: Any, own: Any, wanted: ResponseFormat | None) -> Grammar | None:
     made = ResponseGrammars(own, tokenizer, name="orders")
     try:
         return asyncio.run(made.grammar_for(wanted))
@@ -39,35 +39,31 @@ def form(tokenizer: Any, own: Any, wanted: ResponseFormat | None) -> Grammar | N
 
 
 @pytest.mark.parametrize(
-    "wanted",
-    [
-        None,
-        ResponseFormat(kind="json_object"),
-        asked(OWN),
-        asked({k: OWN[k] for k in list(OWN)[:3]}),
-    ],
+    "wanted", [ResponseFormat(kind="json_object"), wanted_json(OWN), wanted_json({k: OWN[k] for k in list(OWN)[:3]})]
 )
-def test_a_task_with_a_form_keeps_to_it(lively: tuple[Any, Any], wanted: ResponseFormat | None) -> None:
+def test_a_task_with_a_schema_follows_it(lively: tuple[Any, Any], wanted: ResponseFormat) -> None:
     made = ResponseGrammars(OWN, lively[1], name="orders")
     assert asyncio.run(made.grammar_for(wanted)) is asyncio.run(made.grammar_for(None))
 
 
-def test_another_schema_is_refused_where_the_task_has_one(lively: tuple[Any, Any]) -> None:
+def test_another_schema_than_the_tasks_is_refused(lively: tuple[Any, Any]) -> None:
     with pytest.raises(RequestRefused, match="the answers of orders follow the schema of its task"):
-        form(lively[1], OWN, asked(OTHER))
+        grammar_of(lively[1], OWN, wanted_json(OTHER))
 
 
-def test_free_text_takes_the_form_that_is_asked_for(lively: tuple[Any, Any]) -> None:
-    writer = Generator(*lively)
-    assert form(writer.tokenizer, None, None) is None
-    for wanted, schema in ((asked(OTHER), OTHER), (ResponseFormat(kind="json_object"), {"type": "object"})):
-        text = writer.generate([GenerationRequest([5, 6, 7], 40, grammar=form(writer.tokenizer, None, wanted))])[0].text
+def test_free_text_takes_the_format_of_the_request(lively: tuple[Any, Any]) -> None:
+    generator = Generator(*lively)
+    assert grammar_of(generator.tokenizer, None, None) is None
+    for wanted, schema in ((wanted_json(OTHER), OTHER), (ResponseFormat(kind="json_object"), {"type": "object"})):
+        text = generator.generate(
+            [GenerationRequest([5, 6, 7], 40, grammar=grammar_of(generator.tokenizer, None, wanted))]
+        )[0].text
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_a_schema_that_makes_no_grammar_names_the_rule(lively: tuple[Any, Any]) -> None:
+def test_a_schema_without_a_grammar_is_refused_with_the_reason(lively: tuple[Any, Any]) -> None:
     with pytest.raises(RequestRefused, match=r"response_format: no answer.*uniqueItems"):
-        form(lively[1], None, asked(UNWRITABLE))
+        grammar_of(lively[1], None, wanted_json(UNWRITABLE))
 
 
 TRIP: dict[str, Any] = {
@@ -99,7 +95,7 @@ TRIP: dict[str, Any] = {
         ("no", False),
     ],
 )
-def test_answers_are_held_to_the_schema(text: str, kept: bool) -> None:
+def test_answers_are_validated(text: str, kept: bool) -> None:
     assert CompiledSchema.compile(TRIP).accepts(text) is kept
 
 
@@ -113,27 +109,40 @@ def test_answers_are_held_to_the_schema(text: str, kept: bool) -> None:
         ({"type": "object", "properties": {"a": {"patternProperties": {"^a": {}}}}}, '"patternProperties" is not'),
     ],
 )
-def test_schema_that_would_be_dropped_is_refused(schema: dict[str, Any], why: str) -> None:
+def test_a_schema_that_an_engine_would_drop_is_refused(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=f"no answer can be written under this schema: .*{why}"):
         CompiledSchema.compile(schema)
 
 
-def test_nasty_pattern_takes_no_time() -> None:
+def test_a_pattern_that_backtracks_is_matched_in_linear_time() -> None:
     """Python's own regular expressions would take 2**40 steps, so this test would never end."""
     constraint = CompiledSchema.compile({"type": "string", "pattern": "^(a+)+$"})
     assert not constraint.accepts(json.dumps("a" * 40 + "b"))
     assert constraint.accepts(json.dumps("a" * 40))
 
 
-def test_answer_nested_beyond_reason_is_none() -> None:
+def test_an_answer_nested_too_deep_is_not_accepted() -> None:
     node = {"type": "object", "properties": {"a": {"$ref": "#/$defs/node"}}}
     constraint = CompiledSchema.compile({"$ref": "#/$defs/node", "$defs": {"node": node}})
     assert constraint.accepts('{"a": {"a": {}}}')
     assert not constraint.accepts('{"a": ' * 5000 + "{}" + "}" * 5000)
 
 
-def test_engine_is_told_the_schema_in_canonical_spacing() -> None:
+def test_the_engines_grammar_has_canonical_spacing() -> None:
     assert CompiledSchema.compile({"type": "boolean"}).grammar == (
         '%llguidance {}\nstart: %json {"type": "boolean", "x-guidance": '
         '{"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}}'
     )
+
+
+def test_only_an_answer_in_the_format_or_cut_off_passes_the_check() -> None:
+    def answer(text: str, **more: Any) -> Completion:
+        return Completion(text=text, answered_by="big", latency_ms=1, cost_usd=0, **more)
+
+    check_response_format(answer("free"), None)
+    check_response_format(answer('{"item": "card"}'), wanted_json(OWN))
+    check_response_format(answer('{"item": "ca', finish_reason="length"), wanted_json(OWN))
+    with pytest.raises(BadAnswer, match="big did not keep to the response_format"):
+        check_response_format(answer('{"item": 3}'), wanted_json(OWN))
+    with pytest.raises(RequestRefused, match="are labels"):
+        check_response_format(answer("card", alternatives=(("card", 1.0),)), wanted_json(OWN))

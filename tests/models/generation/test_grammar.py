@@ -1,4 +1,4 @@
-"""A grammar allows what its schema allows, in the canonical spacing, and knows how to end soon."""
+"""A grammar accepts what its schema allows, in canonical spacing, and can end an answer in a few tokens."""
 
 from __future__ import annotations
 
@@ -44,19 +44,18 @@ NASTY = {
 
 
 def spell(grammar: Grammar, tokenizer: Any, text: str) -> bool:
-    """True if the grammar takes exactly this text."""
-    follower = grammar.start()
-    done = tokenizer.decode(follower.begin())
-    while not follower.finished:
-        allowed = follower.allowed()
-        rest = text[len(done) :]
+    """True if the grammar accepts exactly this text."""
+    state = grammar.start()
+    done = tokenizer.decode(state.begin())
+    while not state.finished:
+        allowed, rest = state.allowed(), text[len(done) :]
         fits = [
             t for t in range(len(allowed)) if allowed[t] and (word := tokenizer.decode([t])) and rest.startswith(word)
         ]
         if not fits:
             return False
         token = max(fits, key=lambda t: len(tokenizer.decode([t])))
-        done += tokenizer.decode([token, *follower.take(token)])
+        done += tokenizer.decode([token, *state.take(token)])
     return done == text
 
 
@@ -66,18 +65,19 @@ def tokenizer(tiny_fp32: tuple[Any, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_the_shortest_way_out_is_valid(name: str, tokenizer: Any) -> None:
+def test_the_shortest_answer_is_valid(name: str, tokenizer: Any) -> None:
     grammar = Grammar.compile(NASTY[name], tokenizer)
-    follower = grammar.start()
-    tokens = follower.begin()
-    while not follower.finished:
-        token = follower.closing(follower.allowed())
-        tokens += [token, *follower.take(token)]
+    other, state = grammar.start(), grammar.start()
+    tokens = state.begin()
+    while not state.finished:
+        token = state.closing(state.allowed())
+        tokens += [token, *state.take(token)]
     jsonschema.validate(json.loads(tokenizer.decode(tokens)), NASTY[name])
     assert len(tokens) == grammar.closing_tokens
+    assert not other.finished  # two answers of one grammar are independent
 
 
-def test_it_takes_the_canonical_spacing_only(tokenizer: Any) -> None:
+def test_only_canonical_spacing_and_order_are_accepted(tokenizer: Any) -> None:
     grammar = Grammar.compile(closed(card={"type": "string"}, pin={"type": "integer"}), tokenizer)
     assert spell(grammar, tokenizer, '{"card": "late", "pin": 4}')
     assert not spell(grammar, tokenizer, '{"card":"late","pin":4}')
@@ -86,38 +86,25 @@ def test_it_takes_the_canonical_spacing_only(tokenizer: Any) -> None:
 
 
 def test_a_token_that_is_not_allowed_is_an_error(tokenizer: Any) -> None:
-    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
-    follower.begin()
-    forbidden = next(t for t, ok in enumerate(follower.allowed()) if not ok)
+    state = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
+    state.begin()
     with pytest.raises(ModelError, match="left at token"):
-        follower.take(forbidden)
+        state.take(next(t for t, ok in enumerate(state.allowed()) if not ok))
 
 
-def test_a_matcher_that_gives_up_is_no_end_of_an_answer(tokenizer: Any) -> None:
-    follower = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
-    follower._matcher.consume_token(0)
-    assert follower._matcher.is_stopped()
-    with pytest.raises(ModelError, match="could not be followed"):
-        _ = follower.finished
-    with pytest.raises(ModelError, match="could not be followed"):
-        follower.allowed()
+def test_a_matcher_that_gives_up_is_not_the_end_of_an_answer(tokenizer: Any) -> None:
+    state = Grammar.compile(closed(a={"type": "null"}), tokenizer).start()
+    state._matcher.consume_token(0)
+    assert state._matcher.is_stopped()
+    for use in (lambda: state.finished, state.allowed):
+        with pytest.raises(ModelError, match="could not be followed"):
+            use()
 
 
-def test_two_answers_of_one_grammar_do_not_meet(tokenizer: Any) -> None:
-    grammar = Grammar.compile(closed(a={"enum": ["x", "y"]}), tokenizer)
-    first, second = grammar.start(), grammar.start()
-    first.begin()
-    while not first.finished:
-        first.take(first.closing(first.allowed()))
-    assert not second.finished
-
-
-def test_a_keyword_that_would_not_be_kept_is_refused(tokenizer: Any) -> None:
+def test_schemas_without_a_usable_grammar_are_refused(tokenizer: Any) -> None:
+    unique = {"type": "array", "uniqueItems": True, "items": {"type": "string"}}
     with pytest.raises(ConfigError, match="no answer can be written"):
-        Grammar.compile(closed(a={"type": "array", "uniqueItems": True, "items": {"type": "string"}}), tokenizer)
-
-
-def test_a_schema_whose_shortest_answer_is_endless_is_refused(tokenizer: Any) -> None:
+        Grammar.compile(closed(a=unique), tokenizer)
     long = {"type": "array", "items": {"type": "array", "items": {"enum": ["word"]}, "minItems": 90}, "minItems": 90}
     with pytest.raises(ConfigError, match="shortest answer"):
         Grammar.compile(closed(a=long), tokenizer)
@@ -129,13 +116,13 @@ def test_pieces_add_up_to_the_text(tokenizer: Any) -> None:
     assert b"".join(grammar.pieces(tuple(ids))).decode() == '{"a": "größe 🙂"}'
 
 
-def test_numbers_that_no_program_can_hold_cannot_be_written(tokenizer: Any) -> None:
+def test_numbers_that_no_program_can_hold_are_not_accepted(tokenizer: Any) -> None:
     grammar = Grammar.compile(closed(price={"type": "number"}), tokenizer)
     assert spell(grammar, tokenizer, '{"price": -12.50}')
     assert not spell(grammar, tokenizer, '{"price": 165E11030}')
 
 
-def test_only_numbers_without_a_bound_are_bounded() -> None:
+def test_only_numbers_without_bounds_get_them() -> None:
     schema = closed(
         a={"type": ["number", "null"]}, b={"type": "number", "exclusiveMinimum": 3}, c={"const": {"type": "number"}}
     )
@@ -151,63 +138,49 @@ def test_a_number_that_is_cut_is_closed_at_once(tokenizer: Any, place: str, begu
     kind = {"type": "integer"} if begun.isdigit() else {"type": "number"}
     schema = kind if place == "%s" else closed(a=kind | {"minimum": -9}, b=kind)
     text = place.partition("%s")[0] + begun
-    follower = Grammar.compile(schema, tokenizer).start()
-    done = tokenizer.decode(follower.begin())
+    state = Grammar.compile(schema, tokenizer).start()
+    done = tokenizer.decode(state.begin())
     while len(done) < len(text):
         token = tokenizer.encode(text[len(done)], add_special_tokens=False)[0]
-        done += tokenizer.decode([token, *follower.take(token)])
+        done += tokenizer.decode([token, *state.take(token)])
     for _ in range(40):
-        token = follower.closing(follower.allowed())
-        if token == follower.end or follower.finished:
+        token = state.closing(state.allowed())
+        if token == state.end or state.finished:
             break
-        done += tokenizer.decode([token, *follower.take(token)])
-        if follower.finished:
+        done += tokenizer.decode([token, *state.take(token)])
+        if state.finished:
             break
     jsonschema.validate(json.loads(done), schema)
     assert len(done) <= len(text) + 14
 
 
-def test_grammars_are_kept_by_their_schema_and_the_oldest_goes(lively: tuple[Any, Any]) -> None:
-    kept = GrammarCache(lively[1], max_grammars=2)
+def test_grammars_are_cached_by_schema_and_property_order_and_the_oldest_is_dropped(tokenizer: Any) -> None:
+    cache = GrammarCache(tokenizer, max_grammars=2)
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    one, other = (
+        {"type": "object", "properties": dict(order)} for order in (properties.items(), [*properties.items()][::-1])
+    )
 
     async def play() -> None:
-        first = await kept.grammar({"enum": ["a"]})
-        assert await kept.grammar({"enum": ["a"]}) is first
-        await kept.grammar({"enum": ["b"]})
-        assert await kept.grammar({"enum": ["a"]}) is first
-        await kept.grammar({"enum": ["c"]})
-        assert len(kept) == 2
-        assert await kept.grammar({"enum": ["a"]}) is first
-        await kept.grammar({"enum": ["b"]})
-        assert await kept.grammar({"enum": ["a"]}) is first
+        first = await cache.grammar(one)
+        assert await cache.grammar(other) is not first
+        assert await cache.grammar(one) is first
+        await cache.grammar({"enum": ["c"]})
+        assert len(cache) == 2
+        assert await cache.grammar(one) is first
 
     asyncio.run(play())
-    kept.close()
+    cache.close()
 
 
-def test_the_order_of_properties_is_part_of_a_form(lively: tuple[Any, Any]) -> None:
-    kept = GrammarCache(lively[1])
-    both = {"a": {"type": "integer"}, "b": {"type": "integer"}}
-    turned = dict(reversed(both.items()))
-
-    async def play() -> None:
-        one = await kept.grammar({"type": "object", "properties": both})
-        assert await kept.grammar({"type": "object", "properties": turned}) is not one
-
-    asyncio.run(play())
-    kept.close()
-
-
-def test_compiling_stops_nobody_and_takes_no_longer_than_it_may(
-    lively: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = GrammarCache(lively[1])
+def test_compiling_blocks_nobody_and_is_limited_in_time(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = GrammarCache(tokenizer)
     monkeypatch.setattr(grammars, "COMPILE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(Grammar, "compile", lambda *_: time.sleep(1))
 
     async def play() -> int:
         ticks = 0
-        compiling = asyncio.create_task(kept.grammar({"enum": ["a"]}))
+        compiling = asyncio.create_task(cache.grammar({"enum": ["a"]}))
         while not compiling.done():
             await asyncio.sleep(0.01)
             ticks += 1
@@ -216,4 +189,4 @@ def test_compiling_stops_nobody_and_takes_no_longer_than_it_may(
         return ticks
 
     assert asyncio.run(play()) >= 3
-    kept.close()
+    cache.close()
