@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_task_file
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.ledger.rows import LedgerRow
 
-TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-LEDGER = click.option("--ledger", type=click.Path(path_type=Path), help="Another ledger than that of the state folder.")
-
 
 @click.command()
 @TASK
-@click.option("--out", type=click.Path(path_type=Path), default="harvested.jsonl", show_default=True)
+@click.option("--out", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
 @click.option(
     "--since", help="Only answers given or judged from then on, such as 2026-01-31 or 2026-01-31T12:00+01:00."
@@ -36,7 +33,7 @@ def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, 
     """Turn served answers that somebody judged, or the large model gave, into training rows."""
     from smallfirst.improvement.harvest import harvest as harvest_stage
 
-    found = harvest_stage(_job(task_yaml), out=out, ledger=ledger, since=_moment(since) if since else None)
+    found = harvest_stage(load_project(task_yaml), out=out, ledger=ledger, since=_moment(since) if since else None)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
@@ -47,7 +44,7 @@ def harvest(task_yaml: Path, out: Path, ledger: Path | None, since: str | None, 
 
 @click.command()
 @TASK
-@click.option("--rows", type=click.Path(path_type=Path), default="harvested.jsonl", show_default=True)
+@click.option("--rows", type=PATH, default="harvested.jsonl", show_default=True)
 @LEDGER
 @click.option("--propose", "only_propose", is_flag=True, help="Say why, and train nothing.")
 @click.option("--resume", is_flag=True, help="Go on with a challenge that was broken off.")
@@ -64,7 +61,7 @@ def challenge(
     from smallfirst.improvement.challenge import challenge as challenge_stage
     from smallfirst.improvement.challenge.challenge import proposal_of
 
-    project = _job(task_yaml)
+    project = load_project(task_yaml)
     if only_propose:
         proposal = proposal_of(project, rows, ledger=ledger)
         click.echo(proposal.model_dump_json(indent=2) if as_json else "\n".join(proposal.in_words))
@@ -100,9 +97,8 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
 def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
     """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
     from smallfirst.improvement.harvest.evidence import open_ledger
-    from smallfirst.project.task_file import read_task_file
 
-    task = name or read_task_file(task_yaml).name
+    task = name or load_task_file(task_yaml).name
     with closing(open_ledger(ledger)) as opened:
         rows = waiting(opened, task)
     shown = [_told(row) for row in rows[:limit]]
@@ -158,11 +154,3 @@ def _moment(text: str) -> datetime:
     except ValueError:
         raise ConfigError(f"--since {text!r} is no date or time in ISO 8601", hint="--since 2026-01-31") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _job(path: Path) -> Any:
-    from smallfirst.progress import Progress
-    from smallfirst.project.project import Project
-    from smallfirst.project.task_file import read_task_file
-
-    return Project.read(read_task_file(path), Progress())

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallfirst.cli.options import JSON
 from smallfirst.progress import format_duration, format_table
 
 if TYPE_CHECKING:
     from smallfirst.jobs.job_folder import JobFolder
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 NAMES = click.argument("names", nargs=-1, required=True)
 COLUMNS = ("NAME", "STATUS", "BASE", "PROGRESS", "AGE")
 

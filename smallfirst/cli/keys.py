@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from smallfirst.cli.options import JSON, PATH
+
 if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
 
-FILE = click.option("--file", type=click.Path(path_type=Path), help="Another keyring than that of the state folder.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print records as JSON.")
+FILE = click.option("--file", type=PATH, help="Another keyring than that of the state folder.")
 LIMIT = click.IntRange(min=1)
 
 

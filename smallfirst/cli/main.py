@@ -15,35 +15,40 @@ from typing import Any
 import click
 
 import smallfirst
-from smallfirst.cli.feedback import challenge, explain, harvest, queue
-from smallfirst.cli.jobs import jobs
-from smallfirst.cli.keys import keys
-from smallfirst.cli.parity import parity
-from smallfirst.cli.serve import serve
+from smallfirst.cli.options import JSON, PATH, RESUME, RUN, TASK, load_project, load_run, load_task_file
 from smallfirst.errors import ConfigError, DataError, SmallfirstError, as_missing_extra
 from smallfirst.extensions import Registry
 from smallfirst.progress import Progress
 
-TASK = click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
-RUN = click.option("--run", "run_name", default=None, help="A run other than the latest.")
-RESUME = click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-
-COMMANDS: Registry[click.Command] = Registry("smallfirst.commands", {}, noun="command")
-"""Commands that installed packages add, such as `endpoints`."""
+COMMANDS: Registry[click.Command] = Registry(
+    "smallfirst.commands",
+    {
+        "serve": "smallfirst.cli.serve:serve",
+        "keys": "smallfirst.cli.keys:keys",
+        "parity": "smallfirst.cli.parity:parity",
+        "explain": "smallfirst.cli.feedback:explain",
+        "queue": "smallfirst.cli.feedback:queue",
+        "harvest": "smallfirst.cli.feedback:harvest",
+        "challenge": "smallfirst.cli.feedback:challenge",
+        "jobs": "smallfirst.cli.jobs:jobs",
+    },
+    noun="command",
+)
+"""Commands beside the stages below; installed packages add their own."""
 
 
 class CommandGroup(click.Group):
-    """Print user errors without a traceback and find the commands of installed packages."""
+    """Lists the stages in the order of the path, then COMMANDS, and prints user errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the commands in the order of the path, then those of installed packages."""
-        return list(dict.fromkeys([*self.commands, *COMMANDS.names()]))
+        """Return the names of all commands."""
+        return [*self.commands, *COMMANDS.names()]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of this name; load that of a package now."""
-        found = super().get_command(ctx, cmd_name)
-        return COMMANDS.get(cmd_name) if found is None and cmd_name in COMMANDS.names() else found
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command of this name, loading it if it is one of COMMANDS; None if it is unknown."""
+        if name in self.commands or name not in COMMANDS.names():
+            return super().get_command(ctx, name)
+        return COMMANDS.get(name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn a SmallfirstError or an absent extra into a message and an exit code."""
@@ -64,7 +69,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.argument("folder", type=PATH, default=".")
 @click.option("--kind", default="classify", show_default=True, help="Task kind; an unknown one is refused with a list.")
 def init(folder: Path, kind: str) -> None:
     """Write a commented task.yaml (and nothing else) into FOLDER."""
@@ -82,14 +87,14 @@ def init(folder: Path, kind: str) -> None:
 @main.command()
 @TASK
 @JSON
-@click.option("--rows-out", type=click.Path(path_type=Path), help="Write every row of every finding here (JSON lines).")
+@click.option("--rows-out", type=PATH, help="Write every row of every finding here (JSON lines).")
 @click.option("--curve", is_flag=True, help="Also how accuracy grows with rows, by a linear model: takes a minute.")
 def check(task_yaml: Path, as_json: bool, rows_out: Path | None, curve: bool) -> None:
     """Look at the rows before anything is spent: GO, FIX or NO, with places; time, memory and cost of the fine-tune."""
     from smallfirst.data.quality.findings import write_locations
     from smallfirst.pipeline.run import check_stage
 
-    found = check_stage(_job(task_yaml), curve=curve)
+    found = check_stage(load_project(task_yaml), curve=curve)
     click.echo(found.in_json if as_json else found.in_words)
     if rows_out:
         click.echo(f"{write_locations(found.rows.findings, rows_out):,} places in {rows_out}", err=as_json)
@@ -104,7 +109,7 @@ def train(task_yaml: Path, resume: bool) -> None:
     """Fine-tune the small model and fit the linear ones."""
     from smallfirst.pipeline.run import train_stage
 
-    run_folder = train_stage(_job(task_yaml), resume=resume)
+    run_folder = train_stage(load_project(task_yaml), resume=resume)
     click.echo(f"run {run_folder.path.name}\nnext: smallfirst evaluate {task_yaml}")
 
 
@@ -118,8 +123,8 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 
     from smallfirst.pipeline.run import evaluate_stage
 
-    project = _job(task_yaml)
-    found = evaluate_stage(project, _workspace(project, run_name))
+    project, run_folder = load_run(task_yaml, run_name)
+    found = evaluate_stage(project, run_folder)
     if as_json:
         rows = [e.model_dump(mode="json", exclude={"rows"}) for e in found]
         click.echo(json.dumps(rows, indent=2))
@@ -138,8 +143,8 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
-    project = _job(task_yaml)
-    verdicts = gate_stage(project, _workspace(project, run_name))
+    project, run_folder = load_run(task_yaml, run_name)
+    verdicts = gate_stage(project, run_folder)
     if as_json:
         click.echo(verdicts.model_dump_json(indent=2))
     else:
@@ -161,8 +166,8 @@ def override(task_yaml: Path, run_name: str | None, candidate: str, by: str, bec
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import override_stage
 
-    project = _job(task_yaml)
-    verdicts = override_stage(project, _workspace(project, run_name), candidate, by=by, because=because)
+    project, run_folder = load_run(task_yaml, run_name)
+    verdicts = override_stage(project, run_folder, candidate, by=by, because=because)
     click.echo(format_verdict(verdicts.of(candidate)))
     click.echo(f"next: smallfirst promote {task_yaml}")
 
@@ -175,8 +180,8 @@ def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
     """Measure the learning curve: the same candidates with fewer rows, and what more rows would bring."""
     from smallfirst.pipeline.learning_curve import forecast_lines, measure_curve
 
-    project = _job(task_yaml)
-    curve = measure_curve(project, _workspace(project, run_name), all_candidates=small)
+    project, run_folder = load_run(task_yaml, run_name)
+    curve = measure_curve(project, run_folder, all_candidates=small)
     for line in forecast_lines(curve, len(project.rows.train)):
         click.echo(line)
 
@@ -184,13 +189,13 @@ def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
 @main.command()
 @TASK
 @RUN
-@click.option("--out", type=click.Path(path_type=Path), default="suspects.jsonl", show_default=True)
+@click.option("--out", type=PATH, default="suspects.jsonl", show_default=True)
 def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
     """Write rows whose given answer is probably wrong, for a person to fill in."""
     from smallfirst.pipeline.diagnostics import export_suspects
 
-    project = _job(task_yaml)
-    n = export_suspects(_workspace(project, run_name), out)
+    _, run_folder = load_run(task_yaml, run_name)
+    n = export_suspects(run_folder, out)
     click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
     click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 
@@ -202,15 +207,15 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
     """Register the candidate that passed and make it champion."""
     from smallfirst.pipeline.run import promote_stage
 
-    project = _job(task_yaml)
-    promoted = promote_stage(project, _workspace(project, run_name))
+    project, run_folder = load_run(task_yaml, run_name)
+    promoted = promote_stage(project, run_folder)
     click.echo(f"{promoted.name} version {promoted.version} @champion ({promoted.candidate})")
     click.echo(f"next: smallfirst calibrate {task_yaml}")
 
 
 @main.command()
 @TASK
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=PATH)
 @RUN
 @click.option("--format", "kind", type=click.Choice(["safetensors", "gguf"]), default="gguf", show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "f16", "q8_0"]), default="bf16", show_default=True)
@@ -218,10 +223,11 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
 def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, precision: Any, n_rows: int) -> None:
     """Write the fine-tuned model for other engines, once it answers there as it does here."""
     from smallfirst.models.export.export import export as export_model
+    from smallfirst.project.candidates import FINE_TUNED
 
-    project = _job(task_yaml)
+    project, run_folder = load_run(task_yaml, run_name)
     texts = [example.text for example in project.rows.selection.examples[:n_rows]]
-    folder = _workspace(project, run_name).model_folder("small")
+    folder = run_folder.model_folder(FINE_TUNED)
     found = export_model(folder, target, format=kind, precision=precision, texts=texts)
     click.echo(found.model_dump_json(indent=2))
 
@@ -232,7 +238,7 @@ def rollback(task_yaml: Path) -> None:
     """Make the former champion champion again."""
     from smallfirst.registry import versions
 
-    version = versions.rollback(_file(task_yaml).register_to)
+    version = versions.rollback(load_task_file(task_yaml).register_to)
     click.echo(f"{version.name} version {version.version} @champion")
 
 
@@ -244,8 +250,8 @@ def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     """Find the threshold that keeps the promise, certify it, measure the Router."""
     from smallfirst.pipeline.run import calibrate_stage
 
-    project = _job(task_yaml)
-    certificate = calibrate_stage(project, _workspace(project, run_name))
+    project, run_folder = load_run(task_yaml, run_name)
+    certificate = calibrate_stage(project, run_folder)
     if as_json:
         click.echo(certificate.model_dump_json(indent=2))
         return
@@ -262,21 +268,21 @@ def report(task_yaml: Path, run_name: str | None) -> None:
     """Write the report as one HTML file."""
     from smallfirst.pipeline.run import report_stage
 
-    project = _job(task_yaml)
-    click.echo(str(report_stage(project, _workspace(project, run_name))))
+    project, run_folder = load_run(task_yaml, run_name)
+    click.echo(str(report_stage(project, run_folder)))
 
 
 @main.command()
 @TASK
 @JSON
 @RESUME
-@click.option("--report", "report_path", type=click.Path(path_type=Path), help="Copy the report here.")
+@click.option("--report", "report_path", type=PATH, help="Copy the report here.")
 def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import format_summary
 
-    outcome = pipeline.run(_file(task_yaml), progress=Progress(), resume=resume)
+    outcome = pipeline.run(load_task_file(task_yaml), progress=Progress(), resume=resume)
     if report_path:
         shutil.copyfile(outcome.report, report_path)
         outcome = outcome.model_copy(update={"report": str(report_path)})
@@ -291,7 +297,7 @@ def _next_commands(task_yaml: Path, name: str) -> list[str]:
     """Three commands to try after a run, as they can be pasted here."""
     me = Path(sys.argv[0])
     command = "smallfirst" if shutil.which("smallfirst") == str(me.absolute()) else os.path.relpath(me)
-    large = _file(task_yaml).large
+    large = load_task_file(task_yaml).large
     replay = " --replay-large" if large and large.recorded else ""
     question = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "a stone hit my windscreen"}}]}}'
     return [
@@ -308,7 +314,7 @@ def record(task_yaml: Path, parts: str) -> None:
     """Ask the large model every row (and open-ended request) and write its answers down."""
     from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answers
 
-    project = _job(task_yaml)
+    project = load_project(task_yaml)
 
     async def ask() -> None:
         wanted = parts.split(",")
@@ -323,14 +329,14 @@ def record(task_yaml: Path, parts: str) -> None:
 
 @main.command()
 @TASK
-@click.argument("rows", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="labelled.jsonl", show_default=True)
+@click.argument("rows", type=PATH)
+@click.option("--out", type=PATH, default="labelled.jsonl", show_default=True)
 @click.option("--cap-usd", type=float, help="Most that the answers may cost in all.")
-@click.option("--yes", is_flag=True, help="Go on at the foretold price without a cap.")
-@click.option("--sure-from", type=float, default=0.0, show_default=True, help="Least sureness of a kept answer.")
+@click.option("--yes", is_flag=True, help="Accept the estimated cost without a cap.")
+@click.option("--min-confidence", type=float, default=0.0, show_default=True, help="Least confidence of a kept answer.")
 @click.option("--samples", type=int, default=1, show_default=True, help="How often each row is asked.")
-@click.option("--gold", type=click.Path(path_type=Path), help="Rows answered by people; else the selection rows.")
-@click.option("--teacher", type=click.Path(path_type=Path), help="Folder of a model of this task.")
+@click.option("--gold", type=PATH, help="Rows answered by people; else the selection rows.")
+@click.option("--teacher", type=PATH, help="Folder of a model of this task.")
 @JSON
 def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     """Have the large model label ROWS under a price cap; those it is sure of become training rows."""
@@ -339,12 +345,8 @@ def label(task_yaml: Path, rows: Path, as_json: bool, **settings: Any) -> None:
     from smallfirst.records import parse_record
 
     options = parse_record(LabelOptions, settings, where="options")
-    found = label_stage(_file(task_yaml), rows, options=options, progress=Progress())
+    found = label_stage(load_task_file(task_yaml), rows, options=options, progress=Progress())
     click.echo(found.model_dump_json(indent=2) if as_json else "\n".join(found.in_words))
-
-
-for verb in (serve, keys, parity, explain, queue, harvest, challenge, jobs):
-    main.add_command(verb)
 
 
 @main.group(invoke_without_command=True)
@@ -367,24 +369,6 @@ def pull(name: str) -> None:
     from smallfirst.models.catalog import find_weights
 
     click.echo(str(find_weights(name, log=Progress().log)))
-
-
-def _file(path: Path) -> Any:
-    from smallfirst.project.task_file import read_task_file
-
-    return read_task_file(path)
-
-
-def _job(path: Path) -> Any:
-    from smallfirst.project.project import Project
-
-    return Project.read(_file(path), Progress())
-
-
-def _workspace(project: Any, run_name: str | None) -> Any:
-    from smallfirst.project.run_folder import RunFolder
-
-    return RunFolder.latest(project.file.name, run_name)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from smallfirst.cli.options import JSON, TASK, load_project
 from smallfirst.errors import ConfigError, StageMissing
 
 if TYPE_CHECKING:
@@ -19,22 +20,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("task_yaml", type=click.Path(path_type=Path), default="task.yaml")
+@TASK
 @click.option("--url", help="A running endpoint, up to and including /v1; left out: one is started with the champion.")
 @click.option("--model", "name", help="Served name to ask; left out: the task's small model.")
 @click.option("--rows", "n_rows", type=click.IntRange(min=1), help="Most rows to ask; left out: as promotion does.")
 @click.option("--key-env", default="SMALLFIRST_API_KEY", show_default=True, help="Environment variable of the key.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
+@JSON
 def parity(task_yaml: Path, url: str | None, name: str | None, n_rows: int | None, key_env: str, as_json: bool) -> None:
     """Ask evaluation rows again over HTTP and compare with the measured answers. Exit code 3 if they differ."""
     from smallfirst.pipeline.parity import require_parity
-    from smallfirst.progress import Progress
-    from smallfirst.project.project import Project
     from smallfirst.project.run_folder import RunFolder
-    from smallfirst.project.task_file import read_task_file
     from smallfirst.registry import versions
 
-    project = Project.read(read_task_file(task_yaml), Progress())
+    project = load_project(task_yaml)
     version = versions.resolve(f"{project.file.register_to}@{versions.CHAMPION}")
     run_folder = RunFolder.latest(project.file.name, version.tags.get("run"))
     where = (url, name or f"{project.file.name}-small", os.environ.get(key_env, ""))

@@ -19,7 +19,7 @@ from smallfirst.stats.intervals import Estimate, wilson
 from smallfirst.tasks.task import Task
 
 N_THRESHOLDS = 10
-"""Rows of the table from which `sure_from` is chosen."""
+"""Rows of the table from which `min_confidence` is chosen."""
 
 
 class TeacherAnswer(NamedTuple):
@@ -46,17 +46,17 @@ class MajorityVote(Record):
         """The lower of agreement and confidence; None if neither is known."""
         return min((x for x in (self.agreement, self.confidence) if x is not None), default=None)
 
-    def is_confident(self, sure_from: float) -> bool:
-        """Return whether there is an answer and its combined confidence reaches `sure_from`; at 0 any answer does."""
-        if self.answer is None or sure_from <= 0:
+    def is_confident(self, min_confidence: float) -> bool:
+        """Return whether there is an answer and its combined confidence reaches `min_confidence`; at 0 any answer does."""
+        if self.answer is None or min_confidence <= 0:
             return self.answer is not None
-        return self.combined_confidence is not None and self.combined_confidence >= sure_from
+        return self.combined_confidence is not None and self.combined_confidence >= min_confidence
 
 
 class ConfidenceThreshold(Record):
-    """Rows accepted at one value of `sure_from`, among those answered by people."""
+    """Rows accepted at one value of `min_confidence`, among those answered by people."""
 
-    sure_from: float
+    min_confidence: float
     """Least combined confidence that is accepted, in [0, 1]."""
     share: float
     """Share of these rows that is accepted, in [0, 1]."""
@@ -76,7 +76,7 @@ class TeacherAgreement(Record):
     confident_accuracy: Estimate | None = None
     """Share of right answers among its confident ones: the accuracy to expect of the training file."""
     thresholds: tuple[ConfidenceThreshold, ...] = ()
-    """Other values of `sure_from`, the strictest first; empty if the teacher never gives a confidence."""
+    """Other values of `min_confidence`, the strictest first; empty if the teacher never gives a confidence."""
     checked_on: str = ""
     """Name of the rows that people answered."""
 
@@ -99,8 +99,10 @@ class TeacherAgreement(Record):
                 f"where it was confident, on {self.confident_accuracy} of {self.confident_accuracy.n}"
             )
         if self.thresholds:
-            lines.append("sure_from  accepts  accuracy of the accepted")
-            lines += [f"{t.sure_from:9.3f}  {t.share:7.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds]
+            lines.append("min_confidence  accepts  accuracy of the accepted")
+            lines += [
+                f"{t.min_confidence:14.3f}  {t.share:7.0%}  {t.accuracy} n={t.accuracy.n}" for t in self.thresholds
+            ]
         return lines
 
 
@@ -141,7 +143,7 @@ def agreement_with_itself(pairs: Sequence[tuple[TeacherAnswer, TeacherAnswer]], 
 
 
 def agreement_with_people(
-    votes: Sequence[MajorityVote], golds: Sequence[Sequence[str]], task: Task, *, sure_from: float
+    votes: Sequence[MajorityVote], golds: Sequence[Sequence[str]], task: Task, *, min_confidence: float
 ) -> TeacherAgreement:
     """Return `accuracy`, `confident_accuracy` and `thresholds` from the right answers that people gave to each row.
 
@@ -150,13 +152,14 @@ def agreement_with_people(
     if not votes:
         return TeacherAgreement()
     right = [task.score(gold, v.answer) >= task.pass_score for v, gold in zip(votes, golds, strict=True)]
-    confident = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(sure_from)]
+    confident = [ok for v, ok in zip(votes, right, strict=True) if v.is_confident(min_confidence)]
     points = risk_coverage_curve([v.combined_confidence for v in votes], right, n_points=N_THRESHOLDS)
     return TeacherAgreement(
         accuracy=wilson(sum(right), len(right)),
         confident_accuracy=wilson(sum(confident), len(confident)),
         thresholds=tuple(
-            ConfidenceThreshold(sure_from=p.confidence, share=p.coverage, accuracy=_complement(p.error)) for p in points
+            ConfidenceThreshold(min_confidence=p.confidence, share=p.coverage, accuracy=_complement(p.error))
+            for p in points
         ),
     )
 

@@ -56,7 +56,7 @@ def test_confidence_is_the_mean_over_the_draws_that_say_it_and_the_lower_view_co
     assert majority_vote([TeacherAnswer("card")], SAME).combined_confidence is None
 
 
-def test_an_answer_is_sure_from_its_threshold_on_and_an_unknown_sureness_only_at_0() -> None:
+def test_an_answer_is_min_confidence_its_threshold_on_and_an_unknown_sureness_only_at_0() -> None:
     found = MajorityVote(answer="card", agreement=0.8, confidence=None)
     assert found.is_confident(0.8)
     assert not found.is_confident(0.81)
@@ -97,11 +97,11 @@ def test_agreement_with_people_by_hand() -> None:
     said = [("card", 0.95), ("card", 0.9), ("fee", 0.9), ("pin", 0.6), ("pin", 0.3), (None, None)]
     votes = [MajorityVote(answer=answer, agreement=None, confidence=sure) for answer, sure in said]
     golds = [("card",), ("fee",), ("fee",), ("card", "pin"), ("fee",), ("pin",)]
-    found = agreement_with_people(votes, golds, DESK, sure_from=0.9)
+    found = agreement_with_people(votes, golds, DESK, min_confidence=0.9)
     assert found.accuracy == wilson(3, 6)
     assert found.confident_accuracy == wilson(2, 3)
     by_hand = [(0.95, 1 / 6, 1, 1), (0.9, 3 / 6, 2, 3), (0.6, 4 / 6, 3, 4), (0.3, 5 / 6, 3, 5)]
-    assert [(t.sure_from, t.share) for t in found.thresholds] == [(sure, share) for sure, share, _, _ in by_hand]
+    assert [(t.min_confidence, t.share) for t in found.thresholds] == [(sure, share) for sure, share, _, _ in by_hand]
     for row, (_, _, right, n) in zip(found.thresholds, by_hand, strict=True):
         expected = wilson(right, n)
         assert row.accuracy.n == n
@@ -111,20 +111,20 @@ def test_agreement_with_people_by_hand() -> None:
 
 def test_without_sureness_there_is_no_table_and_without_rows_no_trust() -> None:
     votes = [MajorityVote(answer="card", agreement=None, confidence=None)]
-    found = agreement_with_people(votes, [("card",)], DESK, sure_from=0.0)
+    found = agreement_with_people(votes, [("card",)], DESK, min_confidence=0.0)
     assert (found.accuracy, found.confident_accuracy, found.thresholds) == (wilson(1, 1), wilson(1, 1), ())
-    assert agreement_with_people([], [], DESK, sure_from=0.5) == TeacherAgreement()
+    assert agreement_with_people([], [], DESK, min_confidence=0.5) == TeacherAgreement()
     assert TeacherAgreement().in_words == []
 
 
 def test_the_words_hold_every_figure_with_its_interval() -> None:
     found = agreement_with_people(
-        [MajorityVote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, sure_from=0.5
+        [MajorityVote(answer="card", agreement=0.8, confidence=None)], [("card",)], DESK, min_confidence=0.5
     )
     lines = found.model_copy(update={"self_agreement": wilson(3, 5), "checked_on": "selection rows"}).in_words
     assert lines == [
         "asked twice it gives the same answer on 0.600 [0.231, 0.882] of 5 rows",
         "it is right on 1.000 [0.207, 1.000] of 1 selection rows; where it was confident, on 1.000 [0.207, 1.000] of 1",
-        "sure_from  accepts  accuracy of the accepted",
-        "    0.800     100%  1.000 [0.207, 1.000] n=1",
+        "min_confidence  accepts  accuracy of the accepted",
+        "         0.800     100%  1.000 [0.207, 1.000] n=1",
     ]

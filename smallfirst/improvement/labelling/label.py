@@ -181,13 +181,13 @@ class _Run:
 
     def _refuse_blind_threshold(self) -> None:
         said = [self.journal.answers[e] for e in self.plan.errands if e in self.journal.answers]
-        if self.options.sure_from <= 0 or self.options.samples > 1 or not said:
+        if self.options.min_confidence <= 0 or self.options.samples > 1 or not said:
             return
         if all(answer.confidence is None for answer in said):
             raise ConfigError(
-                f"{self.teacher.model.name} does not say how sure it is, so sure_from {self.options.sure_from:g} "
+                f"{self.teacher.model.name} gives no confidence, so min_confidence {self.options.min_confidence:g} "
                 "would keep no row",
-                hint="ask each row several times: --samples 3; or keep every answer: --sure-from 0",
+                hint="ask each row several times: --samples 3; or keep every answer: --min-confidence 0",
             )
 
     def _refuse_small_cap(self) -> None:
@@ -210,14 +210,16 @@ class _Run:
         on = max(self.journal.answers[errand].on for errand in errands)
         if found.answer is None:
             return LabelOutcome(example, "unparseable", found, on)
-        return LabelOutcome(example, "kept" if found.is_confident(self.options.sure_from) else "unsure", found, on)
+        return LabelOutcome(example, "kept" if found.is_confident(self.options.min_confidence) else "unsure", found, on)
 
     def _trust(self) -> TeacherAgreement:
         task, n = self.project.task, self.options.samples
         twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.journal)) is not None]
         checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.journal))]
         votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
-        people = agreement_with_people(votes, [golds for golds, _ in checked], task, sure_from=self.options.sure_from)
+        people = agreement_with_people(
+            votes, [golds for golds, _ in checked], task, min_confidence=self.options.min_confidence
+        )
         itself = agreement_with_itself([(first, second) for first, second in twice], task)
         return people.model_copy(
             update={"self_agreement": itself.self_agreement, "kappa": itself.kappa, "checked_on": self.plan.checked_on}

@@ -20,7 +20,7 @@ class LabelOptions(Record):
     """Most that the answers to these rows may cost in all, in USD, those of earlier runs included. None: no limit."""
     yes: bool = False
     """Go on at the price that was foretold. Not needed where a cap is given, or nothing is to be paid."""
-    sure_from: float = pydantic.Field(default=0.0, ge=0, le=1)
+    min_confidence: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Least sureness of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
     samples: int = pydantic.Field(default=1, ge=1, le=25)
     """How often each row is asked: once at temperature 0, then with sampling. From 2 on, agreement is known."""

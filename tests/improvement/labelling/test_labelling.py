@@ -265,7 +265,7 @@ def test_kept_left_out_and_unparseable_rows_are_counted_apart(tmp_path: Path) ->
         confidence=lambda text: sure.get(text, 0.95),
         breaks={7: BadAnswer("nothing")},
     )
-    found = run(tmp_path, model, sure_from=0.9)
+    found = run(tmp_path, model, min_confidence=0.9)
     assert [row["text"] for row in out(tmp_path)] == [text(0), text(3), text(7)]
     c = found.counts
     assert (c.n_kept, c.n_unsure, c.n_unparseable, c.n_failed, c.n_unasked) == (3, 2, 2, 1, 0)
@@ -294,7 +294,7 @@ def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_pa
         return "pin" if torn and request.seed in ((1,) if request.text == text(0) else (1, 2)) else "card"
 
     model = Oracle(says)
-    found = run(tmp_path, model, samples=3, sure_from=0.6)
+    found = run(tmp_path, model, samples=3, min_confidence=0.6)
     by_text = {row["text"]: (row["label"], row["agreement"]) for row in out(tmp_path)}
     assert by_text[text(0)] == ("card", 2 / 3)
     assert by_text[text(1)] == ("pin", 2 / 3)
@@ -303,7 +303,7 @@ def test_several_draws_vote_the_first_at_temperature_0_the_others_sampled(tmp_pa
     assert asked == [(0.0, None), (SECOND_ANSWER_TEMPERATURE, 1), (SECOND_ANSWER_TEMPERATURE, 2)]
     # Draws 0 and 1 of all rows: text 0 and text 1 differ.
     assert found.trust.self_agreement == wilson(6, 8)
-    stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, sure_from=0.7)
+    stricter = run(tmp_path, Oracle(breaks={1: AssertionError("asked again")}), samples=3, min_confidence=0.7)
     assert (stricter.counts.n_kept, stricter.counts.n_unsure, stricter.n_answers_now) == (6, 2, 0)
 
 
@@ -321,13 +321,13 @@ def test_the_teacher_is_held_against_selection_rows_that_never_become_training_r
     chosen = {e.text for e in Project.read(task(tmp_path), QUIET).rows.selection.examples}
     wrong = sorted(chosen)[0]
     model = Oracle(lambda r: "none of them" if r.text == wrong else gold(r.text), confidence=lambda text: 0.9)
-    found = run(tmp_path, model, check_rows=50, sure_from=0.8)
+    found = run(tmp_path, model, check_rows=50, min_confidence=0.8)
     n = len(chosen)
     assert n >= 2
     assert {r.text for r in model.asked} == chosen | {text(i) for i in range(8)}
     assert found.trust.accuracy == wilson(n - 1, n)
     assert found.trust.confident_accuracy == wilson(n - 1, n - 1)
-    assert [(t.sure_from, t.accuracy.value) for t in found.trust.thresholds] == [(0.9, 1.0)]
+    assert [(t.min_confidence, t.accuracy.value) for t in found.trust.thresholds] == [(0.9, 1.0)]
     assert chosen.isdisjoint(row["text"] for row in out(tmp_path))
 
 
@@ -353,10 +353,10 @@ def test_nothing_is_chosen_on_test_or_calibration_rows(tmp_path: Path) -> None:
 
 def test_a_teacher_that_never_says_how_sure_it_is_cannot_reach_a_threshold(tmp_path: Path) -> None:
     model = Oracle()
-    with pytest.raises(ConfigError, match=r"does not say how sure it is.*\n.*--samples 3"):
-        run(tmp_path, model, sure_from=0.9)
+    with pytest.raises(ConfigError, match=r"gives no confidence.*\n.*--samples 3"):
+        run(tmp_path, model, min_confidence=0.9)
     assert len(model.asked) == 5  # no more than to foretell the price
-    assert run(tmp_path, model, sure_from=0.9, samples=2).counts.n_kept == 8
+    assert run(tmp_path, model, min_confidence=0.9, samples=2).counts.n_kept == 8
 
 
 # Held-out rows
@@ -631,8 +631,8 @@ def test_the_price_is_foretold_from_a_recording_without_asking(tmp_path: Path) -
     ):
         run(tmp_path, model, file=file, yes=False)
     assert model.asked == []
-    with pytest.raises(ConfigError, match="does not say how sure it is"):
-        run(tmp_path, model, file=file, sure_from=0.9)
+    with pytest.raises(ConfigError, match="gives no confidence"):
+        run(tmp_path, model, file=file, min_confidence=0.9)
     assert len(model.asked) == 5
 
 
@@ -797,7 +797,7 @@ def test_a_model_of_our_own_labels_and_says_how_sure_it_is(tmp_path: Path) -> No
     file = task(tmp_path)
     folder = words_model(tmp_path, file)
     rows = write(tmp_path / "rows.jsonl", [{"text": f"{text(100)} {i}"} for i in range(3)])
-    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", sure_from=0.4, yes=True)
+    options = LabelOptions(teacher=folder, out=tmp_path / "out.jsonl", min_confidence=0.4, yes=True)
     found = label(file, rows, options=options, progress=QUIET)
     assert found.counts.n_kept == 3
     made = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
