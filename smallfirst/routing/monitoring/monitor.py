@@ -4,15 +4,15 @@
      ▲ └────────────guarantee broken──────────────────────────┤
      └───────────audits show the guarantee again◄─────────────┘ (also from drift)
 
-In `live` and `drift` the small model answers what the certificate accepts; in `fallback`, and in `shadow`, where nothing
-was certified, the large model answers and the small one runs beside it. A random `audit_share` of what the small model
-answers, or would answer, is judged by a person or by the large model.
+In `live` and `drift` the small model answers what the certificate accepts; in `fallback`, and in `shadow`, where
+nothing was certified, the large model answers and the small one runs beside it. A random `audit_share` of what the
+small model answers, or would answer, is judged by a person or by the large model.
 
 Bounds. While each accepted answer is wrong with probability at most `limit`, a guarantee alarm comes, over the whole
 life and all recoveries together, with probability at most 1 - `confidence`. While requests are exchangeable with the
 calibration rows, a drift alarm of any kind comes with probability at most 1 - `drift_confidence`. While each answer is
-in truth wrong with probability at least `limit`, an unjustified recovery comes with probability at most 1 - `confidence`
-after each alarm. Each test may be read after every request; `smallfirst.stats.sequential` says why.
+in truth wrong with probability at least `limit`, an unjustified recovery comes with probability at most 1 -
+`confidence` after each alarm. Each test may be read after every request; `smallfirst.stats.sequential` says why.
 
 Limits of these bounds. Audits judged by a large model bound the disagreement with that model, not the error. Audited
 answers must be a random sample: do not add unsolicited feedback, or audits that are done only when they are easy. Drift
@@ -96,8 +96,8 @@ class Monitor:
     """The state of one task. `limit` is the error that the certificate guarantees.
 
     The references are what the small model gave on all calibration rows, not only the accepted ones: its confidences,
-    out-of-domain scores and labels. A statistic without a reference is not watched. With `shadow` nothing is guaranteed:
-    audits only add to `live_error`. Raise ValueError if `limit` is not in (0, 1).
+    out-of-domain scores and labels. A statistic without a reference is not watched. With `shadow` nothing is
+    guaranteed: audits only add to `live_error`. Raise ValueError if `limit` is not in (0, 1).
     """
 
     def __init__(
@@ -196,8 +196,8 @@ class Monitor:
         test, recent = self._recovery, self._since_alarm.recent
         evidence = {"evidence": test.e_value, "alarm_at": 1 / (1 - test.confidence)}
         why = (
-            f"audits show the guarantee of {100 * self.limit:g} % again: {test.errors} of {test.n} since the last alarm "
-            f"were wrong, {sum(recent)} of the last {len(recent)}; evidence {test.e_value:.0f} to 1 (asked for: "
+            f"audits show the guarantee of {100 * self.limit:g} % again: {test.errors} of {test.n} since the last "
+            f"alarm were wrong, {sum(recent)} of the last {len(recent)}; evidence {test.e_value:.0f} to 1 (asked for: "
             f"{evidence['alarm_at']:.0f})"
         )
         return self._change("live", "recovery", why, evidence)
