@@ -21,6 +21,7 @@ pytest_plugins = [
     "fixtures.gate",
     "fixtures.jobs",
     "fixtures.models",
+    "fixtures.registry",
     "fixtures.report",
     "fixtures.training",
 ]

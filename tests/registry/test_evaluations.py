@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
@@ -16,36 +16,16 @@ from smallfirst.registry.evaluations import log_evaluation, log_evaluation_run, 
 from smallfirst.registry.runs import client, open_run
 from smallfirst.stats.intervals import Estimate
 
+pytestmark = pytest.mark.usefixtures("module_store")
+
 if TYPE_CHECKING:
     from mlflow.entities import Run, Trace
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One store for the module, since making its tables takes a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("evaluations")))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-        yield
-
-
 def row(text: str, gold: str, answer: str | None, *, also: tuple[str, ...] = ()) -> EvaluatedRow:
-    correct = answer in (gold, *also)
-    return EvaluatedRow(
-        key=fingerprint([text, gold]),
-        text=text,
-        gold=gold,
-        also=also,
-        answer=answer,
-        score=float(correct),
-        correct=correct,
-        confidence=0.9,
-        stage="small",
-        certified=True,
-        latency_ms=12.5,
-        cost_usd=0.25,
-    )
+    figures: dict[str, Any] = {"confidence": 0.9, "certified": True, "latency_ms": 12.5, "cost_usd": 0.25}
+    key, correct = fingerprint([text, gold]), answer in (gold, *also)
+    return evaluated_row(key, gold, answer, text=text, also=also, correct=correct, **figures)
 
 
 ROWS = (
@@ -56,24 +36,28 @@ ROWS = (
 )
 
 
-def measured(
-    candidate: str = "small", split: str = "test", rows: tuple[EvaluatedRow, ...] = ROWS, note: str = ""
-) -> Evaluation:
-    return Evaluation(
-        candidate=candidate,
-        model="tiny",
-        task="tickets",
-        split=split,
-        dataset_fingerprint="0123456789abcdef",
-        rows=rows,
-        accuracy=Estimate(value=0.5, low=0.25, high=0.75, n=4),
-        measures={"macro_f1": Estimate(value=0.4, low=0.125, high=0.625, n=4)},
-        cost_usd_per_1k=250.0,
-        p50_ms=5.0,
-        p95_ms=9.0,
-        requests_per_s=None,
-        note=note,
-    )
+def measured(candidate: str = "small", rows: tuple[EvaluatedRow, ...] = ROWS, **fields: Any) -> Evaluation:
+    values: dict[str, Any] = {
+        "model": "tiny",
+        "dataset_fingerprint": "0123456789abcdef",
+        "accuracy": Estimate(value=0.5, low=0.25, high=0.75, n=4),
+        "measures": {"macro_f1": Estimate(value=0.4, low=0.125, high=0.625, n=4)},
+        "cost_usd_per_1k": 250.0,
+    }
+    return evaluation_of(rows, candidate=candidate, **(values | fields))
+
+
+METRICS = {
+    "n": 4.0,
+    "accuracy.low": 0.25,
+    "accuracy.high": 0.75,
+    "macro_f1": 0.4,
+    "macro_f1.low": 0.125,
+    "macro_f1.high": 0.625,
+    "cost_usd_per_1k": 250.0,
+    "p50_ms": 5.0,
+    "p95_ms": 9.0,
+}
 
 
 def children(run_id: str) -> list[Run]:
@@ -91,18 +75,8 @@ def test_the_figures_and_rows_are_kept_with_the_training_run() -> None:
     evaluation = measured(split="calibration")
     with open_run("tickets", "training") as run:
         path = log_evaluation(run.run_id, evaluation)
-    assert client().get_run(run.run_id).data.metrics == {
-        "small/calibration/n": 4.0,
-        "small/calibration/accuracy": 0.5,
-        "small/calibration/accuracy.low": 0.25,
-        "small/calibration/accuracy.high": 0.75,
-        "small/calibration/macro_f1": 0.4,
-        "small/calibration/macro_f1.low": 0.125,
-        "small/calibration/macro_f1.high": 0.625,
-        "small/calibration/cost_usd_per_1k": 250.0,
-        "small/calibration/p50_ms": 5.0,
-        "small/calibration/p95_ms": 9.0,
-    }
+    expected = {f"small/calibration/{name}": value for name, value in (METRICS | {"accuracy": 0.5}).items()}
+    assert client().get_run(run.run_id).data.metrics == expected
     assert path == "evaluations/small-calibration.json"
     stored = Path(client().download_artifacts(run.run_id, path))
     assert Evaluation.model_validate(json.loads(stored.read_text())) == evaluation
@@ -122,20 +96,7 @@ def test_every_path_on_test_rows_becomes_a_run_that_mlflow_takes_for_an_evaluati
     assert small.data.params["model"] == "tiny"
     assert small.data.params["n_traces"] == "4"
     assert small.data.params["note"] == "recorded in May"
-    assert small.data.metrics == {
-        "n": 4.0,
-        "accuracy/mean": 0.5,
-        "accuracy.low": 0.25,
-        "accuracy.high": 0.75,
-        "correct/mean": 0.5,
-        "score/mean": 0.5,
-        "macro_f1": 0.4,
-        "macro_f1.low": 0.125,
-        "macro_f1.high": 0.625,
-        "cost_usd_per_1k": 250.0,
-        "p50_ms": 5.0,
-        "p95_ms": 9.0,
-    }
+    assert small.data.metrics == METRICS | {"accuracy/mean": 0.5, "correct/mean": 0.5, "score/mean": 0.5}
 
 
 def test_the_rows_are_named_as_a_dataset_by_their_content() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +14,10 @@ from smallfirst.errors import SmallfirstError
 from smallfirst.registry import runs
 from smallfirst.registry.runs import TrackedRun, client, open_run, resume_run
 
+pytestmark = pytest.mark.usefixtures("module_store")
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One store for the module, since making its tables takes a second; its path needs quoting."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("my project #1 ä")))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-        yield
 
 
 def stored(run: TrackedRun) -> Run:
@@ -72,9 +62,8 @@ def test_metrics_wait_in_memory_until_the_next_batch() -> None:
 
 
 def test_metrics_are_written_while_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "FLUSH_INTERVAL_S", 0.05)
+    monkeypatch.setattr(runs, "FLUSH_INTERVAL_S", 0.0)
     with open_run("tickets", "live") as run:
-        time.sleep(0.06)
         run.log_metrics(1, {"loss": 2.0})
         assert stored(run).data.metrics == {"loss": 2.0}
 
@@ -106,13 +95,10 @@ def test_an_error_ends_the_run_as_failed_with_its_text() -> None:
     assert found.data.metrics == {"loss": 9.0}
 
 
-def test_an_interrupt_ends_the_run_as_killed() -> None:
+def test_an_interrupted_run_and_one_finished_by_hand_end_as_killed() -> None:
     with pytest.raises(KeyboardInterrupt), open_run("tickets", "stopped") as run:
         raise KeyboardInterrupt
     assert stored(run).info.status == "KILLED"
-
-
-def test_a_run_that_was_finished_by_hand_stays_so() -> None:
     with open_run("tickets", "by hand") as run:
         run.finish("KILLED")
     assert stored(run).info.status == "KILLED"
