@@ -1,4 +1,4 @@
-"""Adapters over one base answer as their merged weights do, with the base in memory once and nothing shared."""
+"""Adapters over one base answer like their merged weights; the base is in memory once, and nothing else is shared."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS = ("the card", "where is my refund please", "pin")
 
 
 def adapted(base: Path, folder: Path, seed: int, manifest: Manifest, *, dora: bool = False) -> Any:
-    """A folder as peft saves it, with weights that change what is said; back comes the merged model."""
+    """Write a folder as peft saves it, with weights that change the answers; return the merged model."""
     import peft
 
     model = load_causal(base)[0].float()
@@ -71,68 +71,87 @@ def base(tiny_folder: Path) -> LoraBase:
     return LoraBase(model.float(), tokenizer, name="tiny")
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [tmp_path / str(i) for i in range(2)]
+
+
+@pytest.fixture
+def merged(tiny_folder: Path, folders: list[Path]) -> list[Any]:
+    """The merged models of two adapters, whose folders are written."""
+    return [adapted(tiny_folder, folder, i, manifest(tiny_folder)) for i, folder in enumerate(folders)]
+
+
+def texts_of(completions: list[Completion]) -> list[str]:
+    return [completion.text for completion in completions]
+
+
+def tokens_of(base: LoraBase, adapter: str = "") -> tuple[int, ...]:
+    generator = Generator(base.model, base.tokenizer, using=base.using)
+    return generator.generate([GenerationRequest([5, 6, 7], 8, adapter=adapter)])[0].token_ids
+
+
 @pytest.mark.parametrize("dora", [False, True])
-def test_adapters_side_by_side_say_what_merged_weights_say(
-    base: LoraBase, tiny_folder: Path, tmp_path: Path, dora: bool
+def test_adapters_beside_each_other_answer_like_merged_weights(
+    base: LoraBase, tiny_folder: Path, folders: list[Path], dora: bool
 ) -> None:
-    whole = [adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder), dora=dora) for i in range(2)]
+    whole = [adapted(tiny_folder, folder, i, manifest(tiny_folder), dora=dora) for i, folder in enumerate(folders)]
     n_base = sum(weight.numel() for weight in base.model.parameters())
-    found = ask(*(base.serve(tmp_path / str(i), name=f"model {i}") for i in range(2)))
+    found = ask(*(base.serve(folder, name=folder.name) for folder in folders))
     n_adapters = sum(weight.numel() for name, weight in base.model.named_parameters() if ".lora_" in name)
     assert sum(weight.numel() for weight in base.model.parameters()) == n_base + n_adapters
     wanted = ask(
         *(GenerativeModel.for_task(Generator(model, base.tokenizer), manifest(tiny_folder)) for model in whole)
     )
-    assert [c.text for c in found[0]] != [c.text for c in found[1]]
+    assert texts_of(found[0]) != texts_of(found[1])
     for mine, theirs in zip(found, wanted, strict=True):
-        assert [c.text for c in mine] == [c.text for c in theirs]
+        assert texts_of(mine) == texts_of(theirs)
         assert [c.confidence for c in mine] == pytest.approx([c.confidence for c in theirs], rel=1e-3)
-    assert [c.answered_by for c in found[1]] == ["model 1"] * 3
+    assert [c.answered_by for c in found[1]] == ["1"] * 3
 
 
-def test_the_base_itself_says_what_it_said_before(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
-    before = Generator(base.model, base.tokenizer).generate([GenerationRequest([5, 6, 7], 8)])[0]
-    adapted(tiny_folder, tmp_path / "a", 1, manifest(tiny_folder))
-    adapter = base.add(tmp_path / "a")
-    writer = Generator(base.model, base.tokenizer, using=base.using)
-    assert writer.generate([GenerationRequest([5, 6, 7], 8, adapter=adapter)])[0].token_ids != before.token_ids
-    assert writer.generate([GenerationRequest([5, 6, 7], 8)])[0].token_ids == before.token_ids
+@pytest.mark.usefixtures("merged")
+def test_the_base_itself_answers_as_before(base: LoraBase, folders: list[Path]) -> None:
+    before = tokens_of(base)
+    adapter = base.add(folders[0])
+    assert tokens_of(base, adapter) != before
+    assert tokens_of(base) == before
 
 
-def test_keys_and_values_are_never_another_adapters(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
-    names = []
-    for i in range(2):
-        adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
-        names.append(base.add(tmp_path / str(i)))
-    beginning = tuple(range(20, 60))
+@pytest.mark.usefixtures("merged")
+def test_keys_and_values_belong_to_one_adapter(base: LoraBase, folders: list[Path]) -> None:
+    names = [base.add(folder) for folder in folders]
+    prefix = tuple(range(20, 60))
     plain = Generator(base.model, base.tokenizer, using=base.using)
-    wanted = [plain.generate([GenerationRequest([*beginning, 7], 8, adapter=name)])[0].token_ids for name in names]
+    wanted = [plain.generate([GenerationRequest([*prefix, 7], 8, adapter=name)])[0].token_ids for name in names]
     assert wanted[0] != wanted[1]
-    live = base._shared()
+    scheduler = base._shared()
 
     async def play() -> list[tuple[int, ...]]:
-        asks = [GenerationRequest([*beginning, 7], 8, prefix=beginning, adapter=name) for name in (*names, *names)]
-        found = [written.token_ids for written in await asyncio.gather(*map(live.generate, asks))]
-        await live.aclose()
+        requests = [GenerationRequest([*prefix, 7], 8, prefix=prefix, adapter=name) for name in (*names, *names)]
+        found = [result.token_ids for result in await asyncio.gather(*map(scheduler.generate, requests))]
+        await scheduler.aclose()
         return found
 
     assert asyncio.run(play()) == [*wanted, *wanted]
-    assert set(live.generator._prefixes) == {(name, beginning) for name in names}
-    one, other = live.generator._prefixes.values()
+    assert set(scheduler.generator._prefixes) == {(name, prefix) for name in names}
+    one, other = scheduler.generator._prefixes.values()
     assert not torch.equal(one._cache.layers[-1].keys, other._cache.layers[-1].keys)
 
 
-def test_a_label_model_may_be_an_adapter_too(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
+def test_a_label_model_may_be_an_adapter_too(
+    base: LoraBase, tiny_folder: Path, folders: list[Path], toy_task: Any
+) -> None:
     codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
-    whole = adapted(tiny_folder, tmp_path / "labels", 3, codes)
-    adapted(tiny_folder, tmp_path / "text", 4, manifest(tiny_folder))
-    found, _ = ask(base.serve(tmp_path / "labels"), base.serve(tmp_path / "text"))
+    whole = adapted(tiny_folder, folders[0], 3, codes)
+    adapted(tiny_folder, folders[1], 4, manifest(tiny_folder))
+    found, _ = ask(*map(base.serve, folders))
     (wanted,) = ask(LabelModel(LabelScorer(whole, base.tokenizer, codes), codes))
-    assert [c.text for c in found] == [c.text for c in wanted]
+    assert texts_of(found) == texts_of(wanted)
     assert [c.confidence for c in found] == pytest.approx([c.confidence for c in wanted], abs=1e-4)
 
 
-def test_vectors_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
+def test_embeddings_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
     codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
     for i, own in enumerate((codes, codes, manifest(tiny_folder), manifest(tiny_folder))):
         adapted(tiny_folder, tmp_path / str(i), i, own)
@@ -151,52 +170,44 @@ def test_vectors_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path
     assert all(one != pytest.approx(other, abs=1e-3) for other in others)
 
 
-def test_folders_of_one_base_share_it(tiny_folder: Path, tmp_path: Path) -> None:
-    for i in range(2):
-        adapted(tiny_folder, tmp_path / str(i), i, manifest(tiny_folder))
-    models = load_adapters({"a": tmp_path / "0", "b": tmp_path / "1"})
-    schedulers = [model.scheduler for model in models.values() if isinstance(model, GenerativeModel)]
-    assert schedulers[0] is schedulers[1]
+@pytest.mark.usefixtures("merged")
+def test_folders_of_one_base_share_it(folders: list[Path]) -> None:
+    models = load_adapters({"a": folders[0], "b": folders[1]})
+    one, other = (model.scheduler for model in models.values() if isinstance(model, GenerativeModel))
+    assert one is other
     found = ask(*models.values())
-    alone = ask(load_model(tmp_path / "1", name="alone"))
-    assert [c.text for c in found[1]] == [c.text for c in alone[0]]
-    assert schedulers[0].closed
+    assert texts_of(found[1]) == texts_of(ask(load_model(folders[1], name="alone"))[0])
+    assert one.closed
 
 
-def test_the_thread_lives_until_the_last_model_is_closed(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
-    adapted(tiny_folder, tmp_path / "a", 1, manifest(tiny_folder))
-    one, other = base.serve(tmp_path / "a"), base.serve(tmp_path / "a")
+@pytest.mark.usefixtures("merged")
+def test_the_thread_lives_until_the_last_model_is_closed(base: LoraBase, folders: list[Path]) -> None:
+    one, other = base.serve(folders[0]), base.serve(folders[0])
 
     async def play() -> None:
         await one.aclose()
         await one.aclose()
         assert (await other.complete(Request.ask("pin"))).text
         await other.aclose()
-        again = base.serve(tmp_path / "a")
+        again = base.serve(folders[0])
         assert (await again.complete(Request.ask("pin"))).text
         await again.aclose()
 
     asyncio.run(play())
 
 
-def test_what_is_no_fitting_adapter_is_refused(base: LoraBase, tiny_folder: Path, tmp_path: Path) -> None:
-    def said() -> tuple[int, ...]:
-        return (
-            Generator(base.model, base.tokenizer, using=base.using)
-            .generate([GenerationRequest([5, 6, 7], 8)])[0]
-            .token_ids
-        )
-
-    folder, before = tmp_path / "a", said()
-    whole = adapted(tiny_folder, folder, 1, manifest(tiny_folder))
+def test_adapters_that_do_not_fit_are_refused_and_change_nothing(
+    base: LoraBase, tiny_folder: Path, folders: list[Path], merged: list[Any], tmp_path: Path
+) -> None:
+    folder, before = folders[0], tokens_of(base)
     weights = safetensors.torch.load_file(folder / ADAPTER_WEIGHTS)
 
     def refused(match: str, part: dict[str, torch.Tensor], **settings: Any) -> None:
-        said = json.loads((folder / ADAPTER_CONFIG).read_text())
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
         broken = tmp_path / f"broken {match}"
         broken.mkdir()
         write_manifest(broken, manifest(tiny_folder))
-        (broken / ADAPTER_CONFIG).write_text(json.dumps(said | settings))
+        (broken / ADAPTER_CONFIG).write_text(json.dumps(config | settings))
         if part:
             safetensors.torch.save_file(part, broken / ADAPTER_WEIGHTS)
         with pytest.raises(ConfigError, match=match):
@@ -210,7 +221,7 @@ def test_what_is_no_fitting_adapter_is_refused(base: LoraBase, tiny_folder: Path
     refused("does not fit", {key: value for key, value in weights.items() if key != name})
     with pytest.raises(ModelError, match="no adapter 'x'"), base.using("x"):
         pass
-    assert said() == before
+    assert tokens_of(base) == before
     (found,) = ask(base.serve(folder))
-    (wanted,) = ask(GenerativeModel.for_task(Generator(whole, base.tokenizer), manifest(tiny_folder)))
-    assert [c.text for c in found] == [c.text for c in wanted]
+    (wanted,) = ask(GenerativeModel.for_task(Generator(merged[0], base.tokenizer), manifest(tiny_folder)))
+    assert texts_of(found) == texts_of(wanted)
