@@ -107,7 +107,7 @@ class EndpointClient:
             self._breaker.record_success(phase)
         except (ConnectionBroken, ResponseTimeout, TimeoutError) as error:
             self._breaker.record_failure(phase)
-            raise self._parser.unavailable(f"broke off its answer ({error_text(error)})") from None
+            raise self._parser.unavailable(f"the answer broke off ({error_text(error)})") from None
         except Unavailable:  # it reported an error itself, or its stream ended early
             self._breaker.record_failure(phase)
             raise
@@ -159,7 +159,7 @@ class EndpointClient:
                 return response, phase
             failure = await self._refused(response, attempts)
         except ResponseTimeout:
-            error = self._parser.unavailable(f"gave no answer within {self._config.timeout_s:g} s")
+            error = self._parser.unavailable(f"no answer within {self._config.timeout_s:g} s")
             failure = _Failure(error, retryable=False)
         except ConnectionBroken as broken:
             failure = _Failure(self._parser.unavailable(f"{broken}{after_attempts(attempts)}"), retryable=True)

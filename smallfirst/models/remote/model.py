@@ -96,7 +96,7 @@ class EndpointModel:
                     if (chunk := self._parser.parse_event(line, answer)) is not None:
                         yield chunk
                 if answer.finish_reason is None:
-                    raise self._parser.unavailable("broke off its answer (the stream ended early)")
+                    raise self._parser.unavailable("the answer broke off (the stream ended early)")
             yield Chunk(completion=self._completion(answer, share))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:

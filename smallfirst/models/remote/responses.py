@@ -21,9 +21,10 @@ from smallfirst.models.protocol import Chunk, Token
 SHOWN_CHARACTERS = 300
 
 
-class ResponseMessage(pydantic.BaseModel):
-    """A message, or a delta of one."""
+# The fields used of OpenAI's responses and stream events; others are ignored.
 
+
+class _Message(pydantic.BaseModel):
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
 
@@ -34,18 +35,14 @@ class ResponseMessage(pydantic.BaseModel):
         return self.content or self.refusal or ""
 
 
-class TopLogprob(pydantic.BaseModel):
-    """A likely token at a position."""
-
+class _TopLogprob(pydantic.BaseModel):
     token: str
     logprob: float
 
 
-class TokenLogprob(TopLogprob):
-    """A token with its log-probability."""
-
+class _TokenLogprob(_TopLogprob):
     bytes: list[int] | None = None
-    top_logprobs: list[TopLogprob] = []
+    top_logprobs: list[_TopLogprob] = []
 
     def as_token(self) -> Token:
         """Return the token; its bytes are those of its text if the endpoint sends none."""
@@ -54,19 +51,15 @@ class TokenLogprob(TopLogprob):
         return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
 
 
-class ChoiceLogprobs(pydantic.BaseModel):
-    """The answer token by token."""
-
-    content: list[TokenLogprob] | None = None
+class _Logprobs(pydantic.BaseModel):
+    content: list[_TokenLogprob] | None = None
 
 
-class Choice(pydantic.BaseModel):
-    """One of the answers; requests ask for one."""
-
-    message: ResponseMessage | None = None
-    delta: ResponseMessage | None = None
+class _Choice(pydantic.BaseModel):
+    message: _Message | None = None
+    delta: _Message | None = None
     finish_reason: str | None = None
-    logprobs: ChoiceLogprobs | None = None
+    logprobs: _Logprobs | None = None
 
     def tokens(self) -> tuple[Token, ...]:
         """Return the tokens of this answer or delta; none if they were not asked for or not given."""
@@ -81,32 +74,26 @@ class Usage(pydantic.BaseModel):
     completion_tokens: int
 
 
-class ChatCompletionBody(pydantic.BaseModel):
-    """The fields used of a response body or of a stream event."""
-
-    choices: list[Choice] = []
+class _ChatCompletion(pydantic.BaseModel):
+    choices: list[_Choice] = []
     usage: Usage | None = None
     error: Any = None
 
 
-class EmbeddingItem(pydantic.BaseModel):
-    """The embedding of one text."""
-
+class _Embedding(pydantic.BaseModel):
     index: int
     embedding: list[float] = Field(min_length=1)
 
 
-class EmbeddingUsage(pydantic.BaseModel):
-    """Tokens of the texts, as the endpoint counts them."""
-
+class _EmbeddingUsage(pydantic.BaseModel):
     prompt_tokens: int
 
 
 class EmbeddingsBody(pydantic.BaseModel):
     """The fields used of an embeddings response."""
 
-    data: list[EmbeddingItem]
-    usage: EmbeddingUsage | None = None
+    data: list[_Embedding]
+    usage: _EmbeddingUsage | None = None
 
 
 @dataclass
@@ -195,17 +182,17 @@ class ResponseParser:
     def unavailable(self, what: str) -> Unavailable:
         """Return the error for an endpoint that gives no answer."""
         return Unavailable(
-            f"large model down: {self.url}: {what}",
+            f"{self.url} is unavailable: {what}",
             hint=f"see if it is up: curl {self.base_url}/models",
         )
 
-    def _body(self, content: str) -> ChatCompletionBody:
+    def _body(self, content: str) -> _ChatCompletion:
         try:
-            body = ChatCompletionBody.model_validate_json(content)
+            body = _ChatCompletion.model_validate_json(content)
         except pydantic.ValidationError:
             raise self._not_a_completion(content) from None
         if body.error is not None:
-            raise self.unavailable(f"failed while answering: {self._quoted(str(body.error))}")
+            raise self.unavailable(f"error while answering: {self._quoted(str(body.error))}")
         return body
 
     def _not_a_completion(self, content: str) -> BadAnswer:

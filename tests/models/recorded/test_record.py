@@ -12,8 +12,9 @@ import pytest
 
 from smallfirst.errors import BadAnswer, ConfigError, DataError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
-from smallfirst.models.recorded.record import ProgressCallback, record
+from smallfirst.models.recorded.record import record
 from smallfirst.models.recorded.replay import ReplayModel
+from smallfirst.progress import ProgressCallback
 
 HEADER: dict[str, Any] = {"made_at": "2026-11-25", "smallfirst": "0.1.0", "prompt": "Classify."}
 TEXTS = ("one", "two", "three", "four")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -54,7 +52,8 @@ def say_and_hang_up(content: bytes) -> Deed:
 
 
 def say_nothing(line: socket.socket) -> bool:
-    time.sleep(6)
+    """Waits until the client hangs up."""
+    line.recv(1)
     return False
 
 
@@ -83,7 +82,7 @@ class Server:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def model(self, **settings: Any) -> EndpointModel:
-        config = EndpointConfig(**{"base_url": self.url, "model": "big", "timeout_s": 5, **settings})
+        config = EndpointConfig(**{"base_url": self.url, "model": "big", "timeout_s": 60, **settings})
         return EndpointModel(config, BOOK, sleep=self.no_wait, clock=lambda: self.now_s)
 
     now_s = 100.0
@@ -169,6 +168,18 @@ def test_the_key_goes_along_and_no_cookie_comes_back(server: Server) -> None:
     assert server.n_lines == 1  # the connection was used again
 
 
+def test_a_model_serves_several_event_loops_and_may_be_used_after_closing(server: Server) -> None:
+    model = server.model()
+
+    async def use_and_close_twice() -> str:
+        await model.complete(Request.ask("one"))
+        await model.aclose()
+        await model.aclose()
+        return (await model.complete(Request.ask("two"))).text
+
+    assert [ask(model), asyncio.run(use_and_close_twice()), ask(model)] == ["yes"] * 3
+
+
 def test_loopback_is_reached_past_a_proxy_and_a_netrc(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -219,66 +230,80 @@ def test_a_line_that_breaks_before_the_answer_is_tried_again(server: Server) -> 
 
 def test_a_line_that_breaks_inside_the_answer_is_an_error_and_not_tried_again(server: Server) -> None:
     server.deeds = [say_and_hang_up(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")]
-    with pytest.raises(Unavailable, match="broke off its answer"):
+    with pytest.raises(Unavailable, match="the answer broke off"):
         ask(server.model())
     assert len(server.heads) == 1
 
 
-def test_silence_is_an_error_in_time_and_not_tried_again(server: Server) -> None:
+def test_silence_is_a_timeout_and_not_retried(server: Server) -> None:
     server.deeds = [say_nothing]
-    began = time.monotonic()
-    with pytest.raises(Unavailable, match=r"gave no answer within 0\.1 s"):
+    with pytest.raises(Unavailable, match=r"no answer within 0\.1 s"):
         ask(server.model(timeout_s=0.1))
-    assert time.monotonic() - began < 5
     assert len(server.heads) == 1
+
+
+def test_answer_that_stalls_halfway_is_a_timeout(server: Server) -> None:
+    def stall(line: socket.socket) -> bool:
+        line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+        return say_nothing(line)
+
+    server.deeds = [stall]
+    with pytest.raises(Unavailable, match=r"the answer broke off \(.*Timeout"):
+        ask(server.model(timeout_s=0.1))
+
+
+def test_nobody_at_the_address_is_unavailable(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    with pytest.raises(Unavailable, match=f"{url}/chat/completions is unavailable: "):
+        ask(server.model(base_url=url, max_retries=0))
 
 
 @pytest.mark.parametrize("ending", [b"", b"0\r\n\r\n"])
 def test_a_stream_that_ends_early_is_an_error(server: Server, ending: bytes) -> None:
     server.deeds = [say_and_hang_up(CHUNKED + piece("half") + ending)]
-    with pytest.raises(Unavailable, match="broke off its answer"):
+    with pytest.raises(Unavailable, match="the answer broke off"):
         streamed(server.model())
     assert len(server.heads) == 1
 
 
 STREAMING = """
-import socket, sys, time
+import socket, sys
 listener = socket.create_server(("127.0.0.1", 0))
 print(listener.getsockname()[1], flush=True)
 line, _ = listener.accept()
 line.recv(65536)
 line.sendall(bytes.fromhex(sys.argv[1]))
-time.sleep(60)
+sys.stdin.read()
 """
 
 
-def test_an_upstream_killed_in_the_middle_of_a_stream_is_an_error_at_once() -> None:
-    said = (CHUNKED + piece("half")).hex()
-    with subprocess.Popen([sys.executable, "-c", STREAMING, said], stdout=subprocess.PIPE, text=True) as child:
+def test_an_endpoint_killed_in_the_middle_of_a_stream_is_an_error() -> None:
+    command = [sys.executable, "-c", STREAMING, (CHUNKED + piece("half")).hex()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         url = f"http://127.0.0.1:{int(child.stdout.readline())}/v1"
-        model = EndpointModel(EndpointConfig(base_url=url, model="big", timeout_s=30), BOOK)
-        moments: list[float] = []
+        model = EndpointModel(EndpointConfig(base_url=url, model="big", timeout_s=600), BOOK)
 
         async def read() -> None:
             async for part in model.stream(Request.ask("Is it?")):
                 assert part.text == "half"
-                os.kill(child.pid, signal.SIGKILL)
-                moments.append(time.monotonic())
+                child.kill()
 
-        with pytest.raises(Unavailable, match="broke off its answer"):
+        with pytest.raises(Unavailable, match="the answer broke off"):
             asyncio.run(read())
-        assert time.monotonic() - moments[0] < 3
 
 
-def test_a_caller_that_is_cancelled_lets_go_of_the_line_and_of_its_place(server: Server) -> None:
+def test_a_cancelled_request_gives_up_its_connection_and_its_slot(server: Server) -> None:
     server.deeds = [say_nothing, OK]
-    model = server.model(max_concurrency=1)
+    model = server.model(max_concurrency=1, timeout_s=600)
 
     async def leave() -> str:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await model.complete(Request.ask("Is it?"))
+        task = asyncio.create_task(model.complete(Request.ask("Is it?")))
+        while not server.heads:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         return (await model.complete(Request.ask("And now?"))).text
 
     assert asyncio.run(leave()) == "yes"

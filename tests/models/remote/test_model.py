@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pydantic
@@ -40,6 +37,7 @@ from smallfirst.models.remote.responses import retry_after_s
 from smallfirst.pricing import MachinePrice, PriceBook, TokenPrice
 
 BASE = "https://api.example.com/v1"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 BOOK = PriceBook(tokens={"big": TokenPrice(input_usd_per_mtok=2, output_usd_per_mtok=10)})
 ANSWER = {
     "choices": [{"message": {"content": "card_lost"}, "finish_reason": "stop"}],
@@ -159,21 +157,6 @@ def test_answer_carries_text_tokens_and_cost() -> None:
     assert completion.latency_ms > 0
 
 
-def test_request_is_sent_as_openai_writes_it() -> None:
-    api = Api(ok())
-    request = Request.ask("Hi", max_tokens=9).model_copy(update={"stop": ("\n",), "seed": 7})
-    asyncio.run(api.model().complete(request))
-    assert api.requests[0][0] == "/chat/completions"
-    assert api.body() == {
-        "model": "big",
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": 9,
-        "temperature": 0.0,
-        "seed": 7,
-        "stop": ["\n"],
-    }
-
-
 def test_extra_body_adds_and_takes_out_settings() -> None:
     api = Api(ok())
     extra = {"temperature": None, "reasoning_effort": "low"}
@@ -200,26 +183,34 @@ def test_no_more_requests_than_allowed_are_in_flight() -> None:
     assert asyncio.run(six()) == 2
 
 
-def test_form_and_token_probabilities_are_asked_for_as_openai_does() -> None:
-    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
-    form = ResponseFormat(kind="json_schema", name="place", json_schema=schema, strict=True)
+@pytest.mark.parametrize(
+    ("wanted", "sent"),
+    [
+        (
+            {"response_format": ResponseFormat(kind="json_schema", name="place", json_schema=SCHEMA, strict=True)},
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "place", "schema": SCHEMA, "strict": True},
+                }
+            },
+        ),
+        ({"response_format": ResponseFormat(kind="json_object")}, {"response_format": {"type": "json_object"}}),
+        ({"logprobs": 2}, {"logprobs": True, "top_logprobs": 2}),
+        ({"logprobs": 0}, {"logprobs": True}),
+        ({"max_tokens": 9, "stop": ("\n",), "seed": 7}, {"max_tokens": 9, "stop": ["\n"], "seed": 7}),
+    ],
+)
+def test_request_is_sent_as_openai_writes_it(wanted: dict[str, Any], sent: dict[str, Any]) -> None:
     api = Api(ok())
-    model = api.model()
-    request = Request.ask("Hi")
-    asyncio.run(model.complete(request.model_copy(update={"response_format": form, "logprobs": 2})))
-    assert api.body()["response_format"] == {
-        "type": "json_schema",
-        "json_schema": {"name": "place", "schema": schema, "strict": True},
+    asyncio.run(api.model().complete(Request.ask("Hi").model_copy(update=wanted)))
+    plain = {
+        "model": "big",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 256,
+        "temperature": 0.0,
     }
-    assert (api.body()["logprobs"], api.body()["top_logprobs"]) == (True, 2)
-    asyncio.run(
-        model.complete(
-            request.model_copy(update={"response_format": ResponseFormat(kind="json_object"), "logprobs": 0})
-        )
-    )
-    assert api.body()["response_format"] == {"type": "json_object"}
-    assert api.body()["logprobs"] is True
-    assert "top_logprobs" not in api.body()
+    assert api.requests == [("/chat/completions", plain | sent)]
 
 
 LOGPROBS = {
@@ -277,7 +268,7 @@ def test_vectors_come_in_the_order_of_their_texts_and_have_length_1() -> None:
 def test_vectors_of_a_machine_cost_its_time() -> None:
     book = PriceBook(machine=MachinePrice(usd_per_hour=3.6, utilisation=1))
     api = Api(ok({"data": [{"index": 0, "embedding": [1.0]}]}))
-    assert 0 < embed(api.model(book, base_url="http://127.0.0.1:9/v1", model="our-70b"), "a").cost_usd < 0.001
+    assert embed(api.model(book, base_url="http://127.0.0.1:9/v1", model="our-70b"), "a").cost_usd > 0
 
 
 def test_no_texts_ask_nobody() -> None:
@@ -320,7 +311,7 @@ def test_stream_gives_pieces_and_then_the_completion() -> None:
     assert api.body()["stream_options"] == {"include_usage": True}
 
 
-def test_stream_is_tried_again_before_the_first_piece() -> None:
+def test_stream_is_retried_before_the_first_piece() -> None:
     end = {"choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}]} | {"usage": ANSWER["usage"]}
     api = Api(Response(503), events(end))
     assert chunks(api.model())[0].text == "yes"
@@ -336,11 +327,13 @@ def test_stream_that_ends_early_is_an_error_and_not_tried_again() -> None:
 
 def test_error_inside_a_stream_is_raised() -> None:
     api = Api(events({"error": {"message": "out of memory"}}))
-    with pytest.raises(Unavailable, match="failed while answering"):
+    with pytest.raises(Unavailable, match="error while answering"):
         chunks(api.model())
 
 
 # --- failures ------------------------------------------------------------------------------------
+
+CHAT = f"{BASE}/chat/completions"
 
 
 def test_retry_waits_as_long_as_the_endpoint_asks() -> None:
@@ -351,77 +344,69 @@ def test_retry_waits_as_long_as_the_endpoint_asks() -> None:
     assert 0.5 <= own <= 1.0  # second wait: 0.5 s doubled, times a random 0.5 to 1
 
 
-def test_retry_after_beyond_the_timeout_ends_the_tries() -> None:
+def test_retry_after_beyond_the_timeout_ends_the_attempts() -> None:
     api = Api(Response(429, headers={"retry-after": "61"}))
     failing(api.model(), RateLimited)
     assert (len(api.requests), api.waits_s) == (1, [])
 
 
 def test_retry_after_may_be_a_date() -> None:
-    moment = datetime.now(UTC) + timedelta(seconds=30)
-    seconds = retry_after_s(format_datetime(moment, usegmt=True))
-    assert seconds is not None
-    assert 28 <= seconds <= 30
+    past = datetime.now(UTC) - timedelta(seconds=30)
+    assert retry_after_s(format_datetime(past, usegmt=True)) == 0
+    assert retry_after_s("Wed, 01 Jan 2200 00:00:00") > 1e9
     assert retry_after_s("soon") is None
 
 
-def test_refused_key_names_the_variable_and_is_not_tried_again() -> None:
-    api = Api(Response(401, text='{"error": "bad key sk-secret"}'))
-    assert failing(api.model(), Unauthorised) == (
-        f'{BASE}/chat/completions refused the key (HTTP 401): {{"error": "bad key •••"}}\n'
-        "  next: put a key that may use big into the variable OPENAI_API_KEY"
-    )
-    assert len(api.requests) == 1
-
-
-def test_exhausted_rate_limit_is_rate_limited() -> None:
-    api = Api(Response(429, text="slow down"))
-    assert failing(api.model(), RateLimited) == (
-        f"{BASE}/chat/completions asks to slow down (HTTP 429) after 4 tries: slow down\n"
-        "  next: wait a while, or lower max_concurrency"
-    )
-    assert len(api.requests) == 4
-
-
-def test_server_error_says_that_the_large_model_is_down() -> None:
-    api = Api(Response(503))
-    assert failing(api.model(max_retries=1), Unavailable) == (
-        f"large model down: {BASE}/chat/completions: HTTP 503 after 2 tries: (nothing)\n"
-        f"  next: see if it is up: curl {BASE}/models"
-    )
-
-
-def test_timeout_is_not_tried_again() -> None:
-    api = Api(ResponseTimeout())
-    assert "gave no answer within 3 s" in failing(api.model(timeout_s=3), Unavailable)
-    assert len(api.requests) == 1
-
-
-def test_broken_connection_is_tried_again() -> None:
+def test_broken_connection_is_retried() -> None:
     api = Api(ConnectionBroken("refused"), ConnectionBroken("hung up"), ok())
     assert ask(api.model()).text == "card_lost"
     assert len(api.waits_s) == 2
 
 
-@pytest.mark.parametrize("content", ["<html>hello</html>", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}'])
-def test_malformed_body_is_a_bad_answer(content: str) -> None:
-    api = Api(Response(text=content))
-    assert failing(api.model(), BadAnswer) == (
-        f"{BASE}/chat/completions answered with something that is not a chat completion: {content}\n"
-        "  next: check that base_url ends where the API begins, usually /v1"
-    )
-    assert len(api.requests) == 1
-
-
-def test_redirect_is_not_followed() -> None:
-    api = Api(Response(307, headers={"Location": "https://elsewhere.example.com"}))
-    assert "a redirect, which is not followed" in failing(api.model(), BadAnswer)
-    assert len(api.requests) == 1
-
-
-def test_refused_request_shows_what_the_endpoint_said() -> None:
-    api = Api(Response(404, text="no model big"))
-    assert "refused the request (HTTP 404): no model big" in failing(api.model(), BadAnswer)
+@pytest.mark.parametrize(
+    ("response", "kind", "n_requests", "message"),
+    [
+        (
+            Response(401, text='{"error": "bad key sk-secret"}'),
+            Unauthorised,
+            1,
+            f'{CHAT} refused the key (HTTP 401): {{"error": "bad key •••"}}\n'
+            "  next: put a key that may use big into the variable OPENAI_API_KEY",
+        ),
+        (
+            Response(429, text="slow down"),
+            RateLimited,
+            4,
+            f"{CHAT} asks to slow down (HTTP 429) after 4 tries: slow down\n"
+            "  next: wait a while, or lower max_concurrency",
+        ),
+        (
+            Response(503),
+            Unavailable,
+            4,
+            f"{CHAT} is unavailable: HTTP 503 after 4 tries: (nothing)\n  next: see if it is up: curl {BASE}/models",
+        ),
+        (ResponseTimeout(), Unavailable, 1, "no answer within 60 s"),
+        (Response(307), BadAnswer, 1, "a redirect, which is not followed"),
+        (Response(404, text="no model big"), BadAnswer, 1, "refused the request (HTTP 404): no model big"),
+        *(
+            (
+                Response(text=content),
+                BadAnswer,
+                1,
+                f"{CHAT} answered with something that is not a chat completion: {content}\n"
+                "  next: check that base_url ends where the API begins, usually /v1",
+            )
+            for content in ("<html>hello</html>", "{}", '{"choices": []}', '{"choices": [{"message": 3}]}')
+        ),
+    ],
+)
+def test_failure_says_what_happened_and_is_retried_only_where_that_is_safe(
+    response: Response | Exception, kind: type[ModelError], n_requests: int, message: str
+) -> None:
+    api = Api(response)
+    assert message in failing(api.model(), kind)
+    assert len(api.requests) == n_requests
 
 
 # --- money and settings --------------------------------------------------------------------------
@@ -472,74 +457,3 @@ def test_loopback_needs_no_key() -> None:
 def test_unusable_address_is_refused(url: str) -> None:
     with pytest.raises(pydantic.ValidationError):
         EndpointConfig(base_url=url, model="big")
-
-
-# --- a real server on loopback -------------------------------------------------------------------
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers "Hi" at once; promises an answer to anything else and never sends it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers["Content-Length"]))
-        content = json.dumps(ANSWER).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if b'"Hi"' in asked:
-            self.wfile.write(content)
-        else:
-            self.server.released.wait(5)
-            self.close_connection = True
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.released = threading.Event()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def test_one_model_serves_several_event_loops(address: str) -> None:
-    model = EndpointModel(EndpointConfig(base_url=address, model="big"), BOOK)
-    assert [ask(model, "Hi").text for _ in range(3)] == ["card_lost"] * 3
-
-
-def test_closing_twice_is_safe_and_a_closed_model_can_be_used_again(address: str) -> None:
-    model = EndpointModel(EndpointConfig(base_url=address, model="big"), BOOK)
-
-    async def use() -> str:
-        await model.complete(Request.ask("Hi"))
-        await model.aclose()
-        await model.aclose()
-        return (await model.complete(Request.ask("Hi"))).text
-
-    assert asyncio.run(use()) == "card_lost"
-
-
-def test_answer_that_stalls_halfway_is_a_timeout(address: str) -> None:
-    config = EndpointConfig(base_url=address, model="big", timeout_s=0.1)
-    message = failing(EndpointModel(config, BOOK), Unavailable)
-    assert "broke off its answer" in message
-    assert "Timeout" in message
-
-
-def test_nobody_at_the_address() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    config = EndpointConfig(base_url=url, model="big", max_retries=0)
-    message = failing(EndpointModel(config, BOOK), Unavailable)
-    assert message.startswith(f"large model down: {url}/chat/completions: ")
