@@ -17,7 +17,6 @@ from smallfirst.cli.options import JSON, LEDGER, PATH, TASK, load_project, load_
 from smallfirst.errors import ConfigError
 
 if TYPE_CHECKING:
-    from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.ledger.rows import LedgerRow
 
 
@@ -96,11 +95,12 @@ def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
 @JSON
 def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as_json: bool) -> None:
     """List answers that wait for a person: those no model was sure of, and audits without a verdict."""
+    from smallfirst.deployment.review_queue import waiting_for_review
     from smallfirst.improvement.harvest.evidence import open_ledger
 
     task = name or load_task_file(task_yaml).name
     with closing(open_ledger(ledger)) as opened:
-        rows = waiting(opened, task)
+        rows = waiting_for_review(opened, [task])
     shown = [_told(row) for row in rows[:limit]]
     if as_json:
         click.echo(json.dumps({"task": task, "n_waiting": len(rows), "data": shown}, indent=2, ensure_ascii=False))
@@ -114,23 +114,6 @@ def queue(task_yaml: Path, name: str | None, ledger: Path | None, limit: int, as
         click.echo(f"\nand {len(rows) - limit:,} more: --limit {len(rows)}")
     if rows:
         click.echo('\nnext: POST /v1/feedback {"id": "…", "verdict": "right"}, or "wrong" and the right "answer"')
-
-
-def waiting(ledger: Ledger, task: str) -> list[LedgerRow]:
-    """Answers of a task that a person should judge and nobody has, oldest first."""
-    from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
-
-    judged = {said.id for said in ledger.entries(FeedbackRow)}
-    audited = {audit.id for audit in ledger.entries(AuditRow, task=task)}
-    rows = [
-        *(row for row in ledger.entries(LedgerRow, task=task, stage="person") if row.id not in judged),
-        *(
-            row
-            for row in ledger.entries(LedgerRow, task=task, audited="1")
-            if row.certified and row.stage != "person" and row.id not in judged | audited
-        ),
-    ]
-    return sorted(rows, key=lambda row: row.at)
 
 
 def _told(row: LedgerRow) -> dict[str, Any]:

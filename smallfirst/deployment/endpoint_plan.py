@@ -1,9 +1,8 @@
-"""From the entities of an endpoint to what is served under its name: registered models, endpoints elsewhere, a cascade.
+"""From the entities of an endpoint to what is served under its name: registered models, external models, a cascade.
 
-A Plan says what an endpoint is made of; `load_endpoint` loads it. A registered model is a version, or an alias that is
-followed; with a fallback it stands in a Router on the certificate of its version. Between several entities traffic is
-split by weight. The price of a new plan in a running server: for a moment both its models and the old ones are in
-memory.
+An EndpointPlan says what an endpoint consists of; `load_endpoint` loads it. A registered model is a version, or an
+alias that is followed; with a fallback it answers in a Router under the certificate of its version. Traffic between
+several entities is split by weight. During a change of plan the old and the new models are in memory.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class ExternalEntity(Record):
     name: str
     """The entity's name at the endpoint."""
     endpoint: EndpointConfig
-    """Where it is; its key comes from the environment."""
+    """Address; its key comes from the environment."""
 
 
 class Cascade(Record):
@@ -95,14 +94,14 @@ class EndpointPlan(Record):
 
 
 class LoadedEndpoint(NamedTuple):
-    """A plan, loaded."""
+    """The models of a plan."""
 
     models: dict[str, Model]
     """By served name: the endpoint's, and `endpoint/entity` for each entity alone."""
     versions: dict[str, int]
     """Version by name of a registered entity."""
     notes: tuple[str, ...]
-    """What whoever made the plan should know."""
+    """Remarks for the author of the plan."""
 
     async def aclose(self) -> None:
         """Free what the models hold."""
@@ -111,7 +110,7 @@ class LoadedEndpoint(NamedTuple):
 
 
 def resolve_versions(plan: EndpointPlan) -> dict[str, int]:
-    """The version that each registered entity means at the moment. Raises RegistryError if there is none."""
+    """Return the version that each registered entity means now. Raise RegistryError if there is none."""
     found = {}
     for entity in plan.registered:
         alias = entity.version.removeprefix("@")
@@ -126,26 +125,26 @@ def resolve_versions(plan: EndpointPlan) -> dict[str, int]:
 
 
 def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
-    """What is served under `name`. May take seconds: files are verified and weights are read.
+    """Load what is served under `name`; it may take seconds, since files are verified and weights are read.
 
-    Raises RegistryError, ConfigError and PriceUnknown for an entity that cannot be had, StageMissing for a cascade
+    Raise RegistryError, ConfigError and PriceUnknown for an entity that cannot be loaded, StageMissing for a cascade
     without a certificate.
     """
     external: dict[str, Model] = {one.name: external_model(one, plan.prices) for one in plan.external}
     inner, loaded, notes = dict(external), {}, []
-    able: Model | None = None
+    embedder: Model | None = None
     for entity in plan.registered:
         version = versions.resolve(entity.reference)
-        # Before anything large is read: it may be missing for a while after a promotion.
+        # Before anything large is read: after a promotion it may be missing for a while.
         certificate = _certificate(version, plan.cascade) if plan.cascade else None
         shown = versioned_name(entity.name, version.version)
-        able = inner[entity.name] = load_model(
+        embedder = inner[entity.name] = load_model(
             version.folder, name=shown, price=plan.prices.machine, certified=certificate is not None
         )
         loaded[entity.name] = version.version
         if plan.cascade and certificate:
             large = external[plan.cascade.fallback]
-            inner[entity.name] = _cascade(version, certificate, (able, large), plan.cascade)
+            inner[entity.name] = _cascade(version, certificate, (embedder, large), plan.cascade)
             promise = certificate.why if certificate.issued else "no certificate was issued; somebody signed for it"
             notes.append(f"{entity.name}: {promise}; its answers are not audited here, as `smallfirst serve` does")
     weights = {entity: percent for entity, percent in plan.percent.items() if percent}
@@ -153,13 +152,13 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
         f"{name}/{entity}": TrafficSplit(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()
     }
     whole = TrafficSplit(
-        name, inner, weights, sticky_by=plan.sticky_by, able=able if len(plan.registered) == 1 else None
+        name, inner, weights, sticky_by=plan.sticky_by, embedder=embedder if len(plan.registered) == 1 else None
     )
     return LoadedEndpoint({name: whole, **alone}, loaded, tuple(notes))
 
 
 def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
-    """The external entity's model, not connected yet. Raises ConfigError without its key, PriceUnknown."""
+    """Return the external entity's model, not connected yet. Raise ConfigError without its key, and PriceUnknown."""
     try:
         return EndpointModel(entity.endpoint, prices)
     except PriceUnknown as error:
@@ -169,12 +168,12 @@ def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
 
 
 def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificate:
-    """The version's certificate. Raises StageMissing where it has none that its answers could stand on."""
+    """Return the version's certificate. Raise StageMissing if it has none under which it may answer."""
     what = f"{version.name} version {version.version}"
     raw = versions.read_attachment(version.name, version.version, "certificate.json")
     if raw is None:
         raise StageMissing(
-            f"{what} has no certificate, so nothing says when its answers may stand",
+            f"{what} has no certificate, so nothing says which answers it may give",
             hint="smallfirst calibrate task.yaml; or split the traffic: strategy: split",
         )
     found = Certificate.model_validate_json(raw)
@@ -186,7 +185,7 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
     if len(found.stages) > 1:
         ahead = ", ".join(stage.name for stage in found.stages[:-1])
         raise StageMissing(
-            f"{what} was certified together with {ahead} in front of it, which are not served here",
+            f"{what} was certified together with {ahead} before it in the cascade, which are not served here",
             hint="smallfirst serve task.yaml",
         )
     return found
@@ -195,10 +194,10 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
 def _cascade(
     version: versions.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
 ) -> Router:
-    """The version's model on its certificate, in front of the fallback, which is told the task.
+    """Return a Router over the version's model and the fallback, which gets the task's prompt.
 
-    What the certificate does not cover goes to the fallback: whether asking is worth it was measured with the large
-    model of task.yaml, which this need not be.
+    Answers that the certificate does not cover go to the fallback: whether that is worth it was measured with the large
+    model of task.yaml, which may be another one.
     """
     (small, large), manifest = models, read_manifest(version.folder)
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
@@ -211,7 +210,7 @@ def _cascade(
     )
 
 
-class TrafficSplit:
+class TrafficSplit(DelegatingModel):
     """Several Models as one: each request goes to one of them, by weight; equal values of a tag to the same one."""
 
     def __init__(
@@ -221,38 +220,39 @@ class TrafficSplit:
         percent: Mapping[str, int],
         *,
         sticky_by: tuple[str, ...] = (),
-        able: Model | None = None,
+        embedder: Model | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`able` is the one that turns texts into vectors and label probabilities; the only one if there is but one."""
-        self.name, self._models, self._percent, self._sticky_by, self._chance = name, models, percent, sticky_by, chance
-        able = able or (next(iter(models.values())) if len(models) == 1 else None)
-        if isinstance(able, Router):
-            able = able.stages[-1].model
-        more = able.capabilities if able else frozenset()
-        self.capabilities = more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
-        if able:
-            delegate = DelegatingModel(able)
-            self.embed, self.probabilities, self.ready = delegate.embed, delegate.probabilities, delegate.ready
+        """`embedder` gives embeddings and label probabilities; a single model does so by default."""
+        single = next(iter(models.values())) if len(models) == 1 else None
+        self._embedder = embedder or single
+        super().__init__(self._embedder or next(iter(models.values())), name=name)
+        self._models, self._percent, self._sticky_by, self._chance = models, percent, sticky_by, chance
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Streaming, and what the embedder can do beyond answering."""
+        more = self._embedder.capabilities if self._embedder else frozenset[Capability]()
+        return more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
 
     async def complete(self, request: Request) -> Completion:
-        """The chosen entity's answer."""
+        """Return the chosen entity's answer."""
         entity, why, at = self.choose(request)
-        return self._told(await self._models[entity].complete(request), entity, why, at)
+        return self._with_entity(await self._models[entity].complete(request), entity, why, at)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """The chosen entity's answer piece by piece."""
+        """Yield the chosen entity's answer piece by piece."""
         entity, why, at = self.choose(request)
         async for chunk in self._models[entity].stream(request):
             if chunk.completion is not None:
-                chunk = chunk.model_copy(update={"completion": self._told(chunk.completion, entity, why, at)})
+                chunk = chunk.model_copy(update={"completion": self._with_entity(chunk.completion, entity, why, at)})
             yield chunk
 
     def choose(self, request: Request) -> tuple[str, str, float | None]:
-        """The entity that answers, why, and where the request fell in [0, 1)."""
+        """Return the entity that answers, why, and the request's position in [0, 1)."""
         if len(self._percent) == 1:
             entity = next(iter(self._percent))
-            return entity, "every request goes there", None
+            return entity, "all requests go there", None
         tag = next((tag for tag in self._sticky_by if tag in request.tags), None)
         at = self._chance()
         if tag is not None:
@@ -263,12 +263,12 @@ class TrafficSplit:
         return entity, f"{self._percent[entity]} % go there, {by}", at
 
     async def aclose(self) -> None:
-        """Close all of them; one that is served under two names may be closed twice."""
+        """Close all models; one that is served under two names is closed twice."""
         for model in self._models.values():
             await model.aclose()
 
-    def _told(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:
-        """The completion with the entity in its route; a Router's own route stays, with one step more."""
+    def _with_entity(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:
+        """Return the completion with the entity in its route; a Router's own route stays, with one step more."""
         decision: Literal["passed on"] = "passed on"
         step = RouteStep(stage="split", decision=decision, why=f"{why}: to {entity}", score=at)
         route = completion.route

@@ -1,9 +1,9 @@
-"""Models by served name that can be replaced while requests are under way.
+"""Models by served name that can be replaced while requests are running.
 
-A name leads to a door, and a door to whoever stands behind it when a request begins. The models that come and go
-together (a task's Router, its small model) are one Crew: it is replaced in one step, and the one before it leaves once
-its last request is done, so no request is dropped and none sees half of a change. The price: a lock held for a moment
-at the beginning and end of each request, and two crews in memory during a change.
+A name leads to a proxy, which passes each request to the model that has the name when the request begins. Models that
+belong together (a task's Router and its small model) form a ModelSet, which is replaced in one step. A replaced set is
+closed after its last request, so no request is dropped and none sees half of a change. A lock is held for a moment at
+the beginning and end of each request, and two sets are in memory during a change.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Model
 from smallfirst.models.wrappers import DelegatingModel
 
+_RUN_TIMEOUT_S = 120.0
 
-class Closes(Protocol):
+
+class AsyncCloseable(Protocol):
     """Something that holds models."""
 
     async def aclose(self) -> None:
@@ -30,119 +32,122 @@ class Closes(Protocol):
 class ModelSet:
     """Models that are replaced together."""
 
-    def __init__(self, slot: str, models: Mapping[str, Model], closes: Closes) -> None:
-        """`closes` frees all of them, and what else they stand on; `slot` is whose place they take."""
-        self.slot, self.models, self._closes = slot, dict(models), closes
+    def __init__(self, slot: str, models: Mapping[str, Model], owner: AsyncCloseable) -> None:
+        """`models` takes the place of the set with the same `slot`; closing `owner` frees all that they use."""
+        self.slot, self.models, self._owner = slot, dict(models), owner
         self.n_in_flight = 0
-        """Requests that are answered by it now."""
+        """Running requests."""
         self.idle_since_s = time.monotonic()
-        """When its last request was done."""
+        """End of its last request."""
 
     async def aclose(self) -> None:
         """Free all its models."""
-        await self._closes.aclose()
+        await self._owner.aclose()
 
 
 class HotSwapModels(Mapping[str, Model]):
-    """The crews on duty, by served name. Any thread may replace one."""
+    """The active model sets by served name. Any thread may replace one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._crews: dict[str, ModelSet] = {}
-        self._behind: dict[str, ModelSet] = {}
-        self._doors: dict[str, ModelProxy] = {}
-        self._leaving: list[ModelSet] = []
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """The event loop that requests come from; None before the first."""
+        self._active: dict[str, ModelSet] = {}
+        self._by_name: dict[str, ModelSet] = {}
+        self._proxies: dict[str, ModelProxy] = {}
+        self._retired: list[ModelSet] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def put(self, crews: Sequence[ModelSet], *, without: Collection[str] = ()) -> None:
-        """Nothing back; from now on new requests go to `crews`, and slots in `without` are empty."""
+    def put(self, sets: Sequence[ModelSet], *, without: Collection[str] = ()) -> None:
+        """Send new requests to `sets` from now on, and empty the slots in `without`."""
         with self._lock:
-            kept = {slot: crew for slot, crew in self._crews.items() if slot not in without}
-            after = {**kept, **{crew.slot: crew for crew in crews}}
-            self._leaving += [crew for slot, crew in self._crews.items() if after.get(slot) is not crew]
-            self._crews = after
-            self._behind = {name: crew for crew in after.values() for name in crew.models}
-            # A new mapping each time: whoever goes through the old one is not disturbed.
-            self._doors = {
-                name: ModelProxy(self, name, model) for c in after.values() for name, model in c.models.items()
+            kept = {slot: one for slot, one in self._active.items() if slot not in without}
+            after = {**kept, **{one.slot: one for one in sets}}
+            self._retired += [one for slot, one in self._active.items() if after.get(slot) is not one]
+            self._active = after
+            self._by_name = {name: one for one in after.values() for name in one.models}
+            # A new mapping each time, so that whoever iterates over the old one is not disturbed.
+            self._proxies = {
+                name: ModelProxy(self, name, model) for one in after.values() for name, model in one.models.items()
             }
 
     @contextmanager
     def lease(self, name: str) -> Iterator[Model]:
-        """The model behind a name, which stays open as long as the context lasts. Raises ModelError if it is gone."""
+        """Yield the model of a name, which stays open until the context ends. Raise ModelError if there is none."""
         with self._lock:
-            crew = self._behind.get(name)
-            if crew is None:
-                raise ModelError(f"{name} is served no more")
-            crew.n_in_flight += 1
-            if self.loop is None:
-                self.loop = asyncio.get_running_loop()
+            found = self._by_name.get(name)
+            if found is None:
+                raise ModelError(f"{name} is no longer served")
+            found.n_in_flight += 1
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
         try:
-            yield crew.models[name]
+            yield found.models[name]
         finally:
             with self._lock:
-                crew.n_in_flight -= 1
-                crew.idle_since_s = time.monotonic()
+                found.n_in_flight -= 1
+                found.idle_since_s = time.monotonic()
 
-    def door(self, name: str, model: Model) -> ModelProxy:
-        """A way to a served name that stays right when its models are replaced; `model` is who stands there now."""
-        return ModelProxy(self, name, model)
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the event loop that requests come from, or on a new one before the first request."""
+        if self._loop is not None and self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(work, self._loop).result(_RUN_TIMEOUT_S)
+        else:
+            asyncio.run(work)
 
-    def gone(self, *, idle_s: float) -> list[ModelSet]:
-        """Crews that were replaced and had no request for `idle_s` seconds: the caller closes them, nobody else."""
+    def take_idle(self, *, idle_s: float) -> list[ModelSet]:
+        """Return, once, the replaced sets without a request for `idle_s` seconds; the caller closes them."""
         with self._lock:
             before = time.monotonic() - idle_s
-            done = [crew for crew in self._leaving if not crew.n_in_flight and crew.idle_since_s <= before]
-            self._leaving = [crew for crew in self._leaving if crew not in done]
-        return done
+            idle = [one for one in self._retired if not one.n_in_flight and one.idle_since_s <= before]
+            self._retired = [one for one in self._retired if one not in idle]
+        return idle
 
     @property
     def active(self) -> dict[str, ModelSet]:
-        """The crews that new requests go to, by slot."""
-        return self._crews
+        """The sets that new requests go to, by slot."""
+        return self._active
 
     @property
-    def leaving(self) -> list[ModelSet]:
-        """Crews that were replaced and are not closed yet."""
-        return list(self._leaving)
+    def retired(self) -> list[ModelSet]:
+        """Sets that were replaced and not handed out by `take_idle` yet."""
+        return list(self._retired)
 
     async def aclose(self) -> None:
-        """Close every crew. Names lead nowhere afterwards."""
+        """Close every set; afterwards no name is served."""
         with self._lock:
-            every = [*self._leaving, *reversed(self._crews.values())]
-            self._crews, self._behind, self._doors, self._leaving = {}, {}, {}, []
-        for crew in every:
-            await crew.aclose()
+            every = [*self._retired, *reversed(self._active.values())]
+            self._active, self._by_name, self._proxies, self._retired = {}, {}, {}, []
+        for one in every:
+            await one.aclose()
 
     def __getitem__(self, name: str) -> Model:
-        return self._doors[name]
+        return self._proxies[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._doors)
+        return iter(self._proxies)
 
     def __len__(self) -> int:
-        return len(self._doors)
+        return len(self._proxies)
 
 
 class ModelProxy(DelegatingModel):
     """A served name, itself a Model: each request goes to the model that has the name when the request begins."""
 
-    def __init__(self, fleet: HotSwapModels, served: str, model: Model) -> None:
+    def __init__(self, models: HotSwapModels, served_name: str, model: Model) -> None:
+        """Proxy for `served_name`, whose present model is `model`."""
         super().__init__(model)
-        self._fleet, self._served = fleet, served
+        self._models, self._served_name = models, served_name
 
     @contextmanager
     def _target(self) -> Iterator[Model]:
-        with self._fleet.lease(self._served) as model:
+        with self._models.lease(self._served_name) as model:
             yield model
 
     async def aclose(self) -> None:
-        """Do nothing: the fleet closes what it holds."""
+        """Do nothing: HotSwapModels closes its sets."""
 
 
 class SharedModel(DelegatingModel):
-    """A model that several crews share: it stays open when one of them leaves."""
+    """A model that several sets share: it stays open when one of them is closed."""
 
     async def aclose(self) -> None:
-        """Do nothing: whoever made the model closes it."""
+        """Do nothing: whoever created the model closes it."""

@@ -1,12 +1,12 @@
-"""What the server shows and takes in about Routers after go-live.
+"""Routes and metrics for Routers after go-live.
 
     POST /v1/feedback   {"id": "chatcmpl-…", "verdict": "right" or "wrong", "answer": "…"}
-    GET  /v1/routers    each task's state, live error, promise and alarms
-    GET  /v1/queue      answers that wait for a person: abstentions, and audits that a person judges
-    GET  /metrics       the same for Prometheus
+    GET  /v1/routers    each task's state, live error, guarantee and alarms
+    GET  /v1/queue      answers that wait for a person (see `review_queue`)
+    GET  /metrics       their metrics, beside the server's
 
-Feedback is kept whoever gives it; it moves a bound only where chance had chosen the answer for an audit, since people
-tell of wrong answers more readily than of right ones.
+Feedback from any key is kept. It changes a bound only if chance had selected the answer for an audit, since people
+report wrong answers more readily than right ones.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.review_queue import waiting_for_review
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import FeedbackRow, StateRow
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 
 STATES = ("live", "shadow", "drift", "fallback")
-_MAX_BYTES = 64 * 1024
+_MAX_BODY_BYTES = 64 * 1024
 MAX_VERDICTS = 16
-"""Verdicts that are kept on one answer: people may disagree, but not fill the ledger."""
-_MOST_SHOWN = 200
-"""Entries of the queue that are listed at once."""
+"""Verdicts that are kept on one answer: people may disagree, but must not fill the ledger."""
+_MAX_LISTED = 200
+"""Entries of the queue in one response."""
 
 
 class MonitoringRoutes(Plugin):
-    """The extension over the Routers of one server."""
+    """The plugin over the Routers of one server."""
 
     def __init__(self, routers: Sequence[AuditedRouter], ledger: Ledger) -> None:
-        self.by_task = {live.name: live for live in routers}
+        self.by_task = {router.name: router for router in routers}
         self._ledger = ledger
         self._answers: Counter[tuple[str, str]] = Counter()
         self._cost_usd: Counter[str] = Counter()
-        self.collectors = (_Figures(self),)
+        self.collectors = (_RouterMetrics(self),)
         self.routes = (
             PluginRoute("POST", "/v1/feedback", self._feedback, "user"),
             PluginRoute("GET", "/v1/routers", self._states),
@@ -51,65 +52,56 @@ class MonitoringRoutes(Plugin):
         )
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """The answer is counted, and its Router told of it."""
+        """Count the answer and hand it to the audits of its Router."""
         route = completion.route
         if route is None:
             return
         self._answers[route.task, route.stage] += 1
         self._cost_usd[route.task] += completion.cost_usd  # type: ignore[assignment]  # a Counter holds any number
-        if live := self.by_task.get(route.task):
-            live.answered(id, request, completion)
+        if router := self.by_task.get(route.task):
+            router.answered(id, request, completion)
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
-        said = _parse(await call.json(max_bytes=_MAX_BYTES), call.caller)
-        row = await asyncio.to_thread(self._ledger.get, said.id)
+        feedback = _parse(await call.json(max_bytes=_MAX_BODY_BYTES), call.caller)
+        row = await asyncio.to_thread(self._ledger.get, feedback.id)
         if row is None or row.status != 200:
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
-        earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=said.id)
+        earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
         if len(earlier) >= MAX_VERDICTS:
             raise ApiError(409, f"There are {MAX_VERDICTS} verdicts on this answer already.", param="id", code="judged")
-        live = self.by_task.get(row.task or "")
-        if live is None:
-            await self._ledger.append_async(said)
+        router = self.by_task.get(row.task or "")
+        if router is None:
+            await self._ledger.append_async(feedback)
         else:
-            await live.feedback(said)
-        return {"object": "feedback", "id": said.id, "verdict": said.verdict, "audit": bool(live and row.audited)}
+            await router.feedback(feedback)
+        return {
+            "object": "feedback",
+            "id": feedback.id,
+            "verdict": feedback.verdict,
+            "audit": bool(router and row.audited),
+        }
 
     async def _states(self, _: PluginRequest) -> dict[str, Any]:
-        return {"object": "list", "data": [_shown(live) for live in self.by_task.values()]}
+        return {"object": "list", "data": [_status(router) for router in self.by_task.values()]}
 
     async def _queue(self, _: PluginRequest) -> dict[str, Any]:
-        waiting = await asyncio.to_thread(self._waiting)
-        data = [{"id": r.id, "task": r.task, "at": r.at.isoformat(), "stage": r.stage} for r in waiting[:_MOST_SHOWN]]
-        return {"object": "list", "data": data, "has_more": len(waiting) > _MOST_SHOWN}
-
-    def _waiting(self) -> list[LedgerRow]:
-        """Answers for a person that nobody has judged, oldest first."""
-        judged = {f.id for f in self._ledger.entries(FeedbackRow)}
-        judged |= {a.id for a in self._ledger.entries(AuditRow) if a.judged_by == "person"}
-        by_people = {live.name for live in self.by_task.values() if live.auditing.judge == "person"}
-        rows = [*self._ledger.entries(LedgerRow, stage="person"), *self._ledger.entries(LedgerRow, audited="1")]
-        wanted = {
-            row.id: row
-            for row in rows
-            if row.id not in judged and (row.stage == "person" or (row.task in by_people and row.certified))
-        }
-        return sorted(wanted.values(), key=lambda row: row.at)
+        waiting = await asyncio.to_thread(waiting_for_review, self._ledger, list(self.by_task))
+        data = [{"id": r.id, "task": r.task, "at": r.at.isoformat(), "stage": r.stage} for r in waiting[:_MAX_LISTED]]
+        return {"object": "list", "data": data, "has_more": len(waiting) > _MAX_LISTED}
 
 
-class _Figures(Collector):
-    """The Routers' figures as Prometheus reads them; nothing is counted twice, so nothing can disagree."""
+class _RouterMetrics(Collector):
+    """The Routers' metrics, read from their monitors on every scrape, so that they cannot disagree."""
 
-    def __init__(self, house: MonitoringRoutes) -> None:
-        self._house = house
+    def __init__(self, routes: MonitoringRoutes) -> None:
+        self._routes = routes
 
     def collect(self) -> Iterator[Metric]:
-        house = self._house
         answers = CounterMetricFamily("smallfirst_answers", "Answers by task and stage.", labels=["task", "stage"])
-        for (task, stage), n in sorted(house._answers.items()):
+        for (task, stage), n in sorted(self._routes._answers.items()):
             answers.add_metric([task, stage], n)
         cost = CounterMetricFamily("smallfirst_cost_usd", "What the answers cost.", labels=["task"])
-        for task, usd in sorted(house._cost_usd.items()):
+        for task, usd in sorted(self._routes._cost_usd.items()):
             cost.add_metric([task], usd)
         state = GaugeMetricFamily("smallfirst_state", "1 for the state a task is in.", labels=["task", "state"])
         audits = GaugeMetricFamily("smallfirst_audits", "Audits the live error rests on.", labels=["task"])
@@ -118,37 +110,37 @@ class _Figures(Collector):
         )
         limit = GaugeMetricFamily("smallfirst_error_limit", "Error from which the promise is broken.", labels=["task"])
         alarms = CounterMetricFamily("smallfirst_alarms", "Alarms by cause.", labels=["task", "cause"])
-        for task, live in house.by_task.items():
-            found = live.monitor.live_error
+        for task, router in self._routes.by_task.items():
+            found = router.monitor.live_error
             for name in STATES:
-                state.add_metric([task, name], float(name == live.monitor.state))
+                state.add_metric([task, name], float(name == router.monitor.state))
             audits.add_metric([task], found.n)
             for end in ("value", "low", "high"):
                 error.add_metric([task, end], getattr(found, end))
-            limit.add_metric([task], live.monitor.limit)
-            for cause, n in Counter(change.cause for change in live.monitor.alarms).items():
+            limit.add_metric([task], router.monitor.limit)
+            for cause, n in Counter(change.cause for change in router.monitor.alarms).items():
                 alarms.add_metric([task, cause], n)
         yield from (answers, cost, state, audits, error, limit, alarms)
 
 
-def _shown(live: AuditedRouter) -> dict[str, Any]:
-    found = live.monitor.live_error
-    states = live.ledger.entries(StateRow, task=live.name, limit=5)
+def _status(router: AuditedRouter) -> dict[str, Any]:
+    found = router.monitor.live_error
+    states = router.ledger.entries(StateRow, task=router.name, limit=5)
     return {
-        "task": live.name,
-        "state": live.monitor.state,
+        "task": router.name,
+        "state": router.monitor.state,
         "why": states[-1].why if states else "",
-        "promise": live.router.guarantee,
-        "limit": live.monitor.limit,
+        "promise": router.router.guarantee,
+        "limit": router.monitor.limit,
         "live_error": found.model_dump(),
-        "audit_share": live.monitor.audit_share,
-        "judged_by": live.auditing.judge,
+        "audit_share": router.monitor.audit_share,
+        "judged_by": router.auditing.judge,
         "changes": [{"at": s.at.isoformat(), "before": s.before, "after": s.after, "why": s.why} for s in states],
     }
 
 
 def _parse(body: dict[str, Any], caller: str) -> FeedbackRow:
-    """The feedback in a body. Raises WireError 400 naming the field at fault."""
+    """Return the feedback in a body. Raise ApiError 400 naming the field at fault."""
     unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")

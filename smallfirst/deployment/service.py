@@ -1,22 +1,48 @@
-"""What is served: each task's Router under watch, the models behind it, and `auto` over all tasks.
+"""Deploy tasks on a server: each one's audited Router, the models behind it, and `auto` over all tasks.
 
-A Router stands on what its champion's version carries in the registry: the certificate, and the reference that live
-traffic is compared with. Without an issued certificate the small model runs in shadow, beside the large one that
-answers, unless somebody has signed for it in task.yaml.
+A Router is built from its champion's version in the registry, with the certificate and the reference for monitoring
+traffic. Without an issued certificate the small model runs in shadow beside the large one that answers, unless somebody
+has signed for it in task.yaml. When the aliases move, by a promotion or a rollback, the server follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from smallfirst.deployment.registry_watcher import AUTO, RegistryWatcher
-from smallfirst.deployment.task_deployment import TaskDeployment
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet
+from smallfirst.deployment.monitoring_routes import MonitoringRoutes
+from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
+from smallfirst.deployment.task_deployment import (
+    DeployedVersion,
+    TargetVersions,
+    TaskDeployment,
+    check_models_answer,
+)
 from smallfirst.errors import ConfigError
+from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.project.task_file import TaskFile
 from smallfirst.registry.traces import TraceStore
+from smallfirst.routing.auto import AutoRouter
+from smallfirst.routing.ood.detector import PROFILE_FILE
+from smallfirst.routing.ood.task_selector import TaskSelector
 from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import StateRow
+from smallfirst.serving.plugins import Plugin
 from smallfirst.serving.tracing import EXPERIMENT, TracePlugin
+
+_log = logging.getLogger("smallfirst.serving")
+
+AUTO = "auto"
+"""Name under which all tasks of a server are reached at once."""
+POLL_INTERVAL_S = 5.0
+"""Seconds between two lookups of the aliases."""
+LINGER_S = 2.0
+"""Seconds that a replaced version stays open after its last request, so that its answers reach its own monitor."""
+_TRIAL_TOKENS = 8
 
 
 def deploy(
@@ -26,7 +52,7 @@ def deploy(
     live: bool = True,
     store_bodies: bool = False,
     poll_interval_s: float | None = None,
-) -> RegistryWatcher:
+) -> DeployedTasks:
     """Return the plugin that serves several tasks: each one's Router, small and large model, and `auto` over all.
 
     `live=False` answers the large path from recordings. With `poll_interval_s` the registry's aliases are polled and
@@ -38,15 +64,150 @@ def deploy(
         if file.name in names or file.name == AUTO:
             raise ConfigError(f"two things would be served as {file.name!r}", hint="give each task a name of its own")
         names.add(file.name)
-    desks = [TaskDeployment(file, ledger, live=live, store_bodies=store_bodies) for file in files]
-    following = RegistryWatcher(desks, ledger, every_s=poll_interval_s or 0.0)
+    deployments = [TaskDeployment(file, ledger, live=live, store_bodies=store_bodies) for file in files]
+    deployed = DeployedTasks(deployments, ledger, poll_interval_s=poll_interval_s or POLL_INTERVAL_S)
     if poll_interval_s:
-        following.start()
-    return following
+        deployed.watcher.start()
+    return deployed
 
 
 def trace_plugin(files: Sequence[TaskFile], *, store_bodies: bool = False, share: float = 1.0) -> TracePlugin:
-    """The extension that writes traces of answers to the MLflow store; hosted models are told by their address."""
+    """Return the plugin that writes traces of answers to MLflow; hosted models have their host as provider."""
     endpoints = [file.large.endpoint for file in files if file.large and file.large.endpoint]
     providers = {endpoint.model: urlsplit(endpoint.base_url).hostname or "" for endpoint in endpoints}
     return TracePlugin(TraceStore(EXPERIMENT), store_bodies=store_bodies, share=share, providers=providers)
+
+
+class DeployedTasks(Plugin):
+    """The plugin over the tasks of one server, with the served models in `models`."""
+
+    def __init__(self, deployments: Sequence[TaskDeployment], ledger: Ledger, *, poll_interval_s: float) -> None:
+        """Load every task's champion. Raise as `TaskDeployment.load` does."""
+        self.models = HotSwapModels()
+        self._ledger = ledger
+        self._targets = {each.name: TaskTarget(each, self, poll_interval_s) for each in deployments}
+        self._replaced: list[DeployedVersion] = []
+        self._monitoring = MonitoringRoutes([target.deployed.router for target in self._targets.values()], ledger)
+        self.routes, self.collectors = self._monitoring.routes, self._monitoring.collectors
+        self.watcher = RegistryWatcher(self.models, list(self._targets.values()), linger_s=LINGER_S)
+        auto = self._create_auto()
+        self.models.put([*(target.deployed.models for target in self._targets.values()), *([auto] if auto else [])])
+
+    @property
+    def by_task(self) -> Mapping[str, AuditedRouter]:
+        """The Routers that answer now."""
+        return self._monitoring.by_task
+
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Count the answer and hand it to the audits of the version that gave it."""
+        route = completion.route
+        routers = [self.by_task.get(route.task if route else ""), *(old.router for old in self._replaced)]
+        owner = next((router for router in routers if router and router.gave(completion)), routers[0])
+        if route is None or owner is routers[0] or owner is None:
+            self._monitoring.answered(id, request, completion)
+            return
+        # An audit tells something about the certificate that was in force, and about no other.
+        counted = completion.model_copy(update={"route": route.model_copy(update={"audited": False})})
+        self._monitoring.answered(id, request, counted)
+        owner.answered(id, request, completion)
+
+    async def aclose(self) -> None:
+        """Stop following the registry, then close every model."""
+        await self.watcher.stop()
+        await self.models.aclose()
+        for target in self._targets.values():
+            for model in target.deployment.shared:
+                await model.aclose()
+
+    def replace(self, name: str, old: DeployedVersion, new: DeployedVersion) -> None:
+        """Let `new` answer in the place of `old`, by its name and by `auto`."""
+        retired = self.models.retired
+        self._replaced = [*(version for version in self._replaced if version.models in retired), old]
+        try:
+            auto = self._create_auto()
+        except Exception:  # requests by name matter more than those by `auto`
+            _log.exception("%s: auto keeps its earlier profile of the task", name)
+            auto = self.models.active.get(AUTO)
+        self.models.put([new.models, *([auto] if auto else [])], without=() if auto else (AUTO,))
+        self._monitoring.by_task[name] = new.router
+        why = (
+            f"the registry's aliases moved from {old.versions.description} to {new.versions.description}, which answers"
+        )
+        self.record_state(new.router, old.router.monitor.state, why)
+
+    def record_state(self, router: AuditedRouter, before: str, why: str) -> None:
+        """Log a change and write it to the ledger, so that explanations of answers show it."""
+        _log.warning("%s: %s", router.name, why)
+        row = StateRow(
+            at=datetime.now(UTC),
+            task=router.name,
+            before=before,
+            after=router.monitor.state,
+            why=why,
+            cause=router.cause,
+            certificate=router.certificate,
+        )
+        try:
+            self._ledger.append(row)
+        except Exception:  # a change of version does not depend on a full disk
+            _log.exception("%s: the ledger did not take a row", router.name)
+
+    def _create_auto(self) -> ModelSet | None:
+        """Return `auto` over the tasks that have a profile; None if none has."""
+        known = {
+            name: target.deployed
+            for name, target in self._targets.items()
+            if (target.deployed.profile_folder / PROFILE_FILE).exists()
+        }
+        if not known:
+            return None
+        deployments = [target.deployment for target in self._targets.values()]
+        general = next((each.general for each in deployments if each.general is not None), None)
+        routers: dict[str, Model] = {
+            name: ModelProxy(self.models, name, deployed.router) for name, deployed in known.items()
+        }
+        selector = TaskSelector.load({name: deployed.profile_folder for name, deployed in known.items()})
+        auto = AutoRouter(selector, routers, general)
+        return ModelSet(AUTO, {AUTO: auto}, auto)
+
+
+class TaskTarget:
+    """A task whose aliases the RegistryWatcher follows."""
+
+    def __init__(self, deployment: TaskDeployment, owner: DeployedTasks, interval_s: float) -> None:
+        """Load the champion."""
+        self.deployment, self.name, self.interval_s, self._owner = deployment, deployment.name, interval_s, owner
+        self.deployed = deployment.load(deployment.target_versions())
+
+    def current(self) -> TargetVersions:
+        """Return the versions that answer."""
+        return self.deployed.versions
+
+    def wanted(self) -> TargetVersions:
+        """Return the versions that the aliases name."""
+        return self.deployment.target_versions()
+
+    def load(self, wanted: TargetVersions) -> DeployedVersion:
+        """Load a version and ask its models one request of the task, on the server's own event loop."""
+        if not self.deployment.certified(wanted.champion):
+            raise NotReadyYet("it has no certificate yet")  # `calibrate` follows `promote`
+        sample = Request(messages=self.deployment.sample, max_tokens=_TRIAL_TOKENS)
+        models = self._owner.models
+        return self.deployment.load(wanted, trial=lambda loaded: models.run(check_models_answer(loaded, sample)))
+
+    def activate(self, loaded: DeployedVersion) -> None:
+        """Let the loaded version answer."""
+        old, self.deployed = self.deployed, loaded
+        self._owner.replace(self.name, old, loaded)
+
+    def failed(self, wanted: TargetVersions | None, error: Exception) -> None:
+        """Log why the version before stays."""
+        router, stays = self.deployed.router, self.deployed.versions.description
+        if wanted is None:
+            _log.warning("%s: the aliases cannot be looked up: %s; %s stays", self.name, one_line(error), stays)
+        else:
+            why = f"{wanted.description} is not served: {one_line(error)}; {stays} stays"
+            self._owner.record_state(router, router.monitor.state, why)
+
+    def recovered(self) -> None:
+        """Do nothing: the version that the aliases name answers."""

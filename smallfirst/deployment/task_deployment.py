@@ -1,7 +1,7 @@
-"""A task at a server: what stays while its versions come and go, and how a Router is made of one of them.
+"""One task of a server: what its versions share, and how a Router is built from one of them.
 
-The task file, the rows and the large model are read once; a version brings its files, its certificate and the run it
-was made in. Making a Router of a version reads its files and loads the model beside the one that answers.
+The task file, the rows and the large model are read once; a version brings its files, its certificate and its run.
+Building a Router from a version reads its files and loads the model beside the live one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
 
 CERTIFICATE = "certificate.json"
-"""What a version must have beside it before it may be served."""
+"""Attachment that a version needs before it may be served."""
 Trial = Callable[[Sequence[Model]], None]
-"""Sees whether new models answer; raises what they raise."""
+"""Asks new models one request each; raises what they raise."""
 
 
 class TargetVersions(NamedTuple):
@@ -56,35 +56,39 @@ class TargetVersions(NamedTuple):
 
     champion: int
     challenger: int | None = None
-    """None where no policy leads to it, or nobody is called so."""
+    """None if no policy leads to it, or no version has the alias."""
 
     @property
-    def in_words(self) -> str:
-        """For one line of a log."""
+    def description(self) -> str:
+        """For a line of a log."""
         beside = f", challenger {self.challenger}" if self.challenger is not None else ""
         return f"version {self.champion}{beside}"
 
 
 class DeployedVersion(NamedTuple):
-    """A version at work."""
+    """A version that is loaded."""
 
-    wanted: TargetVersions
-    live: AuditedRouter
-    crew: ModelSet
-    signature: Path
-    """Folder of the signature by which `auto` knows the task; may be missing."""
+    versions: TargetVersions
+    router: AuditedRouter
+    models: ModelSet
+    profile_folder: Path
+    """Folder of the task profile by which `auto` recognises the task; may be missing."""
+
+    async def aclose(self) -> None:
+        """Free all its models."""
+        await self.models.aclose()
 
 
 class TaskDeployment:
     """One task of a server."""
 
     def __init__(self, file: TaskFile, ledger: Ledger, *, live: bool = True, store_bodies: bool = False) -> None:
-        """`live=False` answers the large path from recordings.
+        """Read the task; `live=False` answers the large path from recordings.
 
-        Raises RegistryError without a champion, or without the challenger that a policy leads to; and as `Job.read`.
+        Raise RegistryError without a champion, or without the challenger that a policy leads to, and as `Project.read`.
         """
         self.file, self._ledger, self._store_bodies = file, ledger, store_bodies
-        if self.wanted().challenger is None and routes_to_challenger(file):
+        if self.target_versions().challenger is None and routes_to_challenger(file):
             raise RegistryError(
                 f"{file.name}: a policy leads to the challenger, and no version of {file.register_to} is called so",
                 hint="smallfirst challenge task.yaml, or leave out the policy",
@@ -93,46 +97,46 @@ class TaskDeployment:
         self._task = project.task
         large, general = _large_models(project, live=live)
         self.shared = list({id(model): model for model in (large, general) if model}.values())
-        """Models that every version shares."""
-        kept = {id(model): SharedModel(model) for model in self.shared}
-        self.large, self.general = kept.get(id(large)), kept.get(id(general))
+        """Models that all versions share."""
+        shared = {id(model): SharedModel(model) for model in self.shared}
+        self.large, self.general = shared.get(id(large)), shared.get(id(general))
         self.sample: tuple[Message, ...] = project.rows.train.examples[0].messages
-        """A request to try new models with."""
+        """A request with which new models are tried."""
 
     @property
     def name(self) -> str:
         """The task's name."""
         return self.file.name
 
-    def wanted(self) -> TargetVersions:
-        """What the aliases name now: a lookup, no file is read. Raises RegistryError without a champion."""
+    def target_versions(self) -> TargetVersions:
+        """Look up what the aliases name now; no file is read. Raise RegistryError without a champion."""
         name = self.file.register_to
         named = {alias: v.version for v in versions.list_versions(name) for alias in v.aliases}
         if versions.CHAMPION not in named:
-            raise RegistryError(f"{name} has no champion any more", hint="smallfirst promote task.yaml")
+            raise RegistryError(f"{name} has no champion", hint="smallfirst promote task.yaml")
         return TargetVersions(
             named[versions.CHAMPION], named.get(CHALLENGER) if routes_to_challenger(self.file) else None
         )
 
     def certified(self, version: int) -> bool:
-        """True if a version has its certificate: without one it is not loaded."""
+        """Return True if a version has its certificate; without one it is not loaded."""
         return versions.read_attachment(self.file.register_to, version, CERTIFICATE) is not None
 
-    def standing(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
-        """The Router of a version under watch, with the models that are served beside it.
+    def load(self, wanted: TargetVersions, *, trial: Trial | None = None) -> DeployedVersion:
+        """Return the audited Router of a version, with the models that are served beside it.
 
-        Raises StageMissing without certificate or run, RegistryError if files are damaged, and what `trial` raises;
-        what was loaded by then is freed.
+        Raise StageMissing without certificate or run, RegistryError if files are damaged, and what `trial` raises; what
+        was loaded by then is freed.
         """
         loaded: list[Model] = []
         try:
-            return self._standing(wanted, loaded, trial)
+            return self._load(wanted, loaded, trial)
         except BaseException:
             for model in loaded:
                 asyncio.run(model.aclose())
             raise
 
-    def _standing(self, wanted: TargetVersions, loaded: list[Model], trial: Trial | None) -> DeployedVersion:
+    def _load(self, wanted: TargetVersions, loaded: list[Model], trial: Trial | None) -> DeployedVersion:
         file = self.file
         version = versions.resolve(f"{file.register_to}/{wanted.champion}")
         # The version's own run, not the newest one: that may be a challenger's that has lost.
@@ -140,7 +144,7 @@ class TaskDeployment:
         certificate = Certificate.model_validate_json(_attached(version, CERTIFICATE))
         reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
         heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
-        self._somebody_answers(certificate)
+        self._check_fallback(certificate)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
@@ -162,39 +166,39 @@ class TaskDeployment:
         if router.budget_tracker is not None:
             restore_spending(router.budget_tracker, self._ledger, file.name)
         # Last, since it writes the state of the certificate to the ledger.
-        found = self._watched(router, certificate, reference)
-        models: dict[str, Model] = {file.name: found, f"{file.name}-small": small}
+        audited = self._audited(router, certificate, reference)
+        models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
-        return DeployedVersion(wanted, found, ModelSet(file.name, models, found), run_folder.path / PROFILE_FOLDER)
+        return DeployedVersion(wanted, audited, ModelSet(file.name, models, audited), run_folder.path / PROFILE_FOLDER)
 
-    def _somebody_answers(self, certificate: Certificate) -> None:
+    def _check_fallback(self, certificate: Certificate) -> None:
         if self.large is None and not certificate.issued and self.file.routing.override is None:
             raise StageMissing(
-                f"{self.name}: {certificate.why}; and there is no large model to run in shadow of",
+                f"{self.name}: {certificate.why}; and there is no large model that could answer instead",
                 hint="name one under large:, or sign for it under routing.override: {by: …, because: …}",
             )
 
-    def _watched(self, router: Router, certificate: Certificate, reference: TrafficReference) -> AuditedRouter:
+    def _audited(self, router: Router, certificate: Certificate, reference: TrafficReference) -> AuditedRouter:
         judge = _judge(self.file, certificate, self.large)
-        auditing = AuditSettings(judge, _holds(self._task), self._store_bodies)
+        auditing = AuditSettings(judge, _agreement(self._task), self._store_bodies)
         monitor = _monitor(self.file, certificate, reference, judge)
         return AuditedRouter(router, monitor, ledger=self._ledger, auditing=auditing)
 
 
-def restore_spending(purse: BudgetTracker, ledger: Ledger, task: str) -> None:
-    """Nothing back; the purse knows what escalated answers of the task cost in its window, before this process."""
+def restore_spending(tracker: BudgetTracker, ledger: Ledger, task: str) -> None:
+    """Tell `tracker` what escalated answers of the task cost in its window before this process started."""
     now = datetime.now(UTC)
-    since = now - timedelta(seconds=WINDOW_SECONDS[purse.budget.per])
+    since = now - timedelta(seconds=WINDOW_SECONDS[tracker.budget.per])
     for row in ledger.entries(LedgerRow, since=since, task=task):
         drafted = any(step.decision == "passed on" and step.model for step in row.steps)
         cost_usd = sum(step.cost_usd for step in row.steps if step.decision == "answered")
         if drafted and cost_usd:
-            purse.pay(cost_usd, age_s=(now - row.at).total_seconds())
+            tracker.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 
 def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Literal["large", "person"]:
-    """Who judges audits: a person where nobody else is there, or nobody knows how often the large model errs."""
+    """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     unknown = certificate.labels == "gold" and certificate.audit_limit is None and certificate.issued
     return "person" if large is None or unknown else file.routing.judge
 
@@ -202,7 +206,7 @@ def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Lit
 def _monitor(
     file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Literal["large", "person"]
 ) -> Callable[[], Monitor]:
-    """Makes the monitor of a task as at go-live; where the large model judges, the limit allows for its own errors."""
+    """Return what creates the task's monitor; where the large model judges, the limit allows for its own errors."""
     routing, limit = file.routing, certificate.max_error
     if judge == "large" and certificate.labels == "gold":
         limit = certificate.audit_limit or limit
@@ -217,18 +221,18 @@ def _monitor(
     )
 
 
-def _holds(task: Any) -> Callable[[str, str], bool]:
-    """Whether a draft says what a judge says, by the task's own score."""
+def _agreement(task: Any) -> Callable[[str, str], bool]:
+    """Return the function that tells, by the task's own score, whether a draft agrees with a judge's answer."""
 
-    def holds(draft: str, judged: str) -> bool:
+    def agrees(draft: str, judged: str) -> bool:
         right = task.parse(judged)
         return right is not None and task.score([right], task.parse(draft)) >= task.pass_score
 
-    return holds
+    return agrees
 
 
 def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model | None]:
-    """The large model asked for the task, and as it is; both None where nobody can be asked."""
+    """Return the large model with the task's prompt and without it; both None if there is no large model to ask."""
     file = project.file
     if file.large is None or not (live or file.large.recorded):
         return None, None
@@ -248,6 +252,6 @@ def _attached(version: versions.ModelVersion, filename: str, otherwise: bytes | 
 
 
 async def check_models_answer(models: Sequence[Model], request: Request) -> None:
-    """Nothing if every model answers one request. Raises ModelError."""
+    """Ask every model one request. Raise ModelError if one of them does not answer."""
     for model in models:
         await model.complete(request)

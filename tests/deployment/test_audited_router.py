@@ -90,7 +90,7 @@ class Setting:
             return Monitor(chosen, limit=0.05, reference_confidence=[], shadow=not issued)
 
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
-        self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, draw=random.Random(0))
+        self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
 
     async def ask(self, n: int = 1) -> list[Completion]:
         """`n` answers, each audited before the next is asked."""
@@ -117,8 +117,8 @@ class Setting:
             )
             await self.ledger.append_async(row)
             self.live.answered(id, request, found[-1])
-            if self.live._waiting:
-                await asyncio.wait(self.live._waiting)
+            if self.live._tasks:
+                await asyncio.wait(self.live._tasks)
         return found
 
     @property
@@ -178,7 +178,7 @@ def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_i
     assert stages(found[-2:]) == {"large"}
     assert found[-1].text == "refund"
     assert found[-1].route is not None
-    assert found[-1].route.why == "the promise was found broken on live answers"
+    assert found[-1].route.why == "the guarantee was found broken on live answers"
     assert not found[-1].route.certified
     assert setting.changes == [("", "live"), ("live", "fallback")]
     assert "wrong" in ledger.entries(StateRow)[-1].why

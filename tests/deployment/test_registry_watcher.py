@@ -18,9 +18,8 @@ import httpx
 import pytest
 
 from smallfirst.cli.explain import explanation, in_words
-from smallfirst.deployment import registry_watcher as module
-from smallfirst.deployment.registry_watcher import RegistryWatcher
-from smallfirst.deployment.service import deploy
+from smallfirst.deployment import service
+from smallfirst.deployment.service import DeployedTasks, deploy
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.paths import home
@@ -60,7 +59,7 @@ def states(ledger: Ledger) -> list[str]:
     return [row.why for row in ledger.entries(StateRow, task="toy")]
 
 
-def start(desk, ledger: Ledger, *turns: int) -> RegistryWatcher:
+def start(desk, ledger: Ledger, *turns: int) -> DeployedTasks:
     """Versions 1, 2, …, the first one champion, served in this process without a thread."""
     for turn in turns:
         desk.register(turn)
@@ -69,16 +68,16 @@ def start(desk, ledger: Ledger, *turns: int) -> RegistryWatcher:
 
 
 def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER_S", 0.0)
-    watch = start(desk, ledger, 0, 1)
-    router, small = watch.models["toy"], watch.models["toy-small"]
+    monkeypatch.setattr(service, "LINGER_S", 0.0)
+    deployed = start(desk, ledger, 0, 1)
+    router, small = deployed.models["toy"], deployed.models["toy-small"]
     first = answer(small)
-    assert (first.answered_by, watch.look()) == ("toy-small@1", [])
-    assert list(watch.models) == ["toy", "toy-small"]
-    left = watch.models.active["toy"].models["toy-small"]
+    assert (first.answered_by, deployed.watcher.poll()) == ("toy-small@1", [])
+    assert list(deployed.models) == ["toy", "toy-small"]
+    left = deployed.models.active["toy"].models["toy-small"]
 
     versions.promote("main.desk.toy", 2)
-    assert watch.look() == ["toy"]
+    assert deployed.watcher.poll() == ["toy"]
     second = answer(small)
     assert second.answered_by == "toy-small@2"
     labels = desk.task.labels
@@ -86,103 +85,103 @@ def test_a_promotion_and_a_rollback_are_followed(desk, ledger: Ledger, monkeypat
     kept = answer(router)
     assert kept.route is not None
     assert (kept.text, kept.answered_by, kept.route.trail[-1].model) == (second.text, "toy-small@2", "toy-small@2")
-    assert watch.by_task["toy"].certificate == watch.models.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
+    assert deployed.by_task["toy"].certificate == deployed.models.active["toy"].models["toy"].certificate  # type: ignore[attr-defined]
 
     versions.rollback("main.desk.toy")
-    assert watch.look() == ["toy"]
+    assert deployed.watcher.poll() == ["toy"]
     assert answer(small).text == first.text
-    assert watch.models.leaving == []
+    assert deployed.models.retired == []
     with pytest.raises(ModelError, match="toy-small@1 is closed"):
         answer(left)
-    assert states(ledger)[-1] == ("the registry's aliases moved from version 2 to version 1, which answers from now on")
-    asyncio.run(watch.aclose())
-    assert list(watch.models) == []
+    assert states(ledger)[-1] == ("the registry's aliases moved from version 2 to version 1, which answers")
+    asyncio.run(deployed.aclose())
+    assert list(deployed.models) == []
 
 
 def test_a_damaged_version_is_reported_once_and_the_one_before_answers(
     desk, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = start(desk, ledger, 0, 1)
+    deployed = start(desk, ledger, 0, 1)
     weights = versions.resolve("main.desk.toy/2").folder / "model.safetensors"
     whole = weights.read_bytes()
     versions.promote("main.desk.toy", 2)
     weights.write_bytes(whole[:-1])
     with caplog.at_level(logging.WARNING, "smallfirst.serving"):
-        assert [watch.look(), watch.look()] == [[], []]
-        assert watch._trouble["toy"].wait_s == 5.0  # the second round left it alone
-        watch._trouble["toy"].again_at_s = 0.0
-        assert watch.look() == []
-        assert watch._trouble["toy"].wait_s == 10.0
+        assert [deployed.watcher.poll(), deployed.watcher.poll()] == [[], []]
+        assert deployed.watcher._failures["toy"].backoff_s == 5.0  # the second round left it alone
+        deployed.watcher._failures["toy"].retry_at_s = 0.0
+        assert deployed.watcher.poll() == []
+        assert deployed.watcher._failures["toy"].backoff_s == 10.0
     said = [m for m in caplog.messages if "is not served" in m]
     assert len(said) == 1
     assert "version 2 is not served: main.desk.toy/2 was changed: model.safetensors" in said[0]
     assert said[0].endswith("; version 1 stays")
-    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
+    assert answer(deployed.models["toy"]).answered_by == "toy-small@1"
     assert states(ledger)[-1] in said[0]
     weights.write_bytes(whole)
-    watch._trouble["toy"].again_at_s = 0.0
-    assert watch.look() == ["toy"]
-    assert answer(watch.models["toy"]).answered_by == "toy-small@2"
-    asyncio.run(watch.aclose())
+    deployed.watcher._failures["toy"].retry_at_s = 0.0
+    assert deployed.watcher.poll() == ["toy"]
+    assert answer(deployed.models["toy"]).answered_by == "toy-small@2"
+    asyncio.run(deployed.aclose())
 
 
 def test_a_version_without_a_certificate_is_taken_once_it_has_one(desk, ledger: Ledger) -> None:
-    watch = start(desk, ledger, 0)
+    deployed = start(desk, ledger, 0)
     desk.register(1, certified=False)
     versions.promote("main.desk.toy", 2)
-    assert [watch.look(), watch.look()] == [[], []]
+    assert [deployed.watcher.poll(), deployed.watcher.poll()] == [[], []]
     assert states(ledger)[-1] == "version 2 is not served: it has no certificate yet; version 1 stays"
     desk.certify(2)
-    assert watch.look() == ["toy"]
-    asyncio.run(watch.aclose())
+    assert deployed.watcher.poll() == ["toy"]
+    asyncio.run(deployed.aclose())
 
 
 def test_a_version_that_loads_but_does_not_answer_is_not_taken(desk, ledger: Ledger) -> None:
-    watch = start(desk, ledger, 0)
+    deployed = start(desk, ledger, 0)
     desk.register(1, codes=(10**6,) * 4)  # beyond the vocabulary
     versions.promote("main.desk.toy", 2)
     before = threading.active_count()
-    assert watch.look() == []
+    assert deployed.watcher.poll() == []
     assert "version 2 is not served: toy-small@2 could not answer" in states(ledger)[-1]
-    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
+    assert answer(deployed.models["toy"]).answered_by == "toy-small@1"
     assert threading.active_count() == before  # what was loaded is freed
-    asyncio.run(watch.aclose())
+    asyncio.run(deployed.aclose())
 
 
 def test_aliases_that_cannot_be_looked_up_change_nothing(
     desk, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = start(desk, ledger, 0)
+    deployed = start(desk, ledger, 0)
     n_states = len(states(ledger))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nowhere://mlflow")
     with caplog.at_level(logging.WARNING, "smallfirst.serving"):
-        assert [watch.look(), watch.look()] == [[], []]
+        assert [deployed.watcher.poll(), deployed.watcher.poll()] == [[], []]
     assert len([m for m in caplog.messages if "the aliases cannot be looked up" in m]) == 1
     assert len(states(ledger)) == n_states
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert watch.look() == []
-    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
-    asyncio.run(watch.aclose())
+    assert deployed.watcher.poll() == []
+    assert answer(deployed.models["toy"]).answered_by == "toy-small@1"
+    asyncio.run(deployed.aclose())
 
 
 def test_an_audit_counts_for_the_version_that_gave_the_answer(desk, ledger: Ledger) -> None:
-    watch = start(desk, ledger, 0, 1)
-    old = watch.by_task["toy"]
+    deployed = start(desk, ledger, 0, 1)
+    old = deployed.by_task["toy"]
     versions.promote("main.desk.toy", 2)
 
     async def finish_after_the_change() -> None:
-        late = await watch.models["toy"].complete(Request.ask(TEXT))
-        assert await asyncio.to_thread(watch.look) == ["toy"]
-        new = watch.by_task["toy"]
+        late = await deployed.models["toy"].complete(Request.ask(TEXT))
+        assert await asyncio.to_thread(deployed.watcher.poll) == ["toy"]
+        new = deployed.by_task["toy"]
         assert new is not old
         drawn = late.model_copy(update={"route": late.route and late.route.model_copy(update={"audited": True})})
-        watch.answered("chatcmpl-1", Request.ask(TEXT), drawn)
+        deployed.answered("chatcmpl-1", Request.ask(TEXT), drawn)
         assert ("chatcmpl-1" in old._drawn_at, "chatcmpl-1" in new._drawn_at) == (True, False)
-        fresh = await watch.models["toy"].complete(Request.ask(TEXT))
+        fresh = await deployed.models["toy"].complete(Request.ask(TEXT))
         drawn = fresh.model_copy(update={"route": fresh.route and fresh.route.model_copy(update={"audited": True})})
-        watch.answered("chatcmpl-2", Request.ask(TEXT), drawn)
+        deployed.answered("chatcmpl-2", Request.ask(TEXT), drawn)
         assert ("chatcmpl-2" in old._drawn_at, "chatcmpl-2" in new._drawn_at) == (False, True)
-        await watch.aclose()
+        await deployed.aclose()
 
     asyncio.run(finish_after_the_change())
 
@@ -262,8 +261,8 @@ def _is_explained(n: int) -> None:
     told = "\n".join(in_words(explanation(ledger, second.id)))
     assert "by toy-small@2 (stage small)" in told
     assert [why for why in states(ledger) if "moved" in why] == [
-        "the registry's aliases moved from version 1 to version 2, which answers from now on",
-        "the registry's aliases moved from version 2 to version 1, which answers from now on",
+        "the registry's aliases moved from version 1 to version 2, which answers",
+        "the registry's aliases moved from version 2 to version 1, which answers",
     ]
     ledger.close()
 
@@ -285,18 +284,18 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
     with pytest.raises(versions.RegistryError, match="leads to the challenger, and no version"):
         deploy([desk.file], ledger)
     point(2)
-    watch = deploy([desk.file], ledger)
-    assert answer(watch.models["toy"]).answered_by == "toy-challenger@2"
+    deployed = deploy([desk.file], ledger)
+    assert answer(deployed.models["toy"]).answered_by == "toy-challenger@2"
     point(3)
-    assert watch.look() == ["toy"]
-    assert answer(watch.models["toy"]).answered_by == "toy-challenger@3"
+    assert deployed.watcher.poll() == ["toy"]
+    assert answer(deployed.models["toy"]).answered_by == "toy-challenger@3"
     point(None)
-    assert watch.look() == ["toy"]
-    assert answer(watch.models["toy"]).answered_by == "toy-small@1"
+    assert deployed.watcher.poll() == ["toy"]
+    assert answer(deployed.models["toy"]).answered_by == "toy-small@1"
     assert states(ledger)[-1] == (
-        "the registry's aliases moved from version 1, challenger 3 to version 1, which answers from now on"
+        "the registry's aliases moved from version 1, challenger 3 to version 1, which answers"
     )
-    asyncio.run(watch.aclose())
+    asyncio.run(deployed.aclose())
 
 
 def point(version: int | None) -> None:

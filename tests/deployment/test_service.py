@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from smallfirst.deployment import service
-from smallfirst.deployment import task_deployment as desks
+from smallfirst.deployment import service, task_deployment
 from smallfirst.errors import ConfigError, RegistryError, StageMissing
 from smallfirst.models.protocol import RouteStep
 from smallfirst.paths import home
@@ -66,12 +65,12 @@ def test_who_drafts_last_cannot_draft_ahead_too() -> None:
 
 
 def test_a_draft_holds_if_it_says_what_the_judge_says() -> None:
-    holds = desks._holds(Classify(name="t", labels=("billing", "delivery")))
+    holds = task_deployment._agreement(Classify(name="t", labels=("billing", "delivery")))
     assert holds("billing", "billing")
     assert not holds("billing", "delivery")
     assert not holds("billing", "no label at all")
     schema = {"type": "object", "properties": {"n": {"type": "string"}}, "additionalProperties": False}
-    same = desks._holds(Extract(name="e", json_schema=schema))
+    same = task_deployment._agreement(Extract(name="e", json_schema=schema))
     assert same('{"n": "two"}', '{ "n" : "two" }')
     assert not same('{"n": "two"}', '{"n": "three"}')
 
@@ -109,7 +108,7 @@ def test_a_budget_remembers_what_was_paid_before_a_restart(tmp_path: Path) -> No
     answer("kept", 1, 5.0, trail='[{"stage":"small","decision":"kept","why":"sure","cost_usd":5.0}]')
     clock = [0.0]
     purse = BudgetTracker(Budget(usd=1.0, per="day"), now=lambda: clock[0])
-    desks.restore_spending(purse, ledger, "desk")
+    task_deployment.restore_spending(purse, ledger, "desk")
     ledger.close()
     assert purse.allows(0.2)
     assert not purse.allows(0.3)

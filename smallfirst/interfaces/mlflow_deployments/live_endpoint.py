@@ -1,21 +1,18 @@
 """Inside an endpoint's server: the models of its config, replaced without interrupting requests.
 
-A thread checks several times a second for a pending config, and every few seconds where its aliases point. New models
-are loaded beside the live ones and then replace them in one step; running requests end on the models they began with.
-A failure is reported in status.json, and the live models stay.
+A RegistryWatcher checks several times a second for a pending config, and every few seconds where its aliases point. A
+failure is reported in status.json, and the live models stay.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import threading
-import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
-from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.deployment.registry_watcher import RegistryWatcher
+from smallfirst.errors import ConfigError
 from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, EndpointRecord
 from smallfirst.interfaces.mlflow_deployments.listing import describe, listing_routes
@@ -27,8 +24,6 @@ POLL_INTERVAL_S = 0.2
 """Seconds between two checks for a pending config."""
 LINGER_S = 1.0
 """Seconds that replaced models stay open after their last request."""
-MAX_BACKOFF_S = 60.0
-"""Longest time between two attempts to load a version that could not be loaded."""
 
 
 class LiveEndpoint(Plugin):
@@ -37,54 +32,51 @@ class LiveEndpoint(Plugin):
     def __init__(self, endpoint: EndpointFolder) -> None:
         """Load the pending config, or else the last live one. Raise SmallfirstError if neither can be loaded."""
         self.endpoint, self.models = endpoint, HotSwapModels()
-        self._status: dict[str, Any] = {"live": 0, "versions": {}, "failed": 0, "why": "", "notes": ()}
-        self._refused: dict[str, int] = {}
-        self._retry_at_s = self._backoff_s = 0.0
-        self._record, self.parsed, loaded = self._load_first()
-        self._replace(self._record, self.parsed, loaded)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="endpoint", daemon=True)
+        self.status: dict[str, Any] = {"live": 0, "versions": {}, "failed": 0, "why": "", "notes": ()}
+        self.config = self._load_first()
+        self.replace(self.config)
+        self._pending, self._aliases = PendingConfig(self), MovedAliases(self)
+        self._watcher = RegistryWatcher(self.models, [self._pending, self._aliases], linger_s=LINGER_S)
         self.routes = listing_routes(lambda: [describe(endpoint)])
 
     def started(self) -> None:
         """Report that the endpoint answers and start watching; `aclose` ends it."""
-        self._report(live=self._record.number)
-        self._thread.start()
+        self.report(live=self.config.record.number)
+        self._watcher.start()
 
     async def aclose(self) -> None:
         """Stop watching, then close every model."""
-        self._stop.set()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, 15)
+        await self._watcher.stop()
         await self.models.aclose()
 
     def check_aliases(self) -> None:
         """Load the versions that moved aliases point at; retry those that cannot be loaded, later each time."""
-        plan = self.parsed.plan
-        if not any(entity.version.startswith("@") for entity in plan.registered):
-            return
-        versions = self._status["versions"]
-        try:
-            versions = resolve_versions(plan)
-            if versions == self._status["versions"]:
-                self._clear_refusal()
-                return
-            if versions == self._refused and time.monotonic() < self._retry_at_s:
-                return
-            self._replace(self._record, self.parsed, load_endpoint(self._record.name, plan))
-        except SmallfirstError as error:
-            self._refuse(versions, error)
-            return
-        self._report(why="")
-        _log.warning("%s: answers from %s", self.endpoint.name, self._status["versions"])
+        self._watcher.poll([self._aliases])
 
-    def _load_first(self) -> tuple[EndpointRecord, ParsedConfig, LoadedEndpoint]:
+    def replace(self, config: LoadedConfig) -> None:
+        """Let the models of a config answer."""
+        self.config = config
+        self.models.put([ModelSet(config.record.name, config.loaded.models, config.loaded)])
+        self.status |= {"versions": config.loaded.versions, "notes": (*config.parsed.notes, *config.loaded.notes)}
+
+    def report(self, **values: Any) -> None:
+        """Update status.json."""
+        self.status |= values
+        self.endpoint.report_status(**self.status)
+
+    def report_failure(self, record: EndpointRecord, error: Exception) -> None:
+        """Report why a pending config does not go live, and drop it."""
+        _log.warning("%s: config %d cannot go live: %s", record.name, record.number, error)
+        self.endpoint.drop_pending()
+        self.report(failed=record.number, why=_with_hint(error))
+
+    def _load_first(self) -> LoadedConfig:
         pending, config = self.endpoint.pending, self.endpoint.config
         if pending is not None:
             try:
                 loaded = _load(pending)
             except Exception as error:
-                self._report_failure(pending, error)
+                self.report_failure(pending, error)
                 if config is None:
                     raise
             else:
@@ -94,75 +86,107 @@ class LiveEndpoint(Plugin):
             raise ConfigError(f"{self.endpoint.name} has no config", hint="create it again")
         return _load(config)
 
-    def _replace(self, record: EndpointRecord, parsed: ParsedConfig, loaded: LoadedEndpoint) -> None:
-        self._record, self.parsed, self._refused = record, parsed, {}
-        self.models.put([ModelSet(record.name, loaded.models, loaded)])
-        self._status |= {"versions": loaded.versions, "notes": (*parsed.notes, *loaded.notes)}
 
-    def _report(self, **values: Any) -> None:
-        self._status |= values
-        self.endpoint.report_status(**self._status)
+class LoadedConfig(NamedTuple):
+    """A config with its models."""
 
-    def _report_failure(self, record: EndpointRecord, error: Exception) -> None:
-        _log.warning("%s: config %d cannot go live: %s", record.name, record.number, error)
-        self.endpoint.drop_pending()
-        self._report(failed=record.number, why=_in_one_line(error))
+    record: EndpointRecord
+    parsed: ParsedConfig
+    loaded: LoadedEndpoint
 
-    def _watch(self) -> None:
-        checked_s = time.monotonic()
-        while not self._stop.wait(POLL_INTERVAL_S):
-            try:
-                self._check_pending()
-                if time.monotonic() - checked_s >= self.parsed.follow_every_s:
-                    checked_s = time.monotonic()
-                    self.check_aliases()
-                self._close_replaced()
-            except Exception:  # whatever happens here, the live models keep answering
-                _log.exception("%s: checking for a new config failed", self.endpoint.name)
-
-    def _check_pending(self) -> None:
-        pending = self.endpoint.pending
-        if pending is None or pending.number == self._record.number:
-            return
-        try:
-            loaded = _load(pending)
-        except Exception as error:
-            self._report_failure(pending, error)
-            return
-        self.endpoint.promote_pending()
-        self._replace(*loaded)
-        self._report(live=pending.number, failed=0, why="")
-        _log.warning("%s: config %d is live", pending.name, pending.number)
-
-    def _refuse(self, versions: dict[str, int], error: SmallfirstError) -> None:
-        """Keep the live models and report each reason once."""
-        least_s = self.parsed.follow_every_s
-        self._backoff_s = min(2 * self._backoff_s, MAX_BACKOFF_S) if versions == self._refused else least_s
-        self._refused, self._retry_at_s = versions, time.monotonic() + self._backoff_s
-        if self._status["why"] != _in_one_line(error):
-            _log.warning("%s: a moved alias is not followed: %s", self.endpoint.name, error)
-            self._report(why=_in_one_line(error))
-
-    def _clear_refusal(self) -> None:
-        if self._refused:
-            self._refused = {}
-            self._report(why="")
-
-    def _close_replaced(self) -> None:
-        for models in self.models.gone(idle_s=LINGER_S):
-            loop = self.models.loop
-            if loop is not None and loop.is_running():
-                asyncio.run_coroutine_threadsafe(models.aclose(), loop).result(60)
-            else:
-                asyncio.run(models.aclose())
+    async def aclose(self) -> None:
+        """Free its models."""
+        await self.loaded.aclose()
 
 
-def _load(record: EndpointRecord) -> tuple[EndpointRecord, ParsedConfig, LoadedEndpoint]:
+class PendingConfig:
+    """The pending config of an endpoint as a target of the RegistryWatcher."""
+
+    name, interval_s = "pending config", POLL_INTERVAL_S
+
+    def __init__(self, live: LiveEndpoint) -> None:
+        self._live = live
+
+    def current(self) -> EndpointRecord:
+        """Return the live config."""
+        return self._live.config.record
+
+    def wanted(self) -> EndpointRecord:
+        """Return the pending config; the live one if none is pending."""
+        pending = self._live.endpoint.pending
+        return self.current() if pending is None or pending.number == self.current().number else pending
+
+    def load(self, wanted: EndpointRecord) -> LoadedConfig:
+        """Load the models of a config."""
+        return _load(wanted)
+
+    def activate(self, loaded: LoadedConfig) -> None:
+        """Let a loaded config go live."""
+        self._live.endpoint.promote_pending()
+        self._live.replace(loaded)
+        self._live.report(live=loaded.record.number, failed=0, why="")
+        _log.warning("%s: config %d is live", loaded.record.name, loaded.record.number)
+
+    def failed(self, wanted: EndpointRecord | None, error: Exception) -> None:
+        """Report the failure and drop the config."""
+        if wanted is None:
+            _log.warning("%s: the pending config cannot be read: %s", self._live.endpoint.name, error)
+        else:
+            self._live.report_failure(wanted, error)
+
+    def recovered(self) -> None:
+        """Do nothing: the status keeps the reason of the last failure."""
+
+
+class MovedAliases:
+    """The aliases in the live config as a target of the RegistryWatcher."""
+
+    name = "aliases"
+
+    def __init__(self, live: LiveEndpoint) -> None:
+        self._live = live
+
+    @property
+    def interval_s(self) -> float:
+        """Seconds between two lookups, as the config sets them."""
+        return self._live.config.parsed.follow_every_s
+
+    def current(self) -> dict[str, int]:
+        """Return the versions that answer."""
+        return self._live.config.loaded.versions
+
+    def wanted(self) -> dict[str, int]:
+        """Return the versions that the aliases name."""
+        plan = self._live.config.parsed.plan
+        followed = any(entity.version.startswith("@") for entity in plan.registered)
+        return resolve_versions(plan) if followed else self.current()
+
+    def load(self, wanted: dict[str, int]) -> LoadedConfig:
+        """Load the live config again, with the versions of now."""
+        return _load(self._live.config.record)
+
+    def activate(self, loaded: LoadedConfig) -> None:
+        """Let the loaded versions answer."""
+        self._live.replace(loaded)
+        self._live.report(why="")
+        _log.warning("%s: answers from %s", self._live.endpoint.name, loaded.loaded.versions)
+
+    def failed(self, wanted: dict[str, int] | None, error: Exception) -> None:
+        """Report why the moved aliases are not followed."""
+        _log.warning("%s: a moved alias is not followed: %s", self._live.endpoint.name, error)
+        self._live.report(why=_with_hint(error))
+
+    def recovered(self) -> None:
+        """Report that the aliases are where they were."""
+        self._live.report(why="")
+
+
+def _load(record: EndpointRecord) -> LoadedConfig:
     parsed = parse_config(record.name, record.body)
-    return record, parsed, load_endpoint(record.name, parsed.plan)
+    return LoadedConfig(record, parsed, load_endpoint(record.name, parsed.plan))
 
 
-def _in_one_line(error: Exception) -> str:
+def _with_hint(error: Exception) -> str:
     hint = getattr(error, "hint", None)
     text = " ".join(str(error.args[0] if error.args else "").split()) or type(error).__name__
     return f"{text}; {hint}"[:2000] if hint else text[:2000]

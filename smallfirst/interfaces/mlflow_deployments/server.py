@@ -38,7 +38,7 @@ def serve_endpoint(endpoint: EndpointFolder) -> None:
     live = LiveEndpoint(endpoint)
     record = endpoint.config
     assert record is not None
-    settings = live.parsed.settings.model_copy(update={"port": record.port})
+    settings = live.config.parsed.settings.model_copy(update={"port": record.port})
     with closing(Ledger(home() / "ledger.db")) as ledger:
         serve(live.models, ledger=ledger, settings=settings, plugins=[live])
 

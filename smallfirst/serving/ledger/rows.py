@@ -124,6 +124,8 @@ class StateRow(Record):
     """State afterwards."""
     why: str
     """The reason, in one sentence with its figures."""
+    cause: str = ""
+    """What led to it: `guarantee`, `recovery`, a drift statistic, `verdict`; empty if unknown or at the start."""
     certificate: str
     """Fingerprint of the certificate in force."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 3
+VERSION = 4
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -84,7 +84,8 @@ CREATE TRIGGER states_stay BEFORE UPDATE ON states BEGIN SELECT RAISE(ABORT, 'th
 CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
 _THIRD = "ALTER TABLE answers ADD COLUMN first_token_ms REAL;\n"
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD)
+_FOURTH = "ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT '';\n"
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """The migration to each format from the one before."""
 
 

@@ -192,7 +192,7 @@ def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -
     certify(2, 0.9)
     live.check_aliases()  # too early: a refused version is not read in every round
     assert endpoint.status.versions == {"tickets": 1}
-    live._retry_at_s = 0.0
+    live._watcher._failures["aliases"].retry_at_s = 0.0
     live.check_aliases()
     assert (endpoint.status.versions, endpoint.status.why) == ({"tickets": 2}, "")
     versions.rollback(NAME)
