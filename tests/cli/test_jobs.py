@@ -8,17 +8,17 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fixtures.jobs import create_job, job_spec
 
 from smallfirst.cli.jobs import jobs
 from smallfirst.errors import ConfigError
 from smallfirst.files import try_lock
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds, utc_now
+from smallfirst.jobs.spec import JobProgress, JobResult, MlflowIds, utc_now
 from smallfirst.training.config import TrainConfig
 
 
@@ -33,32 +33,16 @@ def refused(*arguments: str) -> str:
     return str(found)
 
 
-def laid_down(name: str, age: timedelta, *kinds: Any) -> JobFolder:
-    """A job of this age to which these things have happened."""
-    order = JobSpec(
-        name=name,
-        recipe="chat",
-        model="toys/tiny",
-        train_rows="rows.jsonl",
-        register_to="main.toys.desk",
-        experiment="toys",
-        config=TrainConfig(duration="3ep"),
-        created_by="somebody",
-        created_at=datetime.now(UTC) - age,
-        submitted={"train_data_path": "rows.jsonl"},
-    )
-    job = JobFolder(queue.jobs_folder() / name)
-    job.folder.mkdir()
-    for kind in ("CREATED", *kinds):
-        job.log.append(kind, f"it says {kind}")
-    order.save(job.folder / "job.json")
-    return job
+def add_job(name: str, age: timedelta, *kinds: str) -> JobFolder:
+    """A job of this age with these events."""
+    made = {"created_at": datetime.now(UTC) - age, "config": TrainConfig(duration="3ep")}
+    return create_job(job_spec(name, **made), *kinds)
 
 
 @pytest.fixture
 def running() -> Iterator[JobFolder]:
-    """A job that this process seems to carry out, three tenths done."""
-    job = laid_down("cards-b", timedelta(hours=2, minutes=5), "STARTED", "TRAIN_STARTED")
+    """A job that this process seems to run, three tenths done."""
+    job = add_job("cards-b", timedelta(hours=2, minutes=5), "STARTED", "TRAIN_STARTED")
     held = try_lock(job.lock)
     progress = {"step": 30, "epoch": 0.9, "share": 0.3, "loss": 1.0, "tokens_per_s": 100.0, "seconds_left": 260.0}
     JobProgress.model_validate({**progress, "at": utc_now()}).save(job.folder / "progress.json")
@@ -69,7 +53,7 @@ def running() -> Iterator[JobFolder]:
 
 @pytest.fixture
 def completed() -> JobFolder:
-    job = laid_down("pins-a", timedelta(days=3, hours=1), "STARTED", "TRAIN_STARTED", "COMPLETED")
+    job = add_job("pins-a", timedelta(days=3, hours=1), "STARTED", "TRAIN_STARTED", "COMPLETED")
     JobResult(model="main.toys.desk", version=4, best_epoch=2).save(job.folder / "result.json")
     MlflowIds(run_id="abc", experiment_id="7").save(job.folder / "mlflow.json")
     return job
@@ -98,7 +82,7 @@ def test_a_program_reads_the_same_as_json(running: JobFolder, completed: JobFold
     assert (first["model_version"], first["ended_at"]) == (None, None)
     assert (second["register_to"], second["model_version"]) == ("main.toys.desk", 4)
     assert second["mlflow_run_id"] == "abc"
-    assert second["details"] == "it says COMPLETED"
+    assert second["details"] == "COMPLETED message"
     assert datetime.fromisoformat(second["ended_at"]) <= datetime.now(UTC)
 
 
@@ -121,11 +105,11 @@ def test_one_job_is_shown_with_its_events(completed: JobFolder) -> None:
 
 def test_following_a_job_that_has_ended_returns_at_once(completed: JobFolder) -> None:
     lines = call("show", "pins-a", "--follow").splitlines()
-    assert lines[-1].endswith("it says COMPLETED")
+    assert lines[-1].endswith("COMPLETED message")
 
 
 def test_a_failed_job_says_how_it_goes_on() -> None:
-    laid_down("bad-c", timedelta(), "STARTED", "FAILED")
+    add_job("bad-c", timedelta(), "STARTED", "FAILED")
     shown = call("show", "bad-c").splitlines()
     assert shown[1] == "status    FAILED"
     assert "model     main.toys.desk (not registered yet)" in shown
@@ -149,7 +133,7 @@ def test_resume_leaves_the_living_and_refuses_the_completed(running: JobFolder, 
 def test_resume_starts_the_process_of_a_stopped_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a queue of its own
     monkeypatch.setenv("SMALLFIRST_JOBS_AT_ONCE", "0")  # so that the process ends as soon as its turn would come
-    job = laid_down("stopped-d", timedelta(), "STOPPED")
+    job = add_job("stopped-d", timedelta(), "STOPPED")
     assert call("resume", "stopped-d") == "stopped-d: resumed\n"
     held = None
     while held is None:

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.jobs import Eventually, process_id
 
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
@@ -20,10 +19,8 @@ from smallfirst.jobs.spec import JobSpec
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client
-from smallfirst.training.events import EventLog
 
 pytestmark = pytest.mark.usefixtures("jobs_home")
-Eventually = Callable[[Callable[[], Any]], Any]
 
 SUBMIT_AND_DIE = """
 import os, signal, sys
@@ -37,14 +34,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def killed(job: JobFolder, eventually: Eventually) -> None:
     """The process that carries the job out is killed; somebody looks, and another one does."""
-    os.kill(int([e for e in job.events if e.kind == "STARTED"][-1].values["process"]), signal.SIGKILL)
+    os.kill(process_id(job), signal.SIGKILL)
     eventually(lambda: not job.alive)
     assert queue.find(job.name).alive
 
 
 def happened(job: JobFolder, kind: str) -> int:
     """How often, in training."""
-    return sum(event.kind == kind for event in EventLog(job.run_folder / "events.jsonl").read())
+    return sum(event.kind == kind for event in job.training_log.read())
 
 
 def weights(job: JobFolder) -> bytes:
@@ -52,12 +49,12 @@ def weights(job: JobFolder) -> bytes:
 
 
 def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_one(
-    order: JobSpec, eventually: Eventually, tmp_path: Path
+    spec: JobSpec, eventually: Eventually, tmp_path: Path
 ) -> None:
-    config = order.config.model_copy(update={"duration": "300ba", "batch_tokens": 64})
-    order = order.model_copy(update={"config": config, "checkpoint_every_s": 0.0, "eval_rows": order.train_rows})
-    order.model_copy(update={"name": "broken"}).save(tmp_path / "order.json")
-    submitter = subprocess.run([sys.executable, "-c", SUBMIT_AND_DIE, str(tmp_path / "order.json")], check=False)
+    config = spec.config.model_copy(update={"duration": "300ba", "batch_tokens": 64})
+    spec = spec.model_copy(update={"config": config, "checkpoint_every_s": 0.0, "eval_rows": spec.train_rows})
+    spec.model_copy(update={"name": "broken"}).save(tmp_path / "spec.json")
+    submitter = subprocess.run([sys.executable, "-c", SUBMIT_AND_DIE, str(tmp_path / "spec.json")], check=False)
     assert submitter.returncode == -signal.SIGKILL
     broken = queue.find("broken")
     draw = random.Random(0)
@@ -72,7 +69,7 @@ def test_a_job_killed_stopped_and_resumed_ends_with_the_weights_of_an_unbroken_o
     eventually(lambda: broken.ended)
     assert broken.state == "STOPPED"
     assert queue.resume(broken, by="somebody")
-    whole = queue.submit(order.model_copy(update={"name": "whole"}))
+    whole = queue.submit(spec.model_copy(update={"name": "whole"}))
     eventually(lambda: broken.ended and whole.ended)
 
     assert (broken.state, whole.state) == ("COMPLETED", "COMPLETED"), output_tail(broken.output)

@@ -1,30 +1,26 @@
-"""Who goes on, and how often: restarts without progress are counted, people may have an ended job go on."""
+"""Restarts without progress are counted, and an ended job can be resumed."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
 from smallfirst.errors import ConfigError
-from smallfirst.jobs import queue, training_slots
-from smallfirst.jobs import worker as process
+from smallfirst.jobs import queue, training_slots, worker
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JobSpec
 from smallfirst.registry.runs import client, open_run
 
-LaidDown = Callable[[JobSpec], JobFolder]
-Eventually = Callable[[Callable[[], Any]], Any]
-
 
 @pytest.fixture(autouse=True)
-def _machine_is_taken(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No job here gets its turn, so none of their processes does more than wait."""
+def _no_free_slot(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No job here gets its turn, so their processes only wait."""
     monkeypatch.setattr(tempfile, "tempdir", str(jobs_home))  # as TMPDIR says to the processes
     slot = training_slots.take_slot()
     assert slot is not None
@@ -32,77 +28,61 @@ def _machine_is_taken(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     os.close(slot)
 
 
-def kinds(job: JobFolder) -> list[str]:
-    return [event.kind for event in job.events]
-
-
-def stopped(job: JobFolder, eventually: Eventually) -> None:
+def stop(job: JobFolder, eventually: Eventually) -> None:
     assert queue.cancel(job)
     eventually(lambda: job.ended)
 
 
-def test_a_job_that_gets_on_is_started_again_as_often_as_need_be(
-    order: JobSpec, laid_down: LaidDown, eventually: Eventually
-) -> None:
-    job = laid_down(order.model_copy(update={"name": "preempted"}))
-    for _ in range(2 * queue.MAX_RESTARTS):
-        job.log.append("REQUEUED", "")
-        job.log.append("CHECKPOINT_SAVED", "")
+def test_a_job_with_progress_is_restarted_any_number_of_times(eventually: Eventually) -> None:
+    job = create_job(job_spec("preempted"), *["REQUEUED", "CHECKPOINT_SAVED"] * (2 * queue.MAX_RESTARTS))
     assert queue.find("preempted").alive
-    assert kinds(job).count("REQUEUED") == 2 * queue.MAX_RESTARTS + 1
-    stopped(job, eventually)
+    assert event_kinds(job).count("REQUEUED") == 2 * queue.MAX_RESTARTS + 1
+    stop(job, eventually)
 
 
-def test_a_job_that_no_longer_gets_on_is_given_up(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "stuck"}))
-    for kind in ("REQUEUED", "CHECKPOINT_SAVED", *["REQUEUED", "EPOCH_FINISHED"] * queue.MAX_RESTARTS):
-        job.log.append(kind, "")  # type: ignore[arg-type]
+def test_a_job_without_progress_is_given_up() -> None:
+    restarts = ["REQUEUED", "EPOCH_FINISHED"] * queue.MAX_RESTARTS
+    job = create_job(job_spec("stuck"), "REQUEUED", "CHECKPOINT_SAVED", *restarts)
     assert queue.find("stuck").state == "FAILED"
     assert "died 4 times without progress" in job.events[-1].message
     assert "smallfirst jobs resume stuck" in job.events[-1].message
 
 
 @pytest.mark.parametrize("end", ["STOPPED", "FAILED"])
-def test_a_person_may_have_an_ended_job_go_on(
-    end: Any, order: JobSpec, laid_down: LaidDown, eventually: Eventually
-) -> None:
-    job = laid_down(order.model_copy(update={"name": f"ended-{end.lower()}"}))
-    for kind in (*["REQUEUED"] * queue.MAX_RESTARTS, end):
-        job.log.append(kind, "")
+def test_an_ended_job_can_be_resumed(end: str, eventually: Eventually) -> None:
+    job = create_job(job_spec(f"ended-{end.lower()}"), *["REQUEUED"] * queue.MAX_RESTARTS, end)
     job.request_stop()
     assert queue.resume(job, by="somebody")
-    eventually(lambda: job.state == "QUEUED")  # a process waits for the machine; nobody wants it to stop any more
+    eventually(lambda: job.state == "QUEUED")  # a process waits for a slot; the request to stop is withdrawn
     assert [event.message for event in job.events if event.kind == "REQUEUED"][-1].startswith("resumed by somebody")
     assert queue.resume(job, by="somebody") is False
-    os.kill(process_number(job), 9)
+    os.kill(waiting_process(job), 9)
     eventually(lambda: not job.alive)
     assert queue.find(job.name).alive  # earlier restarts no longer count
-    stopped(job, eventually)
+    stop(job, eventually)
 
 
-def process_number(job: JobFolder) -> int:
-    """Of the process whose command names the job's folder."""
+def waiting_process(job: JobFolder) -> int:
+    """Id of the process whose command names the job's folder."""
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         if str(job.folder).encode() in place.read_bytes().split(b"\0"):
             return int(place.parent.name)
-    raise AssertionError("no process carries it out")
+    raise AssertionError("no process runs it")
 
 
-def test_a_job_that_is_completed_does_not_go_on(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "done"}))
-    job.log.append("COMPLETED", "")
+def test_a_completed_job_cannot_be_resumed() -> None:
+    job = create_job(job_spec("done"), "COMPLETED")
     with pytest.raises(ConfigError, match="done is completed"):
         queue.resume(job, by="somebody")
-    assert kinds(job) == ["CREATED", "COMPLETED"]
+    assert event_kinds(job) == ["CREATED", "COMPLETED"]
     assert not job.alive
 
 
-def test_an_mlflow_run_that_was_opened_but_not_noted_does_not_stay_open(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "killed-early"}))
+def test_an_mlflow_run_whose_id_was_not_recorded_is_closed(spec: JobSpec) -> None:
+    job = create_job(spec.model_copy(update={"name": "killed-early"}), "REQUEUED")
     other = open_run("toys", "other", tags={"job": "other"})
     lost = open_run("toys", "killed-early", tags={"job": "killed-early"})  # here the process was killed
-    job.log.append("REQUEUED", "")
-    tracked = process._open_mlflow_run(job, JobRows.read(job.spec))
+    tracked = worker._open_mlflow_run(job, JobRows.read(job.spec))
     found = {run_id: client().get_run(run_id).info.status for run_id in (lost.run_id, tracked.run_id, other.run_id)}
     assert found == {lost.run_id: "KILLED", tracked.run_id: "RUNNING", other.run_id: "RUNNING"}
     assert job.tracking is not None

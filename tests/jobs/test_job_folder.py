@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.jobs import create_job, job_spec
 
 from smallfirst.files import try_lock
-from smallfirst.jobs.job_folder import JobFolder, state_after
-from smallfirst.jobs.spec import JobSpec, new_job_name
+from smallfirst.jobs.job_folder import state_after
+from smallfirst.jobs.spec import new_job_name
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.training.events import Event
 
@@ -38,10 +38,8 @@ def test_the_state_follows_from_the_events(kinds: list[str], state: str) -> None
     assert state_after(events, cancelled=True) == (state if ended else "TERMINATING")
 
 
-def test_a_job_lives_while_its_lock_is_held(
-    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
-) -> None:
-    job = laid_down(order.model_copy(update={"name": "held"}))
+def test_a_job_lives_while_its_lock_is_held(jobs_home: Path) -> None:
+    job = create_job(job_spec("held"))
     assert not job.alive
     held = try_lock(job.lock)
     assert job.alive
@@ -49,10 +47,8 @@ def test_a_job_lives_while_its_lock_is_held(
     assert not job.alive
 
 
-def test_asked_to_stop_it_is_terminating_until_it_says_so(
-    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
-) -> None:
-    job = laid_down(order.model_copy(update={"name": "stopping"}))
+def test_asked_to_stop_it_is_terminating_until_it_says_so(jobs_home: Path) -> None:
+    job = create_job(job_spec("stopping"))
     job.request_stop()
     assert (job.state, job.cancelled, job.ended) == ("TERMINATING", True, False)
     assert (job.folder / "run" / "cancel").exists()  # where training looks
@@ -60,10 +56,8 @@ def test_asked_to_stop_it_is_terminating_until_it_says_so(
     assert (job.state, job.ended) == ("STOPPED", True)
 
 
-def test_the_last_lines_of_the_output(
-    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
-) -> None:
-    job = laid_down(order.model_copy(update={"name": "printing"}))
+def test_the_last_lines_of_the_output(jobs_home: Path) -> None:
+    job = create_job(job_spec("printing"))
     assert output_tail(job.output) == ""
     job.output.write_text("one\ntwo\nthree\n")
     assert output_tail(job.output, 2) == "two\nthree"

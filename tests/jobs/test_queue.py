@@ -4,65 +4,51 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process_id
 
 from smallfirst.errors import Cancelled, ConfigError
 from smallfirst.files import try_lock
-from smallfirst.jobs import queue, training_slots
-from smallfirst.jobs import worker as process
+from smallfirst.jobs import queue, training_slots, worker
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
 from smallfirst.jobs.spec import JobSpec, MlflowIds
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.registry.runs import client, open_run
-from smallfirst.training.events import EventLog
 from smallfirst.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("jobs_home")
-LaidDown = Callable[[JobSpec], JobFolder]
-Eventually = Callable[[Callable[[], Any]], Any]
-
-
-def kinds(job: JobFolder) -> list[str]:
-    return [event.kind for event in job.events]
-
-
-def process_of(job: JobFolder) -> int:
-    """Number of the process that carries the job out."""
-    return int([event for event in job.events if event.kind == "STARTED"][-1].values["process"])
 
 
 def has_checkpoint(job: JobFolder) -> bool:
-    return "CHECKPOINT_SAVED" in [event.kind for event in EventLog(job.run_folder / "events.jsonl").read()]
+    return "CHECKPOINT_SAVED" in [event.kind for event in job.training_log.read()]
 
 
-def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec, eventually: Eventually) -> None:
-    slow = order.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
+def test_a_killed_job_is_restarted_in_its_turn_and_its_model_registered(spec: JobSpec, eventually: Eventually) -> None:
+    slow = spec.config.model_copy(update={"duration": "160ba", "batch_tokens": 64})  # a row a step
     often = {"checkpoint_every_s": 0.0, "config": slow}
     long = slow.model_copy(update={"duration": "9999ep"})
-    later = {**often, "config": long, "created_at": order.created_at + timedelta(seconds=1)}
-    first = queue.submit(order.model_copy(update={"name": "first", "eval_prompts": ("where is my card",), **often}))
-    eventually(lambda: first.state == "STARTING")  # its turn has come; now the others must wait
-    second = queue.submit(order.model_copy(update={"name": "second", **later}))
-    third = queue.submit(order.model_copy(update={"name": "third", **later}))
+    later = {**often, "config": long, "created_at": spec.created_at + timedelta(seconds=1)}
+    first = queue.submit(spec.model_copy(update={"name": "first", "eval_prompts": ("where is my card",), **often}))
+    eventually(lambda: first.state == "STARTING")  # its turn has come; the others must wait
+    second = queue.submit(spec.model_copy(update={"name": "second", **later}))
+    third = queue.submit(spec.model_copy(update={"name": "third", **later}))
     eventually(lambda: second.state == third.state == "QUEUED")
     assert queue.cancel(third)
     eventually(lambda: third.state == "STOPPED")
-    assert kinds(third) == ["CREATED", "QUEUED", "STOPPED"]
+    assert event_kinds(third) == ["CREATED", "QUEUED", "STOPPED"]
 
     eventually(lambda: has_checkpoint(first))
-    os.kill(process_of(first), signal.SIGKILL)
+    os.kill(process_id(first), signal.SIGKILL)
     eventually(lambda: not first.alive)
-    assert first.state == "RUNNING"  # it had no time for a last word
+    assert first.state == "RUNNING"  # it could not record its end
     eventually(lambda: second.state == "RUNNING")  # the queue goes on without it
-    assert queue.find("first").alive  # whoever looks brings it back
-    assert kinds(first)[-1] in ("REQUEUED", "QUEUED")
+    assert queue.find("first").alive  # looking restarts it
+    assert event_kinds(first)[-1] in ("REQUEUED", "QUEUED")
     assert queue.cancel(second)
     eventually(lambda: second.ended)
     assert second.state == "STOPPED"
@@ -71,8 +57,8 @@ def test_a_killed_job_comes_back_in_its_turn_and_ends_registered(order: JobSpec,
 
     eventually(lambda: first.ended)
     assert first.state == "COMPLETED", output_tail(first.output)
-    assert kinds(first)[-1] == "COMPLETED"
-    assert kinds(first).count("TRAIN_STARTED") == kinds(first).count("RESUMED") == 1
+    assert event_kinds(first)[-1] == "COMPLETED"
+    assert event_kinds(first).count("TRAIN_STARTED") == event_kinds(first).count("RESUMED") == 1
     assert max(point.step for point in client().get_metric_history(tracking(first), "loss")) == 160
     assert first.result is not None
     assert first.result.reference == "main.toys.desk/1"
@@ -96,15 +82,15 @@ def tracking(job: JobFolder) -> str:
     return job.tracking.run_id
 
 
-def test_a_job_that_cannot_be_done_fails_and_says_why(order: JobSpec, eventually: Eventually) -> None:
-    job = queue.submit(order.model_copy(update={"name": "hopeless", "train_rows": "nowhere.jsonl"}))
+def test_a_job_that_cannot_be_done_fails_and_says_why(spec: JobSpec, eventually: Eventually) -> None:
+    job = queue.submit(spec.model_copy(update={"name": "hopeless", "train_rows": "nowhere.jsonl"}))
     eventually(lambda: job.ended)
-    assert kinds(job) == ["CREATED", "STARTED", "FAILED"]
+    assert event_kinds(job) == ["CREATED", "STARTED", "FAILED"]
     assert "nowhere.jsonl: no such file" in job.events[-1].message
 
 
-def test_a_job_whose_process_dies_again_and_again_is_given_up(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "dying"}))
+def test_a_job_whose_process_dies_again_and_again_is_given_up() -> None:
+    job = create_job(job_spec("dying"))
     for _ in range(queue.MAX_RESTARTS):
         job.log.append("REQUEUED", "")
     job.output.write_text("Killed: out of memory\n")
@@ -116,37 +102,37 @@ def test_a_job_whose_process_dies_again_and_again_is_given_up(order: JobSpec, la
     assert "Killed: out of memory" in job.events[-1].message
 
 
-def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "unwanted"}))
+def test_a_dead_job_that_was_cancelled_is_stopped_without_a_process() -> None:
+    job = create_job(job_spec("unwanted"))
     assert queue.cancel(job)
-    assert kinds(job) == ["CREATED", "STOPPED"]
+    assert event_kinds(job) == ["CREATED", "STOPPED"]
     assert queue.cancel(job) is False
 
 
-def test_a_living_job_is_left_alone(order: JobSpec, laid_down: LaidDown) -> None:
-    job = laid_down(order.model_copy(update={"name": "living"}))
+def test_a_living_job_is_left_alone() -> None:
+    job = create_job(job_spec("living"))
     held = try_lock(job.lock)
     queue.recover(job)
-    assert kinds(job) == ["CREATED"]
+    assert event_kinds(job) == ["CREATED"]
     job.log.append("COMPLETED", "")
     os.close(held or -1)
     queue.recover(job)
-    assert kinds(job) == ["CREATED", "COMPLETED"]
+    assert event_kinds(job) == ["CREATED", "COMPLETED"]
 
 
-def test_names_are_looked_up_and_the_nearest_is_told(order: JobSpec, laid_down: LaidDown) -> None:
-    laid_down(order.model_copy(update={"name": "tickets-abc"})).log.append("STOPPED", "")
+def test_an_unknown_name_is_reported_with_the_nearest(spec: JobSpec) -> None:
+    create_job(job_spec("tickets-abc")).log.append("STOPPED", "")
     for wrong in ("ticket-abc", "../jobs/tickets-abc", "tickets-abc/"):
         with pytest.raises(queue.JobNotFound, match='did you mean "tickets-abc"'):
             queue.find(wrong)
     with pytest.raises(ConfigError, match='there is a job "tickets-abc" already'):
-        queue.submit(order.model_copy(update={"name": "tickets-abc"}))
+        queue.submit(spec.model_copy(update={"name": "tickets-abc"}))
 
 
-def test_a_damaged_job_hides_no_other(order: JobSpec, laid_down: LaidDown) -> None:
-    damaged = laid_down(order.model_copy(update={"name": "damaged"}))
+def test_a_damaged_job_hides_no_other() -> None:
+    damaged = create_job(job_spec("damaged"))
     (damaged.folder / "job.json").write_text("{")
-    whole = laid_down(order.model_copy(update={"name": "whole"}))
+    whole = create_job(job_spec("whole"))
     whole.log.append("STOPPED", "")
     names = [job.name for job in queue.all_jobs()]
     assert "whole" in names
@@ -155,12 +141,12 @@ def test_a_damaged_job_hides_no_other(order: JobSpec, laid_down: LaidDown) -> No
 
 
 def test_the_earlier_of_two_that_wait_goes_first(
-    order: JobSpec, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
-    early = laid_down(order.model_copy(update={"name": "early"}))
-    late = laid_down(
-        order.model_copy(update={"name": "late", "created_at": order.created_at + timedelta(microseconds=1)})
+    early = create_job(job_spec("early"))
+    late = create_job(
+        spec.model_copy(update={"name": "late", "created_at": spec.created_at + timedelta(microseconds=1)})
     )
     held = try_lock(early.lock)
     assert [job.name for job in queue.unfinished_before(late)] == ["early"]
@@ -173,8 +159,8 @@ def test_the_earlier_of_two_that_wait_goes_first(
         if len(naps) == 3:
             early.log.append("STARTED", "")  # it is no longer waiting, but the machine is free
 
-    monkeypatch.setattr(process.time, "sleep", nap)
-    with process.wait_for_turn(late):
+    monkeypatch.setattr(worker.time, "sleep", nap)
+    with worker.wait_for_turn(late):
         assert len(naps) == 3
         assert training_slots.take_slot() is None
     slot = training_slots.take_slot()
@@ -185,14 +171,12 @@ def test_the_earlier_of_two_that_wait_goes_first(
         job.log.append("STOPPED", "")
 
 
-def test_a_job_cancelled_while_it_waits_never_begins(
-    order: JobSpec, laid_down: LaidDown, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_cancelled_while_it_waits_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
-    job = laid_down(order.model_copy(update={"name": "waiting"}))
+    job = create_job(job_spec("waiting"))
     taken = training_slots.take_slot()
-    monkeypatch.setattr(process.time, "sleep", lambda _: job.request_stop())
-    with pytest.raises(Cancelled, match="before it began"), process.wait_for_turn(job):
+    monkeypatch.setattr(worker.time, "sleep", lambda _: job.request_stop())
+    with pytest.raises(Cancelled, match="before it began"), worker.wait_for_turn(job):
         pytest.fail("it began")
     os.close(taken or -1)
     job.log.append("STOPPED", "")

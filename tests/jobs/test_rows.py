@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fixtures.jobs import create_job
 
 from smallfirst.errors import DataError
-from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows, read_rows
 from smallfirst.jobs.spec import JobSpec
 
 
-def test_rows_once_read_are_kept_with_their_places(
-    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
-) -> None:
-    job = laid_down(order.model_copy(update={"name": "kept", "eval_rows": order.train_rows}))
+def test_rows_once_read_are_kept_with_their_places(jobs_home: Path, spec: JobSpec) -> None:
+    job = create_job(spec.model_copy(update={"name": "kept", "eval_rows": spec.train_rows}))
     first = JobRows.load(job)
-    Path(order.train_rows).write_text('{"prompt": "other", "response": "rows"}')
+    Path(spec.train_rows).write_text('{"prompt": "other", "response": "rows"}')
     again = JobRows.load(job)
     assert (again.train, again.evaluation) == (first.train, first.evaluation)
     assert len(again.train) == 64
-    assert (again.train.examples[2].path, again.train.examples[2].line) == (order.train_rows, 3)
+    assert (again.train.examples[2].path, again.train.examples[2].line) == (spec.train_rows, 3)
 
 
-def test_rows_given_at_submission_are_not_read_again(
-    jobs_home: Path, laid_down: Callable[[JobSpec], JobFolder], order: JobSpec
-) -> None:
-    rows = JobRows.read(order)
-    job = laid_down(order.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))
+def test_rows_given_at_submission_are_not_read_again(jobs_home: Path, spec: JobSpec) -> None:
+    rows = JobRows.read(spec)
+    job = create_job(spec.model_copy(update={"name": "given", "train_rows": "nowhere.jsonl"}))
     rows.save(job.folder)
     assert JobRows.load(job).train == rows.train
     assert JobRows.load(job).evaluation is None

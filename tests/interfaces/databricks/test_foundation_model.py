@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.jobs import TIMEOUT_S, create_job, job_spec
 
 from smallfirst.interfaces.databricks import foundation_model as fm
 from smallfirst.interfaces.databricks.exceptions import (
@@ -24,14 +25,11 @@ from smallfirst.interfaces.databricks.exceptions import (
 from smallfirst.interfaces.databricks.training_run import RunStatus
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import JobSpec, MlflowIds
+from smallfirst.jobs.spec import MlflowIds
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Request
 from smallfirst.registry import versions
-from smallfirst.training.config import TrainConfig
 
-PATIENCE_S = 240
 ROWS = [{"prompt": f"where is my {what}", "response": "on its way"} for what in ("card", "pin", "euro", "refund") * 12]
 
 
@@ -53,32 +51,15 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
-def laid_down(name: str, hour: int, by: str = "somebody", end: str = "STOPPED") -> JobFolder:
-    """A job that ended."""
-    order = JobSpec(
-        name=name,
-        recipe="chat",
-        model="toys/tiny",
-        train_rows="rows.jsonl",
-        register_to="main.toys.desk",
-        experiment="toys",
-        config=TrainConfig(),
-        created_by=by,
-        created_at=datetime(2020, 1, 2, hour, tzinfo=UTC),
-    )
-    job = JobFolder(jobs_folder() / name)
-    job.folder.mkdir()
-    job.log.append("CREATED", "")
-    job.log.append(end, "")  # type: ignore[arg-type]
-    order.save(job.folder / "job.json")
-    return job
+def ended_job(name: str, hour: int, by: str = "somebody", end: str = "STOPPED") -> JobFolder:
+    return create_job(job_spec(name, created_by=by, created_at=datetime(2020, 1, 2, hour, tzinfo=UTC)), end)
 
 
 @pytest.fixture
 def three(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[JobFolder]:
     """Three jobs that ended, in a state folder of their own, oldest first."""
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
-    jobs = [laid_down("one", 1), laid_down("two", 2, by="other"), laid_down("three", 3, end="FAILED")]
+    jobs = [ended_job("one", 1), ended_job("two", 2, by="other"), ended_job("three", 3, end="FAILED")]
     MlflowIds(run_id="abc", experiment_id="7").save(jobs[1].folder / "mlflow.json")
     return jobs
 
@@ -138,7 +119,7 @@ def test_a_run_outlives_the_process_that_created_it_and_its_model_answers(tiny_f
     rows.unlink()  # what it learns from was read at create()
 
     run: Any = name
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while True:  # as DSPy waits
         run = fm.get(run)
         if run.status.display_name == "Completed":

@@ -8,39 +8,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fixtures.jobs import create_job, job_spec
 
 from smallfirst.files import try_lock
 from smallfirst.interfaces.databricks.exceptions import DatabricksGenAIResponseError
 from smallfirst.interfaces.databricks.training_run import RunStatus, TrainingRun
 from smallfirst.jobs.job_folder import JobFolder
-from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
+from smallfirst.jobs.spec import JobProgress, JobResult, MlflowIds
 from smallfirst.training.config import TrainConfig
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolder]:
-    """A job that this process seems to carry out."""
+    """A job that this process seems to run."""
     monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
-    order = JobSpec(
-        name="tiny-1",
-        recipe="chat",
-        model="toys/tiny",
-        train_rows="rows.jsonl",
-        register_to="main.toys.desk",
-        experiment="toys",
-        config=TrainConfig(duration="3ep", learning_rate=1e-3, max_seq_tokens=64),
-        created_by="somebody",
-        created_at=datetime(2026, 11, 30, 12, tzinfo=UTC),
-        submitted={"train_data_path": "dbfs:/Volumes/a/b/c/rows.jsonl", "task_type": "CHAT_COMPLETION"},
-    )
-    made = JobFolder(jobs_folder() / order.name)
-    made.folder.mkdir()
-    made.log.append("CREATED", "a fine-tune of <tiny>")
-    order.save(made.folder / "job.json")
-    held = try_lock(made.lock)
+    submitted = {"train_data_path": "dbfs:/Volumes/a/b/c/rows.jsonl", "task_type": "CHAT_COMPLETION"}
+    config = TrainConfig(duration="3ep", learning_rate=1e-3, max_seq_tokens=64)
+    made = create_job(job_spec("tiny-1", config=config, submitted=submitted, created_by="somebody"))
+    lock = try_lock(made.lock)
     yield made
-    os.close(held or -1)
+    os.close(lock or -1)
 
 
 def trained_until(job: JobFolder, share: float, seconds_left: float | None = 3700) -> None:
@@ -112,6 +99,7 @@ def test_without_details_neither_events_nor_progress(job: JobFolder) -> None:
 
 
 def test_the_notebook_table_escapes_what_users_wrote(job: JobFolder) -> None:
+    job.log.append("STARTED", "a fine-tune of <tiny>")
     table = TrainingRun.of(job)._repr_html_()
     assert "a fine-tune of &lt;tiny&gt;" in table
     assert "<tiny>" not in table

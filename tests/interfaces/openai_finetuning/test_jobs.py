@@ -11,6 +11,7 @@ from typing import Any
 
 import openai
 import pytest
+from fixtures.jobs import TIMEOUT_S, create_job, job_spec
 from starlette.testclient import TestClient
 
 from smallfirst.errors import MissingExtra
@@ -20,16 +21,14 @@ from smallfirst.interfaces.openai_finetuning.plugin import fine_tuning
 from smallfirst.interfaces.openai_finetuning.settings import FineTuningSettings
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import jobs_folder
-from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec
+from smallfirst.jobs.spec import JobProgress, JobResult
 from smallfirst.paths import home as state_folder
 from smallfirst.registry import versions
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import hash_key
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.training.config import TrainConfig
 
-PATIENCE_S = 240
 QUESTION: list[Any] = [{"role": "user", "content": "where is my pin"}]
 
 
@@ -45,7 +44,7 @@ def upload(client: openai.OpenAI, content: bytes) -> str:
 
 def until(client: openai.OpenAI, id: str, *statuses: str) -> Any:
     """The job once it has one of these statuses."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + TIMEOUT_S
     while (job := client.fine_tuning.jobs.retrieve(id)).status not in statuses:
         assert job.status in ("validating_files", "queued", "running"), job.error
         assert time.monotonic() < end, job.status
@@ -137,7 +136,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
         one.fine_tuning.jobs.cancel(made.id)
 
     # A model whose files are gone is down, again and again; nobody else's request suffers.
-    gone = laid_down(1, "STARTED", owner=hash_key("one"))
+    gone = add_job(1, "STARTED", owner=hash_key("one"))
     JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(gone.folder / "result.json")
     gone.log.append("COMPLETED", "")
     for _ in range(2):
@@ -259,11 +258,10 @@ def test_a_broken_line_is_told_by_its_number(start_api: Any, chat_file: bytes, b
         client.fine_tuning.jobs.create(model="tiny", training_file=many)
 
 
-def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
-    """A job of this API that no process carries out, with these events after its creation."""
+def add_job(number: int, *kinds: str, **submitted: Any) -> JobFolder:
+    """A job of this API that no process runs, with these events after its creation."""
     name = f"ftjob-{number:016x}"
-    made = datetime(2020, 1, 2, tzinfo=UTC) + timedelta(hours=number)
-    submitted = {
+    given = {
         "interface": "openai",
         "owner": "",
         "model": "tiny",
@@ -273,24 +271,8 @@ def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
         "metadata": {},
         "hyperparameters": {"n_epochs": 2, "batch_size": "auto", "learning_rate_multiplier": 1.0},
     }
-    order = JobSpec(
-        name=name,
-        recipe="chat",
-        model="tiny",
-        train_rows="file-" + "a" * 24,
-        register_to=f"main.fine_tuning.{name}",
-        experiment="toys",
-        config=TrainConfig(),
-        created_by="somebody",
-        created_at=made,
-        submitted={**submitted, **changes},
-    )
-    job = JobFolder(jobs_folder() / name)
-    job.folder.mkdir()
-    for kind in ("CREATED", *kinds):
-        job.log.append(kind, kind.lower())  # type: ignore[arg-type]
-    order.save(job.folder / "job.json")
-    return job
+    made = datetime(2020, 1, 2, tzinfo=UTC) + timedelta(hours=number)
+    return create_job(job_spec(name, model="tiny", created_at=made, submitted={**given, **submitted}), *kinds)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +290,7 @@ def laid_down(number: int, *kinds: str, **changes: Any) -> JobFolder:
     ],
 )
 def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
-    job = laid_down(1, *kinds)
+    job = add_job(1, *kinds)
     shown = job_object(job)
     assert shown["status"] == status
     ended = status in ("succeeded", "failed", "cancelled")
@@ -320,7 +302,7 @@ def test_every_state_has_a_status(kinds: tuple[str, ...], status: str) -> None:
 
 
 def test_a_running_job_says_when_it_will_be_done() -> None:
-    job = laid_down(1, "STARTED", "TRAIN_STARTED")
+    job = add_job(1, "STARTED", "TRAIN_STARTED")
     assert job_object(job)["estimated_finish"] is None
     at = datetime(2020, 1, 2, 12, tzinfo=UTC)
     about = {"step": 1, "epoch": 0.5, "share": 0.25, "loss": 1.0, "tokens_per_s": 100.0}
@@ -329,7 +311,7 @@ def test_a_running_job_says_when_it_will_be_done() -> None:
 
 
 def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
-    job = laid_down(1, "STARTED")
+    job = add_job(1, "STARTED")
     job.log.append("TRAIN_UPDATED", "", tokens=40)
     job.log.append("TRAIN_UPDATED", "", tokens=80)
     assert job_object(job)["trained_tokens"] is None  # not before its end
@@ -338,10 +320,10 @@ def test_a_job_that_has_succeeded_says_how_many_tokens_it_read() -> None:
 
 
 def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> None:
-    job = laid_down(1, "STARTED")
+    job = add_job(1, "STARTED")
     id = "file-" + "a" * 24
     job.log.append("FAILED", f"1 of 2 rows cannot be used:\n  {id}:7  900 tokens; the limit is 512\n  next: mend it")
-    other = laid_down(2, "STARTED")
+    other = add_job(2, "STARTED")
     other.log.append("FAILED", f"its process died 4 times; the last lines of {other.output}:\nsecret line")
     client = start_api().client()
     error = client.fine_tuning.jobs.retrieve(job.name).error
@@ -357,11 +339,11 @@ def test_an_error_names_the_rows_and_no_path_of_the_server(start_api: Any) -> No
 
 
 def test_jobs_are_listed_in_pages_and_by_their_metadata(start_api: Any) -> None:
-    names = [
-        laid_down(i, "STOPPED", metadata={"team": "claims", "odd": str(i % 2)} if i else {}).name for i in range(5)
-    ][::-1]
-    laid_down(8, "STOPPED", owner="somebody else's")
-    laid_down(9, "STOPPED", interface="other")
+    names = [add_job(i, "STOPPED", metadata={"team": "claims", "odd": str(i % 2)} if i else {}).name for i in range(5)][
+        ::-1
+    ]
+    add_job(8, "STOPPED", owner="somebody else's")
+    add_job(9, "STOPPED", interface="other")
     client = start_api().client()
     jobs = client.fine_tuning.jobs
     assert [job.id for job in jobs.list()] == names
@@ -381,7 +363,7 @@ def test_jobs_are_listed_in_pages_and_by_their_metadata(start_api: Any) -> None:
 
 
 def test_names_that_are_nearly_those_of_a_model_are_unknown(start_api: Any) -> None:
-    job = laid_down(1, "STARTED")
+    job = add_job(1, "STARTED")
     client = start_api().client()
     assert [model.id for model in client.models.list()] == ["fixed"]  # nothing has come of it yet
     JobResult(model="main.fine_tuning.gone", version=1, best_epoch=1).save(job.folder / "result.json")
