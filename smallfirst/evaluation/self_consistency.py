@@ -47,7 +47,7 @@ class MajorityVote(Record):
         return min((x for x in (self.agreement, self.confidence) if x is not None), default=None)
 
     def is_confident(self, min_confidence: float) -> bool:
-        """Return whether there is an answer and its combined confidence reaches `min_confidence`; at 0 any answer does."""
+        """Return whether there is an answer with a combined confidence of `min_confidence`; at 0 any answer has."""
         if self.answer is None or min_confidence <= 0:
             return self.answer is not None
         return self.combined_confidence is not None and self.combined_confidence >= min_confidence

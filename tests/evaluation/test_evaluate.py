@@ -69,8 +69,8 @@ def rows(*texts: str) -> Dataset:
 
 
 def measured(script: dict[str, str], candidate: str, *texts: str, probe: int = 0) -> Evaluation:
-    measuring = EvaluationSetup(TASK, rows(*(texts or GOLD)), split="test")
-    return asyncio.run(evaluate(Scripted(script), measuring, candidate=candidate, probe_rows=probe, note="as said"))
+    setup = EvaluationSetup(TASK, rows(*(texts or GOLD)), split="test")
+    return asyncio.run(evaluate(Scripted(script), setup, candidate=candidate, probe_rows=probe, note="as said"))
 
 
 def test_right_wrong_and_unreadable_answers_are_counted_by_hand() -> None:
@@ -111,10 +111,8 @@ def test_the_probe_warms_up_on_three_rows_and_then_asks_as_many_as_it_was_told()
 
 def test_progress_counts_every_row_once() -> None:
     told: list[tuple[int, int]] = []
-    measuring = EvaluationSetup(
-        TASK, rows(*GOLD), split="test", progress=lambda done, total: told.append((done, total))
-    )
-    asyncio.run(evaluate(Scripted(GOLD), measuring, candidate="small"))
+    setup = EvaluationSetup(TASK, rows(*GOLD), split="test", progress=lambda done, total: told.append((done, total)))
+    asyncio.run(evaluate(Scripted(GOLD), setup, candidate="small"))
     assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
@@ -123,16 +121,16 @@ def test_the_stage_that_answered_is_taken_from_the_route() -> None:
         "rose": Route(stage="small", why="sure", certified=True),
         "sea": Route(stage="large", why="unsure", certified=False),
     }
-    measuring = EvaluationSetup(TASK, rows("rose", "sea", "sky"), split="test")
-    found = asyncio.run(evaluate(Scripted(GOLD, routes), measuring, candidate="routed"))
+    setup = EvaluationSetup(TASK, rows("rose", "sea", "sky"), split="test")
+    found = asyncio.run(evaluate(Scripted(GOLD, routes), setup, candidate="routed"))
     assert [(row.stage, row.certified) for row in found.rows] == [("small", True), ("large", False), ("routed", False)]
     assert (found.share("small"), found.share("large")) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
 
 
 def test_confidence_is_as_the_router_reads_it() -> None:
     routes = {"rose": Route(stage="small", why="sure", certified=True, confidence=0.5)}
-    measuring = EvaluationSetup(TASK, rows("rose", "sky"), split="test")
-    found = asyncio.run(evaluate(Scripted(GOLD, routes), measuring, candidate="routed"))
+    setup = EvaluationSetup(TASK, rows("rose", "sky"), split="test")
+    found = asyncio.run(evaluate(Scripted(GOLD, routes), setup, candidate="routed"))
     assert [row.confidence for row in found.rows] == [0.5, 0.75]
 
 

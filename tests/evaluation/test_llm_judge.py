@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
-import numpy as np
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
-from sklearn.metrics import cohen_kappa_score
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.llm_judge import Judgment, LLMJudge, apply_judgments, judge_agreement, parse_judgment
@@ -102,14 +101,11 @@ def test_each_answer_is_shown_in_both_orders() -> None:
     assert second.messages[0].content.endswith("one word: no if it is not, yes if the answer is right.")
 
 
-def test_a_judge_that_goes_by_the_place_decides_nothing() -> None:
-    def by_place(request: Request) -> str:
+def test_a_judge_that_goes_by_the_order_or_gives_no_clear_verdict_decides_nothing() -> None:
+    def by_order(request: Request) -> str:
         return "yes" if list(json.loads(request.text))[-1] == "answer" else "no"
 
-    assert [j.right for j in judge([row(0, "blue"), row(1, "red")], by_place)] == [None, None]
-
-
-def test_a_judge_without_a_clear_word_decides_nothing() -> None:
+    assert [j.right for j in judge([row(0, "blue"), row(1, "red")], by_order)] == [None, None]
     assert [j.right for j in judge([row(0, "blue")], lambda request: "It depends.")] == [None]
 
 
@@ -152,15 +148,6 @@ def test_only_so_many_requests_are_in_flight_at_once_and_results_keep_the_order(
 )
 def test_a_verdict_is_read_only_where_it_is_clear(text: str, verdict: bool | None) -> None:
     assert parse_judgment(text) is verdict
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_kappa_is_that_of_scikit_learn(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    by_judge = draw.random(40) < 0.7
-    by_people = np.where(draw.random(40) < 0.8, by_judge, ~by_judge)
-    found = judge_agreement(said(by_judge.tolist()), {f"k{i}": bool(right) for i, right in enumerate(by_people)})
-    assert found.kappa.value == pytest.approx(cohen_kappa_score(by_judge, by_people))
 
 
 def test_agreement_with_people_by_hand() -> None:
@@ -224,33 +211,42 @@ def test_answers_without_a_clear_verdict_count_as_wrong_and_are_counted() -> Non
     assert found.note.endswith("judging cost $0.0600, 1 of 30 answers got no clear verdict and count as wrong")
 
 
-def test_a_judge_compared_on_too_few_answers_is_not_judged() -> None:
-    rows, judgments, human = judged(29)
+def other_criterion(rows: list[EvaluatedRow], judgments: tuple[Judgment, ...]) -> tuple[Judgment, ...]:
+    return tuple(j.model_copy(update={"criterion": "it is polite"}) for j in judgments)
+
+
+def other_answers(rows: list[EvaluatedRow], judgments: tuple[Judgment, ...]) -> tuple[Judgment, ...]:
+    rows[:2] = [r.model_copy(update={"answer": "green"}) for r in rows[:2]]
+    return judgments
+
+
+@pytest.mark.parametrize(
+    ("n", "change", "message"),
+    [
+        (
+            29,
+            lambda rows, judgments: judgments,
+            "judge judge-1 was compared with people on 29 answers; at least 30 are needed\n"
+            "  next: label at least 1 more rows as right or wrong, then measure the agreement again",
+        ),
+        (
+            30,
+            other_criterion,
+            'the agreement was measured for judge judge-1 with the criterion "it says the same as a reference answer", '
+            "the judgments are of another\n  next: measure the agreement of the judge that is used",
+        ),
+        (
+            30,
+            other_answers,
+            "2 of 30 answers of small are not judged\n"
+            "  next: judge all rows of the evaluation: LLMJudge(…).judge(evaluation.rows)",
+        ),
+    ],
+)
+def test_judgments_that_do_not_fit_are_refused(n: int, change: Callable[..., Any], message: str) -> None:
+    rows, judgments, human = judged(n)
+    agreement = judge_agreement(judgments, human)
+    changed = change(rows, judgments)
     with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation_of(rows), judgments, judge_agreement(judgments, human))
-    assert str(caught.value) == (
-        "judge judge-1 was compared with people on 29 answers; at least 30 are needed\n"
-        "  next: label at least 1 more rows as right or wrong, then measure the agreement again"
-    )
-
-
-def test_an_agreement_holds_for_its_own_judge_and_criterion_only() -> None:
-    rows, judgments, human = judged()
-    other = [j.model_copy(update={"criterion": "it is polite"}) for j in judgments]
-    with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation_of(rows), other, judge_agreement(judgments, human))
-    assert str(caught.value) == (
-        'the agreement was measured for judge judge-1 with the criterion "it says the same as a reference answer", '
-        "the judgments are of another\n  next: measure the agreement of the judge that is used"
-    )
-
-
-def test_judgments_of_another_candidates_answers_are_refused() -> None:
-    rows, judgments, human = judged()
-    others = [r.model_copy(update={"answer": "green"}) for r in rows[:2]] + rows[2:]
-    with pytest.raises(ConfigError) as caught:
-        apply_judgments(evaluation_of(others), judgments, judge_agreement(judgments, human))
-    assert str(caught.value) == (
-        "2 of 30 answers of small are not judged\n"
-        "  next: judge all rows of the evaluation: LLMJudge(…).judge(evaluation.rows)"
-    )
+        apply_judgments(evaluation_of(rows), changed, agreement)
+    assert str(caught.value) == message
