@@ -1,9 +1,11 @@
-"""The certificate: thresholds by hand, and the promise kept in simulation as often as it says."""
+"""The certificate: thresholds by hand, and by simulation the guarantee kept as often as stated."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +66,23 @@ def measured(
     )
 
 
+def certified(
+    small: Evaluation | Sequence[Evaluation],
+    large: Evaluation | None = None,
+    guarantee: Guarantee = FIVE_PERCENT,
+    **more: Any,
+) -> Certificate:
+    return certify(small, large, guarantee, model_fingerprint="m", **more)
+
+
+def certified_without_gold(small: Evaluation, large: Evaluation, gold: dict[str, str]) -> Certificate:
+    return certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+
+
+def searched(confidence: Sequence[float], correct: Sequence[bool]) -> ThresholdSearchResult:
+    return search_threshold(confidence, correct, FIVE_PERCENT)
+
+
 def falling(n: int) -> list[float]:
     """Distinct confidences from 1 downwards."""
     return [1 - i / (2 * n) for i in range(n)]
@@ -72,63 +91,57 @@ def falling(n: int) -> list[float]:
 @pytest.mark.parametrize("n", [59, 60])
 def test_fifty_nine_rows_without_an_error_are_enough_for_five_percent(n: int) -> None:
     confidence = falling(n)
-    assert search_threshold(confidence, [True] * n, FIVE_PERCENT) == ThresholdSearchResult(
-        threshold=confidence[-1], n_accepted=n, n_errors=0
-    )
+    assert searched(confidence, [True] * n) == ThresholdSearchResult(threshold=confidence[-1], n_accepted=n, n_errors=0)
 
 
 def test_fifty_eight_are_not() -> None:
-    found = search_threshold(falling(58), [True] * 58, FIVE_PERCENT)
+    found = searched(falling(58), [True] * 58)
     assert found == ThresholdSearchResult(threshold=NEVER_ACCEPT, n_accepted=0, n_errors=0)
 
 
 def test_one_error_among_ninety_three_is_shown_and_among_ninety_two_is_not() -> None:
     # 0.95**93 + 93 * 0.05 * 0.95**92 = 0.04999 and with 92 rows 0.0521; the error is the least sure row.
-    found = [search_threshold(falling(n), [True] * (n - 1) + [False], FIVE_PERCENT) for n in (93, 92)]
+    found = [searched(falling(n), [True] * (n - 1) + [False]) for n in (93, 92)]
     assert [(search.n_accepted, search.n_errors) for search in found] == [(93, 1), (91, 0)]
 
 
 def test_the_first_failure_stops_the_search() -> None:
     # 60 right, 2 wrong (fails: two errors in 62), then 200 right, which would have passed again.
     correct = [True] * 60 + [False] * 2 + [True] * 58
-    assert search_threshold(falling(120), correct, FIVE_PERCENT) == ThresholdSearchResult(
+    assert searched(falling(120), correct) == ThresholdSearchResult(
         threshold=falling(120)[59], n_accepted=60, n_errors=0
     )
     longer = correct + [True] * 200
     assert upper_bound(2, len(longer)) < 0.05
     # With more rows the search starts where half of them are kept, past the two errors.
-    assert search_threshold(falling(320), longer, FIVE_PERCENT).n_accepted == 320
+    assert searched(falling(320), longer).n_accepted == 320
 
 
 def test_where_the_search_begins_does_not_depend_on_which_answers_are_right() -> None:
     # The first 100 of 200 are tried first, and 11 errors in them show nothing, however good the surest 60 are.
     correct = [True] * 80 + [False] * 20 + [True] * 100
-    assert search_threshold(falling(200), correct, FIVE_PERCENT).n_accepted == 0
+    assert searched(falling(200), correct).n_accepted == 0
 
 
 def test_rows_of_equal_confidence_are_kept_together_or_not_at_all() -> None:
     confidence = [0.9] * 58 + [0.8] * 10 + [0.7] * 10
     correct = [True] * 68 + [False] * 10
     # 59 rows would do, but the 59th shares its confidence with nine others.
-    assert search_threshold(confidence, correct, FIVE_PERCENT) == ThresholdSearchResult(
-        threshold=0.8, n_accepted=68, n_errors=0
-    )
+    assert searched(confidence, correct) == ThresholdSearchResult(threshold=0.8, n_accepted=68, n_errors=0)
     # One wrong row among the ten is too many for 68, so none of them is kept, nor the 58 alone.
     correct[60] = False
-    assert search_threshold(confidence, correct, FIVE_PERCENT).n_accepted == 0
+    assert searched(confidence, correct).n_accepted == 0
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
     draw = np.random.default_rng(0)
     confidence, correct = draw.random(200), draw.random(200) < 0.99
     order = draw.permutation(200)
-    assert search_threshold(confidence, correct, FIVE_PERCENT) == search_threshold(
-        confidence[order], correct[order], FIVE_PERCENT
-    )
+    assert searched(confidence, correct) == searched(confidence[order], correct[order])
 
 
 def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
-    found = certify(measured("small", [True] * 40, falling(40)), None, FIVE_PERCENT, model_fingerprint="m")
+    found = certified(measured("small", [True] * 40, falling(40)))
     assert not found.issued
     assert found.why == (
         "too few labels: 40 calibration rows; even without an error this guarantee needs 59; about 19 more rows like "
@@ -139,9 +152,9 @@ def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
     assert found.coverage == wilson(0, 40)
 
 
-def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
+def test_a_guarantee_that_is_not_shown_is_refused_with_the_figures() -> None:
     small = measured("small", [True, False] * 50, falling(100))
-    found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    found = certified(small)
     assert found.why == (
         "not shown: with 100 calibration rows (50 of all answers wrong) no threshold keeping 59 or more answers shows "
         "at most 5 % wrong; no number of rows like these would show it: loosen the guarantee, or improve the model"
@@ -149,10 +162,10 @@ def test_a_promise_that_is_not_shown_is_refused_with_what_was_seen() -> None:
     assert found.labels_missing is None
 
 
-def test_a_promise_that_is_shown_says_on_what_it_rests() -> None:
+def test_a_guarantee_that_is_shown_names_its_evidence() -> None:
     small = measured("small", [True] * 99 + [False], falling(100))
-    promise = Guarantee(max_error=0.075, confidence=0.975)
-    found = certify(small, None, promise, model_fingerprint="m", temperature=1.5)
+    guarantee = Guarantee(max_error=0.075, confidence=0.975)
+    found = certified(small, None, guarantee, temperature=1.5)
     # Clopper and Pearson: 0.0545 is the rate at which at most 1 error in 100 has probability 0.025.
     assert found.why == (
         "at most 7.5 % of kept answers wrong (97.5 %): 1 of 100 kept calibration answers were wrong, so at most 0.054"
@@ -167,12 +180,7 @@ def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_of
     # 60 sure and right, then 10 doubtful: small right on 2, large on 6 (5 that small misses, and 1 of its own 2).
     ours = [True] * 60 + [True, True] + [False] * 8
     theirs = [False] * 60 + [True, False] + [True] * 5 + [False] * 3
-    found = certify(
-        measured("small", ours, falling(60) + [0.1] * 10),
-        measured("large", theirs),
-        FIVE_PERCENT,
-        model_fingerprint="m",
-    )
+    found = certified(measured("small", ours, falling(60) + [0.1] * 10), measured("large", theirs))
     assert (found.n_accepted, found.below) == (60, "escalate")
     assert found.below_difference == paired_difference(theirs[60:], ours[60:])
     # McNemar on 5 against 1: 2 * (1 + 6) / 2**6
@@ -186,12 +194,7 @@ def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_of
 def test_doubtful_requests_stay_small_where_the_large_model_is_no_better(large_right: int) -> None:
     ours = [True] * 60 + [True, True] + [False] * 8
     theirs = [True] * 60 + [False] * (10 - large_right) + [True] * large_right
-    found = certify(
-        measured("small", ours, falling(60) + [0.1] * 10),
-        measured("large", theirs),
-        FIVE_PERCENT,
-        model_fingerprint="m",
-    )
+    found = certified(measured("small", ours, falling(60) + [0.1] * 10), measured("large", theirs))
     assert found.below == "keep"
     assert found.below_why.endswith(": sending them on would cost more and help nobody")
     assert isinstance(found.below_difference, Estimate)
@@ -199,7 +202,7 @@ def test_doubtful_requests_stay_small_where_the_large_model_is_no_better(large_r
 
 def test_a_large_model_that_was_not_measured_is_trusted() -> None:
     small = measured("small", [True] * 60 + [False] * 10, falling(60) + [0.1] * 10)
-    found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    found = certified(small)
     assert (found.below, found.below_why, found.below_difference) == (
         "escalate",
         "the large model was not measured, so it is trusted",
@@ -209,7 +212,7 @@ def test_a_large_model_that_was_not_measured_is_trusted() -> None:
 
 def test_a_large_model_measured_on_other_rows_only_is_trusted_and_that_is_said() -> None:
     small = measured("small", [True] * 60 + [False] * 10, falling(60) + [0.1] * 10)
-    found = certify(small, measured("large", [True] * 60), FIVE_PERCENT, model_fingerprint="m")
+    found = certified(small, measured("large", [True] * 60))
     assert (found.below, found.below_why) == (
         "escalate",
         "the large model was not measured on rows below the threshold, so it is trusted",
@@ -217,19 +220,12 @@ def test_a_large_model_measured_on_other_rows_only_is_trusted_and_that_is_said()
 
 
 def test_if_everything_is_kept_nothing_is_below() -> None:
-    found = certify(
-        measured("small", [True] * 60, falling(60)), measured("large", [True] * 60), FIVE_PERCENT, model_fingerprint="m"
-    )
+    found = certified(measured("small", [True] * 60, falling(60)), measured("large", [True] * 60))
     assert (found.below, found.below_why) == ("escalate", "no calibration row falls below the threshold")
 
 
 def test_an_answer_without_confidence_counts_as_no_confidence_at_all() -> None:
-    found = certify(
-        measured("small", [True] * 60 + [False] * 5, [*falling(60), *[None] * 5]),
-        None,
-        FIVE_PERCENT,
-        model_fingerprint="m",
-    )
+    found = certified(measured("small", [True] * 60 + [False] * 5, [*falling(60), *[None] * 5]))
     assert found.n_accepted == 60
 
 
@@ -238,7 +234,7 @@ def test_the_curve_begins_all_large_and_ends_all_small() -> None:
     ours, theirs = (draw.random(150) < 0.8).tolist(), (draw.random(150) < 0.9).tolist()
     small = measured("small", ours, draw.random(150).tolist(), cost_usd=0.001)
     large = measured("large", theirs, cost_usd=0.02)
-    curve = certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve
+    curve = certified(small, large).curve
     assert (curve[0].threshold, curve[0].n_accepted, curve[0].n_errors) == (NEVER_ACCEPT, 0, 0)
     assert curve[0].routed_accuracy == sum(theirs) / 150
     assert curve[0].routed_cost_usd_per_1k == pytest.approx(21.0)  # thrown-away drafts are paid too
@@ -252,7 +248,7 @@ def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
     for n in (400, 501, 777):
         said = np.random.default_rng(n).random(n)
         small = measured("small", (said > 0.1).tolist(), said.tolist())
-        found = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+        found = certified(small)
         assert found.issued
         (point,) = [p for p in found.curve if p.threshold == found.threshold]
         assert (point.n_accepted, point.n_errors) == (found.n_accepted, found.n_errors)
@@ -262,12 +258,7 @@ def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
     draw = np.random.default_rng(6)
     ours, theirs = draw.random(90) < 0.8, draw.random(90) < 0.9
     said = draw.choice([0.2, 0.5, 0.7, 0.9, 1.0], 90)  # many ties, which no threshold can part
-    curve = certify(
-        measured("small", ours.tolist(), said.tolist()),
-        measured("large", theirs.tolist()),
-        FIVE_PERCENT,
-        model_fingerprint="m",
-    ).curve
+    curve = certified(measured("small", ours.tolist(), said.tolist()), measured("large", theirs.tolist())).curve
     assert [point.threshold for point in curve] == [NEVER_ACCEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
     for point in curve:
         kept = said >= point.threshold
@@ -279,7 +270,7 @@ def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
 def test_on_rows_the_large_model_was_not_measured_on_the_curve_takes_the_draft() -> None:
     small = measured("small", [False] * 10, falling(10))
     large = measured("large", [True] * 4, first=3)
-    assert certify(small, large, FIVE_PERCENT, model_fingerprint="m").curve[0].routed_accuracy == 0.4
+    assert certified(small, large).curve[0].routed_accuracy == 0.4
 
 
 def wrong_above(threshold: float, jump: float, *, high: float, low: float) -> float:
@@ -292,23 +283,23 @@ def wrong_above(threshold: float, jump: float, *, high: float, low: float) -> fl
 @pytest.mark.parametrize(
     ("jump", "high", "low", "n"),
     [
-        (0.5, 0.30, 0.005, 260),  # the surer half is good; the promise breaks soon after
+        (0.5, 0.30, 0.005, 260),  # the surer half is good; the guarantee breaks soon after
         (0.3, 1.00, 0.005, 140),  # good down to 0.3, then always wrong
-        (1.0, 0.0501, 0.0, 260),  # every threshold breaks the promise by a hair: the hardest case there is
+        (1.0, 0.0501, 0.0, 260),  # every threshold breaks the guarantee by a little: the hardest case there is
     ],
 )
-def test_the_promise_is_broken_at_most_as_often_as_it_says(jump: float, high: float, low: float, n: int) -> None:
+def test_the_guarantee_is_broken_at_most_as_often_as_it_says(jump: float, high: float, low: float, n: int) -> None:
     draw, sets, broken, issued = np.random.default_rng(11), 1000, 0, 0
     for _ in range(sets):
         said = draw.random(n)
         right = draw.random(n) >= np.where(said < jump, high, low)
-        found = search_threshold(said, right, FIVE_PERCENT)
+        found = searched(said, right)
         issued += found.n_accepted > 0
         broken += found.n_accepted > 0 and wrong_above(found.threshold, jump, high=high, low=low) > 0.05
     slack = 3 * math.sqrt(0.05 * 0.95 / sets)
     assert broken / sets <= 0.05 + slack
     if jump < 1:
-        assert issued / sets > 0.7  # it does promise where there is something to promise
+        assert issued / sets > 0.7  # it is issued where it can be
 
 
 @settings(max_examples=40, deadline=None)
@@ -316,10 +307,10 @@ def test_the_promise_is_broken_at_most_as_often_as_it_says(jump: float, high: fl
     st.integers(1, 260).flatmap(lambda n: st.tuples(st.permutations(range(n)), st.integers(0, 12))),
     st.sampled_from([(0.02, 0.05), (0.05, 0.06), (0.05, 0.2), (0.1, 0.3)]),
 )
-def test_a_looser_promise_never_asks_for_more_confidence(
+def test_a_looser_guarantee_never_asks_for_more_confidence(
     drawn: tuple[list[int], int], alphas: tuple[float, float]
 ) -> None:
-    # Confidences are distinct: ties can skip the very threshold at which the stricter promise is shown.
+    # Confidences are distinct: ties can skip the very threshold at which the stricter guarantee is shown.
     order, n_wrong = drawn
     confidence = [(place + 1) / (len(order) + 1) for place in order]
     correct = [i >= n_wrong for i in range(len(order))]
@@ -333,7 +324,7 @@ def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
     ours = [(draw.random(800) < share).tolist() for share in (0.99, 0.99)]
     said = [draw.random(800).tolist() for _ in ours]
     words, small = (measured(name, o, s) for name, o, s in zip(("words", "small"), ours, said, strict=True))
-    found = certify((words, small), measured("large", [True] * 800, cost_usd=0.02), FIVE_PERCENT, model_fingerprint="m")
+    found = certified((words, small), measured("large", [True] * 800, cost_usd=0.02))
     assert [one.name for one in found.stages] == ["words", "small"]
     assert found.issued
     assert sum(one.n_accepted for one in found.stages) == found.n_accepted
@@ -348,25 +339,25 @@ def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
 
 def test_one_stage_given_alone_or_in_a_list_is_the_same() -> None:
     small, large = measured("small", [True] * 99 + [False], falling(100)), measured("large", [True] * 100)
-    alone = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
-    assert certify([small], large, FIVE_PERCENT, model_fingerprint="m") == alone
+    alone = certified(small, large)
+    assert certified([small], large) == alone
     assert [(one.name, one.threshold, one.n_accepted) for one in alone.stages] == [("small", alone.threshold, 100)]
 
 
 def test_a_draft_that_was_not_measured_on_all_rows_is_refused_with_how_many_are_missing() -> None:
     words, small = measured("words", [True] * 60), measured("small", [True] * 90, falling(90))
     with pytest.raises(DataError, match="words was not measured on 30 of the 90 calibration rows of small"):
-        certify([words, small], None, FIVE_PERCENT, model_fingerprint="m")
+        certified([words, small])
     with pytest.raises(ConfigError, match="a guarantee by label covers one drafting stage"):
-        certify([small, small], None, Guarantee(per_class=True), model_fingerprint="m")
+        certified([small, small], None, Guarantee(per_class=True))
 
 
 def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
     draw = np.random.default_rng(2)
     small = measured("small", (draw.random(300) < 0.97).tolist(), draw.random(300).tolist())
     large = measured("large", (draw.random(300) < 0.9).tolist())
-    promise = Guarantee(max_error=0.1, max_accuracy_loss=0.1, max_escalation_rate=0.9)
-    found = certify(small, large, promise, model_fingerprint="m")
+    guarantee = Guarantee(max_error=0.1, max_accuracy_loss=0.1, max_escalation_rate=0.9)
+    found = certified(small, large, guarantee)
     assert found.issued
     assert Certificate.model_validate_json(found.model_dump_json()) == found
     added = {"guarantee", "stages", "risks", "labels", "labels_missing", "classes", "bands", "audit_limit"}
@@ -377,78 +368,39 @@ def test_a_certificate_survives_json_and_an_old_one_still_loads() -> None:
     assert old.decide(found.threshold - 1e-9) == found.below
 
 
+EARLIER = """{
+  "issued": true, "why": "shown", "promised_error": 0.1, "confidence": 0.95, "threshold": 0.8, "n_labels": 100,
+  "n_kept": 60, "errors_kept": 2, "error_bound": 0.09, "coverage": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 100},
+  "below": "keep", "below_why": "measured", "below_difference": null, "temperature": 1.0,
+  "curve": [{"threshold": 0.8, "n_kept": 60, "errors_kept": 2, "error_bound": 0.09, "routed_accuracy": 0.9,
+    "routed_cost_usd_per_1k": 1.0}],
+  "model_fingerprint": "m", "dataset_fingerprint": "d",
+  "promise": {"at_most_wrong": 0.1, "at_most_below_large": 0.02, "p95_under_ms": 300.0},
+  "stages": [{"name": "small", "threshold": 0.8, "n_kept": 60, "errors_kept": 2}],
+  "risks": [{"risk": "late", "limit": 300.0, "value": 0.01, "bound": 0.03, "n": 100}],
+  "classes": [{"label": "card", "threshold": 0.8, "n_kept": 60, "errors": 2, "error_bound": 0.09, "certified": true,
+    "labels_missing": 0}],
+  "bands": [{"low": 0.0, "high": 0.8, "n": 40, "small_right": 20, "large_right": 30, "difference": null,
+    "p_value": 0.1, "then": "escalate"}]
+}"""
+
+
 def test_a_certificate_with_earlier_field_names_is_read_and_keeps_its_fingerprint() -> None:
-    estimate = {"value": 0.6, "low": 0.5, "high": 0.7, "n": 100}
-    old = {
-        "issued": True,
-        "why": "shown",
-        "promised_error": 0.1,
-        "confidence": 0.95,
-        "threshold": 0.8,
-        "n_labels": 100,
-        "n_kept": 60,
-        "errors_kept": 2,
-        "error_bound": 0.09,
-        "coverage": estimate,
-        "below": "keep",
-        "below_why": "measured",
-        "below_difference": None,
-        "temperature": 1.0,
-        "curve": [
-            {
-                "threshold": 0.8,
-                "n_kept": 60,
-                "errors_kept": 2,
-                "error_bound": 0.09,
-                "routed_accuracy": 0.9,
-                "routed_cost_usd_per_1k": 1.0,
-            }
-        ],
-        "model_fingerprint": "m",
-        "dataset_fingerprint": "d",
-        "promise": {"at_most_wrong": 0.1, "at_most_below_large": 0.02, "p95_under_ms": 300.0},
-        "stages": [{"name": "small", "threshold": 0.8, "n_kept": 60, "errors_kept": 2}],
-        "risks": [{"risk": "late", "limit": 300.0, "value": 0.01, "bound": 0.03, "n": 100}],
-        "classes": [
-            {
-                "label": "card",
-                "threshold": 0.8,
-                "n_kept": 60,
-                "errors": 2,
-                "error_bound": 0.09,
-                "certified": True,
-                "labels_missing": 0,
-            }
-        ],
-        "bands": [
-            {
-                "low": 0.0,
-                "high": 0.8,
-                "n": 40,
-                "small_right": 20,
-                "large_right": 30,
-                "difference": None,
-                "p_value": 0.1,
-                "then": "escalate",
-            }
-        ],
-    }
-    found = Certificate.model_validate(old)
+    found = Certificate.model_validate_json(EARLIER)
     assert (found.max_error, found.n_accepted, found.n_errors) == (0.1, 60, 2)
     assert found.guarantee == Guarantee(max_error=0.1, max_accuracy_loss=0.02, max_p95_ms=300)
     assert [found.stages[0].n_errors, found.curve[0].n_errors, found.classes[0].n_errors] == [2, 2, 2]
     assert (found.risks[0].risk, found.bands[0].action, found.decide(0.5)) == ("latency", "escalate", "escalate")
-    assert found.fingerprint() == fingerprint(old)  # the ledger's audits refer to it
+    assert found.fingerprint() == fingerprint(json.loads(EARLIER))  # the ledger's audits refer to it
     again = Certificate.model_validate_json(found.model_dump_json())
-    assert again == found
-    assert again.fingerprint() == found.fingerprint()
+    assert (again, again.fingerprint()) == (found, found.fingerprint())
 
 
-def test_each_limit_is_said_with_what_was_seen() -> None:
+def test_each_limit_is_described_with_its_measurement() -> None:
     draw = np.random.default_rng(3)
     small = measured("small", (draw.random(600) < 0.99).tolist(), draw.random(600).tolist())
-    promise = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_usd_per_1k=100, max_p95_ms=50)
-    found = certify(small, measured("large", [True] * 600, cost_usd=0.02), promise, model_fingerprint="m")
+    guarantee = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_usd_per_1k=100, max_p95_ms=50)
+    found = certified(small, measured("large", [True] * 600, cost_usd=0.02), guarantee)
     assert found.issued
     assert [one.risk for one in found.risks] == ["error", "cost", "latency", "escalation"]
     # Four limits share 5 %, so each is shown at 1.25 %.
@@ -458,44 +410,44 @@ def test_each_limit_is_said_with_what_was_seen() -> None:
     assert "95 % holds for all 4 limits together" in found.limits_of_validity
 
 
-def test_a_promise_about_the_large_model_needs_it_on_the_rows() -> None:
+def test_a_limit_on_the_accuracy_loss_needs_the_large_models_answers() -> None:
     small = measured("small", [True] * 300, falling(300))
-    promise = Guarantee(max_error=None, max_accuracy_loss=0.05)
-    found = certify(small, None, promise, model_fingerprint="m")
+    guarantee = Guarantee(max_error=None, max_accuracy_loss=0.05)
+    found = certified(small, None, guarantee)
     assert found.why == (
         'not shown: "at most 5 points less accurate than the large model" needs the large model\'s answers on the '
         "calibration rows, of which 300 of 300 are missing"
     )
     assert not found.issued
     assert found.max_error == 1.0
-    shown = certify(small, measured("large", [True] * 300), promise, model_fingerprint="m")
+    shown = certified(small, measured("large", [True] * 300), guarantee)
     assert shown.issued
     assert shown.n_accepted == 300
     assert (shown.risks[0].value, shown.risks[0].n) == (0.0, 300)
 
 
-def test_the_router_is_told_what_to_do_by_band() -> None:
+def test_each_band_below_the_threshold_has_its_own_action() -> None:
     # 200 sure and right; then 40 on which large is better, then 40 on which it is worse.
     ours = [True] * 200 + [False] * 40 + [True] * 20 + [False] * 20
     theirs = [True] * 200 + [True] * 40 + [False] * 40
     said = falling(200) + [0.4 - i / 1000 for i in range(40)] + [0.1 - i / 1000 for i in range(40)]
     small, large = measured("small", ours, said), measured("large", theirs)
-    found = certify(small, large, FIVE_PERCENT, model_fingerprint="m")
+    found = certified(small, large)
     decisions = [found.decide(confidence) for confidence in (0.9, 0.45, 0.39, 0.09, 0.0, None)]
     # Four wrong answers among 204 kept are still at most 5 %, so the threshold lies at 0.397.
     assert decisions == ["keep_certified", "keep_certified", "escalate", "keep", "keep", "keep"]
-    person = certify(small, large, FIVE_PERCENT, model_fingerprint="m", person=True)
+    person = certified(small, large, person=True)
     assert person.decide(0.09) == "abstain"
     assert person.below == "escalate"
 
 
-def test_by_label_only_what_is_shown_is_promised() -> None:
+def test_per_class_only_labels_that_are_shown_are_covered() -> None:
     right = [True] * 200 + [i % 2 == 0 for i in range(100)]
     small = measured("small", right, falling(300))
     said = ["card"] * 200 + ["loan"] * 100
     rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, said, strict=True))
     small = small.model_copy(update={"rows": rows})
-    found = certify(small, None, Guarantee(per_class=True), model_fingerprint="m")
+    found = certified(small, None, Guarantee(per_class=True))
     assert found.why == (
         "at most 5 % of kept answers wrong of each guaranteed label (95 %): shown for 1 of 2 labels, of whose 200 kept "
         "calibration answers 0 were wrong"
@@ -506,8 +458,8 @@ def test_by_label_only_what_is_shown_is_promised() -> None:
     assert not found.covers("loan", 0.99)
     assert not found.covers("never seen", 0.99)
     assert found.decide(0.99, "loan") == "escalate"
-    # Without the wish the labels are listed, and the promise is about all of them together.
-    whole = certify(small, None, FIVE_PERCENT, model_fingerprint="m")
+    # Without the wish the labels are listed, and the guarantee is about all of them together.
+    whole = certified(small)
     assert [(one.label, one.certified) for one in whole.classes] == [("card", True), ("loan", False)]
     assert whole.covers("loan", 0.99)
 
@@ -515,12 +467,10 @@ def test_by_label_only_what_is_shown_is_promised() -> None:
 def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() -> None:
     ours = [True] * 100
     theirs = [True] * 90 + [False] * 10
-    found = certify(
-        measured("small", ours, falling(100)), measured("large", theirs), FIVE_PERCENT, model_fingerprint="m"
-    )
+    found = certified(measured("small", ours, falling(100)), measured("large", theirs))
     assert found.audit_limit == 0.05 + upper_bound(10, 100)
     assert found.limits_of_validity[-1].startswith("audits by the large model break it when more than 0.214")
-    alone = certify(measured("small", ours, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    alone = certified(measured("small", ours, falling(100)))
     assert alone.audit_limit is None
 
 
@@ -534,7 +484,7 @@ def judged(n: int, *, agree: int, right: int, n_gold: int) -> tuple[Evaluation, 
 
 def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said() -> None:
     small, large, _ = judged(400, agree=400, right=0, n_gold=0)
-    found = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    found = certified_without_gold(small, large, {})
     assert (found.issued, found.labels, found.n_accepted, found.audit_limit) == (True, "large", 400, 0.05)
     assert found.why.endswith("so at most 0.007; right is what the large model answered")
     assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
@@ -543,45 +493,45 @@ def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said()
 def test_a_little_gold_corrects_a_large_model_that_is_wrong_itself() -> None:
     # Small says what large says, everywhere; gold says that one in five of these answers is wrong.
     small, large, gold = judged(1000, agree=1000, right=80, n_gold=100)
-    trusting = certify_without_gold(small, large, {}, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
-    corrected = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    trusting = certified_without_gold(small, large, {})
+    corrected = certified_without_gold(small, large, gold)
     assert trusting.issued
     assert not corrected.issued
     assert corrected.labels == "large+gold"
     assert "corrected by 100 gold rows" in corrected.why
 
 
-def test_with_gold_that_agrees_the_promise_is_shown() -> None:
+def test_with_gold_that_agrees_the_guarantee_is_shown() -> None:
     small, large, gold = judged(2000, agree=2000, right=400, n_gold=400)
-    found = certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
+    found = certified_without_gold(small, large, gold)
     assert found.issued
     assert found.n_accepted == 2000
     # 2,000 rows that agree: at most 0.0023 (99 %); 400 corrections of 0: a little more than ln(25) / 400.
     assert 0.0023 + math.log(25) / 400 < found.error_bound < 0.02
 
 
-def test_the_routers_own_price_is_paid_by_every_walk() -> None:
+def test_every_request_pays_the_routers_own_cost() -> None:
     small = measured("small", [True] * 100, falling(100))
     dearer = with_routing_cost(small, cost_usd=0.002, latency_ms=5)
     assert {row.cost_usd for row in dearer.rows} == {0.003}
     assert dearer.cost_usd_per_1k == pytest.approx(3.0)
     assert dearer.by_key["row-0"].latency_ms == 6.0
-    curve = certify(dearer, None, FIVE_PERCENT, model_fingerprint="m").curve
+    curve = certified(dearer).curve
     assert curve[-1].routed_cost_usd_per_1k == pytest.approx(3.0)
 
 
-def test_labels_missing_of_a_plain_promise_is_what_the_rate_seen_needs() -> None:
+def test_labels_missing_is_what_the_measured_rate_needs() -> None:
     # 3 of 100 wrong, evenly spread, so that every share of the rows is wrong about as often.
     right = [i not in (17, 50, 83) for i in range(100)]
-    found = certify(measured("small", right, falling(100)), None, FIVE_PERCENT, model_fingerprint="m")
+    found = certified(measured("small", right, falling(100)))
     assert found.labels_missing is not None
     assert 0 < found.labels_missing <= (rows_for_upper_bound(0.03, 0.05) or 0) - 100
     assert found.why.endswith(f"about {found.labels_missing} more rows like these would show it")
 
 
 def test_no_rows_at_all_show_nothing() -> None:
-    promise = Guarantee(max_accuracy_loss=0.1, max_escalation_rate=0.5, max_usd_per_1k=1, max_p95_ms=100)
-    for wish in (FIVE_PERCENT, promise):
-        found = certify(measured("small", [], []), measured("large", []), wish, model_fingerprint="m")
+    guarantee = Guarantee(max_accuracy_loss=0.1, max_escalation_rate=0.5, max_usd_per_1k=1, max_p95_ms=100)
+    for wish in (FIVE_PERCENT, guarantee):
+        found = certified(measured("small", [], []), measured("large", []), wish)
         assert not found.issued
         assert found.decide(0.99) == "escalate"
