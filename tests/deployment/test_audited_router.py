@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
@@ -23,7 +24,6 @@ from smallfirst.routing.router import Router
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.settings import ServeSettings
-from smallfirst.stats.intervals import wilson
 
 
 class Says:
@@ -56,25 +56,8 @@ class Says:
 
 
 def certificate(*, issued: bool = True) -> Certificate:
-    return Certificate(
-        issued=issued,
-        why="13 of 720 wrong" if issued else "too few labels",
-        max_error=0.05,
-        confidence=0.95,
-        threshold=0.5 if issued else NEVER_ACCEPT,
-        n_labels=100,
-        n_accepted=60,
-        n_errors=0,
-        error_bound=0.049,
-        coverage=wilson(60, 100),
-        below="escalate",
-        below_why="measured",
-        below_difference=None,
-        temperature=1.0,
-        curve=(),
-        model_fingerprint="m",
-        dataset_fingerprint="d",
-    )
+    why = "13 of 720 wrong" if issued else "too few labels"
+    return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why)
 
 
 class Setting:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import (
@@ -31,7 +32,6 @@ from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
-from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
 
 NAME = "main.ml.tickets"
@@ -121,25 +121,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
 
 
 def certificate(*, issued: bool) -> Certificate:
-    return Certificate(
-        issued=issued,
-        why="at most 5 % wrong" if issued else "too few labels",
-        max_error=0.05,
-        confidence=0.95,
-        threshold=0.9 if issued else 1.1,
-        n_labels=300,
-        n_accepted=200,
-        n_errors=2,
-        error_bound=0.03,
-        coverage=wilson(200, 300),
-        below="keep",
-        below_why="",
-        below_difference=None,
-        temperature=1.0,
-        curve=(),
-        model_fingerprint="m",
-        dataset_fingerprint="d",
-    )
+    why = "at most 5 % wrong" if issued else "too few labels"
+    return make_certificate(0.9 if issued else 1.1, issued=issued, why=why, below="keep")
 
 
 def keep(found: Certificate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fixtures.certificates import certificate as make_certificate
 
 from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
@@ -13,7 +14,6 @@ from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.summary import OpenEndedRouting, format_summary, summarize_run
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
-from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.stats.intervals import wilson
 
 FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}})
@@ -76,25 +76,7 @@ def finished(made: RunFolder, *, wrong: set[int], below: str = "escalate") -> Ru
         made.path / "promoted.json"
     )
     OpenEndedRouting(n_requests=40, n_to_large=39).save(made.path / "open_ended.json")
-    Certificate(
-        issued=True,
-        why="shown",
-        max_error=0.1,
-        confidence=0.95,
-        threshold=0.4,
-        n_labels=100,
-        n_accepted=60,
-        n_errors=0,
-        error_bound=0.049,
-        coverage=wilson(60, 100),
-        below=below,  # type: ignore[arg-type]
-        below_why="measured",
-        below_difference=None,
-        temperature=1.0,
-        curve=(),
-        model_fingerprint="m",
-        dataset_fingerprint="d",
-    ).save(made.path / "certificate.json")
+    make_certificate(0.4, max_error=0.1, below=below).save(made.path / "certificate.json")
     return made
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from fixtures.certificates import certificate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import ModelError, Unavailable
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route
 from smallfirst.routing.budget import Budget
-from smallfirst.routing.certificate.certificate import Certificate, StageThreshold
+from smallfirst.routing.certificate.certificate import StageThreshold
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.policies.always import AlwaysPolicy
@@ -21,7 +22,6 @@ from smallfirst.routing.policies.rule import RulePolicy
 from smallfirst.routing.policies.split import SplitPolicy
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
-from smallfirst.stats.intervals import wilson
 
 
 class Answers:
@@ -81,28 +81,6 @@ class Essays:
 
     async def aclose(self) -> None:
         self.events.append("domain closed")
-
-
-def certificate(threshold: float, *, below: str = "escalate") -> Certificate:
-    return Certificate(
-        issued=True,
-        why="shown",
-        max_error=0.05,
-        confidence=0.95,
-        threshold=threshold,
-        n_labels=100,
-        n_accepted=60,
-        n_errors=0,
-        error_bound=0.049,
-        coverage=wilson(60, 100),
-        below=below,  # type: ignore[arg-type]
-        below_why="measured",
-        below_difference=None,
-        temperature=1.0,
-        curve=(),
-        model_fingerprint="m",
-        dataset_fingerprint="d",
-    )
 
 
 def ask(model: Model, text: str = "where is my card") -> Completion:
