@@ -16,7 +16,7 @@ import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar, cast
 
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.errors import ConfigError, MissingExtra, as_missing_extra, did_you_mean
 
 T = TypeVar("T")
 
@@ -61,6 +61,9 @@ class Registry(Generic[T]):
             try:
                 self._loaded[name] = self._load(name)
             except Exception as error:  # code of other packages may fail in any way
+                missing = as_missing_extra(error) if isinstance(error, ModuleNotFoundError) else error
+                if isinstance(missing, MissingExtra):
+                    raise missing from error
                 raise ConfigError(f'{self.noun} "{name}" cannot be loaded: {type(error).__name__}: {error}') from error
         return self._loaded[name]
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from smallfirst.errors import ConfigError
+from smallfirst.errors import ConfigError, MissingExtra
 from smallfirst.extensions import Registry
 
 GROUP = "smallfirst.test_parts"
 
 
 def registry() -> Registry[object]:
-    return Registry(GROUP, {"path": "pathlib:Path", "broken": "pathlib:Nowhere"}, noun="part")
+    return Registry(GROUP, {"path": "pathlib:Path", "broken": "pathlib:Nowhere", "extra": "torch:nn"}, noun="part")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_built_in_part_is_loaded_by_name() -> None:
 def test_listing_and_checking_names_load_no_code(installed: None) -> None:
     parts = registry()
     parts.check("answer")
-    assert parts.names() == ("path", "broken", "answer")
+    assert parts.names() == ("path", "broken", "extra", "answer")
     assert "somebody" not in sys.modules
 
 
@@ -54,6 +54,12 @@ def test_an_unknown_name_is_refused_with_a_suggestion_and_the_place() -> None:
 def test_a_part_that_cannot_be_loaded_is_named() -> None:
     with pytest.raises(ConfigError, match='part "broken" cannot be loaded: AttributeError'):
         registry().get("broken")
+
+
+def test_a_part_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtra, match=r"smallfirst\[train\]"):
+        registry().get("extra")
 
 
 def test_a_registered_part_is_found_and_a_taken_name_refused() -> None:

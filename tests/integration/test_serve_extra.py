@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
 import pytest
 from fixtures.endpoints import certificate, large_server
+from fixtures.entry_points import PYPROJECT
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.errors import EXTRAS
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
@@ -72,3 +75,9 @@ def test_a_missing_package_names_its_extra(package: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"This step needs a package that is not installed: {package}" in done.stderr
     assert 'next: pip install "smallfirst[serve]"' in done.stderr
+
+
+def test_every_extra_that_errors_name_exists() -> None:
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
+    assert set(EXTRAS.values()) <= set(project["optional-dependencies"])
+    assert len(project["dependencies"]) <= 14
