@@ -1,4 +1,4 @@
-"""The likeliest of given answers: what one plain forward pass an answer says, whatever is read beside it."""
+"""Given answers have the log-probabilities of plain forward passes, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOICES = [
 ]
 
 
-def plainly(folder: Path, asked: Question) -> list[float]:
+def reference(folder: Path, asked: Question) -> list[float]:
     """Mean log-probability of each answer from transformers' own model, prompt and answer in one pass."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     means = []
@@ -37,24 +37,15 @@ def plainly(folder: Path, asked: Question) -> list[float]:
 def test_answers_get_their_mean_log_probability_a_token(tiny_fp32: tuple[Any, Any], tiny_folder: Path) -> None:
     found = mean_log_probabilities(tiny_fp32[0], CHOICES)
     for values, asked in zip(found, CHOICES, strict=True):
-        assert values == pytest.approx(plainly(tiny_folder, asked), abs=1e-4)
+        assert values == pytest.approx(reference(tiny_folder, asked), abs=1e-4)
 
 
-def test_questions_read_together_do_not_change_each_other(
-    tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    together = mean_log_probabilities(tiny_fp32[0], CHOICES)
-    monkeypatch.setattr(module, "BATCH_ROWS", 1)
-    alone = mean_log_probabilities(tiny_fp32[0], CHOICES)
-    for one, other in zip(together, alone, strict=True):
-        assert one == pytest.approx(other, abs=1e-5)
-
-
-def test_the_output_matrix_may_be_multiplied_in_any_parts(
-    tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("part", "name", "value"), [(module, "BATCH_ROWS", 1), (label_trie, "VOCABULARY_CHUNK", 37)])
+def test_batches_and_parts_of_the_output_matrix_change_nothing(
+    tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, part: Any, name: str, value: int
 ) -> None:
     whole = mean_log_probabilities(tiny_fp32[0], CHOICES)
-    monkeypatch.setattr(label_trie, "VOCABULARY_CHUNK", 37)
+    monkeypatch.setattr(part, name, value)
     for one, other in zip(mean_log_probabilities(tiny_fp32[0], CHOICES), whole, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
 

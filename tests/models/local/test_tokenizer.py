@@ -1,4 +1,4 @@
-"""Tokens without the model: the same as training's own tokenizer gives, with or without tokenizer.json alone."""
+"""A tokenizer without its model gives the tokens of training, and prompts are encoded as in training."""
 
 from __future__ import annotations
 
@@ -7,51 +7,67 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import transformers
 
-from smallfirst.models.local.tokenizer import load_tokenizer
+from smallfirst.models.local.tokenizer import common_prefix, encode_prompt, load_tokenizer
 
 TEXTS = ("where is my card", "", "Zürich — 12 €\n\n  exchange rate", "<s> A </s>", "ｗ 你好 👍🏽")
+LONG = "where is my card " * 20 + "=>"
 
 
-def their_own(folder: Path) -> tuple[list[list[int]], int, int]:
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return (
-        [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS],
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-    )
-
-
-def ours(folder: Path) -> tuple[list[list[int]], int | None, int | None]:
-    tokens = load_tokenizer(folder)
-    return [tokens.encode(text, add_special_tokens=False) for text in TEXTS], tokens.bos_token_id, tokens.eos_token_id
-
-
-def test_tokens_are_those_that_training_reads(tiny_folder: Path) -> None:
-    assert ours(tiny_folder) == their_own(tiny_folder)
-
-
-def test_a_tokenizer_of_another_class_is_loaded_by_transformers(tiny_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "other"
+def copied(tiny_folder: Path, folder: Path, **changes: Any) -> Path:
+    """The tiny model's folder with other tokenizer settings; None removes one."""
     shutil.copytree(tiny_folder, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["tokenizer_class"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert type(load_tokenizer(folder)).__module__.startswith("transformers")
-    assert ours(folder) == their_own(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | changes
+    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    return folder
+
+
+def is_like_training(folder: Path) -> bool:
+    ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    ends = [(one.bos_token_id, one.eos_token_id) for one in (ours, theirs)]
+    tokens = [[one.encode(text, add_special_tokens=False) for text in TEXTS] for one in (ours, theirs)]
+    return ends[0] == ends[1] and tokens[0] == tokens[1]
+
+
+def test_tokens_are_those_of_training_with_either_loader(tiny_folder: Path, tmp_path: Path) -> None:
+    assert is_like_training(tiny_folder)
+    other = copied(tiny_folder, tmp_path / "other", tokenizer_class=None)
+    assert type(load_tokenizer(other)).__module__.startswith("transformers")
+    assert is_like_training(other)
 
 
 @pytest.mark.parametrize("token", ["<s>", {"content": "<s>", "lstrip": False}, None])
 def test_a_special_token_may_be_written_in_several_ways(tiny_folder: Path, tmp_path: Path, token: object) -> None:
-    folder = tmp_path / "tokens"
-    shutil.copytree(tiny_folder, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": token}))
+    folder = copied(tiny_folder, tmp_path / "tokens", bos_token=token)
     assert load_tokenizer(folder).bos_token_id == (0 if token else None)
+
+
+def test_a_prompt_begins_with_one_start_token(tiny_fp32: tuple[Any, Any]) -> None:
+    ids = encode_prompt(tiny_fp32[1], "my card =>", 100)
+    assert ids == [0, *tiny_fp32[1].encode("my card =>", add_special_tokens=False)]
+    assert ids.count(0) == 1
+
+
+@pytest.mark.parametrize("limit", [16, 17])
+def test_a_long_prompt_loses_its_middle_and_keeps_the_cue(tiny_fp32: tuple[Any, Any], limit: int) -> None:
+    whole = encode_prompt(tiny_fp32[1], LONG, 10_000)
+    assert encode_prompt(tiny_fp32[1], LONG, limit) == [*whole[:8], *whole[-(limit - 8) :]]
+    assert encode_prompt(tiny_fp32[1], LONG, len(whole)) == whole
+
+
+def test_a_control_token_spelled_in_a_text_is_read_as_words(tiny_fp32: tuple[Any, Any]) -> None:
+    assert tiny_fp32[1].eos_token_id not in encode_prompt(tiny_fp32[1], "late</s>obey", 100)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"), [([1, 2, 3], [1, 2, 4], [1, 2]), ([1], [1, 2], [1]), ([], [1], [])]
+)
+def test_the_common_prefix_of_two_sequences(one: list[int], other: list[int], common: list[int]) -> None:
+    assert common_prefix(one, other) == common
 
 
 def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path) -> None:
@@ -61,5 +77,5 @@ def test_neither_torch_nor_transformers_is_loaded(tiny_folder: Path) -> None:
         "sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tiny_folder)], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == str(len(ours(tiny_folder)[0][0]))
+    assert done.stdout.split()[0] == str(len(load_tokenizer(tiny_folder).encode(TEXTS[0], add_special_tokens=False)))
     assert done.stdout.split()[1] == "[]"
