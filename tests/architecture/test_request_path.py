@@ -1,0 +1,112 @@
+"""The files that a chat request passes through, from the ASGI app to the answering model and the ledger: few, documented."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+import smallfirst
+from smallfirst.models.protocol import Request
+from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, ReplayModel, request_key
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.router import Router
+from smallfirst.serving.app import build_app
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.settings import ServeSettings
+from smallfirst.stats.intervals import wilson
+
+PACKAGE = Path(smallfirst.__file__).parent
+DOCUMENT = PACKAGE.parent / "docs" / "design" / "request_path.md"
+MAX_FILES = 20
+QUESTION = "where is my card"
+
+
+def replay(name: str, answer: str) -> ReplayModel:
+    """A model with one recorded answer."""
+    recorded = RecordedAnswer(
+        key=request_key(Request.ask(QUESTION)),
+        text=QUESTION,
+        answer=answer,
+        prompt_tokens=4,
+        completion_tokens=1,
+        latency_ms=1.0,
+        cost_usd=0.001,
+    )
+    header = RecordingHeader(model=name, made_at="2026-01-01", smallfirst="0", n=1)
+    return ReplayModel(header, [recorded], path="recording.jsonl")
+
+
+def certificate() -> Certificate:
+    return Certificate(
+        issued=True,
+        why="5 of 400 wrong",
+        max_error=0.05,
+        confidence=0.95,
+        threshold=0.5,
+        n_labels=400,
+        n_accepted=200,
+        n_errors=2,
+        error_bound=0.02,
+        coverage=wilson(200, 400),
+        below="escalate",
+        below_why="measured",
+        below_difference=None,
+        temperature=1.0,
+        curve=(),
+        model_fingerprint="m",
+        dataset_fingerprint="d",
+    )
+
+
+class EnteredFiles:
+    """The package's files with a function that was called while the context lasts, in threads started inside as well."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    def __enter__(self) -> EnteredFiles:
+        sys.setprofile(self._profile)
+        threading.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+    def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(str(PACKAGE)):
+            self.files.add(f"smallfirst/{Path(file).relative_to(PACKAGE)}")
+
+
+def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_path: Path) -> None:
+    ledger, key_store = Ledger(tmp_path / "ledger.db"), KeyStore(tmp_path / "keys.json")
+    _, key = key_store.create("desk", KeyPolicy(requests_per_minute=100, tokens_per_minute=100_000))
+    router = Router(replay("small", "refund"), replay("large", "card_arrival"), certificate(), name="tickets")
+    body = {"model": "tickets", "messages": [{"role": "user", "content": QUESTION}]}
+
+    async def ask() -> tuple[set[str], httpx.Response]:
+        app = build_app({"tickets": router}, ledger=ledger, settings=ServeSettings(), key_store=key_store)
+        headers = {"authorization": f"Bearer {key}"}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
+            with EnteredFiles() as entered:
+                await client.post("/v1/chat/completions", json=body)  # start-up: the middleware and the writer's thread
+                entered.files.clear()
+                response = await client.post("/v1/chat/completions", json=body)
+        return entered.files, response
+
+    entered, response = asyncio.run(ask())
+    ledger.close()
+    assert response.json()["choices"][0]["message"]["content"] == "card_arrival"
+    documented = re.findall(r"^\d+\. `(smallfirst/[\w/]+\.py)`", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(documented) <= MAX_FILES
+    assert sorted(entered) == sorted(documented)
