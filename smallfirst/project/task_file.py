@@ -297,8 +297,9 @@ class TaskFile(Record):
         return relative if relative.is_absolute() else self.folder / relative
 
 
-def read_task_file(path: Path) -> TaskFile:
-    """The record of a task.yaml. Raises ConfigError naming every wrong setting, with suggestions."""
+def read_task_file(path: str | Path) -> TaskFile:
+    """Return the record of a task.yaml, or of the one in a folder. Raise ConfigError naming every wrong setting."""
+    path = Path(path)
     if path.is_dir():
         path = path / "task.yaml"
     if not path.is_file():

@@ -1,0 +1,110 @@
+"""The public surface: documented by a page that runs, and sufficient, since its signatures name public types only."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import smallfirst
+from smallfirst.project.candidates import CANDIDATES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+NAMES = [name for name in smallfirst.__all__ if name != "__version__"]
+
+
+def test_the_page_s_code_runs_from_rows_to_a_served_router(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"text": f"{word} number {i} of {i * 7919 % 1000}", "label": label}
+        for i in range(40)
+        for word, label in (("card", "cards"), ("fee", "fees"), ("pin", "codes"))
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = {
+        "name": "desk",
+        "data": {"train": "train.jsonl"},
+        "small": {"base": str(tiny_folder), "training": {"duration": "1ba"}, "candidates": ["words", "small"]},
+        "gate": {"accuracy_at_least": 0.01},
+        "routing": {"small": "words"},
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(file), encoding="utf-8")
+    (tmp_path / "base").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(CANDIDATES, "_loaded", dict(CANDIDATES._loaded))
+    served: list[Any] = []
+    serve = inspect.signature(smallfirst.serve)
+    monkeypatch.setattr("smallfirst.serving.app.serve", lambda *a, **k: served.append(serve.bind(*a, **k)))
+    space: dict[str, Any] = {"__name__": "page"}
+    for block in BLOCKS:
+        exec(compile(block, "docs/python.md", "exec"), space)
+    (call,) = served
+    assert list(call.arguments["models"]) == ["tickets", "tickets-small"]
+    assert "fast" in CANDIDATES.names()
+
+
+def test_every_public_name_is_shown_or_is_the_type_of_a_signature() -> None:
+    shown = set(re.findall(r"\b\w+\b", PAGE))
+    named = {kind.__name__ for name in NAMES for function in functions(name) for kind in types_of(function)}
+    assert sorted(set(NAMES) - shown - named - ABOUT_ANSWERS_OF_PEOPLE) == []
+
+
+ABOUT_ANSWERS_OF_PEOPLE = {"apply_judgments", "judge_agreement", "LLMJudge", "SignedOverride"}
+"""Documented in docs/tasks.md and docs/deploy.md."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signatures_name_public_types_only(name: str) -> None:
+    private = {
+        f"{function.__qualname__}: {kind.__name__}"
+        for function in functions(name)
+        for kind in types_of(function)
+        if kind.__name__ not in NAMES and not kind.__name__.startswith("_")
+    }
+    assert private == set()
+
+
+def functions(name: str) -> Iterator[Any]:
+    """The function of this name, or the public methods of the class."""
+    value = getattr(smallfirst, name)
+    if inspect.isfunction(value):
+        yield value
+    for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+        member = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(member) and (attribute == "__init__" or not attribute.startswith("_")):
+            yield member
+
+
+def types_of(function: Any) -> set[type]:
+    """Every class of the package in a signature, those that are imported for type checkers included."""
+    module = importlib.import_module(function.__module__)
+    names = dict(vars(module))
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            for line in node.body:
+                if isinstance(line, ast.ImportFrom):
+                    source = importlib.import_module(str(line.module))
+                    names |= {alias.asname or alias.name: getattr(source, alias.name) for alias in line.names}
+    hints = typing.get_type_hints(function, names)
+    return {kind for hint in hints.values() for kind in classes_in(hint)}
+
+
+def classes_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, (list, tuple)):
+        for part in hint:
+            yield from classes_in(part)
+        return
+    yield from classes_in(list(typing.get_args(hint)))
+    kind = typing.get_origin(hint) or hint
+    if inspect.isclass(kind) and kind.__module__.startswith("smallfirst"):
+        yield kind
