@@ -1,15 +1,14 @@
-"""A base model's size, read from headers: against the model itself, and from folders that tell nothing."""
+"""A base model's size, read from headers, is that of the model itself; damaged folders have none."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from smallfirst.models.base_size import read_base_size
+from smallfirst.models.base_size import BaseSize, read_base_size
 
 
 def model_of(folder: Path, **changes: Any) -> Any:
@@ -31,48 +30,47 @@ def model_of(folder: Path, **changes: Any) -> Any:
     return model
 
 
-def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
-    model = model_of(tmp_path)
-    size = read_base_size(tmp_path)
+def size_of(folder: Path) -> BaseSize:
+    size = read_base_size(folder)
     assert size is not None
-    assert size.parameters == sum(p.numel() for p in model.parameters())
+    return size
+
+
+def n_parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_parameters_are_those_of_the_model(tmp_path: Path) -> None:
+    model, size = model_of(tmp_path), size_of(tmp_path)
+    assert size.parameters == n_parameters(model)
     assert (size.embedding, size.head, size.vocabulary, size.causal) == (50 * 16, 0, 50, True)
     assert size.body == size.parameters - 50 * 16
     assert (size.layers, size.hidden, size.inner, size.heads, size.query, size.key_value) == (2, 16, 24, 4, 16, 8)
+    # A layer: q 16+16, k and v 8+16, o 16+16, gate, up and down 24+16.
+    assert size.linear_ends == 2 * (32 + 24 + 24 + 32 + 3 * 40)
 
 
-def test_an_output_matrix_of_its_own_is_told_apart(tmp_path: Path) -> None:
+def test_an_untied_output_matrix_is_counted_separately(tmp_path: Path) -> None:
     model = model_of(tmp_path, tie_word_embeddings=False)
-    size = read_base_size(tmp_path)
-    assert size is not None
-    assert (size.head, size.parameters) == (50 * 16, sum(p.numel() for p in model.parameters()))
+    size = size_of(tmp_path)
+    assert (size.head, size.parameters) == (50 * 16, n_parameters(model))
     assert size.body == size.parameters - 2 * 50 * 16
 
 
-def test_a_shared_matrix_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
+def test_a_tied_matrix_that_is_stored_twice_counts_once(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     model = model_of(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, tmp_path / "model.safetensors")
-    size = read_base_size(tmp_path)
-    assert size is not None
-    assert (size.head, size.parameters) == (0, sum(p.numel() for p in model.parameters()))
+    size = size_of(tmp_path)
+    assert (size.head, size.parameters) == (0, n_parameters(model))
 
 
-def test_rank_one_adapters_have_one_weight_for_each_end_of_a_matrix(tmp_path: Path) -> None:
-    model_of(tmp_path)
-    size = read_base_size(tmp_path)
-    assert size is not None
-    # A layer: q 16+16, k and v 8+16, o 16+16, gate, up and down 24+16.
-    assert size.linear_ends == 2 * (32 + 24 + 24 + 32 + 3 * 40)
-
-
-def test_a_head_width_of_its_own_is_heeded(tmp_path: Path) -> None:
+def test_an_explicit_head_width_is_used(tmp_path: Path) -> None:
     model_of(tmp_path, head_dim=8)
-    size = read_base_size(tmp_path)
-    assert size is not None
+    size = size_of(tmp_path)
     assert (size.query, size.key_value) == (32, 16)
 
 
@@ -84,19 +82,15 @@ def test_weights_in_several_files_are_all_counted(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.bfloat16)
     loaded.save_pretrained(tmp_path / "parts", max_shard_size="4KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    size = read_base_size(tmp_path / "parts")
-    assert size is not None
-    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size_of(tmp_path / "parts").parameters == n_parameters(model)
 
 
-def test_an_encoder_is_no_writer(tiny_encoder_folder: Path) -> None:
-    size = read_base_size(tiny_encoder_folder)
-    assert size is not None
-    assert not size.causal
+def test_an_encoder_is_not_causal(tiny_encoder_folder: Path) -> None:
+    assert not size_of(tiny_encoder_folder).causal
 
 
 @pytest.mark.parametrize("damage", ["no weights", "no config", "no widths", "experts", "a damaged header", "no JSON"])
-def test_what_cannot_be_known_is_not_guessed(tmp_path: Path, damage: str) -> None:
+def test_an_unknown_size_is_not_guessed(tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "model"
     model_of(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -114,4 +108,3 @@ def test_what_cannot_be_known_is_not_guessed(tmp_path: Path, damage: str) -> Non
     else:
         (folder / "config.json").write_text("{")
     assert read_base_size(folder) is None
-    shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Base weights by name: where they are looked for, what is said when they are nowhere, what is refused."""
+"""Base weights by name: the places tried, the error where there are none, and checked downloads."""
 
 from __future__ import annotations
 
@@ -32,28 +32,18 @@ def wheel(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def test_a_local_folder_is_taken_as_it_is(tiny_folder: Path) -> None:
-    assert find_weights(str(tiny_folder)) == tiny_folder
-
-
-def test_a_local_gguf_file_is_taken_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert find_weights(str(tmp_path / "m.gguf")) == tmp_path / "m.gguf"
-
-
-def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders_and_gguf_files_are_found_where_they_are(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert find_weights("~/m.gguf") == tmp_path / "m.gguf"
-
-
-def test_a_folder_without_a_config_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(WeightsNotFound) as caught:
+    assert find_weights(str(tiny_folder)) == tiny_folder
+    assert find_weights(str(tmp_path / "m.gguf")) == find_weights("~/m.gguf") == tmp_path / "m.gguf"
+    with pytest.raises(WeightsNotFound, match=f"^{tmp_path} is not a model: the folder has no config.json$"):
         find_weights(str(tmp_path))
-    assert str(caught.value) == f"{tmp_path} is not a model: the folder has no config.json"
 
 
-def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name() -> None:
+def test_an_unknown_name_gets_the_places_tried_and_a_suggestion() -> None:
     with pytest.raises(WeightsNotFound) as caught:
         find_weights("sentence-transformers/all-MiniLM-L6-v3")
     known = ", ".join(e.name for e in CATALOG)
@@ -66,7 +56,7 @@ def test_an_unknown_name_names_every_place_looked_in_and_the_nearest_known_name(
     )
 
 
-def test_a_name_like_no_other_gets_no_guess() -> None:
+def test_an_unusual_name_gets_no_suggestion() -> None:
     with pytest.raises(WeightsNotFound) as caught:
         find_weights("zzz")
     assert str(caught.value).startswith('no weights found for "zzz"\n  looked in: local path zzz,')
@@ -80,15 +70,15 @@ def test_weights_pulled_earlier_are_found_whatever_the_case() -> None:
     assert pulled_path(CATALOG[1]).name == "Qwen--Qwen2.5-Coder-1.5B-Instruct.gguf"
 
 
-def test_what_is_pulled_already_is_not_fetched_again() -> None:
+def test_pulled_weights_are_not_downloaded_again() -> None:
     pulled_path(CATALOG[1]).parent.mkdir(parents=True)
     pulled_path(CATALOG[1]).write_bytes(b"GGUF")
-    said: list[str] = []
-    assert pull_weights(CATALOG[1], log=said.append) == pulled_path(CATALOG[1])
-    assert said == []
+    logged: list[str] = []
+    assert pull_weights(CATALOG[1], log=logged.append) == pulled_path(CATALOG[1])
+    assert logged == []
 
 
-def test_a_catalogue_name_that_may_not_be_downloaded_says_how_to_pull_it() -> None:
+def test_without_download_the_error_says_how_to_pull() -> None:
     name = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
     with pytest.raises(WeightsNotFound) as caught:
         find_weights(name, download=False)

@@ -29,7 +29,7 @@ def test_the_features_are_sum_mean_lowest_and_number() -> None:
     assert token_features([-0.5, -1.5, -0.1]) == pytest.approx((-2.1, -0.7, -1.5, 3.0))
 
 
-def test_an_impossible_token_is_as_low_as_any_and_no_token_is_an_impossible_one() -> None:
+def test_an_empty_answer_counts_as_one_impossible_token() -> None:
     assert token_features([-math.inf, 0.0]) == (MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY / 2, MIN_LOG_PROBABILITY, 2.0)
     assert token_features([]) == (MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY, MIN_LOG_PROBABILITY, 0.0)
 

@@ -1,4 +1,4 @@
-"""What a model folder tells about itself comes back as written, and a folder that tells nothing is no model."""
+"""A manifest is read as it was written, and a folder without one is not a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hidden states and logits are those of the answering pass; four signals say how strange they are."""
+"""Hidden states and logits are those of the answering pass; four features measure how unusual they are."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_neighbour_is_one_less_the_mean_cosine_to_the_nearest_five() -> None:
     assert neighbour == pytest.approx([1 - 4 / 5, 1 - 1 / 5], abs=1e-6)
 
 
-def test_strange_states_are_strange_by_every_signal_and_own_ones_by_none() -> None:
+def test_foreign_states_are_unusual_by_every_feature_and_own_ones_by_none() -> None:
     draw = np.random.default_rng(1)
     centres = np.eye(4, dtype=np.float32) * 8
     gold = np.arange(400) % 4
@@ -110,12 +110,12 @@ def test_strange_states_are_strange_by_every_signal_and_own_ones_by_none() -> No
     profile = HiddenStateProfile.fit(HiddenStates(rows, rows), gold)
     own = (centres[gold[:100]] + draw.normal(size=(100, 4))).astype(np.float32)
     foreign = draw.normal(size=(100, 4)).astype(np.float32)
-    strange, ordinary = (
+    unusual, ordinary = (
         profile.nonconformity(HiddenStates(foreign, foreign)),
         profile.nonconformity(HiddenStates(own, own)),
     )
-    assert strange.shape == (100, len(STATE_FEATURES))
-    assert (np.quantile(strange, 0.1, axis=0) > np.quantile(ordinary, 0.9, axis=0)).all()
+    assert unusual.shape == (100, len(STATE_FEATURES))
+    assert (np.quantile(unusual, 0.1, axis=0) > np.quantile(ordinary, 0.9, axis=0)).all()
 
 
 def test_without_logits_there_are_the_two_distances() -> None:

@@ -1,4 +1,4 @@
-"""The linear rungs: they learn what is separable, and come back from disk as they were."""
+"""Linear classifiers learn separable classes, and are loaded as they were saved."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def best(scored: list[LabelLogProbs], task: Classify) -> list[str]:
 
 
 def accuracy(scorer: LinearClassifier, data: Dataset, task: Classify) -> float:
-    said = best(scorer.score(texts_of(data)), task)
-    return sum(a == e.answer for a, e in zip(said, data.examples, strict=True)) / len(data)
+    answers = best(scorer.score(texts_of(data)), task)
+    return sum(a == e.answer for a, e in zip(answers, data.examples, strict=True)) / len(data)
 
 
 def test_words_learn_a_separable_set_and_carry_over_to_new_sentences(
@@ -53,7 +53,7 @@ def test_words_learn_a_separable_set_and_carry_over_to_new_sentences(
     assert accuracy(scorer, toy_selection, toy_task) > 0.9
 
 
-def test_each_text_gets_a_distribution_whatever_stands_beside_it(toy_rows: Dataset, toy_task: Classify) -> None:
+def test_each_text_gets_a_distribution_independent_of_the_batch(toy_rows: Dataset, toy_task: Classify) -> None:
     scorer = LinearClassifier.fit("words", toy_rows, toy_task)
     texts = [*texts_of(toy_rows), "", "übermorgen 東京", "card " * 1000]
     together = scorer.score(texts)
@@ -94,13 +94,13 @@ def test_the_fingerprint_follows_the_weights(
 
 def test_a_saved_model_answers_through_load_model(toy_rows: Dataset, toy_task: Classify, tmp_path: Path) -> None:
     LinearClassifier.fit("words", toy_rows, toy_task).save(tmp_path, Manifest(kind="words", task=toy_task, base=""))
-    model = load_model(tmp_path, name="rung 1")
+    model = load_model(tmp_path, name="linear")
     answer = asyncio.run(model.complete(Request.ask("where is my refund")))
-    assert (answer.text, answer.answered_by) == ("refund_request", "rung 1")
+    assert (answer.text, answer.answered_by) == ("refund_request", "linear")
 
 
 @pytest.mark.parametrize("labels", [("no", "yes"), ("yes", "no")])
-def test_two_classes_are_told_apart_in_either_order(labels: tuple[str, str]) -> None:
+def test_two_classes_are_separated_in_either_order(labels: tuple[str, str]) -> None:
     task = Classify(name="two", labels=labels)
     data = rows(("good fine", "yes"), ("great fine", "yes"), ("bad awful", "no"), ("awful poor", "no"))
     scorer = LinearClassifier.fit("words", data, task)
@@ -131,7 +131,7 @@ def test_word_features_read_words_pairs_and_pieces_without_case() -> None:
     assert np.linalg.norm(matrix[0]) == pytest.approx(2**0.5)  # two parts of unit length
 
 
-def test_the_encoder_rung_is_linear_on_what_the_encoder_says() -> None:
+def test_an_encoder_classifier_is_linear_on_its_vectors() -> None:
     task = Classify(name="letters", labels=("many a", "many b", "many c"))
     data = rows(*((letter * n, f"many {letter}") for letter in "abc" for n in (2, 3, 4)))
     scorer = LinearClassifier.fit("encoder", data, task, encoder=Letters())  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_no_texts_give_no_scores() -> None:
 
 def test_an_encoder_gives_its_vectors_and_words_have_none(toy_rows: Dataset, toy_task: Classify) -> None:
     assert LinearClassifier.fit("words", toy_rows, toy_task).embed is None
-    encoder = SentenceEncoder.__new__(SentenceEncoder)  # without weights: what it says is given by hand
+    encoder = SentenceEncoder.__new__(SentenceEncoder)  # without weights: its vectors are given by hand
     encoder.embed = lambda texts: np.array([[0.6, 0.8]] * len(texts))  # type: ignore[method-assign]
     encoder.tokens = lambda text: [1] * len(text)  # type: ignore[method-assign]
     found = encoder.text_embeddings(["ab", "c"])

@@ -1,4 +1,4 @@
-"""The frozen encoder: unit vectors, the same alone and in a crowd, pooled as the formula says."""
+"""The sentence encoder gives unit vectors, equal alone and in a batch, by mean pooling."""
 
 from __future__ import annotations
 

@@ -35,12 +35,12 @@ def test_rows_are_those_of_scikit_learn(text: str) -> None:
 
 
 @given(st.text(alphabet=st.sampled_from("card myGröße İ€42  \t\n.,-_\u00a0ﬁ"), max_size=60))
-def test_so_are_those_of_any_text(text: str) -> None:
+def test_rows_of_any_text_are_those_of_scikit_learn(text: str) -> None:
     ours, theirs = both(text)
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
-def test_a_product_is_worked_out_by_hand() -> None:
+def test_a_product_by_hand() -> None:
     words = Vocabulary({"my": 0, "card": 1, "my card": 2}, np.array([1.0, 2.0, 2.0]))
     pieces = Vocabulary({" c": 0}, np.array([3.0]))
     # my, card, «my card»: 1, 2, 2 over their length 3; the one piece has length 1.
@@ -53,5 +53,5 @@ def test_nothing_heavy_is_loaded() -> None:
         "import sys, smallfirst.models.linear.tfidf\n"
         "print([m for m in ('sklearn', 'scipy', 'pandas', 'torch') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert said.stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""The mask-free attention is causal attention, and padding on the right changes nothing."""
+"""Attention without a mask is causal attention, and padding on the right changes nothing."""
 
 from __future__ import annotations
 

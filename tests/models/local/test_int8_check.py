@@ -1,4 +1,4 @@
-"""Eight bits are kept only where rows show the same answers; what was seen is written down."""
+"""int8 is kept only where rows show equal answers; the comparison is recorded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(*first: float) -> list[LabelLogProbs]:
     return [LabelLogProbs([math.log(p), math.log(1 - p)], 3, 0.0) for p in first]
 
 
-def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
+def test_equal_answers_on_enough_rows_keep_int8() -> None:
     found = compare(rows(*[0.8] * 250), rows(*[0.7] * 250), [0] * 200 + [1] * 50, manifest=MANIFEST, rows="validation")
     assert found.kept
     assert (found.agreement.value, found.agreement.n) == (1.0, 250)
@@ -37,28 +37,28 @@ def test_equal_answers_on_enough_rows_are_kept_with_what_was_seen() -> None:
 
 
 @pytest.mark.parametrize(("n", "kept"), [(99, False), (100, True)])
-def test_nothing_is_chosen_on_too_few_rows(n: int, kept: bool) -> None:
+def test_too_few_rows_decide_nothing(n: int, kept: bool) -> None:
     assert compare(rows(*[0.8] * n), rows(*[0.8] * n), None, manifest=MANIFEST, rows="v").kept is kept
 
 
-def test_other_answers_are_not_kept() -> None:
-    exact, eight = rows(*[0.8] * 300), rows(*[0.8] * 290, *[0.3] * 10)
-    found = compare(exact, eight, None, manifest=MANIFEST, rows="v")
+def test_different_answers_are_not_kept() -> None:
+    exact, int8 = rows(*[0.8] * 300), rows(*[0.8] * 290, *[0.3] * 10)
+    found = compare(exact, int8, None, manifest=MANIFEST, rows="v")
     assert not found.kept
     assert found.agreement.value == pytest.approx(290 / 300)
     assert (found.difference, found.exact_right) == (None, None)
     assert "at least 98% is required" in found.why
 
 
-def test_lost_accuracy_is_not_kept_even_where_labels_mostly_agree() -> None:
-    exact, eight = rows(*[0.8] * 1000), rows(*[0.8] * 985, *[0.3] * 15)
-    found = compare(exact, eight, [0] * 1000, manifest=MANIFEST, rows="v")
+def test_lost_accuracy_is_not_kept_even_if_labels_mostly_agree() -> None:
+    exact, int8 = rows(*[0.8] * 1000), rows(*[0.8] * 985, *[0.3] * 15)
+    found = compare(exact, int8, [0] * 1000, manifest=MANIFEST, rows="v")
     assert found.difference is not None
     assert found.difference.value == pytest.approx(-0.015)
     assert (found.exact_right, found.int8_right) == (1000, 985)
     assert not found.kept
     assert "no more than 1% may be lost" in found.why
-    assert compare(exact, eight, [1] * 1000, manifest=MANIFEST, rows="v").kept  # the same labels, now for the better
+    assert compare(exact, int8, [1] * 1000, manifest=MANIFEST, rows="v").kept  # the same labels, now for the better
 
 
 def test_no_rows_are_an_error() -> None:
@@ -81,7 +81,7 @@ def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
 
 
 @pytest.mark.skipif(not int8_supported(), reason="this processor has no fast int8 products")
-def test_the_check_of_a_folder_lies_beside_its_weights(folder: Path, toy_selection: Dataset) -> None:
+def test_the_record_is_written_beside_the_weights(folder: Path, toy_selection: Dataset) -> None:
     many = Dataset(name="selection", examples=toy_selection.examples * 10)
     found = check_int8(folder, many)
     assert found is not None
@@ -91,7 +91,7 @@ def test_the_check_of_a_folder_lies_beside_its_weights(folder: Path, toy_selecti
     assert not int8_allowed(folder, MANIFEST.model_copy(update={"weights_fingerprint": "f01"}))
 
 
-def test_a_model_that_is_not_read_at_one_position_is_not_checked(tmp_path: Path, toy_selection: Dataset) -> None:
+def test_only_label_token_models_are_checked(tmp_path: Path, toy_selection: Dataset) -> None:
     write_manifest(tmp_path, MANIFEST.model_copy(update={"kind": "words"}))
     assert check_int8(tmp_path, toy_selection) is None
     assert not int8_allowed(tmp_path, MANIFEST)

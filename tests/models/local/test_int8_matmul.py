@@ -1,4 +1,4 @@
-"""Products with ready-made matrices: exact where they can be, within half a step where they are rounded."""
+"""Products with packed matrices are exact where possible, and within half a step where they are rounded."""
 
 from __future__ import annotations
 

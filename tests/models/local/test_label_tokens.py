@@ -1,4 +1,4 @@
-"""Codes: one token a label, all different, taken from the label's own words where that is possible."""
+"""Label tokens: one a label, all different, taken from the label's own words where possible."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_label_is_read_as_its_own_word(tiny_tokenizer: Any) -> None:
     assert [tiny_tokenizer.decode([code]) for code in codes] == [" refund", " exchange", " payment"]
 
 
-def test_a_word_that_labels_share_is_passed_over_for_one_of_their_own() -> None:
+def test_a_word_shared_by_labels_is_not_chosen() -> None:
     tokens = WordTokens("card", "arrival", "payment", *LETTERS)
     assert tokens.chosen("card_arrival", "card-payment") == ["arrival", "payment"]
 
@@ -83,7 +83,7 @@ def test_too_small_a_vocabulary_is_an_error_that_counts_the_labels() -> None:
     assert str(caught.value) == "this tokenizer has too few single-token words for 3 labels"
 
 
-def test_the_token_for_unknown_words_is_never_a_code() -> None:
+def test_the_token_for_unknown_words_is_never_chosen() -> None:
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "refund": 1, "A": 2}, unk_token="?"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?")
@@ -98,7 +98,7 @@ def test_the_token_for_unknown_words_is_never_a_code() -> None:
         unique=True,
     )
 )
-def test_codes_are_distinct_single_tokens_and_the_same_every_time(labels: list[str]) -> None:
+def test_label_tokens_are_distinct_and_reproducible(labels: list[str]) -> None:
     tokens = WordTokens("card", "arrival", "refund", *LETTERS, *(f"A{a}" for a in LETTERS))
     codes = choose_label_tokens(labels, tokens)
     assert len(codes) == len(set(codes)) == len(labels)

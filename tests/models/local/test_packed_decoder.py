@@ -1,4 +1,4 @@
-"""The packed forward pass is transformers' own: every family, ragged batches, shared beginnings."""
+"""The packed forward pass equals that of transformers: every family, ragged batches, a shared prefix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MODELS = {
 
 
 def made(chosen: Any) -> Any:
-    """A seeded model whose norms and biases are not as they come: ones and zeros would hide them."""
+    """A seeded model with random norms and biases: ones and zeros would hide mistakes."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(chosen, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -89,14 +89,14 @@ def test_states_are_those_of_transformers(model: Any, lengths: tuple[int, ...]) 
 
 
 @pytest.mark.parametrize("n_shared", [1, 5])
-def test_a_shared_beginning_changes_nothing(model: Any, n_shared: int) -> None:
+def test_a_shared_prefix_changes_nothing(model: Any, n_shared: int) -> None:
     decoder, asked = PackedDecoder(model), prompts(12, 9, 6, 8, n_shared)
-    beginning = [3, 1, 4, 1, 5][:n_shared]
+    prefix = [3, 1, 4, 1, 5][:n_shared]
     for ids in asked[:3]:
-        ids[:n_shared] = beginning
+        ids[:n_shared] = prefix
     asked[3][:n_shared] = [9] * n_shared  # begins otherwise
-    asked[4] = beginning  # is the beginning and no more
-    decoder.share_prefix(beginning)
+    asked[4] = prefix  # is the prefix and no more
+    decoder.share_prefix(prefix)
     expected = torch.stack([reference(model, ids)[-1] for ids in asked])
     torch.testing.assert_close(decoder.last_states(asked), expected, atol=1e-5, rtol=1e-5)
     decoder.share_prefix([])
@@ -112,7 +112,7 @@ def test_the_model_itself_still_works(model: Any) -> None:
     assert torch.equal(reference(model, ids), before)
 
 
-def test_in_bf16_it_is_no_further_from_the_exact_states_than_transformers(model: Any) -> None:
+def test_bf16_is_no_less_exact_than_in_transformers(model: Any) -> None:
     asked = prompts(9, 4, 13)
     exact = torch.cat([reference(model, ids) for ids in asked])
     rounded = made(model.config).to(torch.bfloat16)
@@ -121,7 +121,7 @@ def test_in_bf16_it_is_no_further_from_the_exact_states_than_transformers(model:
     assert ours <= 1.1 * theirs
 
 
-def test_nothing_of_a_text_is_kept() -> None:
+def test_no_text_is_cached() -> None:
     model = made(MODELS["grouped heads, tied"])
     decoder = PackedDecoder(model)
     decoder.share_prefix([3, 1])
@@ -153,7 +153,7 @@ def test_nothing_of_a_text_is_kept() -> None:
         ),
     ],
 )
-def test_what_is_computed_otherwise_is_refused(chosen: Any, says: str) -> None:
+def test_other_architectures_are_refused(chosen: Any, says: str) -> None:
     model = made(chosen)
     assert unsupported_reason(model) == says
     with pytest.raises(ValueError, match=says):

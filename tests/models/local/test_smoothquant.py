@@ -1,4 +1,4 @@
-"""What smoothing measures and by how much it scales."""
+"""Smoothing scales follow the measured ranges."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from smallfirst.models.local.smoothquant import damping_scales, measure_input_ranges, smoothing_scales
 
 
-def test_a_channel_is_divided_so_that_both_sides_run_equally_large() -> None:
+def test_a_channel_is_divided_so_that_both_sides_are_equally_large() -> None:
     weight = torch.tensor([[2.0, -0.25], [-8.0, 0.1]])
     by = smoothing_scales(weight, torch.tensor([2.0, 4.0]))
     assert by.tolist() == pytest.approx([0.5, 4.0])  # √(2/8), √(4/0.25)
     assert (torch.tensor([2.0, 4.0]) / by).tolist() == pytest.approx((weight.abs().amax(0) * by).tolist())
 
 
-def test_silent_channels_are_no_trouble() -> None:
+def test_channels_of_zeros_have_finite_scales() -> None:
     by = smoothing_scales(torch.zeros(3, 2), torch.zeros(2))
     assert by.tolist() == pytest.approx([10**0.5] * 2)  # as if 0.001 and 0.0001
     assert damping_scales(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
 
 
-def test_only_channels_above_the_middle_are_damped() -> None:
+def test_only_channels_above_the_median_are_damped() -> None:
     assert damping_scales(torch.tensor([0.5, 1.0, 16.0])).tolist() == pytest.approx([1.0, 1.0, 2.0])
 
 
