@@ -267,5 +267,17 @@ def test_bare_weights_are_loaded_as_a_chat_model(tiny_folder: Path) -> None:
 
 
 def test_folder_without_a_manifest_is_not_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no smallfirst\.json"):
+    with pytest.raises(ConfigError, match=r"smallfirst\.json"):
         load_model(tmp_path)
+
+
+def test_gguf_file_and_address_are_loaded_with_their_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(selection, "detect_environment", lambda: ALL)
+    file = tmp_path / "big.gguf"
+    file.touch()
+    assert load(ModelSource(file, "large", settings={"slots": 4}, answers=("a", "b"))).name == "large"
+    with pytest.raises(ConfigError, match="slots: Input should be greater than or equal to 1"):
+        load(ModelSource(file, settings={"slots": 0}))
+    endpoint = load(ModelSource("http://localhost:9/v1", settings={"model": "our-70b"}))
+    assert endpoint.name == "our-70b"

@@ -1,0 +1,50 @@
+"""What an HTTP session takes from the environment, and what it refuses to read."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from smallfirst.models.remote import http
+from smallfirst.models.remote.http import BlockingSession, ConnectionBroken, HttpSession
+
+
+def test_proxy_of_the_environment_is_used_except_where_it_says_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "internal.example.com")
+    assert http._proxy_for("https://api.example.com/v1") == "http://proxy:3128"
+    assert http._proxy_for("https://internal.example.com/v1") is None
+
+
+def test_https_trusts_the_certificates_of_the_system_or_else_those_of_certifi(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert http._certificates("http://api.example.com/v1") is True
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: None)
+    context = http._certificates("https://api.example.com/v1")
+    assert isinstance(context, ssl.SSLContext)
+    assert context.get_ca_certs()
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Answers with a line that has no end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"x" * 200)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_line_beyond_the_limit_breaks_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_LINE_BYTES", 100)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with BlockingSession(lambda: HttpSession(f"http://127.0.0.1:{server.server_port}", timeout_s=60)) as session:
+            response = session.send("GET", "/")
+            with pytest.raises(ConnectionBroken, match="a line of more than 100 bytes"):
+                list(session.lines(response))
+        server.shutdown()
