@@ -63,6 +63,11 @@ class ConfidenceThreshold(Record):
     accuracy: Estimate
     """Share of right answers among the accepted, Wilson interval."""
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, values: Any) -> Any:
+        return rename_keys(values, sure_from="min_confidence")
+
 
 class TeacherAgreement(Record):
     """Agreement of a teacher with itself and with people; None and empty where it was not asked."""

@@ -26,7 +26,7 @@ from smallfirst.models.label_model import softmax
 
 
 def simulated(temperature: float, *, n: int = 12_000, labels: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities of a model `temperature` times too sure, and gold labels drawn as it should have confidences."""
+    """Return log-probabilities of a model `temperature` times too confident, and gold labels drawn from the truth."""
     draw = np.random.default_rng(3)
     logits = draw.normal(0, 2, (n, labels))
     confidences = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
