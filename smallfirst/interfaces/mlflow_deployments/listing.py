@@ -1,7 +1,7 @@
-"""An endpoint as its clients see it: in Databricks' words, and in those of MLflow's own HTTP client.
+"""Describe endpoints to clients, in Databricks' format and in that of MLflow's gateway.
 
-GET /api/2.0/serving-endpoints[/NAME]   as Databricks answers
-GET /api/2.0/endpoints/[NAME]           as MLflow's gateway answers
+GET /api/2.0/serving-endpoints[/NAME]   Databricks' format
+GET /api/2.0/endpoints/[NAME]           the format of MLflow's gateway
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ EndpointInfo = dict[str, Any]
 
 
 def describe(endpoint: EndpointFolder) -> EndpointInfo:
-    """The endpoint as Databricks' API shows one, with `url`, `notes` and, in `state`, why it is as it is."""
-    kept = endpoint.config or endpoint.pending
-    assert kept is not None
+    """Return the endpoint in Databricks' format, with `url`, `notes` and, in `state`, the reason for its state."""
+    record = endpoint.config or endpoint.pending
+    assert record is not None
     alive, status = endpoint.alive, endpoint.status
-    body = EndpointBody.model_validate(kept.body)
+    body = EndpointBody.model_validate(record.body)
     external = all(entity.external_model is not None for entity in body.config.served_entities)
     return {
-        "name": kept.name,
-        "id": kept.id,
-        "creator": kept.created_by,
-        "creation_timestamp": _ms(kept.created_at),
-        "last_updated_timestamp": _ms(kept.updated_at),
+        "name": record.name,
+        "id": record.id,
+        "creator": record.created_by,
+        "creation_timestamp": _ms(record.created_at),
+        "last_updated_timestamp": _ms(record.updated_at),
         "state": _state(endpoint, alive, status),
-        "config": {**kept.body["config"], **_entities(body, kept, status if alive else None)},
-        "tags": kept.body.get("tags") or [],
-        **({"description": kept.body["description"]} if kept.body.get("description") else {}),
-        **({"smallfirst": kept.body["smallfirst"]} if kept.body.get("smallfirst") else {}),
+        "config": {**record.body["config"], **_entities(body, record, status if alive else None)},
+        "tags": record.body.get("tags") or [],
+        **({"description": record.body["description"]} if record.body.get("description") else {}),
+        **({"smallfirst": record.body["smallfirst"]} if record.body.get("smallfirst") else {}),
         "task": "llm/v1/chat",
         "endpoint_type": "EXTERNAL_MODEL" if external else "CUSTOM_MODEL",
         "permission_level": "CAN_MANAGE",
         "route_optimized": False,
-        "url": kept.url,
+        "url": record.url,
         "notes": list(status.notes) if status else [],
     }
 
@@ -66,59 +66,53 @@ def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -
     return {"ready": "READY" if ready else "NOT_READY", "config_update": update, **({"why": why} if why else {})}
 
 
-def _entities(body: EndpointBody, kept: EndpointRecord, status: ServerStatus | None) -> dict[str, Any]:
-    """The served entities, each with its name, its state and the version that answers."""
+def _entities(body: EndpointBody, record: EndpointRecord, status: ServerStatus | None) -> dict[str, Any]:
+    """Return the served entities, each with its name, state and live version."""
     deployment = "DEPLOYMENT_READY" if status and status.live else "DEPLOYMENT_FAILED"
     shown = []
-    for raw, entity in zip(kept.body["config"]["served_entities"], body.config.served_entities, strict=True):
+    for raw, entity in zip(record.body["config"]["served_entities"], body.config.served_entities, strict=True):
         name = entity_name(entity)
         live = status.versions.get(name) if status else None
-        known = {"live_version": str(live)} if live else {}
-        shown.append({**raw, "name": name, **known, "state": {"deployment": deployment}})
-    return {"served_entities": shown, "config_version": kept.number}
+        version = {"live_version": str(live)} if live else {}
+        shown.append({**raw, "name": name, **version, "state": {"deployment": deployment}})
+    return {"served_entities": shown, "config_version": record.number}
 
 
 def _ms(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def listing_routes(look: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute, ...]:
-    """The routes that list and show the caller's endpoints; `look` gives all, each at least with `name` and `task`."""
+def listing_routes(all_endpoints: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute, ...]:
+    """Return the routes that list and show the caller's endpoints, in both formats.
 
-    def seen() -> list[EndpointInfo]:
-        return [endpoint for endpoint in look() if current_caller().may_use(endpoint["name"])]
+    `all_endpoints` returns the endpoints of all callers, each at least with `name` and `task`.
+    """
 
-    def one(call: PluginRequest) -> EndpointInfo:
-        name = call.path_params["name"]
-        found = next((endpoint for endpoint in seen() if endpoint["name"] == name), None)
-        if found is None:
-            raise ApiError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
-        return found
+    def permitted() -> list[EndpointInfo]:
+        return [endpoint for endpoint in all_endpoints() if current_caller().may_use(endpoint["name"])]
 
-    async def databricks_all(_: PluginRequest) -> PluginResponse:
-        return {"endpoints": seen()}
+    def routes(path: str, convert: Callable[[EndpointInfo], EndpointInfo]) -> tuple[PluginRoute, ...]:
+        async def list_all(_: PluginRequest) -> PluginResponse:
+            return {"endpoints": [convert(endpoint) for endpoint in permitted()]}
 
-    async def databricks_one(call: PluginRequest) -> PluginResponse:
-        return one(call)
+        async def show(request: PluginRequest) -> PluginResponse:
+            name = request.path_params["name"]
+            found = next((endpoint for endpoint in permitted() if endpoint["name"] == name), None)
+            if found is None:
+                raise ApiError(404, f'No endpoint is called "{name[:128]}".', code="endpoint_not_found")
+            return convert(found)
 
-    async def mlflow_all(_: PluginRequest) -> PluginResponse:
-        return {"endpoints": [gateway_entry(endpoint) for endpoint in seen()]}
+        return (
+            PluginRoute("GET", path, list_all, "user"),
+            PluginRoute("GET", f"{path}/", list_all, "user"),
+            PluginRoute("GET", f"{path}/{{name}}", show, "user"),
+        )
 
-    async def mlflow_one(call: PluginRequest) -> PluginResponse:
-        return gateway_entry(one(call))
-
-    return (
-        PluginRoute("GET", "/api/2.0/serving-endpoints", databricks_all, "user"),
-        PluginRoute("GET", "/api/2.0/serving-endpoints/", databricks_all, "user"),
-        PluginRoute("GET", "/api/2.0/serving-endpoints/{name}", databricks_one, "user"),
-        PluginRoute("GET", "/api/2.0/endpoints", mlflow_all, "user"),
-        PluginRoute("GET", "/api/2.0/endpoints/", mlflow_all, "user"),
-        PluginRoute("GET", "/api/2.0/endpoints/{name}", mlflow_one, "user"),
-    )
+    return (*routes("/api/2.0/serving-endpoints", dict), *routes("/api/2.0/endpoints", gateway_entry))
 
 
 def gateway_entry(endpoint: Mapping[str, Any]) -> EndpointInfo:
-    """An endpoint as MLflow's gateway shows one."""
+    """Return an endpoint in the format of MLflow's gateway."""
     name = endpoint["name"]
     return {
         "name": name,

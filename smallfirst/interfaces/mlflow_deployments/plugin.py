@@ -18,8 +18,13 @@ from urllib.parse import quote
 
 from mlflow.deployments.base import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
 
 from smallfirst.errors import ConfigError, SmallfirstError
+from smallfirst.interfaces.mlflow_deployments import lifecycle
+from smallfirst.interfaces.mlflow_deployments.client import get, invoke, invoke_stream
+from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder
+from smallfirst.interfaces.mlflow_deployments.listing import describe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,12 +74,8 @@ def _mlflow_errors(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _raise_mlflow_exception(error: SmallfirstError) -> NoReturn:
-    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST
-
-    from smallfirst.interfaces.mlflow_deployments.lifecycle import EndpointNotFound
-
     code = INVALID_PARAMETER_VALUE if isinstance(error, ConfigError) else INTERNAL_ERROR
-    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, EndpointNotFound) else code
+    code = RESOURCE_DOES_NOT_EXIST if isinstance(error, lifecycle.EndpointNotFound) else code
     raise MlflowException(str(error), error_code=code) from error
 
 
@@ -92,8 +93,6 @@ class SmallfirstClient(BaseDeploymentClient):
         self, name: str | None = None, config: Mapping[str, Any] | None = None, route_optimized: bool = False
     ) -> dict[str, Any]:
         """Return the new endpoint once it answers; settings without effect are listed under `notes` and printed."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-
         self._check_local("created")
         given = {**(config or {}), **({"route_optimized": True} if route_optimized else {})}
         return _with_notes_printed(lifecycle.create(name, given, log=_log))
@@ -101,8 +100,6 @@ class SmallfirstClient(BaseDeploymentClient):
     @_mlflow_errors
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the endpoint once the new config is live; if it cannot be, the old one stays live."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-
         self._check_local("changed")
         return _with_notes_printed(lifecycle.update(endpoint, config or {}, log=_log))
 
@@ -113,8 +110,6 @@ class SmallfirstClient(BaseDeploymentClient):
     @_mlflow_errors
     def delete_endpoint(self, endpoint: str) -> None:
         """Delete the endpoint once its running requests are done; ignore one that does not exist."""
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-
         self._check_local("deleted")
         lifecycle.delete(endpoint)
 
@@ -122,40 +117,26 @@ class SmallfirstClient(BaseDeploymentClient):
     def list_endpoints(self) -> list[dict[str, Any]]:
         """Return all endpoints."""
         if self._server:
-            from smallfirst.interfaces.mlflow_deployments.client import get
-
             found: list[dict[str, Any]] = get(self._server, "/api/2.0/serving-endpoints")["endpoints"]
             return found
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-        from smallfirst.interfaces.mlflow_deployments.listing import describe
-
         return [describe(endpoint) for endpoint in lifecycle.all_endpoints()]
 
     @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
         """Return one endpoint."""
         if self._server:
-            from smallfirst.interfaces.mlflow_deployments.client import get
-
             return get(self._server, f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-        from smallfirst.interfaces.mlflow_deployments.listing import describe
-
         return describe(lifecycle.find(endpoint))
 
     @_mlflow_errors
     def predict(self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None) -> Any:
         """Return the response: a chat completion, or `predictions` for a table, a data frame or a list."""
-        from smallfirst.interfaces.mlflow_deployments.client import invoke
-
         return invoke(*self._address(endpoint or deployment_name), inputs)
 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield the chunks of an answer as they arrive."""
-        from smallfirst.interfaces.mlflow_deployments.client import invoke_stream
-
         try:
             yield from invoke_stream(*self._address(endpoint or deployment_name), inputs)
         except SmallfirstError as error:
@@ -207,14 +188,10 @@ class SmallfirstClient(BaseDeploymentClient):
             raise ConfigError("no endpoint is named", hint='predict(endpoint="…", inputs={"messages": […]})')
         if self._server:
             return self._server, name
-        from smallfirst.interfaces.mlflow_deployments import lifecycle
-
         return lifecycle.find_running(name).url, name
 
 
-def _with_notes_printed(endpoint: Any) -> dict[str, Any]:
-    from smallfirst.interfaces.mlflow_deployments.listing import describe
-
+def _with_notes_printed(endpoint: EndpointFolder) -> dict[str, Any]:
     found = describe(endpoint)
     for note in found["notes"]:
         _log(f"{found['name']}: note: {note}")
