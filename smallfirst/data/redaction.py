@@ -1,10 +1,10 @@
-"""Personal data out of texts before they are written down: each find becomes a placeholder of its kind.
+"""Replace personal data in texts by placeholders before they are written down.
 
-Seen are e-mail addresses, phone numbers, IBANs (checked modulo 97), payment cards (checked by Luhn's sum), IP addresses
-and URLs that carry credentials. Every pattern starts where nothing of its kind stands before it and never goes back
-over more than a few characters, so time grows with the length of the text and no text can hold it up. The price: names,
-postal addresses, other account numbers, and national phone numbers written without a leading 0, separators or a word
-such as «phone» are not seen; and a number that passes Luhn's sum by chance (1 in 10) goes too.
+Detected are e-mail addresses, phone numbers, IBANs (checked modulo 97), payment cards (checked by Luhn's sum), IP
+addresses and URLs that carry credentials. Every pattern starts where nothing of its kind precedes it and backtracks
+over a few characters only, so time grows linearly with the text. Names, postal addresses, other account numbers, and
+national phone numbers written without a leading 0, separators or a word such as «phone» are not detected; a number that
+passes Luhn's sum by chance (1 in 10) is replaced too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _MOST_CARD_DIGITS, _FEWEST_CARD_DIGITS = 19, 13
 
 
 class RedactedText(NamedTuple):
-    """A text without what was seen in it."""
+    """A text without its personal data."""
 
     text: str
     """With placeholders: `[EMAIL]`, `[PHONE]`, …"""
@@ -59,7 +59,7 @@ class RedactedText(NamedTuple):
 
 
 def redact(text: str) -> RedactedText:
-    """The text with a placeholder for each find. Redacting the result once more changes nothing."""
+    """Return the text with a placeholder for each find; redacting the result again changes nothing."""
     found: Counter[str] = Counter()
 
     def placeholder(kind: str) -> str:
@@ -82,9 +82,9 @@ def redact(text: str) -> RedactedText:
 
 
 def redact_json(text: str) -> RedactedText:
-    """The same for every value in JSON, keys left alone; a number that is a find becomes text.
+    """Redact every value in JSON, not its keys; a number that is a find becomes text.
 
-    Raises ValueError if the text is no JSON.
+    Raise ValueError if the text is not JSON.
     """
     found: Counter[str] = Counter()
 
@@ -103,12 +103,11 @@ def redact_json(text: str) -> RedactedText:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """`3 email, 1 phone` in the order of KINDS; `nothing` for no find."""
+    """Return `3 email, 1 phone` in the order of PII_KINDS; `nothing` for no find."""
     return ", ".join(f"{counts[kind]:,} {kind}" for kind in PII_KINDS if counts.get(kind)) or "nothing"
 
 
 def _without(text: str, spans: Iterator[tuple[int, int]], said: Callable[[], str]) -> str:
-    """The text with `said()` in place of each span; spans come from the left."""
     parts, done = [], 0
     for start, end in spans:
         parts += [text[done:start], said()]
@@ -129,7 +128,7 @@ def _iban_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _iban_length(run: str) -> int:
-    """Length of the longest beginning that ends where a group does and has the right sum (ISO 13616); else 0."""
+    """Return the length of the longest prefix that ends with a group and has the right sum (ISO 13616); else 0."""
     for end in range(len(run), 14, -1):
         if not run[end - 1].isalnum() or run[end : end + 1].isalnum():
             continue
@@ -140,7 +139,7 @@ def _iban_length(run: str) -> int:
 
 
 def _card_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Groups of digits that together have the length and the sum of a card number, from the left, longest first."""
+    """Yield the spans of digit groups that have the length and sum of a card number, from the left, longest first."""
     for match in _DIGITS.finditer(text):
         groups = [group.span() for group in _GROUP.finditer(text, *match.span())]
         i = 0
@@ -152,7 +151,7 @@ def _card_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _last_of_card(text: str, groups: list[tuple[int, int]], first: int) -> int | None:
-    """The group with which a card number that begins with group `first` ends; None if none does."""
+    """Return the last group of a card number that begins with group `first`; None if there is none."""
     digits, fitting = "", None
     for j in range(first, len(groups)):
         start, end = groups[j]
@@ -165,7 +164,7 @@ def _last_of_card(text: str, groups: list[tuple[int, int]], first: int) -> int |
 
 
 def _luhn(digits: str) -> bool:
-    """True if the sum of the digits, every second one from the right doubled, ends in 0 (ISO/IEC 7812)."""
+    """Return True if the sum of the digits, every second one from the right doubled, ends in 0 (ISO/IEC 7812)."""
     doubled = (sum(divmod(2 * int(d), 10)) for d in digits[-2::-2])
     return (sum(map(int, digits[::-2])) + sum(doubled)) % 10 == 0
 

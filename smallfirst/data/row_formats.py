@@ -1,8 +1,7 @@
-"""What a row may look like: seven shapes, told apart by their keys, and the rules of their values.
+"""The seven row formats, recognized by their keys, and the rules of their values.
 
-A row fits exactly one shape or is refused; nothing is guessed. The price is that text alone is
-refused beside a column that looks like a misspelt label: read as text to continue, its label would
-be lost in silence.
+A row fits exactly one format or is refused; nothing is guessed. So text alone is refused beside a column that looks
+like a misspelt label: as text to continue, its label would be lost in silence.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from smallfirst.records import Record
 
 
 class Columns(Record):
-    """What the columns of a file are called."""
+    """Names of the columns of a file."""
 
     text: str = "text"
     """The text to classify, or the text to continue."""
@@ -69,16 +68,16 @@ _BAD_CHARACTER = re.compile("[\x00\ud800-\udfff]")
 
 
 class RowLayout(NamedTuple):
-    """A recognised shape and, by field of Columns, the key that holds it in the row."""
+    """A recognized row format and, by field of Columns, the key that holds it in the row."""
 
     shape: RowFormat
     keys: dict[str, str]
 
 
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
-    """The shape that these keys make, or the rule they break. Other keys are ignored.
+    """Return the row format that these keys make, or the rule they break. Other keys are ignored.
 
-    `answered` refuses text alone: the caller knows that every row must have an answer.
+    `answered` refuses text alone: every row must have an answer.
     """
     names = _names(keys, columns)
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
@@ -102,7 +101,7 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
 def parse_row(
     row: Mapping[str, Any], found: RowLayout, *, path: str, line: int, labels: Collection[str] | None
 ) -> tuple[Example | None, list[str]]:
-    """The row as an Example and no rules, or None and every rule that its values break."""
+    """Return the row as an Example and no rules, or None and every rule that its values break."""
     keys = found.keys
     if found.shape == "chat":
         rules = _message_rules(row[keys["messages"]], keys["messages"])
@@ -122,7 +121,6 @@ def parse_row(
 
 
 def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """What a good row asks, and its right answers."""
     keys = found.keys
     if found.shape == "chat":
         *asked, last = (Message(role=m["role"], content=m["content"]) for m in row[keys["messages"]])
@@ -143,12 +141,12 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
 
 
 def to_json(value: object) -> str:
-    """`value` as JSON on one line, the way answers are kept: `{"people": 3, "names": ["a"]}`."""
+    """Return `value` as JSON on one line, as answers are kept: `{"people": 3, "names": ["a"]}`."""
     return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
 
 
 def to_row(example: Example) -> dict[str, Any]:
-    """The example as a row with the usual column names, which `load` reads as the same example."""
+    """Return the example as a row with the usual column names, which `load` reads as the same example."""
     if example.shape == "text":
         return {"text": example.answer}
     if example.shape == "label":
@@ -164,7 +162,7 @@ def to_row(example: Example) -> dict[str, Any]:
 
 
 def _names(keys: Collection[str], columns: Columns) -> dict[str, str]:
-    """By field of Columns, the key of this row that holds it."""
+    """Return, by field of Columns, the key of this row that holds it."""
     names = {f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys}
     if "response" not in names and "response" not in columns.model_fields_set and "completion" in keys:
         names["response"] = "completion"
@@ -180,14 +178,14 @@ def _strays(keys: Collection[str], names: Mapping[str, str]) -> list[str]:
 
 
 def _lookalike(column: str, strays: Sequence[str]) -> str | None:
-    """The key that is probably `column` misspelt; nearer than for a hint, for it refuses a row."""
+    """Return the key that is probably `column` misspelt; closer than for a hint, since it refuses a row."""
     by_fold = {stray.casefold(): stray for stray in strays}
     near = difflib.get_close_matches(column.casefold(), list(by_fold), n=1, cutoff=0.75)
     return by_fold[near[0]] if near else None
 
 
 def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: Columns) -> str:
-    """The rule broken by keys that make no shape, told for the shape that they nearly make."""
+    """Return the rule broken by keys that fit no format, in terms of the format that they nearly fit."""
     strays = _strays(keys, names)
     near = {f: _lookalike(getattr(columns, f), strays) for f in Columns.model_fields if f not in names}
 
@@ -207,7 +205,6 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:
-    """The rules that the value of one field of Columns breaks."""
     if field == "context" and (value is None or value == "" or value == []):
         return []
     if field in ("labels", "answer", "context") and isinstance(value, list):
@@ -229,7 +226,7 @@ def _value_rules(field: str, value: object, name: str) -> list[str]:
 
 
 def _object_rules(value: object, name: str) -> list[str]:
-    """The rules that a JSON object breaks; from a table it may hold what JSON has not."""
+    """Return the rules that a JSON object breaks; one from a table may hold what JSON cannot."""
     if not isinstance(value, dict):
         return [f"{name} must be a JSON object, not {_kind(value)}"]
     try:
@@ -296,7 +293,7 @@ def _quoted(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls this value."""
+    """Return what JSON calls this value."""
     if value is None:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}

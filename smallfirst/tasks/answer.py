@@ -1,8 +1,7 @@
 """A short answer to a question, with or without a text to find it in.
 
-Open answers are compared as SQuAD does: word F1 against the best gold answer. Answers out of a few choices (yes, no,
-maybe) are a classification and are read as one. The price of the first: a right answer in other words counts as wrong,
-which is what a judge is for.
+Open answers are compared as SQuAD does: word F1 against the best gold answer, so a right answer in other words counts
+as wrong. Answers out of a few choices (yes, no, maybe) are a classification and are read as one.
 """
 
 from __future__ import annotations
@@ -76,14 +75,14 @@ class Answer(Task):
         return "\n".join(lines)
 
     def parse(self, text: str) -> str | None:
-        """What stands before the first blank line; of choices the one that it is, or the only one it mentions."""
+        """Return what precedes the first blank line; of choices the one that it is, or the only one it mentions."""
         said = re.split(r"\n\s*\n", text.strip(), maxsplit=1)[0].strip()
         if self.choices:
             return parse_label(self.choices, said)
         return self.not_answerable if self._abstains(said) else said or None
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
-        """Token F1 against the best gold answer. A choice, and saying that there is no answer, is right or wrong."""
+        """Return the token F1 against the best gold answer; a choice or "no answer" is right or wrong."""
         if self.choices:
             return float(answer in golds)
         if answer is not None and self._abstains(answer):
@@ -91,7 +90,7 @@ class Answer(Task):
         return best_score(token_f1, [gold for gold in self._read(golds) if not self._abstains(gold)], answer)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """`token_f1` and `exact_match` of open answers, the figures of a classification for choices.
+        """Return `token_f1` and `exact_match` of open answers, the metrics of a classification for choices.
 
         Where a question may have no answer, also `abstain_precision` and `abstain_recall` (of the answers that say so,
         and of the rows that have none) and for open answers `answerable_f1` (token F1 on rows that have one).
@@ -106,7 +105,7 @@ class Answer(Task):
         return {**found, **abstaining}
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Counts by choice; open answers have no parts."""
+        """Return counts by choice; open answers have no parts."""
         return counts_by_label(self.choices, rows) if self.choices else ()
 
     def _abstains(self, text: str) -> bool:
@@ -116,7 +115,7 @@ class Answer(Task):
         return any(self._abstains(gold) for gold in golds)
 
     def _read(self, golds: Sequence[str]) -> list[str]:
-        """Gold answers as `parse` would read them: what stands after a blank line cannot be asked of an answer."""
+        """Return gold answers as `parse` reads them: what follows a blank line cannot be expected of an answer."""
         return [self.parse(gold) or gold for gold in golds]
 
     def _is_gold(self, row: ScoredAnswer) -> bool:

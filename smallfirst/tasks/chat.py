@@ -1,7 +1,7 @@
-"""Open text, judged by scorers the user names: what classify, extract and answer do not cover.
+"""Open text, scored by functions that the user names: what classify, extract and answer do not cover.
 
 A scorer is a plain function of question, answer and gold answer (see `scorers`). The first one named gives a row its
-score; all of them are reported. The price: whether the figures mean anything is up to the scorers.
+score; all of them are reported.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Chat(Task):
         return self.about or "Answer the user's message."
 
     def parse(self, text: str) -> str | None:
-        """The whole text; None if it is blank."""
+        """Return the whole text; None if it is blank."""
         return text.strip() or None
 
     def score(self, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
-        """What the first scorer gives for the best gold answer."""
+        """Return what the first scorer gives for the best gold answer."""
         return best_score(load_scorer(self.scorers[0]), golds, answer, question=question)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """Mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
+        """Return the mean of every scorer by its name, bootstrap interval. Calls each scorer on each row again."""
         return {name: self._mean(name, rows) for name in self.scorers}
 
     def _mean(self, name: str, rows: Sequence[ScoredAnswer]) -> Estimate:

@@ -1,8 +1,8 @@
 """One label out of a closed set, or several.
 
-A fine-tuned model gives each label one code token and is read at one position: one forward pass, always a valid
-label, and probabilities over the labels that sum to 1. A general model is shown the label list and solved examples.
-Several labels at once have no closed list of answers: they are written as a JSON list under a schema, token by token.
+A fine-tuned model gives each label one code token and is read at one position: one forward pass, always a valid label,
+and probabilities over the labels that sum to 1. A general model is shown the label list and solved examples. Sets of
+several labels are not a closed list of answers: they are written as a JSON list under a schema, token by token.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Classify(Task):
         return 1.0
 
     def answer_schema(self) -> Mapping[str, Any] | None:
-        """A list of labels where there may be several; else None: a label is no JSON.
+        """Return a list of labels where there may be several; else None: a label is not JSON.
 
         It does not forbid a label twice, since the decoding grammar cannot count; `parse` takes it once.
         """
@@ -149,10 +149,9 @@ class Classify(Task):
         return {"type": "array", "items": items, "maxItems": len(self.labels)}
 
     def parse(self, text: str) -> str | None:
-        """The label that `text` is, or the only label it mentions, ignoring case and punctuation.
+        """Return the label that `text` is, or the only label it mentions, ignoring case and punctuation.
 
-        Of several: a JSON list of labels, or labels with commas between. Anything in it that is no label makes it no
-        answer.
+        Of several: a JSON list of labels, or labels separated by commas. None if anything in it is not a label.
         """
         if not self.multiple:
             return text if text in self.labels else parse_label(self.labels, text)
@@ -162,7 +161,7 @@ class Classify(Task):
         return self._as_json([label for label in self.labels if label in found])
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
-        """1 if the label is a gold one, else 0; of several Jaccard's share of the two sets, best over the gold ones."""
+        """Return 1 if the label is a gold one, else 0; of several the best Jaccard index with a gold set."""
         if not self.multiple:
             return float(answer in golds)
         said = self._as_set(answer)
@@ -171,7 +170,7 @@ class Classify(Task):
         return max((jaccard(gold, said) for text in golds if (gold := self._as_set(text)) is not None), default=0.0)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """`macro_f1`, `weighted_f1`, what `other`, `ordered` and `costs` add.
+        """Return `macro_f1`, `weighted_f1`, and what `other`, `ordered` and `costs` add.
 
         Of several labels `micro_f1`, `macro_f1`, `jaccard` (mean score) and `exact`.
         """
@@ -180,7 +179,7 @@ class Classify(Task):
         return label_metrics(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Counts by label."""
+        """Return counts by label."""
         return label_set_counts(self.labels, *self._sets(rows)) if self.multiple else counts_by_label(self.labels, rows)
 
     def _label_problems(self) -> Iterator[str]:
@@ -208,7 +207,7 @@ class Classify(Task):
             yield f'{problem} "{label}"{did_you_mean(label, self.labels)}'
 
     def _pieces(self, text: str) -> list[str]:
-        """The texts of a JSON list, wherever it stands in `text`, or what stands between commas and line ends."""
+        """Return the texts of a JSON list anywhere in `text`, or what commas and line ends separate."""
         bracketed = text[text.find("[") : text.rfind("]") + 1]
         try:
             listed = json.loads(bracketed)
@@ -224,12 +223,12 @@ class Classify(Task):
         return json.dumps(list(labels), ensure_ascii=False)
 
     def _as_set(self, answer: str | None) -> tuple[str, ...] | None:
-        """The labels of a canonical answer; None if it is none."""
+        """Return the labels of a canonical answer; None if it is not one."""
         parsed = None if answer is None else self.parse(answer)
         return None if parsed is None else tuple(json.loads(parsed))
 
     def _sets(self, rows: Sequence[ScoredAnswer]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...] | None]]:
-        """Gold and answered labels of each row; of several gold sets the one nearest to the answer."""
+        """Return gold and answered labels of each row; of several gold sets the one nearest to the answer."""
         golds, answers = [], []
         for row in rows:
             said = self._as_set(row.answer)

@@ -1,8 +1,7 @@
-"""Fields of a JSON schema, read out of a text.
+"""Fields of a JSON schema, extracted from a text.
 
 An answer is one JSON object in canonical form, written under a grammar that allows nothing else and validated all the
-same. A row is right if every field is; the figures of fields say how near the others are. The price of a closed schema:
-what it has no field for cannot be said.
+same. A row is right if every field is; the metrics of fields show how near the others are.
 """
 
 from __future__ import annotations
@@ -117,27 +116,27 @@ class Extract(Task):
         return "\n".join(lines)
 
     def answer_schema(self) -> dict[str, Any]:
-        """The closed schema."""
+        """Return the closed schema."""
         return self.json_schema
 
     def parse(self, text: str) -> str | None:
-        """The first JSON object in `text` that the schema allows, in canonical form.
+        """Return the first JSON object in `text` that the schema allows, in canonical form.
 
         Prose and code fences around it do no harm. An object that is cut off, names a field twice, holds NaN or
-        Infinity, or breaks the schema is no answer.
+        Infinity, or breaks the schema is not an answer.
         """
         return answer_parser(json.dumps(self.json_schema)).read(text)
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
-        """1 if every field is right; else the F1 over fields, below 1, best over the gold answers."""
+        """Return 1 if every field is right; else the F1 over fields, below 1, best over the gold answers."""
         return field_score(golds, answer, self.normalise)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """`field_f1`, `field_precision`, `field_recall` over all values, `missing`, `invented`, `valid`."""
+        """Return `field_f1`, `field_precision`, `field_recall` over all values, `missing`, `invented`, `valid`."""
         return field_metrics(rows, self.normalise)
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Counts by field path."""
+        """Return counts by field path."""
         return counts_by_field([field.path for field in self.fields], rows, self.normalise)
 
 
@@ -151,7 +150,7 @@ def _read_schema(path: Path) -> Any:
 
 
 def _can_be_listed(schema: Schema) -> bool:
-    """True if each field holds plain values, or a list of such, and there are no others."""
+    """Return True if each field holds scalars, or a list of scalars, and there are no others."""
     for field in schema.get("properties", {}).values():
         options = [option for option in alternatives(schema, field) if allowed_types(option) != ("null",)]
         lists = [option for option in options if "array" in allowed_types(option)]
@@ -164,7 +163,6 @@ def _can_be_listed(schema: Schema) -> bool:
 
 
 def _field_line(field: FieldSpec) -> str:
-    """One line on a field, for a general model."""
     if field.enum:
         allowed = ", ".join(json.dumps(value, ensure_ascii=False) for value in field.enum)
         what = f"list, each one of {allowed}" if field.is_list else f"one of {allowed}"

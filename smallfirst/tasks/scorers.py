@@ -24,10 +24,10 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """`text` without case, punctuation, articles and spare white space, as SQuAD compares answers.
+    """Return `text` without case, punctuation, articles and spare white space, as SQuAD compares answers.
 
-    Punctuation is dropped, not turned into a space: "e-mail" is "email". A text of nothing but articles and
-    punctuation stands for itself, so that "The The" or "+" can be an answer.
+    Punctuation is dropped, not turned into a space: "e-mail" is "email". A text of nothing but articles and punctuation
+    stays as it is, so that "The The" or "+" can be an answer.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(c for c in plain if c not in string.punctuation and unicodedata.category(c)[0] != "P")
@@ -45,17 +45,17 @@ def word_f1(answer: str, gold: str) -> float:
 
 
 def exact(question: str, answer: str, gold: str) -> float:
-    """1 if both are the same after `normalize_answer`, else 0."""
+    """Return 1 if both are equal after `normalize_answer`, else 0."""
     return float(normalize_answer(answer) == normalize_answer(gold))
 
 
 def token_f1(question: str, answer: str, gold: str) -> float:
-    """F1 of the words that answer and gold share."""
+    """Return the F1 of the words that answer and gold share."""
     return word_f1(answer, gold)
 
 
 def rouge_l(question: str, answer: str, gold: str) -> float:
-    """F1 of the longest run of words, gaps allowed, that both say in the same order (Lin 2004)."""
+    """Return the F1 of the longest common subsequence of words (Lin 2004)."""
     said, there = _words(answer), _words(gold)
     if not said or not there:
         return float(said == there)
@@ -63,13 +63,13 @@ def rouge_l(question: str, answer: str, gold: str) -> float:
 
 
 def length_ratio(question: str, answer: str, gold: str) -> float:
-    """The shorter text's number of words over the longer one's: 1 if both are as long."""
+    """Return the shorter text's number of words over the longer one's."""
     shorter, longer = sorted((len(answer.split()), len(gold.split())))
     return shorter / longer if longer else 1.0
 
 
 def contains(question: str, answer: str, gold: str) -> float:
-    """1 if the answer says the gold answer somewhere, word for word after `normalize_answer`, else 0."""
+    """Return 1 if the answer contains the gold answer, word for word after `normalize_answer`, else 0."""
     return float(f" {normalize_answer(gold)} " in f" {normalize_answer(answer)} ")
 
 
@@ -115,7 +115,7 @@ def load_scorer(name: str) -> Scorer:
 
 
 def best_score(scorer: Scorer, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
-    """The best score over the gold answers; no answer scores 0."""
+    """Return the best score over the gold answers; no answer scores 0."""
     return 0.0 if answer is None else max((scorer(question, answer, gold) for gold in golds), default=0.0)
 
 
@@ -124,7 +124,7 @@ def _words(text: str) -> list[str]:
 
 
 def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the usual table at a time as bits (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, a row of the usual table at a time as bits (Hyyrö 2004)."""
     at: dict[str, int] = {}
     for i, word in enumerate(first):
         at[word] = at.get(word, 0) | 1 << i

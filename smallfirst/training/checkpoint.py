@@ -1,8 +1,8 @@
-"""Where a run stood: written now and then, so that a killed run goes on to the very weights it would have reached.
+"""Checkpoints: the state of a run, saved now and then, so a killed run continues to the same weights.
 
-A checkpoint is a folder of its own, complete once its state.json is there; the one before is removed only then. It
-holds the fp32 masters and both moments of AdamW, 12 bytes a trained weight. Writing takes seconds, so the next one
-waits until that is at most MOST_SHARE of the time.
+A checkpoint is a folder of its own, complete once its state.json exists; the one before is removed only then. It holds
+the fp32 masters and both moments of AdamW, 12 bytes a trained weight. Writing takes seconds, so the next one waits
+until that is at most MAX_TIME_SHARE of the time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STATE, _TENSORS = "state.json", "state.safetensors"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds."""
+    """The state of a run."""
 
     tensors: dict[str, torch.Tensor]
     figures: dict[str, Any]
@@ -34,10 +34,10 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in one folder; the newest complete one counts."""
+    """The checkpoints of one run in one folder; the newest complete one counts."""
 
     def __init__(self, folder: Path, *, least_s: float = 60) -> None:
-        """At most one every `least_s` seconds."""
+        """Write at most one every `least_s` seconds."""
         self.folder = folder
         self.least_s = least_s
         self._next_at = time.monotonic() + least_s
@@ -48,7 +48,10 @@ class CheckpointStore:
         return time.monotonic() >= self._next_at
 
     def write(self, step: int, saved: Checkpoint) -> float:
-        """Seconds it took. Raises OSError if the disk refuses; the checkpoint before is still there then."""
+        """Write a checkpoint and return the seconds it took.
+
+        Raise OSError if the disk refuses; the checkpoint before is still there then.
+        """
         began = time.monotonic()
         place = self.folder / f"step-{step}"
         try:
@@ -69,7 +72,7 @@ class CheckpointStore:
         return took
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, None if there is none."""
+        """Return the newest complete checkpoint, None if there is none."""
         for place in sorted(self._places(), key=_step_of, reverse=True):
             if (place / _STATE).is_file():
                 figures = json.loads((place / _STATE).read_text(encoding="utf-8"))
@@ -77,7 +80,7 @@ class CheckpointStore:
         return None
 
     def clear(self) -> None:
-        """Nothing back; a finished run needs no checkpoint."""
+        """Remove all checkpoints: a finished run needs none."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _places(self) -> list[Path]:

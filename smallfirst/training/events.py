@@ -1,6 +1,6 @@
-"""The event log of a run: appended to, never rewritten; status is derived from it.
+"""The event log of a run: append-only; the status is derived from it.
 
-One JSON object a line, flushed to disk before the run goes on, so a killed run still tells how far it came.
+One JSON object a line, flushed to disk before the run continues, so a killed run still shows how far it came.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class EventLog:
         self.path = path
 
     def append(self, kind: EventKind, message: str, **values: Any) -> Event:
-        """The event as written."""
+        """Append an event and return it."""
         event = Event(kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
@@ -70,7 +70,7 @@ class EventLog:
         return event
 
     def read(self) -> tuple[Event, ...]:
-        """All events, oldest first; a line cut short by a crash is left out."""
+        """Return all events, oldest first; a line cut short by a crash is left out."""
         if not self.path.exists():
             return ()
         events = []
@@ -82,13 +82,13 @@ class EventLog:
         return tuple(events)
 
     def status(self) -> str:
-        """Kind of the last event; `UNKNOWN` without one."""
+        """Return the kind of the last event; `UNKNOWN` without one."""
         events = self.read()
         return events[-1].kind if events else "UNKNOWN"
 
     @staticmethod
     def _ends_whole(file: BinaryIO) -> bool:
-        """True if the file is empty or its last line is ended."""
+        """Return True if the file is empty or its last line is complete."""
         if not file.seek(0, os.SEEK_END):
             return True
         file.seek(-1, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft: put on before training, folded into the weights after it."""
+"""Low-rank adapters by peft: added before training, merged into the weights after it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from smallfirst.training.config import TrainConfig
 
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
-    """The model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks.
+    """Return the model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks.
 
-    Only the adapters are trained. The base stays bf16; adapters are bf16 with fp32 masters, as all that is trained.
+    Only the adapters are trained. The base stays bf16; adapters are bf16 with fp32 masters, like all trained weights.
     """
     import peft
 
@@ -34,7 +34,7 @@ def add_adapters(model: Any, config: TrainConfig) -> Any:
 
 
 def merge_adapters(model: Any) -> Any:
-    """A copy with the adapters folded in, in fp32 before rounding to bf16 once; without any, the model itself."""
+    """Return a copy with the adapters merged, in fp32 before rounding to bf16 once; without any, the model itself."""
     if not any(hasattr(module, "lora_A") for module in model.modules()):
         return model
     from peft.tuners.lora import LoraLayer

@@ -1,7 +1,6 @@
-"""Data check before money is spent: contradictions, leaks between splits, thin classes, long rows.
+"""Check the rows before money is spent: contradictions, leaks between splits, thin classes, long rows.
 
-Every finding says what was seen, the rule, and where, so that it can be mended at once. The price
-is a few seconds for ten thousand rows; it compares words, so a leak in other words goes unseen.
+It takes a few seconds for ten thousand rows and compares words, so a leak in other words stays unseen.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ class CheckReport(Record):
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
-        """NO if anything says stop, else FIX if anything should be mended, else GO."""
+        """NO if anything says stop, else FIX if anything should be fixed, else GO."""
         levels = {finding.level for finding in self.findings}
         return "NO" if "stop" in levels else "FIX" if "fix" in levels else "GO"
 
     def with_findings(self, more: Iterable[Finding]) -> CheckReport:
-        """The report with these findings among its own, gravest first."""
+        """Return the report with these findings among its own, gravest first."""
         return self.model_copy(update={"findings": _gravest_first([*self.findings, *more])})
 
 
@@ -69,7 +68,7 @@ def check(
     test: Dataset | None = None,
     tokens: TokenCounts | None = None,
 ) -> CheckReport:
-    """Everything found in the splits that were given; `tokens` are the lengths of their rows, if anybody counted."""
+    """Return everything found in the given splits; `tokens` are the lengths of their rows, if known."""
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
     seen, shared = overlaps.find_overlaps(splits)
@@ -86,7 +85,7 @@ def check(
 
 
 def format_report(report: CheckReport) -> str:
-    """The report for a terminal: verdict and sizes, each finding with its rule and places, overlaps, lengths."""
+    """Format the report for a terminal: verdict and sizes, each finding with its rule and places, overlaps, lengths."""
     sizes = ", ".join(f"{n:,} {name}" for name, n in report.n_rows.items())
     classes = f", {len(report.class_counts)} labels" if report.class_counts else ""
     lines = [f"{report.verdict}  {sizes} rows{classes}"]
@@ -114,7 +113,7 @@ def _class_counts(data: Dataset) -> dict[str, int]:
 
 
 def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """Rows by what they ask, folded. A system message is not part of it."""
+    """Group rows by what they ask, folded, without the system message."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[fold_text(example.asked)].append(example)
@@ -145,7 +144,7 @@ def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
 
 
 def _torn(group: Sequence[Example]) -> Location:
-    """The first row of each of the first three answers."""
+    """Locate a group by the first row of each of its first three answers."""
     first = list({example.answer: example for example in reversed(group)}.values())[::-1][:3]
     words = " and ".join(_shown_answer(example) for example in first)
     return Location(first[0].path, first[0].line, words)

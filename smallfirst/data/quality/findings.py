@@ -1,6 +1,6 @@
-"""What a look at the rows has found: each thing with its gravity, the rule, and every place in the files.
+"""Findings of a data check: each with its severity, the rule, and every place in the files.
 
-The first ten places are shown; all of them can be written to a file, so that a long list can be worked off.
+Ten places are shown; all of them can be written to a file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Location(NamedTuple):
 
 
 class Finding(Record):
-    """One thing seen in the data, how grave it is, and where."""
+    """One thing seen in the data, its severity, and where."""
 
     level: Severity
     """stop: training or measuring on it is wrong; fix: better mended first; note: good to know."""
@@ -53,7 +53,7 @@ class Finding(Record):
 
 
 def make_finding(level: str, what: str, rule: str, where: Sequence[Location | str] = (), n: int = 0) -> Finding:
-    """A finding of these places; `n` is how many there are where they are not all given."""
+    """Return a finding at these places; `n` is their number where not all are given."""
     words = [place if isinstance(place, str) else place.words for place in where]
     return Finding.model_validate(
         {
@@ -68,22 +68,22 @@ def make_finding(level: str, what: str, rule: str, where: Sequence[Location | st
 
 
 def severity_of(n: int, of: int, *, small: Severity, large: Severity, bar: float) -> Severity:
-    """`large` if `n` is more than the share `bar` of `of`, else `small`."""
+    """Return `large` if `n` is more than the share `bar` of `of`, else `small`."""
     return large if n > bar * max(of, 1) else small
 
 
 def file_and_line(example: Example) -> str:
-    """The row as file:line."""
+    """Return the row as file:line."""
     return f"{example.path or 'row'}:{example.line}"
 
 
 def locate(example: Example, words: str) -> Location:
-    """The row's place, with what is the matter behind it."""
+    """Return the row's location with what is wrong with it."""
     return Location(example.path, example.line, f"{file_and_line(example)} {words}")
 
 
 def write_locations(findings: Iterable[Finding], path: Path) -> int:
-    """How many rows were written to `path`: one JSON object a line, the gravest findings' first."""
+    """Write one JSON object a row to `path`, the gravest findings' first; return the number of rows."""
     rows = [
         {"level": found.level, "path": place.path, "line": place.line, "says": place.words, "finding": found.what}
         for found in findings

@@ -1,7 +1,7 @@
-"""Leaks: test rows that also stand in the training rows, where an answer learned by heart looks like ability.
+"""Leaks: test rows that are also training rows, where a memorized answer looks like ability.
 
 Rows are compared by what they ask: letter for letter, then without case, punctuation and spacing, then by nine of ten
-words. The price is a few seconds for ten thousand rows, and that a leak in other words goes unseen.
+words. It takes a few seconds for ten thousand rows; a leak in other words stays unseen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Leak(Record):
 
 
 class LeakReport(Record):
-    """All test rows that stand in the training rows, each under the closest kind."""
+    """All test rows found among the training rows, each under the closest kind."""
 
     n_test: int
     """Test rows looked at."""
@@ -40,7 +40,7 @@ class LeakReport(Record):
 
     @property
     def n_leaked(self) -> int:
-        """How many test rows leaked, of any kind."""
+        """Number of leaked test rows."""
         return len(self.exact) + len(self.folded) + len(self.near)
 
     @property
@@ -50,12 +50,12 @@ class LeakReport(Record):
 
     @cached_property
     def keys(self) -> frozenset[str]:
-        """Content keys of the leaked test rows, to leave them out of a figure."""
+        """Content keys of the leaked test rows."""
         return frozenset(leak.key for leak in (*self.exact, *self.folded, *self.near))
 
 
 def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
-    """The test rows that ask what a training row asks: exactly, folded, or nearly. Answers are not compared."""
+    """Return the test rows that ask what a training row asks: exactly, folded, or nearly. Answers are not compared."""
     letter: dict[str, Example] = {}
     alike: dict[str, Example] = {}
     for row in train.examples:
@@ -80,7 +80,7 @@ def find_leaks(train: Dataset, test: Dataset) -> LeakReport:
 
 
 def _bare(text: str) -> str:
-    """The folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
+    """Return the folded text without a space: "top-up" is "topup", and "what's" is "whats"."""
     return fold_text(text).replace(" ", "")
 
 

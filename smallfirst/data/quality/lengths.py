@@ -1,7 +1,7 @@
-"""How long rows are in tokens: the spread of each split, and every row that is over the limit.
+"""Row lengths in tokens: a summary of each split, and every row over the limit.
 
-The counts come from whoever knows the base model's tokenizer. Where nobody does yet, bytes divided by four stand in;
-such a guess is marked as one and stops nothing.
+Counts come from the base model's tokenizer. Without it, bytes divided by four stand in; such an estimate is marked as
+one and stops nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TokenCounts(Record):
 
 
 class LengthSummary(Record):
-    """The spread of one split's lengths, in tokens."""
+    """The distribution of one split's lengths, in tokens."""
 
     split: str
     """Which split."""
@@ -52,7 +52,7 @@ class LengthSummary(Record):
 
 
 def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCounts:
-    """Lengths from bytes, for want of a tokenizer."""
+    """Estimate the lengths from bytes, without a tokenizer."""
     counts = {
         name: tuple(_guess(example, answer=name == "train") for example in data.examples)
         for name, data in splits.items()
@@ -61,7 +61,7 @@ def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCou
 
 
 def summarize_lengths(tokens: TokenCounts) -> tuple[LengthSummary, ...]:
-    """The spread of each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
+    """Summarize each split that has rows. Percentiles are the nearest rank's: a length that a row has."""
     found = []
     for split, counts in tokens.counts.items():
         ordered = sorted(counts)
@@ -83,7 +83,7 @@ def summarize_lengths(tokens: TokenCounts) -> tuple[LengthSummary, ...]:
 
 
 def find_long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterator[Finding]:
-    """One finding for each split with rows over the limit, every such row in its places."""
+    """Yield a finding for each split with rows over the limit, every such row in its places."""
     for name, data in splits.items():
         if name not in tokens.counts:
             continue
@@ -105,7 +105,7 @@ def find_long_rows(splits: Mapping[str, Dataset], tokens: TokenCounts) -> Iterat
 
 
 def format_lengths(lengths: Sequence[LengthSummary]) -> list[str]:
-    """The spread for a terminal; nothing without lengths."""
+    """Format the summaries for a terminal; no lines without any."""
     if not lengths:
         return []
     first = lengths[0]

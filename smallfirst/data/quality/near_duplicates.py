@@ -1,8 +1,8 @@
 """Near-duplicates between two lists of texts: word sets with a Jaccard similarity of at least 0.9.
 
-Exact, yet only rows under the same rare word are compared: two such sets must share one of their
-few rarest words (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). The price is that it sees
-words, not meaning, and that a language written without spaces is one word per clause.
+Exact, yet only rows under the same rare word are compared: two such sets must share one of their few rarest words
+(prefix filtering, Chaudhuri, Ganti and Kaushik 2006). It compares words, not meaning, and a language written without
+spaces is one word per clause.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BITS = 1024
 
 
 class _Words:
-    """A set of words by rank, with a bit pattern that makes unlike sets cheap to refuse."""
+    """A set of words by rank, with a bit pattern that rejects unlike sets cheaply."""
 
     def __init__(self, ranks: frozenset[int]) -> None:
         self.ranks = ranks
@@ -28,12 +28,12 @@ class _Words:
             self.bits |= 1 << rank % _BITS
 
     def rarest(self) -> Sequence[int]:
-        """So many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
+        """Return so many words that a similar set must share one of them: n - ⌈0.9 n⌉ + 1."""
         n = len(self.ranks)
         return sorted(self.ranks)[: n // 10 + 1] if n else ()
 
     def resembles(self, other: _Words) -> bool:
-        """True if the Jaccard similarity is at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
+        """Return True if the Jaccard similarity is at least 0.9, which is 19 |a △ b| ≤ |a| + |b|."""
         size = len(self.ranks) + len(other.ranks)
         if 19 * (self.bits ^ other.bits).bit_count() > size:  # each such bit is at least one word
             return False
@@ -41,10 +41,10 @@ class _Words:
 
 
 def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """For each text of `new` that nearly repeats one of `known`, the indices of both: (new, known).
+    """Return the indices (new, known) of each text of `new` that nearly repeats one of `known`.
 
-    Words in over half of all texts do not count, or a prompt template would make all rows alike.
-    Texts of `new` that are equal to one of `known` when folded are left out.
+    Words in over half of all texts do not count, or a prompt template would make all rows alike. Texts of `new` that
+    are equal to one of `known` when folded are left out.
     """
     old_texts, new_texts = [fold_text(text) for text in known], [fold_text(text) for text in new]
     rank = _ranks([*old_texts, *new_texts])
@@ -70,7 +70,7 @@ def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int,
 
 
 def _ranks(texts: Sequence[str]) -> dict[str, int]:
-    """The rank of every word that counts, the rarest having rank 0."""
+    """Return the rank of every word that counts, the rarest having rank 0."""
     n_with = Counter(word for text in texts for word in set(text.split()))
     most = len(texts) / 2 if len(texts) >= MIN_ROWS_FOR_BOILERPLATE else len(texts)
     ordered = sorted(n_with, key=lambda word: (n_with[word], word))

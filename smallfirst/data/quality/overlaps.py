@@ -1,7 +1,7 @@
-"""Texts of one split that stand in an earlier one, counted four ways from strict to loose.
+"""Texts of one split that are also in an earlier one, counted four ways from strict to loose.
 
-What counts as «the same text» decides the figure, so each is given under its own name and holds the one before. The
-loosest is what the gate's leak bar counts. The price is one search for near-duplicates a pair of splits.
+The number depends on what counts as the same text, so each has its own name and includes the one before. The loosest is
+what the gate's limit on leaks counts. It takes one search for near-duplicates a pair of splits.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SeenKeys = dict[str, frozenset[str]]
 
 
 def find_overlaps(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Finding]]:
-    """Counts and findings for every two splits, and the counts of each split against all before it together."""
+    """Return counts and findings for every two splits, and the counts of each split against all before it."""
     overlaps: list[Overlap] = []
     found: list[Finding] = []
     names = list(splits)
@@ -65,7 +65,7 @@ def find_overlaps(splits: Mapping[str, Dataset]) -> tuple[list[Overlap], list[Fi
 
 
 def format_overlaps(overlaps: Sequence[Overlap]) -> list[str]:
-    """The counts for a terminal; nothing if no text was seen twice."""
+    """Format the counts for a terminal; no lines if no text was seen twice."""
     if not any(overlap.nearly for overlap in overlaps):
         return []
     names = [f"  {o.new} in {o.old}" for o in overlaps]
@@ -85,7 +85,7 @@ def _overlap(seen: Sequence[SeenKeys], rows: Dataset, new: str, old: str) -> Ove
 
 
 def _pair(known: Dataset, rows: Dataset, names: tuple[str, str], found: list[Finding]) -> SeenKeys:
-    """Rows of the second split seen in the first; what is to be said of them is added to `found`."""
+    """Return the rows of the second split seen in the first; append the findings to `found`."""
     old, new = names
     leaks = find_leaks(known, rows)
     cased = {example.asked.casefold() for example in known.examples}

@@ -1,9 +1,9 @@
-"""Rows from a Delta table at one version: what its log says stands in it, and nothing that was deleted.
+"""Rows of a Delta table at one version: what its log says is in it, without deleted rows.
 
-The log says which files belong to a version, which of their rows are deleted (deletion vectors), which values are kept
-in it alone (partitions), and what the columns are called in the files (column mapping). The files are read one by one,
-in the order in which they were written, so that a bad row is told by its file and its number there. The price is that
-the order is that of the files, not that of a query.
+The log says which files belong to a version, which of their rows are deleted (deletion vectors), which values it alone
+holds (partitions), and what the columns are called in the files (column mapping). The files are read one by one in the
+order in which they were written, so a bad row is named by its file and its number there; the order is not that of a
+query.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Part(NamedTuple):
 
 
 def open_delta(folder: Path, version: int | None = None) -> Any:
-    """The table as it was at that version, or is now. Raises DataError naming what its log breaks, MissingExtra."""
+    """Return the table as it was at that version, or is now. Raise DataError naming what is wrong, MissingExtra."""
     if not (folder / DELTA_LOG).is_dir():
         raise DataError(f"{display_path(folder)}: no Delta table: it has no folder {DELTA_LOG}")
     try:
@@ -54,9 +54,9 @@ def open_delta(folder: Path, version: int | None = None) -> Any:
 def read_delta(
     table: Any, folder: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """The rows of an open table. Columns that make no shape are one bad row.
+    """Yield the rows of an open table. Columns that do not fit are one bad row.
 
-    Raises DataError if a file of it is missing, changed or broken, or the table too large.
+    Raise DataError if a file of it is missing, changed or broken, or the table too large.
     """
     schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
     rules, wanted = select_columns(schema, columns, answered=answered)
@@ -72,7 +72,7 @@ def read_delta(
 def _part_rows(
     part: _Part, fields: dict[str, Any], budget: ReadBudget, *, mapped: bool
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """The rows of a file that stand, by the names of the table; a column that the file lacks is null in all."""
+    """Yield the rows of a file that are not deleted, by the column names of the table; a missing column is null."""
     names = {name: _physical(field) if mapped else name for name, field in fields.items() if name not in part.fixed}
     with open_parquet(part.path) as file:
         there = set(names.values()) & set(file.schema_arrow.names)
@@ -88,7 +88,7 @@ def _part_rows(
 
 
 def _parts(table: Any, folder: Path) -> list[_Part]:
-    """The data files of the version, oldest first. Raises DataError if one is missing, changed or elsewhere."""
+    """Return the data files of the version, oldest first. Raise DataError if one is missing, changed or elsewhere."""
     pa = import_pyarrow("reading a Delta table")
     with _telling(folder, table.version()):
         actions = pa.table(table.get_add_actions()).to_pylist()
@@ -120,7 +120,7 @@ def _physical(field: Any) -> str:
 
 
 def _renamed(value: Any, kind: Any) -> Any:
-    """The value with the fields of its structs by the names of the table, not those of the files."""
+    """Return the value with the fields of its structs by the names of the table, not those of the files."""
     if isinstance(value, dict) and hasattr(kind, "fields"):
         return {field.name: _renamed(value.get(_physical(field)), field.type) for field in kind.fields}
     if isinstance(value, list) and hasattr(kind, "element_type"):
@@ -134,7 +134,7 @@ def _local(uri: str) -> Path:
 
 @contextmanager
 def _telling(folder: Path, version: int | None) -> Iterator[None]:
-    """What the library raises about the log is raised as DataError."""
+    """Raise what the library raises about the log as DataError."""
     import deltalake
 
     try:

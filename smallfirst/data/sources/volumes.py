@@ -1,8 +1,8 @@
 """Files of a Databricks volume: `/Volumes/catalog/schema/volume/path`, with or without `dbfs:` before it.
 
-Three ways lead there, tried in this order: a folder that stands in for /Volumes (SMALLFIRST_VOLUMES), /Volumes itself
-where it is mounted, and the workspace's Files API through the Databricks SDK. The last one's price is that everything
-is copied into the state folder first, anew each time, since a file may have changed.
+Tried in this order: a folder that stands in for /Volumes (SMALLFIRST_VOLUMES), /Volumes itself where it is mounted, and
+the workspace's Files API through the Databricks SDK. The last one copies everything into the state folder first, each
+time anew, since a file may have changed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _WAYS = (
 
 
 def is_volume(address: str) -> bool:
-    """Whether the address is of a volume; `dbfs:` always is, to be refused if it names no volume."""
+    """Return True if the address is of a volume; `dbfs:` always is, to be refused if it names no volume."""
     return address.startswith(("dbfs:", "/Volumes/"))
 
 
 def volume_path(address: str) -> Path:
-    """The file or folder on this machine that the address stands for.
+    """Return the file or folder on this machine that the address stands for.
 
-    Raises DataError if it is badly formed, leads out of its root, does not exist, or no way leads there.
+    Raise DataError if it is malformed, leads out of its root, does not exist, or cannot be reached.
     """
     parts = PurePosixPath(address.removeprefix("dbfs:")).parts
     if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
@@ -51,7 +51,7 @@ def volume_path(address: str) -> Path:
 
 
 def folder_from_variable(variable: str, chosen: str) -> Path:
-    """The folder that an environment variable names. Raises ConfigError if there is none."""
+    """Return the folder that an environment variable names. Raise ConfigError if it does not exist."""
     folder = Path(chosen).expanduser().absolute()
     if not folder.is_dir():
         raise ConfigError(f"{variable}: {folder}: no such folder", hint=f"make it, or set {variable} to another")
@@ -66,7 +66,7 @@ def _existing(root: Path, names: tuple[str, ...], address: str) -> Path:
 
 
 def _downloaded(address: str, names: tuple[str, ...]) -> Path:
-    """A fresh copy of the file or folder in the state folder, at most MAX_SOURCE_BYTES of it."""
+    """Return a fresh copy of the file or folder in the state folder, of at most MAX_SOURCE_BYTES."""
     files = _files_of_workspace(address)
     remote = str(PurePosixPath("/Volumes", *names))
     local = safe_join(home() / "downloads", names)
@@ -81,7 +81,7 @@ def _downloaded(address: str, names: tuple[str, ...]) -> Path:
 
 
 def _files_of_workspace(address: str) -> Any:
-    """The Files API of the workspace that the environment or profile names. Raises DataError naming the ways."""
+    """Return the Files API of the workspace that environment or profile name. Raise DataError if there is none."""
     try:
         from databricks.sdk import WorkspaceClient
     except ImportError:
@@ -93,7 +93,7 @@ def _files_of_workspace(address: str) -> Any:
 
 
 def _listed(files: Any, remote: str) -> list[str] | None:
-    """The files below a folder of the volume, sorted; None if it is no folder."""
+    """Return the files below a folder of the volume, sorted; None if it is not a folder."""
     from databricks.sdk.errors import NotFound
 
     try:
@@ -125,7 +125,7 @@ def _download(files: Any, remote: str, local: Path, budget: ReadBudget) -> None:
 
 
 def _clear(local: Path) -> None:
-    """Remove an earlier copy, of which files may be gone by now."""
+    """Remove an earlier copy: some of its files may no longer exist."""
     if local.is_dir():
         shutil.rmtree(local)
     else:
@@ -134,7 +134,7 @@ def _clear(local: Path) -> None:
 
 @contextmanager
 def _telling(address: str) -> Iterator[None]:
-    """What the SDK raises is raised as DataError."""
+    """Raise what the SDK raises as DataError."""
     from databricks.sdk.errors import NotFound
     from databricks.sdk.errors.base import DatabricksError
 

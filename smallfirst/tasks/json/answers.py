@@ -1,8 +1,8 @@
 """The JSON object in what a model wrote, validated, in one canonical form.
 
-Models put prose and code fences around JSON; what counts is the first object that can be read. Everything is bounded
-and nothing is fetched, since the text comes from outside. The price of strictness: an answer that names a field twice,
-or is cut off, is no answer, even if most of it could be saved.
+Models put prose and code fences around JSON; the first object that can be parsed counts. Everything is bounded and
+nothing is fetched, since the text comes from outside. An answer that names a field twice, or is cut off, is not an
+answer, even if most of it could be recovered.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
 
 
 class AnswerParser:
-    """Reads answers under one schema, which must have passed `check_schema`."""
+    """Parse answers under one schema, which must have passed `check_schema`."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
@@ -43,7 +43,7 @@ class AnswerParser:
         )
 
     def read(self, text: str) -> str | None:
-        """Canonical JSON of the first object in `text` that the schema allows; None if there is none.
+        """Return canonical JSON of the first object in `text` that the schema allows; None if there is none.
 
         Canonical: fields in schema order, spaced by SEPARATORS, characters as they are.
         """
@@ -60,7 +60,7 @@ class AnswerParser:
         return None
 
     def keeps(self, text: str) -> bool:
-        """True if the whole text is JSON that the schema allows, nothing before or behind it."""
+        """Return True if the whole text is JSON that the schema allows, with nothing before or after it."""
         if len(text) > MAX_CHARACTERS:
             return False
         try:
@@ -69,7 +69,7 @@ class AnswerParser:
             return False
 
     def _ordered(self, value: Any, node: Schema) -> Any:
-        """`value` with the fields of its objects in schema order and whole numbers without a point."""
+        """Return `value` with the fields of its objects in schema order and whole numbers without a point."""
         options = [option for option in alternatives(self._schema, node) if _fits(option, value)]
         if isinstance(value, dict | list) and len(options) > 1:
             options = [option for option in options if self._validator.evolve(schema=option).is_valid(value)]
@@ -87,12 +87,12 @@ class AnswerParser:
 
 @functools.lru_cache(maxsize=64)
 def answer_parser(schema_json: str) -> AnswerParser:
-    """The reader of a schema written as JSON, made once."""
+    """Return the parser of a schema written as JSON, made once."""
     return AnswerParser(json.loads(schema_json))
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every object in `text` that does not stand in another one, broken or not. Raises ValueError on hostile ones."""
+    """Yield every outermost object in `text`, broken or not. Raise ValueError on hostile ones."""
     start, n_broken = text.find("{"), 0
     while start >= 0 and n_broken < _MOST_BROKEN:
         try:
@@ -148,7 +148,7 @@ def _fits(option: Schema, value: Any) -> bool:
 
 
 def _matches(_: Any, pattern: str, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-    """Broken pattern, if it is; a text longer than patterns are made for breaks it."""
+    """Yield an error if the pattern does not match; a text longer than MAX_MATCHED_CHARACTERS does not."""
     if isinstance(value, str) and (len(value) > MAX_MATCHED_CHARACTERS or not re.search(pattern, value)):
         yield jsonschema.ValidationError(f"does not match {pattern}")
 

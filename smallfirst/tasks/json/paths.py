@@ -1,7 +1,7 @@
-"""Where the fields of an answer are: their paths, their values, and the characters they take up.
+"""Where the fields of an answer are: their paths, their values, and their character spans.
 
-A path names a place (`slots.artist`; `items[].price` inside a list of objects) and not one value: the items of a list
-share it. The price is that which item of a list of objects a value belongs to is told by `comparison_key` alone.
+A path names a place (`slots.artist`; `items[].price` inside a list of objects), not a value: the items of a list share
+it. Which item of a list of objects a value belongs to, only `comparison_key` tells.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PLAIN_NAME = re.compile(r'(?!\s)[^.\[\]"\\\x00-\x1f]+(?<!\s)')
 
 
 def field_path(path: str, name: str, *, in_list: bool = False) -> str:
-    """Path of the field `name` of the object at `path`, which may be an item of a list.
+    """Return the path of the field `name` of the object at `path`, which may be an item of a list.
 
-    A name with points, brackets or quotes, or white space around it, is written in quotes, as in JSON, so that no two
+    A name with points, brackets, quotes or surrounding white space is written in quotes, as in JSON, so that no two
     places share a path.
     """
     written = name if _PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
@@ -29,12 +29,12 @@ def field_path(path: str, name: str, *, in_list: bool = False) -> str:
 
 
 def list_items_path(path: str, *, in_list: bool = False) -> str:
-    """Path of the items of the list at `path`: its own, but for a list within a list."""
+    """Return the path of the items of the list at `path`: its own, but for a list within a list."""
     return f"{path}[]" if in_list else path
 
 
 def flatten(answer: Any) -> dict[str, list[Any]]:
-    """Values of a parsed answer by path, in order. Null, an empty list and an empty object say nothing."""
+    """Return the values of a parsed answer by path, in order, without null, empty lists and empty objects."""
     found: dict[str, list[Any]] = {}
     for path, value in _leaves(answer, "", False):
         found.setdefault(path, []).append(value)
@@ -42,17 +42,17 @@ def flatten(answer: Any) -> dict[str, list[Any]]:
 
 
 def comparison_key(answer: Any, normalise: Mapping[str, Normalizer]) -> Hashable:
-    """What is equal for two parsed answers that say the same: values normalised, lists without order.
+    """Return a key that is equal for parsed answers of equal content: values normalized, lists without order.
 
-    None if the answer says nothing. `normalise` names by path how values are compared.
+    None if the answer is empty. `normalise` names by path how values are compared.
     """
     return _comparable(answer, normalise, "", False)
 
 
 def value_spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
-    """Start and end (characters, end excluded) of every value in a canonical answer, by path and in order.
+    """Return start and end (characters, end excluded) of every value in a canonical answer, by path and in order.
 
-    The quotes of a text are not part of it, unless it is empty: then they are all there is.
+    The quotes of a text are not part of it, unless it is empty.
     """
     found: dict[str, list[tuple[int, int]]] = {}
     around: list[tuple[str, str, bool]] = []  # bracket, path and whether that is in a list, of what is open

@@ -1,8 +1,8 @@
-"""Which regular expressions a schema may hold: those that every engine reads alike and that cannot run for ever.
+"""Which regular expressions a schema may hold: those that both engines read alike and that finish in time.
 
 A pattern meets two engines, the decoding grammar's (linear time, no backreferences) and Python's (backtracking). The
-number of ways in which it can match 256 characters bounds what backtracking can cost, so nested quantifiers need no
-rule of their own. The price is that some harmless patterns with nested repeats are refused too.
+number of ways in which it can match 256 characters bounds the backtracking, so nested quantifiers need no rule of their
+own. Some harmless patterns with nested repeats are refused too.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _REPEATS = {"MAX_REPEAT", "MIN_REPEAT"}
 
 
 class _Refused(Exception):
-    """Why a pattern is not taken."""
+    """Why a pattern is refused."""
 
 
 def pattern_problem(pattern: str) -> str | None:
-    """The rule that `pattern` breaks, or None if it is safe in both engines."""
+    """Return the rule that `pattern` breaks, or None if it is safe in both engines."""
     if len(pattern) > MAX_PATTERN_CHARACTERS:
         return f"pattern of {len(pattern):,} characters; at most {MAX_PATTERN_CHARACTERS} are allowed"
     try:
@@ -51,7 +51,7 @@ def pattern_problem(pattern: str) -> str | None:
 
 
 def _parsed(pattern: str) -> Sequence[Any]:
-    """The pattern as Python's own parser sees it: a sequence of (operation, argument)."""
+    """Return the pattern as Python's own parser sees it: a sequence of (operation, argument)."""
     # Not a documented interface, but of this shape since Python 2; the tests name every operation that is relied on.
     parser: Any = vars(re)["_parser"]
     tree = parser.parse(pattern)
@@ -65,7 +65,7 @@ def _is_anchor(item: tuple[Any, Any], which: str) -> bool:
 
 
 def _ways(items: Sequence[tuple[Any, Any]]) -> int:
-    """Upper bound on the ways to match one string from one start, cut off above MAX_WAYS."""
+    """Return an upper bound on the ways to match one string from one start, cut off above MAX_MATCH_PATHS."""
     product = 1
     for operation, argument in items:
         product = min(product * _ways_of(str(operation), argument), MAX_MATCH_PATHS + 1)
@@ -92,7 +92,7 @@ def _ways_of(operation: str, argument: Any) -> int:
 
 
 def _repeated(ways: int, least: int, most: int) -> int:
-    """Ways of `least` to `most` repeats of something that itself matches in `ways`."""
+    """Return the ways of `least` to `most` repeats of something that itself matches in `ways`."""
     if ways == 1:
         return max(1, most - least + 1)
     total = 0
@@ -104,7 +104,7 @@ def _repeated(ways: int, least: int, most: int) -> int:
 
 
 def _told_apart_at_once(branches: Sequence[Sequence[tuple[Any, Any]]]) -> bool:
-    """True if the first character says which alternative it is."""
+    """Return True if the first character selects the alternative."""
     if not all(branch and str(branch[0][0]) == "LITERAL" for branch in branches):
         return False
     return len({branch[0][1] for branch in branches}) == len(branches)

@@ -1,4 +1,4 @@
-"""The fields of an extraction's JSON schema as a list, and the closed form in which models keep it."""
+"""The fields of an extraction's JSON schema as a list, and the closed form of a schema."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FieldSpec(NamedTuple):
 
 
 def alternatives(schema: Schema, node: Schema) -> list[Schema]:
-    """The nodes that `node` of a checked `schema` offers once references and choices are followed."""
+    """Return the nodes that `node` of a checked `schema` offers once references and choices are followed."""
     if "$ref" in node:
         return alternatives(schema, resolve_reference(schema, node["$ref"]))
     if choice := next((key for key in CHOICES if key in node), None):
@@ -51,7 +51,7 @@ def alternatives(schema: Schema, node: Schema) -> list[Schema]:
 
 
 def closed_schema(schema: Schema) -> dict[str, Any]:
-    """`schema` as models must keep it: closed where it does not say, types said, no remarks but descriptions."""
+    """Return `schema` with open objects closed, types written out, and no annotations but descriptions."""
     cleaned: dict[str, Any] = _closed(schema)
     for key in DEFINITIONS:
         if key in schema:
@@ -83,7 +83,7 @@ def _closed(node: Any) -> Any:
 
 
 def list_fields(schema: Schema) -> tuple[FieldSpec, ...]:
-    """Every place for a value, in schema order; a recursive reference is followed once."""
+    """Return every place for a value, in schema order; a recursive reference is followed once."""
     found: dict[str, FieldSpec] = {}
 
     def walk(node: Schema, path: str, spec: tuple[bool, bool, str], refs: frozenset[str]) -> None:
@@ -114,7 +114,6 @@ def list_fields(schema: Schema) -> tuple[FieldSpec, ...]:
 
 
 def _merged(first: FieldSpec, second: FieldSpec) -> FieldSpec:
-    """Two alternatives for one place."""
     kinds = [k for k in dict.fromkeys([*first.type.split("|"), *second.type.split("|")]) if k != "null"]
     open_ended = any(not spec.enum and spec.type != "null" for spec in (first, second))
     return FieldSpec(

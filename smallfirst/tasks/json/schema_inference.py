@@ -1,7 +1,7 @@
-"""A JSON schema out of solved rows, for a task file that has none.
+"""Infer a JSON schema from solved rows, for a task file that has none.
 
-The guess allows what was seen and nothing else, so that a misspelt field is refused instead of learnt. The price: a
-field or type that only later rows have must be added by hand.
+The schema allows what was seen and nothing else, so a misspelt field is refused and not learned. A field or type that
+only later rows have must be added by hand.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _SHOWN = 20
 
 
 def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
-    """Closed schema that every one of `values` (the answers of training rows, parsed) follows.
+    """Return a closed schema that every one of `values` (the parsed answers of training rows) follows.
 
-    Fields stand in the order in which they were first seen and are required where no row lacks them. Raises ConfigError
-    naming the rows that are no objects, or if there is nothing to learn a field from.
+    Fields stand in the order in which they were first seen and are required where no row lacks them. Raise ConfigError
+    naming the rows that are not objects, or if no row has a field.
     """
     wrong = [(n, value) for n, value in enumerate(values, 1) if not isinstance(value, dict)]
     if wrong:
@@ -49,7 +49,6 @@ def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _node(values: Sequence[Any], depth: int) -> dict[str, Any]:
-    """Schema of what one place held."""
     if depth > _MOST_DEPTH:
         raise ConfigError(f"no schema can be guessed: an answer is nested more than {_MOST_DEPTH} deep")
     objects = [value for value in values if isinstance(value, dict)]
@@ -87,7 +86,7 @@ def _list(values: Sequence[list[Any]], depth: int) -> dict[str, Any]:
 
 
 def _scalar_types(values: Sequence[Any]) -> list[str]:
-    """Types seen among `values` but for objects and lists; whole numbers are numbers where others are not whole."""
+    """Return the scalar types of `values`; whole numbers are numbers where others are not whole."""
     seen = {type(value) for value in values}
     number = ["number"] if float in seen else ["integer"] if int in seen else []
     named = {str: "string", bool: "boolean", type(None): "null"}
@@ -95,7 +94,7 @@ def _scalar_types(values: Sequence[Any]) -> list[str]:
 
 
 def _few(texts: Sequence[str]) -> list[str]:
-    """The different texts, most frequent first, if they look like a closed list; else empty."""
+    """Return the different texts, most frequent first, if they look like a closed list; else empty."""
     counts = Counter(texts)
     closed = (
         len(texts) >= ENUM_MIN_VALUES

@@ -1,8 +1,8 @@
-"""What the JSON schema of an extraction may say.
+"""Limits on the JSON schema of an extraction.
 
-A schema comes from a file or over the wire, so it is data to be checked: everything in it is bounded, nothing is ever
-fetched, and only keywords that the decoding grammar keeps are taken. A keyword that would be dropped in silence is
-an error instead; the price is that some correct schemas must be written more simply.
+A schema comes from a file or a request, so it is untrusted: everything in it is bounded, nothing is fetched, and only
+keywords that the decoding grammar enforces are accepted. A keyword that would be ignored is an error, so some correct
+schemas must be written more simply.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _MOST_NESTED = 100
 
 
 def check_schema(schema: Any) -> None:
-    """None for a usable schema. Raises ConfigError with place and rule of everything wrong in it."""
+    """Raise ConfigError with place and rule of everything that makes `schema` unusable."""
     problems = _problems_of_json(schema) or _problems_of_form(schema)
     if not problems:
         check = _Check(schema)
@@ -82,7 +82,7 @@ def check_schema(schema: Any) -> None:
 
 
 def allowed_types(node: Schema) -> tuple[str, ...]:
-    """JSON types that a node without references and choices allows."""
+    """Return the JSON types that a node without references and choices allows."""
     said = node.get("type")
     if said is not None:
         return (said,) if isinstance(said, str) else tuple(said)
@@ -92,18 +92,18 @@ def allowed_types(node: Schema) -> tuple[str, ...]:
 
 
 def allowed_values(node: Schema) -> list[Any]:
-    """Allowed values of a node with `enum` or `const`; else empty."""
+    """Return the values of a node with `enum` or `const`; else none."""
     return [node["const"]] if "const" in node else list(node.get("enum", ()))
 
 
 def json_type(value: Any) -> str:
-    """Name that JSON Schema gives to the type of a parsed value."""
+    """Return the name that JSON Schema gives to the type of a parsed value."""
     names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return "null" if value is None else names[type(value)]
 
 
 def resolve_reference(schema: Schema, reference: str) -> Any:
-    """What a local `$ref` names in `schema`; None if there is no such definition."""
+    """Return what a local `$ref` names in `schema`; None if there is no such definition."""
     if reference == "#":
         return schema
     start, _, name = reference.rpartition("/")
@@ -112,7 +112,7 @@ def resolve_reference(schema: Schema, reference: str) -> Any:
 
 
 def _problems_of_json(schema: Any) -> list[str]:
-    """What keeps `schema` from being plain JSON of bearable size. YAML may hold dates, cycles and numbers as keys."""
+    """Return what keeps `schema` from being plain JSON of acceptable size, such as dates, cycles and number keys."""
     if not isinstance(schema, dict):
         return [f"root: must be an object, not {type(schema).__name__}"]
     waiting: list[tuple[Any, JsonPath]] = [(schema, ())]
@@ -138,13 +138,13 @@ def _problems_of_json(schema: Any) -> list[str]:
 
 
 def _problems_of_form(schema: Schema) -> list[str]:
-    """What JSON Schema itself (draft 2020-12) has against it."""
+    """Return what JSON Schema itself (draft 2020-12) refuses."""
     errors = Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
     return [f"{_shown(tuple(map(str, error.path)))}: {_short(error.message)}" for error in errors]
 
 
 def _that_end(schema: Schema) -> set[str]:
-    """References (with `#` for the root) under which a finite answer exists: the least fixed point."""
+    """Return the references (with `#` for the root) under which a finite answer exists: the least fixed point."""
     named = [f"#/{key}/{n.replace('~', '~0').replace('/', '~1')}" for key in DEFINITIONS for n in schema.get(key, ())]
     ends: set[str] = set()
 
@@ -165,7 +165,7 @@ def _that_end(schema: Schema) -> set[str]:
 
 
 class _Way(NamedTuple):
-    """How a node was come to."""
+    """How a node was reached."""
 
     depth: int
     """Fields and lists around it."""
@@ -176,7 +176,7 @@ class _Way(NamedTuple):
 
 
 class _Check:
-    """A walk over every node that an answer can come to."""
+    """A walk over every node that an answer can reach."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -184,7 +184,7 @@ class _Check:
         self.n_nodes = self.n_properties = self.n_values = 0
 
     def wrong(self, place: JsonPath, rule: str) -> None:
-        """Note a broken rule."""
+        """Record a broken rule."""
         line = f"{_shown(place)}: {rule}"
         if line not in self.problems:
             self.problems.append(line)

@@ -1,8 +1,8 @@
-"""What extraction answers are worth, field by field.
+"""Metrics of extraction answers, field by field.
 
-Values are counted, not rows: what is there, what is said, and what of it is right, as multisets by field path. All
-figures come from five counts a row, so that a bootstrap over rows costs additions only. The price: in a list of objects
-a right value at the wrong object counts as right here, and makes only the row wrong.
+Values are counted, not rows: gold values, answered values and the right ones, as multisets by field path. All metrics
+come from five counts a row, so a bootstrap over rows takes additions only. In a list of objects a right value at the
+wrong object counts as right here, and makes only the row wrong.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Normalizers = Mapping[str, Normalizer]
 
 
 class FieldCounts(NamedTuple):
-    """Values of one field, or of all fields of a row."""
+    """Counts of the values of one field, or of all fields of a row."""
 
     n_gold: int
     """Values that are there."""
@@ -43,13 +43,13 @@ class FieldCounts(NamedTuple):
 
 
 def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers) -> float:
-    """1 if the answer says the same as a gold one; else the best F1 over fields, below 1. No answer scores 0."""
+    """Return 1 if the answer equals a gold one, else the best F1 over fields, below 1. No answer scores 0."""
     said = _parsed(answer)
     return 0.0 if said is None else max((_score(_parsed(gold), said, normalise) for gold in golds), default=0.0)
 
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:
-    """`field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented`, and `valid`, the share of answers.
+    """Return `field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented`, and the share of `valid` answers.
 
     Intervals of the first five are bootstrapped over rows, since the fields of one row err together.
     """
@@ -73,7 +73,7 @@ def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[
 def counts_by_field(
     paths: Iterable[str], rows: Sequence[ScoredAnswer], normalise: Normalizers
 ) -> tuple[PartCounts, ...]:
-    """Counts by field: those of `paths` in this order, then others that occur, as they come."""
+    """Return counts by field: those of `paths` in this order, then others in order of appearance."""
     found: dict[str, list[FieldCounts]] = {path: [] for path in paths}
     for by_path in _counted(rows, normalise):
         for path, counts in by_path.items():
@@ -82,7 +82,7 @@ def counts_by_field(
 
 
 def _counted(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> list[dict[str, FieldCounts]]:
-    """Counts of each row by path, against the gold answer nearest to what was said."""
+    """Return the counts of each row by path, against the gold answer nearest to the answer."""
     found = []
     for row in rows:
         said = _parsed(row.answer)

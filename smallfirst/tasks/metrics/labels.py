@@ -1,9 +1,9 @@
-"""Figures of answers that are labels: counts by label, F1, out of scope, scales, costs, each with a 95 % interval.
+"""Metrics of answers that are labels: counts by label, F1, out of scope, scales, costs, each with a 95 % interval.
 
 Rows that share outcome and right answer are one cell, and a bootstrap draws how often each cell occurs: a thousand
-resamples are one matrix of counts, and every figure a product with it. Draws and intervals are those of
-`stats.bootstrap_share`, without a pass over the rows for each. The price is memory: resamples × distinct outcomes
-numbers of 8 bytes.
+resamples are one matrix of counts, and every metric a product with it. Draws and intervals are those of
+`stats.bootstrap_share`, without a pass over the rows for each. The matrix takes resamples × distinct outcomes × 8
+bytes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def label_metrics(
     ordered: bool = False,
     costs: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Estimate]:
-    """`macro_f1` and `weighted_f1`, and what `other`, `ordered` and `costs` ask for, over rows whose gold is a label.
+    """Return `macro_f1`, `weighted_f1` and what `other`, `ordered` and `costs` add, over rows whose gold is a label.
 
-    `other` asks for `in_scope_accuracy`, `other_recall` and `other_precision`; `ordered` for `within_one`,
-    `mean_distance` (in steps) and `quadratic_kappa`; `costs` for `mean_cost`. On a scale and in costs no answer counts
-    as the worst one: the label farthest from the right one, or the dearest.
+    `other` adds `in_scope_accuracy`, `other_recall` and `other_precision`; `ordered` `within_one`, `mean_distance` (in
+    steps) and `quadratic_kappa`; `costs` `mean_cost`. On a scale and in costs no answer counts as the worst one: the
+    label farthest from the right one, or the most expensive.
     """
     index = {label: i for i, label in enumerate(labels)}
     pairs = [(index[x], index.get(row.answer or "", -1)) for row in rows if (x := _gold(row)) in index]
@@ -59,7 +59,7 @@ def label_metrics(
 
 
 def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-    """Counts by label. Where several labels are right, the one that was answered is the row's gold label."""
+    """Return counts by label. Where several labels are right, the answered one is the row's gold label."""
     there = Counter(_gold(row) for row in rows)
     said = Counter(row.answer for row in rows)
     right = Counter(row.answer for row in rows if row.answer in row.golds)
@@ -69,9 +69,9 @@ def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tupl
 def label_set_metrics(
     labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
 ) -> dict[str, Estimate]:
-    """`micro_f1`, `macro_f1`, `jaccard` (mean over rows) and `exact` (share of rows with the whole set right).
+    """Return `micro_f1`, `macro_f1`, `jaccard` (mean over rows) and `exact` (share of rows with the whole set right).
 
-    For rows with several labels each. No answer (None) says no label, and is not right even where none is.
+    For rows with several labels each. No answer (None) has no label, and is wrong even where the gold set is empty.
     """
     index = {label: i for i, label in enumerate(labels)}
     gold, said = np.zeros((2, len(golds), len(labels)))
@@ -97,7 +97,7 @@ def label_set_metrics(
 def label_set_counts(
     labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
 ) -> tuple[PartCounts, ...]:
-    """Counts by label of rows with several labels each."""
+    """Return counts by label of rows with several labels each."""
     there = Counter(label for gold in golds for label in gold)
     said = Counter(label for answer in answers for label in answer or ())
     right = Counter(x for gold, answer in zip(golds, answers, strict=True) for x in answer or () if x in gold)
@@ -105,13 +105,13 @@ def label_set_counts(
 
 
 def jaccard(gold: Collection[str], answer: Collection[str]) -> float:
-    """Share of the labels in either set that are in both, in [0, 1] (Jaccard 1912); two empty sets agree."""
+    """Return the share of the labels in either set that are in both, in [0, 1] (Jaccard 1912); 1 for two empty sets."""
     either = len({*gold, *answer})
     return len(set(gold) & set(answer)) / either if either else 1.0
 
 
 def parse_label(labels: Sequence[str], text: str) -> str | None:
-    """The label that `text` is, or the only label it mentions, ignoring case and punctuation; None if there is none."""
+    """Return the label that `text` is or the only one it mentions, ignoring case and punctuation; None without one."""
     if (exact := text.strip()) in labels:
         return exact
     folded = _folded_labels(tuple(labels))
@@ -125,7 +125,7 @@ def parse_label(labels: Sequence[str], text: str) -> str | None:
 
 @lru_cache(maxsize=16)
 def _folded_labels(labels: tuple[str, ...]) -> dict[str, str]:
-    """Labels by their fold; those that differ in punctuation only ("C", "C++") are told apart by exact text alone."""
+    """Return labels by their fold, without those that differ in punctuation only ("C", "C++")."""
     folds = Counter(_fold(label) for label in labels)
     return {key: label for label in labels if (key := _fold(label)) and folds[key] == 1}
 
@@ -135,7 +135,7 @@ def _fold(text: str) -> str:
 
 
 def _gold(row: ScoredAnswer) -> str:
-    """The label that the answer is held against: itself if it is a right one, else the row's own."""
+    """Return the label that the answer is compared with: itself if it is a right one, else the row's own."""
     return row.answer if row.answer is not None and row.answer in row.golds else row.golds[0]
 
 
@@ -153,7 +153,7 @@ class _Draws:
             self.resampled[i] = np.bincount(cells[draw.integers(0, self.n, self.n)], minlength=len(counts))
 
     def share(self, metric: Metric) -> Estimate:
-        """A figure in [0, 1], bias-corrected percentile interval, at least Wilson's of a share of the same value."""
+        """Return a metric in [0, 1] with a bias-corrected percentile interval, no narrower than Wilson's."""
         if self.n == 0:
             return Estimate(value=0.0, low=0.0, high=1.0, n=0)
         value, low, high = self.ends(metric)
@@ -161,10 +161,10 @@ class _Draws:
         return Estimate(value=value, low=min(low, least.low), high=max(high, least.high), n=self.n)
 
     def mean(self, table: np.ndarray, gold: np.ndarray, said: np.ndarray) -> Estimate:
-        """The mean of `table[gold, said]`, one pair a cell, 0 where the answer is right; no answer (-1) is the worst.
+        """Return the mean of `table[gold, said]`, one pair a cell, 0 for a right answer; no answer (-1) is the worst.
 
-        No narrower than Wilson's interval of the share of errors times what one was worth on average: rows without an
-        error do not show that there is none. If none was seen, any wrong answer is taken to be as likely.
+        No narrower than Wilson's interval of the share of errors times their mean value: rows without an error do not
+        show that there is none. If none was seen, every wrong answer is taken to be equally likely.
         """
         if self.n == 0:
             return Estimate(value=0.0, low=0.0, high=float(table.max()), n=0)
@@ -177,7 +177,7 @@ class _Draws:
         return Estimate(value=value, low=min(low, least.low * each), high=max(high, least.high * each), n=self.n)
 
     def ends(self, metric: Metric) -> tuple[float, float, float]:
-        """Value, low and high; the ends are moved so that the value sits amid the resamples (Efron 1981)."""
+        """Return value, low and high, shifted so that the value is the median of the resamples (Efron 1981)."""
         value, values = float(metric(self.counts)), metric(self.resampled)
         below = float((values < value).mean() + (values == value).mean() / 2)
         shift = 2 * special.ndtri(np.clip(below, 0.5 / RESAMPLES, 1 - 0.5 / RESAMPLES))
@@ -186,7 +186,7 @@ class _Draws:
 
 
 def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str, Estimate]:
-    """Macro- and weighted F1 from which labels are gold and said in each cell, both (cells, labels) of 0 and 1."""
+    """Return macro and weighted F1 from the gold and answered labels of each cell, both (cells, labels) of 0 and 1."""
     hit = gold * said
 
     def by_label(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,7 +206,7 @@ def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str,
 
 
 def _other_measures(gold: np.ndarray, said: np.ndarray, other: int) -> dict[str, Estimate]:
-    """How well what belongs to no other label is kept apart; shares of rows, Wilson intervals."""
+    """Return how well rows of no other label are recognized; shares of rows, Wilson intervals."""
     inside, caught = gold != other, int(((gold == other) & (said == other)).sum())
     return {
         "in_scope_accuracy": wilson(int((gold == said)[inside].sum()), int(inside.sum())),
@@ -216,7 +216,7 @@ def _other_measures(gold: np.ndarray, said: np.ndarray, other: int) -> dict[str,
 
 
 def _cost_table(labels: Sequence[str], costs: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """Cost (gold, said) of every pair of labels: as named, else 1, and 0 for the right one."""
+    """Return the cost (gold, answered) of every pair of labels: as named, else 1, and 0 for the right one."""
     table = 1.0 - np.eye(len(labels))
     index = {label: i for i, label in enumerate(labels)}
     for gold, by_said in costs.items():
@@ -226,10 +226,10 @@ def _cost_table(labels: Sequence[str], costs: Mapping[str, Mapping[str, float]])
 
 
 def _scale_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray, n_labels: int) -> dict[str, Estimate]:
-    """How far answers are from the right step of a scale; `gold` and `said` are one step a cell.
+    """Return how far answers are from the right step of a scale; `gold` and `said` are one step a cell.
 
-    Kappa: Cohen 1968. Its interval is no narrower than what that of the mean squared distance leaves it, the agreement
-    by chance taken as known.
+    Kappa: Cohen 1968. Its interval is no narrower than that of the mean squared distance implies, the agreement by
+    chance taken as known.
     """
     steps = np.arange(n_labels)
     distances = np.abs(steps[:, None] - steps)
@@ -258,6 +258,6 @@ def _scale_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray, n_labels:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """`part / whole`, 0 where there is no whole."""
+    """Return `part / whole`, 0 where the whole is 0."""
     zeros = np.zeros(np.broadcast(part, whole).shape)
     return np.asarray(np.divide(part, whole, out=zeros, where=np.asarray(whole) > 0))

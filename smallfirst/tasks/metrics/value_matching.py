@@ -1,8 +1,7 @@
-"""When two values of a field are the same: as they stand, or after a named normalisation.
+"""When two values of a field are equal: as they stand, or after a named normalization.
 
-A normaliser makes a value into something that is equal for equal meanings and nothing else. What it cannot read stays
-text, compared without case. The price is that only forms listed here are read: English month names, digits, common
-currency signs.
+A normalizer maps values of equal meaning to equal results, and no others. What it cannot read stays text, compared
+without case. Only forms listed here are read: English month names, digits, common currency signs.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ _WRITTEN = [
 
 
 def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
-    """What stands for `value` (text, number, boolean or null) in comparisons; never equal over different JSON types.
+    """Return what represents `value` (text, number, boolean or null) in comparisons; JSON types never compare equal.
 
     Text: NFC and trimmed, unless `how` folds or reads more.
     """
@@ -98,7 +97,7 @@ def _number(text: str) -> tuple[Decimal] | None:
 
 
 def _amount(text: str) -> Decimal | None:
-    """The number that `text` writes.
+    """Return the number that `text` writes.
 
     Of `.` and `,` the last is the decimal mark if both occur, and one that repeats groups thousands; a single comma
     groups if three digits follow (1,234), a single point never does.
@@ -121,7 +120,7 @@ def _amount(text: str) -> Decimal | None:
 
 
 def _money(text: str) -> tuple[str, Decimal] | None:
-    """Currency code (empty if none is written) and amount."""
+    """Return currency code (empty if none is written) and amount."""
     found = _PRICE.fullmatch(text.replace("\N{MINUS SIGN}", "-"))
     if found is None or (found["sign"] and found["inner"]):
         return None
@@ -132,7 +131,7 @@ def _money(text: str) -> tuple[str, Decimal] | None:
 
 
 def _currency(name: str) -> str | None:
-    """ISO 4217 code of a sign, code or word; None if it is none."""
+    """Return the ISO 4217 code of a sign, code or word; None if it is none."""
     name = name.casefold()
     if name in _CURRENCIES:
         return _CURRENCIES[name]
@@ -140,7 +139,7 @@ def _currency(name: str) -> str | None:
 
 
 def _date(text: str, *, day_first: bool) -> tuple[int, int, int] | None:
-    """Year, month and day; 0 for what is not written."""
+    """Return year, month and day; 0 for what is not written."""
     text = " ".join(text.casefold().split()).strip(_OUTER)
     if found := _ISO.fullmatch(text):
         return _checked(int(found["year"]), int(found["month"]), int(found["day"]))
@@ -162,7 +161,7 @@ def _date(text: str, *, day_first: bool) -> tuple[int, int, int] | None:
 
 
 def _full_year(text: str) -> int:
-    """Two digits mean 1969 to 2068, as in POSIX."""
+    """Read two digits as 1969 to 2068, as POSIX does."""
     year = int(text)
     return year if len(text) == 4 else year + (1900 if year >= 69 else 2000)
 

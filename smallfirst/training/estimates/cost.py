@@ -1,14 +1,14 @@
-"""What a fine-tune will take, before it is started: time, memory and money, as ranges.
+"""Estimate time, memory and cost of a fine-tune before it starts, as ranges.
 
-Work is counted in floating-point operations. A weight that is trained costs 6 a token: 2 forward, 2 for the gradient of
-its input, 2 for its own (Kaplan et al. 2020, section 2.1); under adapters the base's weights cost 4, for they need no
+Work is counted in floating-point operations. A trained weight takes 6 a token: 2 forward, 2 for the gradient of its
+input, 2 for its own (Kaplan et al. 2020, section 2.1); under adapters the base's weights take 4, since they need no
 gradient of their own, and the adapters' 6. Attention adds 12 × layers × query width × length a token (Chowdhery et al.
-2022, appendix B), the output matrix its share at target tokens only. Padding is counted as it will be.
+2022, appendix B), the output matrix its share at target tokens only. Padding is included.
 
-The rate is what an earlier run with the same base and method reached here, else half of what a matrix product of the
-model's widths reaches now; five runs of SmolLM2-135M on two shared cores reached 0.39 to 0.48 of it
-(benchmarks/results/estimate.md). A GPU is kept waiting by small steps: its range adds 0.3 to 1.5 ms a layer and read, a
-guess that has not been measured.
+The speed is that of an earlier run with the same base and method on this machine, else half of what a matrix product of
+the model's widths reaches now; five runs of SmolLM2-135M on two shared cores reached 0.39 to 0.48 of it
+(benchmarks/results/estimate.md). Small steps leave a GPU idle: its range adds 0.3 to 1.5 ms a layer and read, a guess
+that has not been measured.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GENERATION_TIME_FACTOR = 8.0
 
 
 class TrainingSpeed(NamedTuple):
-    """How fast this machine trains: operations a second of a training step, all in all."""
+    """Floating-point operations a second of a training step, all overhead included."""
 
     slow: float
     fast: float
@@ -58,14 +58,14 @@ class TrainingSpeed(NamedTuple):
 
 
 class ValidationWork(NamedTuple):
-    """What the model is asked after each epoch."""
+    """Tokens of the validation after each epoch."""
 
     read_tokens: int
     written_tokens: int
 
 
 class EpochWork(NamedTuple):
-    """One epoch."""
+    """The work of one epoch."""
 
     tokens: int
     """Real ones, padding not counted."""
@@ -80,7 +80,7 @@ class EpochWork(NamedTuple):
 
 
 class TrainingEstimate(Record):
-    """What a fine-tune will take."""
+    """What a fine-tune takes."""
 
     base: str
     """Base model by name."""
@@ -137,7 +137,7 @@ class TrainingEstimate(Record):
 
 
 def epoch_work(rows: Sequence[TokenizedRow], config: TrainConfig) -> EpochWork:
-    """The work of the first epoch, put into batches as training does."""
+    """Return the work of the first epoch, batched as in training."""
     batches = epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0))
     parts = [p for batch in batches for p in micro_batches(batch, config.micro_tokens or config.batch_tokens)]
     reads = [micro_batch_shape(part) for part in parts]
@@ -152,13 +152,13 @@ def epoch_work(rows: Sequence[TokenizedRow], config: TrainConfig) -> EpochWork:
 
 
 def count_epochs(work: EpochWork, config: TrainConfig) -> float:
-    """How many epochs the duration makes."""
+    """Return how many epochs the duration makes."""
     duration = parse_duration(config.duration)
     return duration.amount / {"ep": 1, "ba": work.steps, "tok": work.tokens}[duration.unit]
 
 
 def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: float) -> float:
-    """Floating-point operations of the whole run. Frozen layers are read forward once, whatever the epochs."""
+    """Return the floating-point operations of the whole run. Frozen layers are computed once, whatever the epochs."""
     upper = 1 - min(1.0, config.frozen_layers / size.layers)
     full = config.method == "full"
     token = (6 if full else 4) * size.body * upper + (0 if full else 6 * trainable_parameters(size, config))
@@ -171,14 +171,14 @@ def train_flops(size: BaseSize, config: TrainConfig, work: EpochWork, epochs: fl
 def speed_from_earlier_run(
     tokens_per_s: float, size: BaseSize, config: TrainConfig, work: EpochWork, *, gpu: bool = False
 ) -> TrainingSpeed:
-    """The pace of an earlier run with the same base and method, from its tokens a second."""
+    """Return the speed of an earlier run with the same base and method, from its tokens a second."""
     rate = tokens_per_s * train_flops(size, config, work, 1.0) / max(1, work.tokens)
     words = f"an earlier run read {tokens_per_s:,.0f} tokens/s"
     return TrainingSpeed(rate / EARLIER_RANGE, rate * EARLIER_RANGE, words, measured=False, gpu=gpu)
 
 
 def speed_from_matmul(rate: MatmulRate, *, gpu: bool = False) -> TrainingSpeed:
-    """The pace that the rate of a matrix product promises; a machine that is busy now may be free later."""
+    """Return the speed that the rate of a matrix product suggests; a machine that is busy now may be free later."""
     words = f"half of the {rate.now / 1e9:,.0f} GFLOP/s measured now"
     if rate.alone > BUSY_FACTOR * rate.now:
         words += f", {rate.alone / 1e9:,.0f} if nothing else runs"
@@ -189,7 +189,7 @@ def speed_from_matmul(rate: MatmulRate, *, gpu: bool = False) -> TrainingSpeed:
 def estimate_seconds(
     size: BaseSize, config: TrainConfig, work: EpochWork, exam: ValidationWork, pace: TrainingSpeed
 ) -> Range:
-    """The time of the whole run, an exam after each epoch included. Early stopping lowers the low end."""
+    """Return the time of the whole run with validation after each epoch. Early stopping lowers the low end."""
     epochs = count_epochs(work, config)
     asked = exam.read_tokens + GENERATION_TIME_FACTOR * exam.written_tokens
     each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * exam.written_tokens
@@ -214,7 +214,7 @@ def estimate_training(
     exam: ValidationWork,
     pace: TrainingSpeed,
 ) -> TrainingEstimate:
-    """What the fine-tune takes; free memory and the price are for the caller to add."""
+    """Return what the fine-tune takes, without free memory and cost, which the caller adds."""
     work = epoch_work(rows, config)
     epochs = count_epochs(work, config)
     read, several = largest_micro_batch(rows, size, config, gpu=pace.gpu)
@@ -242,7 +242,6 @@ def _millions(n: float) -> str:
 
 
 def _times(span: Range) -> str:
-    """Both ends, rounded to what can be known; one unit where both have the same."""
     low, high = _time(span.low), _time(span.high)
     if low == high:
         return high

@@ -1,7 +1,7 @@
-"""What this machine has to give a fine-tune: memory that is free now, and how fast it multiplies.
+"""What this machine offers a fine-tune: free memory, and its speed in matrix products.
 
-Memory is the system's own estimate of what can be had without swapping, cut to what a container may use; on a GPU, what
-its driver reports. The rate comes from half a second of multiplying matrices of the model's own widths.
+Memory is the system's own estimate of what is available without swapping, limited to what a container may use; on a
+GPU, what its driver reports. The speed is measured by half a second of matrix products of the model's own widths.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AT_ONCE = 4
 
 
 class FreeMemory(NamedTuple):
-    """Memory that can be had now, in bytes."""
+    """Memory available now, in bytes."""
 
     bytes: int
     swap: int
@@ -31,19 +31,19 @@ class FreeMemory(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name in messages."""
         return "GPU memory" if self.gpu else "memory"
 
 
 def has_gpu() -> bool:
-    """True if training would use a GPU."""
+    """Return True if training would use a GPU."""
     import torch
 
     return bool(torch.cuda.is_available())
 
 
 def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | None:
-    """Free memory of the GPU if training would use one, else of the system; None if nobody tells."""
+    """Return the free memory of the GPU if training would use one, else of the system; None if unknown."""
     if has_gpu():
         import torch
 
@@ -52,7 +52,7 @@ def free_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | 
 
 
 def system_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> FreeMemory | None:
-    """Free memory of the system or of the container; where only its size is known, that; None if nothing is."""
+    """Return the free memory of the system or container; its size where only that is known; None if nothing is."""
     try:
         lines = meminfo.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -75,7 +75,7 @@ class MatmulRate(NamedTuple):
 
 
 def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUREMENT_S) -> MatmulRate:
-    """How fast (tokens, hidden) times (hidden, inner) is multiplied where training runs."""
+    """Measure the rate of the product (tokens, hidden) × (hidden, inner) on the device that training uses."""
     import torch
 
     gpu = bool(torch.cuda.is_available())
@@ -99,7 +99,7 @@ def matmul_rate(tokens: int, hidden: int, inner: int, *, seconds: float = MEASUR
 
 
 def _container(cgroup: Path) -> int | None:
-    """Bytes that the container may still take (cgroup v2); file pages can be given back and do not count."""
+    """Return the bytes that the container may still take (cgroup v2); file pages can be reclaimed and do not count."""
     try:
         most = (cgroup / "memory.max").read_text(encoding="ascii").strip()
         used = int((cgroup / "memory.current").read_text(encoding="ascii"))
@@ -113,7 +113,6 @@ def _container(cgroup: Path) -> int | None:
 
 
 def _figures(lines: list[str]) -> Mapping[str, int]:
-    """Names and numbers of lines such as `MemAvailable 123 kB`."""
     split = [line.split() for line in lines]
     return {words[0]: int(words[1]) for words in split if len(words) > 1 and words[1].isdecimal()}
 

@@ -1,17 +1,17 @@
-"""How much memory a fine-tune takes at its peak, and the refusal of one that cannot fit.
+"""Estimate the peak memory of a fine-tune, and refuse one that cannot fit.
 
-Per weight: 2 bytes bf16, and for each that is trained 4 (fp32 master) + 8 (both moments of AdamW), always there; on top
-of them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient
-(and the 4, if a step reads several micro-batches) beside what the backward pass keeps of one read. Adapters are folded
-into an fp32 copy of the whole model when it is saved: 4 bytes a weight, whatever was trained. What frozen layers make
-of the rows stays: 2 h bytes for each token of all of them.
+Per weight: 2 bytes bf16, and for each trained one 4 (fp32 master) + 8 (both moments of AdamW) at all times; on top of
+them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient (and
+the 4, if a step has several micro-batches) beside the activations of one micro-batch. Adapters are merged into an fp32
+copy of the whole model when it is saved: 4 bytes a weight, whatever was trained. The hidden states of frozen layers
+stay: 2 h bytes for each token of all rows.
 
-Of one read, a layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward
-width): 16 h + 4 q + 4 k + 8 f, that is bf16 inputs of every matrix product, queries, keys, values, four feed-forward
-products and two norms with their fp32 inputs. Rows of up to 256 tokens on a CPU also keep their attention weights, 6
-bytes for each head and token looked at; longer ones and GPUs compute them again. Each target keeps 4 bytes a vocabulary
-entry and takes 6 more for a moment. Counted with `torch.autograd.graph.saved_tensors_hooks` the formula is within 3 %
-(tests/training/test_memory.py), and within 10 % for adapters; DoRA keeps 1.6 to 2 times as much.
+A layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward width): 16 h + 4 q
++ 4 k + 8 f, that is bf16 inputs of every matrix product, queries, keys, values, four feed-forward products and two
+norms with their fp32 inputs. Rows of up to 256 tokens on a CPU also keep their attention weights, 6 bytes for each head
+and key; longer ones and GPUs recompute them. Each target keeps 4 bytes a vocabulary entry and takes 6 more for a
+moment. Counted with `torch.autograd.graph.saved_tensors_hooks` the formula is within 3 %
+(tests/training/estimates/test_memory.py), and within 10 % for adapters; DoRA keeps 1.6 to 2 times as much.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MIN_BATCH_FILL = 0.75
 
 
 class Range(Record):
-    """A figure that is known only roughly."""
+    """A number that is known only roughly."""
 
     low: float
     """Hardly less."""
@@ -53,12 +53,12 @@ class Range(Record):
     """Hardly more."""
 
     def times(self, factor: float) -> Range:
-        """Both ends multiplied."""
+        """Return both ends multiplied."""
         return Range(low=self.low * factor, high=self.high * factor)
 
 
 class MicroBatchShape(NamedTuple):
-    """Rows read side by side."""
+    """The size of a micro-batch."""
 
     rows: int
     width: int
@@ -68,7 +68,7 @@ class MicroBatchShape(NamedTuple):
 
 
 class PeakMemory(NamedTuple):
-    """Bytes at the peak, in its two parts."""
+    """Bytes at the peak, in two parts."""
 
     weights: float
     """Of weights, masters, moments and gradients."""
@@ -77,17 +77,17 @@ class PeakMemory(NamedTuple):
 
     @property
     def at_least(self) -> float:
-        """Less would not do."""
+        """The least it can take."""
         return self.weights + MIN_FACTOR * self.read
 
     @property
     def span(self) -> Range:
-        """What a run takes, the program included."""
+        """The range of what a run takes, the program included."""
         return Range(low=self.at_least + PROGRAM_BYTES / 2, high=AT_MOST * (self.weights + self.read) + PROGRAM_BYTES)
 
 
 def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
-    """How many weights move."""
+    """Return how many weights are trained."""
     upper = 1 - min(1.0, config.frozen_layers / size.layers)
     if config.method != "full":
         return config.lora_rank * size.linear_ends * upper
@@ -95,7 +95,7 @@ def trainable_parameters(size: BaseSize, config: TrainConfig) -> float:
 
 
 def activation_bytes(size: BaseSize, config: TrainConfig, read: MicroBatchShape, *, gpu: bool) -> float:
-    """What the backward pass keeps of one read; 0 for an encoder, whose formula is another and whose share is small."""
+    """Return what the backward pass keeps of one micro-batch; 0 for an encoder, whose share is small."""
     if not size.causal:
         return 0.0
     layers = size.layers - min(size.layers, config.frozen_layers)
@@ -115,9 +115,9 @@ def peak_memory(
     gpu: bool = False,
     several: bool = False,
 ) -> PeakMemory:
-    """The peak of a run whose largest read is this one; `several`: a step is more than one read.
+    """Return the peak of a run whose largest micro-batch is `read`; `several`: a step has more than one.
 
-    `in_all`: tokens of all rows, which count where frozen layers keep what they made of them.
+    `in_all`: tokens of all rows, which count where frozen layers keep their hidden states.
     """
     trained, width = trainable_parameters(size, config), 2 if size.causal else 4
     always = width * size.parameters + 12 * trained
@@ -134,7 +134,7 @@ def peak_memory(
 def largest_micro_batch(
     rows: Sequence[TokenizedRow], size: BaseSize, config: TrainConfig, *, gpu: bool = False
 ) -> tuple[MicroBatchShape, bool]:
-    """The read that keeps most in the first epoch, and whether any step is more than one read."""
+    """Return the micro-batch that keeps most in the first epoch, and whether any step has more than one."""
     reads, several = [MicroBatchShape(0, 0, 0)], False
     for batch in epoch_batches(rows, batch_tokens=config.batch_tokens, seed=epoch_seed(config, 0)):
         parts = micro_batches(batch, config.micro_tokens or config.batch_tokens)
@@ -144,7 +144,7 @@ def largest_micro_batch(
 
 
 def micro_batch_shape(rows: Sequence[TokenizedRow]) -> MicroBatchShape:
-    """Rows, width and targets of what is read at once."""
+    """Return rows, width and targets of a micro-batch."""
     return MicroBatchShape(
         rows=len(rows),
         width=max(len(row.ids) - 1 for row in rows),
@@ -153,10 +153,10 @@ def micro_batch_shape(rows: Sequence[TokenizedRow]) -> MicroBatchShape:
 
 
 def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -> None:
-    """Nothing back if the fine-tune of `base` (name and folder) on `rows` may fit into what is free now.
+    """Check that the fine-tune of `base` (name and folder) on `rows` may fit into free memory.
 
-    Only what it takes at the very least is compared, so that a run that would fit is not refused. Raises TrainingError
-    with the need, what is free, and what would fit.
+    Only the least it can take is compared, so a run that would fit is not refused. Raise TrainingError with the need,
+    what is free, and a setting that would fit.
     """
     size, free = read_base_size(base[1]), free_memory()
     # Processes of one run may share a model between them.
@@ -172,9 +172,9 @@ def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -
 
 
 def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool = False) -> float:
-    """What a fine-tune takes at the very least, before its rows are put into tokens.
+    """Return the least a fine-tune can take, before its rows are tokenized.
 
-    What rows begin with alike may be read once for all of them, so only what tells them apart is counted.
+    A common prefix may be computed once for all rows, so only what distinguishes them counts.
     """
     texts = ["\0".join([*(m.content for m in e.messages), e.answer]) for e in rows.examples]
     in_all = sum(len(text.encode()) for text in texts) / MAX_BYTES_PER_TOKEN
@@ -185,14 +185,14 @@ def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool
 
 
 def _own_share(texts: Sequence[str]) -> float:
-    """Share of all characters that no text before it, in alphabetical order, begins with."""
+    """Return the share of all characters that are not a prefix shared with the row before in alphabetical order."""
     ordered = sorted(texts)
     alike = sum(_alike(a, b) for a, b in pairwise(ordered))
     return 1 - alike / max(1, sum(map(len, ordered)))
 
 
 def _alike(a: str, b: str) -> int:
-    """How many characters both begin with."""
+    """Return the length of the common prefix."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -204,12 +204,12 @@ def _alike(a: str, b: str) -> int:
 
 
 def format_gigabytes(n_bytes: float) -> str:
-    """A size in GB of 10⁹ bytes, in two or three digits."""
+    """Format a size in GB of 10⁹ bytes, in two or three digits."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes < 1e10 else f"{n_bytes / 1e9:,.0f} GB"
 
 
 def suggest_smaller_setting(size: BaseSize, config: TrainConfig, rows: Dataset, free: FreeMemory) -> str:
-    """The nearest setting under which a fine-tune that is too large may fit, in words."""
+    """Describe the nearest setting under which a fine-tune that is too large may fit."""
     ways: list[tuple[str, dict[str, Any]]] = []
     if size.causal:
         ways.append(("micro_tokens: 256 (the same model, read in smaller parts)", {"micro_tokens": 256}))

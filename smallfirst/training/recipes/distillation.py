@@ -1,9 +1,9 @@
 """A causal model that learns from a teacher's probabilities as well as from the right answers.
 
 The loss of a target token is (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), both softened by the temperature
-T; T² keeps the two parts in proportion whatever T is (Hinton, Vinyals and Dean 2015). The teacher reads the same batch
-without a gradient, in bf16 like the student. Its vocabulary must be the student's, token by token: a probability can
-only be compared under the same number.
+T; T² keeps the two parts in proportion whatever T is (Hinton, Vinyals and Dean 2015). The teacher computes the same
+batch without a gradient, in bf16 like the student. Its vocabulary must be the student's, token by token: probabilities
+compare only under the same token id.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_SHOWN = 3
 
 
 class DistillationBackend(CausalBackend):
-    """A causal model beside its teacher."""
+    """The Backend of a causal model with a teacher."""
 
     def __init__(self, teacher: TeacherConfig, task: Task) -> None:
         self.teacher, self.task = teacher, task
@@ -38,13 +38,13 @@ class DistillationBackend(CausalBackend):
         """The teacher's model, once it is loaded."""
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
-        """Model and tokenizer of the student. Raises ConfigError naming what keeps the teacher from teaching it."""
+        """Return model and tokenizer of the student. Raise ConfigError if the teacher does not suit it."""
         model, tokenizer = super().load(base, config)
         self.reader = load_teacher(self.teacher, self.task, tokenizer)
         return model, tokenizer
 
     def loss(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
-        """Sum of the losses of the rows' target tokens, in nats; prompts are read and never judged."""
+        """Return the sum of the losses of the rows' target tokens, in nats; prompts count nothing."""
         with torch.inference_mode():
             taught = self.reader.get_output_embeddings()(forward(self.reader, rows).states)
         states, tokens = forward(model, rows, self.frozen)
@@ -54,10 +54,10 @@ class DistillationBackend(CausalBackend):
 def distillation_loss(
     logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Tensor, teacher: TeacherConfig
 ) -> torch.Tensor:
-    """Sum over n targets of (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), in nats.
+    """Return the sum over n targets of (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), in nats.
 
     logits, taught (n, vocabulary), the student's and the teacher's; tokens (n,). Models of one vocabulary may be padded
-    to different widths; what only one of them has stands for no token and is left out of the comparison.
+    to different widths; entries that only one of them has stand for no token and are left out of the comparison.
     """
     width, t = min(logits.shape[1], taught.shape[1]), teacher.temperature
     own = logits.float()
@@ -69,9 +69,10 @@ def distillation_loss(
 
 
 def load_teacher(teacher: TeacherConfig, task: Task, tokenizer: Any) -> Any:
-    """The teacher's model, which will not move.
+    """Return the teacher's model, frozen.
 
-    Raises ConfigError if it cannot teach a student with this tokenizer this task, WeightsNotFound if it is nowhere.
+    Raise ConfigError if it cannot teach this task to a student with this tokenizer, WeightsNotFound if it does not
+    exist.
     """
     folder = find_weights(teacher.base)
     if folder.is_file():
@@ -86,7 +87,7 @@ def load_teacher(teacher: TeacherConfig, task: Task, tokenizer: Any) -> Any:
 
 
 def check_vocabulary(name: str, theirs: Mapping[str, int], ours: Mapping[str, int]) -> None:
-    """Nothing back. Raises ConfigError naming how the teacher's map from token to number differs from the student's."""
+    """Raise ConfigError naming how the teacher's token ids differ from the student's."""
     moved = [token for token in ours if token in theirs and theirs[token] != ours[token]]
     parts = [
         (sorted(theirs.keys() - ours.keys()), "only in the teacher's"),
@@ -102,7 +103,7 @@ def check_vocabulary(name: str, theirs: Mapping[str, int], ours: Mapping[str, in
 
 
 def check_task(folder: Path, task: Task, tokenizer: Any) -> None:
-    """Nothing back. Raises ConfigError if a teacher in `folder` answers another task, or other codes, than the student.
+    """Raise ConfigError if a teacher in `folder` answers another task, or with other codes, than the student.
 
     A model that was not fine-tuned here can only teach tasks whose answers are written.
     """
