@@ -1,4 +1,4 @@
-"""The files that a chat request passes through, from the ASGI app to the answering model and the ledger: few, documented."""
+"""The files that a chat request passes through, from the ASGI app to the model and the ledger: few, and documented."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def certificate() -> Certificate:
 
 
 class EnteredFiles:
-    """The package's files with a function that was called while the context lasts, in threads started inside as well."""
+    """The package's files with a function that is called inside the context, also in threads that start there."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()
@@ -99,7 +99,7 @@ def test_a_chat_request_passes_through_few_files_and_these_are_documented(tmp_pa
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
             with EnteredFiles() as entered:
-                await client.post("/v1/chat/completions", json=body)  # start-up: the middleware and the writer's thread
+                await client.post("/v1/chat/completions", json=body)  # start-up
                 entered.files.clear()
                 response = await client.post("/v1/chat/completions", json=body)
         return entered.files, response

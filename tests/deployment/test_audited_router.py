@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fixtures.certificates import certificate as make_certificate
 
+from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
@@ -63,14 +64,16 @@ def certificate(*, issued: bool = True) -> Certificate:
 class Setting:
     """A Live Router over two models, and its ledger."""
 
-    def __init__(self, ledger: Ledger, *, issued: bool = True, judge: Any = "large", **settings: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, *, issued: bool = True, judge: Any = "large", reference: Any = (), **settings: Any
+    ) -> None:
         self.ledger, self.small, self.large = ledger, Says("small", cost_usd=0.01), Says("large", cost_usd=1.0)
         every = {"audit_share": 1.0, "audit_share_on_drift": 1.0, "audit_share_in_fallback": 1.0}
         chosen = MonitorSettings.model_validate({**every, **settings})
         router = Router(self.small, self.large, certificate(issued=issued), name="tickets")
 
         def monitor() -> Monitor:
-            return Monitor(chosen, limit=0.05, reference_confidence=[], shadow=not issued)
+            return Monitor(chosen, limit=0.05, reference_confidence=reference, shadow=not issued)
 
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
@@ -256,6 +259,38 @@ def test_a_person_who_is_quicker_than_the_audit_counts_alone(ledger: Ledger) -> 
     asyncio.run(race())
     assert [(a.judged_by, a.wrong) for a in ledger.entries(AuditRow)] == [("person", True)]
     assert setting.live.monitor.live_error.n == 1
+
+
+def test_a_corrected_verdict_leaves_an_alarm_about_drift_alone(ledger: Ledger) -> None:
+    drifting = {"on_drift": "fallback", "reference": [0.9, 0.92, 0.94, 0.96] * 100, "recover": False}
+    setting = Setting(ledger, **drifting)
+    setting.small.confidence = 0.55
+    asyncio.run(setting.ask(100))
+    assert (setting.live.monitor.state, setting.live.paused) == ("fallback", "live traffic has drifted")
+    first = next(row.id for row in ledger.entries(LedgerRow) if row.certified)
+    asyncio.run(setting.live.feedback(said(first, "wrong")))
+    assert (setting.live.monitor.state, setting.live.paused) == ("fallback", "live traffic has drifted")
+    restarted = Setting(ledger, **drifting).live
+    assert (restarted.monitor.state, restarted.paused) == ("fallback", "live traffic has drifted")
+
+
+def test_two_verdicts_at_the_same_moment_count_once(ledger: Ledger) -> None:
+    setting = Setting(ledger, judge="person")
+    asyncio.run(setting.ask())
+
+    async def judge_twice() -> None:
+        verdict = said("chatcmpl-1-0", "right")
+        await asyncio.gather(setting.live.feedback(verdict), setting.live.feedback(verdict))
+
+    asyncio.run(judge_twice())
+    assert (len(ledger.entries(AuditRow)), setting.live.monitor.live_error.n) == (1, 1)
+
+
+def test_answers_that_wait_for_a_person_take_bounded_memory(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audited_router, "MAX_PENDING_AUDITS", 3)
+    setting = Setting(ledger, judge="person")
+    asyncio.run(setting.ask(5))
+    assert list(setting.live._drawn_at) == ["chatcmpl-3-0", "chatcmpl-4-0", "chatcmpl-5-0"]
 
 
 def test_feedback_on_an_answer_of_another_certificate_moves_no_bound(ledger: Ledger) -> None:
