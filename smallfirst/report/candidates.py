@@ -7,7 +7,7 @@ method over all pairs shown; a small true difference then needs more rows to be 
 from __future__ import annotations
 
 from smallfirst.evaluation.evaluate import compare
-from smallfirst.evaluation.results import Comparison, Evaluation
+from smallfirst.evaluation.results import Comparison
 from smallfirst.project.candidates import FINE_TUNED, promotable_names
 from smallfirst.records import Record
 from smallfirst.report.data import ReportData
@@ -54,7 +54,7 @@ def candidate_table(data: ReportData) -> CandidateTable:
     found = [c for first, second in names if first != second and (c := difference(data, first, second))]
     corrected = holm([c.p_value for c in found])
     pairs = tuple(
-        PairedCandidates(comparison=c, p_holm=p, score=_score(data.evaluation(c.first), data.evaluation(c.second)))
+        PairedCandidates(comparison=c, p_holm=p, score=_score_difference(data, c))
         for c, p in zip(found, corrected, strict=True)
     )
     return CandidateTable(measures=tuple(measures), reference=reference if found else None, pairs=pairs)
@@ -69,9 +69,8 @@ def difference(data: ReportData, first: str, second: str) -> Comparison | None:
     return comparison if comparison.difference.n else None
 
 
-def _score(first: Evaluation | None, second: Evaluation | None) -> Estimate | None:
-    if first is None or second is None:
-        return None
+def _score_difference(data: ReportData, comparison: Comparison) -> Estimate | None:
+    first, second = (e for name in (comparison.first, comparison.second) if (e := data.evaluation(name)))
     both = [(row, second.by_key[row.key]) for row in first.rows if row.key in second.by_key]
     if not any(0 < row.score < 1 for pair in both for row in pair):
         return None

@@ -76,22 +76,65 @@ def test_keep_the_api_when_the_small_model_is_good_enough_but_dearer(make_report
 
 
 @pytest.mark.parametrize(
+    ("cost", "end"),
+    [
+        (1.98, "costs $1.98 per 1,000 requests, about what the large path costs ($2.00)."),
+        (0.0, "costs $0.00 per 1,000 requests against $2.00 on the large path."),
+        (0.5, "costs $0.50 per 1,000 requests instead of $2.00: 4.0 times cheaper."),
+    ],
+)
+def test_costs_are_compared_with_the_large_path(
+    make_report: Make, make_evaluation: Build, cost: float, end: str
+) -> None:
+    small = make_evaluation("small", "cccfffff", cost_usd_per_1k=cost)
+    assert headline(make_report(evaluations=(small, make_report().evaluations[1]))).sentence.endswith(end)
+
+
+def test_a_routed_path_that_passes_is_the_headline(make_report: Make, make_verdict: Build) -> None:
+    data = make_report(verdicts=(make_verdict("routed", passed=True),), smallest_passing="routed")
+    found = headline(data)
+    assert found.heading == "Small first, the large model for the rest."
+    assert plain(found.sentence).startswith("With 75 % of requests answered small, the routed path is right on 87.5 %")
+    assert not [sentence for sentence in comparisons(data) if sentence.startswith("Routed")]
+    small, large, routed = make_report().evaluations
+    rows = tuple(row.model_copy(update={"stage": "small"}) for row in routed.rows)
+    routed = routed.model_copy(update={"rows": rows})
+    everything = make_report(evaluations=(small, large, routed), verdicts=(make_verdict("routed", passed=False),))
+    sentence = plain(comparisons(everything.model_copy(update={"smallest_passing": None}))[0])
+    assert sentence.startswith("Routed, every request stays small, 75.0 % of them covered by the certificate")
+    assert sentence.endswith("It does not meet the requirements.")
+
+
+@pytest.mark.parametrize(
     ("linear", "end"),
     [
         ("cccfffff", "is not measurably different: +0.0 points [−19.6, +19.6] on the same 8 rows."),
         ("ffffcccc", "is better still, by +87.5 points"),
         ("ccccffff", "is not measurably different: −12.5 points"),
+        (None, "and that needs no language model."),
     ],
 )
 def test_a_linear_model_that_passes_is_enough(
-    make_report: Make, make_evaluation: Build, make_verdict: Build, linear: str, end: str
+    make_report: Make, make_evaluation: Build, make_verdict: Build, linear: str | None, end: str
 ) -> None:
-    evaluations = (make_evaluation("words", linear, cost_usd_per_1k=0.001), *make_report().evaluations)
+    others = make_report().evaluations if linear else make_report().evaluations[1:]
+    evaluations = (make_evaluation("words", linear or "cccfffff", cost_usd_per_1k=0.001), *others)
     verdicts = (make_verdict("words", passed=True), make_verdict("small", passed=True))
     data = make_report(evaluations=evaluations, verdicts=verdicts, smallest_passing="words")
     assert headline(data).heading == "A linear model is enough here."
     assert end in linear_note(data)
     assert linear_note(make_report()) == ""
+
+
+def test_a_fine_tune_that_is_worse_than_a_linear_model_is_said_so_once(
+    make_report: Make, make_evaluation: Build, make_verdict: Build
+) -> None:
+    linear = make_evaluation("words", "ccccffff", cost_usd_per_1k=0.001)
+    small = make_evaluation("small", "ffffcccc", cost_usd_per_1k=0.05)
+    verdicts = (make_verdict("words", passed=True),)
+    data = make_report(evaluations=(linear, small), verdicts=verdicts, smallest_passing="words")
+    assert "The fine-tuned small model is worse, by −100.0 points" in linear_note(data)
+    assert comparisons(data) == ()
 
 
 def test_the_paths_are_compared_in_words(make_report: Make, make_evaluation: Build, make_certificate: Build) -> None:
