@@ -1,7 +1,7 @@
-"""Long texts cut for reading, the whole text on demand, within a budget for the page.
+"""Long texts shortened for reading, with the whole text on demand while a budget for the page lasts.
 
-A page of five thousand long rows must still open on a phone, so the whole texts together may take so many bytes and no
-more; what comes after them is cut for good. The price: which texts are whole depends on what is shown before.
+A page of five thousand long rows must still open on a phone, so all whole texts together have a budget of bytes; texts
+after that are only shown shortened.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from markupsafe import escape
 
-SHOWN = 200
-LONGEST_WHOLE = 6_000
+HEAD_CHARS = 200
+MAX_WHOLE_CHARS = 6_000
 BUDGET_BYTES = 600_000
 
 
@@ -25,22 +25,21 @@ class Excerpt(NamedTuple):
 
 
 class Excerpts:
-    """Cuts the texts of one page, one after the other."""
+    """Shortens the texts of one page, one after the other."""
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
-        """The budget is for whole texts, counted as they are written in HTML."""
         self._left = budget_bytes
 
-    def __call__(self, text: str, limit: int = SHOWN) -> Excerpt:
-        """The beginning of `text` up to a word's end near `limit` characters; the whole of it while there is room."""
+    def __call__(self, text: str, limit: int = HEAD_CHARS) -> Excerpt:
+        """Return `text` up to a word's end near `limit` characters, and the whole of it while the budget lasts."""
         if len(text) <= limit + 20:
             return Excerpt(text, "")
         head = text[:limit]
         if (space := head.rfind(" ")) > limit // 2:
             head = head[:space]
         whole = text
-        if len(text) > LONGEST_WHOLE:
-            whole = f"{text[:LONGEST_WHOLE]} … ({len(text) - LONGEST_WHOLE:,} more characters)"
+        if len(text) > MAX_WHOLE_CHARS:
+            whole = f"{text[:MAX_WHOLE_CHARS]} … ({len(text) - MAX_WHOLE_CHARS:,} more characters)"
         size = len(str(escape(whole)).encode())
         if size > self._left:
             return Excerpt(f"{head} …", "")
@@ -49,6 +48,6 @@ class Excerpts:
 
 
 def question_and_context(text: str) -> tuple[str, str]:
-    """What is asked and the text it is asked about: the question stands last, after a blank line."""
+    """Split a text into the question, which is last after a blank line, and its context."""
     context, _, question = text.strip().rpartition("\n\n")
     return question.strip(), context.strip()
