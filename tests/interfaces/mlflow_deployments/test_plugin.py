@@ -13,7 +13,7 @@ from typing import Any
 import mlflow.deployments
 import pandas
 import pytest
-from fixtures.endpoints import NAME, Large, certify, large_server, register_tiny, register_words
+from fixtures.endpoints import NAME, Large, certify, config, large_server, register_tiny, register_words
 from mlflow.deployments import BaseDeploymentClient, get_deploy_client, interface
 from mlflow.deployments.plugin_manager import DeploymentPlugins
 from mlflow.exceptions import MlflowException
@@ -31,39 +31,8 @@ ASKED = {"messages": [{"role": "user", "content": "where is my card"}]}
 
 
 def databricks_config(api_base: str) -> dict[str, Any]:
-    """What a notebook on Databricks sends, but for its names."""
-    return {
-        "name": "support-desk",
-        "config": {
-            "served_entities": [
-                {
-                    "name": "tickets",
-                    "entity_name": NAME,
-                    "entity_version": "1",
-                    "workload_size": "Small",
-                    "scale_to_zero_enabled": True,
-                },
-                {
-                    "name": "gpt",
-                    "external_model": {
-                        "name": "gpt-4o-mini",
-                        "provider": "openai",
-                        "task": "llm/v1/chat",
-                        "openai_config": {
-                            "openai_api_key": "{{secrets/support/openai_key}}",
-                            "openai_api_base": api_base,
-                        },
-                    },
-                },
-            ],
-            "traffic_config": {
-                "routes": [
-                    {"served_model_name": "tickets", "traffic_percentage": 100},
-                    {"served_model_name": "gpt", "traffic_percentage": 0},
-                ]
-            },
-        },
-    }
+    """The argument of a notebook on Databricks, but for its names."""
+    return {"name": "support-desk", "config": config(api_base)}
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +56,7 @@ def created(
     interface.plugin_store.register("smallfirst", MODULE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMALLFIRST_HOME", str(folder / "state"))
-        patch.setenv("SUPPORT_OPENAI_KEY", "sk-live-1")
+        patch.setenv("PROD_OPENAI", "sk-live-1")
         register_words(folder / "model", toy_rows, toy_task)
         certify(1, 0.9)
         yield get_deploy_client("smallfirst").create_endpoint(config=databricks_config(large.url))
@@ -115,10 +84,10 @@ def test_the_module_has_what_mlflow_looks_for_and_one_client() -> None:
 def test_databricks_config_makes_an_endpoint_that_databricks_words_describe(created: dict[str, Any]) -> None:
     assert created["name"] == "support-desk"
     assert created["state"] == {"ready": "READY", "config_update": "NOT_UPDATING"}
-    assert [entity["name"] for entity in created["config"]["served_entities"]] == ["tickets", "gpt"]
+    assert [entity["name"] for entity in created["config"]["served_entities"]] == ["tickets", "big"]
     assert created["config"]["traffic_config"] == databricks_config("")["config"]["traffic_config"]
     assert "sk-live-1" not in json.dumps(created)
-    assert any("SUPPORT_OPENAI_KEY" in note for note in created["notes"])
+    assert any("PROD_OPENAI" in note for note in created["notes"])
     client = get_deploy_client("smallfirst")
     assert client.get_endpoint("support-desk") == created
     assert [one["name"] for one in client.list_endpoints()] == ["support-desk"]
@@ -168,7 +137,7 @@ def test_an_update_makes_a_cascade_that_asks_the_large_model_when_unsure(created
     client = get_deploy_client("smallfirst")
     wanted = databricks_config(large.url)["config"]
     del wanted["traffic_config"]
-    updated = client.update_endpoint("support-desk", {**wanted, "routing": {"strategy": "cascade", "fallback": "gpt"}})
+    updated = client.update_endpoint("support-desk", {**wanted, "routing": {"strategy": "cascade", "fallback": "big"}})
     assert updated["config"]["config_version"] == 2
     assert updated["url"] == created["url"]
     sure = client.predict(endpoint="support-desk", inputs=ASKED)["smallfirst"]

@@ -1,4 +1,4 @@
-"""Files for fine-tuning with the openai client: kept byte by byte, each key's own, bounded, never found by a path."""
+"""Files for fine-tuning with the openai client: unchanged, private to a key, bounded, never found by a path."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.interfaces.openai_finetuning.file_store import FileStore, safe_filename
+from smallfirst.interfaces.openai_finetuning.file_store import FileStore, StoredFile, safe_filename
 from smallfirst.paths import home
+
+FORM = "multipart/form-data; boundary=B"
+PURPOSE = ('name="purpose"', "fine-tune")
+ROWS = ('name="file"; filename="rows.jsonl"', "{}")
 
 
 def stored() -> list[Path]:
-    """All that lies below the folder of files."""
+    """Every file below the folder of uploads."""
     return sorted(path for path in (home() / "files").rglob("*") if path.is_file())
 
 
-def post(url: str, body: bytes | Iterator[bytes], kind: str = "multipart/form-data; boundary=B") -> httpx.Response:
-    return send(url, body, {"content-type": kind})
-
-
-def send(url: str, body: bytes | Iterator[bytes], headers: dict[str, str]) -> httpx.Response:
-    return httpx.post(f"{url}/files", content=body, headers=headers, timeout=60)
+def post(url: str, body: bytes | Iterator[bytes], kind: str = FORM, **headers: str) -> httpx.Response:
+    return httpx.post(f"{url}/files", content=body, headers={"content-type": kind, **headers}, timeout=60)
 
 
 def form(*parts: tuple[str, str], end: str = "--B--\r\n") -> bytes:
-    """A form by hand: what stands after `form-data;`, and the content."""
+    """A form of (text after `form-data;`, content)."""
     text = "".join(f"--B\r\nContent-Disposition: form-data; {head}\r\n\r\n{content}\r\n" for head, content in parts)
     return (text + end).encode()
 
 
-PURPOSE = ('name="purpose"', "fine-tune")
-ROWS = ('name="file"; filename="rows.jsonl"', "{}")
+@pytest.fixture
+def store() -> FileStore:
+    return FileStore(max_files=9, max_bytes=99)
+
+
+def publish(store: FileStore, filename: str = "rows.jsonl") -> StoredFile:
+    with store.draft("owner") as (content, publish):
+        content.write(b"{}")
+        return publish(filename)
 
 
 def test_a_file_is_kept_shown_and_deleted(start_api: Any, chat_file: bytes, tmp_path: Path) -> None:
@@ -75,18 +82,15 @@ def test_a_file_is_kept_shown_and_deleted(start_api: Any, chat_file: bytes, tmp_
         ("x" * 300, "x" * 255),
     ],
 )
-def test_a_name_is_shown_and_is_no_path(given: str, shown: str) -> None:
-    store = FileStore(max_files=9, max_bytes=99)
-    with store.draft("owner") as (content, publish):
-        content.write(b"{}")
-        file = publish(given)
+def test_a_filename_is_shown_and_is_no_path(store: FileStore, given: str, shown: str) -> None:
+    file = publish(store, given)
     assert file.filename == safe_filename(given) == shown
     folder = home() / "files" / "owner" / file.id
     assert stored() == [folder / "file.json", folder / "rows.jsonl"]
     assert store.path("owner", file).read_bytes() == b"{}"
 
 
-def test_names_like_paths_arrive_nowhere_else(start_api: Any, chat_file: bytes) -> None:
+def test_a_name_like_a_path_stays_in_the_folder(start_api: Any, chat_file: bytes) -> None:
     client = start_api().client()
     made = client.files.create(file=("../../evil.jsonl", chat_file), purpose="fine-tune")
     assert made.filename == "evil.jsonl"
@@ -113,7 +117,7 @@ def test_a_key_sees_its_own_files_only(start_api: Any, chat_file: bytes) -> None
     assert "one" not in str(stored())
 
 
-def test_what_is_too_large_is_refused_and_leaves_nothing(start_api: Any) -> None:
+def test_a_large_upload_is_refused_and_leaves_nothing(start_api: Any) -> None:
     server = start_api(max_upload_bytes=10_000)
     client = server.client()
     for size in (9_990, 15_000, 1_000_000):  # the envelope counts too
@@ -122,17 +126,17 @@ def test_what_is_too_large_is_refused_and_leaves_nothing(start_api: Any) -> None
         assert caught.value.status_code == 413
         assert caught.value.code == "request_too_large"
 
-    def pieces() -> Iterator[bytes]:  # no Content-Length: the size is only known by counting
+    def chunks() -> Iterator[bytes]:  # no Content-Length: the size is only known by counting
         yield form(PURPOSE, ROWS, end="")
         for _ in range(150):
             yield b"x" * 100
 
-    assert post(server.url, pieces()).status_code == 413
+    assert post(server.url, chunks()).status_code == 413
     assert client.files.create(file=("rows.jsonl", b"x" * 9_000), purpose="fine-tune").bytes == 9_000
     assert len(stored()) == 2
 
 
-def test_a_key_has_room_for_so_much(start_api: Any) -> None:
+def test_the_files_of_a_key_are_limited(start_api: Any) -> None:
     client = start_api(max_files=2, max_stored_bytes=100).client()
 
     def upload(size: int) -> str:
@@ -151,53 +155,52 @@ def test_a_key_has_room_for_so_much(start_api: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "words"),
+    ("body", "message"),
     [
-        (form(PURPOSE, ROWS, end=""), 400, "ends too early"),
-        (form(PURPOSE), 400, "The form has no file"),
-        (form(PURPOSE, ROWS, ROWS), 400, "more than one file"),
-        (form(PURPOSE, ('name="other"; filename="x"', "")), 400, 'must be sent as "file"'),
-        (form(PURPOSE, ('name="file"; filename="x"', "")), 400, "The file is empty"),
-        (form(*[(f'name="f{i}"', "x") for i in range(9)], ROWS), 400, "more than 8 fields"),
-        (form(('name="purpose"', "x" * 5000), ROWS), 400, "a field of more than 4096 bytes"),
-        (form(ROWS), 400, "purpose is missing"),
-        (form(('name="purpose"', "batch"), ROWS), 400, 'purpose is "batch"; files here are for "fine-tune"'),
-        (form(PURPOSE, ('name="purose"', "x"), ROWS), 400, 'Unknown parameter: "purose"'),
-        (form(PURPOSE, ('name="expires_after[seconds]"', "9"), ROWS), 400, "expires_after is not supported"),
-        (form(('name="purpose"\r\nX-Long: ' + "x" * 9000, ""), ROWS), 400, "header size"),
-        (b"not a form at all", 400, "cannot be read"),
-        (b"", 400, "ends too early"),
+        (form(PURPOSE, ROWS, end=""), "ends too early"),
+        (form(PURPOSE), "The form has no file"),
+        (form(PURPOSE, ROWS, ROWS), "more than one file"),
+        (form(PURPOSE, ('name="other"; filename="x"', "")), 'must be sent as "file"'),
+        (form(PURPOSE, ('name="file"; filename="x"', "")), "The file is empty"),
+        (form(*[(f'name="f{i}"', "x") for i in range(9)], ROWS), "more than 8 fields"),
+        (form(('name="purpose"', "x" * 5000), ROWS), "a field of more than 4096 bytes"),
+        (form(ROWS), "purpose is missing"),
+        (form(('name="purpose"', "batch"), ROWS), 'purpose is "batch"; files here are for "fine-tune"'),
+        (form(PURPOSE, ('name="purose"', "x"), ROWS), 'Unknown parameter: "purose"'),
+        (form(PURPOSE, ('name="expires_after[seconds]"', "9"), ROWS), "expires_after is not supported"),
+        (form(('name="purpose"\r\nX-Long: ' + "x" * 9000, ""), ROWS), "header size"),
+        (b"not a form at all", "cannot be read"),
+        (b"", "ends too early"),
     ],
 )
-def test_forms_that_cannot_be_kept(start_api: Any, body: bytes, status: int, words: str) -> None:
+def test_an_invalid_form_is_refused(start_api: Any, body: bytes, message: str) -> None:
     answer = post(start_api().url, body)
-    assert answer.status_code == status
-    assert words in answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert stored() == []
 
 
-def test_other_kinds_of_bodies_are_refused(start_api: Any) -> None:
+def test_other_content_types_are_refused(start_api: Any) -> None:
     url = start_api().url
     assert post(url, b"{}", "application/json").status_code == 415
     assert post(url, b"", "multipart/form-data").status_code == 415
     assert post(url, form(PURPOSE, ROWS), f"multipart/form-data; boundary={'B' * 300}").status_code == 400
-    packed = {"content-type": "multipart/form-data; boundary=B", "content-encoding": "gzip"}
-    assert send(url, b"", packed).status_code == 415
-    assert post(url, form(PURPOSE, ROWS)).status_code == 200  # a form by hand is as good
+    assert post(url, b"", **{"content-encoding": "gzip"}).status_code == 415
+    assert post(url, form(PURPOSE, ROWS)).status_code == 200
 
 
-def test_without_keys_a_page_from_elsewhere_cannot_upload(start_api: Any) -> None:
-    url = start_api().url
-    kind = {"content-type": "multipart/form-data; boundary=B"}
-    for origin, status in [
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
         ("https://evil.example", 403),
         ("null", 403),
         ("http://localhost.evil.example", 403),
         ("http://localhost:3000", 200),
-    ]:
-        answer = send(url, form(PURPOSE, ROWS), {**kind, "origin": origin})
-        assert answer.status_code == status, origin
+    ],
+)
+def test_without_keys_a_foreign_page_cannot_upload(start_api: Any, origin: str, status: int) -> None:
+    assert post(start_api().url, form(PURPOSE, ROWS), origin=origin).status_code == status
 
 
 def test_files_are_listed_in_pages(start_api: Any) -> None:
@@ -217,18 +220,17 @@ def test_files_are_listed_in_pages(start_api: Any) -> None:
         assert caught.value.param == next(iter(asked))
 
 
-def give_up(store: FileStore) -> None:
-    """An upload that breaks off in the middle."""
+def abort(store: FileStore) -> None:
+    """An upload that fails half-way."""
     with store.draft("owner") as (content, _):
         content.write(b"{}")
         assert store.all("owner") == []
         raise ConnectionError
 
 
-def test_a_draft_is_no_file_and_an_old_one_is_removed() -> None:
-    store = FileStore(max_files=9, max_bytes=99)
+def test_a_draft_is_no_file_and_an_old_one_is_removed(store: FileStore) -> None:
     with pytest.raises(ConnectionError):
-        give_up(store)
+        abort(store)
     assert stored() == []
     folder = home() / "files" / "owner"
     for name, age_s in (("old", 100_000), ("new", 60)):
@@ -239,22 +241,16 @@ def test_a_draft_is_no_file_and_an_old_one_is_removed() -> None:
     assert store.find("owner", ".draft-new") is None
 
 
-def test_an_id_is_no_way_to_another_folder() -> None:
-    store = FileStore(max_files=9, max_bytes=99)
-    with store.draft("owner") as (content, publish):
-        content.write(b"{}")
-        file = publish("rows.jsonl")
+def test_an_id_cannot_leave_the_folder(store: FileStore) -> None:
+    file = publish(store)
     assert store.find("owner", file.id) == file
     for id in (f"../owner/{file.id}", f"{file.id}/", f"./{file.id}", f"{file.id}\n", ""):
         assert store.find("owner", id) is None
         assert store.find("other", id) is None
 
 
-def test_files_that_cannot_be_read_hide_no_other() -> None:
-    store = FileStore(max_files=9, max_bytes=99)
-    with store.draft("owner") as (content, publish):
-        content.write(b"{}")
-        file = publish("rows.jsonl")
+def test_a_damaged_file_does_not_hide_the_others(store: FileStore) -> None:
+    file = publish(store)
     damaged = home() / "files" / "owner" / f"file-{'0' * 24}"
     damaged.mkdir()
     (damaged / "file.json").write_text("{")
