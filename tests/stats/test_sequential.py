@@ -1,9 +1,10 @@
-"""Tests that may be read at any time: fair by enumeration, right by simulation, and quick when something changes."""
+"""Sequential tests: fair by enumeration, valid by simulation, and quick when something changes."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -48,22 +49,33 @@ def test_the_recursion_is_the_mixture_over_start_times() -> None:
     assert test.e_value == pytest.approx(expected)
 
 
-@CALM
-@given(st.floats(0.01, 0.9), st.floats(0, 1), st.integers(1, 8))
-def test_evidence_against_a_true_promise_is_at_most_1_on_average(limit: float, below: float, n: int) -> None:
-    rate = below * limit
+def mean_evidence(make: Callable[[], GuaranteeTest | RecoveryTest], rate: float, n: int) -> float:
+    """The expected evidence after n audits at an error rate, over all outcomes."""
     mean = 0.0
     for outcomes in product((False, True), repeat=n):
-        test = GuaranteeTest(limit)
+        test = make()
         for wrong in outcomes:
             test.update(wrong)
         mean += rate ** sum(outcomes) * (1 - rate) ** (n - sum(outcomes)) * test.e_value
+    return mean
+
+
+@CALM
+@given(st.floats(0.01, 0.9), st.floats(0, 1), st.integers(1, 8))
+def test_evidence_against_a_true_guarantee_is_at_most_1_on_average(limit: float, below: float, n: int) -> None:
+    mean = mean_evidence(lambda: GuaranteeTest(limit), below * limit, n)
     assert mean <= 1 + 1e-9
     if below == 1:
         assert mean == pytest.approx(1)
 
 
-def test_a_promise_just_kept_is_seldom_called_broken() -> None:
+@pytest.mark.parametrize("limit", [0.05, 0.5])
+def test_evidence_for_a_recovery_is_at_most_1_on_average_while_there_is_none(limit: float) -> None:
+    assert mean_evidence(lambda: RecoveryTest(limit), limit, 8) == pytest.approx(1)
+    assert mean_evidence(lambda: RecoveryTest(limit), (1 + limit) / 2, 8) < 1
+
+
+def test_a_guarantee_that_just_holds_is_seldom_called_broken() -> None:
     draw, false_alarms = random.Random(1), 0
     for _ in range(300):
         test = GuaranteeTest(0.1, 0.8)
@@ -74,7 +86,7 @@ def test_a_promise_just_kept_is_seldom_called_broken() -> None:
 
 
 @pytest.mark.parametrize(("quiet", "most"), [(0, 60), (5000, 90)])
-def test_a_broken_promise_is_found_soon_also_when_it_breaks_late(quiet: int, most: int) -> None:
+def test_a_broken_guarantee_is_found_soon_even_if_it_breaks_late(quiet: int, most: int) -> None:
     for seed in range(10):
         draw, test = random.Random(seed), GuaranteeTest(0.03)
         for _ in range(quiet):
@@ -97,19 +109,7 @@ def test_an_alarm_stays() -> None:
     assert test.e_value < 1
 
 
-@pytest.mark.parametrize("limit", [0.05, 0.5])
-def test_evidence_for_a_recovery_is_at_most_1_on_average_while_there_is_none(limit: float) -> None:
-    for rate in (limit, (1 + limit) / 2):
-        mean = 0.0
-        for outcomes in product((False, True), repeat=8):
-            test = RecoveryTest(limit)
-            for wrong in outcomes:
-                test.update(wrong)
-            mean += rate ** sum(outcomes) * (1 - rate) ** (8 - sum(outcomes)) * test.e_value
-        assert mean == pytest.approx(1) if rate == limit else mean < 1
-
-
-def test_a_mended_model_is_seen_to_be_so_though_it_was_wrong_for_long() -> None:
+def test_a_repaired_model_recovers_though_it_was_wrong_for_long() -> None:
     """Without an error bets on a thirtieth of the odds grow by 3 % an audit at most: 0.03 n = ln 20 + ln 6 + late."""
     test = RecoveryTest(0.03)
     for number in range(2000):
@@ -174,35 +174,29 @@ def _covers(interval: Estimate, rate: float) -> bool:
     return interval.low <= rate <= interval.high
 
 
-def scores(draw: random.Random, n: int) -> list[float]:
-    return [draw.random() for _ in range(n)]
-
-
-@pytest.mark.parametrize("max_scores", [10_000, 60])
-def test_a_stream_like_the_reference_seldom_raises_an_alarm(max_scores: int) -> None:
-    """Also where a random half is forgotten again and again."""
+@pytest.mark.parametrize(
+    ("draw_one", "max_scores"),
+    [
+        (random.Random.random, 10_000),
+        (random.Random.random, 60),  # a random half is dropped again and again
+        (lambda draw: float(draw.randrange(3)), 10_000),  # few categories with ties
+    ],
+)
+def test_a_stream_like_the_reference_seldom_raises_an_alarm(
+    draw_one: Callable[[random.Random], float], max_scores: int
+) -> None:
     draw, false_alarms = random.Random(3), 0
     for seed in range(200):
-        test = DriftTest(scores(draw, 50), 0.8, seed=seed, max_scores=max_scores)
+        test = DriftTest([draw_one(draw) for _ in range(50)], 0.8, seed=seed, max_scores=max_scores)
         for _ in range(400):
-            test.update(draw.random())
-        false_alarms += test.drifted
-    assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
-
-
-def test_few_categories_with_their_ties_raise_no_alarm_either() -> None:
-    draw, false_alarms = random.Random(4), 0
-    for seed in range(200):
-        test = DriftTest([float(draw.randrange(3)) for _ in range(50)], 0.8, seed=seed)
-        for _ in range(300):
-            test.update(float(draw.randrange(3)))
+            test.update(draw_one(draw))
         false_alarms += test.drifted
     assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
 
 
 def test_ranks_are_uniform_and_independent_also_after_a_half_was_forgotten() -> None:
     draw = random.Random(5)
-    test = DriftTest(scores(draw, 20), seed=1, max_scores=40)
+    test = DriftTest([draw.random() for _ in range(20)], seed=1, max_scores=40)
     ranks = [test._rank(draw.random()) for _ in range(4000)]
     assert len(test._scores) <= 40
     assert stats.kstest(ranks, "uniform").pvalue > 0.001
@@ -231,45 +225,45 @@ def test_the_density_that_is_bet_averages_to_1() -> None:
     assert densities[0] > 1.5 > 0.9 > densities[-1]
 
 
-@pytest.mark.parametrize("quiet", [0, 3000])
-def test_a_shift_of_the_scores_is_found(quiet: int) -> None:
-    for seed in range(5):
-        draw = random.Random(seed + 100)  # not that of the test, whose ties would be broken by the scores
-        test = DriftTest(scores(draw, 300), 0.999, seed=seed)
-        for _ in range(quiet):
-            test.update(draw.random())
-        assert not test.drifted
-        while not test.drifted and test.n < quiet + 250:
-            test.update(draw.random() ** 2.5)
-        assert test.drifted
+def label(draw: random.Random) -> float:
+    return float(draw.randrange(50))
 
 
 @pytest.mark.parametrize("quiet", [0, 3000])
-def test_traffic_that_gathers_on_one_of_many_labels_is_found(quiet: int) -> None:
+@pytest.mark.parametrize(
+    ("usual", "changed"),
+    [
+        (random.Random.random, lambda draw: draw.random() ** 2.5),  # scores shift
+        (label, lambda draw: 17.0 if draw.random() < 0.3 else label(draw)),  # traffic concentrates on a label
+    ],
+)
+def test_a_change_of_the_stream_is_found(
+    usual: Callable[[random.Random], float], changed: Callable[[random.Random], float], quiet: int
+) -> None:
     for seed in range(5):
-        draw = random.Random(seed + 100)  # not that of the test, whose ties would be broken by the scores
-        test = DriftTest([float(draw.randrange(50)) for _ in range(300)], 0.999, seed=seed)
+        draw = random.Random(seed + 100)  # another seed than the test's own, which breaks ties
+        test = DriftTest([usual(draw) for _ in range(300)], 0.999, seed=seed)
         for _ in range(quiet):
-            test.update(float(draw.randrange(50)))
+            test.update(usual(draw))
         assert not test.drifted
         while not test.drifted and test.n < quiet + 250:
-            test.update(17.0 if draw.random() < 0.3 else float(draw.randrange(50)))
+            test.update(changed(draw))
         assert test.drifted
 
 
 def test_equal_calls_give_equal_evidence() -> None:
-    values = []
-    for _ in range(2):
+    def evidence() -> float:
         draw = random.Random(7)
-        test = DriftTest(scores(draw, 30), seed=3, max_scores=50)
+        test = DriftTest([draw.random() for _ in range(30)], seed=3, max_scores=50)
         for _ in range(100):
             test.update(draw.random())
-        values.append(test.e_value)
-    assert values[0] == values[1]
+        return test.e_value
+
+    assert evidence() == evidence()
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_what_cannot_be_is_refused(limit: float) -> None:
+def test_impossible_arguments_are_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="limit"):
         GuaranteeTest(limit)
     with pytest.raises(ValueError, match="confidence"):

@@ -1,4 +1,4 @@
-"""The monitor: what leads from state to state, what it counts, and that quiet traffic leaves it alone."""
+"""The monitor: what changes its state, what it counts, and that quiet traffic changes nothing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Traffic:
             shadow=shadow,
         )
 
-    def pass_by(self, monitor: Monitor, n: int) -> list[StateChange]:
-        """What comes of n requests and the audits among them."""
+    def send(self, monitor: Monitor, n: int) -> list[StateChange]:
+        """The changes caused by n requests and the audits among them."""
         changes: list[StateChange] = []
         for _ in range(n):
             share = monitor.audit_share
@@ -50,18 +50,18 @@ class Traffic:
 def test_quiet_traffic_changes_nothing() -> None:
     traffic = Traffic()
     monitor = traffic.monitor()
-    assert traffic.pass_by(monitor, 2000) == []
+    assert traffic.send(monitor, 2000) == []
     assert (monitor.state, monitor.alarms, monitor.requests) == ("live", (), 2000)
     assert monitor.live_error.low <= 0.01 <= monitor.live_error.high
     assert 150 < monitor.live_error.n < 250
 
 
-def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> None:
+def test_a_broken_small_model_falls_back_and_returns_when_it_is_repaired() -> None:
     traffic = Traffic()
     monitor = traffic.monitor()
-    traffic.pass_by(monitor, 500)
+    traffic.send(monitor, 500)
     traffic.error = 0.4
-    (broken,) = traffic.pass_by(monitor, 400)
+    (broken,) = traffic.send(monitor, 400)
     assert (broken.before, broken.after, broken.cause) == ("live", "fallback", "guarantee")
     assert 500 < broken.at_request < 900
     assert broken.values["evidence"] >= broken.values["alarm_at"] == pytest.approx(40)
@@ -69,7 +69,7 @@ def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> N
     assert monitor.alarms == (broken,)
     assert monitor.audit_share == 0.1
 
-    assert traffic.pass_by(monitor, 2000) == []  # still broken
+    assert traffic.send(monitor, 2000) == []  # still broken
     assert monitor.live_error.low > 0.3
     before = monitor.live_error
     monitor.record_audit(False, drawn_at=broken.at_request)  # an answer from before the fallback counts no longer
@@ -90,7 +90,7 @@ def test_a_broken_small_model_falls_back_and_comes_back_when_it_is_mended() -> N
 
 def _until_changed(traffic: Traffic, monitor: Monitor, most: int) -> list[StateChange]:
     for _ in range(most):
-        if changes := traffic.pass_by(monitor, 1):
+        if changes := traffic.send(monitor, 1):
             return changes
     return []
 
@@ -103,10 +103,10 @@ def test_without_recovery_a_fallback_is_for_good() -> None:
     assert (monitor.live_error.n, monitor.live_error.value < 0.1) == (540 - monitor.alarms[0].values["audits"], True)
 
 
-def test_changed_confidences_bring_more_audits_until_these_show_the_promise() -> None:
+def test_changed_confidences_bring_more_audits_until_these_show_the_guarantee() -> None:
     traffic = Traffic()
     monitor = traffic.monitor(MonitorSettings(audit_share_on_drift=0.5))
-    traffic.pass_by(monitor, 300)
+    traffic.send(monitor, 300)
     traffic.power = 1.0
     (drift,) = _until_changed(traffic, monitor, 500)
     assert (drift.before, drift.after, drift.cause) == ("live", "drift", "confidence")
@@ -118,14 +118,14 @@ def test_changed_confidences_bring_more_audits_until_these_show_the_promise() ->
     (shown,) = _until_changed(traffic, monitor, 3000)
     assert (shown.before, shown.after, shown.cause) == ("drift", "live", "recovery")
     assert monitor.audit_share == 0.02
-    assert traffic.pass_by(monitor, 1000) == []  # what was new is now usual
+    assert traffic.send(monitor, 1000) == []  # what was new is now usual
     traffic.power = 0.3
     (back,) = _until_changed(traffic, monitor, 500)
     assert back.cause == "confidence"
     assert back.values["alarm_at"] == pytest.approx(160)
 
 
-def test_traffic_that_gathers_on_a_label_is_named_and_can_fall_back_at_once() -> None:
+def test_traffic_that_concentrates_on_a_label_is_named_and_can_fall_back_at_once() -> None:
     traffic = Traffic()
     monitor = traffic.monitor(MonitorSettings(on_drift="fallback"))
     traffic.favourite = 0.5
@@ -133,7 +133,7 @@ def test_traffic_that_gathers_on_a_label_is_named_and_can_fall_back_at_once() ->
     assert (drift.after, drift.cause) == ("fallback", "label")
     assert "share of the answer 'label 7'" in drift.why
     # 300 requests become the new reference; then another drift, on top of the fallback, makes proof begin anew.
-    assert traffic.pass_by(monitor, 300) == []
+    assert traffic.send(monitor, 300) == []
     assert monitor.live_error.n > 0
     traffic.favourite = 0.0
     (more,) = _until_changed(traffic, monitor, 300)
@@ -146,11 +146,11 @@ def test_in_shadow_audits_only_count() -> None:
     monitor = traffic.monitor(shadow=True)
     traffic.error, traffic.favourite = 0.5, 0.9
     assert monitor.audit_share == 1.0
-    assert traffic.pass_by(monitor, 500) == []
+    assert traffic.send(monitor, 500) == []
     assert (monitor.state, monitor.live_error.n, monitor.alarms) == ("shadow", 500, ())
 
 
-def test_a_state_that_was_written_down_is_taken_up_again() -> None:
+def test_a_recorded_state_is_resumed() -> None:
     monitor = Traffic().monitor()
     for _ in range(20):
         monitor.record_audit(False)
@@ -160,12 +160,12 @@ def test_a_state_that_was_written_down_is_taken_up_again() -> None:
     assert (monitor.state, monitor.live_error.n, monitor.alarms) == ("fallback", 0, ())
     assert "live" in [change.after for _ in range(200) for change in monitor.record_audit(False)]
     assert [change.after for _ in range(20) for change in monitor.record_audit(True)] == ["fallback"]
-    monitor.resume("live")  # somebody knew better; the broken test must not strike at once
+    monitor.resume("live")  # the broken test must not fire at once
     assert monitor.record_audit(False) == ()
     assert monitor.state == "live"
 
 
-def test_what_is_not_known_is_not_counted() -> None:
+def test_unknown_values_are_not_counted() -> None:
     monitor = Traffic().monitor()
     for _ in range(1000):
         assert monitor.observe(None) == ()
@@ -178,13 +178,13 @@ def test_the_same_requests_and_audits_give_the_same_monitor() -> None:
         traffic = Traffic(3)
         monitor = traffic.monitor()
         traffic.error, traffic.power = 0.3, 0.6
-        changes.append((traffic.pass_by(monitor, 800), monitor.live_error))
+        changes.append((traffic.send(monitor, 800), monitor.live_error))
     assert changes[0] == changes[1]
     assert changes[0][0]
 
 
-def test_many_alarms_do_not_use_up_the_numbers() -> None:
-    """The chance left to each further test is halved; after fifty it must still be one."""
+def test_the_false_alarm_rate_stays_positive_after_many_alarms() -> None:
+    # It is halved with each further test.
     monitor = Monitor(MonitorSettings(confidence=0.6), limit=0.5, reference_confidence=())
     for _ in range(60):
         while monitor.state == "live":
@@ -202,7 +202,7 @@ def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
         traffic = Traffic(seed)
         monitor = traffic.monitor(settings)
         traffic.error = 0.05
-        traffic.pass_by(monitor, 400)
+        traffic.send(monitor, 400)
         causes = {alarm.cause for alarm in monitor.alarms}
         with_alarm["guarantee"] += "guarantee" in causes
         with_alarm["drift"] += bool(causes - {"guarantee"})
@@ -219,12 +219,12 @@ def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
         ({"audit_shares": 0.2}, "did you mean"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(values: dict[str, float], said: str) -> None:
+def test_impossible_settings_are_refused(values: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_record(MonitorSettings, values, where="task.yaml")
     assert said in str(refused.value)
 
 
-def test_a_limit_that_promises_nothing_is_refused() -> None:
+def test_a_limit_outside_0_and_1_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
         Monitor(MonitorSettings(), limit=0.0, reference_confidence=[0.5])
