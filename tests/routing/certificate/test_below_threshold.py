@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+from fixtures.certificates import cascade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smallfirst.routing.certificate.below_threshold import decide_below_threshold
+from smallfirst.routing.certificate.below_threshold import BelowThreshold, decide_below_threshold
 from smallfirst.routing.certificate.outcomes import CascadeData
 
 
 def rows(
     small: list[bool], large: list[bool], confidence: list[float] | None = None, **more: np.ndarray
 ) -> CascadeData:
-    n = len(small)
-    said = confidence if confidence is not None else [(i + 0.5) / n for i in range(n)]
-    right = np.array([small])
-    every = np.ones(n, dtype=bool)
-    values = {"asked": every, "gold": every, **more}
-    return CascadeData(
-        names=("small",),
-        confidence=np.array([said]),
-        right=right,
-        answer=np.full((1, n), "a", dtype=object),
-        cost_usd=np.zeros((2, n)),
-        latency_ms=np.zeros((2, n)),
-        large_right=np.array(large),
-        agrees=right,
-        **values,
-    )
+    found = confidence if confidence is not None else [(i + 0.5) / len(small) for i in range(len(small))]
+    return cascade(found, small, large_right=np.array(large), **more)
+
+
+def decide(data: CascadeData, *, person: bool = False, floor: float | None = None, **more: bool) -> BelowThreshold:
+    return decide_below_threshold(data, NOBODY, top=1.0, floor=floor, person=person, **more)
 
 
 NOBODY = np.zeros(80, dtype=bool)
@@ -38,7 +29,7 @@ LARGE = [True] * 20 + [False] * 20 + [False] * 10 + [True] * 10 + [True] * 20
 
 
 def test_each_band_goes_where_it_is_answered_better() -> None:
-    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False)
+    found = decide(rows(SMALL, LARGE))
     assert [(band.n, band.small_right, band.large_right, band.action) for band in found.bands] == [
         (20, 0, 20, "escalate"),
         (20, 20, 0, "keep"),
@@ -53,10 +44,10 @@ def test_each_band_goes_where_it_is_answered_better() -> None:
     assert found.action == "escalate"  # 50 against 30 over all
 
 
-def test_where_there_is_a_person_they_get_what_nobody_is_good_at() -> None:
-    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=True)
+def test_a_person_gets_what_no_model_is_good_at() -> None:
+    found = decide(rows(SMALL, LARGE), person=True)
     assert [band.action for band in found.bands] == ["escalate", "abstain", "abstain", "escalate"]
-    worse = decide_below_threshold(rows([True] * 80, [False] * 80), NOBODY, top=1.0, floor=None, person=True)
+    worse = decide(rows([True] * 80, [False] * 80), person=True)
     assert worse.action == "abstain"
     assert worse.why.endswith(": sending them on would cost more and help nobody, so they go to a person's queue")
 
@@ -64,34 +55,34 @@ def test_where_there_is_a_person_they_get_what_nobody_is_good_at() -> None:
 def test_a_band_with_under_ten_paired_rows_follows_the_whole() -> None:
     asked = np.ones(80, dtype=bool)
     asked[20:31] = False  # nine are left of the second band, on which large is worse
-    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide(rows(SMALL, LARGE, asked=asked))
     assert [(band.n, band.action) for band in found.bands][1] == (9, "escalate")
     asked[20] = True
-    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide(rows(SMALL, LARGE, asked=asked))
     assert [(band.n, band.action) for band in found.bands][1] == (10, "keep")
 
 
-def test_few_paired_rows_are_said_to_be_few() -> None:
+def test_few_paired_rows_are_reported_as_few() -> None:
     asked = np.zeros(80, dtype=bool)
     asked[20:29] = True  # nine rows on which large is worse
-    found = decide_below_threshold(rows(SMALL, LARGE, asked=asked), NOBODY, top=1.0, floor=None, person=False)
+    found = decide(rows(SMALL, LARGE, asked=asked))
     assert found.action == "keep"
     assert found.why.endswith(": too few to show that sending them on helps; ask the large model more of them")
 
 
-def test_a_promise_about_regret_allows_keeping_from_the_top_down_to_its_floor_without_a_gap() -> None:
+def test_a_limit_on_the_accuracy_loss_allows_keeping_down_to_its_floor_without_a_gap() -> None:
     always = rows([True] * 80, [False] * 80)
-    found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.5, person=False)
+    found = decide(always, floor=0.5)
     assert [band.action for band in found.bands] == ["escalate", "escalate", "keep", "keep"]
     assert found.action == "escalate"
-    found = decide_below_threshold(always, NOBODY, top=1.0, floor=0.0, person=False)
+    found = decide(always, floor=0.0)
     assert [band.action for band in found.bands] == ["keep"] * 4
-    gap = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=0.0, person=False)
+    gap = decide(rows(SMALL, LARGE), floor=0.0)
     assert [band.action for band in gap.bands] == ["escalate"] * 4
 
 
-def test_a_sealed_promise_sends_nothing_on() -> None:
-    found = decide_below_threshold(rows(SMALL, LARGE), NOBODY, top=1.0, floor=None, person=False, never_escalates=True)
+def test_a_guarantee_that_never_escalates_keeps_everything() -> None:
+    found = decide(rows(SMALL, LARGE), never_escalates=True)
     assert [band.action for band in found.bands] == ["keep"] * 4
 
 

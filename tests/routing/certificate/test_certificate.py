@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.certificates import falling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,11 +82,6 @@ def certified_without_gold(small: Evaluation, large: Evaluation, gold: dict[str,
 
 def searched(confidence: Sequence[float], correct: Sequence[bool]) -> ThresholdSearchResult:
     return search_threshold(confidence, correct, FIVE_PERCENT)
-
-
-def falling(n: int) -> list[float]:
-    """Distinct confidences from 1 downwards."""
-    return [1 - i / (2 * n) for i in range(n)]
 
 
 @pytest.mark.parametrize("n", [59, 60])

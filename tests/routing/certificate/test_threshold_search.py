@@ -1,13 +1,13 @@
-"""The search over cascades and several limits: hand-made rows, laws, coverage by simulation, MAPIE as a yardstick."""
+"""The search over cascades and several limits: by hand, as laws, by simulation and against MAPIE."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.certificates import cascade
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,31 +24,11 @@ from smallfirst.routing.certificate.threshold_search import (
 from smallfirst.stats.sample_size import rows_for_upper_bound
 
 
-def cascade(confidence: Any, right: Any, **more: Any) -> CascadeData:
-    """Stages by rows; the large model asked everywhere and right everywhere unless said otherwise."""
-    said, true = np.atleast_2d(np.asarray(confidence, dtype=float)), np.atleast_2d(np.asarray(right, dtype=bool))
-    stages, n = said.shape
-    all_rows = np.ones(n, dtype=bool)
-    values: dict[str, Any] = {
-        "names": tuple(f"stage-{i}" for i in range(stages)),
-        "confidence": said,
-        "right": true,
-        "answer": np.full((stages, n), "a", dtype=object),
-        "cost_usd": np.repeat(np.array([0.001] * stages + [0.1])[:, None], n, axis=1),
-        "latency_ms": np.repeat(np.array([10.0] * stages + [1000.0])[:, None], n, axis=1),
-        "asked": all_rows,
-        "large_right": all_rows,
-        "gold": all_rows,
-        "agrees": true,
-    }
-    return CascadeData(**{**values, **more})
-
-
 def drawn(seed: int, n: int, *, stages: int = 1) -> CascadeData:
-    """Stages that know what they do not know: the surest share k of their answers is wrong 0.4 k^2 / 3 of the time."""
+    """Stages with informative confidences: their most confident share k is wrong 0.4 k^2 / 3 of the time."""
     draw = np.random.default_rng(seed)
-    said = draw.random((stages, n))
-    return cascade(said, draw.random((stages, n)) > 0.4 * (1 - said) ** 2)
+    confidence = draw.random((stages, n))
+    return cascade(confidence, draw.random((stages, n)) > 0.4 * (1 - confidence) ** 2)
 
 
 def test_the_fewest_rows_without_an_error_agree_with_the_scan() -> None:
@@ -57,11 +37,11 @@ def test_the_fewest_rows_without_an_error_agree_with_the_scan() -> None:
             assert min_rows_without_error(alpha, level) == rows_for_upper_bound(0.0, alpha, confidence=1 - level)
 
 
-def test_one_stage_and_one_limit_equal_the_old_search() -> None:
+def test_one_stage_and_one_limit_equal_the_search_of_one_threshold() -> None:
     for seed in range(20):
-        rows, promise = drawn(seed, 300), Guarantee(max_error=0.1)
-        old = search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), promise)
-        found = search_cascade(rows, promise)
+        rows, guarantee = drawn(seed, 300), Guarantee(max_error=0.1)
+        old = search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), guarantee)
+        found = search_cascade(rows, guarantee)
         assert (found.thresholds, found.level) == ((old.threshold,), pytest.approx(0.05))
         assert rows.outcome(found.thresholds).n_accepted == old.n_accepted
 
@@ -77,51 +57,51 @@ def test_paths_go_from_strict_to_loose_and_do_not_look_at_answers() -> None:
     assert (0.3, 0.0) in half
 
 
-def test_a_walk_pays_for_every_draft_on_its_way() -> None:
+def test_an_outcome_pays_for_every_draft_on_the_way() -> None:
     rows = cascade([[0.9, 0.1, 0.1], [0.0, 0.9, 0.1]], [[True, True, True], [False, False, False]])
-    walk = rows.outcome((0.5, 0.5))
-    assert walk.stage.tolist() == [0, 1, 2]
-    assert walk.right.tolist() == [True, False, True]
-    assert walk.select(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
-    assert walk.select(rows.cumulative_latency_ms).tolist() == [10, 20, 1020]
+    outcome = rows.outcome((0.5, 0.5))
+    assert outcome.stage.tolist() == [0, 1, 2]
+    assert outcome.right.tolist() == [True, False, True]
+    assert outcome.select(rows.cumulative_cost_usd).tolist() == pytest.approx([0.001, 0.002, 0.102])
+    assert outcome.select(rows.cumulative_latency_ms).tolist() == [10, 20, 1020]
 
 
-def test_the_risks_of_a_walk_by_hand() -> None:
+def test_the_risks_of_an_outcome_by_hand() -> None:
     # Kept: two right, one wrong (large right there). Sent on: large right, large wrong where small is right.
     rows = cascade(
         [0.9, 0.8, 0.7, 0.2, 0.1], [True, True, False, False, True], large_right=np.array([1, 1, 1, 1, 0], bool)
     )
-    walk = rows.outcome((0.5,))
-    seen = {name: evidence(name, walk, 0.5) for name in ("error", "accuracy_loss", "escalation", "cost")}
+    outcome = rows.outcome((0.5,))
+    seen = {name: evidence(name, outcome, 0.5) for name in ("error", "accuracy_loss", "escalation", "cost")}
     assert (seen["error"].value, seen["error"].n) == (pytest.approx(1 / 3), 3)
     assert (seen["accuracy_loss"].value, seen["accuracy_loss"].n) == (pytest.approx(1 / 5), 5)
     assert seen["escalation"].value == pytest.approx(2 / 5)
     assert seen["cost"].value == pytest.approx(1000 * (3 * 0.001 + 2 * 0.101) / 5)
-    assert evidence("latency", walk, 500).value == pytest.approx(2 / 5)
-    assert evidence("latency", walk, 2000).value == 0
+    assert evidence("latency", outcome, 500).value == pytest.approx(2 / 5)
+    assert evidence("latency", outcome, 2000).value == 0
 
 
 def test_rows_the_large_model_was_not_asked_are_taken_at_their_worst() -> None:
     asked = np.array([True, True, False])
     cost = np.array([[0.001] * 3, [0.1, 0.3, 0.2]])  # the third is the mean of the two
     rows = cascade([0.1, 0.2, 0.3], [True] * 3, asked=asked, cost_usd=cost)
-    walk = rows.outcome((0.5,))
-    assert evidence("cost", walk, 1).value == pytest.approx(1000 * (0.101 + 0.301 + 0.301) / 3)
-    assert walk.mean_cost_usd == pytest.approx((0.101 + 0.301 + 0.201) / 3)
-    assert evidence("latency", walk, 5000).value == pytest.approx(1 / 3)
-    assert evidence("accuracy_loss", walk, 0.1).n == 2
+    outcome = rows.outcome((0.5,))
+    assert evidence("cost", outcome, 1).value == pytest.approx(1000 * (0.101 + 0.301 + 0.301) / 3)
+    assert outcome.mean_cost_usd == pytest.approx((0.101 + 0.301 + 0.201) / 3)
+    assert evidence("latency", outcome, 5000).value == pytest.approx(1 / 3)
+    assert evidence("accuracy_loss", outcome, 0.1).n == 2
 
 
 def test_two_limits_share_the_level_and_both_are_kept() -> None:
     rows = drawn(3, 1200)
-    promise = Guarantee(max_error=0.1, max_escalation_rate=0.4)
-    found = search_cascade(rows, promise)
+    guarantee = Guarantee(max_error=0.1, max_escalation_rate=0.4)
+    found = search_cascade(rows, guarantee)
     assert found.issued
     assert found.level == pytest.approx(0.025)
-    walk = rows.outcome(found.thresholds)
-    assert all(evidence(name, walk, limit).shows(0.025) for name, limit in promise.limits.items())
+    outcome = rows.outcome(found.thresholds)
+    assert all(evidence(name, outcome, limit).shows(0.025) for name, limit in guarantee.limits.items())
     # Loosest is cheapest, as the large model is the dearer one: the next step would break the limit on errors.
-    assert walk.n_accepted / rows.n == found.shares["error"][1]
+    assert outcome.n_accepted / rows.n == found.shares["error"][1]
     assert found.shares["escalation"][1] == 1.0
 
 
@@ -133,24 +113,24 @@ def test_limits_that_exclude_each_other_are_refused_with_where_each_is_shown() -
 
 def test_of_what_is_shown_the_cheapest_is_taken() -> None:
     draw = np.random.default_rng(2)
-    said = draw.random((2, 1500))
-    rows = cascade(said, draw.random((2, 1500)) < 0.99)
+    confidence = draw.random((2, 1500))
+    rows = cascade(confidence, draw.random((2, 1500)) < 0.99)
     found = search_cascade(rows, Guarantee(max_error=0.05))
     # Both stages may answer everything, so the first one does: half the price of asking both.
     assert found.thresholds[0] == 0.0
     assert rows.outcome(found.thresholds).mean_cost_usd == pytest.approx(0.001)
 
 
-def test_a_cost_limit_is_met_by_sending_nothing_on_where_the_large_model_is_no_better() -> None:
+def test_a_cost_limit_is_met_without_escalation_where_the_large_model_is_no_better() -> None:
     draw = np.random.default_rng(4)
-    said = draw.random(1500)
-    right = draw.random(1500) < 0.6 + 0.4 * said
+    confidence = draw.random(1500)
+    right = draw.random(1500) < 0.6 + 0.4 * confidence
     better, worse = np.ones(1500, bool), right & (draw.random(1500) < 0.8)
-    promise = Guarantee(max_error=0.15, max_usd_per_1k=1.5)
-    kept = search_cascade(cascade(said, right, large_right=worse), promise)
+    guarantee = Guarantee(max_error=0.15, max_usd_per_1k=1.5)
+    kept = search_cascade(cascade(confidence, right, large_right=worse), guarantee)
     assert kept.issued
     assert kept.never_escalates
-    assert not search_cascade(cascade(said, right, large_right=better), promise).issued
+    assert not search_cascade(cascade(confidence, right, large_right=better), guarantee).issued
 
 
 def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
@@ -170,32 +150,32 @@ def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([1, 2, 3]), st.sampled_from([(0.04, 0.08), (0.08, 0.1), (0.1, 0.3)]))
-def test_a_looser_promise_never_costs_more(seed: int, stages: int, alphas: tuple[float, float]) -> None:
+def test_a_looser_guarantee_never_costs_more(seed: int, stages: int, alphas: tuple[float, float]) -> None:
     rows = drawn(seed, 400, stages=stages)
     strict, loose = (search_cascade(rows, Guarantee(max_error=a, max_accuracy_loss=0.5)) for a in alphas)
     assert loose.issued or not strict.issued
-    price = [rows.outcome(found.thresholds).mean_cost_usd for found in (strict, loose)]
-    assert price[1] <= price[0] + 1e-12
+    cost = [rows.outcome(found.thresholds).mean_cost_usd for found in (strict, loose)]
+    assert cost[1] <= cost[0] + 1e-12
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_order_of_rows_does_not_matter(seed: int) -> None:
     rows = drawn(seed, 300, stages=2)
-    promise = Guarantee(max_error=0.2, max_escalation_rate=0.7, max_accuracy_loss=0.2)
+    guarantee = Guarantee(max_error=0.2, max_escalation_rate=0.7, max_accuracy_loss=0.2)
     mixed = rows.take(np.random.default_rng(seed).permutation(300))
-    assert search_cascade(rows, promise).thresholds == search_cascade(mixed, promise).thresholds
+    assert search_cascade(rows, guarantee).thresholds == search_cascade(mixed, guarantee).thresholds
 
 
-def test_several_limits_are_broken_at_most_as_often_as_promised() -> None:
+def test_several_limits_are_broken_at_most_as_often_as_stated() -> None:
     population = drawn(0, 10_000, stages=2)
     draw, sets, broken, issued = np.random.default_rng(5), 50, 0, 0
-    promise = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_accuracy_loss=0.1, max_usd_per_1k=60)
+    guarantee = Guarantee(max_error=0.1, max_escalation_rate=0.5, max_accuracy_loss=0.1, max_usd_per_1k=60)
     for _ in range(sets):
-        found = search_cascade(population.take(draw.integers(0, population.n, 600)), promise)
-        walk = population.outcome(found.thresholds)
+        found = search_cascade(population.take(draw.integers(0, population.n, 600)), guarantee)
+        outcome = population.outcome(found.thresholds)
         issued += found.issued
-        broken += found.issued and any(evidence(k, walk, v).value > v for k, v in promise.limits.items())
+        broken += found.issued and any(evidence(k, outcome, v).value > v for k, v in guarantee.limits.items())
     assert issued > 0.5 * sets
     assert broken / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
 
@@ -213,9 +193,9 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
     mapie = pytest.importorskip("mapie.risk_control")
     for seed in range(6):
         rows = drawn(seed, 500)
-        said, right = rows.confidence[0], rows.right[0]
-        mine = search_threshold(said.tolist(), right.tolist(), Guarantee(max_error=0.1))
-        half = np.sort(said)[::-1][(rows.n + 1) // 2 - 1 :]  # every threshold of our sequence
+        confidence, right = rows.confidence[0], rows.right[0]
+        mine = search_threshold(confidence.tolist(), right.tolist(), Guarantee(max_error=0.1))
+        half = np.sort(confidence)[::-1][(rows.n + 1) // 2 - 1 :]  # every threshold of our sequence
         controller = mapie.BinaryClassificationController(
             lambda x: np.column_stack([1 - x, x]),
             mapie.precision,
@@ -223,10 +203,10 @@ def test_mapie_finds_the_same_thresholds_or_stricter_ones() -> None:
             confidence_level=0.95,
             list_predict_params=half,
             fwer_method="fixed_sequence",
-        ).calibrate(said, right.astype(int))
+        ).calibrate(confidence, right.astype(int))
         theirs = controller.best_predict_param
         assert theirs is not None
         # Its p-values (Hoeffding and Bentkus) are never below the exact ones, so it keeps at most as much.
         assert mine.threshold <= theirs
-        n_accepted = int((said >= theirs).sum())
+        n_accepted = int((confidence >= theirs).sum())
         assert n_accepted >= 0.8 * mine.n_accepted
