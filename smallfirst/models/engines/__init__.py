@@ -1,1 +1,1 @@
-"""What runs a model: PyTorch, llama.cpp, vLLM, a linear classifier or an endpoint, found in one registry."""
+"""Engines that run models, in one registry: PyTorch, llama.cpp, vLLM, linear, endpoint."""

@@ -1,4 +1,4 @@
-"""What an engine is: it says whether it can run a model here, and loads the model."""
+"""The interface of an engine, which says whether it can run a model here and loads the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelSource(NamedTuple):
     schema: Mapping[str, Any] | None = None
     """JSON schema of every answer; None for free text."""
     prices: PriceBook = PriceBook()
-    """What answers cost."""
+    """Prices of its answers."""
 
     @property
     def path(self) -> Path:
@@ -59,7 +59,7 @@ class ModelSource(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """What an engine is chosen for."""
+    """The hardware and software that an engine is chosen for."""
 
     hardware: Hardware
     """The machine."""
@@ -77,7 +77,7 @@ class Assessment(NamedTuple):
     method: str = ""
     """How it runs the model, in a few words."""
     drawback: str = ""
-    """What speaks against it where a preferred engine can run the model as well."""
+    """Its disadvantage against a preferred engine that can run the model as well."""
     missing: MissingExtra | None = None
     """The error to raise if it only has to be installed, and no other engine can run the model."""
     weights: Path | None = None

@@ -27,7 +27,7 @@ class ExportedModel(DelegatingModel):
     """The task's own model, in another engine."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.LOGPROBS, Capability.READINESS})
-    """What it can do beyond answering; answers keep to the task's schema, whatever a request asks for."""
+    """No JSON: answers follow the task's schema, whatever a request asks for."""
 
     def __init__(
         self, path: Path, manifest: Manifest, prices: PriceBook, *, name: str = "", slots: int = 2, **settings: Any

@@ -47,11 +47,11 @@ class ExportReport(Record):
     max_difference: float
     """Largest difference of a likely token's log-probability, in nats; the largest over engines."""
     engine: str
-    """What read the export for the comparison: `transformers`, or `transformers, llama.cpp`."""
+    """Programs that read the export for the comparison: `transformers`, or `transformers, llama.cpp`."""
     n_llama_cpp_texts: int = 0
     """Texts that llama.cpp answered; it tokenizes all of them."""
     notes: tuple[str, ...] = ()
-    """What a user should know, a sentence each."""
+    """Remarks for the user, a sentence each."""
 
 
 def export(

@@ -72,7 +72,7 @@ class ReplayModel:
     """Answers recorded requests, and refuses all others."""
 
     capabilities: frozenset[Capability] = frozenset()
-    """What it can do beyond answering."""
+    """None: a recording holds whole answers without probabilities."""
 
     def __init__(self, header: RecordingHeader, answers: Iterable[RecordedAnswer], *, path: str) -> None:
         """Replay `answers`; errors name `path`."""

@@ -50,7 +50,7 @@ class _Failure(NamedTuple):
 
 @dataclass
 class _LoopState:
-    """What belongs to one event loop, because loops cannot share sockets."""
+    """The connections and slots of one event loop; loops cannot share sockets."""
 
     session: HttpSession
     slots: asyncio.Semaphore

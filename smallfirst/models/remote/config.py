@@ -36,7 +36,7 @@ class EndpointConfig(Record):
     max_concurrency: Annotated[int, Field(ge=1)] = 8
     """Requests in flight at most; the others wait."""
     priced_by: Literal["tokens", "machine"] | None = None
-    """What is paid for. Default: tokens, or machine time on loopback if no token price is known."""
+    """Pay for tokens or for machine time. Default: tokens, or machine time on loopback if no token price is known."""
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """The endpoint's name for the length limit; hosted reasoning models want the long one."""
     extra_body: dict[str, Any] = {}

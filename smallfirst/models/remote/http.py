@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -143,7 +143,10 @@ class BlockingSession:
 
     def __init__(self, open_session: Callable[[], HttpSession]) -> None:
         """Open no connection yet."""
-        self._thread, self._runner = ThreadPoolExecutor(1, thread_name_prefix="http"), asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
+        # A daemon, so that a server that does not answer cannot delay the end of this process.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
+        self._thread.start()
 
         async def session() -> HttpSession:
             return open_session()
@@ -156,9 +159,11 @@ class BlockingSession:
 
     def __exit__(self, *_: object) -> None:
         """Close the session and its loop."""
-        with self._thread:
-            self._run(self._session.aclose())
-            self._thread.submit(self._runner.close).result()
+        self._run(self._session.aclose())
+        self._run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def send(self, method: str, path: str, body: Any = None) -> HttpResponse:
         """Return the response to a JSON body, its own body unread. Raise ConnectionBroken or ResponseTimeout."""
@@ -179,7 +184,7 @@ class BlockingSession:
         async def result() -> T:
             return await awaitable
 
-        return self._thread.submit(self._runner.run, result()).result()
+        return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
 
 def error_text(error: Exception) -> str:

@@ -45,7 +45,7 @@ class EndpointModel:
     capabilities: frozenset[Capability] = frozenset(
         {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.EMBEDDINGS, Capability.READINESS}
     )
-    """What it can do beyond answering, as far as the endpoint can."""
+    """All that OpenAI's API has; whether an endpoint offers them shows when it is asked."""
 
     def __init__(
         self,

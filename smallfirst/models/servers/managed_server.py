@@ -59,7 +59,7 @@ class ServerBackend(NamedTuple):
     """The program of an engine, and how to speak to it."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     command: Callable[[SocketFolder], Sequence[str]]
     """The command that serves on the folder's socket."""
     environment: Callable[[str], Mapping[str, str]]
@@ -212,7 +212,7 @@ class ManagedServerModel:
     capabilities: frozenset[Capability] = frozenset(
         {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}
     )
-    """What it can do beyond answering."""
+    """No EMBEDDINGS: the engines serve chat models."""
 
     def __init__(
         self,

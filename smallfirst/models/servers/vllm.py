@@ -1,7 +1,7 @@
 """vLLM as a child process: a server from an environment of its own, on a Unix socket that only this user may open.
 
 It is never imported, because its pins clash with those of smallfirst. Its key guards only some of its routes, and the
-others can stop it or change its weights, so nobody else may reach it, and its route for loading adapters is off. One
+others can stop it or change its weights, so no other user may reach it, and its route for loading adapters is off. One
 process serves a base model and any number of LoRA adapters by name. It takes some GB of packages and a minute or more
 to start.
 
@@ -38,24 +38,9 @@ from smallfirst.pricing import PriceBook
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's `--max-lora-rank`."""
 ADAPTER_NAME = r"^[A-Za-z0-9._-]{1,128}$"
-_RESERVED_OPTIONS = tuple(
-    [
-        "--host",
-        "--port",
-        "--uds",
-        "--api-key",
-        "--trust-remote-code",
-        "--served-model-name",
-        "--enable-lora",
-        "--lora-modules",
-        "--allow",
-        "--root-path",
-        "--middleware",
-        "--config",
-        "--headless",
-        "--chat-template",
-    ]
-)
+_NETWORK_OPTIONS = ("--host", "--port", "--uds", "--api-key", "--allow", "--root-path", "--middleware", "--headless")
+_MODEL_OPTIONS = ("--served-model-name", "--enable-lora", "--lora-modules", "--chat-template", "--trust-remote-code")
+_RESERVED_OPTIONS = (*_NETWORK_OPTIONS, *_MODEL_OPTIONS, "--config")
 """Options that would open the server or run foreign code, and those that are set here."""
 _PYTHON_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _QUIET = {
@@ -203,7 +188,7 @@ def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
 
 
 def _cache_salt(salt: bytes, request: Request, fresh: bool) -> str:
-    """Return the salt of a tenant's cached prompts, which nobody can guess."""
+    """Return the salt of a tenant's cached prompts; it cannot be guessed."""
     extra = os.urandom(16) if fresh else b""
     return hmac.new(salt, request.tenant.encode() + extra, hashlib.sha256).hexdigest()
 
