@@ -1,83 +1,24 @@
-"""A new candidate is one file and one registration: every stage and the report take it from the registry."""
+"""A new candidate is one file and one registration, as in CONTRIBUTING.md: every stage takes it from the registry."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fixtures.contributing import Install
 
 from smallfirst.cli.main import main
 from smallfirst.project.candidates import CANDIDATES
 from smallfirst.project.run_folder import RunFolder
 
-CANDIDATE = '''
-"""The most frequent label of the rows that share the first word."""
-
-from collections import Counter
-
-from smallfirst.models.protocol import Capability, Completion, stream_in_one_chunk
-from smallfirst.project.candidates import Candidate
-
-
-class FirstWord(Candidate):
-    name = "first-word"
-    title = "first word"
-    role = "a table of first words"
-    size = 5
-    closed_answers_only = True
-
-    def fit(self, project, run_folder):
-        folder = run_folder.model_folder(self.name)
-        folder.mkdir()
-        labels = {}
-        for example in project.rows.train.examples:
-            labels.setdefault(example.text.split()[0], Counter())[example.answer] += 1
-        lines = [f"{word} {counts.most_common(1)[0][0]}" for word, counts in labels.items()]
-        (folder / "words.txt").write_text("\\n".join(lines))
-
-    def load(self, project, run_folder):
-        lines = (run_folder.model_folder(self.name) / "words.txt").read_text().splitlines()
-        return FirstWordModel(dict(line.split() for line in lines), project.task.closed[0])
-
-
-class FirstWordModel:
-    name = "first-word"
-    capabilities = frozenset({Capability.STREAM})
-
-    def __init__(self, labels, other):
-        self.labels, self.other = labels, other
-
-    async def complete(self, request):
-        label = self.labels.get(request.text.split()[0], self.other)
-        return Completion(text=label, answered_by=self.name, latency_ms=0.1, cost_usd=0.0, confidence=0.9)
-
-    def stream(self, request):
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self):
-        pass
-
-
-FIRST_WORD = FirstWord()
-'''
-
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installed package of one file that registers the candidate."""
-    (tmp_path / "first_word.py").write_text(CANDIDATE, encoding="utf-8")
-    info = tmp_path / "first_word-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: first-word\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[smallfirst.candidates]\nfirst-word = first_word:FIRST_WORD\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+def installed(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's package, and a registry that forgets it after the test."""
     monkeypatch.setattr(CANDIDATES, "_loaded", dict(CANDIDATES._loaded))
-    yield
-    sys.modules.pop("first_word", None)
+    install("Add a candidate")
 
 
 @pytest.fixture

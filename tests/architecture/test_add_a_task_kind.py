@@ -1,4 +1,4 @@
-"""Adding a task kind is one file and one entry point: the whole path runs with it, the package untouched."""
+"""A new task kind is one file and one entry point, as in CONTRIBUTING.md: the whole path runs with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fixtures.contributing import Install
 
 from smallfirst.cli.main import main
 from smallfirst.errors import ConfigError
@@ -19,62 +20,11 @@ from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.tasks import TASK_KINDS
 
-KIND = '''
-from typing import ClassVar, Literal
-
-from smallfirst.stats.intervals import wilson
-from smallfirst.tasks.task import Task
-
-
-class YesNo(Task):
-    """Questions answered by yes or no."""
-
-    kind: Literal["yes_no"] = "yes_no"
-    yes: str = "yes"
-    no: str = "no"
-
-    request_noun: ClassVar = "questions"
-    part: ClassVar = "label"
-    pass_score: ClassVar = 1.0
-    max_answer_tokens: ClassVar = 8
-
-    @property
-    def closed(self):
-        return (self.yes, self.no)
-
-    @property
-    def row_formats(self):
-        return ("question",)
-
-    @classmethod
-    def template(cls):
-        return "name: mine\\nkind: yes_no\\ndata: {train: train.jsonl}\\n"
-
-    def system_message(self):
-        return f"Answer {self.yes} or {self.no}."
-
-    def parse(self, text):
-        return next((answer for answer in self.closed if text.strip().casefold() == answer), None)
-
-    def score(self, golds, answer):
-        return float(answer in golds)
-
-    def measures(self, rows):
-        said_yes = [row for row in rows if row.answer == self.yes]
-        return {"yes_precision": wilson(sum(row.score == 1 for row in said_yes), len(said_yes))}
-'''
-
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of one file whose only entry point registers the kind."""
-    package = tmp_path / "site"
-    info = package / "yes_no_kind-1.0.dist-info"
-    info.mkdir(parents=True)
-    (package / "yes_no_kind.py").write_text(KIND, encoding="utf-8")
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: yes-no-kind\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[smallfirst.task_kinds]\nyes_no = yes_no_kind:YesNo\n")
-    monkeypatch.syspath_prepend(str(package))
+def installed(install: Install) -> None:
+    """The recipe's package."""
+    install("Add a task kind")
 
 
 @pytest.fixture

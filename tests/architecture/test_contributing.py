@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import sys
-import tomllib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from fixtures.contributing import Install
 
 from smallfirst.models.engines.engine import ModelSource
 from smallfirst.models.engines.selection import choose_engine, detect_environment, load
@@ -21,39 +17,6 @@ from smallfirst.models.recorded.replay import request_key
 from smallfirst.project.task_file import RoutingConfig
 from smallfirst.records import parse_record
 from smallfirst.routing.policies import apply_policies
-
-TEXT = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-Install = Callable[[str], dict[str, str]]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install the package of one recipe into a folder of its own; return its blocks by file name."""
-    loaded = set(sys.modules)
-
-    def write(heading: str) -> dict[str, str]:
-        section = TEXT.partition(f"### {heading}\n")[2].partition("\n##")[0]
-        found = re.findall(r"```\w+\n# (\S+)\n(.*?)```", section, re.DOTALL)
-        blocks = dict(found)
-        assert len(blocks) == len(found)
-        points = tomllib.loads(blocks["pyproject.toml"])["project"]["entry-points"]
-        ((group, entries),) = points.items()
-        assert len(entries) == 1, "one registration"
-        modules = [name for name in blocks if name.endswith(".py")]
-        assert len(modules) == 1, "one file"
-        (tmp_path / modules[0]).write_text(blocks[modules[0]])
-        info = tmp_path / "shop-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
-        lines = "".join(f"{name} = {target}\n" for name, target in entries.items())
-        (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        return blocks
-
-    yield write
-    for name in set(sys.modules) - loaded:
-        if name.startswith("shop_"):
-            sys.modules.pop(name)
 
 
 def test_a_policy(install: Install) -> None:
@@ -75,5 +38,5 @@ def test_an_engine(install: Install, tmp_path: Path) -> None:
     path.write_text(f"{json.dumps(header)}\n{json.dumps(row)}\n")
     source = ModelSource(path)
     choice = choose_engine(source, detect_environment())
-    assert (choice.engine, choice.reason) == ("recording", "it is a recording")
+    assert (choice.engine, choice.assessment.reason) == ("recording", "it is a recording")
     assert asyncio.run(load(source).complete(request)).text == "arrival"
