@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smallfirst.data.dataset import Dataset
+from smallfirst.data.row_formats import to_row
+from smallfirst.data.sources.load import load
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import Manifest, read_manifest
 from smallfirst.registry.runs import open_run
@@ -164,39 +164,43 @@ def test_a_model_that_cannot_be_saved_leaves_the_one_before(bench: Bench, tmp_pa
     short = CONFIG.model_copy(update={"duration": "1ep"})
     with ExitStack() as disk, pytest.raises(TrainingError, match=r"cannot write to .*") as caught:
         bench.train(first.folder.parent, short, on_step=fill)
-    assert "goes on from its checkpoint" in str(caught.value)
+    assert "run the same command again to continue" in str(caught.value)
     assert weights(first) == before
     assert read_manifest(first.folder).base == "toys/tiny"
     assert not (first.folder.parent / "model.draft").exists()
 
 
-PROGRAM = """
-    import sys, time
-    from pathlib import Path
-    from smallfirst.data.sources.load import load
-    from smallfirst.tasks.classify import Classify
-    from smallfirst.registry.runs import open_run
-    from smallfirst.training.config import TrainConfig
-    from smallfirst.training.recipes.recipe import TaskRecipe
-    from smallfirst.training.run import train
-    rows, base, folder = map(Path, sys.argv[1:])
+PRELOADED = [
+    "smallfirst.training.run",
+    "smallfirst.training.validation",
+    "transformers.models.llama.modeling_llama",
+    "mlflow.store.tracking.sqlalchemy_store",
+]
+
+
+def fine_tune(rows: str, base: str, folder: str, home: str) -> None:
+    """What a child process does."""
+    os.environ["SMALLFIRST_HOME"] = home
     data = load(rows)
-    task = Classify(name="toy", labels=tuple(dict.fromkeys(e.answer for e in data.examples)))
-    config = TrainConfig(duration="60ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
+    task = Classify(name="toy", labels=data.labels())
+    config = CONFIG.model_copy(update={"duration": "12ep"})
     with open_run("toy", "killed") as tracked:
-        train(TaskRecipe(task, data, data), config, base=("toys/tiny", base), tracked=tracked, folder=folder,
-              save_every_s=0)
-"""
+        recipe = TaskRecipe(task, data, data)
+        train(recipe, config, base=("toys/tiny", Path(base)), tracked=tracked, folder=Path(folder), save_every_s=0)
 
 
 def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"text": e.text, "label": e.answer}) for e in toy_rows.examples]
-    rows.write_text("\n".join(lines), encoding="utf-8")
-    program = textwrap.dedent(PROGRAM)
+    rows.write_text("\n".join(json.dumps(to_row(e)) for e in toy_rows.examples), encoding="utf-8")
+    # One server imports PyTorch once; each child is a fork of it.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
 
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", program, str(rows), str(tiny_folder), str(folder)])
+    def start(folder: Path) -> BaseProcess:
+        arguments = (str(rows), str(tiny_folder), str(folder), os.environ["SMALLFIRST_HOME"])
+        child = context.Process(target=fine_tune, args=arguments)
+        child.start()
+        return child
 
     whole = start(tmp_path / "whole")
     draw = random.Random(0)
@@ -204,13 +208,14 @@ def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: 
     for _ in range(2):
         child = start(folder)
         n_before = len(kinds(folder))
-        while child.poll() is None and len(kinds(folder)) < n_before + 3:  # well under way again
+        while child.is_alive() and len(kinds(folder)) < n_before + 3:  # well under way again
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.3))
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    assert start(folder).wait(timeout=120) == 0
-    assert whole.wait(timeout=120) == 0
+        child.kill()
+        child.join()
+    for child in (start(folder), whole):
+        child.join(timeout=120)
+        assert child.exitcode == 0
     assert (folder / "model" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model" / "model.safetensors"
     ).read_bytes()
