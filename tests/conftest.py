@@ -18,13 +18,13 @@ pytest_plugins = [
     "fixtures.contributing",
     "fixtures.server",  # first, since others import it
     "fixtures.deployment",
-    "fixtures.finetuning_api",
     "fixtures.gate",
     "fixtures.jobs",
     "fixtures.models",
     "fixtures.registry",
     "fixtures.report",
     "fixtures.training",
+    "fixtures.finetuning_api",  # imports others, which pytest must see first
 ]
 
 register_entry_points()
