@@ -1,1 +1,1 @@
-"""Plug-ins that speak other products' interfaces; the core does not know them."""
+"""Plugins that speak other products' interfaces; the core does not know them."""

@@ -2,6 +2,6 @@
 
     submit(JobSpec) ─▶ folder: job.json, events.jsonl ─▶ process: rows ─▶ train ─▶ register ─▶ result.json
 
-This package is public: plug-ins submit and read jobs through it. It may use training and the registry, since a job
+This package is public: plugins submit and read jobs through it. It may use training and the registry, since a job
 ends with a registered model.
 """

@@ -74,7 +74,7 @@ Address = Annotated[Text, AfterValidator(_absolute)]
 
 
 class CreateArguments(Record):
-    """What `create` was called with; arguments that are None or empty count as not given."""
+    """Arguments of `create`; those that are None or empty count as not given."""
 
     validate_inputs: bool = True
     """Look for the weights now."""

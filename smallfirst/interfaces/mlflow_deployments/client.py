@@ -1,4 +1,4 @@
-"""Asking an endpoint over HTTP, as MLflow's clients do, with errors in smallfirst's words.
+"""Query an endpoint over HTTP as MLflow's clients do, with smallfirst's errors.
 
 No request is sent twice, and nothing goes through a proxy to this machine itself.
 """
@@ -23,9 +23,9 @@ from smallfirst.models.remote.http import (
 )
 
 API_KEY_VARIABLE = "SMALLFIRST_API_KEY"
-"""Environment variable with the key of a server that asks for one."""
+"""Environment variable with the key of a server that requires one."""
 TIMEOUT_S = 300.0
-"""Longest wait between two pieces of an answer."""
+"""Longest wait between two chunks of an answer."""
 
 
 def get(server: str, path: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any
 
 
 def request_body(inputs: Any) -> dict[str, Any]:
-    """The body for what MLflow's users give: a body, a data frame, an array or a list of rows. Raises ConfigError."""
+    """Return the request body for a body, a data frame, an array or a list of rows. Raise ConfigError for others."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     if hasattr(inputs, "to_dict") and hasattr(inputs, "columns"):
@@ -69,7 +69,7 @@ def request_body(inputs: Any) -> dict[str, Any]:
     if isinstance(rows, list | str):
         return {"inputs": rows}
     raise ConfigError(
-        f"inputs of type {type(inputs).__name__} cannot be asked", hint='inputs={"messages": […]} or a data frame'
+        f"inputs of type {type(inputs).__name__} cannot be sent", hint='inputs={"messages": […]} or a data frame'
     )
 
 

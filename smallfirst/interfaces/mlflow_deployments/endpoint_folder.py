@@ -60,7 +60,7 @@ class EndpointRecord(Record):
 
 
 class ServerStatus(Record):
-    """What a server last reported."""
+    """The last report of a server."""
 
     process: int
     """Process id."""

@@ -27,7 +27,7 @@ LINGER_S = 1.0
 
 
 class LiveEndpoint(Plugin):
-    """The plug-in of an endpoint's server, with the served models in `models`."""
+    """The plugin of an endpoint's server, with the served models in `models`."""
 
     def __init__(self, endpoint: EndpointFolder) -> None:
         """Load the pending config, or else the last live one. Raise SmallfirstError if neither can be loaded."""

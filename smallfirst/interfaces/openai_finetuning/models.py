@@ -154,7 +154,6 @@ class FineTunedModel:
     """A fine-tuned model that is loaded at its first request."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
-    """What it can do beyond answering."""
 
     def __init__(self, name: str, reference: str, loaded: ModelCache) -> None:
         self.name, self._reference, self._loaded = name, reference, loaded

@@ -1,4 +1,4 @@
-"""What all of OpenAI's list and create calls share: pages, errors that name the field, and times."""
+"""Pages of a list, errors that name the invalid field, and times, as in all of OpenAI's API."""
 
 from __future__ import annotations
 
