@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import pydantic
 
-from smallfirst.errors import ConfigError, did_you_mean
+from smallfirst.errors import ConfigError, Problem, did_you_mean
 from smallfirst.files import write_atomically
 
 R = TypeVar("R", bound="Record")
@@ -71,6 +71,24 @@ def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{where}:\n  " + "\n  ".join(explain_errors(kind, error))) from None
+
+
+def parse_json_lines(kind: type[R], text: str, path: str) -> tuple[list[tuple[int, R]], list[Problem]]:
+    """Return (line number, record) for each line of JSON that is not blank, and a Problem for each invalid one."""
+    records, problems = [], []
+    for line, content in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
+        if not content.strip():
+            continue
+        try:
+            values = json.loads(content)
+            if not isinstance(values, dict):
+                raise ValueError("not an object")
+            records.append((line, kind.model_validate(values)))
+        except pydantic.ValidationError as error:
+            problems.append(Problem(path, line, "; ".join(explain_errors(kind, error))))
+        except ValueError as error:
+            problems.append(Problem(path, line, f"not readable as JSON: {error}"))
+    return records, problems
 
 
 def explain_errors(

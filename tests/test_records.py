@@ -11,7 +11,7 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
-from smallfirst.records import Record, fingerprint, parse_record
+from smallfirst.records import Record, fingerprint, parse_json_lines, parse_record, rename_keys
 
 
 class Engine(Record):
@@ -162,3 +162,17 @@ def test_equal_content_has_an_equal_fingerprint_and_any_change_another() -> None
 def test_a_fingerprint_is_the_same_in_every_release() -> None:
     # printf '{"a":"é","b":[1,2]}' | sha256sum
     assert fingerprint({"b": [1, 2], "a": "é"}) == "9cfb1f938a87f2b8"
+
+
+def test_json_lines_give_records_and_a_problem_for_each_bad_line() -> None:
+    text = '{"name": "a\u2028b"}\n\n[1]\n{oops\n{"nam": "b"}\n'
+    records, problems = parse_json_lines(Car, text, "cars.jsonl")
+    assert records == [(1, Car(name="a\u2028b"))]
+    assert [(p.path, p.line) for p in problems] == [("cars.jsonl", line) for line in (3, 4, 5)]
+    assert problems[0].rule == "not readable as JSON: not an object"
+    assert 'nam: unknown setting — did you mean "name"?' in problems[2].rule
+
+
+def test_keys_of_older_versions_are_renamed() -> None:
+    assert rename_keys({"nom": "a", "spare": None}, nom="name") == {"name": "a", "spare": None}
+    assert rename_keys("text", nom="name") == "text"

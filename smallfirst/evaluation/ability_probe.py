@@ -9,17 +9,15 @@ core for a model of that size.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
-from smallfirst.errors import ConfigError, DataError, Problem
+from smallfirst.errors import DataError, Problem
 from smallfirst.files import sha256
-from smallfirst.records import Record, fingerprint, parse_record
+from smallfirst.records import Record, fingerprint, parse_json_lines
 from smallfirst.stats.intervals import Estimate, wilson
 
 BUILT_IN_NAME = "smallfirst's own questions"
@@ -134,14 +132,9 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _parse(text: str, path: str, name: str) -> Probe:
-    parsed: list[tuple[int, Question]] = []
-    problems = []
-    for line, found in _lines(text):
-        if isinstance(found, Question):
-            parsed.append((line, found))
-        else:
-            problems.append(Problem(path, line, found))
-    complete = [(line, _with_wrong_answers(question, [q for _, q in parsed])) for line, question in parsed]
+    parsed, problems = parse_json_lines(Question, text, path)
+    questions = [question for _, question in parsed]
+    complete = [(line, _with_wrong_answers(question, questions)) for line, question in parsed]
     if not problems:
         rule = "no wrong answer here, and no other question has another answer to borrow"
         problems = [Problem(path, line, rule) for line, question in complete if not question.wrong]
@@ -149,22 +142,6 @@ def _parse(text: str, path: str, name: str) -> Probe:
         summary = f"{len(problems)} questions cannot be used:" if problems else "no questions"
         raise DataError(f"{path}: {summary}", problems, hint=f"write one question per line: {EXAMPLE}")
     return Probe(name=name, questions=tuple(question for _, question in complete))
-
-
-def _lines(text: str) -> Iterator[tuple[int, Question | str]]:
-    """Yield each line number with the question there or the rule it breaks."""
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            values = json.loads(content)
-            if not isinstance(values, dict):
-                raise ValueError("not an object")
-            yield line, parse_record(Question, values, where="")
-        except ConfigError as error:
-            yield line, "; ".join(part.strip() for part in str(error).split("\n")[1:])
-        except ValueError as error:
-            yield line, f"not readable as JSON: {error}"
 
 
 def _with_wrong_answers(question: Question, questions: list[Question]) -> Question:

@@ -12,13 +12,15 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+import pydantic
 
 from smallfirst.data.dataset import Dataset, Example
 from smallfirst.errors import DataError, Problem, did_you_mean
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.files import write_atomically
-from smallfirst.records import Record
+from smallfirst.records import Record, parse_json_lines
 
 CONFIDENT = 0.9
 """Confidence that counts as high where a model's own mean is not known."""
@@ -28,7 +30,6 @@ DEFAULT_WEIGHT = 0.5
 """Weight of an answer without a confidence."""
 MIN_AGREEING_TEXT, MIN_AGREEING_LABEL = 2, 3
 """This many candidates with the same other answer make a row suspect without any of them being confident."""
-_COLUMNS = ("key", "text", "given", "suggested", "answer")
 
 
 class Suspect(Record):
@@ -48,6 +49,18 @@ class Suspect(Record):
     """Candidates with that answer, most confident first."""
     evidence: float
     """Sum of their confidences less those of candidates that give a right answer; above 0."""
+
+
+class _Line(Record):
+    """One line of the file for a person; further columns are ignored."""
+
+    model_config = pydantic.ConfigDict(extra="ignore")
+
+    key: str
+    text: str
+    given: str
+    suggested: str
+    answer: Annotated[str, pydantic.StringConstraints(strip_whitespace=True)]
 
 
 class _Prediction(NamedTuple):
@@ -87,13 +100,14 @@ def write_suspects(suspects: Sequence[Suspect], path: Path) -> Path:
     Answers already filled in stay, also of rows that are suspect no longer. Raises DataError if the file exists and
     cannot be read.
     """
-    filled = {line["key"]: line for _, line in _read(path) if line["answer"]} if path.exists() else {}
+    filled = {line.key: line for _, line in _read(path) if line.answer} if path.exists() else {}
     lines = []
-    for suspect in suspects:
-        line = dict(zip(_COLUMNS, (suspect.key, suspect.text, suspect.gold, suspect.said, ""), strict=True))
-        lines.append(line | {"answer": filled.pop(suspect.key, line)["answer"]})
+    for s in suspects:
+        answer = filled.pop(s.key).answer if s.key in filled else ""
+        lines.append(_Line(key=s.key, text=s.text, given=s.gold, suggested=s.said, answer=answer))
     lines += filled.values()
-    return write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    content = "".join(json.dumps(line.model_dump(), ensure_ascii=False) + "\n" for line in lines)
+    return write_atomically(path, content.encode())
 
 
 def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None = None) -> Dataset:
@@ -107,14 +121,14 @@ def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None
     accepted: dict[str, str] = {}
     problems = []
     for number, line in _read(path):
-        key, answer = line["key"], line["answer"]
+        key, answer = line.key, line.answer
         if not answer:
             continue
         if labels is not None and answer not in labels:
             problems.append(Problem(str(path), number, f'unknown label "{answer}"{did_you_mean(answer, labels)}'))
         elif accepted.setdefault(key, answer) != answer:
             problems.append(Problem(str(path), number, f'"{answer}", but an earlier line says "{accepted[key]}"'))
-        elif key not in keys and (line["text"], answer) not in answered:
+        elif key not in keys and (line.text, answer) not in answered:
             problems.append(Problem(str(path), number, f"no row of {dataset.name} has the key {key}"))
     if problems:
         raise _unusable(path, problems)
@@ -172,36 +186,15 @@ def _relabelled(example: Example, answer: str | None) -> Example:
     return Example(**{name: getattr(example, name) for name in Example.model_fields} | changed)
 
 
-def _read(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _read(path: Path) -> list[tuple[int, _Line]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not readable: {error}", hint="smallfirst suspects task.yaml") from None
-    lines, problems = [], []
-    for number, content in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is text
-        if content.strip():
-            line = _parse(content)
-            if isinstance(line, str):
-                problems.append(Problem(str(path), number, line))
-            else:
-                lines.append((number, line))
+    lines, problems = parse_json_lines(_Line, text, str(path))
     if problems:
         raise _unusable(path, problems)
     return lines
-
-
-def _parse(content: str) -> dict[str, str] | str:
-    """Return the columns of a line, or the rule that it breaks."""
-    try:
-        line: Any = json.loads(content)
-    except ValueError as error:
-        return f"not readable as JSON: {error}"
-    if not isinstance(line, dict):
-        return "must be a JSON object"
-    missing = [name for name in _COLUMNS if not isinstance(line.get(name), str)]
-    if missing:
-        return f"must have as text: {', '.join(missing)}"
-    return {name: line[name].strip() if name == "answer" else line[name] for name in _COLUMNS}
 
 
 def _unusable(path: Path, problems: Sequence[Problem]) -> DataError:
