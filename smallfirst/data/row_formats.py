@@ -30,7 +30,7 @@ class Columns(Record):
     target: str = "target"
     """The fields of a text: a JSON object, or one written as text."""
     question: str = "question"
-    """What is asked of a context, or of nothing but what was learnt."""
+    """A question about the context, or about the training rows as a whole."""
     answer: str = "answer"
     """The answer to a question, or a list of answers that are all right."""
     context: str = "context"
@@ -196,12 +196,12 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
     seen = ", ".join(f'"{key}"' for key in list(keys)[:_KEYS_LOOKED_AT]) or "no keys"
     if not closeness(shape):
         return f"fits no shape ({', '.join(ROW_FORMATS.values())}): the row has {seen}"
-    told = []
+    problems = []
     for field in (f for f in _FIELDS[shape] if f not in names):
         column, stray = getattr(columns, field), near[field]
         but = f', but "{stray}"{did_you_mean(stray.casefold(), [column])}' if stray else ""
-        told.append(f'no column "{column}"{but or f"; the row has {seen}"}')
-    return "; ".join(told)
+        problems.append(f'no column "{column}"{but or f"; the row has {seen}"}')
+    return "; ".join(problems)
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:

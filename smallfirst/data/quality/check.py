@@ -95,7 +95,7 @@ def format_report(report: CheckReport) -> str:
         if found.where and found.n > len(found.where):
             lines.append(f"        … and {found.n - len(found.where):,} more")
     if not report.findings:
-        lines.append("nothing to mend")
+        lines.append("no findings")
     return "\n".join([*lines, *overlaps.format_overlaps(report.overlaps), *lengths.format_lengths(report.lengths)])
 
 

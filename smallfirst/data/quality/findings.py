@@ -39,7 +39,7 @@ class Finding(Record):
     """One thing seen in the data, its severity, and where."""
 
     level: Severity
-    """stop: training or measuring on it is wrong; fix: better mended first; note: good to know."""
+    """stop: training or measuring on it is wrong; fix: better fixed first; note: good to know."""
     what: str
     """What was seen, with its count."""
     rule: str

@@ -12,7 +12,7 @@ the address a name, so a file that is called like a table hides the table.
     [owner/]name/split                      a data set of the Hugging Face hub
 
 Loading is strict, because a row that is dropped or misread in silence shows only as a worse model: one bad row in a
-million stops `load`; `load_valid` goes on.
+million stops `load`; `load_valid` continues.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class FieldSpec(NamedTuple):
     path: str
     """`slots.artist`, or `items[].price` inside a list of objects."""
     type: str
-    """`string`, `integer`, `number`, `boolean`, `null`; several joined by `|`; null told by `nullable`."""
+    """`string`, `integer`, `number`, `boolean`, `null`; several joined by `|`; without null, which is `nullable`."""
     nullable: bool
     """True if it may be null."""
     enum: tuple[Any, ...]
@@ -106,8 +106,8 @@ def list_fields(schema: Schema) -> tuple[FieldSpec, ...]:
             values = tuple(value for value in allowed_values(node) if value is not None)
             nullable = "null" in kinds and (not allowed_values(node) or None in allowed_values(node))
             kind = "|".join(k for k in kinds if k != "null") or "null"
-            spoken = FieldSpec(path, kind, nullable, values, required, is_list, about)
-            found[path] = _merged(found[path], spoken) if path in found else spoken
+            spec_here = FieldSpec(path, kind, nullable, values, required, is_list, about)
+            found[path] = _merged(found[path], spec_here) if path in found else spec_here
 
     walk(schema, "", (True, False, ""), frozenset({"#"}))
     return tuple(found.values())

@@ -77,7 +77,7 @@ def check_schema(schema: Any) -> None:
         more = [f"  … and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
         raise ConfigError(
             "\n".join(["schema cannot be used:", *shown, *more]),
-            hint="mend these places, or leave schema out: it is then guessed from the training rows",
+            hint="fix these places, or leave schema out: it is then inferred from the training rows",
         )
 
 

@@ -34,7 +34,7 @@ EFFICIENCY = 0.5
 MEASURED_RANGE, EARLIER_RANGE = 1.5, 1.3
 """The time divided and multiplied by this, where the rate was measured now, and where an earlier run gave it."""
 BUSY_FACTOR = 1.3
-"""A machine that could be so many times as fast as it is now is said to be busy."""
+"""A machine that could be so many times as fast as it is now counts as busy."""
 OPTIMIZER_BYTES, MEMORY_BYTES_PER_S = 40, 20e9
 """Read and written for each trained weight in a step, and how fast: the high end adds it, small batches feel it."""
 DORA_TIME_FACTOR = 1.4
@@ -42,7 +42,7 @@ DORA_TIME_FACTOR = 1.4
 GPU_WAIT_S = (0.3e-3, 1.5e-3)
 """For each layer and read."""
 GENERATION_TIME_FACTOR = 8.0
-"""Tokens that are written one by one in an exam cost so many times those that are read: 7 to 9 in two runs."""
+"""A token generated in validation takes so many times as long as a prompt token: 7 to 9 times in two runs."""
 
 
 class TrainingSpeed(NamedTuple):
@@ -51,9 +51,9 @@ class TrainingSpeed(NamedTuple):
     slow: float
     fast: float
     words: str
-    """How it is known."""
+    """How it is known, in words."""
     measured: bool
-    """True if it rests on a matrix product, False if on an earlier run, which paid for everything else as well."""
+    """True if it rests on a matrix product, False if on an earlier run, which includes all overhead."""
     gpu: bool = False
 
 
@@ -97,17 +97,17 @@ class TrainingEstimate(Record):
     tokens: int
     """Tokens trained on over all epochs, padding not counted."""
     flops: float
-    """Floating-point operations of training, padding included, exams not."""
+    """Floating-point operations of training, padding included, validation not."""
     seconds: Range
-    """Wall-clock time, exams included."""
+    """Wall-clock time, validation included."""
     pace: str
-    """How the rate is known."""
+    """How the speed is known."""
     memory_bytes: Range
     """At the peak, the program included."""
     least_bytes: float
-    """What it takes at the very least; more than is free means that it cannot run."""
+    """The least it can take; if more than is free, it cannot run."""
     free_bytes: int | None
-    """What is free now, swap not counted; None if nobody tells."""
+    """Free memory without swap; None if unknown."""
     cost_usd: Range | None
     """At the machine's price an hour; None if the task file sets none."""
 
@@ -187,19 +187,19 @@ def speed_from_matmul(rate: MatmulRate, *, gpu: bool = False) -> TrainingSpeed:
 
 
 def estimate_seconds(
-    size: BaseSize, config: TrainConfig, work: EpochWork, exam: ValidationWork, pace: TrainingSpeed
+    size: BaseSize, config: TrainConfig, work: EpochWork, validation: ValidationWork, speed: TrainingSpeed
 ) -> Range:
     """Return the time of the whole run with validation after each epoch. Early stopping lowers the low end."""
     epochs = count_epochs(work, config)
-    asked = exam.read_tokens + GENERATION_TIME_FACTOR * exam.written_tokens
-    each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * exam.written_tokens
+    asked = validation.read_tokens + GENERATION_TIME_FACTOR * validation.written_tokens
+    each = 2 * size.body * asked + 2 * size.vocabulary * size.hidden * validation.written_tokens
     flops = train_flops(size, config, work, epochs) + max(1.0, epochs) * each
-    longer = DORA_TIME_FACTOR if config.method == "dora" and pace.measured else 1.0
-    low, high = longer * flops / pace.fast, longer * flops / pace.slow
-    if pace.measured and pace.gpu:
+    longer = DORA_TIME_FACTOR if config.method == "dora" and speed.measured else 1.0
+    low, high = longer * flops / speed.fast, longer * flops / speed.slow
+    if speed.measured and speed.gpu:
         waits = epochs * work.reads * size.layers
         low, high = low + waits * GPU_WAIT_S[0], high + waits * GPU_WAIT_S[1]
-    elif pace.measured:
+    elif speed.measured:
         moved = epochs * work.steps * OPTIMIZER_BYTES * trainable_parameters(size, config)
         high += moved / MEMORY_BYTES_PER_S
     shortest = min(1.0, (config.patience + 1) / epochs) if config.patience else 1.0
@@ -211,14 +211,14 @@ def estimate_training(
     size: BaseSize,
     config: TrainConfig,
     rows: Sequence[TokenizedRow],
-    exam: ValidationWork,
-    pace: TrainingSpeed,
+    validation: ValidationWork,
+    speed: TrainingSpeed,
 ) -> TrainingEstimate:
     """Return what the fine-tune takes, without free memory and cost, which the caller adds."""
     work = epoch_work(rows, config)
     epochs = count_epochs(work, config)
-    read, several = largest_micro_batch(rows, size, config, gpu=pace.gpu)
-    top = peak_memory(size, config, read, in_all=work.tokens, gpu=pace.gpu, several=several)
+    read, several = largest_micro_batch(rows, size, config, gpu=speed.gpu)
+    top = peak_memory(size, config, read, in_all=work.tokens, gpu=speed.gpu, several=several)
     return TrainingEstimate(
         base=base,
         parameters=size.parameters,
@@ -228,8 +228,8 @@ def estimate_training(
         steps=max(1, round(epochs * work.steps)),
         tokens=round(epochs * work.tokens),
         flops=train_flops(size, config, work, epochs),
-        seconds=estimate_seconds(size, config, work, exam, pace),
-        pace=pace.words,
+        seconds=estimate_seconds(size, config, work, validation, speed),
+        pace=speed.words,
         memory_bytes=top.span,
         least_bytes=top.at_least,
         free_bytes=None,

@@ -48,7 +48,7 @@ def test_clean_data_is_a_go_with_nothing_to_mend() -> None:
     assert report.verdict == "GO"
     assert report.findings == ()
     assert report.class_counts == {"a": 50, "b": 50}
-    assert format_report(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nnothing to mend")
+    assert format_report(report) == ("GO  100 train, 60 validation, 30 test rows, 2 labels\nno findings")
 
 
 def test_one_text_with_two_labels_is_a_contradiction() -> None:
