@@ -1,6 +1,6 @@
 """The data of a report: one frozen record, so a page can be made again at any time.
 
-Nothing is measured or looked up here: whoever makes the record hands over every figure with the rows behind it.
+Nothing is measured or looked up here: the caller hands over every figure with the rows behind it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ReportData(Record):
     verdicts: tuple[Verdict, ...] = ()
     """The gate's verdict on each candidate it checked."""
     smallest_passing: str | None = None
-    """The smallest candidate that passes the gate; None if none does."""
+    """The smallest candidate that passes the gate; None if no candidate passes."""
     certificate: Certificate | None = None
     """The Router's certificate; None if no calibration was made."""
     training: TrainingSummary | None = None

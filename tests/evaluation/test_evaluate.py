@@ -110,10 +110,10 @@ def test_the_probe_warms_up_on_three_rows_and_then_asks_as_many_as_it_was_told()
 
 
 def test_progress_counts_every_row_once() -> None:
-    told: list[tuple[int, int]] = []
-    setup = EvaluationSetup(TASK, rows(*GOLD), split="test", progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    setup = EvaluationSetup(TASK, rows(*GOLD), split="test", progress=lambda done, total: calls.append((done, total)))
     asyncio.run(evaluate(Scripted(GOLD), setup, candidate="small"))
-    assert told == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+    assert calls == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
 
 def test_the_stage_that_answered_is_taken_from_the_route() -> None:

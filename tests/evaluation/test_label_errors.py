@@ -143,12 +143,12 @@ def test_a_file_goes_to_a_person_and_comes_back_as_new_answers(tmp_path: Path) -
     assert first == {"key": one.key, "text": "one", "given": "a", "suggested": "b", "answer": ""}
     assert apply_relabels(DATA, path) == DATA
     filled(path, {"two\u2028lines": " c "})
-    mended = apply_relabels(DATA, path, labels=("a", "b", "c"))
-    assert mended.examples[0] == one
-    assert (mended.examples[1].answer, mended.examples[1].also, mended.examples[1].line) == ("c", (), 7)
-    assert mended.examples[1].key == example("two\u2028lines", "c").key
-    assert mended.content_fingerprint != DATA.content_fingerprint
-    assert apply_relabels(mended, path) == mended
+    corrected = apply_relabels(DATA, path, labels=("a", "b", "c"))
+    assert corrected.examples[0] == one
+    assert (corrected.examples[1].answer, corrected.examples[1].also, corrected.examples[1].line) == ("c", (), 7)
+    assert corrected.examples[1].key == example("two\u2028lines", "c").key
+    assert corrected.content_fingerprint != DATA.content_fingerprint
+    assert apply_relabels(corrected, path) == corrected
 
 
 def test_exporting_again_loses_no_answer(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The judge: asked in both orders, believed as far as people agree with it."""
+"""The judge: asked in both orders, used as far as people agree with it."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from fixtures.gate import evaluation
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.gate.check_result import CheckResult
+from smallfirst.gate import gate as gate_module
+from smallfirst.gate.check_result import CheckInputs, CheckResult, Requirement, check_value
 from smallfirst.gate.gate import Gate, check
-from smallfirst.records import parse_record
+from smallfirst.records import Record, parse_record
 from smallfirst.stats.intervals import Estimate, wilson
 
 
@@ -129,6 +131,24 @@ def test_only_thresholds_count_as_something_to_check() -> None:
         "the gate declares no threshold, so anything would pass\n"
         "  next: declare at least one in task.yaml, for example  gate: {accuracy_at_least: 0.9}"
     )
+
+
+def test_a_new_check_is_a_record_of_thresholds_and_one_registered_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RowThresholds(Record):
+        rows_at_least: int | None = None
+
+    class LargerGate(Gate, RowThresholds):
+        pass
+
+    def check_rows(gate: RowThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
+        n, minimum = len(inputs.candidate.rows), gate.rows_at_least or 0
+        requirement = Requirement("rows_at_least", minimum, f"at least {minimum} rows")
+        yield check_value(requirement, passed=n >= minimum, measured=f"n={n}")
+
+    monkeypatch.setattr(gate_module, "CHECKS", (*gate_module.CHECKS, check_rows))
+    verdict = check(LargerGate(accuracy_at_least=0.5, rows_at_least=50), of(9, 10), large=None)
+    assert [result.requirement for result in verdict.failed_checks] == ["at least 50 rows"]
+    assert LargerGate(rows_at_least=1).has_thresholds
 
 
 @pytest.mark.parametrize("made", [0, -1])

@@ -124,10 +124,10 @@ def some_of(n: int) -> st.SearchStrategy[set[int]]:
 def test_more_right_rows_never_turn_pass_into_fail(
     measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
 ) -> None:
-    mended = data.draw(some_of(len(case.small)))
+    corrected = data.draw(some_of(len(case.small)))
     raised = data.draw(st.dictionaries(st.integers(0, max(0, len(case.small) - 1)), shares, max_size=5))
     better = case._replace(
-        small=[ok or i in mended for i, ok in enumerate(case.small)],
+        small=[ok or i in corrected for i, ok in enumerate(case.small)],
         small_scores=[max(score, raised.get(i, 0.0)) for i, score in enumerate(case.small_scores)],
     )
     assert shows_no_more(judged(measured, gate, better), judged(measured, gate, case))
@@ -138,10 +138,10 @@ def test_more_right_rows_never_turn_pass_into_fail(
 def test_a_better_large_model_never_turns_fail_into_pass(
     measured: Measured, gate: dict[str, Any], case: Case, data: st.DataObject
 ) -> None:
-    mended = data.draw(some_of(len(case.large)))
+    corrected = data.draw(some_of(len(case.large)))
     better = case._replace(
-        large=[ok or i in mended for i, ok in enumerate(case.large)],
-        large_scores=[min(1.0, s + 0.3 * (i in mended)) for i, s in enumerate(case.large_scores)],
+        large=[ok or i in corrected for i, ok in enumerate(case.large)],
+        large_scores=[min(1.0, s + 0.3 * (i in corrected)) for i, s in enumerate(case.large_scores)],
     )
     assert shows_no_more(judged(measured, gate, case), judged(measured, gate, better))
 

@@ -1,4 +1,4 @@
-"""Recommendations for whoever decides, and what to know before trusting the figures.
+"""Recommendations for the person who decides, and warnings about the figures.
 
 Each line follows from one figure of the report, and none repeats a table.
 """

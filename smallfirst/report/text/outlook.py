@@ -57,7 +57,7 @@ def _accuracy_threshold(data: ReportData) -> list[str]:
         else:
             sentences.append(
                 f"With the accuracy threshold at {low} or lower (now {now}) the {name} would pass. "
-                "Whether that is good enough is for whoever bears the errors to say."
+                "Only the people who bear the errors can say whether that is good enough."
             )
     return sentences
 

@@ -159,7 +159,7 @@ def _routing(data: ReportData) -> list[str]:
 
 
 def linear_note(data: ReportData) -> str:
-    """Say what the fine-tune adds when a candidate that is no language model passes; empty if none does."""
+    """Say what the fine-tune adds when a candidate that is no language model passes; else return an empty string."""
     chosen = data.smallest_passing
     if chosen is None or not _is_no_language_model(chosen):
         return ""
