@@ -7,8 +7,8 @@ people have answered, and the figure stands beside the file.
 """
 
 from smallfirst.improvement.labelling.label import label
-from smallfirst.improvement.labelling.labeller import Labeller, large_model_labeller
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.result import LabellingResult
+from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher
 
-__all__ = ["LabelOptions", "LabellingResult", "Labeller", "label", "large_model_labeller"]
+__all__ = ["LabelOptions", "LabellingResult", "Teacher", "label", "large_model_teacher"]

@@ -1,4 +1,4 @@
-"""The stage: check everything that costs nothing, foretell the price, ask under the cap, write rows and record."""
+"""The labelling stage: check what costs nothing, estimate the cost, ask under the cap, write rows and a record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from smallfirst.evaluation.self_consistency import (
 )
 from smallfirst.files import write_atomically
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
-from smallfirst.improvement.labelling.labeller import Labeller, large_model_labeller, local_labeller
 from smallfirst.improvement.labelling.options import LabelOptions
 from smallfirst.improvement.labelling.plan import LabelPlan
 from smallfirst.improvement.labelling.requests import BudgetTracker, LabelRequests
@@ -32,6 +31,7 @@ from smallfirst.improvement.labelling.result import (
     count_outcomes,
     training_file,
 )
+from smallfirst.improvement.labelling.teacher import Teacher, large_model_teacher, local_teacher
 from smallfirst.models.recorded.replay import read_recording
 from smallfirst.paths import home
 from smallfirst.progress import Progress
@@ -48,52 +48,52 @@ def label(
     *,
     options: LabelOptions = _USUAL,
     progress: Progress | None = None,
-    teacher: Labeller | None = None,
+    teacher: Teacher | None = None,
 ) -> LabellingResult:
-    """What came of having the rows of `texts` labelled; the training rows and this record are written by then.
+    """Label the rows of `texts`, write the training rows and return the record.
 
-    `teacher` is whom the options name unless another is given. Raises ConfigError if there is none, if the
-    cap is too small for one answer, or if something is to be paid and neither a cap nor `yes` is given; DataError for
-    bad rows; ModelError if the model fails, after which another run asks only what is missing.
+    `teacher` replaces the one that the options name. Raise ConfigError if there is no teacher, if the cap is too small
+    for one answer, or if labelling costs money and neither a cap nor `yes` is given; DataError for bad rows; ModelError
+    if the model fails, after which another run asks only what is missing.
     """
     project = Project.read(file, progress)
     _refuse_to_overwrite(project, texts, options)
     teacher = teacher or _named(project, options)
-    plan = LabelPlan(project, texts, options, teacher.way)
-    project.progress.log(plan.sifted.in_words)
+    plan = LabelPlan(project, texts, options, teacher.prompt_fingerprint)
+    project.progress.log(plan.filtered.in_words)
     if not plan.left.examples:
-        raise DataError(f"{texts}: {plan.sifted.in_words}", hint="give rows that are not among the task's own")
-    with AnswerLog.open(home() / "labels" / file.name / f"{teacher.way}.jsonl", _about(teacher)) as journal:
-        run = _Run(project, plan, options, teacher, journal)
+        raise DataError(f"{texts}: {plan.filtered.in_words}", hint="give rows that the task does not have yet")
+    with AnswerLog.open(home() / "labels" / file.name / f"{teacher.prompt_fingerprint}.jsonl", _about(teacher)) as log:
+        run = _Run(project, plan, options, teacher, log)
         asyncio.run(run.ask())
         return _written(run.labelled(texts), run)
 
 
 class _Run:
-    """One labelling under way."""
+    """One labelling in progress."""
 
     def __init__(
-        self, project: Project, plan: LabelPlan, options: LabelOptions, teacher: Labeller, journal: AnswerLog
+        self, project: Project, plan: LabelPlan, options: LabelOptions, teacher: Teacher, log: AnswerLog
     ) -> None:
-        self.project, self.plan, self.options, self.teacher, self.journal = project, plan, options, teacher, journal
-        self.paid_before_usd = journal.paid_usd(plan.errands)
-        purse = BudgetTracker(options.cap_usd, self.paid_before_usd + journal.lost_usd(plan.errands))
-        self.asking = LabelRequests(teacher, journal, purse, max_tokens=project.task.max_answer_tokens)
-        self.price = CostEstimate(n_answers=0, usd_each=0.0, dearest_usd=0.0, judged_by="nothing")
+        self.project, self.plan, self.options, self.teacher, self.log = project, plan, options, teacher, log
+        self.paid_before_usd = log.paid_usd(plan.requests)
+        budget = BudgetTracker(options.cap_usd, self.paid_before_usd + log.lost_usd(plan.requests))
+        self.sender = LabelRequests(teacher, log, budget, max_tokens=project.task.max_answer_tokens)
+        self.price = CostEstimate(n_answers=0, usd_each=0.0, max_usd=0.0, judged_by="nothing")
 
     async def ask(self) -> None:
-        """Foretell the price, get consent, ask. Every answer is in the journal when it comes."""
+        """Estimate the cost, require consent and ask. Every answer is logged as it arrives."""
         try:
-            self.price = await self._foretold()
+            self.price = await self._estimate()
             self._refuse_blind_threshold()
-            if not self.asking.out_of_money:
-                self.project.progress.log(f"price: {self.price.in_words}")
+            if not self.sender.cap_reached:
+                self.project.progress.log(f"cost: {self.price.in_words}")
                 self._need_consent()
-                await self._do(self._first_missing)
+                await self._send(self._first_missing)
                 self._refuse_blind_threshold()
-                await self._do(self.plan.errands)
+                await self._send(self.plan.requests)
         except ModelError as error:
-            done = f"{self._n_answered:,} of {len(self.plan.errands):,} answers are kept in {self.journal.path}"
+            done = f"{self._n_answered:,} of {len(self.plan.requests):,} answers are kept in {self.log.path}"
             again = "run the same command again: only what is missing is asked, and nothing is paid twice"
             hint = f"{error.hint}; then {again}" if error.hint else again
             raise type(error)(f"{error.args[0]}; {done}", hint=hint) from error
@@ -103,69 +103,69 @@ class _Run:
 
     @property
     def outcomes(self) -> list[LabelOutcome]:
-        """Every row that may be labelled, and what became of it."""
+        """Every row that may be labelled, with its outcome."""
         return [self._outcome(example) for example in self.plan.left.examples]
 
     def labelled(self, texts: Path) -> LabellingResult:
-        """The record of this labelling; nothing is written yet."""
-        outcomes, errands = self.outcomes, self.plan.errands
-        paid_usd = self.journal.paid_usd(errands)
+        """Return the record of this labelling."""
+        outcomes, requests = self.outcomes, self.plan.requests
+        paid_usd = self.log.paid_usd(requests)
         return LabellingResult(
             task=self.project.task.name,
             teacher=self.teacher.model.name,
-            way=self.teacher.way,
+            prompt_fingerprint=self.teacher.prompt_fingerprint,
             made_at=datetime.now(UTC).date().isoformat(),
             smallfirst=smallfirst.__version__,
             texts=str(texts),
             texts_fingerprint=self.plan.texts_fingerprint,
             options=self.options,
-            sifted=self.plan.sifted,
+            filtered=self.plan.filtered,
             counts=count_outcomes(outcomes),
             by_answer=by_answer(outcomes) if self.project.task.closed else {},
             trust=self._trust(),
             price=self.price,
-            n_answers_now=self.asking.n_new,
+            n_answers_now=self.sender.n_new,
             paid_now_usd=paid_usd - self.paid_before_usd,
             paid_usd=paid_usd,
-            lost_usd=self.journal.lost_usd(errands),
+            lost_usd=self.log.lost_usd(requests),
             go_on=self._go_on(),
         )
 
     @property
     def _n_answered(self) -> int:
-        return sum(errand in self.journal.answers for errand in self.plan.errands)
+        return sum(request in self.log.answers for request in self.plan.requests)
 
     @property
     def _first_missing(self) -> dict[LabelRequest, str]:
-        """So few that nothing is lost if they show that it is not worth going on."""
-        missing = ((e, text) for e, text in self.plan.errands.items() if e not in self.journal.answers)
+        """The first missing requests: few, in case their answers show that continuing is pointless."""
+        missing = ((e, text) for e, text in self.plan.requests.items() if e not in self.log.answers)
         return dict(islice(missing, self.options.probe_calls))
 
-    async def _do(self, errands: dict[LabelRequest, str]) -> None:
-        with self.project.progress.bar(f"asking {self.teacher.model.name}", len(errands), "answers") as update:
-            await self.asking.ask(errands, update)
+    async def _send(self, requests: dict[LabelRequest, str]) -> None:
+        with self.project.progress.bar(f"asking {self.teacher.model.name}", len(requests), "answers") as update:
+            await self.sender.send(requests, update)
 
-    async def _foretold(self) -> CostEstimate:
-        """What is missing and what it will cost: by earlier or recorded answers, else by some that are asked now."""
+    async def _estimate(self) -> CostEstimate:
+        """Estimate the cost of the missing answers from earlier or recorded ones, else from a few asked now."""
         first = self._first_missing
-        costs, judged_by = [said.cost_usd for said in self.journal.answers.values()], "earlier answers"
+        costs, judged_by = [response.cost_usd for response in self.log.answers.values()], "earlier answers"
         if len(costs) < self.options.probe_calls:
             costs, judged_by = self._recorded_costs(), "recorded answers"
         if first and not costs:
-            await self._do(first)
-            costs, judged_by = [said.cost_usd for said in self.journal.answers.values()], "answers asked for it now"
-            if not costs and self.asking.bad:
-                raise next(iter(self.asking.bad.values()))
+            await self._send(first)
+            costs, judged_by = [response.cost_usd for response in self.log.answers.values()], "answers asked for it now"
+            if not costs and self.sender.bad:
+                raise next(iter(self.sender.bad.values()))
         return CostEstimate(
-            n_answers=sum(e not in self.journal.answers and e not in self.asking.bad for e in self.plan.errands),
+            n_answers=sum(e not in self.log.answers and e not in self.sender.bad for e in self.plan.requests),
             usd_each=sum(costs) / max(1, len(costs)),
-            dearest_usd=max(costs, default=0.0),
+            max_usd=max(costs, default=0.0),
             judged_by=f"{len(costs):,} {judged_by}",
-            paid_usd=self.journal.paid_usd(self.plan.errands),
+            paid_usd=self.log.paid_usd(self.plan.requests),
         )
 
     def _recorded_costs(self) -> list[float]:
-        """Costs of the same model's answers to the task's own rows, where a recording has them."""
+        """Return the costs of the model's recorded answers to the task's own rows."""
         large = self.project.file.large
         if large is None or large.recorded is None or not self.project.file.path(large.recorded).exists():
             return []
@@ -175,15 +175,15 @@ class _Run:
     def _need_consent(self) -> None:
         if self.price.usd > 0 and self.options.cap_usd is None and not self.options.yes:
             raise ConfigError(
-                f"labelling costs money, and nobody has agreed to it: {self.price.in_words}",
+                f"labelling costs money and needs consent: {self.price.in_words}",
                 hint=f"add --yes, or a limit: --cap-usd {_rounded_up(1.2 * self.price.usd)}",
             )
 
     def _refuse_blind_threshold(self) -> None:
-        said = [self.journal.answers[e] for e in self.plan.errands if e in self.journal.answers]
-        if self.options.min_confidence <= 0 or self.options.samples > 1 or not said:
+        response = [self.log.answers[e] for e in self.plan.requests if e in self.log.answers]
+        if self.options.min_confidence <= 0 or self.options.samples > 1 or not response:
             return
-        if all(answer.confidence is None for answer in said):
+        if all(answer.confidence is None for answer in response):
             raise ConfigError(
                 f"{self.teacher.model.name} gives no confidence, so min_confidence {self.options.min_confidence:g} "
                 "would keep no row",
@@ -191,31 +191,31 @@ class _Run:
             )
 
     def _refuse_small_cap(self) -> None:
-        if self.asking.out_of_money and not self._n_answered:
-            lost_usd = self.journal.lost_usd(self.plan.errands)
+        if self.sender.cap_reached and not self._n_answered:
+            lost_usd = self.log.lost_usd(self.plan.requests)
             lost = f", and requests without an answer may have cost ${lost_usd:.6f}" if lost_usd else ""
             raise ConfigError(
                 f"the cap of ${self.options.cap_usd:g} is too small for one answer, which may cost up to "
-                f"${self.asking.short_usd:.6f}{lost}",
-                hint=f"raise it to at least --cap-usd {_rounded_up(lost_usd + self.asking.short_usd)}",
+                f"${self.sender.refused_usd:.6f}{lost}",
+                hint=f"raise it to at least --cap-usd {_rounded_up(lost_usd + self.sender.refused_usd)}",
             )
 
     def _outcome(self, example: Example) -> LabelOutcome:
-        draws = self.plan.draws(example, self.options.samples, self.journal)
-        errands = [self.plan.errand(example, i) for i in range(self.options.samples)]
+        draws = self.plan.draws(example, self.options.samples, self.log)
+        requests = [self.plan.request(example, i) for i in range(self.options.samples)]
         if draws is None:
-            failed = any(errand in self.asking.bad for errand in errands)
+            failed = any(request in self.sender.bad for request in requests)
             return LabelOutcome(example, "failed" if failed else "unasked", None, "")
         found = majority_vote(draws, answer_matcher(self.project.task))
-        on = max(self.journal.answers[errand].on for errand in errands)
+        on = max(self.log.answers[request].on for request in requests)
         if found.answer is None:
             return LabelOutcome(example, "unparseable", found, on)
         return LabelOutcome(example, "kept" if found.is_confident(self.options.min_confidence) else "unsure", found, on)
 
     def _trust(self) -> TeacherAgreement:
         task, n = self.project.task, self.options.samples
-        twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.journal)) is not None]
-        checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.journal))]
+        twice = [d for e in self.plan.again.examples if (d := self.plan.draws(e, 2, self.log)) is not None]
+        checked = [(e.golds, d) for e in self.plan.check.examples if (d := self.plan.draws(e, n, self.log))]
         votes = [majority_vote(draws, answer_matcher(task)) for _, draws in checked]
         people = agreement_with_people(
             votes, [golds for golds, _ in checked], task, min_confidence=self.options.min_confidence
@@ -226,26 +226,26 @@ class _Run:
         )
 
     def _go_on(self) -> str:
-        if not self.asking.out_of_money:
+        if not self.sender.cap_reached:
             return ""
-        n_left = len(self.plan.errands) - self._n_answered
-        more_usd = self.asking.purse.spent_usd + n_left * self.price.dearest_usd + self.asking.short_usd
+        n_left = len(self.plan.requests) - self._n_answered
+        more_usd = self.sender.budget.spent_usd + n_left * self.price.max_usd + self.sender.refused_usd
         return (
             f"stopped at the cap of ${self.options.cap_usd:g} (earlier runs count): {n_left:,} answers are missing; "
             f"to go on run again with --cap-usd {_rounded_up(more_usd)}, nothing is paid twice"
         )
 
 
-def _named(project: Project, options: LabelOptions) -> Labeller:
+def _named(project: Project, options: LabelOptions) -> Teacher:
     if options.teacher is not None:
-        return local_labeller(options.teacher, project.file, project.task)
-    return large_model_labeller(project.file, project.task, project.rows.train)
+        return local_teacher(options.teacher, project.file, project.task)
+    return large_model_teacher(project.file, project.task, project.rows.train)
 
 
-def _about(teacher: Labeller) -> dict[str, object]:
+def _about(teacher: Teacher) -> dict[str, object]:
     return {
         "teacher": teacher.model.name,
-        "way": teacher.way,
+        "fingerprint": teacher.prompt_fingerprint,
         "prompt": [message.model_dump() for message in teacher.prompt],
         "begun": datetime.now(UTC).date().isoformat(),
         "smallfirst": smallfirst.__version__,
@@ -259,7 +259,7 @@ def _refuse_to_overwrite(project: Project, texts: Path, options: LabelOptions) -
     inputs: Sequence[Path | None] = [texts, options.gold, *(path and project.file.path(path) for path in own)]
     if out.resolve() in {path.resolve() for path in inputs if path is not None}:
         raise ConfigError(
-            f"{out} is read here, so it cannot be written", hint="name another file: --out labelled.jsonl"
+            f"{out} is an input, so it cannot be the output", hint="name another file: --out labelled.jsonl"
         )
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: labelled rows are JSON Lines", hint=f"name it --out {out.with_suffix('.jsonl')}")
@@ -268,7 +268,7 @@ def _refuse_to_overwrite(project: Project, texts: Path, options: LabelOptions) -
     written = LabellingResult.load(options.record_path).written if options.record_path.exists() else None
     if written != fingerprint(out.read_text(encoding="utf-8")):
         raise ConfigError(
-            f"{out} exists, and is not as an earlier labelling left it",
+            f"{out} exists and was changed since an earlier labelling wrote it",
             hint="name another file, or move this one away; answers are kept, so nothing is paid twice",
         )
 

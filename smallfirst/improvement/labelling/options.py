@@ -1,4 +1,4 @@
-"""What a user decides about labelling: how much it may cost, how sure an answer must be, what it is checked on."""
+"""Options of labelling: the cap, the least confidence, the rows that check the teacher."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ class LabelOptions(Record):
     teacher: Path | None = None
     """Folder of a model of this task that labels; None: the large model of the task file."""
     out: Path = Path("labelled.jsonl")
-    """The training rows; what was done is written beside it as `<name>.labels.json`."""
+    """File of the training rows; the record is written beside it as `<name>.labels.json`."""
     cap_usd: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
     """Most that the answers to these rows may cost in all, in USD, those of earlier runs included. None: no limit."""
     yes: bool = False
-    """Go on at the price that was foretold. Not needed where a cap is given, or nothing is to be paid."""
+    """Accept the estimated cost; not needed with a cap, or if labelling costs nothing."""
     min_confidence: float = pydantic.Field(default=0.0, ge=0, le=1)
-    """Least sureness of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
+    """Least confidence of an answer that becomes a training row, in [0, 1]; 0 keeps every answer."""
     samples: int = pydantic.Field(default=1, ge=1, le=25)
     """How often each row is asked: once at temperature 0, then with sampling. From 2 on, agreement is known."""
     probe_calls: int = pydantic.Field(default=5, ge=1, le=100)
-    """So many answers are paid to foretell the price, if no earlier ones do; they are kept and used."""
+    """Answers to pay for the estimate if there are no earlier ones; they are used."""
     gold: Path | None = None
-    """Rows that people have answered, to hold the teacher against. None: the selection rows of the task."""
+    """Rows answered by people, to measure the teacher on; None for the selection rows of the task."""
     check_rows: int = pydantic.Field(default=50, ge=0)
-    """At most so many of these are asked."""
+    """Most of these rows to ask."""
     again_rows: int = pydantic.Field(default=50, ge=0)
-    """With `samples` 1: so many rows are asked twice, to see how far the teacher agrees with itself."""
+    """With `samples` 1: rows to ask twice, to measure the teacher's agreement with itself."""
 
     @property
     def record_path(self) -> Path:
-        """Where the record of what was done is written."""
+        """Path of the record."""
         return self.out.with_name(f"{self.out.stem}.labels.json")

@@ -1,7 +1,7 @@
-"""Asking under a cap: what may be in flight at once, what it may cost at worst, and when to stop.
+"""Send requests to the teacher under a cost cap: how many at once, how much to reserve, when to stop.
 
-Before a request goes out its worst case is set aside, and what it did not take is given back. So the sum of what was
-paid and what is still on its way never passes the cap, whatever the answers turn out to cost.
+The worst case of a request is reserved before it is sent and released when its cost is known. So the sum of paid and
+reserved amounts never exceeds the cap, whatever the answers cost.
 """
 
 from __future__ import annotations
@@ -11,142 +11,141 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from smallfirst.errors import BadAnswer, RateLimited, SmallfirstError, Unauthorised
-from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest, LabelResponse
-from smallfirst.improvement.labelling.labeller import Labeller
-from smallfirst.models.protocol import Completion, Request
+from smallfirst.improvement.labelling.answer_log import (
+    AnswerLog,
+    LabelRequest,
+    LabelResponse,
+    RequestRejected,
+    RequestSent,
+)
+from smallfirst.improvement.labelling.teacher import Teacher
+from smallfirst.models.protocol import Request
 from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
 from smallfirst.progress import ProgressCallback
 
 MAX_BAD_IN_A_ROW = 20
-"""So many requests in a row without a usable answer end a run: each may have cost something."""
+"""Consecutive requests without a usable answer that end a run; each may have cost something."""
 
 
 class BudgetTracker:
-    """Money under a cap."""
+    """Amounts paid and reserved under a cap."""
 
     def __init__(self, cap_usd: float | None, spent_usd: float = 0.0) -> None:
-        """A purse from which `spent_usd` was taken already; without a cap it never runs dry."""
+        """Start with `spent_usd` already paid; None means no cap."""
         self.cap_usd = cap_usd
         self.spent_usd = spent_usd
-        self.dearest_usd = 0.0
-        self._held: list[float] = []
+        self.max_usd = 0.0
+        self._reserved: list[float] = []
         self._changed = asyncio.Condition()
 
-    async def take(self, worst_usd: float) -> float | None:
-        """What was set aside for a request; None if there is too little even with nothing under way.
+    async def reserve(self, worst_usd: float) -> float | None:
+        """Return the amount reserved for a request; None if the cap leaves too little.
 
-        Waits while requests under way may still give something back. If an answer has cost more than its worst case,
-        that is set aside from then on: who charges too much once may do so again.
+        Wait while other requests may still release something. Once an answer has cost more than its worst case, that
+        amount is reserved for every request.
         """
         async with self._changed:
             while True:
-                wanted = max(worst_usd, self.dearest_usd)
-                if self.cap_usd is None or self.spent_usd + sum(self._held) + wanted <= self.cap_usd:
-                    self._held.append(wanted)
-                    return wanted
-                if not self._held:
+                amount = max(worst_usd, self.max_usd)
+                if self.cap_usd is None or self.spent_usd + sum(self._reserved) + amount <= self.cap_usd:
+                    self._reserved.append(amount)
+                    return amount
+                if not self._reserved:
                     return None
                 await self._changed.wait()
 
-    async def settle(self, held_usd: float, paid_usd: float) -> None:
-        """Give back what was set aside but for what was paid."""
+    async def release(self, reserved_usd: float, paid_usd: float) -> None:
+        """Replace a reserved amount by what was paid."""
         async with self._changed:
-            self._held.remove(held_usd)
+            self._reserved.remove(reserved_usd)
             self.spent_usd += paid_usd
-            if paid_usd > held_usd:
-                self.dearest_usd = max(self.dearest_usd, paid_usd)
+            if paid_usd > reserved_usd:
+                self.max_usd = max(self.max_usd, paid_usd)
             self._changed.notify_all()
 
 
 class LabelRequests:
-    """Errands done one after the other by as many workers as the teacher takes side by side."""
+    """Send requests with as many workers as the teacher accepts in parallel."""
 
-    def __init__(self, teacher: Labeller, journal: AnswerLog, purse: BudgetTracker, *, max_tokens: int) -> None:
-        self.teacher, self.journal, self.purse = teacher, journal, purse
-        self.max_tokens = max_tokens
-        self.out_of_money = False
-        self.short_usd = 0.0
-        """What the request that the cap refused may have cost at worst."""
+    def __init__(self, teacher: Teacher, log: AnswerLog, budget: BudgetTracker, *, max_tokens: int) -> None:
+        self.teacher, self.log, self.budget, self.max_tokens = teacher, log, budget, max_tokens
+        self.cap_reached = False
+        self.refused_usd = 0.0
+        """Worst case of the request that the cap refused."""
         self.bad: dict[LabelRequest, BadAnswer] = {}
         self.n_new = 0
-        self._bad_in_a_row = 0
+        self._n_bad_in_a_row = 0
         self._fatal: SmallfirstError | None = None
 
-    async def ask(self, errands: Mapping[LabelRequest, str], progress: ProgressCallback) -> None:
-        """Do the errands that the journal has no answer to, until all are done or the cap is reached.
+    async def send(self, requests: Mapping[LabelRequest, str], progress: ProgressCallback) -> None:
+        """Send the requests that the log has no answer to, until all are done or the cap is reached.
 
-        An errand without a usable answer is kept in `bad`. Raises any other error of the model once what is under way
-        has ended; every answer is in the journal by then.
+        Requests without a usable answer are kept in `bad`. Raise any other error of the model after the requests in
+        flight have ended; every answer is in the log by then.
         """
-        missing = [(e, text) for e, text in errands.items() if e not in self.journal.answers and e not in self.bad]
-        n_there = len(errands) - len(missing) - self.n_new
+        missing = [(r, text) for r, text in requests.items() if r not in self.log.answers and r not in self.bad]
+        n_earlier = len(requests) - len(missing) - self.n_new
 
-        def tell() -> None:
-            progress(n_there + self.n_new, len(errands), f"${self.purse.spent_usd:.4f}")
+        def report() -> None:
+            progress(n_earlier + self.n_new, len(requests), f"${self.budget.spent_usd:.4f}")
 
         todo = iter(missing)
         async with asyncio.TaskGroup() as group:
-            for _ in range(self.teacher.at_once):
-                group.create_task(self._work(todo, tell))
+            for _ in range(self.teacher.max_concurrency):
+                group.create_task(self._work(todo, report))
         if self._fatal is not None:
             raise self._fatal
 
-    async def _work(self, todo: Iterator[tuple[LabelRequest, str]], tell: Callable[[], None]) -> None:
-        for errand, text in todo:
+    async def _work(self, todo: Iterator[tuple[LabelRequest, str]], report: Callable[[], None]) -> None:
+        for request, text in todo:
             worst_usd = self.teacher.worst_usd(text)
-            held = await self.purse.take(worst_usd)
-            if held is None:
-                self.out_of_money, self.short_usd = True, worst_usd
+            reserved_usd = await self.budget.reserve(worst_usd)
+            if reserved_usd is None:
+                self.cap_reached, self.refused_usd = True, worst_usd
                 return
-            if self._is_over:  # while this one waited
-                await self.purse.settle(held, 0.0)
+            if self._is_over:  # another worker stopped while this one waited
+                await self.budget.release(reserved_usd, 0.0)
                 return
-            self.journal.asked(errand, held)
-            await self.purse.settle(held, await self._one(errand, text, held))
-            tell()
+            self.log.write(RequestSent(key=request.key, draw=request.draw, worst_usd=reserved_usd))
+            await self.budget.release(reserved_usd, await self._send_one(request, text, reserved_usd))
+            report()
             if self._is_over:
                 return
 
     @property
     def _is_over(self) -> bool:
-        return self.out_of_money or self._fatal is not None
+        return self.cap_reached or self._fatal is not None
 
-    async def _one(self, errand: LabelRequest, text: str, held_usd: float) -> float:
-        """What one request has cost, at worst where that is not known."""
-        request = Request.ask(text, max_tokens=self.max_tokens)
-        if errand.draw:
-            request = request.model_copy(update={"temperature": SECOND_ANSWER_TEMPERATURE, "seed": errand.draw})
+    async def _send_one(self, request: LabelRequest, text: str, reserved_usd: float) -> float:
+        """Return the cost of one request; its worst case where the cost is unknown."""
+        asked = Request.ask(text, max_tokens=self.max_tokens)
+        if request.draw:
+            asked = asked.model_copy(update={"temperature": SECOND_ANSWER_TEMPERATURE, "seed": request.draw})
         try:
-            completion = await self.teacher.model.complete(request)
+            completion = await self.teacher.model.complete(asked)
         except BadAnswer as error:
-            self.bad[errand] = error
-            self._bad_in_a_row += 1
-            if self._bad_in_a_row >= MAX_BAD_IN_A_ROW:
+            self.bad[request] = error
+            self._n_bad_in_a_row += 1
+            if self._n_bad_in_a_row >= MAX_BAD_IN_A_ROW:
                 self._fatal = self._fatal or error
-            return held_usd
+            return reserved_usd
         except (RateLimited, Unauthorised) as error:
-            self.journal.refused(errand)
+            self.log.write(RequestRejected(key=request.key, draw=request.draw))
             self._fatal = self._fatal or error
             return 0.0
         except SmallfirstError as error:
             self._fatal = self._fatal or error
-            return held_usd
-        self.journal.said(_said(errand, text, completion))
-        self.n_new, self._bad_in_a_row = self.n_new + 1, 0
+            return reserved_usd
+        fields = ("confidence", "cost_usd", "prompt_tokens", "completion_tokens", "finish_reason", "answered_by")
+        self.log.write(
+            LabelResponse(
+                key=request.key,
+                draw=request.draw,
+                text=text,
+                answer=completion.text,
+                on=datetime.now(UTC).date().isoformat(),
+                **{name: getattr(completion, name) for name in fields},
+            )
+        )
+        self.n_new, self._n_bad_in_a_row = self.n_new + 1, 0
         return completion.cost_usd
-
-
-def _said(errand: LabelRequest, text: str, completion: Completion) -> LabelResponse:
-    return LabelResponse(
-        key=errand.key,
-        draw=errand.draw,
-        text=text,
-        answer=completion.text,
-        confidence=completion.confidence,
-        cost_usd=completion.cost_usd,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-        finish_reason=completion.finish_reason,
-        answered_by=completion.answered_by,
-        on=datetime.now(UTC).date().isoformat(),
-    )

@@ -1,4 +1,4 @@
-"""What came of a labelling: training rows in the task's own shape, and a record of how they were made."""
+"""The output of a labelling: training rows in the task's format, and a record of how they were made."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ LabelStatus = Literal["kept", "unsure", "unparseable", "failed", "unasked"]
 
 
 class CostEstimate(Record):
-    """What the answers that are still missing will probably cost."""
+    """The estimated cost of the missing answers."""
 
     n_answers: int
     """Answers to be asked."""
     usd_each: float
-    """Mean cost of the answers it is judged by."""
-    dearest_usd: float
-    """Cost of the dearest of them."""
+    """Mean cost of the answers that the estimate is based on."""
+    max_usd: float
+    """Highest cost of one of them."""
     judged_by: str
-    """Which answers those are."""
+    """Which answers the estimate is based on."""
     paid_usd: float = 0.0
-    """Paid for these rows by then, the answers asked to foretell the price included."""
+    """Already paid for these rows, including the answers asked for the estimate."""
 
     @property
     def usd(self) -> float:
-        """All of them together, in USD."""
+        """Total in USD."""
         return self.n_answers * self.usd_each
 
     @property
@@ -42,33 +42,33 @@ class CostEstimate(Record):
         paid = f"${self.paid_usd:.4f} paid so far"
         if not self.n_answers:
             return f"no answer is missing, {paid}"
-        most = f"${self.n_answers * self.dearest_usd:.4f} if all were as dear as the dearest"
-        return f"{self.n_answers:,} answers to ask, about ${self.usd:.4f} ({most}), judged by {self.judged_by}; {paid}"
+        most = f"${self.n_answers * self.max_usd:.4f} if all cost as much as the most expensive"
+        return f"{self.n_answers:,} answers to ask, about ${self.usd:.4f} ({most}), based on {self.judged_by}; {paid}"
 
 
 class LabelCounts(Record):
-    """What became of the rows that may be labelled; together they are all of them."""
+    """Outcomes of the rows that may be labelled; they add up to all of them."""
 
     n_kept: int = 0
-    """Became training rows."""
+    """Rows that became training rows."""
     n_unsure: int = 0
-    """Have an answer that was not sure enough, or whose sureness is not known."""
+    """Rows whose answer has too little confidence, or none."""
     n_unparseable: int = 0
-    """Were answered with something that is no answer of the task."""
+    """Rows whose answer is no answer of the task."""
     n_failed: int = 0
-    """Got no usable answer from the model; the next run asks them again."""
+    """Rows without a usable answer; the next run asks them again."""
     n_unasked: int = 0
-    """Were not asked, or not often enough, before the cap was reached."""
+    """Rows not asked often enough before the cap was reached."""
 
 
 class LabellingResult(Record):
-    """One labelling: who, when, of what, at which price, and how far to believe it."""
+    """The record of a labelling: teacher, rows, cost, and how accurate the teacher is."""
 
     task: str
     """Task name."""
     teacher: str
     """Name of the model that labelled."""
-    way: str
+    prompt_fingerprint: str
     """Fingerprint of model, prompt and settings."""
     made_at: str
     """Date of this run in UTC, YYYY-MM-DD; each row has the date of its own answer."""
@@ -80,37 +80,37 @@ class LabellingResult(Record):
     """Content fingerprint of the rows."""
     options: LabelOptions
     """What was asked for."""
-    sifted: FilterCounts
-    """Rows that may not be labelled, and why."""
+    filtered: FilterCounts
+    """Rows that may not be labelled, by reason."""
     counts: LabelCounts
-    """What became of the others."""
+    """Outcomes of the other rows."""
     by_answer: dict[str, int] = {}
-    """Training rows by answer, most first; empty where answers are no closed set."""
+    """Training rows by answer, most frequent first; empty for open answers."""
     trust: TeacherAgreement
-    """How far the teacher may be believed."""
+    """The teacher's agreement with itself and with people."""
     price: CostEstimate
-    """What was foretold before most of it was paid."""
+    """The estimate made before most of the cost was paid."""
     n_answers_now: int
     """Answers asked in this run."""
     paid_now_usd: float
-    """What they cost."""
+    """Cost of the answers asked in this run."""
     paid_usd: float
-    """What all answers to these rows cost, those of earlier runs included."""
+    """Cost of all answers to these rows, including earlier runs."""
     lost_usd: float
     """Most that may have been paid, over all runs, for requests without an answer; counts against the cap."""
     go_on: str = ""
-    """Why it stopped early and what to do; empty if it did not."""
+    """Why it stopped early and how to continue; empty if it finished."""
     written: str = ""
     """Fingerprint of the training file as it was written."""
 
     @property
     def in_words(self) -> list[str]:
-        """What happened, one line each."""
+        """The result, one line each."""
         c = self.counts
         lines = [
             f"{c.n_kept:,} rows labelled by {self.teacher} in {self.options.out}; left out: {c.n_unsure:,} unsure, "
             f"{c.n_unparseable:,} unparseable, {c.n_failed:,} without an answer, {c.n_unasked:,} not asked",
-            self.sifted.in_words,
+            self.filtered.in_words,
             f"paid ${self.paid_usd:.4f}, ${self.paid_now_usd:.4f} of it now for {self.n_answers_now:,} answers"
             + (f"; up to ${self.lost_usd:.4f} more for requests that brought none" if self.lost_usd else ""),
             *self.trust.in_words,
@@ -119,7 +119,7 @@ class LabellingResult(Record):
 
 
 class LabelOutcome(NamedTuple):
-    """One row that may be labelled, and what became of it."""
+    """One row that may be labelled, with its outcome."""
 
     example: Example
     fate: LabelStatus
@@ -129,20 +129,20 @@ class LabelOutcome(NamedTuple):
 
 
 def count_outcomes(outcomes: Sequence[LabelOutcome]) -> LabelCounts:
-    """How many rows met which fate."""
+    """Count the rows by status."""
     return LabelCounts(**{f"n_{fate}": n for fate, n in Counter(outcome.fate for outcome in outcomes).items()})
 
 
 def by_answer(outcomes: Sequence[LabelOutcome]) -> dict[str, int]:
-    """Training rows by answer, most first."""
+    """Count the training rows by answer, most frequent first."""
     kept = Counter(o.vote.answer or "" for o in outcomes if o.fate == "kept" and o.vote is not None)
     return dict(sorted(kept.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def training_file(outcomes: Sequence[LabelOutcome], columns: Columns, teacher: str) -> str:
-    """The kept rows as JSON Lines in the task's own shape and column names.
+    """Return the kept rows as JSON Lines in the task's format and column names.
 
-    Further keys, which loading ignores: `teacher`, its `confidence` and `agreement` (null where not known), and
+    More keys, which loading ignores: `teacher`, its `confidence` and `agreement` (null where not known), and
     `labelled_on`.
     """
     return "".join(

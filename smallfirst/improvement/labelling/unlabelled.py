@@ -1,8 +1,7 @@
-"""Rows without an answer: read strictly, then sifted, so that no answer is paid that must not be trained on.
+"""Read rows without an answer and drop those that must not become training rows, before anything is paid.
 
-A text that also stands in the validation or test rows never becomes a training row; what a person has answered is left
-to the person. The price is that nearly equal texts are refused as well, which in rows written from one template may be
-many.
+A text of the validation or test rows, or nearly one, never becomes a training row, and a person's answer is never
+replaced. Among rows written from one template, many may be nearly equal.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from smallfirst.records import Record
 
 
 class FilterCounts(Record):
-    """How many rows of the file may not be labelled, and why; each is counted once, under the first reason."""
+    """Rows of a file that may not be labelled, by reason; each is counted once, under the first that applies."""
 
     n_rows: int
     """Rows in the file."""
     n_repeated: int = 0
-    """Say what an earlier row says, case, spacing and punctuation aside."""
+    """Rows equal to an earlier one, ignoring case, spacing and punctuation."""
     n_held_out: int = 0
-    """Say what a validation, test or open-ended row says, case, spacing and punctuation aside."""
+    """Rows equal to a validation, test or open-ended one, ignoring case, spacing and punctuation."""
     n_near_held_out: int = 0
-    """Nearly do: 9 of 10 words are the same."""
+    """Rows that share 9 of 10 words with such a row."""
     n_by_people: int = 0
-    """Stand in the training rows already, or in the rows given for checking."""
+    """Rows that are training rows already, or are given for checking."""
     n_split_off: int = 0
-    """Would be split off the training rows as validation or test rows, since task.yaml names no files of such rows."""
+    """Rows that would be split off as validation or test rows, since task.yaml names no files of them."""
 
     @property
     def n_left(self) -> int:
@@ -49,7 +48,7 @@ class FilterCounts(Record):
 
     @property
     def in_words(self) -> str:
-        """What was refused, for one line."""
+        """One line with the counts."""
         parts = [
             (self.n_repeated, "repeated"),
             (self.n_held_out, "equal to held-out rows"),
@@ -62,15 +61,16 @@ class FilterCounts(Record):
 
 
 def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
-    """The texts of a file as rows of `shape` without an answer. Raises DataError naming bad rows, or rows with answers.
+    """Read the texts of a file as rows of `shape` without an answer.
 
-    The text is in the column of that name; for questions and prompts it may be in theirs, with a context beside it.
+    The text is in the text column; questions and prompts may be in theirs, with a context column. Raise DataError
+    naming bad rows, or rows with answers.
     """
     data, problems = load_valid(path, columns=columns)
     if data.examples and data.examples[0].shape != "text":
         raise DataError(
             f"{path}: its rows have answers already ({ROW_FORMATS[data.examples[0].shape]})",
-            hint="name the file as data.train; or take the answers out, to have them labelled anew",
+            hint="name the file as data.train; or remove the answers to label the rows again",
         )
     # Where some rows fit as they are, the others are at fault; where none does, its columns may be called otherwise.
     otherwise = None if data.examples else _read_otherwise(path, shape, columns)
@@ -85,10 +85,10 @@ def read_texts(path: Path, shape: RowFormat, columns: Columns) -> Dataset:
 
 
 def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset) -> tuple[Dataset, FilterCounts]:
-    """The texts that may be labelled, in file order, and how many may not.
+    """Return the texts that may be labelled, in file order, and the counts of the others.
 
-    `by_people` are answered rows other than the task's own. Where validation or test rows are split off the training
-    file, only texts are left that the same split leaves in training: no answer of a teacher ever measures anything.
+    `by_people` are answered rows beside the task's own. Where validation or test rows are split off the training file,
+    only texts that this split leaves in training may be labelled: a teacher's answer never measures anything.
     """
     once = {fold_text(e.asked): e for e in reversed(texts.examples)}
     first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
@@ -118,9 +118,9 @@ def _together(name: str, *parts: Dataset) -> Dataset:
 
 
 def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> list[tuple[Example, str]] | None:
-    """Each row with its text, where the answer's column was mapped (loading then insists on it) or there are questions.
+    """Read rows whose answer column is mapped but absent, or whose text is in the question or prompt column.
 
-    None if the file cannot be read in this way either.
+    Return None if the file cannot be read in this way either.
     """
     data, problems = load_valid(path, columns=Columns(text=columns.text))
     if not problems and data.examples[0].shape == "text":
@@ -141,7 +141,7 @@ def _unanswered(read: Example, text: str, shape: RowFormat) -> Example:
 
 
 def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
-    """Each question below its context, as the loader joins them in training rows. Raises DataError for odd contexts."""
+    """Return each question below its context, joined as in training rows. Raise DataError for other contexts."""
     texts, problems = [], []
     for example, values in zip(questions.examples, _values(path), strict=True):
         context = values.get(column) or ""
@@ -158,7 +158,7 @@ def _in_context(path: Path, questions: Dataset, column: str) -> list[str]:
 
 
 def _values(path: Path) -> Iterator[dict[str, Any]]:
-    """The columns of each row of a file that was found to be whole."""
+    """Yield the columns of each row of a file that was read before without problems."""
     kind, opened = file_format(path), gzip.open if path.suffix.lower() == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         if kind in (".csv", ".tsv"):

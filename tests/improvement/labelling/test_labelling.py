@@ -16,10 +16,10 @@ import pytest
 
 from smallfirst.data.sources.load import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
-from smallfirst.improvement.labelling import Labeller, LabellingResult, LabelOptions, label, large_model_labeller
+from smallfirst.improvement.labelling import LabellingResult, LabelOptions, Teacher, label, large_model_teacher
 from smallfirst.improvement.labelling.answer_log import AnswerLog, LabelRequest
-from smallfirst.improvement.labelling.labeller import local_labeller
 from smallfirst.improvement.labelling.requests import MAX_BAD_IN_A_ROW
+from smallfirst.improvement.labelling.teacher import local_teacher
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
@@ -117,8 +117,14 @@ class Oracle:
         self.open = False
 
 
-def teacher(model: Any, *, way: str = "way-1", at_once: int = 1, worst_usd: float = WORST) -> Labeller:
-    return Labeller(model=model, way=way, prompt=(), worst_usd=lambda text: worst_usd, at_once=at_once)
+def teacher(model: Any, *, way: str = "way-1", max_concurrency: int = 1, worst_usd: float = WORST) -> Teacher:
+    return Teacher(
+        model=model,
+        prompt_fingerprint=way,
+        prompt=(),
+        worst_usd=lambda text: worst_usd,
+        max_concurrency=max_concurrency,
+    )
 
 
 def options(folder: Path, **values: Any) -> LabelOptions:
@@ -132,7 +138,7 @@ def run(
     folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any
 ) -> LabellingResult:
     """Label the eight texts with a teacher."""
-    of_teacher = {name: values.pop(name) for name in ("way", "at_once", "worst_usd") if name in values}
+    of_teacher = {name: values.pop(name) for name in ("way", "max_concurrency", "worst_usd") if name in values}
     return label(
         file or task(folder),
         rows or texts(folder),
@@ -336,7 +342,7 @@ def test_rows_of_your_own_are_checked_on_and_left_to_people(tmp_path: Path) -> N
     found = run(tmp_path, Oracle(), gold=own, check_rows=50)
     assert found.trust.accuracy == wilson(1, 2)  # text 0 is a card to the teacher, text 50 a pin
     assert found.trust.checked_on == "rows of own.jsonl"
-    assert found.sifted.n_by_people == 1
+    assert found.filtered.n_by_people == 1
     assert text(0) not in {row["text"] for row in out(tmp_path)}
 
 
@@ -346,7 +352,7 @@ def test_nothing_is_chosen_on_test_or_calibration_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="3 rows are test, calibration or open-ended rows"):
         run(tmp_path, model, gold=own, check_rows=50)
     shown = write(tmp_path / "shown.jsonl", labelled_rows(range(100, 103)))
-    with pytest.raises(DataError, match="all its rows stand in the training rows"):
+    with pytest.raises(DataError, match="all its rows are training rows"):
         run(tmp_path, model, gold=shown, check_rows=50)
     assert model.asked == []
 
@@ -374,7 +380,7 @@ def test_texts_of_held_out_rows_are_refused_and_every_row_is_counted_once(tmp_pa
     model = Oracle()
     found = run(tmp_path, model, rows=write(tmp_path / "rows.jsonl", rows))
     assert [r.text for r in model.asked] == [text(1), text(2)]
-    s = found.sifted
+    s = found.filtered
     assert (s.n_rows, s.n_repeated, s.n_held_out, s.n_near_held_out, s.n_by_people) == (6, 1, 2, 0, 1)
     assert s.n_left == found.counts.n_kept == 2
 
@@ -387,7 +393,7 @@ def test_every_validation_and_test_row_is_held_out_and_so_are_open_ended_ones(tm
     (tmp_path / "task.yaml").write_text(json.dumps(values))
     rows = write(tmp_path / "rows.jsonl", [{"text": text(i)} for i in (1, *range(112, 128), 200)])
     found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
-    assert (found.sifted.n_held_out, found.counts.n_kept) == (17, 1)
+    assert (found.filtered.n_held_out, found.counts.n_kept) == (17, 1)
 
 
 def test_nothing_is_asked_where_no_row_may_be_labelled(tmp_path: Path) -> None:
@@ -403,7 +409,7 @@ def test_a_text_that_nearly_repeats_a_test_row_is_refused(tmp_path: Path) -> Non
     write(tmp_path / "test.jsonl", [{"text": " ".join(words), "label": "card"}])
     rows = [{"text": " ".join([*words[:-1], "other"])}, {"text": " ".join([*words[:-4], "1", "2", "3", "4"])}]
     found = run(tmp_path, Oracle(lambda r: "card"), file=file, rows=write(tmp_path / "rows.jsonl", rows))
-    assert (found.sifted.n_near_held_out, found.counts.n_kept) == (1, 1)  # 19 of 21 words, and 16 of 24
+    assert (found.filtered.n_near_held_out, found.counts.n_kept) == (1, 1)  # 19 of 21 words, and 16 of 24
 
 
 def test_where_rows_are_split_off_the_training_file_no_teachers_answer_lands_among_them(tmp_path: Path) -> None:
@@ -411,9 +417,9 @@ def test_where_rows_are_split_off_the_training_file_no_teachers_answer_lands_amo
     (tmp_path / "task.yaml").write_text(json.dumps({"name": "desk", "data": {"train": "train.jsonl"}}))
     rows = texts(tmp_path, range(80))
     found = run(tmp_path, Oracle(), file=read_task_file(tmp_path), rows=rows)
-    assert 10 < found.sifted.n_split_off < 60  # 40 % on average
+    assert 10 < found.filtered.n_split_off < 60  # 40 % on average
     made = {row["text"] for row in out(tmp_path)}
-    assert len(made) == 80 - found.sifted.n_split_off
+    assert len(made) == 80 - found.filtered.n_split_off
     both = (tmp_path / "train.jsonl").read_text() + (tmp_path / "labelled.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(both)
     assert made <= {e.text for e in Project.read(read_task_file(tmp_path), QUIET).rows.train.examples}
@@ -541,8 +547,8 @@ def test_a_cap_ends_the_work_cleanly_and_a_higher_one_goes_on(tmp_path: Path) ->
     assert len(last.asked) == 3
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, at_once: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 3, 8])
+def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, max_concurrency: int) -> None:
     cap = 9 / 64
 
     class Strict(Oracle):
@@ -551,14 +557,14 @@ def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, at_once:
             return await super().complete(request)
 
     model = Strict()
-    found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, at_once=at_once)
+    found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, max_concurrency=max_concurrency)
     assert (found.counts.n_kept, found.paid_usd) == (8, 8 / 64)  # k/64 + 2/64 <= 9/64 up to k = 7
-    assert model.most_under_way == min(at_once, 4)  # four at worst are 8/64
+    assert model.most_under_way == min(max_concurrency, 4)  # four at worst are 8/64
 
 
 def test_no_more_are_under_way_than_the_endpoint_takes(tmp_path: Path) -> None:
     model = Oracle()
-    run(tmp_path, model, rows=texts(tmp_path, range(30)), at_once=4)
+    run(tmp_path, model, rows=texts(tmp_path, range(30)), max_concurrency=4)
     assert model.most_under_way == 4
 
 
@@ -602,8 +608,8 @@ def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_pa
     with pytest.raises(ConfigError) as caught:
         run(tmp_path, model, yes=False)
     assert str(caught.value) == (
-        "labelling costs money, and nobody has agreed to it: 3 answers to ask, about $0.0469 ($0.0469 if all were as "
-        "dear as the dearest), judged by 5 answers asked for it now; $0.0781 paid so far\n"
+        "labelling costs money and needs consent: 3 answers to ask, about $0.0469 ($0.0469 if all were as "
+        "dear as the dearest), based on 5 answers asked for it now; $0.0781 paid so far\n"
         "  next: add --yes, or a limit: --cap-usd 0.057"
     )
     assert len(model.asked) == 5
@@ -627,7 +633,7 @@ def test_the_price_is_foretold_from_a_recording_without_asking(tmp_path: Path) -
     file = task(tmp_path, large={"recorded": "large.jsonl"})
     model = Oracle()
     with pytest.raises(
-        ConfigError, match=r"8 answers to ask, about \$4.0000 \(\$6.0000 .* judged by 2 recorded answers"
+        ConfigError, match=r"8 answers to ask, about \$4.0000 \(\$6.0000 .* based on 2 recorded answers"
     ):
         run(tmp_path, model, file=file, yes=False)
     assert model.asked == []
@@ -653,10 +659,10 @@ PRICES = {"tokens": {"big": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4
 ENDPOINT = {"base_url": "http://127.0.0.1:9/v1", "model": "big", "max_concurrency": 3}
 
 
-def made(folder: Path, **changes: Any) -> Labeller:
+def made(folder: Path, **changes: Any) -> Teacher:
     file = task(folder, **{"large": {"endpoint": ENDPOINT}, "prices": PRICES, **changes})
     project = Project.read(file, QUIET)
-    return large_model_labeller(file, project.task, project.rows.train)
+    return large_model_teacher(file, project.task, project.rows.train)
 
 
 def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_path: Path) -> None:
@@ -665,7 +671,7 @@ def test_the_worst_case_takes_every_byte_for_a_token_and_the_longest_answer(tmp_
     assert len(found.prompt) == 1 + 2 * 3  # instructions, and one solved row for each label
     read = shown + len("größer".encode()) + 16 * 8 + 128
     assert found.worst_usd("größer") == pytest.approx((read * 1.0 + 32 * 4.0) / 1e6)
-    assert found.at_once == 3
+    assert found.max_concurrency == 3
 
 
 def test_the_worst_case_of_a_machine_is_the_longest_wait(tmp_path: Path) -> None:
@@ -685,7 +691,7 @@ def test_the_worst_case_of_a_machine_is_the_longest_wait(tmp_path: Path) -> None
     ],
 )
 def test_answers_are_kept_apart_by_all_that_changes_them(tmp_path: Path, changes: dict[str, Any], same: bool) -> None:
-    assert (made(tmp_path, **changes).way == made(tmp_path).way) is same
+    assert (made(tmp_path, **changes).prompt_fingerprint == made(tmp_path).prompt_fingerprint) is same
 
 
 @pytest.mark.parametrize(
@@ -710,19 +716,19 @@ def test_a_file_with_answers_is_refused(tmp_path: Path) -> None:
 
 def test_no_file_of_the_user_is_overwritten(tmp_path: Path) -> None:
     for name in ("rows.jsonl", "train.jsonl", "test.jsonl"):
-        with pytest.raises(ConfigError, match="is read here, so it cannot be written"):
+        with pytest.raises(ConfigError, match="is an input, so it cannot be the output"):
             run(tmp_path, Oracle(), out=tmp_path / name)
     with pytest.raises(ConfigError, match="labelled rows are JSON Lines"):
         run(tmp_path, Oracle(), out=tmp_path / "labelled.csv")
     (tmp_path / "labelled.jsonl").write_text("mine\n")
-    with pytest.raises(ConfigError, match="not as an earlier labelling left it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier labelling wrote it"):
         run(tmp_path, Oracle())
     (tmp_path / "labelled.jsonl").unlink()
     run(tmp_path, Oracle())
     run(tmp_path, Oracle())  # its own output may be written anew
     mended = (tmp_path / "labelled.jsonl").read_text().replace('"card"', '"fee"')
     (tmp_path / "labelled.jsonl").write_text(mended)
-    with pytest.raises(ConfigError, match="not as an earlier labelling left it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier labelling wrote it"):
         run(tmp_path, Oracle())
 
 
@@ -810,6 +816,6 @@ def test_a_model_of_another_task_is_no_teacher(tmp_path: Path) -> None:
     folder = words_model(tmp_path, file)
     other = Classify(name="desk", labels=("card", "fee", "tan"))
     with pytest.raises(ConfigError, match="was made for another task"):
-        local_labeller(folder, file, other)
+        local_teacher(folder, file, other)
     with pytest.raises(ConfigError, match="so it is not a model"):
-        local_labeller(tmp_path, file, other)
+        local_teacher(tmp_path, file, other)

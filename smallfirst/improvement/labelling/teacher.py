@@ -29,22 +29,22 @@ LOCAL_AT_ONCE, LOCAL_TIMEOUT_S = 32, 60.0
 """Texts that a model of our own reads side by side, and seconds that one of them surely does not take."""
 
 
-class Labeller(NamedTuple):
+class Teacher(NamedTuple):
     """A model that labels."""
 
     model: Model
     """Answers a text as the task wants it; adds the task's prompt itself."""
-    way: str
+    prompt_fingerprint: str
     """Fingerprint of all that decides on its answers but the text: model, prompt and settings."""
     prompt: tuple[Message, ...]
-    """What it is told before the text, to be read in the journal."""
+    """What it is told before the text, to be read in the log."""
     worst_usd: Callable[[str], float]
     """Most that one answer to this text may cost."""
-    at_once: int = 1
+    max_concurrency: int = 1
     """Most requests that it takes side by side."""
 
 
-def large_model_labeller(file: TaskFile, task: Task, train: Dataset) -> Labeller:
+def large_model_teacher(file: TaskFile, task: Task, train: Dataset) -> Teacher:
     """The large model of the task file with its prompt.
 
     Raises ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
@@ -62,16 +62,16 @@ def large_model_labeller(file: TaskFile, task: Task, train: Dataset) -> Labeller
         task.answer_schema(),
         task.max_answer_tokens,
     ]
-    return Labeller(
+    return Teacher(
         model=model,
-        way=fingerprint(decides),
+        prompt_fingerprint=fingerprint(decides),
         prompt=tuple(prompt),
         worst_usd=_worst_usd(file, large, model, task.max_answer_tokens),
-        at_once=large.endpoint.max_concurrency if large.endpoint else GGUF_AT_ONCE,
+        max_concurrency=large.endpoint.max_concurrency if large.endpoint else GGUF_AT_ONCE,
     )
 
 
-def local_labeller(folder: Path, file: TaskFile, task: Task) -> Labeller:
+def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
     """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
 
     What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers
@@ -86,8 +86,14 @@ def local_labeller(folder: Path, file: TaskFile, task: Task) -> Labeller:
         )
     model = load_model(folder, name=f"{task.name} model in {folder.name}", price=file.prices.machine)
     longest = file.prices.machine.cost_usd(LOCAL_TIMEOUT_S)
-    way = fingerprint(manifest.model_dump())
-    return Labeller(model=model, way=way, prompt=(), worst_usd=lambda _: longest, at_once=LOCAL_AT_ONCE)
+    prompt_fingerprint = fingerprint(manifest.model_dump())
+    return Teacher(
+        model=model,
+        prompt_fingerprint=prompt_fingerprint,
+        prompt=(),
+        worst_usd=lambda _: longest,
+        max_concurrency=LOCAL_AT_ONCE,
+    )
 
 
 def max_tokens(messages: Sequence[Message]) -> int:
