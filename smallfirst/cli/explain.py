@@ -89,9 +89,9 @@ def _facts(found: Explanation) -> Iterator[tuple[str, str]]:
     yield "says", _shortened(row.answer_text or "")
     yield "task", row.task or "none: no Router decided"
     if row.certified:
-        yield "promise", row.promise or "covered by the certificate"
+        yield "guarantee", row.guarantee or "covered by the certificate"
     elif row.task:
-        yield "promise", "none about this answer"
+        yield "guarantee", "none about this answer"
     if found.state is not None:
         s = found.state
         yield "state", f"{s.after} since {_time(s.at)}: {s.why} (certificate {s.certificate})"

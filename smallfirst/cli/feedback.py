@@ -78,7 +78,7 @@ def challenge(
 @LEDGER
 @JSON
 def explain(response_id: str, ledger: Path | None, as_json: bool) -> None:
-    """Explain one served answer: every step with score, threshold and price, the promise, audits and feedback."""
+    """Explain one served answer: every step with score, threshold and price, the guarantee, audits and feedback."""
     from smallfirst.cli.explain import explanation, in_words
     from smallfirst.improvement.harvest.evidence import open_ledger
 

@@ -247,7 +247,7 @@ def rollback(task_yaml: Path) -> None:
 @RUN
 @JSON
 def calibrate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
-    """Find the threshold that keeps the promise, certify it, measure the Router."""
+    """Find the threshold that keeps the guarantee, certify it, measure the Router."""
     from smallfirst.pipeline.run import calibrate_stage
 
     project, run_folder = load_run(task_yaml, run_name)

@@ -108,7 +108,9 @@ class _RouterMetrics(Collector):
         error = GaugeMetricFamily(
             "smallfirst_live_error", "Live error of kept answers, valid at any time.", labels=["task", "end"]
         )
-        limit = GaugeMetricFamily("smallfirst_error_limit", "Error from which the promise is broken.", labels=["task"])
+        limit = GaugeMetricFamily(
+            "smallfirst_error_limit", "Error from which the guarantee is broken.", labels=["task"]
+        )
         alarms = CounterMetricFamily("smallfirst_alarms", "Alarms by cause.", labels=["task", "cause"])
         for task, router in self._routes.by_task.items():
             found = router.monitor.live_error
@@ -130,7 +132,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "task": router.name,
         "state": router.monitor.state,
         "why": states[-1].why if states else "",
-        "promise": router.router.guarantee,
+        "guarantee": router.router.guarantee,
         "limit": router.monitor.limit,
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,

@@ -106,7 +106,7 @@ class Route(Record):
     """Confidence of the small model's draft, in [0, 1]."""
     task: str = ""
     """The task whose Router decided; empty where no task was found."""
-    promise: str = ""
+    guarantee: str = ""
     """The guarantee on certified answers, in words."""
     trail: tuple[RouteStep, ...] = ()
     """Every step in order, and last the alternative that was not chosen, if there was one."""

@@ -1,4 +1,4 @@
-"""task.yaml as one record: the task, its rows, the models on both paths, the gate and the promise.
+"""task.yaml as one record: the task, its rows, the models on both paths, the gate and the guarantee.
 
 One file drives every stage, so what was measured is what is served. Paths in it are relative to the file.
 """
@@ -192,7 +192,7 @@ class RoutingConfig(Record):
     labels: Literal["gold", "large"] = "gold"
     """Who answered the validation rows: people, or the large model (`smallfirst label`); the certificate says so."""
     monitor: MonitorSettings = MonitorSettings()
-    """How closely the promise is watched after go-live."""
+    """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
     """Whose answer an audited one is held against."""
     override: SignedOverride | None = None

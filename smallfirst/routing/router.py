@@ -355,7 +355,7 @@ class RoutingAttempt:
             threshold=threshold,
             confidence=confidence,
             task=self.router.name,
-            promise=self.router.guarantee if certified else "",
+            guarantee=self.router.guarantee if certified else "",
             trail=tuple(self.trail),
         )
 

@@ -217,7 +217,7 @@ def _route_columns(route: Route) -> dict[str, object]:
     trail = [step.model_dump(exclude_defaults=True) for step in route.trail]
     return {
         "task": route.task or None,
-        "promise": route.promise or None,
+        "guarantee": route.guarantee or None,
         "trail": json.dumps(trail, ensure_ascii=False, separators=(",", ":")) if trail else None,
         "audit_share": route.audit_share,
         "audited": route.audited,

@@ -80,7 +80,7 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
     kept = row(
         "chatcmpl-1",
         trail=json.dumps(STEPS),
-        promise="at most 3 % of kept answers wrong",
+        guarantee="at most 3 % of kept answers wrong",
         audit_share=0.02,
         audited=True,
         request_text=json.dumps([["user", "where is\nmy card"]]),
@@ -91,14 +91,14 @@ def test_a_kept_answer_is_explained_step_by_step_with_prices_and_what_became_of_
     ledger.append(AuditRow.model_validate({**values, "judged_by": "large", "cost_usd": 0.0013, "other": "lost_pin"}))
     ledger.append(FeedbackRow(id=kept.id, at=NOON, verdict="wrong", answer="refund_request"))
     assert call(explain, kept.id).output.splitlines() == [
-        "answer    chatcmpl-1",
-        "asked     2026-01-02 12:00:00 UTC, as auto",
-        "question  where is my card",
-        "answered  by toy-small (stage small) in 32.2 ms for $0.00002",
-        "says      card_arrival",
-        "task      toy",
-        "promise   at most 3 % of kept answers wrong",
-        "state     drift since 2026-01-02 11:30:00 UTC: because drift (certificate abc123)",
+        "answer     chatcmpl-1",
+        "asked      2026-01-02 12:00:00 UTC, as auto",
+        "question   where is my card",
+        "answered   by toy-small (stage small) in 32.2 ms for $0.00002",
+        "says       card_arrival",
+        "task       toy",
+        "guarantee  at most 3 % of kept answers wrong",
+        "state      drift since 2026-01-02 11:30:00 UTC: because drift (certificate abc123)",
         "",
         "stage   decision   score   asked for    ms        USD  model      why",
         "domain  passed on  0.100    <= 0.400                              the task's own",
@@ -130,7 +130,7 @@ def test_an_escalated_answer_says_what_the_draft_would_have_saved(ledger: Ledger
         )
     )
     lines = call(explain, "e").output.splitlines()
-    assert "promise   none about this answer" in lines
+    assert "guarantee  none about this answer" in lines
     assert "not chosen: letting the draft of toy-words stand would have saved $0.5 of $0.500001" in lines
     assert "feedback: none" in lines
     assert not any(line.startswith(("question", "says", "state", "audit")) for line in lines)

@@ -330,7 +330,7 @@ def settled(client: httpx.Client, n: int) -> Any:
 def test_over_http_an_answer_says_its_way_and_its_promise(server: tuple[Setting, httpx.Client]) -> None:
     setting, client = server
     answer = chat(client)
-    assert answer["smallfirst"]["promise"] == "at most 5 % of kept answers wrong (95 %)"
+    assert answer["smallfirst"]["guarantee"] == "at most 5 % of kept answers wrong (95 %)"
     assert [step["stage"] for step in answer["smallfirst"]["steps"]] == ["small"]
     row = setting.ledger.get(answer["id"])
     assert row is not None

@@ -105,7 +105,7 @@ def route(answer: Completion | None) -> dict[str, Any]:
     """The route without its steps and names, defaults left out."""
     assert answer is not None
     assert answer.route is not None
-    return answer.route.model_dump(exclude={"trail", "task", "promise"}, exclude_defaults=True)
+    return answer.route.model_dump(exclude={"trail", "task", "guarantee"}, exclude_defaults=True)
 
 
 def steps(answer: Completion) -> list[tuple[str, str]]:
@@ -342,7 +342,7 @@ def test_a_cascade_pays_for_every_step() -> None:
 def test_a_certified_answer_carries_the_guarantee(changes: dict[str, Any], words: str) -> None:
     answer = ask(Router(Echo("small", confidence=0.9), Echo("large"), certificate(0.5, **changes)))
     assert answer.route is not None
-    assert answer.route.promise == words
+    assert answer.route.guarantee == words
 
 
 def test_a_policy_places_a_request_without_a_guarantee() -> None:

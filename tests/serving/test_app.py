@@ -63,7 +63,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "answer_text": None,
         "task": None,
         "trail": None,
-        "promise": None,
+        "guarantee": None,
         "audit_share": None,
         "audited": False,
     }

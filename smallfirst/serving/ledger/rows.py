@@ -56,7 +56,7 @@ class LedgerRow(Record):
     """Task whose Router decided."""
     trail: str | None = None
     """The Router's steps as JSON (`steps` reads them)."""
-    promise: str | None = None
+    guarantee: str | None = None
     """The guarantee that covers the answer, in words."""
     first_token_ms: float | None = None
     """From the request to the first text of its answer, as the client got it."""

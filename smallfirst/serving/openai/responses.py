@@ -77,7 +77,7 @@ class ResponseBuilder(NamedTuple):
             "confidence": confidence(completion),
             "threshold": route.threshold if route else None,
             "task": (route.task or None) if route else None,
-            "promise": (route.promise or None) if route else None,
+            "guarantee": (route.guarantee or None) if route else None,
             "steps": [step.model_dump(exclude_defaults=True) for step in route.trail] if route else [],
             "cost_usd": completion.cost_usd,
             "latency_ms": completion.latency_ms,

@@ -199,7 +199,7 @@ ROUTED = Completion(
         threshold=0.8,
         confidence=0.9,
         task="tickets",
-        promise="at most 5 % wrong",
+        guarantee="at most 5 % wrong",
         trail=(RouteStep(stage="small", decision="kept", why="sure enough", score=0.9, threshold=0.8),),
     ),
 )
@@ -234,7 +234,7 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             "confidence": 0.9,
             "threshold": 0.8,
             "task": "tickets",
-            "promise": "at most 5 % wrong",
+            "guarantee": "at most 5 % wrong",
             "steps": [{"stage": "small", "decision": "kept", "why": "sure enough", "score": 0.9, "threshold": 0.8}],
             "cost_usd": 0.00002,
             "latency_ms": 12.5,
