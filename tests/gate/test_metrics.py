@@ -115,14 +115,3 @@ def test_a_metric_that_is_not_a_number_fails(measured: Measured) -> None:
         ):
             assert not result.passed
             assert result.advice.startswith("the value is not a number")
-
-
-@pytest.mark.parametrize("level", [ConfidenceLevel(1), ConfidenceLevel(3)])
-def test_without_a_row_no_check_passes(measured: Measured, level: ConfidenceLevel) -> None:
-    empty = measured([], measures={"macro_f1": Estimate(value=0.0, low=0.0, high=1.0, n=0)})
-    for result in (
-        check_accuracy(0.0, empty, level),
-        check_metric_minimum("macro_f1", 0.0, empty, level),
-        check_metric_maximum("macro_f1", 9.0, empty, level),
-    ):
-        assert (result.passed, result.advice) == (False, "no row was measured")

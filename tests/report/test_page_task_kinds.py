@@ -128,11 +128,14 @@ def test_hostile_texts_are_shown_and_never_run(kind: str, samples: Samples) -> N
             "suspects": (data.suspects[0].model_copy(update={"text": EVIL, "gold": EVIL, "said": EVIL}),),
             "suspects_export": EVIL,
             "notes": (EVIL,),
+            "versions": {EVIL: EVIL},
+            "certificate": data.certificate and data.certificate.model_copy(update={"why": EVIL}),
         }
     )
     page = render(hostile)
     assert "<script>alert" not in page
     assert "<img" not in page
+    assert "onerror" not in {name for name, _ in Page(page).attributes}
     assert Page(page).words.count("alert(1)") >= 10
 
 
