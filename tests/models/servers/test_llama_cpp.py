@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import LABELS, ask, formed, given_config, given_gguf, given_model, opened  # noqa: F401
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused, Unavailable
@@ -143,17 +144,14 @@ def test_any_object_is_an_object(config: LlamaCppConfig) -> None:
     assert asyncio.run(run()).text.startswith("{")
 
 
-def test_schema_that_makes_no_grammar_is_refused(config: LlamaCppConfig) -> None:
+@in_loop
+async def test_schema_that_makes_no_grammar_is_refused(config: LlamaCppConfig) -> None:
     bad = {"type": "string", "pattern": "(?=x)"}
     with pytest.raises(ConfigError, match="no answer can be written under this schema"):
         LlamaCppModel(config, PriceBook(), schema=bad)
-
-    async def run() -> None:
-        async with opened(config) as model:
-            with pytest.raises(RequestRefused, match="look-around"):
-                await model.complete(formed(bad))
-
-    asyncio.run(run())
+    async with opened(config) as model:
+        with pytest.raises(RequestRefused, match="look-around"):
+            await model.complete(formed(bad))
 
 
 def test_models_own_form_goes_before_the_requests(config: LlamaCppConfig) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import (  # noqa: F401
     ask,
     child_of,
@@ -60,123 +61,106 @@ async def in_flight(model: LlamaCppModel, request: Request) -> AsyncIterator[asy
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_crash_fails_the_requests_in_flight_and_the_next_one_restarts_the_engine(config: LlamaCppConfig) -> None:
-    async def run() -> None:
-        async with (
-            opened(config.model_copy(update={"context_tokens": 16384})) as model,
-            in_flight(model, LONG) as first,
-            in_flight(model, LONG) as second,
-        ):
-            old = await process_of(model)
-            os.kill(old.pid, signal.SIGKILL)
-            errors = await asyncio.gather(first, second, return_exceptions=True)
-            assert [type(error) for error in errors] == [Unavailable, Unavailable]
-            assert "tiny: the engine ended while it answered: ended by signal 9" in str(errors[0])
-            assert (await model.complete(SHORT)).completion_tokens == 1
-            assert (await process_of(model)).pid != old.pid
-
-    asyncio.run(run())
+@in_loop
+async def test_crash_fails_the_requests_in_flight_and_the_next_one_restarts_the_engine(config: LlamaCppConfig) -> None:
+    async with (
+        opened(config.model_copy(update={"context_tokens": 16384})) as model,
+        in_flight(model, LONG) as first,
+        in_flight(model, LONG) as second,
+    ):
+        old = await process_of(model)
+        os.kill(old.pid, signal.SIGKILL)
+        errors = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(error) for error in errors] == [Unavailable, Unavailable]
+        assert "tiny: the engine ended while it answered: ended by signal 9" in str(errors[0])
+        assert (await model.complete(SHORT)).completion_tokens == 1
+        assert (await process_of(model)).pid != old.pid
 
 
-def test_hanging_engine_is_killed_and_restarted(config: LlamaCppConfig) -> None:
+@in_loop
+async def test_hanging_engine_is_killed_and_restarted(config: LlamaCppConfig) -> None:
     policy = RestartPolicy(probe_interval_s=0.1, probe_timeout_s=0.5)
-
-    async def run() -> None:
-        settings = {"restart": policy, "slots": 1, "context_tokens": 16384}
-        async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
-            os.kill((await process_of(model)).pid, signal.SIGSTOP)
-            with pytest.raises(Unavailable, match=r"killed: no answer to a probe within 0\.5 s"):
-                await task
-
-    asyncio.run(run())
+    settings = {"restart": policy, "slots": 1, "context_tokens": 16384}
+    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
+        os.kill((await process_of(model)).pid, signal.SIGSTOP)
+        with pytest.raises(Unavailable, match=r"killed: no answer to a probe within 0\.5 s"):
+            await task
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: bool) -> None:
-    async def run() -> None:
-        async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
-            await model.ready()
-            if whole:
-                server = model.server()
-                task = asyncio.create_task(model.complete(LONG))
-                await until(lambda: server.slots.n_free == 0)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-            else:
-                async with in_flight(model, LONG):
-                    pass
-            # The engine has one slot: it answers this only after it has dropped the long request.
-            assert (await model.complete(SHORT)).completion_tokens == 1
-            assert model.server().slots.n_free == 1
-
-    asyncio.run(run())
+@in_loop
+async def test_abandoned_request_frees_its_slot(config: LlamaCppConfig, whole: bool) -> None:
+    async with opened(config.model_copy(update={"slots": 1, "context_tokens": 16384})) as model:
+        await model.ready()
+        if whole:
+            server = model.server()
+            task = asyncio.create_task(model.complete(LONG))
+            await until(lambda: server.slots.n_free == 0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        else:
+            async with in_flight(model, LONG):
+                pass
+        # The engine has one slot: it answers this only after it has dropped the long request.
+        assert (await model.complete(SHORT)).completion_tokens == 1
+        assert model.server().slots.n_free == 1
 
 
-def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
+@in_loop
+async def test_latency_counts_the_wait_for_a_slot_and_the_cost_does_not(
     config: LlamaCppConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 0.0
     monkeypatch.setattr(managed_server, "time", SimpleNamespace(perf_counter=lambda: now_s))
-
-    async def run() -> None:
-        nonlocal now_s
-        async with opened(config.model_copy(update={"slots": 1})) as model:
-            slots = model.server().slots
-            async with slots.acquire("", 1, timeout_s=60):
-                waiting = asyncio.create_task(model.complete(SHORT))
-                await until(lambda: slots.n_queued == 1)
-                now_s += 100
-            found = await waiting
-            assert (found.latency_ms, found.cost_usd) == (100_000, 0)
-
-    asyncio.run(run())
+    async with opened(config.model_copy(update={"slots": 1})) as model:
+        slots = model.server().slots
+        async with slots.acquire("", 1, timeout_s=60):
+            waiting = asyncio.create_task(model.complete(SHORT))
+            await until(lambda: slots.n_queued == 1)
+            now_s += 100
+        found = await waiting
+        assert (found.latency_ms, found.cost_usd) == (100_000, 0)
 
 
-def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_them(config: LlamaCppConfig) -> None:
-    async def run() -> None:
-        model, other = (LlamaCppModel(config, PriceBook()) for _ in range(2))
-        await model.complete(SHORT)
-        process = await process_of(model)
-        await other.complete(SHORT)
-        assert (await process_of(other)).pid == process.pid
-        await model.aclose()
-        assert (await other.complete(SHORT)).completion_tokens == 1
-        await other.aclose()
-        await other.aclose()
-        assert has_ended(process.pid)
-
-    asyncio.run(run())
+@in_loop
+async def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_them(config: LlamaCppConfig) -> None:
+    model, other = (LlamaCppModel(config, PriceBook()) for _ in range(2))
+    await model.complete(SHORT)
+    process = await process_of(model)
+    await other.complete(SHORT)
+    assert (await process_of(other)).pid == process.pid
+    await model.aclose()
+    assert (await other.complete(SHORT)).completion_tokens == 1
+    await other.aclose()
+    await other.aclose()
+    assert has_ended(process.pid)
 
 
-def test_nobody_else_reaches_the_engine(model: LlamaCppModel) -> None:
-    async def run() -> None:
+@in_loop
+async def test_nobody_else_reaches_the_engine(model: LlamaCppModel) -> None:
+    await model.ready()
+    process = await process_of(model)
+    socket = process.folder.socket
+    assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
+    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+    assert n_listening_ports(process.pid) == 0
+
+    def without_key() -> int:
+        session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
+        with session:
+            return session.send("GET", "/slots").status
+
+    assert await asyncio.to_thread(without_key) == 401
+    await model.aclose()
+    assert not socket.parent.exists()
+
+
+@in_loop
+async def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
+    settings = {"slots": 1, "context_tokens": 16384}
+    async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
         await model.ready()
-        process = await process_of(model)
-        socket = process.folder.socket
-        assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
-        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-        assert n_listening_ports(process.pid) == 0
-
-        def without_key() -> int:
-            session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
-            with session:
-                return session.send("GET", "/slots").status
-
-        assert await asyncio.to_thread(without_key) == 401
-        await model.aclose()
-        assert not socket.parent.exists()
-
-    asyncio.run(run())
-
-
-def test_busy_engine_is_ready(config: LlamaCppConfig) -> None:
-    async def run() -> None:
-        settings = {"slots": 1, "context_tokens": 16384}
-        async with opened(config.model_copy(update=settings)) as model, in_flight(model, LONG) as task:
-            await model.ready()
-            assert not task.done()
-
-    asyncio.run(run())
+        assert not task.done()
 
 
 def test_child_ends_with_its_parent(tiny_gguf: Path, tmp_path: Path) -> None:

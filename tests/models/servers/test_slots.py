@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from fixtures.event_loop import in_loop
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.servers.slots import Slot, SlotPool
@@ -61,23 +62,21 @@ def test_queued_requests_are_served_in_order() -> None:
     assert asyncio.run(run()) == ["a", "b", "c"]
 
 
-def test_queue_is_bounded_by_requests_and_by_characters() -> None:
-    async def run() -> None:
-        one, go = pool(max_requests=1), asyncio.Event()
-        holder = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="takes at most 1 requests with 100 characters"):
-            async with one.acquire("a", 101, timeout_s=60):
-                pass
-        queued = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match="1 requests in flight, 1 with 1 characters queued"):
-            await visit(one, "b")
-        go.set()
-        await asyncio.gather(holder, queued)
+@in_loop
+async def test_queue_is_bounded_by_requests_and_by_characters() -> None:
+    one, go = pool(max_requests=1), asyncio.Event()
+    holder = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="takes at most 1 requests with 100 characters"):
+        async with one.acquire("a", 101, timeout_s=60):
+            pass
+    queued = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="1 requests in flight, 1 with 1 characters queued"):
         await visit(one, "b")
-
-    asyncio.run(run())
+    go.set()
+    await asyncio.gather(holder, queued)
+    await visit(one, "b")
 
 
 def test_requests_without_a_tenant_are_not_limited() -> None:
@@ -91,88 +90,79 @@ def test_requests_without_a_tenant_are_not_limited() -> None:
     assert asyncio.run(run()) == 50
 
 
-def test_timeout_and_cancellation_leave_nothing_in_the_queue() -> None:
-    async def run() -> None:
-        one, go = pool(), asyncio.Event()
-        holder = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable, match=r"no slot was free within 0\.01 s"):
-            async with one.acquire("b", 1, timeout_s=0.01):
-                pass
-        leaver = asyncio.create_task(visit(one, "c"))
-        await asyncio.sleep(0)
-        leaver.cancel()
-        await asyncio.gather(leaver, return_exceptions=True)
-        assert one.n_queued == 0
-        go.set()
-        await holder
-        assert await visit(one, "a") == Slot(0, True)
-        assert one.n_free == 1
-
-    asyncio.run(run())
+@in_loop
+async def test_timeout_and_cancellation_leave_nothing_in_the_queue() -> None:
+    one, go = pool(), asyncio.Event()
+    holder = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match=r"no slot was free within 0\.01 s"):
+        async with one.acquire("b", 1, timeout_s=0.01):
+            pass
+    leaver = asyncio.create_task(visit(one, "c"))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    await asyncio.gather(leaver, return_exceptions=True)
+    assert one.n_queued == 0
+    go.set()
+    await holder
+    assert await visit(one, "a") == Slot(0, True)
+    assert one.n_free == 1
 
 
-def test_slot_of_a_waiter_that_leaves_goes_to_the_next() -> None:
-    async def run() -> None:
-        one, go = pool(), asyncio.Event()
-        holder = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        leaver, last = asyncio.create_task(visit(one, "b")), asyncio.create_task(visit(one, "c"))
-        await asyncio.sleep(0)
-        go.set()
-        await asyncio.sleep(0)  # the holder leaves: b is woken at this very moment, and leaves
-        leaver.cancel()
-        await asyncio.gather(holder, leaver, last, return_exceptions=True)
-        assert last.result() == Slot(0, False)
-        assert one.n_free == 1
-
-    asyncio.run(run())
+@in_loop
+async def test_slot_of_a_waiter_that_leaves_goes_to_the_next() -> None:
+    one, go = pool(), asyncio.Event()
+    holder = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    leaver, last = asyncio.create_task(visit(one, "b")), asyncio.create_task(visit(one, "c"))
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.sleep(0)  # the holder leaves: b is woken at this very moment, and leaves
+    leaver.cancel()
+    await asyncio.gather(holder, leaver, last, return_exceptions=True)
+    assert last.result() == Slot(0, False)
+    assert one.n_free == 1
 
 
-def test_waiter_has_its_slot_before_it_is_woken() -> None:
+@in_loop
+async def test_waiter_has_its_slot_before_it_is_woken() -> None:
     """The waiter may be in another thread, which runs as soon as it is woken."""
+    one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
+    holder = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(visit(one, "b"))
+    await asyncio.sleep(0)
+    seen: list[Slot | None] = []
+    call_soon = loop.call_soon_threadsafe
 
-    async def run() -> None:
-        one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
-        holder = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        waiting = asyncio.create_task(visit(one, "b"))
-        await asyncio.sleep(0)
-        seen: list[Slot | None] = []
-        call_soon = loop.call_soon_threadsafe
+    def noted(callback: Callable[[], None]) -> asyncio.Handle:
+        seen.append(callback.__self__.slot)
+        return call_soon(callback)
 
-        def noted(callback: Callable[[], None]) -> asyncio.Handle:
-            seen.append(callback.__self__.slot)
-            return call_soon(callback)
-
-        loop.call_soon_threadsafe = noted
-        go.set()
-        await asyncio.gather(holder, waiting)
-        assert seen == [Slot(0, False)]
-
-    asyncio.run(run())
+    loop.call_soon_threadsafe = noted
+    go.set()
+    await asyncio.gather(holder, waiting)
+    assert seen == [Slot(0, False)]
 
 
-def test_waiter_whose_loop_has_closed_is_passed_over() -> None:
-    async def run() -> None:
-        one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
-        holder = asyncio.create_task(hold(one, "a", go))
-        await asyncio.sleep(0)
-        gone = asyncio.create_task(visit(one, "b"))
-        await asyncio.sleep(0)
+@in_loop
+async def test_waiter_whose_loop_has_closed_is_passed_over() -> None:
+    one, go, loop = pool(), asyncio.Event(), asyncio.get_running_loop()
+    holder = asyncio.create_task(hold(one, "a", go))
+    await asyncio.sleep(0)
+    gone = asyncio.create_task(visit(one, "b"))
+    await asyncio.sleep(0)
 
-        def closed(callback: Callable[[], None]) -> None:
-            raise RuntimeError("Event loop is closed")
+    def closed(callback: Callable[[], None]) -> None:
+        raise RuntimeError("Event loop is closed")
 
-        call_soon, loop.call_soon_threadsafe = loop.call_soon_threadsafe, closed
-        go.set()
-        await holder
-        loop.call_soon_threadsafe = call_soon
-        gone.cancel()
-        # The slot is free again, and still a's: b's prompt never reached it.
-        assert await visit(one, "a") == Slot(0, True)
-
-    asyncio.run(run())
+    call_soon, loop.call_soon_threadsafe = loop.call_soon_threadsafe, closed
+    go.set()
+    await holder
+    loop.call_soon_threadsafe = call_soon
+    gone.cancel()
+    # The slot is free again, and still a's: b's prompt never reached it.
+    assert await visit(one, "a") == Slot(0, True)
 
 
 def test_event_loops_share_the_slots() -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from fixtures.event_loop import in_loop
 
 from smallfirst.errors import Unavailable
 from smallfirst.models.servers.child_process import ChildProcess, child_environment
@@ -112,7 +113,8 @@ def test_concurrent_requests_start_one_process_and_one_may_leave() -> None:
     assert not found[0].is_alive
 
 
-def test_stopping_while_it_starts_ends_it() -> None:
+@in_loop
+async def test_stopping_while_it_starts_ends_it() -> None:
     started: list[ChildProcess] = []
     starting, go = threading.Event(), threading.Event()
 
@@ -122,41 +124,36 @@ def test_stopping_while_it_starts_ends_it() -> None:
         started.append(program())
         return started[-1]
 
-    async def run() -> None:
-        one = supervisor(slow)
-        task = asyncio.create_task(one.process())
-        await asyncio.to_thread(starting.wait)
-        one.stop()
-        go.set()
-        with pytest.raises(Unavailable, match="closed while the engine was starting"):
-            await task
-        assert not started[0].is_alive
-
-    asyncio.run(run())
+    one = supervisor(slow)
+    task = asyncio.create_task(one.process())
+    await asyncio.to_thread(starting.wait)
+    one.stop()
+    go.set()
+    with pytest.raises(Unavailable, match="closed while the engine was starting"):
+        await task
+    assert not started[0].is_alive
 
 
-def test_crashed_process_is_restarted_after_a_wait() -> None:
+@in_loop
+async def test_crashed_process_is_restarted_after_a_wait() -> None:
     time = Time()
     one = supervisor(time=time)
-
-    async def run() -> None:
-        first = await one.process()
-        os.kill(first.pid, signal.SIGKILL)
-        assert first.ended.wait(60)
-        assert str(one.crash_error(first)).startswith(
-            "engine: the engine ended while it answered: ready / ended by signal 9"
-        )
-        time.now_s = first.ended_s + 30
-        second = await one.process()
-        assert time.waits_s == [pytest.approx(70)]
-        assert second.pid != first.pid
-        assert one.crash_error(second) is None
-        one.stop()
-
-    asyncio.run(run())
+    first = await one.process()
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.ended.wait(60)
+    assert str(one.crash_error(first)).startswith(
+        "engine: the engine ended while it answered: ready / ended by signal 9"
+    )
+    time.now_s = first.ended_s + 30
+    second = await one.process()
+    assert time.waits_s == [pytest.approx(70)]
+    assert second.pid != first.pid
+    assert one.crash_error(second) is None
+    one.stop()
 
 
-def test_crash_loop_is_refused_with_the_last_output() -> None:
+@in_loop
+async def test_crash_loop_is_refused_with_the_last_output() -> None:
     time, n_starts = Time(), 0
 
     def broken() -> ChildProcess:
@@ -164,37 +161,32 @@ def test_crash_loop_is_refused_with_the_last_output() -> None:
         n_starts += 1
         return program("raise MemoryError('no memory left')")
 
-    async def run() -> None:
-        one = supervisor(broken, time=time)
-        for _ in range(2):
-            with pytest.raises(Unavailable, match="did not start"):
-                await one.process()
-        assert time.waits_s == [100]
-        with pytest.raises(Unavailable, match=r"failed 2 times in a row and restarts in 200 s; .*no memory left"):
+    one = supervisor(broken, time=time)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="did not start"):
             await one.process()
-        assert (time.waits_s, n_starts) == ([100], 2)
+    assert time.waits_s == [100]
+    with pytest.raises(Unavailable, match=r"failed 2 times in a row and restarts in 200 s; .*no memory left"):
+        await one.process()
+    assert (time.waits_s, n_starts) == ([100], 2)
 
-    asyncio.run(run())
 
-
-def test_unresponsive_process_is_killed_only_while_requests_are_in_flight() -> None:
+@in_loop
+async def test_unresponsive_process_is_killed_only_while_requests_are_in_flight() -> None:
     probes: list[float] = []
 
     def probe(process: ChildProcess, timeout_s: float) -> None:
         probes.append(timeout_s)
         raise TimeoutError(f"nothing within {timeout_s} s")
 
-    async def run() -> None:
-        one = supervisor(probe=probe)
-        process = await one.process()
-        assert not process.ended.wait(10 * POLICY.probe_interval_s)
-        assert probes == []
-        with one.request() as n_in_flight:
-            assert n_in_flight == 1
-            assert await asyncio.to_thread(process.ended.wait, 60)
-        assert "killed: no answer to a probe within 0.3 s" in process.output_tail()
-        with pytest.raises(Unavailable, match=r"does not answer: nothing within 0\.3 s"):
-            one.check_health(process)
-        one.stop()
-
-    asyncio.run(run())
+    one = supervisor(probe=probe)
+    process = await one.process()
+    assert not process.ended.wait(10 * POLICY.probe_interval_s)
+    assert probes == []
+    with one.request() as n_in_flight:
+        assert n_in_flight == 1
+        assert await asyncio.to_thread(process.ended.wait, 60)
+    assert "killed: no answer to a probe within 0.3 s" in process.output_tail()
+    with pytest.raises(Unavailable, match=r"does not answer: nothing within 0\.3 s"):
+        one.check_health(process)
+    one.stop()
