@@ -20,7 +20,6 @@ from fixtures.tiny_llama import (  # noqa: F401
     child_of,
     given_config,
     given_gguf,
-    given_model,
     has_ended,
     opened,
     until,
@@ -137,21 +136,21 @@ async def test_models_of_one_file_share_a_process_that_ends_with_the_last_of_the
 
 
 @in_loop
-async def test_nobody_else_reaches_the_engine(model: LlamaCppModel) -> None:
-    await model.ready()
-    process = await process_of(model)
-    socket = process.folder.socket
-    assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
-    assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-    assert n_listening_ports(process.pid) == 0
+async def test_nobody_else_reaches_the_engine(config: LlamaCppConfig) -> None:
+    async with opened(config) as model:
+        await model.ready()
+        process = await process_of(model)
+        socket = process.folder.socket
+        assert stat.S_IMODE(socket.stat().st_mode) & 0o077 == 0
+        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
+        assert n_listening_ports(process.pid) == 0
 
-    def without_key() -> int:
-        session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
-        with session:
-            return session.send("GET", "/slots").status
+        def without_key() -> int:
+            session = BlockingSession(lambda: HttpSession(UNIX_SOCKET_URL, timeout_s=60, unix_socket=socket))
+            with session:
+                return session.send("GET", "/slots").status
 
-    assert await asyncio.to_thread(without_key) == 401
-    await model.aclose()
+        assert await asyncio.to_thread(without_key) == 401
     assert not socket.parent.exists()
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pydantic
 import pytest
+from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import has_ended, until
 
 from smallfirst.errors import BadAnswer, ConfigError, MissingExtra, RequestRefused, Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Model, Request, ResponseFormat
+from smallfirst.models.protocol import Capability, Model, Request, ResponseFormat
 from smallfirst.models.servers.vllm import VllmConfig, VllmModel, find_vllm, serve_command
 from smallfirst.pricing import PriceBook
 
@@ -71,6 +72,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 Server(sys.argv[sys.argv.index("--uds") + 1], Handler).serve_forever()
 """
+SHORT = Request.ask("Hi")
 YES_NO = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 
 
@@ -113,25 +115,22 @@ def bodies(program: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (program.parent / "bodies.jsonl").read_text().splitlines()]
 
 
-def test_answers_whole_and_in_pieces(model: VllmModel) -> None:
-    async def run() -> tuple[str, list[Chunk]]:
-        await model.ready()
-        whole = await model.complete(Request.ask("Hi"))
-        assert whole.cost_usd > 0
-        assert (whole.answered_by, whole.prompt_tokens, whole.completion_tokens) == ("base", 5, 2)
-        return whole.text, [chunk async for chunk in model.stream(Request.ask("Hi"))]
-
-    text, chunks = asyncio.run(run())
+@in_loop
+async def test_answers_whole_and_in_pieces(model: VllmModel) -> None:
+    await model.ready()
+    whole = await model.complete(SHORT)
     assert isinstance(model, Model)
     assert Capability.READINESS in model.capabilities
-    assert text == "hello there"
-    assert [chunk.text for chunk in chunks] == ["hel", "lo there", ""]
+    assert (whole.text, whole.answered_by) == ("hello there", "base")
+    assert (whole.prompt_tokens, whole.completion_tokens) == (5, 2)
+    assert whole.cost_usd > 0
+    assert [chunk.text async for chunk in model.stream(SHORT)] == ["hel", "lo there", ""]
 
 
 def test_server_is_started_for_us_alone(model: VllmModel, config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "not yours")
     monkeypatch.setenv("PYTHONPATH", "not-yours")
-    asyncio.run(model.complete(Request.ask("Hi")))
+    asyncio.run(model.complete(SHORT))
     assert config.program is not None
     own = started(config.program)
     given = dict(zip(own["arguments"], own["arguments"][1:], strict=False))
@@ -148,12 +147,10 @@ def test_server_is_started_for_us_alone(model: VllmModel, config: VllmConfig, mo
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == environment["VLLM_SERVER_DEV_MODE"] == "0"
 
 
-def test_tenants_prompts_are_salted_apart(model: VllmModel, program: Path) -> None:
-    async def run() -> None:
-        for tenant in ("ann", "ann", "bob"):
-            await model.complete(Request.ask("Hi").model_copy(update={"tenant": tenant, "tags": {"n": "9"}}))
-
-    asyncio.run(run())
+@in_loop
+async def test_tenants_prompts_are_salted_apart(model: VllmModel, program: Path) -> None:
+    for tenant in ("ann", "ann", "bob"):
+        await model.complete(SHORT.model_copy(update={"tenant": tenant, "tags": {"n": "9"}}))
     first, again, other = bodies(program)
     assert first["cache_salt"] == again["cache_salt"] != other["cache_salt"]
     assert "ann" not in first["cache_salt"]
@@ -161,94 +158,79 @@ def test_tenants_prompts_are_salted_apart(model: VllmModel, program: Path) -> No
     assert set(first) == expected
 
 
-def test_adapter_is_asked_for_by_name_in_the_same_process(config: VllmConfig, model: VllmModel, program: Path) -> None:
-    async def run() -> None:
-        adapted = VllmModel(config, PriceBook(), adapter="billing")
-        await model.complete(Request.ask("Hi"))
-        pid = started(program)["pid"]
-        assert (await adapted.complete(Request.ask("Hi"))).answered_by == "billing"
-        assert started(program)["pid"] == pid
-        await model.aclose()
-        await adapted.complete(Request.ask("Hi"))
-        await adapted.aclose()
-
-    asyncio.run(run())
+@in_loop
+async def test_adapter_is_served_by_name_in_the_same_process(
+    config: VllmConfig, model: VllmModel, program: Path
+) -> None:
+    adapted = VllmModel(config, PriceBook(), adapter="billing")
+    await model.complete(SHORT)
+    pid = started(program)["pid"]
+    assert (await adapted.complete(SHORT)).answered_by == "billing"
+    assert started(program)["pid"] == pid
+    await model.aclose()
+    await adapted.complete(SHORT)
+    await adapted.aclose()
     assert [body["model"] for body in bodies(program)] == ["base", "billing", "billing"]
 
 
-def test_form_is_checked_before_and_after(model: VllmModel, program: Path) -> None:
+@in_loop
+async def test_format_is_checked_before_and_after(model: VllmModel, program: Path) -> None:
     (program.parent / "answers.txt").write_text('nonsense\n{"ok":true}\nnonsense\n')
-    form = ResponseFormat(kind="json_schema", json_schema=YES_NO)
-    bad = ResponseFormat(kind="json_schema", json_schema={"type": "string", "pattern": "(?=x)"})
-
-    async def run() -> None:
-        request = Request.ask("Hi").model_copy(update={"response_format": form})
-        assert (await model.complete(request)).text == '{"ok":true}'
-        with pytest.raises(BadAnswer, match="base wrote what its schema forbids: 'nonsense'"):
-            await model.complete(request)
-        with pytest.raises(RequestRefused, match="look-around"):
-            await model.complete(request.model_copy(update={"response_format": bad}))
-
-    asyncio.run(run())
+    wanted, unusable = (
+        SHORT.model_copy(update={"response_format": ResponseFormat(kind="json_schema", json_schema=schema)})
+        for schema in (YES_NO, {"type": "string", "pattern": "(?=x)"})
+    )
+    assert (await model.complete(wanted)).text == '{"ok":true}'
+    with pytest.raises(BadAnswer, match="base wrote what its schema forbids: 'nonsense'"):
+        await model.complete(wanted)
+    with pytest.raises(RequestRefused, match="look-around"):
+        await model.complete(unusable)
     sent = bodies(program)
     assert len(sent) == 4
-    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": YES_NO}}
-    assert all(body["response_format"] == wanted for body in sent)
-    assert sent[0]["cache_salt"] != sent[1]["cache_salt"]  # the second try remembers nothing
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": YES_NO}}
+    assert all(body["response_format"] == schema for body in sent)
+    assert sent[0]["cache_salt"] != sent[1]["cache_salt"]  # the second attempt reuses no cache
 
 
-def test_server_and_its_helpers_end_with_the_model(model: VllmModel, program: Path) -> None:
-    asyncio.run(model.complete(Request.ask("Hi")))
-    own = started(program)
-    asyncio.run(model.aclose())
-    asyncio.run(until(lambda: has_ended(own["pid"])))
-    asyncio.run(until(lambda: has_ended(own["helper"])))
+@in_loop
+async def test_server_is_restarted_after_a_crash_and_ends_with_the_model(model: VllmModel, program: Path) -> None:
+    await model.complete(SHORT)
+    old, process = started(program), await model.server().supervisor.process()
+    os.kill(old["pid"], signal.SIGKILL)
+    await until(lambda: not process.is_alive)
+    await until(lambda: has_ended(old["helper"]))  # or it would keep the GPU's memory
+    assert (await model.complete(SHORT)).text == "hello there"
+    new = started(program)
+    assert new["pid"] != old["pid"]
+    await model.aclose()
+    await until(lambda: has_ended(new["pid"]) and has_ended(new["helper"]))
 
 
-def test_dead_server_is_started_again(model: VllmModel, program: Path) -> None:
-    asyncio.run(model.complete(Request.ask("Hi")))
-    own, child = started(program), asyncio.run(model.server().supervisor.process())
-    os.kill(own["pid"], signal.SIGKILL)
-    assert child.ended.wait(60)
-    asyncio.run(until(lambda: has_ended(own["helper"])))  # or it would keep the GPU's memory
-
-    async def again() -> str:
-        for _ in range(50):  # on a busy machine the first one may still meet the end of the old server
-            try:
-                return (await model.complete(Request.ask("Hi"))).text
-            except Unavailable:
-                await asyncio.sleep(0.2)
-        return ""
-
-    assert asyncio.run(again()) == "hello there"
-    assert started(program)["pid"] != own["pid"]
-
-
-def test_server_dies_with_us(config: VllmConfig, program: Path) -> None:
-    text = (
-        "import asyncio, sys, time\n"
+@in_loop
+async def test_server_ends_with_its_parent(config: VllmConfig, program: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
         "from smallfirst.models.protocol import Request\n"
         "from smallfirst.models.servers.vllm import VllmConfig, VllmModel\n"
         "from smallfirst.pricing import PriceBook\n"
         "model = VllmModel(VllmConfig.model_validate_json(sys.argv[1]), PriceBook())\n"
         "asyncio.run(model.complete(Request.ask('Hi', max_tokens=1)))\n"
-        "print('asked', flush=True)\n"
-        "time.sleep(60)\n"
+        "print('answered', flush=True)\n"
+        "sys.stdin.read()\n"
     )
+    command = [sys.executable, "-c", code, config.model_dump_json()]
     root = str(Path(__file__).parents[3])
-    command = [sys.executable, "-c", text, config.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as parent:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == b"asked\n"
+        assert parent.stdout.readline() == b"answered\n"
         parent.kill()
-    asyncio.run(until(lambda: has_ended(started(program)["pid"])))
-    asyncio.run(until(lambda: has_ended(started(program)["helper"])))
+    await until(lambda: has_ended(started(program)["pid"]) and has_ended(started(program)["helper"]))
 
 
 def test_server_that_does_not_start_says_why(model: VllmModel, program: Path) -> None:
     (program.parent / "broken").touch()
     with pytest.raises(Unavailable, match="vLLM did not start for base: ValueError: no kernel image is available"):
-        asyncio.run(model.complete(Request.ask("Hi")))
+        asyncio.run(model.complete(SHORT))
 
 
 def test_without_vllm_it_is_said_how_to_install_it(config: VllmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
