@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import pytest
 from fixtures.event_loop import in_loop
 from fixtures.tiny_llama import (  # noqa: F401
-    ask,
     child_of,
     given_config,
     given_gguf,
