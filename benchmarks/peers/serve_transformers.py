@@ -38,7 +38,7 @@ class Codes:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-        self.codes = torch.tensor(json.loads((folder / "smallfirst.json").read_text())["codes"])
+        self.codes = torch.tensor(json.loads((folder / "smallfirst.json").read_text())["label_tokens"])
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[str]) -> list[int]:

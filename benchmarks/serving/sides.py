@@ -162,6 +162,6 @@ def transformers(model: Path, manifest: Manifest, cores: Sequence[int], *options
         "/classify",
         lambda row: {"prompt": row.prompt},
         lambda reply: reply["token"],
-        dict(zip(manifest.codes, manifest.task.labels, strict=True)),
+        dict(zip(manifest.label_tokens, manifest.task.labels, strict=True)),
         environment={"OMP_NUM_THREADS": str(len(cores)), "HF_HUB_OFFLINE": "1"},
     )

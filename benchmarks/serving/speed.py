@@ -69,7 +69,9 @@ def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
     from tokenizers import Tokenizer
 
     tokens = Tokenizer.from_file(str(model / "tokenizer.json"))
-    return {tokens.decode([code]): label for code, label in zip(manifest.codes, manifest.task.labels, strict=True)}
+    return {
+        tokens.decode([code]): label for code, label in zip(manifest.label_tokens, manifest.task.labels, strict=True)
+    }
 
 
 def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest, store: Store) -> list[Side]:
@@ -154,7 +156,7 @@ def main() -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     model = promoted_model(wanted.task, wanted.home).resolve()
     manifest = read_manifest(model)
-    if manifest.kind != "codes":
+    if manifest.kind != "label_tokens":
         sys.exit(f"{model} does not answer by code tokens")
     wanted.work = wanted.work.resolve() / manifest.weights_fingerprint
     wanted.work.mkdir(parents=True, exist_ok=True)

@@ -202,7 +202,7 @@ def _cascade(
     (small, large), manifest = models, read_manifest(version.folder)
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
-    if manifest.kind != "chats":
+    if manifest.kind != "chat":
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
     return Router(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import pydantic
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import write_atomically
@@ -12,6 +15,7 @@ from smallfirst.records import Record
 from smallfirst.tasks import AnyTask
 
 MANIFEST = "smallfirst.json"
+OLD_KINDS = {"codes": "label_tokens", "writes": "generative", "chats": "chat"}
 ADAPTER_CONFIG = "adapter_config.json"
 """The file that marks a folder of LoRA adapters saved by peft."""
 
@@ -19,23 +23,32 @@ ADAPTER_CONFIG = "adapter_config.json"
 class Manifest(Record):
     """The description of a model, written last into its folder, so a folder without one is not a model."""
 
-    kind: Literal["codes", "writes", "chats", "words", "encoder"]
-    """`codes`: a causal model whose label tokens are scored at one position · `writes`: one that generates · `chats`:
-    one prompted with whole conversations through its own chat template · `words`, `encoder`: linear models."""
+    kind: Literal["label_tokens", "generative", "chat", "words", "encoder"]
+    """`label_tokens`: a causal model that scores one token a label · `generative`: one that generates its answers ·
+    `chat`: one prompted with whole conversations through its own chat template · `words`, `encoder`: linear models."""
     task: AnyTask
     """The task it was trained for."""
     base: str
     """Base model by name; empty for `words`."""
-    codes: tuple[int, ...] = ()
-    """Token id of each label, in label order (`codes` only)."""
+    label_tokens: tuple[int, ...] = ()
+    """Token id of each label, in label order (`label_tokens` only)."""
     temperature: float = 1.0
     """Divides the label log-probabilities before they are reported; fitted on validation rows."""
     calibration: Calibration = Calibration()
-    """From the tokens of a generated answer to the probability that it is right (`writes` only)."""
+    """From the tokens of a generated answer to the probability that it is right (`generative` only)."""
     max_tokens: int = 512
     """Longest prompt; the middle of a longer text is cut."""
     weights_fingerprint: str = ""
     """Changes with the weights."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, values: Any) -> Any:
+        """Accept the names in manifests of before 2026-11-26."""
+        if isinstance(values, Mapping):
+            values = {"label_tokens" if key == "codes" else key: value for key, value in values.items()}
+            values |= {"kind": OLD_KINDS[values["kind"]]} if values.get("kind") in OLD_KINDS else {}
+        return values
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -122,14 +122,14 @@ def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
 
     encoded, model = scorer.encode(texts), scorer.model
     hidden = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float32)
-    logits = np.zeros((len(encoded), len(scorer.manifest.codes)), dtype=np.float32)
+    logits = np.zeros((len(encoded), len(scorer.manifest.label_tokens)), dtype=np.float32)
     lengths = [len(ids) for ids in encoded]
     for chosen in length_batches(lengths, max_rows=scorer.batch_rows):
         with torch.inference_mode():
             ids = pad_right([encoded[i] for i in chosen]).to(model.device)
             states = model.model(input_ids=ids, use_cache=False).last_hidden_state
             last = states[torch.arange(len(chosen)), torch.tensor([lengths[i] for i in chosen]) - 1].float()
-            head = model.get_output_embeddings().weight[scorer.codes.to(model.device)].float()
+            head = model.get_output_embeddings().weight[scorer.label_tokens.to(model.device)].float()
             hidden[chosen], logits[chosen] = last.cpu().numpy(), (last @ head.T).cpu().numpy()
     return HiddenStates(hidden, logits)
 

@@ -138,7 +138,7 @@ def test_a_version_without_a_certificate_is_taken_once_it_has_one(desk, ledger: 
 
 def test_a_version_that_loads_but_does_not_answer_is_not_taken(desk, ledger: Ledger) -> None:
     deployed = start(desk, ledger, 0)
-    desk.register(1, codes=(10**6,) * 4)  # beyond the vocabulary
+    desk.register(1, label_tokens=(10**6,) * 4)  # beyond the vocabulary
     versions.promote("main.desk.toy", 2)
     before = threading.active_count()
     assert deployed.watcher.poll() == []

@@ -17,10 +17,10 @@ TASK = Classify(name="digits", labels=tuple(f"label-{i}" for i in range(7)))
 
 def test_a_manifest_comes_back_as_written(tmp_path: Path) -> None:
     manifest = Manifest(
-        kind="codes",
+        kind="label_tokens",
         task=TASK.model_copy(update={"descriptions": {"label-1": "Größe «1»"}}),
         base="org/base",
-        codes=(5, 9, 2, 1, 3, 4, 8),
+        label_tokens=(5, 9, 2, 1, 3, 4, 8),
         temperature=1.25,
         max_tokens=99,
         weights_fingerprint="ab",
@@ -46,3 +46,13 @@ def test_a_manifest_with_a_wrong_key_names_file_and_key(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f'{tmp_path}/smallfirst.json:\n  temprature: unknown setting — did you mean "temperature"?'
     )
+
+
+@pytest.mark.parametrize(("old", "kind"), [("codes", "label_tokens"), ("writes", "generative"), ("chats", "chat")])
+def test_a_manifest_with_old_names_is_read(tmp_path: Path, old: str, kind: str) -> None:
+    write_manifest(tmp_path, Manifest(kind="words", task=TASK, base=""))
+    plain = json.loads((tmp_path / "smallfirst.json").read_text())
+    del plain["label_tokens"]
+    (tmp_path / "smallfirst.json").write_text(json.dumps(plain | {"kind": old, "codes": [3, 4]}))
+    found = read_manifest(tmp_path)
+    assert (found.kind, found.label_tokens) == (kind, (3, 4))

@@ -32,7 +32,7 @@ def texts_of(data: Dataset) -> list[str]:
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
     codes = choose_label_tokens(toy_task.labels, tokenizer)
-    return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
+    return LabelScorer(model, tokenizer, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_a_causal_models_logits_are_those_it_answers_from(scorer: LabelScorer, t
     states = compute_states(scorer, texts)
     said = [scored.log_probabilities for scored in scorer.score(texts)]
     assert log_softmax(states.logits) == pytest.approx(np.array(said), abs=1e-6)
-    head = scorer.model.get_output_embeddings().weight[list(scorer.manifest.codes)].detach().float().numpy()
+    head = scorer.model.get_output_embeddings().weight[list(scorer.manifest.label_tokens)].detach().float().numpy()
     assert states.hidden @ head.T == pytest.approx(states.logits, abs=1e-5)
 
 

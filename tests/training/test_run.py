@@ -154,9 +154,9 @@ def test_the_folder_is_a_model_that_answers_as_well_as_it_was_judged(
 def test_the_manifest_fits_the_weights_beside_it(full: tuple[Run, list[StepMetrics]], bench: Bench) -> None:
     manifest = read_manifest(full[0].folder)
     model, tokenizer = load_causal(full[0].folder)
-    assert (manifest.kind, manifest.base, manifest.max_tokens) == ("codes", "toys/tiny", 64)
+    assert (manifest.kind, manifest.base, manifest.max_tokens) == ("label_tokens", "toys/tiny", 64)
     assert manifest.task == bench.task
-    assert manifest.codes == choose_label_tokens(bench.task.labels, tokenizer)
+    assert manifest.label_tokens == choose_label_tokens(bench.task.labels, tokenizer)
     assert manifest.weights_fingerprint == weights_fingerprint(model)
     assert 0.25 <= manifest.temperature <= 8
     assert manifest.temperature != 1.0

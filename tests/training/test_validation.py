@@ -37,7 +37,7 @@ def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any]) -> N
     """The only valid answer is {"n": 1}, so exactly the rows that ask for it are right."""
     task = Extract(name="one", json_schema=SCHEMA)
     selection = rows(("a card", '{"n": 1}'), ("a pin", '{"n": 1}'), ("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
-    found = validate_generation(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection)
+    found = validate_generation(*tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), selection)
     assert found.value == pytest.approx(0.75)
     assert found.manifest.calibration.n_rows == 0  # four rows fit nothing
 
@@ -46,27 +46,29 @@ def test_only_the_first_rows_are_written(tiny_fp32: tuple[Any, Any], monkeypatch
     monkeypatch.setattr(exam, "MAX_GENERATED_ROWS", 1)
     task = Extract(name="one", json_schema=SCHEMA)
     selection = rows(("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
-    assert validate_generation(*tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), selection).value == 0.0
+    assert validate_generation(*tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), selection).value == 0.0
 
 
 def test_a_calibration_is_fitted_where_rows_suffice(tiny_fp32: tuple[Any, Any]) -> None:
     task = Answer(name="rules", max_answer_tokens=3)
     texts = [f"the card {i}" for i in range(40)]
     said = validate_generation(
-        *tiny_fp32, Manifest(kind="writes", task=task, base="tiny"), rows(*[(t, "no") for t in texts])
+        *tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), rows(*[(t, "no") for t in texts])
     )
     assert said.value == 0.0
     assert said.manifest.calibration.n_rows in (0, 40)  # all wrong: one flat step, or none
 
 
 def test_no_selection_rows_no_score(tiny_fp32: tuple[Any, Any]) -> None:
-    manifest = Manifest(kind="writes", task=Answer(name="rules"), base="tiny")
+    manifest = Manifest(kind="generative", task=Answer(name="rules"), base="tiny")
     assert validate_generation(*tiny_fp32, manifest, Dataset(name="selection", examples=())).value == 0.0
 
 
 def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Classify, toy_selection: Dataset) -> None:
     codes = choose_label_tokens(toy_task.closed, tiny_fp32[1])
-    found = validate_labels(*tiny_fp32, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"), toy_selection)
+    found = validate_labels(
+        *tiny_fp32, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"), toy_selection
+    )
     assert 0 <= found.value <= 1
     assert found.manifest.temperature != 1.0
 

@@ -51,7 +51,7 @@ class ModelSource(NamedTuple):
         if str(self.location).startswith(("http://", "https://")):
             return "address"
         if (self.path / MANIFEST).is_file():
-            kinds: dict[str, Kind] = {"codes": "label", "writes": "generative", "chats": "generative"}
+            kinds: dict[str, Kind] = {"label_tokens": "label", "generative": "generative", "chat": "generative"}
             return kinds.get(self.manifest.kind, "linear")
         if (self.path / "config.json").is_file():
             return "weights"

@@ -36,7 +36,7 @@ class ExportedModel(DelegatingModel):
 
         Raise ConfigError if the task's answers are not generated or the file is missing, MissingExtra.
         """
-        if manifest.kind != "writes":
+        if manifest.kind != "generative":
             raise ConfigError(
                 f'{path}: of kind "{manifest.kind}"; llama.cpp only generates text', hint="serve the model's folder"
             )

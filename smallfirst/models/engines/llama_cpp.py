@@ -65,7 +65,7 @@ def find_gguf_export(source: ModelSource) -> Path | None:
 
     A file older than the model is not an export of it, and conversations have no export.
     """
-    if source.manifest.kind != "writes":
+    if source.manifest.kind != "generative":
         return None
     folder, model_mtime = source.path, (source.path / MANIFEST).stat().st_mtime
     found = [*sorted(folder.glob("*.gguf")), folder.with_name(f"{folder.name}.gguf")]

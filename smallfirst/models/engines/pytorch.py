@@ -32,7 +32,7 @@ class PyTorchEngine:
             reason, drawback = "the weights are a folder of safetensors", "it generates for fewer requests at once"
         elif source.kind == "label":
             method = "labels scored in this process, requests batched together"
-            n_answers = len(source.manifest.codes)
+            n_answers = len(source.manifest.label_tokens)
             reason = f"its {n_answers} answers are closed: one pass over the prompt gives the probability of each"
         else:
             reason = "its answers and confidences are those that were measured"
@@ -59,7 +59,7 @@ class PyTorchEngine:
             from smallfirst.models.local.label_scorer import LabelScorer
 
             return LabelModel(LabelScorer.load(folder, manifest), manifest, name=name, price=price)
-        if manifest.kind == "chats":
+        if manifest.kind == "chat":
             chat, max_tokens = Generator.load(folder, chat=True), manifest.max_tokens
             return GenerativeModel.for_chat(chat, name=name, price=price, max_tokens=max_tokens)
         return GenerativeModel.for_task(Generator.load(folder), manifest, name=name, price=price)

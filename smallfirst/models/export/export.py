@@ -89,7 +89,7 @@ def export(
         digest = _sha256(draft)
         os.replace(draft, target)
     notes += [note for result in results for note in result.notes]
-    if manifest.codes:
+    if manifest.label_tokens:
         notes.append("an answer is one code token; the exported manifest maps it to its label")
     if format == "gguf" and len(results) == 1:
         notes.append('llama.cpp has not read it: pip install "smallfirst[llama]" and export again')
@@ -123,8 +123,8 @@ def chat_template(task: Task, tokenizer: Any) -> str:
 def _problems(
     manifest: Manifest, target: Path, format: ExportFormat, precision: Precision, texts: Sequence[str]
 ) -> Iterator[str]:
-    if manifest.kind not in ("codes", "writes"):
-        yield f'it is of kind "{manifest.kind}"; only "codes" and "writes" can be exported'
+    if manifest.kind not in ("label_tokens", "generative"):
+        yield f'it is of kind "{manifest.kind}"; only "label_tokens" and "generative" can be exported'
     if target.exists():
         yield f"{target} exists; choose another path"
     if format == "safetensors" and precision == "q8_0":

@@ -93,15 +93,15 @@ def reference_outputs(model: Any, tokenizer: Any, manifest: Manifest, texts: Seq
     """Return the trained model's answer to each text: a code token, or what it generates without a grammar."""
     prompts = [encode_prompt(tokenizer, manifest.task.prompt(text), manifest.max_tokens) for text in texts]
     read = torch_reader(model, manifest)
-    if manifest.kind == "codes":
-        rows = [Row((*ids, manifest.codes[0]), len(ids)) for ids in prompts]  # the last token is not read
+    if manifest.kind == "label_tokens":
+        rows = [Row((*ids, manifest.label_tokens[0]), len(ids)) for ids in prompts]  # the last token is not read
     else:
         most = min(MAX_ANSWER_TOKENS, manifest.task.max_answer_tokens)
         answers = Generator(model, tokenizer).generate([GenerationRequest(ids, most) for ids in prompts])
         ends = [(tokenizer.eos_token_id,) if answer.finish_reason == "stop" else () for answer in answers]
         written = [(*answer.token_ids, *end) for answer, end in zip(answers, ends, strict=True)]
         rows = [Row((*ids, *answer), len(ids)) for ids, answer in zip(prompts, written, strict=True)]
-    return [_seen(row, read(row), len(manifest.codes)) for row in rows]
+    return [_seen(row, read(row), len(manifest.label_tokens)) for row in rows]
 
 
 def compare(seen: Reference, read: torch.Tensor) -> Difference:
@@ -202,7 +202,7 @@ class LlamaCppReader:
 
     def read(self, row: Row) -> torch.Tensor:
         """Return log-probabilities as a Reader does; tokens beyond the likeliest `n_top` have -inf."""
-        n_top = self._vocabulary if self._manifest.codes else self.n_top
+        n_top = self._vocabulary if self._manifest.label_tokens else self.n_top
         # llama.cpp reports no probabilities without a whole character in the answer, so it is forced to generate an
         # "a". The probabilities are from before that.
         settings = {"n_predict": 1, "n_probs": n_top, "temperature": 0, "logit_bias": [["a", 1e6]]}
@@ -211,7 +211,7 @@ class LlamaCppReader:
             reply = self._post("/completion", prompt=row.ids[: row.n_prompt + at], **settings)
             for token in reply["completion_probabilities"][0]["top_logprobs"]:
                 found[at, token["id"]] = token["logprob"]
-        return _narrowed(found, self._manifest) if self._manifest.codes else found
+        return _narrowed(found, self._manifest) if self._manifest.label_tokens else found
 
     def _post(self, path: str, **body: Any) -> dict[str, Any]:
         response = self._session.send("POST", path, body)
@@ -224,8 +224,8 @@ class LlamaCppReader:
 
 def _narrowed(logits: torch.Tensor, manifest: Manifest) -> torch.Tensor:
     """Return log-probabilities over the vocabulary, or over the code tokens alone if the model has them."""
-    if manifest.codes:
-        codes = list(manifest.codes)
+    if manifest.label_tokens:
+        codes = list(manifest.label_tokens)
         logits = torch.full_like(logits, -torch.inf).index_copy_(1, torch.tensor(codes), logits[:, codes])
     return logits.log_softmax(dim=-1)
 

@@ -72,7 +72,7 @@ def write_folder(original: Original, model: Any, draft: Path, precision: str) ->
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         do_sample=False,
-        max_new_tokens=1 if manifest.codes else manifest.task.max_answer_tokens,
+        max_new_tokens=1 if manifest.label_tokens else manifest.task.max_answer_tokens,
     )
     model.to(torch.bfloat16 if precision == "bf16" else torch.float16).save_pretrained(draft)
     tokenizer.save_pretrained(draft)

@@ -56,11 +56,11 @@ class LoraBase:
         manifest = read_manifest(folder)
         adapter = self.add(folder)
         name = name or manifest.task.name
-        if manifest.kind == "codes":
+        if manifest.kind == "label_tokens":
             return LabelModel(_AdapterScorer(self, adapter, manifest), manifest, name=name, price=price)
-        if manifest.kind == "writes":
+        if manifest.kind == "generative":
             return GenerativeModel.for_task(self._shared(), manifest, name=name, price=price, adapter=adapter)
-        if manifest.kind == "chats":
+        if manifest.kind == "chat":
             return GenerativeModel.for_chat(
                 self._shared(), name=name, price=price, adapter=adapter, max_tokens=manifest.max_tokens
             )

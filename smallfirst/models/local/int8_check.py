@@ -74,7 +74,7 @@ def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
     of those use.
     """
     manifest = read_manifest(folder)
-    if manifest.kind != "codes":
+    if manifest.kind != "label_tokens":
         return None
     exact = LabelScorer.load(folder, manifest, engine="packed")
     int8 = LabelScorer.load(folder, manifest, engine="int8")

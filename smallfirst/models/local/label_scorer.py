@@ -45,7 +45,7 @@ class LabelScorer:
         import torch
 
         self.model, self.tokenizer, self.manifest = model, tokenizer, manifest
-        self.codes = torch.tensor(manifest.codes)
+        self.label_tokens = torch.tensor(manifest.label_tokens)
         self.engine: Engine = "transformers"
         self._packed: PackedDecoder | None = None
         self._serving = False
@@ -125,7 +125,7 @@ class LabelScorer:
 
         with torch.inference_mode():
             last = self._last_states(batch)
-            head = self.model.get_output_embeddings().weight[self.codes.to(last.device)].float()
+            head = self.model.get_output_embeddings().weight[self.label_tokens.to(last.device)].float()
             return torch.log_softmax(last @ head.T, dim=-1).tolist()  # (batch, labels)
 
     def _last_states(self, batch: list[list[int]]) -> torch.Tensor:

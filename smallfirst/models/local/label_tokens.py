@@ -24,25 +24,25 @@ def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[in
     words = [_words(label) for label in labels]
     in_labels = Counter(word for label_words in words for word in set(label_words))
     taken: set[int] = set()
-    codes: dict[int, int] = {}
+    chosen: dict[int, int] = {}
     # Labels whose rarest word occurs in few others choose first, so that fewer fall back to letters.
     for i in sorted(range(len(labels)), key=lambda i: min((in_labels[w] for w in words[i]), default=99)):
         for word in sorted(words[i], key=lambda w: (in_labels[w], words[i].index(w))):
             token = _single_token(word, tokenizer)
             if token is not None and token not in taken:
-                codes[i] = token
+                chosen[i] = token
                 taken.add(token)
                 break
     spare = _letter_tokens(tokenizer)
     for i in range(len(labels)):
-        while i not in codes:
+        while i not in chosen:
             token = next(spare, None)
             if token is None:
                 raise ConfigError(f"this tokenizer has too few single-token words for {len(labels)} labels")
             if token not in taken:
-                codes[i] = token
+                chosen[i] = token
                 taken.add(token)
-    return tuple(codes[i] for i in range(len(labels)))
+    return tuple(chosen[i] for i in range(len(labels)))
 
 
 def _words(label: str) -> list[str]:

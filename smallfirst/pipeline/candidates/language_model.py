@@ -49,7 +49,7 @@ class BaseModel(Candidate):
             from smallfirst.models.label_model import LabelModel
             from smallfirst.models.local.label_trie import TrieScorer
 
-            manifest = Manifest(kind="codes", task=task, base=name)
+            manifest = Manifest(kind="label_tokens", task=task, base=name)
             return LabelModel(TrieScorer.load(folder, task), manifest, name=name, price=price)
         from smallfirst.models.generation.generator import Generator
         from smallfirst.models.generation.model import GenerativeModel

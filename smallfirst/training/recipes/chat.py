@@ -53,7 +53,7 @@ class _RowsWithEvaluation(NamedTuple):
         return CausalBackend()
 
     def _manifest(self, config: TrainConfig, base: str) -> Manifest:
-        return Manifest(kind="chats", task=Chat(name=self.name), base=base, max_tokens=config.max_seq_tokens)
+        return Manifest(kind="chat", task=Chat(name=self.name), base=base, max_tokens=config.max_seq_tokens)
 
     def _validate(
         self, rows: Sequence[TokenizedRow], model: Any, tokenizer: Any, manifest: Manifest

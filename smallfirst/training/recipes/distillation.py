@@ -116,11 +116,11 @@ def check_task(folder: Path, task: Task, tokenizer: Any) -> None:
         return
     manifest = read_manifest(folder)
     wrong = "asks with another prompt" if manifest.task.prompt("…") != task.prompt("…") else ""
-    if manifest.kind != ("codes" if task.closed else "writes"):
+    if manifest.kind != ("label_tokens" if task.closed else "generative"):
         wrong = f'is of kind "{manifest.kind}"'
     elif task.closed:
         ours = dict(zip(task.closed, choose_label_tokens(task.closed, tokenizer), strict=True))
-        theirs = dict(zip(manifest.task.closed, manifest.codes, strict=True))
+        theirs = dict(zip(manifest.task.closed, manifest.label_tokens, strict=True))
         other = sorted(label for label in ours.keys() | theirs.keys() if ours.get(label) != theirs.get(label))
         if other:
             wrong = f"has other labels or codes: {_some(other)}"

@@ -79,10 +79,12 @@ class TaskRecipe(NamedTuple):
             rows = encode_label_rows(
                 self.train_rows, self.task, codes=codes, tokenizer=tokenizer, max_tokens=max_tokens
             )
-            manifest = Manifest(kind="codes", task=self.task, base=base, codes=codes, max_tokens=max_tokens)
+            manifest = Manifest(
+                kind="label_tokens", task=self.task, base=base, label_tokens=codes, max_tokens=max_tokens
+            )
         else:
             rows = encode_text_rows(self.train_rows, self.task, tokenizer=tokenizer, max_tokens=max_tokens)
-            manifest = Manifest(kind="writes", task=self.task, base=base, max_tokens=max_tokens)
+            manifest = Manifest(kind="generative", task=self.task, base=base, max_tokens=max_tokens)
         return PreparedData(rows, manifest)
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:

@@ -61,7 +61,7 @@ def test_answers_and_confidences_are_those_of_the_trained_model(folder: Path) ->
     from smallfirst.models.generation.generator import Generator
     from smallfirst.models.generation.model import GenerativeModel
 
-    manifest = Manifest(kind="writes", task=RULES, base="tiny")
+    manifest = Manifest(kind="generative", task=RULES, base="tiny")
     trained = answers(GenerativeModel.for_task(Generator.load(folder), manifest))
     path = exported(folder, manifest)
     found = answers(ExportedModel(path, manifest, PriceBook(), threads=1))
@@ -75,7 +75,7 @@ def test_answers_and_confidences_are_those_of_the_trained_model(folder: Path) ->
 
 def test_schema_is_kept_and_no_confidence_claimed(folder: Path) -> None:
     task = Extract(name="sizes", json_schema=SCHEMA)
-    manifest = Manifest(kind="writes", task=task, base="tiny")
+    manifest = Manifest(kind="generative", task=task, base="tiny")
     for one in answers(ExportedModel(exported(folder, manifest), manifest, PriceBook(), threads=1), logprobs=0):
         assert one.text in ('{"size": "small"}', '{"size": "large"}')
         assert one.confidence is None
@@ -83,6 +83,8 @@ def test_schema_is_kept_and_no_confidence_claimed(folder: Path) -> None:
 
 
 def test_closed_answers_are_not_written(folder: Path) -> None:
-    manifest = Manifest(kind="codes", task=Classify(name="toy", labels=("a", "b")), codes=(1, 2), base="tiny")
-    with pytest.raises(ConfigError, match=r'of kind "codes"; llama\.cpp only generates text'):
+    manifest = Manifest(
+        kind="label_tokens", task=Classify(name="toy", labels=("a", "b")), label_tokens=(1, 2), base="tiny"
+    )
+    with pytest.raises(ConfigError, match=r'of kind "label_tokens"; llama\.cpp only generates text'):
         ExportedModel(folder / "export.gguf", manifest, PriceBook())

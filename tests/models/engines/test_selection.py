@@ -46,10 +46,10 @@ TORCH = environment("PyTorch")
 
 def model_folder(folder: Path, kind: Any) -> Path:
     folder.mkdir()
-    task = Answer(name="rules") if kind in ("writes", "chats") else Classify(name="toy", labels=("a", "b"))
+    task = Answer(name="rules") if kind in ("generative", "chat") else Classify(name="toy", labels=("a", "b"))
     (folder / "model.safetensors").write_bytes(bytes(3_000_000))
-    codes = (1, 2) if kind == "codes" else ()
-    write_manifest(folder, Manifest(kind=kind, task=task, base="tiny", codes=codes))
+    codes = (1, 2) if kind == "label_tokens" else ()
+    write_manifest(folder, Manifest(kind=kind, task=task, base="tiny", label_tokens=codes))
     return folder
 
 
@@ -65,7 +65,7 @@ def reasons(choice: EngineChoice) -> dict[str, str]:
 def test_closed_answers_are_scored_by_pytorch_whatever_else_is_installed(
     tmp_path: Path, where: Environment, certified: bool
 ) -> None:
-    folder = model_folder(tmp_path / "small", "codes")
+    folder = model_folder(tmp_path / "small", "label_tokens")
     (folder / "small.gguf").touch()
     found = choose(folder, where, name="cards", certified=certified)
     assert (found.model, found.engine, found.assessment.threads, found.weights_bytes) == (
@@ -85,7 +85,7 @@ def test_linear_model_is_linear(tmp_path: Path, kind: str) -> None:
 
 
 def test_certificate_binds_a_generative_model_to_the_engine_it_was_measured_with(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", "writes")
+    folder = model_folder(tmp_path / "m", "generative")
     (folder / "m.gguf").write_bytes(bytes(1000))
     found = choose(folder)
     assert found.engine == "PyTorch"
@@ -94,7 +94,7 @@ def test_certificate_binds_a_generative_model_to_the_engine_it_was_measured_with
 
 
 def test_export_beside_an_uncertified_generative_model_is_run_by_llama_cpp(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", "writes")
+    folder = model_folder(tmp_path / "m", "generative")
     assert "no GGUF export" in reasons(choose(folder, certified=False))["llama.cpp"]
     export = tmp_path / "m.gguf"
     export.write_bytes(bytes(1000))
@@ -111,7 +111,7 @@ def test_export_beside_an_uncertified_generative_model_is_run_by_llama_cpp(tmp_p
 
 
 def test_export_older_than_the_model_is_not_its_export(tmp_path: Path) -> None:
-    folder = model_folder(tmp_path / "m", "writes")
+    folder = model_folder(tmp_path / "m", "generative")
     export = folder / "m.gguf"
     export.touch()
     assert find_gguf_export(ModelSource(folder)) == export
@@ -164,7 +164,7 @@ def test_address_is_an_endpoint(tmp_path: Path) -> None:
 
 
 def test_adapter_counts_its_base(tmp_path: Path) -> None:
-    base, folder = tmp_path / "base", model_folder(tmp_path / "m", "codes")
+    base, folder = tmp_path / "base", model_folder(tmp_path / "m", "label_tokens")
     base.mkdir()
     (base / "model.safetensors").write_bytes(bytes(500))
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
@@ -172,7 +172,10 @@ def test_adapter_counts_its_base(tmp_path: Path) -> None:
 
 
 def test_explanation_names_machine_engine_reasons_and_memory(tmp_path: Path) -> None:
-    choices = [choose(model_folder(tmp_path / "cards", "codes")), choose("https://api.example.com/v1", name="large")]
+    choices = [
+        choose(model_folder(tmp_path / "cards", "label_tokens")),
+        choose("https://api.example.com/v1", name="large"),
+    ]
     assert explain_choices(choices, CPU).splitlines() == [
         "processor  Two Cores: 2 cores, AVX2, AVX512-BF16; no CUDA GPU",
         "",
@@ -254,7 +257,7 @@ def test_engine_of_another_package_is_chosen_and_loads(tmp_path: Path, fake_engi
 
 def test_export_is_loaded_where_it_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xllamacpp")
-    folder = model_folder(tmp_path / "m", "writes")
+    folder = model_folder(tmp_path / "m", "generative")
     (tmp_path / "m.gguf").touch()
     monkeypatch.setattr(selection, "detect_environment", lambda: ALL)
     model = load_model(folder, name="rules", certified=False)

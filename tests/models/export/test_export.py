@@ -57,7 +57,7 @@ def trained(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
     """A folder as training writes it, answers by code tokens."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "trained"))
     codes = choose_label_tokens(toy_task.labels, transformers.AutoTokenizer.from_pretrained(folder))
-    write_manifest(folder, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
+    write_manifest(folder, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"))
     return folder
 
 
@@ -65,7 +65,7 @@ def trained(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
 def writing(tiny_folder: Path, tmp_path: Path) -> Path:
     """A folder as training writes it, answers are written."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "writing"))
-    write_manifest(folder, Manifest(kind="writes", task=ANSWER, base="tiny"))
+    write_manifest(folder, Manifest(kind="generative", task=ANSWER, base="tiny"))
     return folder
 
 
@@ -375,7 +375,7 @@ def test_every_wrong_argument_is_named_at_once(trained: Path, tmp_path: Path) ->
 def test_linear_models_are_not_exported(trained: Path, tmp_path: Path) -> None:
     manifest = read_manifest(trained)
     write_manifest(trained, manifest.model_copy(update={"kind": "words"}))
-    with pytest.raises(ConfigError, match='of kind "words"; only "codes" and "writes"'):
+    with pytest.raises(ConfigError, match='of kind "words"; only "label_tokens" and "generative"'):
         gguf_export(trained, tmp_path / "m.gguf")
 
 

@@ -61,7 +61,7 @@ def ask(*models: Model) -> list[list[Completion]]:
 
 
 def manifest(folder: Path, **more: Any) -> Manifest:
-    return Manifest(**({"kind": "writes", "task": ANSWER, "base": str(folder)} | more))
+    return Manifest(**({"kind": "generative", "task": ANSWER, "base": str(folder)} | more))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_keys_and_values_belong_to_one_adapter(base: LoraBase, folders: list[Pat
 def test_a_label_model_may_be_an_adapter_too(
     base: LoraBase, tiny_folder: Path, folders: list[Path], toy_task: Any
 ) -> None:
-    codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
+    codes = manifest(tiny_folder, kind="label_tokens", task=toy_task, label_tokens=(10, 11, 12, 13))
     whole = adapted(tiny_folder, folders[0], 3, codes)
     adapted(tiny_folder, folders[1], 4, manifest(tiny_folder))
     found, _ = ask(*map(base.serve, folders))
@@ -152,7 +152,7 @@ def test_a_label_model_may_be_an_adapter_too(
 
 
 def test_embeddings_are_an_adapters_own(base: LoraBase, tiny_folder: Path, tmp_path: Path, toy_task: Any) -> None:
-    codes = manifest(tiny_folder, kind="codes", task=toy_task, codes=(10, 11, 12, 13))
+    codes = manifest(tiny_folder, kind="label_tokens", task=toy_task, label_tokens=(10, 11, 12, 13))
     for i, own in enumerate((codes, codes, manifest(tiny_folder), manifest(tiny_folder))):
         adapted(tiny_folder, tmp_path / str(i), i, own)
     models = [base.serve(tmp_path / str(i)) for i in range(4)]

@@ -40,7 +40,7 @@ Loaded = tuple[Any, Any]
 
 
 def for_task(loaded: Loaded, task: Any = ANSWER, *, price: MachinePrice | None = None, **more: Any) -> GenerativeModel:
-    manifest = Manifest(kind="writes", task=task, base="tiny", **more)
+    manifest = Manifest(kind="generative", task=task, base="tiny", **more)
     return GenerativeModel.for_task(Generator(*loaded), manifest, price=price)
 
 
@@ -100,7 +100,7 @@ def test_a_calibration_replaces_the_raw_probability(tiny_fp32: Loaded) -> None:
 
 
 def test_a_folder_of_a_generative_model_is_loaded_as_one(tiny_folder: Path) -> None:
-    write_manifest(tiny_folder, Manifest(kind="writes", task=ANSWER, base="tiny"))
+    write_manifest(tiny_folder, Manifest(kind="generative", task=ANSWER, base="tiny"))
     try:
         model = load_model(tiny_folder, name="rules-small")
         assert isinstance(model, GenerativeModel)

@@ -17,7 +17,9 @@ from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.manifest import Manifest, write_manifest
 from smallfirst.tasks.classify import Classify
 
-MANIFEST = Manifest(kind="codes", task=Classify(name="t", labels=("a", "b")), base="tiny", weights_fingerprint="f00")
+MANIFEST = Manifest(
+    kind="label_tokens", task=Classify(name="t", labels=("a", "b")), base="tiny", weights_fingerprint="f00"
+)
 
 
 def rows(*first: float) -> list[LabelLogProbs]:
@@ -75,7 +77,7 @@ def folder(tiny_folder: Path, tmp_path: Path, toy_task: Classify) -> Path:
     for file in tiny_folder.iterdir():
         (made / file.name).write_bytes(file.read_bytes())
     codes = choose_label_tokens(toy_task.labels, load_causal(made)[1])
-    manifest = Manifest(kind="codes", task=toy_task, base="tiny", codes=codes, weights_fingerprint="f00")
+    manifest = Manifest(kind="label_tokens", task=toy_task, base="tiny", label_tokens=codes, weights_fingerprint="f00")
     write_manifest(made, manifest)
     return made
 

@@ -27,7 +27,7 @@ TEXT = "where is my card"
 def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
     model, tokenizer = tiny_fp32
     codes = choose_label_tokens(toy_task.labels, tokenizer)
-    return LabelScorer(model, tokenizer, Manifest(kind="codes", task=toy_task, codes=codes, base="tiny"))
+    return LabelScorer(model, tokenizer, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_probabilities_are_those_of_the_label_tokens_after_the_prompt(scorer: La
     ids = [scorer.tokenizer.bos_token_id, *scorer.tokenizer.encode(f"{TEXT} =>", add_special_tokens=False)]
     with torch.inference_mode():
         logits = scorer.model(input_ids=torch.tensor([ids])).logits[0, -1]
-    expected = logits[list(scorer.manifest.codes)].softmax(-1)
+    expected = logits[list(scorer.manifest.label_tokens)].softmax(-1)
     (found,) = scorer.score([TEXT])
     assert torch.tensor(found.log_probabilities).exp().tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     assert found.n_tokens == len(ids)

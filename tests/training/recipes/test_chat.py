@@ -256,7 +256,7 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
     config = TrainConfig(duration="9ep", learning_rate=1e-2, batch_tokens=256, max_seq_tokens=128)
     with open_run("toy", "chats") as tracked:
         run = train(recipe, config, base=("tiny", tiny_folder), tracked=tracked, folder=tmp_path)
-    assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chats", 128)
+    assert (read_manifest(run.folder).kind, read_manifest(run.folder).max_tokens) == ("chat", 128)
     assert len(run.validation_curve) == 9
     assert run.best_epoch == max(run.validation_curve, key=lambda point: point[1])[0]
     assert answers(run.folder, [e.messages for e in three]) == ["desk", "on its way", "by post", "in a week"]

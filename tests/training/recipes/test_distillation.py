@@ -260,11 +260,11 @@ def test_closed_answers_are_taught_by_a_model_with_the_same_codes_only(
     folder = tmp_path / "changed"
     shutil.copytree(taught_by.base, folder)
     manifest = read_manifest(folder)
-    write_manifest(folder, manifest.model_copy(update={"codes": manifest.codes[::-1]}))
+    write_manifest(folder, manifest.model_copy(update={"label_tokens": manifest.label_tokens[::-1]}))
     assert "has other labels or codes: “card_arrival”, “exchange_rate”, “lost_pin”, …" in refused(folder)
     fewer = Classify(name="toy", labels=bench.task.labels[:3])
     assert "has other labels or codes: “lost_pin”" in refused(Path(taught_by.base), fewer)
-    assert 'is of kind "codes"' in refused(Path(taught_by.base), WRITES)
+    assert 'is of kind "label_tokens"' in refused(Path(taught_by.base), WRITES)
     # The order of the labels is no difference: a code belongs to its label.
     turned = Classify(name="toy", labels=bench.task.labels[::-1])
     DistillationBackend(taught_by, turned).load(tiny_folder, CONFIG)
