@@ -64,7 +64,7 @@ def _with_selection(selection: TaskSelection, completion: Completion) -> Complet
     """Put the selector's step first in the route, and add its cost and latency."""
     scores = selection.scores
     step = RouteStep(
-        stage="front",
+        stage="auto",
         decision="passed on",
         why=selection.why,
         score=scores.get(selection.task) if selection.task else min(scores.values(), default=None),

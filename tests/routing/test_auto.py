@@ -1,4 +1,4 @@
-"""Auto: each request to the task it belongs to, with the front's step and price; all else to the general model."""
+"""Auto: each request goes to its task, with the selector's step and cost; all else goes to the general model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ByWord:
         )
 
 
-class Desk:
+class NamedModel:
     """Says its name; a Router if it has a route."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
@@ -52,8 +52,8 @@ class Desk:
         self.closed += 1
 
 
-def made(general: Desk | None = None) -> AutoRouter:
-    routers: dict[str, Model] = {"tickets": Desk("tickets"), "claims": Desk("claims")}
+def made(general: NamedModel | None = None) -> AutoRouter:
+    routers: dict[str, Model] = {"tickets": NamedModel("tickets"), "claims": NamedModel("claims")}
     return AutoRouter(ByWord(), routers, general)  # type: ignore[arg-type]
 
 
@@ -73,17 +73,17 @@ def test_a_request_goes_to_its_task_and_says_how_that_was_found() -> None:
     assert answer.route is not None
     assert (answer.route.task, answer.route.certified) == ("claims", True)
     first, second = answer.route.trail
-    assert (first.stage, first.why, first.score, first.threshold) == ("front", "like claims", 0.1, 0.97)
+    assert (first.stage, first.why, first.score, first.threshold) == ("auto", "like claims", 0.1, 0.97)
     assert first.cost_usd == 0.001
     assert second.stage == "small"
 
 
-def test_what_is_no_tasks_goes_to_the_general_model_without_a_promise() -> None:
-    answer = ask(made(Desk("big", routed=False)), "write a poem")
+def test_a_request_of_no_task_goes_to_the_general_model_uncertified() -> None:
+    answer = ask(made(NamedModel("big", routed=False)), "write a poem")
     assert answer.text == "big"
     assert answer.route is not None
     assert (answer.route.stage, answer.route.task, answer.route.certified) == ("large", "", False)
-    assert [(s.stage, s.decision) for s in answer.route.trail] == [("front", "passed on"), ("large", "answered")]
+    assert [(s.stage, s.decision) for s in answer.route.trail] == [("auto", "passed on"), ("large", "answered")]
     assert answer.route.trail[0].score == 0.99
 
 
@@ -104,12 +104,12 @@ def test_a_stream_carries_the_same_route() -> None:
     completion = chunks[-1].completion
     assert completion is not None
     assert completion.route is not None
-    assert [step.stage for step in completion.route.trail] == ["front", "small"]
+    assert [step.stage for step in completion.route.trail] == ["auto", "small"]
     assert completion.latency_ms == 12.0
 
 
-def test_closing_closes_every_desk_once() -> None:
-    general = Desk("big", routed=False)
+def test_closing_closes_every_model_once() -> None:
+    general = NamedModel("big", routed=False)
     auto = made(general)
     asyncio.run(auto.aclose())
-    assert [desk.closed for desk in (*auto.routers.values(), general)] == [1, 1, 1]  # type: ignore[attr-defined]
+    assert [model.closed for model in (*auto.routers.values(), general)] == [1, 1, 1]  # type: ignore[attr-defined]

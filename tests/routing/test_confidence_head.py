@@ -28,19 +28,19 @@ def draft(text: str = "a", confidence: float | None = 0.8, **more: object) -> Co
     )
 
 
-def drawn(n: int, seed: int, *, said: str = "honest") -> tuple[list[Completion], list[bool], list[Completion]]:
+def drawn(n: int, seed: int, *, kind: str = "calibrated") -> tuple[list[Completion], list[bool], list[Completion]]:
     """Drafts, outcomes and a cheaper model's answers: it agrees with nine in ten right ones, and three in ten wrong."""
     draw = np.random.default_rng(seed)
     truth = draw.uniform(0.5, 1, n)
     right = draw.random(n) < truth
     agrees = draw.random(n) < np.where(right, 0.9, 0.3)
-    own = {"honest": truth, "too sure": 1 - (1 - truth) ** 3}[said]
+    own = {"calibrated": truth, "overconfident": 1 - (1 - truth) ** 3}[kind]
     drafts = [draft("a", float(p)) for p in own]
     return drafts, right.tolist(), [draft("a" if same else "b", 0.7) for same in agrees]
 
 
-def auroc(said: list[float], right: list[bool]) -> float:
-    s, y = np.array(said), np.array(right)
+def auroc(scores: list[float], right: list[bool]) -> float:
+    s, y = np.array(scores), np.array(right)
     above = s[y][:, None] - s[~y][None, :]
     return float((above > 0).mean() + (above == 0).mean() / 2)
 
@@ -95,7 +95,7 @@ def test_agreement_is_weighed_where_it_tells_something() -> None:
     assert with_head > auroc([each.confidence or 0 for each in fresh], outcomes) + 0.05
 
 
-def test_an_honest_confidence_without_anything_beside_stays_as_it_is() -> None:
+def test_a_calibrated_confidence_without_a_cheaper_model_stays_as_it_is() -> None:
     for seed in range(5):
         drafts, right, _ = drawn(400, seed)
         head = DraftHead.fit(drafts, right)
@@ -103,11 +103,11 @@ def test_an_honest_confidence_without_anything_beside_stays_as_it_is() -> None:
         assert "stays as it is" in head.why
 
 
-def test_a_boastful_confidence_is_bent_and_keeps_its_order() -> None:
-    drafts, right, _ = drawn(600, 0, said="too sure")
+def test_an_overconfident_model_is_calibrated_and_keeps_its_order() -> None:
+    drafts, right, _ = drawn(600, 0, kind="overconfident")
     head = DraftHead.fit(drafts, right)
     assert "is calibrated" in head.why
-    fresh, outcomes, _ = drawn(600, 1, said="too sure")
+    fresh, outcomes, _ = drawn(600, 1, kind="overconfident")
     own, bent = np.array([each.confidence or 0 for each in fresh]), np.array([head.confidence(each) for each in fresh])
     assert (np.diff(bent[np.argsort(own)]) >= 0).all()
     assert own.mean() > np.mean(outcomes) + 0.1

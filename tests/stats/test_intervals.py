@@ -1,4 +1,4 @@
-"""Every interval against a reference implementation, or against what it promises to cover."""
+"""Every interval against a reference implementation, or by its coverage."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_upper_bound_agrees_with_the_upper_end_of_a_two_sided_interval_at_tw
 
 @CALM
 @given(COUNTS)
-def test_the_upper_bound_is_the_rate_at_which_so_few_errors_are_as_rare_as_promised(counts: tuple[int, int]) -> None:
+def test_the_upper_bound_is_the_rate_at_which_so_few_errors_have_probability_alpha(counts: tuple[int, int]) -> None:
     bound = upper_bound(*counts)
     if counts[0] < counts[1]:
         assert binomial_tail(*counts, bound) == pytest.approx(0.05, abs=1e-6)
@@ -136,7 +136,7 @@ def test_a_paired_difference_changes_sign_with_the_order(pairs: list[tuple[bool,
 
 
 @pytest.mark.parametrize("shares", [(0.05, 0.02), (0.2, 0.2), (0.3, 0.05)])
-def test_a_paired_difference_covers_the_truth_as_often_as_promised(shares: tuple[float, float]) -> None:
+def test_a_paired_difference_covers_the_truth_as_often_as_stated(shares: tuple[float, float]) -> None:
     draw, n, sets = np.random.default_rng(0), 120, 1500
     only_first, only_second = shares
     kinds = draw.choice(3, p=[only_first, only_second, 1 - only_first - only_second], size=(sets, n))
@@ -263,7 +263,7 @@ def test_intervals_of_a_share_cover_as_often_as_the_sum_over_all_counts_says() -
         assert exact >= (0.93 if cell.method == "Wilson" else 0.95)
 
 
-def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_bootstrap_does_not() -> None:
+def test_differences_and_macro_f1_cover_as_often_as_stated_and_the_plain_bootstrap_does_not() -> None:
     (pairs,) = intervals.measure(intervals.pairs, draws=2000, sizes=(60,), rates=(0.9,))
     plain, widened = intervals.measure(intervals.macro_f1s, draws=300, sizes=(30,), rates=(0.97,))
     assert not pairs.short
@@ -271,7 +271,7 @@ def test_differences_and_macro_f1_cover_as_often_as_promised_and_the_plain_boots
     assert plain.coverage < 0.75
 
 
-def test_a_bound_that_is_read_after_every_row_promises_too_much() -> None:
+def test_a_bound_that_is_read_after_every_row_covers_too_seldom() -> None:
     (once,) = [
         c for c in intervals.measure(intervals.shares, draws=2000, sizes=(200,), rates=(0.9,)) if "exact" in c.method
     ]

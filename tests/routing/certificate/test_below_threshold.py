@@ -91,8 +91,8 @@ def test_a_guarantee_that_never_escalates_keeps_everything() -> None:
     st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from([0.1, 0.2, 0.3, 0.9])), min_size=1, max_size=90)
 )
 def test_bands_part_what_is_below_the_threshold(drawn: list[tuple[bool, bool, float]]) -> None:
-    small, large, said = zip(*drawn, strict=True)
-    answers = rows(list(small), list(large), list(said))
+    small, large, scores = zip(*drawn, strict=True)
+    answers = rows(list(small), list(large), list(scores))
     kept = answers.confidence[0] >= 0.9
     found = decide_below_threshold(answers, kept, top=0.9, floor=None, person=False)
     assert sum(band.n for band in found.bands) == (~kept).sum()

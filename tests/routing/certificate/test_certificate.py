@@ -172,8 +172,8 @@ def test_a_guarantee_that_is_shown_names_its_evidence() -> None:
     assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "d")
 
 
-def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_often() -> None:
-    # 60 sure and right, then 10 doubtful: small right on 2, large on 6 (5 that small misses, and 1 of its own 2).
+def test_uncertain_requests_are_escalated_where_the_large_model_was_right_more_often() -> None:
+    # 60 confident and right, then 10 uncertain: small right on 2, large on 6 (5 that small misses, and 1 of its own 2).
     ours = [True] * 60 + [True, True] + [False] * 8
     theirs = [False] * 60 + [True, False] + [True] * 5 + [False] * 3
     found = certified(measured("small", ours, falling(60) + [0.1] * 10), measured("large", theirs))
@@ -187,7 +187,7 @@ def test_doubtful_requests_are_escalated_where_the_large_model_was_right_more_of
 
 
 @pytest.mark.parametrize("large_right", [0, 2])
-def test_doubtful_requests_stay_small_where_the_large_model_is_no_better(large_right: int) -> None:
+def test_uncertain_requests_stay_small_where_the_large_model_is_no_better(large_right: int) -> None:
     ours = [True] * 60 + [True, True] + [False] * 8
     theirs = [True] * 60 + [False] * (10 - large_right) + [True] * large_right
     found = certified(measured("small", ours, falling(60) + [0.1] * 10), measured("large", theirs))
@@ -242,8 +242,8 @@ def test_the_curve_begins_all_large_and_ends_all_small() -> None:
 
 def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
     for n in (400, 501, 777):
-        said = np.random.default_rng(n).random(n)
-        small = measured("small", (said > 0.1).tolist(), said.tolist())
+        scores = np.random.default_rng(n).random(n)
+        small = measured("small", (scores > 0.1).tolist(), scores.tolist())
         found = certified(small)
         assert found.issued
         (point,) = [p for p in found.curve if p.threshold == found.threshold]
@@ -253,11 +253,11 @@ def test_the_certified_threshold_is_a_point_of_the_curve() -> None:
 def test_every_point_of_the_curve_is_what_its_threshold_gives() -> None:
     draw = np.random.default_rng(6)
     ours, theirs = draw.random(90) < 0.8, draw.random(90) < 0.9
-    said = draw.choice([0.2, 0.5, 0.7, 0.9, 1.0], 90)  # many ties, which no threshold can part
-    curve = certified(measured("small", ours.tolist(), said.tolist()), measured("large", theirs.tolist())).curve
+    scores = draw.choice([0.2, 0.5, 0.7, 0.9, 1.0], 90)  # many ties, which no threshold can part
+    curve = certified(measured("small", ours.tolist(), scores.tolist()), measured("large", theirs.tolist())).curve
     assert [point.threshold for point in curve] == [NEVER_ACCEPT, 1.0, 0.9, 0.7, 0.5, 0.2]
     for point in curve:
-        kept = said >= point.threshold
+        kept = scores >= point.threshold
         assert (point.n_accepted, point.n_errors) == (kept.sum(), (kept & ~ours).sum())
         assert point.error_bound == upper_bound(point.n_errors, point.n_accepted)
         assert point.routed_accuracy == pytest.approx(np.where(kept, ours, theirs).mean())
@@ -287,9 +287,9 @@ def wrong_above(threshold: float, jump: float, *, high: float, low: float) -> fl
 def test_the_guarantee_is_broken_at_most_as_often_as_it_says(jump: float, high: float, low: float, n: int) -> None:
     draw, sets, broken, issued = np.random.default_rng(11), 1000, 0, 0
     for _ in range(sets):
-        said = draw.random(n)
-        right = draw.random(n) >= np.where(said < jump, high, low)
-        found = searched(said, right)
+        scores = draw.random(n)
+        right = draw.random(n) >= np.where(scores < jump, high, low)
+        found = searched(scores, right)
         issued += found.n_accepted > 0
         broken += found.n_accepted > 0 and wrong_above(found.threshold, jump, high=high, low=low) > 0.05
     slack = 3 * math.sqrt(0.05 * 0.95 / sets)
@@ -318,8 +318,8 @@ def test_a_looser_guarantee_never_asks_for_more_confidence(
 def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
     draw = np.random.default_rng(1)
     ours = [(draw.random(800) < share).tolist() for share in (0.99, 0.99)]
-    said = [draw.random(800).tolist() for _ in ours]
-    words, small = (measured(name, o, s) for name, o, s in zip(("words", "small"), ours, said, strict=True))
+    scores = [draw.random(800).tolist() for _ in ours]
+    words, small = (measured(name, o, s) for name, o, s in zip(("words", "small"), ours, scores, strict=True))
     found = certified((words, small), measured("large", [True] * 800, cost_usd=0.02))
     assert [one.name for one in found.stages] == ["words", "small"]
     assert found.issued
@@ -327,7 +327,7 @@ def test_a_cascade_is_certified_as_a_whole_with_a_threshold_a_stage() -> None:
     assert sum(one.n_errors for one in found.stages) == found.n_errors
     assert found.threshold == found.stages[-1].threshold
     first = found.stages[0].threshold
-    kept = sum(confidence >= first for confidence in said[0])
+    kept = sum(confidence >= first for confidence in scores[0])
     assert kept == found.stages[0].n_accepted
     assert found.covers("a", first, stage="words")
     assert not found.covers("a", first - 1e-9, stage="words")
@@ -426,8 +426,8 @@ def test_each_band_below_the_threshold_has_its_own_action() -> None:
     # 200 sure and right; then 40 on which large is better, then 40 on which it is worse.
     ours = [True] * 200 + [False] * 40 + [True] * 20 + [False] * 20
     theirs = [True] * 200 + [True] * 40 + [False] * 40
-    said = falling(200) + [0.4 - i / 1000 for i in range(40)] + [0.1 - i / 1000 for i in range(40)]
-    small, large = measured("small", ours, said), measured("large", theirs)
+    scores = falling(200) + [0.4 - i / 1000 for i in range(40)] + [0.1 - i / 1000 for i in range(40)]
+    small, large = measured("small", ours, scores), measured("large", theirs)
     found = certified(small, large)
     decisions = [found.decide(confidence) for confidence in (0.9, 0.45, 0.39, 0.09, 0.0, None)]
     # Four wrong answers among 204 kept are still at most 5 %, so the threshold lies at 0.397.
@@ -440,8 +440,8 @@ def test_each_band_below_the_threshold_has_its_own_action() -> None:
 def test_per_class_only_labels_that_are_shown_are_covered() -> None:
     right = [True] * 200 + [i % 2 == 0 for i in range(100)]
     small = measured("small", right, falling(300))
-    said = ["card"] * 200 + ["loan"] * 100
-    rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, said, strict=True))
+    scores = ["card"] * 200 + ["loan"] * 100
+    rows = tuple(row.model_copy(update={"answer": label}) for row, label in zip(small.rows, scores, strict=True))
     small = small.model_copy(update={"rows": rows})
     found = certified(small, None, Guarantee(per_class=True))
     assert found.why == (

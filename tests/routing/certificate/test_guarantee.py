@@ -1,4 +1,4 @@
-"""The promise: what may be asked for, and how it reads."""
+"""The guarantee: which limits are allowed, and how it is described."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from smallfirst.records import parse_record
 from smallfirst.routing.certificate.guarantee import Guarantee
 
 
-def test_the_plain_promise_is_about_wrong_answers_alone() -> None:
+def test_the_default_guarantee_limits_errors_alone() -> None:
     assert Guarantee().limits == {"error": 0.05}
     assert Guarantee(max_error=0.075, confidence=0.975).in_words == "at most 7.5 % of kept answers wrong (97.5 %)"
 
 
-def test_every_limit_is_said_in_its_own_unit() -> None:
+def test_every_limit_is_described_in_its_own_unit() -> None:
     everything = Guarantee(max_accuracy_loss=0.01, max_usd_per_1k=2, max_p95_ms=300, max_escalation_rate=0.2)
     assert everything.in_words == (
         "at most 5 % of kept answers wrong, at most 1 point less accurate than the large model, at most $2 per 1,000 "
@@ -34,6 +34,6 @@ def test_every_limit_is_said_in_its_own_unit() -> None:
         ({"max_usd": 2}, 'did you mean "max_usd_per_1k"'),
     ],
 )
-def test_a_promise_that_cannot_be_is_refused(values: dict[str, object], rule: str) -> None:
+def test_an_impossible_guarantee_is_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(ConfigError, match=rule):
         parse_record(Guarantee, values, where="task.yaml")

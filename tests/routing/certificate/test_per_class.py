@@ -43,7 +43,7 @@ def test_labels_too_rare_to_show_anything_take_no_share_of_the_level() -> None:
     assert found["rare-0"].labels_missing == 58
 
 
-def test_a_label_has_its_own_threshold_if_promised_by_label() -> None:
+def test_a_label_has_its_own_threshold_if_guaranteed_per_class() -> None:
     # The surer 150 of 200 are right, the others wrong every second time.
     right = [True] * 150 + [i % 2 == 0 for i in range(50)]
     (one,) = certify_classes(
@@ -66,7 +66,7 @@ def test_several_stages_are_tested_at_the_walk_by_holm() -> None:
     assert found == {"card": True, "loan": False}
 
 
-def test_all_labels_hold_together_as_often_as_promised() -> None:
+def test_all_labels_hold_together_as_often_as_stated() -> None:
     draw, sets, broken = np.random.default_rng(0), 150, 0
     labels = np.array(list("abcd"))
     error = {"a": 0.101, "b": 0.101, "c": 0.02, "d": 0.3}  # a and b break 10 % by a hair: the hardest case

@@ -210,7 +210,7 @@ def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"audit_share": 0.0}, "audit_share: Input should be greater than 0"),
         ({"audit_share": 1.5}, "audit_share: Input should be less than or equal to 1"),
@@ -219,10 +219,10 @@ def test_false_alarms_in_quiet_lives_stay_below_their_bound() -> None:
         ({"audit_shares": 0.2}, "did you mean"),
     ],
 )
-def test_impossible_settings_are_refused(values: dict[str, float], said: str) -> None:
+def test_impossible_settings_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse_record(MonitorSettings, values, where="task.yaml")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_limit_outside_0_and_1_is_refused() -> None:

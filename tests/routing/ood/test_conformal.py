@@ -1,4 +1,4 @@
-"""Doubt from scores of any scale: a promise about the task's own requests, kept whatever the scores are."""
+"""Out-of-domain scores from scores of any scale: a threshold keeps the share of own requests that it states."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from smallfirst.errors import ConfigError
 from smallfirst.routing.ood.conformal import KNOTS, ConformalScorer, ScoreFusion
 
 
-def test_doubt_is_the_share_of_own_rows_that_look_more_ordinary() -> None:
+def test_the_score_is_the_share_of_own_rows_that_are_more_ordinary() -> None:
     ranks = ConformalScorer.fit(np.array([4.0, 1.0, 3.0, 2.0]))
-    # one less (1 + rows at least as strange) / (4 + 1)
+    # one less (1 + rows at least as large) / (4 + 1)
     assert ranks.ood_score(np.array([0.0, 1.0, 2.5, 4.0])) == pytest.approx([0.0, 0.0, 0.4, 0.6])
 
 
-def test_beyond_the_strangest_own_row_doubt_still_grows() -> None:
+def test_the_score_still_grows_beyond_the_largest_own_one() -> None:
     ranks = ConformalScorer.fit(np.arange(100.0))
     just, far, very = ranks.neg_log_p_values(np.array([99.01, 120.0, 200.0]))
     assert just == pytest.approx(math.log(101), abs=0.01)
@@ -29,12 +29,12 @@ def test_beyond_the_strangest_own_row_doubt_still_grows() -> None:
     assert ranks.ood_score(np.array([1e9]))[0] == 1.0
 
 
-def test_few_rows_are_enough_to_turn_away_the_very_strange() -> None:
+def test_few_rows_are_enough_to_reject_very_foreign_texts() -> None:
     ranks = ConformalScorer.fit(np.arange(10.0))
     assert ranks.ood_score(np.array([9.5]))[0] < 0.97 < ranks.ood_score(np.array([20.0]))[0]
 
 
-def test_own_rows_that_are_all_alike_give_no_doubt_to_their_like_and_all_to_others() -> None:
+def test_own_rows_that_are_all_alike_accept_their_like_and_nothing_else() -> None:
     ranks = ConformalScorer.fit(np.zeros(50))
     assert ranks.ood_score(np.array([0.0, 1.0])) == pytest.approx([0.0, 1.0])
 
@@ -48,7 +48,7 @@ def test_a_limit_keeps_the_share_of_fresh_own_rows_that_it_names() -> None:
     assert np.mean(broken) == pytest.approx(0.1, abs=0.006)
 
 
-def test_many_rows_are_kept_as_knots_that_promise_no_less() -> None:
+def test_many_rows_are_stored_as_knots_that_keep_no_less() -> None:
     scores = np.random.default_rng(1).normal(size=20_000)
     ranks = ConformalScorer.fit(scores)
     assert len(ranks.own) == KNOTS
@@ -58,10 +58,10 @@ def test_many_rows_are_kept_as_knots_that_promise_no_less() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
-def test_a_stranger_score_never_has_less_doubt(own: list[float], asked: list[float]) -> None:
-    doubt = ConformalScorer.fit(np.array(own)).ood_score(np.sort(asked))
-    assert (np.diff(doubt) >= 0).all()
-    assert ((doubt >= 0) & (doubt <= 1)).all()
+def test_a_larger_score_never_ranks_lower(own: list[float], asked: list[float]) -> None:
+    found = ConformalScorer.fit(np.array(own)).ood_score(np.sort(asked))
+    assert (np.diff(found) >= 0).all()
+    assert ((found >= 0) & (found <= 1)).all()
 
 
 def test_without_foreign_rows_scores_count_alike_and_their_scale_does_not_matter() -> None:
@@ -75,7 +75,7 @@ def test_without_foreign_rows_scores_count_alike_and_their_scale_does_not_matter
     )
 
 
-def test_the_fused_doubt_keeps_its_promise_on_scores_that_say_the_same() -> None:
+def test_the_fused_score_is_valid_for_dependent_scores() -> None:
     """Combined p-values of dependent scores would be too small; ranking the sum anew mends that."""
     draw = np.random.default_rng(3)
     one, fresh = draw.normal(size=1000), draw.normal(size=2000)

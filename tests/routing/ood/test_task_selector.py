@@ -1,4 +1,4 @@
-"""Several tasks at one door: each request to its task or to none, and a new task moves nothing."""
+"""Several tasks side by side: each request goes to its task or to none, and a new task changes nothing else."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def table() -> TaskProfile:
 
 
 def test_each_request_goes_to_its_task_and_the_others_to_none(bank: TaskProfile, table: TaskProfile) -> None:
-    front = TaskSelector({"bank": bank, "table": table})
-    assert front.select("where is my pin").task == "bank"
-    assert front.select("book a booth for two people").task == "table"
-    assert [front.select(text).task for text in OPEN] == [None] * len(OPEN)
+    selector = TaskSelector({"bank": bank, "table": table})
+    assert selector.select("where is my pin").task == "bank"
+    assert selector.select("book a booth for two people").task == "table"
+    assert [selector.select(text).task for text in OPEN] == [None] * len(OPEN)
 
 
 def test_a_choice_says_why_and_what_it_took(bank: TaskProfile, table: TaskProfile) -> None:
-    front = TaskSelector({"bank": bank, "table": table})
-    mine, none = front.select("where is my pin"), front.select(OPEN[0])
+    selector = TaskSelector({"bank": bank, "table": table})
+    mine, none = selector.select("where is my pin"), selector.select(OPEN[0])
     assert mine.scores["bank"] < mine.scores["table"]
     assert mine.why.startswith("like requests of bank (out-of-domain score 0.")
     assert none.why.startswith("belongs to no task; nearest is ")
@@ -94,20 +94,20 @@ def test_a_new_task_changes_no_bit_of_the_others(bank: TaskProfile, table: TaskP
 
 
 def test_texts_asked_together_get_what_they_get_alone(bank: TaskProfile, table: TaskProfile) -> None:
-    front = TaskSelector({"bank": bank, "table": table})
+    selector = TaskSelector({"bank": bank, "table": table})
     texts = [*OPEN, "where is my pin", "book a table"]
-    together = front.select_all(texts)
+    together = selector.select_all(texts)
     assert [(c.task, c.scores, c.why) for c in together] == [
-        (c.task, c.scores, c.why) for c in map(front.select, texts)
+        (c.task, c.scores, c.why) for c in map(selector.select, texts)
     ]
-    assert front.select_all([]) == []
+    assert selector.select_all([]) == []
 
 
 def test_a_limit_keeps_the_share_of_selection_rows_that_was_asked_for() -> None:
     train, selection = rows(BANK)
     foreign_half = selection.subset("half", (*selection.examples, *dataset([*OPEN] * 5).examples))
-    signature = fit_task_profile(train, foreign_half, keep=0.5)
-    kept = [look.value <= 0.5 for look in signature.score([e.text for e in foreign_half.examples])]
+    profile = fit_task_profile(train, foreign_half, keep=0.5)
+    kept = [look.value <= 0.5 for look in profile.score([e.text for e in foreign_half.examples])]
     assert np.mean(kept) == pytest.approx(0.5, abs=0.15)
     assert np.mean(kept) >= 0.5
 
@@ -115,17 +115,17 @@ def test_a_limit_keeps_the_share_of_selection_rows_that_was_asked_for() -> None:
 def test_of_two_tasks_that_are_as_sure_the_likelier_words_decide(
     bank: TaskProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two bank desks with the same requests; one has more about cards."""
+    """Two tasks with equal requests; one has more about cards."""
     train, selection = rows(BANK)
     cards = train.subset("cards", tuple(e for e in train.examples if "card" in e.text or "where" in e.text))
-    front = TaskSelector({"cards": fit_task_profile(cards, selection, keep=1.0), "bank": bank})
-    choice = front.select("where is my card")
+    selector = TaskSelector({"cards": fit_task_profile(cards, selection, keep=1.0), "bank": bank})
+    choice = selector.select("where is my card")
     apart = choice.scores["cards"] - choice.scores["bank"]
     assert 0 < apart < 0.2
     monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart - 0.001)
-    assert front.select("where is my card").task == "bank"
+    assert selector.select("where is my card").task == "bank"
     monkeypatch.setattr("smallfirst.routing.ood.task_selector.TIE", apart + 0.001)
-    choice = front.select("where is my card")
+    choice = selector.select("where is my card")
     assert choice.task == "cards"
     assert choice.why.startswith("its words are likelier in cards")
 
@@ -156,12 +156,12 @@ def test_known_foreign_requests_make_it_better() -> None:
     assert [look.value > knowing.threshold for look in knowing.score(OPEN)] == [True] * len(OPEN)
 
 
-def test_few_selection_rows_are_eked_out_and_too_few_rows_are_refused() -> None:
+def test_few_selection_rows_are_supplemented_and_too_few_rows_are_refused() -> None:
     train, selection = rows(BANK)
     few = selection.subset("few", selection.examples[:3])
-    signature = fit_task_profile(train, few)
-    assert len(signature.parameters.words.fused.own) == 3 + len(train.examples[::5])
-    assert signature.score([OPEN[0]])[0].value > signature.threshold
+    profile = fit_task_profile(train, few)
+    assert len(profile.parameters.words.fused.own) == 3 + len(train.examples[::5])
+    assert profile.score([OPEN[0]])[0].value > profile.threshold
     with pytest.raises(DataError, match=r"needs 20 selection rows, or 25 training rows .*\(got 3 and 10\)"):
         fit_task_profile(train.subset("few", train.examples[:10]), few)
 
@@ -184,16 +184,16 @@ def test_the_encoder_is_asked_in_the_grey_zone_only(encoder: SentenceEncoder) ->
         assert deep.value == plain.value if not deep.by_states else 0.3 <= deep.value < 0.9
 
 
-def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: SentenceEncoder) -> None:
+def test_states_are_not_read_where_one_tasks_words_are_clear(encoder: SentenceEncoder) -> None:
     grey = (0.3, 0.999)
     kinds = {"bank": BANK, "table": (BANK[0], TABLE[1])}  # the same sentences about other things
     both = {n: fit_task_profile(*rows(kind), encoder=("tiny", encoder), grey=grey) for n, kind in kinds.items()}
-    front = TaskSelector(both)
+    selector = TaskSelector(both)
     texts = [*(e.text for kind in kinds.values() for e in rows(kind)[1].examples[:10]), *OPEN]
     n_clear = n_skipped = 0
     for text in texts:
-        choice, whole = front.select(text), {name: signature.score([text])[0] for name, signature in both.items()}
-        if min(signature.score_words([text]).ood_score[0] for signature in both.values()) > 0.3:
+        choice, whole = selector.select(text), {name: profile.score([text])[0] for name, profile in both.items()}
+        if min(profile.score_words([text]).ood_score[0] for profile in both.values()) > 0.3:
             assert choice.scores == {name: look.value for name, look in whole.items()}
             continue
         assert not choice.by_states
@@ -203,43 +203,43 @@ def test_no_second_look_is_taken_where_one_tasks_words_are_clear(encoder: Senten
     assert 0 < n_skipped <= n_clear < len(texts)
 
 
-def test_the_second_look_keeps_the_promise_of_the_first(encoder: SentenceEncoder) -> None:
+def test_hidden_states_keep_the_share_that_words_keep(encoder: SentenceEncoder) -> None:
     train, selection = rows(BANK)
-    signature = fit_task_profile(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
-    kept = [look.value <= 0.8 for look in signature.score([e.text for e in selection.examples])]
+    profile = fit_task_profile(train, selection, encoder=("tiny", encoder), keep=0.8, grey=(0.0, 1.0))
+    kept = [look.value <= 0.8 for look in profile.score([e.text for e in selection.examples])]
     assert np.mean(kept) >= 0.8
 
 
-def test_the_tasks_own_model_may_take_the_second_look(tmp_path: Path) -> None:
+def test_the_tasks_own_model_may_give_the_states(tmp_path: Path) -> None:
     train, selection = rows(BANK)
     task = Classify(name="bank", labels=("late", "other"))
     answered = train.subset(
         "rows", tuple(e.model_copy(update={"answer": "late" if "late" in e.text else "other"}) for e in train.examples)
     )
     model = LinearClassifier.fit("words", answered, task)
-    signature = fit_task_profile(answered, selection, model=model, grey=(0.0, 1.0))
-    signature.save(tmp_path / "signature")
+    profile = fit_task_profile(answered, selection, model=model, grey=(0.0, 1.0))
+    profile.save(tmp_path / "profile")
     model.save(tmp_path / "model", Manifest(kind="words", task=task, base=""))
     with pytest.raises(ConfigError, match="was fitted with the task's own model"):
-        TaskProfile.load(tmp_path / "signature")
-    front = TaskSelector.load({"bank": tmp_path / "signature"}, models={"bank": model})
+        TaskProfile.load(tmp_path / "profile")
+    selector = TaskSelector.load({"bank": tmp_path / "profile"}, models={"bank": model})
     texts = [*OPEN, "where is my pin"]
-    assert [c.scores["bank"] for c in front.select_all(texts)] == [look.value for look in signature.score(texts)]
-    assert front.select("where is a late pin").by_states
-    assert "by words and meaning" in front.select("where is a late pin").why
+    assert [c.scores["bank"] for c in selector.select_all(texts)] == [look.value for look in profile.score(texts)]
+    assert selector.select("where is a late pin").by_states
+    assert "by words and meaning" in selector.select("where is a late pin").why
 
 
-def test_a_signature_with_an_encoder_is_the_same_from_its_files(
+def test_a_profile_with_an_encoder_loads_as_it_was_saved(
     encoder: SentenceEncoder, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
     train, selection = rows(BANK)
-    signature = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
-    signature.save(tmp_path)
+    profile = fit_task_profile(train, selection, encoder=(str(tiny_encoder_folder), encoder), grey=(0.0, 1.0))
+    profile.save(tmp_path)
     texts = [*OPEN, "where is my pin"]
-    assert TaskProfile.load(tmp_path).score(texts) == signature.score(texts)
+    assert TaskProfile.load(tmp_path).score(texts) == profile.score(texts)
 
 
-def test_a_folder_without_a_signature_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_profile_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no signature\.json"):
         TaskProfile.load(tmp_path)
 
@@ -250,8 +250,8 @@ def test_words_decide_without_torch_in_the_process(bank: TaskProfile, table: Tas
     program = (
         "import sys; from pathlib import Path; from smallfirst.routing.ood.task_selector import TaskSelector\n"
         f"at = Path({str(tmp_path)!r})\n"
-        "front = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
-        "print(front.select('where is my pin').task, front.select('write a poem').task, 'torch' in sys.modules)"
+        "selector = TaskSelector.load({'bank': at / 'bank', 'table': at / 'table'})\n"
+        "print(selector.select('where is my pin').task, selector.select('write a poem').task, 'torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == ["bank", "None", "False"]
