@@ -219,9 +219,9 @@ def audits_to_alarm(limit: float, rate: float) -> list[float]:
     found = []
     for number in range(N_CHANGED):
         draw, test = random.Random(f"broken {number}"), GuaranteeTest(limit, 1 - (1 - MonitorSettings().confidence) / 2)
-        while not test.broken and test.n < MOST_AUDITS:
+        while not test.rejected and test.n < MOST_AUDITS:
             test.update(draw.random() < rate)
-        found.append(float(test.n) if test.broken else float("inf"))
+        found.append(float(test.n) if test.rejected else float("inf"))
     return found
 
 
@@ -232,9 +232,9 @@ def recoveries(limit: float, rate: float) -> list[float]:
         draw, test = random.Random(f"recovery {number}"), RecoveryTest(limit)
         for _ in range(100):
             test.update(draw.random() < 0.5)
-        while not test.recovered and test.n < 100 + MOST_AUDITS:
+        while not test.rejected and test.n < 100 + MOST_AUDITS:
             test.update(draw.random() < rate)
-        found.append(float(test.n - 100) if test.recovered else float("inf"))
+        found.append(float(test.n - 100) if test.rejected else float("inf"))
     return found
 
 

@@ -30,108 +30,84 @@ _HUGE = 1e200
 """Wealth is capped here, far above any level that is asked for; a test that gives wealth away stays valid."""
 
 
-class _Wealth:
-    """Total wealth of several bettors, each with a stake for every row at which the change may come."""
+class SequentialTest:
+    """A betting martingale against a hypothesis, with a stake for every row at which a change may come."""
 
-    def __init__(self, n_bettors: int) -> None:
-        self._sums = [0.0] * n_bettors
-        self._waiting = 1.0
+    def __init__(self, confidence: float, *, n_bettors: int) -> None:
+        """Raise ValueError if confidence is not in (0, 1)."""
+        _check_share(confidence=confidence)
+        self.confidence = confidence
         self.n = 0
-        self.total = self.highest = 1.0
+        """Rows so far."""
+        self.e_value = 1.0
+        """Current evidence against the hypothesis, at most 1 on average while it is true."""
+        self._highest = self._waiting = 1.0
+        self._sums = [0.0] * n_bettors
 
-    def bet(self, factors: Sequence[float]) -> None:
+    @property
+    def rejected(self) -> bool:
+        """True once the evidence has reached 1 / (1 - confidence)."""
+        return self._highest * (1 - self.confidence) >= 1
+
+    def _bet(self, factors: Sequence[float]) -> None:
         """Multiply each bettor's wealth, with this row's new stake, by its factor."""
         self.n += 1
         waiting = 1 / (1 + math.log(self.n + 1))
         stake = self._waiting - waiting
         self._waiting = waiting
         self._sums = [(owned + stake) * factor for owned, factor in zip(self._sums, factors, strict=True)]
-        self.total = sum(self._sums) / len(self._sums) + waiting
-        if self.total > self.highest:
-            self.highest = self.total
+        self.e_value = sum(self._sums) / len(self._sums) + waiting
+        if self.e_value > self._highest:
+            self._highest = self.e_value
             self._sums = [min(owned, _HUGE) for owned in self._sums]
 
 
-class GuaranteeTest:
+class GuaranteeTest(SequentialTest):
     """Test the hypothesis "each audited answer is wrong with probability at most `limit`, whatever came before".
 
-    If it is true, `broken` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error rates
-    above the limit: a bet on theta multiplies by the likelihood ratio, theta / limit after an error and
+    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error
+    rates above the limit: a bet on theta multiplies by the likelihood ratio, theta / limit after an error and
     (1 - theta) / (1 - limit) after a right answer (Waudby-Smith and Ramdas 2024). Raise ValueError if limit or
     confidence is not in (0, 1).
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
-        _check_share(limit=limit, confidence=confidence)
-        self.limit, self.confidence = limit, confidence
+        _check_share(limit=limit)
+        super().__init__(confidence, n_bettors=len(_ODDS))
         self._factors = _factors(limit, _ODDS)
-        self._wealth = _Wealth(len(_ODDS))
         self.errors = 0
 
     def update(self, wrong: bool) -> None:
         """Add one audit."""
         self.errors += wrong
-        self._wealth.bet(self._factors[bool(wrong)])
-
-    @property
-    def n(self) -> int:
-        """Audits so far."""
-        return self._wealth.n
-
-    @property
-    def e_value(self) -> float:
-        """Current evidence against the hypothesis; 1 at the start, at most 1 on average while it is true."""
-        return self._wealth.total
-
-    @property
-    def broken(self) -> bool:
-        """True once the evidence has reached 1 / (1 - confidence)."""
-        return self._wealth.highest * (1 - self.confidence) >= 1
+        self._bet(self._factors[bool(wrong)])
 
 
-class RecoveryTest:
+class RecoveryTest(SequentialTest):
     """Test the hypothesis "each audited answer is wrong with probability at least `limit`, whatever came before".
 
-    If it is true, `recovered` ever becomes true with probability at most 1 - `confidence`. An interval over all audits
+    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. An interval over all audits
     would never accept a model that was broken for long and then repaired; the stakes kept for late rows do. Raise
     ValueError if limit or confidence is not in (0, 1).
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
-        _check_share(limit=limit, confidence=confidence)
-        self.limit, self.confidence = limit, confidence
+        _check_share(limit=limit)
+        super().__init__(confidence, n_bettors=len(_ODDS))
         # "Wrong at least so often" is "right at most so often": a test of right answers.
-        self._of_right = GuaranteeTest(1 - limit, confidence)
+        self._factors = _factors(1 - limit, _ODDS)
+        self.errors = 0
 
     def update(self, wrong: bool) -> None:
         """Add one audit."""
-        self._of_right.update(not wrong)
-
-    @property
-    def n(self) -> int:
-        """Audits so far."""
-        return self._of_right.n
-
-    @property
-    def errors(self) -> int:
-        """Wrong among them."""
-        return self._of_right.n - self._of_right.errors
-
-    @property
-    def e_value(self) -> float:
-        """Current evidence that answers are wrong less often than `limit`; at most 1 on average if they are not."""
-        return self._of_right.e_value
-
-    @property
-    def recovered(self) -> bool:
-        """True once the evidence has reached 1 / (1 - confidence)."""
-        return self._of_right.broken
+        self.errors += wrong
+        self._bet(self._factors[not wrong])
 
 
-class DriftTest:
+class DriftTest(SequentialTest):
     """Test the hypothesis "the scores of the stream and of the reference are exchangeable".
 
-    If it is true, `drifted` ever becomes true with probability at most 1 - `confidence`. Each score's rank among all
+    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. Each score's rank among all
     earlier ones, ties broken at random, is then uniform on [0, 1] and independent of earlier ranks (conformal test
     martingale: Vovk, Nouretdinov and Gammerman 2003; Vovk 2021). The bettors bet that ranks keep falling where recent
     ones fell. Categories may be passed as numbers, in any order that does not depend on the stream: if traffic
@@ -145,38 +121,21 @@ class DriftTest:
     def __init__(
         self, reference: Sequence[float], confidence: float = 0.95, *, seed: int = 0, max_scores: int = 10_000
     ) -> None:
-        _check_share(confidence=confidence)
+        super().__init__(confidence, n_bettors=len(_HISTOGRAMS))
         if not reference or any(math.isnan(score) for score in reference):
             raise ValueError("a drift test needs a reference of at least one score, and numbers only")
-        self.confidence = confidence
         self._max_scores = max_scores
         self._random = random.Random(seed)
         self._scores = array("d", sorted(reference))
         self._forget()
         self._bettors = [_Histogram(*shape) for shape in _HISTOGRAMS]
-        self._wealth = _Wealth(len(self._bettors))
 
     def update(self, score: float) -> None:
         """Add one score of the stream."""
         if math.isnan(score):
             raise ValueError("a score must be a number, not NaN")
         rank = self._rank(score)
-        self._wealth.bet([bettor.bet(rank) for bettor in self._bettors])
-
-    @property
-    def n(self) -> int:
-        """Scores of the stream so far."""
-        return self._wealth.n
-
-    @property
-    def e_value(self) -> float:
-        """Current evidence against the hypothesis; 1 at the start, 1 on average while it is true."""
-        return self._wealth.total
-
-    @property
-    def drifted(self) -> bool:
-        """True once the evidence has reached 1 / (1 - confidence)."""
-        return self._wealth.highest * (1 - self.confidence) >= 1
+        self._bet([bettor.bet(rank) for bettor in self._bettors])
 
     def _rank(self, score: float) -> float:
         """Return the conformal p-value of the score, and add the score."""

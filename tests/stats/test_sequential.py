@@ -81,7 +81,7 @@ def test_a_guarantee_that_just_holds_is_seldom_called_broken() -> None:
         test = GuaranteeTest(0.1, 0.8)
         for _ in range(400):
             test.update(draw.random() < 0.1)
-        false_alarms += test.broken
+        false_alarms += test.rejected
     assert 0 < false_alarms / 300 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 300)
 
 
@@ -91,21 +91,21 @@ def test_a_broken_guarantee_is_found_soon_even_if_it_breaks_late(quiet: int, mos
         draw, test = random.Random(seed), GuaranteeTest(0.03)
         for _ in range(quiet):
             test.update(draw.random() < 0.02)
-        assert not test.broken
-        while not test.broken and test.n < quiet + most:
+        assert not test.rejected
+        while not test.rejected and test.n < quiet + most:
             test.update(draw.random() < 0.35)
-        assert test.broken
+        assert test.rejected
 
 
 def test_an_alarm_stays() -> None:
     test = GuaranteeTest(0.03)
     for _ in range(1000):
         test.update(True)
-    assert test.broken
+    assert test.rejected
     assert math.isfinite(test.e_value)
     for _ in range(40_000):
         test.update(False)
-    assert test.broken
+    assert test.rejected
     assert test.e_value < 1
 
 
@@ -114,10 +114,10 @@ def test_a_repaired_model_recovers_though_it_was_wrong_for_long() -> None:
     test = RecoveryTest(0.03)
     for number in range(2000):
         test.update(number % 3 == 0)
-    assert not test.recovered
-    while not test.recovered and test.n < 2000 + 700:
+    assert not test.rejected
+    while not test.rejected and test.n < 2000 + 700:
         test.update(False)
-    assert test.recovered
+    assert test.rejected
     assert (test.n > 2000 + 150, test.errors) == (True, 667)
     assert anytime_valid_interval(test.errors, test.n).low > 0.03
 
@@ -190,7 +190,7 @@ def test_a_stream_like_the_reference_seldom_raises_an_alarm(
         test = DriftTest([draw_one(draw) for _ in range(50)], 0.8, seed=seed, max_scores=max_scores)
         for _ in range(400):
             test.update(draw_one(draw))
-        false_alarms += test.drifted
+        false_alarms += test.rejected
     assert false_alarms / 200 <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / 200)
 
 
@@ -245,10 +245,10 @@ def test_a_change_of_the_stream_is_found(
         test = DriftTest([usual(draw) for _ in range(300)], 0.999, seed=seed)
         for _ in range(quiet):
             test.update(usual(draw))
-        assert not test.drifted
-        while not test.drifted and test.n < quiet + 250:
+        assert not test.rejected
+        while not test.rejected and test.n < quiet + 250:
             test.update(changed(draw))
-        assert test.drifted
+        assert test.rejected
 
 
 def test_equal_calls_give_equal_evidence() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import special
@@ -52,27 +51,6 @@ class RiskResult(Record):
     """Number of rows."""
 
 
-class Evidence(Protocol):
-    """What the rows show about one limit."""
-
-    @property
-    def n(self) -> int:
-        """Number of rows."""
-
-    @property
-    def value(self) -> float:
-        """Measured value, in the limit's unit."""
-
-    def shows(self, level: float) -> bool:
-        """Return True if the limit is shown to be kept, with an error probability of at most `level`."""
-
-    def bound(self, level: float) -> float:
-        """Return an upper bound in the limit's unit, wrong with a probability of at most `level`."""
-
-    def rows_needed(self, level: float, max_rows: int) -> int | None:
-        """Return how many rows like these would show it; None if more than `max_rows` are needed."""
-
-
 @dataclass(frozen=True)
 class ShareEvidence:
     """A share of rows with a loss, tested by the exact binomial."""
@@ -90,15 +68,15 @@ class ShareEvidence:
         return self.losses / max(1, self.n)
 
     def shows(self, level: float) -> bool:
-        """Apply the exact binomial test (`intervals.binomial_tail`, without its conversions)."""
+        """Return True if the exact binomial test shows the limit, with an error probability of at most `level`."""
         return self.n > 0 and bool(special.bdtr(self.losses, self.n, self.limit) <= level)
 
     def bound(self, level: float) -> float:
-        """Return the bound of Clopper and Pearson."""
+        """Return the upper bound of Clopper and Pearson."""
         return upper_bound(self.losses, self.n, confidence=1 - level)
 
     def rows_needed(self, level: float, max_rows: int) -> int | None:
-        """Return the rows needed at the measured share."""
+        """Return how many rows would show the limit at the measured share; None if more than `max_rows`."""
         if max_rows <= 0:
             return None
         return rows_for_upper_bound(self.value, self.limit, confidence=1 - level, max_rows=max_rows)
@@ -130,7 +108,7 @@ class MeanEvidence:
         return self.scale * float(self.values.mean()) if self.values.size else 0.0
 
     def shows(self, level: float) -> bool:
-        """Apply the betting test."""
+        """Return True if the betting test shows the limit."""
         return self.n > 0 and betting_p_value(self.values, self.limit, low=self.low, high=self.high) <= level
 
     def bound(self, level: float) -> float:
@@ -167,7 +145,7 @@ class PredictionPoweredEvidence:
         return self.judged[0] / max(1, self.n) + correction
 
     def shows(self, level: float) -> bool:
-        """Apply the prediction-powered test."""
+        """Return True if the prediction-powered test shows the limit."""
         return self.n > 0 and prediction_powered_shows(self.judged, self.correction, self.limit, level=level)
 
     def bound(self, level: float) -> float:
@@ -188,6 +166,10 @@ class PredictionPoweredEvidence:
             if prediction_powered_shows(judged, np.tile(self.correction, times), self.limit, level=level):
                 return times * self.n
         return None
+
+
+Evidence = ShareEvidence | MeanEvidence | PredictionPoweredEvidence
+"""What the rows show about one limit."""
 
 
 def evidence(risk: str, outcome: CascadeOutcome, limit: float) -> Evidence:

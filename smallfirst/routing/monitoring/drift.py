@@ -53,7 +53,7 @@ class DriftDetector:
             return False
         self._recent.append(value)
         self._test.update(_as_number(value))
-        if drifted := self._test.drifted:
+        if drifted := self._test.rejected:
             self._alarm()
         return drifted
 

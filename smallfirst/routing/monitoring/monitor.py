@@ -166,9 +166,9 @@ class Monitor:
             self._recovery.update(wrong)
         if self.state in ("live", "drift") and counts:
             self._guarantee.update(wrong)
-            if self._guarantee.broken:
+            if self._guarantee.rejected:
                 return (self._guarantee_broken(),)
-        if self.state in ("drift", "fallback") and self.settings.recover and self._recovery.recovered:
+        if self.state in ("drift", "fallback") and self.settings.recover and self._recovery.rejected:
             return (self._recovered(),)
         return ()
 
@@ -223,7 +223,7 @@ class Monitor:
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
         if answered_small != answers_small:
             self._since_live = _Audits(self.requests)
-        if answers_small and self._guarantee.broken:
+        if answers_small and self._guarantee.rejected:
             self._guarantee = self._new_guarantee_test()
         self._since_alarm = _Audits(self.requests)
         self._recovery = RecoveryTest(self.limit, self.settings.confidence)

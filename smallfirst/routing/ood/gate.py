@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -33,21 +32,10 @@ LIMIT_FILE = "limit.json"
 _TASK = Classify(name="domain", labels=("task", "other"), about="Is this a request of the task?")
 
 
-class OodScorer(Protocol):
-    """Score texts by how unlike the task's own requests they are. Called from one thread at a time."""
-
-    @property
-    def threshold(self) -> float:
-        """Largest score of a text that belongs to the task, in [0, 1]."""
-
-    def ood_scores(self, texts: Sequence[str]) -> Sequence[float]:
-        """Return one score in [0, 1] per text, in order."""
-
-
 class OodGate:
     """An OodDetector that scores requests which wait at the same time together."""
 
-    def __init__(self, scorer: OodScorer, *, price: MachinePrice | None = None) -> None:
+    def __init__(self, scorer: TaskProfile | ForeignTextClassifier, *, price: MachinePrice | None = None) -> None:
         self._scorer, self._price = scorer, price or MachinePrice()
         self._worker: BatchWorker[str, tuple[float, float]] = BatchWorker(
             self._score, name="domain", max_batch_size=MAX_BATCH
