@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 import smallfirst
 from smallfirst.cli.main import COMMANDS, main
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import CATALOG
 from smallfirst.project.rows import read_rows
 from smallfirst.project.run_folder import RunFolder
@@ -50,35 +51,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def measured(wrong: int, n: int = 100) -> Evaluation:
-    rows = tuple(
-        EvaluatedRow(
-            key=str(i),
-            text=str(i),
-            gold="a",
-            answer="a" if i >= wrong else "b",
-            correct=i >= wrong,
-            confidence=0.5,
-            stage="small",
-            certified=False,
-            latency_ms=4.0,
-            cost_usd=0.0,
-        )
-        for i in range(n)
-    )
-    return Evaluation(
-        candidate="small",
-        model="small-1",
-        task="desk",
-        split="test",
-        dataset_fingerprint="d",
-        rows=rows,
-        accuracy=wilson(n - wrong, n),
-        measures={"macro_f1": wilson(n - wrong, n)},
-        cost_usd_per_1k=0.0,
-        p50_ms=4.0,
-        p95_ms=9.0,
-        requests_per_s=None,
-    )
+    rows = [evaluated_row(str(i), "a", "a" if i >= wrong else "b", confidence=0.5) for i in range(n)]
+    share = wilson(n - wrong, n)
+    return evaluation_of(rows, model="small-1", measures={"macro_f1": share}, cost_usd_per_1k=0.0, p50_ms=4.0)
 
 
 def evaluated(wrong: int) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.calibrate import _with_detection_cost, certify_from_proxy_labels, gold_answers
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
 from smallfirst.routing.types import OodScore
-from smallfirst.stats.intervals import wilson
 
 LABELS = ("billing", "delivery")
 
@@ -51,35 +51,11 @@ def said_by_large(i: int) -> str:
 
 def small(of: Project) -> Evaluation:
     """A small model that is always right, so that it differs from the large one in every tenth row."""
-    rows = tuple(
-        EvaluatedRow(
-            key=e.key,
-            text=e.text,
-            gold=e.answer,
-            answer=truth(int(e.text.split()[1])),
-            correct=e.answer == truth(int(e.text.split()[1])),
-            confidence=0.9,
-            stage="small",
-            certified=False,
-            latency_ms=1.0,
-            cost_usd=0.0,
-        )
+    rows = [
+        evaluated_row(e.key, e.answer, truth(int(e.text.split()[1])), text=e.text, confidence=0.9)
         for e in of.rows.calibration.examples
-    )
-    right = sum(row.correct for row in rows)
-    return Evaluation(
-        candidate="small",
-        model="m",
-        task="desk",
-        split="calibration",
-        dataset_fingerprint="d",
-        rows=rows,
-        accuracy=wilson(right, len(rows)),
-        cost_usd_per_1k=0.0,
-        p50_ms=1.0,
-        p95_ms=1.0,
-        requests_per_s=None,
-    )
+    ]
+    return evaluation_of(rows, split="calibration", cost_usd_per_1k=0.0)
 
 
 def certified(of: Project) -> Any:

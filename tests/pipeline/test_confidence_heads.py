@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from fixtures.evaluations import evaluated_row, evaluation_of
+
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.pipeline.confidence_heads import (
     DIFFICULTY,
@@ -93,34 +95,8 @@ def test_without_a_head_nothing_is_asked_and_nothing_changes(tmp_path: Path) -> 
 
 
 def test_confidences_are_rewritten_by_row_and_answers_stay() -> None:
-    from smallfirst.evaluation.results import EvaluatedRow, Evaluation
-    from smallfirst.stats.intervals import wilson
-
-    row = EvaluatedRow(
-        key="a",
-        text="t",
-        gold="g",
-        answer="g",
-        correct=True,
-        confidence=0.5,
-        stage="small",
-        certified=False,
-        latency_ms=1,
-        cost_usd=0,
-    )
-    made = Evaluation(
-        candidate="small",
-        model="m",
-        task="t",
-        split="calibration",
-        dataset_fingerprint="d",
-        rows=(row, row.model_copy(update={"key": "b"})),
-        accuracy=wilson(2, 2),
-        cost_usd_per_1k=0,
-        p50_ms=1,
-        p95_ms=1,
-        requests_per_s=None,
-    )
+    row = evaluated_row("a", "g", "g", confidence=0.5)
+    made = evaluation_of([row, row.model_copy(update={"key": "b"})], split="calibration")
     changed = with_confidences(made, {"a": 0.9, "b": 0.1})
     assert [(r.confidence, r.answer) for r in changed.rows] == [(0.9, "g"), (0.1, "g")]
     assert with_confidences(made, {}) is made

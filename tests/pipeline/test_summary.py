@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
+from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import StageMissing
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
 from smallfirst.pipeline.summary import OpenEndedRouting, format_summary, summarize_run
@@ -20,37 +21,22 @@ FILE = TaskFile.model_validate({"name": "desk", "data": {"train": "train.jsonl"}
 
 
 def measured(candidate: str, wrong: set[int], *, kept: int = 0, cost: float, rate: float | None = 50.0) -> Evaluation:
-    """Twenty rows; a Router keeps the first `kept` of them."""
-    rows = tuple(
-        EvaluatedRow(
-            key=str(i),
-            text=str(i),
-            gold="a",
-            answer="a",
+    """Twenty rows; a Router accepts the first `kept` of them."""
+    routed = candidate == "routed"
+    rows = [
+        evaluated_row(
+            str(i),
+            "a",
+            "a",
             correct=i not in wrong,
-            confidence=0.5,
-            stage=("small" if i < kept else "large") if candidate == "routed" else candidate,
+            stage=("small" if i < kept else "large") if routed else candidate,
             certified=i < kept,
-            latency_ms=4.0,
-            cost_usd=cost / 1000,
         )
         for i in range(20)
-    )
+    ]
     share = wilson(20 - len(wrong), 20)
-    return Evaluation(
-        candidate=candidate,
-        model=f"{candidate}-1",
-        task="desk",
-        split="test",
-        dataset_fingerprint="d",
-        rows=rows,
-        accuracy=share,
-        measures={"macro_f1": share},
-        cost_usd_per_1k=cost,
-        p50_ms=4.0,
-        p95_ms=9.0,
-        requests_per_s=rate,
-    )
+    figures = {"measures": {"macro_f1": share}, "cost_usd_per_1k": cost, "p50_ms": 4.0, "requests_per_s": rate}
+    return evaluation_of(rows, candidate=candidate, model=f"{candidate}-1", **figures)
 
 
 def verdict(candidate: str, passed: bool) -> Verdict:

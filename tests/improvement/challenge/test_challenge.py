@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fixtures.evaluations import evaluated_row, evaluation_of
 from scipy import stats
 
 from smallfirst.errors import ConfigError, DataError, RegistryError, StageMissing
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.gate import Gate
 from smallfirst.improvement.challenge import CHALLENGER, ChallengeResult, ChampionComparison, challenge, propose
 from smallfirst.improvement.challenge.challenge import COMPARISON_LOG, RESULT, proposal_of
@@ -32,24 +33,8 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 def evaluation(flags: list[bool], kept: int = 0) -> Evaluation:
     """Rows that are right as `flags` say, the first `kept` of them under a certificate."""
-    rows = tuple(
-        EvaluatedRow(
-            key=str(i),
-            text="t",
-            gold="a",
-            answer="a",
-            correct=flag,
-            confidence=None,
-            stage="small",
-            certified=i < kept,
-            latency_ms=1,
-            cost_usd=0,
-        )
-        for i, flag in enumerate(flags)
-    )
-    values = {"candidate": "small", "model": "m", "task": "t", "split": "test", "dataset_fingerprint": "f"}
-    figures = {"accuracy": wilson(sum(flags), len(flags)), "cost_usd_per_1k": 0, "p50_ms": 1, "p95_ms": 1}
-    return Evaluation.model_validate({**values, **figures, "rows": rows, "requests_per_s": None})
+    rows = [evaluated_row(str(i), "a", "a", correct=ok, certified=i < kept) for i, ok in enumerate(flags)]
+    return evaluation_of(rows)
 
 
 def duel(

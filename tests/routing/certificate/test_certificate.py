@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fixtures.certificates import falling
+from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError, DataError
-from smallfirst.evaluation.results import EvaluatedRow, Evaluation
+from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.certificate import Certificate, certify, certify_without_gold
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -35,36 +36,18 @@ def measured(
     first: int = 0,
 ) -> Evaluation:
     """An evaluation of rows numbered from `first`."""
-    rows = tuple(
-        EvaluatedRow(
-            key=f"row-{number}",
-            text=f"text {number}",
-            gold="a",
-            answer="a" if right else "b",
-            correct=right,
+    rows = [
+        evaluated_row(
+            f"row-{number}",
+            "a",
+            "a" if right else "b",
             confidence=confidence[number - first] if confidence else None,
             stage=candidate,
-            certified=False,
-            latency_ms=1.0,
             cost_usd=cost_usd,
         )
         for number, right in enumerate(correct, start=first)
-    )
-    share = wilson(sum(correct), len(correct))
-    return Evaluation(
-        candidate=candidate,
-        model=candidate,
-        task="t",
-        split="calibration",
-        dataset_fingerprint="d",
-        rows=rows,
-        accuracy=share,
-        measures={"macro_f1": share},
-        cost_usd_per_1k=1000 * cost_usd,
-        p50_ms=1.0,
-        p95_ms=1.0,
-        requests_per_s=None,
-    )
+    ]
+    return evaluation_of(rows, candidate=candidate, model=candidate, cost_usd_per_1k=1000 * cost_usd)
 
 
 def certified(
@@ -169,7 +152,7 @@ def test_a_guarantee_that_is_shown_names_its_evidence() -> None:
     assert (found.issued, found.n_accepted, found.n_errors, found.n_labels) == (True, 100, 1, 100)
     assert found.error_bound == upper_bound(1, 100, confidence=0.975)
     assert (found.max_error, found.confidence, found.temperature) == (0.075, 0.975, 1.5)
-    assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "d")
+    assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "f")
 
 
 def test_uncertain_requests_are_escalated_where_the_large_model_was_right_more_often() -> None:
