@@ -1,7 +1,7 @@
-"""Everything `smallfirst check` tells before anything is paid: the rows, their lengths, what the fine-tune will take.
+"""The check stage: problems of the rows, their lengths, and the time, memory and cost of the fine-tune.
 
-Nothing is fetched: where the base model is not on this machine, lengths are guessed and the rest is said to be unknown.
-Costs seconds for ten thousand rows, most of them for loading PyTorch; the learning curve, on request, some more.
+Nothing is downloaded: if the base model is not on this machine, lengths are estimated and the rest is unknown. Ten
+thousand rows take seconds, most of them to load PyTorch.
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ _NO_LIMIT = 1 << 30
 
 
 class PreflightReport(Record):
-    """All that is known before a run."""
+    """Everything known before a run."""
 
     rows: CheckReport
-    """What was found in the rows; and a finding, if the fine-tune cannot fit into memory."""
+    """Findings in the rows, and one if the fine-tune does not fit into memory."""
     needs: TrainingEstimate | None
-    """What the fine-tune will take; None if that cannot be known yet."""
+    """Estimate of the fine-tune; None if it cannot be estimated yet."""
     unknown: str
-    """Why it cannot be known, and what to do; empty if it is."""
+    """Why it cannot be estimated, and what to do; empty if it is."""
     more_rows: tuple[str, ...] = ()
     """How accuracy grows with rows; only on request."""
 
     @property
     def verdict(self) -> Literal["GO", "FIX", "NO"]:
-        """The report's."""
+        """GO, FIX or NO."""
         return self.rows.verdict
 
     @property
     def in_words(self) -> str:
-        """For a terminal."""
+        """The report as text for the terminal."""
         needs = self.needs.in_words if self.needs else [f"time and memory of the fine-tune: unknown, {self.unknown}"]
         return "\n".join([format_report(self.rows), *needs, *self.more_rows])
 
     @property
     def in_json(self) -> str:
-        """For a program: the verdict, the report's fields, then the needs."""
+        """The report as JSON: the verdict, the findings, then the estimate."""
         rest = self.model_dump(mode="json", exclude={"rows"})
         return json.dumps({"verdict": self.verdict, **self.rows.model_dump(mode="json"), **rest}, indent=2)
 
 
 class LocalBaseModel(NamedTuple):
-    """The base model as far as it is on this machine."""
+    """The base model, as far as it is on this machine."""
 
     tokens: Tokenizer | None
     size: BaseSize | None
@@ -127,7 +127,7 @@ def learning_curve_lines(project: Project) -> Iterator[str]:
 
 
 def find_local_base(name: str) -> LocalBaseModel:
-    """What there is of the base model here; nothing is fetched."""
+    """Return what is on this machine of the base model; download nothing."""
     try:
         folder = find_weights(name, download=False)
         if folder.is_file():
@@ -144,7 +144,7 @@ def find_local_base(name: str) -> LocalBaseModel:
 
 
 def tokenize_rows(project: Project, data: Dataset, tokens: Tokenizer) -> list[TokenizedRow]:
-    """The rows in tokens, exactly as training reads them, but of any length."""
+    """Tokenize the rows as training does, but without a length limit."""
     closed = project.task.closed
     if closed:  # which token stands for a label does not change the length
         return encode_label_rows(data, project.task, codes=range(len(closed)), tokenizer=tokens, max_tokens=_NO_LIMIT)
@@ -163,7 +163,7 @@ def _counts(encoded: Mapping[str, Sequence[TokenizedRow]], project: Project) -> 
 def _needs(
     project: Project, size: BaseSize, encoded: Mapping[str, list[TokenizedRow]]
 ) -> tuple[TrainingEstimate | None, str]:
-    """What the fine-tune takes here, or why that is unknown."""
+    """Estimate the fine-tune on this machine, or return why that is impossible."""
     config = project.file.small.training
     try:
         gpu = has_gpu()
@@ -182,13 +182,13 @@ def _needs(
 
 
 def _cost(seconds: Range, prices: PriceBook) -> Range | None:
-    """None unless the task file says what the machine costs: a default would look like knowledge."""
+    """Return None unless the task file gives the machine's price: a default would look like a measured value."""
     told = "machine" in prices.model_fields_set and "usd_per_hour" in prices.machine.model_fields_set
     return seconds.times(prices.machine.usd_per_hour / 3600) if told else None
 
 
 def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> ValidationWork:
-    """What the model is asked after each epoch: selection rows, of written answers only the first ones."""
+    """Return the validation work after each epoch: all selection rows, or the first ones of open answers."""
     from smallfirst.training.validation import MAX_GENERATED_ROWS  # loads PyTorch
 
     asked = validation[: len(project.rows.selection)]
@@ -199,7 +199,7 @@ def validation_work(project: Project, validation: Sequence[TokenizedRow]) -> Val
 
 
 def _pace(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu: bool) -> TrainingSpeed:
-    """How fast this machine trains, from the latest finished run that is alike, else measured now."""
+    """Return the training speed from the latest similar run, else from a measurement now."""
     config, work = project.file.small.training, epoch_work(rows, project.file.small.training)
     earlier = last_tokens_per_s(home() / "tasks", project.file.small.base, config)
     if earlier is not None:
@@ -209,7 +209,7 @@ def _pace(project: Project, size: BaseSize, rows: Sequence[TokenizedRow], *, gpu
 
 
 def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | None:
-    """Tokens a second of the latest finished run below `tasks` with this base, method and frozen layers, or None."""
+    """Return tokens per second of the latest run below `tasks` with this base, method and frozen layers, or None."""
     for path in sorted(tasks.glob("*/*/run.json"), key=lambda path: path.parent.name, reverse=True):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
@@ -223,7 +223,7 @@ def last_tokens_per_s(tasks: Path, base: str, config: TrainConfig) -> float | No
 
 
 def _too_large(needs: TrainingEstimate | None, size: BaseSize, config: TrainConfig, rows: Dataset) -> Iterator[Finding]:
-    """A finding if the fine-tune cannot fit into the memory that is free now."""
+    """Yield a finding if the fine-tune does not fit into the free memory."""
     free: FreeMemory | None = free_memory() if needs else None
     if needs is None or free is None or needs.least_bytes <= free.bytes + free.swap:
         return

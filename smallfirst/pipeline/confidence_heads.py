@@ -1,8 +1,8 @@
-"""What a Router learns on selection rows: how far each stage's drafts may be believed, and which requests are too hard.
+"""Fit on selection rows: confidence heads of the stages, and the difficulty of requests.
 
-Selection rows choose and never certify, so nothing here weakens a promise. A head is kept only where held-out rows show
-that it foretells right and wrong clearly better than the model's own confidence; most are not, with a few hundred rows.
-The price is one answer of every stage to each selection row, and to each calibration row where a head was kept.
+Selection rows never certify, so nothing here weakens a guarantee. A head is kept only if held-out rows show that it
+predicts correct answers clearly better than the model's own confidence; with a few hundred rows most heads are not. It
+takes one answer of every stage to each selection row, and to each calibration row where a head is kept.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.types import Stage
 
 HEADS = "heads.json"
-"""What is kept beside the certificate."""
+"""File beside the certificate."""
 DIFFICULTY = "difficulty"
-"""Folder of the learned difficulty in a run's folder."""
+"""Folder of the fitted difficulty in a run folder."""
 
 
 class ConfidenceHeads(Record):
-    """The heads that were kept, by stage."""
+    """The heads that were kept."""
 
     by_stage: dict[str, DraftHead] = {}
-    """A stage without one takes its model's own confidence."""
+    """Head by stage; a stage without one uses its model's own confidence."""
 
     def on(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """The stages, each with its head."""
+        """Return the stages with their heads."""
         return tuple(stage._replace(head=self.by_stage.get(stage.name)) for stage in stages)
 
 
 async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[ConfidenceHeads, dict[str, list[Completion]]]:
-    """The heads that help, and every stage's drafts of the selection rows."""
+    """Return the heads that help, and every stage's answers to the selection rows."""
     rows = project.rows.selection
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
     found: dict[str, DraftHead] = {}
@@ -55,7 +55,7 @@ async def fit_heads(project: Project, stages: Sequence[Stage]) -> tuple[Confiden
 
 
 def fit_difficulty(project: Project, drafts: Sequence[Completion], folder: Path) -> DifficultyModel:
-    """The learned difficulty of the last stage's selection rows, kept in `folder`."""
+    """Fit the difficulty on the last stage's answers to the selection rows and save it in `folder`."""
     rows = project.rows.selection.examples
     right = [is_correct(project, e.golds, draft) for e, draft in zip(rows, drafts, strict=True)]
     found = DifficultyModel.fit([e.text for e in rows], right)
@@ -67,7 +67,7 @@ def fit_difficulty(project: Project, drafts: Sequence[Completion], folder: Path)
 async def head_confidences(
     heads: ConfidenceHeads, stages: Sequence[Stage], rows: Dataset
 ) -> dict[str, dict[str, float]]:
-    """By stage that has a head, the confidence of its draft by row key."""
+    """Return the confidence of each answer by row key, for each stage that has a head."""
     if not heads.by_stage:
         return {}
     drafts = {stage.name: await drafts_of(stage, rows) for stage in stages}
@@ -83,7 +83,7 @@ async def head_confidences(
 
 
 def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) -> Evaluation:
-    """The evaluation with other confidences, by row key; the same one without any."""
+    """Return the evaluation with these confidences by row key; unchanged if there are none."""
     if not confidence:
         return evaluation
     rows = tuple(row.model_copy(update={"confidence": confidence[row.key]}) for row in evaluation.rows)
@@ -91,11 +91,11 @@ def with_confidences(evaluation: Evaluation, confidence: Mapping[str, float]) ->
 
 
 async def drafts_of(stage: Stage, rows: Dataset) -> list[Completion]:
-    """A stage's drafts, asked together."""
+    """Return a stage's answers to the rows, asked concurrently."""
     asked = [stage.model.complete(Request(messages=e.messages)) for e in rows.examples]
     return list(await asyncio.gather(*asked))
 
 
 def is_correct(project: Project, golds: Sequence[str], draft: Completion) -> bool:
-    """Whether the task calls a draft right."""
+    """Return True if the task scores the answer as correct."""
     return project.task.score(golds, project.task.parse(draft.text)) >= project.task.pass_score

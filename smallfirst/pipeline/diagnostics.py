@@ -1,7 +1,7 @@
-"""What a sceptic asks of a run: leaked test rows, wrong labels, and how far the large model agrees with itself.
+"""Diagnostics of a run: leaked test rows, probable label errors, and the large model's agreement with itself.
 
-Everything is kept in the run's folder, so it is looked for once. The price of the last question is a second pass of the
-large model over some test rows; it is asked only if `large.sample_ceiling` says so.
+Results are saved in the run folder and computed once. Self-agreement asks the large model some test rows a second time,
+if `large.sample_ceiling` says how many.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from smallfirst.records import Record
 
 
 class Diagnostics(Record):
-    """What was found."""
+    """The diagnostics of a run."""
 
     leaks: LeakReport
-    """Test rows that also stand in the training rows."""
+    """Test rows that are also training rows."""
     suspects: tuple[Suspect, ...] = ()
     """Calibration and test rows whose given answer is probably wrong."""
     ceiling: SelfAgreement | None = None
-    """The large model against itself; None if it was not asked twice."""
+    """The large model's agreement with itself; None if it was not asked twice."""
 
 
 def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
-    """The leaks between the job's rows, looked for once a run."""
+    """Return the test rows that are also training rows."""
     path = run_folder.path / "leaks.json"
     if path.exists():
         found = LeakReport.load(path)
@@ -46,20 +46,20 @@ def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
 
 
 def find_suspects(run_folder: RunFolder) -> tuple[Suspect, ...]:
-    """Probable label errors among the rows that were evaluated; none of them was trained on."""
-    heard = [e for split in ("calibration", "test") for e in _evaluations(run_folder, split)]
-    return find_label_errors(heard)
+    """Return probable label errors among the evaluated rows, none of which was trained on."""
+    evaluations = [e for split in ("calibration", "test") for e in _evaluations(run_folder, split)]
+    return find_label_errors(evaluations)
 
 
 def export_suspects(run_folder: RunFolder, path: Path) -> int:
-    """How many suspects were written to `path`, for a person to fill in; what is filled in already stays."""
+    """Write the suspects to `path` for a person to fill in and return their number; what is filled in already stays."""
     found = find_suspects(run_folder)
     write_suspects(found, path)
     return len(found)
 
 
 def measure_self_agreement(project: Project, run_folder: RunFolder) -> SelfAgreement | None:
-    """The large model's agreement with itself; None if the task file asks for none, or nobody can be asked again."""
+    """Return the large model's agreement with itself; None if it is not asked for, or no model can be asked."""
     path, large = run_folder.path / "ceiling.json", project.file.large
     if path.exists():
         return SelfAgreement.load(path)
@@ -85,14 +85,14 @@ async def _asked_twice(project: Project, run_folder: RunFolder) -> SelfAgreement
 
 
 def diagnose(project: Project, run_folder: RunFolder) -> Diagnostics:
-    """Everything a sceptic asks, with a line on the terminal for what was found."""
+    """Return all diagnostics and log a line about them."""
     leaks, found, highest = (
         find_split_leaks(project, run_folder),
         find_suspects(run_folder),
         measure_self_agreement(project, run_folder),
     )
     project.progress.log(
-        f"scrutiny: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
+        f"diagnostics: {leaks.n_leaked} of {leaks.n_test} test rows also in the training rows, "
         f"{len(found)} probable label errors" + (f"; {highest.in_words}" if highest else "")
     )
     return Diagnostics(leaks=leaks, suspects=found, ceiling=highest)

@@ -1,7 +1,7 @@
-"""The large path of a task file: who answers, with which examples in the prompt, from where if recorded.
+"""The large model of a task file: the model itself, its prompt, and its recorded answers.
 
-Answers to labelled rows are always written down and replayed: a row is asked (and paid) once, a stopped evaluation goes
-on where it stopped, and the Router is measured on the very answers the large model was measured on.
+Answers to labelled rows are always recorded and replayed: a row is asked and paid for once, an interrupted evaluation
+continues where it stopped, and the Router is measured on the answers that the large model was measured on.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
 _NOT_ASKED = {"recorded", "recorded_open", "sample_calibration", "sample_test", "sample_ceiling"}
-"""Settings that do not change what the large model is asked."""
+"""Settings that do not change the requests."""
 SECOND_ANSWER_TEMPERATURE = 0.7
-"""Temperature at which it is asked a second time, to see how far it agrees with itself."""
+"""Temperature of second answers, which measure self-agreement."""
 
 
 def general_model(
@@ -63,7 +63,7 @@ def general_source(task_file: TaskFile, *, download: bool = True) -> ModelSource
 
 
 def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
-    """The general model asked for the task: label list, and solved examples from the training rows."""
+    """Return the general model with the task's prompt: label list, and solved examples from the training rows."""
     large = _config(task_file)
     selector, shots = None, fixed_shots(train, task, large.shots_per_label)
     if large.nearest:
@@ -79,7 +79,7 @@ def prompted_model(task_file: TaskFile, task: Task, train: Dataset) -> Model:
 async def recorded_answers(
     task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress, parts: Sequence[str] = ("calibration", "test")
 ) -> ReplayModel:
-    """Answers of the large path to the rows of some splits: those recorded earlier, and the missing ones asked now."""
+    """Return the recorded answers to the rows of some splits; ask for the missing ones now."""
     large = _config(task_file)
     if large.recorded and task_file.path(large.recorded).exists():
         return ReplayModel.load(task_file.path(large.recorded))
@@ -88,7 +88,7 @@ async def recorded_answers(
     requests = [Request(messages=example.messages) for example in wanted]
     model = prompted_model(task_file, task, rows.train)
     if large.gguf and requests and not path.exists():
-        await model.complete(requests[0])  # loading and the first reading of the prompt are nobody's latency
+        await model.complete(requests[0])  # loading and the first prompt are no request's latency
     with progress.bar(f"asking {model.name}", len(requests)) as update:
         await record(model, requests, path, header=_header(task_file, task, rows), progress=update)
     await model.aclose()
@@ -96,7 +96,7 @@ async def recorded_answers(
 
 
 async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progress: Progress) -> ReplayModel | None:
-    """Second answers of the large path to some test rows, at temperature AGAIN; None if there are none to be had."""
+    """Return second answers to some test rows at SECOND_ANSWER_TEMPERATURE; None if no model can be asked."""
     large = _config(task_file)
     first = task_file.path(large.recorded) if large.recorded else _own_recording(task_file, task)
     path = first.with_name(f"{first.stem}-again.jsonl")
@@ -113,13 +113,13 @@ async def second_answers(task_file: TaskFile, task: Task, rows: Rows, *, progres
 
 
 def n_second_answers(task_file: TaskFile) -> int:
-    """Test rows that are asked twice: at most as many as are asked once."""
+    """Return how many test rows are asked twice: at most as many as are asked once."""
     large = _config(task_file)
     return min(large.sample_ceiling, large.sample_test or large.sample_ceiling)
 
 
 async def recorded_open_answers(task_file: TaskFile, rows: Rows, *, progress: Progress) -> ReplayModel | None:
-    """Answers of the general model to the open-ended requests; None if there are no such requests or recordings."""
+    """Return recorded answers to the open-ended requests; None without such requests or a recording of them."""
     large = _config(task_file)
     if rows.open_ended is None or large.recorded_open is None:
         return None
@@ -147,7 +147,7 @@ def _settings(large: LargeConfig) -> dict[str, Any]:
 
 
 def _own_recording(task_file: TaskFile, task: Task) -> Path:
-    """Where answers are kept when task.yaml names no place: one file per way of asking."""
+    """Return the file of answers if task.yaml names none: one for each combination of model and prompt."""
     asked = _settings(_config(task_file))
     told = [message.model_dump() for message in task.instructions(())]
     way = fingerprint([asked, told, task.answer_schema(), task.max_answer_tokens])

@@ -1,4 +1,4 @@
-"""A run's folder to the data of its report: nothing is measured here, only gathered."""
+"""The report stage: gather what the other stages measured and write the report."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def report_stage(project: Project, run_folder: RunFolder) -> Path:
 
 
 def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) -> ReportData:
-    """Everything the report of a run shows."""
+    """Return everything that the report of a run shows."""
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
     there = {path.name for path in run_folder.path.iterdir()}

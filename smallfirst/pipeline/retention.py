@@ -1,8 +1,8 @@
-"""What a fine-tune has forgotten: the same general questions before and after it, kept with the run.
+"""Retention of general ability: the same questions asked before and after the fine-tune.
 
-Asked for by a bar (`gate.retention_at_least`), by questions of your own (`gate.retention_prompts`) or by
-`small.retention`. It costs one reading of 72 short questions a model, some seconds; the base model's answers are kept
-in the state folder, so a base is asked once however often it is fine-tuned.
+Measured if the gate has a threshold (`gate.retention_at_least`) or questions (`gate.retention_prompts`), or if
+`small.retention` asks for it. 72 short questions take some seconds per model; the base model's answers are cached in
+the state folder.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from smallfirst.registry import runs
 from smallfirst.stats.intervals import Estimate
 
 FILE_NAME = "retention.json"
-"""Name of the file in a run's folder."""
+"""File in a run folder."""
 
 
 class RetentionRecord(Record):
-    """The answers behind a Retention, question by question."""
+    """A Retention with the answers behind it."""
 
     before: ProbeResult
-    """The untouched base model."""
+    """Answers of the base model."""
     after: ProbeResult
-    """The fine-tuned one."""
+    """Answers of the fine-tuned model."""
     retention: Retention
-    """What is left."""
+    """The measured retention."""
 
 
 def requested_probe(file: TaskFile) -> Probe | None:
-    """The questions to measure with, None if nobody asks for the figure. Raises DataError naming every bad one."""
+    """Return the questions to ask; None if retention is not wanted. Raise DataError naming every bad question."""
     gate = file.gate
     if gate.retention_at_least is None and gate.retention_prompts is None and not file.small.retention:
         return None
@@ -45,7 +45,7 @@ def requested_probe(file: TaskFile) -> Probe | None:
 
 
 def measure_retention(project: Project, run_folder: RunFolder) -> Retention | None:
-    """What the fine-tuned model has kept, measured once a run and shown in its MLflow run; None if not asked for."""
+    """Measure the fine-tuned model's retention once per run and log it to MLflow; None if it is not wanted."""
     probe = requested_probe(project.file)
     if probe is None:
         return None
@@ -65,13 +65,13 @@ def measure_retention(project: Project, run_folder: RunFolder) -> Retention | No
 
 
 def saved_retention(run_folder: RunFolder) -> Retention | None:
-    """What was measured earlier in a run, None if nothing was."""
+    """Return the retention measured earlier in a run, or None."""
     path = run_folder.path / FILE_NAME
     return RetentionRecord.load(path).retention if path.exists() else None
 
 
 def in_words(retention: Retention) -> str:
-    """One line for a terminal."""
+    """Return one line for the terminal."""
     right = f"{retention.right_before.value:.3f} right before, {retention.right_after.value:.3f} after"
     if retention.kept is None:
         return f"{right}; no better than guessing before, so there is nothing to keep"
@@ -83,7 +83,7 @@ def _same(known: RetentionRecord, probe: Probe) -> bool:
 
 
 def _of_base(project: Project, probe: Probe) -> ProbeResult:
-    """The base model's answers, asked for once for all its fine-tunes."""
+    """Return the base model's answers, asked once for all its fine-tunes."""
     name = project.file.small.base
     folder = find_weights(name, log=project.progress.log)
     path = home() / "retention" / f"{model_fingerprint(folder)}-{probe.fingerprint()}.json"
@@ -95,7 +95,7 @@ def _of_base(project: Project, probe: Probe) -> ProbeResult:
 
 
 def _log(run_folder: RunFolder, measured: RetentionRecord) -> None:
-    """Nothing back; figures and answers are in the MLflow run of the fine-tune."""
+    """Log figures and answers to the MLflow run of the fine-tune."""
     tracked = runs.TrackedRun(runs.client(), run_folder.mlflow_run_id())
     found = measured.retention
     figures: dict[str, float | None] = {"retention/before": found.before, "retention/after": found.after}

@@ -1,8 +1,7 @@
-"""What a Router stands on: its drafting stages, the rules around them, and the reference that live traffic meets.
+"""The parts of a task's Router: stages, options, out-of-domain detector, and the reference for live traffic.
 
-The same pieces are measured on test rows and served, so what is promised is what answers. Where a version is served its
-number is in the models' names (`tickets-small@3`): every answer, and every row of the ledger, says which version gave
-it.
+Measurement on test rows and serving use the same parts. A served model has its version in its name
+(`tickets-small@3`), so every answer and every row of the ledger says which version gave it.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from smallfirst.routing.types import OodScore, RouterOptions, Stage
 PROFILE_FOLDER, DOMAIN_FOLDER = "signature", "domain"
 """Folders of the out-of-domain detectors in a run folder."""
 REFERENCE = "reference.json"
-"""What is kept beside the certificate."""
+"""File beside the certificate."""
 
 
 class TrafficReference(Record):
-    """What the small model gave on the calibration rows: live traffic is compared with it."""
+    """The small model's output on the calibration rows, to compare live traffic with."""
 
     confidence: tuple[float, ...] = ()
     """Its confidences, in [0, 1]."""
     doubt: tuple[float, ...] = ()
-    """The domain check's doubts, in [0, 1]; empty without a domain check."""
+    """Out-of-domain scores, in [0, 1]; empty without a detector."""
     labels: tuple[str, ...] = ()
     """Its answers, where they are labels."""
     large_usd: float | None = None
@@ -50,7 +49,7 @@ class TrafficReference(Record):
 def save_reference(
     project: Project, promoted: tuple[str, int], small: Evaluation, doubts: Sequence[float], large: Evaluation | None
 ) -> TrafficReference:
-    """The reference of the calibration rows, kept with the model's version (`promoted`: name and version)."""
+    """Attach the reference of the calibration rows to a version (`promoted`: name and version) and return it."""
     found = TrafficReference(
         confidence=tuple(row.confidence for row in small.rows if row.confidence is not None),
         doubt=tuple(doubts),
@@ -62,12 +61,12 @@ def save_reference(
 
 
 def cascade_stages(project: Project, run_folder: RunFolder, last: Model) -> tuple[Stage, ...]:
-    """The cascade's stages below the large model: the cheaper candidates ahead, then `last`, always called `small`."""
+    """Return the stages below the large model: the smaller candidates, then `last` under the name `small`."""
     return (*stages_ahead(project.file, run_folder), Stage("small", last))
 
 
 def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None = None) -> tuple[Stage, ...]:
-    """The cheaper candidates of a run that draft first, in order; a version that is served marks their names."""
+    """Return the smaller candidates that answer first, in order; `version` becomes part of their names."""
     price = file.prices.machine
     return tuple(
         Stage(
@@ -79,7 +78,7 @@ def stages_ahead(file: TaskFile, run_folder: RunFolder, *, version: int | None =
 
 
 def versioned_name(name: str, version: int | None) -> str:
-    """The name of a model that is served: `tickets-small@3`."""
+    """Return the name of a served model: `tickets-small@3`."""
     return name if version is None else f"{name}@{version}"
 
 
@@ -98,7 +97,7 @@ def routing_rules(file: TaskFile, large_usd: float | None, folder: Path, beside:
 
 
 def routes_to_challenger(file: TaskFile) -> bool:
-    """True if a policy sends requests to the challenger."""
+    """Return True if a policy sends requests to the challenger."""
     return any(policy.to == CHALLENGER for policy in file.routing.policies)
 
 

@@ -1,8 +1,8 @@
-"""The stage: propose, train, evaluate, gate, register as challenger, certify, contest; only a winner goes live.
+"""The challenge: retrain with harvested rows; the challenger goes live only if it beats the champion on test rows.
 
-The stages are those of the pipeline. The large model is asked as it was for the champion, so that nothing but the
-training rows differs. A winner has its certificate before the champion's alias moves, and the alias moves last: a kill
-at any moment leaves the old champion or the new one, whole.
+The stages are those of the pipeline, and the large model is asked as it was for the champion, so only the training rows
+differ. The challenger is certified before the champion's alias moves, and the alias moves last: a process killed at any
+moment leaves the old champion or the new one, complete.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from smallfirst.registry.runs import client, store_errors
 from smallfirst.registry.versions import ModelVersion
 
 CHALLENGER = "challenger"
-"""Alias of the version that is compared, or was compared last and lost."""
+"""Alias of the version that is being compared, or lost the last comparison."""
 COMPARISON_LOG = "challenges.json"
-"""What a champion's version carries: the runs that were compared with it."""
+"""File attached to a champion's version: the runs that were compared with it."""
 RESULT = "challenge.json"
-"""Where the result is, in the challenger's run."""
+"""File of the result in the challenger's run folder."""
 
 
 class ChallengeResult(Record):
-    """One challenge, whatever came of it."""
+    """The record of one challenge."""
 
     task: str
     """Task name."""
@@ -44,27 +44,27 @@ class ChallengeResult(Record):
     at: str
     """ISO 8601 in UTC."""
     proposal: Proposal
-    """Why it was made."""
+    """The reason for it."""
     champion: int
     """Version that was champion."""
     champion_candidate: str
-    """Which candidate that is."""
+    """Candidate of that version."""
     candidate: str
-    """Which candidate of the new run challenged it."""
+    """Candidate of the new run."""
     verdict: Verdict
-    """The gate's answer."""
+    """The gate's verdict."""
     version: int | None = None
-    """The challenger's version; None if the gate kept it out of the registry."""
+    """The challenger's version; None if it failed the gate."""
     contest: ChampionComparison | None = None
-    """The comparison; None if the gate kept it from that."""
+    """The comparison; None if it failed the gate."""
     won: bool
-    """True if it is champion now."""
+    """True if it became champion."""
     why: str
-    """What decided."""
+    """The reason for the decision."""
 
     @property
     def in_words(self) -> list[str]:
-        """What happened, one line each."""
+        """The result, one line each."""
         lines = []
         if self.contest is not None:
             c, them = self.contest, f"{self.champion_candidate} (version {self.champion})"
@@ -91,15 +91,15 @@ class _Champion(NamedTuple):
 
 
 def proposal_of(project: Project, rows: Path, *, ledger: Path | None = None) -> Proposal:
-    """Why the champion should be challenged with these rows. Raises as `challenge` does, before anything is trained."""
+    """Return the reason for a challenge with these rows; train nothing. Raise what `challenge` raises."""
     return _proposed(project, _grown(project, rows), _champion(project), rows, ledger)
 
 
 def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resume: bool = False) -> ChallengeResult:
-    """What came of training on the job's rows and those of `rows`, and comparing with the champion.
+    """Train on the project's rows and those of `rows`, compare with the champion, and return the record.
 
-    `resume` goes on with a challenge that was broken off. Raises StageMissing if there is no champion, or it was not
-    measured on today's test rows; DataError for bad, held-out or no new rows.
+    `resume` continues a challenge that was interrupted. Raise StageMissing if there is no champion, or it was not
+    measured on the current test rows; DataError for bad or held-out rows, or if no row is new.
     """
     champion, grown = _champion(project), _grown(project, rows)
     proposal = _proposed(project, grown, champion, rows, ledger)
@@ -131,11 +131,11 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
 
 
 def _grown(project: Project, rows: Path) -> Project:
-    """The job with the new rows among those to train on. Raises DataError if none is new."""
+    """Add the new rows to the training rows. Raise DataError if none is new."""
     grown = with_harvested(project.rows, rows, columns=project.file.data.columns, labels=project.task.closed)
     if len(grown.train) == len(project.rows.train):
         raise DataError(
-            f"{rows}: all its rows stand in the training rows",
+            f"{rows}: all its rows are training rows already",
             hint="harvest into a file that task.yaml does not name yet: smallfirst harvest task.yaml --out more.jsonl",
         )
     return project._replace(rows=with_canonical_answers(grown, project.task))
@@ -153,7 +153,7 @@ def _champion(project: Project) -> _Champion:
     test = run_folder.evaluation(candidate, "test")
     if test is None or test.dataset_fingerprint != project.rows.test.content_fingerprint:
         raise StageMissing(
-            f"the champion, {version.name} version {version.version}, was not measured on today's test rows",
+            f"the champion, {version.name} version {version.version}, was not measured on the current test rows",
             hint=f"smallfirst evaluate task.yaml --run {run}",
         )
     return _Champion(version, run_folder, candidate, test)
@@ -171,7 +171,7 @@ def _proposed(project: Project, grown: Project, champion: _Champion, rows: Path,
 
 
 def _trained(grown: Project, *, resume: bool) -> RunFolder:
-    """A run on the grown rows; with `resume` the newest one that has no result yet."""
+    """Train on the extended rows; with `resume`, return the latest run that has no result yet."""
     from smallfirst.training.run import Run
 
     if not resume or RunFolder.unfinished(grown.file.name) is not None:
@@ -179,12 +179,12 @@ def _trained(grown: Project, *, resume: bool) -> RunFolder:
     run_folder = RunFolder.latest(grown.file.name)
     rows = Run.load(run_folder.path / "run.json").dataset_fingerprint
     if rows != grown.rows.train.content_fingerprint or (run_folder.path / RESULT).exists():
-        raise StageMissing(f"{grown.file.name} has no challenge to go on with", hint="leave out --resume")
+        raise StageMissing(f"{grown.file.name} has no interrupted challenge to resume", hint="leave out --resume")
     return run_folder
 
 
 def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
-    """The challenger registered, certified and compared; champion if it has won."""
+    """Register, certify and compare the challenger; make it champion if it wins."""
     version = _registered(grown, run_folder, made)
     parity_stage(grown, run_folder, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -207,7 +207,7 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
 
 
 def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) -> ModelVersion:
-    """The challenger's version, under the alias `challenger`."""
+    """Register the challenger under the alias `challenger`."""
     from smallfirst.training.run import Run
 
     version = versions.register(
@@ -228,7 +228,7 @@ def _drop_alias(name: str) -> None:
 
 
 def _look(champion: _Champion, run_folder: RunFolder) -> int:
-    """Which challenge of this champion the run is; written down before anything is compared."""
+    """Return the number of this challenge of the champion; it is saved before anything is compared."""
     name, version, run = champion.version.name, champion.version.version, run_folder.path.name
     raw = versions.read_attachment(name, version, COMPARISON_LOG)
     runs = ComparisonLog.model_validate_json(raw).runs if raw else ()

@@ -1,4 +1,4 @@
-"""Who wins: a rule that is declared before anything is measured.
+"""The rule by which a challenger beats the champion, declared before anything is measured.
 
 On the same test rows as the champion, at level 1 - 0.05 / (k (k + 1)) for the k-th challenge of this champion (Tango's
 paired interval, 1998), the challenger must either
@@ -22,16 +22,16 @@ from smallfirst.stats.intervals import Estimate, mcnemar
 from smallfirst.stats.paired import paired_score_interval
 
 MARGIN = 0.01
-"""So much less accurate, in [0, 1], a challenger may be that keeps more of the traffic small."""
+"""Accuracy, in [0, 1], that a challenger may lose if it keeps more of the requests small."""
 
 
 class ChampionComparison(Record):
-    """Challenger against champion on the same test rows."""
+    """A challenger compared with the champion on the same test rows."""
 
     look: int
-    """Which challenge of this champion it is, from 1."""
+    """Number of the challenge of this champion, from 1."""
     level: float
-    """Of both intervals, in (0, 1)."""
+    """Confidence level of both intervals, in (0, 1)."""
     difference: Estimate
     """Accuracy of the challenger minus that of the champion, in [-1, 1]."""
     only_challenger: int
@@ -44,7 +44,7 @@ class ChampionComparison(Record):
     """Share of rows kept small under the challenger's certificate minus that under the champion's; None if one of the
     two Routers was not measured on them."""
     won: bool
-    """Whether the rule is met."""
+    """True if the rule is met."""
     why: str
     """The figures that decided, in one sentence."""
 
@@ -52,7 +52,7 @@ class ChampionComparison(Record):
 def compare_to_champion(
     challenger: Evaluation, champion: Evaluation, *, routed: tuple[Evaluation, Evaluation] | None, look: int
 ) -> ChampionComparison:
-    """The outcome on the rows that both answered; `routed` are the Routers over the two, in the same order."""
+    """Compare the two on the rows that both answered; `routed` are the Routers over them, in this order."""
     level = 1 - 0.05 / (look * (look + 1))
     ours, theirs = _flags(challenger, "correct"), _flags(champion, "correct")
     difference, only_ours, only_theirs = _paired(ours, theirs, level)

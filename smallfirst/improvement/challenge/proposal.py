@@ -1,4 +1,4 @@
-"""Why a retrain is proposed: the new rows, what the watch over the live Router said, and how much is sent on lately."""
+"""The reason to retrain: new rows, alarms of the live Router, and the recent share of escalated answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from smallfirst.records import Record
 from smallfirst.serving.ledger.rows import LedgerRow, StateRow
 from smallfirst.stats.intervals import Estimate, wilson
 
-LATELY = 1000
-"""Newest answers that «lately» means."""
+RECENT_ANSWERS = 1000
+"""Latest answers whose escalated share is shown."""
 
 
 class Proposal(Record):
@@ -26,19 +26,19 @@ class Proposal(Record):
     champion: int
     """Version of the champion."""
     since: datetime
-    """When it was registered; what happened since counts."""
+    """When it was registered; later events count."""
     n_new: int
-    """Rows that the champion has not seen."""
+    """Rows that the champion was not trained on."""
     by_source: dict[str, int] = {}
-    """The rows of the file by where their answer comes from, as far as the file says it."""
+    """Rows by source of their answer, where the file names it."""
     changes: tuple[str, ...] = ()
     """Changes of the task's state since then, oldest first."""
     n_alarms: int = 0
-    """How many of them were a drift or a fallback."""
+    """Number of these changes to drift or fallback."""
     sent_on: Estimate | None = None
-    """Share of the latest answers that the large model or a person gave; None without answers since then."""
+    """Share of the latest answers given by the large model or a person; None without answers since then."""
     sent_on_in_test: float | None = None
-    """The same share on test rows when the champion went live; None if it was not measured."""
+    """That share on test rows when the champion went live; None if it was not measured."""
 
     @property
     def in_words(self) -> list[str]:
@@ -64,7 +64,7 @@ def propose(
     ledger: Path | None = None,
     sent_on_in_test: float | None = None,
 ) -> Proposal:
-    """The reason to retrain a task's champion: its version, and when it was registered.
+    """Return the reason to retrain a champion, given by version and time of registration.
 
     `rows` are the file and how many of its rows are new. Without a ledger only the rows speak. Raises ConfigError if
     `ledger` is named and not there.
@@ -81,7 +81,7 @@ def propose(
         return made
     with closing(open_ledger(ledger)) as opened:
         states = [s for s in opened.entries(StateRow, task=task, since=since) if s.before]
-        answers = opened.entries(LedgerRow, task=task, since=since, limit=LATELY)
+        answers = opened.entries(LedgerRow, task=task, since=since, limit=RECENT_ANSWERS)
     stages = [row.stage for row in answers if row.status == 200]
     away = sum(stage in ("large", "person") for stage in stages)
     return made.model_copy(
@@ -94,7 +94,7 @@ def propose(
 
 
 def _sources(path: Path) -> dict[str, int]:
-    """The rows by their `source`, most first; those of a file that says nothing of it are left out."""
+    """Count the rows by `source`, most frequent first; empty for files without that key."""
     if file_format(path) not in (".jsonl", ".ndjson", ".json") or path.suffix == ".gz":
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]

@@ -1,8 +1,8 @@
-"""What the ledger holds about each text of a task: who gave or judged an answer, and what they said.
+"""Collect from the ledger who gave or judged each answer of a task.
 
-Of several words of one person, or several audits by one judge, the last stands. An answer of the large model to what
-was found to be no request of the task says nothing about the task. The price: every audit and all feedback is read,
-whatever its age, since a word may come long after the answer.
+Of several judgements by one person, or several audits by one judge, the last counts. An answer of the large model to an
+out-of-domain request says nothing about the task. All audits and feedback are read, whatever their age, since a
+judgement may come long after the answer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow
 
 Source = Literal["feedback", "confirmed", "audit", "large", "suspect"]
 TRUST: dict[Source, int] = {"feedback": 0, "confirmed": 1, "audit": 2, "large": 3, "suspect": 3}
-"""The lower, the more: a person's own answer · an answer that a person calls right · a person's answer in an audit ·
-the large model's, where it was asked · the same where it differs from the answer that was kept."""
+"""Rank of a source, 0 is the most trusted: a person's own answer · an answer that a person judged right · a person's
+answer in an audit · the large model's, where it was asked · the large model's, where it differs from the accepted
+answer."""
 BY_PEOPLE = 2
-"""The least trust of a word that comes from a person."""
+"""Highest rank of a source that is a person."""
 
 
 class Evidence(NamedTuple):
-    """One answer to one text, and who stands for it or against it."""
+    """One answer to one text, with its source."""
 
     response_id: str
     at: datetime
@@ -38,11 +39,11 @@ class Evidence(NamedTuple):
     """The answer."""
     source: Source
     against: bool = False
-    """True if a person says that the answer is wrong."""
+    """True if a person judged the answer wrong."""
 
 
 class CollectedEvidence(NamedTuple):
-    """What was heard, and the responses about which nothing can be learned."""
+    """The evidence in the ledger, and the responses that give none."""
 
     voices: list[Evidence]
     refused: dict[str, str]
@@ -50,7 +51,7 @@ class CollectedEvidence(NamedTuple):
 
 
 def open_ledger(path: Path | None = None) -> Ledger:
-    """The ledger at `path`, else that of the state folder. Raises ConfigError if there is none: none is made."""
+    """Open the ledger at `path`, else that of the state folder. Raise ConfigError if it does not exist."""
     place = path or home() / "ledger.db"
     if not place.is_file():
         raise ConfigError(
@@ -61,7 +62,7 @@ def open_ledger(path: Path | None = None) -> Ledger:
 
 
 def collect(ledger: Ledger, task: str, since: datetime | None = None) -> CollectedEvidence:
-    """Every voice on the answers of a task that came, or were last spoken of, at or after `since`."""
+    """Return the evidence on answers of a task that were given, or last judged, at or after `since`."""
     audits: dict[str, list[AuditRow]] = defaultdict(list)
     for audit in ledger.entries(AuditRow, task=task):
         audits[audit.id].append(audit)
@@ -80,23 +81,23 @@ def collect(ledger: Ledger, task: str, since: datetime | None = None) -> Collect
 
 
 def is_outside(row: LedgerRow) -> bool:
-    """True if the Router took the request for something else than the task's."""
+    """Return True if the Router took the request for out of domain."""
     found = (step for step in row.steps if step.stage == "domain")
     return any(s.score is not None and s.threshold is not None and s.score > s.threshold for s in found)
 
 
 def turns(row: LedgerRow) -> list[tuple[str, str]]:
-    """Role and content of each message that was stored; empty if none was."""
+    """Return role and content of each stored message; empty if none was stored."""
     return [(role, content) for role, content in json.loads(row.request_text or "[]")]
 
 
 def last_user_message(row: LedgerRow) -> str:
-    """What was asked; empty if it was not stored."""
+    """Return the last user message; empty if it was not stored."""
     return next((content for role, content in reversed(turns(row)) if role == "user"), "")
 
 
 _Word = tuple[Source, str | None, bool]
-"""Source, the answer (None if it was not stored), and whether it is called wrong."""
+"""Source, answer (None if it was not stored), and whether it was judged wrong."""
 
 
 def _rows(
@@ -129,7 +130,7 @@ def _voices(row: LedgerRow, audits: Sequence[AuditRow], feedback: Sequence[Feedb
 
 
 def _why_not(row: LedgerRow, words: Sequence[_Word], audits: Sequence[AuditRow]) -> str:
-    """Why nothing can be learned of a response; empty if something can, or if nobody said anything of it."""
+    """Return why a response gives no evidence; empty if it does, or if nobody judged it."""
     given = [said for _, said, against in words if not against]
     if not given:
         if words:

@@ -1,7 +1,7 @@
-"""The stage: hear the ledger, settle on one answer a text, leave out what must not be trained on, write rows, record.
+"""The harvest stage: turn served answers that somebody judged, or the large model gave, into training rows.
 
-The file is made anew from the whole ledger each time, so that what people said later is in it; a file that somebody has
-edited is not overwritten.
+The file is rebuilt from the whole ledger each time, so later judgements count. A file that somebody has edited is not
+overwritten.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from smallfirst.records import fingerprint
 from smallfirst.tasks.task import Task
 
 SHOWN = 200
-"""Characters of an answer that the task does not know."""
+"""Characters shown of an answer that the task cannot parse."""
 
 
 def harvest(
     project: Project, *, out: Path = Path("harvested.jsonl"), ledger: Path | None = None, since: datetime | None = None
 ) -> HarvestResult:
-    """What came of turning the ledger's rows of the job's task into training rows; they are written by then.
+    """Write the training rows that the ledger gives for the project's task to `out`; return the record.
 
-    `since` takes only answers given or judged from then on. A text of the training rows is left out, unless the row
-    came from `out` itself, which is made anew. Raises ConfigError if there is no ledger, or if `out` is read by the
-    task, was edited by somebody, or holds an earlier harvest from further back.
+    Use only answers given or judged at or after `since`. A text of the training rows is left out, unless it came from
+    `out` itself. Raise ConfigError if there is no ledger, or if `out` is read by the task, was edited by somebody, or
+    holds an earlier harvest from further back.
     """
     _refuse_to_overwrite(project, out, since)
     with closing(open_ledger(ledger)) as opened:
         heard = collect(opened, project.file.name, since)
-    sifting = _Sifting(project, out)
-    sifting.fates.update(heard.refused)
+    builder = _RowBuilder(project, out)
+    builder.outcomes.update(heard.refused)
     votes, unread = parse_evidence(heard.voices, project.task)
     for settled in resolve(votes, project.task):
-        sifting.take(settled)
-    sifting.fates |= {v.response_id: "no_answer" for v in unread if v.response_id not in sifting.fates}
-    rows = sifting.not_held_out()
-    result = _result(project, rows, sifting)
+        builder.take(settled)
+    builder.outcomes |= {v.response_id: "no_answer" for v in unread if v.response_id not in builder.outcomes}
+    rows = builder.not_held_out()
+    result = _result(project, rows, builder)
     said = tuple(UnparsedAnswer(response_id=v.response_id, said=redact(v.said[:SHOWN]).text) for v in unread)
     told = {"out": out, "since": since.isoformat() if since else None, "unread": said}
     return _written(result.model_copy(update=told), rows, project.file.data.columns)
 
 
 def record_path(out: Path) -> Path:
-    """Where the record of a harvest is kept, beside its rows."""
+    """Return the path of the record, beside the rows."""
     return out.with_suffix(".harvest.json")
 
 
@@ -65,22 +65,22 @@ class _Row(NamedTuple):
     vote: ParsedEvidence
     example: Example
     counts: dict[str, int]
-    """What was taken out of it, by kind."""
+    """Redacted items by kind."""
 
 
-class _Sifting:
-    """The rows so far, and for every response what became of it: `row`, or a reason."""
+class _RowBuilder:
+    """The rows so far, and for every response its outcome: `row`, or a reason."""
 
     def __init__(self, project: Project, out: Path) -> None:
         self.project, self.rows = project, list[_Row]()
-        self.fates: dict[str, str] = {}
+        self.outcomes: dict[str, str] = {}
         self.disputed: list[DisputedText] = []
         own = [e for e in project.rows.train.examples if not e.path or Path(e.path).resolve() != out.resolve()]
         self._known = {fold_text(redact(e.asked).text): e.answer for e in own}
         self._shape = project.rows.train.examples[0].shape
 
     def take(self, settled: Resolution) -> None:
-        """Nothing back; the text has made a row, or each of its responses has a reason."""
+        """Make a row of the text, or note a reason for each of its responses."""
         best = settled.votes[0]
         reason = settled.reason or self._known_already(best)
         if not reason:
@@ -90,17 +90,17 @@ class _Sifting:
         if reason in ("disputed", "contradicts"):
             self.disputed.append(_for_a_person(settled, self.project.task))
         for id in settled.response_ids:
-            self.fates[id] = reason or ("row" if id == best.voice.response_id else "repeated")
+            self.outcomes[id] = reason or ("row" if id == best.voice.response_id else "repeated")
 
     def not_held_out(self) -> list[_Row]:
-        """The rows whose text is in no part that measures, certifies or chooses; the others have their reason."""
+        """Return the rows whose text is not held out; note the reason for the others."""
         while True:
             # Which words count in a comparison depends on all rows, so what is left is looked at once more.
             new = Dataset(name="harvested", examples=tuple(row.example for row in self.rows))
             seen = find_held_out_leaks(self.project.rows, new).keys if self.rows else frozenset[str]()
             if not seen:
                 return self.rows
-            self.fates |= {r.vote.voice.response_id: "held_out" for r in self.rows if r.example.key in seen}
+            self.outcomes |= {r.vote.voice.response_id: "held_out" for r in self.rows if r.example.key in seen}
             self.rows = [row for row in self.rows if row.example.key not in seen]
 
     def _known_already(self, vote: ParsedEvidence) -> str:
@@ -110,7 +110,7 @@ class _Sifting:
         return "contradicts" if vote.by_person and answer != vote.answer else "known"
 
     def _row(self, vote: ParsedEvidence) -> _Row | None:
-        """The row without what is personal; None if it makes no row of the task any more."""
+        """Return the redacted row; None if it is no valid row of the task any more."""
         answer = _clean(vote.answer, self.project.task)
         parsed = self.project.task.parse(answer.text)
         if parsed is None:
@@ -126,7 +126,7 @@ class _Sifting:
 
 
 def _clean(answer: str, task: Task) -> RedactedText:
-    """The answer without what is personal; one of a closed set is the task's own word."""
+    """Redact an answer; one of a closed set stays."""
     if task.closed:
         return RedactedText(answer, {})
     try:
@@ -142,9 +142,9 @@ def _for_a_person(settled: Resolution, task: Task) -> DisputedText:
     return DisputedText(text=settled.votes[0].text, answers=answers, response_ids=settled.response_ids)
 
 
-def _result(project: Project, rows: Sequence[_Row], sifting: _Sifting) -> HarvestResult:
+def _result(project: Project, rows: Sequence[_Row], builder: _RowBuilder) -> HarvestResult:
     sources = Counter(row.vote.voice.source for row in rows)
-    reasons = Counter(fate for fate in sifting.fates.values() if fate != "row")
+    reasons = Counter(outcome for outcome in builder.outcomes.values() if outcome != "row")
     answers = Counter(row.example.answer for row in rows) if project.task.closed else Counter[str]()
     redacted = sum((Counter(row.counts) for row in rows), Counter[str]())
     return HarvestResult(
@@ -157,7 +157,7 @@ def _result(project: Project, rows: Sequence[_Row], sifting: _Sifting) -> Harves
         by_answer=dict(answers.most_common()),
         refused={reason: reasons[reason] for reason in REASONS if reasons[reason]},
         redacted=dict(redacted),
-        disputed=tuple(sifting.disputed),
+        disputed=tuple(builder.disputed),
     )
 
 
@@ -179,7 +179,7 @@ def _line(row: _Row, columns: Columns) -> dict[str, Any]:
 
 
 def _named(example: Example, columns: Columns) -> dict[str, Any]:
-    """The row under the file's own column names."""
+    """Return the row under the column names of the file."""
     return {getattr(columns, field): value for field, value in to_row(example).items()}
 
 
@@ -187,7 +187,7 @@ def _refuse_to_overwrite(project: Project, out: Path, since: datetime | None) ->
     data = project.file.data
     read_here = [data.train, data.validation, data.test, data.open_ended, data.relabels]
     if out.resolve() in {project.file.path(path).resolve() for path in read_here if path is not None}:
-        raise ConfigError(f"{out} is read by the task, so it cannot be written", hint="--out harvested.jsonl")
+        raise ConfigError(f"{out} is an input of the task, so it cannot be the output", hint="--out harvested.jsonl")
     if out.suffix != ".jsonl":
         raise ConfigError(f"{out}: harvested rows are JSON Lines", hint=f"--out {out.with_suffix('.jsonl')}")
     if not out.exists():
@@ -195,7 +195,8 @@ def _refuse_to_overwrite(project: Project, out: Path, since: datetime | None) ->
     earlier = HarvestResult.load(record_path(out)) if record_path(out).exists() else None
     if earlier is None or earlier.written != fingerprint(out.read_text(encoding="utf-8")):
         raise ConfigError(
-            f"{out} exists, and is not as an earlier harvest left it", hint="name another file, or move this one away"
+            f"{out} exists and was changed since an earlier harvest wrote it",
+            hint="name another file, or move this one away",
         )
     if since is not None and (earlier.since is None or datetime.fromisoformat(earlier.since) < since):
         raise ConfigError(

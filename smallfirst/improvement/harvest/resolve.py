@@ -1,8 +1,8 @@
-"""One answer a text: the most trusted voice wins, and voices that are as trusted must agree.
+"""Resolve the evidence on each text to one answer: the most trusted source wins, equally trusted ones must agree.
 
-Texts are the same if they are when case, spacing and punctuation are put aside and what is personal is out. An answer
-that a person calls wrong is learned from nobody; where people contradict each other, nothing is learned, and a person
-decides. The price: of two answers by the large model to one text that differ in more than wording, neither is taken.
+Texts are equal if they are so ignoring case, spacing, punctuation and personal data. An answer that a person judged
+wrong is never used. Where people disagree, or two answers of the large model differ in meaning, no row is made and a
+person decides.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from smallfirst.tasks.task import Task
 
 
 class ParsedEvidence(NamedTuple):
-    """A voice as the task reads it."""
+    """Evidence with its answer parsed by the task."""
 
     voice: Evidence
     text: str
-    """Without what is personal."""
+    """The text, redacted."""
     answer: str
-    """Canonical."""
+    """In canonical form."""
 
     @property
     def trust(self) -> int:
-        """The lower, the more."""
+        """Rank of the source, 0 is the most trusted."""
         return TRUST[self.voice.source]
 
     @property
     def by_person(self) -> bool:
-        """True if a person stands for it."""
+        """True if the source is a person."""
         return self.trust <= BY_PEOPLE
 
 
 class Resolution(NamedTuple):
-    """What came of all votes on one text."""
+    """The outcome of all evidence on one text."""
 
     votes: tuple[ParsedEvidence, ...]
-    """Those that give an answer, in the order of trust; of equal ones the latest first."""
+    """Evidence that gives an answer, the most trusted and then the latest first."""
     reason: str
-    """Why there is no row; empty if the first of `votes` makes one."""
+    """Why there is no row; empty if the first of `votes` becomes one."""
 
     @property
     def response_ids(self) -> tuple[str, ...]:
-        """Responses that gave an answer, in the order of `votes`."""
+        """Ids of the responses, in the order of `votes`."""
         return tuple(dict.fromkeys(vote.voice.response_id for vote in self.votes))
 
 
 def parse_evidence(voices: Sequence[Evidence], task: Task) -> tuple[list[ParsedEvidence], list[Evidence]]:
-    """The voices as votes, and those for an answer that the task does not know."""
+    """Parse the evidence; return what the task can parse, and what it cannot."""
     votes, unread = [], []
     for voice in voices:
         answer = task.parse(voice.said)
@@ -65,7 +65,7 @@ def parse_evidence(voices: Sequence[Evidence], task: Task) -> tuple[list[ParsedE
 
 
 def resolve(votes: Sequence[ParsedEvidence], task: Task) -> Iterator[Resolution]:
-    """What came of each text that somebody gave an answer to, in the order in which they were first asked."""
+    """Yield the resolution of each text that has an answer, in the order in which the texts were first asked."""
     by_text: dict[str, list[ParsedEvidence]] = defaultdict(list)
     for vote in votes:
         by_text[fold_text(vote.text)].append(vote)

@@ -1,4 +1,4 @@
-"""What came of a harvest: rows by source, responses left out by reason, and what a person should look at."""
+"""The record of a harvest: rows by source, omitted responses by reason, and texts that a person should decide."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ REASONS = {
     "conversation": "of several turns, while the task is asked in one message",
     "outside": "that are no request of the task",
     "agreed": "on which the large model agreed: nothing new",
-    "told_wrong": "called wrong, without a right answer",
-    "no_answer": "with something that is no answer of the task",
-    "disputed": "with different answers that are as trusted: for a person",
-    "repeated": "to a text that another response brought",
+    "told_wrong": "judged wrong, without a right answer",
+    "no_answer": "with an answer that the task cannot parse",
+    "disputed": "with conflicting answers that are equally trusted: for a person",
+    "repeated": "to a text that another response answered",
     "known": "to a text of the training rows",
-    "contradicts": "to a text of the training rows, where a person now says otherwise: for a person",
+    "contradicts": "to a training text, where a person now gives another answer: for a person",
     "held_out": "to a text that measures, certifies or chooses, or nearly one",
-    "unwritable": "that make no row any more once what is personal is out",
+    "unwritable": "that are no valid row after redaction",
 }
 """Why a response gives no row, as the end of «12 responses …»."""
 SOURCES: dict[Source, str] = {
@@ -34,27 +34,27 @@ STORE_BODIES = "smallfirst serve task.yaml --store-bodies   keeps the texts of r
 
 
 class DisputedText(Record):
-    """A text that a person should decide on; redacted."""
+    """A text with conflicting answers, for a person to decide; redacted."""
 
     text: str
-    """What was asked."""
+    """The text."""
     answers: tuple[str, ...]
-    """What was said, in the order of trust."""
+    """The answers, the most trusted first."""
     response_ids: tuple[str, ...]
-    """Whose answers they are."""
+    """The responses with these answers."""
 
 
 class UnparsedAnswer(Record):
-    """An answer that the task does not know; redacted."""
+    """An answer that the task cannot parse; redacted."""
 
     response_id: str
-    """Whose it is."""
+    """The response."""
     said: str
-    """How it begins."""
+    """Beginning of the answer."""
 
 
 class HarvestResult(Record):
-    """One harvest."""
+    """The record of one harvest."""
 
     task: str
     """Task name."""
@@ -69,30 +69,30 @@ class HarvestResult(Record):
     by_source: dict[Source, int]
     """Rows by where their answer comes from, most trusted first."""
     by_answer: dict[str, int] = {}
-    """Rows by answer, most first; empty where answers are no closed set."""
+    """Rows by answer, most frequent first; empty for open answers."""
     refused: dict[str, int]
     """Responses that somebody judged, or the large model answered, and that gave no row, by reason."""
     redacted: dict[str, int] = {}
-    """What was taken out of the rows, by kind."""
+    """Redacted items by kind."""
     disputed: tuple[DisputedText, ...] = ()
-    """For a person to decide."""
+    """Texts for a person to decide."""
     unread: tuple[UnparsedAnswer, ...] = ()
-    """Answers that the task does not know."""
+    """Answers that the task cannot parse."""
     written: str = ""
     """Fingerprint of the file as it was written."""
 
     @property
     def n_heard(self) -> int:
-        """Responses that were looked at; each gave a row or a reason."""
+        """Number of responses examined; each gave a row or a reason."""
         return self.n_rows + sum(self.refused.values())
 
     @property
     def in_words(self) -> list[str]:
-        """What happened, one line each."""
+        """The result, one line each."""
         lines = [f"{self.n_rows:,} rows for {self.task} in {self.out}, from {self.n_heard:,} responses"]
         lines += [f"  {n:>6,}  {SOURCES[source]}" for source, n in self.by_source.items() if n]
         lines += [f"left out: {n:,} {REASONS[reason]}" for reason, n in self.refused.items()]
-        lines.append(f"taken out of the rows: {redacted_in_words(self.redacted)}")
+        lines.append(f"redacted: {redacted_in_words(self.redacted)}")
         lines += [f"for a person: {_shown(d.text)}  ({' | '.join(map(_shown, d.answers))})" for d in self.disputed[:5]]
         lines += [f"no answer of the task: {u.response_id}: {_shown(u.said)}" for u in self.unread[:5]]
         if self.refused.get("no_text"):

@@ -273,9 +273,9 @@ def test_a_file_that_is_not_its_own_is_never_overwritten(project: Project, book:
     assert HarvestResult.load(record_path(out)) == first
     assert harvest(project, out=out, ledger=book.path).written == first.written
     out.write_text(out.read_text().replace("lost_pin", "card_arrival"))
-    with pytest.raises(ConfigError, match="not as an earlier harvest left it"):
+    with pytest.raises(ConfigError, match="was changed since an earlier harvest wrote it"):
         harvest(project, out=out, ledger=book.path)
-    with pytest.raises(ConfigError, match="is read by the task"):
+    with pytest.raises(ConfigError, match="is an input of the task"):
         harvest(project, out=tmp_path / "train.jsonl", ledger=book.path)
     with pytest.raises(ConfigError, match=r"no such ledger(?s:.*)--ledger"):
         harvest(project, out=tmp_path / "other.jsonl", ledger=tmp_path / "none.db")

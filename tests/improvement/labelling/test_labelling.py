@@ -608,13 +608,13 @@ def test_without_consent_nothing_is_asked_beyond_what_foretells_the_price(tmp_pa
     with pytest.raises(ConfigError) as caught:
         run(tmp_path, model, yes=False)
     assert str(caught.value) == (
-        "labelling costs money and needs consent: 3 answers to ask, about $0.0469 ($0.0469 if all were as "
-        "dear as the dearest), based on 5 answers asked for it now; $0.0781 paid so far\n"
+        "labelling costs money and needs consent: 3 answers to ask, about $0.0469 ($0.0469 if all cost as "
+        "much as the most expensive), based on 5 answers asked for it now; $0.0781 paid so far\n"
         "  next: add --yes, or a limit: --cap-usd 0.057"
     )
     assert len(model.asked) == 5
     again = Oracle()
-    with pytest.raises(ConfigError, match="judged by 5 earlier answers"):
+    with pytest.raises(ConfigError, match="based on 5 earlier answers"):
         run(tmp_path, again, yes=False)
     assert again.asked == []
     assert run(tmp_path, again, yes=True).price.usd == 3 * COST
