@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from random import Random
 
-from smallfirst.data.dataset import Dataset, Example, Message, fold_text
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_rows, sample_share, split
+from smallfirst.errors import ConfigError
 
 
 def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:
@@ -57,3 +62,130 @@ def test_a_datasets_fingerprint_ignores_order_and_sees_every_edit() -> None:
     assert one.content_fingerprint == one.subset("two", (b, a)).content_fingerprint
     assert one.content_fingerprint != one.subset("two", (a, b, b)).content_fingerprint
     assert one.content_fingerprint != one.subset("two", (a,)).content_fingerprint
+
+
+def rows(*texts: str) -> Dataset:
+    return Dataset(name="rows.jsonl", examples=tuple(labelled(t, "x", line=i) for i, t in enumerate(texts, start=1)))
+
+
+def places(data: Dataset) -> dict[str, str]:
+    """The part that each text went to; fails if one text is in two parts."""
+    parts = split(data, validation=0.3, test=0.3)
+    place: dict[str, str] = {}
+    for name in ("train", "validation", "test"):
+        for example in getattr(parts, name).examples:
+            assert place.setdefault(fold_text(example.text), name) == name
+    return place
+
+
+# Few letters and much dressing, so that equal texts in other dress are common.
+texts = st.lists(st.text("abAB .,\n", min_size=1, max_size=4), max_size=30)
+THOUSAND = rows(*(f"text number {i}" for i in range(1000)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts)
+def test_every_row_lands_in_exactly_one_part_in_file_order(given_texts: list[str]) -> None:
+    data = rows(*given_texts)
+    parts = split(data, validation=0.3, test=0.3)
+    lines = [[e.line for e in p.examples] for p in (parts.train, parts.validation, parts.test)]
+    assert all(part == sorted(part) for part in lines)
+    assert sorted(line for part in lines for line in part) == [e.line for e in data.examples]
+
+
+@settings(max_examples=50, deadline=None)
+@given(texts, texts, st.randoms(use_true_random=False))
+def test_a_text_stays_where_it_is_when_rows_are_moved_or_added(old: list[str], new: list[str], random: Random) -> None:
+    before = places(rows(*old))
+    mixed = [*old, *new]
+    random.shuffle(mixed)
+    after = places(rows(*mixed))
+    assert before.items() <= after.items()
+
+
+def test_the_same_words_in_other_dress_go_the_same_way() -> None:
+    for i in range(50):
+        assert len(set(places(rows(f"Card {i}!", f"card  {i}", f"CARD, {i}")).values())) == 1
+
+
+def test_shares_are_met_on_average() -> None:
+    parts = split(THOUSAND, validation=0.1, test=0.2)
+    # Four standard deviations of a binomial count: 38 and 51.
+    assert len(parts.validation) == pytest.approx(100, abs=38)
+    assert len(parts.test) == pytest.approx(200, abs=51)
+    assert len(parts.train) + len(parts.validation) + len(parts.test) == 1000
+
+
+def test_a_split_does_not_change_from_one_release_to_the_next() -> None:
+    # By sha256sum of "split\0\0" + text, over 2**256: 0.03, 0.84, 0.25, 0.30 and 0.14.
+    parts = split(rows("alpha", "beta", "gamma", "delta", "epsilon"), validation=0.09, test=0.2)
+    assert [e.text for e in parts.test.examples] == ["alpha", "epsilon"]
+    assert [e.text for e in parts.validation.examples] == ["gamma"]
+
+
+def test_the_test_part_does_not_depend_on_the_validation_share() -> None:
+    small = split(THOUSAND, validation=0.05, test=0.2)
+    large = split(THOUSAND, validation=0.5, test=0.2)
+    assert small.test == large.test
+    assert set(small.validation.examples) < set(large.validation.examples)
+
+
+def test_another_salt_gives_another_split() -> None:
+    one, two = (split(THOUSAND, validation=0, test=0.5, salt=s).test for s in ("", "b"))
+    both = len(set(one.examples) & set(two.examples))
+    assert both == pytest.approx(250, abs=55)
+
+
+def test_parts_are_named_after_the_data() -> None:
+    parts = split(THOUSAND, validation=0.1, test=0.1)
+    assert parts.validation.name == "rows.jsonl:validation"
+    taken, rest = sample_share(THOUSAND, 0.25)
+    assert (taken.name, rest.name) == ("rows.jsonl:0.25", "rows.jsonl:rest")
+
+
+@pytest.mark.parametrize(
+    ("validation", "test", "message"),
+    [
+        (-0.1, 0.1, "validation must be a share between 0 and 1 (got -0.1)"),
+        (0.1, float("nan"), "test must be a share between 0 and 1 (got nan)"),
+        (
+            0.5,
+            0.5,
+            "validation 0.5 and test 0.5 leave no rows to train on: their sum must be below 1",
+        ),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(validation: float, test: float, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        split(THOUSAND, validation=validation, test=test)
+    assert str(caught.value) == message
+
+
+def test_a_larger_share_holds_all_of_a_smaller_one() -> None:
+    (small, _), (large, rest) = sample_share(THOUSAND, 0.1), sample_share(THOUSAND, 0.4)
+    assert set(small.examples) < set(large.examples)
+    assert not set(large.examples) & set(rest.examples)
+    assert len(sample_share(THOUSAND, 0)[0]) == 0
+    assert len(sample_share(THOUSAND, 1)[1]) == 0
+
+
+def test_a_share_of_a_part_is_an_ordinary_share() -> None:
+    # With one draw for both, no train row could be below the test share.
+    train = split(THOUSAND, validation=0.25, test=0.25).train
+    taken, _ = sample_share(train, 0.25)
+    assert len(taken) == pytest.approx(len(train) / 4, abs=40)
+
+
+def test_a_sample_has_the_asked_number_of_rows_and_is_the_same_every_time() -> None:
+    data = rows(*(f"text {i}" for i in range(200)))
+    for n in (1, 7, 60, 199):
+        taken = sample_rows(data, n)
+        assert len(taken) == n
+        assert taken == sample_rows(data, n)
+        assert {e.key for e in taken.examples} < {e.key for e in data.examples}
+
+
+@pytest.mark.parametrize("n", [None, 3, 10])
+def test_a_sample_of_everything_is_everything(n: int | None) -> None:
+    data = rows("a", "b", "c")
+    assert sample_rows(data, n) == data

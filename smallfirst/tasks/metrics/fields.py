@@ -49,7 +49,7 @@ def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers
 
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:
-    """Return `field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented`, and `valid` (share of answers).
+    """Return `field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented` and `valid` (answers).
 
     Intervals of the first five are bootstrapped over rows, since the fields of one row err together.
     """
