@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -274,16 +275,24 @@ def test_a_corrected_verdict_leaves_an_alarm_about_drift_alone(ledger: Ledger) -
     assert (restarted.monitor.state, restarted.paused) == ("fallback", "live traffic has drifted")
 
 
-def test_two_verdicts_at_the_same_moment_count_once(ledger: Ledger) -> None:
+def test_two_verdicts_at_the_same_moment_count_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(ledger, judge="person")
     asyncio.run(setting.ask())
+    entries = ledger.entries
+
+    def slow_entries(kind: Any, **equal: Any) -> Any:
+        found = entries(kind, **equal)
+        time.sleep(0.1)  # long enough for another look before the verdict is written
+        return found
+
+    monkeypatch.setattr(ledger, "entries", slow_entries)
 
     async def judge_twice() -> None:
         verdict = said("chatcmpl-1-0", "right")
         await asyncio.gather(setting.live.feedback(verdict), setting.live.feedback(verdict))
 
     asyncio.run(judge_twice())
-    assert (len(ledger.entries(AuditRow)), setting.live.monitor.live_error.n) == (1, 1)
+    assert (len(entries(AuditRow)), setting.live.monitor.live_error.n) == (1, 1)
 
 
 def test_answers_that_wait_for_a_person_take_bounded_memory(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
