@@ -1,7 +1,6 @@
-"""The real server for a moment, on a free port that only this machine reaches, to be asked over HTTP by this process.
+"""A temporary server on a free loopback port, for this process to ask over HTTP.
 
-It runs in a thread of its own, with a key that nobody else knows. The price is the start of the server: some tens of
-milliseconds.
+It runs in a thread of its own, with a random key, and takes some tens of milliseconds to start.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from smallfirst.serving.settings import ServeSettings
 
 
 class Address(NamedTuple):
-    """Where an endpoint is, and how it is asked."""
+    """Address and key of an endpoint."""
 
     base_url: str
     """Up to and including `/v1`."""
@@ -35,10 +34,7 @@ class Address(NamedTuple):
 
 @contextmanager
 def serve_on_loopback(models: Mapping[str, Model]) -> Iterator[Address]:
-    """The address of a server of `models` as long as the context lasts; then it is stopped and the models are closed.
-
-    Its ledger is thrown away with it: what is asked here is no traffic.
-    """
+    """Yield the address of a server of `models`; then stop it, close the models and delete its ledger."""
     key = new_key()
     settings = ServeSettings(port=0, api_keys_sha256=(hash_key(key),), max_queue=1024)
     with TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:

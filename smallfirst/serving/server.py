@@ -1,7 +1,7 @@
-"""The process around the application: listen, serve, and stop so that nobody loses an answer.
+"""The process around the application: listen, serve, and stop without losing an answer.
 
-At SIGTERM or SIGINT the server stops being ready and refuses new requests with 503 and Retry-After, while requests
-under way finish; at most `drain_s` seconds later those left are told that it stops. A second signal does not wait.
+At SIGTERM or SIGINT the server stops being ready and refuses new requests with 503 and Retry-After, while running
+requests finish; after at most `drain_s` seconds the remaining ones get an error. A second signal stops at once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from smallfirst.errors import ConfigError
 from smallfirst.serving.http_limits import ConnectionLimits, limited_protocol
 from smallfirst.serving.request_lifecycle import ERROR_SEND_TIMEOUT_S
 
-_LOOK_S = 0.02
-"""How often the drain looks whether it is over."""
+_POLL_S = 0.02
+"""Seconds between two checks of the drain."""
 
 
-class Closes(Protocol):
-    """What is closed when the server has stopped."""
+class AsyncCloseable(Protocol):
+    """Something to close when the server has stopped."""
 
     async def aclose(self) -> None:
         """Free what is held."""
@@ -37,18 +37,15 @@ def run(
     *,
     drain_s: float,
     stopping: Callable[[], None],
-    held: Sequence[Closes],
+    held: Sequence[AsyncCloseable],
 ) -> None:
-    """Nothing, once the server has been told to stop, has drained and has closed what it held.
-
-    `stopping` is called at the first signal.
-    """
+    """Serve until the process is told to stop, drain, and close `held`; call `stopping` at the first signal."""
     server = _Server(_config(app), stopping)
     asyncio.run(_serve(server, listener, drain_s, held))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn would close its door at the first signal and raise it again after the end; here the drain comes first."""
+    """uvicorn stops accepting at the first signal and raises it again at the end; here the drain comes first."""
 
     def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
         super().__init__(config)
@@ -61,27 +58,27 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
 
-async def _serve(server: _Server, listener: socket.socket, drain_s: float, held: Sequence[Closes]) -> None:
+async def _serve(server: _Server, listener: socket.socket, drain_s: float, held: Sequence[AsyncCloseable]) -> None:
     draining = asyncio.create_task(_drain(server, drain_s))
     try:
         await server.serve(sockets=[listener])
         if cut_off := server.server_state.tasks:
-            # Cancelled at the end of the drain; they still tell their clients and the ledger.
+            # Cancelled at the end of the drain; they still answer their clients and write their rows.
             await asyncio.wait(cut_off, timeout=ERROR_SEND_TIMEOUT_S)
     finally:
         draining.cancel()
-        # A Model may be served under two names; closing it twice is allowed. What watches them ends before they do.
+        # A Model may be served under two names; closing it twice is allowed. Plugins end before the models.
         for one in reversed(held):
             await asyncio.gather(one.aclose(), return_exceptions=True)
 
 
 async def _drain(server: _Server, drain_s: float) -> None:
-    """Lets the server go once it was told to stop and nobody waits any more, or the time is up."""
+    """Stop the server once it was told to and no request is running, or the time is up."""
     while not server.n_signals:
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     end = time.monotonic() + drain_s
     while server.server_state.tasks and time.monotonic() < end:
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     server.should_exit = True
 
 
@@ -101,8 +98,8 @@ def _config(app: ASGIApp) -> uvicorn.Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that clients can connect to already, though nobody answers yet. Raises ConfigError."""
-    # The protocol is named because asyncio switches Nagle's delay off only where it is.
+    """Return a listening socket: clients can connect before the server answers. Raise ConfigError."""
+    # With the protocol named, asyncio switches Nagle's algorithm off.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:

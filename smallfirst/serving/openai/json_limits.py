@@ -1,11 +1,11 @@
-"""How much JSON a client may send: depth, keys, elements, the lists that OpenAI's parameters hold, and schemas.
+"""Limits of a client's JSON: depth, keys, elements, the lists in OpenAI's parameters, and schemas.
 
-A body is bounded in bytes while it arrives; this bounds what the bytes say, before anything is built from it. One walk
-without recursion, some 5 microseconds for a usual body and 10 milliseconds for the largest. Of equal names in one
-object the last one counts, here and for everybody after, since only what was parsed goes on.
-A client's schema is held to the rules of `tasks.schema_rules`: bounded in bytes, depth, fields, values and references
-written out; nothing fetched; a pattern of bounded length that no engine takes long over. The grammar's time is linear
-in the text; the check of the finished answer uses Python's `re`, whose time is not, so nested quantifiers are refused.
+A body is bounded in bytes while it arrives; these limits apply to the parsed JSON, before anything is built from it.
+The check visits each value once without recursion, about 5 microseconds for a usual body and 10 milliseconds for the
+largest. Of equal names in one object the last one counts, here and afterwards, since only the parsed value is used.
+
+A schema follows the rules of `tasks.json.schema_limits`: bounded in bytes, depth, fields, values and expanded
+references; nothing is fetched; patterns are short and cheap for every engine.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MAX_SCHEMA_BYTES = 32 * 1024
 SCHEMA_PLACE = "response_format.json_schema.schema"
 
 _Place = tuple[Any, ...]
-"""(place above, key or index), or nothing for the root."""
+"""(parent place, key or index), or empty for the root."""
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
@@ -68,16 +68,16 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def check_json(value: Any) -> None:
-    """Nothing for parsed JSON of bearable size. Raises WireError 400 naming the place."""
+    """Raise ApiError 400, naming the place, for parsed JSON beyond the limits."""
     waiting: list[tuple[Any, int, _Place]] = [([value], 0, ())]
     n_elements = 0
     while waiting:
         held, depth, place = waiting.pop()
         if depth > MAX_DEPTH:
-            raise _too_much(place, f"nested more than {MAX_DEPTH} deep")
+            raise _too_large(place, f"nested more than {MAX_DEPTH} deep")
         n_elements += len(held)
         if n_elements > MAX_ELEMENTS + 1:
-            raise _too_much((), f"more than {MAX_ELEMENTS:,} values in all")
+            raise _too_large((), f"more than {MAX_ELEMENTS:,} values in all")
         if isinstance(held, dict):
             _check_names(held, place)
         for key, inner in held.items() if isinstance(held, dict) else enumerate(held):
@@ -85,17 +85,19 @@ def check_json(value: Any) -> None:
             if kind is dict or kind is list:
                 waiting.append((inner, depth + 1, (place, key) if depth else ()))
             elif kind is int and inner.bit_length() > MAX_INTEGER_BITS:
-                raise _too_much((place, key), f"an integer of more than {MAX_INTEGER_BITS} bits")
+                raise _too_large((place, key), f"an integer of more than {MAX_INTEGER_BITS} bits")
             elif kind is float and not math.isfinite(inner):
-                raise _too_much((place, key), "a number that is too large")
+                raise _too_large((place, key), "a number that is too large")
 
 
 def check_lists(values: Mapping[str, Any]) -> None:
-    """Nothing if the lists and numbers of a body are within OpenAI's bounds. Raises WireError 400 naming the field."""
+    """Raise ApiError 400, naming the field, if lists or numbers of a body are beyond OpenAI's limits."""
     for name, most in MAX_ENTRIES.items():
         held = values.get(name)
         if isinstance(held, list | dict) and len(held) > most:
-            raise ApiError(400, f"{name}: {len(held)} entries; at most {most} are read.", param=name, code="too_long")
+            raise ApiError(
+                400, f"{name}: {len(held)} entries; at most {most} are allowed.", param=name, code="too_long"
+            )
     for name, most in MAX_NUMBERS.items():
         number = values.get(name)
         if isinstance(number, int | float) and number > most:
@@ -104,20 +106,20 @@ def check_lists(values: Mapping[str, Any]) -> None:
     turns = messages if isinstance(messages, list) else []
     parts = sum(len(t["content"]) for t in turns if isinstance(t, dict) and isinstance(t.get("content"), list))
     if parts > MAX_PARTS:
-        raise ApiError(400, f"{parts} parts in messages; at most {MAX_PARTS} are read.", param="messages")
+        raise ApiError(400, f"{parts} parts in messages; at most {MAX_PARTS} are allowed.", param="messages")
 
 
 def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> None:
-    """Nothing for a schema that an answer can be held to. Raises WireError 400 with everything wrong in it.
+    """Raise ApiError 400, with everything wrong in it, for a schema that no answer can be held to.
 
-    Takes up to a quarter of a second for the worst one, so call it in a thread; one seen lately is known at once.
+    It takes up to a quarter of a second, so call it in a thread; results of recent schemas are cached.
     """
     check_json(schema)
     written = pydantic_core.to_json(schema)
     if len(written) > MAX_SCHEMA_BYTES:
-        problems = f"{len(written):,} bytes as JSON; at most {MAX_SCHEMA_BYTES:,} are read"
+        problems = f"{len(written):,} bytes as JSON; at most {MAX_SCHEMA_BYTES:,} are allowed"
     elif (n_objects := _n_objects(schema)) > MAX_SCHEMA_OBJECTS:
-        problems = f"{n_objects:,} objects; at most {MAX_SCHEMA_OBJECTS:,} are read"
+        problems = f"{n_objects:,} objects; at most {MAX_SCHEMA_OBJECTS:,} are allowed"
     else:
         problems = _schema_problems(written)
     if problems:
@@ -126,8 +128,8 @@ def check_schema(schema: Mapping[str, Any], *, place: str = SCHEMA_PLACE) -> Non
 
 @lru_cache(maxsize=256)
 def _schema_problems(schema: bytes) -> str:
-    """What is wrong with a schema, in one line; empty if nothing is. At most 256 times 2 KB are kept of the answers."""
-    # Here, because it brings jsonschema with it, which a server without such a request never needs.
+    """Return what is wrong with a schema in one line of at most 2 KB; empty if it is valid."""
+    # Imported here since it loads jsonschema, which few servers need.
     from smallfirst.tasks.json.schema_limits import check_schema as check
 
     try:
@@ -150,18 +152,18 @@ def _n_objects(schema: Any) -> int:
 
 def _check_names(held: Mapping[str, Any], place: _Place) -> None:
     if len(held) > MAX_KEYS:
-        raise _too_much(place, f"more than {MAX_KEYS:,} names in one object")
+        raise _too_large(place, f"more than {MAX_KEYS:,} names in one object")
     if max(map(len, held), default=0) > MAX_KEY_CHARACTERS:
-        raise _too_much(place, f"a name of more than {MAX_KEY_CHARACTERS} characters")
+        raise _too_large(place, f"a name of more than {MAX_KEY_CHARACTERS} characters")
 
 
-def _too_much(place: _Place, rule: str) -> ApiError:
+def _too_large(place: _Place, rule: str) -> ApiError:
     where = _shown(place)
     return ApiError(400, f"{where or 'The body'}: {rule}.", param=where or None, code="json_too_large")
 
 
 def _shown(place: _Place) -> str:
-    """`messages[0].content`, its beginning if it is long."""
+    """Format as `messages[0].content`, shortened if it is long."""
     keys: list[Any] = []
     while place:
         place, key = place

@@ -26,13 +26,13 @@ MAX_CHOICES = 8
 MAX_PROMPTS = 64
 """Prompts of one completion at most."""
 MAX_TOKENS = 32_768
-"""Tokens that may be asked for in one answer."""
-_TEXT_TOKENS = 16
-"""Tokens of a completion where the client names none, as OpenAI has it."""
-_TEXT_LOGPROBS = 5
-"""Alternatives beside each token of a completion at most, as OpenAI allows."""
-_SILENT_IN_MESSAGE = frozenset(("name", "refusal", "annotations", "reasoning_content"))
-"""Fields of a message that carry nothing a model here reads (clients send answers back whole)."""
+"""Largest `max_tokens`."""
+_DEFAULT_COMPLETION_TOKENS = 16
+"""`max_tokens` of a completion if the client sends none, as at OpenAI."""
+_MAX_COMPLETION_LOGPROBS = 5
+"""Most alternatives for each token of a completion, as at OpenAI."""
+_IGNORED_IN_MESSAGE = frozenset(("name", "refusal", "annotations", "reasoning_content"))
+"""Fields of a message that no model here reads; clients send them when they send an answer back."""
 
 CHAT_IGNORED = frozenset(
     {
@@ -58,7 +58,7 @@ EMBEDDING_IGNORED = frozenset({"user"})
 """Those of embeddings and scores."""
 
 Refused = Mapping[str, tuple[str, tuple[Any, ...]]]
-"""By name: why, and which values ask for nothing and may come."""
+"""By name: the reason, and the values that have no effect and are accepted."""
 
 _NO_TOOLS = "models here answer in text and call no tools"
 _NO_AUDIO = "models here answer in text"
@@ -77,26 +77,26 @@ CHAT_REFUSED: Refused = {
 COMPLETION_REFUSED: Refused = {
     "echo": ("the prompt is not repeated", (False,)),
     "suffix": ("text is continued, not filled in", ()),
-    "best_of": ("every answer that is made is given", (1,)),
+    "best_of": ("every generated answer is returned", (1,)),
 }
 """Those of a completion."""
-EMBEDDING_REFUSED: Refused = {"dimensions": ("a model's vectors have one length", ())}
+EMBEDDING_REFUSED: Refused = {"dimensions": ("the vectors of a model have a fixed length", ())}
 """Those of embeddings and scores."""
 
 
 class ParsedRequest(NamedTuple):
-    """A parsed body: which model is asked what, and how the answer is to be sent."""
+    """A parsed body: the model, its requests, and how to send the answer."""
 
     model: str
     requests: tuple[Request, ...]
     """One per prompt; a chat has one."""
     n: int = 1
-    """Answers to each."""
+    """Answers to each prompt."""
     stream: bool = False
     include_usage: bool = False
 
     def draws(self) -> tuple[Request, ...]:
-        """The requests to ask, those of a prompt together: `n` with a seed each, one where all answers are the same."""
+        """Return the requests to ask, grouped by prompt: `n` with a seed each, or one if all answers would be equal."""
         if self.n == 1:
             return self.requests
         return tuple(
@@ -117,15 +117,15 @@ class _Turn(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _without_silent(cls, value: object) -> object:
+    def _drop_ignored(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         kept = {k: v for k, v in value.items() if v is not None and v != []}
-        return {k: v for k, v in kept.items() if k not in _SILENT_IN_MESSAGE}
+        return {k: v for k, v in kept.items() if k not in _IGNORED_IN_MESSAGE}
 
     @pydantic.field_validator("content", mode="before")
     @classmethod
-    def _joined(cls, value: object) -> object:
+    def _join_parts(cls, value: object) -> object:
         if not isinstance(value, list):
             return value
         parts = [p for p in value if isinstance(p, dict) and p.get("type") == "text"]
@@ -177,7 +177,7 @@ _Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class _Common(pydantic.BaseModel):
-    """What a chat and a completion are asked alike."""
+    """Parameters that chats and completions share."""
 
     model_config = pydantic.ConfigDict(extra="ignore", strict=True)
     model: str = Field(min_length=1, max_length=256)
@@ -195,7 +195,7 @@ class _Common(pydantic.BaseModel):
     def _as_list(cls, value: object) -> object:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and any(t == "" or len(str(t)) > 256 for t in texts):
-            raise PydanticCustomError("stop", "each stop text has 1 to 256 characters")
+            raise PydanticCustomError("stop", "each stop text must have 1 to 256 characters")
         return texts
 
     @pydantic.model_validator(mode="after")
@@ -204,8 +204,8 @@ class _Common(pydantic.BaseModel):
             raise PydanticCustomError("stream_options", "stream_options is only allowed when stream is true")
         return self
 
-    def asked(self, *requests: Request) -> ParsedRequest:
-        """These requests, sent as the body says."""
+    def parsed(self, *requests: Request) -> ParsedRequest:
+        """Return these requests with the body's other parameters."""
         options = self.stream_options or _StreamOptions()
         return ParsedRequest(self.model, requests, self.n, self.stream, options.include_usage)
 
@@ -227,10 +227,10 @@ class ChatBody(_Common):
         return self
 
     def to_request(self) -> Request:
-        """The Request of a Model; a developer message is a system message by its newer name."""
+        """Return the Request for a Model; `developer` is the newer name of the role `system`."""
         tokens = self.max_completion_tokens or self.max_tokens
         turns = [Message(role="system" if m.role == "developer" else m.role, content=m.content) for m in self.messages]
-        if all(turn.role != "user" for turn in turns):  # instructions alone are what is asked
+        if all(turn.role != "user" for turn in turns):  # only instructions: the last one is the question
             turns[-1] = Message(role="user", content=turns[-1].content)
         return Request(
             messages=tuple(turns),
@@ -248,19 +248,19 @@ class CompletionBody(_Common):
     """The body of a completion."""
 
     prompt: list[str] = Field(min_length=1, max_length=MAX_PROMPTS)
-    logprobs: int | None = Field(default=None, ge=0, le=_TEXT_LOGPROBS)
+    logprobs: int | None = Field(default=None, ge=0, le=_MAX_COMPLETION_LOGPROBS)
 
     @pydantic.field_validator("prompt", mode="before")
     @classmethod
     def _as_prompts(cls, value: object) -> object:
         if isinstance(value, list) and value and not isinstance(value[0], str):
-            raise PydanticCustomError("prompt", "prompts are texts; token ids of another model mean nothing here")
+            raise PydanticCustomError("prompt", "prompts must be texts; token ids of another model are not accepted")
         return [value] if isinstance(value, str) else value
 
     def to_requests(self) -> tuple[Request, ...]:
-        """A Request for each prompt, which is its user message: a model here adds its task's prompt."""
+        """Return a Request for each prompt, as a user message: a model here adds its task's prompt."""
         rest: dict[str, Any] = {
-            "max_tokens": self.max_tokens or _TEXT_TOKENS,
+            "max_tokens": self.max_tokens or _DEFAULT_COMPLETION_TOKENS,
             "temperature": self.temperature,
             "seed": self.seed,
             "stop": tuple(self.stop),
@@ -274,24 +274,24 @@ _Kind = TypeVar("_Kind", bound=_Common)
 
 
 def parse_chat(body: bytes, *, max_messages: int) -> ParsedRequest:
-    """What a chat body asks for. Raises WireError 400 naming the field at fault."""
+    """Parse the body of a chat. Raise ApiError 400 naming the field at fault."""
     values = read_fields(body)
     check_parameters(values, ChatBody.model_fields, CHAT_IGNORED, CHAT_REFUSED)
     messages = values.get("messages")
     if isinstance(messages, list) and len(messages) > max_messages:
-        raise ApiError(400, f"{len(messages)} messages; at most {max_messages} are read.", param="messages")
+        raise ApiError(400, f"{len(messages)} messages; at most {max_messages} are allowed.", param="messages")
     parsed = _read(ChatBody, values)
     if parsed.messages[-1].role == "assistant":
-        raise ApiError(400, "The last message is what is answered, so it cannot be the assistant's.", param="messages")
-    return parsed.asked(parsed.to_request())
+        raise ApiError(400, "The last message is the one to answer, so it cannot be the assistant's.", param="messages")
+    return parsed.parsed(parsed.to_request())
 
 
 def parse_completion(body: bytes) -> ParsedRequest:
-    """What the body of a completion asks for. Raises WireError 400 naming the field at fault."""
+    """Parse the body of a completion. Raise ApiError 400 naming the field at fault."""
     values = read_fields(body)
     check_parameters(values, CompletionBody.model_fields, COMPLETION_IGNORED, COMPLETION_REFUSED)
     parsed = _read(CompletionBody, values)
-    return parsed.asked(*parsed.to_requests())
+    return parsed.parsed(*parsed.to_requests())
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
@@ -307,12 +307,12 @@ def check_parameters(
     ignored: frozenset[str] = CHAT_IGNORED,
     refused: Refused = CHAT_REFUSED,
 ) -> None:
-    """Nothing if all names are known here and none is refused. Raises WireError 400 for the first that is not."""
+    """Raise ApiError 400 for the first parameter that is unknown or refused."""
     known = [*read, *ignored, *refused]
     for name, value in values.items():
         if name in refused:
             why, harmless = refused[name]
-            # By type as well: 1 equals True, and neither is what the other asks for.
+            # By type as well, because 1 equals True.
             if not any(type(value) is type(one) and value == one for one in harmless):
                 raise ApiError(400, f'"{name}" is not supported here: {why}.', param=name, code="unsupported_parameter")
         elif name not in known:

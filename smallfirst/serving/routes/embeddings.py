@@ -35,7 +35,7 @@ class ScoreBody(pydantic.BaseModel):
     def _as_texts(cls, value: object) -> object:
         texts = [value] if isinstance(value, str) else value
         if isinstance(texts, list) and any(isinstance(text, int | list) for text in texts):
-            raise PydanticCustomError("input", "texts are read; token ids of another model mean nothing here")
+            raise PydanticCustomError("input", "inputs must be texts; token ids of another model are not accepted")
         return texts
 
 

@@ -1,7 +1,7 @@
-"""A model's stream read ahead of its client: one task reads it, another sends it.
+"""Read a model's stream ahead of its client: one task reads it, another sends it.
 
-A stream must be read and closed in one task, and a slow client must not hold up a model for longer than a bounded
-queue lets it.
+A stream must be read and closed in the same task, and a slow client must not block a model before a bounded queue is
+full.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from contextlib import asynccontextmanager
 from smallfirst.errors import BadAnswer
 from smallfirst.models.protocol import Chunk
 
-_AHEAD = 64
-"""Chunks a model may be ahead of its client before it has to wait."""
+_MAX_AHEAD = 64
+"""Chunks that a model may be ahead of its client."""
 
 Chunks = asyncio.Queue[Chunk | Exception]
 
 
 @asynccontextmanager
 async def buffer_stream(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
-    """A queue that one task fills from `stream`, which is closed in that task at the end."""
-    chunks: Chunks = asyncio.Queue(_AHEAD)
+    """Yield a queue that a task fills from `stream`; that task also closes the stream at the end."""
+    chunks: Chunks = asyncio.Queue(_MAX_AHEAD)
     filling = asyncio.create_task(_fill(chunks, stream))
     try:
         yield chunks
@@ -47,7 +47,7 @@ async def _fill(chunks: Chunks, stream: AsyncIterator[Chunk]) -> None:
 
 
 async def next_chunk(chunks: Chunks) -> Chunk:
-    """The next chunk. Raises what the stream raised."""
+    """Return the next chunk. Raise what the stream raised."""
     item = await chunks.get()
     if isinstance(item, Exception):
         raise item
@@ -55,7 +55,7 @@ async def next_chunk(chunks: Chunks) -> Chunk:
 
 
 async def first_chunk(chunks: Chunks) -> Chunk:
-    """Some text, and all else that is ready by then: more text, perhaps the Completion. Raises as `next_chunk`."""
+    """Return the first text with all that is ready by then, perhaps the Completion. Raise what the stream raised."""
     found = await next_chunk(chunks)
     while found.completion is None and (not found.text or not chunks.empty()):
         more = await next_chunk(chunks)

@@ -15,6 +15,7 @@ import pytest
 
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import RouteStep
+from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, LedgerUnavailable, StageTotals
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 
@@ -157,6 +158,7 @@ from pathlib import Path
 from datetime import UTC, datetime
 from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
+from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 for n in range(50):
@@ -229,6 +231,7 @@ KILLED_IN_A_CROWD = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from datetime import UTC, datetime
+from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 n_written = 0
@@ -307,6 +310,21 @@ def test_a_ledger_of_the_first_format_is_brought_up_with_its_rows(tmp_path: Path
     assert [(row.id, row.task) for row in rows] == [("old", None), ("new", "tickets")]
     assert rows[0].steps == ()
     assert rows[1].steps == (RouteStep(stage="small", decision="kept", why="sure"),)
+
+
+def test_what_was_promised_in_a_ledger_of_the_third_format_is_its_guarantee(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as old:
+        old.executescript("".join(schema._MIGRATIONS[:3]) + "PRAGMA user_version = 3;")
+        columns = "(id, at, served_name, status, latency_ms, promise)"
+        old.execute(f"INSERT INTO answers {columns} VALUES ('a', ?, 'm', 200, 1.0, 'at most 5 %')", (NOON.isoformat(),))
+        columns = "(at, task, before, after, why, certificate)"
+        old.execute(f"INSERT INTO states {columns} VALUES (?, 't', '', 'live', 'begun', 'c')", (NOON.isoformat(),))
+    old.close()
+    ledger = Ledger(path)
+    assert [row.guarantee for row in ledger.rows()] == ["at most 5 %"]
+    assert [(row.after, row.cause) for row in ledger.entries(StateRow)] == [("live", "")]
+    ledger.close()
 
 
 def test_entries_of_every_kind_come_back_in_order_and_stay(tmp_path: Path) -> None:

@@ -121,11 +121,11 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
     [
         ({"messages": []}, "messages", "messages: List should have at least 1 item"),
         ({"messages": "hi"}, "messages", "messages: Input should be a valid list"),
-        ({"messages": [USER] * 4}, "messages", "4 messages; at most 3 are read."),
+        ({"messages": [USER] * 4}, "messages", "4 messages; at most 3 are allowed."),
         (
             {"messages": [USER, {"role": "assistant", "content": "x"}]},
             "messages",
-            "The last message is what is answered, so it cannot be the assistant's.",
+            "The last message is the one to answer, so it cannot be the assistant's.",
         ),
         (
             {"messages": [{"role": "user"}]},
@@ -150,8 +150,8 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
         ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than"),
         ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
         ({"temperature": 3}, "temperature", "temperature: Input should be less than"),
-        ({"stop": ["a"] * 5}, "stop", "stop: 5 entries; at most 4 are read."),
-        ({"stop": [""]}, "stop", "stop: each stop text has 1 to 256 characters"),
+        ({"stop": ["a"] * 5}, "stop", "stop: 5 entries; at most 4 are allowed."),
+        ({"stop": [""]}, "stop", "stop: each stop text must have 1 to 256 characters"),
         ({"model": ""}, "model", "model: String should have at least 1 character"),
         ({"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x: Extra inputs"),
     ],

@@ -65,19 +65,19 @@ def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> Non
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({}, "", "none came"),
+        ({}, "", "none was sent"),
         ({"dataframe_spilt": {}}, "dataframe_spilt", 'did you mean "dataframe_split"'),
-        ({"inputs": ["a"], "messages": user("b")}, "messages", "messages, inputs came together"),
-        ({"inputs": ["a"], "max_tokens": 3}, "max_tokens", "in `params`"),
+        ({"inputs": ["a"], "messages": user("b")}, "messages", "messages, inputs were sent together"),
+        ({"inputs": ["a"], "max_tokens": 3}, "max_tokens", "into `params`"),
         ({"inputs": []}, "inputs", "0 rows; 1 to 2"),
         ({"inputs": ["a", "b", "c"]}, "inputs", "3 rows; 1 to 2"),
-        ({"inputs": [3]}, "inputs[0]", "A row is a text"),
-        ({"inputs": [["a", "b"]]}, "inputs[0]", "A row is a text"),
-        ({"inputs": {"a": ["x"], "b": ["y", "z"]}}, "inputs", "of one length"),
-        ({"inputs": {"text": ["a"], "id": "b"}}, "inputs", "of one length"),
-        ({"inputs": {"text": [None]}}, "inputs[0].text", "A row is a text"),
-        ({"instances": {"text": ["a"]}}, "instances", "list of rows"),
-        ({"dataframe_records": [{"a": "x", "b": "y"}]}, "dataframe_records[0]", "There is a, b; one of text"),
+        ({"inputs": [3]}, "inputs[0]", "A row must be a text"),
+        ({"inputs": [["a", "b"]]}, "inputs[0]", "A row must be a text"),
+        ({"inputs": {"a": ["x"], "b": ["y", "z"]}}, "inputs", "of equal length"),
+        ({"inputs": {"text": ["a"], "id": "b"}}, "inputs", "of equal length"),
+        ({"inputs": {"text": [None]}}, "inputs[0].text", "A row must be a text"),
+        ({"instances": {"text": ["a"]}}, "instances", "must be a list of rows"),
+        ({"dataframe_records": [{"a": "x", "b": "y"}]}, "dataframe_records[0]", "found a, b; one of text"),
         ({"dataframe_records": [{}]}, "dataframe_records[0]", "no column"),
         ({"dataframe_split": {"data": [["a"]]}}, "dataframe_split", "columns"),
         ({"dataframe_split": {"columns": [1], "data": [["a"]]}}, "dataframe_split", "columns"),
@@ -87,13 +87,13 @@ def test_a_table_is_answered_with_the_texts_in_order_and_who_wrote_them() -> Non
             "1 values",
         ),
         ({"inputs": ["a"], "params": [1]}, "params", "object"),
-        ({"inputs": ["a"], "params": {"model": "other"}}, "params.model", "cannot hold"),
-        ({"inputs": ["a"], "params": {"stream": True}}, "params.stream", "cannot hold"),
+        ({"inputs": ["a"], "params": {"model": "other"}}, "params.model", "cannot contain"),
+        ({"inputs": ["a"], "params": {"stream": True}}, "params.stream", "cannot contain"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(body: dict[str, Any], param: str, words: str) -> None:
     with pytest.raises(ApiError) as caught:
-        parse(body, most_rows=2)
+        parse(body, max_rows=2)
     error = caught.value.body["error"]
     assert caught.value.status == 400
     assert error["param"] == param
