@@ -158,7 +158,6 @@ from pathlib import Path
 from datetime import UTC, datetime
 from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
-from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 for n in range(50):
@@ -231,7 +230,6 @@ KILLED_IN_A_CROWD = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from datetime import UTC, datetime
-from smallfirst.serving.ledger import schema
 from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 n_written = 0
