@@ -16,7 +16,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallfirst.data.dataset import Message, sample_rows
 from smallfirst.errors import GateFailed, StageMissing
@@ -30,8 +30,10 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import ModelVersion
-from smallfirst.serving.loopback import Address, serve_on_loopback
 from smallfirst.tasks.task import Task
+
+if TYPE_CHECKING:
+    from smallfirst.serving.loopback import Address
 
 PARITY = "parity.json"
 """What is kept beside the version, blocked or not."""
@@ -188,6 +190,8 @@ def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion,
     Call it between `versions.register` and `versions.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
     """
+    from smallfirst.serving.loopback import serve_on_loopback
+
     name = f"{project.file.name}-small"
     rows = parity_rows(project, run_folder, candidate)
     folder = versions.resolve(f"{version.name}/{version.version}").folder

@@ -26,7 +26,6 @@ from smallfirst.report.data import (
     ReportData,
     TrainingSummary,
 )
-from smallfirst.training.run import Run
 
 HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
@@ -99,6 +98,8 @@ def _learning_curve(run_folder: RunFolder) -> tuple[LearningPoint, ...]:
 
 
 def _training(file: TaskFile, run_folder: RunFolder) -> TrainingSummary:
+    from smallfirst.training.run import Run
+
     run = Run.load(run_folder.path / "run.json")
     return TrainingSummary(
         base=run.base,
