@@ -8,7 +8,7 @@ rates stay as they are, which is a guess; hence two digits and the word "about".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
@@ -175,6 +175,12 @@ def round_up_to_two_digits(rows: int) -> int:
     """Round up to two digits, at least 1: the rates behind it are estimates themselves."""
     unit = int(10 ** max(0, len(str(rows)) - 2))
     return max(1, -(-rows // unit) * unit)
+
+
+def join_first(names: Sequence[str], limit: int) -> str:
+    """Join the first `limit` names with commas and count the others."""
+    more = [f"and {len(names) - limit} more"] if len(names) > limit else []
+    return ", ".join([*names[:limit], *more])
 
 
 def _z(confidence: float) -> float:

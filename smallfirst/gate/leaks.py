@@ -13,6 +13,7 @@ from smallfirst.gate.check_result import (
     Requirement,
     Share,
     check_value,
+    join_first,
     not_measured,
 )
 from smallfirst.records import Record
@@ -69,7 +70,7 @@ def _accuracy_without(candidate: Evaluation, leaks: LeakReport, level: Confidenc
 
 def _advice(leaks: LeakReport) -> str:
     pairs = [f"{leak.test} is {leak.train}" for leak in (*leaks.exact, *leaks.folded, *leaks.near)]
-    more = [f"and {len(pairs) - MAX_NAMED} more"] if len(pairs) > MAX_NAMED else []
     rows = f"{leaks.n_leaked} test row{' repeats' if leaks.n_leaked == 1 else 's repeat'} a training row"
-    named = ", ".join([*pairs[:MAX_NAMED], *more])
-    return f"{rows}: {named}; remove those from the training rows, then  smallfirst run task.yaml"
+    return (
+        f"{rows}: {join_first(pairs, MAX_NAMED)}; remove those from the training rows, then  smallfirst run task.yaml"
+    )

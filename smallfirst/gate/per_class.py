@@ -22,6 +22,7 @@ from smallfirst.gate.check_result import (
     Share,
     check_minimum,
     check_value,
+    join_first,
     not_measured,
     round_up_to_two_digits,
 )
@@ -84,7 +85,7 @@ def check_named_part(name: str, minimum: float, candidate: Evaluation, level: Co
         return _no_parts(requirement, candidate)
     known = {part.name: part for part in candidate.parts}
     if name not in known:
-        names = ", ".join(_shortened([f'"{part}"' for part in known]))
+        names = join_first([f'"{part}"' for part in known], MAX_NAMED)
         return not_measured(
             requirement,
             f'task "{candidate.task}" has no part "{name}"{did_you_mean(name, known)}',
@@ -109,27 +110,22 @@ def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level
         _rows_to_label(part, _rows_for(part, minimum, level)) for recall, part in failed if recall.value >= minimum
     ]
     if weak:
-        yield f"below the threshold, where only a better model would help: {', '.join(_shortened(weak))}"
+        yield f"below the threshold, where only a better model would help: {join_first(weak, MAX_NAMED)}"
     if short:
-        yield f"not shown by the rows there are: {', '.join(_shortened(short))}"
+        yield f"not shown by the rows there are: {join_first(short, MAX_NAMED)}"
 
 
 def _unchecked(rare: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
     """Name the parts with too few rows to check, and how many to label."""
     ordered = sorted(rare, key=lambda part: (part.n_gold, part.name))
     names = [_rows_to_label(part, max(part_rows, perfect or 0)) for part in ordered]
-    return f"not checked, with fewer than {part_rows} rows: {', '.join(_shortened(names))}" if names else ""
+    return f"not checked, with fewer than {part_rows} rows: {join_first(names, MAX_NAMED)}" if names else ""
 
 
 def _rows_to_label(part: PartCounts, needed: int | None) -> str:
     if needed is None or needed > MAX_ADVISED_ROWS:
         return f'"{part.name}" (n={part.n_gold}, too close to the threshold for any number)'
     return f'"{part.name}" (n={part.n_gold}, label about {round_up_to_two_digits(needed - part.n_gold)} more)'
-
-
-def _shortened(names: Sequence[str]) -> list[str]:
-    more = len(names) - MAX_NAMED
-    return [*names[:MAX_NAMED], f"and {more} more"] if more > 0 else list(names)
 
 
 def _no_parts(requirement: Requirement, candidate: Evaluation) -> CheckResult:
