@@ -1,4 +1,4 @@
-"""A general model that answers a task."""
+"""A general model answers a task from instructions and solved examples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.models.few_shot import NearestShots, PromptedModel, fixed_shots
@@ -18,20 +19,18 @@ TASK = Classify(name="cards", labels=("card_lost", "card_stolen"))
 
 
 class Parrot:
-    """A model that always says the same and remembers what it was asked."""
-
-    capabilities: frozenset[Capability] = frozenset()
+    """Always answers `text` and records the requests."""
 
     name = "parrot"
+    capabilities: frozenset[Capability] = frozenset()
 
-    def __init__(self, says: str) -> None:
-        self.says = says
-        self.asked: list[Request] = []
-        self.n_closed = 0
+    def __init__(self, text: str) -> None:
+        self.text, self.n_closed = text, 0
+        self.requests: list[Request] = []
 
     async def complete(self, request: Request) -> Completion:
-        self.asked.append(request)
-        return Completion(text=self.says, answered_by=self.name, latency_ms=1, cost_usd=0.5)
+        self.requests.append(request)
+        return Completion(text=self.text, answered_by=self.name, latency_ms=1, cost_usd=0.5)
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         return stream_in_one_chunk(self, request)
@@ -41,34 +40,34 @@ class Parrot:
 
 
 class Echo:
-    """Chooses one example made from the text itself."""
+    """Selects one example made from the text itself."""
 
     def select(self, text: str) -> Sequence[Shot]:
         return [Shot(f"like {text}", "card_stolen")]
 
 
-def ask(model: Model, text: str = "it is gone", max_tokens: int = 256) -> Completion:
-    return asyncio.run(model.complete(Request.ask(text, max_tokens=max_tokens)))
+def ask(model: Model, max_tokens: int = 256) -> Completion:
+    return asyncio.run(model.complete(Request.ask("it is gone", max_tokens=max_tokens)))
 
 
-def test_answer_is_the_parsed_label() -> None:
-    completion = ask(PromptedModel(Parrot("Label: **Card lost**."), TASK))
-    assert (completion.text, completion.answered_by, completion.cost_usd) == (
-        "card_lost",
-        "parrot",
-        0.5,
-    )
+@pytest.mark.parametrize(
+    ("text", "answer"), [("Label: **Card lost**.", "card_lost"), ("I cannot tell.", "I cannot tell.")]
+)
+def test_the_answer_is_the_parsed_label_or_else_the_models_own_words(text: str, answer: str) -> None:
+    model = PromptedModel(Parrot(text), TASK)
+    found = ask(model)
+    assert (found.text, found.answered_by, found.cost_usd) == (answer, "parrot", 0.5)
 
+    async def chunks() -> list[str]:
+        return [chunk.text async for chunk in model.stream(Request.ask("it is gone"))]
 
-def test_words_without_a_label_are_kept_as_they_are() -> None:
-    assert ask(PromptedModel(Parrot("I cannot tell."), TASK)).text == "I cannot tell."
+    assert asyncio.run(chunks()) == [answer, ""]
 
 
 def test_instructions_and_examples_come_before_the_text() -> None:
     parrot = Parrot("card_lost")
-    model = PromptedModel(parrot, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo())
-    ask(model, "it is gone")
-    system, *turns = parrot.asked[0].messages
+    ask(PromptedModel(parrot, TASK, shots=[Shot("fixed", "card_lost")], selector=Echo()))
+    system, *turns = parrot.requests[0].messages
     assert (system.role, "- card_stolen" in system.content) == ("system", True)
     assert [(turn.role, turn.content) for turn in turns] == [
         ("user", "fixed"),
@@ -79,27 +78,14 @@ def test_instructions_and_examples_come_before_the_text() -> None:
     ]
 
 
-def test_answer_is_short_and_a_request_may_ask_for_less() -> None:
-    parrot = Parrot("card_lost")
-    model = PromptedModel(parrot, TASK)
-    ask(model)
-    ask(model, max_tokens=5)
-    assert [request.max_tokens for request in parrot.asked] == [32, 5]
-
-
-def test_stream_gives_the_parsed_label_in_one_piece() -> None:
-    async def pieces() -> list[str]:
-        model = PromptedModel(Parrot("Card lost!"), TASK)
-        return [chunk.text async for chunk in model.stream(Request.ask("it is gone"))]
-
-    assert asyncio.run(pieces()) == ["card_lost", ""]
-
-
-def test_closing_closes_the_general_model() -> None:
+def test_the_answer_is_short_and_closing_closes_the_general_model() -> None:
     parrot = Parrot("card_lost")
     model = PromptedModel(parrot, TASK)
     assert isinstance(model, Model)
     assert model.name == "parrot"
+    ask(model)
+    ask(model, max_tokens=5)
+    assert [request.max_tokens for request in parrot.requests] == [32, 5]
     asyncio.run(model.aclose())
     assert parrot.n_closed == 1
 

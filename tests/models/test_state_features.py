@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from smallfirst.data.dataset import Dataset
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.local.label_scorer import LabelScorer
-from smallfirst.models.local.label_tokens import choose_label_tokens
-from smallfirst.models.manifest import Manifest
 from smallfirst.models.state_features import (
     STATE_FEATURES,
     HiddenStateProfile,
@@ -26,13 +23,6 @@ from smallfirst.tasks.classify import Classify
 
 def texts_of(data: Dataset) -> list[str]:
     return [example.text for example in data.examples]
-
-
-@pytest.fixture
-def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
-    model, tokenizer = tiny_fp32
-    codes = choose_label_tokens(toy_task.labels, tokenizer)
-    return LabelScorer(model, tokenizer, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,20 +13,10 @@ from smallfirst.data.dataset import Dataset
 from smallfirst.models.local.int8_matmul import int8_supported
 from smallfirst.models.local.int8_record import INT8_FILE, OLD_INT8_FILE, Int8Check
 from smallfirst.models.local.label_scorer import Engine, LabelScorer
-from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.tokenizer import encode_prompt
-from smallfirst.models.manifest import Manifest
 from smallfirst.stats.intervals import wilson
-from smallfirst.tasks.classify import Classify
 
 TEXT = "where is my card"
-
-
-@pytest.fixture
-def scorer(tiny_fp32: tuple[Any, Any], toy_task: Classify) -> LabelScorer:
-    model, tokenizer = tiny_fp32
-    codes = choose_label_tokens(toy_task.labels, tokenizer)
-    return LabelScorer(model, tokenizer, Manifest(kind="label_tokens", task=toy_task, label_tokens=codes, base="tiny"))
 
 
 @pytest.fixture
