@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree. Each names the place, the rule broken and the next command.
+"""All errors for users. Each names the place, the broken rule and the next command.
 
     SmallfirstError
     ├── ConfigError          task.yaml or an argument is wrong
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 
 class SmallfirstError(Exception):
-    """Something the user can mend. `hint` is the next command or step, printed on its own line."""
+    """An error that the user can fix. `hint` is the next command or step, printed on its own line."""
 
     exit_code = 1
     retryable = False
@@ -61,7 +61,7 @@ class Problem(NamedTuple):
 
 
 class DataError(SmallfirstError):
-    """Rows that cannot be used. `problems` holds all of them; the message shows the first 20."""
+    """Rows cannot be used. `problems` holds every problem; the message shows the first 20."""
 
     shown = 20
 
@@ -119,7 +119,7 @@ class StageMissing(SmallfirstError):
 
 
 class TrainingError(SmallfirstError):
-    """A fine-tune could not start or did not end well."""
+    """A fine-tune could not start or failed."""
 
 
 class Cancelled(TrainingError):

@@ -1,8 +1,7 @@
-"""Where smallfirst keeps its state: one folder a project, and the MLflow store inside it.
+"""Paths of the state folder and of the MLflow store in it.
 
-Runs, registered models and the ledger live in `.smallfirst` beside `task.yaml`, so a project is
-moved or deleted as one folder. The price: two projects do not see each other's models unless
-SMALLFIRST_HOME or MLFLOW_TRACKING_URI points both at one place.
+Runs, registered models and the ledger are in `.smallfirst` beside `task.yaml`, so a project is moved or deleted as one
+folder. Projects share models only if SMALLFIRST_HOME or MLFLOW_TRACKING_URI points them to one place.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ PROJECT_MARKS = ("task.yaml", "pyproject.toml", ".git")
 
 
 def home() -> Path:
-    """The state folder, created if missing (readable by its owner only, ignored by git).
+    """Return the state folder; create it if missing, readable by its owner only and ignored by git.
 
-    `SMALLFIRST_HOME` if set, else `.smallfirst` in the project folder. Raises ConfigError if it
-    cannot be written.
+    It is `SMALLFIRST_HOME` if set, else `.smallfirst` in the project folder. Raise ConfigError if it cannot be written.
     """
     chosen = os.environ.get("SMALLFIRST_HOME", "").strip()
     folder = Path(chosen).expanduser().absolute() if chosen else project_folder() / ".smallfirst"
@@ -33,7 +31,7 @@ def home() -> Path:
 
 
 def project_folder(start: Path | None = None) -> Path:
-    """The nearest project at or above `start` (default: the current folder), else `start`."""
+    """Return the nearest project at or above `start` (default: the current folder), else `start`."""
     here = (start or Path.cwd()).absolute()
     for folder in (here, *here.parents):
         if any((folder / mark).exists() for mark in PROJECT_MARKS):
@@ -42,7 +40,7 @@ def project_folder(start: Path | None = None) -> Path:
 
 
 def tracking_uri() -> str:
-    """Where MLflow keeps runs: `MLFLOW_TRACKING_URI`, else a SQLite file in the state folder."""
+    """Return MLflow's tracking URI: `MLFLOW_TRACKING_URI`, else a SQLite file in the state folder."""
     chosen = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if chosen:
         return chosen
@@ -54,7 +52,7 @@ def tracking_uri() -> str:
 
 
 def artifact_folder() -> Path:
-    """The folder of run artifacts in the state folder, created if missing."""
+    """Return the folder of run artifacts in the state folder; create it if missing."""
     folder = home() / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder

@@ -1,8 +1,7 @@
-"""Money: what a hosted token and a machine-second cost. Unknown is an error, never $0.
+"""Prices of hosted tokens and of machine time. An unknown price is an error, never $0.
 
-A PriceBook asks in order: the prices that the user wrote down, then the dated catalogue inside the
-installed genai-prices package (never fetched), and then gives up aloud. The catalogue is as old as
-the installed version; `source` says where a number came from.
+A PriceBook looks in the prices of task.yaml, then in the catalogue inside the installed genai-prices package, which is
+as old as that version, and raises PriceUnknown if neither has the model. `source` names the origin of a price.
 """
 
 from __future__ import annotations
@@ -38,25 +37,22 @@ class MachinePrice(Record):
     """Share of the hour in which it does useful work, in (0, 1]; idle time is paid as well."""
 
     def cost_usd(self, busy_s: float) -> float:
-        """Cost of keeping the machine busy for `busy_s` seconds, idle time included."""
+        """Return the cost in USD of `busy_s` busy seconds, idle time included."""
         return busy_s * self.usd_per_hour / 3600 / self.utilisation
 
 
 class PriceBook(Record):
-    """Every price the project may use."""
+    """The prices of a project."""
 
     tokens: dict[str, TokenPrice] = {}
-    """Prices by model name; asked before the catalogue."""
+    """Prices by model name; they take precedence over the catalogue."""
     machine: MachinePrice = MachinePrice()
     """Price of local work."""
 
     def token_cost_usd(
         self, model: str, prompt_tokens: int, completion_tokens: int, *, api_url: str | None = None
     ) -> float:
-        """Cost of one hosted call. `api_url` tells sellers of the same model apart.
-
-        Raises PriceUnknown.
-        """
+        """Return the cost of one hosted call in USD. `api_url` identifies the seller. Raise PriceUnknown."""
         own = self.tokens.get(model)
         if own is not None:
             spent = prompt_tokens * own.input_usd_per_mtok
@@ -65,13 +61,13 @@ class PriceBook(Record):
         return _from_catalogue(model, prompt_tokens, completion_tokens, api_url)[0]
 
     def source(self, model: str, *, api_url: str | None = None) -> str:
-        """Where the token price of `model` was read, in words. Raises PriceUnknown."""
+        """Return where the token price of `model` comes from, in words. Raise PriceUnknown."""
         own = self.tokens.get(model)
         return own.source if own is not None else _from_catalogue(model, 1, 1, api_url)[1]
 
 
 def _from_catalogue(model: str, prompt_tokens: int, completion_tokens: int, api_url: str | None) -> tuple[float, str]:
-    """Cost in USD and its source, from the price list inside the installed genai-prices package."""
+    """Return cost in USD and its source from the installed genai-prices package."""
     try:
         import genai_prices
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a person sees of long work: one line per step, and on a terminal a bar with rate and time left.
+"""Progress of long work: one line per step and, on a terminal, a bar with rate and time left.
 
 Everything goes to standard error; in a pipe there are only the lines, so output can be read by a program.
 """
@@ -15,14 +15,14 @@ from typing import Protocol
 
 
 class ProgressCallback(Protocol):
-    """Called as work goes on."""
+    """A function to call as work proceeds."""
 
     def __call__(self, done: int, of: int, words: str = "") -> None:
         """`done` of `of` units are done; `words` replace the rate at the end of the bar."""
 
 
 class Progress:
-    """Tells what happens. `quiet` says nothing at all."""
+    """Log lines and progress bars on standard error; `quiet` writes nothing."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -31,14 +31,14 @@ class Progress:
         disable_tqdm_in_pipes()
 
     def log(self, text: str) -> None:
-        """One line, with the minutes and seconds since the start."""
+        """Write one line with the minutes and seconds since the start."""
         if not self.quiet:
             minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
             print(f"[{minutes:02d}:{seconds:02d}] {text}", file=sys.stderr, flush=True)
 
     @contextmanager
     def bar(self, label: str, total: int, unit: str = "rows") -> Iterator[ProgressCallback]:
-        """A function to call with (done, total, optionally words at the end); draws a bar on a terminal."""
+        """Yield a function to call with (done, total, text at the end); it draws a bar on a terminal."""
         if not self.on_terminal:
             yield _ignore
             return
@@ -81,9 +81,9 @@ def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def disable_tqdm_in_pipes() -> None:
-    """Nothing back; keeps libraries from drawing bars where nobody sees them.
+    """Keep libraries from drawing progress bars in a pipe.
 
-    Their bars (tqdm's) ask once, when they are first imported, and PyTorch imports them: call this before.
+    tqdm reads the variable when it is first imported, and PyTorch imports it: call this before.
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,7 +1,7 @@
-"""The base of all records: frozen, unknown keys refused with a suggestion, JSON both ways, a fingerprint.
+"""The base of all records: frozen, read from and written to JSON, with a fingerprint.
 
-A record is what one stage hands to the next. Being plain data it can be stored, compared and traced; the
-price is that nothing in it may be changed in place (`record.model_copy(update=…)` makes a changed one).
+A stage passes a record to the next one. It is plain data, so it can be stored, compared and traced. Unknown keys are
+refused with a suggestion; `record.model_copy(update=…)` makes a changed copy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Record(pydantic.BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read back what `save` wrote. Raises ConfigError naming the file and the field."""
+        """Read a saved record. Raise ConfigError naming the file and the field."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -66,7 +66,7 @@ def rename_keys(values: Any, **new_names: str) -> Any:
 
 
 def parse_record(kind: type[R], values: Mapping[str, Any], *, where: str) -> R:
-    """A record of `kind` from plain values. Raises ConfigError listing every wrong field of `where`."""
+    """Build a record of `kind` from plain values. Raise ConfigError listing every wrong field of `where`."""
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:

@@ -1,7 +1,6 @@
-"""One served answer, explained from the ledger alone: every step of its way, its price, and what became of it.
+"""Explain one served answer from the ledger alone: every step, its cost, audits and feedback.
 
-Nothing is asked or measured again, so an explanation can be had as long as the ledger lives. What the choice that was
-not made would have cost is what the Router had measured when it decided; where it had measured nothing, it says so.
+Nothing is asked or measured again. The cost of the alternative is what the Router expected when it decided.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ COLUMNS = ("stage", "decision", "score", "asked for", "ms", "USD", "model", "why
 
 
 class Explanation(Record):
-    """What the ledger knows of one answer."""
+    """The ledger's rows about one answer."""
 
     answer: LedgerRow
     """The answer."""
     steps: tuple[RouteStep, ...]
-    """Its way through the Router, in order."""
+    """Its steps through the Router, in order."""
     state: StateRow | None
-    """The last change of the task's state before it; None where none is written down."""
+    """The last change of the task's state before it; None if there is none in the ledger."""
     audits: tuple[AuditRow, ...]
     """Verdicts on it, oldest first."""
     feedback: tuple[FeedbackRow, ...]
-    """What was said about it, oldest first."""
+    """Feedback on it, oldest first."""
     not_made: str
-    """What the choice that was not made would have cost; empty where there was no choice."""
+    """Cost of the alternative, in words; empty if there was none."""
 
 
 def explanation(ledger: Ledger, id: str) -> Explanation:
-    """What the ledger knows of a response. Raises ConfigError naming near ids if it does not know it."""
+    """Return the explanation of a response. Raise ConfigError naming similar ids if it is unknown."""
     row = ledger.get(id)
     if row is None:
         raise _unknown(ledger, id)
@@ -56,7 +55,7 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
 
 
 def in_words(found: Explanation) -> list[str]:
-    """The explanation for a terminal, aligned."""
+    """Return the explanation as aligned lines."""
     facts = [(name, value) for name, value in _facts(found) if value]
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {value}" for name, value in facts]
@@ -67,7 +66,7 @@ def in_words(found: Explanation) -> list[str]:
 
 
 def table(steps: Sequence[RouteStep]) -> list[str]:
-    """A line of headings and one a step, in columns as wide as their widest value."""
+    """Return a line of headings and one per step, in aligned columns."""
     rows = [COLUMNS, *(_cells(step) for step in steps)]
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS))]
     lines = []
@@ -119,7 +118,7 @@ def _after(found: Explanation) -> Iterator[str]:
 
 
 def _not_made(row: LedgerRow) -> str:
-    """The other choice and its price: asking the large model, or letting the last draft stand."""
+    """Describe the alternative and its cost: asking the large model, or keeping the last draft."""
     paid = row.cost_usd or 0.0
     if waived := next((step for step in row.steps if step.decision == "not asked"), None):
         more = f"{_usd(waived.cost_usd)} more than the {_usd(paid)} that was paid"
@@ -149,7 +148,7 @@ def _cells(step: RouteStep) -> tuple[str, ...]:
 
 
 def _bar(step: RouteStep) -> str:
-    """What the score had to reach, or, for a doubt, must not pass."""
+    """Return what the score had to reach; for an out-of-domain score, what it must not exceed."""
     if step.threshold is None:
         return ""
     if step.threshold > 1:

@@ -1,6 +1,6 @@
-"""After go-live: rows from the ledger, a challenge with them, an answer explained, and what waits for a person.
+"""Commands after go-live: `harvest`, `challenge`, `explain` and `queue`.
 
-Looking (`explain`, `queue`) reads the ledger alone and loads nothing heavy.
+`explain` and `queue` only read the ledger and load nothing heavy.
 """
 
 from __future__ import annotations

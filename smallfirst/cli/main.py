@@ -1,4 +1,4 @@
-"""One verb per stage: parse, call, print. Results go to standard output, progress to standard error.
+"""The command line: a command per stage. Results go to standard output, progress to standard error.
 
 Exit codes: 0 done · 1 error · 2 wrong settings or usage · 3 the gate said no.
 """
@@ -139,7 +139,7 @@ def evaluate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
 @RUN
 @JSON
 def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
-    """Say who may go live and who may not (exit code 3 if the chosen candidate may not)."""
+    """Check which candidates may go live; exit code 3 if the chosen one may not."""
     from smallfirst.gate.verdict import format_verdict
     from smallfirst.pipeline.run import chosen_candidate, gate_stage
 
@@ -294,7 +294,7 @@ def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) 
 
 
 def _next_commands(task_yaml: Path, name: str) -> list[str]:
-    """Three commands to try after a run, as they can be pasted here."""
+    """Return three commands to try after a run, ready to paste."""
     me = Path(sys.argv[0])
     command = "smallfirst" if shutil.which("smallfirst") == str(me.absolute()) else os.path.relpath(me)
     large = load_task_file(task_yaml).large

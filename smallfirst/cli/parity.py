@@ -1,4 +1,4 @@
-"""`smallfirst parity`: does an endpoint answer as what was measured? The check that promotion makes, on request."""
+"""`smallfirst parity`: compare an endpoint's answers with the measured ones, as promotion does."""
 
 from __future__ import annotations
 

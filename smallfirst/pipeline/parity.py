@@ -1,13 +1,12 @@
-"""The parity gate: what is served answers as what was measured did, row by row, over HTTP, or it does not go live.
+"""The parity check: a served version must answer as the measured model did, row by row over HTTP, before it goes live.
 
-A served model can differ from the measured one without anybody having changed it: files that were not copied whole,
-another prompt or chat template, labels in another order, a temperature that is not applied, an engine that rounds
-otherwise. So evaluation rows are asked again through the real server, with the version's files as the registry has
-them, and the answers are held against those that were measured. The price: up to 200 labels of the small model, or
-50 written answers.
+A served model can differ from the measured one without a change of the weights: incomplete files, another prompt or
+chat template, labels in another order, a missing temperature, an engine that rounds differently. So evaluation rows are
+sent to the real server, with the version's files from the registry, and the answers are compared with the measured
+ones: up to 200 labels, or 50 generated answers.
 
-Sums of bf16 products depend on their order, so a row whose two best answers are as good as equal may change sides from
-one batch to the next. Such a row is a tie: it is shown and counted, and blocks nothing while ties are few.
+Sums of bf16 products depend on their order, so a row whose two best answers are nearly equal may change from one batch
+to the next. Such a row is a tie: it is shown and counted, and a few of them do not fail the check.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ if TYPE_CHECKING:
     from smallfirst.serving.loopback import Address
 
 PARITY = "parity.json"
-"""What is kept beside the version, blocked or not."""
+"""File attached to the version, whatever the result."""
 MOST_ROWS = 200
-"""Rows of labels that are asked again, drawn by content hash: the same ones every time."""
+"""Rows with closed answers to ask, drawn by content hash: the same rows every time."""
 MOST_WRITTEN = 50
-"""The same where answers are written, which takes longer."""
+"""Rows with generated answers to ask; these take longer."""
 CONFIDENCE_TOLERANCE = 0.05
-"""So far apart, in [0, 1], the confidences of one answer may be; bf16 alone moved those of Banking77 by up to 0.017."""
+"""Allowed difference of confidences, in [0, 1]; bf16 alone moved those of Banking77 by up to 0.017."""
 TIE_MARGIN = 0.02
-"""Two best answers whose measured probabilities are closer than this are as good as equal."""
+"""Two best answers whose measured probabilities differ by less than this are a tie."""
 MOST_TIES = 0.02
-"""Share of the rows, in [0, 1], that may change sides as ties (one row always may)."""
+"""Share of the rows, in [0, 1], that may be ties (one row always may)."""
 _SPLIT = "calibration"
 SHOWN_CHARS = 160
 """Quoted texts are shortened to this many characters."""
@@ -56,25 +55,25 @@ _TIMEOUT_S = 120.0
 
 
 class ParityRow(NamedTuple):
-    """A row that is asked again."""
+    """A row to ask."""
 
     key: str
     """The row's content key."""
     messages: tuple[Message, ...]
-    """What is asked."""
+    """The conversation."""
     answer: str | None
-    """What was measured."""
+    """The measured answer."""
     confidence: float | None
-    """How sure it was, in [0, 1]; None where confidences are not compared."""
+    """Its measured confidence, in [0, 1]; None where confidences are not compared."""
 
 
 class ParityDifference(Record):
-    """A row whose served answer is not the measured one."""
+    """A row whose served answer differs from the measured one."""
 
     key: str
     """The row's content key."""
     text: str
-    """What was asked, shortened."""
+    """The question, shortened."""
     expected: str | None
     """The measured answer, shortened; None if the model gave none."""
     got: str | None
@@ -84,44 +83,44 @@ class ParityDifference(Record):
     got_confidence: float | None
     """In [0, 1]."""
     why: str
-    """What differs, in one clause."""
+    """The difference, in one clause."""
     tie: bool = False
-    """True if the two best answers were as good as equal when they were measured."""
+    """True if the two best answers were nearly equal when measured."""
 
 
 class ParityResult(Record):
-    """What asking again has shown."""
+    """The result of a parity check."""
 
     model: str
     """The served name that was asked."""
     version: int | None
-    """Version in the registry whose measured answers were expected; None if nobody said."""
+    """Version in the registry whose answers were expected; None if not given."""
     split: str
     """The rows' split."""
     n: int
     """Rows asked."""
     n_same: int
-    """Rows with the measured answer, as surely."""
+    """Rows with the measured answer and confidence."""
     n_ties: int
-    """Rows with another answer that was as good as equal when measured."""
+    """Rows with another answer that was nearly equal when measured."""
     largest_gap: float | None
-    """Largest difference between the confidences of a same answer, in [0, 1]; None where none were compared."""
+    """Largest difference between confidences of equal answers, in [0, 1]; None if none were compared."""
     tie_margin: float = TIE_MARGIN
-    """Probabilities closer than this were taken as equal."""
+    """Difference of probabilities below which answers were a tie."""
     confidence_tolerance: float = CONFIDENCE_TOLERANCE
-    """So far apart confidences may be."""
+    """Allowed difference of confidences."""
     differences: tuple[ParityDifference, ...] = ()
     """Every row that differs, ties included."""
     passed: bool
-    """True if nothing differs but a few ties."""
+    """True if only a few ties differ."""
     at: str
-    """When, ISO 8601 in UTC."""
+    """Time in ISO 8601, UTC."""
 
     @property
     def in_words(self) -> list[str]:
-        """The result and its differing rows, one line each."""
+        """The result and the differing rows, one line each."""
         gap = "" if self.largest_gap is None else f", confidences at most {self.largest_gap:.4f} apart"
-        ties = f", {self.n_ties} of the others as good as equal when measured" if self.n_ties else ""
+        ties = f", {self.n_ties} of the others nearly equal when measured" if self.n_ties else ""
         lines = [f"{self.model}: {self.n_same} of {self.n} rows answered as measured{gap}{ties}"]
         for row in self.differences[:20]:
             lines.append(f"  {'tie ' if row.tie else 'DIFF'}  {row.why}: expected {row.expected!r}, got {row.got!r}")
@@ -150,25 +149,25 @@ class TopTwo(NamedTuple):
 
     answers: tuple[str, ...]
     margin: float
-    """How far apart their probabilities are, in [0, 1]."""
+    """Difference of their probabilities, in [0, 1]."""
 
 
 TopTwoLookup = Callable[[Sequence[ParityRow]], Awaitable[Sequence[TopTwo | None]]]
-"""By row, the two best answers when measured; None where that is not known."""
+"""Look up the two best answers of rows when measured; None where unknown."""
 
 
 async def check_parity(
     address: Address, model: str, rows: Sequence[ParityRow], *, task: Task, bests: TopTwoLookup | None = None
 ) -> ParityResult:
-    """What the endpoint says to `rows`, held against what was measured; `bests` is asked about differing rows only.
+    """Ask an endpoint `rows` and compare its answers with the measured ones; `bests` is called for differing rows only.
 
-    An answer that the endpoint refuses or that does not come is a difference.
+    A refused or missing answer is a difference.
     """
     served = await ask_all(address, model, [row.messages for row in rows])
     found = [_compare(row, reply, task) for row, reply in zip(rows, served, strict=True)]
     moved = [row for row, (one, _) in zip(rows, found, strict=True) if one and one.got not in (None, one.expected)]
     best = dict(zip((row.key for row in moved), await bests(moved), strict=True)) if bests and moved else {}
-    differences = [_settled(one, best.get(one.key)) for one, _ in found if one is not None]
+    differences = [_with_tie(one, best.get(one.key)) for one, _ in found if one is not None]
     n_ties, gaps = sum(d.tie for d in differences), [gap for _, gap in found if gap is not None]
     return ParityResult(
         model=model,
@@ -185,7 +184,7 @@ async def check_parity(
 
 
 def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion, candidate: str) -> ParityResult:
-    """What the version answers through the real server, kept beside it in the registry as `parity.json`.
+    """Check the version through the real server and attach the result to it as `parity.json`.
 
     Call it between `versions.register` and `versions.promote`. Raises ParityFailed naming the rows that differ,
     StageMissing if the candidate was not evaluated, RegistryError if the version's files are damaged.
@@ -206,11 +205,11 @@ def parity_stage(project: Project, run_folder: RunFolder, version: ModelVersion,
 
 
 def require_parity(found: ParityResult) -> ParityResult:
-    """The same parity. Raises ParityFailed if it did not pass."""
+    """Return the result if it passed, else raise ParityFailed."""
     if found.passed:
         return found
     raise ParityFailed(
-        "\n".join(["what is served does not answer as what was measured", *found.in_words]),
+        "\n".join(["the served model does not answer as the measured one", *found.in_words]),
         hint="the version is registered, not live; look at the rows, then evaluate and promote again",
     )
 
@@ -218,7 +217,7 @@ def require_parity(found: ParityResult) -> ParityResult:
 def parity_rows(
     project: Project, run_folder: RunFolder, candidate: str, n_rows: int | None = None
 ) -> tuple[ParityRow, ...]:
-    """Evaluated validation rows of a candidate, at most `n_rows` (None: as many as promotion asks), by content hash.
+    """Return evaluated calibration rows of a candidate, at most `n_rows` (None: as many as promotion asks).
 
     Raises StageMissing if there are none.
     """
@@ -238,7 +237,7 @@ def parity_rows(
 
 
 def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> TopTwoLookup | None:
-    """Asks the model that was measured, as its run has it, for its two best labels; None for open answers."""
+    """Return a function that asks the measured model for its two best labels; None for open answers."""
     if not project.task.closed:
         return None
 
@@ -263,7 +262,7 @@ def _row(project: Project, messages: tuple[Message, ...], row: EvaluatedRow) -> 
 
 
 def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDifference | None, float | None]:
-    """What differs, if anything, and how far apart the confidences of a same answer are."""
+    """Return the difference, if any, and the gap between the confidences of equal answers."""
     got, gap, why = None if reply.text is None else task.parse(reply.text), None, ""
     if reply.error:
         why = reply.error
@@ -288,8 +287,8 @@ def _compare(row: ParityRow, reply: EndpointReply, task: Task) -> tuple[ParityDi
     return difference, gap
 
 
-def _settled(difference: ParityDifference, best: TopTwo | None) -> ParityDifference:
-    """The difference, as a tie where both answers were the two best and as good as equal."""
+def _with_tie(difference: ParityDifference, best: TopTwo | None) -> ParityDifference:
+    """Mark the difference as a tie if both answers were the two best and nearly equal."""
     if best is None or best.margin >= TIE_MARGIN or {difference.expected, difference.got} != set(best.answers):
         return difference
     why = f"two best labels only {best.margin:.4f} apart when measured"

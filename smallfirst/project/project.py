@@ -1,4 +1,4 @@
-"""A task file with all that it names, read once and handed from stage to stage."""
+"""A project: a task file with everything it names, read once and passed from stage to stage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from smallfirst.tasks.task import Task
 
 
 class Project(NamedTuple):
-    """A task file with what it names, read once and handed from stage to stage."""
+    """A task file with the rows and the task it describes."""
 
     file: TaskFile
     rows: Rows
@@ -22,7 +22,7 @@ class Project(NamedTuple):
 
     @classmethod
     def read(cls, file: TaskFile, progress: Progress | None = None) -> Project:
-        """The job of a task file. Raises DataError or ConfigError if rows or settings are wrong."""
+        """Read the project of a task file. Raise DataError or ConfigError if rows or settings are wrong."""
         rows = read_rows(file)
         task = read_task(file, rows)
         for path in file.data.harvested:  # labels and schema are those of the file's own rows

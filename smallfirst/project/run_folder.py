@@ -1,7 +1,7 @@
-"""Where a task's runs live, and what each stage has left there for the next.
+"""Run folders: the model, evaluations, verdicts, certificate and report of each run of a task.
 
-One folder a run under the state folder: the model, the evaluations, verdicts, certificate and report. Stages called by
-hand, one process each, find the latest run; a stage whose forerunner is missing says which command to run.
+Each run has a folder below the state folder. A stage that is called alone finds the latest run; if an earlier stage is
+missing, the error names the command to run.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ R = TypeVar("R", bound=Record)
 
 
 class Promotion(Record):
-    """What went live, and when."""
+    """The version that went live."""
 
     name: str
     """Three-level model name."""
     version: int
     """Version in the registry."""
     candidate: str
-    """Which candidate it is."""
+    """Its candidate."""
     at: str
     """ISO 8601 in UTC."""
 
 
 class GateVerdicts(Record):
-    """The gate's answers of one run."""
+    """The gate's verdicts of one run."""
 
     verdicts: tuple[Verdict, ...]
-    """Of the smallest candidate first."""
+    """Verdicts, the smallest candidate first."""
     smallest: str | None
-    """Smallest candidate that passes."""
+    """The smallest candidate that passes; None if none does."""
 
     def of(self, candidate: str) -> Verdict:
-        """The verdict on one candidate. Raises StageMissing if it was not checked."""
+        """Return the verdict on one candidate. Raise StageMissing if it was not checked."""
         for verdict in self.verdicts:
             if verdict.candidate == candidate:
                 return verdict
@@ -61,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def new(cls, task: str) -> RunFolder:
-        """A fresh folder; its name sorts by time."""
+        """Create a new folder; its name sorts by time."""
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         folder = home() / "tasks" / task / f"{stamp}-{secrets.token_hex(2)}"
         folder.mkdir(parents=True)
@@ -69,7 +69,7 @@ class RunFolder:
 
     @classmethod
     def latest(cls, task: str, run: str | None = None) -> RunFolder:
-        """The newest run whose training ended, or the one named `run`. Raises StageMissing if there is none."""
+        """Return the latest run whose training finished, or the one named `run`. Raise StageMissing without one."""
         place = home() / "tasks" / task
         runs = sorted(path.parent for path in place.glob("*/run.json"))
         if run is not None:
@@ -81,20 +81,20 @@ class RunFolder:
 
     @classmethod
     def unfinished(cls, task: str) -> RunFolder | None:
-        """The newest run if its training was broken off, else None."""
+        """Return the latest run if its training was interrupted, else None."""
         runs = sorted(path.parent for path in (home() / "tasks" / task).glob("*/events.jsonl"))
         return cls(runs[-1]) if runs and not (runs[-1] / "run.json").exists() else None
 
     def model_folder(self, candidate: str) -> Path:
-        """Where the files of a candidate's model are."""
+        """Return the folder of a candidate's model."""
         return self.path / CANDIDATES.get(candidate).folder
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
-        """Keep an evaluation."""
+        """Save an evaluation."""
         evaluation.save(self._evaluation_path(evaluation.candidate, evaluation.split))
 
     def evaluation(self, candidate: str, split: str) -> Evaluation | None:
-        """An evaluation kept earlier, or None."""
+        """Return a saved evaluation, or None."""
         path = self._evaluation_path(candidate, split)
         return Evaluation.load(path) if path.exists() else None
 
@@ -114,22 +114,22 @@ class RunFolder:
         return str(json.loads((self.path / "run.json").read_text(encoding="utf-8"))["run_id"])
 
     def read(self, kind: type[R], name: str, *, next_command: str) -> R:
-        """A record kept under `name`. Raises StageMissing with the command that makes it."""
+        """Load the record saved as `name`. Raise StageMissing, naming the command that makes it."""
         path = self.path / name
         if not path.exists():
             raise StageMissing(f"{path.name} is missing in run {self.path.name}", hint=next_command)
         return kind.load(path)
 
     def verdicts(self) -> GateVerdicts:
-        """The gate's answers."""
+        """Load the gate's verdicts."""
         return self.read(GateVerdicts, "verdicts.json", next_command="smallfirst gate task.yaml")
 
     def certificate(self) -> Certificate:
-        """The Router's certificate."""
+        """Load the Router's certificate."""
         return self.read(Certificate, "certificate.json", next_command="smallfirst calibrate task.yaml")
 
     def promoted(self) -> Promotion:
-        """What went live from this run."""
+        """Load the version that went live from this run."""
         return self.read(Promotion, "promoted.json", next_command="smallfirst promote task.yaml")
 
     def _evaluation_path(self, candidate: str, split: str) -> Path:

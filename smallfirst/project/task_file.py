@@ -35,43 +35,43 @@ class DataFiles(Record):
     """Where the rows are: files, folders, tables, volumes or hub data sets (see smallfirst.data.sources.load)."""
 
     train: Path
-    """Rows to learn from; also split for the files that are left out."""
+    """Rows to train on; also split for the files that are left out."""
     validation: Path | None = None
     """Rows to choose and calibrate with; left out: 20 % of train, by content hash."""
     test: Path | None = None
-    """Rows touched once; left out: 20 % of train, by content hash."""
+    """Rows to test with, used once; left out: 20 % of train, by content hash."""
     open_ended: Path | None = None
-    """Requests that are not the task's (column `prompt`), to see that they go to the large model."""
+    """Requests outside the task (column `prompt`), which should go to the large model."""
     relabels: Path | None = None
-    """Answers that a person gave to probable label errors (`smallfirst suspects` writes the file to fill in)."""
+    """A person's answers to probable label errors (`smallfirst suspects` writes the file to fill in)."""
     harvested: tuple[Path, ...] = ()
-    """Rows from served traffic (`smallfirst harvest` writes them), added to the ones to learn from."""
+    """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     gold: Path | None = None
-    """With `routing.labels: large`: answers of people to a random part of the validation rows, which correct them."""
+    """With `routing.labels: large`: people's answers to a random part of the validation rows, to correct them."""
     columns: Columns = Columns()
-    """Names of your columns, where they differ."""
+    """Column names, where they differ from the default."""
 
 
 class SmallConfig(Record):
-    """The model to fine-tune and the rungs below it."""
+    """The model to fine-tune and the other candidates."""
 
     base: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     """Name, folder or GGUF file of the base model."""
     training: TrainConfig = TrainConfig()
-    """How to fine-tune it."""
+    """Training settings."""
     teacher: TeacherConfig | None = None
     """A larger model of the same vocabulary whose probabilities it learns as well."""
     encoder: str = DEFAULT_ENCODER
-    """Sentence encoder for the linear rungs, frozen and fine-tuned, and for nearest examples."""
+    """Sentence encoder of the candidates `encoder` and `tuned`, and for nearest examples."""
     encoder_training: TrainConfig = TrainConfig(duration="6ep", learning_rate=2e-4, max_seq_tokens=256)
-    """How the encoder is fine-tuned for the rung `tuned`."""
+    """Training settings of the candidate `tuned`."""
     candidates: tuple[str, ...] | None = None
     """Names of the candidates to measure; left out: words, encoder, base and small. Words, encoder and tuned exist for
     closed answers only."""
     sample_base: int = pydantic.Field(default=200, ge=1)
-    """Test rows that the untouched base model is asked: it reads instructions with each, which takes time."""
+    """Test rows for the base model, which is slow because each prompt holds the instructions."""
     retention: bool = False
-    """Measure how much general ability the fine-tune keeps, also where the gate asks for none: some seconds."""
+    """Measure the retention of general ability even if the gate does not check it; takes some seconds."""
 
     @pydantic.field_validator("candidates")
     @classmethod
@@ -108,7 +108,7 @@ class EngineConfig(Record):
 
 
 class LargeConfig(Record):
-    """The large path: who answers, how it is asked, and where its recorded answers are."""
+    """The large model: where it runs, its prompt, and its recorded answers."""
 
     endpoint: EndpointConfig | None = None
     """An OpenAI-compatible endpoint."""
@@ -130,14 +130,14 @@ class LargeConfig(Record):
     only_labels: bool = True
     """For engines on this machine: constrain the answer to the labels (llama.cpp), or to the schema."""
     sample_calibration: int | None = pydantic.Field(default=None, ge=1)
-    """Ask only this many calibration rows, drawn by content hash; None asks all."""
+    """Number of calibration rows to ask, drawn by content hash; None asks all."""
     sample_test: int | None = pydantic.Field(default=None, ge=1)
-    """Ask only this many test rows, drawn by content hash; None asks all."""
+    """Number of test rows to ask, drawn by content hash; None asks all."""
     sample_ceiling: int = pydantic.Field(default=0, ge=0)
-    """Of these, ask so many a second time, to see how far the large model agrees with itself; 0 asks none."""
+    """Number of these to ask a second time, to measure the large model's agreement with itself."""
 
     def sample(self, split: str) -> int | None:
-        """How many rows of a split are asked; None means all."""
+        """Return how many rows of a split are asked; None means all."""
         return self.sample_test if split == "test" else self.sample_calibration
 
     @property
@@ -161,7 +161,7 @@ class LargeConfig(Record):
 
 
 class SignedOverride(Record):
-    """Who answers for serving without a certificate."""
+    """A person's signature for serving without a certificate."""
 
     by: str = pydantic.Field(min_length=1)
     """Name."""
@@ -170,7 +170,7 @@ class SignedOverride(Record):
 
 
 class RoutingConfig(Record):
-    """What the Router promises and which candidate it starts with."""
+    """The Router: its guarantee, its candidates and what happens to the other requests."""
 
     guarantee: Guarantee = Guarantee()
     """What is guaranteed about answers that stay small."""
@@ -184,19 +184,19 @@ class RoutingConfig(Record):
     """What tells requests that are not the task's: a model fitted on the open-ended ones, if there are any, or the
     task's own signature, which needs none."""
     policies: tuple[AnyPolicy, ...] = ()
-    """Asked in order before anything is drafted; the first that applies names the stage that answers."""
+    """Policies applied in order before the cascade; the first that applies names the stage that answers."""
     budget: Budget | None = None
-    """Most that escalated answers may cost in a sliding window."""
+    """Most that escalated answers may cost in a sliding window; None means no limit."""
     person: bool = False
-    """True gives a person what no model is sure of, where the large model was measured to be no better."""
+    """Leave requests that no model is confident about to a person, if the large model was measured to be no better."""
     labels: Literal["gold", "large"] = "gold"
-    """Who answered the validation rows: people, or the large model (`smallfirst label`); the certificate says so."""
+    """Who labelled the validation rows: people, or the large model (`smallfirst label`); shown in the certificate."""
     monitor: MonitorSettings = MonitorSettings()
     """How closely the guarantee is monitored after go-live."""
     judge: Literal["large", "person"] = "large"
-    """Whose answer an audited one is held against."""
+    """Whose answer an audited one is compared with."""
     override: SignedOverride | None = None
-    """A signature under which drafts are served that no certificate covers; without it they run in shadow only."""
+    """A signature to serve answers that no certificate covers; without it the small model runs in shadow only."""
 
     @pydantic.model_validator(mode="after")
     def _stages_exist(self) -> RoutingConfig:
@@ -205,10 +205,10 @@ class RoutingConfig(Record):
 
 
 class TaskFile(Record):
-    """Everything about one narrow task."""
+    """The settings of one task."""
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    """Short name; also the name of the served model."""
+    """Short name, also of the served model."""
     kind: str = DEFAULT_KIND
     """`classify`: labels · `extract`: JSON fields · `answer`: short answers · `chat`: open text, your own scorers; or
     the name of a kind that an installed package registers."""
@@ -217,11 +217,11 @@ class TaskFile(Record):
     data: DataFiles
     """Where the rows are."""
     small: SmallConfig = SmallConfig()
-    """The small path."""
+    """The small model."""
     large: LargeConfig | None = None
-    """The large path; without it nothing can be escalated or compared."""
+    """The large model; without it nothing can be escalated or compared."""
     gate: Gate = Gate(accuracy_at_least=0.8)
-    """What a candidate must show."""
+    """Thresholds that a candidate must meet."""
     routing: RoutingConfig = RoutingConfig()
     """The Router."""
     register_to: str = "main.default.task"
@@ -229,9 +229,9 @@ class TaskFile(Record):
     prices: PriceBook = PriceBook()
     """Machine price and token prices."""
     requests_per_month: int = pydantic.Field(default=1_000_000, ge=1)
-    """Volume assumed in the report."""
+    """Requests per month, assumed in the report."""
     folder: Path = Path()
-    """Folder of the file; set on reading."""
+    """Folder of the file; set when it is read."""
     settings: dict[str, Any] = {}
     """The kind's own settings, which a file writes beside the others (see the fields of its record in
     `smallfirst.tasks`)."""
@@ -287,13 +287,13 @@ class TaskFile(Record):
 
     @property
     def teacher(self) -> TeacherConfig | None:
-        """Who teaches the small model; a folder is looked for beside this file first."""
+        """The teacher of the small model; a relative folder is looked up beside this file first."""
         teacher = self.small.teacher
         local = self.path(Path(teacher.base)) if teacher else None
         return teacher.model_copy(update={"base": str(local)}) if teacher and local and local.is_dir() else teacher
 
     def path(self, relative: Path) -> Path:
-        """A path of the file, resolved against its folder."""
+        """Return a path of the file, resolved against its folder."""
         return relative if relative.is_absolute() else self.folder / relative
 
 

@@ -148,7 +148,7 @@ def test_a_tie_is_shown_and_does_not_block() -> None:
     found, seen = checked(rows("left", "right", "left"), TopTwo(("right", "left"), 0.001))
     assert (found.passed, found.n, found.n_same, found.n_ties, seen) == (True, 3, 2, 1, ["k1"])
     assert found.in_words[:2] == [
-        "says: 2 of 3 rows answered as measured, 1 of the others as good as equal when measured",
+        "says: 2 of 3 rows answered as measured, 1 of the others nearly equal when measured",
         "  tie   two best labels only 0.0010 apart when measured: expected 'right', got 'left'",
     ]
 
