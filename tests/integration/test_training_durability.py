@@ -7,38 +7,31 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.training import Killed, event_kinds, fine_tune, killing
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.row_formats import to_row
 from smallfirst.data.sources.load import load
 from smallfirst.errors import Cancelled, TrainingError
 from smallfirst.models.manifest import Manifest, read_manifest
-from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.checkpoint import CheckpointStore
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import Recipe, TaskRecipe
-from smallfirst.training.run import CANCEL_FILE, Run, train
+from smallfirst.training.run import CANCEL_FILE, Run
 from smallfirst.training.validation import ValidationResult
 
 FullDisk = Callable[[int], AbstractContextManager[None]]
+pytestmark = pytest.mark.usefixtures("module_home")
 CONFIG = TrainConfig(duration="4ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
 
 
 class Bench:
@@ -46,8 +39,7 @@ class Bench:
         self.recipe, self.base = recipe, base
 
     def train(self, folder: Path, config: TrainConfig = CONFIG, **more: Any) -> Run:
-        with open_run("toy", folder.name) as tracked:
-            return train(self.recipe, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
+        return fine_tune(self.recipe, config, self.base, folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +56,6 @@ def weights(run: Run) -> bytes:
     return (run.folder / "model.safetensors").read_bytes()
 
 
-def kinds(folder: Path) -> list[str]:
-    return [event.kind for event in EventLog(folder / "events.jsonl").read()]
-
-
-class Killed(BaseException):
-    """What a kill looks like from inside: nothing after it runs, no handler is made for it."""
-
-
-def killing(at: int) -> Any:
-    def kill(step: StepMetrics) -> None:
-        if step.step == at:
-            raise Killed
-
-    return kill
-
-
 @pytest.mark.parametrize("at", [2, 7, 9])
 def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
     bench: Bench, unbroken: Run, tmp_path: Path, at: int
@@ -91,7 +67,7 @@ def test_a_broken_run_reaches_the_weights_of_an_unbroken_one(
     assert weights(run) == weights(unbroken)
     assert (run.validation_curve, run.loss_curve) == (unbroken.validation_curve, unbroken.loss_curve)
     assert run.best_epoch == unbroken.best_epoch
-    assert "RESUMED" in kinds(tmp_path)
+    assert "RESUMED" in event_kinds(tmp_path)
     assert not (tmp_path / "checkpoint").exists()
 
 
@@ -128,7 +104,7 @@ def test_a_run_that_is_cancelled_stops_within_one_step(bench: Bench, tmp_path: P
     with pytest.raises(Cancelled, match="cancelled at step 3 of"):
         bench.train(tmp_path, on_step=cancel)
     assert seen == [1, 2, 3]
-    assert kinds(tmp_path)[-1] == "STOPPED"
+    assert event_kinds(tmp_path)[-1] == "STOPPED"
 
 
 class Graded:
@@ -178,15 +154,12 @@ PRELOADED = [
 ]
 
 
-def fine_tune(rows: str, base: str, folder: str, home: str) -> None:
-    """What a child process does."""
+def in_child(rows: str, base: str, folder: str, home: str) -> None:
     os.environ["SMALLFIRST_HOME"] = home
     data = load(rows)
     task = Classify(name="toy", labels=data.labels())
     config = CONFIG.model_copy(update={"duration": "12ep"})
-    with open_run("toy", "killed") as tracked:
-        recipe = TaskRecipe(task, data, data)
-        train(recipe, config, base=("toys/tiny", Path(base)), tracked=tracked, folder=Path(folder), save_every_s=0)
+    fine_tune(TaskRecipe(task, data, data), config, Path(base), Path(folder), save_every_s=0)
 
 
 def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: Path, tmp_path: Path) -> None:
@@ -198,7 +171,7 @@ def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: 
 
     def start(folder: Path) -> BaseProcess:
         arguments = (str(rows), str(tiny_folder), str(folder), os.environ["SMALLFIRST_HOME"])
-        child = context.Process(target=fine_tune, args=arguments)
+        child = context.Process(target=in_child, args=arguments)
         child.start()
         return child
 
@@ -207,8 +180,8 @@ def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: 
     folder = tmp_path / "killed"
     for _ in range(2):
         child = start(folder)
-        n_before = len(kinds(folder))
-        while child.is_alive() and len(kinds(folder)) < n_before + 3:  # well under way again
+        n_before = len(event_kinds(folder))
+        while child.is_alive() and len(event_kinds(folder)) < n_before + 3:  # well under way again
             time.sleep(0.02)
         time.sleep(draw.uniform(0, 0.3))
         child.kill()
@@ -219,5 +192,5 @@ def test_kill_9_at_random_moments_loses_nothing(toy_rows: Dataset, tiny_folder: 
     assert (folder / "model" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model" / "model.safetensors"
     ).read_bytes()
-    assert kinds(folder)[-1] == "COMPLETED"
-    assert kinds(folder).count("RESUMED") == 2
+    assert event_kinds(folder)[-1] == "COMPLETED"
+    assert event_kinds(folder).count("RESUMED") == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,8 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import SmallConfig, TaskFile, read_task_file
 from smallfirst.registry import runs
 
+pytestmark = pytest.mark.usefixtures("module_home")
 ANSWERS = ("card", "refund", "late", "exchange", "lost", "pin")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from fixtures.training import event_kinds, fine_tune
 from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
@@ -20,15 +20,16 @@ from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 from smallfirst.models.manifest import read_manifest
 from smallfirst.models.protocol import Completion, Request
-from smallfirst.registry.runs import client, open_run
+from smallfirst.registry.runs import client
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
 from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.run import Run, train
+from smallfirst.training.run import Run
 from smallfirst.training.validation import accuracy_and_temperature
 
+pytestmark = pytest.mark.usefixtures("module_home")
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(
     method="lora",
@@ -40,14 +41,6 @@ LORA = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One MLflow store for the module, since making its tables takes a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 class Bench(NamedTuple):
     """A task, its rows and a base model: all that train() needs but a configuration and a folder."""
 
@@ -57,15 +50,8 @@ class Bench(NamedTuple):
     base: Path
 
     def train(self, config: TrainConfig, folder: Path, **more: Any) -> Run:
-        with open_run("toy", folder.name) as tracked:
-            return train(
-                TaskRecipe(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection)),
-                config,
-                base=("toys/tiny", more.pop("base", self.base)),
-                tracked=tracked,
-                folder=folder,
-                **more,
-            )
+        recipe = TaskRecipe(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection))
+        return fine_tune(recipe, config, more.pop("base", self.base), folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +85,6 @@ def accuracy(folder: Path, data: Dataset) -> float:
     found = answers(folder, data)
     right = [a.text == e.answer for a, e in zip(found, data.examples, strict=True)]
     return sum(right) / len(right)
-
-
-def kinds(folder: Path) -> list[str]:
-    return [event.kind for event in EventLog(folder / "events.jsonl").read()]
 
 
 def latest_status(folder: Path) -> str:
@@ -166,7 +148,7 @@ def test_events_tell_the_run_from_creation_to_completion(full: tuple[Run, list[S
     run, _ = full
     log = EventLog(run.folder.parent / "events.jsonl")
     epochs = ["EPOCH_FINISHED"] * len(run.validation_curve)
-    assert kinds(run.folder.parent) == ["CREATED", "TRAIN_STARTED", *epochs, "COMPLETED"]
+    assert event_kinds(run.folder.parent) == ["CREATED", "TRAIN_STARTED", *epochs, "COMPLETED"]
     assert log.status() == "COMPLETED"
     events = log.read()
     assert events[0].message == "fine-tune of toys/tiny on 48 rows"
@@ -217,7 +199,7 @@ def test_an_interrupt_is_told_and_the_best_model_so_far_stays(bench: Bench, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         bench.train(FULL, tmp_path, on_step=stop)
-    assert kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", *["EPOCH_FINISHED"] * 2, "STOPPED"]
+    assert event_kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", *["EPOCH_FINISHED"] * 2, "STOPPED"]
     judged = [event.values["validation_score"] for event in EventLog(tmp_path / "events.jsonl").read()[2:-1]]
     assert accuracy(tmp_path / "model", bench.selection) == max(judged)
     assert not (tmp_path / "run.json").exists()
@@ -230,7 +212,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         bench.train(FULL, tmp_path, on_step=stop)
-    assert kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", "STOPPED"]
+    assert event_kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", "STOPPED"]
     assert os.listdir(tmp_path) == ["events.jsonl"]
 
 
@@ -248,7 +230,7 @@ def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench,
     assert str(caught.value).startswith(
         '1 of 49 rows cannot be trained on:\n  train.jsonl:49  unknown label "nonsense"'
     )
-    assert kinds(tmp_path) == ["CREATED", "FAILED"]
+    assert event_kinds(tmp_path) == ["CREATED", "FAILED"]
     assert EventLog(tmp_path / "events.jsonl").read()[-1].message == f"DataError: {caught.value}"
     assert latest_status(tmp_path) == "FAILED"
 
@@ -261,7 +243,7 @@ def test_a_loss_that_is_no_number_fails_the_run(bench: Bench, tmp_path: Path) ->
     tokenizer.save_pretrained(tmp_path / "broken")
     with pytest.raises(TrainingError, match="the loss became nan at step 1"):
         bench.train(FULL, tmp_path / "run", base=tmp_path / "broken")
-    assert kinds(tmp_path / "run") == ["CREATED", "TRAIN_STARTED", "FAILED"]
+    assert event_kinds(tmp_path / "run") == ["CREATED", "TRAIN_STARTED", "FAILED"]
 
 
 def test_without_selection_rows_the_last_epoch_is_kept(bench: Bench, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -229,14 +229,6 @@ def test_the_exam_judges_by_loss_and_lets_a_person_read(tiny_folder: Path, monke
     assert heard[1] == ({}, samples)
 
 
-@pytest.fixture(scope="module")
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One MLflow store for the module, since making its tables takes a second."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
     """What the model in the folder writes to each conversation, after its name."""
 
@@ -249,7 +241,7 @@ def answers(folder: Path, asked: Sequence[Sequence[Message]]) -> list[str]:
     return asyncio.run(ask())
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("module_home")
 def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
     three = (chat("card", "on its way"), chat("pin", "by post"), chat("card", "on its way", "refund", "in a week"))
     recipe = ChatRecipe("desk", rows_of(*three * 6), rows_of(*three))
@@ -262,7 +254,7 @@ def test_a_model_taught_by_conversations_answers_them_from_its_folder(tiny_folde
     assert answers(run.folder, [e.messages for e in three]) == ["desk", "on its way", "by post", "in a week"]
 
 
-@pytest.mark.usefixtures("_store")
+@pytest.mark.usefixtures("module_home")
 def test_a_model_taught_by_texts_goes_on_from_them(tiny_folder: Path, tmp_path: Path) -> None:
     recipe = PretrainingRecipe("rules", rows_of(*[text("lost pin: a new one by post"), text("refund: in a week")] * 10))
     config = TrainConfig(duration="12ep", learning_rate=1e-2, batch_tokens=64, max_seq_tokens=32)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures.training import Killed, killing
 from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset
@@ -32,14 +32,8 @@ from smallfirst.training.recipes.contrastive import (
 )
 from smallfirst.training.run import Run, train
 
+pytestmark = pytest.mark.usefixtures("module_home")
 CONFIG = TrainConfig(duration="8ep", learning_rate=3e-3, batch_tokens=128, max_seq_tokens=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +129,8 @@ def test_what_is_served_reads_as_much_of_a_text_as_was_taught(tuned: Run) -> Non
 def test_a_broken_run_reaches_the_same_weights(
     tuned: Run, recipe: EncoderRecipe, tiny_encoder_folder: Path, tmp_path: Path
 ) -> None:
-    class Killed(BaseException): ...
-
-    def kill(step: Any) -> None:
-        if step.step == 9:
-            raise Killed
-
     with pytest.raises(Killed):
-        tune(recipe, tiny_encoder_folder, tmp_path, on_step=kill, save_every_s=0)
+        tune(recipe, tiny_encoder_folder, tmp_path, on_step=killing(9), save_every_s=0)
     again = tune(recipe, tiny_encoder_folder, tmp_path)
     for file in ("linear.safetensors", f"{ENCODER_FOLDER}/model.safetensors"):
         assert (again.folder / file).read_bytes() == (tuned.folder / file).read_bytes()

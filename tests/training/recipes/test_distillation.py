@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from fixtures.training import Killed, fine_tune, killing
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import read_manifest, write_manifest
-from smallfirst.registry.runs import open_run
 from smallfirst.tasks.answer import Answer
 from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow
@@ -24,8 +24,9 @@ from smallfirst.training.config import TeacherConfig, TrainConfig
 from smallfirst.training.optimizer import MasterAdamW
 from smallfirst.training.recipes.distillation import DistillationBackend, check_vocabulary, distillation_loss
 from smallfirst.training.recipes.recipe import TaskRecipe
-from smallfirst.training.run import Run, train
+from smallfirst.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("module_home")
 ROWS = [
     TokenizedRow((0, 5, 9, 300, 301), 4),
     TokenizedRow((0, 7, 300, 301, 302), 3),
@@ -34,13 +35,6 @@ ROWS = [
 ]
 WRITES = Answer(name="toy")
 CONFIG = TrainConfig(duration="3ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +196,7 @@ class Bench:
         self, folder: Path, teacher: TeacherConfig | None = None, config: TrainConfig = CONFIG, **more: Any
     ) -> Run:
         recipe = TaskRecipe(self.task, self.rows, self.selection, teacher)
-        with open_run("toy", folder.name) as tracked:
-            return train(recipe, config, base=("toys/tiny", self.base), tracked=tracked, folder=folder, **more)
+        return fine_tune(recipe, config, self.base, folder, **more)
 
 
 @pytest.fixture(scope="module")
@@ -225,23 +218,15 @@ def test_a_recipe_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by:
     assert runs[0].loss_curve[0] != runs[1].loss_curve[0]
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
 @pytest.mark.parametrize("more", [{}, {"method": "lora", "lora_rank": 4}, {"frozen_layers": 1}])
 def test_a_taught_run_that_was_broken_off_reaches_the_same_weights(
     bench: Bench, taught_by: TeacherConfig, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     config = CONFIG.model_copy(update=more)
 
-    def kill(step: Any) -> None:
-        if step.step == 5:
-            raise Killed
-
     whole = bench.train(tmp_path / "whole", taught_by, config)
     with pytest.raises(Killed):
-        bench.train(tmp_path / "broken", taught_by, config, on_step=kill, save_every_s=0)
+        bench.train(tmp_path / "broken", taught_by, config, on_step=killing(5), save_every_s=0)
     resumed = bench.train(tmp_path / "broken", taught_by, config)
     assert resumed.loss_curve == whole.loss_curve
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (whole, resumed)]
