@@ -62,7 +62,6 @@ class Environment(NamedTuple):
     """The hardware and software that an engine is chosen for."""
 
     hardware: Hardware
-    """The machine."""
     installed: frozenset[str]
     """Names of the engines that are installed."""
 

@@ -42,11 +42,8 @@ class EngineChoice(NamedTuple):
     """The engine of one model."""
 
     model: str
-    """Name of the model."""
     engine: str
-    """Name of the engine in ENGINES."""
     assessment: Assessment
-    """Why this engine, and how it runs the model."""
     alternatives: dict[str, str]
     """Other engines, each with what speaks against it here."""
 

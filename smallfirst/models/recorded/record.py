@@ -15,7 +15,7 @@ from typing import Any
 from smallfirst.errors import BadAnswer, DataError, SmallfirstError
 from smallfirst.files import write_atomically
 from smallfirst.models.protocol import Completion, Model, Request
-from smallfirst.models.recorded.replay import RecordedAnswer, RecordingHeader, read_recording, request_key
+from smallfirst.models.recorded.replay import MEASURED, RecordedAnswer, RecordingHeader, read_recording, request_key
 from smallfirst.progress import ProgressCallback
 from smallfirst.records import parse_record
 
@@ -111,16 +111,8 @@ def _check_same(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:
 
 
 def _row(key: str, request: Request, completion: Completion) -> RecordedAnswer:
-    return RecordedAnswer(
-        key=key,
-        text=request.text,
-        answer=completion.text,
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
-        latency_ms=round(completion.latency_ms, 1),
-        cost_usd=completion.cost_usd,
-        finish_reason=completion.finish_reason,
-    )
+    measured = completion.model_dump(include=MEASURED) | {"latency_ms": round(completion.latency_ms, 1)}
+    return RecordedAnswer(key=key, text=request.text, answer=completion.text, **measured)
 
 
 def _line(values: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import pydantic
 
@@ -17,8 +17,6 @@ from smallfirst.data.dataset import Message
 from smallfirst.errors import BadAnswer, DataError, Problem
 from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
 from smallfirst.records import Record, fingerprint
-
-R = TypeVar("R", bound=Record)
 
 
 class RecordingHeader(Record):
@@ -61,6 +59,10 @@ class RecordedAnswer(Record):
     """Cost when it was recorded."""
     finish_reason: Literal["stop", "length"] = "stop"
     """Why generation ended."""
+
+
+MEASURED = {"prompt_tokens", "completion_tokens", "latency_ms", "cost_usd", "finish_reason"}
+"""Fields that a RecordedAnswer and a Completion have in common."""
 
 
 def request_key(request: Request) -> str:
@@ -106,15 +108,7 @@ class ReplayModel:
                 f'{self.path} has no answer of {self.name} to "{request.text[:80]}"',
                 hint="record it: smallfirst record (sends only what is missing)",
             )
-        return Completion(
-            text=row.answer,
-            answered_by=self.name,
-            latency_ms=row.latency_ms,
-            cost_usd=row.cost_usd,
-            prompt_tokens=row.prompt_tokens,
-            completion_tokens=row.completion_tokens,
-            finish_reason=row.finish_reason,
-        )
+        return Completion(text=row.answer, answered_by=self.name, **row.model_dump(include=MEASURED))
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the recorded answer in one chunk."""

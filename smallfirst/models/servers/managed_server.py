@@ -131,9 +131,7 @@ class Lease(NamedTuple):
     """One request's time in a slot."""
 
     process: ServerProcess
-    """The process that answers."""
     slot: Slot
-    """The slot."""
     share: float
     """Part of the machine's time that the request pays for, in (0, 1]."""
     started_s: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import shutil
 import sys
@@ -16,6 +15,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from fixtures.event_loop import in_loop
 from tokenizers import pre_tokenizers
 
 from smallfirst.data.dataset import Dataset
@@ -42,12 +42,12 @@ needs_llama = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, 
 
 @pytest.fixture
 def with_llama() -> None:
-    """Asked for by tests in which llama.cpp reads the file as well."""
+    """Used by tests in which llama.cpp reads the file as well."""
 
 
 @pytest.fixture(autouse=True)
 def _llama_where_asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Elsewhere it is as if it were not installed: a child process takes seconds."""
+    """In other tests it is as if it were not installed: a child process takes seconds."""
     if "with_llama" not in request.fixturenames:
         monkeypatch.setitem(sys.modules, "xllamacpp", None)
 
@@ -70,7 +70,7 @@ def writing(tiny_folder: Path, tmp_path: Path) -> Path:
 
 
 def as_family(folder: Path, kind: str, **settings: Any) -> None:
-    """Nothing back; the folder's model becomes a seeded one of another family or shape, biases drawn too."""
+    """Replace the folder's model by a seeded one of another family or shape, biases drawn too."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     shape = {
         "vocab_size": len(tokenizer),
@@ -219,7 +219,7 @@ def test_matrices_take_the_precision_and_vectors_stay_fp32(trained: Path, tmp_pa
     assert report.max_difference == 0 if precision == "bf16" else 0 <= report.max_difference < 0.1
 
 
-def test_rows_that_q8_0_cannot_cut_in_blocks_are_f16_and_that_is_said(trained: Path, tmp_path: Path) -> None:
+def test_rows_that_q8_0_cannot_cut_in_blocks_are_f16_and_the_report_says_so(trained: Path, tmp_path: Path) -> None:
     as_family(trained, "llama", intermediate_size=48)
     report = gguf_export(trained, tmp_path / "m.gguf", "q8_0")
     assert report.notes[0].startswith("2 matrices are f16")  # one `down_proj` in each layer
@@ -257,14 +257,6 @@ def test_one_wrong_weight_is_refused_even_if_no_answer_shows_it(
     assert_nothing_left(tmp_path / "m.gguf")
 
 
-def test_tokens_are_those_of_training(trained: Path, tmp_path: Path) -> None:
-    gguf_export(trained, tmp_path / "m.gguf")
-    (_, before), (_, after) = load(trained), load(tmp_path / "m.gguf")
-    for text in TEXTS:
-        assert after.encode(text, add_special_tokens=False) == before.encode(text, add_special_tokens=False)
-    assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
-
-
 def test_lost_merges_are_refused_by_text(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = gguf.GGUFWriter.add_token_merges
     monkeypatch.setattr(gguf.GGUFWriter, "add_token_merges", lambda writer, merges: add(writer, merges[:40]))
@@ -273,8 +265,12 @@ def test_lost_merges_are_refused_by_text(trained: Path, tmp_path: Path, monkeypa
     assert_nothing_left(tmp_path / "m.gguf")
 
 
-def test_our_manifest_is_in_the_file(trained: Path, tmp_path: Path) -> None:
+def test_manifest_and_tokens_of_training_are_in_the_file(trained: Path, tmp_path: Path) -> None:
     gguf_export(trained, tmp_path / "m.gguf")
+    (_, before), (_, after) = load(trained), load(tmp_path / "m.gguf")
+    for text in TEXTS:
+        assert after.encode(text, add_special_tokens=False) == before.encode(text, add_special_tokens=False)
+    assert (after.bos_token, after.eos_token) == ("<s>", "</s>")
     field = gguf.GGUFReader(tmp_path / "m.gguf").fields[export_gguf.MANIFEST_KEY]
     assert Manifest.model_validate_json(bytes(field.parts[-1])) == read_manifest(trained)
 
@@ -337,7 +333,7 @@ LLAMA_3 = (
         (pre_tokenizers.Whitespace, None),
     ],
 )
-def test_split_rule_is_named_by_what_it_does(
+def test_pre_tokenizer_is_named_by_its_steps(
     tiny_fp32: tuple[Any, Any], rule: Callable[[], Any], name: str | None
 ) -> None:
     _, tokenizer = tiny_fp32
@@ -345,11 +341,11 @@ def test_split_rule_is_named_by_what_it_does(
     assert export_gguf.pre_tokenizer_name(tokenizer) == name
 
 
-def test_split_rule_of_qwen_as_transformers_builds_it() -> None:
+def test_pre_tokenizer_of_qwen_as_transformers_builds_it() -> None:
     assert export_gguf.pre_tokenizer_name(transformers.Qwen2Tokenizer(vocab={"a": 0}, merges=[])) == "qwen2"
 
 
-def test_unknown_split_rule_is_said(trained: Path, tmp_path: Path) -> None:
+def test_unknown_pre_tokenizer_is_reported(trained: Path, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
     splitter = pre_tokenizers.Split(tokenizers.Regex("Q"), "isolated")
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, byte_level()])
@@ -370,11 +366,7 @@ def test_every_wrong_argument_is_named_at_once(trained: Path, tmp_path: Path) ->
     assert "no texts to compare it on" in str(caught.value)
     with pytest.raises(ConfigError, match=r"must end in \.gguf"):
         gguf_export(trained, tmp_path / "model.bin")
-
-
-def test_linear_models_are_not_exported(trained: Path, tmp_path: Path) -> None:
-    manifest = read_manifest(trained)
-    write_manifest(trained, manifest.model_copy(update={"kind": "words"}))
+    write_manifest(trained, read_manifest(trained).model_copy(update={"kind": "words"}))
     with pytest.raises(ConfigError, match='of kind "words"; only "label_tokens" and "generative"'):
         gguf_export(trained, tmp_path / "m.gguf")
 
@@ -429,7 +421,8 @@ def test_llama_cpp_answers_alike(trained: Path, tmp_path: Path, kind: str) -> No
 
 @needs_llama
 @pytest.mark.usefixtures("with_llama")
-def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
+@in_loop
+async def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     writing: Path, tmp_path: Path, toy_rows: Dataset
 ) -> None:
     as_family(writing, "llama", tie_word_embeddings=False)
@@ -450,13 +443,10 @@ def test_chat_endpoint_of_llama_cpp_writes_what_the_trained_model_writes(
     ]
     assert len(firm) >= 2
 
-    async def say() -> list[str]:
-        other = LlamaCppModel(LlamaCppConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
-        replies = [(await other.complete(Request.ask(text, max_tokens=2))).text for text, _ in firm[:3]]
-        await other.aclose()
-        return replies
-
-    assert [text.strip() for text in asyncio.run(say())] == [text for _, text in firm[:3]]
+    other = LlamaCppModel(LlamaCppConfig(path=tmp_path / "m.gguf", threads=1, context_tokens=256), PriceBook())
+    replies = [(await other.complete(Request.ask(text, max_tokens=2))).text.strip() for text, _ in firm[:3]]
+    await other.aclose()
+    assert replies == [text for _, text in firm[:3]]
 
 
 def firmness_nats(model: Any, prompt: list[int], answer: list[int]) -> float:

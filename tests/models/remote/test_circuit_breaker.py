@@ -22,7 +22,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def rules(**settings: float) -> CircuitBreakerConfig:
+def config(**settings: float) -> CircuitBreakerConfig:
     given = {"max_consecutive_failures": 3, "min_requests": 10, "window_s": 30, "initial_open_s": 1, "max_open_s": 5}
     return CircuitBreakerConfig.model_validate({**given, **settings})
 
@@ -30,6 +30,14 @@ def rules(**settings: float) -> CircuitBreakerConfig:
 def fail(breaker: CircuitBreaker, times: int = 1) -> None:
     for _ in range(times):
         breaker.record_failure(breaker.enter())
+
+
+def half_open(clock: Clock) -> CircuitBreaker:
+    """A breaker that has opened and lets one probe through."""
+    breaker = CircuitBreaker(config(), clock=clock)
+    fail(breaker, 3)
+    clock.now_s += 1
+    return breaker
 
 
 def wait_of(breaker: CircuitBreaker) -> float:
@@ -61,7 +69,7 @@ def test_what_is_not_used_does_not_pile_up_beyond_the_burst() -> None:
 
 
 def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
+    breaker = CircuitBreaker(config(), clock=clock)
     fail(breaker, 2)
     breaker.record_success(breaker.enter())
     fail(breaker, 2)
@@ -73,9 +81,7 @@ def test_failures_in_a_row_open_it_and_a_success_between_does_not(clock: Clock) 
 
 
 def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
-    fail(breaker, 3)
-    clock.now_s += 1
+    breaker = half_open(clock)
     probe = breaker.enter()
     assert wait_of(breaker) == 1  # nobody else, until the probe is back
     breaker.record_success(probe)
@@ -86,7 +92,7 @@ def test_after_the_rest_one_probe_goes_and_its_success_lets_all_in(clock: Clock)
 
 
 def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends_that(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
+    breaker = CircuitBreaker(config(), clock=clock)
     fail(breaker, 3)
     rests = []
     for _ in range(4):
@@ -101,7 +107,7 @@ def test_each_failed_probe_doubles_the_rest_up_to_the_longest_and_a_success_ends
 
 
 def test_a_share_of_failures_opens_it_once_there_are_enough_requests(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(max_consecutive_failures=100), clock=clock)
+    breaker = CircuitBreaker(config(max_consecutive_failures=100), clock=clock)
     for _ in range(4):
         breaker.record_success(breaker.enter())
         fail(breaker)
@@ -113,7 +119,7 @@ def test_a_share_of_failures_opens_it_once_there_are_enough_requests(clock: Cloc
 
 
 def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(max_consecutive_failures=100), clock=clock)
+    breaker = CircuitBreaker(config(max_consecutive_failures=100), clock=clock)
     fail(breaker, 9)
     clock.now_s += 31
     fail(breaker, 9)
@@ -123,7 +129,7 @@ def test_failures_older_than_the_window_are_forgotten(clock: Clock) -> None:
 
 
 def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
+    breaker = CircuitBreaker(config(), clock=clock)
     early, late = breaker.enter(), breaker.enter()
     fail(breaker, 3)
     clock.now_s += 0.5
@@ -139,18 +145,14 @@ def test_what_began_before_it_opened_changes_nothing_afterwards(clock: Clock) ->
 
 
 def test_a_probe_whose_caller_left_may_be_repeated_at_once(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
-    fail(breaker, 3)
-    clock.now_s += 1
+    breaker = half_open(clock)
     breaker.cancel(breaker.enter())
     breaker.record_success(breaker.enter())
     assert breaker.remaining_open_s == 0
 
 
 def test_a_probe_that_is_answered_lets_others_in_and_its_broken_end_counts_as_one_failure(clock: Clock) -> None:
-    breaker = CircuitBreaker(rules(), clock=clock)
-    fail(breaker, 3)
-    clock.now_s += 1
+    breaker = half_open(clock)
     probe = breaker.enter()
     breaker.record_response(probe)
     assert breaker.remaining_open_s == 0
