@@ -1,4 +1,4 @@
-"""An installation with `smallfirst[serve]` alone serves linear and remote models; a missing package names its extra."""
+"""`smallfirst[serve]` alone serves linear and remote models; an absent package is named by its extra."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.tasks.classify import Classify
 
-NOT_SERVE = ("torch", "transformers", "tokenizers", "huggingface_hub", "peft", "gguf", "xllamacpp")
-SERVER = f"""
+WITHOUT = """
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+absent = {names}
+PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in absent else find_spec(name, *more)
+"""
+NOT_SERVE = {name for name, extra in EXTRAS.items() if extra != "serve"}
+SERVER = """
 import sys
-sys.modules |= dict.fromkeys({NOT_SERVE}, None)  # an import of one of them fails
 from pathlib import Path
 from smallfirst import Certificate, EndpointConfig, Ledger, Router, ServeSettings, load_model, serve
 from smallfirst.models.remote.model import EndpointModel
@@ -32,7 +37,7 @@ small_folder, certificate, url, ledger = sys.argv[1:]
 config = EndpointConfig(base_url=url, model="large", priced_by="machine", api_key_env="NO_KEY")
 large = EndpointModel(config, PriceBook())
 router = Router(load_model(Path(small_folder)), large, Certificate.load(Path(certificate)), name="desk")
-serve({{"desk": router, "large": large}}, ledger=Ledger(Path(ledger)), settings=ServeSettings(port=0))
+serve({"desk": router, "large": large}, ledger=Ledger(Path(ledger)), settings=ServeSettings(port=0))
 """
 
 
@@ -45,9 +50,9 @@ def test_a_router_of_a_words_model_and_a_remote_one_is_served_without_torch(
     certificate(0.9).save(tmp_path / "certificate.json")
     with large_server() as large:
         arguments = [tmp_path / "model", tmp_path / "certificate.json", large.url, tmp_path / "ledger.db"]
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, *map(str, arguments)], stdout=subprocess.PIPE, text=True
-        )
+        code = WITHOUT.format(names=NOT_SERVE) + SERVER
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
             url = server.stdout.readline().split(" at ")[1].strip()
@@ -71,10 +76,19 @@ def _ask(url: str, text: str) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
 def test_a_missing_package_names_its_extra(package: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None\nfrom smallfirst import serve"
+    code = WITHOUT.format(names={package}) + "from smallfirst import serve"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"This step needs a package that is not installed: {package}" in done.stderr
     assert 'next: pip install "smallfirst[serve]"' in done.stderr
+
+
+def test_rows_are_checked_with_the_base_alone() -> None:
+    code = WITHOUT.format(names={*EXTRAS}) + "from smallfirst.cli.main import main\nmain()"
+    task_file = PYPROJECT.parent / "examples" / "claims_desk" / "task.yaml"
+    command = [sys.executable, "-c", code, "check", str(task_file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("GO")
 
 
 def test_every_extra_that_errors_name_exists() -> None:
