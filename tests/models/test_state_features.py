@@ -33,8 +33,8 @@ def test_a_causal_models_logits_are_those_it_answers_from(scorer: LabelScorer, t
     scorer.batch_rows = 7
     texts = texts_of(toy_rows)
     states = compute_states(scorer, texts)
-    said = [scored.log_probabilities for scored in scorer.score(texts)]
-    assert log_softmax(states.logits) == pytest.approx(np.array(said), abs=1e-6)
+    expected = [scored.log_probabilities for scored in scorer.score(texts)]
+    assert log_softmax(states.logits) == pytest.approx(np.array(expected), abs=1e-6)
     head = scorer.model.get_output_embeddings().weight[list(scorer.manifest.label_tokens)].detach().float().numpy()
     assert states.hidden @ head.T == pytest.approx(states.logits, abs=1e-5)
 

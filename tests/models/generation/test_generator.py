@@ -154,7 +154,8 @@ def test_under_a_grammar_only_allowed_tokens_are_reported(generator: Generator) 
     assert n_chosen
 
 
-def test_a_sequence_that_leaves_its_grammar_fails_alone(generator: Generator) -> None:
+@pytest.mark.parametrize("error", ["left at token", "could not be followed"])
+def test_a_sequence_that_fails_in_its_grammar_fails_alone(generator: Generator, error: str) -> None:
     requests = requests_of(generator)[:2]
     grammar = Grammar.compile(SCHEMA, generator.tokenizer)
     sequences = [
@@ -165,9 +166,13 @@ def test_a_sequence_that_leaves_its_grammar_fails_alone(generator: Generator) ->
     batch.step(100)
     allowed = sequences[0].allowed()
     assert allowed is not None
-    sequences[0]._follow(next(token for token, ok in enumerate(allowed) if not ok))
+    assert sequences[0].grammar is not None
+    if error == "left at token":
+        sequences[0]._follow(next(token for token, ok in enumerate(allowed) if not ok))
+    else:
+        sequences[0].grammar._matcher.consume_token(0)
     while batch.n_active:
         batch.step(8)
-    with pytest.raises(ModelError, match="left at token"):
+    with pytest.raises(ModelError, match=error):
         sequences[0].result()
     assert sequences[1].result().token_ids == generator.generate([requests[1]])[0].token_ids

@@ -19,7 +19,7 @@ from smallfirst.tasks.classify import Classify
 
 
 class Letters:
-    """Features by hand: how many of each letter a text has, where an encoder would stand."""
+    """Letter counts in place of an encoder's vectors."""
 
     def embed(self, texts: list[str]) -> np.ndarray:
         return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
