@@ -67,7 +67,7 @@ def test_the_same_rows_have_the_same_fingerprint_from_everywhere(tmp_path: Path)
         assert [(e.text, e.answer) for e in data.examples] == [(row["text"], row["label"]) for row in ROWS]
 
 
-def test_a_file_is_read_as_load_reads_it_and_told_as_load_tells_it(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl() + b"[1]\n")
     told = f"{path}: 1 bad and 40 good rows\n  {path}:41  not a JSON object: each line must be {{…}}\n"

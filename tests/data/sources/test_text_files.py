@@ -224,25 +224,12 @@ def test_a_json_list_is_told_how_to_become_lines(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_file_is_told_with_the_files_of_like_name(tmp_path: Path) -> None:
-    written(tmp_path, "", "train.jsonl")
-    with pytest.raises(DataError) as caught:
-        load(tmp_path / "trian.jsonl")
-    assert str(caught.value) == (f"{tmp_path}/trian.jsonl: no such file\n  next: did you mean {tmp_path}/train.jsonl?")
-
-
 def test_a_missing_file_is_told_with_what_the_folder_holds(tmp_path: Path) -> None:
     written(tmp_path, "", "b.csv")
     with pytest.raises(DataError, match=r"no such file\n  next: .* holds b\.csv$"):
         load(tmp_path / "quite-another.jsonl")
     with pytest.raises(DataError, match="next: make the folder"):
         load(tmp_path / "no" / "rows.jsonl")
-
-
-def test_a_folder_is_told_with_what_it_holds(tmp_path: Path) -> None:
-    written(tmp_path, "", "b.csv")
-    with pytest.raises(DataError, match=r"a folder, not a file\n  next: .* holds b\.csv$"):
-        load(tmp_path)
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
