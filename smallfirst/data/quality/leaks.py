@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from smallfirst.data.dataset import Dataset, Example, fold_text
+from smallfirst.data.quality.findings import file_and_line
 from smallfirst.data.quality.near_duplicates import near_duplicates
 from smallfirst.records import Record
 
@@ -85,8 +86,4 @@ def _bare(text: str) -> str:
 
 
 def _leak(row: Example, earlier: Example) -> Leak:
-    return Leak(key=row.key, test=_place(row), train=_place(earlier))
-
-
-def _place(row: Example) -> str:
-    return f"{row.path or 'row'}:{row.line}"
+    return Leak(key=row.key, test=file_and_line(row), train=file_and_line(earlier))

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.folders import display_path, safe_join
 from smallfirst.data.sources.parquet import import_pyarrow, numbered_rows, open_parquet, select_columns
-from smallfirst.data.sources.reader import RawRow, ReadBudget
+from smallfirst.data.sources.reader import RawRow, ReadBudget, first_line
 from smallfirst.errors import DataError, MissingExtra
 
 DELTA_LOG = "_delta_log"
@@ -141,5 +141,4 @@ def _telling(folder: Path, version: int | None) -> Iterator[None]:
         yield
     except (deltalake.exceptions.DeltaError, OSError) as error:
         asked = "" if version is None else f" at version {version}"
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise DataError(f"{display_path(folder)}: not readable as a Delta table{asked}: {first}") from None
+        raise DataError(f"{display_path(folder)}: not readable as a Delta table{asked}: {first_line(error)}") from None

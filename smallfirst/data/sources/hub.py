@@ -13,7 +13,7 @@ from typing import Any
 
 from smallfirst.data.row_formats import Columns
 from smallfirst.data.sources.parquet import batch_rows, import_pyarrow, parquet_errors, select_columns
-from smallfirst.data.sources.reader import RawRow, ReadBudget
+from smallfirst.data.sources.reader import RawRow, ReadBudget, first_line
 from smallfirst.errors import DataError, SmallfirstError
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)/(?P<split>[A-Za-z_]\w*)")
@@ -40,9 +40,8 @@ def open_hub(address: str) -> Any:
     try:
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # of many kinds, from the network to the format
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise DataError(
-            f"{address}: no such file, and not available as a data set of the Hugging Face hub: {first}",
+            f"{address}: no such file, and not available as a data set of the Hugging Face hub: {first_line(error)}",
             hint=f"check name and split; unset HF_HUB_OFFLINE to ask the hub; {_SAVE}",
         ) from None
 

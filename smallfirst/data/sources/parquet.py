@@ -19,7 +19,7 @@ from typing import Any
 
 from smallfirst.data.row_formats import Columns, detect_layout
 from smallfirst.data.sources.folders import FoundFile, display_path, list_files
-from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget
+from smallfirst.data.sources.reader import MAX_ROW_BYTES, NumberedRow, RawRow, ReadBudget, first_line
 from smallfirst.errors import DataError, MissingExtra
 
 PARQUET = ".parquet"
@@ -225,5 +225,4 @@ def parquet_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{display_path(path)}: not readable as Parquet: {first[:300]}") from None
+        raise DataError(f"{display_path(path)}: not readable as Parquet: {first_line(error)}") from None

@@ -28,6 +28,11 @@ class RawRow(NamedTuple):
     """Values by column, or the rule that the row breaks."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library says, at most 300 characters; the type of an error without words."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 class ReadBudget:
     """How much of one source may still be read."""
 
