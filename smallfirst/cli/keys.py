@@ -14,7 +14,7 @@ from smallfirst.cli.options import JSON, PATH
 if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
 
-FILE = click.option("--file", type=PATH, help="Another keyring than that of the state folder.")
+FILE = click.option("--file", type=PATH, help="Another key store than that of the state folder.")
 LIMIT = click.IntRange(min=1)
 
 
@@ -39,7 +39,7 @@ def keys() -> None:
 def create(name: str, admin: bool, file: Path | None, as_json: bool, **terms: Any) -> None:
     """Make a key called NAME and show it, this once."""
     expires_on: datetime | None = terms.pop("expires_on")
-    key, secret = _keyring(file).create(name, _terms(admin, expires_on, terms))
+    key, secret = _key_store(file).create(name, _terms(admin, expires_on, terms))
     if as_json:
         click.echo(json.dumps({"key": secret, **_told(key, {})}, indent=2))
         return
@@ -52,13 +52,13 @@ def create(name: str, admin: bool, file: Path | None, as_json: bool, **terms: An
 @JSON
 def list_(file: Path | None, as_json: bool) -> None:
     """Show all keys, oldest first: what they are for, not the keys."""
-    keyring = _keyring(file)
-    found, used = keyring.entries(), keyring.last_used()
+    key_store = _key_store(file)
+    found, used = key_store.entries(), key_store.last_used()
     if as_json:
         click.echo(json.dumps([_told(key, used) for key in found], indent=2))
         return
     if not found:
-        click.echo(f"no keys in {keyring.path}\nnext: smallfirst keys create NAME")
+        click.echo(f"no keys in {key_store.path}\nnext: smallfirst keys create NAME")
     for key in found:
         click.echo(_in_words(key, used))
 
@@ -68,11 +68,11 @@ def list_(file: Path | None, as_json: bool) -> None:
 @FILE
 def revoke(name_or_id: str, file: Path | None) -> None:
     """Take a key back, by its name or id: the next request with it is refused."""
-    key = _keyring(file).revoke(name_or_id)
+    key = _key_store(file).revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
 
 
-def _keyring(file: Path | None) -> KeyStore:
+def _key_store(file: Path | None) -> KeyStore:
     from smallfirst.paths import home
     from smallfirst.serving.auth.keys import FILE_NAME, KeyStore
 

@@ -233,7 +233,6 @@ def test_a_running_server_follows_without_a_dropped_request(desk) -> None:
             move()
             moved.append(time.monotonic())
             _wait_for(clients, expected, moved[-1])
-            assert time.monotonic() - moved[-1] < 20
     finally:
         for client in clients:
             client.stopped.set()

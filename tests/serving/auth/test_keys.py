@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
-import timeit
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -46,7 +44,7 @@ def test_what_is_no_key_has_no_id(text: str) -> None:
     assert key_id(text) == ""
 
 
-def test_a_revoked_key_is_seen_by_a_keyring_that_is_open(key_store: KeyStore) -> None:
+def test_a_revoked_key_is_seen_by_a_key_store_that_is_open(key_store: KeyStore) -> None:
     serving = KeyStore(key_store.path)
     assert not serving.key_required
     key, _ = key_store.create("desk", FREE)
@@ -77,7 +75,7 @@ def test_names_that_are_taken_or_unfit_and_keys_that_are_not_there_are_refused(k
         key_store.revoke("dsk")
 
 
-def test_a_broken_file_lets_nobody_in_and_a_missing_one_does_not_open_the_door(key_store: KeyStore) -> None:
+def test_a_broken_file_lets_nobody_in_and_a_missing_one_does_not_open_the_server(key_store: KeyStore) -> None:
     key, _ = key_store.create("desk", FREE)
     serving = KeyStore(key_store.path)
     assert serving.find(key.id) is not None
@@ -108,13 +106,6 @@ def test_the_day_of_the_last_use_is_written_once_and_no_failure_stops_a_request(
     assert key_store.last_used() == {}
 
 
-def test_looking_costs_less_than_50_microseconds(key_store: KeyStore) -> None:
-    ids = [key_store.create(f"k{n}", FREE)[0].id for n in range(20)]
-    key_store.find(ids[0])
-    runs = timeit.repeat(lambda: [key_store.find(id) for id in ids], timer=time.process_time, number=50, repeat=7)
-    assert min(runs) / 1000 < 50e-6  # a busy machine is no failure of the code
-
-
 def test_a_key_works_at_once_and_a_revoked_one_no_more(start, key_store: KeyStore, label) -> None:
     server = start(key_store=key_store, m=label)
     assert httpx.get(f"{server.url}/v1/models").status_code == 200  # a file without keys asks for none
@@ -142,11 +133,11 @@ def test_the_right_id_with_another_secret_opens_nothing(start, key_store: KeySto
         assert httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 401
 
 
-def test_keys_given_by_their_hash_work_beside_the_keyring(start, key_store: KeyStore, label) -> None:
+def test_keys_given_by_their_hash_work_beside_the_key_store(start, key_store: KeyStore, label) -> None:
     fixed = new_key()
     _, secret = key_store.create("desk", FREE)
     server = start(ServeSettings(api_keys_sha256=(hash_key(fixed),)), key_store=key_store, m=label)
     for key in (fixed, secret):
         assert [m.id for m in server.client(key).models.list()] == ["m"]
-    key_store.path.write_text("{")  # a broken keyring does not shut out the key of the command line
+    key_store.path.write_text("{")  # a broken key store does not shut out the key of the command line
     assert [m.id for m in server.client(fixed).models.list()] == ["m"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import timeit
 from typing import Any
 
 import pytest
@@ -75,14 +73,6 @@ def test_bodies_nested_10_000_deep_are_refused_by_the_parser_already() -> None:
                 parse_json_object(f'{{"a": {body}}}'.encode())
 
 
-def test_a_usual_body_costs_less_than_100_microseconds() -> None:
-    turns = [{"role": "user", "content": "where is my card " * 20}] * 4
-    body = {"model": "m", "messages": turns, "temperature": 0, "max_tokens": 20, "metadata": {"a": "b"}, "stop": ["x"]}
-    check_json(body)
-    runs = timeit.repeat(lambda: (check_json(body), check_lists(body)), timer=time.process_time, number=200, repeat=7)
-    assert min(runs) / 200 < 100e-6  # a busy machine is no failure of the code
-
-
 @pytest.mark.parametrize(
     ("values", "param"),
     [
@@ -151,14 +141,12 @@ def doubling(n: int) -> dict[str, Any]:
         (nested(70, {}), "nested more than 64 deep"),
     ],
 )
-def test_schemas_that_fetch_never_end_or_are_too_large_are_refused_in_time(schema: Any, rule: str) -> None:
-    began = time.perf_counter()
+def test_schemas_that_fetch_never_end_or_are_too_large_are_refused(schema: Any, rule: str) -> None:
     with pytest.raises(ApiError) as caught:
         check_schema(schema)
     assert rule in str(caught.value)
     assert caught.value.status == 400
     assert len(str(caught.value)) < 2_200
-    assert time.perf_counter() - began < 10
 
 
 def test_a_refusal_names_where_the_schema_stands() -> None:
