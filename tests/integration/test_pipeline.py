@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,21 @@ def task_file(base: Path, **gate: float) -> TaskFile:
     return file.model_copy(update={"small": small, "gate": bars, "routing": routing})
 
 
-def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path) -> None:
-    file = task_file(desk_folder, accuracy_at_least=0.5)
-    outcome = pipeline.run(file, progress=Progress(quiet=True))
+@pytest.fixture(scope="module", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One state folder for the module, so that its tests share a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLFIRST_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def outcome(desk_folder: Path, shared_home: None) -> RunSummary:
+    """The whole path, once."""
+    return pipeline.run(task_file(desk_folder, accuracy_at_least=0.5), progress=Progress(quiet=True))
+
+
+def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_folder: Path, outcome: RunSummary) -> None:
     assert outcome.gate.smallest == "words"  # the tiny model cannot pass, the linear one can
     assert outcome.promoted is not None
     assert outcome.promoted.candidate == "words"
@@ -80,7 +93,7 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
     assert Path(outcome.report).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert RunSummary.model_validate_json(outcome.model_dump_json()) == outcome
     assert "gate PASS · promoted main.claims.tickets version 1 @champion" in format_summary(outcome)
-    _router_answers(file)
+    _router_answers(task_file(desk_folder, accuracy_at_least=0.5))
 
 
 def _router_answers(file: TaskFile) -> None:
@@ -107,11 +120,14 @@ def _router_answers(file: TaskFile) -> None:
     ledger.close()
 
 
-def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path) -> None:
-    file = task_file(desk_folder, accuracy_at_least=0.99)
+def test_a_gate_that_fails_promotes_nothing_and_still_reports(desk_folder: Path, outcome: RunSummary) -> None:
+    project = Project.read(task_file(desk_folder, accuracy_at_least=0.99), Progress(quiet=True))
+    evaluated = Path(outcome.report).parent
+    run_folder = RunFolder(evaluated.with_name(f"{evaluated.name}-strict"))
+    later = shutil.ignore_patterns("promoted.json", "certificate.json", "verdicts.json", "report.html")
+    shutil.copytree(evaluated, run_folder.path, ignore=later)
     with pytest.raises(GateFailed, match=r"accuracy at least 0\.990"):
-        pipeline.run(file, progress=Progress(quiet=True))
-    run_folder = RunFolder.latest("claims-desk")
+        pipeline.gate_and_release(project, run_folder)
     assert (run_folder.path / "report.html").exists()
     with pytest.raises(StageMissing, match=r"promoted\.json is missing"):
         run_folder.promoted()
@@ -148,8 +164,13 @@ def test_a_fine_tuned_encoder_is_measured_and_judged_where_it_is_asked_for(
     desk_folder: Path, tiny_encoder_folder: Path
 ) -> None:
     file = task_file(desk_folder, accuracy_at_least=0.5)
-    brief = file.small.encoder_training.model_copy(update={"duration": "1ep", "max_seq_tokens": 512})
-    more = {"candidates": ("tuned", "small"), "encoder": str(tiny_encoder_folder), "encoder_training": brief}
+    brief = file.small.encoder_training.model_copy(update={"duration": "2ba", "max_seq_tokens": 512})
+    more = {
+        "candidates": ("tuned", "small"),
+        "encoder": str(tiny_encoder_folder),
+        "encoder_training": brief,
+        "training": file.small.training.model_copy(update={"duration": "2ba"}),
+    }
     project = Project.read(file.model_copy(update={"small": file.small.model_copy(update=more)}), Progress(quiet=True))
     run_folder = pipeline.train_stage(project)
     assert {"tuned", "small"} <= {e.candidate for e in pipeline.evaluate_stage(project, run_folder)}

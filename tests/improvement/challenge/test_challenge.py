@@ -183,7 +183,7 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     assert (refused.run, refused.version, refused.contest, refused.won) == (lost.run, None, None, False)
     assert refused.why == "words did not pass the gate"
     assert aliases() == {"champion": 1, CHALLENGER: 2}
-    with pytest.raises(StageMissing, match="no challenge to go on with"):
+    with pytest.raises(StageMissing, match="no interrupted challenge to resume"):
         challenge(project, useless, resume=True)
 
     telling = write(tmp_path / "telling.jsonl", TRAIN, (1, 2))
