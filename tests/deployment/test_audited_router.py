@@ -397,23 +397,6 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     assert 'smallfirst_alarms_total{cause="guarantee",task="tickets"} 1.0' in lines
 
 
-def test_a_watcher_that_fails_takes_no_answer_away(
-    ledger: Ledger, run_server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(MonitoringRoutes):
-        def answered(self, id: str, request: Request, completion: Completion) -> None:
-            raise RuntimeError("broken")
-
-    setting = Setting(ledger)
-    with (
-        run_server({"tickets": setting.live}, ledger, ServeSettings(), plugins=[Broken([setting.live], ledger)]) as at,
-        httpx.Client(base_url=at.url) as client,
-    ):
-        assert chat(client)["choices"][0]["message"]["content"] == "refund"
-    assert "the plugin Broken failed" in caplog.text
-    assert [row.status for row in ledger.rows()] == [200]
-
-
 def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, run_server: Any) -> None:
     setting = Setting(ledger, judge="person")
     with (

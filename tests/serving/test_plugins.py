@@ -1,0 +1,85 @@
+"""Plugins: routes by role, what a failing one breaks, and the options of those that `smallfirst serve` finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from smallfirst.cli.serve import _installed_plugins
+from smallfirst.errors import ConfigError
+from smallfirst.extensions import Registry
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.serving import plugins
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.serving.plugins import (
+    Plugin,
+    PluginContext,
+    PluginGroup,
+    PluginRequest,
+    PluginResponse,
+    PluginRoute,
+)
+
+
+async def greet(request: PluginRequest) -> PluginResponse:
+    return {"hello": request.path_params.get("name", ""), "query": dict(request.query)}
+
+
+class Greeting(Plugin):
+    """One route for every key, one for administrators."""
+
+    routes = (PluginRoute("GET", "/hello/{name}", greet, "user"), PluginRoute("GET", "/secret", greet))
+
+
+def test_a_route_is_open_to_its_role_only(start: Any, label: Any, tmp_path: Path) -> None:
+    key_store = KeyStore(tmp_path / "keys.json")
+    keys = {role: key_store.create(role, KeyPolicy(role=role))[1] for role in ("user", "admin")}  # type: ignore[arg-type]
+    server = start(key_store=key_store, plugins=[Greeting()], m=label)
+
+    def get(path: str, role: str) -> httpx.Response:
+        return httpx.get(f"{server.url}{path}", headers={"authorization": f"Bearer {keys[role]}"})
+
+    assert get("/hello/ada?a=1", "user").json() == {"hello": "ada", "query": {"a": "1"}}
+    assert [get("/secret", role).status_code for role in ("user", "admin")] == [403, 200]
+    assert httpx.get(f"{server.url}/hello/ada").status_code == 401
+
+
+def test_a_plugin_that_fails_keeps_no_answer_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Plugin):
+        def answered(self, id: str, request: Request, completion: Completion) -> None:
+            raise RuntimeError("broken")
+
+    class Noting(Plugin):
+        seen: list[str] = []
+
+        def answered(self, id: str, request: Request, completion: Completion) -> None:
+            self.seen.append(id)
+
+    answer = Completion(text="a", answered_by="m", latency_ms=1.0, cost_usd=0.0)
+    PluginGroup([Broken(), Noting()]).answered("chatcmpl-1", Request.ask("q"), answer)
+    assert Noting.seen == ["chatcmpl-1"]
+    assert "the plugin Broken failed" in caplog.text
+
+
+def test_a_plugin_gets_its_own_options_and_may_decline(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, PluginContext] = {}
+
+    def create(name: str) -> Any:
+        def factory(context: PluginContext) -> Plugin | None:
+            given[name] = context
+            return Greeting() if context.enabled else None
+
+        return factory
+
+    registry: Registry[Any] = Registry("smallfirst.tests.plugins", {}, noun="serving plugin")
+    for name in ("one", "two"):
+        registry.register(name, create(name))
+    monkeypatch.setattr(plugins, "SERVING_PLUGINS", registry)
+    found = _installed_plugins({}, {"one"}, [("one", "color", "red"), ("one", "color", "blue"), ("two", "a", "b")])
+    assert [type(plugin) for plugin in found] == [Greeting]
+    assert (given["one"].options, given["two"].options) == ({"color": ("red", "blue")}, {"a": ("b",)})
+    with pytest.raises(ConfigError, match='unknown serving plugin "three"'):
+        _installed_plugins({}, {"three"}, [])
