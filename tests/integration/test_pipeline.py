@@ -98,9 +98,10 @@ def test_the_whole_path_ends_with_a_promoted_certified_measured_router(desk_fold
 
 def _router_answers(file: TaskFile) -> None:
     ledger = Ledger(home() / "ledger.db")
-    models, progress = service.deploy([file], ledger, live=False)
+    deployed = service.deploy([file], ledger, live=False)
+    models = deployed.models
     assert set(models) == {"claims-desk", "claims-desk-small", "claims-desk-large", "auto"}
-    live = progress.by_task["claims-desk"]
+    live = deployed.by_task["claims-desk"]
     assert live.monitor.state == ("live" if live.router.certificate.issued else "shadow")
 
     async def ask(name: str, text: str) -> Route:
@@ -197,7 +198,8 @@ def test_rows_that_check_refuses_are_told_before_anything_is_trained(
     assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
 
 
-def test_a_stage_without_its_forerunner_names_the_command() -> None:
+def test_a_stage_without_an_earlier_one_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMALLFIRST_HOME", str(tmp_path))
     result = CliRunner().invoke(main, ["evaluate", str(DEMO)])
     assert result.exit_code == 1
     assert "claims-desk has no finished run" in result.output

@@ -73,10 +73,10 @@ def test_a_kind_goes_the_whole_path(kind: str, measure: str, tmp_path: Path, tin
     assert outcome.paths["base"].accuracy.n == 4
     assert outcome.promoted is not None
     ledger = Ledger(home() / "ledger.db")
-    with pytest.raises(StageMissing, match="no large model to run in shadow of"):
+    with pytest.raises(StageMissing, match="no large model that could answer instead"):
         service.deploy([file], ledger)  # four rows certify nothing
     signed = file.routing.model_copy(update={"override": SignedOverride(by="Ada", because="a test")})
-    models, _ = service.deploy([file.model_copy(update={"routing": signed})], ledger)
+    models = service.deploy([file.model_copy(update={"routing": signed})], ledger).models
     answer = asyncio.run(models[file.name].complete(Request.ask("where is my card, number 3")))
     ledger.close()
     assert answer.answered_by == f"{file.name}-small@1"
