@@ -1,10 +1,7 @@
 """General questions that a model is asked beside its task, to see what a fine-tune loses.
 
-Each has right and wrong answers, and the model is right if it finds a right one the likeliest. So the smallest models
-can be measured, nothing is generated, and the same is asked before and after a fine-tune. The 72 built-in questions
-(arithmetic, knowledge, copying, ordering, yes or no, format) were chosen with SmolLM2-135M, most of them because it
-answers them: they show a loss, a large rather than a small one, and not how good that base is. They take 12 s on one
-core for a model of that size.
+The 72 built-in ones were chosen with SmolLM2-135M, mostly because it answers them; nothing is generated, and a model of
+that size takes 12 s on one core.
 """
 
 from __future__ import annotations
@@ -34,7 +31,6 @@ class Question(Record):
     """One general question with the answers to choose from."""
 
     prompt: Text
-    """The question."""
     answer: Annotated[tuple[Text, ...], pydantic.Field(min_length=1)]
     """The right answer, or all that count as right."""
     wrong: tuple[Text, ...] = ()
@@ -72,7 +68,6 @@ class ProbeResult(Record):
     """A model's results on a probe."""
 
     model: str
-    """Name of the model."""
     model_fingerprint: str
     """Changes with its weights, tokenizer and chat template."""
     probe_fingerprint: str
@@ -82,7 +77,6 @@ class ProbeResult(Record):
 
     @property
     def accuracy(self) -> Estimate:
-        """Share of right answers, Wilson interval."""
         return wilson(sum(self.right), len(self.right))
 
 

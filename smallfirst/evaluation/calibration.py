@@ -1,9 +1,6 @@
-"""Calibration of confidence: a temperature, isotonic steps or a few weights, and the error that is left.
+"""Calibration of confidence by a temperature (Guo et al. 2017), isotonic steps or token features, and the error left.
 
-For labels a temperature is the smallest possible correction (Guo et al. 2017): it never changes an answer, and makes
-"0.9" mean about nine in ten. Isotonic regression corrects more and keeps the order too. A generated answer needs more
-still, since its own probability falls with its length: a few features of its tokens are weighed first. All of it is
-fitted on rows that no certificate is made from.
+All of it is fitted on rows that no certificate is made from.
 """
 
 from __future__ import annotations

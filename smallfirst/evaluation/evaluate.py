@@ -1,7 +1,6 @@
 """evaluate(): one way to measure everything that answers: a fine-tuned model, an endpoint, recordings, a Router.
 
-All rows are in flight at once (a Model limits itself), which gives accuracy and throughput; latency is measured
-afterwards, one request at a time, on a few of the same rows.
+Accuracy and throughput are measured with all rows in flight, latency afterwards on a few rows, one at a time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Rows whose given answer is probably wrong: confident models agree on another one.
 
-Confident learning (Northcutt, Jiang and Chuang 2021) calls a row of label i a probable j if a model's probability of j
-reaches its mean on rows given as j. Only the probability of the predicted answer is stored, so here that mean is over
-those of them where the model predicts j, which is stricter. Rows that a model was trained on say little, since it has
-seen their answer. A suspect is not proven wrong: the list goes to a person and comes back as a file.
+After confident learning (Northcutt, Jiang and Chuang 2021). Only the predicted answer's probability is stored, so a
+label's mean confidence is taken over rows given that label where the model predicts it.
 """
 
 from __future__ import annotations
@@ -36,11 +34,8 @@ class Suspect(Record):
     """A row whose given answer is probably wrong."""
 
     key: str
-    """Content key of the row."""
     text: str
-    """Text of the request."""
     gold: str
-    """The answer in the data."""
     said: str
     """The models' answer."""
     confidence: float | None
@@ -64,8 +59,6 @@ class _Line(Record):
 
 
 class _Prediction(NamedTuple):
-    """One candidate's answer to one row."""
-
     candidate: str
     row: EvaluatedRow
     confident: bool
@@ -150,7 +143,6 @@ def _mean_confidences(evaluation: Evaluation) -> Mapping[str, float]:
 
 
 def _suspect(predictions: Sequence[_Prediction], labels: set[str]) -> Suspect | None:
-    """Return the Suspect of one row, by the other answer with the most evidence; None if there is too little."""
     others: dict[str, list[_Prediction]] = defaultdict(list)
     for prediction in predictions:
         if prediction.row.answer is not None and not prediction.row.correct:

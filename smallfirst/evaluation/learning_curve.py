@@ -1,9 +1,4 @@
-"""Accuracy by number of training rows: nested subsets of the rows, and a forecast by a power law through the points.
-
-A smaller subset lies within every larger one and is chosen by content, so steps of the curve differ by added rows
-alone. Each point takes a training. That error falls as a power of the number of rows is an observation (Hestness et al.
-2017), so there is no forecast where the points do not show it.
-"""
+"""Accuracy by number of training rows, and a forecast by a power law (Hestness et al. 2017) through the points."""
 
 from __future__ import annotations
 
@@ -34,9 +29,7 @@ class LearningPoint(Record):
     """One candidate trained on part of the rows."""
 
     n_rows: int
-    """Number of training rows."""
     candidate: str
-    """Name of the candidate."""
     accuracy: Estimate
     """Share of right answers on rows not trained on."""
 
@@ -67,13 +60,11 @@ class Forecast(Record):
     """Expected accuracy of a candidate with more rows, or the reason why there is none."""
 
     candidate: str
-    """Name of the candidate."""
     n_rows: int
     """Number of training rows it is for."""
     accuracy: Estimate | None
     """Expected share of right answers; None without a forecast."""
     law: PowerLaw | None
-    """The fitted curve; None without a forecast."""
     why: str
     """The forecast, or the reason against one, in words."""
 

@@ -1,9 +1,7 @@
 """An LLM as judge of answers that no rule can score, used only as far as people were seen to agree with it.
 
-The judge says yes or no to each answer, given the question and the right answers. How often it agrees with human labels
-is measured first, on at least 30 of them; the agreement, its interval and the cost of judging are stored with every
-result. Each answer takes two requests, since it is shown in both orders (a judge tends to favour one position), and
-the human labels must be of the answers themselves, not of the rows.
+Each answer takes two requests, since a judge tends to favour one position. Human labels must be of the answers
+themselves, not of the rows.
 """
 
 from __future__ import annotations
@@ -30,28 +28,21 @@ class Judgment(Record):
     """The judgment of one answer."""
 
     key: str
-    """Content key of the row."""
     answer: str | None
-    """The judged answer."""
     right: bool | None
     """None if the judge gave no clear verdict, or different ones in the two orders."""
     said: tuple[str, ...]
     """The judge's replies, one for each order; empty if there was no answer to judge."""
     cost_usd: float
-    """Cost of judging this answer."""
     judge: str
-    """Name of the judging model."""
     criterion: str
-    """The criterion it was given."""
 
 
 class JudgeAgreement(Record):
     """Agreement of a judge with people, on the answers that both have judged."""
 
     judge: str
-    """Name of the judging model."""
     criterion: str
-    """The criterion it was given."""
     n: int
     """Answers judged by both."""
     accuracy: Estimate
@@ -65,7 +56,6 @@ class JudgeAgreement(Record):
     n_undecided: int
     """Of the n, without a clear verdict."""
     cost_usd: float
-    """Cost of judging these n."""
 
 
 class LLMJudge:

@@ -15,13 +15,10 @@ class EvaluatedRow(Record):
     key: str
     """Content key of the row, by which two evaluations are paired."""
     text: str
-    """Text of the request."""
     gold: str
-    """The right answer."""
     also: tuple[str, ...] = ()
     """Other right answers."""
     answer: str | None
-    """The parsed answer; None if the model gave none."""
     score: float = 0.0
     """Score of the answer, in [0, 1]."""
     correct: bool
@@ -33,11 +30,8 @@ class EvaluatedRow(Record):
     certified: bool
     """True if a Router's certificate covers the answer."""
     latency_ms: float
-    """Latency reported by the model; under load it includes waiting."""
     cost_usd: float
-    """Cost of this answer in USD."""
     field_confidence: dict[str, float] = {}
-    """Confidence by field of a JSON answer."""
 
     @property
     def answered(self) -> ScoredAnswer:
@@ -51,13 +45,10 @@ class Evaluation(Record):
     candidate: str
     """Short name of the candidate: `words`, `encoder`, `tuned`, `base`, `small`, `large`, `routed`."""
     model: str
-    """The model's own name."""
     task: str
-    """Task name."""
     split: str
     """`calibration` or `test`."""
     dataset_fingerprint: str
-    """Content fingerprint of the rows."""
     rows: tuple[EvaluatedRow, ...]
     """Every row, in dataset order."""
     accuracy: Estimate
@@ -65,13 +56,10 @@ class Evaluation(Record):
     measures: dict[str, Estimate] = {}
     """The task's own metrics by name (`macro_f1`, `field_f1`, `token_f1`), most important first."""
     parts: tuple[PartCounts, ...] = ()
-    """Counts by label or by field."""
     cost_usd_per_1k: float
     """Mean cost of 1,000 answers in USD."""
     p50_ms: float
-    """Median latency of one request at a time."""
     p95_ms: float
-    """95th percentile latency of one request at a time."""
     requests_per_s: float | None
     """Rows per second with all rows in flight at once; None for recorded answers."""
     probes_ms: tuple[float, ...] = ()
@@ -81,12 +69,10 @@ class Evaluation(Record):
 
     @cached_property
     def by_key(self) -> dict[str, EvaluatedRow]:
-        """Rows by content key."""
         return {row.key: row for row in self.rows}
 
     @property
     def in_words(self) -> str:
-        """Accuracy and the most important other metric in one line."""
         first = next(iter(self.measures.items()), None)
         more = f", {first[0]} {first[1]}" if first else ""
         return f"accuracy {self.accuracy} n={self.accuracy.n}{more}"

@@ -1,8 +1,6 @@
 """Retention: how much of its general ability a model keeps when it is fine-tuned.
 
-The same questions are asked before and after training, and the mean score after is divided by the mean before. Both
-means move together when other questions are drawn, so the interval is a bootstrap over questions (Efron 1979). Guessing
-counts as nothing, or a model that forgot everything would keep what guessing gives; that widens the interval.
+Mean score after over before on the same questions, corrected for guessing; bootstrap over questions (Efron 1979).
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ class RetentionByKind(Record):
     """Right answers to general prompts of one kind."""
 
     kind: str
-    """Kind of prompt, such as `arithmetic`."""
     n: int
     """Prompts of the kind."""
     n_before: int
@@ -39,9 +36,7 @@ class Retention(Record):
     before: float
     """Mean score of the base model; 0 is guessing, 1 all right."""
     after: float
-    """Mean score of the trained model."""
     prompts: str
-    """Name of the set of prompts."""
     right_before: Estimate
     """Share of right answers of the base model, guesses included, Wilson interval."""
     right_after: Estimate

@@ -1,9 +1,6 @@
 """How well confidence separates right answers from wrong ones: what a router can gain from it.
 
-Accepting only the most confident answers lowers the error among them; a certificate reads its threshold from the curve
-of error against the share accepted. Only the order of confidences counts here; whether their values are honest is
-calibration. Answers of equal confidence are accepted together or not at all, since no threshold separates them. A row
-without a confidence is never accepted by a threshold, so it counts as the least confident.
+Answers of equal confidence are accepted together; a row without a confidence counts as the least confident.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ class RiskCoveragePoint(Record):
     coverage: float
     """Share accepted, in [0, 1]."""
     error: Estimate
-    """Error among the accepted."""
     confidence: float
     """Confidence of the least confident answer accepted: the threshold that gives this point."""
 

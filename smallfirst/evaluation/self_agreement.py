@@ -1,9 +1,7 @@
 """The large model's agreement with itself: no model that learns from its answers can agree with it much better.
 
-The same rows are answered twice, at a temperature or with other solved examples, which costs a second pass of the large
-model. If a model draws its answer to a row with probabilities p, two answers are the same with probability sum(p²), and
-always giving its likeliest answer matches one of them with probability max(p). As sum(p²) <= max(p) <= sqrt(sum(p²)) in
-every row, and by Jensen over rows, the best match lies between the agreement and its square root.
+Two answers drawn with probabilities p agree with probability sum(p²), the likeliest one matches with max(p). As
+sum(p²) <= max(p) <= sqrt(sum(p²)), the best match lies between the agreement and its square root.
 """
 
 from __future__ import annotations
@@ -58,7 +56,6 @@ class SelfAgreement(Record):
 
     @property
     def in_words(self) -> str:
-        """The result and what it means for a small model."""
         low, high = self.attainable
         return (
             f"Asked twice, the large model gives the same answer on {self.agreement} of {self.agreement.n} rows, so a "

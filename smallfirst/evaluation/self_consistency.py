@@ -1,9 +1,4 @@
-"""A teacher's answer to a row by majority vote, its confidence, and its agreement with itself and with people.
-
-A teacher is a large model whose answers another model learns from. Asked several times, it gives the answer that most
-samples agree on, and their share is its confidence (self-consistency, Wang et al. 2022); a confidence of its own counts
-as well. Neither is proof, since a model can be confidently wrong, so both are compared with answers that people gave.
-"""
+"""A teacher's answer by majority vote (Wang et al. 2022), and its agreement with itself and with people."""
 
 from __future__ import annotations
 
@@ -26,7 +21,6 @@ class TeacherAnswer(NamedTuple):
     """One answer of a teacher to one row."""
 
     answer: str | None
-    """The parsed answer; None if there was none."""
     confidence: float | None = None
     """The model's own confidence, in [0, 1]; None if it gives none."""
 
@@ -92,7 +86,6 @@ class TeacherAgreement(Record):
 
     @property
     def in_words(self) -> list[str]:
-        """One line for each known figure, then the table of thresholds."""
         lines = []
         if self.self_agreement is not None:
             lines.append(

@@ -1,7 +1,4 @@
-"""A job as stored in its folder: any process reads it, only the process that runs the job writes.
-
-The state is derived from the event log and from the lock that a living process holds, so the two cannot disagree.
-"""
+"""A job as stored in its folder: any process reads it, only the process that runs the job writes."""
 
 from __future__ import annotations
 
@@ -46,7 +43,6 @@ class JobFolder:
         self.run_folder = folder / "run"
         """Folder of the training: its own events, checkpoint and model."""
         self.training_log = EventLog(self.run_folder / "events.jsonl")
-        """Events of the training itself."""
         self.output = folder / "log.txt"
         """Standard output and error of the process."""
         self.lock = folder / "alive.lock"
@@ -64,7 +60,6 @@ class JobFolder:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Events, oldest first."""
         return self.log.read()
 
     @property
@@ -84,7 +79,6 @@ class JobFolder:
 
     @property
     def state(self) -> State:
-        """State that follows from the events."""
         return state_after(self.events, cancelled=self.cancelled)
 
     @property
@@ -104,7 +98,6 @@ class JobFolder:
 
     @property
     def ended(self) -> bool:
-        """True in a state that the job never leaves."""
         return self.state in TERMINAL_STATES
 
     @property
@@ -114,7 +107,6 @@ class JobFolder:
 
     @property
     def cancelled(self) -> bool:
-        """True once a stop was requested."""
         return self._cancel_file.exists()
 
     def request_stop(self) -> None:
@@ -123,7 +115,6 @@ class JobFolder:
         self._cancel_file.touch()
 
     def clear_stop_request(self) -> None:
-        """Withdraw the request to stop."""
         self._cancel_file.unlink(missing_ok=True)
 
     @property

@@ -1,7 +1,6 @@
 """Submit, find, cancel and resume jobs; each is a process that outlives the one that submitted it.
 
-No daemon runs in between. Whoever looks at a job whose process died starts it again from its checkpoint, at most
-MAX_RESTARTS times without progress; so a killed process costs the time until somebody looks.
+Without a daemon: whoever looks at a job whose process died starts it again from its checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ MAX_RESTARTS = 3
 _PROGRESS_EVENTS = frozenset({"CHECKPOINT_SAVED", "STOPPED", "FAILED"})
 """Events after which restarts are counted anew: more is saved than before, or only a person can resume the job."""
 FOLLOW_INTERVAL_S = 1.0
-"""Seconds between two looks at a job that is followed."""
 EXIT_TIMEOUT_S = 5.0
 """Longest wait for the exit of a process that has recorded how its job ended."""
 

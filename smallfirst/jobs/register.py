@@ -1,7 +1,6 @@
 """Register a finished job's model once, with a verdict signed by the user who submitted the job.
 
-A job declares no gate, so nothing was proven about its model. The verdict therefore holds one failed check and a
-signature, and the version is not live until somebody promotes it.
+A job declares no gate, so the verdict holds one failed check, and the version is not live until it is promoted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The rows of a job: read once from their addresses, then kept in the job's folder.
-
-A job that waits or resumes must not meet a file that was edited meanwhile. Each kept row still names the file and line
-that it came from.
-"""
+"""The rows of a job: read once from their addresses, then kept in its folder, so that a later edit changes nothing."""
 
 from __future__ import annotations
 

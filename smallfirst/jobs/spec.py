@@ -1,7 +1,4 @@
-"""The records of a job: its specification, its progress, its MLflow ids and its result.
-
-A specification holds all that a job needs, so that any process can run it at any later time.
-"""
+"""The records of a job: its specification, its progress, its MLflow ids and its result."""
 
 from __future__ import annotations
 
@@ -26,11 +23,9 @@ class JobSpec(Record):
     """A fine-tune to run."""
 
     name: str = pydantic.Field(pattern=f"^{JOB_NAME.pattern}$")
-    """Name of the job and of its folder."""
     recipe: Literal["chat", "text"]
     """`chat`: conversations or prompts with responses · `text`: continued pre-training."""
     model: str
-    """Base model by name."""
     weights: str | None = None
     """Folder of weights to start from; None: those of `model`."""
     train_rows: str
@@ -42,13 +37,10 @@ class JobSpec(Record):
     register_to: str
     """Three-level name under which the model is registered."""
     experiment: str
-    """Name of the MLflow experiment."""
     config: TrainConfig
-    """How to train."""
     checkpoint_every_s: float = pydantic.Field(default=60, ge=0)
     """Least time between two checkpoints; a killed process loses at most this much work."""
     created_by: str
-    """User who submitted it."""
     created_at: datetime
     """When it was submitted; jobs run in this order."""
     submitted: dict[str, Any] = {}
@@ -68,7 +60,6 @@ class JobProgress(Record):
     """How far training is; written about once a second."""
 
     step: int
-    """Optimizer steps done."""
     epoch: float
     """Epochs done, fractional."""
     share: float
@@ -76,29 +67,23 @@ class JobProgress(Record):
     loss: float
     """Loss of the last step, in nats per target token."""
     tokens_per_s: float
-    """Tokens per second, padding not counted."""
     seconds_left: float | None
     """Seconds until training ends at this rate; None at the first step."""
     at: datetime
-    """When this was written."""
 
 
 class MlflowIds(Record):
     """The job's run in MLflow."""
 
     run_id: str
-    """MLflow's id of the run."""
     experiment_id: str
-    """MLflow's id of its experiment."""
 
 
 class JobResult(Record):
     """The registered model."""
 
     model: str
-    """Three-level name."""
     version: int
-    """Version in the registry."""
     best_epoch: int
     """Epoch whose weights were kept, from 1."""
 

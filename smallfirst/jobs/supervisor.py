@@ -1,7 +1,6 @@
 """Run a module in a process that outlives its parent and is known by the lock it holds.
 
-The parent takes the lock and the child inherits it, so the process counts as alive from before it starts until it
-ends, however it ends. `files.is_locked` tells whether it lives; a process id is used only to send signals.
+The child inherits the lock, so it counts as alive until it ends; a process id is used only to send signals.
 """
 
 from __future__ import annotations

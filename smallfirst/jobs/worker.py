@@ -1,7 +1,6 @@
 """The process of one job: wait for the turn, train, register the model, and record how the job ended.
 
-Started by `smallfirst.jobs.queue` as `python -m smallfirst.jobs.worker FOLDER LOCK`. A waiting process takes a few
-megabytes, since nothing heavy is imported before its turn. Its output goes to log.txt in the job's folder.
+Started by `smallfirst.jobs.queue`. Nothing heavy is imported before its turn, so waiting takes a few megabytes.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.25
-"""Seconds between two checks whether it is this job's turn."""
 PROGRESS_INTERVAL_S = 1.0
 """Least seconds between two updates of the progress file."""
 RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
@@ -142,7 +140,6 @@ def _recipe(job: JobFolder, rows: JobRows, reporter: _ProgressReporter) -> Recip
 
 
 def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:
-    """Return the job's MLflow run, continuing the one that an earlier process opened."""
     from smallfirst.registry.runs import client, open_run, resume_run, store_errors
 
     if job.tracking is not None:
@@ -172,8 +169,6 @@ def _close_unrecorded_runs(job: JobFolder) -> None:
 
 
 class _ProgressReporter:
-    """Report a training in the job's events, in its progress file and in MLflow."""
-
     def __init__(self, job: JobFolder, tracked: TrackedRun) -> None:
         self.job, self.tracked = job, tracked
         self.n_relayed = sum(event.kind in RELAYED_EVENTS for event in job.events)
@@ -181,7 +176,6 @@ class _ProgressReporter:
         self.saved_at_s, self.tenth, self.at_step = 0.0, 0, 0
 
     def on_step(self, step: StepMetrics) -> None:
-        """Report a step; write the progress file at most every PROGRESS_INTERVAL_S."""
         clock = time.monotonic()
         self.first = self.first or (clock, step.progress)
         self.at_step = step.step
@@ -206,7 +200,6 @@ class _ProgressReporter:
                 log.warning("the answers to eval_prompts were not kept: %s", error)
 
     def relay_events(self) -> None:
-        """Copy the new events of the training into the job's events."""
         events = [event for event in self.job.training_log.read() if event.kind in RELAYED_EVENTS]
         for event in events[self.n_relayed :]:
             self.job.log.append(event.kind, event.message, **event.values)

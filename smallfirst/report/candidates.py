@@ -1,8 +1,4 @@
-"""The table of candidates: all their metrics, and the paired differences between them.
-
-Several candidates compared on the same rows give several chances to be lucky, so p-values are corrected by Holm's
-method over all pairs shown; a small true difference then needs more rows to be seen.
-"""
+"""The table of candidates: all their metrics, and the paired differences between them, p-values corrected by Holm."""
 
 from __future__ import annotations
 
@@ -36,7 +32,6 @@ class CandidateTable(Record):
     """All pairs, those with `reference` first."""
 
     def pair(self, candidate: str) -> PairedCandidates | None:
-        """Return the pair of a candidate with `reference`, or None."""
         names = (candidate, self.reference)
         return next((p for p in self.pairs if (p.comparison.first, p.comparison.second) == names), None)
 

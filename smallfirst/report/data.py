@@ -1,7 +1,4 @@
-"""The data of a report: one frozen record, so a page can be made again at any time.
-
-Nothing is measured or looked up here: the caller hands over every figure with the rows behind it.
-"""
+"""The data of a report: one frozen record, so a page can be made again at any time."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ class TrainingSummary(Record):
     """How the small model was fine-tuned."""
 
     base: str
-    """Name of the base model."""
     method: str
     """`full` or `lora`."""
     epochs: float
@@ -36,11 +32,8 @@ class TrainingSummary(Record):
     seconds: float
     """Wall-clock time of the whole run in s."""
     tokens_per_s: float
-    """Tokens trained on per second."""
     train_rows: int
-    """Number of training rows."""
     cost_usd: float
-    """Cost of the run in USD, at the machine's price."""
     loss_curve: tuple[tuple[int, float], ...] = ()
     """(step, training loss)."""
     validation_curve: tuple[tuple[float, float], ...] = ()
@@ -59,13 +52,10 @@ class OutOfScopeRequests(Record):
     """What the Router did with requests outside the task."""
 
     n_requests: int
-    """Number of requests."""
     n_to_large: int
-    """Of these, sent to the large model."""
 
     @property
     def share(self) -> Estimate:
-        """Share sent to the large model, Wilson interval."""
         return wilson(self.n_to_large, self.n_requests)
 
 
@@ -73,26 +63,19 @@ class LeakEffect(Record):
     """Test rows that are also training rows, and what they do to the accuracy."""
 
     n_leaked: int
-    """Test rows that are also training rows."""
     n_test: int
-    """Number of test rows."""
     candidate: str = "small"
-    """The candidate whose accuracy is given."""
     accuracy_with: Estimate | None = None
-    """Accuracy on all test rows."""
     accuracy_without: Estimate | None = None
-    """Accuracy on the test rows that are not training rows."""
     note: str = ""
     """Counts by kind of match."""
 
     @property
     def share(self) -> float:
-        """Share of test rows that leaked, in [0, 1]."""
         return self.n_leaked / max(1, self.n_test)
 
     @classmethod
     def measure(cls, evaluation: Evaluation, leaks: LeakReport) -> LeakEffect:
-        """Compare the accuracy of `evaluation` with and without the leaked rows."""
         rest = [row.correct for row in evaluation.rows if row.key not in leaks.keys]
         return cls(
             n_leaked=leaks.n_leaked,
@@ -111,9 +94,7 @@ class ReportData(Record):
     """Everything a report shows."""
 
     title: str
-    """Heading of the page."""
     task: str
-    """Task name."""
     part: Literal["label", "field", ""] = "label"
     """Kind of part that an evaluation counts; empty if the task has none."""
     request_noun: str = "requests"
@@ -125,15 +106,11 @@ class ReportData(Record):
     calibration_evaluations: tuple[Evaluation, ...] = ()
     """Evaluations on calibration rows, listed under how it was measured."""
     verdicts: tuple[Verdict, ...] = ()
-    """The gate's verdict on each candidate it checked."""
     smallest_passing: str | None = None
     """The smallest candidate that passes the gate; None if no candidate passes."""
     certificate: Certificate | None = None
-    """The Router's certificate; None if no calibration was made."""
     training: TrainingSummary | None = None
-    """The fine-tune; None if nothing was trained."""
     machine: MachinePrice = MachinePrice()
-    """Price of the machine that runs the small model."""
     requests_per_month: int = 1_000_000
     """Assumed volume."""
     list_prices: tuple[ListPrice, ...] = ()
@@ -145,15 +122,12 @@ class ReportData(Record):
     open_ended: OutOfScopeRequests | None = None
     """The Router on requests outside the task; None if not tried."""
     learning_curve: tuple[LearningPoint, ...] = ()
-    """Accuracy by number of training rows."""
     suspects: tuple[Suspect, ...] = ()
     """Rows whose given answer is probably wrong, strongest evidence first."""
     suspects_export: str = ""
     """Command that writes the suspects to a file for relabelling."""
     self_agreement: SelfAgreement | None = None
-    """The large model against itself; None if it was not asked twice."""
     leaks: LeakEffect | None = None
-    """Test rows found among the training rows; None if not looked for."""
     retention: Retention | None = None
     """General ability before and after the fine-tune; None if not measured."""
     notes: tuple[str, ...] = ()
@@ -178,9 +152,7 @@ class ReportData(Record):
         return self
 
     def evaluation(self, candidate: str | None) -> Evaluation | None:
-        """Return the test evaluation of a candidate, or None."""
         return next((e for e in self.evaluations if e.candidate == candidate), None)
 
     def verdict(self, candidate: str) -> Verdict | None:
-        """Return the gate's verdict on a candidate, or None."""
         return next((v for v in self.verdicts if v.candidate == candidate), None)

@@ -1,8 +1,4 @@
-"""Costs of the paths: per 1,000 requests, when training is paid back, and the effect of a price drop.
-
-All of it is arithmetic on measured figures, without discounts, salaries or data work. `None` means never: a path that
-is not cheaper pays nothing back.
-"""
+"""Costs of the paths: per 1,000 requests, when training is paid back (None: never), and the effect of a price drop."""
 
 from __future__ import annotations
 
@@ -22,9 +18,7 @@ class PathCost(Record):
     """Cost of answering by one path."""
 
     candidate: str
-    """Name of the path."""
     cost_usd_per_1k: float
-    """USD for 1,000 requests."""
     large_part_usd_per_1k: float
     """How much of it is spent on the large model; moves with the large model's price."""
     training_usd: float
@@ -47,9 +41,7 @@ class PriceDrop(Record):
     """Costs after a fall of the large model's price."""
 
     drop: float
-    """Fall of the price, in [0, 1]."""
     large_usd_per_1k: float
-    """The large path."""
     cheaper_usd_per_1k: tuple[float, ...]
     """The smaller paths, in the order given."""
     break_even: tuple[int | None, ...]

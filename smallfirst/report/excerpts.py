@@ -1,8 +1,4 @@
-"""Long texts shortened for reading, with the whole text on demand while a budget for the page lasts.
-
-A page of five thousand long rows must still open on a phone, so all whole texts together have a budget of bytes; texts
-after that are only shown shortened.
-"""
+"""Long texts shortened for reading, with the whole text on demand while a budget for the page lasts."""
 
 from __future__ import annotations
 

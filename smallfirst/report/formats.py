@@ -1,7 +1,4 @@
-"""Figures and names as a person reads them: money, time, shares, differences, the paths in plain words.
-
-A figure keeps its unit and loses the digits that nobody can use, so compute with the records, not with these texts.
-"""
+"""Figures and names as a person reads them: money, time, shares, differences, the paths in plain words."""
 
 from __future__ import annotations
 

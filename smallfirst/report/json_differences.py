@@ -1,7 +1,6 @@
 """A JSON answer beside the right one, field by field.
 
-Values are compared as a reader would: case, surrounding spaces and `12` against `12.0` make no difference. The task's
-own normalizers (dates, money) decide what counts, so a field may be marked as different here that the task accepted.
+The task's own normalizers (dates, money) decide what counts, so a field marked as different may be accepted by it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Tables and curves from the rows of one evaluation: confusions, grades, reliability, risk.
-
-Every share comes with its interval. Rows without a confidence cannot be placed on a curve; they are left out and
-counted.
-"""
+"""Tables and curves from the rows of one evaluation, each share with its interval."""
 
 from __future__ import annotations
 
@@ -27,17 +23,12 @@ class ConfusedPair(Record):
     """Two labels that are confused with each other."""
 
     gold: str
-    """The right answer."""
     said: str
-    """The given answer."""
     count: int
-    """Rows of `gold` answered `said`."""
     reverse: int
-    """Rows of `said` answered `gold`."""
     share: float
     """`count` as a share of the rows of `gold`."""
     n_gold: int
-    """Rows of `gold`."""
 
 
 class Confusion(Record):
@@ -55,9 +46,7 @@ class Grades(Record):
     """How many graded answers are fully, partly or not right."""
 
     n_full: int
-    """Score 1."""
     n_part: int
-    """Score between 0 and 1."""
     n_none: int
     """Score 0, but there is an answer."""
     n_silent: int
@@ -68,9 +57,7 @@ class ReliabilityBin(Record):
     """Rows of about equal confidence."""
 
     confidence: float
-    """Mean confidence."""
     accuracy: Estimate
-    """Share right."""
 
 
 class Reliability(Record):
@@ -79,7 +66,6 @@ class Reliability(Record):
     bins: tuple[ReliabilityBin, ...]
     """Equal-count bins, least confident first."""
     accuracy: Estimate
-    """Share right among all of them."""
     ece: float
     """Expected calibration error: mean distance of accuracy and confidence over the bins."""
     ece_by_chance: float

@@ -1,8 +1,6 @@
 """The report as one offline HTML file: a first screen for a manager, the evidence below it.
 
-Everything is drawn when the page is made, so it reads the same in ten years, on paper and without JavaScript; the only
-script moves a point along a curve and opens what is folded before printing. All text from outside is escaped by the
-template, and a content policy inside the page lets nothing load and no other script run.
+The template escapes all outside text, and a content policy inside the page lets nothing load and no other script run.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ class PartRow(Record):
     """One label or one field."""
 
     part: PartCounts
-    """Its counts."""
     errors: tuple[EvaluatedRow, ...]
     """A few rows where it went wrong, the most confident mistakes first."""
 
@@ -46,11 +45,8 @@ class FieldReliability(Record):
     """Calibration of a field's confidence."""
 
     path: str
-    """Path of the field."""
     reliability: Reliability
-    """Its bins and calibration error."""
     mean_confidence: float
-    """Mean confidence."""
 
 
 def part_rows(evaluation: Evaluation, *, fields: bool) -> tuple[PartRow, ...]:

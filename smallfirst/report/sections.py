@@ -1,7 +1,4 @@
-"""The content of each section of the page: records, drawn charts and sentences, all computed before the template.
-
-A section without anything to show gets None or an empty tuple, and the template leaves it out.
-"""
+"""The content of each section of the page: records, drawn charts and sentences, all computed before the template."""
 
 from __future__ import annotations
 
@@ -40,15 +37,12 @@ class PathCard(NamedTuple):
     """One of the paths on the first screen."""
 
     evaluation: Evaluation
-    """Its figures."""
     monthly_usd: float
-    """USD for a month of requests, training not included."""
     saved_usd: float | None
     """USD a month less than the large path; None for the large path itself or where it was not measured."""
     share_small: float | None
     """Share of requests that stay small; None but for the routed path."""
     passed: bool | None
-    """Whether it passed the gate; None if the gate did not check it."""
 
 
 def first_screen(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, Any]:

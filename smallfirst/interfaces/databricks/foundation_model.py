@@ -4,10 +4,8 @@
     run = fm.create("HuggingFaceTB/SmolLM2-135M-Instruct", "train.jsonl", "main.claims.desk", training_duration="3ep")
     fm.get_events(run, follow=True)
 
-The seven functions and their arguments are those of databricks-genai 1.1.8, whose service was shut down. Differences:
-invalid values are refused before anything starts; rows that are too long are named, not cut; the default learning rate
-suits AdamW; one run trains at a time on a machine and the others are QUEUED. Any process that asks about a run whose
-process was killed restarts it from its checkpoint.
+Functions and arguments are those of databricks-genai 1.1.8. Unlike it, invalid values are refused before anything
+starts, rows that are too long are named, not cut, and one run trains at a time.
 """
 
 from __future__ import annotations

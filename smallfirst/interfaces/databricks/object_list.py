@@ -1,7 +1,4 @@
-"""Lists that show themselves as tables in a notebook and convert to pandas frames.
-
-Names, paths and messages come from users, so all of them are escaped.
-"""
+"""Lists that show themselves as escaped tables in a notebook and convert to pandas frames."""
 
 from __future__ import annotations
 
@@ -52,7 +49,6 @@ class PagedList(ObjectList[T]):
 
     @property
     def has_next_page(self) -> bool:
-        """True unless this is the last page."""
         return self._load_next is not None
 
     def next_page(self, limit: int | None = None) -> Self:

@@ -1,7 +1,6 @@
 """TrainingRun and TrainingEvent: a job with the attributes that code written for Databricks reads.
 
-Unlike the records of this project a TrainingRun is mutable: `refresh()` updates the object in place, as users of
-Databricks expect. In between it holds what was true when it was read.
+A TrainingRun is mutable, as users of Databricks expect: `refresh()` updates it in place.
 """
 
 from __future__ import annotations
@@ -56,11 +55,9 @@ class RunStatus(StrEnum):
 
     @property
     def display_name(self) -> str:
-        """The status for people: `Completed`."""
         return self.value.capitalize()
 
     def is_terminal(self) -> bool:
-        """Return True if a run never leaves this status."""
         return self.value in TERMINAL_STATES
 
 
@@ -75,7 +72,6 @@ class TrainingEvent:
     message: str
 
     def is_terminal_state(self) -> bool:
-        """Return True if no event follows."""
         return self.type in TERMINAL_STATES
 
 
@@ -91,7 +87,6 @@ class TrainingRun:
     """Folder of the job: its log, checkpoints and model."""
     train_data_path: str | None = None
     register_to: str | None = None
-    """Three-level name of the model."""
     submitted_experiment_path: str | None = None
     task_type: str | None = None
     eval_data_path: str | None = None
@@ -111,7 +106,6 @@ class TrainingRun:
     completed_at: datetime | None = None
     """When the run ended, with whatever status."""
     submitted_config: dict[str, Any] | None = None
-    """Arguments of create()."""
     events: ObjectList[TrainingEvent] | None = None
     experiment_id: str | None = None
     run_id: str | None = None
@@ -123,7 +117,6 @@ class TrainingRun:
 
     @classmethod
     def of(cls, job: JobFolder, *, include_details: bool = True) -> TrainingRun:
-        """Read a job as it is now, if wanted with its events, progress and times."""
         spec, result = job.spec, job.result
         submitted = spec.submitted
         run = cls(
@@ -178,12 +171,10 @@ class TrainingRun:
 
     @property
     def formatted_events(self) -> str:
-        """The events as HTML, one a line."""
         return "<br>".join(f"<nobr>{html.escape(e.type)} {table_cell(e.time)}</nobr>" for e in self.events or ())
 
     @property
     def experiment_path(self) -> str:
-        """Name of the MLflow experiment."""
         return self.submitted_experiment_path or ""
 
     def _repr_html_(self) -> str:

@@ -22,7 +22,6 @@ RECIPES: dict[str, Literal["chat", "text"]] = {
     "INSTRUCTION_FINETUNE": "chat",
     "CONTINUED_PRETRAIN": "text",
 }
-"""Recipe by task type."""
 DEFAULT_DURATION = "1ep"
 DEFAULT_CONTEXT_LENGTH = {"chat": 2048, "text": 512}
 """Longest row (chat) or window (text) in tokens if `context_length` is not given, unless the model takes less."""
@@ -79,34 +78,21 @@ class CreateArguments(Record):
     validate_inputs: bool = True
     """Look for the weights now."""
     custom_weights_path: Annotated[Text, AfterValidator(_weights)] | None = None
-    """Folder of safetensors to start from."""
     model: Text
-    """Base model."""
     train_data_path: Address
-    """Training rows."""
     register_to: Annotated[Text, AfterValidator(_register_name)]
-    """Registered model, or its catalog and schema."""
     experiment_path: Text | None = None
-    """MLflow experiment; `register_to` if not given."""
     task_type: Annotated[
         Literal["CHAT_COMPLETION", "INSTRUCTION_FINETUNE", "CONTINUED_PRETRAIN"],
         BeforeValidator(lambda value: str(value).strip().upper()),
     ] = "CHAT_COMPLETION"
-    """Kind of rows."""
     eval_data_path: Address | None = None
-    """Evaluation rows."""
     eval_prompts: tuple[Text, ...] = ()
-    """Prompts answered after each epoch."""
     training_duration: Annotated[Text, AfterValidator(_duration)] | None = None
-    """Epochs (`3ep`), batches (`300ba`) or tokens (`1_000_000tok`)."""
     learning_rate: float | None = Field(default=None, gt=0, lt=1, allow_inf_nan=False)
-    """Peak of AdamW."""
     context_length: int | None = Field(default=None, ge=16, strict=True)
-    """Longest row in tokens."""
     data_prep_cluster_id: Any = None
-    """Not used."""
     config: TrainConfig | None = None
-    """Every other setting of the training."""
 
     @field_validator("model")
     @classmethod
@@ -128,7 +114,6 @@ class CreateArguments(Record):
         return value
 
     def job_spec(self) -> JobSpec:
-        """Return the specification of the job."""
         name, recipe = new_job_name(self.model), RECIPES[self.task_type]
         limit = context_length(self.custom_weights_path or self.model) if self.validate_inputs else None
         tokens = min(DEFAULT_CONTEXT_LENGTH[recipe], limit or DEFAULT_CONTEXT_LENGTH[recipe])
@@ -155,7 +140,6 @@ class CreateArguments(Record):
         )
 
     def warn(self) -> None:
-        """Warn of arguments that are used, but hardly as they were meant."""
         if self.learning_rate is not None and self.learning_rate < MIN_USEFUL_LEARNING_RATE:
             warnings.warn(
                 f"learning_rate={self.learning_rate:g} hardly changes a small model: such rates are for Lion on models "

@@ -1,7 +1,4 @@
-"""Query an endpoint over HTTP as MLflow's clients do, with smallfirst's errors.
-
-No request is sent twice, and nothing goes through a proxy to this machine itself.
-"""
+"""Query an endpoint over HTTP as MLflow's clients do, once, and without a proxy to this machine itself."""
 
 from __future__ import annotations
 
@@ -79,7 +76,6 @@ def _path(name: str) -> str:
 
 @contextmanager
 def _connected(server: str) -> Iterator[BlockingSession]:
-    """Yield a session to the server. Raise Unavailable where it does not answer."""
     key = os.environ.get(API_KEY_VARIABLE, "").strip()
     try:
         with BlockingSession(lambda: HttpSession(server.rstrip("/"), key=key, timeout_s=TIMEOUT_S)) as session:
@@ -108,7 +104,6 @@ def _chunk(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(status: int, content: str) -> ModelError | ConfigError:
-    """Return the error that the server's status means."""
     try:
         message = str(json.loads(content)["error"]["message"])
     except (ValueError, KeyError, TypeError):

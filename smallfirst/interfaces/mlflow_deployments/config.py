@@ -1,9 +1,6 @@
 """Parse Databricks' endpoint config: the served models, their shares of the traffic, and what has no effect here.
 
-Both call shapes are accepted: everything under `config` with the name beside it, or the inner config alone. A secret is
-named, never held: `{{secrets/scope/key}}` is read from the environment variable SCOPE_KEY when the endpoint starts, and
-a key in plain text is refused. All problems are reported together. A new field of Databricks is refused until
-`config_schema` lists it.
+Secrets are named, never held: `{{secrets/scope/key}}` is read from the environment variable SCOPE_KEY at the start.
 """
 
 from __future__ import annotations
@@ -39,13 +36,10 @@ class ParsedConfig(NamedTuple):
     """A valid config."""
 
     name: str
-    """Name of the endpoint."""
     plan: EndpointPlan
-    """Models and their shares of the traffic."""
     settings: ServeSettings
     """Settings of the server; port 0 if the config names none."""
     follow_every_s: float
-    """Seconds between two checks of the aliases."""
     body: dict[str, Any]
     """The config to store and show, in Databricks' newer fields; holds no secret."""
     notes: tuple[str, ...]
@@ -159,7 +153,6 @@ def _priced(address: EndpointConfig, prices: PriceBook) -> EndpointConfig:
 
 
 def _entity_problems(entity: ExternalEntity, plan: EndpointPlan) -> Iterator[str]:
-    """Yield why an external entity cannot be used: its key is not set, or its price is unknown."""
     try:
         external_model(entity, plan.prices)
     except SmallfirstError as error:

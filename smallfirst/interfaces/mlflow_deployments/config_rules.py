@@ -1,7 +1,4 @@
-"""The rules between the fields of an endpoint config; each violation is one sentence with its place.
-
-No message repeats a value that may be a secret.
-"""
+"""The rules between the fields of an endpoint config; no message repeats a value that may be a secret."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The fields of Databricks' serving endpoints as records; some are accepted without effect and named in a note.
 
-An unknown field is refused with the nearest known one. Fields that may hold a secret accept any value and are checked
-by `config_rules`, so that no message about a wrong type can repeat a secret.
+Fields that may hold a secret accept any value; `config_rules` checks them without repeating it.
 """
 
 from __future__ import annotations
@@ -63,7 +62,6 @@ class CustomConfig(Record):
     custom_provider_url: str
     """Address up to and including `/v1`, or with `/chat/completions` after it."""
     bearer_token_auth: BearerAuth | None = None
-    """The key."""
     api_key_auth: Any = None
     """Refused: keys are sent as `Authorization: Bearer` only."""
 
@@ -78,11 +76,8 @@ class ExternalModel(Record):
     task: str = "llm/v1/chat"
     """Only `llm/v1/chat`."""
     openai_config: OpenAiConfig | None = None
-    """For `openai`."""
     databricks_model_serving_config: DatabricksConfig | None = None
-    """For `databricks-model-serving`."""
     custom_provider_config: CustomConfig | None = None
-    """For `custom`."""
     # Of providers that config_rules refuses:
     ai21labs_config: Any = None
     amazon_bedrock_config: Any = None
@@ -126,15 +121,12 @@ class TrafficRoute(Record):
     """An entity's share of the traffic."""
 
     served_model_name: str = ""
-    """The entity's name."""
     served_entity_name: str = ""
-    """The entity's name, in the newer field."""
     traffic_percentage: int = Field(ge=0, le=100)
     """Share of the requests in percent."""
 
     @property
     def entity(self) -> str:
-        """The entity's name from either field."""
         return self.served_entity_name or self.served_model_name
 
 
@@ -149,7 +141,6 @@ class AutoCaptureConfig(Record):
     """Recording of questions and answers, into the ledger."""
 
     enabled: bool = True
-    """Record them."""
     # Accepted without effect: there is no table of a catalogue.
     catalog_name: str | None = None
     schema_name: str | None = None
@@ -164,7 +155,6 @@ class EndpointCoreConfig(Record):
     traffic_config: TrafficConfig | None = None
     """Optional with a single entity, and in a cascade."""
     auto_capture_config: AutoCaptureConfig | None = None
-    """Recording of questions and answers."""
 
 
 class SmallfirstSettings(Record):
@@ -181,22 +171,17 @@ class SmallfirstSettings(Record):
     sticky_by: tuple[str, ...] = ("user",)
     """Tags of a request whose equal values go to the same entity."""
     prices: PriceBook = PriceBook()
-    """Prices of the models."""
     server: ServeSettings = ServeSettings()
     """Address, keys and limits; without `port` a free one is chosen once and kept."""
     follow_every_s: float = Field(default=5.0, gt=0)
-    """Seconds between two checks of the aliases."""
 
 
 class EndpointBody(Record):
     """The request that creates an endpoint."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")
-    """Name in requests."""
     config: EndpointCoreConfig
-    """Served entities and their shares of the traffic."""
     smallfirst: SmallfirstSettings = SmallfirstSettings()
-    """Settings that Databricks does not have."""
     tags: Any = None
     """Kept and shown."""
     description: Any = None

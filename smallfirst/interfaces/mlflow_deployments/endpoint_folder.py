@@ -1,12 +1,10 @@
-"""The folder of one endpoint: its config, the config it is to get, and what its server reports.
+"""The folder of one endpoint, readable by its owner only; none of its files holds a secret.
 
-    config.json   the live config, or the last one that was live
-    pending.json  a config to go live; the server takes it over or reports why it does not
-    status.json   written by the server alone
-    lock          held by the server as long as it lives
-    log.txt       output of the server
-
-None of them holds a secret. Folder and files are readable by their owner only.
+config.json   the live config, or the last one that was live
+pending.json  a config to go live; the server takes it over or reports why it does not
+status.json   written by the server alone
+lock          held by the server as long as it lives
+log.txt       output of the server
 """
 
 from __future__ import annotations
@@ -31,15 +29,10 @@ class EndpointRecord(Record):
     id: str
     """32 hex digits."""
     name: str
-    """Name in requests."""
     number: int
-    """Number of the config, from 1."""
     created_at: datetime
-    """When the endpoint was created, UTC."""
     updated_at: datetime
-    """When this config was requested, UTC."""
     created_by: str
-    """User who created it."""
     body: dict[str, Any]
     """The config, without secrets."""
     port: int
@@ -63,7 +56,6 @@ class ServerStatus(Record):
     """The last report of a server."""
 
     process: int
-    """Process id."""
     live: int = 0
     """Number of the live config; 0 while there is none."""
     versions: dict[str, int] = {}
@@ -73,7 +65,6 @@ class ServerStatus(Record):
     why: str = ""
     """Why that config, or a moved alias, could not be taken over."""
     notes: tuple[str, ...] = ()
-    """Notes to the author of the config."""
     at: datetime
     """When this was written, UTC."""
 
@@ -82,7 +73,6 @@ class ServerProcess(Record):
     """The process that was started last."""
 
     process: int
-    """Process id."""
 
 
 class EndpointFolder:
@@ -96,7 +86,6 @@ class EndpointFolder:
 
     @property
     def exists(self) -> bool:
-        """True if there is such an endpoint."""
         return self.config_path.is_file() or self.pending_path.is_file()
 
     @property
@@ -106,7 +95,6 @@ class EndpointFolder:
 
     @property
     def pending(self) -> EndpointRecord | None:
-        """The config that is to go live."""
         return _load(EndpointRecord, self.pending_path)
 
     @property
@@ -116,25 +104,20 @@ class EndpointFolder:
 
     @property
     def process(self) -> int | None:
-        """Id of the process that was started last."""
         started = _load(ServerProcess, self.process_path)
         return started.process if started else None
 
     @property
     def alive(self) -> bool:
-        """True if its server lives."""
         return self.folder.is_dir() and is_locked(self.lock)
 
     def set_pending(self, record: EndpointRecord) -> None:
-        """Ask the server to take over a config."""
         _save(record, self.pending_path)
 
     def promote_pending(self) -> None:
-        """Make the pending config the live one."""
         self.pending_path.replace(self.config_path)
 
     def drop_pending(self) -> None:
-        """Withdraw the pending config."""
         self.pending_path.unlink(missing_ok=True)
 
     def record_process(self, process: int) -> None:

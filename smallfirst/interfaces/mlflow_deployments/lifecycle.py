@@ -1,8 +1,4 @@
-"""Create, update, start, stop and delete the endpoints of this machine, each a server process of its own.
-
-A server outlives the process that created it and is known by the lock it holds, so a killed one is noticed at the next
-look; `smallfirst endpoints start` starts it again. Each endpoint has its own copy of its models' weights in memory.
-"""
+"""Create, update, start, stop and delete the endpoints of this machine, each a server process of its own."""
 
 from __future__ import annotations
 

@@ -67,7 +67,6 @@ def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -
 
 
 def _entities(body: EndpointBody, record: EndpointRecord, status: ServerStatus | None) -> dict[str, Any]:
-    """Return the served entities, each with its name, state and live version."""
     deployment = "DEPLOYMENT_READY" if status and status.live else "DEPLOYMENT_FAILED"
     shown = []
     for raw, entity in zip(record.body["config"]["served_entities"], body.config.served_entities, strict=True):
@@ -127,7 +126,6 @@ class EndpointListing(Plugin):
     """List what any server serves as endpoints, so that `smallfirst serve` answers MLflow's clients too."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        """List the served names that `names` returns."""
         self.routes = listing_routes(lambda: [_served(name) for name in names()])
 
 

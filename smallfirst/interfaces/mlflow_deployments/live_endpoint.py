@@ -1,7 +1,6 @@
 """Inside an endpoint's server: the models of its config, replaced without interrupting requests.
 
-A RegistryWatcher checks several times a second for a pending config, and every few seconds where its aliases point. A
-failure is reported in status.json, and the live models stay.
+A failure is reported in status.json, and the live models stay.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from smallfirst.serving.plugins import Plugin
 _log = logging.getLogger("smallfirst.serving")
 
 POLL_INTERVAL_S = 0.2
-"""Seconds between two checks for a pending config."""
 LINGER_S = 1.0
 """Seconds that replaced models stay open after their last request."""
 
@@ -45,7 +43,6 @@ class LiveEndpoint(Plugin):
         self._watcher.start()
 
     async def aclose(self) -> None:
-        """Stop watching, then close every model."""
         await self._watcher.stop()
         await self.models.aclose()
 
@@ -54,18 +51,15 @@ class LiveEndpoint(Plugin):
         self._watcher.poll([self._aliases])
 
     def replace(self, config: LoadedConfig) -> None:
-        """Let the models of a config answer."""
         self.config = config
         self.models.put([ModelSet(config.record.name, config.loaded.models, config.loaded)])
         self.status |= {"versions": config.loaded.versions, "notes": (*config.parsed.notes, *config.loaded.notes)}
 
     def report(self, **values: Any) -> None:
-        """Update status.json."""
         self.status |= values
         self.endpoint.report_status(**self.status)
 
     def report_failure(self, record: EndpointRecord, error: Exception) -> None:
-        """Report why a pending config does not go live, and drop it."""
         _log.warning("%s: config %d cannot go live: %s", record.name, record.number, error)
         self.endpoint.drop_pending()
         self.report(failed=record.number, why=_with_hint(error))
@@ -95,7 +89,6 @@ class LoadedConfig(NamedTuple):
     loaded: LoadedEndpoint
 
     async def aclose(self) -> None:
-        """Free its models."""
         await self.loaded.aclose()
 
 
@@ -108,7 +101,6 @@ class PendingConfig:
         self._live = live
 
     def current(self) -> EndpointRecord:
-        """Return the live config."""
         return self._live.config.record
 
     def wanted(self) -> EndpointRecord:
@@ -117,18 +109,15 @@ class PendingConfig:
         return self.current() if pending is None or pending.number == self.current().number else pending
 
     def load(self, wanted: EndpointRecord) -> LoadedConfig:
-        """Load the models of a config."""
         return _load(wanted)
 
     def activate(self, loaded: LoadedConfig) -> None:
-        """Let a loaded config go live."""
         self._live.endpoint.promote_pending()
         self._live.replace(loaded)
         self._live.report(live=loaded.record.number, failed=0, why="")
         _log.warning("%s: config %d is live", loaded.record.name, loaded.record.number)
 
     def failed(self, wanted: EndpointRecord | None, error: Exception) -> None:
-        """Report the failure and drop the config."""
         if wanted is None:
             _log.warning("%s: the pending config cannot be read: %s", self._live.endpoint.name, error)
         else:
@@ -148,36 +137,29 @@ class MovedAliases:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between two lookups, as the config sets them."""
         return self._live.config.parsed.follow_every_s
 
     def current(self) -> dict[str, int]:
-        """Return the versions that answer."""
         return self._live.config.loaded.versions
 
     def wanted(self) -> dict[str, int]:
-        """Return the versions that the aliases name."""
         plan = self._live.config.parsed.plan
         followed = any(entity.version.startswith("@") for entity in plan.registered)
         return resolve_versions(plan) if followed else self.current()
 
     def load(self, wanted: dict[str, int]) -> LoadedConfig:
-        """Load the live config again, with the versions of now."""
         return _load(self._live.config.record)
 
     def activate(self, loaded: LoadedConfig) -> None:
-        """Let the loaded versions answer."""
         self._live.replace(loaded)
         self._live.report(why="")
         _log.warning("%s: answers from %s", self._live.endpoint.name, loaded.loaded.versions)
 
     def failed(self, wanted: dict[str, int] | None, error: Exception) -> None:
-        """Report why the moved aliases are not followed."""
         _log.warning("%s: a moved alias is not followed: %s", self._live.endpoint.name, error)
         self._live.report(why=_with_hint(error))
 
     def recovered(self) -> None:
-        """Report that the aliases are where they were."""
         self._live.report(why="")
 
 

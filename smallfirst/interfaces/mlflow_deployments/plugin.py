@@ -3,9 +3,7 @@
     client.create_endpoint("desk", config)            Databricks' config, as it is
     client.predict(endpoint="desk", inputs={"messages": […]})
 
-The target `smallfirst` manages endpoints on this machine, each a process that outlives this one. The target
-`smallfirst:/http://127.0.0.1:8000` is a running server, which can be queried and listed but not changed. MLflow
-searches this module for its client class, so exactly one may be visible here. Every error is an MlflowException.
+MLflow searches this module for its client class, so exactly one may be visible here.
 """
 
 from __future__ import annotations
@@ -115,7 +113,6 @@ class SmallfirstClient(BaseDeploymentClient):
 
     @_mlflow_errors
     def list_endpoints(self) -> list[dict[str, Any]]:
-        """Return all endpoints."""
         if self._server:
             found: list[dict[str, Any]] = get(self._server, "/api/2.0/serving-endpoints")["endpoints"]
             return found
@@ -123,7 +120,6 @@ class SmallfirstClient(BaseDeploymentClient):
 
     @_mlflow_errors
     def get_endpoint(self, endpoint: str) -> dict[str, Any]:
-        """Return one endpoint."""
         if self._server:
             return get(self._server, f"/api/2.0/serving-endpoints/{quote(endpoint, safe='')}")
         return describe(lifecycle.find(endpoint))
@@ -136,7 +132,6 @@ class SmallfirstClient(BaseDeploymentClient):
     def predict_stream(
         self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Yield the chunks of an answer as they arrive."""
         try:
             yield from invoke_stream(*self._address(endpoint or deployment_name), inputs)
         except SmallfirstError as error:
@@ -166,15 +161,12 @@ class SmallfirstClient(BaseDeploymentClient):
         return {**self.update_endpoint(name, _one_model(model_uri, config or {})), "flavor": "smallfirst"}
 
     def delete_deployment(self, name: str, config: Any = None, endpoint: str | None = None) -> None:
-        """Delete the deployment; ignore one that does not exist."""
         self.delete_endpoint(name)
 
     def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
-        """Return all endpoints, or the named one."""
         return [self.get_endpoint(endpoint)] if endpoint else self.list_endpoints()
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
-        """Return one deployment."""
         return self.get_endpoint(name)
 
     def _check_local(self, verb: str) -> None:

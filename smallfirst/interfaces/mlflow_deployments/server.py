@@ -1,8 +1,4 @@
-"""The process of one endpoint: `python -m smallfirst.interfaces.mlflow_deployments.server FOLDER LOCK`.
-
-It holds the endpoint's lock as long as it lives, serves OpenAI's, MLflow's and Databricks' routes under the endpoint's
-name, follows its config and aliases, and drains at SIGTERM.
-"""
+"""The process of one endpoint: `python -m smallfirst.interfaces.mlflow_deployments.server FOLDER LOCK`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Uploaded files on disk: one folder for each key and file, published and deleted by renaming.
 
-A file is known by an id that is generated here; the name its client gave is only shown. A killed process leaves a draft
-that no client sees, and that is removed a day later. Two processes may share one store.
+A killed process leaves a draft that no client sees, and that is removed a day later. Two processes may share one store.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ class StoredFile(Record):
     filename: str
     """Name that the client gave, without folders; only shown."""
     n_bytes: int
-    """Size in bytes."""
     created_at: int
     """Time of the upload, in seconds since 1970."""
 
@@ -77,7 +75,6 @@ class FileStore:
             self._remove(owner, folder)  # it is elsewhere once published
 
     def find(self, owner: str, id: str) -> StoredFile | None:
-        """Return the key's file of this id, or None."""
         if not FILE_ID.fullmatch(id):
             return None
         try:
@@ -93,7 +90,6 @@ class FileStore:
         return sorted(files, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def path(self, owner: str, file: StoredFile) -> Path:
-        """Return the path of its content."""
         return self._folder(owner) / file.id / _CONTENT
 
     def delete(self, owner: str, file: StoredFile) -> None:

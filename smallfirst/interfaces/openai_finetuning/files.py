@@ -64,16 +64,13 @@ class FilesApi:
         return page(items, call.query, default=MAX_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
-        """Return one file object."""
         return file_object(self._find(call))
 
     async def content(self, call: PluginRequest) -> PluginResponse:
-        """Return the uploaded bytes."""
         file = self._find(call)
         return FileDownload(self._store.path(call.caller, file), file.filename)
 
     async def delete(self, call: PluginRequest) -> PluginResponse:
-        """Delete a file and confirm it."""
         file = self._find(call)
         await asyncio.to_thread(self._store.delete, call.caller, file)
         return {"id": file.id, "object": "file", "deleted": True}

@@ -1,10 +1,8 @@
 """OpenAI's fine-tuning jobs, run by smallfirst.jobs: the folders and the queue of `foundation_model`.
 
-    POST /v1/fine_tuning/jobs               accepted once all its rows are read; trains in a process of its own
-    GET  /v1/fine_tuning/jobs[/ID[/events | /checkpoints]]
-    POST /v1/fine_tuning/jobs/ID/cancel
-
-A restarted server finds all of them, and a request for a job whose process died restarts it.
+POST /v1/fine_tuning/jobs               accepted once all its rows are read; trains in a process of its own
+GET  /v1/fine_tuning/jobs[/ID[/events | /checkpoints]]
+POST /v1/fine_tuning/jobs/ID/cancel
 """
 
 from __future__ import annotations
@@ -80,7 +78,6 @@ class JobsApi:
         return page(matching, call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def retrieve(self, call: PluginRequest) -> PluginResponse:
-        """Return one job as it is now."""
         return job_object(await self._find(call))
 
     async def cancel(self, call: PluginRequest) -> PluginResponse:
@@ -96,7 +93,6 @@ class JobsApi:
         return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def checkpoints(self, call: PluginRequest) -> PluginResponse:
-        """Return a page of a job's usable weights."""
         return page(checkpoint_objects(await self._find(call)), call.query, default=10, maximum=MAX_PAGE_SIZE)
 
     async def _find(self, call: PluginRequest) -> JobFolder:

@@ -1,7 +1,6 @@
 """Serve fine-tuned models by their `ft:` names from a cache of loaded models, least recently used first out.
 
-Loading verifies every file against the registry and takes seconds, for which the first request waits. A model in use is
-never closed; if all are in use, a request for another one waits.
+Loading takes seconds, for which the first request waits. A model in use is never closed; if all are, a request waits.
 """
 
 from __future__ import annotations
@@ -64,7 +63,6 @@ class ModelCache:
             self._freed.set()
 
     async def aclose(self) -> None:
-        """Close all models."""
         for name in [*self._entries]:
             self._evict(name)
         await asyncio.gather(*self._closing)
@@ -93,8 +91,6 @@ class ModelCache:
 
 
 class _RegisteredModel(NamedTuple):
-    """A job's model, which never changes once it is registered."""
-
     owner: str
     reference: str
     created_at: int
@@ -129,7 +125,6 @@ class FineTunedModels:
         return {name: model.created_at for name, model in models.items()}
 
     async def aclose(self) -> None:
-        """Close the loaded models."""
         await self._loaded.aclose()
 
     def _find_registered(self, name: str) -> _RegisteredModel | None:
@@ -164,7 +159,6 @@ class FineTunedModel:
             return await model.complete(request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer in chunks; raise as `complete` does."""
         async with self._ready() as model:
             async for chunk in model.stream(request):
                 yield chunk

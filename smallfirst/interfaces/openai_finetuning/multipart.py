@@ -1,7 +1,6 @@
 """Receive a form with one file and write the file to disk as it arrives; only a chunk is ever in memory.
 
-Bytes are counted on arrival. A form that is too large or broken is still read to its end, within a second limit, so
-that the client gets the reason and not a broken connection. The parser limits the headers of each part.
+A form that is too large or broken is still read to its end, within a second limit, so that the client gets the reason.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from smallfirst.serving.plugins import ApiError, PluginRequest
 
 FILE = "file"
-"""The field that carries the file."""
 MAX_FIELDS = 8
 MAX_FIELD_BYTES = 4096
 
@@ -28,7 +26,6 @@ class UploadForm(NamedTuple):
     filename: str
     """Name that the client gave: to be shown, never to be used as a path."""
     n_bytes: int
-    """Size of the file."""
 
 
 class _Broken(Exception):
@@ -90,7 +87,6 @@ class _Reader:
         )
 
     def feed(self, chunk: bytes) -> None:
-        """Parse the next chunk. Raise _Broken or the parser's error."""
         self._parser.write(chunk)
 
     def _begin(self) -> None:

@@ -30,7 +30,6 @@ _STATUS: dict[State, str] = {
 }
 _LEVELS = {"FAILED": "error", "CHECKPOINT_FAILED": "warn", "REQUEUED": "warn"}
 _METRICS = {"loss": "train_loss", "minus_eval_loss": "valid_loss", "step": "step", "tokens": "trained_tokens"}
-"""OpenAI's names of our metrics."""
 
 
 def is_owned_by(job: JobFolder, owner: str) -> bool:
@@ -141,7 +140,6 @@ def _metrics(event: Event) -> dict[str, float]:
 
 
 def _error(event: Event, job: JobFolder) -> dict[str, Any]:
-    """Return the failure, with the parameter if rows of a file caused it."""
     message, submitted = public_message(event.message, job), job.spec.submitted
     param = next((name for name in ("training_file", "validation_file") if f"{submitted[name]}:" in message), None)
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}

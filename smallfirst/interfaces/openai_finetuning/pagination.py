@@ -71,7 +71,6 @@ def _place(path: tuple[int | str, ...]) -> str:
 
 
 def _names_at(kind: type[pydantic.BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the fields of the record at `path` below `kind`."""
     for part in path:
         field = kind.model_fields.get(str(part))
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []

@@ -1,9 +1,6 @@
 """OpenAI's fine-tuning API as a plugin of the server: files, jobs and the models that result.
 
-    serve(models, ledger=…, settings=…, plugins=[fine_tuning()])
-
-It is off unless it is asked for, because any key may then use this machine's time and disk. A key sees its own files,
-jobs and models only; `foundation_model` and the registry, on this machine, see all of them.
+It is off unless asked for, since any key may then use this machine. A key sees its own files, jobs and models only.
 """
 
 from __future__ import annotations
@@ -36,11 +33,9 @@ class FineTuning(Plugin):
         )
 
     def find(self, name: str, caller: str) -> Model | None:
-        """Return the caller's fine-tuned model of this name, or None."""
         return self._models.find(name, caller)
 
     def names(self, caller: str) -> Mapping[str, int]:
-        """Return the caller's fine-tuned models, each with its creation time in seconds since 1970."""
         return self._models.names(caller)
 
     async def aclose(self) -> None:

@@ -1,8 +1,6 @@
-"""Turn the body of `fine_tuning.jobs.create` into a JobSpec; every field is checked first.
+"""Turn the body of `fine_tuning.jobs.create` into a JobSpec; fields that would have no effect are refused.
 
-Fields that could only be accepted and ignored (preferences, rewards, Weights & Biases) are refused. OpenAI's
-`batch_size` counts rows and ours counts tokens, so it is converted by the mean size of a row, estimated at four bytes
-per token.
+OpenAI's `batch_size` counts rows and ours tokens; it is converted by the mean size of a row at four bytes per token.
 """
 
 from __future__ import annotations
@@ -109,7 +107,6 @@ class JobBody(pydantic.BaseModel):
 
     @property
     def chosen(self) -> Hyperparameters:
-        """The hyperparameters from either place."""
         return self.hyperparameters or (self.method or _Method()).supervised.hyperparameters
 
 

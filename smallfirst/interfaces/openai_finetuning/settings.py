@@ -32,13 +32,10 @@ class FineTuningSettings(Record):
     max_stored_bytes: int = pydantic.Field(default=2 * 1024**3, ge=1)
     """Most bytes of the files of one key."""
     max_files: int = pydantic.Field(default=1000, ge=1)
-    """Most files of one key."""
     upload_timeout_s: float = pydantic.Field(default=600, gt=0)
-    """Longest upload; then the answer is 408."""
     max_uploads: int = pydantic.Field(default=4, ge=1)
     """Concurrent uploads; beyond that the answer is 503 with Retry-After."""
     min_rows: int = pydantic.Field(default=10, ge=1)
-    """Fewest rows of a training file."""
     max_open_jobs: int = pydantic.Field(default=16, ge=1)
     """Unfinished jobs on this machine, of all submitters; beyond that the answer is 429."""
     max_loaded_models: int = pydantic.Field(default=2, ge=1)

@@ -1,8 +1,6 @@
 """The frame of a chart: scales, ticks, grid lines, titles, marks, and labels that do not collide.
 
-Charts are SVG text with a CSS class for every colour, so dark mode, print and high contrast are up to the style sheet.
-Points differ by shape and by a label beside them as well as by colour, so no legend is needed and nothing is lost to
-colour blindness or a black-and-white printer. Only what the report's charts need is here.
+SVG text with a CSS class for every colour. Points differ by shape and label too, so nothing is lost without colour.
 """
 
 from __future__ import annotations
@@ -68,7 +66,6 @@ class Frame(NamedTuple):
     y: Scale
 
     def at(self, x: float, y: float) -> Place:
-        """Return the coordinates of a point."""
         return self.x.at(x), self.y.at(y)
 
 

@@ -1,7 +1,6 @@
 """Latency of one request on each path: median, 95th and 99th percentile, and their distribution.
 
-Latencies of rows asked all at once include waiting for each other, so they are used only for paths that report a
-request's own time (endpoints, recordings); the others are known from requests asked one at a time.
+Latencies under load include waiting, so they are used only for paths that report a request's own time.
 """
 
 from __future__ import annotations
@@ -27,11 +26,8 @@ class LatencyRow(Record):
     """Latency of one path."""
 
     candidate: str
-    """Name of the path."""
     p50_ms: float
-    """Median."""
     p95_ms: float
-    """95th percentile."""
     p99_ms: float | None
     """99th percentile; None with fewer than 100 requests."""
     requests_per_s: float | None

@@ -1,7 +1,4 @@
-"""Recommendations for the person who decides, and warnings about the figures.
-
-Each line follows from one figure of the report, and none repeats a table.
-"""
+"""Recommendations for the person who decides, and warnings about the figures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What would change the verdict: another threshold, more rows, another price, other traffic, other requests.
-
-Each sentence varies one figure of the report until the verdict changes.
-"""
+"""What would change the verdict: another threshold, more rows, another price, other traffic, other requests."""
 
 from __future__ import annotations
 
@@ -39,7 +36,6 @@ def _failed_checks(data: ReportData) -> list[str]:
 
 
 def _accuracy_threshold(data: ReportData) -> list[str]:
-    """Say how far the accuracy threshold could be moved before the verdict on a candidate changes."""
     sentences = []
     checks = (
         (verdict.candidate, check)
@@ -63,7 +59,6 @@ def _accuracy_threshold(data: ReportData) -> list[str]:
 
 
 def _training_rows(data: ReportData) -> list[str]:
-    """Say what more training rows gave, and what twice the rows would give by the power law through the points."""
     curve = sorted((p for p in data.learning_curve if p.candidate == "small"), key=lambda p: p.n_rows)
     if len(curve) < 2:
         return []
@@ -119,7 +114,6 @@ def _prices(data: ReportData, paths: tuple[PathCost, ...]) -> list[str]:
 
 
 def _traffic(data: ReportData) -> list[str]:
-    """Say from how many requests on one machine is too few."""
     chosen = data.evaluation(data.smallest_passing)
     if chosen is None or chosen.candidate == "large" or not chosen.requests_per_s:
         return []

@@ -1,8 +1,4 @@
-"""The verdict in plain words: what answers, how good it is, what it costs, and where the small model loses.
-
-Each sentence is chosen by the figures, never written by hand for one result; so "keep the API" appears whenever that is
-what was measured.
-"""
+"""The verdict in plain words: what answers, how good it is, what it costs, and where the small model loses."""
 
 from __future__ import annotations
 
