@@ -1,8 +1,6 @@
-"""The result of one check of the gate, the confidence level it was made at, and the advice if it failed.
+"""One check of the gate: its result, its confidence level, and the advice if it failed.
 
-Advice tells three cases apart: the model is not good enough, the rows are too few to show that it is (and about how
-many more would do), or the value is so close to the threshold that no number of rows will. It assumes that the measured
-rates stay as they are, which is a guess; hence two digits and the word "about".
+Advice assumes that the measured rates stay as they are, which is a guess; hence two digits and the word "about".
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ class Requirement(NamedTuple):
     name: str
     """Key of the threshold in task.yaml."""
     threshold: float
-    """Its value."""
     text: str
     """The requirement in words, threshold included."""
 
@@ -71,7 +68,6 @@ class CheckInputs(NamedTuple):
     """What checks may look at."""
 
     candidate: Evaluation
-    """The candidate on test rows."""
     level: ConfidenceLevel
     """Confidence level of all intervals."""
     large: Evaluation | None = None
@@ -83,16 +79,14 @@ class CheckInputs(NamedTuple):
 
 
 class ConfidenceLevel:
-    """Confidence level of intervals when several candidates, and several parts of each, are compared (Bonferroni)."""
+    """The level 1 - 0.05 / (comparisons · parts) of intervals that are compared together (Bonferroni)."""
 
     def __init__(self, comparisons: int, parts: int = 1) -> None:
-        """The level is 1 - 0.05 / (comparisons · parts)."""
         self.comparisons, self.parts = comparisons, parts
         self.confidence = 1 - 0.05 / (comparisons * parts)
         self.z = _z(self.confidence)
 
     def for_parts(self, parts: int) -> ConfidenceLevel:
-        """Return the level at which this many parts can be compared together."""
         return ConfidenceLevel(self.comparisons, max(1, parts))
 
     @property
@@ -103,15 +97,10 @@ class ConfidenceLevel:
         return f" ({100 * self.confidence:.4g} % interval: {reason} compared)" if reason else ""
 
     def format(self, estimate: Estimate, suffix: str = "") -> str:
-        """Format the estimate with its n, then `suffix`, then the note."""
         return f"{estimate} n={estimate.n}{suffix}{self.note}"
 
     def widen(self, stored: Estimate) -> Estimate:
-        """Widen a stored 95 % interval to this level, each side by the ratio of normal quantiles.
-
-        Drawing the bootstrap again would need the task, and another draw could make the wider level the narrower
-        interval.
-        """
+        """Widen a stored 95 % interval to this level, each side by the ratio of normal quantiles."""
         by = self.z / _z(STORED_CONFIDENCE)
         low, high = stored.value - by * (stored.value - stored.low), stored.value + by * (stored.high - stored.value)
         return stored.model_copy(update={"low": max(low, 0.0) if stored.low >= 0 else low, "high": high})
@@ -137,10 +126,7 @@ def check_value(requirement: Requirement, *, passed: bool, measured: str, advice
 def check_minimum(
     requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[], int | None]
 ) -> CheckResult:
-    """Return the result of a minimum: it passes if the lower end of the interval reaches the threshold.
-
-    `measured` is the estimate in words; `rows_for` returns how many rows would show it, or None.
-    """
+    """Return the result of a minimum, met by the interval's lower end; `rows_for()` is how many rows would show it."""
     minimum = requirement.threshold
     passed = estimate.n > 0 and estimate.low >= minimum
     advice, more_rows = ("", None) if passed else advice_for(estimate, minimum, rows_for)

@@ -1,11 +1,7 @@
 """Gate: what a candidate must show before it may go live.
 
-A threshold is met when the worse end of the interval reaches it, not when the point estimate does: a lucky draw of few
-rows does not go live. That takes more rows; a failed check says how many more. Comparing several candidates on the same
-rows widens every interval (Bonferroni), since the best of many looks better than it is.
-
-To add a check, write one module beside this one with a record of its thresholds and a function that yields results,
-and register both here: the record as a base of `Gate`, the function in `CHECKS`.
+A threshold is met when the worse end of the interval reaches it. To add a check, write a module with a record of its
+thresholds, a base of `Gate`, and a function that yields results, listed in `CHECKS`.
 """
 
 from __future__ import annotations
@@ -58,10 +54,9 @@ def check(
     leaks: LeakReport | None = None,
     retention: Retention | None = None,
 ) -> Verdict:
-    """Return the verdict on `candidate`, with one result for each declared threshold.
+    """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if the gate declares none.
 
-    `comparisons_made` candidates are compared on these rows, so intervals are at 1 - 0.05 / comparisons_made. `large`
-    may cover a sample of the rows; it is paired on those. Raises ConfigError if the gate declares no threshold.
+    `comparisons_made` candidates are compared on these rows (Bonferroni). `large` may cover a sample of the rows.
     """
     if comparisons_made < 1:
         raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")

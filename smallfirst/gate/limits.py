@@ -1,7 +1,4 @@
-"""Checks of latency and cost: plain numbers, compared as measured.
-
-They carry n but no interval. An empty evaluation reports zeros and has shown nothing, so it passes none of them.
-"""
+"""Checks of latency and cost: plain numbers without an interval; an empty evaluation passes none of them."""
 
 from __future__ import annotations
 

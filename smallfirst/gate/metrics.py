@@ -1,7 +1,6 @@
 """Checks of accuracy and of any metric of the task by its name.
 
-A bootstrap over rows that are all right has no width, however few they are. So no value counts as shown beyond what
-that many perfect rows could show, n / (n + z²) (Wilson 1927): a minimum of 0.99 takes at least 381 rows.
+A value counts as shown at most as far as n perfect rows show it, n / (n + z²) (Wilson 1927): 0.99 takes 381 rows.
 """
 
 from __future__ import annotations
@@ -103,10 +102,7 @@ def max_lower_bound(n: int, level: ConfidenceLevel) -> float:
 
 
 def cap_lower_bound(estimate: Estimate, level: ConfidenceLevel) -> Estimate:
-    """Lower the low end until it is as far below the value as that of so many perfect rows is below 1.
-
-    Rows that are all alike have no spread, however few they are.
-    """
+    """Put the low end at least as far below the value as that of as many perfect rows is below 1."""
     return estimate.model_copy(
         update={"low": min(estimate.low, estimate.value + max_lower_bound(estimate.n, level) - 1)}
     )

@@ -1,7 +1,6 @@
 """Checks against the large model: both answered the same rows, and each row is compared with itself.
 
-Right and wrong answers are compared with Tango's score interval, graded scores with Agresti and Min's (see
-`stats.paired`). A row that occurs twice counts once, at the candidate's worst answer and the large model's best.
+Intervals: `stats.paired`. A row that occurs twice counts once, at the candidate's worst answer and the large's best.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Checks of single labels or fields: a good mean can hide a label that is never found.
 
-Checking many parts at once widens each interval (Bonferroni over the parts with enough rows), so 77 labels of 40 rows
-each can show a recall of 0.77 at most. Parts with fewer than `part_rows` rows are not checked, but named.
+Each interval is widened by the number of checked parts (Bonferroni): 77 labels of 40 rows show at most 0.77.
 """
 
 from __future__ import annotations
@@ -116,7 +115,6 @@ def _advice(failed: Sequence[tuple[Estimate, PartCounts]], minimum: float, level
 
 
 def _unchecked(rare: Sequence[PartCounts], part_rows: int, perfect: int | None) -> str:
-    """Name the parts with too few rows to check, and how many to label."""
     ordered = sorted(rare, key=lambda part: (part.n_gold, part.name))
     names = [_rows_to_label(part, max(part_rows, perfect or 0)) for part in ordered]
     return f"not checked, with fewer than {part_rows} rows: {join_first(names, MAX_NAMED)}" if names else ""

@@ -60,8 +60,7 @@ def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
 def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
     """Return the failing `verdict` as passed, signed with a name, a reason and the time (default: now).
 
-    Its failed checks stay, and the registry and the report show everything. Raises ConfigError if name or reason is
-    empty, if `at` has no timezone, or if the verdict already passes.
+    Raise ConfigError for an empty name or reason, a time without a timezone, or a verdict that already passes.
     """
     if not by.strip() or not because.strip():
         raise ConfigError("an override needs a name and a reason", hint="give both: --by NAME --because REASON")
@@ -80,10 +79,7 @@ def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = N
 def override_candidate(
     verdicts: Sequence[Verdict], candidate: str, *, by: str, because: str, at: datetime | None = None
 ) -> tuple[Verdict, ...]:
-    """Return all `verdicts`, the one on `candidate` overridden.
-
-    Raises ConfigError as `override` does, or if there is no verdict on `candidate`.
-    """
+    """Return all `verdicts`, the one on `candidate` overridden. Raise ConfigError as `override`, or without one."""
     names = [verdict.candidate for verdict in verdicts]
     if candidate not in names:
         raise ConfigError(

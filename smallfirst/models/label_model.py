@@ -1,8 +1,4 @@
-"""A Model that answers with a label, chosen by the label probabilities of any scorer.
-
-Requests that wait at the same moment share a pass of the scorer, which gives the label and the probabilities of all
-labels at once.
-"""
+"""A Model that answers with a label, chosen by the label probabilities of any scorer; waiting requests share a pass."""
 
 from __future__ import annotations
 
@@ -97,7 +93,6 @@ class LabelModel:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Label probabilities, and vectors where the scorer has them."""
         own = {Capability.LOGPROBS, Capability.LABEL_PROBABILITIES, Capability.READINESS}
         return frozenset(own if self._scorer.embed is None else own | {Capability.EMBEDDINGS})
 
@@ -121,11 +116,9 @@ class LabelModel:
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the label in one chunk."""
         return stream_in_one_chunk(self, request)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        """Return the calibrated probabilities of all labels for each text, in order. Raise ModelError."""
         labels, temperature = self.manifest.task.closed, self.manifest.temperature
         return [
             LabelScores(
@@ -138,10 +131,7 @@ class LabelModel:
         ]
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector of length 1 per text, in order.
-
-        Raise RequestRefused if the scorer has no vectors, ModelError if it fails.
-        """
+        """Return vectors of length 1. Raise RequestRefused if the scorer has none, ModelError if it fails."""
         if self._scorer.embed is None:
             raise RequestRefused(f"{self.name} has no embeddings: it computes word counts, not vectors")
         items = [self._worker.submit(_Item(text, embeds=True)) for text in texts]
@@ -150,11 +140,9 @@ class LabelModel:
         return Embeddings([one.vector for one in found], sum(one.n_tokens for one in found), cost_usd)
 
     async def ready(self) -> None:
-        """Return if a tiny text is scored. Raise ModelError otherwise."""
         await self._score("ready")
 
     async def aclose(self) -> None:
-        """Stop the worker thread once it has answered what waits."""
         await self._worker.aclose()
 
     async def _score(self, text: str) -> LabelLogProbs:
@@ -165,7 +153,6 @@ class LabelModel:
         return scored
 
     def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
-        """Runs in the worker's thread."""
         scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))
         scored = self._scorer.score(scored_texts) if scored_texts else []
         embed = self._scorer.embed

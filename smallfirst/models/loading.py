@@ -13,11 +13,10 @@ from smallfirst.pricing import MachinePrice, PriceBook
 
 
 def load_model(folder: Path, *, name: str = "", price: MachinePrice | None = None, certified: bool = True) -> Model:
-    """Return the model in a folder that training or the registry wrote, ready to answer.
+    """Return the model in a folder that training or the registry wrote, ready to answer, or raise ConfigError.
 
-    With `certified=False`, for a model whose confidences no certificate covers, another engine than the one it was
-    measured with may run it where that is faster. A folder of LoRA adapters loads its base as well;
-    `lora_models.load_adapters` shares one base among several. Raise ConfigError if the folder holds no model.
+    With `certified=False`, where no certificate covers its confidences, a faster engine than the measured one may run
+    it.
     """
     read_manifest(folder)  # raises the error that names what is missing
     source = ModelSource(folder, name, certified=certified, prices=PriceBook(machine=price or MachinePrice()))

@@ -1,7 +1,4 @@
-"""The Model protocol and its records: whatever answers a request implements it, a Router too.
-
-So one `evaluate()` measures every path, and one `serve()` serves any of them.
-"""
+"""The Model protocol and its records: whatever answers a request implements it, a Router too."""
 
 from __future__ import annotations
 

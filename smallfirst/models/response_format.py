@@ -1,9 +1,6 @@
 """Response formats: a schema is compiled before an answer is generated, and the finished answer is checked against it.
 
-Some engines fail open. llama.cpp drops a grammar that it cannot apply and goes on without one, with no sign of that in
-its reply; some versions of vLLM crash on one. So a schema is compiled here first by llguidance, which both use, and the
-answer is validated afterwards with jsonschema. There `pattern` and `format` are checked by llguidance as well, because
-some patterns keep Python's `re` busy for ever. Compiling takes a few milliseconds a schema, once.
+Some engines drop a grammar that they cannot apply, or crash on one, without a sign in the reply.
 """
 
 from __future__ import annotations
@@ -88,10 +85,7 @@ class ResponseGrammars:
         self._requested = GrammarCache(tokenizer)
 
     async def grammar_for(self, wanted: ResponseFormat | None) -> Grammar | None:
-        """Return the grammar that an answer follows; None for free text.
-
-        Raise RequestRefused if the request's schema has no grammar, or differs from the one of the task.
-        """
+        """Return the answer's grammar, None for free text. Raise RequestRefused if there is none, or another."""
         if self._own is not None:
             if wanted is not None and wanted.kind == "json_schema" and not _same(wanted.json_schema, self._own):
                 raise RequestRefused(
@@ -107,7 +101,6 @@ class ResponseGrammars:
             raise RequestRefused(f"response_format: {error.args[0]}") from None
 
     def close(self) -> None:
-        """Compile no further schema."""
         self._requested.close()
 
 
@@ -132,8 +125,7 @@ async def generate_in_format(
 ) -> Completion:
     """Return what `generate(False)` gives, or else `generate(True)`, which must read the prompt afresh.
 
-    JSON that was cut off for its length is returned as it is, with that finish reason. Raise BadAnswer if the second
-    answer does not have the format either.
+    JSON cut off for its length is returned as it is. Raise BadAnswer if the second answer lacks the format too.
     """
     for fresh in (False, True):
         completion = await generate(fresh)
@@ -147,11 +139,7 @@ async def generate_in_format(
 
 
 def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:
-    """Accept an answer that has the format asked for, or was cut off for its length.
-
-    Raise RequestRefused if the model answers with labels, which have a format of their own, and BadAnswer if it should
-    have kept to the format.
-    """
+    """Accept an answer in the format asked for, or cut off. Raise RequestRefused for labels, else BadAnswer."""
     if wanted is None or completion.finish_reason == "length":
         return
     if answer_parser(json.dumps(wanted.answer_schema, sort_keys=True)).keeps(completion.text):
@@ -168,7 +156,6 @@ def _bad_answer(output_format: OutputFormat, completion: Completion, hint: str |
 
 
 def _same(schema: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether a task given `schema` would follow `own`."""
     if dict(schema) == dict(own):
         return True
     try:

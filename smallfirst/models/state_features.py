@@ -1,10 +1,7 @@
 """Out-of-domain features of a text from the pass that answers it: its hidden state and label logits.
 
-A classifier gives a label to anything. Four numbers show whether the text resembles those it was trained on: the energy
-of its logits (Liu et al. 2020), the largest label probability (Hendrycks and Gimpel 2017), the Mahalanobis distance of
-its hidden state to the nearest label (Lee et al. 2018; Podolskiy et al. 2021), and the distance to its nearest training
-texts (Sun et al. 2022). They cost some matrix products beside the pass; fitting takes one pass over the training texts,
-whose states are kept: 4 bytes times rows times width.
+The energy of its logits (Liu et al. 2020), the largest label probability (Hendrycks and Gimpel 2017), the Mahalanobis
+distance to the nearest label (Lee et al. 2018) and the distance to the nearest training texts (Sun et al. 2022).
 """
 
 from __future__ import annotations
@@ -47,10 +44,9 @@ class HiddenStateProfile:
 
     @classmethod
     def fit(cls, states: HiddenStates, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
-        """Return the profile of the training texts; `gold` holds the index of each one's label.
+        """Return the training texts' profile, with one covariance shrunk as in Ledoit and Wolf (2004).
 
-        One covariance is shared by all labels and shrunk as in Ledoit and Wolf (2004), so it can be inverted even with
-        fewer texts than dimensions.
+        `gold` holds the index of each text's label.
         """
         from sklearn.covariance import LedoitWolf
 
@@ -68,20 +64,17 @@ class HiddenStateProfile:
         return np.column_stack([*of_logits, self._mahalanobis(states), self._neighbour(states)])
 
     def save(self, path: Path) -> None:
-        """Write as safetensors."""
         from safetensors.numpy import save
 
         write_atomically(path, save({"means": self.means, "whitening": self.whitening, "rows": self.rows}))
 
     @classmethod
     def load(cls, path: Path) -> HiddenStateProfile:
-        """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
 
     def _mahalanobis(self, states: HiddenStates) -> np.ndarray:
-        """Return the distance to the nearest label's mean."""
         white = states.hidden @ self.whitening
         squares = (white**2).sum(axis=1, keepdims=True) - 2 * white @ self.means.T + (self.means**2).sum(axis=1)
         distance: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0))

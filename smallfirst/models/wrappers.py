@@ -22,23 +22,17 @@ from smallfirst.models.protocol import (
 
 
 class DelegatingModel:
-    """Answer as `inner` does. Subclasses override what differs; what they leave alone keeps working.
-
-    Overriding `_target` alone redirects every call, for example to whichever model currently has a name.
-    """
+    """Answer as `inner` does; subclasses override what differs, or `_target` alone to redirect every call."""
 
     def __init__(self, inner: Model, *, name: str | None = None) -> None:
-        """Wrap `inner`, under its own name or under `name`."""
         self.inner, self._name = inner, name
 
     @property
     def name(self) -> str:
-        """Name shown in results, headers and the ledger."""
         return self.inner.name if self._name is None else self._name
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """The wrapped model's abilities."""
         return self.inner.capabilities
 
     @contextmanager
@@ -47,7 +41,6 @@ class DelegatingModel:
         yield self.inner
 
     async def complete(self, request: Request) -> Completion:
-        """Return the answer. Raise ModelError if there is none."""
         with self._target() as model:
             return await model.complete(request)
 
@@ -64,7 +57,6 @@ class DelegatingModel:
                     await close()
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector per text. Raise ModelError if the model has no embeddings."""
         with self._target() as model:
             able = embedding_model(model)
             if able is None:
@@ -72,7 +64,6 @@ class DelegatingModel:
             return await able.embed(texts)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        """Return the probability of every label for each text. Raise ModelError if the model has no labels."""
         with self._target() as model:
             able = label_probability_model(model)
             if able is None:
@@ -94,8 +85,7 @@ class DelegatingModel:
 class OpenEndedReplay(DelegatingModel):
     """Replay recorded answers to open-ended requests, so that a Router can be measured on labelled rows as well.
 
-    A labelled row that the Router takes for an open-ended request was recorded with the task's prompt only. It gets an
-    empty answer, which counts as wrong, at the cost and latency of `task_answers`.
+    A labelled row taken for an open-ended request gets an empty answer at the cost and latency of `task_answers`.
     """
 
     def __init__(self, open_answers: Model, task_answers: Model) -> None:
@@ -110,5 +100,4 @@ class OpenEndedReplay(DelegatingModel):
             return (await self._task_answers.complete(request)).model_copy(update={"text": ""})
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer in one piece."""
         return stream_in_one_chunk(self, request)

@@ -1,8 +1,4 @@
-"""The files of a registered model in an MLflow run: copied, listed in a manifest with their digests, and verified.
-
-A folder without its manifest, or with other files, is rejected: it was half copied or changed since. Verifying reads
-every byte once when a model is loaded, about a second per gigabyte.
-"""
+"""The files of a registered model in an MLflow run: copied, listed in a manifest with their digests, and verified."""
 
 from __future__ import annotations
 
@@ -42,10 +38,7 @@ class StoredModel(Record):
     """URI of the model folder, as MLflow shows it."""
 
     def local_folder(self) -> Path | None:
-        """Return the model folder if the store keeps artifacts on this machine, else None.
-
-        If the project folder was moved since, it is looked for in the current state folder.
-        """
+        """Return the model folder, also if the project was moved, if artifacts are on this machine, else None."""
         address = urlparse(self.source)
         if address.scheme not in ("", "file"):
             return None
@@ -54,11 +47,9 @@ class StoredModel(Record):
         return moved if moved.is_dir() and not recorded.is_dir() else recorded
 
     def folder(self) -> Path:
-        """Return where the model folder is, or will be once it is downloaded."""
         return self.local_folder() or home() / "downloads" / self.run_id / self.entry / "model"
 
     def fetch(self) -> Path:
-        """Return the local model folder, downloaded first if the store is elsewhere."""
         folder = self.folder()
         if folder.is_dir() or self.local_folder() is not None:
             return folder
@@ -71,7 +62,6 @@ class StoredModel(Record):
         return folder
 
     def write_attachment(self, filename: str, content: bytes) -> None:
-        """Write `content` beside the model as `attachments/<filename>`."""
         local = self.local_folder()
         if local is not None:
             write_atomically(local.parent / "attachments" / filename, content)
@@ -107,10 +97,7 @@ def upload(run_id: str, folder: Path, manifest: Manifest) -> StoredModel:
 
 
 def build_manifest(folder: Path) -> Manifest:
-    """Return the manifest of `folder`.
-
-    Raises RegistryError for a folder that cannot be stored: empty, or with a link or a file of another format.
-    """
+    """Return the manifest of `folder`. Raise RegistryError if it is empty or has a link or a file of another format."""
     if not folder.is_dir():
         raise RegistryError(f"{folder} is not a folder with a model", hint="train a model first")
     files: dict[str, str] = {}
@@ -132,10 +119,7 @@ def build_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, what: str, *, fingerprint: str) -> None:
-    """Check that `folder` contains exactly the files of the manifest with this fingerprint.
-
-    Raises RegistryError naming `what` and the file that is missing, changed or added.
-    """
+    """Raise RegistryError naming `what` unless `folder` has exactly the files of the manifest with this fingerprint."""
     hint = f"restore {folder}, or register the model again"
     try:
         manifest = Manifest.load(folder / MANIFEST_FILENAME)

@@ -1,8 +1,6 @@
 """Evaluations in MLflow: metrics on the training run, and a run for each candidate as `mlflow.genai.evaluate` logs it.
 
-MLflow's own views compare such runs row by row by the run type, the dataset's digest, traces that name their run, and
-assessments of equal names. All candidates show the same rows, chosen by content. A row takes about 25 ms in a SQLite
-store (5 s for 200), hence `MAX_TRACES`; metrics always come from every row.
+All candidates show the same rows, chosen by content. A row takes about 25 ms in a SQLite store, hence `MAX_TRACES`.
 """
 
 from __future__ import annotations
@@ -36,11 +34,7 @@ _TRACE_NAME, _SCHEMA = "mlflow.traceName", "mlflow.trace_schema.version"
 
 
 def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
-    """Store the whole evaluation, rows included, as JSON and return its path inside the run.
-
-    Its metrics are named `<candidate>/<split>/<metric>`, with `.low` and `.high` for the interval. An evaluation on
-    test rows becomes a run of its own as well, see `log_evaluation_run`. Raises SmallfirstError if the store refuses.
-    """
+    """Store the whole evaluation as JSON and metrics, on test rows also as a run; return its path inside the run."""
     run = TrackedRun(client(), run_id)
     _write(run, {f"{evaluation.candidate}/{evaluation.split}/{k}": v for k, v in _metrics(evaluation).items()})
     path = run.log_json(f"evaluations/{evaluation.candidate}-{evaluation.split}", evaluation)
@@ -52,9 +46,8 @@ def log_evaluation(run_id: str, evaluation: Evaluation) -> str:
 def log_evaluation_run(parent_run_id: str, evaluation: Evaluation, *, max_traces: int = MAX_TRACES) -> str:
     """Log a run under the parent as `mlflow.genai.evaluate` would, and return its id.
 
-    Up to `max_traces` rows become traces with the gold answer as expectation `expected_response` and the assessments
-    `correct` and `score`; two evaluations of the same rows show the same ones. Traces that the store refuses are logged
-    and left out. Raises SmallfirstError if it refuses the run or its metrics.
+    Up to `max_traces` rows become traces; those that the store refuses are logged and left out. Raise SmallfirstError
+    if it refuses the run or its metrics.
     """
     store = client()
     with store_errors():
@@ -111,7 +104,6 @@ def _with_ends(name: str, estimate: Estimate) -> dict[str, float | None]:
 
 
 def _mlflow_metrics(evaluation: Evaluation) -> dict[str, float | None]:
-    """Return the metrics under MLflow's names for them: `<assessment>/mean`."""
     metrics = _metrics(evaluation)
     metrics["accuracy/mean"] = metrics["correct/mean"] = metrics.pop("accuracy")
     if evaluation.rows:

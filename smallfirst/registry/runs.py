@@ -1,8 +1,6 @@
 """MLflow runs: parameters, curves and files of trainings.
 
-Opening the store imports MLflow (about a second) and, the first time, creates its tables (another second). Metrics are
-buffered and written at most every two seconds, so a killed run loses at most that much of its curve. A store that fails
-while a model trains is logged and never stops the training.
+Metrics are written at most every two seconds. A store that fails while a model trains never stops the training.
 """
 
 from __future__ import annotations
@@ -74,7 +72,6 @@ class TrackedRun:
         return True
 
     def log_artifact(self, path: Path, *, folder: str | None = None) -> None:
-        """Copy the file or folder at `path` into `folder` of the run."""
         with store_errors():
             if path.is_dir():
                 self._client.log_artifacts(self.run_id, str(path), folder or path.name)
@@ -150,10 +147,7 @@ def resume_run(run_id: str) -> TrackedRun:
 
 
 def client() -> MlflowClient:
-    """Return MLflow's client for this project's store, with telemetry and info logs off.
-
-    `MLFLOW_REGISTRY_URI` is honoured; without it the registry lives in the tracking store.
-    """
+    """Return MLflow's client for this project's store and `MLFLOW_REGISTRY_URI`, telemetry and info logs off."""
     _no_telemetry()
     from mlflow.tracking import MlflowClient
 

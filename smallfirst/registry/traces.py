@@ -1,8 +1,6 @@
 """MLflow traces: finished spans, written in batches to the store that the tracking URI names.
 
-MLflow's client writes to a database directly and to a tracking server by OpenTelemetry's protocol. Spans arrive with
-their times and ids, so MLflow's live tracing with its threads and global state is not used. A trace of five spans takes
-a few milliseconds in SQLite, so call this from a background thread.
+Spans carry their own times and ids. Five take milliseconds in SQLite, so write from a background thread.
 """
 
 from __future__ import annotations

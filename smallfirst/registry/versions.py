@@ -1,9 +1,6 @@
-"""The model registry: which version of a model is live, which was live before, and on what evidence.
+"""The model registry: versions in MLflow under `catalog.schema.model`, aliases, and the verdict each version passed.
 
-Versions are stored in MLflow's registry under three-level names (`catalog.schema.model`), their files in the artifacts
-of an MLflow run. Files are copied first, then the version is created, and an alias moves last: a kill at any moment
-leaves the old state or the new one, and at worst some files that nothing refers to. Every version carries the verdict
-it passed, and its files are verified when it is resolved.
+Files are copied first, then the version is created, and an alias moves last, so a kill leaves the old state or the new.
 """
 
 from __future__ import annotations
@@ -65,10 +62,7 @@ def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, t
 
 
 def promote(name: str, version: int) -> ModelVersion:
-    """Verify the version's files and make it champion; the former champion becomes `previous`.
-
-    Promoting the champion changes nothing.
-    """
+    """Verify the version's files and make it champion; the former champion becomes `previous`."""
     chosen = resolve(f"{name}/{version}")
     former = _aliases(name).get(CHAMPION)
     if former == version:
@@ -78,10 +72,7 @@ def promote(name: str, version: int) -> ModelVersion:
 
 
 def rollback(name: str) -> ModelVersion:
-    """Make the former champion champion again; the current one becomes `previous`.
-
-    Raises RegistryError if there is no former champion or its files are damaged.
-    """
+    """Make the former champion champion again. Raise RegistryError without one, or if its files are damaged."""
     check_name(name)
     aliases = _aliases(name)
     back, live = aliases.get(PREVIOUS), aliases.get(CHAMPION)
@@ -123,10 +114,7 @@ def list_versions(name: str) -> list[ModelVersion]:
 
 
 def attach(name: str, version: int, filename: str, content: bytes) -> None:
-    """Store `content` beside the version as `filename`, replacing an earlier one.
-
-    For files made after registration, such as `certificate.json`; they are not part of the verified model files.
-    """
+    """Store `content` beside the version as `filename`, replacing an earlier one; it is not a verified model file."""
     _check_filename(filename)
     _stored(_row(check_name(name), version)).write_attachment(filename, content)
 

@@ -1,8 +1,4 @@
-"""Auto: one name for every task. Each request goes to the Router of the task it belongs to, or to the general model.
-
-A TaskSelector finds the task by the text, in about a millisecond a task; the task's Router then decides between small
-and large. A request that belongs to no task is answered by the general model, as it came.
-"""
+"""Auto: one name for every task. A TaskSelector finds the Router; what belongs to no task goes to the general model."""
 
 from __future__ import annotations
 
@@ -30,7 +26,6 @@ class AutoRouter:
 
     @property
     def name(self) -> str:
-        """Name shown in results, headers and the ledger."""
         return self._name
 
     async def complete(self, request: Request) -> Completion:
@@ -39,7 +34,6 @@ class AutoRouter:
         return _with_selection(selection, await model.complete(request))
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer piece by piece. Raise ModelError if nobody answers."""
         selection, model = await self._select(request)
         async for chunk in model.stream(request):
             if chunk.completion is not None:
@@ -47,7 +41,6 @@ class AutoRouter:
             yield chunk
 
     async def aclose(self) -> None:
-        """Stop the selector's thread and close the Routers and the general model."""
         await self._worker.aclose()
         for model in {id(m): m for m in (*self.routers.values(), self.general) if m}.values():
             await model.aclose()

@@ -32,7 +32,6 @@ class BudgetTracker:
         self._sum = 0.0
 
     def allows(self, cost_usd: float = 0.0) -> bool:
-        """Return True if the cost of the window and `cost_usd` together stay below the budget."""
         self._forget()
         return self._sum + cost_usd < self.budget.usd
 

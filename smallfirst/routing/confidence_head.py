@@ -1,10 +1,7 @@
 """Estimate the confidence of a draft from more than the model's own probability.
 
-A fine-tuned model's probability ranks drafts well and is badly scaled, and it misses the second label's probability,
-the weakest field of a JSON answer and the answer of a cheaper model. A DraftHead combines these in a logistic
-regression with isotonic calibration. It is fitted on selection rows (none that a certificate uses) and takes
-microseconds a draft. Unless it predicts held-out rows clearly better than the model's own probability, it stays
-unfitted and returns that probability.
+A logistic regression with isotonic calibration, fitted on selection rows. Unless it predicts held-out rows clearly
+better than the model's own probability, it stays unfitted and returns that probability.
 """
 
 from __future__ import annotations
@@ -59,10 +56,9 @@ class DraftHead(CalibratedHead):
     ) -> DraftHead:
         """Fit on drafts and whether each was right; `cheaper` holds a cheaper model's answers to the same requests.
 
-        All features are used only if they have a clearly lower 5-fold log loss than the model's own confidence, raw and
-        calibrated; the calibrated one is used only if it clearly beats the raw one. `fields_correct` says by field path
-        which fields of each draft were right; a field with 30 rows or more, ten of each kind, gets a curve of its own
-        by the same test. Raise ValueError if the lengths differ.
+        All features are used only if they clearly beat the model's confidence, raw and calibrated, in 5-fold log loss.
+        `fields_correct` says by field path which fields were right; a field with enough rows gets a curve of its own.
+        Raise ValueError if the lengths differ.
         """
         right, beside = np.asarray(correct, dtype=bool), cheaper or [None] * len(drafts)
         lengths = [len(column) for column in (drafts, right, beside, fields_correct or drafts)]
@@ -93,10 +89,7 @@ class DraftHead(CalibratedHead):
         )
 
     def confidence(self, completion: Completion, cheaper: Completion | None = None) -> float:
-        """Return the probability in [0, 1] that the draft is right; 0 if unfitted and the model gives none.
-
-        A head that was fitted with a cheaper model's answers needs them here too.
-        """
+        """Return the probability in [0, 1] that the draft is right; 0 if unfitted and the model gives none."""
         if not self.weights:
             return completion.confidence or 0.0
         return self.probability(features_of(completion, cheaper))
@@ -122,11 +115,7 @@ def features_of(completion: Completion, cheaper: Completion | None = None) -> tu
 def draft_features(
     texts: Sequence[str], drafts: Sequence[Completion], cheaper: Sequence[Completion | None] | None = None
 ) -> list[list[float]]:
-    """Return FEATURES of each draft, its lines, its numbers and whether it was cut off, for a DifficultyModel.
-
-    Of numbers: how many, the share of the request's that are used, and the share that are new. Raise ValueError if the
-    lengths differ.
-    """
+    """Return FEATURES of each draft, its lines, numbers and end. Raise ValueError if the lengths differ."""
     rows = []
     for text, draft, beside in zip(texts, drafts, cheaper or [None] * len(drafts), strict=True):
         given, written = set(NUMBER.findall(text)), set(NUMBER.findall(draft.text))
@@ -173,10 +162,7 @@ def log_losses(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def significantly_lower(losses: np.ndarray, others: np.ndarray, *, errors: float = 1.0) -> bool:
-    """Return True if the mean of `losses` is below that of `others` on the same rows by `errors` standard errors.
-
-    With one it is the one-standard-error rule (Breiman et al. 1984): the simpler candidate wins unless clearly beaten.
-    """
+    """Return True if the mean of `losses` is lower by `errors` standard errors of the paired difference."""
     gain = others - losses
     return bool(gain.mean() > errors * gain.std(ddof=1) / math.sqrt(len(gain)))
 
@@ -199,7 +185,6 @@ def _choose_columns(features: np.ndarray, right: np.ndarray) -> tuple[list[int],
 
 
 def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the probability of each row by a regression on the other folds."""
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     centres, scales = means_and_scales(features)
@@ -209,7 +194,6 @@ def _held_out(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _enough(right: np.ndarray) -> bool:
-    """Return True if there are enough rows, and both kinds in every fold."""
     return len(right) >= MIN_ROWS and min(right.sum(), (~right).sum()) >= 2 * FOLDS
 
 

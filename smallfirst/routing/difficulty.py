@@ -1,11 +1,7 @@
 """Predict how hard a request is for the small model, from rows whose outcome is known.
 
-Before a draft, the text alone gives the probability that the small model does well enough (right, or as good as the
-large one, as the outcomes of the fit say). After a draft, features of the draft can be added. Words, surface features
-and optionally a sentence encoder's vector go into one logistic regression with a strong penalty and isotonic
-calibration on held-out rows. Words are hashed, so a stored model holds no text. A request takes one to two milliseconds
-without an encoder. Unless held-out rows are predicted better than by their mean outcome, the model returns that mean
-for every request.
+Hashed words, surface features and optionally a sentence encoder's vector go into one logistic regression with isotonic
+calibration. Unless held-out rows are predicted better than by their mean outcome, that mean is returned.
 """
 
 from __future__ import annotations
@@ -103,9 +99,8 @@ class DifficultyModel:
     ) -> DifficultyModel:
         """Fit on requests and how well the small model did on each, in [0, 1] (True: well enough).
 
-        `further` holds more numbers for each row, such as `confidence_head.draft_features` for a decision after the
-        draft. `encoder` is the encoder with its name in `models.catalog`. Raise ValueError if the lengths differ or an
-        outcome leaves [0, 1].
+        `further` holds more numbers for each row, such as `confidence_head.draft_features`; `encoder` is the encoder
+        with its name in `models.catalog`. Raise ValueError if the lengths differ or an outcome leaves [0, 1].
         """
         target = _outcomes(texts, helped, further)
         rate = float(target.mean()) if len(target) else 0.5
@@ -139,10 +134,7 @@ class DifficultyModel:
         )
 
     def score(self, texts: Sequence[str], *, further: Sequence[Sequence[float]] | None = None) -> np.ndarray:
-        """Return a probability in [0, 1] for each text, in order; with `further` numbers as they were given to `fit`.
-
-        Raise ValueError if there are more or fewer of them.
-        """
+        """Return a probability in [0, 1] for each text, in order. Raise ValueError unless `further` is as in `fit`."""
         if self._weights is None or not texts:
             return np.full(len(texts), self.fitted.rate)
         counts = _counts(texts, further)
@@ -158,7 +150,6 @@ class DifficultyModel:
         return np.array([self.fitted.steps.at(float(value)) for value in logits])
 
     def save(self, folder: Path) -> None:
-        """Write the weights and, last, the parameters."""
         if self._weights is not None:
             from safetensors.numpy import save
 
@@ -239,7 +230,6 @@ def _fit(x: np.ndarray, target: np.ndarray, inverse_penalty: float) -> Any:
 
 
 def _hashed(texts: Sequence[str]) -> Any:
-    """Return which words and word pairs are in each text: sparse ones (texts, N_HASH_BUCKETS)."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashing = HashingVectorizer(
@@ -249,7 +239,6 @@ def _hashed(texts: Sequence[str]) -> Any:
 
 
 def _weighed(hashed: Any, rarity: np.ndarray) -> Any:
-    """Weight by rarity and scale each text to length 1."""
     from sklearn.preprocessing import normalize
 
     return normalize(hashed.multiply(rarity).tocsr())

@@ -1,10 +1,8 @@
 """Router: drafting stages, policies and a certificate in front of a large model; itself a Model.
 
-Policies are applied first, then the out-of-domain check. The task's own requests go through the cascade, cheapest stage
-first: each stage drafts an answer, and the certificate gives the confidence at which a draft is accepted. A request
-that no stage is confident about goes to the large model, is answered small without a guarantee where the large model
-was measured to be no better, or is left to a person. A request of another domain goes to the large model as it came,
-without the task's prompt. Every answer carries its route: each step with its score, threshold and cost.
+Policies apply first, then the out-of-domain check, then the cascade, cheapest stage first. What no stage is confident
+about goes to the large model, is answered small without a guarantee, or is left to a person. Every answer carries its
+route.
 """
 
 from __future__ import annotations
@@ -55,10 +53,7 @@ class Router:
         options: RouterOptions | None = None,
         name: str = "",
     ) -> None:
-        """Create a Router from one small model, or from stages with the cheapest first.
-
-        `large` answers the task's uncertain requests, `general` (by default `large`) those of other domains.
-        """
+        """Route between one small model, or stages with the cheapest first, `large`, and `general` for others."""
         self.stages = (Stage("small", stages),) if isinstance(stages, Model) else tuple(stages)
         self.large, self.certificate = large, certificate
         self.general, self.ood_detector = general or large, ood_detector
@@ -74,7 +69,6 @@ class Router:
 
     @property
     def name(self) -> str:
-        """Name shown in results, headers and the ledger."""
         return self._name
 
     @property
@@ -88,19 +82,16 @@ class Router:
         return frozenset({Capability.STREAM, *(capability for capability, model in given.items() if model)})
 
     async def complete(self, request: Request) -> Completion:
-        """Return the accepted draft or the large model's answer; cost and latency include discarded drafts."""
         return await self.finish(await self.decide(request), request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer piece by piece, beginning once it is decided who answers."""
         async for chunk in self.finish_stream(await self.decide(request), request):
             yield chunk
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
         """Decide who answers a request; make drafts only as far as the decision needs them.
 
-        `paused` is the reason why no draft may be used at the moment: the task's own requests then go to the large
-        model without one.
+        `paused` is why no draft may be used at the moment: the task's own requests then go to the large model.
         """
         chosen = apply_policies(self.options.policies, request, self.options.difficulty)
         attempt = RoutingAttempt(self, request, paused)
@@ -139,15 +130,12 @@ class Router:
         yield Chunk(completion=draft)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector per text from the last stage that has embeddings. Raise ModelError if none has."""
         return await self._able(self._embedding, "embeddings").embed(texts)
 
     async def probabilities(self, texts: Sequence[str]) -> list[LabelScores]:
-        """Return label probabilities from the last stage that has them. Raise ModelError if none has."""
         return await self._able(self._scoring, "label probabilities").probabilities(texts)
 
     async def ready(self) -> None:
-        """Return if the last stage that can be probed would answer now. Raise ModelError if it would not."""
         if self._probed is not None:
             await self._probed.ready()
 
@@ -162,14 +150,12 @@ class Router:
         return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
 
     def covers(self, stage: Stage, label: str, confidence: float | None) -> bool:
-        """Return True if the certificate covers this draft of a stage."""
         if stage is self.stages[-1]:
             return self.certificate.covers(label, confidence)
         known = any(one.name == stage.name for one in self.certificate.stages)
         return known and self.certificate.covers(label, confidence, stage=stage.name)
 
     async def aclose(self) -> None:
-        """Close every model."""
         models = [s.model for s in (*self.stages, *self.options.policy_stages)]
         for model in {id(m): m for m in (*models, self.large, self.general) if m}.values():
             await model.aclose()
@@ -212,7 +198,6 @@ class RoutingAttempt:
         self.draft: Completion | None = None
 
     async def run_stage(self, chosen: PolicyDecision) -> Decision:
-        """Go straight to the stage that a policy names."""
         self._add_step(
             stage=chosen.policy,
             decision="passed on",
@@ -276,7 +261,6 @@ class RoutingAttempt:
         return self._accept(self.draft, self._route(stage, why, confidence=confidence, threshold=threshold))
 
     async def _make_draft(self, stage: Stage) -> tuple[Completion, float | None]:
-        """Return the stage's draft and its confidence, None if the model gives none."""
         cheaper = self.draft
         self.draft = await stage.model.complete(self.request)
         self.cost_usd += self.draft.cost_usd
@@ -384,7 +368,6 @@ def _fall_back_to_draft(decision: Decision, error: ModelError) -> Completion:
 
 
 def _describe_guarantee(certificate: Certificate) -> str:
-    """Describe the guarantee; certificates made before it was stored limit the error alone."""
     if certificate.guarantee is not None:
         return certificate.guarantee.in_words
     return Guarantee(max_error=certificate.max_error, confidence=certificate.confidence).in_words

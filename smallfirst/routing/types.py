@@ -16,9 +16,7 @@ class OodScore(NamedTuple):
     value: float
     """In [0, 1]; higher is less like them."""
     cost_usd: float
-    """Cost of the check in USD."""
     latency_ms: float
-    """Duration of the check."""
 
 
 class OodDetector(Protocol):
@@ -27,8 +25,7 @@ class OodDetector(Protocol):
     async def score(self, request: Request) -> OodScore:
         """Return the out-of-domain score of a request; above `threshold` it does not belong to the task."""
 
-    async def aclose(self) -> None:
-        """Free what the detector holds."""
+    async def aclose(self) -> None: ...
 
     @property
     def threshold(self) -> float:
@@ -48,7 +45,6 @@ class Stage(NamedTuple):
     name: str
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
-    """The model that drafts."""
     head: ConfidenceHead | None = None
     """Estimates the confidence of its drafts; None uses the model's own."""
 
@@ -57,9 +53,7 @@ class RouterOptions(NamedTuple):
     """Settings of a Router beside its models and its certificate."""
 
     policies: Sequence[Policy] = ()
-    """Applied in order before anything is drafted."""
     budget: Budget | None = None
-    """Largest cost of escalated answers."""
     difficulty: DifficultyScorer | None = None
     """Scores requests for `difficulty` policies."""
     policy_stages: Sequence[Stage] = ()
@@ -74,7 +68,6 @@ class Decision(NamedTuple):
     """Who answers: an accepted draft, or a model still to be asked."""
 
     route: Route
-    """The route so far."""
     draft: Completion | None
     """The accepted draft, or the fallback if `model` fails; its cost and latency are those of the whole attempt."""
     model: Model | None

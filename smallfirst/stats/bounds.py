@@ -1,10 +1,4 @@
-"""One-sided upper bounds on the mean of bounded losses, by betting.
-
-They are valid for any distribution within the range and any number of rows, unlike a normal interval. A cost, a
-difference of two answers or a share judged by another model is not binary, so the exact binomial bound of
-`smallfirst.stats.intervals` does not apply. The bounds are wider than that one, mostly where rows are few;
-`benchmarks/results/certificates.md` shows by how much.
-"""
+"""One-sided upper bounds on the mean of bounded losses, by betting, valid for any distribution and number of rows."""
 
 from __future__ import annotations
 
@@ -25,9 +19,8 @@ _GUESS_SHARE = 0.2
 def betting_p_value(values: Sequence[float] | np.ndarray, mean: float, *, low: float = 0.0, high: float = 1.0) -> float:
     """Return the p-value of "the true mean is `mean` or more", for independent values in [low, high].
 
-    A bet against the claim is placed on every row at fair odds, so the expected final wealth is at most 1 if the claim
-    is true, and 1 / wealth is a p-value (Waudby-Smith and Ramdas 2024). The capital is spread over constant bets, which
-    makes the result independent of the order of rows. No values give 1. Raise ValueError if one leaves the range.
+    Bets at fair odds against the claim; 1 / final wealth is the p-value (Waudby-Smith and Ramdas 2024). Independent of
+    the order of rows. No values give 1. Raise ValueError if one leaves the range.
     """
     scaled = _scaled(values, low, high)
     at = (mean - low) / (high - low)
@@ -41,10 +34,7 @@ def betting_p_value(values: Sequence[float] | np.ndarray, mean: float, *, low: f
 def betting_upper_bound(
     values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, low: float = 0.0, high: float = 1.0
 ) -> float:
-    """Return the upper bound on the mean of values in [low, high]: the least mean that `betting_p_value` rejects.
-
-    No values give `high`. Raise ValueError if one leaves the range.
-    """
+    """Return the least mean that `betting_p_value` rejects; `high` without values. Raise ValueError out of range."""
     scaled = _scaled(values, low, high)
     if scaled.size == 0:
         return high
@@ -57,10 +47,7 @@ def betting_upper_bound(
 
 
 def rows_to_reject(values: Sequence[float] | np.ndarray, mean: float, *, level: float, max_rows: int) -> int | None:
-    """Return the fewest rows at which values in [0, 1] distributed like these have a p-value of at most `level`.
-
-    None if their mean is not below `mean`, or more than `max_rows` are needed.
-    """
+    """Return the fewest rows of values in [0, 1] like these with a p-value of at most `level`; None if none do."""
     scaled = _scaled(values, 0.0, 1.0)
     if scaled.size == 0 or scaled.mean() >= mean or not 0 < mean < 1:
         return None
@@ -83,10 +70,9 @@ def prediction_powered_shows(
 ) -> bool:
     """Return True if an error rate is shown to be at most `limit`, from many judged rows and a few gold ones.
 
-    `judged_wrong` are the errors by a model's judgement and the rows it judged, `correction` the `corrections` of the
-    rows with gold labels. True error = judged error + mean correction (Angelopoulos et al. 2023). Valid for any number
-    of rows: the level is split over an exact bound on the first term and a betting test of the second. The gold rows
-    must be a random part of all rows; they may be among the judged ones.
+    `judged_wrong`: errors by a model's judgement, and rows judged; `correction`: `corrections` of gold rows, a random
+    part of all. True error = judged error + mean correction (Angelopoulos et al. 2023); the level is split over both
+    terms.
     """
     first = upper_bound(*judged_wrong, confidence=1 - level * _GUESS_SHARE)
     return betting_p_value(correction, limit - first, low=-1.0, high=1.0) <= level * (1 - _GUESS_SHARE)

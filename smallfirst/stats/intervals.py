@@ -1,7 +1,6 @@
-"""Estimates with intervals, from counts and arrays. Pure functions, checked against scipy and statsmodels.
+"""Estimates with intervals, from counts and arrays; checked against scipy and statsmodels.
 
-The intervals were chosen for their coverage near 0 and 1 and with few rows, where textbook ones shrink to nothing; they
-are wider in exchange. `benchmarks/results/intervals.md` shows the coverage of each by simulation.
+Chosen for their coverage near 0 and 1 and with few rows; `benchmarks/results/intervals.md` shows it by simulation.
 """
 
 from __future__ import annotations
@@ -41,10 +40,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
 
 
 def clopper_pearson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
-    """Return the share of successes with the exact interval (Clopper and Pearson 1934), which is conservative.
-
-    n = 0 gives [0, 1] around 0.
-    """
+    """Return the share of successes with the exact interval (Clopper and Pearson 1934). n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
     tail = (1 - confidence) / 2
@@ -71,10 +67,9 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95) -> Estimate:
-    """Return the accuracy of `first` minus the accuracy of `second` on the same rows, in [-1, 1].
+    """Return the accuracy of `first` minus that of `second` on the same rows, in [-1, 1].
 
-    Interval: Wald after adding half a pair of each of the four kinds (Agresti and Min 2005).
-    Raise ValueError if the lengths differ.
+    Interval: Wald after adding half a pair of each kind (Agresti and Min 2005). Raise ValueError if lengths differ.
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     return _paired(a.astype(np.float64), b.astype(np.float64), confidence)
@@ -83,10 +78,8 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confiden
 def paired_mean_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Return the mean score of `first` minus that of `second` on the same rows, in [-1, 1], for scores in [0, 1].
 
-    Interval: the general form of `paired_difference`; two pairs are added, half of one at +1, half at -1, one at 0. It
-    is not a bootstrap: where most rows score alike, as with token F1, there is too little to resample. At 30 rows of
-    which 3 % differ, a percentile bootstrap covers the truth 4 times in 10. Where all differences are small, the
-    interval is too wide by up to 2 / n. Raise ValueError if the lengths differ or a difference leaves [-1, 1].
+    Interval: the general form of `paired_difference`; a bootstrap covers too little where most rows score alike. Raise
+    ValueError if the lengths differ or a difference leaves [-1, 1].
     """
     return _paired(np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64), confidence)
 
@@ -96,8 +89,7 @@ def bootstrap(
 ) -> Estimate:
     """Return `metric(row_indices)` over all n rows with a percentile bootstrap interval (Efron 1979).
 
-    For figures without a known range. The interval has no width where all rows are alike; for averages of shares use
-    `bootstrap_share`. n = 0 gives [0, 1] around 0.
+    For figures without a known range. n = 0 gives [0, 1] around 0.
     """
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
@@ -109,10 +101,7 @@ def bootstrap(
 def bootstrap_share(
     metric: Callable[[np.ndarray], float], n: int, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Return `metric(row_indices)` in [0, 1] over all n rows, for averages of shares such as macro F1.
-
-    The interval is that of `bootstrap_interval`. n = 0 gives [0, 1] around 0.
-    """
+    """Return a `metric(row_indices)` in [0, 1] with `bootstrap_interval`. n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
     value, values = _resample(metric, n, resamples=resamples, seed=seed)
@@ -122,8 +111,8 @@ def bootstrap_share(
 def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: float = 0.95) -> Estimate:
     """Return a figure in [0, 1] over n > 0 rows with an interval from its `values` on bootstrap resamples of them.
 
-    Interval: bias-corrected percentiles (Efron 1981), widened where needed to Wilson's interval of a share of equal
-    value, because resampling cannot show an error that was not seen: 30 rows without one give it no width at all.
+    Interval: bias-corrected percentiles (Efron 1981), widened to Wilson's interval of a share of equal value, because
+    resampling cannot show an error that was not seen.
     """
     low, high = _bias_corrected(value, values, confidence)
     least, most = _wilson_ends(value, n, confidence)
@@ -133,9 +122,8 @@ def bootstrap_interval(value: float, values: np.ndarray, *, n: int, confidence: 
 def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable], *, confidence: float = 0.95) -> Estimate:
     """Return the agreement of two judges beyond chance on the same rows, in [-1, 1] (Cohen 1960).
 
-    Interval: Wilson's for the share of agreement, with the agreement by chance taken as known; the usual large-sample
-    error is 0 for two judges who never differed. If both always gave one answer, or there is no row, nothing is shown:
-    0 in [-1, 1]. Raise ValueError if the lengths differ.
+    Interval: Wilson's for the share of agreement, with chance taken as known. A single answer throughout, or no row,
+    gives 0 in [-1, 1]. Raise ValueError if the lengths differ.
     """
     if len(first) != len(second):
         raise ValueError(f"paired rows differ in number: {len(first)} and {len(second)}")
@@ -192,7 +180,6 @@ def _paired(first: np.ndarray, second: np.ndarray, confidence: float) -> Estimat
 
 
 def _resample(metric: Callable[[np.ndarray], float], n: int, *, resamples: int, seed: int) -> tuple[float, np.ndarray]:
-    """Return the metric on all n rows, and on each resample."""
     draw = np.random.default_rng(seed)
     return float(metric(np.arange(n))), np.array([metric(draw.integers(0, n, n)) for _ in range(resamples)])
 

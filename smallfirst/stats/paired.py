@@ -1,8 +1,6 @@
 """Intervals for the difference of two models on the same rows that never fall when an answer gets better.
 
-Tango's score interval (1998) is McNemar's test turned into an interval. Unlike Wald intervals it is monotone, and rows
-without any disagreement do not count as certainty: 40 equal rows leave 0.088 open, not 0.047. Graded scores use Agresti
-and Min's interval (2005), with its lower end made monotone too (`paired_score_difference`).
+Tango's score interval (1998) for right and wrong, Agresti and Min's (2005), made monotone, for graded scores.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ MAX_CLIPS = 1000
 def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Return the accuracy of the first minus that of the second on the same `n` rows (Tango 1998).
 
-    `only_first` and `only_second` count the rows that only one of the two gets right. n = 0 gives [-1, 1] around 0.
+    `only_first`, `only_second`: rows that only one of the two gets right. n = 0 gives [-1, 1] around 0.
     """
     if n == 0:
         return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
@@ -50,9 +48,8 @@ def score_lower_bound(only_first: float, only_second: float, n: int, z: float) -
 def paired_score_difference(first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Return the mean score of the first minus that of the second on the same rows, for scores in [0, 1].
 
-    Like `paired_mean_difference`, but the lower end never falls when the first scores higher. There, one row far above
-    the others adds more to the spread than to the mean; here, differences are clipped where that begins, and what is
-    shown for the clipped mean is shown for the mean. Raises ValueError as `paired_mean_difference` does.
+    Like `paired_mean_difference`, with errors as there, but the lower end never falls when the first scores higher:
+    differences are clipped where one row adds more to the spread than to the mean.
     """
     whole = paired_mean_difference(first, second, confidence=confidence)
     if whole.n == 0:

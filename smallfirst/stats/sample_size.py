@@ -1,8 +1,4 @@
-"""How many rows would show it: the fewest at which today's rates, seen again, satisfy a bound.
-
-"Label about 130 more" is a more useful answer than "not shown". The rates are themselves measured, so a number of rows
-is a plan and not a guarantee.
-"""
+"""How many rows would show it: the fewest at which today's rates, seen again, satisfy a bound."""
 
 from __future__ import annotations
 
@@ -13,10 +9,7 @@ from scipy import special
 
 
 def rows_for_upper_bound(rate: float, limit: float, *, confidence: float = 0.95, max_rows: int = 100_000) -> int | None:
-    """Return the fewest rows at which an observed error `rate` has an exact upper bound of at most `limit`.
-
-    None if the rate is not below the limit, or more than `max_rows` are needed.
-    """
+    """Return the fewest rows at which an error `rate` has an exact upper bound of at most `limit`; None if none do."""
     if rate >= limit:
         return None
     # Errors are whole numbers, so more rows may show less; hence a scan, not a bisection.
@@ -34,8 +27,7 @@ def rows_for_lower_bound(
 ) -> int | None:
     """Return the fewest rows at which a share of `rate` has the lower end of Wilson's interval at `limit` or above.
 
-    Successes are whole numbers and are rounded down. If the true share is `rate`, that many rows show it about every
-    second time. None if the rate is not above the limit, or more than `max_rows` are needed.
+    Successes are rounded down. None if the rate is not above the limit, or more than `max_rows` are needed.
     """
     if rate <= limit:
         return None

@@ -1,13 +1,8 @@
 """Sequential tests and intervals, valid at every row of an endless stream at once.
 
-A test that is valid for one look is not valid for a thousand. Each test here is a betting martingale: it starts with a
-wealth of 1 and bets against its hypothesis at fair or losing odds. If the hypothesis is true, the wealth ever reaches
-1 / alpha with probability at most alpha (Ville 1939). `e_value` is the current wealth.
-
-A change may come late, when a martingale begun at the start has lost nearly everything. So a share of the initial
-wealth is kept for every later row: `w_t = 1 / (1 + ln t) - 1 / (1 + ln(t + 1))`, which sums to 1 and costs about
-ln t + 2 ln(1 + ln t) nats of evidence for a change at t. A mixture of martingales is a martingale. An update takes one
-multiplication a bettor. Equal calls give equal results.
+Each test is a betting martingale: its wealth, `e_value`, ever reaches 1 / alpha with probability at most alpha if the
+hypothesis is true (Ville 1939). A share of the initial wealth is kept for every later row, `w_t = 1 / (1 + ln t) - 1 /
+(1 + ln(t + 1))`, which sums to 1, so a late change is found too.
 """
 
 from __future__ import annotations
@@ -65,10 +60,8 @@ class SequentialTest:
 class GuaranteeTest(SequentialTest):
     """Test the hypothesis "each audited answer is wrong with probability at most `limit`, whatever came before".
 
-    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. The bettors bet on error
-    rates above the limit: a bet on theta multiplies by the likelihood ratio, theta / limit after an error and
-    (1 - theta) / (1 - limit) after a right answer (Waudby-Smith and Ramdas 2024). Raise ValueError if limit or
-    confidence is not in (0, 1).
+    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. A bet on theta multiplies by
+    the likelihood ratio (Waudby-Smith and Ramdas 2024). Raise ValueError unless limit and confidence are in (0, 1).
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
@@ -86,9 +79,7 @@ class GuaranteeTest(SequentialTest):
 class RecoveryTest(SequentialTest):
     """Test the hypothesis "each audited answer is wrong with probability at least `limit`, whatever came before".
 
-    If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. An interval over all audits
-    would never accept a model that was broken for long and then repaired; the stakes kept for late rows do. Raise
-    ValueError if limit or confidence is not in (0, 1).
+    Bounds and errors are those of GuaranteeTest.
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
@@ -108,14 +99,9 @@ class DriftTest(SequentialTest):
     """Test the hypothesis "the scores of the stream and of the reference are exchangeable".
 
     If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. Each score's rank among all
-    earlier ones, ties broken at random, is then uniform on [0, 1] and independent of earlier ranks (conformal test
-    martingale: Vovk, Nouretdinov and Gammerman 2003; Vovk 2021). The bettors bet that ranks keep falling where recent
-    ones fell. Categories may be passed as numbers, in any order that does not depend on the stream: if traffic
-    concentrates on few of them, so do the ranks.
-
-    Memory is bounded: beyond `max_scores` a random half is dropped. Ranks depend on the order of scores only, so a
-    random half is as good a reference as a new one, and the bound still holds. A score takes some microseconds. Raise
-    ValueError if the reference is empty, a score is not a number, or confidence is not in (0, 1).
+    earlier ones is then uniform and independent of earlier ranks (conformal test martingale: Vovk, Nouretdinov and
+    Gammerman 2003). Categories may be passed as numbers. Beyond `max_scores` a random half is dropped, and the bound
+    still holds. Raise ValueError for an empty reference, a score that is no number, or confidence outside (0, 1).
     """
 
     def __init__(
@@ -177,11 +163,9 @@ class _Histogram:
 def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Estimate:
     """Return the share of errors with a confidence sequence: an interval that is valid at every n at once.
 
-    It contains all rates whose likelihood is above (1 - confidence) times the average likelihood under a
-    Beta(1/2, 1/2) prior: the chance that it ever excludes the true rate is at most 1 - confidence (Robbins 1970;
-    Howard, Ramdas, McAuliffe and Sekhon 2021). The rate must be constant. The interval is about twice as wide as an
-    exact one for a single look. n = 0 gives [0, 1] around 0. Raise ValueError for impossible counts, or a confidence
-    not in (0, 1).
+    Rates whose likelihood is above (1 - confidence) times the average under a Beta(1/2, 1/2) prior (Robbins 1970;
+    Howard et al. 2021). The rate must be constant. n = 0 gives [0, 1] around 0. Raise ValueError for impossible counts,
+    or a confidence outside (0, 1).
     """
     _check_share(confidence=confidence)
     if not 0 <= errors <= n:

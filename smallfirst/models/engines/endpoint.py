@@ -12,11 +12,9 @@ class EndpointEngine:
     """Sends requests to an address. Its settings are those of EndpointConfig, without `base_url`."""
 
     def is_installed(self) -> bool:
-        """Return True: it needs nothing else."""
         return True
 
     def assess(self, source: ModelSource, environment: Environment) -> Assessment:
-        """Return that it can if the source is an address."""
         usable = source.kind == "address"
         return Assessment(usable, "it is an address" if usable else "", "asked at its address")
 

@@ -37,7 +37,6 @@ class ModelSource(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """The folder or file."""
         return Path(self.location)
 
     @property

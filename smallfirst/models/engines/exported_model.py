@@ -1,9 +1,7 @@
 """A fine-tuned generative model, run by llama.cpp from its GGUF export instead of by PyTorch.
 
-The export's chat template builds the prompt as in training, so a request is sent as it came, and the task's schema
-applies as in training. In int8 the weights are half the bytes of bf16, and reading them is what generation waits for.
-Its probabilities are those of rounded weights, before the grammar applies: an answer under a schema has no confidence,
-and a certificate made with PyTorch does not cover this model. A text that is too long is refused, not cut.
+Its probabilities are those of rounded weights, so a certificate made with PyTorch does not cover it, and an answer
+under a schema has no confidence. A text that is too long is refused, not cut.
 """
 
 from __future__ import annotations
@@ -32,10 +30,7 @@ class ExportedModel(DelegatingModel):
     def __init__(
         self, path: Path, manifest: Manifest, prices: PriceBook, *, name: str = "", slots: int = 2, **settings: Any
     ) -> None:
-        """Load nothing yet; `settings` are fields of LlamaCppConfig.
-
-        Raise ConfigError if the task's answers are not generated or the file is missing, MissingExtra.
-        """
+        """Load nothing yet. Raise ConfigError if answers are not generated or the file is missing, MissingExtra."""
         if manifest.kind != "generative":
             raise ConfigError(
                 f'{path}: of kind "{manifest.kind}"; llama.cpp only generates text', hint="serve the model's folder"
@@ -47,7 +42,7 @@ class ExportedModel(DelegatingModel):
         super().__init__(model, name=name or manifest.task.name)
 
     async def complete(self, request: Request) -> Completion:
-        """Return the answer, with its confidence where no grammar shaped it. Raise ModelError."""
+        """Return the answer, with its confidence where no grammar shaped it."""
         task, is_free_text = self.manifest.task, self.manifest.task.answer_schema() is None
         update = {
             "messages": tuple(message for message in request.messages if message.role == "user")[-1:],
@@ -68,5 +63,4 @@ class ExportedModel(DelegatingModel):
         )
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer in one chunk."""
         return stream_in_one_chunk(self, request)

@@ -11,18 +11,15 @@ class LinearEngine:
     """Scores labels in this process."""
 
     def is_installed(self) -> bool:
-        """Return True: scikit-learn is a base requirement."""
         return True
 
     def assess(self, source: ModelSource, environment: Environment) -> Assessment:
-        """Return that it can if the manifest names a linear kind."""
         if source.kind != "linear":
             return Assessment(False)
         reason = "a linear model has nothing that another engine could speed up"
         return Assessment(True, reason, "scored in this process", weights=source.path, threads=1)
 
     def load(self, source: ModelSource) -> Model:
-        """Return the model of the folder."""
         from smallfirst.models.linear.classifier import LinearClassifier
 
         scorer = LinearClassifier.load(source.path, source.manifest)

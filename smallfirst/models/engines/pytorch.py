@@ -15,11 +15,9 @@ class PyTorchEngine:
     """Scores labels or generates text in this process; concurrent requests share its batches."""
 
     def is_installed(self) -> bool:
-        """Return True if PyTorch and transformers are."""
         return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
     def assess(self, source: ModelSource, environment: Environment) -> Assessment:
-        """Return that it can if the source is a folder, and why."""
         if source.kind == "gguf":
             return Assessment(False, "it would unpack the weights to two or four times the memory")
         if source.kind not in ("weights", "label", "generative"):
@@ -41,7 +39,6 @@ class PyTorchEngine:
         return Assessment(True, reason, method, drawback, weights=source.path, threads=threads)
 
     def load(self, source: ModelSource) -> Model:
-        """Return the model of a folder that training wrote, or a chat model from bare weights."""
         from smallfirst.models.generation.generator import Generator
         from smallfirst.models.generation.model import GenerativeModel
 

@@ -1,13 +1,6 @@
-"""Choose the engine that runs a model, explain the choice, and load the model with it.
+"""Choose the engine that runs a model, explain the choice, and load the model with it; no engine is imported to choose.
 
-One choice serves `load_model`, the general model of a task file and `smallfirst serve --explain`. Engines are asked in
-the order of the registry and the first that can run the model does; a model may name its engine instead. Looking
-imports no engine, so a gateway without PyTorch can choose as well.
-
-To add an engine, write a class with the three methods of `Engine` and register an instance under its name:
-
-    [project.entry-points."smallfirst.engines"]
-    my_engine = "my_package.module:MY_ENGINE"
+To add one, register an instance with the methods of `Engine` in the entry-point group `smallfirst.engines`.
 """
 
 from __future__ import annotations
@@ -59,10 +52,7 @@ def detect_environment() -> Environment:
 
 
 def choose_engine(source: ModelSource, environment: Environment) -> EngineChoice:
-    """Return the engine for a model: the one it names, else the first in ENGINES that can run it.
-
-    Raise ConfigError if there is none, MissingExtra if one only has to be installed.
-    """
+    """Return the engine the model names, else the first that can run it. Raise ConfigError, or MissingExtra."""
     if source.engine:
         ENGINES.check(source.engine)
     found = {engine: part.assess(source, environment) for engine, part in ENGINES}

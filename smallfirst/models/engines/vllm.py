@@ -14,11 +14,9 @@ class VllmEngine:
     """Starts `vllm serve` for a folder of weights. Its settings are those of VllmConfig."""
 
     def is_installed(self) -> bool:
-        """Return True if `vllm` is on PATH."""
         return find_vllm() is not None
 
     def assess(self, source: ModelSource, environment: Environment) -> Assessment:
-        """Return that it can for bare weights if there is a GPU, or if the source names this engine."""
         if source.kind == "gguf":
             return Assessment(False, "it needs a folder of safetensors")
         if source.kind == "label":
@@ -42,7 +40,6 @@ class VllmEngine:
         return Assessment(True, reason, "a server in a child process", weights=source.path)
 
     def load(self, source: ModelSource) -> Model:
-        """Return the model, whose server starts with the first request. Raise VllmNotInstalled."""
         config = parse_record(VllmConfig, {**source.settings, "model": source.path}, where="vllm")
         return VllmModel(config, source.prices, name=source.name, schema=source.schema)
 

@@ -1,13 +1,8 @@
 """Write a trained model in a form that other programs load: a transformers folder, or one GGUF file.
 
 An export is complete only once it has been read back and answers real texts as the trained model does. Its chat
-template is the task's own prompt, because a fine-tuned model was trained on nothing else; the base model's template
-would prompt it in a way that it has never seen. So any chat endpoint prompts it correctly.
-
-A model that answers with code tokens generates one token; the manifest (`smallfirst.json` in the folder,
-`smallfirst.manifest` in the file) maps it to its label. Calibrated confidence and grammars are not exported.
-
-An export holds the model in fp32 twice, one copy after the other, and each copy reads all texts.
+template is the task's own prompt. A model with code tokens generates one, which the manifest (`smallfirst.json`,
+`smallfirst.manifest` in GGUF) maps to its label. Calibration and grammars are not exported.
 """
 
 from __future__ import annotations
@@ -59,8 +54,8 @@ def export(
 ) -> ExportReport:
     """Write the model of `folder` to `target`, which must not exist, and compare the two on `texts`.
 
-    Raise ConfigError if it cannot be written in this form, SmallfirstError naming the texts that the export answers
-    differently. In both cases nothing is left at `target`.
+    Raise ConfigError if it cannot be written so, SmallfirstError naming texts answered differently; `target` stays
+    absent.
     """
     manifest = read_manifest(folder)
     if problems := list(_problems(manifest, target, format, precision, texts)):
@@ -108,10 +103,7 @@ def export(
 
 
 def chat_template(task: Task, tokenizer: Any) -> str:
-    """Return a Jinja chat template that prompts as in training: the start token, then the task's prompt.
-
-    The prompt is that of the last message alone.
-    """
+    """Return a Jinja template that prompts with the last message as in training: start token, the task's prompt."""
     mark = "text-stands-here"
     before, _, after = task.prompt(mark).partition(mark)
     content = "messages[-1]['content']" + (" | trim" if task.prompt(f" {mark} ") == task.prompt(mark) else "")

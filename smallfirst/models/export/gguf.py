@@ -1,11 +1,7 @@
-"""Write a causal model as one GGUF file, the format of llama.cpp and of what is built on it.
+"""Write a causal model as one GGUF file, the format of llama.cpp.
 
-llama.cpp rotates neighbouring rows of Q and K by one angle where transformers rotates rows half a head apart, so these
-matrices of Llama models are reordered; those of Qwen2 models are not. Matrices take the precision asked for; norms and
-biases stay fp32. The file holds the tokenizer, but only the *name* of its pre-tokenizer: one without a known name may
-be read differently.
-
-Every tensor is in memory once as fp32; the file's own content goes through a spool file.
+llama.cpp rotates neighbouring rows of Q and K where transformers rotates rows half a head apart, so Llama's are
+reordered. The file holds only the *name* of its pre-tokenizer: one without a known name may be read differently.
 """
 
 from __future__ import annotations
@@ -42,10 +38,7 @@ _NAMES = {
 def write_gguf(
     model: Any, tokenizer: Any, manifest: Manifest, path: Path, *, precision: Literal["bf16", "f16", "q8_0"]
 ) -> tuple[str, ...]:
-    """Write the file; return what its user should know, a sentence each.
-
-    Raise ConfigError naming everything in the model that GGUF cannot hold, MissingExtra.
-    """
+    """Write the file; return notes for its user. Raise ConfigError naming everything GGUF cannot hold, MissingExtra."""
     gguf = _gguf()
     if problems := [*_model_problems(model.config), *_tokenizer_problems(tokenizer, model.config)]:
         raise ConfigError(
@@ -93,10 +86,7 @@ def _step(step: dict[str, Any]) -> tuple[str, Any]:
 
 
 def permute_rotary_rows(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Return the rows of a Q or K matrix in llama.cpp's order.
-
-    Within each head the rows of its first and second half alternate.
-    """
+    """Return a Q or K matrix in llama.cpp's order: in each head the rows of the two halves alternate."""
     half = weight.shape[0] // n_heads // 2
     return weight.reshape(n_heads, 2, half, -1).swapaxes(1, 2).reshape(weight.shape)
 

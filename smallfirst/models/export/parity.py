@@ -1,11 +1,7 @@
 """Whether an exported model answers as the trained one: both read the same rows, and every position is compared.
 
-A row is a prompt with the trained model's own answer. At each position of the answer the export must find the same
-token likeliest, so that its greedy answer is the same. Where it does not, the two tokens may be a near tie for the
-trained model, which rounding alone can turn; anything else fails. The probabilities of likely tokens must agree as
-well: a wrong export of a confident model can give right answers by luck, but not with the right probabilities.
-
-Each model reads each row once, in fp32; llama.cpp takes one request for each token of an answer.
+At each position of an answer the likeliest token must be the same, but for near ties, and the probabilities of likely
+tokens must agree, since a wrong export can give right answers by luck.
 """
 
 from __future__ import annotations
@@ -176,7 +172,6 @@ class LlamaCppReader:
     """Likeliest tokens asked for at a position of a generated answer."""
 
     def __init__(self, path: Path, manifest: Manifest, *, vocabulary: int, context_tokens: int) -> None:
-        """Start nothing yet; entering the block loads the file."""
         self._manifest, self._vocabulary = manifest, vocabulary
         threads = torch.get_num_threads()
         self._config = LlamaCppConfig(path=path, slots=1, context_tokens=max(64, context_tokens), threads=threads)
@@ -192,7 +187,6 @@ class LlamaCppReader:
         self._process.stop()
 
     def tokens(self, prompt: str) -> list[int]:
-        """Return the token ids of a prompt, start token included."""
         found = self._post("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
         return [int(token) for token in found]
 

@@ -50,7 +50,6 @@ class Original(NamedTuple):
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> Original:
-        """Return what the trained model, in fp32, makes of the texts."""
         outputs = reference_outputs(model, tokenizer, manifest, texts)
         return cls(manifest, tokenizer, texts, outputs, model.config.vocab_size, weights_fingerprint(model))
 

@@ -31,7 +31,6 @@ class ScheduledRequest:
         return len(self.request.ids) + self.request.max_tokens
 
     def start(self, tokenizer: Any) -> GeneratedSequence:
-        """Start and return the sequence of its answer."""
         self.sequence = GeneratedSequence(self.request, tokenizer, streams=self.streams)
         return self.sequence
 
@@ -60,7 +59,6 @@ class AdapterBatch:
 
     @property
     def n_active(self) -> int:
-        """Rows that are not finished."""
         return sum(batch.n_active for batch in (self.running, self.joining) if batch)
 
     def tokens_with(self, new: Sequence[ScheduledRequest]) -> int:

@@ -1,8 +1,6 @@
 """Text from the tokens of a growing answer: whole characters only, and nothing that may be part of a stop text.
 
-A token may end inside a character, and several together may decode differently than each alone. So the newest tokens
-are decoded together with a few before them, and text counts only once its last character is whole. The cost of a step
-does not grow with the answer.
+The newest tokens are decoded with a few before them, so the cost of a step does not grow with the answer.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ class IncrementalDetokenizer:
     """The text of one answer so far."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
-        """Decode with `tokenizer`; the answer ends before the first of the `stop` texts."""
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
         self._longest = max(map(len, self._stop), default=0)
         self._ids: list[int] = []
@@ -39,7 +36,6 @@ class IncrementalDetokenizer:
 
     @property
     def n_received(self) -> int:
-        """Tokens added so far."""
         return len(self._ids)
 
     def add(self, token_ids: Sequence[int]) -> None:
@@ -55,7 +51,6 @@ class IncrementalDetokenizer:
                 self._extend_text(len(self._ids))
 
     def finish(self) -> None:
-        """Decode the pending tokens: no more will come."""
         if not self.stopped:
             self._extend_text(len(self._ids))
 

@@ -1,11 +1,7 @@
-"""Token-by-token generation by a causal model, many answers in one batch.
+"""Token-by-token generation by a causal model, many answers in one batch that do not depend on each other.
 
-Prompts are padded on the right and read together; then every step feeds each row the tokens it has taken (one, or a run
-of tokens that a grammar forces) and computes the probabilities of the next one. Finished rows are dropped. Padding is
-masked and every row counts its own positions, so a row's answer does not depend on the rest of the batch.
-
-Output logits are computed in bf16, then again in fp32 for the best few: in bf16 alone, neighbours are often equal.
-The logits must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
+Prompts are padded on the right and read together. Logits are computed in bf16, then again in fp32 for the best few.
+They must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations
@@ -51,10 +47,7 @@ class Generator:
         end: int | None = None,
         using: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
-        """Generate until the token `end`; None: the tokenizer's end token.
-
-        `using(adapter)` is held while the model computes with that adapter; None: the model has no adapters.
-        """
+        """Generate until `end`, by default the tokenizer's; `using(adapter)` is held while an adapter computes."""
         self.model, self.tokenizer = model, tokenizer
         self.end = tokenizer.eos_token_id if end is None else end
         self._using = using
@@ -105,10 +98,7 @@ class Generator:
 
     @torch.inference_mode()
     def log_probabilities(self, states: torch.Tensor, allowed: Sequence[np.ndarray | None]) -> torch.Tensor:
-        """Return log-probabilities (rows, vocabulary) among the allowed tokens, fp32, on the CPU.
-
-        states (rows, hidden); allowed[row] (vocabulary,) or None for every token.
-        """
+        """Return log-probabilities (rows, vocabulary) among the allowed tokens, fp32, on the CPU."""
         head = self.model.get_output_embeddings().weight
         logits = (states @ head.T).float()
         for i, mask in enumerate(allowed):
@@ -139,7 +129,6 @@ class Batch:
 
     @property
     def n_active(self) -> int:
-        """Rows that are not finished."""
         return sum(not sequence.finished for sequence in self.sequences)
 
     @property

@@ -1,9 +1,6 @@
 """Which tokens may come next under a JSON schema: llguidance, and the shortest way to end the answer in time.
 
-The grammar says which tokens are allowed and which are forced; a forced token needs no forward pass. An answer that
-runs out of tokens is closed the shortest way the grammar has, so it is valid even then; its finish reason says that it
-was cut, and its closing tokens' low probability lowers its confidence. Compiling takes some milliseconds a schema, and
-about a second for each tokenizer the first time.
+A forced token needs no forward pass. An answer that runs out of tokens is closed the shortest way, so it is valid.
 """
 
 from __future__ import annotations
@@ -44,7 +41,6 @@ class Grammar:
     """A compiled schema for one tokenizer."""
 
     def __init__(self, matcher: Any, words: Any) -> None:
-        """Wrap a matcher in its first state and llguidance's view of the tokenizer; use `compile`."""
         self._matcher, self.words = matcher, words
         single = {bytes([byte]): token for token in reversed(range(words.vocab_size)) if (byte := _byte(words, token))}
         self._closers = [single[sign] for sign in CLOSERS if sign in single]
@@ -69,7 +65,6 @@ class Grammar:
         return cls(matcher, words)
 
     def start(self) -> GrammarState:
-        """Return the state at the beginning of an answer."""
         return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
 
     def pieces(self, token_ids: tuple[int, ...]) -> list[bytes]:
@@ -93,7 +88,6 @@ class GrammarState:
     """How far one answer has come in its grammar."""
 
     def __init__(self, matcher: Any, closers: list[int], words: Any) -> None:
-        """Follow `matcher`; `closers` are the tokens that close best, best first."""
         self._matcher, self._closers, self._n_vocabulary = matcher, closers, words.vocab_size
         self.end = int(words.eos_token)
         """The token that ends an answer which could go on, such as a number that stands alone."""
@@ -123,10 +117,7 @@ class GrammarState:
         return self._forced()
 
     def closing(self, allowed: np.ndarray) -> int:
-        """Return the allowed token that ends the answer soonest: the end token, a bracket, a quote, else the first.
-
-        Both brackets are allowed only inside a string, where they end nothing.
-        """
+        """Return the allowed token that ends the answer soonest: end, a bracket, a quote, else the first."""
         if self.end < len(allowed) and allowed[self.end]:
             return self.end
         possible = [token for token in self._closers if allowed[token]]
@@ -146,11 +137,7 @@ class GrammarState:
 
 
 class GrammarCache:
-    """Grammars of one tokenizer, compiled when first needed; the least recently used are dropped.
-
-    They are compiled one after the other in a thread of their own, so a client that sends many schemas delays only
-    itself.
-    """
+    """Grammars of one tokenizer, compiled one by one in a thread when first needed; the least used are dropped."""
 
     def __init__(self, tokenizer: Any, *, max_grammars: int = MAX_GRAMMARS) -> None:
         self._tokenizer, self._max_grammars = tokenizer, max_grammars
@@ -179,7 +166,6 @@ class GrammarCache:
         return self._grammars[key]
 
     def close(self) -> None:
-        """Compile nothing more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 

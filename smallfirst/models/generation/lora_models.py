@@ -1,9 +1,6 @@
 """Several fine-tuned models over one base: its weights are in memory once, and each model adds its LoRA adapter.
 
-An adapter folder is what peft saves (`adapter_config.json`, `adapter_model.safetensors`) beside a manifest that names
-task and base. Requests of one adapter are batched; those of others wait for their turn, and neither keys nor values are
-shared, since the same text has other states under another adapter. Not merging the adapters costs two small products
-more for each matrix, and allows one adapter at a time.
+Requests of one adapter are batched; those of others wait for their turn and share neither keys nor values.
 """
 
 from __future__ import annotations
@@ -48,7 +45,6 @@ class LoraBase:
 
     @classmethod
     def load(cls, folder: Path, *, name: str = "") -> LoraBase:
-        """Load the base weights in `folder`."""
         return cls(*load_causal(folder), name=name or folder.name)
 
     def serve(self, folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
@@ -152,10 +148,7 @@ class _AdapterScorer:
 
 
 def load_adapters(folders: Mapping[str, Path], *, price: MachinePrice | None = None) -> dict[str, Model]:
-    """Return the models of adapter folders by the names given; those of one base share it.
-
-    Raise ConfigError if an adapter does not fit its base, WeightsNotFound if the base cannot be found.
-    """
+    """Return models by name, one base shared. Raise ConfigError if one does not fit, WeightsNotFound."""
     bases: dict[str, LoraBase] = {}
     found: dict[str, Model] = {}
     for name, folder in folders.items():

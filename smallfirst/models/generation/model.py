@@ -1,7 +1,5 @@
 """Local models that generate text: a fine-tuned one with its task's prompt, or a chat model with its own template.
 
-Requests join and leave one running batch, that of the scheduler. A JSON schema becomes a grammar, so every answer is
-valid. The confidence of an answer is computed from its tokens, that of a JSON field from the tokens of its value.
 Everything that computes runs in the scheduler's thread, between two steps of the running answers.
 """
 
@@ -75,10 +73,9 @@ class GenerativeModel:
         calibration: Calibration | None = None,
         end: int | None = None,
     ) -> None:
-        """Generate with `generator`; a scheduler may be shared with other models, each with its `adapter`.
+        """Generate with `generator`, or a scheduler shared by models with an `adapter` each.
 
-        `end` is the token that ends an answer; None: the generator's own. Without a calibration, the confidence is the
-        answer's own probability. Raise ConfigError if the prompt's schema has no grammar.
+        `end` ends an answer; None: the generator's own. Raise ConfigError if the prompt's schema has no grammar.
         """
         self.name, self.prompt, self._adapter, self._end = name, prompt, adapter, end
         self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name)
@@ -127,11 +124,7 @@ class GenerativeModel:
         adapter: str = "",
         max_tokens: int = MAX_PROMPT_TOKENS,
     ) -> GenerativeModel:
-        """Return a chat model, prompted with whole conversations through its own chat template.
-
-        `declared` are the messages that the operator puts at the beginning of conversations; they are read once and
-        cached.
-        """
+        """Return a chat model with its own template; `declared` first messages are read once and cached."""
         tokenizer = generator.tokenizer
 
         def encode(messages: Sequence[Message]) -> list[int]:
@@ -153,16 +146,12 @@ class GenerativeModel:
         return cls(generator, prompt, name=name, price=price, adapter=adapter, end=end)
 
     async def complete(self, request: Request) -> Completion:
-        """Return the answer with its confidence, and that of each field if it is JSON.
-
-        Raise RequestRefused if the conversation is too long, or the answer cannot have the format asked for.
-        """
+        """Raise RequestRefused if the conversation is too long, or the answer cannot have the format asked for."""
         began = time.perf_counter()
         generation = await self._generation(request)
         return await self._completion(generation, await self.scheduler.generate(generation), began)
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
-        """Yield the answer as it is generated. Raise RequestRefused as `complete` does."""
         began = time.perf_counter()
         generation = await self._generation(request)
         async with aclosing(self.scheduler.stream(generation)) as events:
@@ -173,14 +162,12 @@ class GenerativeModel:
                     yield Chunk(text=event.text, tokens=await self._tokens(generation, event))
 
     async def ready(self) -> None:
-        """Return if the model reads a token and computes what may follow. Raise ModelError otherwise."""
         await self.scheduler.run(self._probe)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return the mean of the last hidden states of each text's tokens, scaled to length 1, in order.
+        """Return the mean of each text's last hidden states, start token excepted, scaled to length 1, in order.
 
-        The start token is read but not averaged, unless it is the only one. Raise RequestRefused if a text has no
-        token, ModelError if the model fails.
+        Raise RequestRefused if a text has no token, ModelError if the model fails.
         """
         n_start = int(self._tokenizer.bos_token_id is not None)
         rows = [encode_prompt(self._tokenizer, text, self.prompt.max_tokens) for text in texts]
@@ -272,11 +259,7 @@ class GenerativeModel:
 
 
 def field_confidence(result: GenerationResult, grammar: Grammar) -> dict[str, float]:
-    """Return by field path the probability in [0, 1] of the tokens that overlap any of the field's values.
-
-    Forced tokens are certain. The quotes around a string belong to it: they say that there is a value, and where it
-    ends.
-    """
+    """Return by field path the probability in [0, 1] of the tokens that overlap its values, quotes included."""
     ends, at = [], 0
     for piece in grammar.pieces(result.token_ids):
         ends.append((at, at := at + len(piece)))

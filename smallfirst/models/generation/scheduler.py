@@ -1,11 +1,7 @@
 """Continuous batching: a thread that generates answers while requests come and go.
 
-Between two steps of the running answers, new requests read a bounded part of their prompts; once these are read they
-join the batch. So a long prompt slows the others down and never stops them, and an answer may end, or be cancelled by
-its client, without waiting for the rest.
-
-Rows and tokens of keys and values are bounded; requests that find no room wait in the order of arrival. Rows of
-different adapters over one base model have batches of their own: their keys and values never mix.
+Between two steps new requests read a bounded part of their prompts, then join the batch. Rows and tokens are bounded;
+what finds no room waits in order of arrival. Rows of different adapters have batches of their own.
 """
 
 from __future__ import annotations
@@ -61,7 +57,6 @@ class ContinuousBatchScheduler:
 
     @property
     def tokenizer(self) -> Any:
-        """Of the model."""
         return self.generator.tokenizer
 
     @property
@@ -71,7 +66,6 @@ class ContinuousBatchScheduler:
 
     @property
     def n_waiting(self) -> int:
-        """Requests that have not started."""
         return len(self._waiting)
 
     async def generate(self, request: GenerationRequest) -> GenerationResult:
@@ -97,7 +91,6 @@ class ContinuousBatchScheduler:
 
     @property
     def closed(self) -> bool:
-        """True once no request is taken any more."""
         return self._closed
 
     def share(self) -> ContinuousBatchScheduler:
@@ -106,10 +99,7 @@ class ContinuousBatchScheduler:
         return self
 
     async def aclose(self) -> None:
-        """Stop the thread once its last user has closed it and the present requests are answered.
-
-        Requests that then take longer than DRAIN_S are aborted.
-        """
+        """Stop the thread once its last user has closed it; abort requests that take longer than DRAIN_S."""
         self._n_users -= 1
         if self._n_users > 0:
             return
@@ -195,7 +185,6 @@ class ContinuousBatchScheduler:
             self._batches[adapter].admit(chosen)
 
     def _take_waiting(self) -> list[ScheduledRequest]:
-        """Remove and return the requests that start together; cancelled ones are removed too."""
         with self._changed:
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
             chosen = list(self._startable())

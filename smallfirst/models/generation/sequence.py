@@ -102,12 +102,10 @@ class GeneratedSequence:
 
     @property
     def reading(self) -> bool:
-        """True while part of the prompt is unread."""
         return not self.finished and self.n_fed < len(self.request.ids)
 
     @property
     def ready(self) -> bool:
-        """True if the model has read everything, so that the next token can be chosen."""
         return not self.finished and self.n_fed == len(self.request.ids) + len(self.ids)
 
     def feed(self, width: int) -> list[int]:

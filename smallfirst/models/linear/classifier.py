@@ -1,8 +1,4 @@
-"""Linear classifiers on word counts or on a sentence encoder's vectors, for closed answers only.
-
-They train in seconds, cost next to nothing to serve, and suffice for many narrow tasks. So they are candidates in every
-comparison, and the report names them when they pass the gate.
-"""
+"""Linear classifiers on word counts or on a sentence encoder's vectors, for closed answers only."""
 
 from __future__ import annotations
 
@@ -50,7 +46,6 @@ class TfidfFeatures:
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> TfidfFeatures:
-        """Return features with the vocabulary and document frequencies of training texts."""
         made = cls([_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))])
         for vectoriser in made.vectorisers:
             vectoriser.fit(texts)
@@ -79,7 +74,6 @@ class TfidfFeatures:
 
     @classmethod
     def load(cls, folder: Path) -> TfidfFeatures:
-        """Read what `save` wrote."""
         parts = json.loads((folder / "words.json").read_text(encoding="utf-8"))
         return cls(tables=[Vocabulary(part["vocabulary"], np.asarray(part["idf"])) for part in parts])
 
@@ -108,7 +102,6 @@ class LinearClassifier:
         return cls(features.as_saved() if kind == "words" else features, *fitted)
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        """Return the label probabilities of each text, in order."""
         if not texts:
             return []
         began = time.perf_counter()
@@ -155,10 +148,7 @@ class LinearClassifier:
 def fit_logistic_regression(
     features: Any, gold: np.ndarray, n_labels: int, inverse_regularization: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (labels, features) and bias (labels,) of a multinomial logistic regression, float32.
-
-    A label without training rows keeps weight 0 and a bias that no text can overcome.
-    """
+    """Return float32 weights (labels, features) and bias (labels,); labels without rows get an impossible bias."""
     from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=inverse_regularization, max_iter=300, tol=1e-3).fit(features, gold)

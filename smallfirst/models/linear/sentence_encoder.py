@@ -1,8 +1,4 @@
-"""A sentence encoder: one unit vector a text, by mean pooling over its tokens.
-
-Linear classifiers use it frozen or fine-tuned, and few-shot prompts to find the training rows nearest to a request. The
-default has 22 M parameters and reads a short text in a few milliseconds on two cores.
-"""
+"""A sentence encoder: one unit vector a text, by mean pooling over its tokens."""
 
 from __future__ import annotations
 

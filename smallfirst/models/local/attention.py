@@ -1,8 +1,6 @@
 """Causal attention for short rows: two matrix products and a softmax, without a mask where none is needed.
 
-PyTorch's fused CPU kernel is built for long sequences; on rows of 20 to 40 tokens its backward pass alone takes a fifth
-of a training step. Grouped query heads are folded into the time axis, so keys and values are never repeated. Longer
-rows, and GPUs, use PyTorch's own kernel.
+PyTorch's fused CPU kernel is built for long sequences; longer rows, and GPUs, use it.
 """
 
 from __future__ import annotations
@@ -26,11 +24,10 @@ def causal_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention output (rows, time, heads, head_dim).
+    """Return the attention output (rows, time, heads, head_dim); `attention_mask`, if given, is the only mask.
 
     query (rows, heads, time, head_dim); key, value (rows, kv_heads, keys, head_dim), of which the last `time` keys are
-    the queries' own. attention_mask (rows, 1, time, keys) is added to the scores and is then the only mask; without
-    one a query sees the keys before it and its own, and padding on the right needs no mask.
+    the queries' own; attention_mask (rows, 1, time, keys) is added to the scores.
     """
     rows, heads, time, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]

@@ -1,8 +1,4 @@
-"""Conversations as tokens, through the model's own chat template.
-
-Templates come with the weights and run in the sandbox of transformers. A conversation that is too long loses the middle
-of its last message: the instructions before it and the cue behind it always stay.
-"""
+"""Conversations as tokens, through the model's own chat template; the last message of a long one loses its middle."""
 
 from __future__ import annotations
 
@@ -14,10 +10,7 @@ from smallfirst.errors import ConfigError
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message], *, max_tokens: int) -> list[int]:
-    """Return the tokens up to where the answer begins.
-
-    Raise ConfigError if the messages before the last one are too long by themselves.
-    """
+    """Return the tokens up to where the answer begins. Raise ConfigError if all but the last message are too long."""
     *before, last = messages
     ids = _render(tokenizer, before, last)
     words = tokenizer.encode(last.content, add_special_tokens=False) if len(ids) > max_tokens else []

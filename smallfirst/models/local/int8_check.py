@@ -1,9 +1,6 @@
-"""int8 arithmetic only at equal answers: a model reads some rows in both precisions, and the comparison is recorded.
+"""int8 arithmetic only at equal answers: a model reads selection rows in both precisions, and the result is recorded.
 
-In int8 a product takes at most half the time, and rounds. Whether the rounding changes answers depends on the model, so
-it is decided on selection rows, like the best epoch, before anything is measured. A decision on a few hundred rows
-proves nothing; the proof is that evaluation, gate, certificate and parity then measure the chosen arithmetic on other
-rows. A model without a record is read in its own precision. The check costs two passes over the selection rows.
+The proof is that evaluation, gate, certificate and parity then measure the chosen arithmetic on other rows.
 """
 
 from __future__ import annotations
@@ -39,8 +36,8 @@ def compare(
 ) -> Int8Check:
     """Compare the answers to the same rows in both precisions; `gold` holds label indices.
 
-    int8 is kept if, on MIN_ROWS rows or more, at least MIN_AGREEMENT of the labels are the same and, with gold, at most
-    MAX_ACCURACY_LOSS is lost. Raise DataError if there are no rows.
+    int8 is kept if, on MIN_ROWS or more, MIN_AGREEMENT of labels agree and, with gold, at most MAX_ACCURACY_LOSS is
+    lost. Raise DataError without rows.
     """
     if not exact:
         raise DataError(f"{rows}: no rows to check int8 on")
@@ -68,11 +65,7 @@ def compare(
 
 
 def check_int8(folder: Path, data: Dataset) -> Int8Check | None:
-    """Check a model folder on selection rows and write the record beside its weights; None if int8 is not possible.
-
-    The check may change answers, so it belongs before evaluation, certificate and promotion. Never pass rows that any
-    of those use.
-    """
+    """Check a folder on selection rows, before evaluation, and write the record; None if int8 is not possible."""
     manifest = read_manifest(folder)
     if manifest.kind != "label_tokens":
         return None

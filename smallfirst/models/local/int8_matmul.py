@@ -1,8 +1,6 @@
 """Linear layers with weights packed for the processor: in their own precision, or in int8 where that is faster.
 
-oneDNN packs a bf16 matrix anew for every product unless it is given a packed one; for one short request that is most of
-the time. In int8 a product moves half the bytes and does twice the multiplications a cycle (AVX512-VNNI). Packing
-copies the matrix, and int8 rounds, which must be checked on rows (`int8_check`).
+oneDNN packs a bf16 matrix anew for every product unless it is given a packed one. int8 rounds (`int8_check`).
 """
 
 from __future__ import annotations
@@ -22,23 +20,18 @@ class LinearOp(Protocol):
     """Rows times a matrix, plus a bias."""
 
     def __call__(self, rows: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return products (n, outputs), and a factor (n, 1) by which they must still be multiplied; None: none.
-
-        rows (n, inputs) are implicitly multiplied by `factor`; they may be overwritten.
-        """
+        """Return products (n, outputs) of rows (n, inputs), which may be overwritten, and a factor (n, 1) or None."""
 
 
 class PrepackedLinear:
     """A matrix in its own precision, packed in bf16 where the processor multiplies bf16."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Pack `weight` (outputs, inputs) and `bias` (outputs,)."""
         self._dtype, self._bias = weight.dtype, bias
         self._packed = can_prepack(weight.dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self._packed else weight
 
     def __call__(self, rows: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Multiply as LinearOp says."""
         if factor is not None:
             rows = rows.mul_(factor)
         rows = rows.to(self._dtype)
@@ -48,13 +41,9 @@ class PrepackedLinear:
 
 
 class Int8Linear:
-    """A matrix of signed bytes with one scale an output; each row on its left gets a scale of its own.
-
-    Both are symmetric and exact to half a step: the largest entry of a row, or of an output's weights, is 127 steps.
-    """
+    """A matrix of signed bytes with one scale an output; each row on its left has its own. 127 steps to the largest."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Quantise `weight` (outputs, inputs); `bias` (outputs,) stays in fp32."""
         weight = weight.float()
         self._scale = weight.abs().amax(dim=1).clamp_min_(torch.finfo(torch.float32).tiny) / INT8_MAX
         steps = (weight / self._scale[:, None]).round_().to(torch.int8)
@@ -63,7 +52,6 @@ class Int8Linear:
         self._bias = None if bias is None else bias.float()
 
     def __call__(self, rows: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Multiply as LinearOp says."""
         rows = rows.float()
         step = rows.abs().amax(dim=1, keepdim=True).clamp_min_(1e-30).div_(INT8_MAX)
         # Signed bytes with the top bit flipped are unsigned ones with 128 added. PyTorch is faster at signed ones.

@@ -1,9 +1,4 @@
-"""Keys and values of a batch of rows, each of its own length.
-
-Blocks of unequal length are padded on the right; a padded key is never seen again, and every row counts its own
-positions. So rows of any length share a batch, rows may join a running batch, and columns that no row needs can be
-removed. The padding costs memory, and each of these changes copies everything.
-"""
+"""Keys and values of a batch of rows, each of its own length; blocks are padded on the right, padding is never seen."""
 
 from __future__ import annotations
 
@@ -25,7 +20,6 @@ class KVCache:
     """Keys and values of `n_rows` rows."""
 
     def __init__(self, model: Any, n_rows: int) -> None:
-        """Start empty."""
         from transformers import DynamicCache
 
         self.model, self._argument = model, cache_argument(model)
@@ -52,10 +46,9 @@ class KVCache:
         return hidden[torch.arange(len(blocks)), counts - 1]
 
     def read_tree(self, tokens: Sequence[int], depths: Sequence[int], visible: torch.Tensor) -> torch.Tensor:
-        """Read the same tree of tokens after every row; return the state at each token (rows, tokens, hidden).
+        """Read a tree of tokens after every row, the last read; return states (rows, tokens, hidden).
 
-        depths (tokens,) count from 1; visible (tokens, tokens) says which tokens each one sees. Nothing else may be
-        read afterwards.
+        depths (tokens,) count from 1; visible (tokens, tokens) says which tokens each one sees.
         """
         rows = len(self.lengths)
         positions = self.lengths[:, None] + torch.tensor(depths) - 1

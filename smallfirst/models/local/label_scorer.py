@@ -1,8 +1,6 @@
 """Label probabilities from one position of a causal model: one forward pass per text, whatever the number of labels.
 
-The packed engine (`packed_decoder`) computes it where the model's family and the machine allow, in int8 where a check
-on rows has shown equal answers (`int8_check`); otherwise transformers' own forward does, on rows padded to the right.
-Only the label tokens' rows of the output matrix are multiplied.
+The packed engine computes it where family and machine allow, in int8 after `int8_check`; else transformers does.
 """
 
 from __future__ import annotations
@@ -53,11 +51,7 @@ class LabelScorer:
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest, *, engine: Engine | None = None) -> LabelScorer:
-        """Return the scorer of a folder written by training, on the fastest engine with equal answers or on `engine`.
-
-        An engine that this machine or model cannot have gives way to the next slower one; `engine` of the result names
-        it. The packed engine copies the layers' weights; those of the model itself stay on disk, memory-mapped.
-        """
+        """Return the scorer of a folder, on the fastest engine with equal answers, or on `engine` if possible."""
         scorer = cls(*load_causal(folder), manifest)
         scorer._pack(engine or ("int8" if int8_allowed(folder, manifest) else "packed"))
         scorer._serving = True
@@ -69,18 +63,13 @@ class LabelScorer:
         return self._edges[0]
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        """Return the label probabilities of each text, in order."""
         return self._run(texts, self._forward, LabelLogProbs)
 
     def embed(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        """Return the mean of the last hidden states of each text's own tokens, scaled to length 1, in order.
-
-        The tokens that all prompts begin and end with are read too, but not averaged.
-        """
+        """Return the mean last state of each text's own tokens, without the prompt's, scaled to length 1."""
         return self._run(texts, self._embed, TextEmbedding)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each text's prompt."""
         task, limit = self.manifest.task, self.manifest.max_tokens
         return [encode_prompt(self.tokenizer, task.prompt(text), limit) for text in texts]
 

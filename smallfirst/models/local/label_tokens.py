@@ -1,8 +1,4 @@
-"""One token per label, so that a classification is read at a single position.
-
-The token is a word of the label's own name where one is free (the base model then starts with the right idea of the
-class, which matters with few rows), else a combination of letters. The tokens are stored in the model's manifest.
-"""
+"""One token per label, a word of its name or a combination of letters, so that one position gives the class."""
 
 from __future__ import annotations
 
@@ -17,10 +13,7 @@ from smallfirst.models.local.tokenizer import Tokenizer
 
 
 def choose_label_tokens(labels: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return one token id per label, all different, in label order; equal labels give equal tokens.
-
-    Raise ConfigError if the vocabulary has too few words and letter combinations of one token.
-    """
+    """Return one token id per label, in order. Raise ConfigError if the vocabulary has too few."""
     words = [_words(label) for label in labels]
     in_labels = Counter(word for label_words in words for word in set(label_words))
     taken: set[int] = set()

@@ -1,17 +1,9 @@
 """Exact label probabilities of a causal model that would generate the label's text, however many tokens it has.
 
-The labels' tokens, end of turn included, form a tree. A prompt is read once; then all inner nodes of the tree go
-through the model in one packed pass, each seeing the prompt and its own ancestors only, and give the probability of
-every next token that some label needs. A label's log-probability is the sum along its path, normalised over the labels;
-the end of turn distinguishes a label from a longer one that begins with it.
-
-This is p(label | prompt, the answer is a label), as if all answers had been generated and those that are no label
-discarded. Renormalising at every node would be cheaper (forced tokens need no pass) but answers another question: a
-label with a likely first token keeps that token's whole mass even where the model would then have continued otherwise.
-
-Each prompt takes a pass over every inner node (three to four tokens a label), and the whole output matrix at each of
-them, since a token's probability needs the sum over the vocabulary. The common prefix of all prompts is read once.
-The logits must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
+The labels' tokens, end of turn included, form a tree. A prompt is read once, then all inner nodes in one packed pass,
+each seeing the prompt and its ancestors. A label's log-probability is the sum along its path, normalised over labels:
+p(label | prompt, the answer is a label). Renormalising at every node would answer another question. The logits must be
+the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations
@@ -96,7 +88,7 @@ class TrieScorer:
     def __init__(
         self, model: Any, tokenizer: Any, *, answers: Sequence[str], prompt: Callable[[str], list[int]], end: int
     ) -> None:
-        """Score `answers` after `prompt(text)`, each ended by the token `end`; the weights must not change.
+        """Score `answers` after `prompt(text)`, each ended by `end`; the weights must not change.
 
         Raise ConfigError if two answers have the same tokens, or if the model's attention ignores masks.
         """
@@ -130,11 +122,7 @@ class TrieScorer:
     def prompted(
         cls, model: Any, tokenizer: Any, task: Task, *, shots: Sequence[Shot] = (), max_tokens: int = 4096
     ) -> TrieScorer:
-        """Return a scorer of a model before fine-tuning: its chat template, the task's instructions and `shots`.
-
-        The answers are the bare labels, as in the shots. A model without a chat template is prompted like a fine-tuned
-        one.
-        """
+        """Return a scorer with the chat template, if any, the task's instructions and `shots`; answers are labels."""
         if not tokenizer.chat_template:
             return cls.fine_tuned(model, tokenizer, task, max_tokens=max_tokens)
         instructions = task.instructions(shots)
@@ -146,7 +134,6 @@ class TrieScorer:
         return cls(model, tokenizer, answers=_closed(task), prompt=prompt, end=end_of_turn_token(tokenizer))
 
     def score(self, texts: Sequence[str]) -> list[LabelLogProbs]:
-        """Return the answer probabilities of each text, in order."""
         encoded = [self.prompt(text) for text in texts]
         results: dict[int, LabelLogProbs] = {}
         for n_prefix, chosen in self._batches(encoded):
@@ -208,10 +195,7 @@ def vocabulary_logsumexp(states: torch.Tensor, head: Any) -> torch.Tensor:
 
 
 def encode_answers(tokenizer: Any, answers: Sequence[str], end: int) -> list[tuple[int, ...]]:
-    """Return the tokens of each answer with `end` behind them.
-
-    Raise ConfigError naming every answer that contains `end` or has the tokens of another.
-    """
+    """Return each answer's tokens and `end`. Raise ConfigError if one contains `end` or has another's tokens."""
     paths: dict[tuple[int, ...], str] = {}
     problems = []
     for answer in answers:

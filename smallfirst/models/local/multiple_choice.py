@@ -1,9 +1,6 @@
-"""Which of several given answers a causal model finds likeliest: ability measured without generating anything.
+"""Which of several given answers a causal model finds likeliest, by mean log-probability a token.
 
-Answers are compared by their mean log-probability a token, so length is no disadvantage; where an answer ends is not
-considered. A prompt is read once and the answers continue from its keys and values, so a question costs little more
-than its tokens. Even the smallest model chooses, where its generated answer would often be in no format that can be
-scored. The logits must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
+The logits must be the last hidden state times the output matrix, as in Llama, Qwen and SmolLM.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """A Llama-like decoder (Llama, Qwen2, Qwen3) that reads prompts without padding, for answers read from their states.
 
-All rows of a batch are concatenated, so the large products see no padding; only attention, a few percent of the work,
-pads to the longest row, and causal attention needs no mask for what comes after a row. Queries, keys and values are one
-product, gate and up another. The last layer computes only the states asked for. The rows of the query and key weights
-are reordered (both alike, so their products stay) to make rotary pairs adjacent; rotation is then one complex
-multiplication.
-
-The common prefix of all prompts is read once, by transformers' own forward, and its keys and values are reused. It is
-the operator's text. No client's text is ever cached, so no tenant can learn about another's from response times.
+Rows are concatenated for the large products; only attention pads. Query and key weights are reordered to make rotary
+pairs adjacent, so rotation is one complex multiplication. The operator's common prefix is read once and cached; no
+client's text ever is, so no tenant can learn about another's from response times.
 """
 
 from __future__ import annotations
@@ -51,7 +46,6 @@ class RMSNorm(NamedTuple):
         return factor
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the normalised rows in new memory."""
         return (rows * self.factor(rows)).mul_(self.weight)
 
 
@@ -102,11 +96,7 @@ class PackedDecoder:
     def __init__(
         self, model: Any, make: LinearFactory = PrepackedLinear, *, ranges: Sequence[InputRanges] | None = None
     ) -> None:
-        """Pack the layers of a loaded model; `make` rotations weights into a linear op.
-
-        With `ranges`, one a layer, the weights are smoothed first (`smoothquant`). The model's own weights stay as they
-        are. Raise ValueError with the `unsupported_reason` if there is one.
-        """
+        """Pack a model's layers, smoothed by `ranges` (one a layer). Raise ValueError with `unsupported_reason`."""
         why = unsupported_reason(model)
         if why:
             raise ValueError(why)
@@ -256,10 +246,7 @@ def _concat_keys(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return attention (rows, width, heads × head_dim); keys are outermost in the scores, where softmax is fastest.
-
-    query (rows, heads, width, head_dim); key, value (rows, kv_heads, keys, head_dim); mask (keys, width).
-    """
+    """Return attention (rows, width, heads × head_dim); mask (keys, width). Keys are outermost for speed."""
     rows, heads, width, head_dim = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
@@ -314,14 +301,12 @@ def _weights(linear: Any) -> Affine:
 
 
 def _reorder(linear: Any, order: torch.Tensor) -> Affine:
-    """Return weights and bias with the outputs of each head in this order."""
     weight, bias = _weights(linear)
     weight = weight.view(-1, len(order), weight.shape[1])[:, order].flatten(0, 1)
     return weight, None if bias is None else bias.view(-1, len(order))[:, order].flatten()
 
 
 def _join(*parts: Affine) -> Affine:
-    """Return several matrices of the same inputs as one; a missing bias among given ones is zero."""
     biases = [torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias for weight, bias in parts]
     given = any(bias is not None for _, bias in parts)
     return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if given else None

@@ -1,9 +1,6 @@
-"""SmoothQuant: channels that run large are scaled down before a product, and their weights up.
+"""SmoothQuant: channels that run large are scaled down before a product, and their weights up (Xiao et al. 2023).
 
-The product stays the same, but a row's few large entries no longer set the int8 step of all others (Xiao et al. 2023).
-The ranges are measured at the layers' inputs on a few prompts of the operator's own words. Nothing is added at
-inference: the scales go into the normalisation, and into the rows of `up`. On a SmolLM2-135M fine-tuned for Banking77
-this removed a third of the error that int8 makes in the label logits (64 validation rows).
+Ranges are measured on a few prompts of the operator's own words. Inference takes no longer.
 """
 
 from __future__ import annotations
@@ -31,10 +28,7 @@ class InputRanges(NamedTuple):
 
 @torch.inference_mode()
 def measure_input_ranges(model: Any, prompts: Sequence[Sequence[int]]) -> list[InputRanges]:
-    """Return the ranges of each layer under transformers' own forward.
-
-    The first token is left out: its entries are a thousand times larger.
-    """
+    """Return each layer's ranges without the first token, whose entries are a thousand times larger."""
     layers = model.model.layers
     seen = [[torch.zeros((), dtype=torch.float32)] * 3 for _ in layers]
     hooks = [

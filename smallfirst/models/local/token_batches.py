@@ -1,7 +1,4 @@
-"""Token rows of unequal length as batches: sorted by length, padded on the right.
-
-Causal attention never looks at later positions, so padding on the right needs no mask.
-"""
+"""Token rows of unequal length as batches: sorted by length, padded on the right, which needs no causal mask."""
 
 from __future__ import annotations
 
@@ -13,10 +10,7 @@ import torch
 def length_batches(
     lengths: Sequence[int], *, max_rows: int | None = None, max_tokens: int | None = None
 ) -> Iterator[list[int]]:
-    """Yield the row numbers of each batch, shortest rows first.
-
-    `max_tokens` bounds a batch with its padding; a longer row is a batch of its own.
-    """
+    """Yield row numbers by batch, shortest first; `max_tokens` includes padding, a longer row is alone."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         full = max_tokens is not None and (len(batch) + 1) * lengths[i] > max_tokens

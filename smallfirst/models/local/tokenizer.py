@@ -1,8 +1,4 @@
-"""Tokenizers without their models: loaded in a fraction of a second, and prompts encoded as training encodes them.
-
-Where `tokenizer.json` is all there is to a tokenizer, the file is read directly; any other is loaded by transformers,
-which takes some seconds.
-"""
+"""Tokenizers without their models: `tokenizer.json` alone is read directly, any other is loaded by transformers."""
 
 from __future__ import annotations
 
@@ -21,8 +17,7 @@ class Tokenizer(Protocol):
     bos_token_id: int | None
     eos_token_id: int | None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Return the token ids of `text`."""
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
 
 class _FastTokenizer:

@@ -60,11 +60,7 @@ def refuse_remote_code(folder: Path) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory instead of returning it to the system.
-
-    Every step frees and allocates the same large arrays. Mapping fresh pages each time takes about a sixth of a
-    training step on two cores; keeping them costs the memory of the largest step.
-    """
+    """Tell glibc to keep freed memory: mapping fresh pages takes a sixth of a training step."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc only; elsewhere nothing changes
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD

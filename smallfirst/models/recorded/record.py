@@ -1,8 +1,4 @@
-"""Record a model's answers, so that measuring again is free and a demo needs no network.
-
-Each answer is written as soon as it arrives: a run that is killed loses none, and the next run sends only the requests
-that are missing.
-"""
+"""Record a model's answers as they arrive; a run sends only the requests that are missing."""
 
 from __future__ import annotations
 
@@ -31,9 +27,7 @@ async def record(
 ) -> int:
     """Append the answers that `path` lacks and return their number; equal requests are sent once.
 
-    `header` holds the fields of RecordingHeader but `model` and `n`. A BadAnswer is skipped and raised at the end; any
-    other error ends the run once the requests in flight are answered. Raise DataError if `path` holds answers of
-    another model, or of the same one with other settings.
+    A BadAnswer is skipped and raised at the end. Raise DataError if `path` is of another model or other settings.
     """
     wanted = {request_key(request): request for request in requests}
     known = _prepare(path, model, header, set(wanted))

@@ -1,8 +1,4 @@
-"""Replay recorded answers as a Model: a large model's answers without paying for them again.
-
-A recording is JSON Lines: a header that says by which model, when and how it was made, then one row for each request.
-Replay is exact and instant, but only recorded requests have an answer, and the answers are as old as the header says.
-"""
+"""Replay recorded answers as a Model. A recording is JSON Lines: a header, then one row for each request."""
 
 from __future__ import annotations
 
@@ -77,7 +73,6 @@ class ReplayModel:
     """None: a recording holds whole answers without probabilities."""
 
     def __init__(self, header: RecordingHeader, answers: Iterable[RecordedAnswer], *, path: str) -> None:
-        """Replay `answers`; errors name `path`."""
         self.header = header
         self.path = path
         self._answers = {answer.key: answer for answer in answers}
@@ -90,7 +85,6 @@ class ReplayModel:
 
     @property
     def name(self) -> str:
-        """Name of the model that was recorded."""
         return self.header.model
 
     @property
@@ -111,11 +105,9 @@ class ReplayModel:
         return Completion(text=row.answer, answered_by=self.name, **row.model_dump(include=MEASURED))
 
     def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the recorded answer in one chunk."""
         return stream_in_one_chunk(self, request)
 
-    async def aclose(self) -> None:
-        """Do nothing: there is nothing to free."""
+    async def aclose(self) -> None: ...
 
 
 def read_recording(path: Path) -> tuple[RecordingHeader, tuple[RecordedAnswer, ...]]:

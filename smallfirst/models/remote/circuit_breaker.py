@@ -1,10 +1,4 @@
-"""When to retry a request to an endpoint, and when to send it none: a retry budget and a circuit breaker.
-
-The budget keeps retries from multiplying the load on an endpoint that is down: over any stretch of time they are at
-most a share of the requests, plus a small burst. The breaker opens after some failures; then nothing is sent for a
-while, and one probe decides for everybody. Both are arithmetic over a clock that is passed in, belong to one endpoint
-and cost a microsecond or two a request.
-"""
+"""When to retry a request to an endpoint, and when to send it none: a retry budget and a circuit breaker."""
 
 from __future__ import annotations
 
@@ -43,7 +37,6 @@ class RetryBudget:
         self._share, self._burst, self._left = share, float(burst), float(burst)
 
     def add_request(self) -> None:
-        """Count a request that is not a retry."""
         self._left = min(self._burst, self._left + self._share)
 
     def take(self) -> bool:
@@ -58,12 +51,10 @@ class RetryBudget:
 class CircuitBreaker:
     """Closed: every request is sent. Open: none is. Afterwards one probe is sent, and closes it or reopens it.
 
-    `enter` returns a phase to pass back with the result: a request sent before the circuit opened says nothing about
-    the time after.
+    `enter` returns a phase to pass back: a request sent before it opened says nothing about the time after.
     """
 
     def __init__(self, config: CircuitBreakerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start closed."""
         self._config, self._clock = config, clock
         self._phase = 0
         self._consecutive_failures = 0

@@ -1,8 +1,6 @@
 """Requests to one endpoint: a bounded queue, retries within a budget, and a circuit breaker.
 
-Nothing else in the package retries. A failure before the first byte of an answer is retried, with growing waits that
-honour Retry-After, as far as the budget goes. A timeout is not: the server may still be at work, and would be paid
-twice. While the circuit is open nothing is sent, and callers get an error at once with the time until the next try.
+A failure before the first byte is retried, honouring Retry-After; a timeout is not, as it would be paid twice.
 """
 
 from __future__ import annotations
@@ -84,11 +82,7 @@ class EndpointClient:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[tuple[HttpSession, float]]:
-        """Wait for a free slot; yield this loop's session and the request's share of the endpoint's machine.
-
-        The share is 1 / requests in flight when this one starts: good enough to spread the cost of a machine over the
-        requests that it answers side by side.
-        """
+        """Wait for a free slot; yield this loop's session and 1 / requests in flight as the share of the machine."""
         self.check()  # or a request would wait for a slot that leads nowhere
         state = self._loops.get(asyncio.get_running_loop()) or await self._new_loop_state()
         async with state.slots:

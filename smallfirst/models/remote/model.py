@@ -1,8 +1,4 @@
-"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, or smallfirst itself.
-
-`client` sends and retries, `http` holds the connections and `responses` parses what comes back; this module turns a
-Request into a body and a response into a Completion with its price, which is looked up before the first paid call.
-"""
+"""Any OpenAI-compatible /v1/chat/completions as a Model: a hosted API, vLLM, llama.cpp, or smallfirst itself."""
 
 from __future__ import annotations
 
@@ -57,11 +53,7 @@ class EndpointModel:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Connect to nothing yet.
-
-        `api_key` is for servers that this program starts itself; any other key comes from the environment. Raise
-        ConfigError if there is no key, PriceUnknown if answers would have no price.
-        """
+        """Connect to nothing yet; `api_key` is for servers this program starts. Raise ConfigError, PriceUnknown."""
         self.config = config
         self._prices = prices
         self._by_tokens = _is_priced_by_tokens(config, prices)
@@ -73,7 +65,6 @@ class EndpointModel:
 
     @property
     def name(self) -> str:
-        """The endpoint's model name."""
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
@@ -100,7 +91,6 @@ class EndpointModel:
             yield Chunk(completion=self._completion(answer, share))
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector per text, in order, of length 1. Raise ModelError."""
         if not texts:
             return Embeddings([], 0, 0.0)
         body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
@@ -120,7 +110,6 @@ class EndpointModel:
         self._client.check()
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop. Those of other loops end with them."""
         await self._client.aclose()
 
     def _body(self, request: Request) -> dict[str, Any]:

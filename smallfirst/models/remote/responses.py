@@ -1,7 +1,4 @@
-"""Parse the responses of an OpenAI-compatible endpoint: answers, stream events, embeddings and refusals.
-
-Responses are validated before use, and quoted in error messages shortened and without the API key.
-"""
+"""Parse the responses of an OpenAI-compatible endpoint; error messages quote them shortened and without the API key."""
 
 from __future__ import annotations
 
@@ -158,7 +155,6 @@ class ResponseParser:
         return body
 
     def refusal(self, status: int, content: str, attempts: int) -> ModelError:
-        """Return the error for a response outside 2xx."""
         quote = self._quoted(content)
         if status in (401, 403):
             return Unauthorised(
@@ -180,7 +176,6 @@ class ResponseParser:
         )
 
     def unavailable(self, what: str) -> Unavailable:
-        """Return the error for an endpoint that gives no answer."""
         return Unavailable(
             f"{self.url} is unavailable: {what}",
             hint=f"see if it is up: curl {self.base_url}/models",

@@ -1,8 +1,6 @@
 """A child process that ends when this process does: for an engine that may crash, hang or catch signals.
 
-It runs in a session of its own, so that Ctrl-C and SIGTERM reach only this process, and ends when its standard input
-does, even if this process is killed. (The kernel's parent-death signal would not do: it comes when the *thread* that
-started the child ends.) Secrets in the environment are not passed on, and only the last lines of its output are kept.
+It has a session of its own and ends with its standard input. Secrets in the environment are not passed on.
 """
 
 from __future__ import annotations
@@ -50,12 +48,10 @@ class ChildProcess:
 
     @property
     def is_alive(self) -> bool:
-        """True while the process runs."""
         return self._process.poll() is None
 
     @property
     def uptime_s(self) -> float:
-        """Seconds it has run."""
         return (self.ended_s if self.ended.is_set() else time.monotonic()) - self.started_s
 
     def output_tail(self) -> str:

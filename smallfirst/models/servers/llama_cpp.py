@@ -1,11 +1,7 @@
 """A general model from a GGUF file on this machine: llama.cpp (through xllamacpp) in a child process.
 
-The engine catches signals and opens a port in whatever process it runs in, and a crash there must not take the gateway
-along. Loading the file delays the first request, and its memory is in use while the process runs.
-
-Two things that the engine lacks are added here. Its own queue is unbounded, so it never gets more requests than it has
-slots. Its slots cache prompts, whoever sent them, so each request names its slot and says whether it may reuse the
-cache. One process has one adapter or none, on for every request, because cached prompts are found by tokens alone.
+Its queue is unbounded, so it never gets more requests than slots. Its slots cache prompts, whoever sent them, so each
+request names its slot and says whether it may reuse the cache; hence one adapter or none a process.
 """
 
 from __future__ import annotations
@@ -60,8 +56,7 @@ class LlamaCppModel(ManagedServerModel):
     ) -> None:
         """Load nothing yet. With `answers` it gives nothing but one of them, with `schema` only JSON.
 
-        `name` is the file's without its ending by default. Raise ConfigError if there is no such file or no answer is
-        possible under the schema, MissingExtra if xllamacpp is not installed.
+        Raise ConfigError without such a file or a possible answer, MissingExtra if xllamacpp is not installed.
         """
         for path in filter(None, (config.path, config.adapter)):
             if not path.is_file():

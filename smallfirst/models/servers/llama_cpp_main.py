@@ -1,8 +1,4 @@
-"""The program of the child process: llama.cpp serving one GGUF file on a Unix socket.
-
-The engine installs signal handlers and opens a port in whatever process it runs in, so it does not run in the gateway.
-Only its user may open the socket, and it asks for a key besides.
-"""
+"""The program of the child process: llama.cpp serving one GGUF file on a Unix socket that only its user may open."""
 
 from __future__ import annotations
 

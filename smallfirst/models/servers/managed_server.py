@@ -1,7 +1,6 @@
 """Models served by an engine in a child process: one process for all its models, a bounded queue, checked formats.
 
-Every request is streamed from the engine, also where the caller wants a whole answer: an engine stops when its client
-closes the connection, and some stop no other request. Nothing is retried but an answer that lacks its format.
+Every request is streamed from the engine, which stops when its client closes the connection.
 """
 
 from __future__ import annotations
@@ -122,7 +121,6 @@ class ServerProcess(ChildProcess):
             raise Unavailable(f"{self._backend.name}: HTTP {status}")
 
     def stop(self) -> None:
-        """End the program and remove its socket."""
         super().stop()
         self.folder.remove()
 
@@ -196,15 +194,13 @@ class ManagedServer:
             await endpoint.aclose()
 
     async def aclose(self) -> None:
-        """End the process."""
         await asyncio.to_thread(self.supervisor.stop)
 
 
 class ManagedServerModel:
     """A model that a managed server knows by name. Models of one config share the process.
 
-    An answer costs its time by the machine price, divided by the requests in flight when it began. An answer with a
-    format is checked when it is whole, so it comes in one chunk.
+    An answer costs its time by the machine price, divided by requests in flight. With a format it comes in one chunk.
     """
 
     capabilities: frozenset[Capability] = frozenset(

@@ -1,7 +1,6 @@
 """Run a program that would outlive its parent (`python orphan_guard.py PROGRAM …`) and end it with standard input.
 
-This interpreter runs the file alone, without any package, because the program may live in another environment. The
-kernel kills the program if this process is killed. That signal is safe here: the only thread starts the program.
+The file imports no package. The kernel kills the program with this process, whose only thread starts it.
 """
 
 from __future__ import annotations

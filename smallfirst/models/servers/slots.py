@@ -1,9 +1,7 @@
 """The slots of an engine that answers a few requests side by side, and the bounded queue for them.
 
-An engine's own queue is unbounded, and the next request may reuse what the engine cached of a prompt, whoever sent it:
-the time to the first token would tell one tenant what another has asked. So each slot has the tenant whose prompt it
-read last, tenants get their own slot back where it is free, and a slot that changes hands starts without its cache. A
-prompt that tenants share is therefore read once for each of them.
+The time to the first token could tell one tenant what another has asked, so a slot that changes hands starts without
+its cache, and tenants get their own slot back where it is free.
 """
 
 from __future__ import annotations
@@ -46,7 +44,6 @@ class SlotPool:
     """Gives out slots first come, first served, to any number of event loops."""
 
     def __init__(self, n_slots: int, *, name: str, max_queued_requests: int, max_queued_characters: int) -> None:
-        """Start with every slot free and without a tenant."""
         self._name, self._max_requests, self._max_characters = name, max_queued_requests, max_queued_characters
         self._lock = threading.Lock()
         self._free = deque(range(n_slots))  # longest idle first
@@ -56,21 +53,15 @@ class SlotPool:
 
     @property
     def n_free(self) -> int:
-        """Slots in which a request could start now."""
         return len(self._free)
 
     @property
     def n_queued(self) -> int:
-        """Requests that wait for a slot."""
         return len(self._queue)
 
     @asynccontextmanager
     async def acquire(self, tenant: str, n_characters: int, *, timeout_s: float) -> AsyncIterator[Slot]:
-        """Yield a slot. Raise Unavailable if the queue is full, or no slot is free within `timeout_s`.
-
-        Requests without a tenant are not limited: they come from an evaluation of any number of rows, or from a server
-        without keys, which limits its own requests.
-        """
+        """Yield a slot. Raise Unavailable if the queue is full (never without a tenant), or after `timeout_s`."""
         waiter = _Waiter(tenant, n_characters)
         with self._lock:
             if self._free and not self._queue:

@@ -1,8 +1,6 @@
 """Keep an engine's process running: start it with the first request, restart it after a crash, kill it if it hangs.
 
-A crash fails the requests in flight at once. The next request restarts the engine after a wait that doubles with each
-crash in a row; while a long wait lasts, requests are refused with the engine's last output. The watchdog probes the
-engine only while requests are in flight, so an idle one costs nothing.
+The wait to restart doubles with each crash in a row; while a long one lasts, requests are refused.
 """
 
 from __future__ import annotations
@@ -57,11 +55,7 @@ class Supervisor(Generic[P]):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Start nothing yet.
-
-        `start` blocks until the process answers, and raises Unavailable if it does not. `probe` blocks until the engine
-        answers, and raises any Exception if it does not within the seconds given.
-        """
+        """Start nothing yet; `start` and `probe` (within the seconds given) block, and raise if there is no answer."""
         self._name, self._start, self._probe = name, start, probe
         self._policy, self._clock = policy or RestartPolicy(), clock
         self._sleep = sleep

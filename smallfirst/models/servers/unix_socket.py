@@ -14,7 +14,6 @@ class SocketFolder:
     """A folder that only this user may enter, for one socket."""
 
     def __init__(self) -> None:
-        """Create the folder; the socket's path is `socket`."""
         self.path = Path(tempfile.mkdtemp(prefix="smallfirst-"))
         if len(str(self.path)) + 8 > MAX_PATH_BYTES:  # a deep TMPDIR
             self.path.rmdir()

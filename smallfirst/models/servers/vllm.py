@@ -1,11 +1,7 @@
 """vLLM as a child process: a server from an environment of its own, on a Unix socket that only this user may open.
 
-It is never imported, because its pins clash with those of smallfirst. Its key guards only some of its routes, and the
-others can stop it or change its weights, so no other user may reach it, and its route for loading adapters is off. One
-process serves a base model and any number of LoRA adapters by name. It takes some GB of packages and a minute or more
-to start.
-
-Its prompt cache is salted by tenant. Schemas are compiled before they are sent, and answers are checked.
+Its key guards only some of its routes, and others can stop it or change its weights, so no other user may reach it. Its
+prompt cache is salted by tenant. Schemas are compiled before they are sent, and answers are checked.
 """
 
 from __future__ import annotations
@@ -106,11 +102,7 @@ class VllmModel(ManagedServerModel):
         adapter: str | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> None:
-        """Start nothing yet. With `schema` it generates JSON only.
-
-        `name` is the adapter's or the folder's by default. Raise ConfigError naming everything wrong with the folders,
-        VllmNotInstalled if there is no vLLM.
-        """
+        """Start nothing yet; `schema` allows JSON only. Raise ConfigError for wrong folders, VllmNotInstalled."""
         if problems := _problems(config, adapter):
             raise ConfigError("vLLM cannot serve this:\n  " + "\n  ".join(problems))
         if (program := find_vllm(config.program)) is None:

@@ -1,8 +1,6 @@
-"""What happens below the threshold, decided by band of confidence from rows that both models answered.
+"""The decision below the threshold, by band of confidence, from rows that both models answered.
 
-A general model is often worse than the fine-tuned one even on its uncertain rows. So the rows that are not accepted are
-cut into up to four bands of equal count, and a band goes to the large model only if that was right more often on its
-calibration rows. These decisions rest on point estimates and guarantee nothing.
+A band goes to the large model only if that was right more often on its rows. Nothing here is guaranteed.
 """
 
 from __future__ import annotations
@@ -48,9 +46,7 @@ class BelowThreshold(NamedTuple):
     """What to do with everything that is not accepted."""
 
     action: BelowAction
-    """Decision for the region as a whole."""
     why: str
-    """The paired evidence for it."""
     difference: Estimate | None
     """Accuracy of large minus small on it."""
     bands: tuple[Band, ...]
@@ -68,8 +64,7 @@ def decide_below_threshold(
 ) -> BelowThreshold:
     """Decide on the rows that are not `accepted`, as a whole and by band; `top` is where the highest band ends.
 
-    With a limit on the accuracy loss, `floor` is the confidence down to which keeping is shown to be within it: below
-    that, whatever does not go to a person goes to the large model, and so does every band under one that does.
+    `floor`: confidence down to which keeping is shown to be within the limit on the accuracy loss, if there is one.
     """
     rest = ~accepted
     both = rest & data.paired

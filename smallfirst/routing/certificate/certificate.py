@@ -1,9 +1,6 @@
 """The certificate: the confidence from which the small model may answer, and the guarantee about those answers.
 
-The first guarantee is selective risk: of the answers that stay small, at most a share alpha is wrong, at 95 %
-confidence. Others limit the loss of accuracy against the large model, cost, latency and escalation; a cascade of
-several drafting stages is certified as a whole. `threshold_search` finds the thresholds, `risks` has the tests. The
-guarantee holds for requests drawn like the calibration rows; drift ends it.
+It holds for requests drawn like the calibration rows; drift ends it.
 """
 
 from __future__ import annotations
@@ -139,7 +136,6 @@ class Certificate(Record):
     def decide(
         self, confidence: float | None, label: str | None = None
     ) -> Literal["keep_certified", "escalate", "keep", "abstain"]:
-        """Decide what to do with an answer of the last drafting stage."""
         if self.covers(label, confidence):
             return "keep_certified"
         action: BelowAction = self.below
@@ -153,9 +149,7 @@ class CertificateSubject(NamedTuple):
     """What a certificate is made for."""
 
     model_fingerprint: str
-    """The weights."""
     dataset_fingerprint: str
-    """The rows."""
     temperature: float
     """Of the last drafting stage."""
     person: bool
@@ -172,13 +166,11 @@ def certify(
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
 ) -> Certificate:
-    """Certify the drafting stages, cheapest first, from their answers on calibration rows.
+    """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
-    `large` on these rows (or some of them, drawn at random) decides whether uncertain requests are worth escalating:
-    they are, where it was right more often. Without it they are, on trust. With `person`, where it was not, they go to
-    a person instead of being kept. `labels="large"` says that the rows were scored against the large model's answers.
-    The rows must not have been used for any choice. Raise DataError if a draft lacks rows, ConfigError for a guarantee
-    by label about more than one drafting stage.
+    `large` on these rows, or a random part, decides what is worth escalating; without it everything is. With `person`,
+    what it is no better at goes to a person. `labels="large"`: rows were scored against its answers. Raise DataError if
+    a draft lacks rows, ConfigError for a guarantee by label about several stages.
     """
     stages = [drafts] if isinstance(drafts, Evaluation) else list(drafts)
     if guarantee.per_class and len(stages) > 1:
@@ -202,9 +194,8 @@ def certify_without_gold(
 ) -> Certificate:
     """Certify `small` where the large model's answers stand in for labels.
 
-    `gold` holds the right answers of some rows by row key: a random part of all, or the correction is wrong; if it is
-    empty, the large model's answers count as right. `score(answer, right)` says whether an answer is right. With gold
-    the guarantee is about true errors (prediction-powered), without it about differing from the large model.
+    `gold` holds right answers of a random part of the rows by row key; with it the guarantee is about true errors
+    (prediction-powered), without it about differing from the large model.
     """
     subject = CertificateSubject(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
     return certify_cascade(cascade_data_without_gold(small, large, gold, score), guarantee, subject)
@@ -276,7 +267,6 @@ def _explain(
     classes: Sequence[ClassCertificate],
     shown: tuple[Sequence[RiskResult], int],
 ) -> tuple[str, int | None]:
-    """Return the certificate's sentence, and the labels missing if it is a refusal."""
     if found.issued and guarantee.per_class:
         return describe_per_class(data, guarantee, classes), None
     if found.issued:

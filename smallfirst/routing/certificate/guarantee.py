@@ -1,8 +1,4 @@
-"""The guarantee: the limits that the routed path must be shown to keep, in the user's own units.
-
-Every limit is optional, and each needs rows: the significance level is divided among the limits, so two of them need
-more calibration rows than one.
-"""
+"""The guarantee: the limits that the routed path must be shown to keep; they share the significance level."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Whether a certificate's guarantee held on test rows, which were used for nothing else.
 
-The only judgement of this, for the terminal and for the report. A guarantee is broken when the whole interval of the
-error lies above the guaranteed maximum; a point estimate above it is not enough.
+It is broken when the whole interval of the error lies above the guaranteed maximum.
 """
 
 from __future__ import annotations
@@ -28,10 +27,7 @@ class GuaranteeCheck(Record):
 
 
 def check_guarantee(certificate: Certificate | None, routed: Evaluation | None) -> GuaranteeCheck | None:
-    """Compare the error of the certified answers in a Router's evaluation with the guarantee.
-
-    Returns None without an evaluation, without an issued certificate, and where it does not limit errors.
-    """
+    """Compare the error of certified answers with the guarantee; None without one that limits errors."""
     if certificate is None or routed is None or not certificate.issued or certificate.max_error >= 1:
         return None
     accepted = [row for row in routed.rows if row.certified]

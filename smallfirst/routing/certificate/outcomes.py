@@ -1,8 +1,6 @@
 """The cascade on calibration rows: the answers of every stage, and which stage answers each row at given thresholds.
 
-A request passes the drafting stages from the cheapest up; the first confident one answers, and what none accepts goes
-to the large model. An outcome pays for every draft on the way. Data are arrays, stages by rows, because a search tries
-hundreds of thresholds on the same rows.
+The first confident stage answers, else the large model; an outcome pays for every draft on the way.
 """
 
 from __future__ import annotations
@@ -50,16 +48,13 @@ class CascadeData:
     agrees: np.ndarray
     """By stage and row: right by the large model's answer; equals `right` unless labels are `large+gold`."""
     labels: LabelSource = "gold"
-    """Where the labels come from."""
 
     @property
     def n(self) -> int:
-        """Number of rows."""
         return int(self.confidence.shape[1])
 
     @property
     def n_stages(self) -> int:
-        """Number of drafting stages."""
         return int(self.confidence.shape[0])
 
     @property
@@ -84,13 +79,11 @@ class CascadeData:
         return np.asarray(self.latency_ms.cumsum(axis=0))
 
     def outcome(self, thresholds: Sequence[float]) -> CascadeOutcome:
-        """Return which stage answers each row at these thresholds, one a stage."""
         confident = self.confidence >= np.asarray(thresholds, dtype=float)[:, None]
         stage = np.where(confident.any(axis=0), confident.argmax(axis=0), self.n_stages)
         return CascadeOutcome(self, stage, all_accepted=min(thresholds) <= 0)
 
     def take(self, rows: np.ndarray) -> CascadeData:
-        """Return the data of some rows, by number."""
         cut = {
             name: getattr(self, name)[..., rows]
             for name in ("confidence", "right", "answer", "cost_usd", "latency_ms", "agrees")
@@ -104,7 +97,6 @@ class CascadeOutcome:
     """Which stage answers each row at given thresholds."""
 
     data: CascadeData
-    """The rows."""
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
     all_accepted: bool = False
@@ -112,12 +104,10 @@ class CascadeOutcome:
 
     @cached_property
     def accepted(self) -> np.ndarray:
-        """By row: a drafting stage answers."""
         return np.asarray(self.stage < self.data.n_stages)
 
     @cached_property
     def n_accepted(self) -> int:
-        """Number of rows that a drafting stage answers."""
         return int(self.accepted.sum())
 
     def select(self, table: np.ndarray) -> np.ndarray:
@@ -136,7 +126,6 @@ class CascadeOutcome:
 
     @cached_property
     def mean_cost_usd(self) -> float:
-        """Mean cost of a request, discarded drafts included."""
         return float(self.select(self.data.cumulative_cost_usd).mean()) if self.data.n else 0.0
 
     @cached_property
@@ -148,10 +137,7 @@ class CascadeOutcome:
 
 
 def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels: LabelSource = "gold") -> CascadeData:
-    """Return the cascade of `drafts`, cheapest first, on the rows of the last one.
-
-    Raise DataError if a draft was not measured on all of them.
-    """
+    """Return the cascade of `drafts`, cheapest first, on the last one's rows. Raise DataError if a draft lacks some."""
     rows = drafts[-1].rows
     stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
     right = _table(stages, lambda row: row.correct, bool)
@@ -175,11 +161,7 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
 def cascade_data_without_gold(
     small: Evaluation, large: Evaluation, gold: Mapping[str, str], score: Callable[[str | None, str], bool]
 ) -> CascadeData:
-    """Return the rows that both models answered, judged by the large one, and by `gold` where it has the row's key.
-
-    `score(answer, right)` says whether an answer is right. Rows without an answer of the large model are left out:
-    nothing says what is right there.
-    """
+    """Return the rows that both models answered, judged by the large one, and by `gold` (by row key) where known."""
     pairs = [(row, large.by_key[row.key]) for row in small.rows if row.key in large.by_key]
     pairs = [(ours, theirs) for ours, theirs in pairs if theirs.answer is not None]
     stages, of_large = [[ours for ours, _ in pairs]], [row for _, row in pairs]

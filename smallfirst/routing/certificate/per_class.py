@@ -1,9 +1,7 @@
 """Certificates by label, because an average over all answers can hide one label that is mostly wrong.
 
-Each predicted label has its own fixed sequence of thresholds, begun where half of its rows are accepted. The level is
-divided among the labels by Holm's method: a label shown down to its last row passes its share on (Bretz et al. 2009).
-Labels with too few rows to show anything even without an error get no share; that depends on how often they are
-predicted, never on what is right. A label needs 59 accepted rows for a limit of 5 %, 130 where 50 labels share it.
+Each label has its own fixed sequence of thresholds; Holm's method divides the level among those with enough rows to
+show anything (Bretz et al. 2009). A label needs 59 accepted rows for a limit of 5 %, 130 where 50 labels share it.
 """
 
 from __future__ import annotations
@@ -75,9 +73,8 @@ def certify_classes(
 ) -> tuple[ClassCertificate, ...]:
     """Return one certificate for every label with accepted rows, in alphabetical order; all hold together at 1 - level.
 
-    With one drafting stage each label is searched by itself: with `own_thresholds` it is certified from its own one on,
-    otherwise if that is no stricter than `thresholds`. With several stages labels are tested at `thresholds` alone, and
-    `level` must already be divided among all vectors that could have been chosen.
+    With one stage each label is searched by itself, with several they are tested at `thresholds` alone, and `level`
+    must already be divided among all vectors that could have been chosen.
     """
     outcome, single = data.outcome(thresholds), data.n_stages == 1
     answers, right = _answers(data, outcome)

@@ -56,23 +56,18 @@ class ShareEvidence:
     """A share of rows with a loss, tested by the exact binomial."""
 
     losses: int
-    """Rows with a loss."""
     n: int
-    """Number of rows."""
     limit: float
     """Largest share."""
 
     @property
     def value(self) -> float:
-        """Measured share."""
         return self.losses / max(1, self.n)
 
     def shows(self, level: float) -> bool:
-        """Return True if the exact binomial test shows the limit, with an error probability of at most `level`."""
         return self.n > 0 and bool(special.bdtr(self.losses, self.n, self.limit) <= level)
 
     def bound(self, level: float) -> float:
-        """Return the upper bound of Clopper and Pearson."""
         return upper_bound(self.losses, self.n, confidence=1 - level)
 
     def rows_needed(self, level: float, max_rows: int) -> int | None:
@@ -99,24 +94,19 @@ class MeanEvidence:
 
     @property
     def n(self) -> int:
-        """Number of rows."""
         return int(self.values.size)
 
     @property
     def value(self) -> float:
-        """Measured mean."""
         return self.scale * float(self.values.mean()) if self.values.size else 0.0
 
     def shows(self, level: float) -> bool:
-        """Return True if the betting test shows the limit."""
         return self.n > 0 and betting_p_value(self.values, self.limit, low=self.low, high=self.high) <= level
 
     def bound(self, level: float) -> float:
-        """Return the betting bound."""
         return self.scale * betting_upper_bound(self.values, confidence=1 - level, low=self.low, high=self.high)
 
     def rows_needed(self, level: float, max_rows: int) -> int | None:
-        """Return the rows needed if more were distributed like these."""
         span = self.high - self.low
         limit = (self.limit - self.low) / span
         return rows_to_reject((self.values - self.low) / span, limit, level=level, max_rows=max_rows)
@@ -131,25 +121,20 @@ class PredictionPoweredEvidence:
     correction: np.ndarray
     """True minus judged error on accepted rows with gold."""
     limit: float
-    """Largest error."""
 
     @property
     def n(self) -> int:
-        """Accepted rows."""
         return self.judged[1]
 
     @property
     def value(self) -> float:
-        """Judged error, corrected."""
         correction = float(self.correction.mean()) if self.correction.size else 0.0
         return self.judged[0] / max(1, self.n) + correction
 
     def shows(self, level: float) -> bool:
-        """Return True if the prediction-powered test shows the limit."""
         return self.n > 0 and prediction_powered_shows(self.judged, self.correction, self.limit, level=level)
 
     def bound(self, level: float) -> float:
-        """Return the least limit that would be shown."""
         shown, unknown = 1.0, 0.0
         while shown - unknown > 1e-4:
             middle = (shown + unknown) / 2
@@ -180,8 +165,7 @@ def evidence(risk: str, outcome: CascadeOutcome, limit: float) -> Evidence:
 def audit_limit(outcome: CascadeOutcome, accepted: np.ndarray, guarantee: Guarantee) -> float | None:
     """Return how often accepted answers may differ from the large model's before too many of them are wrong.
 
-    The limit is the guaranteed error + an upper bound on "right where the large model is wrong", from rows with both.
-    None without such rows, without a limit on errors, or if even differing always would show nothing.
+    The guaranteed error + an upper bound on "right where the large model is wrong"; None if that shows nothing.
     """
     if guarantee.max_error is None or outcome.data.labels == "large":
         return guarantee.max_error

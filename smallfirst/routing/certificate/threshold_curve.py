@@ -27,10 +27,7 @@ class ThresholdPoint(Record):
 
 
 def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: float) -> tuple[ThresholdPoint, ...]:
-    """Return about 60 thresholds of the last stage, strict to loose, including the chosen one.
-
-    Earlier stages keep their chosen thresholds. On rows that the large model was not asked, the draft stands in.
-    """
+    """Return about 60 thresholds of the last stage, strict to loose; where large was not asked, the draft stands in."""
     descending = np.sort(data.confidence[-1])[::-1]
     counts = sorted({round(share * data.n) for share in np.linspace(0, 1, 61)})
     thresholds = {*(float(descending[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}

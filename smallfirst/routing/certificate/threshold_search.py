@@ -1,10 +1,8 @@
 """Search for the cheapest thresholds at which every limit of the guarantee is shown on calibration rows.
 
-One drafting stage and a limit on errors alone: fixed-sequence testing (Bauer 1991) over every distinct confidence.
-Otherwise Learn-then-Test (Angelopoulos et al. 2021): thresholds move together along a few paths, from accepting nothing
-to accepting everything; along each path every limit is tested in the direction in which it gets harder, until it first
-fails. The significance level is divided equally among limits and paths, so everything that is shown holds at once, and
-the cheapest choice needs no further correction. Paths depend on the confidences alone, never on what is right.
+One stage and a limit on errors alone: fixed-sequence testing (Bauer 1991). Otherwise Learn-then-Test (Angelopoulos et
+al. 2021) along a few paths from accepting nothing to everything, which depend on confidences alone, never on what is
+right; the level is divided equally among limits and paths, so the choice needs no further correction.
 """
 
 from __future__ import annotations
@@ -59,19 +57,13 @@ class CascadeThresholds(NamedTuple):
 
     @property
     def issued(self) -> bool:
-        """True if something may be accepted."""
         return any(threshold <= 1 for threshold in self.thresholds)
 
 
 def search_threshold(
     confidence: Sequence[float], correct: Sequence[bool], guarantee: Guarantee
 ) -> ThresholdSearchResult:
-    """Return the loosest threshold at which accepted answers are shown to be wrong at most `max_error` of the time.
-
-    The sequence starts where half the rows are accepted (or as many as a guarantee without any error needs, if that is
-    more) and goes down one distinct confidence at a time. Its order depends on confidences only, never on which answers
-    are right, so the test is exact given the confidences.
-    """
+    """Return the loosest threshold at which accepted answers are shown to be wrong at most `max_error` of the time."""
     level, limit = 1 - guarantee.confidence, guarantee.max_error or 0.0
     first = min_accepted_rows(len(confidence), limit, level)
     return fixed_sequence_test(np.asarray(confidence), np.asarray(correct), limit, level=level, first=first)
@@ -106,10 +98,7 @@ def min_rows_without_error(limit: float, level: float) -> int:
 
 
 def search_cascade(data: CascadeData, guarantee: Guarantee) -> CascadeThresholds:
-    """Return the thresholds that keep every limit at the lowest mean cost on these rows if the rest is escalated.
-
-    Where the large model was not measured, those that escalate least.
-    """
+    """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least."""
     if set(guarantee.limits) == {"error"} and data.n_stages == 1 and data.labels != "large+gold":
         level = 1 - guarantee.confidence
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee)
@@ -139,11 +128,7 @@ def search_cascade(data: CascadeData, guarantee: Guarantee) -> CascadeThresholds
 def _valid_places(
     outcomes: Sequence[CascadeOutcome], path: Sequence[Thresholds], places: Mapping[str, Sequence[int]]
 ) -> list[tuple[int, bool]]:
-    """Return the places at which everything is shown, with True where it is only if nothing is escalated.
-
-    Such a place is taken only where the large model is no better on the rest. What is not escalated costs and lasts as
-    if everything were accepted, which is where the tests of cost, latency and escalation begin.
-    """
+    """Return the places at which everything is shown, with True where it is only if nothing is escalated."""
     last = len(path) - 1
     growing = [set(shown) for risk, shown in places.items() if risk in GROWS_WITH_COVERAGE]
     falling = [set(shown) for risk, shown in places.items() if risk not in GROWS_WITH_COVERAGE]
@@ -161,8 +146,7 @@ def _valid_places(
 def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
     """Return paths of threshold vectors, each from strict to loose, from confidences by stage and row.
 
-    With one stage there is one path. With more there are three: only the last stage drafts; every stage accepts the
-    same share of its most confident rows; the stages before the last accept half of that share.
+    One stage: one path. More: only the last drafts; all accept the same share; those before the last accept half of it.
     """
     shares = np.arange(1, _STEPS + 1) / _STEPS
     last = _thresholds(confidence[-1], shares)
@@ -177,11 +161,7 @@ def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
 
 
 def estimate_rows_needed(data: CascadeData, guarantee: Guarantee, level: float) -> int | None:
-    """Return about how many calibration rows would show the guarantee at the measured rates; None if none would.
-
-    The least over thresholds that accept half the rows or more. Thresholds that these rows already show, and that were
-    not reached because a stricter one failed, are left out.
-    """
+    """Return about how many calibration rows would show the guarantee at the measured rates; None if none would."""
     best: int | None = None
     outcomes = [data.outcome(one) for path in threshold_paths(data.confidence) for one in path[::-5]]
     for outcome in (outcome for outcome in outcomes if 2 * outcome.n_accepted >= data.n):

@@ -1,9 +1,7 @@
-"""Detect drift in one statistic of a task's requests.
+"""Detect drift in one statistic of a task's requests (`smallfirst.stats.sequential.DriftTest`).
 
-The test, `smallfirst.stats.sequential.DriftTest`, compares with the calibration rows and all earlier requests. After an
-alarm, a number of further requests that was fixed beforehand becomes the new reference, so the next test is as exact as
-the first. Its false-alarm rate is half of the one before, so that all of them together stay below what was allowed. A
-request takes some microseconds; some thousand values are held in memory.
+After an alarm a fixed number of requests becomes the new reference, and the false-alarm rate is halved, so that all
+alarms together stay below what was allowed.
 """
 
 from __future__ import annotations
@@ -26,10 +24,7 @@ _MIN_REFERENCE, _MAX_REFERENCE = 200, 2000
 
 
 class DriftDetector:
-    """Watch one statistic. While it is as in `reference`, a false alarm ever comes with probability `error` at most.
-
-    Labels are hashed to numbers, so the set of labels need not be known.
-    """
+    """Watch one statistic; a false alarm ever comes with probability `error` at most. Labels are hashed to numbers."""
 
     def __init__(self, name: Statistic, reference: Sequence[float | str], error: float) -> None:
         self.name, self._error = name, error
@@ -76,14 +71,12 @@ class DriftDetector:
 
 
 def _as_number(value: float | str) -> float:
-    """Hash a label to a number that depends on nothing but the label."""
     if isinstance(value, str):
         return float(int.from_bytes(hashlib.blake2b(value.encode(), digest_size=6).digest()))
     return value
 
 
 def _summary(values: Collection[float | str]) -> dict[str, float]:
-    """Return the share of each label, or the mean of numbers."""
     labels = Counter(value for value in values if isinstance(value, str))
     if labels:
         return {label: count / len(values) for label, count in labels.items()}

@@ -1,29 +1,12 @@
 """Monitor one task's guarantee after go-live: a state machine fed with requests and audits, without any I/O.
 
-    live ──traffic changed──► drift ──guarantee broken──► fallback
-     ▲ └────────────guarantee broken──────────────────────────┤
-     └───────────audits show the guarantee again◄─────────────┘ (also from drift)
+`live`, `drift`: the small model answers what the certificate accepts; `fallback`, `shadow`: the large model answers and
+the small one runs beside it. A broken guarantee leads to fallback; audits that show it again lead back to live.
 
-In `live` and `drift` the small model answers what the certificate accepts; in `fallback`, and in `shadow`, where
-nothing was certified, the large model answers and the small one runs beside it. A random `audit_share` of what the
-small model answers, or would answer, is judged by a person or by the large model.
-
-Bounds. While each accepted answer is wrong with probability at most `limit`, a guarantee alarm comes, over the whole
-life and all recoveries together, with probability at most 1 - `confidence`. While requests are exchangeable with the
-calibration rows, a drift alarm of any kind comes with probability at most 1 - `drift_confidence`. While each answer is
-in truth wrong with probability at least `limit`, an unjustified recovery comes with probability at most 1 -
-`confidence` after each alarm. Each test may be read after every request; `smallfirst.stats.sequential` says why.
-
-Limits of these bounds. Audits judged by a large model bound the disagreement with that model, not the error. Audited
-answers must be a random sample: do not add unsolicited feedback, or audits that are done only when they are easy. Drift
-is about the stream: changed traffic does not show that answers got worse, an error that leaves confidences,
-out-of-domain scores and labels alone is found by audits only, and traffic that varies by the hour is drift too. A
-certificate is itself wrong sometimes (5 % at 95 %); the alarm that follows is then right. An error close under the
-limit takes very long to show recovery.
-
-A request takes some microseconds for each of three statistics, and so does an audit. Equal calls give equal states: a
-monitor is restored by feeding it the recorded requests and audits again. With the audits alone everything is restored
-but the drift tests, whose bound then begins anew.
+A false guarantee alarm, an unjustified recovery after each alarm, and a drift alarm while requests are exchangeable
+have probability at most 1 - confidence each, over the whole life. Audits by a large model bound the disagreement with
+it, not the error; audited answers must be a random sample. Equal calls give equal states, so a monitor is restored by
+feeding it the recorded requests and audits again.
 """
 
 from __future__ import annotations
@@ -93,11 +76,9 @@ class StateChange(Record):
 
 
 class Monitor:
-    """The state of one task. `limit` is the error that the certificate guarantees.
+    """The state of one task. `limit` is the error that the certificate guarantees, in (0, 1), else ValueError.
 
-    The references are what the small model gave on all calibration rows, not only the accepted ones: its confidences,
-    out-of-domain scores and labels. A statistic without a reference is not watched. With `shadow` nothing is
-    guaranteed: audits only add to `live_error`. Raise ValueError if `limit` is not in (0, 1).
+    References are what the small model gave on all calibration rows; a statistic without one is not watched.
     """
 
     def __init__(
@@ -129,20 +110,14 @@ class Monitor:
 
     @property
     def audit_share(self) -> float:
-        """Chance that the next accepted answer is audited; in fallback and shadow, that the next request is.
-
-        It depends on the past only, so audited answers are a random sample of those accepted.
-        """
+        """Chance that the next accepted answer is audited; in fallback and shadow, that the next request is."""
         of = self.settings
         shares = of.audit_share, of.audit_share_on_drift, of.audit_share_in_fallback, 1.0
         return shares[("live", "drift", "fallback", "shadow").index(self.state)]
 
     @property
     def live_error(self) -> Estimate:
-        """Share of audited answers found wrong since go-live, the last fallback or the last return from one.
-
-        The interval is valid at every moment at once, as long as the error is constant.
-        """
+        """Share of audited answers found wrong since the answering model last changed; valid at every moment."""
         return self._since_live.interval(self.settings.confidence)
 
     def observe(
@@ -158,8 +133,8 @@ class Monitor:
     def record_audit(self, wrong: bool, *, drawn_at: int | None = None) -> tuple[StateChange, ...]:
         """Add one audit of an answer that the certificate accepts; return the changes.
 
-        `drawn_at` is what `requests` was when the answer was given, if the judgement took time: an answer from before
-        an alarm says nothing about the time after it, and is not counted there. Add audits in the order of the answers.
+        `drawn_at` is what `requests` was when the answer was given: an answer from before an alarm is not counted after
+        it.
         """
         counts = self._since_live.add(wrong, drawn_at)
         if self._since_alarm.add(wrong, drawn_at):
@@ -238,7 +213,6 @@ class _Audits:
         self.recent: deque[bool] = deque(maxlen=_N_RECENT)
 
     def add(self, wrong: bool, drawn_at: int | None) -> bool:
-        """Return whether the audit counts here."""
         counts = drawn_at is None or drawn_at > self.since
         if counts:
             self.n += 1

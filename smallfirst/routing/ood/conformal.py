@@ -1,10 +1,8 @@
-"""Turn scores of any scale into one out-of-domain score in [0, 1] by their ranks among a task's own rows.
+"""Turn scores of any scale into one out-of-domain score in [0, 1] by their ranks among a task's own selection rows.
 
-The score is 1 minus a conformal p-value (Vovk et al. 2005): the share of the task's selection rows that look more
-ordinary than the text. So a threshold of 0.97 keeps at least 97 % of the task's own requests, whatever the input scores
-are, as long as requests are drawn like the selection rows. Several scores are combined as Fisher (1925) combines
-p-values, or by a logistic regression where foreign texts are known; the combined score is ranked again, so the same
-guarantee holds for it. The selection rows must not be used for any other guarantee.
+1 minus a conformal p-value (Vovk et al. 2005): a threshold of 0.97 keeps at least 97 % of the task's own requests.
+Several scores are combined as Fisher (1925) combines p-values, or by a logistic regression where foreign texts are
+known. The selection rows must not be used for any other guarantee.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ class ConformalScorer(Record):
 
     @classmethod
     def fit(cls, scores: np.ndarray) -> ConformalScorer:
-        """Fit on the scores of at least one selection row."""
         ascending = np.sort(np.asarray(scores, dtype=np.float64))
         if len(ascending) > KNOTS:  # the largest stays, and each knot stands for as many rows
             ascending = ascending[np.ceil(np.arange(1, KNOTS + 1) * len(ascending) / KNOTS).astype(int) - 1]
@@ -39,8 +36,7 @@ class ConformalScorer(Record):
     def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
         """Return -log of each score's p-value in nats, 0 for the most ordinary.
 
-        A score above all n own ones has p = 1/(n + 1); beyond, p falls exponentially at the rate of the largest tenth
-        of the own scores, so extreme scores stay distinct and a few rows are enough to reject very foreign texts.
+        Beyond all n own scores p falls exponentially from 1/(n + 1), so extreme scores stay distinct.
         """
         own, asked = np.asarray(self.own), np.asarray(scores, dtype=np.float64)
         at_least = len(own) - np.searchsorted(own, asked, side="left")
@@ -70,8 +66,7 @@ class ScoreFusion(Record):
     def fit(cls, own: np.ndarray, foreign: np.ndarray | None = None) -> ScoreFusion:
         """Fit on the scores (rows, scores) of selection rows, and of foreign ones if there are any.
 
-        Without foreign rows the weights are equal. With ten or more a logistic regression with balanced classes fits
-        them; a negative weight is set to 0, since no score may make a foreign text ordinary.
+        Weights are equal with fewer than ten foreign rows, else those of a balanced logistic regression, at least 0.
         """
         ranks = tuple(ConformalScorer.fit(column) for column in own.T)
         nats = _neg_log_p_values(ranks, own)
@@ -81,12 +76,10 @@ class ScoreFusion(Record):
         return cls(ranks=ranks, weights=tuple(weights.tolist()), fused=ConformalScorer.fit(nats @ weights))
 
     def nonconformity(self, scores: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of the -log p-values of scores (rows, scores)."""
         total: np.ndarray = _neg_log_p_values(self.ranks, scores) @ np.asarray(self.weights)
         return total
 
     def ood_score(self, scores: np.ndarray) -> np.ndarray:
-        """Return one value in [0, 1] for each row of scores (rows, scores)."""
         return self.fused.ood_score(self.nonconformity(scores))
 
 

@@ -1,9 +1,7 @@
 """The profile of a task: how unlike the task's own requests a text is, as a score in [0, 1].
 
-A profile is fitted on the task's own rows alone, so tasks come and go without affecting each other; known foreign
-requests improve it but are not needed. Words decide the clear cases. Only in a grey zone of scores are hidden states of
-a frozen encoder, or of the task's own small model, read as well; they reorder the texts inside the zone, so the
-threshold keeps the same share of the task's own requests with and without them.
+Words decide the clear cases. In a grey zone hidden states of a frozen encoder or of the task's own model reorder the
+texts, so the threshold keeps the same share of the task's own requests with and without them.
 """
 
 from __future__ import annotations
@@ -68,7 +66,6 @@ class StateScorer(NamedTuple):
     profile: HiddenStateProfile
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the state features (texts, 2 or 4)."""
         return self.profile.nonconformity(self.read(texts))
 
 
@@ -105,7 +102,6 @@ class TaskProfile:
         return self.parameters.limit
 
     def score_words(self, texts: Sequence[str]) -> TextScores:
-        """Score each text by its words alone."""
         features = self.text_features.scores(texts)
         return TextScores(features, self.parameters.words.ood_score(features))
 
@@ -128,11 +124,9 @@ class TaskProfile:
         return self.refine(texts, self.score_words(texts)) if texts else []
 
     def ood_scores(self, texts: Sequence[str]) -> list[float]:
-        """Return one score in [0, 1] per text, in order."""
         return [score.value for score in self.score(texts)]
 
     def save(self, folder: Path) -> None:
-        """Write words, states and, last, the parameters. The encoder's and the model's weights are not copied."""
         self.text_features.save(folder)
         for name, scorer in self.state_scorers.items():
             scorer.profile.save(folder / f"{name}.safetensors")
@@ -140,10 +134,7 @@ class TaskProfile:
 
     @classmethod
     def load(cls, folder: Path, *, model: LinearClassifier | LabelScorer | None = None) -> Self:
-        """Load what `save` wrote; an encoder is opened when it is first needed.
-
-        Raise ConfigError if there is no profile, or if it was fitted with a model and none is given.
-        """
+        """Load a profile; raise ConfigError without one, or if it was fitted with a model and none is given."""
         if not (folder / PROFILE_FILE).is_file():
             raise ConfigError(
                 f"{folder} holds no {PROFILE_FILE}", hint="fit_task_profile(train, selection).save(folder)"
@@ -173,9 +164,9 @@ def fit_task_profile(
 ) -> TaskProfile:
     """Fit the profile of the task with these rows; its threshold keeps a share `keep` of the selection rows.
 
-    `foreign` are known requests of other domains. Hidden states come from `encoder` (its name, and the encoder), from
-    the task's own `model`, or from both. With fewer than MIN_ROWS selection rows a fifth of the training rows joins
-    them. Raise DataError if there are too few rows for that, ConfigError for a share or a zone outside [0, 1].
+    `foreign` are known requests of other domains. Hidden states come from `encoder` (with its name), from the task's
+    own `model`, or both. With fewer than MIN_ROWS selection rows a fifth of the training rows joins them. Raise
+    DataError if there are too few rows for that, ConfigError for a share or a zone outside [0, 1].
     """
     if not 0 < keep <= 1 or not 0 <= grey[0] < grey[1] <= 1:
         raise ConfigError(f"keep must lie in (0, 1] and grey be two rising scores in [0, 1] (got {keep} and {grey})")

@@ -1,9 +1,6 @@
-"""Decide whether a request belongs to a task at all; in front of one task's Router.
+"""Decide whether a request belongs to a task at all, in front of one task's Router.
 
-A fine-tuned classifier answers whatever it is asked, often with confidence, so its own confidence cannot tell a ticket
-from a request for a letter. An OodGate batches what a scorer of texts says and compares it with a threshold. There are
-two scorers: the task's profile, which needs the task's own rows alone, and a linear model of these rows against
-requests known to be foreign, which needs some dozen of those.
+Scored by the task's profile, which needs its own rows alone, or by a linear model against known foreign requests.
 """
 
 from __future__ import annotations
@@ -52,17 +49,14 @@ class OodGate:
 
     @property
     def threshold(self) -> float:
-        """Largest score of a request that belongs to the task, in [0, 1]."""
         return self._scorer.threshold
 
     async def score(self, request: Request) -> OodScore:
-        """Score the last user message."""
         began = time.perf_counter()
         value, busy_s = await self._worker.submit(request.text)
         return OodScore(value, self._price.cost_usd(busy_s), (time.perf_counter() - began) * 1000)
 
     async def aclose(self) -> None:
-        """Stop the scoring thread."""
         await self._worker.aclose()
 
     def _score(self, texts: Sequence[str]) -> list[tuple[float, float]]:
@@ -88,10 +82,7 @@ class ForeignTextClassifier:
         keep: float = 0.97,
         encoder: tuple[str, SentenceEncoder] | None = None,
     ) -> ForeignTextClassifier:
-        """Fit on the task's rows and foreign ones; the threshold keeps a share `keep` of the selection rows.
-
-        `encoder` is a name and the encoder, to compare texts by meaning instead of by words.
-        """
+        """Fit by words, or meaning with an `encoder` (name, encoder), keeping a share `keep` of selection rows."""
         rows = [e.model_copy(update={"answer": "task"}) for e in own.examples]
         rows += [e.model_copy(update={"answer": "other"}) for e in foreign.examples]
         data = own.subset("domain", tuple(rows))
@@ -104,17 +95,14 @@ class ForeignTextClassifier:
         return cls(classifier, threshold, base=encoder[0] if encoder else "")
 
     def ood_scores(self, texts: Sequence[str]) -> list[float]:
-        """Return the probability in [0, 1] that each text is foreign, in order."""
         return [float(softmax(row.log_probabilities, 1.0)[1]) for row in self._classifier.score(texts)]
 
     def save(self, folder: Path) -> None:
-        """Write the weights, the words and the threshold."""
         _Limit(limit=self.threshold).save(folder / LIMIT_FILE)
         self._classifier.save(folder, self._manifest)
 
     @classmethod
     def load(cls, folder: Path) -> ForeignTextClassifier:
-        """Load what `save` wrote."""
         manifest = read_manifest(folder)
         threshold = _Limit.load(folder / LIMIT_FILE).limit
         return cls(LinearClassifier.load(folder, manifest), threshold, base=manifest.base)

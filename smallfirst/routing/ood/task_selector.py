@@ -1,10 +1,7 @@
-"""Select which of several tasks a request belongs to, or none.
+"""Select which of several tasks a request belongs to, or none: the lowest out-of-domain score within its threshold.
 
-Each task's profile scores the text by itself, so a new task changes nothing for the others. A request goes to the task
-with the lowest out-of-domain score, if that is within the task's threshold. Between tasks whose scores are about equal,
-the likelihood of the words decides. Words cost about a millisecond a task, in this process and without PyTorch. Hidden
-states are read only where the words leave it open: no task finds the text clearly its own, and some do not find it
-clearly foreign. They cannot make a text more ordinary than a clear case, so skipping them changes no selection.
+Between about equal scores the likelihood of the words decides. Hidden states are read only where words leave it open;
+they cannot make a text more ordinary than a clear case, so skipping them changes no selection.
 """
 
 from __future__ import annotations
@@ -65,10 +62,7 @@ class TaskSelector:
         models: Mapping[str, LinearClassifier | LabelScorer] | None = None,
         price: MachinePrice | None = None,
     ) -> Self:
-        """Load saved profiles by task name; `models` are the small models of those that were fitted with one.
-
-        Raise ConfigError for a folder without a profile.
-        """
+        """Load profiles by task name, with the `models` some were fitted with. Raise ConfigError if one is missing."""
         given = models or {}
         return cls({name: TaskProfile.load(at, model=given.get(name)) for name, at in folders.items()}, price=price)
 
@@ -105,7 +99,6 @@ class TaskSelector:
         return None if task is None else self.profiles[task].threshold
 
     def _decide(self, text: str, scores: Mapping[str, ProfileScore]) -> tuple[str | None, str]:
-        """Return the task and the reason."""
         if not scores:
             return None, "a conversation, while every task expects a single message" if self.profiles else "no tasks"
         order = sorted(scores, key=lambda name: scores[name].value)

@@ -1,9 +1,6 @@
-"""Policies: decide where a request goes before anything is drafted. One file a kind, found by `kind` in POLICIES.
+"""Policies: decide by the request alone where it goes before anything is drafted; one file a kind.
 
-Policies apply in order and the first that matches names the stage that answers: a rule on the request, a weighted split
-that is sticky by person or conversation, a learned difficulty, or always. A request that no policy matches goes through
-the cascade. A policy decides by the request alone, never by whether an answer would be right: an answer that a policy
-placed carries no guarantee.
+The first that matches names the stage that answers, without a guarantee; else the request goes through the cascade.
 """
 
 from __future__ import annotations

@@ -14,5 +14,4 @@ class AlwaysPolicy(Policy):
     kind: Literal["always"]
 
     def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision:
-        """Return the stage."""
         return PolicyDecision(self.to, self.kind, "every request goes there")

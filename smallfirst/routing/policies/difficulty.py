@@ -20,7 +20,6 @@ class DifficultyPolicy(Policy):
     """Probability that the small model answers rightly, below which it is not asked, in (0, 1)."""
 
     def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
-        """Return the stage if the scored probability is below the limit; None without a scorer."""
         if difficulty is None:
             return None
         score = float(difficulty.score([request.text])[0])

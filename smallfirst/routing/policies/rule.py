@@ -43,7 +43,6 @@ class RulePolicy(Policy):
         return self
 
     def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
-        """Return the stage with the conditions that hold, or None if one does not."""
         why = [condition(self, request) for condition in _CONDITIONS]
         return (
             None if None in why else PolicyDecision(self.to, self.kind, ", ".join(clause for clause in why if clause))

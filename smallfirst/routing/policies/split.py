@@ -23,7 +23,6 @@ class SplitPolicy(Policy):
     """Splits of different salt are independent; splits of equal salt give equal sides."""
 
     def decide(self, request: Request, difficulty: DifficultyScorer | None = None) -> PolicyDecision | None:
-        """Return the stage if the request's position is below the share."""
         position = split_position(self, request)
         if position >= self.share:
             return None
