@@ -35,7 +35,6 @@ class Requirement(NamedTuple):
     """Key of the threshold in task.yaml."""
     threshold: float
     text: str
-    """The requirement in words, threshold included."""
 
 
 class CheckResult(Record):

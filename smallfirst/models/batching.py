@@ -24,7 +24,6 @@ class BatchBudget(NamedTuple):
     """How much work a batch takes."""
 
     seconds: float = float("inf")
-    """Longest planned duration of a batch."""
     full: float = 1
     """Size of a batch that keeps the machine busy. Smaller ones are not planned, however slow the machine, since that
     would only make it slower. A larger item is a batch of its own."""

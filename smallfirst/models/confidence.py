@@ -81,7 +81,6 @@ class CalibratedHead(Record):
         return math.fsum(weight * (feature - centre) / scale for weight, feature, centre, scale in parts)
 
     def probability(self, features: Sequence[float]) -> float:
-        """Return the probability in [0, 1] of being right; the head must be fitted."""
         return self.steps.at(self.score(features))
 
 

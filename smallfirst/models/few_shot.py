@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 class ShotSelector(Protocol):
     """Selects solved examples for a text, such as the nearest training rows."""
 
-    def select(self, text: str) -> Sequence[Shot]:
-        """Return the examples to show for `text`, in the order shown."""
+    def select(self, text: str) -> Sequence[Shot]: ...
 
 
 class PromptedModel:
@@ -59,7 +58,6 @@ class PromptedModel:
         return (*instructions, Message(role="user", content=text))
 
     async def complete(self, request: Request) -> Completion:
-        """Return the parsed answer, or the model's own words if there is no answer in them."""
         # Selecting takes an encoder's forward pass, which must not block the event loop.
         messages = (
             await asyncio.to_thread(self.messages, request.text) if self._selector else self.messages(request.text)
@@ -116,7 +114,6 @@ class NearestShots:
         self.vectors = np.load(path, allow_pickle=False)
 
     def select(self, text: str) -> Sequence[Shot]:
-        """Return the `n` nearest solved rows by cosine similarity, nearest last."""
         with self._lock:
             vector = self.encoder.embed([text])[0]
         return [self.shots[i] for i in np.argsort(self.vectors @ vector)[-self.n :]]

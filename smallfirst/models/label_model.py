@@ -36,7 +36,6 @@ class LabelLogProbs(NamedTuple):
     n_tokens: int
     """Tokens read; 0 where nothing is tokenised."""
     busy_s: float
-    """Share of the machine's time that this text took, in seconds."""
 
 
 class TextEmbedding(NamedTuple):
@@ -45,9 +44,7 @@ class TextEmbedding(NamedTuple):
     vector: list[float]
     """Of length 1."""
     n_tokens: int
-    """Tokens read."""
     busy_s: float
-    """Share of the machine's time that this text took, in seconds."""
 
 
 Embedder = Callable[[Sequence[str]], list[TextEmbedding]]
@@ -68,7 +65,6 @@ class Scorer(Protocol):
 class _Item(NamedTuple):
     text: str
     embeds: bool = False
-    """True if the text's vector is wanted, else its label probabilities."""
 
 
 class LabelModel:
@@ -97,7 +93,6 @@ class LabelModel:
         return frozenset(own if self._scorer.embed is None else own | {Capability.EMBEDDINGS})
 
     async def complete(self, request: Request) -> Completion:
-        """Return the likeliest label, its probability as confidence, and the five best as alternatives."""
         began = time.perf_counter()
         scored = await self._score(request.text)
         probabilities = softmax(scored.log_probabilities, self.manifest.temperature)
@@ -146,7 +141,6 @@ class LabelModel:
         await self._worker.aclose()
 
     async def _score(self, text: str) -> LabelLogProbs:
-        """Raise ModelError also where damaged weights give no numbers."""
         scored = await self._worker.submit(_Item(text))
         if not isinstance(scored, LabelLogProbs) or not np.isfinite(scored.log_probabilities).any():
             raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
@@ -163,7 +157,6 @@ class LabelModel:
         return [next(vectors) if one.embeds else next(labels) for one in items]
 
     def _token(self, scored: LabelLogProbs, best: np.ndarray, n_top: int) -> Token:
-        """Return the label as one token, with its log-probability among the labels."""
         labels = self.manifest.task.closed
         logs = log_softmax(scored.log_probabilities, self.manifest.temperature)
         text = labels[best[0]]

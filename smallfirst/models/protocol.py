@@ -29,7 +29,6 @@ class ResponseFormat(Record):
 
     @property
     def answer_schema(self) -> dict[str, Any]:
-        """JSON schema that the answer must follow."""
         return {"type": "object"} if self.kind == "json_object" else self.json_schema
 
 
@@ -62,7 +61,6 @@ class Request(Record):
 
     @classmethod
     def ask(cls, text: str, *, max_tokens: int = 256) -> Request:
-        """Return a request of one user message."""
         return cls(messages=(Message(role="user", content=text),), max_tokens=max_tokens)
 
 
@@ -212,22 +210,17 @@ class Embeddings(NamedTuple):
     vectors: list[list[float]]
     """One per text, of length 1."""
     n_tokens: int
-    """Tokens read."""
     cost_usd: float
-    """Cost of the call."""
 
 
 class LabelScores(NamedTuple):
     """Probabilities of all labels for one text."""
 
     labels: tuple[str, ...]
-    """The labels, in the task's order."""
     probabilities: list[float]
     """One per label, calibrated; they sum to 1."""
     n_tokens: int
-    """Tokens read."""
     cost_usd: float
-    """Cost of the call."""
 
 
 class EmbeddingModel(Protocol):

@@ -32,11 +32,8 @@ class OutputFormat(NamedTuple):
     grammar: str | None
     """In llama.cpp's grammar language; None for free text."""
     accepts: Callable[[str], bool]
-    """Whether a finished answer has the format."""
     choices: tuple[str, ...] = ()
-    """The only possible answers, if there is such a list."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema of the answer; None for anything but JSON."""
 
 
 FREE_TEXT = OutputFormat(None, lambda text: True)
@@ -64,11 +61,9 @@ class CompiledSchema:
 
     @staticmethod
     def compile(schema: Mapping[str, Any]) -> CompiledSchema:
-        """Return the compiled schema, from memory where possible. Raise ConfigError as the constructor does."""
         return _compiled(json.dumps(schema))
 
     def accepts(self, text: str) -> bool:
-        """Return whether the whole text is JSON of the schema."""
         try:
             return bool(_validator(self._schema).is_valid(json.loads(text, parse_constant=_not_a_number)))
         except (ValueError, RecursionError):

@@ -81,7 +81,6 @@ class HiddenStateProfile:
         return distance
 
     def _neighbour(self, states: HiddenStates) -> np.ndarray:
-        """Return 1 less the mean cosine to the N_NEIGHBOURS nearest training texts."""
         unit, k = _unit(states.hidden), min(N_NEIGHBOURS, len(self.rows))
         distance = np.zeros(len(unit))
         for start in range(0, len(unit), BATCH_ROWS):
@@ -108,7 +107,6 @@ def compute_states(scorer: LinearClassifier | LabelScorer, texts: Sequence[str])
 
 
 def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
-    """Read the state at each prompt's last token, and its product with the label tokens' rows of the output matrix."""
     import torch
 
     from smallfirst.models.local.token_batches import length_batches, pad_right
@@ -128,7 +126,6 @@ def _causal_states(scorer: LabelScorer, texts: Sequence[str]) -> HiddenStates:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows scaled to length 1; a row of zeros stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: np.ndarray = vectors / np.where(length > 0, length, 1)
     return unit

@@ -71,7 +71,6 @@ class DelegatingModel:
             return await able.probabilities(texts)
 
     async def ready(self) -> None:
-        """Return if the model would answer now, or if it cannot be probed. Raise ModelError otherwise."""
         with self._target() as model:
             able = probed_model(model)
             if able is not None:
@@ -93,7 +92,6 @@ class OpenEndedReplay(DelegatingModel):
         self._task_answers = task_answers
 
     async def complete(self, request: Request) -> Completion:
-        """Return the recorded answer or an empty one. Raise BadAnswer if neither recording holds the request."""
         try:
             return await self.inner.complete(request)
         except BadAnswer:

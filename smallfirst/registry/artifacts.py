@@ -71,7 +71,6 @@ class StoredModel(Record):
             client().log_artifact(self.run_id, str(path), f"{self.entry}/attachments")
 
     def read_attachment(self, filename: str) -> bytes | None:
-        """Return the content of `attachments/<filename>`, None if there is no such file."""
         local = self.local_folder()
         if local is not None:
             path = local.parent / "attachments" / filename

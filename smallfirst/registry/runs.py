@@ -79,7 +79,6 @@ class TrackedRun:
                 self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_json(self, name: str, record: Record | Mapping[str, Any] | Sequence[Any]) -> str:
-        """Store `record` as JSON and return its path inside the run; `name` may contain folders."""
         path = name if name.endswith(".json") else f"{name}.json"
         plain = record.model_dump(mode="json") if isinstance(record, Record) else record
         with store_errors():
@@ -87,13 +86,11 @@ class TrackedRun:
         return path
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Write tags at once, their values cut at 5,000 characters."""
         with store_errors():
             for name, value in tags.items():
                 self._client.set_tag(self.run_id, name, value[:TAG_CHARS])
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Flush and close the run. A second call does nothing."""
         if self._ended:
             return
         self.flush()

@@ -40,9 +40,7 @@ class TraceSpan(NamedTuple):
     start_ns: int
     """Since 1970."""
     end_ns: int
-    """Since 1970."""
     attributes: Mapping[str, Any]
-    """JSON values by name."""
 
 
 class TraceStore:

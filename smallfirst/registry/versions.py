@@ -205,7 +205,6 @@ def _move_aliases(name: str, targets: Mapping[str, int | None]) -> None:
 
 
 def _aliases(name: str) -> dict[str, int]:
-    """Version by alias. Raises RegistryError with the nearest known name if `name` is unknown."""
     store = client()
     from mlflow.exceptions import MlflowException
 

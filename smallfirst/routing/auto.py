@@ -54,7 +54,6 @@ class AutoRouter:
 
 
 def _with_selection(selection: TaskSelection, completion: Completion) -> Completion:
-    """Put the selector's step first in the route, and add its cost and latency."""
     scores = selection.scores
     step = RouteStep(
         stage="auto",

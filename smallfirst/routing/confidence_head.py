@@ -168,7 +168,6 @@ def significantly_lower(losses: np.ndarray, others: np.ndarray, *, errors: float
 
 
 def _choose_columns(features: np.ndarray, right: np.ndarray) -> tuple[list[int], str]:
-    """Return the columns to use, none for the model's own confidence, and the comparison in words."""
     own, every = [FEATURES.index("own")], list(range(len(FEATURES)))
     raw = log_losses(special.expit(features[:, own[0]]), right)
     calibrated = log_losses(_held_out(features[:, own], right), right)

@@ -71,13 +71,9 @@ class DifficultyWeights(NamedTuple):
     """Arrays of the fitted model."""
 
     rarity: np.ndarray
-    """Inverse document frequency by hash bucket."""
     words: np.ndarray
-    """Coefficients by hash bucket."""
     counts: np.ndarray
-    """Coefficients of the surface features and of further numbers."""
     meaning: np.ndarray
-    """Coefficients of the encoder's vector; empty without an encoder."""
 
 
 class DifficultyModel:
@@ -159,7 +155,6 @@ class DifficultyModel:
 
     @classmethod
     def load(cls, folder: Path) -> DifficultyModel | None:
-        """Load what `save` wrote; return None if there is nothing. An encoder is found by its name."""
         if not (folder / "difficulty.json").exists():
             return None
         fitted = DifficultyParameters.load(folder / "difficulty.json")

@@ -73,7 +73,6 @@ class Router:
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Streaming, and what the last stage that can do it gives beyond answers."""
         given = {
             Capability.EMBEDDINGS: self._embedding,
             Capability.LABEL_PROBABILITIES: self._scoring,
@@ -100,7 +99,6 @@ class Router:
         return await attempt.run_cascade(chosen)
 
     async def finish(self, decision: Decision, request: Request) -> Completion:
-        """Return the answer of a decision. Raise ModelError if the model fails and there is no draft."""
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
@@ -140,11 +138,9 @@ class Router:
             await self._probed.ready()
 
     def stage(self, name: str) -> Stage | None:
-        """Return the stage of this name, in the cascade or reached by a policy only; None if there is none."""
         return next((s for s in (*self.stages, *self.options.policy_stages) if s.name == name), None)
 
     def threshold(self, stage: str) -> float:
-        """Return the confidence from which the stage's drafts are accepted; above 1 if none is."""
         if stage == self.stages[-1].name:
             return self.certificate.threshold
         return next((one.threshold for one in self.certificate.stages if one.name == stage), NEVER_ACCEPT)
@@ -168,7 +164,6 @@ class Router:
         return model
 
     def _routed(self, decision: Decision, answer: Completion) -> Completion:
-        """Add the route, cost and latency of the whole attempt to the model's answer."""
         if self.budget_tracker is not None and decision.draft is not None:  # the budget limits escalation alone
             self.budget_tracker.pay(answer.cost_usd)
         step = RouteStep(
@@ -214,7 +209,6 @@ class RoutingAttempt:
         return self._delegate(self.router.general if general else self.router.large, self._route(chosen.to, why))
 
     async def run_cascade(self, chosen: PolicyDecision | None) -> Decision:
-        """Check the domain, then try the stages from the cheapest up until the certificate accepts a draft."""
         outside = None if chosen else await self._out_of_domain()
         if outside and self.router.general is not None:
             return self._delegate(self.router.general, self._route("large", outside, threshold=None))
@@ -240,7 +234,6 @@ class RoutingAttempt:
         return self._below_threshold(confidence, threshold)
 
     def _below_threshold(self, confidence: float | None, threshold: float) -> Decision:
-        """Escalate, keep the last draft without a guarantee, or leave the request to a person."""
         router, last = self.router, self.router.stages[-1].name
         stage, action, tracker = last, router.certificate.decide(confidence), router.budget_tracker
         if router.options.signed_by and not router.certificate.issued:
@@ -269,7 +262,6 @@ class RoutingAttempt:
         return self.draft, stage.head.confidence(self.draft, cheaper) if stage.head else own
 
     async def _out_of_domain(self) -> str | None:
-        """Return why the request does not belong to the task; None if it does."""
         detector = self.router.ood_detector
         if detector is None:
             return None

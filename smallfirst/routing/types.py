@@ -46,7 +46,6 @@ class Stage(NamedTuple):
     """`words`, `encoder`, `small`, …; as the certificate names it."""
     model: Model
     head: ConfidenceHead | None = None
-    """Estimates the confidence of its drafts; None uses the model's own."""
 
 
 class RouterOptions(NamedTuple):
@@ -55,7 +54,6 @@ class RouterOptions(NamedTuple):
     policies: Sequence[Policy] = ()
     budget: Budget | None = None
     difficulty: DifficultyScorer | None = None
-    """Scores requests for `difficulty` policies."""
     policy_stages: Sequence[Stage] = ()
     """Stages that only a policy leads to, such as a challenger."""
     signed_by: str = ""
@@ -73,6 +71,4 @@ class Decision(NamedTuple):
     model: Model | None
     """The model to ask; None if the draft is accepted."""
     cost_usd: float
-    """Cost of the attempt so far."""
     latency_ms: float
-    """Duration of the attempt so far."""

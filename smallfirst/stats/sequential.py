@@ -71,7 +71,6 @@ class GuaranteeTest(SequentialTest):
         self.errors = 0
 
     def update(self, wrong: bool) -> None:
-        """Add one audit."""
         self.errors += wrong
         self._bet(self._factors[bool(wrong)])
 
@@ -90,7 +89,6 @@ class RecoveryTest(SequentialTest):
         self.errors = 0
 
     def update(self, wrong: bool) -> None:
-        """Add one audit."""
         self.errors += wrong
         self._bet(self._factors[not wrong])
 
@@ -117,14 +115,12 @@ class DriftTest(SequentialTest):
         self._bettors = [_Histogram(*shape) for shape in _HISTOGRAMS]
 
     def update(self, score: float) -> None:
-        """Add one score of the stream."""
         if math.isnan(score):
             raise ValueError("a score must be a number, not NaN")
         rank = self._rank(score)
         self._bet([bettor.bet(rank) for bettor in self._bettors])
 
     def _rank(self, score: float) -> float:
-        """Return the conformal p-value of the score, and add the score."""
         first = bisect_left(self._scores, score)
         after = bisect_right(self._scores, score, first)
         n = len(self._scores)

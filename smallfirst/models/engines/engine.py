@@ -25,7 +25,6 @@ class ModelSource(NamedTuple):
     engine: str = ""
     """Registered name of the engine that must run it; empty leaves the choice to `choose_engine`."""
     settings: Mapping[str, Any] = {}
-    """Settings of that engine."""
     certified: bool = True
     """True if a certificate may cover the model's confidences, which binds it to the engine they were measured with."""
     answers: tuple[str, ...] | None = None
@@ -33,7 +32,6 @@ class ModelSource(NamedTuple):
     schema: Mapping[str, Any] | None = None
     """JSON schema of every answer; None for free text."""
     prices: PriceBook = PriceBook()
-    """Prices of its answers."""
 
     @property
     def path(self) -> Path:
@@ -62,14 +60,12 @@ class Environment(NamedTuple):
 
     hardware: Hardware
     installed: frozenset[str]
-    """Names of the engines that are installed."""
 
 
 class Assessment(NamedTuple):
     """Whether an engine can run a model here."""
 
     usable: bool
-    """True if it can."""
     reason: str = ""
     """Why it is the right one if it can, and why not if it cannot; empty if the question does not arise."""
     method: str = ""

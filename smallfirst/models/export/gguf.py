@@ -154,7 +154,6 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, pre: str, vocab_size: int) -> None:
-    """Add vocabulary, merges and special tokens. Readers add the start token, as training did."""
     from gguf import TokenType
 
     added = tokenizer.added_tokens_decoder

@@ -43,9 +43,7 @@ class Row(NamedTuple):
     """A prompt and the trained model's answer."""
 
     ids: tuple[int, ...]
-    """Token ids of both."""
     n_prompt: int
-    """Tokens of the prompt."""
 
 
 class Reference(NamedTuple):
@@ -191,7 +189,6 @@ class LlamaCppReader:
         return [int(token) for token in found]
 
     def chat_prompt(self, text: str) -> str:
-        """Return the prompt that its chat endpoint makes of one user message, without the start token."""
         return str(self._post("/apply-template", messages=[{"role": "user", "content": text}])["prompt"])
 
     def read(self, row: Row) -> torch.Tensor:

@@ -42,11 +42,8 @@ class Original(NamedTuple):
     tokenizer: Any
     texts: Sequence[str]
     outputs: list[Reference]
-    """The trained model's answers to the texts."""
     vocabulary: int
-    """Rows of the output matrix."""
     fingerprint: str
-    """Fingerprint of its weights."""
 
     @classmethod
     def of(cls, model: Any, tokenizer: Any, manifest: Manifest, texts: Sequence[str]) -> Original:
@@ -115,7 +112,6 @@ def read_by_llama_cpp(original: Original, draft: Path, precision: str) -> list[R
 
 
 def _load(draft: Path) -> tuple[Any, Any]:
-    """Return the model in fp32 and the tokenizer, as any user of transformers would load them."""
     transformers = import_transformers("Exporting a model")
     folder, settings = draft, {}
     if draft.is_file():

@@ -17,7 +17,6 @@ class ScheduledRequest:
     """One request, its sequence once it has started, and the queue of its events."""
 
     def __init__(self, request: GenerationRequest, *, streams: bool) -> None:
-        """Create it in the event loop that awaits the events; `streams` if deltas are wanted."""
         self.request, self.streams = request, streams
         self.events: asyncio.Queue[GenerationEvent] = asyncio.Queue()
         self.cancelled = False
@@ -27,7 +26,6 @@ class ScheduledRequest:
 
     @property
     def max_tokens(self) -> int:
-        """Most keys and values that the whole answer may need."""
         return len(self.request.ids) + self.request.max_tokens
 
     def start(self, tokenizer: Any) -> GeneratedSequence:
@@ -87,7 +85,6 @@ class AdapterBatch:
             self._fail(error)
 
     def step(self) -> None:
-        """Advance every answer by one step and send what is new."""
         cancelled = {request for request in self.requests if request.cancelled}  # another thread may add to them
         self.requests = [request for request in self.requests if request not in cancelled]
         for request in cancelled:

@@ -39,7 +39,6 @@ class IncrementalDetokenizer:
         return len(self._ids)
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Append tokens; those after a stop text are ignored."""
         for token in token_ids:
             if self.stopped:
                 return
@@ -72,7 +71,6 @@ class IncrementalDetokenizer:
         return bisect_right(self._ends, limit) if self.stopped or not last else len(self._ids)
 
     def _extend_text(self, until: int) -> None:
-        """Decode the tokens up to `until`, and end the text before a stop text."""
         before = self._decode(self._from, self._to)
         start = max(0, len(self.text) - self._longest + 1)
         self.text += self._decode(self._from, until)[len(before) :]
@@ -83,7 +81,6 @@ class IncrementalDetokenizer:
             self.text, self.stopped = self.text[: min(found)], True
 
     def _possible_stop(self) -> int:
-        """Return how many characters at the end may be the beginning of a stop text."""
         if self.stopped:
             return 0
         for n in range(min(self._longest - 1, len(self.text)), 0, -1):

@@ -55,12 +55,10 @@ class Generator:
 
     @classmethod
     def load(cls, folder: Path, *, chat: bool = False) -> Generator:
-        """Return the generator of a folder of weights; with `chat`, answers end where the chat template ends a turn."""
         model, tokenizer = load_causal(folder)
         return cls(model, tokenizer, end=end_of_turn_token(tokenizer) if chat else None)
 
     def using(self, adapter: str) -> AbstractContextManager[None]:
-        """Hold while the model computes with this adapter. Raise ModelError if the model has none of that name."""
         if self._using is not None:
             return self._using(adapter)
         if adapter:
@@ -133,7 +131,6 @@ class Batch:
 
     @property
     def reading(self) -> bool:
-        """True while part of some prompt is unread."""
         return any(sequence.reading for sequence in self.sequences)
 
     @property
@@ -156,7 +153,6 @@ class Batch:
 
     @torch.inference_mode()
     def drop_finished(self, below: float = 1.0) -> None:
-        """Drop the finished rows if less than the share `below` of all rows is unfinished."""
         active = [i for i, sequence in enumerate(self.sequences) if not sequence.finished]
         if active and len(active) < below * len(self.sequences):
             self.sequences = [self.sequences[i] for i in active]
@@ -165,13 +161,11 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, others: Batch) -> None:
-        """Take over the rows of another batch that has read something."""
         self.cache.compact()
         self.cache.join(others.cache)
         self.sequences += others.sequences
 
     def _choose(self, sequences: list[GeneratedSequence], states: torch.Tensor) -> None:
-        """Append the next token to each sequence. states (sequences, hidden)."""
         allowed = [sequence.allowed() for sequence in sequences]
         log_probabilities = self._generator.log_probabilities(states, allowed)
         likeliest = log_probabilities.argmax(dim=-1).tolist()

@@ -68,7 +68,6 @@ class Grammar:
         return GrammarState(self._matcher.deep_copy(), self._closers, self.words)
 
     def pieces(self, token_ids: tuple[int, ...]) -> list[bytes]:
-        """Return the UTF-8 bytes that each token adds to the text."""
         return [self.words.decode_bytes([token]) for token in token_ids]
 
     def _count_closing(self) -> int:
@@ -100,7 +99,6 @@ class GrammarState:
         return bool(self._matcher.is_stopped())
 
     def begin(self) -> list[int]:
-        """Take and return the tokens with which every answer begins."""
         return self._forced()
 
     def allowed(self) -> np.ndarray:
@@ -195,6 +193,5 @@ def guidance_tokenizer(tokenizer: Any) -> Any:
 
 
 def _byte(words: Any, token: int) -> int:
-    """Return the only byte of a token's text; 0 if it has another number of bytes or is special."""
     text = b"" if words.is_special_token(token) else words.decode_bytes([token])
     return int(text[0]) if len(text) == 1 else 0

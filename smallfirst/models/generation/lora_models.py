@@ -48,7 +48,6 @@ class LoraBase:
         return cls(*load_causal(folder), name=name or folder.name)
 
     def serve(self, folder: Path, *, name: str = "", price: MachinePrice | None = None) -> Model:
-        """Return the model of an adapter folder. Raise ConfigError if the adapter does not fit this base."""
         manifest = read_manifest(folder)
         adapter = self.add(folder)
         name = name or manifest.task.name
@@ -63,7 +62,6 @@ class LoraBase:
         raise ConfigError(f"{folder}: a model of kind {manifest.kind} has no adapters")
 
     def add(self, folder: Path) -> str:
-        """Load the folder's adapter and return its name for `using`. Raise ConfigError if it does not fit this base."""
         folder = folder.resolve()
         with self._lock:
             if folder not in self._adapters:
@@ -75,7 +73,6 @@ class LoraBase:
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
-        """Hold while the base computes with this adapter, or with none if it is empty. Other threads wait."""
         with self._lock:
             if adapter and adapter not in self._adapters.values():
                 raise ModelError(f"{self._name} has no adapter {adapter!r}")
@@ -118,7 +115,6 @@ class LoraBase:
             raise ConfigError(f"{folder}: this adapter does not fit the base {self._name}: {wrong[0]}")
 
     def _wrap(self, config: Any, weights: dict[str, Any], adapter: str) -> list[str]:
-        """Return the names of missing or unexpected tensors. Raise RuntimeError, ValueError or KeyError if none fit."""
         import peft
 
         if self._wrapped is None:
@@ -132,8 +128,6 @@ class LoraBase:
 
 
 class _AdapterScorer:
-    """A LabelScorer that takes its turn with one adapter of a base."""
-
     def __init__(self, base: LoraBase, adapter: str, manifest: Manifest) -> None:
         self._base, self._adapter = base, adapter
         self._scorer = LabelScorer(base.model, base.tokenizer, manifest)
@@ -173,7 +167,6 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, Any]:
-    """Return the adapter's tensors by name. Raise ConfigError for tensors that are not LoRA parts of the blocks."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

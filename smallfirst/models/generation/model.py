@@ -46,13 +46,10 @@ class PromptFormat(NamedTuple):
     encode: Callable[[Request], list[int]]
     """Return the prompt of a request. Raise RequestRefused if it is too long."""
     max_tokens: int
-    """Longest prompt, and longest text to embed."""
     max_answer_tokens: int | None = None
-    """Longest answer, whatever a request allows; None: no such bound."""
     prefix: tuple[int, ...] = ()
     """Tokens written by the operator with which prompts begin: read once and cached. Never a client's text."""
     schema: Mapping[str, Any] | None = None
-    """JSON schema of every answer, if there is one."""
 
 
 class GenerativeModel:
@@ -95,7 +92,6 @@ class GenerativeModel:
         price: MachinePrice | None = None,
         adapter: str = "",
     ) -> GenerativeModel:
-        """Return a fine-tuned model that is prompted as in training."""
         task, max_tokens = manifest.task, manifest.max_tokens
 
         def encode(request: Request) -> list[int]:

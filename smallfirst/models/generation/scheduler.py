@@ -31,7 +31,6 @@ class SchedulerLimits(NamedTuple):
     """Bounds on what runs at once."""
 
     rows: int = 64
-    """Answers."""
     memory_tokens: int = 32_768
     """Tokens of keys and values, padding and room for the answers included; one answer alone may need more."""
     read_tokens: int = 2048
@@ -94,7 +93,6 @@ class ContinuousBatchScheduler:
         return self._closed
 
     def share(self) -> ContinuousBatchScheduler:
-        """Return the scheduler for one more user; each user closes it once."""
         self._n_users += 1
         return self
 
@@ -156,7 +154,6 @@ class ContinuousBatchScheduler:
                 del self._batches[batch.adapter]
 
     def _wait_for_work(self) -> bool:
-        """Return True once there is something to do; False once it is closed and all is done."""
         with self._changed:
             while not (self._waiting or self._calls or self._batches):
                 if self._closed:
@@ -177,7 +174,6 @@ class ContinuousBatchScheduler:
                 future.set_exception(ModelError(f"{self._name} could not answer: {error}"))
 
     def _admit(self) -> None:
-        """Start as many waiting requests as there is room for, oldest first."""
         while chosen := self._take_waiting():
             adapter = chosen[0].request.adapter
             if adapter not in self._batches:
@@ -194,7 +190,6 @@ class ContinuousBatchScheduler:
         return chosen
 
     def _startable(self) -> Iterator[ScheduledRequest]:
-        """Yield the requests that may start together: of one adapter and one cached prefix, and within the limits."""
         busy = {adapter for adapter, batch in self._batches.items() if batch.joining}
         first = next((waiting for waiting in self._waiting if waiting.request.adapter not in busy), None)
         if first is None or self._too_little_room():

@@ -22,13 +22,9 @@ class GenerationRequest(NamedTuple):
     ids: Sequence[int]
     """Tokens of the prompt, at least one."""
     max_tokens: int = 256
-    """Most tokens to generate."""
     temperature: float = 0.0
-    """0 = the likeliest token each time."""
     seed: int | None = None
-    """For sampled tokens."""
     stop: tuple[str, ...] = ()
-    """Texts before which the answer ends."""
     grammar: Grammar | None = None
     """Format of the answer; with one, stop texts are ignored."""
     top: int | None = None
@@ -36,28 +32,23 @@ class GenerationRequest(NamedTuple):
     prefix: tuple[int, ...] = ()
     """Beginning of `ids` written by the operator: read once and cached. Never a client's text."""
     adapter: str = ""
-    """Adapter over the base model; empty for the base model itself."""
     end: int | None = None
-    """Token that ends the answer; None: the generator's own."""
 
 
 class GenerationResult(NamedTuple):
     """One finished answer."""
 
     text: str
-    """Without the end token."""
     token_ids: tuple[int, ...]
     """Generated tokens, end token not included."""
     log_probabilities: tuple[float, ...]
     """Of each generated token among the allowed ones, in nats, and of the end token where it was chosen."""
     n_prompt_tokens: int
-    """Tokens read."""
     finish_reason: Literal["stop", "length"]
     """`length` if the tokens ran out, also where a grammar then closed the answer."""
     busy_s: float
     """Share of the machine's time that this answer took, in seconds."""
     top: tuple[TopLogProbs, ...] = ()
-    """The likeliest tokens beside each generated one, if requested."""
     n_in_text: int | None = None
     """Tokens that lie wholly in the text; None: all. Those of a stop text do not."""
 
@@ -70,9 +61,7 @@ class TextDelta(NamedTuple):
     token_ids: tuple[int, ...]
     """Tokens that lie wholly in the text so far and were in no earlier delta."""
     log_probabilities: tuple[float, ...]
-    """Of each of these tokens, in nats."""
     top: tuple[TopLogProbs, ...]
-    """The likeliest tokens beside each of them, if requested."""
 
 
 class GeneratedSequence:
@@ -163,7 +152,6 @@ class GeneratedSequence:
         return TextDelta(text, ids, tuple(self.log_probabilities[new]), tuple(self.top[new])) if text or ids else None
 
     def result(self) -> GenerationResult:
-        """Return the finished answer. Raise ModelError if the sequence has failed."""
         if self.error:
             raise self.error
         if self._detokenizer:
@@ -205,7 +193,6 @@ class GeneratedSequence:
             self._detokenizer.finish()
 
     def _append(self, tokens: list[int], log_probability: float = 0.0, top: TopLogProbs | None = None) -> None:
-        """Append tokens; forced ones are certain among the allowed ones."""
         self.ids += tokens
         self.log_probabilities += [log_probability] * len(tokens)
         if self.request.top is not None:

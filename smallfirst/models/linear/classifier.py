@@ -36,7 +36,6 @@ class TfidfFeatures:
 
     @property
     def vectorisers(self) -> Sequence[Any]:
-        """The vectorisers of scikit-learn, rebuilt from saved vocabularies where needed."""
         if not self._vectorisers:
             made = [_vectoriser("word", (1, 2)), _vectoriser("char_wb", (2, 5))]
             for vectoriser, table in zip(made, self._tables, strict=True):
@@ -68,7 +67,6 @@ class TfidfFeatures:
         )
 
     def save(self, folder: Path) -> None:
-        """Write vocabularies and weights as JSON (no pickle)."""
         parts = [{"vocabulary": table.column, "idf": table.idf.tolist()} for table in self.as_saved()._tables]
         write_atomically(folder / "words.json", json.dumps(parts, ensure_ascii=False).encode())
 
@@ -112,7 +110,6 @@ class LinearClassifier:
         return [LabelLogProbs(row, 0, busy_s) for row in log_probabilities]
 
     def save(self, folder: Path, manifest: Manifest) -> Manifest:
-        """Write weights, features and, last, the manifest; return the manifest as written."""
         digest = self.save_weights(folder)
         if isinstance(self.features, TfidfFeatures):
             self.features.save(folder)
@@ -121,7 +118,6 @@ class LinearClassifier:
         return written
 
     def save_weights(self, folder: Path) -> str:
-        """Write the linear map as safetensors; return its fingerprint."""
         from safetensors.numpy import save
 
         content = save({"weights": self.weights, "bias": self.bias})
@@ -130,7 +126,6 @@ class LinearClassifier:
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> LinearClassifier:
-        """Read what `save` wrote; the encoder is the folder's own if it was fine-tuned, else the manifest's base."""
         from safetensors.numpy import load_file
 
         tensors = load_file(folder / "linear.safetensors")

@@ -24,7 +24,6 @@ class SentenceEncoder:
     batch_rows = 32
 
     def __init__(self, folder: Path) -> None:
-        """Load weights and tokenizer from a folder. Raise MissingExtra without torch."""
         transformers = import_transformers("The sentence encoder")
         import torch
 
@@ -42,7 +41,6 @@ class SentenceEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any weight."""
         return weights_fingerprint(self.model)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
@@ -50,7 +48,6 @@ class SentenceEncoder:
         return run_in_compute_thread(lambda: self._embed(texts))
 
     def text_embeddings(self, texts: Sequence[str]) -> list[TextEmbedding]:
-        """Return the vector of each text with its tokens and its share of the time, in order."""
         began = time.perf_counter()
         vectors = self.embed(texts).tolist()
         busy_s = (time.perf_counter() - began) / max(1, len(texts))
@@ -59,7 +56,6 @@ class SentenceEncoder:
         ]
 
     def tokens(self, text: str) -> list[int]:
-        """Return the tokens of the text; those beyond `max_tokens` are cut off."""
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
         return ids
 

@@ -19,19 +19,15 @@ class Vocabulary(NamedTuple):
     """The terms of one vectoriser."""
 
     column: Mapping[str, int]
-    """Column of each term."""
     idf: np.ndarray
-    """Weight of each column."""
 
 
 class SparseRows(NamedTuple):
     """Sparse rows, which can only be multiplied by a matrix."""
 
     rows: tuple[tuple[np.ndarray, np.ndarray], ...]
-    """Columns and values of each row."""
 
     def __matmul__(self, dense: np.ndarray) -> np.ndarray:
-        """Return the product with a matrix (columns, n)."""
         product = np.zeros((len(self.rows), dense.shape[1]))
         for i, (columns, values) in enumerate(self.rows):
             product[i] = values @ dense[columns]
@@ -42,7 +38,6 @@ class TfidfVectorizer:
     """TF-IDF over words (1-2) and characters inside words (2-5), side by side, each of length 1."""
 
     def __init__(self, words: Vocabulary, pieces: Vocabulary) -> None:
-        """Use the vocabularies of a fitted model; the columns of `pieces` follow those of `words`."""
         self._words, self._pieces = words, pieces
 
     def __call__(self, texts: Sequence[str]) -> SparseRows:
@@ -66,7 +61,6 @@ def _weighed(terms: Iterator[str], table: Vocabulary) -> tuple[list[int], list[f
 
 
 def _words(text: str) -> Iterator[str]:
-    """Yield words of two letters or more, and pairs of adjacent ones."""
     words = _WORD.findall(text)
     yield from words
     for first, second in pairwise(words):

@@ -55,7 +55,6 @@ class KVCache:
         return self._forward(torch.tensor(tokens).expand(rows, -1), positions, visible.expand(rows, -1, -1))
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep only these rows, in this order."""
         chosen = torch.tensor(rows)
         self._cache.batch_select_indices(chosen.to(self.model.device))
         self.seen, self.lengths = self.seen[chosen], self.lengths[chosen]
@@ -111,11 +110,9 @@ def cache_argument(model: Any) -> str:
 
 
 def _widen(part: torch.Tensor, columns: int) -> torch.Tensor:
-    """Return keys or values (rows, heads, columns, head_dim), zeros behind them up to `columns`."""
     return F.pad(part, (0, 0, 0, columns - part.shape[2]))
 
 
 def _gather(part: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Return keys or values with the columns of each row that `order` (rows, width) lists."""
     at = order.to(part.device)[:, None, :, None].expand(-1, part.shape[1], -1, part.shape[3])
     return part.gather(2, at)

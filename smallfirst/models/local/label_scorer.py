@@ -118,7 +118,6 @@ class LabelScorer:
             return torch.log_softmax(last @ head.T, dim=-1).tolist()  # (batch, labels)
 
     def _last_states(self, batch: list[list[int]]) -> torch.Tensor:
-        """Return the state after each prompt's last token (batch, hidden), fp32."""
         import torch
 
         if self._packed:
@@ -127,7 +126,6 @@ class LabelScorer:
         return self._padded_states(batch)[torch.arange(len(batch)), ends].float()
 
     def _padded_states(self, batch: list[list[int]]) -> torch.Tensor:
-        """Return the states of transformers' own forward (batch, longest, hidden)."""
         from smallfirst.models.local.token_batches import pad_right
 
         ids = pad_right(batch).to(self.model.device)

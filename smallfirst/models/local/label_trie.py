@@ -41,13 +41,11 @@ class TokenTree(NamedTuple):
     tokens: tuple[int, ...]
     """Token of each node from node 1 on. The last token of an answer has no node: nothing follows it."""
     parents: tuple[int, ...]
-    """Parent of each node from node 1 on."""
     depths: tuple[int, ...]
     """Tokens from the prompt's end to each node from node 1 on, at least 1."""
     edges: tuple[tuple[int, int], ...]
     """(node, next token) for each probability that is needed, once."""
     paths: tuple[tuple[int, ...], ...]
-    """The edges of each answer."""
 
     @classmethod
     def grow(cls, answers: Sequence[Sequence[int]]) -> TokenTree:
@@ -105,7 +103,6 @@ class TrieScorer:
 
     @classmethod
     def load(cls, folder: Path, task: Task, *, shots: Sequence[Shot] = ()) -> TrieScorer:
-        """Return the `prompted` scorer of a folder of safetensors."""
         return cls.prompted(*load_causal(folder), task, shots=shots)
 
     @classmethod
@@ -144,7 +141,6 @@ class TrieScorer:
         return [results[i] for i in range(len(encoded))]
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
-        """Yield the length of the cached prefix and the numbers of the prompts of each batch."""
         prefixes = [self._n_prefix(ids) for ids in encoded]
         order = sorted(range(len(encoded)), key=prefixes.__getitem__)
         for n_prefix, grouped in itertools.groupby(order, key=prefixes.__getitem__):
@@ -154,13 +150,11 @@ class TrieScorer:
                 yield n_prefix, [group[i] for i in chosen]
 
     def _n_prefix(self, ids: list[int]) -> int:
-        """Return the length of the common prefix if the prompt has it and more, else 0."""
         n = len(self._prefix)
         return n if MIN_PREFIX_TOKENS <= n < len(ids) and ids[:n] == self._prefix else 0
 
     @torch.inference_mode()
     def _score(self, prompts: list[list[int]], n_prefix: int) -> list[list[float]]:
-        """Return the log-probabilities (prompts, answers) of one batch."""
         cache = KVCache(self.model, len(prompts))
         if n_prefix:
             if self._prefix_cache is None:
@@ -178,7 +172,6 @@ class TrieScorer:
         return rows
 
     def _edge_log_probabilities(self, states: torch.Tensor) -> torch.Tensor:
-        """Return the log-probability of each edge (prompts, edges) from the states at all nodes."""
         head = self.model.get_output_embeddings().weight
         whole = vocabulary_logsumexp(states.flatten(0, 1), head)
         nodes, tokens = (torch.tensor(ends, device=states.device) for ends in zip(*self.tree.edges, strict=True))

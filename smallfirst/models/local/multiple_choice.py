@@ -71,7 +71,6 @@ def _batch(model: Any, questions: Sequence[Question]) -> list[list[float]]:
 
 
 def _longer(answers: Sequence[tuple[int, ...]], ids: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the beginnings of answers that are one token longer than `ids`, each once."""
     n = len(ids)
     return list(dict.fromkeys(answer[: n + 1] for answer in answers if len(answer) > n and answer[:n] == ids))
 

@@ -40,7 +40,6 @@ class RMSNorm(NamedTuple):
     eps: float
 
     def factor(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the factor of each row besides the weights (n, 1)."""
         length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         factor: torch.Tensor = length.square_().div_(rows.shape[-1]).add_(self.eps).rsqrt_()
         return factor
@@ -168,7 +167,6 @@ class PackedDecoder:
         )
 
     def _read(self, layout: Layout, shared: SharedPrefix, wanted: torch.Tensor | None) -> torch.Tensor:
-        """Return the states of the wanted tokens, or of all (tokens, hidden)."""
         states = self._embedding[layout.ids].float()  # (tokens, hidden)
         for at, layer in enumerate(self._layers):
             products, factor = layer.qkv(states * layer.before.weight, layer.before.factor(states))
@@ -239,7 +237,6 @@ def _add(states: torch.Tensor, products: torch.Tensor, factor: torch.Tensor | No
 
 
 def _concat_keys(shared: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Return shared keys and each row's own behind them (rows, kv_heads, shared + width, head_dim)."""
     if not shared.shape[1]:
         return own
     return torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)

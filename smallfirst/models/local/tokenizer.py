@@ -21,8 +21,6 @@ class Tokenizer(Protocol):
 
 
 class _FastTokenizer:
-    """A tokenizer.json and nothing else."""
-
     def __init__(self, tokenizer: Any, *, bos: str | None, eos: str | None) -> None:
         self._tokenizer = tokenizer
         self.bos_token_id: int | None = tokenizer.token_to_id(bos) if bos else None
@@ -86,6 +84,5 @@ def _load_by_transformers(folder: Path) -> Tokenizer:
 
 
 def _token_text(token: Any) -> str | None:
-    """Return the text of a special token, which may be written as text or as a mapping with its content."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else None

@@ -70,7 +70,6 @@ async def record(
 
 
 def _prepare(path: Path, model: Model, header: dict[str, Any], wanted: set[str]) -> set[str]:
-    """Return the keys recorded so far; leave `path` with a header and complete rows only."""
     values = {**header, "model": model.name, "n": len(wanted)}
     new = parse_record(RecordingHeader, values, where="header of the recording")
     rows: tuple[RecordedAnswer, ...] = ()

@@ -79,7 +79,6 @@ class ReplayModel:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Return the recording at `path`. Raise DataError naming every malformed line."""
         header, answers = read_recording(path)
         return cls(header, answers, path=str(path))
 
@@ -95,7 +94,6 @@ class ReplayModel:
         return f"recorded {self.header.made_at} from {self.name} ({count})"
 
     async def complete(self, request: Request) -> Completion:
-        """Return the recorded answer with the tokens, cost and latency of its recording. Raise BadAnswer if none."""
         row = self._answers.get(request_key(request))
         if row is None:
             raise BadAnswer(

@@ -124,7 +124,6 @@ class CircuitBreaker:
         self._open_until = self._clock() + self._open_s
 
     def _count(self, *, failures: int) -> tuple[int, int]:
-        """Add one request to the window; return its requests and failures."""
         now = self._clock()
         while self._seconds and self._seconds[0][0] <= now - self._config.window_s:
             self._seconds.popleft()

@@ -37,13 +37,9 @@ class CircuitOpenError(Unavailable):
 
 
 class _Failure(NamedTuple):
-    """An attempt without an answer."""
-
     error: ModelError
     retryable: bool
-    """True if it is safe to try again."""
     retry_after_s: float | None = None
-    """Seconds that the endpoint asks to wait."""
 
 
 @dataclass
@@ -76,7 +72,6 @@ class EndpointClient:
         self._n_in_flight = 0
 
     def check(self) -> None:
-        """Raise CircuitOpenError if a request would not be sent. Send nothing."""
         if self._breaker.remaining_open_s > 0:
             raise self._circuit_open()
 
@@ -113,7 +108,6 @@ class EndpointClient:
             await response.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections of the running event loop. Those of other loops end with them."""
         state = self._loops.pop(asyncio.get_running_loop(), None)
         if state is not None:
             await state.closer.aclose()
@@ -128,7 +122,6 @@ class EndpointClient:
         return state
 
     async def _send(self, session: HttpSession, path: str, body: bytes) -> tuple[HttpResponse, int]:
-        """Return a successful response and the breaker's phase, retrying where that is safe and within the budget."""
         self._budget.add_request()
         for attempts in itertools.count(1):
             result = await self._send_once(session, path, body, attempts)
@@ -175,7 +168,6 @@ class EndpointClient:
         return _Failure(error, error.retryable, retry_after_s(response.header("retry-after")))
 
     def _wait_s(self, failure: _Failure, attempts: int) -> float | None:
-        """Return the seconds until the next attempt, or None if there is none."""
         if not failure.retryable or attempts > self._config.max_retries or self._breaker.remaining_open_s > 0:
             return None
         backoff_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (attempts - 1)) * random.uniform(0.5, 1)

@@ -54,7 +54,6 @@ class EndpointConfig(Record):
 
     @property
     def is_loopback(self) -> bool:
-        """True if the address is this machine."""
         return is_loopback(urlsplit(self.base_url).hostname or "")
 
 

@@ -73,7 +73,6 @@ class HttpSession:
         )
 
     async def post(self, path: str, body: bytes) -> HttpResponse:
-        """Return the response to a JSON body, its own body unread. Raise ConnectionBroken or ResponseTimeout."""
         return await self.send("POST", path, body)
 
     async def aclose(self) -> None:
@@ -104,7 +103,6 @@ class HttpResponse:
         return self._response.headers.get(name, "")
 
     async def read(self) -> str:
-        """Return the whole body. Raise ConnectionBroken or ResponseTimeout."""
         try:
             return (await self._response.read()).decode(errors="replace")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -185,7 +183,6 @@ def _failure(error: Exception) -> ConnectionBroken | ResponseTimeout:
 
 
 def _proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for a URL (`HTTPS_PROXY`, `NO_PROXY`, …)."""
     parts = urlsplit(url)
     if proxy_bypass(parts.netloc):
         return None

@@ -68,7 +68,6 @@ class EndpointModel:
         return self.config.model
 
     async def complete(self, request: Request) -> Completion:
-        """Return the whole answer, timed from sending it, retries included. Raise ModelError."""
         async with self._client.slot() as (session, share):
             answer = PartialAnswer()
             async with self._client.post(session, CHAT, self._body(request)) as response:
@@ -106,7 +105,6 @@ class EndpointModel:
         return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
 
     async def ready(self) -> None:
-        """Raise CircuitOpenError if requests are not sent after failures. Send nothing."""
         self._client.check()
 
     async def aclose(self) -> None:
@@ -141,7 +139,6 @@ class EndpointModel:
         )
 
     def _cost_usd(self, usage: Usage | None, busy_s: float) -> float:
-        """Return the price by tokens or by machine time. Raise BadAnswer if the endpoint did not count its tokens."""
         if not self._by_tokens:
             return self._prices.machine.cost_usd(busy_s)
         if usage is None:
@@ -166,7 +163,6 @@ def _normalized(vector: list[float]) -> list[float]:
 
 
 def _is_priced_by_tokens(config: EndpointConfig, prices: PriceBook) -> bool:
-    """Return whether tokens are paid for, or machine time. Raise PriceUnknown for tokens without a price."""
     if config.priced_by == "machine":
         return False
     try:

@@ -26,7 +26,6 @@ class _Message(pydantic.BaseModel):
     refusal: str | None = None
 
     def text(self) -> str:
-        """Return the text; of content in parts only the text parts, without reasoning."""
         if isinstance(self.content, list):
             return "".join(str(p.get("text", "")) for p in self.content if p.get("type") == "text")
         return self.content or self.refusal or ""
@@ -42,7 +41,6 @@ class _TokenLogprob(_TopLogprob):
     top_logprobs: list[_TopLogprob] = []
 
     def as_token(self) -> Token:
-        """Return the token; its bytes are those of its text if the endpoint sends none."""
         octets = self.token.encode() if self.bytes is None else bytes(self.bytes)
         top = tuple((one.token, one.logprob) for one in self.top_logprobs)
         return Token(text=self.token, logprob=self.logprob, octets=tuple(octets), top=top)
@@ -59,7 +57,6 @@ class _Choice(pydantic.BaseModel):
     logprobs: _Logprobs | None = None
 
     def tokens(self) -> tuple[Token, ...]:
-        """Return the tokens of this answer or delta; none if they were not asked for or not given."""
         written = self.logprobs.content if self.logprobs else None
         return tuple(one.as_token() for one in written or ())
 
@@ -115,7 +112,6 @@ class ResponseParser:
 
     @property
     def url(self) -> str:
-        """Address of chat completions."""
         return f"{self.base_url}/chat/completions"
 
     def parse_body(self, content: str, answer: PartialAnswer) -> None:
@@ -128,7 +124,6 @@ class ResponseParser:
         answer.tokens.extend(body.choices[0].tokens())
 
     def parse_event(self, line: str, answer: PartialAnswer) -> Chunk | None:
-        """Return the new text in one line of a stream, or None; add what the line holds to `answer`."""
         data = line.removeprefix("data:").strip()
         if not line.startswith("data:") or data == "[DONE]":
             return None

@@ -43,7 +43,6 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, also that of its process group."""
         return self._process.pid
 
     @property
@@ -55,7 +54,6 @@ class ChildProcess:
         return (self.ended_s if self.ended.is_set() else time.monotonic()) - self.started_s
 
     def output_tail(self) -> str:
-        """Return its last lines of output on one line, and how it ended."""
         if self.ended.is_set():  # its output closes a moment before the process ends
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)

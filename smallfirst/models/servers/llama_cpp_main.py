@@ -68,7 +68,6 @@ def server_parameters(xllamacpp: Any, options: argparse.Namespace, key: str) -> 
 
 
 def _remove(socket: Path) -> None:
-    """Remove the socket, and its folder if nothing else is in it."""
     with contextlib.suppress(OSError):
         socket.unlink()
         socket.parent.rmdir()

@@ -58,9 +58,7 @@ class ServerBackend(NamedTuple):
     """The program of an engine, and how to speak to it."""
 
     name: str
-    """Its name in messages."""
     command: Callable[[SocketFolder], Sequence[str]]
-    """The command that serves on the folder's socket."""
     environment: Callable[[str], Mapping[str, str]]
     """Its environment, given the API key that it must ask for."""
     health_path: str
@@ -68,16 +66,13 @@ class ServerBackend(NamedTuple):
     extra_body: Callable[[Request, OutputFormat, Slot, bool], dict[str, Any]]
     """Fields of a request body beside OpenAI's. With True, the engine must not reuse a cached prompt."""
     n_slots: int
-    """Requests in flight at most."""
     start_failure: tuple[str, str]
-    """Message and hint if it does not start."""
 
 
 class ServerProcess(ChildProcess):
     """The running program, with its socket and key."""
 
     def __init__(self, backend: ServerBackend) -> None:
-        """Start the program; `start` waits for it as well."""
         self.key, self.folder, self._backend = secrets.token_urlsafe(32), SocketFolder(), backend
         try:
             super().__init__(backend.command(self.folder), backend.environment(self.key))
@@ -104,7 +99,6 @@ class ServerProcess(ChildProcess):
         return process
 
     def session(self, timeout_s: float) -> BlockingSession:
-        """Return a session for questions to the server itself. Close it after use."""
         socket = self.folder.socket
         return BlockingSession(
             lambda: HttpSession(UNIX_SOCKET_URL, key=self.key, timeout_s=timeout_s, unix_socket=socket)
@@ -137,7 +131,6 @@ class Lease(NamedTuple):
 
     @property
     def busy_s(self) -> float:
-        """Seconds of the machine's time so far."""
         return (time.perf_counter() - self.started_s) * self.share
 
 
@@ -145,7 +138,6 @@ class ManagedServer:
     """One process for all models that use it. It starts with the first request."""
 
     def __init__(self, backend: ServerBackend, config: ManagedServerConfig) -> None:
-        """Start nothing yet; use `acquire`."""
         self._backend, self.config = backend, config
         self.supervisor: Supervisor[ServerProcess] = Supervisor(
             backend.name,
@@ -162,7 +154,6 @@ class ManagedServer:
 
     @asynccontextmanager
     async def lease(self, request: Request) -> AsyncIterator[Lease]:
-        """Wait for a slot and for the process. Raise Unavailable."""
         n_characters = sum(len(message.content) for message in request.messages)
         async with self.slots.acquire(request.tenant, n_characters, timeout_s=self.config.timeout_s) as slot:
             process = await self.supervisor.process()
@@ -172,7 +163,6 @@ class ManagedServer:
     async def stream(
         self, lease: Lease, request: Request, output_format: OutputFormat, *, model: str, fresh: bool = False
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield what the engine generates. Raise ModelError."""
         config = EndpointConfig(
             base_url=f"{UNIX_SOCKET_URL}/v1",
             model=model,
@@ -224,7 +214,6 @@ class ManagedServerModel:
         self._server: ManagedServer | None = None
 
     async def complete(self, request: Request) -> Completion:
-        """Return the whole answer. Raise ModelError; Unavailable too if too many requests wait."""
         began = time.perf_counter()
         output_format = self.output_format or await requested_format(request.response_format)
         request = request.model_copy(update={"response_format": None})  # extra_body asks for the format
@@ -241,7 +230,6 @@ class ManagedServerModel:
             return self._priced(await generate_in_format(output_format, generate), began, lease)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer piece by piece; one with a format in one chunk. Raise ModelError."""
         if self.output_format is not None or request.response_format is not None:
             async for chunk in stream_in_one_chunk(self, request):
                 yield chunk
@@ -267,19 +255,16 @@ class ManagedServerModel:
             await asyncio.to_thread(server.supervisor.check_health, process)
 
     async def aclose(self) -> None:
-        """End the process if no other model uses it; a later request starts a new one."""
         server, self._server = self._server, None
         if server is not None:
             await release(server)
 
     def server(self) -> ManagedServer:
-        """Return the server, whose process may not run yet."""
         if self._server is None:
             self._server = acquire(self._backend, self._config)
         return self._server
 
     def _priced(self, completion: Completion, began: float, lease: Lease) -> Completion:
-        """Add the wait for a slot to the latency, and the machine's time as the cost."""
         latency_ms, cost_usd = (time.perf_counter() - began) * 1000, self._prices.machine.cost_usd(lease.busy_s)
         return completion.model_copy(update={"answered_by": self.name, "latency_ms": latency_ms, "cost_usd": cost_usd})
 

@@ -21,14 +21,11 @@ class Slot(NamedTuple):
     """Where a request is answered."""
 
     number: int
-    """From 0."""
     may_reuse_cache: bool
     """True if the last prompt read here came from the same tenant."""
 
 
 class _Waiter:
-    """A request in the queue."""
-
     def __init__(self, tenant: str, n_characters: int) -> None:
         self.tenant, self.n_characters = tenant, n_characters
         self.loop = asyncio.get_running_loop()
@@ -93,7 +90,6 @@ class SlotPool:
             raise Unavailable(message, hint="retry after a while") from None
 
     def _check_room(self, n_characters: int) -> None:
-        """Raise Unavailable if the queue has no room for one more request. Hold the lock."""
         queued = sum(waiter.n_characters for waiter in self._queue)
         if len(self._queue) < self._max_requests and queued + n_characters <= self._max_characters:
             return

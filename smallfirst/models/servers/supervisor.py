@@ -66,7 +66,6 @@ class Supervisor(Generic[P]):
         self._not_before_s, self._output_tail = 0.0, ""
 
     async def process(self) -> P:
-        """Return the running process; start it if necessary. Raise Unavailable."""
         while True:
             with self._lock:
                 if (running := self._running()) is not None:
@@ -90,7 +89,6 @@ class Supervisor(Generic[P]):
 
     @contextmanager
     def request(self) -> Iterator[int]:
-        """Count a request as in flight; yield how many are, this one included."""
         with self._lock:
             self._n_in_flight += 1
             n_in_flight = self._n_in_flight
@@ -110,7 +108,6 @@ class Supervisor(Generic[P]):
         return None
 
     def check_health(self, process: P) -> None:
-        """Block until the engine answers a probe. Raise Unavailable if it does not."""
         try:
             self._probe(process, self._policy.probe_timeout_s)
         except Exception as error:

@@ -25,5 +25,4 @@ class SocketFolder:
         return self.path / "e.sock"
 
     def remove(self) -> None:
-        """Delete the folder. Safe to call twice."""
         shutil.rmtree(self.path, ignore_errors=True)

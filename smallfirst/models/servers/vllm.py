@@ -180,7 +180,6 @@ def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
 
 
 def _cache_salt(salt: bytes, request: Request, fresh: bool) -> str:
-    """Return the salt of a tenant's cached prompts; it cannot be guessed."""
     extra = os.urandom(16) if fresh else b""
     return hmac.new(salt, request.tenant.encode() + extra, hashlib.sha256).hexdigest()
 

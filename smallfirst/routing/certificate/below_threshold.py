@@ -48,9 +48,7 @@ class BelowThreshold(NamedTuple):
     action: BelowAction
     why: str
     difference: Estimate | None
-    """Accuracy of large minus small on it."""
     bands: tuple[Band, ...]
-    """By ascending confidence."""
 
 
 def decide_below_threshold(
@@ -105,7 +103,6 @@ def _decide_whole(
 def _decide_bands(
     data: CascadeData, rest: np.ndarray, top: float, choice: tuple[BelowAction, BelowAction]
 ) -> tuple[Band, ...]:
-    """Cut the rest into bands; `choice` is the whole region's decision, and that where large is no better."""
     confidence = data.confidence[-1]
     found = confidence[rest]
     if not found.size or not data.large_known:

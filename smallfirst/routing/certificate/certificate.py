@@ -151,7 +151,6 @@ class CertificateSubject(NamedTuple):
     model_fingerprint: str
     dataset_fingerprint: str
     temperature: float
-    """Of the last drafting stage."""
     person: bool
     """A person's queue takes requests that no model is good at."""
 

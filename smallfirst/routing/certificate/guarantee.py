@@ -38,7 +38,6 @@ class Guarantee(Record):
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that are set, by risk."""
         limits = {
             "error": self.max_error,
             "accuracy_loss": self.max_accuracy_loss,
@@ -50,7 +49,6 @@ class Guarantee(Record):
 
     @property
     def in_words(self) -> str:
-        """The whole guarantee in one line."""
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
         label = " of each guaranteed label" if self.per_class else ""
         return f"{', '.join(limits)}{label} ({100 * self.confidence:g} %)"

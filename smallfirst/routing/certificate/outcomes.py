@@ -27,20 +27,17 @@ class CascadeData:
     """The answers of every stage to n calibration rows."""
 
     names: tuple[str, ...]
-    """Drafting stages, cheapest first."""
     confidence: np.ndarray
     """By stage and row, in [0, 1]; 0 where a model gives none."""
     right: np.ndarray
     """By stage and row, by `labels`; with `large+gold` by gold, and only where `gold` is true."""
     answer: np.ndarray
-    """By stage and row: the answer, or None."""
     cost_usd: np.ndarray
     """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
     latency_ms: np.ndarray
     """By stage and row, the large model last, 0 where it was not asked. A draft lasts as long as the slowest request
     that was sent alone, if any was."""
     asked: np.ndarray
-    """By row: the large model was asked."""
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked or there is no gold label."""
     gold: np.ndarray
@@ -59,13 +56,11 @@ class CascadeData:
 
     @property
     def paired(self) -> np.ndarray:
-        """By row: both the drafts and the large model can be judged by gold."""
         both: np.ndarray = self.asked & self.gold
         return both
 
     @property
     def large_known(self) -> bool:
-        """True if the large model was measured at all."""
         return bool(self.asked.any())
 
     @cached_property
@@ -100,7 +95,6 @@ class CascadeOutcome:
     stage: np.ndarray
     """By row: number of the stage that answers; the number of stages for the large model."""
     all_accepted: bool = False
-    """No request can reach the large model."""
 
     @cached_property
     def accepted(self) -> np.ndarray:
@@ -111,7 +105,6 @@ class CascadeOutcome:
         return int(self.accepted.sum())
 
     def select(self, table: np.ndarray) -> np.ndarray:
-        """Return by row the entry of the stage that answers, from a table by stage and row."""
         return np.asarray(table[self.stage, np.arange(self.data.n)])
 
     @cached_property

@@ -114,7 +114,6 @@ def _certificate(label: str, threshold: float, counts: tuple[int, int], limit: f
 
 
 def _answers(data: CascadeData, outcome: CascadeOutcome) -> tuple[np.ndarray, np.ndarray]:
-    """Return by row the answer, and whether it is right; with one stage also where it is not accepted."""
     if data.n_stages == 1:
         return data.answer[0], data.right[0]
     nothing = np.full(data.n, None, dtype=object)
@@ -134,7 +133,6 @@ def _testable_labels(answers: np.ndarray, limit: float, level: float) -> dict[st
 def _test_sequences(
     answers: np.ndarray, confidence: np.ndarray, right: np.ndarray, *, limit: float, level: float
 ) -> dict[str, tuple[float, float]]:
-    """Return threshold and level by testable label, each label searched by itself."""
     labels = _testable_labels(answers, limit, level)
     open_labels, found = list(labels), dict[str, tuple[float, float]]()
     while open_labels:

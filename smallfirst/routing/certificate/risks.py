@@ -58,7 +58,6 @@ class ShareEvidence:
     losses: int
     n: int
     limit: float
-    """Largest share."""
 
     @property
     def value(self) -> float:
@@ -71,7 +70,6 @@ class ShareEvidence:
         return upper_bound(self.losses, self.n, confidence=1 - level)
 
     def rows_needed(self, level: float, max_rows: int) -> int | None:
-        """Return how many rows would show the limit at the measured share; None if more than `max_rows`."""
         if max_rows <= 0:
             return None
         return rows_for_upper_bound(self.value, self.limit, confidence=1 - level, max_rows=max_rows)
@@ -82,13 +80,9 @@ class MeanEvidence:
     """A mean of values in [low, high], tested by betting."""
 
     values: np.ndarray
-    """One a row."""
     limit: float
-    """Largest mean, in the unit of the values."""
     low: float
-    """Least possible value."""
     high: float
-    """Greatest possible value."""
     scale: float = 1.0
     """From the unit of the values to the guarantee's."""
 

@@ -45,13 +45,11 @@ class CascadeThresholds(NamedTuple):
     thresholds: Thresholds
     """The cheapest that keep the guarantee; NEVER_ACCEPT throughout if none do."""
     level: float
-    """Significance level of each single test."""
     floor: float
     """Lowest last threshold at which the accuracy loss is shown too, by itself; 1.01 if it is not limited."""
     shares: dict[str, tuple[float, float]]
     """By risk: least and largest accepted share at which it is shown; only risks that are shown somewhere."""
     n_tested: int
-    """Number of threshold vectors that could have been chosen."""
     never_escalates: bool = False
     """The guarantee holds only if nothing is escalated: the large model is no better on the rest anyway."""
 
@@ -197,7 +195,6 @@ def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, l
 
 
 def _thresholds(confidence: np.ndarray, shares: np.ndarray) -> list[float]:
-    """Return the confidence that each share of the rows reaches; 0, which all reach, for the whole."""
     descending = np.sort(confidence)[::-1]
     counts = np.floor(shares * len(descending) + 1e-9).astype(int)
     found = [float(descending[i - 1]) if i else NEVER_ACCEPT for i in counts.tolist()]

@@ -148,7 +148,6 @@ class Monitor:
         return ()
 
     def resume(self, state: State) -> None:
-        """Restore the state recorded before a restart, which the audits alone may not show."""
         if state != self.state:
             self._enter(state)
 
@@ -206,8 +205,6 @@ class Monitor:
 
 
 class _Audits:
-    """Audits of answers given after request `since`."""
-
     def __init__(self, since: int) -> None:
         self.since, self.n, self.errors = since, 0, 0
         self.recent: deque[bool] = deque(maxlen=_N_RECENT)

@@ -88,7 +88,6 @@ def _neg_log_p_values(ranks: Sequence[ConformalScorer], scores: np.ndarray) -> n
 
 
 def _fit_weights(own: np.ndarray, foreign: np.ndarray) -> np.ndarray:
-    """Fit a logistic regression of foreign against own -log p-values; return equal weights if no score helps."""
     from sklearn.linear_model import LogisticRegression
 
     features, is_foreign = np.vstack([own, foreign]), np.repeat([0, 1], [len(own), len(foreign)])

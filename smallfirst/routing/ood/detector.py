@@ -84,7 +84,6 @@ class ProfileScore(NamedTuple):
     value: float
     """In [0, 1]."""
     by_states: bool
-    """True if hidden states were read as well as words."""
 
 
 class TaskProfile:
@@ -98,7 +97,6 @@ class TaskProfile:
 
     @property
     def threshold(self) -> float:
-        """Largest score of a text that belongs to the task, in [0, 1]."""
         return self.parameters.limit
 
     def score_words(self, texts: Sequence[str]) -> TextScores:
@@ -106,7 +104,6 @@ class TaskProfile:
         return TextScores(features, self.parameters.words.ood_score(features))
 
     def refine(self, texts: Sequence[str], words: TextScores, wanted: np.ndarray | None = None) -> list[ProfileScore]:
-        """Rescore the texts in the grey zone by hidden states; of these only the `wanted` ones if given."""
         low, high = self.parameters.grey
         scores = words.ood_score.copy()
         grey = (scores > low) & (scores < high) & bool(self.state_scorers)
@@ -207,7 +204,6 @@ def _fit(
 def _columns(
     words: ScoreFusion, features: np.ndarray, scorers: dict[str, StateScorer], texts: Sequence[str]
 ) -> np.ndarray:
-    """Return the words' nonconformity beside the state features (texts, 1 + state features)."""
     return np.column_stack([words.nonconformity(features), *(scorer.scores(texts) for scorer in scorers.values())])
 
 
@@ -228,7 +224,6 @@ def _texts(data: Dataset) -> list[str]:
 
 
 def _label_numbers(train: Dataset) -> np.ndarray:
-    """Return the number of each row's label; 0 for all where answers are not labels."""
     if not all(example.shape == "label" for example in train.examples):
         return np.zeros(len(train), dtype=int)
     index = {label: i for i, label in enumerate(train.labels())}

@@ -40,7 +40,6 @@ class OodGate:
 
     @classmethod
     def load(cls, folder: Path, *, price: MachinePrice | None = None) -> OodGate | None:
-        """Load the scorer that was saved in `folder`; return None if there is none."""
         if (folder / PROFILE_FILE).exists():
             return cls(TaskProfile.load(folder), price=price)
         if (folder / LIMIT_FILE).exists():

@@ -33,9 +33,7 @@ class Vocabulary(NamedTuple):
     """The n-grams of one kind in a task's training texts."""
 
     grams: Callable[[str], list[str]]
-    """Return all n-grams of a text."""
     columns: dict[str, int]
-    """Column of each known one."""
     idf: np.ndarray
     """Inverse document frequency of each known one: 1 + ln((1 + texts) / (1 + texts that have it))."""
     unseen_idf: float

@@ -20,15 +20,10 @@ class PolicyDecision(NamedTuple):
     """Where a policy sends a request."""
 
     to: str
-    """Stage that answers."""
     policy: str
-    """Kind of the policy."""
     why: str
-    """One clause."""
     score: float | None = None
-    """Value that was compared, in [0, 1]."""
     threshold: float | None = None
-    """Value it was compared with."""
 
 
 class DifficultyScorer(Protocol):
