@@ -1,9 +1,9 @@
-"""The whole path on a real set, and its figures in benchmarks/results/SET.json.
+"""Run the whole path on a public set and write its figures to benchmarks/results/SET.json.
 
-    python -m benchmarks.accuracy.run banking77             # everything
-    python -m benchmarks.accuracy.run banking77 --resume    # goes on after the training of the latest run
+    python -m benchmarks.accuracy.run banking77             # all stages
+    python -m benchmarks.accuracy.run banking77 --resume    # continue after the training of the latest run
 
-Sets are the files of benchmarks/sets. Rows are taken from the folder SMALLFIRST_DATA, else from ../shared/datasets
+Sets are the files of benchmarks/sets. Rows are read from the folder SMALLFIRST_DATA, else from ../shared/datasets
 beside the repository; a set is a folder of train.jsonl, validation.jsonl and test.jsonl. Most of the time is training,
 15 to 30 minutes a set on two cores.
 """
@@ -30,7 +30,7 @@ from smallfirst.training.run import Run
 
 
 def data_folder(name: str) -> Path:
-    """Folder of the set. Exits with the places looked in if there is none."""
+    """Return the folder of the set; exit with the places searched if there is none."""
     repository = ROOT
     places = [Path(os.environ["SMALLFIRST_DATA"])] if "SMALLFIRST_DATA" in os.environ else []
     places.append(repository.parent / "shared" / "datasets")
@@ -45,7 +45,7 @@ def data_folder(name: str) -> Path:
 
 
 def task_file(name: str, folder: Path) -> TaskFile:
-    """The benchmark's task file with its rows in `folder`."""
+    """Return the benchmark's task file with its rows in `folder`."""
     file = read_task_file(SETS / f"{name}.yaml")
     data = file.data.model_copy(update={part: folder / f"{part}.jsonl" for part in ("train", "validation", "test")})
     return file.model_copy(update={"data": data})
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def resume(project: Project) -> None:
-    """The stages after training, on the latest run; candidates already measured are not measured again."""
+    """Run the stages after training on the latest run; skip candidates already measured."""
     run_folder = RunFolder.latest(project.file.name)
     left = tuple(c.name for c in project.candidates if run_folder.evaluation(c.name, "test") is None)
     small = project.file.small.model_copy(update={"candidates": left})
@@ -101,7 +101,7 @@ def resume(project: Project) -> None:
 
 
 def _processor() -> str:
-    """Name of the processor, where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")

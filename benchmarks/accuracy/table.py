@@ -1,4 +1,4 @@
-"""The table of README and docs from benchmarks/results/*.json, so that no figure is copied by hand.
+"""Print the README's table from benchmarks/results/*.json, so that no figure is copied by hand.
 
 python -m benchmarks.accuracy.table
 """

@@ -1,4 +1,4 @@
-"""A model so small that an exam of the machinery around it costs seconds, and rows that it can learn."""
+"""A model so small that testing the machinery around it takes seconds, and rows that it can learn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
 
 
 def make_tiny(folder: Path) -> None:
-    """A Llama with seeded weights and a byte-level tokenizer of its own."""
+    """Write a Llama with seeded weights and a byte-level tokenizer."""
     import tokenizers
     import torch
     import transformers

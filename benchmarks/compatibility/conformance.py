@@ -1,13 +1,13 @@
-"""Does the server speak OpenAI's API? Three suites that others wrote, against a real server with a real small model.
+"""Test the server with three public suites for OpenAI's API, against a real server with a real small model.
 
     python -m benchmarks.compatibility.conformance [--work FOLDER] [--examples 50]     # about ten minutes on two cores
 
     openai-python   its own tests of chat completions, completions, models and embeddings, from its source distribution
     llm-comply      JSON schemas and stream semantics of chat completions
-    schemathesis    random requests made from our own /openapi.json, its answers checked against it
+    schemathesis    random requests generated from our /openapi.json; answers are checked against it
 
-What a suite asks for and is not offered here is named on the page, with the reason. Each suite lives in an environment
-of its own, made under FOLDER at the first run.
+The page lists what a suite asks for and the server does not offer, with the reason. Each suite has its own environment,
+created under FOLDER at the first run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SKIPPED = {
     "all_params": "sends every parameter at once, among them tools, audio, functions, best_of and dimensions, which "
     "are refused here by name",
     "stored": "reading, changing and deleting stored chat completions: nothing is stored here for clients to read back",
-    "delete": "deleting a model: versions are taken back in the registry, never through the endpoint",
+    "delete": "deleting a model: versions are rolled back in the registry, never through the endpoint",
 }
 STRICT_EMBEDDINGS = (
     "The client asks for base64 where no encoding is named and decodes it after its own strict check, which knows only "
@@ -63,20 +63,20 @@ def environment(work: Path) -> Path:
 
 
 def sdk_tests(work: Path, python: Path) -> Path:
-    """The folder of openai-python's source distribution."""
+    """Return the folder of openai-python's source distribution."""
     folder = work / f"openai-{OPENAI}"
     if not folder.exists():
         command = [str(python), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "openai", "-d", str(work)]
         subprocess.run([*command, f"openai=={OPENAI}"], check=True)
         with tarfile.open(work / f"openai-{OPENAI}.tar.gz") as archive:
             archive.extractall(work, filter="data")
-        # The tests are to run against the installed package, as a user has it.
+        # The tests must run against the installed package, as for a user.
         (folder / "src").rename(folder / "src.unused")
     return folder
 
 
 def skipped(name: str) -> str:
-    """Which reason a test is skipped for; empty for one that runs."""
+    """Return the reason for skipping a test; empty for one that runs."""
     if "all_params" in name:
         return "all_params"
     if re.search(r"chat/test_completions.*_(retrieve|update|list|delete)\b", name.split("[")[0]):
@@ -85,7 +85,7 @@ def skipped(name: str) -> str:
 
 
 def run_sdk(work: Path, python: Path) -> tuple[Counter[str], Counter[str], list[str]]:
-    """Passed and failed by file, skipped by reason, and the names of what failed."""
+    """Return passed and failed by file, skipped by reason, and the names of failed tests."""
     folder = sdk_tests(work, python)
     files = [f"tests/api_resources/{name}" for name in TESTS]
     env = {**os.environ, "TEST_API_BASE_URL": f"http://127.0.0.1:{PORT}/v1"}
@@ -122,7 +122,7 @@ def run_comply(work: Path) -> list[dict[str, object]]:
 
 
 def run_schemathesis(work: Path, n_examples: int) -> tuple[str, str]:
-    """The counts that schemathesis prints at its end, and what it found."""
+    """Return the counts and the findings that schemathesis prints at its end."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{PORT}/openapi.json", headers={"Authorization": f"Bearer {KEY}"}
     )

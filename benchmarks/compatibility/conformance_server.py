@@ -2,8 +2,8 @@
 
     python -m benchmarks.compatibility.conformance_server PORT KEY LEDGER
 
-Under openai-python's names an answer is cut at 24 tokens, since its tests look at the form and set no length; `small`
-answers to the end.
+Under openai-python's names an answer is cut at 24 tokens, since its tests check the form and set no length; `small`
+is not cut.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""DSPy fine-tunes on this machine through a Provider of its own and asks the model that results.
+"""Fine-tune with DSPy on this machine through a Provider and call the resulting model.
 
     pip install dspy "smallfirst[databricks,train,serve]"
     python -m benchmarks.compatibility.dspy_provider FOLDER [MODEL [DURATION]]
 
-MODEL is a base model for `fm.create`, SmolLM2-135M-Instruct unless given. The rows are what DSPy's own ChatAdapter makes
-of a signature and 16 examples. The provider is the one of docs/foundation_model.md: DSPy's extension point, with nothing
-of DSPy or of databricks-sdk patched. The registered model is then served and asked by a DSPy program. Writes
+MODEL is a base model for `fm.create`, SmolLM2-135M-Instruct unless given. DSPy's own ChatAdapter makes the rows
+from a signature and 16 examples. The provider is the one of docs/foundation_model.md: it uses DSPy's extension point and patches
+neither DSPy nor databricks-sdk. The registered model is then served and called by a DSPy program. Writes
 benchmarks/results/dspy_provider.md.
 """
 
@@ -147,7 +147,7 @@ DSPy {dspy} as installed; the provider of docs/foundation_model.md.
 
 {events}
 
-## The model, asked by a DSPy program through smallfirst's endpoint
+## The model, called by a DSPy program through smallfirst's endpoint
 
 | text | department |
 |---|---|

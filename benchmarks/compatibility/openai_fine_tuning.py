@@ -1,9 +1,9 @@
-"""The unmodified openai client fine-tunes a real base model on `smallfirst serve` and calls what came of it.
+"""Fine-tune a real base model through the unmodified openai client on `smallfirst serve` and call the result.
 
     python -m benchmarks.compatibility.openai_fine_tuning ROWS.jsonl [--rows 200] [--epochs 2]
 
-ROWS.jsonl holds `text` and `label`. The server is the command line's own, in a process of its own, without a task file;
-it is stopped and started again before the model is called. Printed: each change of status, the last events, the tokens
+ROWS.jsonl holds `text` and `label`. The server is `smallfirst serve` in a separate process, without a task file;
+it is restarted before the model is called. Printed: each change of status, the last events, the tokens
 trained, and the answers to 20 rows that were not trained on.
 """
 
@@ -28,7 +28,7 @@ HELD_OUT = 20
 
 @contextmanager
 def server(folder: Path) -> Iterator[openai.OpenAI]:
-    """A client of a server that lives as long as the block."""
+    """Yield a client of a server that runs during the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,10 +1,10 @@
-"""LiteLLM's side of routing_quality.py, run by the interpreter of an environment that has litellm.
+"""LiteLLM's side of benchmarks/routing/quality.py, run by the interpreter of an environment that has litellm.
 
     python -m benchmarks.peers.route_litellm PROMPTS.jsonl
 
-Both offline classifiers of its complexity router, as they come: the weighted rules (`heuristic`, a score and a tier)
+Both offline classifiers of its complexity router, with default settings: the weighted rules (`heuristic`, a score and a tier)
 and the success table (`heuristic_v2`, the probability that a model of the lowest tier succeeds). Prints one JSON
-object: the version, and for each classifier a score a prompt (higher: rather the strong model), the prompts that its
+object: the version, and for each classifier a score per prompt (higher: rather the strong model), the prompts that its
 own settings send beyond the lowest tier, and milliseconds of processor time a prompt. Nothing is fetched and no model
 is asked.
 """

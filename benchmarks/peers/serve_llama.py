@@ -1,4 +1,4 @@
-"""llama.cpp's server for serving_speed.py, through xllamacpp, in a process of its own.
+"""llama.cpp's server for benchmarks/serving/speed.py, through xllamacpp, in a separate process.
 
     python -m benchmarks.peers.serve_llama --model FILE.gguf --port PORT [--parallel N] …
 
@@ -37,7 +37,7 @@ def main() -> None:
     params.flash_attn_type = xllamacpp.llama_flash_attn_type(FLASH[wanted.flash_attn])
     params.offline, params.ui, params.verbosity = True, False, 1
     server = xllamacpp.Server(params)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it has set its own, which does not end this process
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # xllamacpp installs its own handler, which does not end this process
     print(f"listening {server.listening_address}", flush=True)
     threading.Event().wait()
 

@@ -1,10 +1,10 @@
-"""Two servers of serving_speed.py as people write them: transformers behind FastAPI.
+"""Two usual servers for benchmarks/serving/speed.py: transformers behind FastAPI.
 
     python -m benchmarks.peers.serve_transformers MODEL --port PORT [--batch 32]
 
 The plain one answers a request by one forward pass in a thread, one at a time (the model is not safe for two). With
-`--batch` requests wait in a queue: whatever has arrived while the last batch ran is padded on the left and read
-together, at most so many. Both compute logits of the last place alone and take the likeliest of the code tokens.
+`--batch` requests wait in a queue: requests that arrive while the last batch runs are padded on the left and read
+together, up to this number. Both compute logits of the last position alone and take the likeliest of the code tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Ask(BaseModel):
 
 
 class Codes:
-    """A model, and the code token that it finds likeliest after each prompt."""
+    """A model that returns the most likely code token after each prompt."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")

@@ -1,4 +1,4 @@
-"""vLLM's CPU build for serving_speed.py: its OpenAI server on the cores it is given, in bf16.
+"""vLLM's CPU build for benchmarks/serving/speed.py: its OpenAI server on the given cores, in bf16.
 
     VLLM_PYTHON -m benchmarks.peers.serve_vllm MODEL --port PORT [--cores 0,1] [any option of vLLM's server]
 

@@ -1,9 +1,9 @@
-"""The side of LLaMA-Factory in training.py, run by the interpreter of an environment that has llamafactory.
+"""LLaMA-Factory's side of benchmarks/training/speed.py, run by the interpreter of an environment that has llamafactory.
 
     python -m benchmarks.peers.train_llamafactory BASE ROWS.jsonl
 
-Full fine-tune in bf16 with its own ChatML template, 32 rows a batch; what else it does is its default. It writes the
-rows in tokens itself, so its tokens are counted from its batches.
+Full fine-tune in bf16 with its own ChatML template, 32 rows a batch; everything else is its default. It tokenizes the
+rows itself, so its tokens are counted from its batches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEEN: list[tuple[int, int]] = []
 
 
 class Counting(workflow.SFTDataCollatorWith4DAttentionMask):
-    """Its collator, which notes the real tokens and the rows of each batch."""
+    """Wrap its collator to count real tokens and rows of each batch."""
 
     def __call__(self, features: list[Any]) -> Any:
         """The batch."""

@@ -1,4 +1,4 @@
-"""The side of TRL in training.py, run by the interpreter of an environment that has trl.
+"""TRL's side of benchmarks/training/speed.py, run by the interpreter of an environment that has trl.
 
     python -m benchmarks.peers.train_trl "defaults" BASE ROWS.jsonl
 
@@ -24,7 +24,7 @@ from benchmarks.training.clock import STEPS, WARM_UP, Clock, size
 
 
 class Counting:
-    """A collator that notes the real tokens and the rows of each batch."""
+    """Collate, and count real tokens and rows of each batch."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
@@ -37,7 +37,7 @@ class Counting:
 
 
 def settings(how: str) -> tuple[dict[str, Any], torch.dtype]:
-    """What is set beside the defaults, and the weights' type."""
+    """Return the settings beside the defaults, and the weights' type."""
     if how == "defaults":
         return {}, torch.float32
     old = "group_by_length" in inspect.signature(SFTConfig.__init__).parameters

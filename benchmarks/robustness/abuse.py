@@ -1,12 +1,12 @@
-"""Hostile requests by the hundred against a real server: it refuses them in time, keeps quiet, and goes on.
+"""Send hostile requests to a real server: it must refuse them in time, reveal nothing, and go on.
 
     python -m benchmarks.robustness.abuse FOLDER [--only GROUP]
 
-A server process with a tiny Llama, a model that floods, and a keyring with several tenants is started with the settings
-that everybody gets. Requests, made by hand and with a fixed seed, go to it as bytes over sockets, group by group. Asked
+A server process with a tiny Llama, a model that floods, and keys of several tenants is started with default
+settings. Requests, written by hand or drawn with a fixed seed, are sent as bytes over sockets, group by group. Required
 of each: no 5xx (503 with Retry-After aside), answered or closed by its deadline, a status that is right, errors in
-OpenAI's form, nothing of the machine, of a key or of another tenant in what comes back. After each group a good request
-must be answered, and memory, threads and open files are read. In the end the log and the ledger are searched.
+OpenAI's form, and nothing about the machine, a key or another tenant in the response. After each group a good request
+must be answered, and memory, threads and open files are read. At the end the log and the ledger are searched.
 
 Writes benchmarks/results/abuse.md; exit code 1 if anything failed.
 """
@@ -35,9 +35,9 @@ from benchmarks.robustness.abuse_wire import EXPIRED, KEY, NARROW, REVOKED, VICT
 
 SEED = 20261125
 GOOD_S = 10.0
-"""Longest time for a good request between the groups."""
+"""Longest time for a valid request between the groups."""
 MOST_GROWTH_MIB = 300.0
-"""Memory that the server may have more at the end than after its first answers."""
+"""Most growth of memory between the first answers and the end."""
 
 
 class State(NamedTuple):
@@ -77,7 +77,7 @@ class Server:
         return State(of["VmRSS"] / 1024, of["Threads"], n_files)
 
     def is_well(self, text: str = "where is my card", *, within_s: float = GOOD_S) -> str:
-        """Empty if a good request of another tenant is answered; else what happened."""
+        """Return an empty string if a valid request of another tenant is answered, else what happened."""
         body = chat(messages=[{"role": "user", "content": f"{self.canary} {text}"}])
         attack = Attack("good", "good", (http(key=VICTIM, body=body),), frozenset({200}), deadline_s=within_s)
         try:

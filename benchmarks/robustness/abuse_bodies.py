@@ -1,4 +1,4 @@
-"""Hostile bodies of a chat: wrong types everywhere, JSON that is none, prompts that lie."""
+"""Hostile chat bodies: wrong types, invalid JSON, deceptive prompts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FOREIGN = (
 
 
 Made = Iterator[tuple[str, bytes, frozenset[int] | None]]
-"""Name, bytes and right statuses of each attack of a group."""
+"""Yield name, bytes and allowed statuses of each attack of a group."""
 
 
 def grouped(groups: dict[str, Made]) -> Iterator[Attack]:

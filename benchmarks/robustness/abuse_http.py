@@ -1,4 +1,4 @@
-"""Hostile HTTP: heads that can be read in two ways, paths that mean another, keys that are none, slow clients."""
+"""Hostile HTTP: ambiguous heads, disguised paths, invalid keys, slow clients."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _smuggling() -> Iterator[Attack]:
     ]  # fmt: skip
     for start in starts:
         yield Attack("smuggling", repr(start)[:40], (start + b"\r\nHost: localhost\r\n\r\n",), SHUT, deadline_s=30)
-    # The second request of a pipeline stands for itself: it has no key.
+    # The second request of a pipeline has no key of its own.
     good = http(body=body)
     yield Attack(
         "smuggling", "pipelined without a key", (good + _INNER,), frozenset({200, 401}), most_answers=2, lingers=True
@@ -106,7 +106,7 @@ def _sizes() -> Iterator[Attack]:
 
 
 def _paths() -> Iterator[Attack]:
-    """Without a key only /health and /ready answer; with a user's key nothing of the administrator's does."""
+    """Yield requests without a key, which only /health and /ready answer, and with a user's key to admin routes."""
     closed = [
         "//health", "/health/", "/health%2f", "/health;/v1/queue", "/health/../v1/queue", "/HEALTH", "/v1/queue",
         "//v1//queue", "/v1/queue/", "/v1/./queue", "/v1/x/../queue", "/%76%31/queue", "/V1/QUEUE", "/metrics",
@@ -247,7 +247,7 @@ def _noise(draw: random.Random) -> Iterator[Attack]:
 
 
 def slow() -> Iterator[Attack]:
-    """Clients that take their time, all at once."""
+    """Yield slow clients, all at once."""
     body = chat()
     head = http(body=body, length=len(body))[: -len(body)]
     drip: tuple[bytes | float, ...] = tuple(x for n in range(60) for x in (b"X-%d: a\r\n" % n, 1.0))

@@ -1,4 +1,4 @@
-"""What is right in an answer to a hostile request, and what is not."""
+"""Rules for an answer to a hostile request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Found(NamedTuple):
 
 
 def judged(attack: Attack, answer: Answer, keys: Mapping[str, str], secret: str) -> Found:
-    """The answer and all that is wrong with it."""
+    """An answer and everything wrong with it."""
     wrong = []
     if not answer.in_time and attack.group != "leaving":
         wrong.append(f"nothing after {answer.seconds:.0f} s")
@@ -57,7 +57,7 @@ def judged(attack: Attack, answer: Answer, keys: Mapping[str, str], secret: str)
 
 
 def _without_own_words(content: bytes, attack: Attack) -> bytes:
-    """What came back, without a path or name that the client itself had sent: an error may show it."""
+    """Return the response without paths and names that the client itself sent, which an error may repeat."""
     sent = b"".join(step for step in attack.sent if isinstance(step, bytes))
     for word in (b"/etc/passwd", *(b"/%b/" % name for name in (b"home", b"root", b"tmp"))):
         if word in sent:

@@ -1,4 +1,4 @@
-"""What the attacked server serves: a real, tiny Llama, and a model that writes faster than anybody reads."""
+"""The models of the attacked server: a real, tiny Llama, and one that writes faster than clients read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PIECE, _PIECES = "flood " * 5_000, 3_000
 
 
 def tiny(folder: Path) -> Model:
-    """A seeded Llama of two layers that writes some tokens of nonsense."""
+    """Return a seeded Llama of two layers that writes some random tokens."""
     from smallfirst.models.generation.generator import Generator
     from smallfirst.models.generation.model import GenerativeModel
 
@@ -22,7 +22,7 @@ def tiny(folder: Path) -> Model:
 
 
 class Flood:
-    """Ninety megabytes of text, piece by piece."""
+    """Yield ninety megabytes of text in pieces."""
 
     capabilities: frozenset[Capability] = frozenset({Capability.STREAM})
 

@@ -16,19 +16,19 @@ RESULT = RESULTS / "abuse.md"
 def write_page(
     seed: int, rows: Sequence[Any], found: Sequence[Found], wrong: Sequence[str], states: Mapping[str, Any]
 ) -> None:
-    """Nothing; the page is written. `rows` are (group, what was found, seconds, state)."""
+    """Write the page. `rows` are (group, results, seconds, state)."""
     n_right = sum(not one.wrong for one in found)
     lines = [
         "# Abuse: hostile requests against a running server",
         "",
         f"`python -m benchmarks.robustness.abuse FOLDER`, seed {seed}, {date.today().isoformat()}. {len(found):,} requests over",
-        "sockets, four at once (slow ones all at once), to one process with the settings that everybody gets: a tiny",
+        "sockets, four at once (slow ones all at once), to one process with default settings: a tiny",
         "Llama, a model that floods, five keys.",
         "",
-        f"**{n_right:,} of {len(found):,} as they should be.** Asked of each: no 5xx (but 503 with Retry-After), an",
+        f"**{n_right:,} of {len(found):,} as required.** Required of each: no 5xx (except 503 with Retry-After), an",
         "answer or the end of the connection in time, a status that is right, an error in OpenAI's form, nothing of",
         "paths, traces, keys or another tenant's text; the log and the ledger are searched as well. After each group a",
-        "good request must be answered. Memory is counted from where the largest allowed requests have left it.",
+        "valid request must be answered. Memory is counted from its level after the largest allowed requests.",
         "",
         "| group | requests | statuses (0 = closed without one) | slowest s | wrong | RSS MiB | threads | files |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Hostile schemas and patterns that never end, names of models that are none, and bodies for the other routes."""
+"""Hostile schemas, endless patterns, invalid model names, and bodies for the other routes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.robustness.abuse_wire import Attack, chat, http
 
 
 def all_schemas(draw: random.Random) -> Iterator[Attack]:
-    """Every attack by a schema, by the name of a model, or on another route."""
+    """Yield every attack by a schema, by the name of a model, or on another route."""
     return grouped(
         {
             "schemas": _schemas(),

@@ -1,4 +1,4 @@
-"""Requests as bytes on a socket: what no well-behaved client would send must be written by hand."""
+"""Requests as bytes on a socket, which no well-behaved client would send."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 CHAT = "/v1/chat/completions"
 KEY, VICTIM, REVOKED, EXPIRED, NARROW = "<attacker>", "<victim>", "<revoked>", "<expired>", "<narrow>"
-"""Stand for the keys of a run, which are random."""
+"""Placeholders for the random keys of a run."""
 
 
 class Attack(NamedTuple):
@@ -21,17 +21,17 @@ class Attack(NamedTuple):
     group: str
     name: str
     sent: tuple[bytes | float, ...]
-    """Bytes to send and seconds to wait, in turn."""
+    """Bytes to send and seconds to wait, in order."""
     allowed: frozenset[int] | None = None
-    """Statuses that are right; None = any but 5xx. 0 = closed without an answer."""
+    """Allowed statuses; None = any but 5xx. 0 = closed without an answer."""
     most_answers: int = 1
-    """Answers that may come; one more means that something was smuggled."""
+    """Most answers; one more means that a request was smuggled."""
     lingers: bool = False
-    """True: after the first answer the client waits whether more comes."""
+    """True: after the first answer the client waits for more."""
     reads: bool = True
-    """False: the client sends, takes nothing in, and waits for the server to give up."""
+    """False: the client sends, reads nothing, and waits for the server to give up."""
     deadline_s: float = 15.0
-    """The server has answered or closed by then."""
+    """Seconds within which the server must answer or close."""
 
 
 class Answer(NamedTuple):
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 def http(target: str = CHAT, *lines: str | bytes, body: bytes | None = None, **named: Any) -> bytes:
-    """A request as bytes: GET without a body, else POST, unless there is a `method`.
+    """Return a request as bytes: GET without a body, else POST, unless `method` is given.
 
     `key=None` leaves the key out, `host=None` the Host, `length=None` the length.
     """
@@ -66,7 +66,7 @@ def http(target: str = CHAT, *lines: str | bytes, body: bytes | None = None, **n
 
 
 def chat(**values: Any) -> bytes:
-    """A body that is right but for `values`; a value of `...` takes the field out."""
+    """Return a body that is valid except for `values`; a value of `...` removes the field."""
     usual = {"model": "tiny", "messages": [{"role": "user", "content": "where is my card"}], "max_tokens": 4}
     return json.dumps({k: v for k, v in {**usual, **values}.items() if v is not ...}).encode()
 
@@ -84,7 +84,7 @@ def with_keys(sent: bytes, keys: dict[str, str]) -> bytes:
 
 
 def exchange(attack: Attack, port: int, keys: dict[str, str]) -> Answer:
-    """Carry it out. Raises OSError if the server takes no connection."""
+    """Send the attack. Raise OSError if the server accepts no connection."""
     began = time.monotonic()
     content, closed = bytearray(), False
     with socket.create_connection(("127.0.0.1", port), timeout=5) as line:
@@ -112,7 +112,7 @@ def exchange(attack: Attack, port: int, keys: dict[str, str]) -> Answer:
 
 
 def _send(line: socket.socket, data: bytes, content: bytearray, until: float) -> bool:
-    """True if the other side is gone; what it says meanwhile is kept."""
+    """Return True if the server closed; keep what it sent meanwhile."""
     view = memoryview(data)
     while view and time.monotonic() < until:
         try:
@@ -127,7 +127,7 @@ def _send(line: socket.socket, data: bytes, content: bytearray, until: float) ->
 
 
 def _read(line: socket.socket, content: bytearray, seconds: float, *, to_the_end: bool = False) -> bool:
-    """Take in what comes, up to the first whole answer; true if the other side closed."""
+    """Read up to the first complete answer; return True if the server closed."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         line.settimeout(max(0.01, min(0.25, left)))
@@ -146,14 +146,14 @@ def _read(line: socket.socket, content: bytearray, seconds: float, *, to_the_end
 
 
 def _is_gone(line: socket.socket) -> bool:
-    """True if the server has given the connection up, seen without taking anything in."""
+    """Return True if the server has dropped the connection, without reading anything."""
     watch = select.poll()
-    watch.register(line, 0)  # errors and hang-ups alone
+    watch.register(line, 0)  # only errors and hang-ups
     return bool(watch.poll(0))
 
 
 def _heads(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Status, head and body of each answer that is there whole."""
+    """Return status, head and body of each complete answer."""
     while content.startswith(b"HTTP/1."):
         head, gap, rest = content.partition(b"\r\n\r\n")
         if not gap:

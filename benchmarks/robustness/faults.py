@@ -1,4 +1,4 @@
-"""What happens to requests when things break: processes killed, a disk full, crowds, slow clients, ten minutes of all.
+"""Measure lost requests under faults: killed processes, a full disk, crowds, slow clients, and ten minutes of load.
 
     python -m benchmarks.robustness.faults MODEL_FOLDER [--gguf FILE] [--only NAME …] [--soak 600]     # about 15 minutes
 
@@ -44,7 +44,7 @@ class Told(NamedTuple):
     """What one client was told."""
 
     status: int
-    """0 if it was told nothing, REFUSED if there was nobody to connect to."""
+    """0 without an answer, REFUSED if the connection was refused."""
     body: str
     """What came of the body."""
     seconds: float
@@ -57,7 +57,7 @@ def chat(model: str, text: str, **more: Any) -> bytes:
 
 
 async def ask(body: bytes, *, path: str = "/v1/chat/completions", leave_after_s: float | None = None) -> Told:
-    """One request on a connection of its own, whole; or given up after some seconds."""
+    """Send one request on its own connection and return the answer; give up after some seconds."""
     began, status, got = time.perf_counter(), 0, b""
     try:
         async with asyncio.timeout(leave_after_s or DEADLINE_S + 15):
@@ -123,7 +123,7 @@ class Server:
         return [int(pid) for pid in listing.stdout.split()]
 
     def weighs(self) -> tuple[float, int, int]:
-        """Resident memory in MB, open files, threads."""
+        """Return resident memory in MB, open files and threads."""
         proc = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line)
         return int(status["VmRSS"].split()[0]) / 1024, len(list((proc / "fd").iterdir())), int(status["Threads"])
@@ -135,7 +135,7 @@ def start_upstream() -> subprocess.Popen[bytes]:
 
 
 async def crowd(n: int, work: Callable[[int], Awaitable[Told]], until: Callable[[], bool]) -> list[Told]:
-    """What `n` clients were told, each asking again and again."""
+    """Return the statuses that `n` clients got, each asking repeatedly."""
     told: list[Told] = []
 
     async def client(number: int) -> None:
@@ -156,12 +156,12 @@ def counted(told: list[Told]) -> str:
 
 
 def unrecorded(server: Server, told: list[Told], before: int) -> int:
-    """Answers that clients have and the ledger has not."""
+    """Return the answers that clients have and the ledger lacks."""
     return max(0, sum(t.status == 200 for t in told) - (server.answers() - before))
 
 
 async def engine_killed(server: Server, _: Path) -> list[str]:
-    """The llama.cpp child is killed while four clients wait for it."""
+    """Kill the llama.cpp child while four clients wait for it."""
     assert (await ask(chat("engine", "Say yes.", max_tokens=4))).status == 200
     before, end, killed_at, back_at = server.answers(), time.perf_counter() + 25, 0.0, 0.0
 
@@ -188,7 +188,7 @@ async def engine_killed(server: Server, _: Path) -> list[str]:
 
 
 async def upstream_killed(server: Server, _: Path) -> list[str]:
-    """The upstream is killed in the middle of eight streams, and comes back."""
+    """Kill the upstream in the middle of eight streams and restart it."""
     upstream = start_upstream()
     await asyncio.sleep(1)
     streams = [asyncio.create_task(ask(chat("upstream", "x", stream=True))) for _ in range(8)]
@@ -213,7 +213,7 @@ async def upstream_killed(server: Server, _: Path) -> list[str]:
 
 
 async def thousand(server: Server, _: Path) -> list[str]:
-    """1,000 clients at once, who come again when they are told to."""
+    """Send requests of 1,000 clients at once, which retry when told to."""
     before, waits = server.answers(), []
 
     async def patient(number: int) -> Told:
@@ -236,7 +236,7 @@ async def thousand(server: Server, _: Path) -> list[str]:
 
 
 async def slow_loris(server: Server, _: Path) -> list[str]:
-    """300 connections that send a byte of their head every second, or nothing at all, while one client works."""
+    """Open 300 connections that send a byte of their head every second, or nothing, while one client works."""
     began, cut = time.perf_counter(), []
 
     async def drip(number: int) -> None:
@@ -291,7 +291,7 @@ async def terminated(server: Server, _: Path) -> list[str]:
 
 
 async def soak(server: Server, work: Path, seconds: float = 600) -> list[str]:
-    """Minutes of everything at once: answers, streams, scores, bad bodies, clients that leave."""
+    """Mix for minutes: answers, streams, scores, bad bodies, clients that disconnect."""
     upstream, end, weights = start_upstream(), time.perf_counter() + seconds, []
     before = server.answers()
     began = time.perf_counter()
@@ -331,7 +331,7 @@ async def soak(server: Server, work: Path, seconds: float = 600) -> list[str]:
 
 
 async def full_disk(folder: Path, work: Path) -> list[str]:
-    """The ledger's disk fills up while eight clients ask, and is freed again."""
+    """Fill the ledger's disk while eight clients ask, and free it again."""
     disk = work / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
@@ -354,7 +354,7 @@ async def full_disk(folder: Path, work: Path) -> list[str]:
             await asyncio.sleep(2)
             stop = time.perf_counter() + 5
             with filler.open("wb", buffering=0) as file:
-                while time.perf_counter() < stop:  # what the ledger gives back is taken at once
+                while time.perf_counter() < stop:  # space that the ledger frees is taken at once
                     with contextlib.suppress(OSError):
                         file.write(b"x" * 4096)
                         continue

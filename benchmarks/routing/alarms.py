@@ -1,21 +1,21 @@
-"""How soon a broken promise and changed traffic are noticed after go-live, and how often an alarm is false.
+"""Measure how soon a broken guarantee and changed traffic are noticed after go-live, and how often an alarm is false.
 
     python -m benchmarks.routing.alarms     # after benchmarks/accuracy/run.py banking77; 2 minutes on one core
 
 Streams are drawn, with replacement, from the recorded answers of the small model to Banking77's 3,080 test rows: which
-label it gave, with what confidence, and whether that was right. The promise and the threshold are those of its
-certificate; a reference as large as the calibration set is drawn anew for each stream. Quiet streams go on as they
-began; the others change after so many quiet requests:
+label it gave, with what confidence, and whether that was right. The guarantee and the threshold are those of its
+certificate; a reference as large as the calibration set is drawn anew for each stream. Quiet streams do not
+change; the others change after a number of quiet requests:
 
 - label shift: one third of the requests now has one of three intents.
 - new class: one request in five now has one of five intents that were held out before. Whatever the model says then
   counts as wrong, with a label and a confidence that it gave to a test row it got wrong.
-- new class, other business: the same with the model on words, its own threshold (promise: 5 %) and what it really says
+- new class, other business: the same with the model on words, its own threshold (guarantee: 5 %) and its real answers
   to CLINC150's test rows outside banking.
 - broken model: 30 % or all of the answers are random labels, with the confidences as before.
 
-The monitor is `smallfirst.routing.monitoring.monitor.Monitor` as it runs in the endpoint. An audit tells right from
-wrong as the gold answer does.
+The monitor is `smallfirst.routing.monitoring.monitor.Monitor` as it runs in the endpoint. An audit judges by the
+gold answer.
 Writes benchmarks/results/alarms.md.
 """
 
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
     before: World
     after: World
     looked_for: tuple[str, ...]
-    """Alarms that are waited for: `drift`, `promise`."""
+    """Alarms to wait for: `drift`, `guarantee`."""
 
 
 class Delay(NamedTuple):
@@ -91,9 +91,9 @@ class Delay(NamedTuple):
     wrong: float
     """Share of kept answers wrong after the change."""
     delays: dict[str, list[float]]
-    """Requests until each alarm that was looked for; infinite if it did not come."""
+    """Requests until each awaited alarm; infinite if it did not occur."""
     redrawn: int
-    """Streams left out for an alarm before the change."""
+    """Streams left out because of an alarm before the change."""
 
 
 def drawn_from(rows: Sequence[Seen]) -> World:
@@ -101,12 +101,12 @@ def drawn_from(rows: Sequence[Seen]) -> World:
 
 
 def mixed(share: float, some: World, others: World) -> World:
-    """Every request is with probability `share` one of `some`."""
+    """Replace each request by one of `some` with probability `share`."""
     return lambda draw: (some if draw.random() < share else others)(draw)
 
 
 def broken(share: float, world: World, labels: Sequence[str]) -> World:
-    """As many answers are random labels; one of them is right by chance."""
+    """Replace this share of answers by random labels; some are right by chance."""
 
     def one(draw: random.Random) -> Seen:
         seen = world(draw)
@@ -118,7 +118,7 @@ def broken(share: float, world: World, labels: Sequence[str]) -> World:
 
 
 def erring(rate: float, world: World) -> World:
-    """Answers wrong with this probability, whatever was recorded."""
+    """Make answers wrong with this probability, whatever was recorded."""
     return lambda draw: world(draw)._replace(wrong=draw.random() < rate)
 
 
@@ -133,7 +133,7 @@ def monitor_of(setting: Setting, audit_share: float, draw: random.Random) -> Mon
 
 
 def pass_by(monitor: Monitor, world: World, threshold: float, draw: random.Random) -> None:
-    """One request, as the endpoint would show it to the watch."""
+    """Pass one request to the monitor as the endpoint would."""
     seen, share, beside = world(draw), monitor.audit_share, monitor.state == "fallback"
     if beside and draw.random() >= share:
         return
@@ -143,7 +143,7 @@ def pass_by(monitor: Monitor, world: World, threshold: float, draw: random.Rando
 
 
 def quiet_streams(setting: Setting) -> dict[str, int]:
-    """In how many streams without any change there was an alarm, by what raised it."""
+    """Count streams without a change that raised an alarm, by cause."""
     found = {"guarantee": 0, "confidence": 0, "label": 0, "either drift": 0, "any": 0}
     for number in range(N_QUIET):
         draw = random.Random(f"quiet {number}")
@@ -159,7 +159,7 @@ def quiet_streams(setting: Setting) -> dict[str, int]:
 
 
 def quiet_audits(limit: float, rate: float) -> int:
-    """In how many streams of audits alone the promise was called broken."""
+    """Count streams of audits alone in which the guarantee was reported broken."""
     alarms = 0
     for number in range(N_QUIET):
         draw = random.Random(f"audits {number}")
@@ -171,7 +171,7 @@ def quiet_audits(limit: float, rate: float) -> int:
 
 
 def delays(settings: Sequence[Setting], audit_share: float, quiet: int, streams: int) -> Iterator[Delay]:
-    """Requests until the alarms, for settings that begin alike: their quiet part is gone through once."""
+    """Return requests until the alarms for settings with the same quiet part, which is simulated once."""
     begun: list[tuple[Monitor, random.Random]] = []
     redrawn = 0
     while len(begun) < streams:
@@ -208,14 +208,14 @@ def delay_of(setting: Setting, monitor: Monitor, draw: random.Random) -> dict[st
 
 
 def error_of(setting: Setting) -> float:
-    """Share of kept answers wrong after the change, from 20,000 draws."""
+    """Return the share of accepted answers wrong after the change, from 20,000 draws."""
     draw = random.Random(0)
     seen = [setting.after(draw) for _ in range(20_000)]
     return float(np.mean([one.wrong for one in seen if one.confidence >= setting.threshold]))
 
 
 def audits_to_alarm(limit: float, rate: float) -> list[float]:
-    """Audits until the promise is called broken, for an error that is above the limit from the start."""
+    """Return the audits until the guarantee is reported broken, for an error above the limit from the start."""
     found = []
     for number in range(N_CHANGED):
         draw, test = random.Random(f"broken {number}"), GuaranteeTest(limit, 1 - (1 - MonitorSettings().confidence) / 2)
@@ -226,7 +226,7 @@ def audits_to_alarm(limit: float, rate: float) -> list[float]:
 
 
 def recoveries(limit: float, rate: float) -> list[float]:
-    """Audits after a model was mended until it is seen to keep the promise; before, 100 audits with half wrong."""
+    """Return the audits until a repaired model is seen to meet the guarantee, after 100 audits with half wrong."""
     found = []
     for number in range(N_CHANGED):
         draw, test = random.Random(f"recovery {number}"), RecoveryTest(limit)
@@ -243,7 +243,7 @@ def as_seen(rows: Sequence[EvaluatedRow]) -> list[Seen]:
 
 
 class Recorded:
-    """The recorded rows, and the settings made of them."""
+    """Recorded rows and the settings made from them."""
 
     def __init__(self) -> None:
         self.workspace = RunFolder.latest("banking77")
@@ -282,7 +282,7 @@ class Recorded:
         return [alike, [new], [self.other_business()]]
 
     def other_business(self) -> Setting:
-        """The model on words, which is quick enough to be asked about other texts here."""
+        """Return the model on words, which is fast enough to label other texts here."""
         folder = self.workspace.path / "words"
         manifest = read_manifest(folder)
         lines = (data_folder("clinc150") / "test.jsonl").read_text(encoding="utf-8").splitlines()
@@ -298,7 +298,7 @@ class Recorded:
         return Setting(name, WORDS_LIMIT, found.threshold, len(rows), usual, after, ("drift",))
 
     def real(self) -> list[float]:
-        """Requests until the first alarm when the test rows come, shuffled, after the calibration rows as reference."""
+        """Return requests until the first alarm on shuffled test rows with the calibration rows as reference."""
         found = []
         for number in range(20):
             draw, rows = random.Random(number), as_seen(self.test)
@@ -317,7 +317,7 @@ class Recorded:
 
 
 def quantiles(values: Sequence[float], most: str) -> str:
-    """Median, 90th percentile and the share that never came, as cells."""
+    """Return median, 90th percentile and the share that never occurred, as table cells."""
     ordered = sorted(values)
     ends = [ordered[int(np.ceil(q * len(ordered))) - 1] for q in (0.5, 0.9)]
     shown = [f"{end:,.0f}" if end < float("inf") else f"> {most}" for end in ends]
@@ -337,12 +337,12 @@ def quiet_lines(recorded: Recorded) -> Iterator[str]:
     measured = 1 - sum(row.correct for row in kept) / len(kept)
     for name, rate in (("at the limit", usual.limit), ("as recorded", measured)):
         count = quiet_audits(usual.limit, rate)
-        cells = f"{QUIET_AUDITS:,} audits, error {name} ({rate:.4f}) | promise | {count} | {wilson(count, N_QUIET)}"
+        cells = f"{QUIET_AUDITS:,} audits, error {name} ({rate:.4f}) | guarantee | {count} | {wilson(count, N_QUIET)}"
         yield f"| {cells} | 0.05 |"
 
 
 def delay_lines(recorded: Recorded) -> Iterator[str]:
-    yield "| change | kept wrong then | quiet before | audited | alarm | median | 90 % | never | streams | left out |"
+    yield "| change | accepted wrong then | quiet before | audited | alarm | median | 90 % | never | streams | left out |"
     yield "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
     for quiet, streams in ((SOON, N_CHANGED), (LATE, N_CHANGED_LATE)):
         for alike in recorded.settings:
@@ -397,10 +397,10 @@ PAGE = """# Alarms after go-live: how soon, and how many false ones
 
 `python -m benchmarks.routing.alarms`, {today}, {seconds:.0f} s of processor time on one of {cores} cores ({machine}.
 
-Banking77, the small model's recorded answers to {n_test:,} test rows; its certificate: at most {limit:g} % of kept
-answers wrong, kept from a confidence of {threshold:.3f} on. What was simulated: the head of the script. Bounds are for
-a stream without end, so the share in a finite one may lie below. A drift test has half of 5 %, and every test half of
-its own for its first alarm.
+Banking77, the small model's recorded answers to {n_test:,} test rows; its certificate: at most {limit:g} % of accepted
+answers wrong, accepted from a confidence of {threshold:.3f}. The script's docstring says what is simulated. Bounds hold for
+an endless stream, so the share in a finite one may be lower. Drift tests share half of 5 %, and each test spends half
+of its part on its first alarm.
 
 ## False alarms
 
@@ -408,17 +408,17 @@ its own for its first alarm.
 
 ## Requests until an alarm
 
-Counted from the change on, all requests, kept or not. `never`: not within {patience:,}. `left out`: streams with an
-alarm before the change, drawn anew. After a drift alarm 10 % of the kept answers are audited, so that an alarm of the
-promise comes sooner where traffic changed visibly; in a fallback the small model sees one request in ten, so that a
-drift alarm that has not come before comes later.
+Counted from the change, over all requests, accepted or not. `never`: not within {patience:,}. `left out`: streams with an
+alarm before the change, drawn anew. After a drift alarm 10 % of the accepted answers are audited, so an alarm of the
+guarantee comes sooner where traffic changed visibly; in a fallback the small model sees one request in ten, so that a
+drift alarm that has not occurred yet takes longer.
 
 {changed}
 
-## Audits until the promise is shown broken, or to hold again
+## Audits until the guarantee is shown broken, or shown to hold again
 
 `broken`: an error above the limit from go-live on. `holds again`: after a fallback and 100 audits with half of the
-answers wrong, the model is mended. Divided by the audit share and the share of kept answers ({coverage:.2f}) these are
+answers wrong, the model is repaired. Divide by the audit share and the share of accepted answers ({coverage:.2f}) to get
 requests. `never`: not within {most_audits:,} audits.
 
 {audits}

@@ -1,14 +1,14 @@
-"""Is the guarantee kept? Certificates from 1,000 resamplings of recorded answers, judged on rows they have not seen.
+"""Test whether certificates hold: 1,000 resamplings of recorded answers, judged on rows they have not seen.
 
     python -m benchmarks.routing.certificates FOLDER [--only NAME,NAME] [--resamplings 1000] [--large FILE]
 
 Needs a finished run of Banking77 (`benchmarks/accuracy/run.py banking77`), the recorded answers of RouteLLM's GSM8K under
-$SMALLFIRST_DATA, and `pip install "mapie>=1.3"` to compare with. Each part is kept in FOLDER and written to
-benchmarks/results/certificates.md; --large takes a recording of Banking77's large model for the guarantee about it.
+$SMALLFIRST_DATA, and `pip install "mapie>=1.3"` to compare with. Each part is stored in FOLDER and written to
+benchmarks/results/certificates.md; --large adds a recording of Banking77's large model for the guarantee relative to it.
 
 Two judges. «truth»: calibration rows are drawn with replacement, so the pool is the population and the true rate is
 known; a guarantee must be broken in at most 5 % of the draws. «fresh»: the pool is cut in two without replacement; the
-other rows show the true rate only up to their own scatter, so of promises kept with little to spare some look broken.
+other rows show the true rate only up to their own scatter, so some guarantees that hold narrowly look broken.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ours(rows: CascadeData, guarantee: Guarantee) -> Choice:
 
 
 def plain(rows: CascadeData, guarantee: Guarantee) -> Choice:
-    """The lowest threshold whose kept calibration answers are wrong at most as often as promised."""
+    """Return the lowest threshold whose accepted calibration answers are wrong at most as often as guaranteed."""
     order = np.argsort(-rows.confidence[0], kind="stable")
     wrong = np.cumsum(~rows.right[0][order])
     n_accepted = np.flatnonzero(wrong <= (guarantee.max_error or 0) * np.arange(1, rows.n + 1))
@@ -56,7 +56,7 @@ def plain(rows: CascadeData, guarantee: Guarantee) -> Choice:
 
 
 def mapie(grid: str, fwer: str) -> Method:
-    """MAPIE's controller of precision; «kept» is its positive class, «right» its label."""
+    """Fit MAPIE's controller of precision; "accepted" is its positive class, "right" its label."""
     from mapie.risk_control import BinaryClassificationController, precision
 
     def choose(rows: CascadeData, guarantee: Guarantee) -> Choice:
@@ -80,7 +80,7 @@ def mapie(grid: str, fwer: str) -> Method:
 
 
 def broken(rows: CascadeData, choice: Choice, guarantee: Guarantee) -> bool:
-    """True if these rows, taken as the truth, break a limit."""
+    """Return True if these rows, taken as the truth, break a limit."""
     outcome = rows.outcome(choice.thresholds)
     apart = rows.outcome((*choice.thresholds[:-1], 0.0)) if choice.never_escalates else outcome
     return any(
@@ -92,9 +92,9 @@ def broken(rows: CascadeData, choice: Choice, guarantee: Guarantee) -> bool:
 def measure(
     pool: CascadeData, guarantee: Guarantee, method: Method, *, n: int, repeats: int, null: bool = False
 ) -> dict[str, Any]:
-    """Counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw.
+    """Return counts over resamplings of `n` calibration rows; `null` shuffles the confidences of every draw.
 
-    MAPIE is judged by the truth alone: it takes most of the time.
+    MAPIE is judged by the truth alone, because it takes most of the time.
     """
     draw, began = np.random.default_rng(0), time.process_time()
     counts: dict[str, Any] = {"repeats": repeats, "n": n, "issued": 0, "true": 0, "fresh_issued": 0, "fresh": 0}
@@ -123,7 +123,7 @@ def measure(
 
 
 def looks_broken(outcome: CascadeOutcome, guarantee: Guarantee, n: int) -> float:
-    """Probability that n fresh kept rows show more errors than promised, from the true rate of the outcome."""
+    """Return the probability that n fresh accepted rows show more errors than guaranteed, given the true rate."""
     true = evidence("error", outcome, 0.0).value
     return float(binom.sf(np.floor((guarantee.max_error or 1) * n + 1e-9), n, true))
 
@@ -168,11 +168,11 @@ def gsm8k_part(repeats: int) -> Iterator[dict[str, Any]]:
 
 
 def null_part(repeats: int) -> Iterator[dict[str, Any]]:
-    for name, pool, promises, n in (
+    for name, pool, guarantees, n in (
         ("Banking77", banking(), [WRONG[limit] for limit in (0.01, 0.03, 0.05)], 800),
         ("GSM8K", gsm8k(), [WRONG[0.2], WRONG[0.25], regret(0.05)], 400),
     ):
-        for guarantee in promises:
+        for guarantee in guarantees:
             yield {"method": f"smallfirst, {name}", **measure(pool, guarantee, ours, n=n, repeats=repeats, null=True)}
 
 
@@ -201,7 +201,7 @@ def large_part(repeats: int, recording: Path) -> Iterator[dict[str, Any]]:
 PARTS: dict[str, tuple[str, Callable[..., Iterator[dict[str, Any]]]]] = {
     "banking77": ("Banking77: the fine-tuned small model, 800 calibration rows", banking_part),
     "gsm8k": ("GSM8K (RouteLLM's recorded answers), 400 calibration rows", gsm8k_part),
-    "null": ("Null case: confidences shuffled, so that they say nothing", null_part),
+    "null": ("Null case: shuffled confidences, which carry no information", null_part),
     "several": ("Several limits, several stages", several_part),
     "large": ("Banking77: not worse than the large model", large_part),
 }

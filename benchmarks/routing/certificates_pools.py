@@ -1,4 +1,4 @@
-"""The recorded answers that `certificates.py` resamples, as the arrays a search works on."""
+"""The recorded answers that `certificates.py` resamples, as arrays for the threshold search."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from smallfirst.routing.certificate.outcomes import CascadeData, cascade_data
 
 
 def banking(candidates: tuple[str, ...] = ("small",)) -> CascadeData:
-    """Calibration and test rows of the newest run, together."""
+    """Return calibration and test rows of the newest run together."""
     run, found = RunFolder.latest("banking77"), []
     for candidate in candidates:
         one, two = run.evaluation(candidate, "calibration"), run.evaluation(candidate, "test")
@@ -36,7 +36,7 @@ def joined(one: Evaluation, two: Evaluation) -> Evaluation:
 
 
 def gsm8k() -> CascadeData:
-    """RouteLLM's weak and strong model on the 60 % of rows on which the score of the weak draft was not fitted."""
+    """Return RouteLLM's weak and strong model on the 60 % of rows that the score of the weak draft was not fitted on."""
     path = Path(os.environ["SMALLFIRST_DATA"]) / "routellm_gsm8k" / "test.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     fit = np.array([_hashed(row["prompt"]) < 0.4 for row in rows])
@@ -63,7 +63,7 @@ PRICES = {"weak": 0.6e-6, "strong": 30e-6}
 
 
 def draft_score(rows: list[dict[str, Any]], fit: np.ndarray) -> np.ndarray:
-    """Probability that the weak answer is right, from question and answer, fitted on the rows `fit` alone."""
+    """Return the probability that the weak answer is right, from question and answer, fitted on the rows `fit` alone."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -114,9 +114,9 @@ def _hashed(text: str) -> float:
 
 
 def banking_with_large(recording: Path) -> CascadeData:
-    """Rows of both splits with the least hashes, as far as every one of them was recorded: a random part.
+    """Return the rows of both splits with the smallest hashes, up to the first unrecorded one: a random part.
 
-    A recording may hold other rows too (the least sure ones, say); they are left out.
+    Other rows of a recording, such as the least confident ones, are left out.
     """
     lines = [json.loads(line) for line in recording.read_text().splitlines()]
     said = {line["text"]: line for line in lines if "answer" in line}

@@ -1,14 +1,14 @@
-"""Which task a request belongs to, or none: CLINC150's out-of-scope requests, and three tasks behind `auto`.
+"""Detect the task of a request, or none: CLINC150's out-of-scope requests, and three tasks behind `auto`.
 
     python -m benchmarks.routing.out_of_domain FOLDER
 
 CLINC150: every model is trained on the 15,000 in-scope rows, none of the out-of-scope ones; temperatures, weights of
-the ensemble, ranks and the operating point come from the 3,000 in-scope validation rows. Lines that say so are allowed
-the 100 out-of-scope training rows, to weigh the scores. `auto`: signatures of Banking77, SNIPS slots and MedQuAD from
+the ensemble, ranks and the operating point come from the 3,000 in-scope validation rows. Lines marked so use
+the 100 out-of-scope training rows to weight the scores. `auto`: signatures of Banking77, SNIPS slots and MedQuAD from
 their own training and selection rows; the open requests (four sets) are used for nothing but the measurement.
 
-Rows are found as benchmarks/accuracy/run.py finds them, weights as everywhere (SMALLFIRST_HOME). Models and scores are kept in
-FOLDER, so a rerun takes two minutes; from nothing it is about an hour and a half on one core, most of it fine-tuning.
+Rows are found as benchmarks/accuracy/run.py finds them, weights in SMALLFIRST_HOME. Models and scores are stored in
+FOLDER, so a rerun takes two minutes; from scratch it takes about an hour and a half on one core, most of it fine-tuning.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from smallfirst.stats import intervals as stats
 
 RESULT = RESULTS / "out_of_domain.md"
 LEAST_ACCURACY = 0.965
-"""In-scope accuracy on validation rows, a rejected row being wrong, under which the operating point may not fall: half
-a point above the bar of 0.96, since models and weights were chosen on the same rows."""
+"""Lowest in-scope accuracy of the operating point on validation rows, where a rejected row counts as wrong: half a point
+above the target of 0.96, since models and weights were chosen on the same rows."""
 RESAMPLES = 300
 
 
@@ -53,7 +53,7 @@ class Answers(NamedTuple):
     strange: dict[str, np.ndarray]
 
     def limit(self) -> float:
-        """The least score to reject above that keeps LEAST_ACCURACY on validation rows; else as many right as can be.
+        """Return the lowest limit that keeps LEAST_ACCURACY on validation rows, else the one with most right.
 
         Only rejecting right rows costs accuracy, so the limit is the score of one of them.
         """
@@ -78,7 +78,7 @@ class Answers(NamedTuple):
         return f"| {name} | {inside} | {outside} | {area} | {fpr} |"
 
     def by_share(self, name: str) -> list[str]:
-        """A row for each share of validation rows that the limit keeps."""
+        """Return a table row for each share of validation rows that the limit accepts."""
         ranks, found = ConformalScorer.fit(self.strange["validation"]), []
         for keep in (0.995, 0.99, 0.98, 0.97, 0.95):
             kept, gone = (ranks.ood_score(self.strange[part]) <= keep for part in ("test", "oos_test"))
@@ -89,14 +89,14 @@ class Answers(NamedTuple):
 
 
 def _auroc(own: np.ndarray, foreign: np.ndarray) -> float:
-    """P(a foreign row is stranger than an own one), ties halved."""
+    """Return P(a foreign row scores higher than an own one), ties halved."""
     rising = np.sort(own)
     below, above = (np.searchsorted(rising, foreign, side=side) for side in ("left", "right"))
     return float((below + above).mean() / 2 / len(own))
 
 
 def clinc(folder: Path) -> dict[str, list[str]]:
-    """The two tables of the result page that are about CLINC150."""
+    """Return the two tables of the result page about CLINC150."""
     scope = Scope.read()
     gold = {part: scope.gold(part) for part in ("validation", "test")}
     models = [see(name, scope, folder) for name in MODELS]
@@ -122,7 +122,7 @@ def clinc(folder: Path) -> dict[str, list[str]]:
 
 
 def _alone(model: Seen, gold: dict[str, np.ndarray]) -> list[str]:
-    """The rows of one model: each of its signals, and all four."""
+    """Return the table rows of one model: each of its signals, and all four."""
     right, name = {p: model.logits[p].argmax(axis=1) == gold[p] for p in gold}, MODELS[model.name][1]
     by_signal = [
         Answers(right, {p: model.signals[p][:, at] for p in PARTS}).line(f"{name} | {signal}")
@@ -132,7 +132,7 @@ def _alone(model: Seen, gold: dict[str, np.ndarray]) -> list[str]:
 
 
 def _small(scope: Scope, folder: Path, gold: dict[str, np.ndarray]) -> list[str]:
-    """The rows of a model that was trained with the out-of-scope rows as a label."""
+    """Return the table rows of a model trained with the out-of-scope rows as a label."""
     small, oos_label = see_small(scope, folder)
     right = {p: small.logits[p].argmax(axis=1) == gold[p] for p in gold}
     name = "SmolLM2-135M, trained with the 100 as a label"
@@ -140,7 +140,7 @@ def _small(scope: Scope, folder: Path, gold: dict[str, np.ndarray]) -> list[str]
 
 
 def _nats(model: Seen) -> dict[str, np.ndarray]:
-    """Minus the logarithm of the p-value of each row by the model's four signals together."""
+    """Return minus the logarithm of each row's p-value by the model's four signals together."""
     fusion = ScoreFusion.fit(model.signals["validation"])
     return {part: fusion.fused.neg_log_p_values(fusion.nonconformity(model.signals[part])) for part in PARTS}
 
@@ -148,7 +148,7 @@ def _nats(model: Seen) -> dict[str, np.ndarray]:
 def _closed(
     models: Sequence[Seen], mixed: dict[str, np.ndarray], gold: dict[str, np.ndarray], weights: np.ndarray
 ) -> str:
-    """In-scope accuracy if nothing is rejected, of every model and of the ensemble, and what each costs."""
+    """Return in-scope accuracy without rejection and the cost, of every model and of the ensemble."""
     lines = [
         "| answers by | weight | in-scope accuracy, nothing rejected | ms of one core a text |",
         "|---|---|---|---|",
@@ -164,7 +164,7 @@ def _closed(
 def _fused(
     name: str, right: dict[str, np.ndarray], scores: dict[str, np.ndarray], *, of: str = "its four"
 ) -> list[str]:
-    """The rows of scores fused without out-of-scope rows, and with the 100 training ones."""
+    """Return the table rows of scores fused without out-of-scope rows, and with the 100 training ones."""
     found = []
     for foreign, title in ((None, f"{of}, fused"), (scores["oos_train"], f"{of}, weighed on 100 out-of-scope rows")):
         fusion = ScoreFusion.fit(scores["validation"], foreign)
@@ -190,19 +190,19 @@ Official splits: 15,000 training, 3,000 validation and 4,500 test rows in scope,
 below but the last has seen an out-of-scope row, and all is chosen on in-scope validation rows: epoch, temperatures, the
 ensemble's weights (least loss), ranks, and the limit, which is the strictest that leaves {least:.1%} of validation rows
 right and kept. **In-scope accuracy counts a rejected row as wrong**, as Larson et al. (2019) do; their BERT has 0.962
-with an out-of-scope recall of 0.523, or 0.969 with 0.403. AUROC: a row out of scope looks stranger than one in scope.
+with an out-of-scope recall of 0.523, or 0.969 with 0.403. AUROC: probability that a row out of scope scores higher than one in scope.
 FPR at 95 % TPR: rows out of scope let in by a limit that keeps 95 % of the test rows in scope. 95 % intervals: Wilson;
 bootstrap over {resamples} resamples for the last two columns.
 
 {clinc}
 
-The limit that the accuracy bar chose keeps about 98 % of the rows in scope. By the share that a limit is to keep, as
+The limit chosen by the accuracy target accepts about 98 % of the rows in scope. By the share that a limit is to keep, as
 `fit_signature(keep=...)` sets it, with the four signals fused without out-of-scope rows:
 
 {kept}
 
-How scores are fused was fixed before a test row was scored: by Fisher's method, each model's doubt counting in the
-ensemble as much as its answers do.
+How scores are fused was fixed before a test row was scored: by Fisher's method, each model's score having the same weight in the
+ensemble as its answers.
 
 ## `auto`: three tasks and open requests
 

@@ -1,7 +1,7 @@
-"""Three tasks and open requests behind one door: where each request goes, in what time and memory.
+"""Route requests of three tasks and open requests through `auto`; measure decisions, time and memory.
 
-Called by out_of_domain.py; `python -m benchmarks.routing.out_of_domain_auto FOLDER KIND` times a saved front in this process,
-so what is only needed to fit is imported where it is needed.
+Called by out_of_domain.py; `python -m benchmarks.routing.out_of_domain_auto FOLDER KIND` times a saved selector in this
+process, so modules needed only for fitting are imported in functions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from smallfirst.routing.ood.task_selector import TaskSelector
 
 TASKS = ("banking77", "snips_slots", "medquad_short")
 OPEN = {"nq_open": "test", "ifeval": "test", "mt_bench": "test", "self_instruct_seed": "train"}
-"""Open requests, and the file of each set. None of them is fitted on, but for the kind that says so."""
+"""Open requests and the file of each set. They are used for fitting only by the kind that says so."""
 KINDS = {
     "words": "words only",
-    "encoder": "words, then the frozen encoder in the grey zone",
+    "encoder": "words, then the frozen encoder where words are undecided",
     "known": "words only, fitted with self_instruct_seed as known foreign requests",
 }
 TIMED = 600
@@ -39,7 +39,7 @@ def requests() -> dict[str, list[str]]:
 
 
 def rows(task: str) -> tuple[Dataset, Dataset, Dataset]:
-    """Training, selection and test rows of a task, split as every stage splits them."""
+    """Return training, selection and test rows of a task, split as every stage splits them."""
     from benchmarks.accuracy.run import data_folder, task_file
     from smallfirst.project.project import Project
 
@@ -56,7 +56,7 @@ def open_requests(name: str) -> list[str]:
 
 
 def fit(kind: str, folder: Path) -> Path:
-    """The folder of the front's signatures, one a task; fitted if they are not there."""
+    """Return the folder of the selector's signatures, one per task, fitting missing ones."""
     from smallfirst.data.dataset import Example, Message
     from smallfirst.models.catalog import find_weights
     from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER, SentenceEncoder
@@ -78,7 +78,7 @@ def fit(kind: str, folder: Path) -> Path:
 
 
 def confusion(kind: str, folder: Path) -> dict[str, Any]:
-    """By source, how many requests went to each task or to none, and how many needed a second look; kept once known."""
+    """Return by source how many requests went to each task or none, and how many needed a second look; store the result."""
     kept = folder / "auto" / f"{kind}.json"
     if not kept.exists():
         place = fit(kind, folder)
@@ -94,7 +94,7 @@ def confusion(kind: str, folder: Path) -> dict[str, Any]:
 
 
 def serving(kind: str, folder: Path) -> dict[str, Any]:
-    """Time and memory of a front in a fresh process; kept once known."""
+    """Return time and memory of a selector in a fresh process; store the result."""
     kept = folder / "auto" / f"{kind}-serving.json"
     if not kept.exists():
         command = [sys.executable, "-m", "benchmarks.routing.out_of_domain_auto", str(folder), kind]
@@ -140,7 +140,7 @@ def _memory_mb() -> float:
 
 
 def page(folder: Path) -> list[str]:
-    """The half of the result page that is about `auto`."""
+    """Return the half of the result page about `auto`."""
     (folder / "auto").mkdir(parents=True, exist_ok=True)
     (folder / "auto" / "requests.json").write_text(json.dumps(requests()), encoding="utf-8")
     lines = []

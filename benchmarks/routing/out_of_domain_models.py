@@ -1,4 +1,4 @@
-"""CLINC150 without its out-of-scope rows, and what models trained on it make of the rows. Used by out_of_domain.py."""
+"""CLINC150 without its out-of-scope rows, and the scores of models trained on it. Used by out_of_domain.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ("validation", "test", "oos_train", "oos_test")
 
 
 class Scope(NamedTuple):
-    """CLINC150 without its out-of-scope rows, and those apart."""
+    """CLINC150 without its out-of-scope rows, which are held separately."""
 
     task: Classify
     train: Dataset
@@ -99,7 +99,7 @@ def tuned(scope: Scope, folder: Path) -> LinearClassifier:
 
 
 def _train(recipe: Any, config: Any, base: str, folder: Path) -> None:
-    """Nothing back; the folder holds a finished run, begun or gone on with now if need be."""
+    """Start or continue the run in the folder until it is finished."""
     from smallfirst.models.catalog import find_weights
     from smallfirst.registry import runs
     from smallfirst.training.run import train
@@ -118,7 +118,7 @@ MODELS: dict[str, tuple[Callable[[Scope, Path], Any], str]] = {
 
 
 def see(name: str, scope: Scope, folder: Path) -> Seen:
-    """What a model makes of all parts; kept in the folder once known."""
+    """Return a model's scores of all parts; store them in the folder."""
     kept = folder / f"{name}.npz"
     if not kept.exists():
         scorer = MODELS[name][0](scope, folder / name)
@@ -139,9 +139,9 @@ def see(name: str, scope: Scope, folder: Path) -> Seen:
 
 
 def see_small(scope: Scope, folder: Path) -> tuple[Seen, dict[str, np.ndarray]]:
-    """The fine-tuned SmolLM2 of `run.py clinc150`, for which oos is one label more; and log-probability of that label.
+    """Return the scores of the fine-tuned SmolLM2 of `run.py clinc150`, which has an oos label, and that label's log-probability.
 
-    Its labels in scope are looked at alone. Every third training row is read for the profile.
+    Only its in-scope labels are used. Every third training row is read for the profile.
     """
     kept = folder / "small.npz"
     if not kept.exists():
@@ -170,7 +170,7 @@ def see_small(scope: Scope, folder: Path) -> tuple[Seen, dict[str, np.ndarray]]:
 
 
 def worded(scope: Scope, folder: Path) -> dict[str, np.ndarray]:
-    """Scores of the words alone; no labels are needed for them."""
+    """Return the scores of words alone, which need no labels."""
     kept = folder / "wording.npz"
     if not kept.exists():
         wording = TextFeatures.fit(texts(scope.train))
@@ -180,7 +180,7 @@ def worded(scope: Scope, folder: Path) -> dict[str, np.ndarray]:
 
 
 def mixture(models: Sequence[Seen], gold: np.ndarray) -> np.ndarray:
-    """Weights, in tenths and summing to 1, of the models' log-probabilities with the least loss on validation rows."""
+    """Return the weights (tenths that sum to 1) of the models' log-probabilities with the least loss on validation rows."""
     logs = [model.log_probabilities("validation") for model in models]
     rows = np.arange(len(gold))
 

@@ -1,13 +1,13 @@
-"""Routing by the field's own measure: RouteLLM's recorded answers to GSM8K and MT-Bench, and its published figures.
+"""Measure routing with RouteLLM's metrics on its recorded answers to GSM8K and MT-Bench, beside its published figures.
 
     SMALLFIRST_DATA=FOLDER python -m benchmarks.routing.quality [--litellm PYTHON] [--seeds 2]
 
-A router orders requests by how much the strong model is needed; the weak one answers the rest. What is measured is in
-routing_tables.py. Ours are fitted by 10-fold cross-validation over questions, nothing chosen on a held-out fold; each
-fold is ranked by itself, so that no fold's general level counts. LiteLLM's offline classifiers (`--litellm`: the
-interpreter of an environment of its own with `pip install litellm`) order the same prompts as they come, untrained.
+A router orders requests by how much the strong model is needed; the weak one answers the rest. The metrics are in
+quality_tables.py. Ours are fitted by 10-fold cross-validation over questions, nothing chosen on a held-out fold; each
+fold is ranked by itself, so that a fold's general level does not matter. LiteLLM's offline classifiers (`--litellm`: the
+interpreter of an environment of its own with `pip install litellm`) order the same prompts with default settings, untrained.
 
-Writes benchmarks/results/routing_quality.md. Some minutes on one core.
+Writes benchmarks/results/routing_quality.md. Takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from smallfirst.stats.intervals import Estimate
 RESULT = RESULTS / "routing_quality.md"
 FOLDS = 10
 LOOKED_AT = 319
-"""Rows of GSM8K on which what to learn was chosen; the others were not looked at before."""
+"""Rows of GSM8K on which the learning target was chosen; the others were not looked at before."""
 
 
 class Line(NamedTuple):
@@ -59,11 +59,11 @@ class Line(NamedTuple):
     who: str
     trained_on: str
     need: np.ndarray
-    """How much the strong model is needed (seeds, rows); only the order counts."""
+    """How much the strong model is needed (seeds, rows); only the order matters."""
     ms: float = float("nan")
     """One decision."""
     drafted: bool = False
-    """True if the weak model's answer was there, and paid for, before the decision."""
+    """True if the decision used the weak model's answer, which then costs money."""
     point: np.ndarray | None = None
     """Rows sent to the strong model by the router's own settings."""
 
@@ -90,7 +90,7 @@ def cross_fitted(
     further: Sequence[Sequence[float]] | None = None,
     encoder: tuple[str, Any] | None = None,
 ) -> np.ndarray:
-    """The need (seeds, rows): within each fold the rank of a row by a Difficulty fitted on the other folds."""
+    """Return the need (seeds, rows): the rank of a row within its fold by a Difficulty fitted on the other folds."""
     from scipy.stats import rankdata
     from sklearn.model_selection import KFold
 
@@ -108,7 +108,7 @@ def cross_fitted(
 
 
 def decision_ms(table: Table, encoder: tuple[str, Any] | None) -> float:
-    """Median milliseconds of processor time of one decision, asked one at a time."""
+    """Return the median processor time of one decision in milliseconds, one at a time."""
     fitted = DifficultyModel.fit(table.texts, table.helped, encoder=encoder)
     times = []
     for text in table.texts[:100]:
@@ -136,7 +136,7 @@ def ours(table: Table, seeds: int) -> list[Line]:
 
 
 def litellm(table: Table, python: str | None) -> tuple[str, list[Line]]:
-    """Version and lines of LiteLLM's two offline classifiers."""
+    """Return version and table rows of LiteLLM's two offline classifiers."""
     if not python:
         print("LiteLLM is left out: pip install litellm into an environment of its own, then --litellm ITS/bin/python")
         return "", []
@@ -167,7 +167,7 @@ def rows_of(measured: Sequence[Measured]) -> str:
 
 
 def verdicts(name: str, measured: Sequence[Measured]) -> str:
-    """Whether the best published figures are met, a sentence for each of ours."""
+    """Return a sentence for each of our routers on whether it reaches the best published figures."""
     who, _, bar, _, bar_calls = PUBLISHED[name][-1]
     rules = [mean for line, (mean, *_) in measured if line.who.startswith("LiteLLM")]
     beside = f"; LiteLLM's better one {max(rules, key=lambda mean: mean.value)}" if rules else ""
@@ -183,7 +183,7 @@ def verdicts(name: str, measured: Sequence[Measured]) -> str:
 
 
 def own_points(name: str, table: Table, measured: Sequence[Measured]) -> str:
-    """What LiteLLM's classifiers do with their own settings, a sentence each."""
+    """Return a sentence on each of LiteLLM's classifiers under its own settings."""
     found = []
     for line, _ in measured:
         if line.point is not None:
@@ -193,7 +193,7 @@ def own_points(name: str, table: Table, measured: Sequence[Measured]) -> str:
 
 
 def costs(measured: Sequence[Measured]) -> str:
-    """Cost where 80 % of the gap is recovered, over that of the strong model alone, as Markdown."""
+    """Return, as Markdown, the cost at 80 % of the gap relative to the strong model alone."""
     found = []
     for line, (_, _, calls, _) in measured:
         share = calls.value
@@ -203,7 +203,7 @@ def costs(measured: Sequence[Measured]) -> str:
     return "".join(found)
 
 
-PAGE = """# Routing by the field's own measure
+PAGE = """# Routing by RouteLLM's metrics
 
 `python -m benchmarks.routing.quality{options}`, {today}, one of 2 shared cores, Zen 5, other work beside.
 Recorded answers of Mixtral-8x7B (weak) and GPT-4-1106 (strong) from RouteLLM's repository, without the rows that
@@ -213,8 +213,8 @@ both.
 APGR: mean share of the gap between the two models that is recovered, over all shares of calls to the strong one. Calls
 for x %: the least share of calls, in %, that recovers x % of the gap. Ours: 10-fold cross-validation over questions,
 mean of {seeds} seeds; penalties are chosen inside the training folds. Intervals: 95 %, from resampling the rows judged.
-ms: processor time of one decision. What is learned is how well the weak model does; that this is better to learn than
-the gain was seen on the first {looked_at} rows of GSM8K. On the others, APGR is {unseen}.
+ms: processor time of one decision. The learning target is how well the weak model does; it was preferred to
+the gain after a comparison on the first {looked_at} rows of GSM8K. On the others, APGR is {unseen}.
 
 {verdicts}
 ## GSM8K
@@ -224,7 +224,7 @@ the gain was seen on the first {looked_at} rows of GSM8K. On the others, APGR is
 
 {head}{mtbench_rows}{mtbench_published}
 The published lines (tables 3 and 1 of arXiv:2406.18665, no intervals given) were trained on other questions, compared
-by people or by GPT-4, and judge GSM8K and MT-Bench as strangers; ours learn from the benchmark's own questions, as a
+by people or by GPT-4, and had never seen GSM8K and MT-Bench; ours learn from the benchmark's own questions, as a
 company would from its own traffic. So the two answer different questions: what a general router does on a new task, and
 what a few hundred rows of that task are worth. We have no Arena votes, so for MT-Bench ours has {mtbench_rows_learnt}
 rows to learn from, and {mtbench} questions tell few routers apart. A decision after the draft sees what no line of
@@ -279,7 +279,7 @@ def write(tables: Sequence[Table], found: Sequence[Sequence[Measured]], version:
 
 
 def unseen(table: Table, measured: Sequence[Measured]) -> str:
-    """APGR of ours on the rows that nobody looked at before."""
+    """Return the APGR of our routers on the rows that were not looked at before."""
     said = [
         f"{figures(line.need[:, LOOKED_AT:], table.gain[LOOKED_AT:])[0]} ({line.who.removeprefix('ours, ')})"
         for line, _ in measured

@@ -1,8 +1,8 @@
-"""RouteLLM's recorded answers, its published figures, and the measures of a router: the data of routing_quality.py.
+"""RouteLLM's recorded answers, its published figures, and the measures of a router: the data of quality.py.
 
 PGR at a share of calls is the part of the gap between weak and strong accuracy that is recovered; APGR is its mean over
-all shares, CPT(x) the share at which it first reaches x (Ong et al. 2024, arXiv:2406.18665; as in their program, from
-ten equal steps joined by straight lines).
+all shares, CPT(x) the share at which it first reaches x (Ong et al. 2024, arXiv:2406.18665; interpolated
+linearly between ten equal steps, as in their program).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 
 
 class Table(NamedTuple):
-    """One recorded benchmark; a row is what is routed: a question, with all its turns."""
+    """One recorded benchmark; a row is a question with all its turns."""
 
     name: str
     texts: list[str]
@@ -70,7 +70,7 @@ class Table(NamedTuple):
 
     @property
     def helped(self) -> list[float]:
-        """What is learned: how well the weak model does, in [0, 1]."""
+        """Learning target: how well the weak model does, in [0, 1]."""
         found: list[float] = (self.weak / self.best).tolist()
         return found
 
@@ -98,7 +98,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(need: np.ndarray, gain: np.ndarray) -> np.ndarray:
-    """PGR at 0, 10, … 100 % of calls; rows of equal need are called in random order, on average."""
+    """Return PGR at 0, 10, … 100 % of calls; rows of equal need are averaged over their order."""
     order = np.argsort(-need, kind="stable")
     _, first, inverse, size = np.unique(-need[order], return_index=True, return_inverse=True, return_counts=True)
     level = np.add.reduceat(gain[order], first) / size
@@ -113,15 +113,15 @@ def apgr(pgr: np.ndarray) -> float:
 
 
 def calls_for(level: float, pgr: np.ndarray) -> float:
-    """CPT: the share of calls at which the straight lines first reach `level`."""
+    """Return CPT, the share of calls at which the interpolated PGR first reaches `level`."""
     at = int(np.argmax(pgr >= level))
     return (at - (pgr[at] - level) / (pgr[at] - pgr[at - 1])) / STEPS
 
 
 def figures(need: np.ndarray, gain: np.ndarray, *, resamples: int = RESAMPLES) -> list[Estimate]:
-    """APGR and calls for each level, means over the seeds, with 95 % percentile intervals from resampled rows.
+    """Return APGR and calls for each level, means over the seeds, with 95 % percentile intervals from resampled rows.
 
-    The intervals take the fitted scores as they are: they show the chance in the rows judged, not in the fitting.
+    The intervals hold the fitted scores fixed: they cover chance in the judged rows, not in the fitting.
     """
 
     def measured(rows: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def figures(need: np.ndarray, gain: np.ndarray, *, resamples: int = RESAMPLES) -
 
 
 def arithmetic(draft: str) -> list[float]:
-    """What GSM8K's own notation shows of an answer: `<<a*b=c>>` steps that do not compute, and a last line `#### c`."""
+    """Return features of an answer in GSM8K's notation: `<<a*b=c>>` steps that do not compute, and a last line `#### c`."""
     steps = [(_value(left), _value(right)) for left, right in ANNOTATION.findall(draft)]
     wrong = sum(left is None or right is None or abs(left - right) > 0.01 * max(1, abs(left)) for left, right in steps)
     final = _value((draft.split("####")[1].strip().split() or [""])[0]) if "####" in draft else None
@@ -146,7 +146,7 @@ def arithmetic(draft: str) -> list[float]:
 
 
 def _value(text: str) -> float | None:
-    """The value of plain arithmetic; None if it is anything else."""
+    """Return the value of plain arithmetic, or None for anything else."""
     text = text.replace(",", "").replace("$", "").replace("\\", "").replace("x", "*").strip(" .")
     if not re.fullmatch(r"[\d.+\-*/() ]{1,60}", text) or "**" in text:
         return None

@@ -1,13 +1,13 @@
-"""Banking77 end to end: accuracy and cost of the small model, the large one and the routed path at several promises.
+"""Banking77 end to end: accuracy and cost of the small model, the large one and the routed path at several guarantees.
 
-    python -m benchmarks.routing.routed record 900     # asks the large model; hours on two cores, goes on where it stopped
+    python -m benchmarks.routing.routed record 900     # ask the large model; takes hours on two cores, continues where it stopped
     python -m benchmarks.routing.routed                # certificates from validation rows, figures on test rows: a minute
 
 Needs a finished `python -m benchmarks.accuracy.run banking77`. The large model takes about ten seconds a row here, so it is
 asked in an order that was fixed before any of its answers was seen: calibration rows the small model is least sure of
 and 100 drawn by content hash, 200 test rows drawn so, then the test rows with a confidence under 0.7 and under 0.9.
 Certificates are made from calibration rows alone. A routed answer on a test row is the small model's where the
-certificate keeps it, else the large model's as it was recorded; the Router's laws are tested elsewhere. Writes
+certificate accepts it, else the large model's as it was recorded; the Router's laws are tested elsewhere. Writes
 benchmarks/results/routed.md.
 """
 
@@ -46,7 +46,7 @@ PROMISES = (0.05, 0.03, 0.02, 0.01)
 DRAWN_CALIBRATION, DRAWN_TEST = 100, 200
 """Rows asked because chance drew them."""
 SURE = (0.7, 0.9)
-"""Confidences under which test rows are asked as well."""
+"""Confidences below which test rows are asked as well."""
 
 
 class Figures(NamedTuple):
@@ -61,12 +61,12 @@ class Figures(NamedTuple):
 
 
 def place(example: Example) -> str:
-    """A row's place in the draw: the same whatever other rows there are."""
+    """Return a row's place in the draw, whatever other rows there are."""
     return hashlib.sha256(f"order{example.key}".encode()).hexdigest()
 
 
 def order(project: Project, calibration: Evaluation, test: Evaluation) -> list[Example]:
-    """The rows in the order in which the large model is asked."""
+    """Return the rows in the order in which the large model is asked."""
     sure = {row.key: row.confidence or 0.0 for row in (*calibration.rows, *test.rows)}
     drawn_cal, drawn_test = (sorted(part.examples, key=place) for part in (project.rows.calibration, project.rows.test))
     parts = [
@@ -83,7 +83,7 @@ def recording() -> Path:
 
 
 def ask(project: Project, rows: Sequence[Example]) -> None:
-    """Ask the large model the rows that it was not asked yet; on one core it costs half the machine's price."""
+    """Ask the large model the rows that it was not asked yet; one core costs half the machine's price."""
     assert project.file.large is not None
     cores = len(os.sched_getaffinity(0))
     machine = project.file.prices.machine.model_copy(update={"usd_per_hour": 0.05 * cores})
@@ -109,7 +109,7 @@ def ask(project: Project, rows: Sequence[Example]) -> None:
     requests = [Request(messages=e.messages) for e in rows]
 
     async def all_of_them() -> None:
-        await model.complete(requests[0])  # loading is nobody's latency
+        await model.complete(requests[0])  # keep loading out of the first latency
         with project.progress.bar(f"asking {model.name}", len(requests)) as progress:
             await record(model, requests, recording(), header=header, concurrency=1, progress=progress)
         await model.aclose()
@@ -118,7 +118,7 @@ def ask(project: Project, rows: Sequence[Example]) -> None:
 
 
 def asked(project: Project, split: str, answers: ReplayModel) -> Evaluation:
-    """The large model on those rows of a split that it was asked."""
+    """Return the large model's evaluation on the rows of a split that it was asked."""
     data = getattr(project.rows, split)
     known = tuple(e for e in data.examples if request_key(Request(messages=e.messages)) in answers._answers)
     measuring = EvaluationSetup(project.task, data.subset(split, known), split=split)
@@ -126,7 +126,7 @@ def asked(project: Project, split: str, answers: ReplayModel) -> Evaluation:
 
 
 def routed(certificate: Certificate, small: Evaluation, large: Evaluation) -> tuple[Figures, int]:
-    """The routed path on test rows, and how many rows had to be left out for want of a recorded answer."""
+    """Return the routed path on test rows, and the number of rows without a recorded answer, which are left out."""
     right: dict[str, bool] = {}
     kept: list[EvaluatedRow] = []
     usd = n_sent = 0.0
@@ -154,7 +154,7 @@ def accuracy(right: Sequence[bool]) -> Estimate:
 
 
 def against(first: dict[str, bool], second: dict[str, bool]) -> str:
-    """Paired difference in points on the rows that both have, with McNemar's p."""
+    """Return the paired difference in points on the rows that both have, with McNemar's p."""
     keys = sorted(first.keys() & second.keys())
     a, b = [first[k] for k in keys], [second[k] for k in keys]
     found = paired_difference(a, b)
@@ -192,7 +192,7 @@ def measure(project: Project, run_folder: RunFolder) -> str:
     point = Guarantee(max_error=None, max_accuracy_loss=0.01)
     regret = certify(small_cal, _drawn(project, large_cal), point, model_fingerprint="")
     notes.append(f"- at most one point below the large model: {regret.why}")
-    names = ("path", "accuracy", "per 1,000", "kept under the promise", "wrong among kept")
+    names = ("path", "accuracy", "per 1,000", "accepted under the guarantee", "wrong among accepted")
     head = "| " + " | ".join((*names, "minus small, points", "minus large, points")) + " |"
     first = [_line(each, ours, theirs) for each in (ours, theirs)]
     counts = f"{len(large_cal.rows)} calibration and {len(large_test.rows)} test rows"
@@ -201,7 +201,7 @@ def measure(project: Project, run_folder: RunFolder) -> str:
 
 
 def _drawn(project: Project, large: Evaluation) -> Evaluation:
-    """The large model on the calibration rows that chance drew."""
+    """Return the large model's evaluation on the randomly drawn calibration rows."""
     keys = {e.key for e in sorted(project.rows.calibration.examples, key=place)[:DRAWN_CALIBRATION]}
     return large.model_copy(update={"rows": tuple(row for row in large.rows if row.key in keys)})
 

@@ -1,8 +1,8 @@
-"""How many requests/s the processor's bf16 matrix rate allows, if a prompt is read whole and nothing else took time.
+"""Print the requests/s that the processor's bf16 matrix rate allows if prompts are read whole and nothing else takes time.
 
     python -m benchmarks.serving.bound MODEL MEAN_TOKENS
 
-Prints one JSON object: the rate on large square matrices (the best this processor was seen to do) and at the model's
+Prints one JSON object: the rate on large square matrices (the best measured on this processor) and at the model's
 own shapes with 32 prompts together, in GFLOP/s, and the requests/s that each allows: rate / (2 x weights outside the
 embedding x tokens of a prompt). Work that grows with the prompt's square (attention) is not counted.
 """
@@ -22,7 +22,7 @@ AT_ONCE = 32
 
 
 def rate(shapes: list[tuple[int, int]], rows: int) -> float:
-    """FLOP/s of multiplying `rows` vectors by matrices of these shapes (out, in), one after another."""
+    """Return FLOP/s of multiplying `rows` vectors by matrices of these shapes (out, in), one after another."""
     pairs = [(torch.randn(rows, n, dtype=torch.bfloat16), torch.randn(m, n, dtype=torch.bfloat16)) for m, n in shapes]
     for a, weight in pairs:
         linear(a, weight)
@@ -35,7 +35,7 @@ def rate(shapes: list[tuple[int, int]], rows: int) -> float:
 
 
 def layer_shapes(config: dict[str, int]) -> list[tuple[int, int]]:
-    """The matrices of one layer of a Llama model."""
+    """Return the shapes of the matrices of one layer of a Llama model."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     keys = config["num_key_value_heads"] * hidden // config["num_attention_heads"]
     return [(hidden, hidden), (keys, hidden), (keys, hidden), (hidden, hidden), *[(inner, hidden)] * 2, (hidden, inner)]

@@ -1,4 +1,4 @@
-"""What the peers of serving_speed.py are best run with, found on validation rows before the test rows are asked.
+"""Choose the best settings of the peers of speed.py on validation rows, before the test rows are asked.
 
 llama.cpp: the fastest file whose accuracy is no more than half a point below that of the bf16 file, and with it the
 fastest of a few settings; vLLM: the fastest of a few settings. All at 32 clients, once. The bf16, f16 and q8_0 files
@@ -22,7 +22,7 @@ from benchmarks.serving.sides import Row, Side, llama_server, vllm, xllamacpp
 
 CLIENTS = 32
 EQUAL = 0.005
-"""How far below bf16's accuracy still counts as equal."""
+"""Largest accuracy below bf16 that still counts as equal."""
 EXPORTED = ("bf16", "f16", "q8_0")
 MADE = ("q5_0", "q4_0")
 LLAMA: tuple[tuple[str, ...], ...] = (
@@ -36,24 +36,24 @@ VLLM: tuple[tuple[str, ...], ...] = (
     ("--preload", "--no-enable-prefix-caching"),
     ("--preload", "--no-enable-prefix-caching", "--leave-one"),
 )
-"""Most prompts are shorter than a block of its prefix cache (16 tokens or more), so that can only cost."""
+"""Most prompts are shorter than a block of its prefix cache (16 tokens or more), so the cache can only slow it down."""
 
 Maker = Callable[..., Side]
 
 
 def gguf_files(work: Path) -> dict[str, Path]:
-    """Where the file of each precision is, or will be."""
+    """Return the path of the file of each precision."""
     return {precision: work / "gguf" / f"{precision}.gguf" for precision in (*EXPORTED, *MADE)}
 
 
 def settings(store: Store, who: str, files: dict[str, Path]) -> tuple[Path, Sequence[str]]:
-    """The file and the options that were chosen for a peer."""
+    """The file and the options chosen for a peer."""
     chosen = store.choice[who]["chosen"]
     return files.get(chosen["file"], Path()), chosen["options"]
 
 
 def choose(wanted: argparse.Namespace, model: Path, labels: dict[Any, str], rows: Sequence[Row], store: Store) -> None:
-    """Nothing back; what is missing is measured and stored."""
+    """Measure and store what is missing."""
     files = gguf_files(wanted.work)
     _write_files(wanted.task, wanted.home, files)
     n, most = (16, 1) if wanted.quick else (300, 9)
@@ -107,7 +107,7 @@ def _rate(one: dict[str, Any]) -> float:
 
 
 def _write_files(task: Path, home: Path, files: dict[str, Path]) -> None:
-    """Nothing back; files that are missing are made, with `home` only read."""
+    """Write missing files; only read `home`."""
     for precision in EXPORTED:
         if not files[precision].exists():
             say(f"writing {files[precision].name}")
@@ -122,7 +122,7 @@ def _write_files(task: Path, home: Path, files: dict[str, Path]) -> None:
 
 
 def quantise(source: Path, target: Path, precision: str) -> None:
-    """Nothing back; the matrices of a bf16 GGUF file are written in a precision that the gguf package can make."""
+    """Write the matrices of a bf16 GGUF file in a precision that the gguf package supports."""
     import gguf
 
     read = gguf.GGUFReader(source)

@@ -1,12 +1,12 @@
-"""How fast the in-process engine scores labels, and whether it says the same: three ways to multiply, side by side.
+"""Measure speed and agreement of label scoring in process with three matrix multiplications, side by side.
 
     nice python -m benchmarks.serving.engine accuracy MODEL_FOLDER VALIDATION.jsonl TEST.jsonl
     OMP_NUM_THREADS=2 python -m benchmarks.serving.engine speed MODEL_FOLDER TEST.jsonl
 
 `transformers` is the model's own forward (rows padded), `packed` the same precision without padding and with packed
-weights, `int8` the same in bytes. Whether int8 is used is decided on the validation rows alone; the test
-rows only report. Speed is measured on the first test texts in the order in which they come, batch by batch; the ways
-take turns, and medians are printed with the best run, since other work on the machine only ever slows a run down. Both
+weights, `int8` multiplies in int8. Whether int8 is used is decided on the validation rows alone; the test
+rows only report. Speed is measured on the first test texts in the order in which they come, batch by batch; the three
+alternate, and medians are printed with the best run, since other work on the machine only slows a run down. Both
 commands write `results/engine.json` and the page `results/engine.md` made of it.
 """
 
@@ -52,7 +52,7 @@ def loaded(folder: Path) -> dict[str, LabelScorer]:
 
 
 def accuracy(folder: Path, validation: Path, test: Path) -> dict[str, Any]:
-    """The decision on validation rows, then the test rows."""
+    """Decide on validation rows, then measure test rows."""
     manifest, scorers = read_manifest(folder), loaded(folder)
     texts, gold = rows_of(validation, manifest)
     read = {name: scorers[name].score(texts) for name in scorers if name != "transformers"}
@@ -84,7 +84,7 @@ def timed(scorer: LabelScorer, encoded: list[list[int]], rows: int) -> float:
 
 
 async def closed_loop(scorer: LabelScorer, texts: list[str], clients: int) -> tuple[float, float, float]:
-    """Requests/s, p50 and p99 in ms of clients that ask anew once they are answered, without HTTP."""
+    """Return requests/s, p50 and p99 in ms of clients in a closed loop, without HTTP."""
     model, waiting, took = LabelModel(scorer, scorer.manifest), iter(texts), list[float]()
 
     async def client() -> None:
@@ -134,15 +134,15 @@ def speed(folder: Path, test: Path) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor by name, where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 def page(figures: dict[str, Any]) -> str:
-    """The page of what has been measured so far."""
-    lines = ["# The in-process engine: how fast, and does it say the same", ""]
+    """Return the page of the results so far."""
+    lines = ["# The in-process engine: speed and agreement", ""]
     for part in ("speed", "accuracy"):
         lines += [*globals()[f"{part}_lines"](figures[part]), ""] if part in figures else []
     return "\n".join(lines)
@@ -172,7 +172,7 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
         f"`{found['command']}`, {found['date']}, {found['machine']}, load average {found['load']:.1f} (shared",
         f"machine). Prompts have {found['tokens']:.1f} tokens on average, {found['weights'] / 1e6:.1f} M weights stand",
         f"outside the embedding, and the bf16 matrix rate was {found['peak'] / 1e9:.0f} GFLOP/s: at most {bound:.0f}",
-        "rows/s in bf16 if nothing else were done. Medians (best) of alternating runs.",
+        "rows/s in bf16 if nothing else took time. Medians (best) of alternating runs.",
         "",
         "| engine | " + " | ".join(f"rows/s, batch {rows}" for rows in BATCHES) + " | of the bf16 bound, batch 32 |",
         "|---|" + "---|" * (len(BATCHES) + 1),

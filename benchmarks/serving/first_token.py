@@ -1,9 +1,9 @@
-"""How long until the first text of a streamed answer, where a Router keeps it and where it sends it on.
+"""Measure the time to the first text of a streamed answer that a Router accepts or escalates.
 
     python -m benchmarks.serving.first_token TASK.yaml ROWS.jsonl [--rows 40]      # a running champion and its large model
 
-The server is the command line's own. A draft that may still be escalated is held back, so the first text of an
-escalated answer comes after the small model's pass and the large model's first token; a kept label comes whole.
+The server is `smallfirst serve`. A draft that may still be escalated is held back, so the first text of an
+escalated answer comes after the small model's pass and the large model's first token; an accepted label comes in one chunk.
 """
 
 from __future__ import annotations

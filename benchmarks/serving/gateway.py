@@ -1,11 +1,11 @@
-"""What a gateway adds to each request in front of an upstream that answers at once: ours next to the LiteLLM proxy.
+"""Measure the latency that a gateway adds in front of an upstream that answers at once: ours beside the LiteLLM proxy.
 
     python -m benchmarks.serving.gateway [--litellm ENVIRONMENT/bin/litellm] [--repeats 3] [--seconds 8]
 
-On one machine, in one run, each in a process of its own on loopback: an instant upstream (gateway_upstream.py), the
+On one machine, in one run, each in a separate process on loopback: an instant upstream (gateway_upstream.py), the
 clients (gateway_load.py), and in turn each gateway in front of that upstream. Ours checks a key, parses and checks the
 body, asks a Router with a certificate, and writes a row of the ledger before each answer: once with a rule that sends
-the request on (`rule`), once with a drafting stage on words in front, whose draft is found not sure enough (`words`).
+the request on (`rule`), once with a drafting stage on words in front, whose draft is not confident enough (`words`).
 LiteLLM checks its master key and forwards; its ledger, which needs PostgreSQL, is off. Each has one worker process.
 
 «Added» is the gateway's latency minus that of the upstream alone in the same repetition, under the same load. Medians
@@ -79,7 +79,7 @@ class Seen(NamedTuple):
     added_p50_ms: float
     added_p99_ms: float
     busy_ms: float
-    """Processor time of the gateway for each answer it gave."""
+    """Return the gateway's processor time for each answer."""
     memory_mb: float
 
 
@@ -104,7 +104,7 @@ def stopped(process: subprocess.Popen[str]) -> Iterator[None]:
 
 @contextmanager
 def gateway(side: str, upstream: int, folder: Path, litellm: str) -> Iterator[Running]:
-    """A fresh gateway that has answered its first requests."""
+    """Yield a fresh gateway that has answered its first requests."""
     port = _free_port()
     if side == "LiteLLM":
         config = folder / "litellm.yaml"
@@ -129,7 +129,7 @@ def load(port: int, kind: dict[str, float], seconds: float) -> dict[str, Any]:
 
 
 def measure(side: str, upstream: int, folder: Path, litellm: str, seconds: float) -> dict[str, Seen]:
-    """One repetition of one side under all loads. A gateway that failed requests is started anew for the next load."""
+    """Run one repetition of one side under all loads. Restart a gateway that failed requests for the next load."""
     found: dict[str, Seen] = {}
     waiting = dict(LOADS)
     while waiting:
@@ -205,7 +205,7 @@ def page(found: dict[str, list[dict[str, Seen]]], arguments: argparse.Namespace,
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--litellm", default="", help="the proxy's command, in an environment of its own")
+    parser.add_argument("--litellm", default="", help="the proxy's command, in its own environment")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--ways", default="rule,words", help="which of ours")
@@ -223,12 +223,12 @@ def main() -> None:
             for repetition in range(arguments.repeats):
                 for side in sides if repetition % 2 == 0 else reversed(sides):
                     found[side].append(measure(side, port, folder, arguments.litellm, arguments.seconds))
-    busy = f"Processes of others that wanted a core meanwhile: {before:.1f} on average before, {_waiting():.1f} after."
+    busy = f"Runnable processes of others meanwhile: {before:.1f} on average before, {_waiting():.1f} after."
     RESULT.write_text(page(found, arguments, _version(arguments.litellm), busy), encoding="utf-8")
 
 
 def _waiting() -> float:
-    """Mean number of processes that want a core, over a few seconds in which we want none."""
+    """Return the mean number of runnable processes over a few seconds in which the benchmark is idle."""
     seen = []
     for _ in range(30):
         seen.append(int(Path("/proc/loadavg").read_text(encoding="utf-8").split()[3].partition("/")[0]) - 1)

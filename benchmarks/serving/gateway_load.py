@@ -1,10 +1,10 @@
-"""The clients of gateway.py, in a process of their own: an open loop of so many requests a second, or so many clients.
+"""The clients of gateway.py, in a separate process: an open loop at a rate, or a closed loop of clients.
 
     python -m benchmarks.serving.gateway_load '{"port": 1, "key": "k", "model": "m", "rate": 200, "seconds": 10}'
 
 Open loop: requests are due at random moments of a fixed seed (a Poisson process) whether earlier ones are answered or
 not, and each is timed from the moment it was due, so a gateway that falls behind cannot hide it. With `clients` in
-place of `rate` that many ask again as soon as they are answered. An answer later than PATIENCE_S, another status than
+place of `rate`, that many clients ask again as soon as they are answered. An answer later than PATIENCE_S, another status than
 200 or a broken connection is a failure. Raw sockets with keep-alive. Prints one JSON object.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 PATIENCE_S = 10.0
 MOST_LINES = 512
-"""Connections at most; `select` can watch 1,024."""
+"""Most connections; `select` can watch 1,024."""
 
 
 class Done(NamedTuple):
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 class Load:
-    """What is due, what is idle, what came back."""
+    """Due requests, idle connections and results."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.order = order
@@ -52,7 +52,7 @@ class Load:
         self.again_until = 0.0
 
     async def due(self, moment: float) -> None:
-        """Sends a request that was due at `moment`, or lets it wait for a connection."""
+        """Send a request that was due at `moment`, or let it wait for a connection."""
         self.sent += 1
         if self.idle:
             self.idle.pop().ask(moment)
@@ -66,7 +66,7 @@ class Load:
                 self.n_lines -= 1
 
     def free(self, line: Line) -> None:
-        """Gives a connection that is free its next request."""
+        """Give a free connection its next request."""
         now = time.perf_counter()
         if line.answered and now < self.again_until:
             self.sent += 1
@@ -81,7 +81,7 @@ class Load:
         self.idle.append(line)
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Requests at random moments, `rate` a second on average."""
+        """Send requests at random moments, `rate` a second on average."""
         gaps, tasks = random.Random(1), set()
         moment = began = time.perf_counter()
         while (moment := moment + gaps.expovariate(rate)) < began + seconds:
@@ -98,7 +98,7 @@ class Load:
             await asyncio.sleep(0.01)
 
     async def closed_loop(self, clients: int, seconds: float) -> None:
-        """Clients that each ask again as soon as they are answered."""
+        """Run clients that ask again as soon as they are answered."""
         self.again_until = time.perf_counter() + seconds
         await asyncio.gather(*(self.due(time.perf_counter()) for _ in range(clients)))
         while len(self.done) < self.sent and time.perf_counter() < self.again_until + PATIENCE_S:
@@ -117,12 +117,12 @@ class Line(asyncio.Protocol):
         self.load.free(self)
 
     def ask(self, moment: float) -> None:
-        """Sends the request that was due at `moment`."""
+        """Send the request that was due at `moment`."""
         self.moment = moment
         self.transport.write(self.load.request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        """Takes the time once the whole answer is there."""
+        """Record the time once the whole answer has arrived."""
         self.buffer += data
         end = self.buffer.find(b"\r\n\r\n")
         if end < 0:

@@ -3,9 +3,9 @@
     python -m benchmarks.serving.gateway_ours fit FOLDER
     python -m benchmarks.serving.gateway_ours UPSTREAM_PORT FOLDER words|rule PORT
 
-`words`: a linear model on words drafts an answer to every request, the certificate finds it not sure enough, and the
-request goes on to the endpoint: the longest way that a request can take through a gateway. `rule`: a policy sends it
-there undrafted. Serves until SIGTERM. `fit` makes the model on words.
+`words`: a linear model on words drafts an answer to every request, the certificate rejects it, and the
+request goes on to the endpoint: the longest path of a request through the gateway. `rule`: a policy sends it
+there without a draft. Serves until SIGTERM. `fit` trains the model on words.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CERTIFICATE = Certificate(
 
 
 def fit(folder: Path) -> None:
-    """A linear model on words of 8 labels, from 160 made-up rows, saved in `folder`."""
+    """Fit a linear model on words of 8 labels to 160 synthetic rows and save it in `folder`."""
     from smallfirst.data.dataset import Dataset, Example, Message
 
     rows = [
@@ -77,7 +77,7 @@ def words(folder: Path) -> Model:
 
 
 class NeverAsked:
-    """Stands where the small model would; a rule sends everything past it."""
+    """Takes the place of the small model; a rule bypasses it."""
 
     name = "small"
 

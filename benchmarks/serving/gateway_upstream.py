@@ -1,4 +1,4 @@
-"""The other end of gateway.py: an upstream that answers at once, so that what a gateway adds is all there is to see.
+"""The upstream of gateway.py, which answers at once, so that only the gateway's own latency is measured.
 
     python -m benchmarks.serving.gateway_upstream
 

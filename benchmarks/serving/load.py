@@ -1,8 +1,8 @@
 """A closed loop of clients over keep-alive sockets: each sends its next request when it has read its last answer.
 
 Requests are bytes made beforehand and answers are kept unread, so that the clients take little of the cores that they
-share with the server. Before the measured requests run others, to warm up, and after them others until the last
-measured one is answered: so all clients are busy from the first measured request to the last. No answer is retried.
+share with the server. Other requests run before the measured ones, to warm up, and after them until the last
+measured one is answered, so all clients are busy from the first measured request to the last. No answer is retried.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Load(NamedTuple):
     """One closed loop."""
 
     answers: tuple[Answer, ...]
-    """To the measured requests, in their order."""
+    """Answers to the measured requests, in their order."""
     requests_per_s: float
-    """All answers between the first measured sending and the last measured answer, over that time."""
+    """Rate of all answers between the first measured request and the last measured answer."""
 
 
 class Client:
@@ -42,7 +42,7 @@ class Client:
         self._pipe: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> tuple[Answer, float, float]:
-        """The answer, and when it was asked and there."""
+        """An answer with the times of request and arrival."""
         if self._pipe is None:
             self._pipe = await asyncio.open_connection("127.0.0.1", self.port)
         reader, writer = self._pipe
@@ -66,7 +66,7 @@ class Client:
 
 
 async def closed_loop(port: int, measured: Sequence[bytes], others: Sequence[bytes], *, clients: int) -> Load:
-    """Sends `measured`, once each, with `clients` at a time; `others` warm up, two a client, and fill the end."""
+    """Send `measured`, once each, with `clients` at a time; `others` warm up, two a client, and fill the end."""
     answers: dict[int, Answer] = {}
     ends: list[float] = []
     first, last = float("inf"), 0.0

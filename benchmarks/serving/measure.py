@@ -1,4 +1,4 @@
-"""Starting a server of serving_speed.py, measuring it once, and keeping what was found."""
+"""Start a server of speed.py, measure it once, and store the result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Server(NamedTuple):
         return post(self.side.path, self.side.body(row), self.side.headers)
 
     def label(self, answer: Answer) -> str | None:
-        """The label that was answered; None for no answer, or one that means no label."""
+        """The answered label; None for no answer, or one that means no label."""
         if answer.status != 200:
             return None
         return self.side.labels.get(self.side.said(json.loads(answer.body)))
@@ -51,7 +51,7 @@ class Server(NamedTuple):
 
 @contextmanager
 def started(side: Side, clients: int, folder: Path, row: Row) -> Iterator[Server]:
-    """The side's server once it answers `row`; it is ended afterwards. Exits with the end of its log if it does not."""
+    """Yield the side's server once it answers `row`, then stop it. Exit with the end of its log if it does not answer."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,7 +78,7 @@ def started(side: Side, clients: int, folder: Path, row: Row) -> Iterator[Server
 
 
 async def _until_ready(server: Server, row: Row) -> str:
-    """Empty once it answers with a label; else why it will not."""
+    """Return an empty string once it answers with a label, else the reason."""
     client, limit, seen = Client(server.port), time.monotonic() + START_S, b""
     while time.monotonic() < limit:
         if server.process.poll() is not None:
@@ -98,7 +98,7 @@ async def _until_ready(server: Server, row: Row) -> str:
 
 
 def signal_all(pid: int, number: int) -> None:
-    """Nothing back; a process and all its children get a signal (SIGSTOP, SIGCONT)."""
+    """Send a signal (SIGSTOP, SIGCONT) to a process and all its children."""
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
         process.send_signal(number)
@@ -115,7 +115,7 @@ def awake(server: Server) -> Iterator[Server]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Nothing back; the process and all that it started are gone."""
+    """End the process and all its children."""
     if process.poll() is None:
         signal_all(process.pid, signal.SIGCONT)
     for number, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
@@ -127,7 +127,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 async def measure(server: Server, rows: Sequence[Row], others: Sequence[Row], *, clients: int) -> dict[str, Any]:
-    """One cell: rate, each latency, which answers were right, and the memory of all processes at their highest."""
+    """Return one cell: rate, latencies, correct answers, and the peak memory of all processes."""
     spare = [server.request(row) for row in others]
     load = await closed_loop(server.port, [server.request(row) for row in rows], spare, clients=clients)
     said = [server.label(answer) for answer in load.answers]
@@ -144,7 +144,7 @@ async def measure(server: Server, rows: Sequence[Row], others: Sequence[Row], *,
 
 
 def peak_mb(pid: int) -> float:
-    """Sum over a process and its children of the most memory each has had; what they share is counted in each."""
+    """Return the sum of the peak memory of a process and its children; shared memory is counted in each."""
     total = 0
     for process in (root := psutil.Process(pid), *root.children(recursive=True)):
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()

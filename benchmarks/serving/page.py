@@ -1,4 +1,4 @@
-"""The page of serving_speed.py: tables of what was measured, with how and on what."""
+"""The result page of speed.py: tables, method and machine."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _table(store: Store, sides: Sequence[str], level: int, bound: float) -> Iter
 
 
 def _against(store: Store, sides: Sequence[str], level: int) -> Iterator[str]:
-    """Ours over the best peer, by rate and by p50."""
+    """Return ours over the best peer, by rate and by p50."""
     peers = [side for side in sides if side != OURS]
     if OURS not in sides or not peers:
         return
@@ -91,7 +91,7 @@ def _against(store: Store, sides: Sequence[str], level: int) -> Iterator[str]:
 
 
 def _whole(store: Store, sides: Sequence[str], levels: Sequence[int]) -> Iterator[str]:
-    """Accuracy over all rows, agreement with ours, and how long a start took."""
+    """Return accuracy over all rows, agreement with ours, and the time to start."""
 
     def said(side: str) -> list[str | None]:
         return [label for level in levels for cell in store.cells(side, level) for label in cell["said"]]
@@ -142,12 +142,12 @@ HOW = """## How it was measured
   from sending to the whole answer, over a connection that is open.
 - Before the measured requests each client sends two others, and others run until the last measured one is answered, so
   all clients are busy throughout. requests/s are medians of the rounds; percentiles are over all rounds' requests.
-- Servers run one at a time, started anew each round, in an order that turns; vLLM, which compiles for long, is started
+- Servers run one at a time, started anew each round, in rotating order; vLLM, which compiles for long, is started
   once and stopped by SIGSTOP while others are measured. No test row is asked twice: each round and
-  number of clients has rows of its own, the same for every server, so no store of prompts can know them.
-- Ours gets the text as an OpenAI chat request with a key, makes tokens of it, writes its ledger, and answers the label.
+  number of clients has rows of its own, the same for every server, so no prompt cache can contain them.
+- Ours gets the text as an OpenAI chat request with a key, tokenizes it, writes its ledger, and answers the label.
   llama.cpp (`/completion`) and vLLM (`/v1/completions`) get the prompt in tokens and answer one, greedily; transformers
   + FastAPI get the prompt's text. No peer has a key or keeps a ledger. An answer that means no label counts as wrong.
 - llama.cpp has as many slots as there are clients, and two threads. The wheel of xllamacpp on PyPI uses AVX2 and
-  nothing newer; where "built here" stands, the same release was compiled for this processor.
-- Peak MB is the sum over a server's processes of the most each had resident; what they share is counted in each."""
+  nothing newer; "built here" means that the same release was compiled for this processor.
+- Peak MB is the sum over a server's processes of each one's peak resident memory; shared memory is counted in each."""

@@ -1,4 +1,4 @@
-"""Answers written under schemas, nasty ones too: how many are valid, and what a broken or hostile schema gets.
+"""Count valid answers under schemas, hard ones included, and show the errors for broken or hostile schemas.
 
     python -m benchmarks.serving.schemas [ROWS.jsonl]
 
@@ -38,7 +38,7 @@ RESULT = RESULTS / "schemas.md"
 
 
 def thing(required: list[str] | None = None, **properties: Any) -> dict[str, Any]:
-    """An object schema; every field required unless told otherwise."""
+    """Return an object schema; every field is required unless told otherwise."""
     wanted = list(properties) if required is None else required
     return {"type": "object", "properties": properties, "required": wanted, "additionalProperties": False}
 
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def _valid(task: Extract, schema: dict[str, Any], text: str) -> bool:
-    """Parsed as the task parses it, and right by the user's own schema."""
+    """Return True if the task can parse the answer and the user's own schema validates it."""
     if task.parse(text) is None:
         return False
     return not list(jsonschema.Draft202012Validator(schema).iter_errors(json.loads(text)))

@@ -1,11 +1,11 @@
-"""How fast labels are scored: requests/s, share of the prefill bound, and against writing the label out.
+"""Measure label scoring: requests/s, share of the prefill bound, and the ratio to generating the label.
 
     python -m benchmarks.serving.scoring MODEL_FOLDER ROWS.jsonl [n]
 
-Side by side in one run, medians of three: label scoring (one forward pass, code tokens), the project's own writer and
+Side by side in one run, medians of three: label scoring (one forward pass, code tokens), the project's own generator and
 transformers' generate writing as many tokens as the label's text has. The bound is what the machine's measured bf16
 matrix rate would give if the prompt's tokens cost nothing but their multiplications (2 FLOPs a weight and token,
-embedding left out). Reading the tree of the labels' own texts, as an untouched model is read, is timed as well.
+embedding left out). Scoring the tree of the labels' own texts, as for an untouched model, is timed as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABEL_TOKENS = 6
 
 
 def matrix_rate(seconds: float = 2.0) -> float:
-    """Measured bf16 matrix multiplication rate in FLOP/s on a shape of the model's own kind."""
+    """Return the measured bf16 matrix rate in FLOP/s on a shape typical of the model."""
     a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         a @ b
@@ -43,7 +43,7 @@ def matrix_rate(seconds: float = 2.0) -> float:
 
 
 def rate(work: Callable[[], object], n: int, repeats: int = 3) -> float:
-    """Median requests/s of `work`, which answers n requests."""
+    """Return the median requests/s of `work`, which answers n requests."""
     found = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def generate(scorer: LabelScorer, encoded: list[list[int]]) -> None:
-    """Nothing back; transformers' greedy decoding of the same model, 32 rows at a time, sorted by length."""
+    """Run transformers' greedy decoding of the same model, 32 rows at a time, sorted by length."""
     ordered = sorted(encoded, key=len)
     for start in range(0, len(ordered), 32):
         batch = ordered[start : start + 32]

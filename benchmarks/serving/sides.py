@@ -1,8 +1,7 @@
-"""Who takes part in serving_speed.py: how each server is started, asked, and its answer read.
+"""The servers of speed.py: how each is started and asked, and how its answer is read.
 
-Each is asked in the way that is best for it. Ours gets the customer's text in OpenAI's chat form with a key, writes its
-ledger, and answers a label. llama.cpp and vLLM get the very tokens of our prompt, made beforehand, so they need not
-make them; the servers of transformers get the prompt's text. All but ours answer one code token, and the label it means
+Each is asked in its fastest way. Ours gets the customer's text in OpenAI's chat form with a key, writes its
+ledger, and answers a label. llama.cpp and vLLM get our prompt already tokenized; the servers of transformers get the prompt's text. All but ours answer one code token, and the label it means
 is looked up here. No side but ours has a key or keeps a ledger.
 """
 
@@ -20,7 +19,7 @@ from smallfirst.models.manifest import Manifest
 from smallfirst.serving.auth.keys import hash_key
 
 SLOT_TOKENS = 128
-"""Room of a slot of llama.cpp; the longest of the prompts has 81 tokens."""
+"""Context of a slot of llama.cpp in tokens; the longest prompt has 81."""
 
 
 class Row(NamedTuple):
@@ -31,7 +30,7 @@ class Row(NamedTuple):
     prompt: str
     """The task's prompt."""
     ids: tuple[int, ...]
-    """The prompt in tokens, start token included."""
+    """The prompt's tokens, start token included."""
 
 
 class Side(NamedTuple):
@@ -39,17 +38,17 @@ class Side(NamedTuple):
 
     name: str
     command: Callable[[int, int], Sequence[str]]
-    """The program for a port and a number of clients."""
+    """The command for a port and a number of clients."""
     path: str
     body: Callable[[Row], dict[str, Any]]
     said: Callable[[dict[str, Any]], Any]
-    """What stands in `labels`, or may: taken out of the answer's JSON."""
+    """Reads a key of `labels` out of the answer's JSON."""
     labels: dict[Any, str]
-    """The label that each possible answer means."""
+    """The label of each possible answer."""
     for_clients: bool = False
-    """True: started anew for each number of clients, because it is told how many there are."""
+    """True: restarted for each number of clients, because that is one of its options."""
     slow_to_start: bool = False
-    """True: started once, and stopped by a signal while others are measured."""
+    """True: started once, and paused by a signal while others are measured."""
     headers: dict[str, str] = {}
     environment: dict[str, str] = {}
 
@@ -72,7 +71,7 @@ def ours(task: Path, home: Path, manifest: Manifest) -> Side:
 
 
 def own_home(home: Path, own: Path) -> Path:
-    """A state folder with copies of what is in `home` (large files and weights are shared) and a ledger of its own."""
+    """Return a state folder with a copy of `home` (large files and weights are shared) and its own ledger."""
     if own.exists():
         shutil.rmtree(own)
     own.mkdir(parents=True)
@@ -87,7 +86,7 @@ def own_home(home: Path, own: Path) -> Path:
 
 
 def _copy(source: str, target: str) -> None:
-    """A copy; of a file of more than 50 MB only a second name, where the disk has such."""
+    """Copy a file; hard-link one of more than 50 MB, where the disk supports it."""
     if os.path.getsize(source) > 50e6:
         try:
             os.link(source, target)
@@ -113,7 +112,7 @@ def _threads(cores: Sequence[int]) -> list[str]:
 
 
 def _llama(name: str, program: Sequence[str], file: Path, labels: dict[Any, str], options: Sequence[str]) -> Side:
-    """A slot for each client, with room for the longest prompt, and an HTTP thread for each connection."""
+    """One slot for each client, with room for the longest prompt, and one HTTP thread for each connection."""
 
     def command(port: int, clients: int) -> list[str]:
         sizes = {
@@ -154,7 +153,7 @@ def vllm(python: str, model: Path, cores: Sequence[int], labels: dict[Any, str],
 
 
 def transformers(model: Path, manifest: Manifest, cores: Sequence[int], *options: str) -> Side:
-    """Of transformers and FastAPI; with `--batch` what waits is read together."""
+    """Serve with transformers behind FastAPI; with `--batch`, waiting requests are read together."""
     program = [sys.executable, "-m", "benchmarks.peers.serve_transformers", str(model), *options]
     return Side(
         "transformers + FastAPI" + (", batching" if options else ""),

@@ -4,13 +4,13 @@
         [--llama-server BINARY] [--cores 0,1] [--rounds 3] [--rows 200] [--only NAME,…] [--quick]
 
 TASK.yaml has a promoted small model in STATE_FOLDER that answers by code tokens; the same weights are served by all.
-Peers that live in environments of their own are left out unless they are named: `serving_peers_vllm.py` says how to
-make vLLM's. A row of the test set is asked once a server at most, so no cache can know it; each server and number of
-clients gets the same rows. A round starts each server anew, one at a time, and the order turns from round to round;
-vLLM, which compiles for a minute or more, is started once and stopped by a signal while others are measured. Settings
-of the peers are chosen before, on validation rows (`serving_choice.py`).
+Peers with their own environments are left out unless named: `benchmarks/peers/serve_vllm.py` says how to
+set up vLLM's. A test row is asked at most once per server, so no cache can contain it; each server and number of
+clients gets the same rows. A round restarts each server, one at a time, and the order rotates from round to round;
+vLLM, which compiles for a minute or more, is started once and paused by a signal while others are measured. Settings
+of the peers are chosen before, on validation rows (`choice.py`).
 
-What is measured is kept in FOLDER as it comes, and a run that was ended goes on; the page is written at the end. On two
+Results are stored in FOLDER as they come, so an interrupted run continues; the page is written at the end. On two
 cores choosing takes about five minutes (`--rounds 0` does only that) and three rounds ten.
 """
 
@@ -41,7 +41,7 @@ LEVELS = (1, 8, 32)
 
 
 def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
-    """A JSON Lines file in an order drawn with a fixed seed, with prompts and their tokens."""
+    """Return a JSON Lines file in an order drawn with a fixed seed, with prompts and their tokens."""
     from smallfirst.models.local.tokenizer import encode_prompt, load_tokenizer
 
     tokens, rows = load_tokenizer(model), []
@@ -55,7 +55,7 @@ def read_rows(path: Path, model: Path, manifest: Manifest) -> list[Row]:
 
 
 def promoted_model(task: Path, home: Path) -> Path:
-    """The folder of the task's newest promoted model."""
+    """Return the folder of the task's newest promoted model."""
     from smallfirst.project.task_file import read_task_file
 
     runs = sorted((home / "tasks" / read_task_file(task).name).glob("*/promoted.json"))
@@ -65,7 +65,7 @@ def promoted_model(task: Path, home: Path) -> Path:
 
 
 def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
-    """The label that each code token's text means."""
+    """Return the label of each code token's text."""
     from tokenizers import Tokenizer
 
     tokens = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -75,7 +75,7 @@ def code_texts(model: Path, manifest: Manifest) -> dict[Any, str]:
 
 
 def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest, store: Store) -> list[Side]:
-    """Everybody who takes part, peers in the settings that were chosen."""
+    """Return all servers, peers with the chosen settings."""
     labels, files = code_texts(model, manifest), gguf_files(wanted.work)
     found = [ours(wanted.task, wanted.home, manifest)]
     file, options = settings(store, "xllamacpp", files)
@@ -100,14 +100,14 @@ def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
 
 
 class Rounds:
-    """Measures sides and keeps those running, but stopped, that are slow to start."""
+    """Measures sides; pauses those that are slow to start instead of ending them."""
 
     def __init__(self, store: Store, others: Sequence[Row], stack: ExitStack) -> None:
         self.store, self.others, self._stack = store, others, stack
         self._kept: dict[str, Server] = {}
 
     def one_side(self, side: Side, number: int, rows: Sequence[Row]) -> None:
-        """Nothing back; what is missing of a side's round is measured and stored."""
+        """Measure and store what is missing of a side's round."""
         levels = [level for level in LEVELS if self.store.cell(side.name, level, number) is None]
         groups = [[level] for level in levels] if side.for_clients else [levels]
         n = len(rows) // len(LEVELS)
@@ -151,7 +151,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     wanted = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped on exit
     os.sched_setaffinity(0, wanted.cores)
     os.environ.pop("OMP_NUM_THREADS", None)
     model = promoted_model(wanted.task, wanted.home).resolve()

@@ -1,4 +1,4 @@
-"""Times the steps of a transformers Trainer, for the peers in training.py. Imports nothing but transformers."""
+"""Time the steps of a transformers Trainer, for the peers of speed.py. Imports only transformers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Clock(TrainerCallback):
         self.ended.append(time.perf_counter())
 
     def show(self, batches: Sequence[tuple[int, int]]) -> None:
-        """Nothing back; prints what training.py reads. `batches` are (real tokens, rows) in the order of the steps."""
+        """Print the figures that speed.py reads. `batches` are (real tokens, rows) in the order of the steps."""
         counted = batches[WARM_UP : WARM_UP + STEPS]
         seconds = sum(b - a for a, b in zip(self.began[WARM_UP:], self.ended[WARM_UP:], strict=True))
         tokens, rows = (sum(numbers) for numbers in zip(*counted, strict=True))
@@ -36,5 +36,5 @@ class Clock(TrainerCallback):
 
 
 def size(rows: Sequence[Any]) -> tuple[int, int]:
-    """Real tokens that are fed (a row's last is only a target) and rows of a batch before it is padded."""
+    """Return the real input tokens (a row's last is only a target) and the rows of a batch before padding."""
     return sum(len(row["input_ids"]) - 1 for row in rows), len(rows)

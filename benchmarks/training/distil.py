@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.distil OUT_FOLDER [--small]
 
-1,000 rows are drawn from the 9,000 training rows; 850 of them train, 150 choose: the teacher (the likeliest right of
-words + linear, frozen encoder + linear, encoder fine-tuned at two rates) and how sure an answer must be. The teacher
-labels the other rows through `smallfirst label`; their human labels are looked at afterwards only, to say how often it
+1,000 rows are drawn from the 9,000 training rows; 850 of them train, 150 choose: the teacher (the most accurate of
+words + linear, frozen encoder + linear, encoder fine-tuned at two rates) and the minimum confidence of a label. The teacher
+labels the other rows through `smallfirst label`; their human labels are read only afterwards, to measure how often it
 was right. Every student is then trained on three sets: the 1,000 alone, the 1,000 with the teacher's rows, all labels;
 all are measured on the official 3,080 test rows. `--small` adds SmolLM2-135M, the upper half of its layers trained.
 """
@@ -43,12 +43,12 @@ N_HUMAN, N_CHOOSE, SEED = 1000, 150, 0
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 RATES = (1e-4, 3e-4)
 EPOCHS_TOKENS = 220_000
-"""The fine-tuned encoder sees about so many tokens, whatever the number of rows, and at least two epochs."""
+"""Training tokens of the fine-tuned encoder, whatever the number of rows; at least two epochs."""
 SURE = (0.0, 0.3, 0.5, 0.7, 0.9)
 
 
 class Pupil(NamedTuple):
-    """A fitted model and what it is worth on the rows that choose."""
+    """A fitted model and its accuracy on the selection rows."""
 
     name: str
     scorer: LinearClassifier | LabelScorer
@@ -76,7 +76,7 @@ class Bench:
         self.encoder = SentenceEncoder(find_weights(DEFAULT_ENCODER))
 
     def linear(self, kind: str, rows: Dataset, tag: str) -> Pupil:
-        """A linear model on words or on the frozen encoder."""
+        """Fit a linear model on words or on the frozen encoder."""
         scorer = LinearClassifier.fit(kind, rows, self.task, encoder=self.encoder if kind == "encoder" else None)
         accuracy, temperature = accuracy_and_temperature(scorer.score(texts(self.choose)), self.choose, self.task)
         base = DEFAULT_ENCODER if kind == "encoder" else ""
@@ -103,7 +103,7 @@ class Bench:
         return Pupil("tuned", scorer, max(v for _, v in run.validation_curve), run.folder)
 
     def small(self, rows: Dataset, tag: str) -> Pupil:
-        """The small causal model, its lower half frozen."""
+        """Fine-tune the small causal model with its lower half frozen."""
         config = TrainConfig(duration="4ep", frozen_layers=15)
         folder = self.out / f"small-{tag}"
         with runs.open_run("distil", folder.name, params={}) as tracked:
@@ -114,11 +114,11 @@ class Bench:
         return Pupil("small", scorer, max(v for _, v in run.validation_curve), run.folder)
 
     def right(self, pupil: Pupil) -> list[bool]:
-        """For each test row, whether the pupil is right."""
+        """Return for each test row whether the student is right."""
         return rightness(pupil.scorer.score(texts(self.test)), self.test, self.task)
 
     def taught_by(self, teacher: Pupil) -> Dataset:
-        """The rows that people and the teacher labelled; how sure it must be is chosen with words + linear."""
+        """Return the rows labelled by people and the teacher; the minimum confidence is chosen with words + linear."""
         wish = {
             "train": "human.jsonl",
             "validation": "choose.jsonl",

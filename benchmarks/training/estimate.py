@@ -1,4 +1,4 @@
-"""What `smallfirst check` foretells against what happened: time of finished runs, memory of two steps.
+"""Compare the estimates of `smallfirst check` with measured values: time of finished runs, memory of two steps.
 
     python -m benchmarks.training.estimate time                    # finished benchmark runs of the state folder
     python -m benchmarks.training.estimate memory full 512 32 1    # method, tokens a batch, tokens a row, targets a row
@@ -39,7 +39,7 @@ BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 def compare_times() -> None:
     from smallfirst.training.run import Run
 
-    print("| set | tokens/s | GFLOP/s | took, s | foretold from the run before, s |\n|---|---|---|---|---|")
+    print("| set | tokens/s | GFLOP/s | took, s | estimated from the run before, s |\n|---|---|---|---|---|")
     before: float | None = None
     for path in sorted((home() / "tasks").glob("*/*/run.json"), key=lambda path: path.parent.name):
         name, run = path.parts[-3], Run.load(path)
@@ -49,14 +49,14 @@ def compare_times() -> None:
         assert base.tokens is not None
         work = epoch_work(tokenize_rows(project, project.rows.train, base.tokens), run.config)
         rate = train_flops(base.size, run.config, work, count_epochs(work, run.config)) / run.seconds / 1e9
-        foretold = "–"
+        estimated = "–"
         if before is not None:
-            exam = validation_work(project, tokenize_rows(project, project.rows.selection, base.tokens))
+            validation = validation_work(project, tokenize_rows(project, project.rows.selection, base.tokens))
             span = estimate_seconds(
-                base.size, run.config, work, exam, speed_from_earlier_run(before, base.size, run.config, work)
+                base.size, run.config, work, validation, speed_from_earlier_run(before, base.size, run.config, work)
             )
-            foretold = f"{span.low:.0f} to {span.high:.0f}"
-        print(f"| {name} | {run.tokens_per_s:.0f} | {rate:.0f} | {run.seconds:.0f} | {foretold} |")
+            estimated = f"{span.low:.0f} to {span.high:.0f}"
+        print(f"| {name} | {run.tokens_per_s:.0f} | {rate:.0f} | {run.seconds:.0f} | {estimated} |")
         before = run.tokens_per_s
 
 
@@ -69,27 +69,27 @@ def compare_memory(config: TrainConfig, width: int, targets: int) -> None:
     draw = random.Random(0)
     row_tokens = [tuple(draw.randrange(10, 400) for _ in range(width + 1)) for _ in range(config.batch_tokens // width)]
     rows = [TokenizedRow(ids, width + 1 - targets) for ids in row_tokens]
-    study = CausalBackend()
-    model, tokenizer = study.load(find_weights(BASE), config)
+    backend = CausalBackend()
+    model, tokenizer = backend.load(find_weights(BASE), config)
     before = time.process_time()
-    for _ in TrainingLoop(study, model, rows, config).steps():
+    for _ in TrainingLoop(backend, model, rows, config).steps():
         spent, before = time.process_time() - before, time.process_time()
     if config.method != "full":
         with tempfile.TemporaryDirectory() as folder:
-            study.save(model, tokenizer, Path(folder))
-    _show(config, width, targets, _foretold(size, config, rows), spent)
+            backend.save(model, tokenizer, Path(folder))
+    _show(config, width, targets, _estimated(size, config, rows), spent)
 
 
-def _foretold(size: BaseSize, config: TrainConfig, rows: list[TokenizedRow]) -> tuple[float, float, float]:
+def _estimated(size: BaseSize, config: TrainConfig, rows: list[TokenizedRow]) -> tuple[float, float, float]:
     read, several = largest_micro_batch(rows, size, config)
     found = peak_memory(size, config, read, several=several)
     return found.at_least, found.span.low, found.span.high
 
 
-def _show(config: TrainConfig, width: int, targets: int, foretold: tuple[float, float, float], spent: float) -> None:
+def _show(config: TrainConfig, width: int, targets: int, estimated: tuple[float, float, float], spent: float) -> None:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     most = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    least, low, high = (n / 1e9 for n in foretold)
+    least, low, high = (n / 1e9 for n in estimated)
     print(
         f"| {config.method} | {config.batch_tokens} | {config.micro_tokens or '–'} | {width} | {targets} | "
         f"{most / 1e9:.2f} | {low:.2f} to {high:.2f} | {least:.2f} | {spent:.2f} |"

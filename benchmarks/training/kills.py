@@ -1,14 +1,14 @@
-"""kill -9 at random moments: no fine-tune is lost, none hangs, and each ends with the weights of an unbroken one.
+"""Kill fine-tunes with SIGKILL at random moments and check that each ends with the weights of an uninterrupted one.
 
     python -m benchmarks.training.kills FOLDER
 
 A tiny Llama (2 layers, hidden size 32, seeded) is fine-tuned again and again by jobs of `foundation_model`. In ten jobs
-the process that trains is killed, in ten the process that submitted, in five both at once, as when a machine loses its
-power. Each moment is drawn with a fixed seed from its own part of a job's life; half of the submitter's from before
-create() has returned. Then another process looks (`fm.get`), the end is awaited and judged: COMPLETED, weights equal
+the process that trains is killed, in ten the process that submitted, in five both at once, as in a power
+failure. Each moment is drawn with a fixed seed from its own part of a job's life; half of the submitter's from before
+create() has returned. Then another process calls `fm.get`, and the final state is checked: COMPLETED, weights equal
 byte for byte, one registered version, one finished MLflow run, no checkpoint left.
 
-What was done is kept in FOLDER, so an exam that was broken off goes on. Writes benchmarks/results/kills.md.
+Results are stored in FOLDER, so an interrupted benchmark continues. Writes benchmarks/results/kills.md.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ from smallfirst.training.config import TrainConfig
 RESULT = RESULTS / "kills.md"
 KINDS = {"trainer": 10, "submitter": 10, "both": 5}
 CONFIG = TrainConfig(duration="12ep", learning_rate=3e-3, batch_tokens=64, max_seq_tokens=128)
-NAME, PATIENCE_S, SUBMIT_S = "main.exam.desk", 1800.0, 0.05
+NAME, PATIENCE_S, SUBMIT_S = "main.kills.tickets", 1800.0, 0.05
 START = 0.3
-"""Share of the moments that lie before the first step."""
+"""Share of the moments before the first step."""
 SUBMIT = """
 import sys
 from smallfirst import foundation_model as fm
 from smallfirst.training.config import TrainConfig
 model, rows, config = sys.argv[1:]
-run = fm.create(model, rows, "main.exam.desk", task_type="INSTRUCTION_FINETUNE", eval_data_path=rows,
+run = fm.create(model, rows, "main.kills.tickets", task_type="INSTRUCTION_FINETUNE", eval_data_path=rows,
                 config=TrainConfig.model_validate_json(config))
 print(run.name, flush=True)
 fm.get_events(run, follow=True)
 """
-"""What a user's program does. Its checkpoints are a minute apart; the exam's own jobs write them more often."""
+"""The program of a user. Its checkpoints are a minute apart; the benchmark's own jobs write them more often."""
 
 
 class Trial(NamedTuple):
-    """One kill to come: who, and when in [0, 1] of an unbroken life; below 0 before create() has returned."""
+    """One planned kill: which process, and when in [0, 1] of an uninterrupted job; below 0 before create() has returned."""
 
     kind: str
     number: int
@@ -67,7 +67,7 @@ class Trial(NamedTuple):
 
 
 class Bench:
-    """The folder of the exam: a tiny model, rows, a state folder, and what was found so far."""
+    """The benchmark's folder: a tiny model, rows, a state folder, and the results so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, self.rows = folder, folder / "model", folder / "rows.jsonl"
@@ -79,7 +79,7 @@ class Bench:
             self.rows.write_text("\n".join(json.dumps(row) for row in ROWS))
 
     def read(self) -> list[dict[str, Any]]:
-        """What was found so far: the unbroken job, then a line a kill."""
+        """Results so far: the uninterrupted job, then a line per kill."""
         return [json.loads(line) for line in self.found.read_text().splitlines()] if self.found.is_file() else []
 
     def keep(self, **values: Any) -> None:
@@ -87,14 +87,14 @@ class Bench:
         self.found.write_text("".join(json.dumps(one) + "\n" for one in (*self.read(), values)))
 
     def submit(self, name: str) -> JobFolder:
-        """A job of this exam's own process, with checkpoints as close as their price allows."""
+        """Submit a job from this process, with checkpoints as frequent as their cost allows."""
         told = {"register_to": NAME, "experiment": "exam", "created_by": "exam", "created_at": utc_now()}
         rows = {"train_rows": str(self.rows), "eval_rows": str(self.rows), "checkpoint_every_s": 0}
         plain = {"name": name, "recipe": "chat", "model": str(self.model), "config": CONFIG}
         return queue.submit(JobSpec.model_validate({**plain, **rows, **told}))
 
     def elsewhere(self, name: str | None = None) -> subprocess.Popen[str]:
-        """Another process that submits and then stays: a user's program, or one that submits job `name` as we do."""
+        """Start another process that submits and then stays: a user's program, or one that submits job `name` as we do."""
         users = ["-c", SUBMIT, str(self.model), str(self.rows), CONFIG.model_dump_json()]
         command = [
             sys.executable,
@@ -112,7 +112,7 @@ def trials() -> list[Trial]:
 
 
 def unbroken(bench: Bench) -> None:
-    """Keeps an unbroken job's weights, its life, and how long create() takes."""
+    """Store an uninterrupted job's weights, its duration, and that of create()."""
     began = time.monotonic()
     child = bench.elsewhere()
     name = _line(child)
@@ -127,7 +127,7 @@ def unbroken(bench: Bench) -> None:
 
 
 def try_once(bench: Bench, trial: Trial, whole: dict[str, Any]) -> dict[str, Any] | None:
-    """What was found after the kill; None if the job had ended before it came."""
+    """Return the result of a kill; None if the job had ended before it."""
     known = {place.name for place in queue.jobs_folder().iterdir()}
     name, child, in_create = f"{trial.kind}-{trial.number}-{len(known)}", None, trial.moment < 0
     if trial.kind == "trainer":
@@ -151,7 +151,7 @@ def try_once(bench: Bench, trial: Trial, whole: dict[str, Any]) -> dict[str, Any
 
 
 def _wait(job: JobFolder, moment: float, start_s: float) -> None:
-    """Nothing back; so much of the job's life is over."""
+    """Wait until this share of the job's life is over."""
     if moment < START:
         end = time.monotonic() + moment / START * start_s
         _until(lambda: time.monotonic() > end or job.progress is not None, every_s=0.05)
@@ -161,7 +161,7 @@ def _wait(job: JobFolder, moment: float, start_s: float) -> None:
 
 
 def _wait_in_create(moment: float, create_s: float, known: set[str]) -> None:
-    """Nothing back; create() is so far: its first fifth is importing, the rest are moments after the job's folder."""
+    """Wait until create() is this far: its first fifth is importing, the rest are moments after the job's folder."""
     if moment < -0.8:
         time.sleep((1 + moment) * create_s)
         return
@@ -170,7 +170,7 @@ def _wait_in_create(moment: float, create_s: float, known: set[str]) -> None:
 
 
 def _kill(job: JobFolder | None, child: subprocess.Popen[str] | None) -> None:
-    """Nothing back; the job's process and the other one are dead, not only told to die."""
+    """Wait until the job's process and the other one are dead."""
     trainer = None if job is None else _process_of(job)
     if trainer is not None:
         os.kill(trainer, signal.SIGKILL)
@@ -182,14 +182,14 @@ def _kill(job: JobFolder | None, child: subprocess.Popen[str] | None) -> None:
 
 
 def _looked_at(job: JobFolder | None, told: bool, whole: dict[str, Any]) -> dict[str, Any]:
-    """What whoever looks sees, and what became of the job; `told`: create() had returned before the kill."""
+    """Return the status at the first look and the outcome; `told`: create() had returned before the kill."""
     listed = [run.name for run in fm.list(limit=None)]
     if job is None or not job.exists:
         lost = told or (job is not None and job.name in listed)
         return {"look": "not accepted, not listed", "resumed": "-", "faults": ["LOST"] if lost else []}
     look = str(fm.get(job.name).status)
     faults = [] if job.alive or job.ended else [f"{look}, but nobody carries it out"]
-    _until(lambda: job.ended)  # waiting is not looking: a dead one is not brought back by it
+    _until(lambda: job.ended)  # waiting does not restart a dead job
     resumed = ", ".join(event.message for event in job.events if event.kind == "RESUMED") or _went_on(job)
     return {"look": look, "resumed": resumed, "faults": faults + _faults(job, whole)}
 
@@ -202,7 +202,7 @@ def _went_on(job: JobFolder) -> str:
 
 
 def _faults(job: JobFolder, whole: dict[str, Any]) -> list[str]:
-    """What is not as it would be had nothing happened."""
+    """Return the differences from an uninterrupted job."""
     registered = [version for version in versions.list_versions(NAME) if version.tags.get("job") == job.name]
     experiment = client().get_experiment_by_name(job.spec.experiment)
     runs = client().search_runs([experiment.experiment_id], f"tags.job = '{job.name}'") if experiment else []
@@ -218,7 +218,7 @@ def _faults(job: JobFolder, whole: dict[str, Any]) -> list[str]:
 
 
 def _process_of(job: JobFolder) -> int | None:
-    """Number of the process that carries the job out, by its command line."""
+    """Return the id of the process that runs the job, by its command line."""
     for place in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = place.read_bytes().split(b"\0")
@@ -269,12 +269,12 @@ def write(found: list[dict[str, Any]]) -> None:
 PAGE = """# kill -9 at random moments
 
 `python -m benchmarks.training.kills FOLDER`, {today}, 2 shared cores, Zen 5, 24 GB. A tiny Llama (2 layers,
-hidden size 32, seeded), {rows} rows, {duration}. An unbroken job lived {life_s:.0f} s, {start_s:.0f} s of it before its
-first step; other work ran on the machine, which draws out every phase.
+hidden size 32, seeded), {rows} rows, {duration}. An uninterrupted job took {life_s:.0f} s, {start_s:.0f} s of it before its
+first step; other work ran on the machine, which lengthens every phase.
 
-**{good} of {tried} kills without a fault**: after the first look (`fm.list`, `fm.get`) a process carries the
-job out; it is COMPLETED in the end, its weights equal those of the unbroken job byte for byte, it has one registered
-version, one finished MLflow run, and no checkpoint is left. What create() had not accepted yet is not listed.
+**{good} of {tried} kills without a fault**: after the first look (`fm.list`, `fm.get`) a process runs the
+job; it ends COMPLETED, its weights equal those of the uninterrupted job byte for byte, it has one registered
+version, one finished MLflow run, and no checkpoint is left. Jobs that create() had not accepted yet are not listed.
 
 Each moment is drawn with a fixed seed from its own part of the job's life: up to {start} it is a share of the start,
 then of the training's steps; below zero create() has not returned, above -0.8 it is within {submit_ms:.0f} ms of the

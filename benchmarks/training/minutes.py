@@ -1,8 +1,8 @@
-"""Minutes of training until Banking77 validation accuracy reaches 0.90, and what the result has on the test rows.
+"""Measure the minutes of training until Banking77 validation accuracy reaches 0.90, and the test accuracy of the result.
 
     python -m benchmarks.training.minutes OUT_FOLDER [--epochs 2] [--frozen 0] [--rate 2e-4]
 
-The accuracy is looked at after each epoch on the 1,003 validation rows; the time counts training and these looks, not
+The accuracy is measured after each epoch on the 1,003 validation rows; the time includes training and this, not
 loading. The learning rate falls over the epochs asked for. Test rows are read once, at the end.
 """
 

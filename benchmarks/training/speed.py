@@ -1,12 +1,12 @@
-"""Training steps, side by side in one run: ours, TRL's SFTTrainer, LLaMA-Factory; the same rows and base model.
+"""Time training steps side by side in one run: ours, TRL's SFTTrainer, LLaMA-Factory; the same rows and base model.
 
     python -m benchmarks.training.speed --base FOLDER --rows ROWS.jsonl [--trl PYTHON] [--llamafactory PYTHON] [--rounds 3]
 
 ROWS.jsonl holds `text` and `label`; a row is a conversation of two turns under the base model's ChatML tokens, the
-label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we read once a batch. Peers
-live in environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL is
-handed the very tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
-matrix rate measured before and after each; medians over the rounds are shown. "Of the peak" are 6 FLOPs for each weight
+label's text its answer. There is no system prompt unless `--system TEXT` gives one, which we compute once per batch. Peers
+need environments of their own (`pip install trl`, `pip install llamafactory`): give their interpreters. TRL
+gets our tokens. Each round runs every side once, a warm-up and then some steps, with the machine's bf16 and fp32
+matrix rate measured before and after each; medians over the rounds are shown. "Of the peak" means 6 FLOPs for each weight
 outside the embedding and each real token, over the bf16 rate.
 """
 
@@ -40,7 +40,7 @@ class Side(NamedTuple):
 
 
 def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Measured multiplication rate in FLOP/s on a shape of the model's own kind."""
+    """Return the measured matrix rate in FLOP/s on a shape typical of the model."""
     a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
     a @ b
     n, began = 0, time.perf_counter()
@@ -51,7 +51,7 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 1.0) -> float:
 
 
 def write_rows(base: Path, source: Path, into: Path, n: int, system: str) -> None:
-    """Nothing back; `into` holds the rows in tokens, and the conversations for a side that writes its own."""
+    """Write the rows in tokens to `into`, and the conversations for a side that tokenizes itself."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -99,7 +99,7 @@ def ours(base: Path, rows: Path, frozen: int) -> dict[str, float]:
 
 
 def run_side(side: Side, base: Path, rows: Path) -> dict[str, float]:
-    """What the side prints last: tokens, rows and seconds of its steps. Exits with its words if it fails."""
+    """Return tokens, rows and seconds of the side's steps; exit with its output if it fails."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **quiet}
     done = subprocess.run(
@@ -126,7 +126,7 @@ def sides(wanted: argparse.Namespace) -> list[Side]:
 
 
 def show(found: dict[str, list[dict[str, float]]], rates: dict[str, list[float]], weights: int) -> None:
-    """Nothing back; the table of medians is printed."""
+    """Print the table of medians."""
     middle = {name: statistics.median(r["tokens"] / r["seconds"] for r in runs) for name, runs in found.items()}
     bf16, fp32 = (statistics.median(rates[name]) for name in ("bf16", "fp32"))
     print(
