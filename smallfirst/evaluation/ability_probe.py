@@ -81,11 +81,7 @@ class ProbeResult(Record):
 
 
 def read_probe(path: Path | None = None) -> Probe:
-    """Read questions from a file of JSON lines; without a path return the built-in ones.
-
-    A line is {"prompt": "…", "answer": "…" or ["…", "…"], "wrong": ["…"], "kind": "…"}; the last two may be left out.
-    Raises DataError naming every bad line.
-    """
+    """Read questions from a file of JSON lines, or the built-in ones. Raise DataError naming every bad line."""
     if path is None:
         text = resources.files("smallfirst.evaluation").joinpath("ability_probe.jsonl").read_text(encoding="utf-8")
         return _parse(text, BUILT_IN_NAME, BUILT_IN_NAME)
@@ -98,10 +94,7 @@ def read_probe(path: Path | None = None) -> Probe:
 
 
 def run_probe(probe: Probe, folder: Path, *, name: str) -> ProbeResult:
-    """Ask the causal model in `folder` all questions, through its chat template if it has one.
-
-    A question is right if a right answer is likelier than every wrong one, so equally likely answers are not right.
-    """
+    """Ask the causal model in `folder` all questions; right means likelier than every wrong answer, ties excluded."""
     from smallfirst.models.local.multiple_choice import encode_question, mean_log_probabilities
     from smallfirst.models.local.weights import load_causal
 

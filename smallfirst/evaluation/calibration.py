@@ -17,10 +17,7 @@ MIN_ROWS = 30
 
 
 def fit_temperature(log_probabilities: np.ndarray, gold: np.ndarray) -> float:
-    """Return the temperature in [0.25, 8] with the least mean negative log-likelihood; 1 without rows.
-
-    log_probabilities (rows, labels) in nats; gold (rows,) label indices.
-    """
+    """Return the temperature in [0.25, 8] of least loss for (rows, labels) nats and (rows,) gold; 1 without rows."""
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
@@ -138,10 +135,7 @@ def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bo
 
 
 def equal_count_bins(confidence: Sequence[float] | np.ndarray, bins: int) -> list[np.ndarray]:
-    """Return the row indices of at most `bins` bins of about equal count, the least confident first.
-
-    Rows of equal confidence share a bin, so that a result never depends on the order of rows.
-    """
+    """Return the row indices of at most `bins` bins of about equal count, ties together, the least confident first."""
     confidences = np.asarray(confidence, dtype=np.float64)
     order = np.argsort(confidences, kind="stable")
     ends = np.cumsum([len(part) for part in np.array_split(order, bins)])

@@ -1,7 +1,4 @@
-"""evaluate(): one way to measure everything that answers: a fine-tuned model, an endpoint, recordings, a Router.
-
-Accuracy and throughput are measured with all rows in flight, latency afterwards on a few rows, one at a time.
-"""
+"""evaluate(): one way to measure everything that answers, accuracy with all rows in flight, latency one at a time."""
 
 from __future__ import annotations
 
@@ -32,11 +29,7 @@ class EvaluationSetup:
 async def evaluate(
     model: Model, setup: EvaluationSetup, *, candidate: str, probe_rows: int = 0, note: str = ""
 ) -> Evaluation:
-    """Evaluate `model` on all rows of the split.
-
-    With `probe_rows` the latencies come from that many rows asked one at a time after a warm-up; with 0 from what the
-    model reports for every row (endpoints, recordings). Raises what the model raises.
-    """
+    """Evaluate `model` on all rows; latencies come from `probe_rows` asked singly, or from its reports with 0."""
     examples, done = setup.data.examples, 0
 
     async def ask(example: Example) -> EvaluatedRow:

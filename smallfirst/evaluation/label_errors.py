@@ -88,11 +88,7 @@ def find_label_errors(evaluations: Sequence[Evaluation], *, most: int = 50) -> t
 
 
 def write_suspects(suspects: Sequence[Suspect], path: Path) -> Path:
-    """Write one JSON line per suspect for a person: text, given, suggested, and `answer` to fill in; return `path`.
-
-    Answers already filled in stay, also of rows that are suspect no longer. Raises DataError if the file exists and
-    cannot be read.
-    """
+    """Write one JSON line per suspect for a person; keep answers already filled in. Raise DataError if unreadable."""
     filled = {line.key: line for _, line in _read(path) if line.answer} if path.exists() else {}
     lines = []
     for s in suspects:

@@ -70,11 +70,7 @@ class Forecast(Record):
 
 
 def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_LABEL) -> tuple[Dataset, ...]:
-    """Return nested subsets with at most these numbers of rows per answer, fewest rows first.
-
-    For tasks with a closed set of labels. Each is smaller than the next; the whole is not included. Raises ConfigError
-    for numbers below 1.
-    """
+    """Return nested subsets with at most these numbers (from 1) of rows per label, fewest first, without the whole."""
     wrong = [number for number in numbers if number < 1]
     if wrong:
         raise ConfigError(f"rows per label must be at least 1 (got {', '.join(map(str, wrong))})")
@@ -91,10 +87,7 @@ def subsets_per_label(train: Dataset, numbers: Sequence[int] = DEFAULT_ROWS_PER_
 
 
 def subsets_by_share(train: Dataset, shares: Sequence[float] = DEFAULT_SHARES) -> tuple[Dataset, ...]:
-    """Return nested subsets of about these shares, fewest rows first, each smaller than the next.
-
-    Equal texts stay together. Raises ConfigError for shares outside [0, 1].
-    """
+    """Return nested subsets of about these shares in [0, 1], fewest rows first; equal texts stay together."""
     return _growing([sample_share(train, share, salt="learning")[0] for share in sorted(set(shares))], train)
 
 

@@ -66,10 +66,7 @@ class LLMJudge:
         self.max_concurrency = max_concurrency
 
     async def judge(self, rows: Sequence[EvaluatedRow]) -> tuple[Judgment, ...]:
-        """Return one Judgment per row, in order. A row without an answer is wrong and costs nothing.
-
-        Raises what the model raises.
-        """
+        """Return one Judgment per row, in order; a row without an answer is wrong and costs nothing."""
         slots = asyncio.Semaphore(self.max_concurrency)
 
         async def ask(request: Request) -> Completion:
@@ -117,10 +114,7 @@ class LLMJudge:
 
 
 def parse_judgment(text: str) -> bool | None:
-    """Return True for yes, False for no, None if neither is clear.
-
-    A first word before a punctuation mark or the end decides; else the only one of the two words that occurs.
-    """
+    """Return True for yes, False for no: the first word, else the only one of the two that occurs, else None."""
     reply = text.rsplit("</think>", 1)[-1].casefold()  # reasoning weighs both; the verdict comes after it
     first = re.match(r"\W*(yes|no)\b[*_\"'`]*(?:\s*(?:$|[.,;:!?\n])|\s+[–—-])", reply)
     found = {first[1]} if first else set(re.findall(r"\b(?:yes|no)\b", reply))
@@ -128,10 +122,7 @@ def parse_judgment(text: str) -> bool | None:
 
 
 def judge_agreement(judgments: Sequence[Judgment], human: Mapping[str, bool]) -> JudgeAgreement:
-    """Measure the agreement with people. `human` says by row key whether the judged answer is right.
-
-    Raises ConfigError if the judgments are not of one judge, or none of them has a human label.
-    """
+    """Measure agreement with `human` labels by row key. Raise ConfigError if there are none, or several judges."""
     judge, criterion = _only_judge(judgments)
     both = [judgment for judgment in judgments if judgment.key in human]
     if not both:

@@ -29,10 +29,7 @@ class RiskCoveragePoint(Record):
 def risk_coverage_curve(
     confidence: Confidences, correct: Sequence[bool], *, n_points: int = 60
 ) -> tuple[RiskCoveragePoint, ...]:
-    """Return the error by share accepted, from the most confident answers to all that have a confidence.
-
-    Empty if none has one. Raises ValueError if the lengths differ.
-    """
+    """Return the error by share accepted, most confident first; empty if no answer has a confidence."""
     ordered, wrong = _by_confidence(confidence, correct)
     n_known = int(np.isfinite(ordered).sum())
     errors = np.cumsum(wrong)

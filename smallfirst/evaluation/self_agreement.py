@@ -65,10 +65,7 @@ class SelfAgreement(Record):
 
 
 def self_agreement(first: Evaluation, second: Evaluation) -> SelfAgreement:
-    """Compare two passes of one model on the rows that both have; answers are the same if they are equal.
-
-    Raises SmallfirstError if the passes share no row or were made by different models.
-    """
+    """Compare two passes on the rows both have. Raise SmallfirstError if none is shared or the models differ."""
     if first.model != second.model:
         raise SmallfirstError(
             f"a model is compared with itself, but the passes were made by {first.model} and {second.model}",

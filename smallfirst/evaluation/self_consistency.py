@@ -105,10 +105,7 @@ class TeacherAgreement(Record):
 
 
 def answer_matcher(task: Task) -> AnswerMatcher:
-    """Return a function that says whether two parsed answers mean the same to the task.
-
-    They do if they are equal or, unless answers are a closed set, if one would be right where the other is.
-    """
+    """Return whether two answers are equal or, unless a closed set, one would be right where the other is."""
     if task.closed:
         return lambda first, second: first == second
     return lambda first, second: first == second or task.score((first,), second) >= task.pass_score

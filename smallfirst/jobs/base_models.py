@@ -23,19 +23,13 @@ def require_training_packages() -> None:
 
 
 def trainable_models() -> dict[str, int | None]:
-    """Return the context length in tokens of each trainable model of the catalogue.
-
-    It is None until the weights are on this machine.
-    """
+    """Return the longest input in tokens of each trainable model of the catalogue; None until its weights are here."""
     folders = {entry.name: pulled_path(entry) for entry in CATALOG if entry.kind == "transformers"}
     return {name: _context_length(folder) for name, folder in folders.items()}
 
 
 def context_length(model: str) -> int | None:
-    """Return the longest input in tokens of a base model; None if its weights are not here yet or do not say.
-
-    Raise ConfigError if the model cannot be trained, WeightsNotFound if a job could not find it either.
-    """
+    """Return the longest input in tokens, if known. Raise ConfigError if untrainable, WeightsNotFound if absent."""
     entry = next((e for e in CATALOG if e.name.casefold() == model.casefold()), None)
     untrainable = ConfigError(
         f'"{model}" cannot be trained: its weights are GGUF or no language model',
@@ -64,10 +58,7 @@ def _context_length(folder: Path) -> int | None:
 
 
 def weights_folder(address: str) -> Path:
-    """Return the folder of safetensors at a path or an address of a volume, to start a training from.
-
-    Raise ConfigError if it is incomplete, not on this machine, or a checkpoint that could run code when read.
-    """
+    """Return the folder of safetensors at a path or volume. Raise ConfigError if absent, incomplete or pickled."""
     folder = _local_path(address)
     if folder.suffix in _PICKLED or (folder.is_dir() and any(folder.glob("*.distcp"))):
         raise ConfigError(

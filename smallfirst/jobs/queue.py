@@ -37,11 +37,8 @@ class JobNotFound(SmallfirstError):
 
 
 def submit(spec: JobSpec, rows: JobRows | None = None) -> JobFolder:
-    """Start the job's process, which waits for its turn, and return the job; without `rows` the process reads them.
-
-    Raise ConfigError if the name is taken.
-    """
-    _recover_all()
+    """Start the job's process and return the job; without `rows` it reads them. Raise ConfigError for a taken name."""
+    all_jobs()
     folder = jobs_folder() / spec.name
     try:
         folder.mkdir(mode=0o700)
@@ -79,7 +76,10 @@ def find(name: str, *, restart_dead: bool = True) -> JobFolder:
 
 def all_jobs() -> list[JobFolder]:
     """Return all jobs, newest first; restart those whose process died."""
-    return _recover_all()
+    jobs = _all_jobs()
+    for job in reversed(jobs):  # the oldest first, so that it is again first in the queue
+        recover(job)
+    return jobs
 
 
 def follow(job: JobFolder) -> Iterator[Event]:
@@ -129,10 +129,7 @@ def recover(job: JobFolder) -> None:
 
 
 def resume(job: JobFolder, *, by: str) -> bool:
-    """Resume a stopped, failed or dead job from its checkpoint; return False if a process runs it.
-
-    A request to stop is withdrawn. Raise ConfigError if the job is completed.
-    """
+    """Resume a job from its checkpoint; return False if a process runs it. Raise ConfigError if it is completed."""
     end = time.monotonic() + EXIT_TIMEOUT_S
     while (lock := try_lock(job.lock)) is None:
         if not job.ended or time.monotonic() > end:
@@ -176,13 +173,6 @@ def _all_jobs() -> list[JobFolder]:
         except ConfigError as error:
             log.warning("skipped a damaged job: %s", error)
     return [job for *_, job in sorted(jobs, key=lambda one: one[:2], reverse=True)]
-
-
-def _recover_all() -> list[JobFolder]:
-    jobs = _all_jobs()
-    for job in reversed(jobs):  # the oldest first, so that it is again first in the queue
-        recover(job)
-    return jobs
 
 
 def _close_mlflow_run(job: JobFolder, status: Status) -> None:

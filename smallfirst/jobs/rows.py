@@ -42,10 +42,7 @@ class JobRows:
 
 
 def read_rows(address: str, recipe: str) -> Dataset:
-    """Return the rows at an address, in a format that the recipe accepts.
-
-    Raise DataError naming every bad row, ConfigError or MissingExtra as `load` does.
-    """
+    """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load` does."""
     data = load(address)
     kind = RECIPES.get(recipe)
     if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:

@@ -65,11 +65,7 @@ def start_process(
 
 
 def claim_lock(lock: Path, arguments: Sequence[str]) -> int | None:
-    """Return the lock descriptor of the started process, or None if another process holds the lock.
-
-    `arguments` are FOLDER and LOCK; without LOCK, as when a person starts the module, the lock is taken here. Children
-    of the process do not inherit it.
-    """
+    """Return the lock descriptor from the `arguments` FOLDER [LOCK], or None if another process holds the lock."""
     descriptor = int(arguments[1]) if len(arguments) > 1 else try_lock(lock)
     if descriptor is not None:
         os.set_inheritable(descriptor, False)

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallfirst.errors import Cancelled, SmallfirstError
+from smallfirst.errors import Cancelled, ConfigError, SmallfirstError
+from smallfirst.files import try_lock
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.queue import is_waiting, unfinished_before
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JobProgress, MlflowIds, utc_now
 from smallfirst.jobs.supervisor import claim_lock
-from smallfirst.jobs.training_slots import take_slot
 from smallfirst.training.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = "SMALLFIRST_JOBS_AT_ONCE"
+"""Environment variable: how many jobs of one user may train on this machine at the same time; 1 if not set."""
 POLL_INTERVAL_S = 0.25
 PROGRESS_INTERVAL_S = 1.0
 """Least seconds between two updates of the progress file."""
@@ -84,6 +87,15 @@ def wait_for_turn(job: JobFolder) -> Iterator[None]:
         os.close(slot)
 
 
+def take_slot() -> int | None:
+    """Return the descriptor of a free training slot, or None. Raise ConfigError if the limit is no positive number."""
+    text = os.environ.get(AT_ONCE, "").strip() or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f'{AT_ONCE} is "{text}"; it must be a number from 1', hint=f"export {AT_ONCE}=1")
+    paths = (Path(tempfile.gettempdir(), f"smallfirst-{os.getuid()}-{number}.lock") for number in range(int(text)))
+    return next((slot for path in paths if (slot := try_lock(path)) is not None), None)
+
+
 def run_job(job: JobFolder) -> None:
     """Train and register the job's model, up to COMPLETED. Raise Cancelled after a request to stop."""
     from smallfirst.jobs.register import register_model
@@ -118,8 +130,10 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
         )
     job.log.append("MODEL_INITIALIZED", f"weights of {spec.weights or spec.model} found")
     reporter = _ProgressReporter(job, tracked)
+    kind = RECIPES.get(spec.recipe)
+    recipe: Recipe = kind(job.name, rows.train, rows.evaluation, spec.eval_prompts, reporter.on_validation)
     run = train(
-        _recipe(job, rows, reporter),
+        recipe,
         spec.config,
         base=(spec.model, base),
         tracked=tracked,
@@ -131,12 +145,6 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     tracked.log_artifact(job.run_folder / "events.jsonl")
     job.log.append("TRAIN_FINISHED", f"best epoch {run.best_epoch} of {run.task}", seconds=run.seconds)
     return run
-
-
-def _recipe(job: JobFolder, rows: JobRows, reporter: _ProgressReporter) -> Recipe:
-    kind = RECIPES.get(job.spec.recipe)
-    recipe: Recipe = kind(job.name, rows.train, rows.evaluation, job.spec.eval_prompts, reporter.on_validation)
-    return recipe
 
 
 def _open_mlflow_run(job: JobFolder, rows: JobRows) -> TrackedRun:

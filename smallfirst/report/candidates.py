@@ -37,11 +37,7 @@ class CandidateTable(Record):
 
 
 def candidate_table(data: ReportData) -> CandidateTable:
-    """Return all metrics and pairs.
-
-    Pairs are each candidate against the large model (else the first one), then the fine-tuned model against each other
-    candidate that could go live.
-    """
+    """Return all metrics, pairs with the large model (else the first), and of the fine-tuned with promotable ones."""
     measures = dict.fromkeys(name for evaluation in data.evaluations for name in evaluation.measures)
     reference = (data.evaluation("large") or data.evaluations[0]).candidate
     more = ((FINE_TUNED, name) for name in promotable_names())

@@ -75,11 +75,7 @@ def list_cost_usd_per_1k(price: ListPrice, *, prompt_tokens: float, completion_t
 
 
 def large_part_usd_per_1k(routed: Evaluation, large: Evaluation) -> float:
-    """Return how much of the routed cost goes to the large model, per 1,000 requests.
-
-    An escalated row costs its discarded draft plus the large answer; the large answer's cost is read from the large
-    path's evaluation of the same row, or is its mean where that is missing.
-    """
+    """Return USD of the routed cost per 1,000 requests spent on the large model; its mean where a row is missing."""
     spent = 0.0
     for row in routed.rows:
         if row.stage == "large":

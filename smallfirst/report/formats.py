@@ -10,10 +10,7 @@ from smallfirst.project.candidates import CANDIDATES
 from smallfirst.stats.intervals import Estimate
 
 _NAMES = {"routed": "routed: small first", "large": "large model"}
-_ROLES = {
-    "routed": "small first, the large model for what it is not sure of",
-    "large": "the model to be replaced",
-}
+_ROLES = {"routed": "small first, the large model for what it is not sure of", "large": "the model to be replaced"}
 MEASURES = {
     "macro_f1": "macro-F1",
     "weighted_f1": "weighted F1",

@@ -1,7 +1,4 @@
-"""A JSON answer beside the right one, field by field.
-
-The task's own normalizers (dates, money) decide what counts, so a field marked as different may be accepted by it.
-"""
+"""A JSON answer beside the right one, field by field; the task's own normalizers may accept what differs here."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from fixtures.jobs import Eventually, create_job, event_kinds, job_spec
 
 from smallfirst.errors import ConfigError
-from smallfirst.jobs import queue, training_slots, worker
+from smallfirst.jobs import queue, worker
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.rows import JobRows
 from smallfirst.jobs.spec import JobSpec
@@ -22,7 +22,7 @@ from smallfirst.registry.runs import client, open_run
 def _no_free_slot(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No job here gets its turn, so their processes only wait."""
     monkeypatch.setattr(tempfile, "tempdir", str(jobs_home))  # as TMPDIR says to the processes
-    slot = training_slots.take_slot()
+    slot = worker.take_slot()
     assert slot is not None
     yield
     os.close(slot)

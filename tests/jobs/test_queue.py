@@ -12,7 +12,7 @@ from fixtures.jobs import Eventually, create_job, event_kinds, job_spec, process
 
 from smallfirst.errors import Cancelled, ConfigError
 from smallfirst.files import try_lock
-from smallfirst.jobs import queue, training_slots, worker
+from smallfirst.jobs import queue, worker
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.jobs.register import register_model
 from smallfirst.jobs.spec import JobSpec, MlflowIds
@@ -143,7 +143,7 @@ def test_a_damaged_job_hides_no_other() -> None:
 def test_the_earlier_of_two_that_wait_goes_first(
     spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
     early = create_job(job_spec("early"))
     late = create_job(
         spec.model_copy(update={"name": "late", "created_at": spec.created_at + timedelta(microseconds=1)})
@@ -162,8 +162,8 @@ def test_the_earlier_of_two_that_wait_goes_first(
     monkeypatch.setattr(worker.time, "sleep", nap)
     with worker.wait_for_turn(late):
         assert len(naps) == 3
-        assert training_slots.take_slot() is None
-    slot = training_slots.take_slot()
+        assert worker.take_slot() is None
+    slot = worker.take_slot()
     assert slot is not None
     os.close(slot)
     os.close(held or -1)
@@ -172,9 +172,9 @@ def test_the_earlier_of_two_that_wait_goes_first(
 
 
 def test_a_job_cancelled_while_it_waits_never_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_slots.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(worker.tempfile, "gettempdir", lambda: str(tmp_path))
     job = create_job(job_spec("waiting"))
-    taken = training_slots.take_slot()
+    taken = worker.take_slot()
     monkeypatch.setattr(worker.time, "sleep", lambda _: job.request_stop())
     with pytest.raises(Cancelled, match="before it began"), worker.wait_for_turn(job):
         pytest.fail("it began")

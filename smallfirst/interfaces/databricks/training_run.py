@@ -1,7 +1,4 @@
-"""TrainingRun and TrainingEvent: a job with the attributes that code written for Databricks reads.
-
-A TrainingRun is mutable, as users of Databricks expect: `refresh()` updates it in place.
-"""
+"""A job as Databricks' TrainingRun, which is mutable (`refresh()`) as its users expect, and TrainingEvent."""
 
 from __future__ import annotations
 

@@ -32,10 +32,7 @@ def get(server: str, path: str) -> dict[str, Any]:
 
 
 def invoke(server: str, name: str, inputs: Any) -> dict[str, Any]:
-    """Return the response body: MLflow's PredictionsResponse for a table, else a DatabricksEndpoint.
-
-    Raise ModelError, or ConfigError if the server cannot read the inputs.
-    """
+    """Return a PredictionsResponse for a table, else a DatabricksEndpoint. Raise ModelError or ConfigError."""
     from mlflow.deployments import DatabricksEndpoint, PredictionsResponse
 
     with _connected(server) as session:
@@ -53,7 +50,10 @@ def invoke_stream(server: str, name: str, inputs: Any) -> Iterator[dict[str, Any
             if value == "[DONE]":
                 return
             if value:
-                yield _chunk(json.loads(value))
+                chunk = json.loads(value)
+                if "error" in chunk:
+                    raise BadAnswer(str(chunk["error"].get("message", "the answer broke off")))
+                yield chunk
 
 
 def request_body(inputs: Any) -> dict[str, Any]:
@@ -95,12 +95,6 @@ def _send(session: BlockingSession, method: str, path: str, body: dict[str, Any]
 def _json(session: BlockingSession, response: HttpResponse) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(session.read(response))
     return found
-
-
-def _chunk(value: dict[str, Any]) -> dict[str, Any]:
-    if "error" in value:
-        raise BadAnswer(str(value["error"].get("message", "the answer broke off")))
-    return value
 
 
 def _refusal(status: int, content: str) -> ModelError | ConfigError:

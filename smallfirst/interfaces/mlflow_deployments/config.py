@@ -49,10 +49,7 @@ class ParsedConfig(NamedTuple):
 def parse_config(
     name: str | None, config: Mapping[str, Any] | None, *, before: Mapping[str, Any] | None = None
 ) -> ParsedConfig:
-    """Parse a config; settings it leaves out are taken from `before`, the stored body of an endpoint.
-
-    Raise ConfigError with all problems.
-    """
+    """Parse a config over `before`, the stored body of an endpoint. Raise ConfigError with all problems."""
     raw = _merge(before or {}, _normalize(name, config or {}))
     problems = list(secret_violations(raw))
     try:

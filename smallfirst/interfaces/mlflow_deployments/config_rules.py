@@ -22,14 +22,7 @@ _CONFIG_FIELDS = {
     "databricks-model-serving": "databricks_model_serving_config",
     "custom": "custom_provider_config",
 }
-_OTHER_APIS = {
-    "ai21labs",
-    "amazon-bedrock",
-    "anthropic",
-    "cohere",
-    "google-cloud-vertex-ai",
-    "palm",
-}
+_OTHER_APIS = {"ai21labs", "amazon-bedrock", "anthropic", "cohere", "google-cloud-vertex-ai", "palm"}
 _AZURE_FIELDS = (
     "openai_api_version",
     "openai_deployment_name",

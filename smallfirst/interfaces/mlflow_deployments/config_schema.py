@@ -1,7 +1,4 @@
-"""The fields of Databricks' serving endpoints as records; some are accepted without effect and named in a note.
-
-Fields that may hold a secret accept any value; `config_rules` checks them without repeating it.
-"""
+"""The fields of Databricks' serving endpoints as records; secrets accept any value, and config_rules checks them."""
 
 from __future__ import annotations
 

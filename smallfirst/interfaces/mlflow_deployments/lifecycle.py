@@ -39,10 +39,7 @@ class EndpointNotFound(SmallfirstError):
 
 
 def create(name: str | None, config: Mapping[str, Any] | None, *, log: Log | None = None) -> EndpointFolder:
-    """Return the new endpoint once it answers; remove it if it does not.
-
-    Raise ConfigError for an invalid config or a name that is taken, SmallfirstError if the server ends.
-    """
+    """Return the new endpoint once it answers. Raise ConfigError, or SmallfirstError if its server ends."""
     parsed = parse_config(name, config)
     endpoint = endpoint_folder(parsed.name)
     try:
@@ -74,10 +71,7 @@ def create(name: str | None, config: Mapping[str, Any] | None, *, log: Log | Non
 
 
 def update(name: str, config: Mapping[str, Any], *, log: Log | None = None) -> EndpointFolder:
-    """Return the endpoint once the new config is live; settings that the config leaves out stay.
-
-    Raise ConfigError for a config that is invalid or cannot go live; the old one then stays live.
-    """
+    """Return the endpoint once the new config is live. Raise ConfigError if it cannot be; the old one then stays."""
     endpoint = find(name)
     with _exclusive(endpoint):
         before = endpoint.config

@@ -1,8 +1,4 @@
-"""Describe endpoints to clients, in Databricks' format and in that of MLflow's gateway.
-
-GET /api/2.0/serving-endpoints[/NAME]   Databricks' format
-GET /api/2.0/endpoints/[NAME]           the format of MLflow's gateway
-"""
+"""Describe endpoints to clients, in Databricks' format and in that of MLflow's gateway."""
 
 from __future__ import annotations
 
@@ -82,10 +78,7 @@ def _ms(moment: datetime) -> int:
 
 
 def listing_routes(all_endpoints: Callable[[], list[EndpointInfo]]) -> tuple[PluginRoute, ...]:
-    """Return the routes that list and show the caller's endpoints, in both formats.
-
-    `all_endpoints` returns the endpoints of all callers, each at least with `name` and `task`.
-    """
+    """Return the routes that list and show, in both formats, those of `all_endpoints` that the caller may use."""
 
     def permitted() -> list[EndpointInfo]:
         return [endpoint for endpoint in all_endpoints() if current_caller().may_use(endpoint["name"])]
@@ -126,13 +119,12 @@ class EndpointListing(Plugin):
     """List what any server serves as endpoints, so that `smallfirst serve` answers MLflow's clients too."""
 
     def __init__(self, names: Callable[[], Iterable[str]]) -> None:
-        self.routes = listing_routes(lambda: [_served(name) for name in names()])
+        state = {"ready": "READY", "config_update": "NOT_UPDATING"}
+        self.routes = listing_routes(
+            lambda: [{"name": name, "task": "llm/v1/chat", "state": state} for name in names()]
+        )
 
 
 def create_plugin(context: PluginContext) -> EndpointListing | None:
     """Return the plugin for `smallfirst serve`; None if it serves no model of its own."""
     return EndpointListing(lambda: context.models) if context.models else None
-
-
-def _served(name: str) -> EndpointInfo:
-    return {"name": name, "task": "llm/v1/chat", "state": {"ready": "READY", "config_update": "NOT_UPDATING"}}

@@ -1,7 +1,4 @@
-"""Inside an endpoint's server: the models of its config, replaced without interrupting requests.
-
-A failure is reported in status.json, and the live models stay.
-"""
+"""Inside an endpoint's server: the models of its config, replaced without interrupting requests."""
 
 from __future__ import annotations
 

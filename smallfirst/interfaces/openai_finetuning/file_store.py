@@ -56,10 +56,7 @@ class FileStore:
 
     @contextmanager
     def draft(self, owner: str) -> Iterator[tuple[BinaryIO, Callable[[str], StoredFile]]]:
-        """Yield a file to write and a function that publishes it under a name; an unpublished file is removed.
-
-        Publishing raises StorageFull if the key has no room for it.
-        """
+        """Yield a file to write and a function that publishes it under a name; unpublished, it is removed."""
         folder = self._folder(owner) / f"{_DRAFT}{secrets.token_hex(8)}"
         folder.mkdir(parents=True, mode=0o700)
         try:

@@ -1,9 +1,4 @@
-"""OpenAI's files for fine-tuning: upload, list, retrieve, download, delete.
-
-POST   /v1/files                    a form with `purpose` fine-tune and the `file`
-GET    /v1/files[/ID[/content]]
-DELETE /v1/files/ID                 jobs created with it keep their own copy of the rows
-"""
+"""OpenAI's files for fine-tuning; jobs keep their own copy of the rows, so deleting a file does not harm them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""OpenAI's fine-tuning jobs, run by smallfirst.jobs: the folders and the queue of `foundation_model`.
-
-POST /v1/fine_tuning/jobs               accepted once all its rows are read; trains in a process of its own
-GET  /v1/fine_tuning/jobs[/ID[/events | /checkpoints]]
-POST /v1/fine_tuning/jobs/ID/cancel
-"""
+"""OpenAI's fine-tuning jobs, run by smallfirst.jobs: the folders and the queue of `foundation_model`."""
 
 from __future__ import annotations
 

@@ -33,11 +33,7 @@ class _Broken(Exception):
 
 
 async def receive_form(request: PluginRequest, file: BinaryIO, *, max_bytes: int) -> UploadForm:
-    """Write the form's part `file` to `file` and return the rest; read at most `max_bytes`, envelope included.
-
-    Raise ApiError 415 if it is no form, 413 if it is too large, 400 if it is broken or has no file; and
-    ClientDisconnected.
-    """
+    """Write the form's part `file` to `file`, return the rest. Raise ApiError 415, 413 or 400, ClientDisconnected."""
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise ApiError(415, "The body must be sent as Content-Type: multipart/form-data.")

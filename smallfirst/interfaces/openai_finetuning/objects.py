@@ -1,8 +1,4 @@
-"""A job, its events and its checkpoint as OpenAI's objects, all read from the job's folder.
-
-PENDING → validating_files · QUEUED → queued · STARTING, RUNNING → running · COMPLETED → succeeded
-FAILED → failed · TERMINATING, STOPPED → cancelled (as soon as a stop is requested)
-"""
+"""A job, its events and its checkpoint as OpenAI's objects, all read from the job's folder."""
 
 from __future__ import annotations
 
@@ -56,6 +52,7 @@ def job_object(job: JobFolder) -> dict[str, Any]:
     submitted, state = spec.submitted, state_after(events, cancelled=job.cancelled)
     ended = unix_seconds(events[-1].at) if state in TERMINAL_STATES else None
     hyperparameters = submitted["hyperparameters"]
+    has_started = any(event.kind in ("QUEUED", "STARTED", "REQUEUED") for event in events)
     return {
         "id": job.name,
         "object": "fine_tuning.job",
@@ -68,7 +65,7 @@ def job_object(job: JobFolder) -> dict[str, Any]:
         "organization_id": f"org-{ORGANISATION}",
         "result_files": [],
         "seed": spec.config.seed,
-        "status": "queued" if state == "PENDING" and _has_started(events) else _STATUS[state],
+        "status": "queued" if state == "PENDING" and has_started else _STATUS[state],
         "trained_tokens": _trained_tokens(events) if state == "COMPLETED" else None,
         "training_file": submitted["training_file"],
         "validation_file": submitted["validation_file"],
@@ -143,10 +140,6 @@ def _error(event: Event, job: JobFolder) -> dict[str, Any]:
     message, submitted = public_message(event.message, job), job.spec.submitted
     param = next((name for name in ("training_file", "validation_file") if f"{submitted[name]}:" in message), None)
     return {"code": "invalid_file" if param else "training_failed", "message": message, "param": param}
-
-
-def _has_started(events: tuple[Event, ...]) -> bool:
-    return any(event.kind in ("QUEUED", "STARTED", "REQUEUED") for event in events)
 
 
 def _trained_tokens(events: tuple[Event, ...]) -> int | None:

@@ -27,10 +27,7 @@ class FineTuning(Plugin):
     def __init__(self, settings: FineTuningSettings) -> None:
         store = FileStore(max_files=settings.max_files, max_bytes=settings.max_stored_bytes)
         self._models = FineTunedModels(max_models=settings.max_loaded_models, machine=settings.machine)
-        self.routes = (
-            *FilesApi(store, settings).routes,
-            *JobsApi(store, self._models, settings).routes,
-        )
+        self.routes = (*FilesApi(store, settings).routes, *JobsApi(store, self._models, settings).routes)
 
     def find(self, name: str, caller: str) -> Model | None:
         return self._models.find(name, caller)
@@ -44,10 +41,7 @@ class FineTuning(Plugin):
 
 
 def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
-    """Return the plugin for `serve` and `build_app`, and restart jobs whose process died.
-
-    Raise MissingExtra where uploads cannot be received or nothing can be trained.
-    """
+    """Return the plugin for `serve` and `build_app`, and restart jobs whose process died. Raise MissingExtra."""
     if find_spec("python_multipart") is None:
         raise MissingExtra("Fine-tuning over HTTP", "openai-finetuning")
     require_training_packages()
@@ -56,11 +50,7 @@ def fine_tuning(settings: FineTuningSettings | None = None) -> FineTuning:
 
 
 def create_plugin(context: PluginContext) -> FineTuning | None:
-    """Return the plugin for `smallfirst serve --plugin openai_finetuning`; None if it is not enabled.
-
-    The option `base` gives base models as NAME or NAME=FOLDER; without it those of the catalogue may be trained. Raise
-    ConfigError for a name that cannot be served, MissingExtra where nothing can be trained.
-    """
+    """Return the plugin of `smallfirst serve`, None if not enabled; option `base`: models as NAME or NAME=FOLDER."""
     if not context.enabled:
         return None
     named = {name: at or name for name, _, at in (base.partition("=") for base in context.options.get("base", ()))}

@@ -15,14 +15,10 @@ _BASE_NAME = re.compile(r"[A-Za-z0-9._/@-]{1,64}")
 _TWO_PARTS = r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$"
 
 
-def _catalogue() -> dict[str, str]:
-    return {name: name for name in trainable_models()}
-
-
 class FineTuningSettings(Record):
     """Limits of the fine-tuning API."""
 
-    base_models: dict[str, str] = pydantic.Field(default_factory=_catalogue)
+    base_models: dict[str, str] = pydantic.Field(default_factory=lambda: {name: name for name in trainable_models()})
     """Hub name, catalogue name or folder of each model that callers may train. No other can be trained, so that no
     caller makes the server fetch weights or read a folder of their choice."""
     register_to: str = pydantic.Field(default="main.fine_tuning", pattern=_TWO_PARTS)

@@ -1,7 +1,4 @@
-"""The frame of a chart: scales, ticks, grid lines, titles, marks, and labels that do not collide.
-
-SVG text with a CSS class for every colour. Points differ by shape and label too, so nothing is lost without colour.
-"""
+"""The frame of a chart as SVG text with CSS classes: scales, ticks, titles, marks and labels that do not collide."""
 
 from __future__ import annotations
 
@@ -182,11 +179,7 @@ def mark(candidate: str, place: Place) -> str:
 
 
 def place_labels(labels: Sequence[Label], frame: Frame, *, taken: Sequence[Place] = ()) -> str:
-    """Return the texts beside their points, each at the first of eight places that covers nothing.
-
-    `taken` are more points to keep clear of, such as those of a curve. If every place covers something, the one that
-    covers least is used.
-    """
+    """Return the texts beside their points, each where it covers least of the other texts, points and `taken`."""
     points = [*taken, *((label.x, label.y) for label in labels)]
     boxes: list[Box] = []
     parts = []

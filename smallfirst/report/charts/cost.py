@@ -6,16 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from smallfirst.report.charts.axes import (
-    Axis,
-    Label,
-    chart,
-    circle,
-    large_frame,
-    line,
-    log_scale,
-    stack_labels,
-)
+from smallfirst.report.charts.axes import Axis, Label, chart, circle, large_frame, line, log_scale, stack_labels
 from smallfirst.report.economics import PRICE_DROPS, PathCost, break_even_requests
 from smallfirst.report.formats import MINUS, count, percent, short, usd_tick
 

@@ -1,7 +1,4 @@
-"""Latency of one request on each path: median, 95th and 99th percentile, and their distribution.
-
-Latencies under load include waiting, so they are used only for paths that report a request's own time.
-"""
+"""Latency on each path; under load it includes waiting, so only paths that report a request's own time show it."""
 
 from __future__ import annotations
 

@@ -49,10 +49,7 @@ def quality_cost_chart(
     agreement: SelfAgreement | None = None,
     name: str = "quality-cost",
 ) -> Markup:
-    """Draw every path, the routed curve with a ring at point `chosen`, and the large model's self-agreement as a line.
-
-    Two charts on one page need different names.
-    """
+    """Draw every path, the routed curve with a ring at `chosen`, and the agreement; `name` is unique on a page."""
     frame, shown = quality_frame(evaluations, curve, agreement), _in_view(evaluations)
     body: list[str] = []
     taken: list[tuple[float, float]] = []
