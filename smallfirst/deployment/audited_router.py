@@ -1,9 +1,7 @@
 """A Router after go-live: its guarantee is audited, its traffic monitored, and the large model answers on an alarm.
 
-A share of the answers that the certificate accepts is selected by chance, before anybody knows how they turn out, and
-compared with the large model's answer or a person's. Verdicts feed a bound that is valid at any time
-(`smallfirst.routing.monitoring.monitor`). Its state is in the ledger, so a restart continues where the process ended;
-only the drift tests start again. An audit costs one more answer of the large model, asked after the client has its own.
+A share of the answers that the certificate accepts is selected by chance and compared with the large model's answer or
+a person's. The monitor's state is in the ledger, so a restart continues where the process ended.
 """
 
 from __future__ import annotations
@@ -37,11 +35,9 @@ class AuditSettings(NamedTuple):
     """How answers of one task are judged."""
 
     judge: Literal["large", "person"]
-    """Whose answer an accepted one is compared with."""
     agrees: Callable[[str, str], bool]
     """Return True if the first answer (the draft) agrees with the second one (the judge's)."""
     store_bodies: bool = False
-    """True keeps both answers in the ledger."""
 
 
 class AuditedRouter(DelegatingModel):
@@ -89,7 +85,6 @@ class AuditedRouter(DelegatingModel):
         return self._select_for_audit(await self.router.finish(decision, request))
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the answer piece by piece."""
         decision = await self._decide(request)
         async for chunk in self.router.finish_stream(decision, request):
             if chunk.completion is not None:
@@ -97,7 +92,6 @@ class AuditedRouter(DelegatingModel):
             yield chunk
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Audit an answer in the background if chance has selected it."""
         route = completion.route
         if route is None or route.task != self.name or not route.audited:
             return
@@ -242,7 +236,6 @@ class AuditedRouter(DelegatingModel):
         )
 
     def _note_drawn(self, id: str) -> None:
-        """Remember at which request an answer was given; the oldest of too many are forgotten."""
         self._drawn_at[id] = self.monitor.requests
         if len(self._drawn_at) > MAX_PENDING_AUDITS:
             del self._drawn_at[next(iter(self._drawn_at))]

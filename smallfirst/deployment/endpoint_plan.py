@@ -1,9 +1,4 @@
-"""From the entities of an endpoint to what is served under its name: registered models, external models, a cascade.
-
-An EndpointPlan says what an endpoint consists of; `load_endpoint` loads it. A registered model is a version, or an
-alias that is followed; with a fallback it answers in a Router under the certificate of its version. Traffic between
-several entities is split by weight. During a change of plan the old and the new models are in memory.
-"""
+"""From the entities of an endpoint to what is served under its name: registered models, external models, a cascade."""
 
 from __future__ import annotations
 
@@ -18,15 +13,7 @@ from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.protocol import (
-    Capability,
-    Chunk,
-    Completion,
-    Model,
-    Request,
-    Route,
-    RouteStep,
-)
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
@@ -46,7 +33,6 @@ class RegisteredEntity(Record):
     """A model of the registry."""
 
     name: str
-    """The entity's name at the endpoint."""
     model: str
     """Three-level name, `catalog.schema.model`."""
     version: str
@@ -54,7 +40,6 @@ class RegisteredEntity(Record):
 
     @property
     def reference(self) -> str:
-        """As `versions.resolve` takes it."""
         return self.model + (self.version if self.version.startswith("@") else f"/{self.version}")
 
 
@@ -62,9 +47,7 @@ class ExternalEntity(Record):
     """A model behind an OpenAI-compatible address."""
 
     name: str
-    """The entity's name at the endpoint."""
     endpoint: EndpointConfig
-    """Address; its key comes from the environment."""
 
 
 class Cascade(Record):
@@ -80,9 +63,7 @@ class EndpointPlan(Record):
     """What an endpoint is made of."""
 
     registered: tuple[RegisteredEntity, ...] = ()
-    """Models of the registry."""
     external: tuple[ExternalEntity, ...] = ()
-    """Models elsewhere."""
     percent: dict[str, Annotated[int, Field(ge=0, le=100)]]
     """Share of the requests by entity name, in percent; they sum to 100."""
     cascade: Cascade | None = None
@@ -90,7 +71,6 @@ class EndpointPlan(Record):
     sticky_by: tuple[str, ...] = ("user",)
     """Tags of a request, such as `user`: equal values go to the same entity. The first one it has counts."""
     prices: PriceBook = PriceBook()
-    """What answers cost."""
 
 
 class LoadedEndpoint(NamedTuple):
@@ -99,12 +79,9 @@ class LoadedEndpoint(NamedTuple):
     models: dict[str, Model]
     """By served name: the endpoint's, and `endpoint/entity` for each entity alone."""
     versions: dict[str, int]
-    """Version by name of a registered entity."""
     notes: tuple[str, ...]
-    """Remarks for the author of the plan."""
 
     async def aclose(self) -> None:
-        """Free what the models hold."""
         for model in self.models.values():
             await model.aclose()
 
@@ -168,7 +145,6 @@ def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
 
 
 def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificate:
-    """Return the version's certificate. Raise StageMissing if it has none under which it may answer."""
     what = f"{version.name} version {version.version}"
     raw = versions.read_attachment(version.name, version.version, "certificate.json")
     if raw is None:
@@ -194,11 +170,7 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
 def _cascade(
     version: versions.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
 ) -> Router:
-    """Return a Router over the version's model and the fallback, which gets the task's prompt.
-
-    Answers that the certificate does not cover go to the fallback: whether that is worth it was measured with the large
-    model of task.yaml, which may be another one.
-    """
+    """Return a Router over the version's model and the fallback, which gets what the certificate does not cover."""
     (small, large), manifest = models, read_manifest(version.folder)
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
@@ -223,7 +195,6 @@ class TrafficSplit(DelegatingModel):
         embedder: Model | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`embedder` gives embeddings and label probabilities; a single model does so by default."""
         single = next(iter(models.values())) if len(models) == 1 else None
         self._embedder = embedder or single
         super().__init__(self._embedder or next(iter(models.values())), name=name)
@@ -231,17 +202,14 @@ class TrafficSplit(DelegatingModel):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Streaming, and what the embedder can do beyond answering."""
         more = self._embedder.capabilities if self._embedder else frozenset[Capability]()
         return more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
 
     async def complete(self, request: Request) -> Completion:
-        """Return the chosen entity's answer."""
         entity, why, at = self.choose(request)
         return self._with_entity(await self._models[entity].complete(request), entity, why, at)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        """Yield the chosen entity's answer piece by piece."""
         entity, why, at = self.choose(request)
         async for chunk in self._models[entity].stream(request):
             if chunk.completion is not None:
@@ -263,7 +231,6 @@ class TrafficSplit(DelegatingModel):
         return entity, f"{self._percent[entity]} % go there, {by}", at
 
     async def aclose(self) -> None:
-        """Close all models; one that is served under two names is closed twice."""
         for model in self._models.values():
             await model.aclose()
 

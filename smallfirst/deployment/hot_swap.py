@@ -1,9 +1,7 @@
 """Models by served name that can be replaced while requests are running.
 
-A name leads to a proxy, which passes each request to the model that has the name when the request begins. Models that
-belong together (a task's Router and its small model) form a ModelSet, which is replaced in one step. A replaced set is
-closed after its last request, so no request is dropped and none sees half of a change. A lock is held for a moment at
-the beginning and end of each request, and two sets are in memory during a change.
+A name leads to a proxy, which passes each request to the model that has the name when the request begins. A replaced
+set is closed after its last request, so no request is dropped and none sees half of a change.
 """
 
 from __future__ import annotations
@@ -13,20 +11,14 @@ import threading
 import time
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Model
 from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.serving.server import AsyncCloseable
 
 _RUN_TIMEOUT_S = 120.0
-
-
-class AsyncCloseable(Protocol):
-    """Something that holds models."""
-
-    async def aclose(self) -> None:
-        """Free what is held."""
 
 
 class ModelSet:
@@ -36,12 +28,9 @@ class ModelSet:
         """`models` takes the place of the set with the same `slot`; closing `owner` frees all that they use."""
         self.slot, self.models, self._owner = slot, dict(models), owner
         self.n_in_flight = 0
-        """Running requests."""
         self.idle_since_s = time.monotonic()
-        """End of its last request."""
 
     async def aclose(self) -> None:
-        """Free all its models."""
         await self._owner.aclose()
 
 
@@ -103,7 +92,6 @@ class HotSwapModels(Mapping[str, Model]):
 
     @property
     def active(self) -> dict[str, ModelSet]:
-        """The sets that new requests go to, by slot."""
         return self._active
 
     @property
@@ -133,7 +121,6 @@ class ModelProxy(DelegatingModel):
     """A served name, itself a Model: each request goes to the model that has the name when the request begins."""
 
     def __init__(self, models: HotSwapModels, served_name: str, model: Model) -> None:
-        """Proxy for `served_name`, whose present model is `model`."""
         super().__init__(model)
         self._models, self._served_name = models, served_name
 

@@ -1,10 +1,5 @@
 """Routes and metrics for Routers after go-live.
 
-    POST /v1/feedback   {"id": "chatcmpl-…", "verdict": "right" or "wrong", "answer": "…"}
-    GET  /v1/routers    each task's state, live error, guarantee and alarms
-    GET  /v1/queue      answers that wait for a person (see `review_queue`)
-    GET  /metrics       their metrics, beside the server's
-
 Feedback from any key is kept. It changes a bound only if chance had selected the answer for an audit, since people
 report wrong answers more readily than right ones.
 """
@@ -33,7 +28,6 @@ _MAX_BODY_BYTES = 64 * 1024
 MAX_VERDICTS = 16
 """Verdicts that are kept on one answer: people may disagree, but must not fill the ledger."""
 _MAX_LISTED = 200
-"""Entries of the queue in one response."""
 
 
 class MonitoringRoutes(Plugin):
@@ -52,7 +46,6 @@ class MonitoringRoutes(Plugin):
         )
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Count the answer and hand it to the audits of its Router."""
         route = completion.route
         if route is None:
             return
@@ -142,7 +135,6 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
 
 
 def _parse(body: dict[str, Any], caller: str) -> FeedbackRow:
-    """Return the feedback in a body. Raise ApiError 400 naming the field at fault."""
     unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")

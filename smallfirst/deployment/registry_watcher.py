@@ -1,10 +1,4 @@
-"""Follow the registry: poll what should be served, load it beside the live models, swap, and back off on failure.
-
-Looking up an alias reads no file. When a target has moved, in whatever process that happened, the new models are loaded
-and tried beside those that answer and then replace them in one step; running requests end on the models they began
-with. Models that cannot be loaded are reported once for each reason and tried again later each time, while the live
-ones stay. Two versions are in memory during a change.
-"""
+"""Follow the registry: poll what should be served, load it beside the live models, swap, and back off on failure."""
 
 from __future__ import annotations
 
@@ -16,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from smallfirst.deployment.hot_swap import AsyncCloseable, HotSwapModels
+from smallfirst.deployment.hot_swap import HotSwapModels
+from smallfirst.serving.server import AsyncCloseable
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -40,8 +35,7 @@ class WatchedTarget(Protocol):
     def interval_s(self) -> float:
         """Seconds between two polls, and before the first retry."""
 
-    def current(self) -> Any:
-        """Return what is served now."""
+    def current(self) -> Any: ...
 
     def wanted(self) -> Any:
         """Return what should be served; if it is not equal to `current`, it is loaded. Raise any exception."""
@@ -49,14 +43,12 @@ class WatchedTarget(Protocol):
     def load(self, wanted: Any) -> AsyncCloseable:
         """Load the models of `wanted` beside the live ones. Raise NotReadyYet or any exception."""
 
-    def activate(self, loaded: Any) -> None:
-        """Put what `load` returned in the place of the live models."""
+    def activate(self, loaded: Any) -> None: ...
 
     def failed(self, wanted: Any | None, error: Exception) -> None:
         """Report why `wanted` is not served, or, if it is None, that it could not be looked up."""
 
-    def recovered(self) -> None:
-        """Take note that after a failure `wanted` is what is served."""
+    def recovered(self) -> None: ...
 
 
 @dataclass
@@ -79,11 +71,9 @@ class RegistryWatcher:
         self._thread = threading.Thread(target=self._watch, name="registry watcher", daemon=True)
 
     def start(self) -> None:
-        """Start polling; a process that is told to stop ends it with `stop`."""
         self._thread.start()
 
     async def stop(self) -> None:
-        """Stop polling and wait for a change that is under way."""
         self._stop.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, _JOIN_TIMEOUT_S)

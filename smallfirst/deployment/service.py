@@ -1,8 +1,6 @@
 """Deploy tasks on a server: each one's audited Router, the models behind it, and `auto` over all tasks.
 
-A Router is built from its champion's version in the registry, with the certificate and the reference for monitoring
-traffic. Without an issued certificate the small model runs in shadow beside the large one that answers, unless somebody
-has signed for it in task.yaml. When the aliases move, by a promotion or a rollback, the server follows.
+When the registry's aliases move, by a promotion or a rollback, the server follows.
 """
 
 from __future__ import annotations
@@ -16,12 +14,7 @@ from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelProxy, ModelSet
 from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import NotReadyYet, RegistryWatcher, one_line
-from smallfirst.deployment.task_deployment import (
-    DeployedVersion,
-    TargetVersions,
-    TaskDeployment,
-    check_models_answer,
-)
+from smallfirst.deployment.task_deployment import DeployedVersion, TargetVersions, TaskDeployment, check_models_answer
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.project.task_file import TaskFile
@@ -82,7 +75,6 @@ class DeployedTasks(Plugin):
     """The plugin over the tasks of one server, with the served models in `models`."""
 
     def __init__(self, deployments: Sequence[TaskDeployment], ledger: Ledger, *, poll_interval_s: float) -> None:
-        """Load every task's champion. Raise as `TaskDeployment.load` does."""
         self.models = HotSwapModels()
         self._ledger = ledger
         self._targets = {each.name: TaskTarget(each, self, poll_interval_s) for each in deployments}
@@ -95,7 +87,6 @@ class DeployedTasks(Plugin):
 
     @property
     def by_task(self) -> Mapping[str, AuditedRouter]:
-        """The Routers that answer now."""
         return self._monitoring.by_task
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -112,7 +103,6 @@ class DeployedTasks(Plugin):
         owner.answered(id, request, completion)
 
     async def aclose(self) -> None:
-        """Stop following the registry, then close every model."""
         await self.watcher.stop()
         await self.models.aclose()
         for target in self._targets.values():
@@ -153,7 +143,6 @@ class DeployedTasks(Plugin):
             _log.exception("%s: the ledger did not take a row", router.name)
 
     def _create_auto(self) -> ModelSet | None:
-        """Return `auto` over the tasks that have a profile; None if none has."""
         known = {
             name: target.deployed
             for name, target in self._targets.items()
@@ -175,16 +164,13 @@ class TaskTarget:
     """A task whose aliases the RegistryWatcher follows."""
 
     def __init__(self, deployment: TaskDeployment, owner: DeployedTasks, interval_s: float) -> None:
-        """Load the champion."""
         self.deployment, self.name, self.interval_s, self._owner = deployment, deployment.name, interval_s, owner
         self.deployed = deployment.load(deployment.target_versions())
 
     def current(self) -> TargetVersions:
-        """Return the versions that answer."""
         return self.deployed.versions
 
     def wanted(self) -> TargetVersions:
-        """Return the versions that the aliases name."""
         return self.deployment.target_versions()
 
     def load(self, wanted: TargetVersions) -> DeployedVersion:
@@ -196,12 +182,10 @@ class TaskTarget:
         return self.deployment.load(wanted, trial=lambda loaded: models.run(check_models_answer(loaded, sample)))
 
     def activate(self, loaded: DeployedVersion) -> None:
-        """Let the loaded version answer."""
         old, self.deployed = self.deployed, loaded
         self._owner.replace(self.name, old, loaded)
 
     def failed(self, wanted: TargetVersions | None, error: Exception) -> None:
-        """Log why the version before stays."""
         router, stays = self.deployed.router, self.deployed.versions.description
         if wanted is None:
             _log.warning("%s: the aliases cannot be looked up: %s; %s stays", self.name, one_line(error), stays)

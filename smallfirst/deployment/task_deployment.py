@@ -1,8 +1,4 @@
-"""One task of a server: what its versions share, and how a Router is built from one of them.
-
-The task file, the rows and the large model are read once; a version brings its files, its certificate and its run.
-Building a Router from a version reads its files and loads the model beside the live one.
-"""
+"""One task of a server: what its versions share, and how a Router is built from one of them."""
 
 from __future__ import annotations
 
@@ -60,7 +56,6 @@ class TargetVersions(NamedTuple):
 
     @property
     def description(self) -> str:
-        """For a line of a log."""
         beside = f", challenger {self.challenger}" if self.challenger is not None else ""
         return f"version {self.champion}{beside}"
 
@@ -72,10 +67,9 @@ class DeployedVersion(NamedTuple):
     router: AuditedRouter
     models: ModelSet
     profile_folder: Path
-    """Folder of the task profile by which `auto` recognises the task; may be missing."""
+    """May be missing; `auto` recognises the task by it."""
 
     async def aclose(self) -> None:
-        """Free all its models."""
         await self.models.aclose()
 
 
@@ -105,7 +99,6 @@ class TaskDeployment:
 
     @property
     def name(self) -> str:
-        """The task's name."""
         return self.file.name
 
     def target_versions(self) -> TargetVersions:
@@ -222,7 +215,7 @@ def _monitor(
 
 
 def _agreement(task: Any) -> Callable[[str, str], bool]:
-    """Return the function that tells, by the task's own score, whether a draft agrees with a judge's answer."""
+    """Tell by the task's own score whether a draft agrees with a judge's answer."""
 
     def agrees(draft: str, judged: str) -> bool:
         right = task.parse(judged)
@@ -232,7 +225,6 @@ def _agreement(task: Any) -> Callable[[str, str], bool]:
 
 
 def _large_models(project: Project, *, live: bool) -> tuple[Model | None, Model | None]:
-    """Return the large model with the task's prompt and without it; both None if there is no large model to ask."""
     file = project.file
     if file.large is None or not (live or file.large.recorded):
         return None, None

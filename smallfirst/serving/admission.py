@@ -1,7 +1,4 @@
-"""Bounds on what a request may take before a model sees it: place in the server, prompt tokens, body size and type.
-
-All bounds are checked while bytes arrive, so that no request makes the server hold more than its settings allow.
-"""
+"""Bounds on what a request may take: place in the server, prompt tokens, body size and type."""
 
 from __future__ import annotations
 
@@ -28,7 +25,6 @@ class Admission:
     """Bounds on the requests that are answered, that wait, and on their prompt tokens."""
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
-        """Admit `in_flight` + `queue` requests with about `tokens` prompt tokens in all."""
         self.turn = asyncio.Semaphore(in_flight)
         self._max_requests, self._max_tokens = in_flight + queue, tokens
         self.in_flight, self.tokens_in_flight = 0, 0

@@ -1,18 +1,6 @@
 """An OpenAI-compatible server for any Models: small, large and a Router over both, side by side.
 
-    POST /v1/chat/completions   an answer, whole or streamed
-    POST /v1/completions        the same for a plain prompt
-    POST /v1/embeddings         vectors from a small model
-    POST /v1/score              probabilities of all labels
-    POST /invocations           MLflow's formats, also below /endpoints/NAME and /serving-endpoints/NAME
-    GET  /v1/models[/NAME]      what is served
-    GET  /health                alive, and which version (needs no key)
-    GET  /ready                 whether models and ledger would answer now (needs no key)
-    GET  /metrics               metrics for Prometheus (role admin)
-    GET  /openapi.json          the routes, for tools
-
-Plugins add routes and models. One process and one event loop: models wait on the network or work in their own threads
-and processes, so a model that computes inside `complete` blocks all requests.
+One process and one event loop: a model that computes inside `complete` blocks all requests.
 """
 
 from __future__ import annotations
@@ -154,7 +142,6 @@ def _create_context(
 
 
 def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route]:
-    """Return the routes that list the models that the caller may use."""
     started = int(time.time())
 
     async def creation_times() -> dict[str, int]:
@@ -198,8 +185,7 @@ def _check_names(models: Mapping[str, Model]) -> None:
     for name in models:
         if not _SERVED_NAME.fullmatch(name):
             raise ConfigError(
-                f"{name!r} cannot be a served name",
-                hint="use 1 to 128 of the characters A-Z a-z 0-9 . _ / @ : -",
+                f"{name!r} cannot be a served name", hint="use 1 to 128 of the characters A-Z a-z 0-9 . _ / @ : -"
             )
 
 

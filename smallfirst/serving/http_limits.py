@@ -1,18 +1,8 @@
 """Time and size limits of HTTP connections, and refusal of requests that two parsers could read differently.
 
 uvicorn waits for ever for the rest of a head, for the rest of a body that nobody reads, and for a client that does not
-read; h11 accepts a Content-Length beside chunks, folded header lines, and a head of any size in one piece. Here:
-
-    head           within 10 s of its first byte (the first one: of the connection), at most 16 KiB and 100 lines
-    body           within 20 s, and a second more for every 500 bytes received; the clock stops while the server is
-                   slower than the client; the rest of a body whose request is answered already within 10 s
-    answer         a client that reads less than 500 bytes a second of a waiting answer is cut off after 30 s
-    connections    1,000 at once; one more gets 503 and is closed
-    refused        Content-Length beside Transfer-Encoding, two values of Content-Length, folded header lines, versions
-                   other than 1.0 and 1.1
-
-Errors are in OpenAI's format and close the connection. A connection that waits for its client has a timer, and a head's
-bytes are copied twice. The base class is uvicorn's own H11Protocol, whose internals may change between releases.
+read; h11 accepts a Content-Length beside chunks, folded header lines, and a head of any size in one piece. The base
+class is uvicorn's own H11Protocol, whose internals may change between releases.
 """
 
 from __future__ import annotations
@@ -57,9 +47,7 @@ class ConnectionLimits(Record):
     unread_s: float = 30.0
     """Longest time that a client may read nothing while there is something to send."""
     max_head_bytes: int = 16 * 1024
-    """Largest head."""
     max_head_lines: int = 100
-    """Most lines of a head."""
     max_connections: int = 1_000
     """Connections at once; leave room below the process's limit of open files."""
 
@@ -70,16 +58,12 @@ class _Refusal(NamedTuple):
 
 
 class _StrictConnection(h11.Connection):
-    """h11's parser, which also refuses what other parsers may read differently."""
-
     def __init__(self, limits: ConnectionLimits) -> None:
         super().__init__(h11.SERVER, limits.max_head_bytes)
         self._limits = limits
         self.refusal: _Refusal | None = None
-        """Why the head was refused, if this class refused it."""
 
     def next_event(self) -> Any:
-        """Return h11's next event. Raise RemoteProtocolError."""
         if self.their_state is h11.IDLE:
             self.refusal = self._check_head(self.trailing_data[0].lstrip(b"\r\n"))
         if self.refusal is not None:
@@ -118,7 +102,6 @@ class LimitedProtocol(H11Protocol):
     limits = ConnectionLimits()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take uvicorn's arguments."""
         super().__init__(*args, **kwargs)
         self.conn: _StrictConnection = _StrictConnection(self.limits)
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +109,6 @@ class LimitedProtocol(H11Protocol):
         self._since_s, self._n_bytes, self._phase = time.monotonic(), 0, "none"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock for the first head, or refuse a connection above the limit."""
         super().connection_made(transport)
         # With no buffer, `pause_writing` is called as soon as the client does not read.
         transport.set_write_buffer_limits(high=0)
@@ -136,7 +118,6 @@ class LimitedProtocol(H11Protocol):
         self._watch(0)
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes and set the clock for what is still missing."""
         super().data_received(data)
         self._watch(len(data))
 
@@ -146,7 +127,6 @@ class LimitedProtocol(H11Protocol):
         self._watch(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
         for timer in (self._timer, self._unread):
             if timer is not None:
                 timer.cancel()
@@ -154,19 +134,16 @@ class LimitedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Start the clock of a client that does not read."""
         super().pause_writing()
         self._watch_unread(self._n_waiting())
 
     def resume_writing(self) -> None:
-        """Stop that clock."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed in OpenAI's format."""
         refusal = self.conn.refusal or _Refusal(400, "it is not HTTP/1.1")
         self._refuse(refusal.status, f"The request cannot be read: {refusal.rule}.", "invalid_http")
 
@@ -177,7 +154,6 @@ class LimitedProtocol(H11Protocol):
         return "head" if self.conn.their_state is h11.IDLE and fresh else "none"
 
     def _watch(self, n_bytes: int) -> None:
-        """Start the clock when the client must send something, and stop it when it need not."""
         phase = self._now()
         if phase != self._phase:
             self._phase, self._since_s, self._n_bytes = phase, time.monotonic(), 0
@@ -207,7 +183,6 @@ class LimitedProtocol(H11Protocol):
             self._refuse(408, "The rest of the request did not come in time.", "request_timeout")
 
     def _watch_unread(self, n_bytes: int) -> None:
-        """Start the clock for a client that has `n_bytes` to read."""
         self._unread = self.loop.call_later(self.limits.unread_s, self._ring_unread, n_bytes)
 
     def _ring_unread(self, n_bytes: int) -> None:

@@ -1,7 +1,4 @@
-"""A temporary server on a free loopback port, for this process to ask over HTTP.
-
-It runs in a thread of its own, with a random key, and takes some tens of milliseconds to start.
-"""
+"""A temporary server on a free loopback port, in a thread of its own with a random key."""
 
 from __future__ import annotations
 
@@ -29,7 +26,6 @@ class Address(NamedTuple):
     base_url: str
     """Up to and including `/v1`."""
     key: str = ""
-    """The key; empty where none is asked for."""
 
 
 @contextmanager

@@ -1,8 +1,4 @@
-"""Metrics for Prometheus: requests, durations, tokens and time to first token.
-
-Labels take only names that the operator chose (routes, served names, stages), so a client cannot create new series.
-Counting a request takes a few microseconds.
-"""
+"""Metrics for Prometheus. Labels take only names that the operator chose, so a client cannot create new series."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, collectors: Iterable[Collector] = ()) -> None:
-        """Create the metrics; `collectors` add further ones."""
         self._registry = registry = CollectorRegistry()
         for collector in collectors:
             registry.register(collector)
@@ -47,7 +42,6 @@ class Metrics:
         )
 
     def add_gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
-        """Add a gauge whose value is read on every scrape."""
         Gauge(name, what, registry=self._registry).set_function(value)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
@@ -62,7 +56,6 @@ class Metrics:
         self._tokens.labels(stage, "completion").inc(completion.completion_tokens)
 
     def render(self) -> str:
-        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode()
 
 

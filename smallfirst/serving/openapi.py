@@ -1,7 +1,6 @@
-"""The server's routes as an OpenAPI 3.1 document, at /openapi.json.
+"""The server's routes, without those of plugins, as an OpenAPI 3.1 document, at /openapi.json.
 
-Request bodies are described by the classes that parse them, so the document cannot promise what is then refused;
-responses are written out as OpenAI describes them, with the additions of this server. Routes of plugins are left out.
+Request bodies are described by the classes that parse them, so the document cannot promise what is then refused.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ Json = dict[str, Any]
 
 
 def _object(required: Json, optional: Json | None = None) -> Json:
-    """Return the schema of an object that has all of `required` and may have more."""
     return {"type": "object", "properties": {**required, **(optional or {})}, "required": list(required)}
 
 
@@ -45,11 +43,7 @@ _FINISH_REASON: Json = {"enum": ["stop", "length"]}
 _READ = _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
 _USAGE = _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT})
 _ERROR = _object(
-    {
-        "error": _object(
-            {"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)},
-        )
-    }
+    {"error": _object({"message": _TEXT, "type": _TEXT, "param": _or_null(_TEXT), "code": _or_null(_TEXT)})}
 )
 _TOKEN = {"token": _TEXT, "logprob": _NUMBER, "bytes": _list(_COUNT)}
 _LOGPROBS = _or_null(
@@ -152,7 +146,6 @@ def openapi_document(version: str, names: Sequence[str]) -> Json:
 
 
 def _body(kind: type[pydantic.BaseModel], ignored: Iterable[str]) -> Json:
-    """Return the schema of a body: its class, and the parameters that are accepted without effect."""
     schema = kind.model_json_schema(ref_template=_REF_TEMPLATE)
     found: Json = {name: value for name, value in schema.items() if name != "$defs"}
     properties = {**schema["properties"], "model": {"$ref": _REF_TEMPLATE.format(model="Served")}}

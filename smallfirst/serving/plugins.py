@@ -1,8 +1,5 @@
 """Plugins add routes, models and metrics to the server, and see every answer.
 
-A plugin's route is an async function from a PluginRequest to a dict, a file or a text; only this module turns that into
-HTTP. Its models are looked up by name for each request and caller, on the event loop, so `find` must be quick.
-
 `smallfirst serve` loads the plugins of installed packages, which name a factory in their pyproject.toml:
 
     [project.entry-points."smallfirst.serving_plugins"]
@@ -44,7 +41,6 @@ class PluginRequest:
         self.headers: Mapping[str, str] = request.headers
         """By name in lower case."""
         self.path_params: Mapping[str, str] = request.path_params
-        """The variable parts of the path."""
         self.query: Sequence[tuple[str, str]] = request.query_params.multi_items()
         """Names and values after the question mark."""
 
@@ -93,7 +89,6 @@ class Plugin:
 
     routes: Sequence[PluginRoute] = ()
     collectors: Sequence[Collector] = ()
-    """Metrics for Prometheus."""
     middleware: Sequence[Middleware] = ()
     """ASGI middleware between authentication and the routes."""
 
@@ -136,18 +131,15 @@ class PluginGroup(Plugin):
     """Several plugins as one."""
 
     def __init__(self, plugins: Sequence[Plugin] = ()) -> None:
-        """Combine `plugins`; if two have a model of the same name, the first one's is found."""
         self._plugins = plugins
         self.routes = tuple(route for each in plugins for route in each.routes)
         self.collectors = tuple(collector for each in plugins for collector in each.collectors)
         self.middleware = tuple(middleware for each in plugins for middleware in each.middleware)
 
     def find(self, name: str, caller: str) -> Model | None:
-        """Return the caller's model of this name from the first plugin that has one."""
         return next((model for each in self._plugins if (model := each.find(name, caller)) is not None), None)
 
     def names(self, caller: str) -> Mapping[str, int]:
-        """Return the caller's models of all plugins."""
         return {name: at for each in reversed(self._plugins) for name, at in each.names(caller).items()}
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -159,7 +151,6 @@ class PluginGroup(Plugin):
                 _log.exception("%s: the plugin %s failed", id, type(each).__name__)
 
     async def aclose(self) -> None:
-        """Close all plugins in order."""
         for each in self._plugins:
             await each.aclose()
 

@@ -1,8 +1,6 @@
 """Readiness: every model answers a tiny piece of real work, and the ledger takes a write.
 
-Probes at the same time share one check, and a result is reused for a second only, so that a load balancer never sends
-requests to a server that was ready once. Models that cost money are never probed, and an upstream that is down does
-not make this server unready.
+Models that cost money are never probed, and an upstream that is down does not make this server unready.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ class ReadinessResult(NamedTuple):
 
     @property
     def ready(self) -> bool:
-        """True if all of them would."""
         return not self.unready
 
 
@@ -42,14 +39,12 @@ class Readiness:
     def __init__(
         self, models: Mapping[str, Model], *, ledger_ready: Callable[[], Awaitable[None]] | None = None
     ) -> None:
-        """Check those of `models` that can be probed; `ledger_ready` raises if the ledger takes no rows."""
         self._models, self._ledger_ready = models, ledger_ready
         self.stopping = False
         """Set to True, the server is not ready at once."""
         self._last: tuple[float, asyncio.Task[ReadinessResult]] | None = None
 
     async def check(self) -> ReadinessResult:
-        """Return what would not answer now."""
         if self.stopping:
             return ReadinessResult(("the server, which is stopping",))
         now = time.monotonic()

@@ -1,9 +1,4 @@
-"""One request for an answer, from its first byte to its ledger row: admission, deadline, disconnects and failures.
-
-`ModelEndpoint` is the ASGI application of every route that asks a model. It gives a handler an `ApiCall`, which holds
-what is known of the request and sends the response. Every failure ends in `ModelEndpoint._fail` as an error body in
-OpenAI's format and as a row of the ledger.
-"""
+"""One request for an answer, from its first byte to its ledger row: admission, deadline, disconnects and failures."""
 
 from __future__ import annotations
 
@@ -21,13 +16,7 @@ from typing import Any, NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
-from smallfirst.serving.admission import (
-    Admission,
-    ClientDisconnected,
-    cancel_on_disconnect,
-    estimate_tokens,
-    read_body,
-)
+from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, estimate_tokens, read_body
 from smallfirst.serving.auth.middleware import caller_digest, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
 from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
@@ -103,21 +92,17 @@ class ApiCall:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the request came."""
         return time.perf_counter() - self.started_s
 
     async def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send status and headers."""
         self.head_sent, self.status = True, status
         raw = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def send_body(self, content: bytes, *, more: bool) -> None:
-        """Send a part of the body."""
         await self.send({"type": "http.response.body", "body": content, "more_body": more})
 
     async def send_json(self, status: int, value: dict[str, Any], headers: Mapping[str, str]) -> None:
-        """Send a whole JSON response."""
         content = json.dumps(value).encode()
         head = {"content-type": "application/json", "content-length": str(len(content))}
         await self.send_head(status, {**head, **headers})
@@ -164,11 +149,9 @@ class ModelEndpoint:
     """The ASGI application of one route that asks a model."""
 
     def __init__(self, app: AppContext, route: str, handle: Handler) -> None:
-        """`route` names the route in the metrics."""
         self._app, self._route, self._handle = app, route, handle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send and record an answer or an error."""
         now, app = datetime.now(UTC), self._app
         call = ApiCall(app, scope, send, ResponseBuilder(scope["smallfirst.id"], int(now.timestamp()), ""), now)
         try:

@@ -1,8 +1,4 @@
-"""The process around the application: listen, serve, and stop without losing an answer.
-
-At SIGTERM or SIGINT the server stops being ready and refuses new requests with 503 and Retry-After, while running
-requests finish; after at most `drain_s` seconds the remaining ones get an error. A second signal stops at once.
-"""
+"""The process around the application: listen, serve, and stop without losing an answer."""
 
 from __future__ import annotations
 
@@ -27,8 +23,7 @@ _POLL_S = 0.02
 class AsyncCloseable(Protocol):
     """Something to close when the server has stopped."""
 
-    async def aclose(self) -> None:
-        """Free what is held."""
+    async def aclose(self) -> None: ...
 
 
 def run(
@@ -73,7 +68,6 @@ async def _serve(server: _Server, listener: socket.socket, drain_s: float, held:
 
 
 async def _drain(server: _Server, drain_s: float) -> None:
-    """Stop the server once it was told to and no request is running, or the time is up."""
     while not server.n_signals:
         await asyncio.sleep(_POLL_S)
     end = time.monotonic() + drain_s

@@ -1,7 +1,4 @@
-"""Settings of the server: address, keys, and a bound on every queue, body and list.
-
-Safe by default: loopback without a key, or any address with one. A server on a private network needs a key as well.
-"""
+"""Settings of the server: loopback without a key, or any address with one; a bound on every queue, body and list."""
 
 from __future__ import annotations
 
@@ -37,16 +34,12 @@ class ServeSettings(Record):
     drain_s: int = Field(default=30, ge=0)
     """Seconds that running requests have to finish when the server is told to stop."""
     max_messages: int = Field(default=256, ge=1)
-    """Most messages in one request."""
     store_bodies: bool = False
     """True keeps the text of questions and answers in the ledger; false keeps only a hash."""
 
 
 def check_settings(settings: ServeSettings, *, key_required: bool = False) -> None:
-    """Raise ConfigError, which never repeats a key, if the settings are unsafe.
-
-    `key_required` says that a key store asks for keys, whatever the settings have.
-    """
+    """Raise ConfigError, which never repeats a key, unless the settings are safe, or `key_required` by a key store."""
     for place, text in enumerate(settings.api_keys_sha256):
         if not is_key_hash(text):
             raise ConfigError(

@@ -1,12 +1,8 @@
 """Traces of answers for MLflow: what every stage of the Router did, with scores, tokens, durations and cost.
 
-While a client waits, a trace costs an append to a queue, some microseconds. A thread turns answers into spans and
-writes them in batches to MLflow's tracking store. A store that is slow or down delays no answer: the queue is bounded,
-and answers that do not fit are counted and not traced; the ledger has every answer.
-
-A Router's stages run one after another, so a step's span begins where the one before it ended, and the root span ends
-when the answer was known. Bodies are in a trace only where they are stored anyway. Writing a trace of four spans to
-SQLite takes about 4 ms of this process's interpreter, so the traces a second are limited and the others are skipped.
+While a client waits, a trace costs an append to a bounded queue; a thread writes batches to MLflow's tracking store.
+Writing a trace of four spans to SQLite takes about 4 ms of this process's interpreter, so the traces a second are
+limited and the others are skipped.
 """
 
 from __future__ import annotations
@@ -63,11 +59,9 @@ class TraceContextMiddleware:
     """ASGI middleware that reads `traceparent`, so that the client's trace continues here."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Note the client's trace and pass the request on."""
         if scope["type"] == "http":
             given = [value for name, value in scope["headers"] if name == b"traceparent"]
             _parent.set(parse_traceparent(given[0]) if len(given) == 1 else None)
@@ -94,7 +88,7 @@ class SpanStore(Protocol):
     """Where spans are kept, such as `smallfirst.registry.traces.TraceStore`."""
 
     def write(self, spans: Sequence[TraceSpan]) -> None:
-        """Nothing, once they are kept. Raises whatever goes wrong."""
+        """Raise whatever goes wrong."""
 
 
 class TracePlugin(Plugin):
@@ -127,7 +121,6 @@ class TracePlugin(Plugin):
         self._thread.start()
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
-        """Queue the answer for its trace, or count it as lost if the queue is full."""
         parent = _parent.get()
         if not parent.sampled if parent else self._share < 1 and random.random() >= self._share:
             return
@@ -189,7 +182,6 @@ class _SpanBuilder(NamedTuple):
     providers: Mapping[str, str]
 
     def build(self, answer: _Answer) -> Iterator[TraceSpan]:
-        """Yield the root span, then one for each step of a Router."""
         completion, route = answer.completion, answer.completion.route
         trace_id = answer.parent.trace_id if answer.parent else secrets.randbits(128) or 1
         root_id, start_ns = _new_id(), answer.end_ns - _ns(completion.latency_ms)

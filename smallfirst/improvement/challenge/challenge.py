@@ -1,8 +1,6 @@
 """The challenge: retrain with harvested rows; the challenger goes live only if it beats the champion on test rows.
 
-The stages are those of the pipeline, and the large model is asked as it was for the champion, so only the training rows
-differ. The challenger is certified before the champion's alias moves, and the alias moves last: a process killed at any
-moment leaves the old champion or the new one, complete.
+The champion's alias moves last: a process killed at any moment leaves the old champion or the new one, complete.
 """
 
 from __future__ import annotations
@@ -38,21 +36,13 @@ class ChallengeResult(Record):
     """The record of one challenge."""
 
     task: str
-    """Task name."""
     run: str
-    """Folder name of the challenger's run."""
     at: str
-    """ISO 8601 in UTC."""
     proposal: Proposal
-    """The reason for it."""
     champion: int
-    """Version that was champion."""
     champion_candidate: str
-    """Candidate of that version."""
     candidate: str
-    """Candidate of the new run."""
     verdict: Verdict
-    """The gate's verdict."""
     version: int | None = None
     """The challenger's version; None if it failed the gate."""
     contest: ChampionComparison | None = None
@@ -60,11 +50,9 @@ class ChallengeResult(Record):
     won: bool
     """True if it became champion."""
     why: str
-    """The reason for the decision."""
 
     @property
     def in_words(self) -> list[str]:
-        """The result, one line each."""
         lines = []
         if self.contest is not None:
             c, them = self.contest, f"{self.champion_candidate} (version {self.champion})"
@@ -80,7 +68,6 @@ class ComparisonLog(Record):
     """Runs that were compared with a champion on its test rows, in order."""
 
     runs: tuple[str, ...] = ()
-    """Folder names."""
 
 
 class _Champion(NamedTuple):
@@ -131,7 +118,6 @@ def challenge(project: Project, rows: Path, *, ledger: Path | None = None, resum
 
 
 def _grown(project: Project, rows: Path) -> Project:
-    """Add the new rows to the training rows. Raise DataError if none is new."""
     grown = with_harvested(project.rows, rows, columns=project.file.data.columns, labels=project.task.closed)
     if len(grown.train) == len(project.rows.train):
         raise DataError(
@@ -184,7 +170,6 @@ def _trained(grown: Project, *, resume: bool) -> RunFolder:
 
 
 def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made: ChallengeResult) -> ChallengeResult:
-    """Register, certify and compare the challenger; make it champion if it wins."""
     version = _registered(grown, run_folder, made)
     parity_stage(grown, run_folder, version, made.candidate)
     at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -207,7 +192,6 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
 
 
 def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) -> ModelVersion:
-    """Register the challenger under the alias `challenger`."""
     from smallfirst.training.run import Run
 
     version = versions.register(

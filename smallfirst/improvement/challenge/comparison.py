@@ -1,17 +1,9 @@
 """The rule by which a challenger beats the champion, declared before anything is measured.
 
-On the same test rows as the champion, at level 1 - 0.05 / (k (k + 1)) for the k-th challenge of this champion (Tango's
-paired interval, 1998), the challenger must either
-
-    be better      the difference in accuracy is shown above 0, or
-    be cheaper     the difference is shown above -MARGIN, and the Router is shown to keep more test rows small under the
-                   challenger's certificate than under the champion's.
-
-The levels of all challenges together add up to 0.05, however many there will be: looking at the same test rows again
-and again makes no winner. A challenger that is less accurate by MARGIN or more so replaces a champion in at most 2.5 %
-of cases. The price is that each challenge must show more than the one before; new test rows, on which the champion is
-evaluated again, are the way out. A new champion begins with the figures it won by, which flatter it a little and make
-it harder to beat.
+On the same test rows, at level 1 - 0.05 / (k (k + 1)) for the k-th challenge of this champion (Tango's paired interval,
+1998), the difference in accuracy is shown above 0, or it is shown above -MARGIN and the Router is shown to keep more
+test rows small under the challenger's certificate. The levels of all challenges add up to 0.05, so looking at the same
+test rows again and again makes no winner.
 """
 
 from __future__ import annotations
@@ -35,18 +27,14 @@ class ChampionComparison(Record):
     difference: Estimate
     """Accuracy of the challenger minus that of the champion, in [-1, 1]."""
     only_challenger: int
-    """Rows that only the challenger gets right."""
     only_champion: int
-    """Rows that only the champion gets right."""
     p_value: float
     """Exact two-sided McNemar, not corrected for the number of challenges."""
     kept: Estimate | None
     """Share of rows kept small under the challenger's certificate minus that under the champion's; None if one of the
     two Routers was not measured on them."""
     won: bool
-    """True if the rule is met."""
     why: str
-    """The figures that decided, in one sentence."""
 
 
 def compare_to_champion(

@@ -24,7 +24,6 @@ class Proposal(Record):
     """The reason for a retrain."""
 
     champion: int
-    """Version of the champion."""
     since: datetime
     """When it was registered; later events count."""
     n_new: int
@@ -42,7 +41,6 @@ class Proposal(Record):
 
     @property
     def in_words(self) -> list[str]:
-        """The reason, one line each."""
         sources = ", ".join(f"{n:,} {SOURCES.get(name, name)}" for name, n in self.by_source.items())  # type: ignore[call-overload]
         lines = [
             f"{self.n_new:,} new rows for version {self.champion}" + (f" (in the file: {sources})" if sources else "")
@@ -66,16 +64,11 @@ def propose(
 ) -> Proposal:
     """Return the reason to retrain a champion, given by version and time of registration.
 
-    `rows` are the file and how many of its rows are new. Without a ledger only the rows speak. Raises ConfigError if
-    `ledger` is named and not there.
+    `rows` are the file and how many of its rows are new. Raise ConfigError if `ledger` is named and does not exist.
     """
     version, since = champion
     made = Proposal(
-        champion=version,
-        since=since,
-        n_new=rows[1],
-        by_source=_sources(rows[0]),
-        sent_on_in_test=sent_on_in_test,
+        champion=version, since=since, n_new=rows[1], by_source=_sources(rows[0]), sent_on_in_test=sent_on_in_test
     )
     if ledger is None and not (home() / "ledger.db").is_file():
         return made
@@ -94,7 +87,6 @@ def propose(
 
 
 def _sources(path: Path) -> dict[str, int]:
-    """Count the rows by `source`, most frequent first; empty for files without that key."""
     if file_format(path) not in (".jsonl", ".ndjson", ".json") or path.suffix == ".gz":
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]

@@ -1,8 +1,7 @@
 """Collect from the ledger who gave or judged each answer of a task.
 
-Of several judgements by one person, or several audits by one judge, the last counts. An answer of the large model to an
-out-of-domain request says nothing about the task. All audits and feedback are read, whatever their age, since a
-judgement may come long after the answer.
+Of several judgements by one person, or several audits by one judge, the last counts. All audits and feedback are read,
+whatever their age, since a judgement may come long after the answer.
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ class Evidence(NamedTuple):
     text: str
     """The last user message."""
     said: str
-    """The answer."""
     source: Source
     against: bool = False
-    """True if a person judged the answer wrong."""
 
 
 class CollectedEvidence(NamedTuple):

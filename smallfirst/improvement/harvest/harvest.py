@@ -1,8 +1,4 @@
-"""The harvest stage: turn served answers that somebody judged, or the large model gave, into training rows.
-
-The file is rebuilt from the whole ledger each time, so later judgements count. A file that somebody has edited is not
-overwritten.
-"""
+"""The harvest stage: turn served answers that somebody judged, or the large model gave, into training rows."""
 
 from __future__ import annotations
 
@@ -69,8 +65,6 @@ class _Row(NamedTuple):
 
 
 class _RowBuilder:
-    """The rows so far, and for every response its outcome: `row`, or a reason."""
-
     def __init__(self, project: Project, out: Path) -> None:
         self.project, self.rows = project, list[_Row]()
         self.outcomes: dict[str, str] = {}
@@ -80,7 +74,6 @@ class _RowBuilder:
         self._shape = project.rows.train.examples[0].shape
 
     def take(self, settled: Resolution) -> None:
-        """Make a row of the text, or note a reason for each of its responses."""
         best = settled.votes[0]
         reason = settled.reason or self._known_already(best)
         if not reason:
@@ -110,7 +103,6 @@ class _RowBuilder:
         return "contradicts" if vote.by_person and answer != vote.answer else "known"
 
     def _row(self, vote: ParsedEvidence) -> _Row | None:
-        """Return the redacted row; None if it is no valid row of the task any more."""
         answer = _clean(vote.answer, self.project.task)
         parsed = self.project.task.parse(answer.text)
         if parsed is None:
@@ -179,7 +171,6 @@ def _line(row: _Row, columns: Columns) -> dict[str, Any]:
 
 
 def _named(example: Example, columns: Columns) -> dict[str, Any]:
-    """Return the row under the column names of the file."""
     return {getattr(columns, field): value for field, value in to_row(example).items()}
 
 

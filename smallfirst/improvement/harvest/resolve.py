@@ -1,9 +1,4 @@
-"""Resolve the evidence on each text to one answer: the most trusted source wins, equally trusted ones must agree.
-
-Texts are equal if they are so ignoring case, spacing, punctuation and personal data. An answer that a person judged
-wrong is never used. Where people disagree, or two answers of the large model differ in meaning, no row is made and a
-person decides.
-"""
+"""Resolve the evidence on each text to one answer: the most trusted source wins, equally trusted ones must agree."""
 
 from __future__ import annotations
 
@@ -29,12 +24,10 @@ class ParsedEvidence(NamedTuple):
 
     @property
     def trust(self) -> int:
-        """Rank of the source, 0 is the most trusted."""
         return TRUST[self.voice.source]
 
     @property
     def by_person(self) -> bool:
-        """True if the source is a person."""
         return self.trust <= BY_PEOPLE
 
 
@@ -48,7 +41,6 @@ class Resolution(NamedTuple):
 
     @property
     def response_ids(self) -> tuple[str, ...]:
-        """Ids of the responses, in the order of `votes`."""
         return tuple(dict.fromkeys(vote.voice.response_id for vote in self.votes))
 
 

@@ -37,35 +37,27 @@ class DisputedText(Record):
     """A text with conflicting answers, for a person to decide; redacted."""
 
     text: str
-    """The text."""
     answers: tuple[str, ...]
     """The answers, the most trusted first."""
     response_ids: tuple[str, ...]
-    """The responses with these answers."""
 
 
 class UnparsedAnswer(Record):
     """An answer that the task cannot parse; redacted."""
 
     response_id: str
-    """The response."""
     said: str
-    """Beginning of the answer."""
 
 
 class HarvestResult(Record):
     """The record of one harvest."""
 
     task: str
-    """Task name."""
     made_at: str
-    """ISO 8601 in UTC."""
     since: str | None
     """Only answers given or judged from then on, ISO 8601; None is from the beginning."""
     out: Path
-    """File of the rows."""
     n_rows: int
-    """Rows written."""
     by_source: dict[Source, int]
     """Rows by where their answer comes from, most trusted first."""
     by_answer: dict[str, int] = {}
@@ -73,22 +65,16 @@ class HarvestResult(Record):
     refused: dict[str, int]
     """Responses that somebody judged, or the large model answered, and that gave no row, by reason."""
     redacted: dict[str, int] = {}
-    """Redacted items by kind."""
     disputed: tuple[DisputedText, ...] = ()
-    """Texts for a person to decide."""
     unread: tuple[UnparsedAnswer, ...] = ()
-    """Answers that the task cannot parse."""
     written: str = ""
-    """Fingerprint of the file as it was written."""
 
     @property
     def n_heard(self) -> int:
-        """Number of responses examined; each gave a row or a reason."""
         return self.n_rows + sum(self.refused.values())
 
     @property
     def in_words(self) -> list[str]:
-        """The result, one line each."""
         lines = [f"{self.n_rows:,} rows for {self.task} in {self.out}, from {self.n_heard:,} responses"]
         lines += [f"  {n:>6,}  {SOURCES[source]}" for source, n in self.by_source.items() if n]
         lines += [f"left out: {n:,} {REASONS[reason]}" for reason, n in self.refused.items()]

@@ -1,8 +1,6 @@
 """Log every request and every answer to disk before the next step, so that nothing is paid for twice.
 
-A line is written before a request is sent and another when its answer arrives. A request without an answer may have
-been paid for, so it counts at its worst case. Each line is flushed to disk: milliseconds beside the seconds of an
-answer.
+A request without an answer may have been paid for, so it counts at its worst case.
 """
 
 from __future__ import annotations
@@ -29,49 +27,35 @@ class LabelRequest(NamedTuple):
     """0 is asked at temperature 0; later draws are sampled."""
 
 
-class RequestSent(Record):
+class _Event(Record):
+    key: str
+    draw: int
+
+
+class RequestSent(_Event):
     """A request was sent."""
 
-    key: str
-    """The request's key."""
-    draw: int
-    """The request's draw."""
     worst_usd: float
     """Most that it may cost."""
 
 
-class RequestRejected(Record):
+class RequestRejected(_Event):
     """A request was rejected before it cost anything."""
 
-    key: str
-    """The request's key."""
-    draw: int
-    """The request's draw."""
 
-
-class LabelResponse(Record):
+class LabelResponse(_Event):
     """An answer arrived."""
 
-    key: str
-    """The request's key."""
-    draw: int
-    """The request's draw."""
     text: str
     """The labelled text, for readers of the file."""
     answer: str
-    """The teacher's answer."""
     confidence: float | None
     """The teacher's confidence, in [0, 1]; None if it gives none."""
     cost_usd: float
-    """Cost of the answer."""
     prompt_tokens: int
-    """Tokens read."""
     completion_tokens: int
-    """Tokens generated."""
     finish_reason: Literal["stop", "length"]
-    """Why the answer ended."""
     answered_by: str
-    """Name of the model."""
     on: str
     """Date of the answer in UTC, YYYY-MM-DD."""
 
@@ -115,7 +99,6 @@ class AnswerLog:
             os.close(lock)
 
     def write(self, entry: Entry) -> None:
-        """Write an entry to disk and take it into account."""
         kind = next(name for name, record in _KINDS.items() if isinstance(entry, record))
         self._append({kind: entry.model_dump(mode="json")})
         self._apply(entry)

@@ -70,8 +70,6 @@ def label(
 
 
 class _Run:
-    """One labelling in progress."""
-
     def __init__(
         self, project: Project, plan: LabelPlan, options: LabelOptions, teacher: Teacher, log: AnswerLog
     ) -> None:
@@ -82,7 +80,6 @@ class _Run:
         self.price = CostEstimate(n_answers=0, usd_each=0.0, max_usd=0.0, judged_by="nothing")
 
     async def ask(self) -> None:
-        """Estimate the cost, require consent and ask. Every answer is logged as it arrives."""
         try:
             self.price = await self._estimate()
             self._refuse_blind_threshold()
@@ -103,11 +100,9 @@ class _Run:
 
     @property
     def outcomes(self) -> list[LabelOutcome]:
-        """Every row that may be labelled, with its outcome."""
         return [self._outcome(example) for example in self.plan.left.examples]
 
     def labelled(self, texts: Path) -> LabellingResult:
-        """Return the record of this labelling."""
         outcomes, requests = self.outcomes, self.plan.requests
         paid_usd = self.log.paid_usd(requests)
         return LabellingResult(
@@ -137,7 +132,6 @@ class _Run:
 
     @property
     def _first_missing(self) -> dict[LabelRequest, str]:
-        """The first missing requests: few, in case their answers show that continuing is pointless."""
         missing = ((e, text) for e, text in self.plan.requests.items() if e not in self.log.answers)
         return dict(islice(missing, self.options.probe_calls))
 

@@ -35,5 +35,4 @@ class LabelOptions(Record):
 
     @property
     def record_path(self) -> Path:
-        """Path of the record."""
         return self.out.with_name(f"{self.out.stem}.labels.json")

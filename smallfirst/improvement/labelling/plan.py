@@ -1,7 +1,4 @@
-"""The order of requests: rows that measure the teacher first, then the rows to label.
-
-If the cap ends the work early, the labels there are have a known accuracy.
-"""
+"""The order of requests: rows that measure the teacher first, so that labels have an accuracy if the cap ends a run."""
 
 from __future__ import annotations
 
@@ -48,7 +45,6 @@ class LabelPlan:
         return found | self._of(self.left.examples, self.samples)
 
     def request(self, example: Example, draw: int) -> LabelRequest:
-        """Return the request for one draw of a row."""
         return LabelRequest(fingerprint([self.prompt_fingerprint, example.text]), draw)
 
     def draws(self, example: Example, n: int, log: AnswerLog) -> list[TeacherAnswer] | None:

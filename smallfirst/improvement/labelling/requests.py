@@ -1,4 +1,4 @@
-"""Send requests to the teacher under a cost cap: how many at once, how much to reserve, when to stop.
+"""Send requests to the teacher under a cost cap.
 
 The worst case of a request is reserved before it is sent and released when its cost is known. So the sum of paid and
 reserved amounts never exceeds the cap, whatever the answers cost.
@@ -31,7 +31,6 @@ class BudgetTracker:
     """Amounts paid and reserved under a cap."""
 
     def __init__(self, cap_usd: float | None, spent_usd: float = 0.0) -> None:
-        """Start with `spent_usd` already paid; None means no cap."""
         self.cap_usd = cap_usd
         self.spent_usd = spent_usd
         self.max_usd = 0.0
@@ -55,7 +54,6 @@ class BudgetTracker:
                 await self._changed.wait()
 
     async def release(self, reserved_usd: float, paid_usd: float) -> None:
-        """Replace a reserved amount by what was paid."""
         async with self._changed:
             self._reserved.remove(reserved_usd)
             self.spent_usd += paid_usd

@@ -21,24 +21,20 @@ class CostEstimate(Record):
     """The estimated cost of the missing answers."""
 
     n_answers: int
-    """Answers to be asked."""
     usd_each: float
     """Mean cost of the answers that the estimate is based on."""
     max_usd: float
     """Highest cost of one of them."""
     judged_by: str
-    """Which answers the estimate is based on."""
     paid_usd: float = 0.0
     """Already paid for these rows, including the answers asked for the estimate."""
 
     @property
     def usd(self) -> float:
-        """Total in USD."""
         return self.n_answers * self.usd_each
 
     @property
     def in_words(self) -> str:
-        """One line."""
         paid = f"${self.paid_usd:.4f} paid so far"
         if not self.n_answers:
             return f"no answer is missing, {paid}"
@@ -50,7 +46,6 @@ class LabelCounts(Record):
     """Outcomes of the rows that may be labelled; they add up to all of them."""
 
     n_kept: int = 0
-    """Rows that became training rows."""
     n_unsure: int = 0
     """Rows whose answer has too little confidence, or none."""
     n_unparseable: int = 0
@@ -65,35 +60,24 @@ class LabellingResult(Record):
     """The record of a labelling: teacher, rows, cost, and how accurate the teacher is."""
 
     task: str
-    """Task name."""
     teacher: str
-    """Name of the model that labelled."""
     prompt_fingerprint: str
-    """Fingerprint of model, prompt and settings."""
     made_at: str
     """Date of this run in UTC, YYYY-MM-DD; each row has the date of its own answer."""
     smallfirst: str
-    """Version of smallfirst."""
     texts: str
-    """File of the rows."""
     texts_fingerprint: str
-    """Content fingerprint of the rows."""
     options: LabelOptions
-    """What was asked for."""
     filtered: FilterCounts
-    """Rows that may not be labelled, by reason."""
     counts: LabelCounts
     """Outcomes of the other rows."""
     by_answer: dict[str, int] = {}
     """Training rows by answer, most frequent first; empty for open answers."""
     trust: TeacherAgreement
-    """The teacher's agreement with itself and with people."""
     price: CostEstimate
     """The estimate made before most of the cost was paid."""
     n_answers_now: int
-    """Answers asked in this run."""
     paid_now_usd: float
-    """Cost of the answers asked in this run."""
     paid_usd: float
     """Cost of all answers to these rows, including earlier runs."""
     lost_usd: float
@@ -101,11 +85,9 @@ class LabellingResult(Record):
     go_on: str = ""
     """Why it stopped early and how to continue; empty if it finished."""
     written: str = ""
-    """Fingerprint of the training file as it was written."""
 
     @property
     def in_words(self) -> list[str]:
-        """The result, one line each."""
         c = self.counts
         lines = [
             f"{c.n_kept:,} rows labelled by {self.teacher} in {self.options.out}; left out: {c.n_unsure:,} unsure, "
@@ -125,7 +107,6 @@ class LabelOutcome(NamedTuple):
     fate: LabelStatus
     vote: MajorityVote | None
     on: str
-    """Date of its last answer."""
 
 
 def count_outcomes(outcomes: Sequence[LabelOutcome]) -> LabelCounts:
@@ -140,11 +121,7 @@ def by_answer(outcomes: Sequence[LabelOutcome]) -> dict[str, int]:
 
 
 def training_file(outcomes: Sequence[LabelOutcome], columns: Columns, teacher: str) -> str:
-    """Return the kept rows as JSON Lines in the task's format and column names.
-
-    More keys, which loading ignores: `teacher`, its `confidence` and `agreement` (null where not known), and
-    `labelled_on`.
-    """
+    """Return the kept rows as JSON Lines in the task's format and column names, with teacher, confidence and date."""
     return "".join(
         json.dumps(_row(o, o.vote, columns, teacher), ensure_ascii=False) + "\n"
         for o in outcomes

@@ -1,7 +1,7 @@
 """Who labels: the large path of a task file, what decides on its answers, and the most that one of them can cost.
 
 A cap that is never exceeded needs a bound before the answer is there: each byte of the prompt is taken for a token, and
-the answer for as long as it may be. The price is that the last cents of a cap are not spent.
+the answer for as long as it may be.
 """
 
 from __future__ import annotations
@@ -37,17 +37,15 @@ class Teacher(NamedTuple):
     prompt_fingerprint: str
     """Fingerprint of all that decides on its answers but the text: model, prompt and settings."""
     prompt: tuple[Message, ...]
-    """What it is told before the text, to be read in the log."""
     worst_usd: Callable[[str], float]
     """Most that one answer to this text may cost."""
     max_concurrency: int = 1
-    """Most requests that it takes side by side."""
 
 
 def large_model_teacher(file: TaskFile, task: Task, train: Dataset) -> Teacher:
-    """The large model of the task file with its prompt.
+    """Return the large model of the task file with its prompt.
 
-    Raises ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
+    Raise ConfigError if none is named or only recorded answers are, PriceUnknown if its answers have no price.
     """
     model = prompted_model(file, task, train)
     large = file.large
@@ -72,10 +70,9 @@ def large_model_teacher(file: TaskFile, task: Task, train: Dataset) -> Teacher:
 
 
 def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
-    """A model of our own in a folder, made for this task, such as one that is better but too slow to be served.
+    """Return a model in a folder, made for this task, as the teacher; its answers cost the machine's time.
 
-    What its answers cost is the machine's time. Raises ConfigError if the folder holds no model, or one that answers
-    otherwise than the task.
+    Raise ConfigError if the folder holds no model, or one that answers otherwise than the task.
     """
     manifest = read_manifest(folder)
     if manifest.task.kind != task.kind or set(manifest.task.closed) != set(task.closed):
@@ -97,13 +94,12 @@ def local_teacher(folder: Path, file: TaskFile, task: Task) -> Teacher:
 
 
 def max_tokens(messages: Sequence[Message]) -> int:
-    """A number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
+    """Return a number of tokens that no tokenizer in use exceeds: one a byte, and what a chat template adds."""
     n_bytes = sum(len(message.content.encode()) for message in messages)
     return n_bytes + TOKENS_AROUND_MESSAGE * len(messages) + TOKENS_AROUND_PROMPT
 
 
 def _settings(large: LargeConfig) -> dict[str, Any]:
-    """Settings that change answers; how long to wait and what is sampled elsewhere are not among them."""
     if large.endpoint is not None:
         return {"nearest": large.nearest, **large.endpoint.model_dump(include={"base_url", "extra_body"})}
     return {"nearest": large.nearest, "gguf": large.gguf, "only_labels": large.only_labels}

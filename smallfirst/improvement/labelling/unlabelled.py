@@ -1,8 +1,4 @@
-"""Read rows without an answer and drop those that must not become training rows, before anything is paid.
-
-A text of the validation or test rows, or nearly one, never becomes a training row, and a person's answer is never
-replaced. Among rows written from one template, many may be nearly equal.
-"""
+"""Read rows without an answer and drop those that must not become training rows, before anything is paid."""
 
 from __future__ import annotations
 
@@ -28,7 +24,6 @@ class FilterCounts(Record):
     """Rows of a file that may not be labelled, by reason; each is counted once, under the first that applies."""
 
     n_rows: int
-    """Rows in the file."""
     n_repeated: int = 0
     """Rows equal to an earlier one, ignoring case, spacing and punctuation."""
     n_held_out: int = 0
@@ -42,13 +37,11 @@ class FilterCounts(Record):
 
     @property
     def n_left(self) -> int:
-        """Rows that may be labelled."""
         refused = self.n_repeated + self.n_held_out + self.n_near_held_out + self.n_by_people + self.n_split_off
         return self.n_rows - refused
 
     @property
     def in_words(self) -> str:
-        """One line with the counts."""
         parts = [
             (self.n_repeated, "repeated"),
             (self.n_held_out, "equal to held-out rows"),

@@ -1,13 +1,8 @@
 """API keys: 256 random bits each, stored as SHA-256 in one JSON file that the server only reads.
 
-A key looks like `sf-ID-SECRET`: the ID finds its entry, may be shown in lists and logs, and opens nothing. A plain
-SHA-256 is enough because keys are random and long; a word that a person made up could be guessed from its hash.
-
-The server looks at the file's time, size and inode before every request, which takes about 2 microseconds, so a revoked
-key is refused from the next request on. The file is replaced whole, under a lock, so nobody reads half of it; each
-change writes all of it, which suits hundreds of keys, not millions. Once a server has seen a key it asks for one until
-it ends, even if the file goes away. The day on which a key was last used is in a second file, so that the first one has
-no writer but the command line.
+The file's time, size and inode are looked at before every request, so a revoked key is refused from the next one on.
+Once a server has seen a key it asks for one until it ends, even if the file goes away. The days on which keys were last
+used are in a second file, so that the first one has no writer but the command line.
 """
 
 from __future__ import annotations
@@ -32,7 +27,6 @@ from smallfirst.files import locked, write_atomically
 from smallfirst.records import Record, parse_record
 
 FILE_NAME = "keys.json"
-"""Name of the key store inside the state folder."""
 MAX_KEYS = 10_000
 """Keys of one file, revoked ones included."""
 
@@ -72,13 +66,10 @@ class ApiKey(Record):
     id: str = Field(pattern=r"^[0-9a-f]{12}$")
     """The part of the key that names it."""
     name: str = Field(pattern=rf"^{_NAME.pattern}$")
-    """The operator's name for it."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the whole key."""
     created_at: AwareDatetime
-    """When it was made."""
     revoked_at: AwareDatetime | None = None
-    """When it was revoked."""
     policy: KeyPolicy = Field(default=KeyPolicy(), validation_alias=AliasChoices("policy", "terms"))
     """What it allows; `terms` in older files."""
 
@@ -99,7 +90,6 @@ class KeyStore:
     """The keys in one file. Reading is for one thread; any number of processes may change the file."""
 
     def __init__(self, path: Path) -> None:
-        """Open the key store at `path`, which need not exist yet."""
         self.path = path
         self._version: tuple[int, int, int] | None = None
         self._by_id: Mapping[str, ApiKey] = {}
@@ -179,7 +169,6 @@ class KeyStore:
         return self.path.with_name(f"{self.path.stem}-used.json")
 
     def _reload(self) -> None:
-        """Read the file again if it is another one than last time."""
         try:
             stat = os.stat(self.path)
             version = (stat.st_mtime_ns, stat.st_size, stat.st_ino)

@@ -1,9 +1,7 @@
 """Authentication: each request gets an id, and each path but /health and /ready needs a key before it is routed.
 
-The decision reads `scope["path"]`, which the server parsed, and never a URL built from headers that the client wrote.
 Paths that are not listed need the role `admin`, so a new route is closed until it is opened. Without keys, on loopback
-only, the Host header must name this machine, so that a web page whose name was pointed at 127.0.0.1 cannot talk to the
-server; and a browser must not send for a page from elsewhere, since it posts a form without asking first.
+only, the Host and Origin headers must name this machine, so that no web page from elsewhere can talk to the server.
 """
 
 from __future__ import annotations
@@ -21,15 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.remote.config import is_loopback
-from smallfirst.serving.auth.keys import (
-    ApiKey,
-    KeyPolicy,
-    KeyStore,
-    KeyStoreUnreadable,
-    hash_key,
-    key_id,
-    key_matches,
-)
+from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
 from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
@@ -62,7 +52,6 @@ class Caller(NamedTuple):
     """What is left of its limits; None if it has none."""
 
     def may_use(self, name: str) -> bool:
-        """Return True if the key is valid for this served name."""
         return not self.policy.models or name in self.policy.models
 
     def tokens(self, estimate: int) -> AbstractContextManager[TokenReservation]:
@@ -97,10 +86,7 @@ class AuthMiddleware:
         user_paths: Collection[str] = USER_PATHS,
         allowed_hosts: Collection[str] = (),
     ) -> None:
-        """Pass on to `app` the requests that `settings` and `key_store` allow.
-
-        With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count.
-        """
+        """With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count."""
         self._app = app
         self._hashes = settings.api_keys_sha256
         self._key_store = key_store
@@ -139,7 +125,6 @@ class AuthMiddleware:
             await _refuse(refusal, with_id)
 
     def _authenticate(self, scope: Scope) -> Caller:
-        """Raise ApiError for a request that is not allowed."""
         headers, path = Headers(scope=scope), scope["path"]
         if path in self._open:
             # An orchestrator probes the machine by its address, whatever names it has.
@@ -157,7 +142,6 @@ class AuthMiddleware:
         return path in self._user or any(path.startswith(f"{above}/") for above in self._user)
 
     def _identify(self, presented: str) -> Caller:
-        """Raise ApiError 401 for a key that is unknown or not active."""
         if not presented:
             raise _unauthorised("No API key was given; send it as Authorization: Bearer KEY.")
         digest, known = hash_key(presented), self._known(presented)
@@ -174,7 +158,6 @@ class AuthMiddleware:
         raise _unauthorised("The API key is not known to this server.")
 
     def _known(self, presented: str) -> ApiKey | None:
-        """Raise ApiError 503 if the key store exists and cannot be read."""
         try:
             return self._key_store.find(key_id(presented)) if self._key_store else None
         except KeyStoreUnreadable:
@@ -197,7 +180,6 @@ def _key(headers: Headers) -> str:
 
 
 def _check_local(headers: Headers) -> None:
-    """Raise ApiError 403 unless the request comes from a program or a page of this machine."""
     if not is_loopback(_host_name(headers)):
         message = "Without API keys only requests to localhost are answered; the Host header names another host."
         raise ApiError(403, message, code="host_not_allowed")

@@ -1,10 +1,7 @@
-"""Rate limits of a key: requests a minute, tokens a minute, requests at once.
+"""Rate limits of a key: requests a minute, tokens a minute, requests at once; counted in the memory of one process.
 
-A token bucket holds a minute's worth and refills evenly, so a minute may be used at once and then comes back bit by
-bit. Tokens are reserved by an estimate before the model works and settled afterwards; an answer that took more puts the
-bucket into debt, which refills before the next request passes. A request estimated above a whole minute's worth waits
-for a full bucket. Counts are in the memory of one process: two servers over one key store give each key twice its
-limits, and a restart gives it a fresh minute.
+Tokens are reserved by an estimate before the model works and settled afterwards; an answer that took more puts the
+bucket into debt, which refills before the next request passes.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ class TokenBucket:
     """A bucket that refills by `per_minute` units a minute, holds a minute's worth at most, and may be in debt."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
-        """Create a full bucket."""
         self.per_minute = per_minute
         self._clock = clock
         self._level, self._at_s = float(per_minute), clock()
@@ -57,7 +53,6 @@ class TokenReservation:
         self._used: int | None = None
 
     def add(self, completion: Completion) -> None:
-        """Add the tokens of an answer."""
         self._used = (self._used or 0) + completion.prompt_tokens + completion.completion_tokens
 
     def settle(self) -> None:
@@ -71,7 +66,6 @@ class Quota:
     """What is left of one key's limits."""
 
     def __init__(self, policy: KeyPolicy, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create the unused limits of `policy`."""
         self.policy = policy
         self._requests = TokenBucket(policy.requests_per_minute, clock) if policy.requests_per_minute else None
         self._tokens = TokenBucket(policy.tokens_per_minute, clock) if policy.tokens_per_minute else None
@@ -127,12 +121,10 @@ class Quotas:
     """The quotas of all keys by id; a key whose policy changed starts with a full quota."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start without any quota."""
         self._clock = clock
         self._by_id: dict[str, Quota] = {}
 
     def of(self, id: str, policy: KeyPolicy) -> Quota:
-        """Return the quota of a key."""
         found = self._by_id.get(id)
         if found is None or (found.policy is not policy and found.policy != policy):
             # Only accepted keys come here, so the key store bounds their number.
@@ -141,7 +133,6 @@ class Quotas:
 
 
 def _slow_down(rule: str, wait_s: float, what: str) -> ApiError:
-    """Return OpenAI's error for a limit: type `requests` or `tokens`, code `rate_limit_exceeded`."""
     wait = max(1, math.ceil(wait_s))
     message = f"{rule} Try again in {wait} s."
     return ApiError(429, message, kind=what, code="rate_limit_exceeded", retry_after_s=wait)

@@ -1,12 +1,7 @@
-"""Bodies: the texts of ledger entries, kept apart from the ledger, redacted, and deleted after some days.
-
-The ledger is append-only, so personal data cannot be forgotten there. Texts have a file of their own, keyed by the id
-of the response: personal data is redacted before anything is written, a text that is too long is not kept, and a row
-that is too old is deleted with its bytes overwritten, at the start and whenever something is written or read. What
-`redaction` does not recognise stays until then.
+"""Bodies: the texts of ledger entries, redacted, kept apart from the append-only ledger, and deleted after some days.
 
 An answer has its question and itself as body, an audit the two answers that were compared. The right answer that comes
-with feedback is a correction, sent to be kept: it is redacted and stays in the ledger.
+with feedback was sent to be kept: it is redacted and stays in the ledger.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ from smallfirst.errors import ConfigError
 from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
 
 KEEP_DAYS = 30
-"""Days for which bodies are kept by default."""
 MAX_CHARACTERS = 200_000
 """Longest question or answer that is kept; a longer one is dropped, since half of a conversation is no valid JSON."""
 _BATCH = 500
@@ -115,12 +109,11 @@ class BodyStore:
         self.expire()
 
     def put(self, id: str, body: Body, *, at: datetime | None = None) -> None:
-        """Write a body down, redacted."""
         texts = [_redacted(text) for text in body]
         self.expire()
         with self._lock:
             self._connection.execute(
-                "INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", (id, _utc(at or datetime.now(UTC)), *texts)
+                "INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", (id, utc_text(at or datetime.now(UTC)), *texts)
             )
 
     def get(self, id: str) -> Body | None:
@@ -128,7 +121,6 @@ class BodyStore:
         return self.many([id]).get(id)
 
     def many(self, ids: Sequence[str]) -> dict[str, Body]:
-        """Return, by id, the bodies that still exist."""
         self.expire()
         found: dict[str, Body] = {}
         for start in range(0, len(ids), _BATCH):
@@ -148,7 +140,7 @@ class BodyStore:
 
     def expire(self, now: datetime | None = None) -> int:
         """Delete the bodies that are too old and return their number."""
-        oldest = _utc((now or datetime.now(UTC)) - self._keep)
+        oldest = utc_text((now or datetime.now(UTC)) - self._keep)
         with self._lock:
             return self._connection.execute("DELETE FROM bodies WHERE at < ?", (oldest,)).rowcount
 
@@ -168,5 +160,6 @@ def _redacted(text: str | None) -> str | None:
     return found.text if found.counts else text
 
 
-def _utc(moment: datetime) -> str:
+def utc_text(moment: datetime) -> str:
+    """Format with a fixed width, so that order as text is order in time."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,7 +1,6 @@
 """Group commit: one thread writes all waiting items in one transaction, and a lone item without delay.
 
-Each caller continues once its own item is written. If a batch fails, its items are written one by one, so that only
-those at fault fail. The thread adds about a tenth of a millisecond to a lone item.
+If a batch fails, its items are written one by one, so that only those at fault fail.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The ledger: one row per request, audit, feedback and change of state, written at once and never changed afterwards.
 
-SQLite in WAL mode: readers (a report, another process) do not block the writer. With `synchronous=NORMAL` a commit is
-handed to the operating system without waiting for the disk, so a killed process loses nothing; a power cut may lose the
-last moments but never breaks the file. All writes go through one thread (`group_commit`), which keeps their order,
-writes all waiting rows in one transaction, and keeps the event loop free.
+With SQLite's WAL mode and `synchronous=NORMAL` readers do not block the writer and a killed process loses nothing; a
+power cut may lose the last moments but never breaks the file.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import statistics
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +26,7 @@ from smallfirst.serving.ledger.body_store import (
     body_id,
     body_of,
     columns_without_body,
+    utc_text,
     with_body,
 )
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
@@ -66,17 +65,13 @@ class StageTotals(Record):
     """Sums over the rows of one stage."""
 
     n: int
-    """Rows."""
     cost_usd: float
     """Sum of the costs that are known."""
     n_cost_unknown: int
     """Rows without a cost (failed ones)."""
     prompt_tokens: int
-    """Tokens read."""
     completion_tokens: int
-    """Tokens written."""
     p50_latency_ms: float
-    """Median latency."""
 
 
 class Ledger:
@@ -122,14 +117,13 @@ class Ledger:
         where = "".join(f" AND {name} = ?" for name in _checked(kind, equal))
         found = self._read(
             f"{_select(kind)} WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
-            (_utc(since) if since else "", *equal.values(), -1 if limit is None else limit),
+            (utc_text(since) if since else "", *equal.values(), -1 if limit is None else limit),
         )
         rows = [kind.model_validate(dict(row)) for row in reversed(found)]
         bodies = self._read_bodies([id for row in rows if (id := body_id(row))])
         return tuple(with_body(row, bodies.get(body_id(row))) for row in rows) if bodies else tuple(rows)
 
     def get(self, id: str) -> LedgerRow | None:
-        """Return the row of one response, or None."""
         found = self.entries(LedgerRow, id=id)
         return found[0] if found else None
 
@@ -170,7 +164,6 @@ class Ledger:
             return self._bodies
 
     def _write(self, statements: Sequence[_Statement]) -> None:
-        """Run all statements in one transaction. Raise LedgerUnavailable."""
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -203,7 +196,7 @@ def _select(kind: type[Entry]) -> str:
 
 def _statement(row: Entry) -> _Statement:
     values = {**row.__dict__, **columns_without_body(row)}
-    return _INSERTS[type(row)], (_utc(row.at), *(values[name] for name in _NAMES[type(row)]))
+    return _INSERTS[type(row)], (utc_text(row.at), *(values[name] for name in _NAMES[type(row)]))
 
 
 def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
@@ -216,8 +209,3 @@ def _sum_up(rows: list[sqlite3.Row]) -> StageTotals:
         completion_tokens=sum(row["completion_tokens"] or 0 for row in rows),
         p50_latency_ms=statistics.median(row["latency_ms"] for row in rows),
     )
-
-
-def _utc(moment: datetime) -> str:
-    """Format with a fixed width, so that order as text is order in time."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -1,8 +1,4 @@
-"""Rows of the ledger, one record per kind: requests, audits of answers, feedback on them, changes of a task's state.
-
-Rows are facts with a time and never change; the present state is computed from all of them. Questions and answers are
-kept only where bodies are stored, or where somebody sent them as feedback.
-"""
+"""Rows of the ledger, one record per kind: requests, audits of answers, feedback on them, changes of a task's state."""
 
 from __future__ import annotations
 
@@ -31,19 +27,15 @@ class LedgerRow(Record):
     error_code: str | None = None
     """`error.code` as the client saw it."""
     answered_by: str | None = None
-    """Model that wrote the answer."""
     stage: str | None = None
     """Stage of the Router (`small`, `large`), or the served name where no Router chose."""
     certified: bool | None = None
-    """True if a certificate covers the answer."""
     confidence: float | None = None
     """Confidence the route was chosen by, in [0, 1]."""
     threshold: float | None = None
     """Confidence that was asked for, in [0, 1]."""
     prompt_tokens: int | None = None
-    """Tokens read."""
     completion_tokens: int | None = None
-    """Tokens written."""
     cost_usd: float | None = None
     """Cost of the answer, discarded drafts included."""
     request_sha256: str | None = None
@@ -67,7 +59,6 @@ class LedgerRow(Record):
 
     @property
     def steps(self) -> tuple[RouteStep, ...]:
-        """The steps of the request in its Router."""
         return tuple(RouteStep.model_validate(step) for step in pydantic_core.from_json(self.trail or "[]"))
 
 
@@ -79,15 +70,12 @@ class AuditRow(Record):
     at: AwareDatetime
     """When the verdict was known."""
     task: str
-    """Task of the answer."""
     certificate: str
     """Fingerprint of the certificate in force."""
     propensity: float = Field(gt=0, le=1)
     """Chance that this answer had of being audited, in (0, 1]."""
     wrong: bool
-    """True if the answer was wrong."""
     judged_by: Literal["large", "person"]
-    """Who judged: the large model or a person."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     draft: str | None = None
@@ -100,11 +88,8 @@ class FeedbackRow(Record):
     """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only those on audited answers."""
 
     id: str
-    """Id of the response."""
     at: AwareDatetime
-    """When it was given."""
     verdict: Literal["right", "wrong"]
-    """Whether the answer is right."""
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
@@ -115,13 +100,10 @@ class StateRow(Record):
     """A task changed from one state to another."""
 
     at: AwareDatetime
-    """When."""
     task: str
-    """Which task."""
     before: str
     """State before; empty at the start."""
     after: str
-    """State afterwards."""
     why: str
     """The reason, in one sentence with its figures."""
     cause: str = ""

@@ -1,7 +1,4 @@
-"""Tables of the ledger's file, and the migration of files of an older format when they are opened.
-
-Triggers refuse changes and deletions, so even a bug cannot rewrite what was recorded.
-"""
+"""Tables of the ledger's file and their migrations. Triggers refuse changes and deletions of what was recorded."""
 
 from __future__ import annotations
 

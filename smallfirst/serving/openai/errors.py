@@ -1,4 +1,4 @@
-"""Errors in OpenAI's format. No sockets here."""
+"""Errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def validation_error(error: pydantic.ValidationError) -> ApiError:
 
 
 def _place(path: tuple[int | str, ...]) -> str:
-    """`messages[0].role` from ("messages", 0, "role")."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in path]
     return "".join(parts).removeprefix(".")
 

@@ -1,11 +1,6 @@
 """Limits of a client's JSON: depth, keys, elements, the lists in OpenAI's parameters, and schemas.
 
-A body is bounded in bytes while it arrives; these limits apply to the parsed JSON, before anything is built from it.
-The check visits each value once without recursion, about 5 microseconds for a usual body and 10 milliseconds for the
-largest. Of equal names in one object the last one counts, here and afterwards, since only the parsed value is used.
-
-A schema follows the rules of `tasks.json.schema_limits`: bounded in bytes, depth, fields, values and expanded
-references; nothing is fetched; patterns are short and cheap for every engine.
+They apply to the parsed JSON, before anything is built from it; each value is visited once, without recursion.
 """
 
 from __future__ import annotations
@@ -25,7 +20,6 @@ MAX_DEPTH = 64
 MAX_KEYS = 1_024
 """Names in one object."""
 MAX_KEY_CHARACTERS = 256
-"""Characters of one name."""
 MAX_ELEMENTS = 50_000
 """Values in all."""
 MAX_INTEGER_BITS = 64
@@ -48,7 +42,6 @@ MAX_NUMBERS: Mapping[str, int] = {"n": 8, "best_of": 8, "top_logprobs": 20}
 MAX_SCHEMA_OBJECTS = 1_000
 """Objects in a schema: checking one against the rules of JSON Schema takes a quarter of a millisecond."""
 MAX_SCHEMA_BYTES = 32 * 1024
-"""Size of a schema as JSON."""
 SCHEMA_PLACE = "response_format.json_schema.schema"
 
 _Place = tuple[Any, ...]
@@ -163,7 +156,6 @@ def _too_large(place: _Place, rule: str) -> ApiError:
 
 
 def _shown(place: _Place) -> str:
-    """Format as `messages[0].content`, shortened if it is long."""
     keys: list[Any] = []
     while place:
         place, key = place

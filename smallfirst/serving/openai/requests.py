@@ -1,8 +1,7 @@
 """Parse the bodies of chats and completions into Requests, one per prompt.
 
-Some of OpenAI's parameters are read, some have no effect on a narrow model and are ignored, and some would change what
-the answer means and are refused by name. Any other name is taken for a spelling mistake and refused with a suggestion,
-as OpenAI does; so a parameter that OpenAI adds is refused until it is listed here.
+Some of OpenAI's parameters are read, some are ignored as they have no effect on a narrow model, and some are refused by
+name. Any other name is taken for a spelling mistake and refused with a suggestion.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ MAX_CHOICES = 8
 MAX_PROMPTS = 64
 """Prompts of one completion at most."""
 MAX_TOKENS = 32_768
-"""Largest `max_tokens`."""
 _DEFAULT_COMPLETION_TOKENS = 16
 """`max_tokens` of a completion if the client sends none, as at OpenAI."""
 _MAX_COMPLETION_LOGPROBS = 5
@@ -53,9 +51,7 @@ CHAT_IGNORED = frozenset(
 )
 """Parameters of a chat that are accepted and have no effect."""
 COMPLETION_IGNORED = frozenset({"frequency_penalty", "presence_penalty", "logit_bias", "top_p"})
-"""Those of a completion."""
 EMBEDDING_IGNORED = frozenset({"user"})
-"""Those of embeddings and scores."""
 
 Refused = Mapping[str, tuple[str, tuple[Any, ...]]]
 """By name: the reason, and the values that have no effect and are accepted."""
@@ -73,15 +69,12 @@ CHAT_REFUSED: Refused = {
     "moderation": ("nothing is moderated here", ()),
     "web_search_options": ("nothing is fetched from the web", ({},)),
 }
-"""Parameters of a chat that are refused."""
 COMPLETION_REFUSED: Refused = {
     "echo": ("the prompt is not repeated", (False,)),
     "suffix": ("text is continued, not filled in", ()),
     "best_of": ("every generated answer is returned", (1,)),
 }
-"""Those of a completion."""
 EMBEDDING_REFUSED: Refused = {"dimensions": ("the vectors of a model have a fixed length", ())}
-"""Those of embeddings and scores."""
 
 
 class ParsedRequest(NamedTuple):
@@ -177,8 +170,6 @@ _Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class _Common(pydantic.BaseModel):
-    """Parameters that chats and completions share."""
-
     model_config = pydantic.ConfigDict(extra="ignore", strict=True)
     model: str = Field(min_length=1, max_length=256)
     max_tokens: _Tokens | None = None
@@ -205,7 +196,6 @@ class _Common(pydantic.BaseModel):
         return self
 
     def parsed(self, *requests: Request) -> ParsedRequest:
-        """Return these requests with the body's other parameters."""
         options = self.stream_options or _StreamOptions()
         return ParsedRequest(self.model, requests, self.n, self.stream, options.include_usage)
 

@@ -1,8 +1,4 @@
-"""Completions as OpenAI's responses, chunks of a stream, and headers.
-
-Beside OpenAI's own keys each response carries a `smallfirst` object: which model answered, why, with which confidence
-and at what cost.
-"""
+"""Completions as OpenAI's responses, chunks and headers, each with a `smallfirst` object beside OpenAI's keys."""
 
 from __future__ import annotations
 
@@ -25,9 +21,7 @@ class ResponseBuilder(NamedTuple):
     created: int
     """Seconds since 1970."""
     served_name: str
-    """Model name the client asked for."""
     form: Literal["chat", "text"] = "chat"
-    """Chat completion or text completion."""
 
     def whole(self, answers: Sequence[Completion], n: int = 1) -> dict[str, Any]:
         """Return the response to a request that is not streamed; `answers` holds `n` answers to each prompt."""
@@ -46,7 +40,6 @@ class ResponseBuilder(NamedTuple):
         return self._chunk(index, {"delta": delta, "logprobs": None}, None, include_usage)
 
     def piece(self, text: str, tokens: Sequence[Token] = (), *, index: int = 0, include_usage: bool) -> dict[str, Any]:
-        """Return a chunk of new text."""
         said: dict[str, Any] = {"delta": {"content": text}} if self.form == "chat" else {"text": text}
         return self._chunk(index, {**said, "logprobs": self._logprobs(tokens)}, None, include_usage)
 
@@ -68,7 +61,6 @@ class ResponseBuilder(NamedTuple):
         }
 
     def explanation(self, completion: Completion) -> dict[str, Any]:
-        """Return the `smallfirst` object."""
         route = completion.route
         return {
             "route": self.stage(completion),
@@ -104,12 +96,7 @@ class ResponseBuilder(NamedTuple):
         return completion.route.stage if completion.route else self.served_name
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.served_name,
-        }
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.served_name}
 
     @property
     def _chunk_kind(self) -> str:
@@ -129,7 +116,6 @@ class ResponseBuilder(NamedTuple):
         return {**chunk, "usage": None} if include_usage else chunk
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
-        """Return token probabilities in the response's format; None where the model gave none."""
         if not tokens:
             return None
         if self.form == "chat":
@@ -222,5 +208,4 @@ def sse_event(value: dict[str, Any] | str) -> bytes:
 
 
 def _header(text: str) -> str:
-    """Escape line breaks and all that is outside ASCII."""
     return quote(text, safe="/@:+ ,=();")

@@ -71,11 +71,7 @@ async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 
 
 async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
-    """Stream one answer.
-
-    Headers wait for the first text and for all that the model has made ready with it. A label is ready whole, so its
-    route is in the headers; generated text carries its route in the last chunk.
-    """
+    """Send the headers with the first text; a route that is not known by then is in the last chunk."""
     response, usage, request = call.response, parsed.include_usage, parsed.requests[0]
     async with buffer_stream(model.stream(request)) as chunks:
         chunk = await first_chunk(chunks)
@@ -101,7 +97,6 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 
 
 async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
-    """Send several answers as events, each whole, once all are there."""
     response, usage = call.response, parsed.include_usage
     answers = await complete_choices(model, parsed)
     combined = combine(answers, parsed.n)

@@ -1,7 +1,4 @@
-"""POST /v1/embeddings and /v1/score: vectors of texts, and the probability of every label.
-
-Both are admitted, limited and recorded in the ledger as chats are.
-"""
+"""POST /v1/embeddings and /v1/score: vectors of texts, and the probability of every label."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from smallfirst.serving.openai.requests import EMBEDDING_IGNORED, EMBEDDING_REFU
 from smallfirst.serving.request_lifecycle import ApiCall
 
 MAX_TEXTS = 256
-"""Texts of one request at most."""
 
 
 class ScoreBody(pydantic.BaseModel):
@@ -124,5 +120,4 @@ def _unsupported(name: str, what: str) -> ApiError:
 
 
 def _base64(vector: Sequence[float]) -> str:
-    """Pack little-endian 32-bit floats, as OpenAI does."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -20,7 +20,6 @@ from smallfirst.serving.openai.errors import ApiError
 Shape = Literal["chat", "completion", "embeddings", "predictions"]
 
 MAX_ROWS = 256
-"""Rows of one table at most."""
 TEXT_COLUMNS = ("text", "prompt", "question", "query", "input", "content")
 """Columns that are read as text, in order of preference."""
 _WHOLE: dict[str, Shape] = {"messages": "chat", "prompt": "completion", "input": "embeddings"}
@@ -33,7 +32,6 @@ class Invocation(NamedTuple):
     """A parsed body."""
 
     shape: Shape
-    """How it is answered."""
     bodies: tuple[dict[str, Any], ...]
     """Without `model`: one body of the route that `shape` names; for `predictions` a chat body a row."""
 
@@ -85,7 +83,6 @@ def _params(given: object) -> dict[str, Any]:
 
 
 def _rows(kind: str, table: object) -> list[Any]:
-    """Return the rows of a table: texts, or mappings from column to value."""
     if kind == "dataframe_split":
         return _split(table)
     if isinstance(table, str) and kind == "inputs":

@@ -1,10 +1,5 @@
 """MLflow's POST /invocations: a chat, a completion, texts to embed, or a table of which every row is a chat.
 
-    POST /invocations                                               the model is named in the body
-    POST /endpoints/NAME/invocations                                as MLflow's gateway
-    POST /serving-endpoints/NAME/invocations                        as Databricks
-    POST /serving-endpoints/NAME/served-models/ENTITY/invocations   one entity of an endpoint
-
 Each row of a table is recorded with an id of its own, so that audits and feedback work as for any other answer.
 """
 
@@ -50,7 +45,6 @@ async def invoke(call: ApiCall, body: bytes) -> None:
 
 
 async def _predict(call: ApiCall, invocation: Invocation, bodies: list[bytes]) -> None:
-    """Answer every row of a table as a chat, side by side."""
     parsed = [parse_chat(body, max_messages=call.app.settings.max_messages) for body in bodies]
     model = call.accept(parsed[0].model, parsed[0].requests)
     ids = [f"{call.response.id}-{i}" for i in range(len(parsed))]

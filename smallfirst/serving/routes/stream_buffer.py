@@ -1,8 +1,4 @@
-"""Read a model's stream ahead of its client: one task reads it, another sends it.
-
-A stream must be read and closed in the same task, and a slow client must not block a model before a bounded queue is
-full.
-"""
+"""Read a model's stream ahead of its client: one task reads and closes it, another sends it."""
 
 from __future__ import annotations
 
