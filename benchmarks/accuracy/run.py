@@ -23,6 +23,7 @@ from smallfirst.evaluation.evaluate import compare
 from smallfirst.pipeline import run as pipeline
 from smallfirst.pipeline.summary import format_summary, summarize_run
 from smallfirst.progress import Progress
+from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile, read_task_file
@@ -94,7 +95,7 @@ def main() -> None:
 def resume(project: Project) -> None:
     """Run the stages after training on the latest run; skip candidates already measured."""
     run_folder = RunFolder.latest(project.file.name)
-    left = tuple(c.name for c in project.candidates if run_folder.evaluation(c.name, "test") is None)
+    left = tuple(c.name for c in project_candidates(project) if run_folder.evaluation(c.name, "test") is None)
     small = project.file.small.model_copy(update={"candidates": left})
     pipeline.evaluate_stage(project._replace(file=project.file.model_copy(update={"small": small})), run_folder)
     pipeline.gate_and_release(project, run_folder)

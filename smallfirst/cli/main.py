@@ -18,7 +18,7 @@ import smallfirst
 from smallfirst.cli.options import JSON, PATH, RESUME, RUN, TASK, load_project, load_run, load_task_file
 from smallfirst.errors import ConfigError, DataError, SmallfirstError, as_missing_extra
 from smallfirst.extensions import Registry
-from smallfirst.progress import Progress
+from smallfirst.progress import Progress, disable_tqdm_in_pipes
 
 COMMANDS: Registry[click.Command] = Registry(
     "smallfirst.commands",
@@ -52,6 +52,7 @@ class CommandGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn a SmallfirstError or an absent extra into a message and an exit code."""
+        disable_tqdm_in_pipes()  # before task.yaml loads candidates, whose modules may import PyTorch
         try:
             return super().invoke(ctx)
         except (SmallfirstError, ModuleNotFoundError) as error:
@@ -223,7 +224,7 @@ def promote(task_yaml: Path, run_name: str | None) -> None:
 def export(task_yaml: Path, target: Path, run_name: str | None, kind: Any, precision: Any, n_rows: int) -> None:
     """Write the fine-tuned model for other engines, once it answers there as it does here."""
     from smallfirst.models.export.export import export as export_model
-    from smallfirst.project.candidates import FINE_TUNED
+    from smallfirst.project.candidate_registry import FINE_TUNED
 
     project, run_folder = load_run(task_yaml, run_name)
     texts = [example.text for example in project.rows.selection.examples[:n_rows]]

@@ -26,7 +26,8 @@ from smallfirst.pipeline.confidence_heads import (
 )
 from smallfirst.pipeline.evaluate import measure_router
 from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, in_domain_rows, save_reference
-from smallfirst.project.candidates import CANDIDATES, FINE_TUNED
+from smallfirst.project.candidate_registry import FINE_TUNED
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.registry import versions
@@ -93,7 +94,7 @@ async def _fit_heads(
     project: Project, run_folder: RunFolder, promotion: Promotion, own: Dataset
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
     """Return the heads fitted on selection rows, and their confidences of the rows `own` by stage and row key."""
-    stages = cascade_stages(project, run_folder, CANDIDATES.get(promotion.candidate).load(project, run_folder))
+    stages = cascade_stages(project, run_folder, get_candidate(promotion.candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
         if any(policy.kind == "difficulty" for policy in project.file.routing.policies):

@@ -22,6 +22,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.local.tokenizer import Tokenizer, load_tokenizer
 from smallfirst.paths import home
 from smallfirst.pricing import PriceBook
+from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.records import Record
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
@@ -103,7 +104,7 @@ def learning_curve_lines(project: Project) -> Iterator[str]:
 
     It is trained on parts of 80 % of the training rows and measured on the other 20 %; no other rows are used.
     """
-    candidate = next((c for c in project.candidates if c.learning_curve == "always"), None)
+    candidate = next((c for c in project_candidates(project) if c.learning_curve == "always"), None)
     if candidate is None:
         yield "more rows: linear models need closed answers; `smallfirst learn --small` fine-tunes on parts after a run"
         return

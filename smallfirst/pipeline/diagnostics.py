@@ -16,7 +16,7 @@ from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
-from smallfirst.project.candidates import promotable_names
+from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record

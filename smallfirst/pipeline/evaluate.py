@@ -14,7 +14,7 @@ from smallfirst.pipeline.large_model import recorded_answers, recorded_open_answ
 from smallfirst.pipeline.retention import measure_retention
 from smallfirst.pipeline.router_setup import cascade_stages, load_ood_detector, routing_rules, split_open_ended
 from smallfirst.pipeline.summary import OpenEndedRouting
-from smallfirst.project.candidates import CANDIDATES, Candidate
+from smallfirst.project.candidates import Candidate, get_candidate, project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry.evaluations import log_evaluation
@@ -27,7 +27,7 @@ PROBE_ROWS = 40
 
 def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
     """Measure the candidates and the large model on calibration and test rows; return the evaluations on test rows."""
-    for candidate in project.candidates:
+    for candidate in project_candidates(project):
         asyncio.run(_evaluate_candidate(project, run_folder, candidate))
     measure_retention(project, run_folder)
     if project.file.large is not None:
@@ -48,7 +48,7 @@ async def measure_router(
         if _may_escalate(certificate):  # only rows that the large model was asked can be answered from its recording
             test = sample_rows(test, file.large.sample("test"))
     detector = load_ood_detector(file, run_folder) if general else None
-    stages = heads.on(cascade_stages(project, run_folder, CANDIDATES.get(candidate).load(project, run_folder)))
+    stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     # All test rows would fall into one window of a budget.
     options = routing_rules(file, None, run_folder.path)._replace(budget=None)
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)

@@ -13,6 +13,7 @@ from smallfirst.evaluation.learning_curve import (
     subsets_by_share,
     subsets_per_label,
 )
+from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 
@@ -25,7 +26,7 @@ def measure_curve(project: Project, run_folder: RunFolder, *, all_candidates: bo
     """
     path = run_folder.path / "learning.json"
     modes = {"always", "on request"} if all_candidates else {"always"}
-    wanted = [candidate for candidate in project.candidates if candidate.learning_curve in modes]
+    wanted = [candidate for candidate in project_candidates(project) if candidate.learning_curve in modes]
     if not wanted:
         return LearningCurve.load(path) if path.exists() else LearningCurve(points=())
     names = {candidate.name for candidate in wanted}

@@ -23,7 +23,7 @@ from smallfirst.evaluation.results import EvaluatedRow
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.models.remote.http import ConnectionBroken, HttpSession, ResponseTimeout
-from smallfirst.project.candidates import CANDIDATES
+from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
@@ -242,7 +242,7 @@ def top_two_lookup(project: Project, run_folder: RunFolder, candidate: str) -> T
         return None
 
     async def bests(rows: Sequence[ParityRow]) -> list[TopTwo | None]:
-        model = CANDIDATES.get(candidate).load(project, run_folder)
+        model = get_candidate(candidate).load(project, run_folder)
         try:
             return [await _best(model, row) for row in rows]
         finally:

@@ -9,7 +9,7 @@ from smallfirst.gate.verdict import Verdict, override_candidate, smallest_passin
 from smallfirst.pipeline.diagnostics import find_split_leaks
 from smallfirst.pipeline.parity import parity_stage
 from smallfirst.pipeline.retention import measure_retention
-from smallfirst.project.candidates import FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import SMALLEST

@@ -13,7 +13,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.pipeline.diagnostics import Diagnostics, diagnose
 from smallfirst.pipeline.retention import saved_retention
 from smallfirst.pipeline.summary import OpenEndedRouting
-from smallfirst.project.candidates import FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.rows import Rows
 from smallfirst.project.run_folder import Promotion, RunFolder

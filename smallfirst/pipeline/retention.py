@@ -13,7 +13,7 @@ from smallfirst.evaluation.ability_probe import Probe, ProbeResult, model_finger
 from smallfirst.evaluation.retention import Retention, retention_from_probes
 from smallfirst.models.catalog import find_weights
 from smallfirst.paths import home
-from smallfirst.project.candidates import FINE_TUNED
+from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile

@@ -16,6 +16,7 @@ from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
 from smallfirst.models.protocol import Model, Request
 from smallfirst.pipeline.confidence_heads import DIFFICULTY
+from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
@@ -116,7 +117,7 @@ def challenger_stages(file: TaskFile, version: int | None = None) -> tuple[Stage
 def fit_ood_detectors(project: Project, run_folder: RunFolder) -> None:
     """Fit what tells the task's requests from others: the task's profile, and a gate if there are open-ended rows."""
     encoder = None
-    if any(candidate.uses_sentence_encoder for candidate in project.candidates):
+    if any(candidate.uses_sentence_encoder for candidate in project_candidates(project)):
         from smallfirst.models.linear.sentence_encoder import SentenceEncoder
 
         name = project.file.small.encoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing import format_usd
-from smallfirst.project.candidates import FINE_TUNED, all_candidates
+from smallfirst.project.candidate_registry import FINE_TUNED, all_candidates
 from smallfirst.project.run_folder import GateVerdicts, Promotion, RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record

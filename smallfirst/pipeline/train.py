@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from smallfirst.errors import StageMissing
 from smallfirst.models.catalog import find_weights
 from smallfirst.pipeline.retention import requested_probe
-from smallfirst.project.candidates import CANDIDATES, FINE_TUNED
+from smallfirst.project.candidate_registry import FINE_TUNED
+from smallfirst.project.candidates import get_candidate, project_candidates
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.registry import runs
@@ -26,9 +27,9 @@ def train_stage(project: Project, *, resume: bool = False) -> RunFolder:
     """
     requested_probe(project.file)  # raises for bad questions before anything is trained
     run_folder = _run_folder(project, resume=resume)
-    fine_tuned = CANDIDATES.get(FINE_TUNED)
+    fine_tuned = get_candidate(FINE_TUNED)
     # The fine-tune makes the run: its event log is what a later call resumes, its run.json marks the run as finished.
-    for candidate in (fine_tuned, *(c for c in project.candidates if c is not fine_tuned)):
+    for candidate in (fine_tuned, *(c for c in project_candidates(project) if c is not fine_tuned)):
         candidate.fit(project, run_folder)
     return run_folder
 

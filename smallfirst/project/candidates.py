@@ -13,68 +13,26 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, cast
 
-from smallfirst.data.dataset import sample_rows
-from smallfirst.extensions import Registry
+from smallfirst.data.dataset import Dataset, sample_rows
+from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, CandidateDescription, all_candidates
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import TaskFile
 
 if TYPE_CHECKING:
-    from smallfirst.data.dataset import Dataset
     from smallfirst.models.protocol import Model
-    from smallfirst.project.project import Project
-    from smallfirst.project.run_folder import RunFolder
-    from smallfirst.project.task_file import TaskFile
     from smallfirst.stats.intervals import Estimate
 
-FINE_TUNED = "small"
-"""Name of the candidate that every run fine-tunes and that the report compares the others with."""
+__all__ = ["CANDIDATES", "FINE_TUNED", "Candidate", "get_candidate", "project_candidates"]
+
 MAX_CURVE_TEST_ROWS = 1000
 """Test rows on which a model trained on part of the rows is measured."""
 
-CANDIDATES: Registry[Candidate] = Registry(
-    "smallfirst.candidates",
-    {
-        "words": "smallfirst.pipeline.candidates.linear:WORDS",
-        "encoder": "smallfirst.pipeline.candidates.linear:ENCODER",
-        "tuned": "smallfirst.pipeline.candidates.tuned_encoder:TUNED",
-        "base": "smallfirst.pipeline.candidates.language_model:BASE",
-        FINE_TUNED: "smallfirst.pipeline.candidates.language_model:SMALL",
-    },
-    noun="candidate",
-)
 
-
-class Candidate(ABC):
-    """A kind of small model."""
-
-    name: str
-    """The name it is registered under; used in task.yaml, file names and the report: letters, digits, `-` and `_`."""
-    title: str
-    """Short name for tables, such as "words + linear"."""
-    role: str
-    """Noun phrase with an article, such as "a linear model on words"."""
-    size: float
-    """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, tuned 30, base 40, small 50."""
-    headline: str = ""
-    """The report's first sentence if this is the smallest candidate that passes; left out: made from `role`."""
-
-    measured_by_default = False
-    """Measure it if task.yaml does not list `small.candidates`."""
-    closed_answers_only = False
-    """Leave it out for tasks whose answers are not a closed set."""
-    promotable = True
-    """The gate checks it and it may go live; False for a point of reference."""
-    is_language_model = False
-    """The report says when a candidate that is none suffices."""
-    uses_sentence_encoder = False
-    """Its sentence encoder is there to be used for out-of-domain detection as well."""
-    learning_curve: Literal["always", "on request", "never"] = "never"
-    """When it is trained on parts of the rows: in every run, by `smallfirst learn --small`, or not at all."""
-
-    @property
-    def folder(self) -> str:
-        """Folder of its model below the run folder."""
-        return self.name
+class Candidate(CandidateDescription, ABC):
+    """A kind of small model that a run can fit."""
 
     @abstractmethod
     def fit(self, project: Project, run_folder: RunFolder) -> None:
@@ -96,8 +54,6 @@ class Candidate(ABC):
 
     def accuracies(self, project: Project, parts: Sequence[Dataset], folder: Path) -> Iterator[Estimate]:
         """Yield the accuracy on test rows after training on each part; intermediate files go below `folder`."""
-        from smallfirst.project.run_folder import RunFolder
-
         for part in parts:
             run_folder = RunFolder(folder / f"{self.name}-{len(part)}")
             self.fit(project.with_training_rows(part), run_folder)
@@ -116,11 +72,17 @@ class Candidate(ABC):
         return found.accuracy
 
 
-def all_candidates() -> tuple[Candidate, ...]:
-    """Return every registered candidate, the smallest first."""
-    return tuple(sorted((candidate for _, candidate in CANDIDATES), key=lambda candidate: candidate.size))
+def get_candidate(name: str) -> Candidate:
+    """Return the registered candidate of this name. Raise ConfigError if there is none."""
+    return cast(Candidate, CANDIDATES.get(name))
 
 
-def promotable_names() -> tuple[str, ...]:
-    """Return the names of the candidates that may go live, the smallest first."""
-    return tuple(candidate.name for candidate in all_candidates() if candidate.promotable)
+def project_candidates(project: Project) -> tuple[Candidate, ...]:
+    """Return the candidates to measure, the smallest first, without those that do not fit the task."""
+    wanted = project.file.small.candidates
+    return tuple(
+        cast(Candidate, candidate)
+        for candidate in all_candidates()
+        if (candidate.measured_by_default if wanted is None else candidate.name in wanted)
+        and (project.task.closed or not candidate.closed_answers_only)
+    )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.progress import Progress
-from smallfirst.project.candidates import Candidate, all_candidates
 from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_harvested, with_relabels
 from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
@@ -28,17 +27,6 @@ class Project(NamedTuple):
         for path in file.data.harvested:  # labels and schema are those of the file's own rows
             rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
         return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, progress or Progress())
-
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        """The candidates to measure, the smallest first, without those that do not fit the task."""
-        wanted = self.file.small.candidates
-        return tuple(
-            candidate
-            for candidate in all_candidates()
-            if (candidate.measured_by_default if wanted is None else candidate.name in wanted)
-            and (self.task.closed or not candidate.closed_answers_only)
-        )
 
     def with_training_rows(self, rows: Dataset) -> Project:
         """Return the project with other rows to train on."""

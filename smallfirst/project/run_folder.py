@@ -17,7 +17,7 @@ from smallfirst.errors import StageMissing
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.verdict import Verdict
 from smallfirst.paths import home
-from smallfirst.project.candidates import CANDIDATES, all_candidates
+from smallfirst.project.candidate_registry import CANDIDATES, all_candidates
 from smallfirst.records import Record
 from smallfirst.routing.certificate.certificate import Certificate
 

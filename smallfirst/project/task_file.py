@@ -18,7 +18,7 @@ from smallfirst.gate.gate import Gate
 from smallfirst.models.linear.sentence_encoder import DEFAULT_ENCODER
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.pricing import PriceBook
-from smallfirst.project.candidates import CANDIDATES, FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, promotable_names
 from smallfirst.records import SETTINGS_PROBLEM, Record, explain_errors, parse_record
 from smallfirst.routing.budget import Budget
 from smallfirst.routing.certificate.guarantee import Guarantee

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smallfirst.evaluation.evaluate import compare
 from smallfirst.evaluation.results import Comparison
-from smallfirst.project.candidates import FINE_TUNED, promotable_names
+from smallfirst.project.candidate_registry import FINE_TUNED, promotable_names
 from smallfirst.records import Record
 from smallfirst.report.data import ReportData
 from smallfirst.stats.intervals import Estimate, holm, paired_mean_difference

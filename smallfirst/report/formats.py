@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup, escape
 
-from smallfirst.project.candidates import CANDIDATES
+from smallfirst.project.candidate_registry import CANDIDATES
 from smallfirst.stats.intervals import Estimate
 
 _NAMES = {"routed": "routed: small first", "large": "large model"}

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fixtures.contributing import Install
 
 from smallfirst.cli.main import main
-from smallfirst.project.candidates import CANDIDATES
+from smallfirst.project.candidate_registry import CANDIDATES
 from smallfirst.project.run_folder import RunFolder
 
 

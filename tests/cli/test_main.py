@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -75,6 +76,12 @@ def test_every_verb_says_what_it_does(verb: str) -> None:
     result = call(verb, "--help")
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 3
+
+
+def test_bars_of_libraries_are_off_in_a_pipe_before_a_command_imports_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    CliRunner().invoke(main, ["models"])
+    assert os.environ["TQDM_DISABLE"] == "1"
 
 
 def test_the_version_is_the_packages() -> None:

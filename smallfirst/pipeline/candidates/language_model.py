@@ -12,7 +12,8 @@ from smallfirst.models.few_shot import PromptedModel, fixed_shots
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Model
 from smallfirst.pipeline.train import fine_tune
-from smallfirst.project.candidates import FINE_TUNED, Candidate
+from smallfirst.project.candidate_registry import FINE_TUNED
+from smallfirst.project.candidates import Candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from smallfirst.project.candidates import FINE_TUNED
+from smallfirst.project.candidate_registry import FINE_TUNED
 
 CHARACTER_WIDTH = 8.8
 LINE_HEIGHT = 15.0

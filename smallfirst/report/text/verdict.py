@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.pricing import format_usd
-from smallfirst.project.candidates import CANDIDATES, FINE_TUNED, all_candidates
+from smallfirst.project.candidate_registry import CANDIDATES, FINE_TUNED, all_candidates
 from smallfirst.report.candidates import difference
 from smallfirst.report.data import ReportData
 from smallfirst.report.formats import absolute_points, accurate, capitalize_first, path_name, path_role, percent, points

@@ -1,0 +1,69 @@
+"""The registry of candidates and how each describes itself, for task.yaml, run folders and the report.
+
+What a candidate does is in `candidates`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from smallfirst.extensions import Registry
+
+FINE_TUNED = "small"
+"""Name of the candidate that every run fine-tunes and that the report compares the others with."""
+
+
+class CandidateDescription:
+    """How a candidate is named, described and treated."""
+
+    name: str
+    """The name it is registered under; used in task.yaml, file names and the report: letters, digits, `-` and `_`."""
+    title: str
+    """Short name for tables, such as "words + linear"."""
+    role: str
+    """Noun phrase with an article, such as "a linear model on words"."""
+    size: float
+    """Sort key from the smallest model to the largest. Built in: words 10, encoder 20, tuned 30, base 40, small 50."""
+    headline: str = ""
+    """The report's first sentence if this is the smallest candidate that passes; left out: made from `role`."""
+
+    measured_by_default = False
+    """Measure it if task.yaml does not list `small.candidates`."""
+    closed_answers_only = False
+    """Leave it out for tasks whose answers are not a closed set."""
+    promotable = True
+    """The gate checks it and it may go live; False for a point of reference."""
+    is_language_model = False
+    """The report says when a candidate that is none suffices."""
+    uses_sentence_encoder = False
+    """Its sentence encoder is there to be used for out-of-domain detection as well."""
+    learning_curve: Literal["always", "on request", "never"] = "never"
+    """When it is trained on parts of the rows: in every run, by `smallfirst learn --small`, or not at all."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of its model below the run folder."""
+        return self.name
+
+
+CANDIDATES: Registry[CandidateDescription] = Registry(
+    "smallfirst.candidates",
+    {
+        "words": "smallfirst.pipeline.candidates.linear:WORDS",
+        "encoder": "smallfirst.pipeline.candidates.linear:ENCODER",
+        "tuned": "smallfirst.pipeline.candidates.tuned_encoder:TUNED",
+        "base": "smallfirst.pipeline.candidates.language_model:BASE",
+        FINE_TUNED: "smallfirst.pipeline.candidates.language_model:SMALL",
+    },
+    noun="candidate",
+)
+
+
+def all_candidates() -> tuple[CandidateDescription, ...]:
+    """Return every registered candidate, the smallest first."""
+    return tuple(sorted((candidate for _, candidate in CANDIDATES), key=lambda candidate: candidate.size))
+
+
+def promotable_names() -> tuple[str, ...]:
+    """Return the names of the candidates that may go live, the smallest first."""
+    return tuple(candidate.name for candidate in all_candidates() if candidate.promotable)
