@@ -1,4 +1,7 @@
-"""Turn served and judged answers into training rows, which train and never measure: they are no random sample."""
+"""Turn served and judged answers into training rows.
+
+They are no random sample of the traffic, so they train and never measure.
+"""
 
 from smallfirst.improvement.harvest.evidence import open_ledger
 from smallfirst.improvement.harvest.harvest import harvest

@@ -205,5 +205,5 @@ def test_a_challenge_that_loses_changes_nothing_and_one_that_wins_goes_live_cert
     with pytest.raises(DataError, match="all its rows are training rows already"):
         proposal_of(project, known)
     fewer = project.rows.model_copy(update={"test": project.rows.test.subset("test", project.rows.test.examples[1:])})
-    with pytest.raises(StageMissing, match=r"not measured on today's test rows(?s:.*)evaluate task.yaml --run"):
+    with pytest.raises(StageMissing, match=r"not measured on the current test rows(?s:.*)evaluate task.yaml --run"):
         proposal_of(project._replace(rows=fewer), telling)
