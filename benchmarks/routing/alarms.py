@@ -89,7 +89,7 @@ class Delay(NamedTuple):
     audit_share: float
     quiet: int
     wrong: float
-    """Share of kept answers wrong after the change."""
+    """Share of accepted answers wrong after the change."""
     delays: dict[str, list[float]]
     """Requests until each awaited alarm; infinite if it did not occur."""
     redrawn: int

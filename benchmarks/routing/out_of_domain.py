@@ -176,7 +176,7 @@ def _fused(
 HEAD = """| answers by | rejected by | in-scope accuracy | out-of-scope recall | AUROC | FPR at 95 % TPR |
 |---|---|---|---|---|---|"""
 
-KEPT = """| limit keeps, of validation rows | share | in-scope rows kept | in-scope accuracy | out-of-scope recall |
+KEPT = """| limit accepts, of validation rows | share | in-scope rows accepted | in-scope accuracy | out-of-scope recall |
 |---|---|---|---|---|"""
 
 PAGE = """# Out of domain
@@ -189,14 +189,14 @@ PAGE = """# Out of domain
 Official splits: 15,000 training, 3,000 validation and 4,500 test rows in scope, 1,000 test rows out of it. No model
 below but the last has seen an out-of-scope row, and all is chosen on in-scope validation rows: epoch, temperatures, the
 ensemble's weights (least loss), ranks, and the limit, which is the strictest that leaves {least:.1%} of validation rows
-right and kept. **In-scope accuracy counts a rejected row as wrong**, as Larson et al. (2019) do; their BERT has 0.962
+right and accepted. **In-scope accuracy counts a rejected row as wrong**, as Larson et al. (2019) do; their BERT has 0.962
 with an out-of-scope recall of 0.523, or 0.969 with 0.403. AUROC: probability that a row out of scope scores higher than one in scope.
-FPR at 95 % TPR: rows out of scope let in by a limit that keeps 95 % of the test rows in scope. 95 % intervals: Wilson;
+FPR at 95 % TPR: rows out of scope accepted by a limit that accepts 95 % of the test rows in scope. 95 % intervals: Wilson;
 bootstrap over {resamples} resamples for the last two columns.
 
 {clinc}
 
-The limit chosen by the accuracy target accepts about 98 % of the rows in scope. By the share that a limit is to keep, as
+The limit chosen by the accuracy target accepts about 98 % of the rows in scope. By the share that a limit accepts, as
 `fit_signature(keep=...)` sets it, with the four signals fused without out-of-scope rows:
 
 {kept}
@@ -207,7 +207,7 @@ ensemble as its answers.
 ## `auto`: three tasks and open requests
 
 Signatures of three tasks from their own training and selection rows (of Banking77 {n_banking77} selection rows, SNIPS
-{n_snips_slots}, MedQuAD {n_medquad_short}); the limit of each is to keep 97 % of its requests, which so few rows fix to
+{n_snips_slots}, MedQuAD {n_medquad_short}); the limit of each accepts 97 % of its requests, which so few rows fix to
 a point or two. Rows are test requests; none of the open ones was fitted on, but where it says so. `second look`: share
 of requests for which the encoder was asked. `right`: went to its task, or to none for open requests. The words' fourth
 score (`unlike`) was added after a first measurement, in which words alone sent 46 % of nq_open to snips_slots; it was

@@ -107,7 +107,7 @@ def serving(kind: str, folder: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, kind: str) -> None:
-    """Nothing back; prints what `serving` keeps."""
+    """Print the figures that `serving` stores."""
     place = folder / "auto" / kind
     texts = [t for source in json.loads((folder / "auto" / "requests.json").read_text()).values() for t in source]
     texts = texts[:: -(-len(texts) // TIMED)]

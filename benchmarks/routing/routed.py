@@ -50,7 +50,7 @@ SURE = (0.7, 0.9)
 
 
 class Figures(NamedTuple):
-    """One way of answering the test rows."""
+    """One path that answers the test rows."""
 
     name: str
     right: dict[str, bool]
