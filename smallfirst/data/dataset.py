@@ -1,8 +1,7 @@
 """Rows as immutable records (Message, Example, Dataset), and splits of them by content.
 
-A row's identity is its content, not its place in a file, and a row's split depends on its own text and nothing else:
-equal texts are never on both sides of a split, and rows added later move no other row. Shares are therefore met on
-average only, and a split of a few rows may come out empty.
+A row's split depends on its own text alone: equal texts are never on both sides, and rows added later move no other
+row. Shares are therefore met on average only.
 """
 
 from __future__ import annotations
@@ -53,15 +52,11 @@ class Example(Record):
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """All right answers, the row's own first."""
         return (self.answer, *self.also)
 
     @property
     def asked(self) -> str:
-        """What is asked, as one text: splits and leak checks compare rows by it.
-
-        The user's text; for a chat all turns before the answer but the system's; for text to continue that text.
-        """
+        """The user's text; of a chat all turns but the system's; the text to continue. Splits compare it."""
         if not self.messages:
             return self.answer
         if self.shape != "chat":
@@ -84,7 +79,6 @@ class Dataset(Record):
     """The rows."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.examples)
 
     @cached_property
@@ -93,19 +87,14 @@ class Dataset(Record):
         return fingerprint(sorted(example.key for example in self.examples))
 
     def labels(self) -> tuple[str, ...]:
-        """Return the distinct answers, sorted."""
         return tuple(sorted({example.answer for example in self.examples}))
 
     def subset(self, name: str, examples: tuple[Example, ...]) -> Dataset:
-        """Return a dataset of some of these rows."""
         return Dataset(name=name, examples=examples)
 
 
 def fold_text(text: str) -> str:
-    """Return `text` without case, punctuation, spacing and Unicode variants: equal results mean equal texts.
-
-    A text of nothing but punctuation stays as it is, so that not all such texts are equal.
-    """
+    """Return `text` without case, punctuation, spacing and Unicode variants; of punctuation alone, as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", plain).strip() or " ".join(plain.split())
 
@@ -122,10 +111,9 @@ class Splits(Record):
 
 
 def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> Splits:
-    """Return the rows in three parts, the shares being in [0, 1]. Another `salt` gives another split.
+    """Return the rows in three parts by shares in [0, 1]; another `salt` gives another split.
 
-    The test part depends on `test` only: another validation share moves no row into or out of it. Raise ConfigError for
-    shares that leave nothing to train on.
+    The test part depends on `test` only. Raise ConfigError for shares that leave nothing to train on.
     """
     _refuse_bad_share("validation", validation)
     _refuse_bad_share("test", test)
@@ -142,10 +130,7 @@ def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> S
 
 
 def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, Dataset]:
-    """Return a share in [0, 1] of the rows, and the rest; equal texts go the same way.
-
-    Independent of `split`; a second draw needs another `salt`. A larger share holds all rows of a smaller one.
-    """
+    """Return a share in [0, 1] of the rows, which holds those of any smaller share, and the rest."""
     _refuse_bad_share("share", share)
     taken: list[Example] = []
     rest: list[Example] = []

@@ -1,7 +1,6 @@
 """The seven row formats, recognized by their keys, and the rules of their values.
 
-A row fits exactly one format or is refused; nothing is guessed. So text alone is refused beside a column that looks
-like a misspelt label: as text to continue, its label would be lost in silence.
+A row fits exactly one format or is refused. Text alone beside a column like a misspelt label is refused.
 """
 
 from __future__ import annotations
@@ -75,10 +74,7 @@ class RowLayout(NamedTuple):
 
 
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
-    """Return the row format that these keys make, or the rule they break. Other keys are ignored.
-
-    `answered` refuses text alone: every row must have an answer.
-    """
+    """Return the row format that these keys make, or the rule they break; `answered` refuses text alone."""
     names = _names(keys, columns)
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
     if len(fits) > 1:

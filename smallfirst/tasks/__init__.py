@@ -31,10 +31,7 @@ DEFAULT_KIND = "classify"
 
 
 def parse_task(values: Any) -> Any:
-    """Return the task that `values` describe, and anything but a mapping unchanged.
-
-    Raise ValueError if the kind is unknown or a setting is wrong.
-    """
+    """Return the task that a mapping describes, else `values`. Raise ValueError if kind or setting is wrong."""
     if not isinstance(values, Mapping):
         return values
     try:

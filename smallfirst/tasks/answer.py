@@ -1,8 +1,4 @@
-"""A short answer to a question, with or without a text to find it in.
-
-Open answers are compared as SQuAD does: word F1 against the best gold answer, so a right answer in other words counts
-as wrong. Answers out of a few choices (yes, no, maybe) are a classification and are read as one.
-"""
+"""A short answer to a question, with or without a text to find it in; open answers are compared as SQuAD does."""
 
 from __future__ import annotations
 
@@ -50,21 +46,17 @@ class Answer(Task):
 
     @property
     def closed(self) -> tuple[str, ...]:
-        """The choices; empty for open answers."""
         return self.choices
 
     @property
     def row_formats(self) -> tuple[RowFormat, ...]:
-        """Rows with a question or a prompt."""
         return ("question", "prompt")
 
     @property
     def part(self) -> Literal["label", ""]:
-        """Each choice is counted; open answers have no parts."""
         return "label" if self.choices else ""
 
     def system_message(self) -> str:
-        """Return the job, the choices if there are any, and how to say that there is no answer."""
         lines = [self.about or "Answer the user's question."]
         if self.choices:
             lines += ["Answer with exactly one of these and nothing else:", *(f"- {c}" for c in self.choices)]
@@ -105,7 +97,6 @@ class Answer(Task):
         return {**found, **abstaining}
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Return counts by choice; open answers have no parts."""
         return counts_by_label(self.choices, rows) if self.choices else ()
 
     def _abstains(self, text: str) -> bool:

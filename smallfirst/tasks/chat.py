@@ -1,8 +1,4 @@
-"""Open text, scored by functions that the user names: what classify, extract and answer do not cover.
-
-A scorer is a plain function of question, answer and gold answer (see `scorers`). The first one named gives a row its
-score; all of them are reported.
-"""
+"""Open text, scored by functions that the user names (see `scorers`); the first one gives a row its score."""
 
 from __future__ import annotations
 
@@ -42,19 +38,15 @@ class Chat(Task):
 
     @property
     def row_formats(self) -> tuple[RowFormat, ...]:
-        """Rows with a prompt, a question or a conversation of one turn."""
         return ("prompt", "chat", "question")
 
     def system_message(self) -> str:
-        """Return the job."""
         return self.about or "Answer the user's message."
 
     def parse(self, text: str) -> str | None:
-        """Return the whole text; None if it is blank."""
         return text.strip() or None
 
     def score(self, golds: Sequence[str], answer: str | None, *, question: str = "") -> float:
-        """Return what the first scorer gives for the best gold answer."""
         return best_score(load_scorer(self.scorers[0]), golds, answer, question=question)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:

@@ -1,8 +1,7 @@
 """One label out of a closed set, or several.
 
-A fine-tuned model gives each label one code token and is read at one position: one forward pass, always a valid label,
-and probabilities over the labels that sum to 1. A general model is shown the label list and solved examples. Sets of
-several labels are not a closed list of answers: they are written as a JSON list under a schema, token by token.
+A fine-tuned model gives each label one code token and is read at one position. Sets of several labels are written as a
+JSON list under a schema.
 """
 
 from __future__ import annotations
@@ -65,12 +64,10 @@ class Classify(Task):
 
     @property
     def row_formats(self) -> tuple[RowFormat, ...]:
-        """Rows with a list of labels where there may be several, else rows with one label."""
         return ("labels",) if self.multiple else ("label",)
 
     @property
     def part(self) -> Literal["label"]:
-        """Each label is counted."""
         return "label"
 
     @classmethod
@@ -96,17 +93,14 @@ class Classify(Task):
 
     @classmethod
     def row_labels(cls, settings: Mapping[str, Any], train: Dataset | None = None) -> tuple[str, ...] | None:
-        """Return the labels that the file names, else those of the training rows."""
         if settings.get("labels"):
             return tuple(settings["labels"])
         return None if train is None or settings.get("multiple") else train.labels()
 
     def target(self, answer: str) -> str:
-        """Return the label after a space, or the JSON list in label order."""
         return (self.parse(answer) or answer) if self.multiple else super().target(answer)
 
     def system_message(self) -> str:
-        """Return the job and the list of labels with their descriptions."""
         lines = [self.about or "Classify the user's message."]
         if self.multiple:
             lines.append("Answer with a JSON list of all labels from this list that fit, and nothing else:")
@@ -124,35 +118,26 @@ class Classify(Task):
 
     @property
     def closed(self) -> tuple[str, ...]:
-        """The labels; empty where there may be several at once."""
         return () if self.multiple else self.labels
 
     @property
     def max_answer_tokens(self) -> int:
-        """Enough for any label, or for all of them: a token is at least one byte."""
         written = [self._as_json(self.labels)] if self.multiple else self.labels
         return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
 
     @property
     def pass_score(self) -> float:
-        """1: a label is right or wrong, and of several all must be right."""
         return 1.0
 
     def answer_schema(self) -> Mapping[str, Any] | None:
-        """Return a list of labels where there may be several; else None: a label is not JSON.
-
-        It does not forbid a label twice, since the decoding grammar cannot count; `parse` takes it once.
-        """
+        """Return a list of labels where there may be several; `parse` takes a repeated one once."""
         if not self.multiple:
             return None
         items = {"enum": list(self.labels)}
         return {"type": "array", "items": items, "maxItems": len(self.labels)}
 
     def parse(self, text: str) -> str | None:
-        """Return the label that `text` is, or the only label it mentions, ignoring case and punctuation.
-
-        Of several: a JSON list of labels, or labels separated by commas. None if anything in it is not a label.
-        """
+        """Return the label that `text` is or alone mentions; of several a JSON list or those that commas separate."""
         if not self.multiple:
             return text if text in self.labels else parse_label(self.labels, text)
         found = [parse_label(self.labels, piece) for piece in self._pieces(text)]
@@ -170,16 +155,11 @@ class Classify(Task):
         return max((jaccard(gold, said) for text in golds if (gold := self._as_set(text)) is not None), default=0.0)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """Return `macro_f1`, `weighted_f1`, and what `other`, `ordered` and `costs` add.
-
-        Of several labels `micro_f1`, `macro_f1`, `jaccard` (mean score) and `exact`.
-        """
         if self.multiple:
             return label_set_metrics(self.labels, *self._sets(rows))
         return label_metrics(self.labels, rows, other=self.other, ordered=self.ordered, costs=self.costs)
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Return counts by label."""
         return label_set_counts(self.labels, *self._sets(rows)) if self.multiple else counts_by_label(self.labels, rows)
 
     def _label_problems(self) -> Iterator[str]:

@@ -1,8 +1,4 @@
-"""Fields of a JSON schema, extracted from a text.
-
-An answer is one JSON object in canonical form, written under a grammar that allows nothing else and validated all the
-same. A row is right if every field is; the metrics of fields show how near the others are.
-"""
+"""Fields of a JSON schema, extracted from a text: one JSON object in canonical form, written under a grammar."""
 
 from __future__ import annotations
 
@@ -61,22 +57,18 @@ class Extract(Task):
 
     @property
     def row_formats(self) -> tuple[RowFormat, ...]:
-        """Rows with a target object."""
         return ("target",)
 
     @property
     def part(self) -> Literal["field"]:
-        """Each field is counted."""
         return "field"
 
     @property
     def pass_score(self) -> float:
-        """1: every field must be right."""
         return 1.0
 
     @classmethod
     def setting_names(cls) -> frozenset[str]:
-        """Return the fields and `schema`, which is how a task file writes `json_schema`."""
         return super().setting_names() | {"schema"}
 
     @classmethod
@@ -100,7 +92,6 @@ class Extract(Task):
         return answer
 
     def system_message(self) -> str:
-        """Return the job and the fields: a list where the schema is flat, else the schema itself."""
         fields = self.fields
         lines = [self.about or "Read the user's message and give its fields."]
         if _can_be_listed(self.json_schema):
@@ -116,15 +107,10 @@ class Extract(Task):
         return "\n".join(lines)
 
     def answer_schema(self) -> dict[str, Any]:
-        """Return the closed schema."""
         return self.json_schema
 
     def parse(self, text: str) -> str | None:
-        """Return the first JSON object in `text` that the schema allows, in canonical form.
-
-        Prose and code fences around it do no harm. An object that is cut off, names a field twice, holds NaN or
-        Infinity, or breaks the schema is not an answer.
-        """
+        """Return the first whole JSON object in `text` that the schema allows, in canonical form."""
         return answer_parser(json.dumps(self.json_schema)).read(text)
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
@@ -132,11 +118,9 @@ class Extract(Task):
         return field_score(golds, answer, self.normalise)
 
     def measures(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
-        """Return `field_f1`, `field_precision`, `field_recall` over all values, `missing`, `invented`, `valid`."""
         return field_metrics(rows, self.normalise)
 
     def parts(self, rows: Sequence[ScoredAnswer]) -> tuple[PartCounts, ...]:
-        """Return counts by field path."""
         return counts_by_field([field.path for field in self.fields], rows, self.normalise)
 
 

@@ -1,8 +1,4 @@
-"""How right an open answer is, by a plain function: built-in scorers, and those of installed packages.
-
-A scorer is `(question, answer, gold) -> float in [0, 1]`. A task file names scorers and never points at code; a package
-registers one under the entry-point group "smallfirst.scorers".
-"""
+"""How right an open answer is: built-in scorers, and those of the entry-point group smallfirst.scorers."""
 
 from __future__ import annotations
 
@@ -26,8 +22,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """Return `text` without case, punctuation, articles and spare white space, as SQuAD compares answers.
 
-    Punctuation is dropped, not turned into a space: "e-mail" is "email". A text of nothing but articles and punctuation
-    stays as it is, so that "The The" or "+" can be an answer.
+    Punctuation is dropped: "e-mail" is "email". A text of nothing else stays as it is.
     """
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(c for c in plain if c not in string.punctuation and unicodedata.category(c)[0] != "P")
@@ -35,10 +30,7 @@ def normalize_answer(text: str) -> str:
 
 
 def word_f1(answer: str, gold: str) -> float:
-    """Return the F1 of the words of two texts after `normalize_answer`, with multiplicity (SQuAD's token F1).
-
-    A script written without spaces makes one word, so there it is 1 for the same text and else 0.
-    """
+    """Return the F1 of the words of two texts after `normalize_answer`, with multiplicity (SQuAD's token F1)."""
     said, there = normalize_answer(answer).split(), normalize_answer(gold).split()
     shared = (Counter(said) & Counter(there)).total()
     return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
@@ -83,11 +75,7 @@ SCORERS: Registry[Scorer] = Registry(
 
 @lru_cache
 def load_scorer(name: str) -> Scorer:
-    """Return the scorer of this name; what it returns is checked at each call.
-
-    Raise ConfigError if the name is unknown or its package cannot be loaded; the scorer raises ConfigError if its
-    function fails or returns anything but a number in [0, 1].
-    """
+    """Return the scorer of this name, its results checked. Raise ConfigError if unknown, broken or out of [0, 1]."""
     function = SCORERS.get(name)
     if not callable(function):
         raise ConfigError(

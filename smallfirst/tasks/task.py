@@ -1,9 +1,4 @@
-"""The Task: the only home of prompt text, parsing and scoring, used by training, evaluation and serving.
-
-A model is asked in production exactly what it was asked in training. Answers are text everywhere (a label, canonical
-JSON, a sentence), so rows, recordings and the ledger need one form only. The cost: a task parses its own canonical
-answers again when it scores them.
-"""
+"""The Task: the only home of prompt text, parsing and scoring, used by training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -73,10 +68,7 @@ class PartCounts(Record):
 
 
 class Task(Record, ABC):
-    """How one narrow job is asked, answered and judged. Each kind is a subclass, found by name in `TASK_KINDS`.
-
-    Every further field of a subclass is a setting of `task.yaml`.
-    """
+    """How one narrow job is asked, answered and judged; further fields of a subclass are settings of `task.yaml`."""
 
     kind: str
     """Name of the kind in `TASK_KINDS`."""
@@ -122,10 +114,7 @@ class Task(Record, ABC):
         return ""
 
     def prompt(self, text: str) -> str:
-        """Return what a fine-tuned model reads: the text and a cue of one token, without instructions.
-
-        A chat template would cost eight tokens in training and in every request.
-        """
+        """Return what a fine-tuned model reads: the text and a cue of one token, cheaper than a chat template."""
         return f"{text.strip()} =>"
 
     def target(self, answer: str) -> str:
@@ -182,16 +171,10 @@ class Task(Record, ABC):
 
     @classmethod
     def complete_settings(cls, settings: dict[str, Any], train: Dataset, others: Sequence[Dataset]) -> dict[str, Any]:
-        """Return the settings with those the task file leaves out inferred from its rows.
-
-        `others` are the rows that are not trained on.
-        """
+        """Return the settings with those left out inferred from the rows; `others` are not trained on."""
         return settings
 
     @classmethod
     def row_labels(cls, settings: Mapping[str, Any], train: Dataset | None = None) -> tuple[str, ...] | None:
-        """Return the labels that every row read from now on must carry one of; None if rows carry no labels.
-
-        `train` is given once the training rows are read.
-        """
+        """Return the labels that rows read after `train` must carry one of; None if rows carry no labels."""
         return None

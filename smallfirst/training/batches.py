@@ -1,7 +1,6 @@
 """Rows to batches: tokens with a target mask, filled to a token budget from length buckets, padded on the right.
 
-Right padding needs no attention mask under causal attention: a real token never attends to its right. Sorting by
-length with a little noise keeps padding near 5 % while every epoch still sees other batches.
+Right padding needs no attention mask under causal attention: a real token never attends to its right.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ class HasTokens(Protocol):
     """A row in tokens, of any kind of model."""
 
     @property
-    def ids(self) -> tuple[int, ...]:
-        """Token ids."""
+    def ids(self) -> tuple[int, ...]: ...
 
 
 R = TypeVar("R", bound=HasTokens)
@@ -35,10 +33,7 @@ class TokenizedRow(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows side by side.
-
-    ids (rows, width) int64, right-padded with 0; targets (n, 3): row, position, token to predict there.
-    """
+    """Rows side by side: ids (rows, width) int64, right-padded with 0; targets (n, 3): row, position, token there."""
 
     ids: Any
     targets: Any
@@ -48,10 +43,7 @@ class Batch(NamedTuple):
 def encode_rows(
     data: Dataset, encode: Callable[[Example], R | str], *, max_tokens: int
 ) -> tuple[list[R], list[Problem]]:
-    """Return the rows that `encode` makes of the examples, and a problem for each that it or the limit refuses.
-
-    `encode` returns a row, or the rule that the example breaks; nothing is truncated.
-    """
+    """Return the rows that `encode` makes, and a Problem for each rule it returns or row over the limit."""
     rows: list[R] = []
     problems: list[Problem] = []
     for example in data.examples:
@@ -80,11 +72,7 @@ def encode_all_rows(data: Dataset, encode: Callable[[Example], R | str], *, max_
 def encode_label_rows(
     data: Dataset, task: Task, *, codes: Sequence[int], tokenizer: Any, max_tokens: int
 ) -> list[TokenizedRow]:
-    """Return prompt and code token of each example; the code token is the target.
-
-    There is no end-of-turn target: the answer is read at one position and nothing is written after it. Raise DataError
-    as `encode_all_rows` does.
-    """
+    """Return prompt and code token, the only target, of each example. Raise DataError as `encode_all_rows` does."""
     code_of = dict(zip(task.closed, codes, strict=True))
 
     def encode(example: Example) -> TokenizedRow | str:
@@ -96,10 +84,7 @@ def encode_label_rows(
 
 
 def encode_text_rows(data: Dataset, task: Task, *, tokenizer: Any, max_tokens: int) -> list[TokenizedRow]:
-    """Return prompt, target text and end token of each example; target text and end token are the targets.
-
-    A model that never saw an end token would not know when to stop. Raise DataError as `encode_all_rows` does.
-    """
+    """Return prompt, target text and end token of each example; the last two are targets. Raise DataError likewise."""
 
     def encode(example: Example) -> TokenizedRow:
         prompt = encode_prompt(tokenizer, task.prompt(example.text), 1 << 30)

@@ -1,11 +1,7 @@
 """Train a causal language model: loading, the forward pass, the loss and its gradient, saving.
 
-The loss of a step is the mean over the target tokens of its whole batch, however the batch is cut: into micro-batches
-that fit into memory, or among processes that each take a part (torchrun). The vocabulary is projected at target
-positions only, which for short answers saves a fifth of the work.
-
-Rows of a conversation often begin with the same instruction. Its keys and values are computed once a batch and every
-row attends to them, so the gradients of all rows meet in one computation: the same loss and gradient for less work.
+The loss of a step is the mean over the target tokens of its whole batch, however the batch is cut. The vocabulary is
+projected at target positions only, and a prefix common to all rows of a batch is computed once.
 """
 
 from __future__ import annotations
@@ -39,31 +35,25 @@ class CausalBackend:
     frozen: FrozenLayers | None = None
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
-        """Return model and tokenizer, with lower layers frozen and adapters added if `config` asks for them."""
         model, tokenizer = load_causal(base)
         if config.frozen_layers:
             self.frozen = FrozenLayers(model, config.frozen_layers)
         return (model if config.method == "full" else add_adapters(model, config)), tokenizer
 
     def begin(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig) -> None:
-        """Compute what frozen layers make of the rows."""
         if self.frozen is not None:
             self.frozen.fill(model, rows)
 
     def batches(self, rows: Sequence[TokenizedRow], config: TrainConfig, seed: int) -> list[list[TokenizedRow]]:
-        """Return the batches of an epoch, rows of similar length together."""
         return epoch_batches(rows, batch_tokens=config.batch_tokens, seed=seed)
 
     def gradient(self, model: Any, rows: Sequence[TokenizedRow], config: TrainConfig, optimizer: MasterAdamW) -> float:
-        """Return the mean loss over the target tokens in nats; its gradient is added to the optimizer."""
         return accumulate_gradient(model, rows, config, optimizer, self.loss)
 
     def loss(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
-        """Return the sum of the cross-entropies over the rows' target tokens, in nats."""
         return target_loss(model, rows, self.frozen)
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> str:
-        """Write weights, adapters merged into them, and tokenizer; return the fingerprint of the weights."""
         whole = merge_adapters(model)
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -91,10 +81,7 @@ def accumulate_gradient(
     optimizer: MasterAdamW,
     loss_function: LossFunction = target_loss,
 ) -> float:
-    """Return the mean loss over the target tokens of all `rows`, in nats; add its gradient to the optimizer.
-
-    Under torch.distributed each process computes every n-th row and all end with the same gradient.
-    """
+    """Return the mean loss over the targets of `rows`, in nats; each distributed process computes its part."""
     own = rows[dist.get_rank() :: dist.get_world_size()] if dist.is_initialized() else rows
     n_targets = sum(len(row.ids) - row.n_prompt for row in rows)
     total = torch.zeros((), device=model.device)

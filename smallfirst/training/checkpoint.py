@@ -1,8 +1,7 @@
 """Checkpoints: the state of a run, saved now and then, so a killed run continues to the same weights.
 
-A checkpoint is a folder of its own, complete once its state.json exists; the one before is removed only then. It holds
-the fp32 masters and both moments of AdamW, 12 bytes a trained weight. Writing takes seconds, so the next one waits
-until that is at most MAX_TIME_SHARE of the time.
+A checkpoint is a folder, complete once its state.json exists; the one before is removed only then. It holds the fp32
+masters and both moments of AdamW, 12 bytes a trained weight.
 """
 
 from __future__ import annotations
@@ -37,21 +36,16 @@ class CheckpointStore:
     """The checkpoints of one run in one folder; the newest complete one counts."""
 
     def __init__(self, folder: Path, *, least_s: float = 60) -> None:
-        """Write at most one every `least_s` seconds."""
         self.folder = folder
         self.least_s = least_s
         self._next_at = time.monotonic() + least_s
 
     @property
     def due(self) -> bool:
-        """True when it is time to write one."""
         return time.monotonic() >= self._next_at
 
     def write(self, step: int, saved: Checkpoint) -> float:
-        """Write a checkpoint and return the seconds it took.
-
-        Raise OSError if the disk refuses; the checkpoint before is still there then.
-        """
+        """Write a checkpoint; return the seconds it took. On OSError the one before is still there."""
         began = time.monotonic()
         place = self.folder / f"step-{step}"
         try:
@@ -80,7 +74,6 @@ class CheckpointStore:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints: a finished run needs none."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _places(self) -> list[Path]:

@@ -73,11 +73,7 @@ class TrainConfig(Record):
 
 
 class TeacherConfig(Record):
-    """A larger model of the same vocabulary whose probabilities the small one learns beside the right answers.
-
-    It is kept beside the student in memory and computes every batch with it: with a teacher of twice the size a step
-    takes about twice as long.
-    """
+    """A larger model of the same vocabulary whose probabilities the small one learns, computed for every batch."""
 
     base: str
     """Name or folder of a causal model with the student's vocabulary; for closed answers a folder written by training

@@ -1,7 +1,4 @@
-"""The event log of a run: append-only; the status is derived from it.
-
-One JSON object a line, flushed to disk before the run continues, so a killed run still shows how far it came.
-"""
+"""The event log of a run: one JSON object a line, append-only, flushed to disk; the status is derived from it."""
 
 from __future__ import annotations
 
@@ -47,7 +44,6 @@ class Event(Record):
 
     @property
     def in_one_line(self) -> str:
-        """Local time, kind and message."""
         return f"{datetime.fromisoformat(self.at).astimezone():%Y-%m-%d %H:%M:%S}  {self.kind:<18}{self.message}"
 
 
@@ -58,7 +54,6 @@ class EventLog:
         self.path = path
 
     def append(self, kind: EventKind, message: str, **values: Any) -> Event:
-        """Append an event and return it."""
         event = Event(kind=kind, at=datetime.now(UTC).isoformat(timespec="seconds"), message=message, values=values)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
@@ -88,7 +83,6 @@ class EventLog:
 
     @staticmethod
     def _ends_whole(file: BinaryIO) -> bool:
-        """Return True if the file is empty or its last line is complete."""
         if not file.seek(0, os.SEEK_END):
             return True
         file.seek(-1, os.SEEK_END)

@@ -1,8 +1,4 @@
-"""Keep the lowest layers of a model fixed, and compute what they make of each row once a run.
-
-Every later epoch then costs the upper layers alone. The cost is memory: two bytes for each number of a row's hidden
-states.
-"""
+"""Keep the lowest layers of a model fixed, and compute their hidden states of each row once (two bytes a number)."""
 
 from __future__ import annotations
 
@@ -23,10 +19,7 @@ class FrozenLayers:
     """The lowest layers of a model and the hidden states they give for each row."""
 
     def __init__(self, model: Any, n_layers: int) -> None:
-        """Freeze the embedding and `n_layers` layers.
-
-        Raise TrainingError if no layer would be left to train, or if the model cannot be computed in two halves.
-        """
+        """Freeze the embedding and `n_layers` layers. Raise TrainingError if the model cannot be cut there."""
         self.n_layers = n_layers
         self._states: dict[tuple[int, ...], torch.Tensor] = {}
         if not 0 < n_layers < len(model.model.layers):

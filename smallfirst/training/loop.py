@@ -1,7 +1,4 @@
-"""The training loop, read top to bottom: count the steps, draw batches epoch after epoch, step, set the learning rate.
-
-A Backend computes the loss and its gradient for its kind of model.
-"""
+"""The training loop: count the steps, draw batches epoch after epoch, step, set the learning rate."""
 
 from __future__ import annotations
 
@@ -68,10 +65,7 @@ class TrainingLoop:
         self.step, self.tokens, self.busy_s = 0, 0, 0.0
 
     def steps(self) -> Iterator[StepMetrics]:
-        """Yield the metrics of each step to the end; the model is in evaluation mode between steps.
-
-        Raise TrainingError when the loss stops being a number; the weights are then those before that step.
-        """
+        """Yield the metrics of each step. Raise TrainingError before updating if the loss is no number."""
         for batch in islice(iterate_batches(self.backend, self.rows, self.config), self.step, self.total):
             yield self._step(batch)
 
@@ -81,7 +75,6 @@ class TrainingLoop:
         return tensors, {"step": self.step, "tokens": self.tokens, "busy_s": self.busy_s}
 
     def restore(self, tensors: dict[str, torch.Tensor], figures: dict[str, float]) -> None:
-        """Continue from where the state was taken."""
         self.optimizer.restore(tensors)
         torch.set_rng_state(tensors["generator"])
         self.step, self.tokens, self.busy_s = int(figures["step"]), int(figures["tokens"]), figures["busy_s"]

@@ -11,10 +11,7 @@ from smallfirst.training.config import TrainConfig
 
 
 def add_adapters(model: Any, config: TrainConfig) -> Any:
-    """Return the model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks.
-
-    Only the adapters are trained. The base stays bf16; adapters are bf16 with fp32 masters, like all trained weights.
-    """
+    """Return the model with LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on all linear layers of its blocks."""
     import peft
 
     layers = model.model.layers

@@ -1,8 +1,4 @@
-"""AdamW on fp32 masters of low-precision weights, whose whole state can be saved and restored.
-
-Why masters: at a learning rate of 2e-4 most AdamW updates are smaller than half a bf16 step and would be rounded away.
-Keeping the weights in fp32 beside the bf16 copy costs 4 bytes a weight and gains several points of accuracy.
-"""
+"""AdamW on fp32 masters of low-precision weights: most updates are smaller than half a bf16 step and would be lost."""
 
 from __future__ import annotations
 
@@ -68,7 +64,6 @@ class MasterAdamW:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Set masters, moments and parameters to what they were when `state` was taken."""
         for i, master in enumerate(self.masters):
             master.copy_(state[f"{i}.master"])
             moments = {name: state[f"{i}.{name}"].clone() for name in _KEPT if f"{i}.{name}" in state}

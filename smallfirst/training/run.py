@@ -1,8 +1,7 @@
 """train(): from rows and a base model to a Run, tracked in MLflow and in an event log, the best epoch kept.
 
-The best epoch is the one with the best validation score, on rows that certify and measure nothing later. Its weights
-are written as soon as it is known to be the best, so a killed run leaves a usable model; called again on the same
-folder, train() continues from its last checkpoint to the same weights as an uninterrupted run.
+The weights of the epoch with the best validation score are written at once, so a killed run leaves a usable model;
+called again on the same folder, train() continues to the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -99,8 +98,6 @@ def train(
 
 
 class _Trainer:
-    """The state of one run."""
-
     def __init__(
         self,
         recipe: Recipe,
@@ -142,7 +139,6 @@ class _Trainer:
         return self._finish(loop, seconds)
 
     def _start(self, loop: TrainingLoop) -> None:
-        """Continue from the last checkpoint, if there is one."""
         self.seconds = 0.0
         saved, events = self.checkpoints.latest(), self.log.read()
         if saved is not None:
@@ -190,7 +186,6 @@ class _Trainer:
         return self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience
 
     def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
-        """Write a checkpoint when one is due. Raise Cancelled if CANCEL_FILE is there."""
         if (self.folder / CANCEL_FILE).exists():
             raise Cancelled(f"cancelled at step {step.step} of {loop.total}")
         if not self.checkpoints.due:
@@ -276,7 +271,6 @@ def _replace(place: Path, draft: Path) -> None:
 
 
 def _restore_model(place: Path) -> None:
-    """Bring back a model folder that a crash lost between two renames."""
     for other in (place.with_suffix(".draft"), place.with_suffix(".before")):
         if not place.exists() and (other / MANIFEST).is_file():
             other.rename(place)

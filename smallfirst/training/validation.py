@@ -1,9 +1,7 @@
 """Validate a model after each epoch: its score on selection rows, and the calibration fitted on them.
 
-A model that answers from label probabilities is validated on all selection rows, one that writes its answers on a
-sample, since writing one takes as long as some training steps. Where nothing scores the answers, the mean loss on
-evaluation rows stands in, at about a third of a training step each; losses compare between epochs of one run, not
-between tokenizers.
+A model that writes its answers is validated on a sample. Where nothing scores the answers, the mean loss on evaluation
+rows stands in; it compares between epochs of one run, not between tokenizers.
 """
 
 from __future__ import annotations
@@ -88,10 +86,7 @@ def validate_generation(model: Any, tokenizer: Any, manifest: Manifest, selectio
 
 
 def accuracy_and_temperature(scored: Sequence[LabelLogProbs], data: Dataset, task: Task) -> tuple[float, float]:
-    """Return the accuracy of the most probable labels on the rows and the temperature fitted on them.
-
-    Raise DataError naming the rows whose label the task does not have.
-    """
+    """Return accuracy and fitted temperature of the labels. Raise DataError naming rows whose label is unknown."""
     if not len(data):
         return 0.0, 1.0
     index = {label: i for i, label in enumerate(task.closed)}

@@ -1,7 +1,4 @@
-"""Check the rows before money is spent: contradictions, leaks between splits, thin classes, long rows.
-
-It takes a few seconds for ten thousand rows and compares words, so a leak in other words stays unseen.
-"""
+"""Check the rows before money is spent: contradictions, leaks between splits, thin classes, long rows."""
 
 from __future__ import annotations
 
@@ -57,7 +54,6 @@ class CheckReport(Record):
         return "NO" if "stop" in levels else "FIX" if "fix" in levels else "GO"
 
     def with_findings(self, more: Iterable[Finding]) -> CheckReport:
-        """Return the report with these findings among its own, gravest first."""
         return self.model_copy(update={"findings": _gravest_first([*self.findings, *more])})
 
 
@@ -113,7 +109,6 @@ def _class_counts(data: Dataset) -> dict[str, int]:
 
 
 def _by_text(examples: Iterable[Example]) -> dict[str, list[Example]]:
-    """Group rows by what they ask, folded, without the system message."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[fold_text(example.asked)].append(example)
@@ -144,7 +139,6 @@ def _contradictions(splits: dict[str, Dataset]) -> Iterator[Finding]:
 
 
 def _torn(group: Sequence[Example]) -> Location:
-    """Locate a group by the first row of each of its first three answers."""
     first = list({example.answer: example for example in reversed(group)}.values())[::-1][:3]
     words = " and ".join(_shown_answer(example) for example in first)
     return Location(first[0].path, first[0].line, words)

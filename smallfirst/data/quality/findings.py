@@ -1,7 +1,4 @@
-"""Findings of a data check: each with its severity, the rule, and every place in the files.
-
-Ten places are shown; all of them can be written to a file.
-"""
+"""Findings of a data check: each with its severity, the rule, and every place in the files."""
 
 from __future__ import annotations
 

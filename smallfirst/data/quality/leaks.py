@@ -1,8 +1,4 @@
-"""Leaks: test rows that are also training rows, where a memorized answer looks like ability.
-
-Rows are compared by what they ask: letter for letter, then without case, punctuation and spacing, then by nine of ten
-words. It takes a few seconds for ten thousand rows; a leak in other words stays unseen.
-"""
+"""Leaks: test rows that are also training rows, letter for letter, folded, or in nine of ten words."""
 
 from __future__ import annotations
 
@@ -41,7 +37,6 @@ class LeakReport(Record):
 
     @property
     def n_leaked(self) -> int:
-        """Number of leaked test rows."""
         return len(self.exact) + len(self.folded) + len(self.near)
 
     @property

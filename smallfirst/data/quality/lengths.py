@@ -1,8 +1,4 @@
-"""Row lengths in tokens: a summary of each split, and every row over the limit.
-
-Counts come from the base model's tokenizer. Without it, bytes divided by four stand in; such an estimate is marked as
-one and stops nothing.
-"""
+"""Row lengths in tokens, by the base model's tokenizer or estimated from bytes, and every row over the limit."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Near-duplicates between two lists of texts: word sets with a Jaccard similarity of at least 0.9.
 
-Exact, yet only rows under the same rare word are compared: two such sets must share one of their few rarest words
-(prefix filtering, Chaudhuri, Ganti and Kaushik 2006). It compares words, not meaning, and a language written without
-spaces is one word per clause.
+Exact, yet only rows under the same rare word are compared (prefix filtering, Chaudhuri, Ganti and Kaushik 2006). A
+language written without spaces is one word per clause.
 """
 
 from __future__ import annotations
@@ -41,10 +40,9 @@ class _Words:
 
 
 def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the indices (new, known) of each text of `new` that nearly repeats one of `known`.
+    """Return the indices (new, known) of each text of `new` that nearly repeats, but does not equal, one of `known`.
 
-    Words in over half of all texts do not count, or a prompt template would make all rows alike. Texts of `new` that
-    are equal to one of `known` when folded are left out.
+    Words in over half of all texts do not count, or a prompt template would make all rows alike.
     """
     old_texts, new_texts = [fold_text(text) for text in known], [fold_text(text) for text in new]
     rank = _ranks([*old_texts, *new_texts])

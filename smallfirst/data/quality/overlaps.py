@@ -1,8 +1,4 @@
-"""Texts of one split that are also in an earlier one, counted four ways from strict to loose.
-
-The number depends on what counts as the same text, so each has its own name and includes the one before. The loosest is
-what the gate's limit on leaks counts. It takes one search for near-duplicates a pair of splits.
-"""
+"""Texts of one split that are also in an earlier one, counted four ways from strict to loose (the gate's leaks)."""
 
 from __future__ import annotations
 

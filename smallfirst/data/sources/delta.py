@@ -1,10 +1,4 @@
-"""Rows of a Delta table at one version: what its log says is in it, without deleted rows.
-
-The log says which files belong to a version, which of their rows are deleted (deletion vectors), which values it alone
-holds (partitions), and what the columns are called in the files (column mapping). The files are read one by one in the
-order in which they were written, so a bad row is named by its file and its number there; the order is not that of a
-query.
-"""
+"""Rows of a Delta table at one version, by file and row number there, without those that its log deletes."""
 
 from __future__ import annotations
 
@@ -27,8 +21,6 @@ _PHYSICAL = "delta.columnMapping.physicalName"
 
 
 class _Part(NamedTuple):
-    """One data file of the table."""
-
     path: Path
     fixed: dict[str, Any]
     """Values of its rows that stand in the log only."""
@@ -54,10 +46,7 @@ def open_delta(folder: Path, version: int | None = None) -> Any:
 def read_delta(
     table: Any, folder: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """Yield the rows of an open table. Columns that do not fit are one bad row.
-
-    Raise DataError if a file of it is missing, changed or broken, or the table too large.
-    """
+    """Yield the rows of an open table; columns that do not fit are one bad row. Raise DataError if it is broken."""
     schema = import_pyarrow("reading a Delta table").schema(table.schema().to_arrow())
     rules, wanted = select_columns(schema, columns, answered=answered)
     yield from (RawRow(display_path(folder), 1, rule) for rule in rules)
@@ -134,7 +123,6 @@ def _local(uri: str) -> Path:
 
 @contextmanager
 def _telling(folder: Path, version: int | None) -> Iterator[None]:
-    """Raise what the library raises about the log as DataError."""
     import deltalake
 
     try:

@@ -1,8 +1,6 @@
-"""Folders of files: which files there are, in which order, and the text files among them as rows to continue.
+"""Folders of files, and the text files among them as rows to continue, one a file.
 
-One file is one row, whatever its length; a long text is split only in training. Files and folders whose names
-begin with a dot or an underscore belong to the programs that wrote them (`_SUCCESS`, `.DS_Store`) and are left out;
-every other file is read or named.
+Files and folders whose names begin with a dot or an underscore are left out; every other file is read or named.
 """
 
 from __future__ import annotations
@@ -34,10 +32,7 @@ class FoundFile(NamedTuple):
 
 
 def list_files(folder: Path) -> list[FoundFile]:
-    """Return the files in the folder and below, sorted by path. Raise DataError if a folder cannot be listed.
-
-    Links to folders are not followed, and links to files only inside the folder.
-    """
+    """Return the files below the folder, sorted by path. Raise DataError if a folder cannot be listed."""
     found: list[FoundFile] = []
     for here, folders, names in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]

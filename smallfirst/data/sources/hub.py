@@ -1,7 +1,6 @@
-"""Rows from a data set of the Hugging Face hub, named `name/split` or `owner/name/split`, through the package datasets.
+"""Rows from a data set of the Hugging Face hub, `[owner/]name/split`, through the package datasets.
 
-The cache comes first, the hub is asked only if HF_HUB_OFFLINE allows it, and no code of a data set is ever run. Class
-numbers become their names. A data set of several subsets has no name here; save the one you need.
+The cache comes first, no code of a data set is ever run, and class numbers become their names.
 """
 
 from __future__ import annotations

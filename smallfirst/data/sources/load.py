@@ -52,11 +52,10 @@ def load(
     labels: Sequence[str] | None = None,
     folder: Path = Path(),
 ) -> Dataset:
-    """Return all rows of the source in order; the name of the Dataset says the version where there is one.
+    """Return all rows of the source in order, paths relative to `folder`, answers among `labels` if given.
 
-    With `labels`, every answer must be one of them. All rows of a source have the same format. Paths are relative to
-    `folder`. Raise DataError with all its Problems if any row is bad or the source cannot be read, ConfigError for a
-    wrong environment variable, MissingExtra.
+    Raise DataError with all its Problems if any row is bad or the source cannot be read, ConfigError for a wrong
+    environment variable, MissingExtra.
     """
     source = _find(os.fspath(address), folder)
     data, problems = source.read(columns, labels)
@@ -82,8 +81,7 @@ def load_valid(
 
 
 class _Reader(Protocol):
-    def __call__(self, columns: Columns, budget: ReadBudget, *, answered: bool) -> Iterable[RawRow]:
-        """Yield the rows; `answered` refuses text alone."""
+    def __call__(self, columns: Columns, budget: ReadBudget, *, answered: bool) -> Iterable[RawRow]: ...
 
 
 class _Source(NamedTuple):
@@ -102,8 +100,6 @@ class _Source(NamedTuple):
 
 
 class _Parsed(NamedTuple):
-    """A row of a source, parsed."""
-
     path: str
     line: int
     format: RowFormat | None
@@ -115,10 +111,7 @@ class _Parsed(NamedTuple):
 def build_dataset(
     rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None
 ) -> tuple[Dataset, tuple[Problem, ...]]:
-    """Return the good rows as a Dataset, and the problems of the others, both in the order of the rows.
-
-    A row of another format than most rows of the source is a problem.
-    """
+    """Return the good rows as a Dataset and the Problems of the others; a row of another format than most is one."""
     allowed = dict.fromkeys(labels) if labels is not None else None
     parsed = [_parse(row, columns, allowed) for row in rows]
     formats = Counter(row.format for row in parsed if row.format)
@@ -170,7 +163,6 @@ def _find(text: str, folder: Path) -> _Source:
 
 
 def _at(path: Path, version: int | None = None) -> _Source:
-    """Return the source at a path of this machine."""
     name = path.resolve().name
     if version is not None or (path / DELTA_LOG).is_dir():
         return _delta(path, name, version)

@@ -47,10 +47,7 @@ def parquet_files(folder: Path) -> list[FoundFile]:
 def read_parquet(
     files: Iterable[FoundFile], columns: Columns, budget: ReadBudget, *, answered: bool = False
 ) -> Iterator[RawRow]:
-    """Yield the rows of all the files, numbered in each from 1. A file whose columns do not fit is one bad row.
-
-    Raise DataError if a file is not readable as Parquet, or all are too large; MissingExtra.
-    """
+    """Yield the rows of all the files, numbered in each from 1. Raise DataError if one cannot be read, MissingExtra."""
     for path, rule in files:
         rules, wanted = ([rule], set[str]()) if rule else _check_file(path, columns, answered=answered)
         yield from (RawRow(display_path(path), 1, rule) for rule in rules)

@@ -1,7 +1,4 @@
-"""Rows of JSON Lines and CSV files, each line as values by column or as the rule that it breaks.
-
-A file is read whole into memory. UTF-8, with or without byte order mark.
-"""
+"""Rows of UTF-8 JSON Lines and CSV files, each line as values by column or as the rule that it breaks."""
 
 from __future__ import annotations
 
@@ -39,10 +36,7 @@ class _Line(NamedTuple):
 
 
 def read_text_file(file: Path, columns: Columns, budget: ReadBudget, *, answered: bool = False) -> Iterator[RawRow]:
-    """Yield the rows of a file whose suffix is one of FORMATS, or of such a file gzipped; `.json` has an object a line.
-
-    Raise DataError if the file as a whole cannot be read.
-    """
+    """Yield the rows of a file with a suffix of FORMATS, perhaps gzipped. Raise DataError if it cannot be read."""
     kind = file_format(file)
     packed = file.suffix.lower() == ".gz"
     if kind not in FORMATS and not file.is_dir():
@@ -137,7 +131,6 @@ def _json_rows(lines: Sequence[_Line]) -> Iterator[NumberedRow]:
 
 
 def _object(text: str) -> dict[str, Any] | str:
-    """Return the JSON object of a line, or what is wrong with it."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:

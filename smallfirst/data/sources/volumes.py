@@ -1,8 +1,7 @@
 """Files of a Databricks volume: `/Volumes/catalog/schema/volume/path`, with or without `dbfs:` before it.
 
-Tried in this order: a folder that stands in for /Volumes (SMALLFIRST_VOLUMES), /Volumes itself where it is mounted, and
-the workspace's Files API through the Databricks SDK. The last one copies everything into the state folder first, each
-time anew, since a file may have changed.
+Tried in this order: SMALLFIRST_VOLUMES, /Volumes where it is mounted, and the workspace's Files API, from which
+everything is copied into the state folder each time anew.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ def is_volume(address: str) -> bool:
 
 
 def volume_path(address: str) -> Path:
-    """Return the file or folder on this machine that the address stands for.
-
-    Raise DataError if it is malformed, leads out of its root, does not exist, or cannot be reached.
-    """
+    """Return the file or folder that the address stands for. Raise DataError if it is malformed or not there."""
     parts = PurePosixPath(address.removeprefix("dbfs:")).parts
     if parts[:2] != ("/", "Volumes") or len(parts) < 5 or ".." in parts:
         raise DataError(f"{address}: expected [dbfs:]/Volumes/catalog/schema/volume/path, without ..")
@@ -134,7 +130,6 @@ def _clear(local: Path) -> None:
 
 @contextmanager
 def _telling(address: str) -> Iterator[None]:
-    """Raise what the SDK raises as DataError."""
     from databricks.sdk.errors import NotFound
     from databricks.sdk.errors.base import DatabricksError
 

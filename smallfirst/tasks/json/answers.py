@@ -1,9 +1,4 @@
-"""The JSON object in what a model wrote, validated, in one canonical form.
-
-Models put prose and code fences around JSON; the first object that can be parsed counts. Everything is bounded and
-nothing is fetched, since the text comes from outside. An answer that names a field twice, or is cut off, is not an
-answer, even if most of it could be recovered.
-"""
+"""The first JSON object in what a model wrote, validated, in one canonical form; all work is bounded."""
 
 from __future__ import annotations
 
@@ -43,10 +38,7 @@ class AnswerParser:
         )
 
     def read(self, text: str) -> str | None:
-        """Return canonical JSON of the first object in `text` that the schema allows; None if there is none.
-
-        Canonical: fields in schema order, spaced by SEPARATORS, characters as they are.
-        """
+        """Return the first object that the schema allows as JSON, fields in schema order; None without one."""
         if len(text) > MAX_CHARACTERS:
             return None
         try:

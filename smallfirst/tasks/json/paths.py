@@ -1,8 +1,4 @@
-"""Where the fields of an answer are: their paths, their values, and their character spans.
-
-A path names a place (`slots.artist`; `items[].price` inside a list of objects), not a value: the items of a list share
-it. Which item of a list of objects a value belongs to, only `comparison_key` tells.
-"""
+"""Where the fields of an answer are (`slots.artist`, `items[].price`): their paths, values, and character spans."""
 
 from __future__ import annotations
 
@@ -19,11 +15,7 @@ _PLAIN_NAME = re.compile(r'(?!\s)[^.\[\]"\\\x00-\x1f]+(?<!\s)')
 
 
 def field_path(path: str, name: str, *, in_list: bool = False) -> str:
-    """Return the path of the field `name` of the object at `path`, which may be an item of a list.
-
-    A name with points, brackets, quotes or surrounding white space is written in quotes, as in JSON, so that no two
-    places share a path.
-    """
+    """Return the path of field `name` of the object at `path`; a name with special characters is quoted as in JSON."""
     written = name if _PLAIN_NAME.fullmatch(name) else json.dumps(name, ensure_ascii=False)
     return f"{path}[].{written}" if in_list else f"{path}.{written}" if path else written
 
@@ -42,18 +34,12 @@ def flatten(answer: Any) -> dict[str, list[Any]]:
 
 
 def comparison_key(answer: Any, normalise: Mapping[str, Normalizer]) -> Hashable:
-    """Return a key that is equal for parsed answers of equal content: values normalized, lists without order.
-
-    None if the answer is empty. `normalise` names by path how values are compared.
-    """
+    """Return a key equal for answers of equal content, lists without order, values as `normalise` says by path."""
     return _comparable(answer, normalise, "", False)
 
 
 def value_spans(canonical: str) -> dict[str, list[tuple[int, int]]]:
-    """Return start and end (characters, end excluded) of every value in a canonical answer, by path and in order.
-
-    The quotes of a text are not part of it, unless it is empty.
-    """
+    """Return start and end (excluded) of every value in a canonical answer, by path; without a text's quotes."""
     found: dict[str, list[tuple[int, int]]] = {}
     around: list[tuple[str, str, bool]] = []  # bracket, path and whether that is in a list, of what is open
     path, in_list, is_name = "", False, False

@@ -1,8 +1,7 @@
 """Which regular expressions a schema may hold: those that both engines read alike and that finish in time.
 
-A pattern meets two engines, the decoding grammar's (linear time, no backreferences) and Python's (backtracking). The
-number of ways in which it can match 256 characters bounds the backtracking, so nested quantifiers need no rule of their
-own. Some harmless patterns with nested repeats are refused too.
+The number of ways in which a pattern can match 256 characters bounds Python's backtracking; some harmless patterns
+with nested repeats are refused too.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ _SIMPLE = {"LITERAL", "NOT_LITERAL", "ANY", "IN"}
 _REPEATS = {"MAX_REPEAT", "MIN_REPEAT"}
 
 
-class _Refused(Exception):
-    """Why a pattern is refused."""
+class _Refused(Exception): ...
 
 
 def pattern_problem(pattern: str) -> str | None:

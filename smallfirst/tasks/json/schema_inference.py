@@ -1,8 +1,4 @@
-"""Infer a JSON schema from solved rows, for a task file that has none.
-
-The schema allows what was seen and nothing else, so a misspelt field is refused and not learned. A field or type that
-only later rows have must be added by hand.
-"""
+"""Infer a JSON schema that allows what solved rows hold and nothing else, for a task file that has none."""
 
 from __future__ import annotations
 
@@ -27,11 +23,7 @@ _SHOWN = 20
 
 
 def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
-    """Return a closed schema that every one of `values` (the parsed answers of training rows) follows.
-
-    Fields stand in the order in which they were first seen and are required where no row lacks them. Raise ConfigError
-    naming the rows that are not objects, or if no row has a field.
-    """
+    """Return a closed schema that all `values` follow. Raise ConfigError if they are no objects with fields."""
     wrong = [(n, value) for n, value in enumerate(values, 1) if not isinstance(value, dict)]
     if wrong:
         lines = [f"  row {n}: {str(value)[:60]!r} is no object" for n, value in wrong[:_SHOWN]]

@@ -1,9 +1,4 @@
-"""Limits on the JSON schema of an extraction.
-
-A schema comes from a file or a request, so it is untrusted: everything in it is bounded, nothing is fetched, and only
-keywords that the decoding grammar enforces are accepted. A keyword that would be ignored is an error, so some correct
-schemas must be written more simply.
-"""
+"""Limits on the JSON schema of an extraction: bounded, nothing fetched, only keywords that the grammar enforces."""
 
 from __future__ import annotations
 
@@ -138,7 +133,6 @@ def _problems_of_json(schema: Any) -> list[str]:
 
 
 def _problems_of_form(schema: Schema) -> list[str]:
-    """Return what JSON Schema itself (draft 2020-12) refuses."""
     errors = Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
     return [f"{_shown(tuple(map(str, error.path)))}: {_short(error.message)}" for error in errors]
 
@@ -165,8 +159,6 @@ def _that_end(schema: Schema) -> set[str]:
 
 
 class _Way(NamedTuple):
-    """How a node was reached."""
-
     depth: int
     """Fields and lists around it."""
     refs: frozenset[str]
@@ -184,13 +176,11 @@ class _Check:
         self.n_nodes = self.n_properties = self.n_values = 0
 
     def wrong(self, place: JsonPath, rule: str) -> None:
-        """Record a broken rule."""
         line = f"{_shown(place)}: {rule}"
         if line not in self.problems:
             self.problems.append(line)
 
     def node(self, node: Any, place: JsonPath, way: _Way) -> None:
-        """Check a node and what is below it."""
         self.n_nodes += 1
         if self.n_nodes == _MOST_NODES:
             self.wrong((), f"more than {_MOST_NODES:,} places, references written out")

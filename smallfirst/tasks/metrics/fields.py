@@ -1,9 +1,4 @@
-"""Metrics of extraction answers, field by field.
-
-Values are counted, not rows: gold values, answered values and the right ones, as multisets by field path. All metrics
-come from five counts a row, so a bootstrap over rows takes additions only. In a list of objects a right value at the
-wrong object counts as right here, and makes only the row wrong.
-"""
+"""Metrics of extraction answers: values are counted as multisets by field path, five counts a row."""
 
 from __future__ import annotations
 
@@ -49,10 +44,7 @@ def field_score(golds: Sequence[str], answer: str | None, normalise: Normalizers
 
 
 def field_metrics(rows: Sequence[ScoredAnswer], normalise: Normalizers) -> dict[str, Estimate]:
-    """Return `field_f1`, `field_precision`, `field_recall` (micro), `missing`, `invented` and `valid` (answers).
-
-    Intervals of the first five are bootstrapped over rows, since the fields of one row err together.
-    """
+    """Return the micro metrics of fields (bootstrapped over rows), `missing`, `invented` and `valid`."""
     totals = [_sum(by_path.values()) for by_path in _counted(rows, normalise)]
     counts = np.array(totals, dtype=np.int64).reshape(len(rows), len(FieldCounts._fields))
     gold, said, right, missing, invented = counts.T

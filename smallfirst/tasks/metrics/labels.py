@@ -1,9 +1,6 @@
 """Metrics of answers that are labels: counts by label, F1, out of scope, scales, costs, each with a 95 % interval.
 
-Rows that share outcome and right answer are one cell, and a bootstrap draws how often each cell occurs: a thousand
-resamples are one matrix of counts, and every metric a product with it. Draws and intervals are those of
-`stats.bootstrap_share`, without a pass over the rows for each. The matrix takes resamples × distinct outcomes × 8
-bytes.
+Rows that share outcome and right answer are one cell, so all resamples of a bootstrap are one matrix of counts.
 """
 
 from __future__ import annotations
@@ -69,10 +66,7 @@ def counts_by_label(labels: Sequence[str], rows: Sequence[ScoredAnswer]) -> tupl
 def label_set_metrics(
     labels: Sequence[str], golds: Sequence[Collection[str]], answers: Sequence[Collection[str] | None]
 ) -> dict[str, Estimate]:
-    """Return `micro_f1`, `macro_f1`, `jaccard` (mean over rows) and `exact` (share of rows with the whole set right).
-
-    For rows with several labels each. No answer (None) has no label, and is wrong even where the gold set is empty.
-    """
+    """Return `micro_f1`, `macro_f1`, `jaccard` and `exact` of rows with several labels each; None is wrong."""
     index = {label: i for i, label in enumerate(labels)}
     gold, said = np.zeros((2, len(golds), len(labels)))
     alike = np.zeros(len(golds))
@@ -140,8 +134,6 @@ def _gold(row: ScoredAnswer) -> str:
 
 
 class _Draws:
-    """Rows grouped into cells, and how often each cell occurs in each bootstrap resample."""
-
     def __init__(self, cell_of_row: np.ndarray) -> None:
         self.n = len(cell_of_row)
         _, self.first, cells = np.unique(cell_of_row, return_index=True, return_inverse=True)
@@ -161,10 +153,9 @@ class _Draws:
         return Estimate(value=value, low=min(low, least.low), high=max(high, least.high), n=self.n)
 
     def mean(self, table: np.ndarray, gold: np.ndarray, said: np.ndarray) -> Estimate:
-        """Return the mean of `table[gold, said]`, one pair a cell, 0 for a right answer; no answer (-1) is the worst.
+        """Return the mean of `table[gold, said]`, one pair a cell; no answer (-1) is the worst.
 
-        No narrower than Wilson's interval of the share of errors times their mean value: rows without an error do not
-        show that there is none. If none was seen, every wrong answer is taken to be equally likely.
+        No narrower than Wilson's interval of the share of errors times their mean value.
         """
         if self.n == 0:
             return Estimate(value=0.0, low=0.0, high=float(table.max()), n=0)
@@ -206,7 +197,6 @@ def _f1_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray) -> dict[str,
 
 
 def _other_measures(gold: np.ndarray, said: np.ndarray, other: int) -> dict[str, Estimate]:
-    """Return how well rows of no other label are recognized; shares of rows, Wilson intervals."""
     inside, caught = gold != other, int(((gold == other) & (said == other)).sum())
     return {
         "in_scope_accuracy": wilson(int((gold == said)[inside].sum()), int(inside.sum())),
@@ -226,11 +216,7 @@ def _cost_table(labels: Sequence[str], costs: Mapping[str, Mapping[str, float]])
 
 
 def _scale_measures(draws: _Draws, gold: np.ndarray, said: np.ndarray, n_labels: int) -> dict[str, Estimate]:
-    """Return how far answers are from the right step of a scale; `gold` and `said` are one step a cell.
-
-    Kappa: Cohen 1968. Its interval is no narrower than that of the mean squared distance implies, the agreement by
-    chance taken as known.
-    """
+    """Return how far answers are from the right step of a scale, one a cell, with the kappa of Cohen 1968."""
     steps = np.arange(n_labels)
     distances = np.abs(steps[:, None] - steps)
     squares, distance = distances**2, distances[gold, said]

@@ -1,7 +1,6 @@
 """When two values of a field are equal: as they stand, or after a named normalization.
 
-A normalizer maps values of equal meaning to equal results, and no others. What it cannot read stays text, compared
-without case. Only forms listed here are read: English month names, digits, common currency signs.
+What a normalizer cannot read stays text, compared without case.
 """
 
 from __future__ import annotations
@@ -63,10 +62,7 @@ _WRITTEN = [
 
 
 def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
-    """Return what represents `value` (text, number, boolean or null) in comparisons; JSON types never compare equal.
-
-    Text: NFC and trimmed, unless `how` folds or reads more.
-    """
+    """Return what represents a scalar in comparisons; JSON types never compare equal, text is NFC and trimmed."""
     if value is None or isinstance(value, bool):
         return ("bare", value)
     if isinstance(value, int | float):
@@ -97,11 +93,7 @@ def _number(text: str) -> tuple[Decimal] | None:
 
 
 def _amount(text: str) -> Decimal | None:
-    """Return the number that `text` writes.
-
-    Of `.` and `,` the last is the decimal mark if both occur, and one that repeats groups thousands; a single comma
-    groups if three digits follow (1,234), a single point never does.
-    """
+    """Return the number written; of `.` and `,` the last is the decimal mark, but 1,234 and a repeated one group."""
     text = _SPACES.sub("", text.replace("\N{MINUS SIGN}", "-"))
     if not _NUMBER.fullmatch(text):
         return None
@@ -120,7 +112,6 @@ def _amount(text: str) -> Decimal | None:
 
 
 def _money(text: str) -> tuple[str, Decimal] | None:
-    """Return currency code (empty if none is written) and amount."""
     found = _PRICE.fullmatch(text.replace("\N{MINUS SIGN}", "-"))
     if found is None or (found["sign"] and found["inner"]):
         return None

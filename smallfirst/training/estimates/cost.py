@@ -117,12 +117,10 @@ class TrainingEstimate(Record):
 
     @property
     def short_summary(self) -> str:
-        """Time and memory."""
         return f"about {_times(self.seconds)}, {self._gigabytes}"
 
     @property
     def in_words(self) -> list[str]:
-        """For a terminal."""
         trained = "" if self.trained == self.parameters else f", {_millions(self.trained)} of them trained"
         lines = [
             f"fine-tune of {self.base}: {self.method}, {_millions(self.parameters)} weights{trained}",

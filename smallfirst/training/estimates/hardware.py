@@ -1,8 +1,4 @@
-"""What this machine offers a fine-tune: free memory, and its speed in matrix products.
-
-Memory is the system's own estimate of what is available without swapping, limited to what a container may use; on a
-GPU, what its driver reports. The speed is measured by half a second of matrix products of the model's own widths.
-"""
+"""Free memory (of a container, what it may still take) and speed in matrix products of this machine."""
 
 from __future__ import annotations
 
@@ -31,7 +27,6 @@ class FreeMemory(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name in messages."""
         return "GPU memory" if self.gpu else "memory"
 
 

@@ -53,7 +53,6 @@ class Range(Record):
     """Hardly more."""
 
     def times(self, factor: float) -> Range:
-        """Return both ends multiplied."""
         return Range(low=self.low * factor, high=self.high * factor)
 
 
@@ -77,12 +76,10 @@ class PeakMemory(NamedTuple):
 
     @property
     def at_least(self) -> float:
-        """The least it can take."""
         return self.weights + MIN_FACTOR * self.read
 
     @property
     def span(self) -> Range:
-        """The range of what a run takes, the program included."""
         return Range(low=self.at_least + PROGRAM_BYTES / 2, high=AT_MOST * (self.weights + self.read) + PROGRAM_BYTES)
 
 
@@ -115,10 +112,7 @@ def peak_memory(
     gpu: bool = False,
     several: bool = False,
 ) -> PeakMemory:
-    """Return the peak of a run whose largest micro-batch is `read`; `several`: a step has more than one.
-
-    `in_all`: tokens of all rows, which count where frozen layers keep their hidden states.
-    """
+    """Return the peak of a run on `in_all` tokens, `read` its largest micro-batch; `several`: a step has more."""
     trained, width = trainable_parameters(size, config), 2 if size.causal else 4
     always = width * size.parameters + 12 * trained
     if config.frozen_layers:
@@ -153,11 +147,7 @@ def micro_batch_shape(rows: Sequence[TokenizedRow]) -> MicroBatchShape:
 
 
 def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -> None:
-    """Check that the fine-tune of `base` (name and folder) on `rows` may fit into free memory.
-
-    Only the least it can take is compared, so a run that would fit is not refused. Raise TrainingError with the need,
-    what is free, and a setting that would fit.
-    """
+    """Raise TrainingError if even the least that the fine-tune of `base` (name and folder) can take is not free."""
     size, free = read_base_size(base[1]), free_memory()
     # Processes of one run may share a model between them.
     if size is None or free is None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -172,10 +162,7 @@ def require_memory(base: tuple[str, Path], config: TrainConfig, rows: Dataset) -
 
 
 def least_bytes(size: BaseSize, config: TrainConfig, rows: Dataset, *, gpu: bool = False) -> float:
-    """Return the least a fine-tune can take, before its rows are tokenized.
-
-    A common prefix may be computed once for all rows, so only what distinguishes them counts.
-    """
+    """Return the least a fine-tune can take before its rows are tokenized; a common prefix is counted once."""
     texts = ["\0".join([*(m.content for m in e.messages), e.answer]) for e in rows.examples]
     in_all = sum(len(text.encode()) for text in texts) / MAX_BYTES_PER_TOKEN
     limit = config.micro_tokens or config.batch_tokens
@@ -192,7 +179,6 @@ def _own_share(texts: Sequence[str]) -> float:
 
 
 def _alike(a: str, b: str) -> int:
-    """Return the length of the common prefix."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,8 +1,7 @@
 """Recipes without a task: conversations in the model's own chat template, and plain text to continue.
 
-A conversation is written by the template that will ask the model later, so training and serving cannot differ. Only the
-last answer and the token that ends it are targets. A row that the template writes differently once its answer follows,
-or that is too long, is refused by line; nothing is truncated.
+Only the last answer and the token that ends it are targets. A row that is too long, or that the template writes
+differently once its answer follows, is refused by line.
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ _CHATML = (
 
 
 class _RowsWithEvaluation(NamedTuple):
-    """What both recipes are given."""
-
     name: str
     train_rows: Dataset
     evaluation: Dataset | None = None
@@ -47,7 +44,6 @@ class _RowsWithEvaluation(NamedTuple):
 
     @property
     def backend(self) -> CausalBackend:
-        """That of a causal model."""
         from smallfirst.training.causal_lm import CausalBackend
 
         return CausalBackend()
@@ -74,10 +70,7 @@ class ChatRecipe(_RowsWithEvaluation):
     rows_in_words: ClassVar[str] = "chat messages or prompt + response"
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """Return the rows in tokens; a tokenizer without a chat template gets one.
-
-        Raise DataError naming every row that cannot be trained on or evaluated, TrainingError without an end token.
-        """
+        """Raise DataError naming every row that cannot be used, TrainingError without an end token."""
         ensure_chat_template(tokenizer)
         parts = [data for data in (self.train_rows, self.evaluation) if data is not None]
         encoded = [encode_conversations(data, tokenizer, max_tokens=config.max_seq_tokens) for data in parts]
@@ -90,7 +83,6 @@ class ChatRecipe(_RowsWithEvaluation):
         return PreparedData(encoded[0][0], self._manifest(config, base))
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        """Return minus the mean loss on the evaluation rows."""
         rows: list[TokenizedRow] = []
         if self.evaluation:
             rows, _ = encode_conversations(self.evaluation, tokenizer, max_tokens=manifest.max_tokens)
@@ -115,7 +107,6 @@ class PretrainingRecipe(_RowsWithEvaluation):
         return PreparedData(rows, self._manifest(config, base))
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult | None:
-        """Return minus the mean loss on the evaluation texts."""
         rows = text_windows(self.evaluation, tokenizer, max_tokens=manifest.max_tokens) if self.evaluation else []
         return self._validate(rows, model, tokenizer, manifest)
 
@@ -166,11 +157,7 @@ def encode_conversations(data: Dataset, tokenizer: Any, *, max_tokens: int) -> t
 
 
 def text_windows(data: Dataset, tokenizer: Any, *, max_tokens: int) -> list[TokenizedRow]:
-    """Return the texts, joined by the end token, in windows of at most `max_tokens` tokens.
-
-    A window begins with the last token of the one before, so each token of each text is a target exactly once. Texts in
-    a window attend to those before them.
-    """
+    """Return the texts, joined by the end token, in windows of at most `max_tokens` tokens that overlap by one."""
     end = int(tokenizer.eos_token_id)
     stream = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end]
     for example in data.examples:

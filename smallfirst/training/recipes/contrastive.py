@@ -1,9 +1,7 @@
-"""A sentence encoder fine-tuned with a linear head: for closed answers and few rows the best that is this small.
+"""A sentence encoder fine-tuned with a linear head, for closed answers and few rows.
 
-The head begins as the logistic regression on the frozen encoder, so training starts from what that candidate
-reaches (Kumar et al. 2022 show that a head fitted first spares the features). Then both move together, by cross-entropy
-and a supervised contrastive loss (Khosla et al. 2020), which draws texts of a label together; batches hold several rows
-of each of their labels for it. A tenth of the work of fine-tuning a 135 M model, and served at a fifth of its price.
+The head begins as the logistic regression on the frozen encoder (Kumar et al. 2022). Then both move, by cross-entropy
+and a supervised contrastive loss (Khosla et al. 2020), which draws texts of a label together.
 """
 
 from __future__ import annotations
@@ -67,7 +65,6 @@ class SentenceClassifier(torch.nn.Module):
         return vectors, vectors @ self.weights.T + self.bias
 
     def scorer(self) -> LinearClassifier:
-        """Return encoder and head as a LinearScorer."""
         return LinearClassifier(self.encoder.embed, self.weights.detach().numpy(), self.bias.detach().numpy())
 
 
@@ -78,7 +75,6 @@ class ContrastiveBackend:
         self.n_labels = n_labels
 
     def load(self, base: Path, config: TrainConfig) -> tuple[SentenceClassifier, Any]:
-        """Return the encoder with an empty head, and its tokenizer. Raise ConfigError for unsupported settings."""
         if config.method != "full" or config.micro_tokens or config.frozen_layers:
             raise ConfigError("an encoder is fine-tuned whole: method full, micro_tokens and frozen_layers unset")
         encoder = SentenceEncoder(base)
@@ -86,7 +82,6 @@ class ContrastiveBackend:
         return SentenceClassifier(encoder).eval(), encoder.tokenizer
 
     def begin(self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig) -> None:
-        """Set the head to the logistic regression on the frozen encoder."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
         vectors = torch.zeros(len(rows), model.body.config.hidden_size)
         with torch.inference_mode():
@@ -99,7 +94,7 @@ class ContrastiveBackend:
         model.body.to(torch.bfloat16)
 
     def batches(self, rows: Sequence[LabelledRow], config: TrainConfig, seed: int) -> list[list[LabelledRow]]:
-        """Groups of TOGETHER rows of one label, in an order drawn from `seed`, up to the token budget."""
+        """Return batches of groups of ROWS_PER_LABEL rows of one label."""
         draw = random.Random(seed)
         by_label: dict[int, list[LabelledRow]] = defaultdict(list)
         for row in rows:
@@ -119,7 +114,6 @@ class ContrastiveBackend:
     def gradient(
         self, model: SentenceClassifier, rows: Sequence[LabelledRow], config: TrainConfig, optimizer: MasterAdamW
     ) -> float:
-        """Cross-entropy and CONTRAST times the contrastive loss, in nats."""
         vectors, logits = model(rows)
         labels = torch.tensor([row.label for row in rows])
         loss = F.cross_entropy(logits, labels) + CONTRASTIVE_WEIGHT * contrastive_loss(vectors, labels)
@@ -128,7 +122,6 @@ class ContrastiveBackend:
         return loss.item()
 
     def save(self, model: SentenceClassifier, tokenizer: Any, folder: Path) -> str:
-        """Write the encoder into a folder of its own, the head beside it."""
         model.body.save_pretrained(folder / ENCODER_FOLDER)
         tokenizer.save_pretrained(folder / ENCODER_FOLDER)
         model.scorer().save_weights(folder)
@@ -144,16 +137,13 @@ class EncoderRecipe(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the task."""
         return self.task.name
 
     @property
     def backend(self) -> ContrastiveBackend:
-        """That of an encoder with a head."""
         return ContrastiveBackend(len(self.task.closed))
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """Return the texts in tokens. Raise DataError naming every row that is too long or has an unknown label."""
         index = {label: i for i, label in enumerate(self.task.closed)}
 
         def encode(example: Example) -> LabelledRow | str:
@@ -174,10 +164,7 @@ class EncoderRecipe(NamedTuple):
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the supervised contrastive loss, L_out of Khosla et al. 2020, in nats: mean over rows with a partner.
-
-    `vectors` are unit vectors (rows, width). 0 if no row has a partner of its label.
-    """
+    """Return the loss L_out of Khosla et al. 2020 in nats of unit vectors (rows, width); 0 if no row has a partner."""
     alone = torch.eye(len(labels), dtype=torch.bool)
     likeness = (vectors @ vectors.T / TEMPERATURE).masked_fill(alone, -torch.inf)  # (rows, rows)
     logs = likeness - torch.logsumexp(likeness, dim=1, keepdim=True)

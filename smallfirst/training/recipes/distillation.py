@@ -1,9 +1,7 @@
 """A causal model that learns from a teacher's probabilities as well as from the right answers.
 
-The loss of a target token is (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), both softened by the temperature
-T; T² keeps the two parts in proportion whatever T is (Hinton, Vinyals and Dean 2015). The teacher computes the same
-batch without a gradient, in bf16 like the student. Its vocabulary must be the student's, token by token: probabilities
-compare only under the same token id.
+A target's loss is (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), both at temperature T (Hinton, Vinyals and
+Dean 2015). Teacher and student must have one vocabulary.
 """
 
 from __future__ import annotations
@@ -38,13 +36,11 @@ class DistillationBackend(CausalBackend):
         """The teacher's model, once it is loaded."""
 
     def load(self, base: Path, config: TrainConfig) -> tuple[Any, Any]:
-        """Return model and tokenizer of the student. Raise ConfigError if the teacher does not suit it."""
         model, tokenizer = super().load(base, config)
         self.reader = load_teacher(self.teacher, self.task, tokenizer)
         return model, tokenizer
 
     def loss(self, model: Any, rows: Sequence[TokenizedRow]) -> torch.Tensor:
-        """Return the sum of the losses of the rows' target tokens, in nats; prompts count nothing."""
         with torch.inference_mode():
             taught = self.reader.get_output_embeddings()(forward(self.reader, rows).states)
         states, tokens = forward(model, rows, self.frozen)
@@ -54,11 +50,7 @@ class DistillationBackend(CausalBackend):
 def distillation_loss(
     logits: torch.Tensor, taught: torch.Tensor, tokens: torch.Tensor, teacher: TeacherConfig
 ) -> torch.Tensor:
-    """Return the sum over n targets of (1 - a) · cross-entropy + a · T² · KL(teacher ‖ student), in nats.
-
-    logits, taught (n, vocabulary), the student's and the teacher's; tokens (n,). Models of one vocabulary may be padded
-    to different widths; entries that only one of them has stand for no token and are left out of the comparison.
-    """
+    """Return the sum of the losses of n targets, in nats; logits and taught (n, vocabulary), tokens (n,)."""
     width, t = min(logits.shape[1], taught.shape[1]), teacher.temperature
     own = logits.float()
     hard = F.cross_entropy(own, tokens, reduction="sum")
@@ -69,11 +61,7 @@ def distillation_loss(
 
 
 def load_teacher(teacher: TeacherConfig, task: Task, tokenizer: Any) -> Any:
-    """Return the teacher's model, frozen.
-
-    Raise ConfigError if it cannot teach this task to a student with this tokenizer, WeightsNotFound if it does not
-    exist.
-    """
+    """Return the teacher's frozen model. Raise ConfigError if it cannot teach this task, WeightsNotFound."""
     folder = find_weights(teacher.base)
     if folder.is_file():
         raise ConfigError(
@@ -103,10 +91,7 @@ def check_vocabulary(name: str, theirs: Mapping[str, int], ours: Mapping[str, in
 
 
 def check_task(folder: Path, task: Task, tokenizer: Any) -> None:
-    """Raise ConfigError if a teacher in `folder` answers another task, or with other codes, than the student.
-
-    A model that was not fine-tuned here can only teach tasks whose answers are written.
-    """
+    """Raise ConfigError if a teacher in `folder` answers another task, or with other codes, than the student."""
     if not (folder / MANIFEST).is_file():
         if task.closed:
             raise ConfigError(

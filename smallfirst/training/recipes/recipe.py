@@ -1,7 +1,4 @@
-"""What a run learns from and how it is validated: rows as tokens, the model's manifest, a score after each epoch.
-
-`train()` knows no task; it is given a Recipe. TaskRecipe trains on a task of task.yaml.
-"""
+"""What a run learns from and how it is validated: rows as tokens, the model's manifest, a score after each epoch."""
 
 from __future__ import annotations
 
@@ -32,16 +29,13 @@ class Recipe(Protocol):
     """What a run learns from."""
 
     @property
-    def name(self) -> str:
-        """Name of the task or of the run."""
+    def name(self) -> str: ...
 
     @property
-    def train_rows(self) -> Dataset:
-        """The rows as they were read."""
+    def train_rows(self) -> Dataset: ...
 
     @property
-    def backend(self) -> Backend:
-        """How the kind of model trains."""
+    def backend(self) -> Backend: ...
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
         """Return the rows in tokens. Raise DataError naming every row that cannot be trained on."""
@@ -60,19 +54,16 @@ class TaskRecipe(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the task."""
         return self.task.name
 
     @property
     def backend(self) -> Backend:
-        """That of a causal model, distilled from the teacher if there is one."""
         from smallfirst.training.causal_lm import CausalBackend
         from smallfirst.training.recipes.distillation import DistillationBackend
 
         return DistillationBackend(self.teacher, self.task) if self.teacher else CausalBackend()
 
     def prepare(self, tokenizer: Any, config: TrainConfig, base: str) -> PreparedData:
-        """Return the rows in tokens: one code token for a closed answer, else the written answer."""
         max_tokens, labels = config.max_seq_tokens, self.task.closed
         if labels:
             codes = choose_label_tokens(labels, tokenizer)
@@ -88,7 +79,6 @@ class TaskRecipe(NamedTuple):
         return PreparedData(rows, manifest)
 
     def validate(self, model: Any, tokenizer: Any, manifest: Manifest) -> ValidationResult:
-        """Return the mean score on the selection rows."""
         from smallfirst.training.validation import validate_generation, validate_labels
 
         validate = validate_labels if self.task.closed else validate_generation

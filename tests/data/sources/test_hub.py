@@ -93,7 +93,7 @@ def test_a_cached_data_set_is_read_without_network(tmp_path: Path) -> None:
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    none = "no such file, and as a data set of the Hugging Face hub not to be had"
+    none = "no such file, and not available as a data set of the Hugging Face hub"
     assert done.stdout.splitlines() == [
         "acme/tickets/train@ab12ab12ab12 [('a', 'cash', 'acme/tickets/train', 1), "
         "('b', 'card', 'acme/tickets/train', 2)]",
