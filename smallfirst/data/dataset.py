@@ -41,7 +41,6 @@ class Example(Record):
     shape: RowFormat
     """Which of the row shapes it was read from."""
     path: str = ""
-    """File it came from."""
     line: int = 0
     """Line in that file, from 1."""
 
@@ -76,7 +75,6 @@ class Dataset(Record):
     name: str
     """Usually the file name."""
     examples: tuple[Example, ...]
-    """The rows."""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -103,11 +101,8 @@ class Splits(Record):
     """Three parts of one dataset, each in file order, with no text in two of them."""
 
     train: Dataset
-    """Rows to learn from."""
     validation: Dataset
-    """Rows to choose and calibrate with."""
     test: Dataset
-    """Rows to touch once."""
 
 
 def split(data: Dataset, *, validation: float, test: float, salt: str = "") -> Splits:
@@ -136,10 +131,7 @@ def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, 
     rest: list[Example] = []
     for example in data.examples:
         (taken if _draw("share", salt, example) < share else rest).append(example)
-    return (
-        data.subset(f"{data.name}:{share:g}", tuple(taken)),
-        data.subset(f"{data.name}:rest", tuple(rest)),
-    )
+    return (data.subset(f"{data.name}:{share:g}", tuple(taken)), data.subset(f"{data.name}:rest", tuple(rest)))
 
 
 def sample_rows(data: Dataset, n: int | None) -> Dataset:

@@ -23,7 +23,6 @@ class Answer(Task):
     request_noun: ClassVar[str] = "questions"
 
     kind: Literal["answer"] = "answer"
-    """Tells task kinds apart in files."""
     choices: tuple[str, ...] = ()
     """Every allowed answer, such as yes, no and maybe; empty for open answers."""
     not_answerable: str = ""
@@ -31,7 +30,6 @@ class Answer(Task):
     pass_score: float = pydantic.Field(default=1.0, gt=0, le=1)
     """Token F1 from which an open answer counts as right."""
     max_answer_tokens: int = pydantic.Field(default=64, ge=1, le=4096)
-    """Most tokens a written answer may have."""
 
     @pydantic.model_validator(mode="after")
     def _choices_are_a_set(self) -> Answer:
@@ -90,7 +88,7 @@ class Answer(Task):
         abstaining = self._abstaining(rows) if self.not_answerable else {}
         if self.choices:
             return {**label_metrics(self.choices, rows), **abstaining}
-        same = sum(self._is_gold(row) for row in rows)
+        same = sum(best_score(exact, self._read(row.golds), row.answer) == 1.0 for row in rows)
         found = {"token_f1": _mean([row.score for row in rows]), "exact_match": wilson(same, len(rows))}
         if self.not_answerable:
             found["answerable_f1"] = _mean([row.score for row in rows if not self._has_none(row.golds)])
@@ -108,9 +106,6 @@ class Answer(Task):
     def _read(self, golds: Sequence[str]) -> list[str]:
         """Return gold answers as `parse` reads them: what follows a blank line cannot be expected of an answer."""
         return [self.parse(gold) or gold for gold in golds]
-
-    def _is_gold(self, row: ScoredAnswer) -> bool:
-        return best_score(exact, self._read(row.golds), row.answer) == 1.0
 
     def _abstaining(self, rows: Sequence[ScoredAnswer]) -> dict[str, Estimate]:
         said = [row.answer is not None and self._abstains(row.answer) for row in rows]

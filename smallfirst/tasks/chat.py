@@ -18,13 +18,11 @@ class Chat(Task):
     """A task whose answers are open text."""
 
     kind: Literal["chat"] = "chat"
-    """Tells task kinds apart in files."""
     scorers: tuple[str, ...] = ("token_f1",)
     """Names of scorers; the first one gives the score, all are reported."""
     pass_score: float = pydantic.Field(default=0.5, gt=0, le=1)
     """Score of the first scorer from which an answer counts as right."""
     max_answer_tokens: int = pydantic.Field(default=256, ge=1, le=4096)
-    """Most tokens a written answer may have."""
 
     @pydantic.model_validator(mode="after")
     def _scorers_are_known(self) -> Chat:

@@ -36,7 +36,6 @@ class Classify(Task):
     """A closed-set classification task."""
 
     kind: Literal["classify"] = "classify"
-    """Tells task kinds apart in files."""
     labels: tuple[str, ...]
     """Every allowed answer in a fixed order; left out of a task file: those of its rows."""
     descriptions: dict[str, str] = {}

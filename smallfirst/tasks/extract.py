@@ -27,14 +27,12 @@ class Extract(Task):
     """Fields to be read out of texts."""
 
     kind: Literal["extract"] = "extract"
-    """Tells task kinds apart in files."""
     json_schema: dict[str, Any]
     """JSON schema of an answer (see `schema_limits` for what it may contain), kept in its closed form. A task file says
     `schema:`, inline or a file; left out: inferred from the training rows."""
     normalise: dict[str, Normalizer] = {}
     """How values are compared, by field path (`date`, `items[].price`); as they stand where nothing is said."""
     max_answer_tokens: int = pydantic.Field(default=192, ge=1, le=4096)
-    """Most tokens an answer may have."""
 
     @pydantic.field_validator("json_schema", mode="before")
     @classmethod

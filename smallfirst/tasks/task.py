@@ -39,7 +39,6 @@ class PartCounts(Record):
     """One label or one field: how often it was there, said and right."""
 
     name: str
-    """Label, or the field's path."""
     n_gold: int
     """Rows (for a list: items) in which it was there to be found."""
     n_said: int

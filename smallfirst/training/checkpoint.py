@@ -52,7 +52,8 @@ class CheckpointStore:
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in saved.tensors.items()}, place / _TENSORS)
-            _flush(place / _TENSORS)
+            with (place / _TENSORS).open("rb") as file:
+                os.fsync(file.fileno())
             write_atomically(place / _STATE, json.dumps(saved.figures).encode())
         except BaseException as error:
             shutil.rmtree(place, ignore_errors=True)
@@ -67,7 +68,7 @@ class CheckpointStore:
 
     def latest(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, None if there is none."""
-        for place in sorted(self._places(), key=_step_of, reverse=True):
+        for place in sorted(self._places(), key=lambda place: int(place.name.removeprefix("step-")), reverse=True):
             if (place / _STATE).is_file():
                 figures = json.loads((place / _STATE).read_text(encoding="utf-8"))
                 return Checkpoint(load_file(place / _TENSORS), figures)
@@ -78,12 +79,3 @@ class CheckpointStore:
 
     def _places(self) -> list[Path]:
         return list(self.folder.glob("step-*"))
-
-
-def _step_of(place: Path) -> int:
-    return int(place.name.removeprefix("step-"))
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -34,13 +34,10 @@ class Event(Record):
     """Something that happened to a run."""
 
     kind: EventKind
-    """What."""
     at: str
     """When, ISO 8601 in UTC."""
     message: str
-    """In words."""
     values: dict[str, Any] = {}
-    """Figures."""
 
     @property
     def in_one_line(self) -> str:

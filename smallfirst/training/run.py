@@ -39,17 +39,11 @@ class Run(Record):
     """A finished fine-tune."""
 
     run_id: str
-    """MLflow's id of the run."""
     task: str
-    """Task name."""
     base: str
-    """Base model by name."""
     config: TrainConfig
-    """How it was trained."""
     dataset_fingerprint: str
-    """The training rows."""
     n_train: int
-    """How many."""
     seconds: float
     """Wall-clock time of the training itself, validation included, loading and saving not."""
     tokens_per_s: float
@@ -61,7 +55,6 @@ class Run(Record):
     loss_curve: tuple[tuple[int, float], ...]
     """(step, loss), at most 200 points."""
     folder: Path
-    """Folder of the model."""
 
 
 def train(
@@ -128,11 +121,13 @@ class _Trainer:
         self._start(loop)
         began = time.perf_counter()
         for step in loop.steps():
-            self._record(step)
+            self.loss_curve.append((step.step, step.loss))
+            names = ("loss", "learning_rate", "tokens_per_s", "epoch")
+            self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
             on_step(step)
             if step.ends_epoch:
                 self._validate(step)
-            if self._should_stop():
+            if self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience:
                 break
             self._checkpoint(loop, step)
         seconds = self.seconds + time.perf_counter() - began - self.saving_s
@@ -160,11 +155,6 @@ class _Trainer:
             self.log.append("RESUMED", f"from step {loop.step} of {loop.total}", steps=loop.total)
         self.began = time.perf_counter()
 
-    def _record(self, step: StepMetrics) -> None:
-        self.loss_curve.append((step.step, step.loss))
-        names = ("loss", "learning_rate", "tokens_per_s", "epoch")
-        self.tracked.log_metrics(step.step, {name: getattr(step, name) for name in names})
-
     def _validate(self, step: StepMetrics) -> None:
         """Validate the epoch, and keep its weights if none was better."""
         self.epoch += 1
@@ -180,10 +170,6 @@ class _Trainer:
             self._save(manifest)
             self.best, self.best_epoch = value, self.epoch
             self.saving_s += time.perf_counter() - began
-
-    def _should_stop(self) -> bool:
-        """Return True if the last `patience` epochs were no better than one before them."""
-        return self.config.patience is not None and self.epoch - self.best_epoch >= self.config.patience
 
     def _checkpoint(self, loop: TrainingLoop, step: StepMetrics) -> None:
         if (self.folder / CANCEL_FILE).exists():

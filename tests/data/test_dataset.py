@@ -148,11 +148,7 @@ def test_parts_are_named_after_the_data() -> None:
     [
         (-0.1, 0.1, "validation must be a share between 0 and 1 (got -0.1)"),
         (0.1, float("nan"), "test must be a share between 0 and 1 (got nan)"),
-        (
-            0.5,
-            0.5,
-            "validation 0.5 and test 0.5 leave no rows to train on: their sum must be below 1",
-        ),
+        (0.5, 0.5, "validation 0.5 and test 0.5 leave no rows to train on: their sum must be below 1"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(validation: float, test: float, message: str) -> None:

@@ -71,13 +71,7 @@ def test_several_finds_are_counted_by_kind() -> None:
 
 def test_json_stays_json_and_keys_stay() -> None:
     found = redact_json('{"a@x.de": "write b@x.de", "card": 4111111111111111, "n": 3, "ok": true, "l": ["c@x.de"]}')
-    assert json.loads(found.text) == {
-        "a@x.de": "write [EMAIL]",
-        "card": "[CARD]",
-        "n": 3,
-        "ok": True,
-        "l": ["[EMAIL]"],
-    }
+    assert json.loads(found.text) == {"a@x.de": "write [EMAIL]", "card": "[CARD]", "n": 3, "ok": True, "l": ["[EMAIL]"]}
     assert found.counts == {"email": 2, "card": 1}
     with pytest.raises(ValueError, match="Expecting"):
         redact_json("no json")

@@ -75,10 +75,7 @@ def test_a_label_outside_the_list_is_refused() -> None:
             {"text": "a", "label": "x", "prompt": "a", "response": "x"},
             "fits two shapes at once: text + label and prompt + response",
         ),
-        (
-            {"prompt": "a", "response": "x", "completion": "y"},
-            'has both "response" and "completion": keep one of them',
-        ),
+        ({"prompt": "a", "response": "x", "completion": "y"}, 'has both "response" and "completion": keep one of them'),
         (
             {"a": 1},
             "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
@@ -102,14 +99,8 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
     ("row", "rule"),
     [
         ({"messages": "hi"}, '"messages" must be a list of messages, not text'),
-        (
-            talk("assistant"),
-            '"messages" needs a question and its answer: at least 2 messages, not 1',
-        ),
-        (
-            talk("user", "assistant", "user"),
-            "the last message of messages must be the assistant's answer",
-        ),
+        (talk("assistant"), '"messages" needs a question and its answer: at least 2 messages, not 1'),
+        (talk("user", "assistant", "user"), "the last message of messages must be the assistant's answer"),
         (talk("system", "user"), "the last message of messages must be the assistant's answer"),
         (
             talk("user", "user", "assistant"),
@@ -123,27 +114,16 @@ def test_text_alone_is_refused_where_a_label_is_asked_for() -> None:
             talk("system", "assistant"),
             "messages[1] is from assistant, due is user: system first or not at all, then user and assistant in turn",
         ),
-        (
-            talk("developer", "user", "assistant"),
-            'messages[0] has role "developer": use system, user or assistant',
-        ),
+        (talk("developer", "user", "assistant"), 'messages[0] has role "developer": use system, user or assistant'),
         (
             {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "x"}]},
             "messages[0] content is empty",
         ),
         (
-            {
-                "messages": [
-                    {"role": "user", "content": "a"},
-                    {"role": "assistant", "content": None},
-                ]
-            },
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
             "messages[1] content must be text, not null",
         ),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
-            'messages[1] has no "content"',
-        ),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}, 'messages[1] has no "content"'),
         (
             {"messages": [{"role": "user", "content": "a", "name": "Al"}, "x"]},
             'messages[0] has "name": a message is role and content only',

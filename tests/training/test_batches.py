@@ -32,11 +32,7 @@ def tokenizer(tiny_folder: Path) -> Any:
 
 def example(text: str, answer: str, line: int) -> Example:
     return Example(
-        messages=(Message(role="user", content=text),),
-        answer=answer,
-        shape="label",
-        path="rows.csv",
-        line=line,
+        messages=(Message(role="user", content=text),), answer=answer, shape="label", path="rows.csv", line=line
     )
 
 

@@ -20,13 +20,7 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training.batches import TokenizedRow, collate, encode_label_rows
 from smallfirst.training.causal_lm import CausalBackend, forward_rows, target_loss
 from smallfirst.training.config import TrainConfig
-from smallfirst.training.loop import (
-    StepMetrics,
-    TrainingLoop,
-    count_steps,
-    iterate_batches,
-    learning_rate_at,
-)
+from smallfirst.training.loop import StepMetrics, TrainingLoop, count_steps, iterate_batches, learning_rate_at
 from smallfirst.training.optimizer import MasterAdamW
 
 CONFIG = TrainConfig(duration="12ep", learning_rate=5e-3, batch_tokens=64, max_seq_tokens=64)
@@ -74,9 +68,7 @@ def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
     assert loss == pytest.approx(sum(by_hand), abs=1e-4)
 
 
-def test_an_answer_of_several_tokens_counts_each_of_them(
-    tiny_fp32: tuple[Any, Any],
-) -> None:
+def test_an_answer_of_several_tokens_counts_each_of_them(tiny_fp32: tuple[Any, Any]) -> None:
     model, _ = tiny_fp32
     row = TokenizedRow((0, 300, 301, 302, 303), 3)
     with torch.no_grad():
@@ -129,10 +121,7 @@ def test_on_fp32_weights_it_is_pytorchs_adamw(clip_norm: float) -> None:
     config = TrainConfig(weight_decay=0.1, clip_norm=clip_norm)
     optimizer = MasterAdamW(list(ours.parameters()), config)
     reference = torch.optim.AdamW(
-        [
-            {"params": [theirs.weight], "weight_decay": 0.1},
-            {"params": [theirs.bias], "weight_decay": 0.0},
-        ],
+        [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}],
         betas=(0.9, 0.98),
     )
     for rate in (1e-3, 5e-3, 2e-3):
@@ -233,9 +222,7 @@ def test_an_unfinished_last_epoch_is_told_as_well(
     assert epochs == [1, 2]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    fitted: Callable[[TrainConfig], Watched],
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(fitted: Callable[[TrainConfig], Watched]) -> None:
     short = CONFIG.model_copy(update={"duration": "2ep"})
     first, second, other = (
         content(fitted(config)[0]) for config in (short, short, short.model_copy(update={"seed": 1}))

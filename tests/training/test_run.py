@@ -31,14 +31,7 @@ from smallfirst.training.validation import accuracy_and_temperature
 
 pytestmark = pytest.mark.usefixtures("module_home")
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
-LORA = TrainConfig(
-    method="lora",
-    duration="20ep",
-    learning_rate=2e-2,
-    batch_tokens=64,
-    max_seq_tokens=64,
-    lora_rank=4,
-)
+LORA = TrainConfig(method="lora", duration="20ep", learning_rate=2e-2, batch_tokens=64, max_seq_tokens=64, lora_rank=4)
 
 
 class Bench(NamedTuple):
@@ -104,9 +97,7 @@ def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[StepMetric
     assert Run.load(run.folder.parent / "run.json") == run
 
 
-def test_the_loss_curve_has_at_most_200_points_and_spans_the_run(
-    full: tuple[Run, list[StepMetrics]],
-) -> None:
+def test_the_loss_curve_has_at_most_200_points_and_spans_the_run(full: tuple[Run, list[StepMetrics]]) -> None:
     run, steps = full
     assert run.loss_curve == tuple((s.step, s.loss) for s in steps)[::2]
     assert len(run.loss_curve) == 115
@@ -218,11 +209,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_p
 
 def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench, tmp_path: Path) -> None:
     bad = Example(
-        messages=(Message(role="user", content="what"),),
-        answer="nonsense",
-        shape="label",
-        path="train.jsonl",
-        line=49,
+        messages=(Message(role="user", content="what"),), answer="nonsense", shape="label", path="train.jsonl", line=49
     )
     rows = bench.rows.subset("train", (*bench.rows.examples, bad))
     with pytest.raises(DataError) as caught:
@@ -262,10 +249,7 @@ def test_the_same_seed_gives_the_same_model(bench: Bench, tmp_path: Path) -> Non
 
 def test_accuracy_and_temperature_by_hand(toy_task: Classify, toy_rows: Dataset) -> None:
     four = toy_rows.subset("four", toy_rows.examples[:4])  # three of card_arrival, one of refund_request
-    sure, unsure = (
-        torch.tensor([0.7, 0.1, 0.1, 0.1]).log(),
-        torch.tensor([0.1, 0.7, 0.1, 0.1]).log(),
-    )
+    sure, unsure = (torch.tensor([0.7, 0.1, 0.1, 0.1]).log(), torch.tensor([0.1, 0.7, 0.1, 0.1]).log())
     scored = [LabelLogProbs(row.tolist(), 1, 0.1) for row in (sure, sure, unsure, unsure)]
     found, temperature = accuracy_and_temperature(scored, four, toy_task)
     assert found == 0.75

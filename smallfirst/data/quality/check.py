@@ -37,7 +37,6 @@ class CheckReport(Record):
     """All findings, gravest first, and how many rows and classes they rest on."""
 
     findings: tuple[Finding, ...]
-    """Gravest first."""
     n_rows: dict[str, int]
     """Rows by split, in the order train, validation, test; only splits that were given."""
     class_counts: dict[str, int]
@@ -58,11 +57,7 @@ class CheckReport(Record):
 
 
 def check(
-    train: Dataset,
-    *,
-    validation: Dataset | None = None,
-    test: Dataset | None = None,
-    tokens: TokenCounts | None = None,
+    train: Dataset, *, validation: Dataset | None = None, test: Dataset | None = None, tokens: TokenCounts | None = None
 ) -> CheckReport:
     """Return everything found in the given splits; `tokens` are the lengths of their rows, if known."""
     given = {"train": train, "validation": validation, "test": test}

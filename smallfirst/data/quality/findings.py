@@ -38,13 +38,11 @@ class Finding(Record):
     level: Severity
     """stop: training or measuring on it is wrong; fix: better fixed first; note: good to know."""
     what: str
-    """What was seen, with its count."""
     rule: str
     """Why it matters and what to do."""
     where: tuple[str, ...] = ()
     """The first places, at most 10, as file:line."""
     n: int
-    """How often in all."""
     places: tuple[Location, ...] = pydantic.Field(default=(), exclude=True, repr=False)
     """All rows it is about; not part of the JSON, `write_locations` writes them."""
 

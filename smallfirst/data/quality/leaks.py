@@ -14,7 +14,6 @@ class Leak(Record):
     """One test row and the training row it repeats."""
 
     key: str
-    """Content key of the test row."""
     test: str
     """The test row as file:line."""
     train: str
@@ -25,9 +24,7 @@ class LeakReport(Record):
     """All test rows found among the training rows, each under the closest kind."""
 
     n_test: int
-    """Test rows looked at."""
     test_fingerprint: str
-    """Content fingerprint of the test rows."""
     exact: tuple[Leak, ...] = ()
     """Asked letter for letter in training."""
     folded: tuple[Leak, ...] = ()

@@ -28,23 +28,16 @@ class LengthSummary(Record):
     """The distribution of one split's lengths, in tokens."""
 
     split: str
-    """Which split."""
     n_rows: int
-    """How many rows."""
     median: int
     """Half of the rows are at most this long."""
     p95: int
     """19 of 20 rows are at most this long."""
     longest: int
-    """The longest row."""
     total: int
-    """All rows together."""
     n_over: int
-    """Rows over the limit."""
     limit: int
-    """Most tokens a row may have."""
     counted_by: str
-    """Whose tokenizer counted; empty: guessed from bytes."""
 
 
 def estimate_token_counts(splits: Mapping[str, Dataset], limit: int) -> TokenCounts:

@@ -30,7 +30,6 @@ class Overlap(Record):
     old: str
     """The earlier split, or several: `train or validation`."""
     n_rows: int
-    """Rows of `new`."""
     exact: int
     """Letter for letter."""
     case: int

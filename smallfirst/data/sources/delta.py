@@ -83,7 +83,8 @@ def _parts(table: Any, folder: Path) -> list[_Part]:
         actions = pa.table(table.get_add_actions()).to_pylist()
         vectors = pa.table(table.deletion_vectors().read_all())
     stands = [vector.values.to_numpy(zero_copy_only=False) for vector in vectors["selection_vector"]]
-    deleted = dict(zip((_local(uri) for uri in vectors["filepath"].to_pylist()), stands, strict=True))
+    paths = (Path(unquote(urlsplit(uri).path)) for uri in vectors["filepath"].to_pylist())
+    deleted = dict(zip(paths, stands, strict=True))
     parts = []
     for action in sorted(actions, key=lambda action: (action["modification_time"], action["path"])):
         path = safe_join(folder, unquote(action["path"]).split("/"))
@@ -115,10 +116,6 @@ def _renamed(value: Any, kind: Any) -> Any:
     if isinstance(value, list) and hasattr(kind, "element_type"):
         return [_renamed(item, kind.element_type) for item in value]
     return value
-
-
-def _local(uri: str) -> Path:
-    return Path(unquote(urlsplit(uri).path))
 
 
 @contextmanager

@@ -1,18 +1,12 @@
-"""Load rows from wherever they are: files, folders, tables, volumes, the Hugging Face hub; all under the same rules.
+"""Load rows from wherever they are, all under the same rules. What exists under a path hides what has that name.
 
-The address alone decides what is read. What exists on this machine under that path is always taken first; only then is
-the address a name, so a file that is called like a table hides the table.
-
-    rows.jsonl · rows.csv.gz                JSON Lines and CSV, also gzipped
-    rows.parquet · folder of these          Parquet
-    folder with _delta_log · …@v7           a Delta table, newest or at version 7
-    catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
-    folder of .txt and .md                  text to continue, a row a file
-    [dbfs:]/Volumes/catalog/schema/vol/…    any of these in a volume
-    [owner/]name/split                      a data set of the Hugging Face hub
-
-Loading is strict, because a row that is dropped or misread in silence shows only as a worse model: one bad row in a
-million stops `load`; `load_valid` continues.
+rows.jsonl · rows.csv.gz                JSON Lines and CSV, also gzipped
+rows.parquet · folder of these          Parquet
+folder with _delta_log · …@v7           a Delta table, newest or at version 7
+catalog.schema.table · …@v7             the same below SMALLFIRST_TABLES
+folder of .txt and .md                  text to continue, a row a file
+[dbfs:]/Volumes/catalog/schema/vol/…    any of these in a volume
+[owner/]name/split                      a data set of the Hugging Face hub
 """
 
 from __future__ import annotations
@@ -88,7 +82,6 @@ class _Source(NamedTuple):
     where: str
     """Address as error messages show it."""
     name: str
-    """Name of the Dataset."""
     rows: _Reader
 
     def read(self, columns: Columns, labels: Sequence[str] | None) -> tuple[Dataset, tuple[Problem, ...]]:
@@ -105,7 +98,6 @@ class _Parsed(NamedTuple):
     format: RowFormat | None
     example: Example | None
     rules: list[str]
-    """Rules that it breaks."""
 
 
 def build_dataset(

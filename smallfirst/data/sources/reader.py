@@ -21,7 +21,6 @@ class RawRow(NamedTuple):
     """One row as it stands in its source."""
 
     path: str
-    """File it stands in."""
     line: int
     """Line, or number of the row, from 1."""
     values: dict[str, Any] | str

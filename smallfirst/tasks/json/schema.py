@@ -30,15 +30,12 @@ class FieldSpec(NamedTuple):
     type: str
     """`string`, `integer`, `number`, `boolean`, `null`; several joined by `|`; without null, which is `nullable`."""
     nullable: bool
-    """True if it may be null."""
     enum: tuple[Any, ...]
     """Allowed values but null; empty if open."""
     required: bool
     """True if the object that holds it must have it."""
     is_list: bool
-    """True if it holds a list of such values."""
     about: str = ""
-    """Its description."""
 
 
 def alternatives(schema: Schema, node: Schema) -> list[Schema]:

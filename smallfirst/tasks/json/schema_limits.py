@@ -58,7 +58,10 @@ _MOST_NESTED = 100
 
 def check_schema(schema: Any) -> None:
     """Raise ConfigError with place and rule of everything that makes `schema` unusable."""
-    problems = _problems_of_json(schema) or _problems_of_form(schema)
+    problems = _problems_of_json(schema)
+    if not problems:
+        errors = Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
+        problems = [f"{_shown(tuple(map(str, error.path)))}: {_short(error.message)}" for error in errors]
     if not problems:
         check = _Check(schema)
         if "$ref" in schema or allowed_types(schema) != ("object",):
@@ -130,11 +133,6 @@ def _problems_of_json(schema: Any) -> list[str]:
     except ValueError as error:  # not a number, or half a character
         return [f"root: cannot be written as JSON: {str(error)[:120]}"]
     return [f"root: {size:,} bytes as JSON; at most {MAX_BYTES:,} are allowed"] if size > MAX_BYTES else []
-
-
-def _problems_of_form(schema: Schema) -> list[str]:
-    errors = Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(schema)
-    return [f"{_shown(tuple(map(str, error.path)))}: {_short(error.message)}" for error in errors]
 
 
 def _that_end(schema: Schema) -> set[str]:

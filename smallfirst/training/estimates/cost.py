@@ -1,14 +1,9 @@
 """Estimate time, memory and cost of a fine-tune before it starts, as ranges.
 
-Work is counted in floating-point operations. A trained weight takes 6 a token: 2 forward, 2 for the gradient of its
-input, 2 for its own (Kaplan et al. 2020, section 2.1); under adapters the base's weights take 4, since they need no
-gradient of their own, and the adapters' 6. Attention adds 12 × layers × query width × length a token (Chowdhery et al.
-2022, appendix B), the output matrix its share at target tokens only. Padding is included.
-
-The speed is that of an earlier run with the same base and method on this machine, else half of what a matrix product of
-the model's widths reaches now; five runs of SmolLM2-135M on two shared cores reached 0.39 to 0.48 of it
-(benchmarks/results/estimate.md). Small steps leave a GPU idle: its range adds 0.3 to 1.5 ms a layer and read, a guess
-that has not been measured.
+A trained weight takes 6 floating-point operations a token (Kaplan et al. 2020, section 2.1); under adapters the base's
+weights take 4. Attention adds 12 × layers × query width × length a token (Chowdhery et al. 2022, appendix B), the
+output matrix its share at target tokens only. The speed is that of an earlier run with the same base and method on this
+machine, else half of a matrix product's (benchmarks/results/estimate.md).
 """
 
 from __future__ import annotations
@@ -70,9 +65,7 @@ class EpochWork(NamedTuple):
     tokens: int
     """Real ones, padding not counted."""
     padded: int
-    """With padding."""
     targets: int
-    """To be predicted."""
     pairs: int
     """Rows times the square of their padded length: what attention looks at."""
     steps: int
@@ -83,17 +76,12 @@ class TrainingEstimate(Record):
     """What a fine-tune takes."""
 
     base: str
-    """Base model by name."""
     parameters: int
-    """All its weights."""
     trained: int
-    """Weights that are trained."""
     method: str
-    """full, lora or dora."""
     epochs: float
     """How often each row is read."""
     steps: int
-    """Optimizer steps."""
     tokens: int
     """Tokens trained on over all epochs, padding not counted."""
     flops: float

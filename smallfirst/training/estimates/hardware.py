@@ -23,7 +23,6 @@ class FreeMemory(NamedTuple):
     swap: int
     """Beyond it: a run that needs it is slow, but does not die."""
     gpu: bool
-    """True for the memory of a GPU."""
 
     @property
     def name(self) -> str:

@@ -1,17 +1,12 @@
 """Estimate the peak memory of a fine-tune, and refuse one that cannot fit.
 
-Per weight: 2 bytes bf16, and for each trained one 4 (fp32 master) + 8 (both moments of AdamW) at all times; on top of
-them the larger of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient (and
-the 4, if a step has several micro-batches) beside the activations of one micro-batch. Adapters are merged into an fp32
-copy of the whole model when it is saved: 4 bytes a weight, whatever was trained. The hidden states of frozen layers
-stay: 2 h bytes for each token of all rows.
+Per weight: 2 bytes bf16, and for each trained one 12 (fp32 master and both moments of AdamW); on top of them the larger
+of two moments of a step: 4 bytes fp32 gradient while the optimizer works, or 2 bytes bf16 gradient (and the 4, if a
+step has several micro-batches) beside the activations of one micro-batch. Adapters are merged into an fp32 copy.
 
 A layer of the Llama family keeps for each token, in bytes (h hidden, q query, k key, f feed-forward width): 16 h + 4 q
-+ 4 k + 8 f, that is bf16 inputs of every matrix product, queries, keys, values, four feed-forward products and two
-norms with their fp32 inputs. Rows of up to 256 tokens on a CPU also keep their attention weights, 6 bytes for each head
-and key; longer ones and GPUs recompute them. Each target keeps 4 bytes a vocabulary entry and takes 6 more for a
-moment. Counted with `torch.autograd.graph.saved_tensors_hooks` the formula is within 3 %
-(tests/training/estimates/test_memory.py), and within 10 % for adapters; DoRA keeps 1.6 to 2 times as much.
++ 4 k + 8 f; short rows on a CPU also 6 for each head and key; each target 10 a vocabulary entry. The formula is within
+3 % of `torch.autograd.graph.saved_tensors_hooks`, within 10 % for adapters; DoRA keeps 1.6 to 2 times as much.
 """
 
 from __future__ import annotations
@@ -63,7 +58,6 @@ class MicroBatchShape(NamedTuple):
     width: int
     """Tokens of the longest."""
     targets: int
-    """Tokens to be predicted."""
 
 
 class PeakMemory(NamedTuple):

@@ -20,11 +20,7 @@ DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "s
 def labelled(name: str, *pairs: tuple[str, str]) -> Dataset:
     rows = (
         Example(
-            messages=(Message(role="user", content=text),),
-            answer=label,
-            shape="label",
-            path=f"{name}.jsonl",
-            line=i,
+            messages=(Message(role="user", content=text),), answer=label, shape="label", path=f"{name}.jsonl", line=i
         )
         for i, (text, label) in enumerate(pairs, start=1)
     )
@@ -89,10 +85,7 @@ def test_leaks_in_over_one_percent_of_a_split_stop() -> None:
 
 
 def test_a_leak_between_validation_and_test_is_seen() -> None:
-    splits = {
-        "validation": plenty("val", 60),
-        "test": plenty("test", 99, ("val word0 thing0", "a")),
-    }
+    splits = {"validation": plenty("val", 60), "test": plenty("test", 99, ("val word0 thing0", "a"))}
     finding = found(check(plenty("train", 100), **splits), "1 of 100 test texts are also in valid")
     assert finding.where == ("test.jsonl:100 is val.jsonl:1",)
 
@@ -185,10 +178,7 @@ def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
 
 def test_an_empty_split_stops() -> None:
     report = check(labelled("train"), test=labelled("test"))
-    assert [f.what for f in report.findings if f.level == "stop"] == [
-        "no train rows",
-        "no test rows",
-    ]
+    assert [f.what for f in report.findings if f.level == "stop"] == ["no train rows", "no test rows"]
 
 
 def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:

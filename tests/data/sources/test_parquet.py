@@ -290,11 +290,7 @@ def test_what_is_no_part_of_a_folder_of_parquet_is_named(tmp_path: Path) -> None
         ("c.parquet", 1, "a link that leads out of the folder; put the file itself here"),
         ("d.csv", 1, "not a .parquet file: a folder of Parquet holds nothing else; move it out"),
         ("e.parquet", 1, "a row of prompt + response, while this source has rows of text + label"),
-        (
-            "b.parquet",
-            1,
-            'the value of "team=x" is not in the file: write the rows without partitions, or as Delta',
-        ),
+        ("b.parquet", 1, 'the value of "team=x" is not in the file: write the rows without partitions, or as Delta'),
     ]
 
 

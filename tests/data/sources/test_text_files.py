@@ -163,10 +163,7 @@ def test_utf_16_is_named_as_such(tmp_path: Path) -> None:
 def test_csv_lines_are_physical_lines_after_quoted_line_breaks(tmp_path: Path) -> None:
     path = written(tmp_path, 'text,label\r\n"one\r\ntwo",x\r\n\r\n"a ""b"", c",y\r\n', "rows.csv")
     data = load(path)
-    assert [(e.text, e.answer, e.line) for e in data.examples] == [
-        ("one\r\ntwo", "x", 2),
-        ('a "b", c', "y", 5),
-    ]
+    assert [(e.text, e.answer, e.line) for e in data.examples] == [("one\r\ntwo", "x", 2), ('a "b", c', "y", 5)]
 
 
 def test_bad_csv_rows_are_all_named_by_their_first_line(tmp_path: Path) -> None:
