@@ -33,14 +33,10 @@ def test_folding_keeps_the_words_and_drops_their_dress(text: str, plain: str) ->
     assert fold_text(text) == plain
 
 
-def test_the_text_of_an_example_is_the_last_thing_the_user_said() -> None:
+def test_the_text_of_a_chat_is_the_last_user_turn_and_it_asks_every_turn_but_the_systems() -> None:
     turns = chat(("system", "s"), ("user", "one"), ("assistant", "a"), ("user", "two"))
-    assert Example(messages=turns, answer="b", shape="chat").text == "two"
-
-
-def test_what_a_chat_asks_is_every_turn_but_the_systems() -> None:
-    turns = chat(("system", "s"), ("user", "one"), ("assistant", "a"), ("user", "two"))
-    assert Example(messages=turns, answer="b", shape="chat").asked == "one\na\ntwo"
+    example = Example(messages=turns, answer="b", shape="chat")
+    assert (example.text, example.asked) == ("two", "one\na\ntwo")
 
 
 def test_what_other_rows_ask_is_the_user_text_or_the_text_to_continue() -> None:

@@ -81,6 +81,13 @@ def test_a_label_outside_the_list_is_refused() -> None:
             "fits no shape (text + label, text + labels, text + target, question + answer, prompt + response, "
             'messages, text alone): the row has "a"',
         ),
+        ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
+        ({"text": "a", "target": [1]}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),
+        ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
+        ({"question": "a", "answer": []}, '"answer" is an empty list'),
+        ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
+        ({"question": "a", "context": 3, "answer": "b"}, '"context" must be text, not a number'),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_told_which(row: dict[str, Any], rule: str) -> None:
@@ -198,19 +205,3 @@ def test_labels_are_a_list_and_each_must_be_known() -> None:
     assert isinstance(found, RowLayout)
     _, broken = parse_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
     assert broken == ['label "broken" is not one of the 2 labels — did you mean "brokn"?']
-
-
-@pytest.mark.parametrize(
-    ("row", "rule"),
-    [
-        ({"text": "a", "target": "people: 11"}, '"target" is text that is not JSON'),
-        ({"text": "a", "target": [1]}, '"target" must be a JSON object, not a list'),
-        ({"text": "a", "target": "[1]"}, '"target" must be a JSON object, not a list'),
-        ({"text": "a", "labels": "late"}, '"labels" must be a list of labels, not text'),
-        ({"question": "a", "answer": []}, '"answer" is an empty list'),
-        ({"question": "a", "answer": ["b", 1]}, '"answer"[1] must be text, not a number'),
-        ({"question": "a", "context": 3, "answer": "b"}, '"context" must be text, not a number'),
-    ],
-)
-def test_values_of_the_newer_shapes_have_rules_too(row: dict[str, Any], rule: str) -> None:
-    assert rules(row) == [rule]

@@ -6,7 +6,6 @@ import pydantic
 import pytest
 
 from smallfirst.data.dataset import Message
-from smallfirst.errors import ConfigError
 from smallfirst.tasks.chat import Chat
 from smallfirst.tasks.task import ScoredAnswer, Shot, Task
 
@@ -65,16 +64,6 @@ def test_a_general_model_is_told_the_job_and_shown_solved_rows() -> None:
         Message(role="assistant", content="hello"),
     )
     assert TASK.instructions(())[0].content == "Answer the user's message."
-
-
-def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_writes_the_answer_after_a_space() -> None:
-    assert TASK.prompt(" hi\n") == "hi =>"
-    assert TASK.parse(TASK.target("hello")) == "hello"
-
-
-def test_an_unknown_scorer_is_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ConfigError, match=r'task letters: unknown scorer "rougel" — did you mean "rouge_l"\?'):
-        Chat(name="letters", scorers=("exact", "rougel"))
 
 
 @pytest.mark.parametrize(

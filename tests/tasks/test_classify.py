@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from smallfirst.data.dataset import Message
 from smallfirst.stats.intervals import wilson
 from smallfirst.tasks.classify import Classify
-from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot, Task
+from smallfirst.tasks.task import PartCounts, ScoredAnswer, Shot
 
 LABELS = ("card_arrival", "card_lost", "card", "refund", "Straße", "art", "party")
 TASK = Classify(name="desk", labels=LABELS, descriptions={"refund": "money back"})
@@ -93,10 +93,6 @@ def test_a_general_model_is_told_every_label_and_shown_solved_rows_as_turns() ->
 def test_what_is_classified_is_said_first_where_it_is_known() -> None:
     task = TASK.model_copy(update={"about": "File a claim."})
     assert task.instructions(())[0].content.startswith("File a claim.\nAnswer with exactly one label")
-
-
-def test_a_fine_tuned_model_reads_the_text_and_a_cue_and_no_instructions() -> None:
-    assert TASK.prompt("  where is it\n") == "where is it =>"
 
 
 @pytest.mark.parametrize(
@@ -261,8 +257,3 @@ def test_an_answer_has_room_for_every_label_within_limits() -> None:
     assert Classify(name="x", labels=(long, "b")).max_answer_tokens == 102
     assert Classify(name="x", labels=(long, "b"), multiple=True).max_answer_tokens == len(f'["{long}", "b"]') + 2
     assert Classify(name="x", labels=tuple(f"{long}{i}" for i in range(50)), multiple=True).max_answer_tokens == 1024
-
-
-def test_it_is_a_task() -> None:
-    task: Task = TASK
-    assert task.name == "desk"

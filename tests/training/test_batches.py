@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import transformers
+from fixtures.rows import answered_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.models.local.label_tokens import choose_label_tokens
 from smallfirst.tasks.classify import Classify
@@ -28,12 +29,6 @@ def rows_of(lengths: list[int]) -> list[TokenizedRow]:
 @pytest.fixture
 def tokenizer(tiny_folder: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(tiny_folder)
-
-
-def example(text: str, answer: str, line: int) -> Example:
-    return Example(
-        messages=(Message(role="user", content=text),), answer=answer, shape="label", path="rows.csv", line=line
-    )
 
 
 @given(LENGTHS, st.integers(40, 200), st.integers(0, 2**40))
@@ -107,7 +102,7 @@ def test_a_row_is_the_start_token_the_prompt_and_the_code(
 
 
 def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify) -> None:
-    data = Dataset(name="one", examples=(example("where is my card", "card_arrival", 1),))
+    data = answered_rows("rows.csv", ("where is my card", "card_arrival"))
     n = len(tokenizer.encode("where is my card =>")) + 2
     for limit, ends_well in ((n, True), (n - 1, False)):
         try:
@@ -121,14 +116,12 @@ def test_a_row_of_exactly_the_limit_is_taken(tokenizer: Any, toy_task: Classify)
 def test_all_rows_that_cannot_be_trained_on_are_named_at_once(tokenizer: Any, toy_task: Classify) -> None:
     long = "where is my card " * 10
     n = len(tokenizer.encode(f"{long.strip()} =>")) + 2
-    data = Dataset(
-        name="rows",
-        examples=(
-            example("where is my card", "card_arrival", 1),
-            example("what", "card_departure", 2),
-            example(long, "card_arrival", 3),
-            example(long, "nonsense", 4),
-        ),
+    data = answered_rows(
+        "rows.csv",
+        ("where is my card", "card_arrival"),
+        ("what", "card_departure"),
+        (long, "card_arrival"),
+        (long, "nonsense"),
     )
     with pytest.raises(DataError) as caught:
         encode_label_rows(data, toy_task, codes=(1, 2, 3, 4), tokenizer=tokenizer, max_tokens=16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smallfirst.data.dataset import Dataset
-from smallfirst.errors import ConfigError, TrainingError
+from smallfirst.errors import TrainingError
 from smallfirst.models.local.weights import load_causal
 from smallfirst.registry.runs import open_run
 from smallfirst.tasks.classify import Classify
@@ -24,7 +24,6 @@ from smallfirst.training.causal_lm import (
 )
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.frozen_layers import FrozenLayers
-from smallfirst.training.recipes.contrastive import ContrastiveBackend
 from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import train
 
@@ -125,8 +124,3 @@ def test_a_model_that_does_more_to_what_is_put_in_is_refused(model: Any) -> None
     model.model.forward = scaled
     with pytest.raises(TrainingError, match="cannot be computed in two halves"):
         FrozenLayers(model, 1)
-
-
-def test_an_encoder_has_no_frozen_layers(tiny_encoder_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="frozen_layers unset"):
-        ContrastiveBackend(3).load(tiny_encoder_folder, TrainConfig(frozen_layers=1))

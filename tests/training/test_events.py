@@ -34,11 +34,6 @@ def test_the_status_is_the_kind_of_the_last_event(log: EventLog) -> None:
         assert log.status() == kind
 
 
-def test_another_process_reads_what_this_one_appended(log: EventLog) -> None:
-    log.append("CREATED", "x")
-    assert EventLog(log.path).status() == "CREATED"
-
-
 @pytest.mark.parametrize("cut", [1, 2, 10, 60])
 def test_a_line_cut_short_by_a_crash_is_left_out(log: EventLog, cut: int) -> None:
     kept = log.append("CREATED", "x")

@@ -68,15 +68,6 @@ def test_the_loss_is_plain_cross_entropy_of_the_full_vocabulary(
     assert loss == pytest.approx(sum(by_hand), abs=1e-4)
 
 
-def test_an_answer_of_several_tokens_counts_each_of_them(tiny_fp32: tuple[Any, Any]) -> None:
-    model, _ = tiny_fp32
-    row = TokenizedRow((0, 300, 301, 302, 303), 3)
-    with torch.no_grad():
-        logs = model(input_ids=torch.tensor([row.ids[:-1]])).logits[0].log_softmax(-1)
-        by_hand = -(logs[2, 302] + logs[3, 303]).item()
-        assert target_loss(model, [row]).item() == pytest.approx(by_hand, abs=1e-5)
-
-
 def test_padding_and_tokens_beyond_it_never_change_loss_or_gradients(
     tiny_fp32: tuple[Any, Any], rows: list[TokenizedRow]
 ) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
-from fixtures.training import event_kinds, fine_tune
+from fixtures.training import Bench, event_kinds
 from safetensors.torch import load_file
 
 from smallfirst.data.dataset import Dataset, Example, Message
@@ -25,31 +24,12 @@ from smallfirst.tasks.classify import Classify
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.events import EventLog
 from smallfirst.training.loop import StepMetrics
-from smallfirst.training.recipes.recipe import TaskRecipe
 from smallfirst.training.run import Run
 from smallfirst.training.validation import accuracy_and_temperature
 
 pytestmark = pytest.mark.usefixtures("module_home")
 FULL = TrainConfig(duration="230ba", learning_rate=3e-3, batch_tokens=40, max_seq_tokens=64)
 LORA = TrainConfig(method="lora", duration="20ep", learning_rate=2e-2, batch_tokens=64, max_seq_tokens=64, lora_rank=4)
-
-
-class Bench(NamedTuple):
-    """A task, its rows and a base model: all that train() needs but a configuration and a folder."""
-
-    task: Classify
-    rows: Dataset
-    selection: Dataset
-    base: Path
-
-    def train(self, config: TrainConfig, folder: Path, **more: Any) -> Run:
-        recipe = TaskRecipe(self.task, more.pop("rows", self.rows), more.pop("selection", self.selection))
-        return fine_tune(recipe, config, more.pop("base", self.base), folder, **more)
-
-
-@pytest.fixture(scope="module")
-def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path) -> Bench:
-    return Bench(toy_task, toy_rows, toy_selection, tiny_folder)
 
 
 @pytest.fixture(scope="module")

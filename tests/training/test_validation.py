@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fixtures.rows import answered_rows as rows
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.errors import DataError
 from smallfirst.models.label_model import LabelLogProbs
 from smallfirst.models.local.label_tokens import choose_label_tokens
@@ -25,18 +26,12 @@ SCHEMA = {
 }
 
 
-def rows(*pairs: tuple[str, str]) -> Dataset:
-    examples = tuple(
-        Example(messages=(Message(role="user", content=text),), answer=answer, shape="label", path="s.jsonl", line=i)
-        for i, (text, answer) in enumerate(pairs, start=1)
-    )
-    return Dataset(name="selection", examples=examples)
-
-
 def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any]) -> None:
     """The only valid answer is {"n": 1}, so exactly the rows that ask for it are right."""
     task = Extract(name="one", json_schema=SCHEMA)
-    selection = rows(("a card", '{"n": 1}'), ("a pin", '{"n": 1}'), ("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
+    selection = rows(
+        "s.jsonl", ("a card", '{"n": 1}'), ("a pin", '{"n": 1}'), ("a refund", '{"n": 2}'), ("late", '{"n": 1}')
+    )
     found = validate_generation(*tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), selection)
     assert found.value == pytest.approx(0.75)
     assert found.manifest.calibration.n_rows == 0  # four rows fit nothing
@@ -45,7 +40,7 @@ def test_written_answers_are_scored_by_the_task(tiny_fp32: tuple[Any, Any]) -> N
 def test_only_the_first_rows_are_written(tiny_fp32: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exam, "MAX_GENERATED_ROWS", 1)
     task = Extract(name="one", json_schema=SCHEMA)
-    selection = rows(("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
+    selection = rows("s.jsonl", ("a refund", '{"n": 2}'), ("late", '{"n": 1}'))
     assert validate_generation(*tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), selection).value == 0.0
 
 
@@ -53,7 +48,7 @@ def test_a_calibration_is_fitted_where_rows_suffice(tiny_fp32: tuple[Any, Any]) 
     task = Answer(name="rules", max_answer_tokens=3)
     texts = [f"the card {i}" for i in range(40)]
     said = validate_generation(
-        *tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), rows(*[(t, "no") for t in texts])
+        *tiny_fp32, Manifest(kind="generative", task=task, base="tiny"), rows("s.jsonl", *[(t, "no") for t in texts])
     )
     assert said.value == 0.0
     assert said.manifest.calibration.n_rows in (0, 40)  # all wrong: one flat step, or none
@@ -76,6 +71,8 @@ def test_codes_are_read_at_one_position(tiny_fp32: tuple[Any, Any], toy_task: Cl
 def test_the_judge_names_rows_with_unknown_labels(toy_task: Classify) -> None:
     scored = [LabelLogProbs([0.0, -9.0, -9.0, -9.0], 1, 0.0)] * 2
     with pytest.raises(DataError, match=r's\.jsonl:2.*unknown label "nothing"'):
-        accuracy_and_temperature(scored, rows(("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
-    accuracy, _ = accuracy_and_temperature(scored, rows(("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task)
+        accuracy_and_temperature(scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", "nothing")), toy_task)
+    accuracy, _ = accuracy_and_temperature(
+        scored, rows("s.jsonl", ("a", toy_task.labels[0]), ("b", toy_task.labels[1])), toy_task
+    )
     assert accuracy == 0.5

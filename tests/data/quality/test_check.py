@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures.rows import answered_rows
 
 from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.check import CheckReport, check, format_report
@@ -17,20 +18,10 @@ from smallfirst.data.sources.load import load
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 
 
-def labelled(name: str, *pairs: tuple[str, str]) -> Dataset:
-    rows = (
-        Example(
-            messages=(Message(role="user", content=text),), answer=label, shape="label", path=f"{name}.jsonl", line=i
-        )
-        for i, (text, label) in enumerate(pairs, start=1)
-    )
-    return Dataset(name=f"{name}.jsonl", examples=tuple(rows))
-
-
 def plenty(name: str, n: int, *more: tuple[str, str]) -> Dataset:
     """`n` good rows of two labels, sharing no text with another name, then `more`."""
     pairs = [(f"{name} word{i} thing{i * 7}", "ab"[i % 2]) for i in range(n)]
-    return labelled(name, *pairs, *more)
+    return answered_rows(f"{name}.jsonl", *pairs, *more)
 
 
 def found(report: CheckReport, start: str) -> Finding:
@@ -112,7 +103,7 @@ def test_a_largest_class_of_ten_times_the_smallest_is_noted() -> None:
 
 
 def test_one_label_cannot_be_classified() -> None:
-    report = check(labelled("train", *[(f"text {i}", "a") for i in range(9)]))
+    report = check(answered_rows("train.jsonl", *[(f"text {i}", "a") for i in range(9)]))
     assert found(report, 'one label only: "a"').level == "stop"
 
 
@@ -130,7 +121,7 @@ def test_a_label_without_a_train_row_stops() -> None:
 
 
 def test_rows_over_the_token_limit_stop_by_line() -> None:
-    train = labelled("train", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
+    train = answered_rows("train.jsonl", *[(f"one two {i}", "ab"[i % 2]) for i in range(20)])
     tokens = TokenCounts(counts={"train": (3,) * 19 + (4,)}, limit=3, counted_by="tiny")
     report = check(train, tokens=tokens)
     finding = found(report, "train rows over 3 tokens: 1")
@@ -147,7 +138,7 @@ def test_without_lengths_nothing_is_said_of_them() -> None:
 
 def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path) -> None:
     again = [("again", "a")] * 13
-    report = check(plenty("train", 100, *again), test=labelled("test", ("Train word0 thing0", "c")))
+    report = check(plenty("train", 100, *again), test=answered_rows("test.jsonl", ("Train word0 thing0", "c")))
     n = write_locations(report.findings, tmp_path / "rows.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == n
@@ -162,13 +153,6 @@ def test_all_places_of_all_findings_are_written_the_gravest_first(tmp_path: Path
     assert {row["level"] for row in rows} == {"stop", "fix"}
 
 
-def test_the_json_holds_the_first_places_only() -> None:
-    report = check(plenty("train", 100, *[("again", "a")] * 13))
-    [repeats] = [f for f in json.loads(report.model_dump_json())["findings"] if "repeat" in f["what"]]
-    assert (len(repeats["where"]), repeats["n"]) == (10, 12)
-    assert "places" not in repeats
-
-
 def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
     finding = found(check(plenty("train", 100), validation=plenty("val", 59)), "validation rows")
     assert finding.what == "validation rows: 59, too few to promise at most 5% errors"
@@ -177,14 +161,15 @@ def test_too_few_validation_rows_for_a_promise_are_noted() -> None:
 
 
 def test_an_empty_split_stops() -> None:
-    report = check(labelled("train"), test=labelled("test"))
+    report = check(answered_rows("train.jsonl"), test=answered_rows("test.jsonl"))
     assert [f.what for f in report.findings if f.level == "stop"] == ["no train rows", "no test rows"]
 
 
 def test_at_most_ten_places_are_kept_and_the_rest_is_counted() -> None:
     report = check(plenty("train", 100, *[("again", "a")] * 13))
-    finding = found(report, "train rows that repeat")
-    assert (len(finding.where), finding.n) == (10, 12)
+    [repeats] = [f for f in json.loads(report.model_dump_json())["findings"] if "repeat" in f["what"]]
+    assert (len(repeats["where"]), repeats["n"]) == (10, 12)
+    assert "places" not in repeats
     assert "        … and 2 more" in format_report(report).splitlines()
 
 
@@ -221,7 +206,7 @@ def test_ten_thousand_rows_against_three_thousand_take_seconds() -> None:
 
     def rows(name: str, n: int) -> Dataset:
         said = (" ".join(draw.choices(words, weights, k=draw.randint(5, 25))) for _ in range(n))
-        return labelled(name, *((text, draw.choice("ab")) for text in said))
+        return answered_rows(name, *((text, draw.choice("ab")) for text in said))
 
     train, test = rows("train", 10_000), rows("test", 3_000)
     start = time.process_time()

@@ -6,26 +6,17 @@ import os
 from pathlib import Path
 
 import pytest
+from fixtures.rows import text_rows as rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.sources.load import load
 
 TEN = "one two three four five six seven eight nine ten"
 HERE = Path(__file__).resolve()
 DATA = [Path(p) for p in (os.environ.get("SMALLFIRST_DATA"), HERE.parents[4] / "shared" / "datasets") if p]
-
-
-def rows(path: str, *texts: str) -> Dataset:
-    return Dataset(
-        name=path,
-        examples=tuple(
-            Example(messages=(Message(role="user", content=t),), answer="x", shape="label", path=path, line=i)
-            for i, t in enumerate(texts, start=1)
-        ),
-    )
 
 
 TRAIN = rows("train.jsonl", "Where is my card?", "I want a refund", TEN, "where is my card")

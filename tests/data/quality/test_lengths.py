@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from smallfirst.data.dataset import Dataset, Example, Message, RowFormat
+from fixtures.rows import text_rows as rows
+
 from smallfirst.data.quality.lengths import (
     TokenCounts,
     estimate_token_counts,
@@ -10,16 +11,6 @@ from smallfirst.data.quality.lengths import (
     format_lengths,
     summarize_lengths,
 )
-
-
-def rows(path: str, *texts: str, shape: RowFormat = "label", answer: str = "x") -> Dataset:
-    return Dataset(
-        name=path,
-        examples=tuple(
-            Example(messages=(Message(role="user", content=t),), answer=answer, shape=shape, path=path, line=i)
-            for i, t in enumerate(texts, start=1)
-        ),
-    )
 
 
 def test_percentiles_are_lengths_that_a_row_has() -> None:

@@ -6,26 +6,16 @@ import os
 from pathlib import Path
 
 import pytest
+from fixtures.rows import text_rows as rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallfirst.data.dataset import Dataset, Example, Message
 from smallfirst.data.quality.leaks import find_leaks
 from smallfirst.data.quality.overlaps import OVERLAP_KINDS, Overlap, find_overlaps, format_overlaps
 from smallfirst.data.sources.load import load
 
 DATASETS = Path(os.environ.get("SMALLFIRST_DATA", Path(__file__).parents[4] / "shared" / "datasets"))
 TEN = "one two three four five six seven eight nine ten"
-
-
-def rows(path: str, *texts: str) -> Dataset:
-    return Dataset(
-        name=path,
-        examples=tuple(
-            Example(messages=(Message(role="user", content=t),), answer="x", shape="label", path=path, line=i)
-            for i, t in enumerate(texts, start=1)
-        ),
-    )
 
 
 TRAIN = rows("train", "Where is my card?", "I want a top-up", TEN)

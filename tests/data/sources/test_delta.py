@@ -132,37 +132,17 @@ def by_hand(folder: Path, table: Any, fields: list[Any], add: dict[str, Any] | N
     features = meta.pop("features", [])
     stats = json.dumps({"numRecords": table.num_rows})
     size = (folder / "part.parquet").stat().st_size
-    log = [
-        {
-            "protocol": {
-                "minReaderVersion": 3,
-                "minWriterVersion": 7,
-                "readerFeatures": features,
-                "writerFeatures": features,
-            }
-        },
-        {
-            "metaData": {
-                "id": "0",
-                "format": {"provider": "parquet", "options": {}},
-                "schemaString": json.dumps({"type": "struct", "fields": fields}),
-                "partitionColumns": meta.pop("partitions", []),
-                "configuration": meta,
-                "createdTime": 1,
-            }
-        },
-        {
-            "add": {
-                "path": "part.parquet",
-                "partitionValues": {},
-                "size": size,
-                "modificationTime": 1,
-                "dataChange": True,
-                "stats": stats,
-                **(add or {}),
-            }
-        },
-    ]
+    protocol = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": features, "writerFeatures": features}
+    metadata = {
+        "id": "0",
+        "format": {"provider": "parquet", "options": {}},
+        "schemaString": json.dumps({"type": "struct", "fields": fields}),
+        "partitionColumns": meta.pop("partitions", []),
+        "configuration": meta,
+        "createdTime": 1,
+    }
+    file = {"path": "part.parquet", "partitionValues": {}, "size": size, "modificationTime": 1, "dataChange": True}
+    log = [{"protocol": protocol}, {"metaData": metadata}, {"add": {**file, "stats": stats, **(add or {})}}]
     text = "".join(json.dumps(action) + "\n" for action in log)
     (folder / "_delta_log" / f"{0:020}.json").write_text(text)
     return folder

@@ -44,13 +44,8 @@ def test_the_order_is_that_of_the_paths_not_of_the_disk(tmp_path: Path) -> None:
     assert [e.answer for e in load(tmp_path / "books").examples] == list("0123456789")
 
 
-def test_text_goes_into_the_column_that_is_named_for_it(tmp_path: Path) -> None:
-    put(tmp_path / "books" / "a.txt", "A")
-    assert [e.answer for e in load(tmp_path / "books", columns=Columns(text="body")).examples] == ["A"]
-
-
-def test_one_file_of_text_is_one_row(tmp_path: Path) -> None:
-    data = load(put(tmp_path / "a.txt", "A"))
+def test_one_file_of_text_is_one_row_of_the_column_named_for_text(tmp_path: Path) -> None:
+    data = load(put(tmp_path / "a.txt", "A"), columns=Columns(text="body"))
     assert (data.name, [e.answer for e in data.examples]) == ("a.txt", ["A"])
 
 

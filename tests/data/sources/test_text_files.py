@@ -62,9 +62,8 @@ def test_text_alone_is_text_to_continue(tmp_path: Path) -> None:
 
 
 def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
-    columns = Columns(text="prompt", label="completion")
     path = written(tmp_path, jsonl({"prompt": "lost it", "completion": "card"}))
-    [example] = load(path, columns=columns).examples
+    [example] = load(path, columns=Columns(text="prompt", label="completion")).examples
     assert (example.text, example.answer, example.shape) == ("lost it", "card", "label")
 
 

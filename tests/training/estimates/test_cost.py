@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from fixtures.training import TOY_SIZE as SIZE
 
-from smallfirst.models.base_size import BaseSize
 from smallfirst.training.batches import TokenizedRow
 from smallfirst.training.config import TrainConfig
 from smallfirst.training.estimates.cost import (
@@ -23,20 +23,6 @@ from smallfirst.training.estimates.cost import (
 from smallfirst.training.estimates.hardware import MatmulRate
 from smallfirst.training.estimates.memory import Range
 
-SIZE = BaseSize(
-    parameters=1_000,
-    embedding=200,
-    head=0,
-    linear_ends=50,
-    layers=4,
-    hidden=8,
-    inner=16,
-    heads=2,
-    query=8,
-    key_value=4,
-    vocabulary=25,
-    causal=True,
-)
 WORK = EpochWork(tokens=90, padded=100, targets=10, pairs=1000, steps=5, reads=5)
 NO_EXAM = ValidationWork(0, 0)
 EVEN = TrainingSpeed(1e3, 1e3, "as said", measured=False)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.rows import text_rows
+from fixtures.training import TOY_SIZE as SIZE
 
-from smallfirst.data.dataset import Dataset, Example, Message
+from smallfirst.data.dataset import Dataset
 from smallfirst.errors import TrainingError
 from smallfirst.models.base_size import BaseSize, read_base_size
 from smallfirst.training.batches import TokenizedRow
@@ -25,30 +27,8 @@ from smallfirst.training.estimates.memory import (
     trainable_parameters,
 )
 
-SIZE = BaseSize(
-    parameters=1_000,
-    embedding=200,
-    head=0,
-    linear_ends=50,
-    layers=4,
-    hidden=8,
-    inner=16,
-    heads=2,
-    query=8,
-    key_value=4,
-    vocabulary=25,
-    causal=True,
-)
 FULL, LORA = TrainConfig(), TrainConfig(method="lora", lora_rank=2)
 LARGE = SIZE.model_copy(update={"parameters": 10**9, "embedding": 10**8, "linear_ends": 10**6})
-
-
-def asking(*texts: str) -> Dataset:
-    examples = (
-        Example(messages=(Message(role="user", content=text),), answer="x", shape="label", path="train", line=i)
-        for i, text in enumerate(texts, start=1)
-    )
-    return Dataset(name="train", examples=tuple(examples))
 
 
 def test_weights_that_move_are_counted_by_method() -> None:
@@ -164,10 +144,10 @@ def test_the_read_that_keeps_most_is_found() -> None:
 
 
 def test_the_least_counts_no_more_tokens_than_the_rows_have() -> None:
-    few = asking("a" * 79)  # 80 bytes and its answer: 10 tokens at least
+    few = text_rows("train", "a" * 79)  # 80 bytes and its answer: 10 tokens at least
     n = 81 // 8
     assert least_bytes(LARGE, FULL, few) == peak_memory(LARGE, FULL, MicroBatchShape(n, 1, 0)).at_least
-    many = asking(*(f"{i} {'a' * 100}" for i in range(1000)))
+    many = text_rows("train", *(f"{i} {'a' * 100}" for i in range(1000)))
     assert least_bytes(LARGE, FULL, few) <= least_bytes(LARGE, FULL, many)
     fuller = activation_bytes(SIZE, FULL, MicroBatchShape(768, 1, 0), gpu=False)
     assert least_bytes(SIZE, FULL, many) <= 16_000 + 0.85 * fuller
@@ -175,10 +155,12 @@ def test_the_least_counts_no_more_tokens_than_the_rows_have() -> None:
 
 def test_what_rows_begin_with_alike_counts_once() -> None:
     begin = "answer briefly and to the point. " * 100
-    alike = asking(*(f"{begin}{i}" for i in range(100)))
-    other = asking(*(f"{i}{begin}" for i in range(100)))
+    alike = text_rows("train", *(f"{begin}{i}" for i in range(100)))
+    other = text_rows("train", *(f"{i}{begin}" for i in range(100)))
     assert least_bytes(SIZE, FULL, alike) < least_bytes(SIZE, FULL, other)
-    assert least_bytes(SIZE, FULL, asking(begin)) == least_bytes(SIZE, FULL, asking(begin[::-1]))
+    assert least_bytes(SIZE, FULL, text_rows("train", begin)) == least_bytes(
+        SIZE, FULL, text_rows("train", begin[::-1])
+    )
 
 
 def free_is(monkeypatch: pytest.MonkeyPatch, n_bytes: float, swap: float = 0) -> None:
@@ -221,7 +203,7 @@ def test_nobody_is_refused_on_what_is_not_known(
 
 
 def test_the_way_out_is_the_nearest_that_fits() -> None:
-    many = asking(*(f"{i} {'a' * 100}" for i in range(1000)))
+    many = text_rows("train", *(f"{i} {'a' * 100}" for i in range(1000)))
     wide = LARGE.model_copy(update={"hidden": 8192, "inner": 32768, "layers": 40})
     full = TrainConfig(batch_tokens=65_536)
     assert least_bytes(wide, full, many) > 60e9 > least_bytes(wide, full.model_copy(update={"micro_tokens": 256}), many)
@@ -241,6 +223,6 @@ def test_an_encoder_is_trained_in_fp32_and_offered_no_adapters() -> None:
     encoder = SIZE.model_copy(update={"causal": False})
     # 4 weights + 4 master + 8 moments + 4 gradient.
     assert peak_memory(encoder, FULL, MicroBatchShape(10, 10, 0)).at_least == 20_000
-    assert suggest_smaller_setting(encoder, FULL, asking("a"), FreeMemory(1, 0, gpu=False)).startswith(
+    assert suggest_smaller_setting(encoder, FULL, text_rows("train", "a"), FreeMemory(1, 0, gpu=False)).startswith(
         "a smaller base model"
     )

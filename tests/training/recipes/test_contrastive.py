@@ -147,6 +147,7 @@ def test_rows_that_cannot_be_trained_on_are_named(
         recipe.prepare(tokenizer, CONFIG.model_construct(max_seq_tokens=3), "x")
 
 
-def test_adapters_are_refused(recipe: EncoderRecipe, tiny_encoder_folder: Path) -> None:
+@pytest.mark.parametrize("setting", [{"method": "lora"}, {"frozen_layers": 1}, {"micro_tokens": 64}])
+def test_settings_of_causal_models_are_refused(tiny_encoder_folder: Path, setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="an encoder is fine-tuned whole"):
-        ContrastiveBackend(4).load(tiny_encoder_folder, TrainConfig(method="lora"))
+        ContrastiveBackend(4).load(tiny_encoder_folder, TrainConfig(**setting))

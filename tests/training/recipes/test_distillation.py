@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from fixtures.training import Killed, fine_tune, killing
+from fixtures.training import Bench, Killed, killing
 
-from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError
 from smallfirst.models.manifest import read_manifest, write_manifest
 from smallfirst.tasks.answer import Answer
@@ -186,35 +185,20 @@ def test_a_gguf_file_cannot_teach(tiny_folder: Path, tmp_path: Path) -> None:
         DistillationBackend(TeacherConfig(base=str(tmp_path / "big.gguf")), WRITES).load(tiny_folder, CONFIG)
 
 
-class Bench:
-    """Trainings of the toy task."""
-
-    def __init__(self, task: Classify, rows: Dataset, selection: Dataset, base: Path) -> None:
-        self.task, self.rows, self.selection, self.base = task, rows, selection, base
-
-    def train(
-        self, folder: Path, teacher: TeacherConfig | None = None, config: TrainConfig = CONFIG, **more: Any
-    ) -> Run:
-        recipe = TaskRecipe(self.task, self.rows, self.selection, teacher)
-        return fine_tune(recipe, config, self.base, folder, **more)
-
-
-@pytest.fixture(scope="module")
-def bench(toy_task: Classify, toy_rows: Dataset, toy_selection: Dataset, tiny_folder: Path) -> Bench:
-    return Bench(toy_task, toy_rows, toy_selection, tiny_folder)
-
-
 @pytest.fixture(scope="module")
 def taught_by(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
     """A model fine-tuned for the toy task."""
     longer = CONFIG.model_copy(update={"duration": "12ep"})
-    return TeacherConfig(base=str(bench.train(tmp_path_factory.mktemp("teacher"), config=longer).folder))
+    return TeacherConfig(base=str(bench.train(longer, tmp_path_factory.mktemp("teacher")).folder))
 
 
 def test_a_recipe_has_a_teacher_only_where_one_is_named(bench: Bench, taught_by: TeacherConfig, tmp_path: Path) -> None:
     assert type(TaskRecipe(bench.task, bench.rows, bench.selection).backend) is CausalBackend
     short = CONFIG.model_copy(update={"duration": "2ba"})
-    runs = [bench.train(tmp_path / name, teacher, short) for name, teacher in (("plain", None), ("taught", taught_by))]
+    runs = [
+        bench.train(short, tmp_path / name, teacher=teacher)
+        for name, teacher in (("plain", None), ("taught", taught_by))
+    ]
     assert runs[0].loss_curve[0] != runs[1].loss_curve[0]
 
 
@@ -224,10 +208,10 @@ def test_a_taught_run_that_was_broken_off_reaches_the_same_weights(
 ) -> None:
     config = CONFIG.model_copy(update=more)
 
-    whole = bench.train(tmp_path / "whole", taught_by, config)
+    whole = bench.train(config, tmp_path / "whole", teacher=taught_by)
     with pytest.raises(Killed):
-        bench.train(tmp_path / "broken", taught_by, config, on_step=killing(5), save_every_s=0)
-    resumed = bench.train(tmp_path / "broken", taught_by, config)
+        bench.train(config, tmp_path / "broken", teacher=taught_by, on_step=killing(5), save_every_s=0)
+    resumed = bench.train(config, tmp_path / "broken", teacher=taught_by)
     assert resumed.loss_curve == whole.loss_curve
     weights = [(run.folder / "model.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
@@ -295,5 +279,5 @@ def test_a_task_files_run_is_taught(bench: Bench, taught_by: TeacherConfig, tiny
     params = client().get_run(run.run_id).data.params
     assert (params["teacher.base"], params["teacher.weight"]) == (taught_by.base, "0.9")
     # The first loss is a tenth of a plain run's, and the distance to the teacher.
-    plain = bench.train(tmp_path / "plain", None, CONFIG.model_copy(update={"duration": "2ba"}))
+    plain = bench.train(CONFIG.model_copy(update={"duration": "2ba"}), tmp_path / "plain")
     assert run.loss_curve[0][1] != pytest.approx(plain.loss_curve[0][1], rel=1e-3)
