@@ -1,7 +1,4 @@
-"""The seven row formats, recognized by their keys, and the rules of their values.
-
-A row fits exactly one format or is refused. Text alone beside a column like a misspelt label is refused.
-"""
+"""The seven row formats, recognized by their keys, and the rules of their values; a row fits one or is refused."""
 
 from __future__ import annotations
 

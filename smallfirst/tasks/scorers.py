@@ -29,21 +29,16 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", kept).split()) or " ".join(plain.split())
 
 
-def word_f1(answer: str, gold: str) -> float:
-    """Return the F1 of the words of two texts after `normalize_answer`, with multiplicity (SQuAD's token F1)."""
-    said, there = normalize_answer(answer).split(), normalize_answer(gold).split()
-    shared = (Counter(said) & Counter(there)).total()
-    return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
-
-
 def exact(question: str, answer: str, gold: str) -> float:
     """Return 1 if both are equal after `normalize_answer`, else 0."""
     return float(normalize_answer(answer) == normalize_answer(gold))
 
 
 def token_f1(question: str, answer: str, gold: str) -> float:
-    """Return the F1 of the words that answer and gold share."""
-    return word_f1(answer, gold)
+    """Return the F1 of the words of both after `normalize_answer`, with multiplicity (SQuAD's token F1)."""
+    said, there = normalize_answer(answer).split(), normalize_answer(gold).split()
+    shared = (Counter(said) & Counter(there)).total()
+    return 2 * shared / (len(said) + len(there)) if shared else float(said == there)
 
 
 def rouge_l(question: str, answer: str, gold: str) -> float:

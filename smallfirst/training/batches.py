@@ -1,7 +1,4 @@
-"""Rows to batches: tokens with a target mask, filled to a token budget from length buckets, padded on the right.
-
-Right padding needs no attention mask under causal attention: a real token never attends to its right.
-"""
+"""Rows to batches: tokens with a target mask, filled to a token budget from length buckets, padded on the right."""
 
 from __future__ import annotations
 
@@ -130,7 +127,7 @@ def micro_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> list[list[To
 
 
 def collate(rows: Sequence[TokenizedRow]) -> Batch:
-    """Return the tensors of one batch. The last token of a row is only a target, so it is not an input."""
+    """Return the tensors of one batch. A row's last token is only a target; right padding needs no attention mask."""
     import torch
 
     width = max(len(row.ids) - 1 for row in rows)

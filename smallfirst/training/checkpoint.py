@@ -1,8 +1,4 @@
-"""Checkpoints: the state of a run, saved now and then, so a killed run continues to the same weights.
-
-A checkpoint is a folder, complete once its state.json exists; the one before is removed only then. It holds the fp32
-masters and both moments of AdamW, 12 bytes a trained weight.
-"""
+"""Checkpoints: folders, complete once state.json exists, from which a killed run continues to the same weights."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from smallfirst.errors import ConfigError
 from smallfirst.tasks.chat import Chat
-from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer, normalize_answer, word_f1
+from smallfirst.tasks.scorers import SCORERS, best_score, load_scorer, normalize_answer, token_f1
 
 WORDS = st.lists(st.sampled_from(["red", "green", "blue", "sea", "sky"]), max_size=12)
 Register = Callable[[str, str, str], None]
@@ -66,9 +66,9 @@ def test_case_punctuation_articles_and_white_space_make_no_difference(text: str,
         ("", "red", 0.0),
     ],
 )
-def test_word_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) -> None:
-    assert word_f1(answer, gold) == pytest.approx(f1, abs=1e-12)
-    assert load_scorer("token_f1")("", answer, gold) == word_f1(answer, gold) == word_f1(gold, answer)
+def test_token_f1_is_what_one_counts_by_hand(answer: str, gold: str, f1: float) -> None:
+    assert token_f1("", answer, gold) == pytest.approx(f1, abs=1e-12)
+    assert load_scorer("token_f1")("", answer, gold) == token_f1("", answer, gold) == token_f1("", gold, answer)
 
 
 @pytest.mark.parametrize(

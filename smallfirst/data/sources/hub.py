@@ -1,7 +1,4 @@
-"""Rows from a data set of the Hugging Face hub, `[owner/]name/split`, through the package datasets.
-
-The cache comes first, no code of a data set is ever run, and class numbers become their names.
-"""
+"""Rows from a data set of the Hugging Face hub, `[owner/]name/split`; no code of a data set is ever run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""When two values of a field are equal: as they stand, or after a named normalization.
-
-What a normalizer cannot read stays text, compared without case.
-"""
+"""When two values of a field are equal: as they stand, or after a named normalization; else as text without case."""
 
 from __future__ import annotations
 

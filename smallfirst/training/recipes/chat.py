@@ -1,8 +1,4 @@
-"""Recipes without a task: conversations in the model's own chat template, and plain text to continue.
-
-Only the last answer and the token that ends it are targets. A row that is too long, or that the template writes
-differently once its answer follows, is refused by line.
-"""
+"""Recipes without a task: conversations in the model's own chat template, and plain text to continue."""
 
 from __future__ import annotations
 
