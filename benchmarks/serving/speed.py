@@ -92,7 +92,7 @@ def all_sides(wanted: argparse.Namespace, model: Path, manifest: Manifest, store
 
 
 def bound(model: Path, tokens: float, cores: Sequence[int]) -> dict[str, Any]:
-    """What serving_bound.py finds."""
+    """What bound.py finds."""
     command = [sys.executable, "-m", "benchmarks.serving.bound", str(model), str(tokens)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     found: dict[str, Any] = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
