@@ -40,7 +40,6 @@ class Question(Record):
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing, in [0, 1]."""
         return len(self.answer) / (len(self.answer) + len(self.wrong))
 
     @pydantic.field_validator("answer", mode="before")

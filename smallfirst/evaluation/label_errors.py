@@ -37,7 +37,6 @@ class Suspect(Record):
     text: str
     gold: str
     said: str
-    """The models' answer."""
     confidence: float | None
     """Highest confidence among them, in [0, 1]; None if none gives one."""
     agrees: tuple[str, ...]

@@ -31,14 +31,12 @@ class LearningPoint(Record):
     n_rows: int
     candidate: str
     accuracy: Estimate
-    """Share of right answers on rows not trained on."""
 
 
 class LearningCurve(Record):
     """All measured points."""
 
     points: tuple[LearningPoint, ...]
-    """Points of all candidates, in any order."""
 
 
 class PowerLaw(Record):
@@ -52,7 +50,6 @@ class PowerLaw(Record):
     """How fast the gap closes, in [0.05, 2]."""
 
     def at(self, n_rows: int) -> float:
-        """Return the accuracy at that many rows, in [0, 1]."""
         return float(np.clip(self.limit - self.gap * n_rows**-self.rate, 0, 1))
 
 
@@ -61,9 +58,7 @@ class Forecast(Record):
 
     candidate: str
     n_rows: int
-    """Number of training rows it is for."""
     accuracy: Estimate | None
-    """Expected share of right answers; None without a forecast."""
     law: PowerLaw | None
     why: str
     """The forecast, or the reason against one, in words."""

@@ -44,7 +44,6 @@ class JudgeAgreement(Record):
     judge: str
     criterion: str
     n: int
-    """Answers judged by both."""
     accuracy: Estimate
     """Share on which both agree, Wilson interval. No clear verdict counts as "wrong"."""
     kappa: Estimate
@@ -54,7 +53,6 @@ class JudgeAgreement(Record):
     false_wrong: int
     """Wrong (or nothing clear) to the judge, right to the person."""
     n_undecided: int
-    """Of the n, without a clear verdict."""
     cost_usd: float
 
 

@@ -17,7 +17,6 @@ class EvaluatedRow(Record):
     text: str
     gold: str
     also: tuple[str, ...] = ()
-    """Other right answers."""
     answer: str | None
     score: float = 0.0
     """Score of the answer, in [0, 1]."""
@@ -35,7 +34,6 @@ class EvaluatedRow(Record):
 
     @property
     def answered(self) -> ScoredAnswer:
-        """The outcome in the form that tasks compute metrics from."""
         return ScoredAnswer((self.gold, *self.also), self.answer, self.score, self.text)
 
 
@@ -86,9 +84,7 @@ class Comparison(Record):
     """Two candidates compared on the same rows."""
 
     first: str
-    """Candidate whose accuracy the other is subtracted from."""
     second: str
-    """Candidate whose accuracy is subtracted."""
     difference: Estimate
     """Accuracy of first minus second, in [-1, 1]."""
     only_first: int

@@ -20,11 +20,8 @@ class RetentionByKind(Record):
 
     kind: str
     n: int
-    """Prompts of the kind."""
     n_before: int
-    """Right answers before training."""
     n_after: int
-    """Right answers after training."""
 
 
 class Retention(Record):

@@ -29,7 +29,6 @@ class SelfAgreement(Record):
     accuracy: Estimate
     """Share of rows on which its first answer is right."""
     second_accuracy: Estimate
-    """Share of rows on which its second answer is right."""
     kappa: Estimate | None
     """Agreement beyond chance, in [-1, 1]."""
     same_wrong_answer: Estimate

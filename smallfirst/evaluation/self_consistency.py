@@ -77,7 +77,6 @@ class TeacherAgreement(Record):
     thresholds: tuple[ConfidenceThreshold, ...] = ()
     """Other values of `min_confidence`, the strictest first; empty if the teacher never gives a confidence."""
     checked_on: str = ""
-    """Name of the rows that people answered."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

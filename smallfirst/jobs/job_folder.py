@@ -64,17 +64,14 @@ class JobFolder:
 
     @property
     def progress(self) -> JobProgress | None:
-        """Progress of the training; None before its first step."""
         return self._read(JobProgress, "progress.json")
 
     @property
     def tracking(self) -> MlflowIds | None:
-        """MLflow ids; None before the run is opened."""
         return self._read(MlflowIds, "mlflow.json")
 
     @property
     def result(self) -> JobResult | None:
-        """Registered model; None before it is registered."""
         return self._read(JobResult, "result.json")
 
     @property
@@ -93,7 +90,6 @@ class JobFolder:
 
     @property
     def ended_at(self) -> datetime | None:
-        """When the job ended, UTC; None before."""
         return datetime.fromisoformat(self.events[-1].at) if self.ended else None
 
     @property

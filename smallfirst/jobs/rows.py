@@ -21,7 +21,6 @@ class JobRows:
 
     @classmethod
     def read(cls, spec: JobSpec) -> JobRows:
-        """Read the rows from the addresses of `spec`. Raise DataError naming every bad row."""
         evaluation = read_rows(spec.eval_rows, spec.recipe) if spec.eval_rows else None
         return cls(read_rows(spec.train_rows, spec.recipe), evaluation)
 

@@ -29,13 +29,10 @@ class JobSpec(Record):
     weights: str | None = None
     """Folder of weights to start from; None: those of `model`."""
     train_rows: str
-    """Address of the training rows; they are read once."""
     eval_rows: str | None = None
     """Address of the rows whose loss selects the best epoch; None: the last epoch is kept."""
     eval_prompts: tuple[str, ...] = ()
-    """Prompts answered after each epoch; the answers are kept in the MLflow run."""
     register_to: str
-    """Three-level name under which the model is registered."""
     experiment: str
     config: TrainConfig
     checkpoint_every_s: float = pydantic.Field(default=60, ge=0)
@@ -48,7 +45,6 @@ class JobSpec(Record):
     working_folder: Path = Path()
     """Where it was submitted, filled in then; relative addresses and MLFLOW_TRACKING_URI start there."""
     environment: dict[str, str] = {}
-    """Recorded environment variables, filled in at submission."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -61,7 +57,6 @@ class JobProgress(Record):
 
     step: int
     epoch: float
-    """Epochs done, fractional."""
     share: float
     """Share of the training done, in [0, 1]."""
     loss: float

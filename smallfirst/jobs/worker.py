@@ -39,7 +39,6 @@ AT_ONCE = "SMALLFIRST_JOBS_AT_ONCE"
 """Environment variable: how many jobs of one user may train on this machine at the same time; 1 if not set."""
 POLL_INTERVAL_S = 0.25
 PROGRESS_INTERVAL_S = 1.0
-"""Least seconds between two updates of the progress file."""
 RELAYED_EVENTS = ("TRAIN_STARTED", "RESUMED", "EPOCH_FINISHED", "CHECKPOINT_SAVED", "CHECKPOINT_FAILED")
 """Events of the training that are copied into the job's events; the job records its end itself."""
 

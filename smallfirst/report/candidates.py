@@ -14,7 +14,6 @@ class PairedCandidates(Record):
     """Two candidates on the same rows."""
 
     comparison: Comparison
-    """Accuracy of the first minus that of the second."""
     p_holm: float
     """Its p-value corrected for all pairs shown."""
     score: Estimate | None
@@ -25,7 +24,6 @@ class CandidateTable(Record):
     """Every candidate side by side."""
 
     measures: tuple[str, ...]
-    """Names of all metrics, in the order the task gives them."""
     reference: str | None
     """The candidate that others are compared with; None if there is nothing to compare."""
     pairs: tuple[PairedCandidates, ...]

@@ -28,9 +28,7 @@ class TrainingSummary(Record):
     method: str
     """`full` or `lora`."""
     epochs: float
-    """Passes over the training rows."""
     seconds: float
-    """Wall-clock time of the whole run in s."""
     tokens_per_s: float
     train_rows: int
     cost_usd: float
@@ -112,15 +110,12 @@ class ReportData(Record):
     training: TrainingSummary | None = None
     machine: MachinePrice = MachinePrice()
     requests_per_month: int = 1_000_000
-    """Assumed volume."""
     list_prices: tuple[ListPrice, ...] = ()
-    """Hosted models to price the large path's tokens at."""
     large_prompt_tokens: float = 0.0
     """Mean prompt tokens of one request on the large path."""
     large_completion_tokens: float = 0.0
     """Mean completion tokens of one request on the large path."""
     open_ended: OutOfScopeRequests | None = None
-    """The Router on requests outside the task; None if not tried."""
     learning_curve: tuple[LearningPoint, ...] = ()
     suspects: tuple[Suspect, ...] = ()
     """Rows whose given answer is probably wrong, strongest evidence first."""
@@ -129,11 +124,8 @@ class ReportData(Record):
     self_agreement: SelfAgreement | None = None
     leaks: LeakEffect | None = None
     retention: Retention | None = None
-    """General ability before and after the fine-tune; None if not measured."""
     notes: tuple[str, ...] = ()
-    """Notes for the reader, one sentence each."""
     made_at: datetime
-    """When the figures were put together."""
     versions: dict[str, str] = pydantic.Field(default_factory=dict)
     """Versions of the packages, machine and models behind the figures."""
 

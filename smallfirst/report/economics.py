@@ -29,7 +29,6 @@ class PathCost(Record):
         return self.cost_usd_per_1k - drop * self.large_part_usd_per_1k
 
     def monthly_usd(self, requests: int) -> float:
-        """Return USD for a month of `requests`, training not included."""
         return self.cost_usd_per_1k * requests / 1000
 
     def total_usd(self, requests: float, *, drop: float = 0.0) -> float:
@@ -52,7 +51,6 @@ class DedicatedMachine(Record):
     """Costs if the task has a machine of its own that is never switched off."""
 
     usd_per_month: float
-    """Rent of the machine."""
     break_even_per_month: int | None
     """Requests a month from which it is cheaper than the large path; None = never."""
     capacity_per_month: int | None

@@ -37,9 +37,7 @@ class Confusion(Record):
     labels: tuple[str, ...]
     """Right answers, most frequent first: the rows of the matrix."""
     said: tuple[str, ...]
-    """Given answers: the columns of the matrix."""
     counts: tuple[tuple[int, ...], ...]
-    """Rows by right answer (down) and given answer (across)."""
 
 
 class Grades(Record):

@@ -177,7 +177,6 @@ def money(data: ReportData, paths: tuple[economics.PathCost, ...]) -> dict[str, 
 
 
 def _routing(data: ReportData) -> dict[str, Any]:
-    """Return the routed curve with its slider; all empty without a certificate."""
     certificate = data.certificate
     curve = _thinned(certificate) if certificate else ()
     chosen = _chosen(certificate, curve) if certificate else None
@@ -209,7 +208,6 @@ def _chosen(certificate: Certificate, curve: Sequence[ThresholdPoint]) -> int | 
 
 
 def _slider(data: ReportData, curve: Sequence[ThresholdPoint]) -> list[dict[str, Any]]:
-    """Return the place in the chart and the texts to show for each threshold."""
     if not curve or data.certificate is None:
         return []
     frame = quality_frame(data.evaluations, curve)

@@ -43,7 +43,6 @@ class PagedList(ObjectList[T]):
     def __init__(
         self, data: Iterable[T], columns: Mapping[str, str], load_next: Callable[[int | None], Self] | None = None
     ) -> None:
-        """`load_next` returns the next page of at most so many objects; None on the last page."""
         super().__init__(data, columns)
         self._load_next = load_next
 

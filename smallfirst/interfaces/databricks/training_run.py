@@ -155,7 +155,6 @@ class TrainingRun:
         return int(queue.cancel(find_job(self, restart_dead=False)))
 
     def get_events(self) -> ObjectList[TrainingEvent]:
-        """Return the events up to now, oldest first."""
         return training_events(find_job(self).events)
 
     @property

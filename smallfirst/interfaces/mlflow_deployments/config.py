@@ -157,7 +157,6 @@ def _entity_problems(entity: ExternalEntity, plan: EndpointPlan) -> Iterator[str
 
 
 def _storable(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body without values of environment variables."""
     entities = [dict(entity) for entity in raw["config"]["served_entities"]]
     for entity in entities:
         if isinstance(entity.get("environment_vars"), Mapping):

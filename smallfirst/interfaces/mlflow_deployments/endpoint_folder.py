@@ -38,16 +38,13 @@ class EndpointRecord(Record):
     port: int
     """TCP port, fixed as long as the endpoint exists."""
     environment: dict[str, str] = {}
-    """Environment variables recorded at its creation."""
 
     @property
     def server_settings(self) -> dict[str, Any]:
-        """The given part of the server's settings; absent ones have their defaults."""
         return dict(self.body.get("smallfirst", {}).get("server") or {})
 
     @property
     def url(self) -> str:
-        """Address of the server, without a path."""
         host = str(self.server_settings.get("host", "127.0.0.1"))
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
@@ -59,14 +56,12 @@ class ServerStatus(Record):
     live: int = 0
     """Number of the live config; 0 while there is none."""
     versions: dict[str, int] = {}
-    """Model version by name of a registered entity."""
     failed: int = 0
     """Number of a config that could not go live; 0 if the last one could."""
     why: str = ""
     """Why that config, or a moved alias, could not be taken over."""
     notes: tuple[str, ...] = ()
     at: datetime
-    """When this was written, UTC."""
 
 
 class ServerProcess(Record):
@@ -99,7 +94,6 @@ class EndpointFolder:
 
     @property
     def status(self) -> ServerStatus | None:
-        """The last report of the server, which may be dead since."""
         return _load(ServerStatus, self.status_path)
 
     @property

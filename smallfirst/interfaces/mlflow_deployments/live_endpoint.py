@@ -35,7 +35,6 @@ class LiveEndpoint(Plugin):
         self.routes = listing_routes(lambda: [describe(endpoint)])
 
     def started(self) -> None:
-        """Report that the endpoint answers and start watching; `aclose` ends it."""
         self.report(live=self.config.record.number)
         self._watcher.start()
 
@@ -44,7 +43,6 @@ class LiveEndpoint(Plugin):
         await self.models.aclose()
 
     def check_aliases(self) -> None:
-        """Load the versions that moved aliases point at; retry those that cannot be loaded, later each time."""
         self._watcher.poll([self._aliases])
 
     def replace(self, config: LoadedConfig) -> None:
@@ -101,7 +99,6 @@ class PendingConfig:
         return self._live.config.record
 
     def wanted(self) -> EndpointRecord:
-        """Return the pending config; the live one if none is pending."""
         pending = self._live.endpoint.pending
         return self.current() if pending is None or pending.number == self.current().number else pending
 

@@ -47,7 +47,6 @@ class FileStore:
     """The files of all keys, below `files` in the state folder."""
 
     def __init__(self, *, max_files: int, max_bytes: int) -> None:
-        """Limit the files and bytes of each key; remove old drafts that a killed process left behind."""
         self._root = home() / "files"
         self._max_files, self._max_bytes = max_files, max_bytes
         for left in [*self._root.glob(f"*/{_DRAFT}*"), *self._root.glob(f"*/{_DELETED}*")]:

@@ -84,7 +84,6 @@ class JobsApi:
         return job_object(job)
 
     async def events(self, call: PluginRequest) -> PluginResponse:
-        """Return a page of a job's events, newest first."""
         return page(event_objects(await self._find(call)), call.query, default=DEFAULT_PAGE_SIZE, maximum=MAX_PAGE_SIZE)
 
     async def checkpoints(self, call: PluginRequest) -> PluginResponse:

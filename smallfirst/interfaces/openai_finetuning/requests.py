@@ -24,7 +24,6 @@ from smallfirst.jobs.spec import JobSpec, parse_duration, user_name, utc_now
 from smallfirst.serving.plugins import ApiError
 
 INTERFACE = "openai"
-"""Marks the jobs that were submitted through this API."""
 JOB_ID = re.compile(r"ftjob-[0-9a-f]{16}")
 MAX_SEED = 2**31 - 1
 MAX_MULTIPLIER = 100

@@ -26,7 +26,6 @@ class FineTuningSettings(Record):
     max_upload_bytes: int = pydantic.Field(default=100 * 1024 * 1024, ge=1)
     """Largest upload. A job reads its file whole, which takes about five times its size in memory."""
     max_stored_bytes: int = pydantic.Field(default=2 * 1024**3, ge=1)
-    """Most bytes of the files of one key."""
     max_files: int = pydantic.Field(default=1000, ge=1)
     upload_timeout_s: float = pydantic.Field(default=600, gt=0)
     max_uploads: int = pydantic.Field(default=4, ge=1)
@@ -37,7 +36,6 @@ class FineTuningSettings(Record):
     max_loaded_models: int = pydantic.Field(default=2, ge=1)
     """Fine-tuned models kept in memory; the least recently used one makes room."""
     machine: MachinePrice = MachinePrice()
-    """Price of the machine, for the cost of answers."""
 
     @pydantic.field_validator("base_models")
     @classmethod

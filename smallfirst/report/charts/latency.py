@@ -30,7 +30,6 @@ class LatencyRow(Record):
     requests_per_s: float | None
     """With all rows in flight at once; None for recorded answers."""
     source: str
-    """How it was measured."""
     samples_ms: tuple[float, ...]
     """Latency of single requests; empty if only the percentiles are known."""
 

@@ -69,7 +69,6 @@ def _nothing_passes(data: ReportData) -> Headline:
 
 
 def _quality(data: ReportData, evaluation: Evaluation) -> str:
-    """Say how often it is right in the task's words: `right on 93.1 % (92.2 to 94.0) of 3,000 test requests`."""
     share, n = accurate(evaluation.accuracy), f"{evaluation.accuracy.n:,}"
     if data.part == "field" and data.pass_score >= 1:
         f1 = evaluation.measures.get("field_f1")
@@ -131,7 +130,6 @@ def _against_large(data: ReportData) -> list[str]:
 
 
 def _routing(data: ReportData) -> list[str]:
-    """Say what the routed path gives if it is certified, measured and not already the headline."""
     routed, verdict = data.evaluation("routed"), data.verdict("routed")
     certified = data.certificate is not None and data.certificate.issued
     if routed is None or data.smallest_passing == "routed" or not certified:
