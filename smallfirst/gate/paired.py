@@ -1,7 +1,4 @@
-"""Checks against the large model: both answered the same rows, and each row is compared with itself.
-
-Intervals: `stats.paired`. A row that occurs twice counts once, at the candidate's worst answer and the large's best.
-"""
+"""Checks against the large model: both answered the same rows, and each row is compared with itself."""
 
 from __future__ import annotations
 

@@ -58,10 +58,7 @@ def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
 
 
 def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
-    """Return the failing `verdict` as passed, signed with a name, a reason and the time (default: now).
-
-    Raise ConfigError for an empty name or reason, a time without a timezone, or a verdict that already passes.
-    """
+    """Return the failing `verdict` as passed, signed now or `at`. Raise ConfigError without a name or a reason."""
     if not by.strip() or not because.strip():
         raise ConfigError("an override needs a name and a reason", hint="give both: --by NAME --because REASON")
     if at is not None and at.tzinfo is None:
@@ -95,7 +92,10 @@ def override_candidate(
 def format_verdict(verdict: Verdict) -> str:
     """Format the verdict as an aligned table for the terminal, with the advice under each check."""
     width = max((len(check.requirement) for check in verdict.checks), default=0)
-    lines = [f"{verdict.candidate}: {_outcome(verdict)}"]
+    outcome = "pass" if verdict.passed else "FAIL"
+    if verdict.signed_by:
+        outcome = f"overridden, {len(verdict.failed_checks)} of {len(verdict.checks)} checks failed"
+    lines = [f"{verdict.candidate}: {outcome}"]
     for check in verdict.checks:
         lines.append(f"  {'pass' if check.passed else 'FAIL'}  {check.requirement:<{width}}  {check.measured}")
         if check.advice:
@@ -103,9 +103,3 @@ def format_verdict(verdict: Verdict) -> str:
     if verdict.signed_by:
         lines.append(f"  overridden by {verdict.signed_by} at {verdict.signed_at}: {verdict.because}")
     return "\n".join(lines)
-
-
-def _outcome(verdict: Verdict) -> str:
-    if verdict.signed_by:
-        return f"overridden, {len(verdict.failed_checks)} of {len(verdict.checks)} checks failed"
-    return "pass" if verdict.passed else "FAIL"

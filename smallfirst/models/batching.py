@@ -1,7 +1,4 @@
-"""Batching of concurrent calls in one thread: what waits is computed together, and nothing waits for company.
-
-A batch takes no more than can be computed in a given time, by the throughput of earlier batches.
-"""
+"""Batching of concurrent calls in one thread: what waits is computed together, as much as a time budget allows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Base weights by name: a local folder, a GGUF file, a cache, the Hugging Face hub, or a short pinned catalogue.
-
-The catalogue is for machines that reach a package index but no model hub; each entry is pinned by SHA-256.
-"""
+"""Base weights by name: local, a cache, the Hugging Face hub, or a short catalogue of packages pinned by SHA-256."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Calibrated heads: from features of an answer to the probability that it is right.
-
-Fitted on rows with known answers by `evaluation.calibration` and `routing.confidence_head`.
-"""
+"""Calibrated heads: from features of an answer to the probability that it is right."""
 
 from __future__ import annotations
 

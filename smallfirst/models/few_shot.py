@@ -1,7 +1,4 @@
-"""Few-shot prompting: a general model answers a task, with instructions and solved examples before the user's text.
-
-The baseline that fine-tuning must beat. Fixed examples come first, so that prompt caches keep them.
-"""
+"""Few-shot prompting: a general model answers a task, with instructions and solved examples before the user's text."""
 
 from __future__ import annotations
 
@@ -93,10 +90,7 @@ def fixed_shots(train: Dataset, task: Task, per_label: int) -> tuple[Shot, ...]:
 
 
 class NearestShots:
-    """Selects the training rows most similar to a text, the most similar last. Thread-safe.
-
-    The rows' vectors are cached in the folder `cache`, so a server that restarts need not embed all rows again.
-    """
+    """Selects the training rows most similar to a text, the most similar last; `cache` keeps vectors. Thread-safe."""
 
     def __init__(self, train: Dataset, encoder: SentenceEncoder, n: int, *, cache: Path | None = None) -> None:
         self.encoder, self.n = encoder, n

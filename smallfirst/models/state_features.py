@@ -44,10 +44,7 @@ class HiddenStateProfile:
 
     @classmethod
     def fit(cls, states: HiddenStates, gold: Sequence[int] | np.ndarray) -> HiddenStateProfile:
-        """Return the training texts' profile, with one covariance shrunk as in Ledoit and Wolf (2004).
-
-        `gold` holds the index of each text's label.
-        """
+        """Return the profile of texts with label indices `gold`; covariance as in Ledoit and Wolf (2004)."""
         from sklearn.covariance import LedoitWolf
 
         hidden, label = states.hidden.astype(np.float64), np.asarray(gold)

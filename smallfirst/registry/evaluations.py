@@ -1,7 +1,4 @@
-"""Evaluations in MLflow: metrics on the training run, and a run for each candidate as `mlflow.genai.evaluate` logs it.
-
-All candidates show the same rows, chosen by content. A row takes about 25 ms in a SQLite store, hence `MAX_TRACES`.
-"""
+"""Evaluations in MLflow: metrics on the training run, and a run a candidate as `mlflow.genai.evaluate` logs it."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from smallfirst.errors import SmallfirstError
 from smallfirst.evaluation.results import EvaluatedRow, Evaluation
 from smallfirst.paths import tracking_uri
-from smallfirst.registry.runs import TrackedRun, client, open_run, store_errors
+from smallfirst.registry.runs import TrackedRun, client, open_run, shorten, store_errors
 from smallfirst.registry.traces import COST, INPUTS, MODEL, OUTPUTS, TraceSpan, to_mlflow_span
 from smallfirst.stats.intervals import Estimate
 
@@ -172,8 +169,8 @@ def _trace(row: EvaluatedRow, span: Span, experiment_id: str, run_id: str) -> Tr
         request_time=span.start_time_ns // 1_000_000,
         execution_duration=round(row.latency_ms),
         state=TraceState.OK,
-        request_preview=_preview(_json({"text": row.text})),
-        response_preview=_preview(_json(row.answer)),
+        request_preview=_preview({"text": row.text}),
+        response_preview=_preview(row.answer),
         client_request_id=row.key,
         trace_metadata={_SOURCE_RUN: run_id, _SCHEMA: "3"},
         tags={_TRACE_NAME: span.name, "smallfirst.key": row.key},
@@ -198,9 +195,5 @@ def _assessments(row: EvaluatedRow, span: Span, run_id: str) -> list[Assessment]
     return found
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _preview(text: str) -> str:
-    return text if len(text) <= PREVIEW_CHARS else text[: PREVIEW_CHARS - 1] + "…"
+def _preview(value: Any) -> str:
+    return shorten(json.dumps(value, ensure_ascii=False), PREVIEW_CHARS)

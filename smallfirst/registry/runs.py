@@ -126,7 +126,7 @@ def open_run(
     store = client()
     from mlflow.entities import Param
 
-    written = [Param(metric_name(k), _cut(str(v))) for k, v in (params or {}).items()]
+    written = [Param(metric_name(k), shorten(str(v), PARAM_CHARS)) for k, v in (params or {}).items()]
     with store_errors():
         cut_tags = {name: value[:TAG_CHARS] for name, value in (tags or {}).items()}
         opened = store.create_run(experiment_id(store, experiment), run_name=run_name, tags=cut_tags)
@@ -165,8 +165,9 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
+        without_password = re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", tracking_uri())
         raise SmallfirstError(
-            f"the MLflow store {_without_password(tracking_uri())} refused: {error}",
+            f"the MLflow store {without_password} refused: {error}",
             hint="check MLFLOW_TRACKING_URI, the disk and the permissions of SMALLFIRST_HOME",
         ) from error
 
@@ -199,9 +200,6 @@ def experiment_id(store: MlflowClient, name: str) -> str:
         return str(found.experiment_id)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= PARAM_CHARS else text[: PARAM_CHARS - 1] + "…"
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)
+def shorten(text: str, limit: int) -> str:
+    """Return the text with an ellipsis as its last character if it has more than `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

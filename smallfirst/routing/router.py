@@ -88,10 +88,7 @@ class Router:
             yield chunk
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
-        """Decide who answers a request; make drafts only as far as the decision needs them.
-
-        `paused` is why no draft may be used at the moment: the task's own requests then go to the large model.
-        """
+        """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
         chosen = apply_policies(self.options.policies, request, self.options.difficulty)
         attempt = RoutingAttempt(self, request, paused)
         if chosen is not None and chosen.to != CASCADE:

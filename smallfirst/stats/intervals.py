@@ -1,7 +1,4 @@
-"""Estimates with intervals, from counts and arrays; checked against scipy and statsmodels.
-
-Chosen for their coverage near 0 and 1 and with few rows; `benchmarks/results/intervals.md` shows it by simulation.
-"""
+"""Estimates with intervals, from counts and arrays; their coverage is in `benchmarks/results/intervals.md`."""
 
 from __future__ import annotations
 
@@ -67,10 +64,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], *, confidence: float = 0.95) -> Estimate:
-    """Return the accuracy of `first` minus that of `second` on the same rows, in [-1, 1].
-
-    Interval: Wald after adding half a pair of each kind (Agresti and Min 2005). Raise ValueError if lengths differ.
-    """
+    """Return the accuracy of `first` minus that of `second`, paired, in [-1, 1] (Agresti and Min 2005)."""
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     return _paired(a.astype(np.float64), b.astype(np.float64), confidence)
 
@@ -87,10 +81,7 @@ def paired_mean_difference(first: Sequence[float], second: Sequence[float], *, c
 def bootstrap(
     metric: Callable[[np.ndarray], float], n: int, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Return `metric(row_indices)` over all n rows with a percentile bootstrap interval (Efron 1979).
-
-    For figures without a known range. n = 0 gives [0, 1] around 0.
-    """
+    """Return `metric(row_indices)` with a percentile interval (Efron 1979). n = 0 gives [0, 1] around 0."""
     if n == 0:
         return Estimate(value=0.0, low=0.0, high=1.0, n=0)
     value, values = _resample(metric, n, resamples=resamples, seed=seed)

@@ -20,10 +20,7 @@ MAX_CLIPS = 1000
 
 
 def paired_score_interval(only_first: int, only_second: int, n: int, *, confidence: float = 0.95) -> Estimate:
-    """Return the accuracy of the first minus that of the second on the same `n` rows (Tango 1998).
-
-    `only_first`, `only_second`: rows that only one of the two gets right. n = 0 gives [-1, 1] around 0.
-    """
+    """Return the accuracy difference from the rows that only one gets right (Tango 1998); [-1, 1] for n = 0."""
     if n == 0:
         return Estimate(value=0.0, low=-1.0, high=1.0, n=0)
     z = float(special.ndtri(0.5 + confidence / 2))

@@ -1,7 +1,4 @@
-"""The engine of GGUF files: llama.cpp in a child process.
-
-It runs the export of a fine-tuned model only where no certificate binds the model to PyTorch.
-"""
+"""The engine of GGUF files, and of exports that no certificate binds to PyTorch: llama.cpp in a child process."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Text from the tokens of a growing answer: whole characters only, and nothing that may be part of a stop text.
-
-The newest tokens are decoded with a few before them, so the cost of a step does not grow with the answer.
-"""
+"""Text from the tokens of a growing answer: whole characters only, and nothing that may be part of a stop text."""
 
 from __future__ import annotations
 

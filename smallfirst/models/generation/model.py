@@ -1,7 +1,4 @@
-"""Local models that generate text: a fine-tuned one with its task's prompt, or a chat model with its own template.
-
-Everything that computes runs in the scheduler's thread, between two steps of the running answers.
-"""
+"""Local models that generate text: a fine-tuned one with its task's prompt, or a chat model with its own template."""
 
 from __future__ import annotations
 
@@ -70,10 +67,7 @@ class GenerativeModel:
         calibration: Calibration | None = None,
         end: int | None = None,
     ) -> None:
-        """Generate with `generator`, or a scheduler shared by models with an `adapter` each.
-
-        `end` ends an answer; None: the generator's own. Raise ConfigError if the prompt's schema has no grammar.
-        """
+        """Generate with `generator`, which models may share. Raise ConfigError if the schema has no grammar."""
         self.name, self.prompt, self._adapter, self._end = name, prompt, adapter, end
         self._grammars = ResponseGrammars(prompt.schema, generator.tokenizer, name=name)
         self._price, self._calibration = price or MachinePrice(), calibration or Calibration()

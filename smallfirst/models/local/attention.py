@@ -1,7 +1,4 @@
-"""Causal attention for short rows: two matrix products and a softmax, without a mask where none is needed.
-
-PyTorch's fused CPU kernel is built for long sequences; longer rows, and GPUs, use it.
-"""
+"""Causal attention for short rows, where PyTorch's fused kernel for processors is slow: two products and a softmax."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Label probabilities from one position of a causal model: one forward pass per text, whatever the number of labels.
-
-The packed engine computes it where family and machine allow, in int8 after `int8_check`; else transformers does.
-"""
+"""Label probabilities from one position of a causal model: one forward pass per text, whatever the number of labels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""SmoothQuant: channels that run large are scaled down before a product, and their weights up (Xiao et al. 2023).
-
-Ranges are measured on a few prompts of the operator's own words. Inference takes no longer.
-"""
+"""SmoothQuant: channels that run large are scaled down before a product, and their weights up (Xiao et al. 2023)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from smallfirst.errors import BadAnswer, DataError, SmallfirstError
 from smallfirst.files import write_atomically
-from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import Model, Request
 from smallfirst.models.recorded.replay import MEASURED, RecordedAnswer, RecordingHeader, read_recording, request_key
 from smallfirst.progress import ProgressCallback
 from smallfirst.records import parse_record
@@ -49,7 +49,9 @@ async def record(
             except SmallfirstError as error:
                 fatal.append(error)
                 return
-            file.write(_line(_row(key, request, completion).model_dump()))
+            measured = completion.model_dump(include=MEASURED) | {"latency_ms": round(completion.latency_ms, 1)}
+            row = RecordedAnswer(key=key, text=request.text, answer=completion.text, **measured)
+            file.write(_line(row.model_dump()))
             file.flush()
             n_done += 1
             if progress is not None:
@@ -101,11 +103,6 @@ def _check_same(path: Path, old: RecordingHeader, new: RecordingHeader) -> None:
                 f"{path} was recorded with {difference} as {field}; one file must not mix the answers of both",
                 hint="record into another file, or delete this one",
             )
-
-
-def _row(key: str, request: Request, completion: Completion) -> RecordedAnswer:
-    measured = completion.model_dump(include=MEASURED) | {"latency_ms": round(completion.latency_ms, 1)}
-    return RecordedAnswer(key=key, text=request.text, answer=completion.text, **measured)
 
 
 def _line(values: dict[str, Any]) -> str:

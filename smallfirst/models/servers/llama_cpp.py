@@ -54,10 +54,7 @@ class LlamaCppModel(ManagedServerModel):
         answers: tuple[str, ...] | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> None:
-        """Load nothing yet. With `answers` it gives nothing but one of them, with `schema` only JSON.
-
-        Raise ConfigError without such a file or a possible answer, MissingExtra if xllamacpp is not installed.
-        """
+        """Load nothing yet; allow `answers` only, or JSON of `schema`. Raise ConfigError, or MissingExtra."""
         for path in filter(None, (config.path, config.adapter)):
             if not path.is_file():
                 raise ConfigError(f"{path}: no such GGUF file")

@@ -25,7 +25,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = argument_parser().parse_args(arguments)
     _server = xllamacpp.Server(server_parameters(xllamacpp, options, os.environ.pop(KEY_VARIABLE)))
     sys.stdin.buffer.read()
-    _remove(Path(options.socket))  # the parent may be gone
+    with contextlib.suppress(OSError):  # the parent may be gone
+        Path(options.socket).unlink()
+        Path(options.socket).parent.rmdir()
     os._exit(0)
 
 
@@ -65,12 +67,6 @@ def server_parameters(xllamacpp: Any, options: argparse.Namespace, key: str) -> 
     params.endpoint_slots = True  # answered by the thread that computes, unlike /health: the watchdog asks it
     params.verbosity = 1  # errors only; shown if the engine fails
     return params
-
-
-def _remove(socket: Path) -> None:
-    with contextlib.suppress(OSError):
-        socket.unlink()
-        socket.parent.rmdir()
 
 
 def _disable_core_dumps() -> None:

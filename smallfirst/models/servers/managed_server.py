@@ -1,7 +1,4 @@
-"""Models served by an engine in a child process: one process for all its models, a bounded queue, checked formats.
-
-Every request is streamed from the engine, which stops when its client closes the connection.
-"""
+"""Models served by an engine in a child process: one process for all its models, a bounded queue, checked formats."""
 
 from __future__ import annotations
 
@@ -188,10 +185,7 @@ class ManagedServer:
 
 
 class ManagedServerModel:
-    """A model that a managed server knows by name. Models of one config share the process.
-
-    An answer costs its time by the machine price, divided by requests in flight. With a format it comes in one chunk.
-    """
+    """A model of a managed server. An answer costs machine time, divided by the requests in flight at its start."""
 
     capabilities: frozenset[Capability] = frozenset(
         {Capability.STREAM, Capability.JSON, Capability.LOGPROBS, Capability.READINESS}

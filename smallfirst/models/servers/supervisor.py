@@ -1,7 +1,4 @@
-"""Keep an engine's process running: start it with the first request, restart it after a crash, kill it if it hangs.
-
-The wait to restart doubles with each crash in a row; while a long one lasts, requests are refused.
-"""
+"""Keep an engine's process running: start it with the first request, restart it after a crash, kill it if it hangs."""
 
 from __future__ import annotations
 

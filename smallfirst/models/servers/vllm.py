@@ -163,7 +163,8 @@ def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
         return {name: value for name, value in found.items() if name not in _PYTHON_VARIABLES}
 
     def extra_body(request: Request, output_format: OutputFormat, _: Slot, fresh: bool) -> dict[str, Any]:
-        return {"cache_salt": _cache_salt(salt, request, fresh)} | _response_format(output_format)
+        tenant = request.tenant.encode() + (os.urandom(16) if fresh else b"")
+        return {"cache_salt": hmac.new(salt, tenant, hashlib.sha256).hexdigest()} | _response_format(output_format)
 
     return ServerBackend(
         name=config.model.name,
@@ -177,11 +178,6 @@ def vllm_backend(program: Path, config: VllmConfig) -> ServerBackend:
             f"try it by hand: {program} serve {config.model}",
         ),
     )
-
-
-def _cache_salt(salt: bytes, request: Request, fresh: bool) -> str:
-    extra = os.urandom(16) if fresh else b""
-    return hmac.new(salt, request.tenant.encode() + extra, hashlib.sha256).hexdigest()
 
 
 def _response_format(output_format: OutputFormat) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""The decision below the threshold, by band of confidence, from rows that both models answered.
-
-A band goes to the large model only if that was right more often on its rows. Nothing here is guaranteed.
-"""
+"""The decision below the threshold, by band of confidence, from rows that both models answered, without guarantee."""
 
 from __future__ import annotations
 

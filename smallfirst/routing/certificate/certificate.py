@@ -13,10 +13,9 @@ import pydantic
 
 from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.records import Record
+from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.legacy import upgrade_certificate
 from smallfirst.routing.certificate.outcomes import (
     CascadeData,
     CascadeOutcome,
@@ -40,6 +39,19 @@ from smallfirst.routing.certificate.summary import (
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
 from smallfirst.routing.certificate.threshold_search import CascadeThresholds, estimate_rows_needed, search_cascade
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
+
+# Field names in certificates of version 0.1.0's first months.
+_COUNTS = {"n_kept": "n_accepted", "errors_kept": "n_errors", "errors": "n_errors"}
+_CERTIFICATE = {**_COUNTS, "promised_error": "max_error", "promise": "guarantee"}
+_GUARANTEE = {
+    "at_most_wrong": "max_error",
+    "at_most_below_large": "max_accuracy_loss",
+    "at_most_usd_per_1k": "max_usd_per_1k",
+    "p95_under_ms": "max_p95_ms",
+    "at_most_escalated": "max_escalation_rate",
+}
+_PARTS = {"stages": _COUNTS, "curve": _COUNTS, "classes": _COUNTS, "bands": {"then": "action"}}
+_RISKS = {"wrong": "error", "regret": "accuracy_loss", "late": "latency", "escalated": "escalation"}
 
 
 class StageThreshold(Record):
@@ -117,7 +129,7 @@ class Certificate(Record):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read_earlier_names(cls, values: Any) -> Any:
-        return upgrade_certificate(values) if isinstance(values, Mapping) and "promised_error" in values else values
+        return _upgrade(values) if isinstance(values, Mapping) and "promised_error" in values else values
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
@@ -286,3 +298,18 @@ def _stage_thresholds(
         StageThreshold(name=name, threshold=threshold, n_accepted=int(rows.sum()), n_errors=int((rows & ~agrees).sum()))
         for name, threshold, rows in zip(outcome.data.names, found.thresholds, own, strict=True)
     )
+
+
+def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values under today's names, with the fingerprint by which ledgers know the old certificate."""
+    found = _renamed(values, _CERTIFICATE)
+    if found.get("guarantee") is not None:
+        found["guarantee"] = _renamed(found["guarantee"], _GUARANTEE)
+    for name, names in _PARTS.items():
+        found[name] = [_renamed(part, names) for part in found.get(name, ())]
+    found["risks"] = [{**part, "risk": _RISKS.get(part["risk"], part["risk"])} for part in found.get("risks", ())]
+    return {**found, "earlier_fingerprint": fingerprint(values)}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}

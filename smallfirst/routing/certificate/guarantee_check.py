@@ -1,7 +1,4 @@
-"""Whether a certificate's guarantee held on test rows, which were used for nothing else.
-
-It is broken when the whole interval of the error lies above the guaranteed maximum.
-"""
+"""Whether a guarantee held on test rows; it is broken when the error's whole interval lies above the maximum."""
 
 from __future__ import annotations
 

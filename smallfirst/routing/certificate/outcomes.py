@@ -1,7 +1,4 @@
-"""The cascade on calibration rows: the answers of every stage, and which stage answers each row at given thresholds.
-
-The first confident stage answers, else the large model; an outcome pays for every draft on the way.
-"""
+"""The cascade on calibration rows: the answers of every stage, and which stage answers each row at given thresholds."""
 
 from __future__ import annotations
 

@@ -34,10 +34,7 @@ class ConformalScorer(Record):
         return cls(own=tuple(ascending.tolist()))
 
     def neg_log_p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Return -log of each score's p-value in nats, 0 for the most ordinary.
-
-        Beyond all n own scores p falls exponentially from 1/(n + 1), so extreme scores stay distinct.
-        """
+        """Return each score's -log p-value in nats; beyond the own scores p falls exponentially."""
         own, asked = np.asarray(self.own), np.asarray(scores, dtype=np.float64)
         at_least = len(own) - np.searchsorted(own, asked, side="left")
         upper = own[int(0.9 * (len(own) - 1)) :]

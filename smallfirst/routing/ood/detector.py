@@ -139,7 +139,7 @@ class TaskProfile:
         parameters = ProfileParameters.load(folder / PROFILE_FILE)
         readers: dict[str, Reader] = {}
         if parameters.encoder:
-            readers["encoder"] = functools.partial(_embed_by_name, parameters.encoder)
+            readers["encoder"] = lambda texts: _cached_states(parameters.encoder, tuple(texts))
         if (folder / "model.safetensors").exists():
             if model is None:
                 raise ConfigError(f"{folder} was fitted with the task's own model; load it and pass it as `model`")
@@ -233,10 +233,6 @@ def _label_numbers(train: Dataset) -> np.ndarray:
 def _embed(encoder: SentenceEncoder, texts: Sequence[str]) -> HiddenStates:
     vectors = encoder.embed(texts)
     return HiddenStates(vectors, np.zeros((len(vectors), 0), dtype=np.float32))
-
-
-def _embed_by_name(name: str, texts: Sequence[str]) -> HiddenStates:
-    return _cached_states(name, tuple(texts))
 
 
 @functools.lru_cache(maxsize=1)

@@ -74,7 +74,8 @@ class TextFeatures:
         cut = [_ends(text) for text in texts]
         pieces = [Counter(self._pieces.grams(text)) for text in cut]
         words = [Counter(self._words.grams(text)) for text in cut]
-        unseen = [self._unseen(counts) for counts in words]
+        known = self._words.columns
+        unseen = [sum(gram not in known for gram in n) / len(n) if n else 1.0 for n in words]
         near = self._distances(_vectors(pieces, self._pieces.columns, self._pieces.idf), "pieces", NEAREST)
         lengths = [max(1.0, float(np.sqrt(counts.total()))) for counts in words]
         unlike = self._distances(_vectors(words, self._words.columns, self._repeated, lengths), "words", 1)
@@ -107,9 +108,6 @@ class TextFeatures:
             parts = tuple(tensors[f"{name}.{part}"] for part in ("data", "indices", "indptr"))
             rows[name] = sparse.csr_matrix(parts, shape=tuple(tensors[f"{name}.shape"].tolist()))
         return cls(TfidfFeatures.load(folder), rows, int(tensors["n_texts"][0]))
-
-    def _unseen(self, counts: Counter[str]) -> float:
-        return sum(gram not in self._words.columns for gram in counts) / len(counts) if counts else 1.0
 
     def _distances(self, vectors: Any, of: str, nearest: int) -> np.ndarray:
         """Return 1 - the largest cosine to a training text, and 1 - the mean of the `nearest` largest (texts, 2)."""
