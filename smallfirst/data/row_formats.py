@@ -135,7 +135,7 @@ def _asked_and_golds(row: Mapping[str, Any], found: RowLayout) -> tuple[tuple[Me
 
 def to_json(value: object) -> str:
     """Return `value` as JSON on one line, as answers are kept: `{"people": 3, "names": ["a"]}`."""
-    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    return json.dumps(value, ensure_ascii=False)
 
 
 def to_row(example: Example) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pydantic
 
 from smallfirst.data.dataset import Dataset, RowFormat
+from smallfirst.data.row_formats import to_json
 from smallfirst.errors import did_you_mean
 from smallfirst.stats.intervals import Estimate
 from smallfirst.tasks.metrics.labels import (
@@ -121,7 +122,7 @@ class Classify(Task):
 
     @property
     def max_answer_tokens(self) -> int:
-        written = [self._as_json(self.labels)] if self.multiple else self.labels
+        written = [to_json(list(self.labels))] if self.multiple else self.labels
         return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, *(len(text.encode()) + 2 for text in written)))
 
     @property
@@ -142,7 +143,7 @@ class Classify(Task):
         found = [parse_label(self.labels, piece) for piece in self._pieces(text)]
         if None in found or not (found or "[" in text):
             return None
-        return self._as_json([label for label in self.labels if label in found])
+        return to_json([label for label in self.labels if label in found])
 
     def score(self, golds: Sequence[str], answer: str | None) -> float:
         """Return 1 if the label is a gold one, else 0; of several the best Jaccard index with a gold set."""
@@ -197,9 +198,6 @@ class Classify(Task):
         if text.strip() in self.labels:  # it may have a comma of its own
             return [text]
         return [piece for piece in re.split(r"[,;\n]", text) if piece.strip()]
-
-    def _as_json(self, labels: Sequence[str]) -> str:
-        return json.dumps(list(labels), ensure_ascii=False)
 
     def _as_set(self, answer: str | None) -> tuple[str, ...] | None:
         """Return the labels of a canonical answer; None if it is not one."""

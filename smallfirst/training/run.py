@@ -86,7 +86,10 @@ def train(
         with contextlib.suppress(OSError):  # the disk may be full: the first error matters
             trainer.log.append("FAILED", f"{type(error).__name__}: {error}")
         if isinstance(error, OSError):
-            raise _disk_error(error, folder) from error
+            raise TrainingError(
+                f"cannot write to {folder}: {error.strerror or error}",
+                hint="free disk space or correct its permissions, then run the same command again to continue",
+            ) from error
         raise
 
 
@@ -260,10 +263,3 @@ def _restore_model(place: Path) -> None:
     for other in (place.with_suffix(".draft"), place.with_suffix(".before")):
         if not place.exists() and (other / MANIFEST).is_file():
             other.rename(place)
-
-
-def _disk_error(error: OSError, folder: Path) -> TrainingError:
-    return TrainingError(
-        f"cannot write to {folder}: {error.strerror or error}",
-        hint="free disk space or correct its permissions, then run the same command again to continue",
-    )

@@ -53,7 +53,8 @@ def _node(values: Sequence[Any], depth: int) -> dict[str, Any]:
     elif kinds:
         options.append({"type": kinds[0] if len(kinds) == 1 else kinds})
     if lists:
-        options.append(_list(lists, depth + 1))
+        items = [item for value in lists for item in value]
+        options.append({"type": "array", "items": _node(items, depth + 1) if items else {"type": "string"}})
     if objects:
         options.append(_object(objects, depth + 1))
     return options[0] if len(options) == 1 else {"anyOf": options}
@@ -70,11 +71,6 @@ def _object(values: Sequence[dict[str, Any]], depth: int) -> dict[str, Any]:
         "required": [name for name, held in by_name.items() if len(held) == len(values)],
         "additionalProperties": False,
     }
-
-
-def _list(values: Sequence[list[Any]], depth: int) -> dict[str, Any]:
-    items = [item for value in values for item in value]
-    return {"type": "array", "items": _node(items, depth) if items else {"type": "string"}}
 
 
 def _scalar_types(values: Sequence[Any]) -> list[str]:

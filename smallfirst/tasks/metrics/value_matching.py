@@ -71,7 +71,7 @@ def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
     read: tuple[Hashable, ...] | None = None
     if len(text) <= _MOST_CHARACTERS:
         if how == "number":
-            read = _number(text)
+            read = None if (number := _amount(text)) is None else (number,)
         elif how == "money":
             read = _money(text)
         elif how != "case":
@@ -82,11 +82,6 @@ def normalize_value(value: Any, how: Normalizer = "exact") -> Hashable:
 def _folded(text: str) -> str:
     folded = unicodedata.normalize("NFC", " ".join(text.casefold().split()))
     return folded.strip(_OUTER) or folded  # a value that is all punctuation is still one
-
-
-def _number(text: str) -> tuple[Decimal] | None:
-    amount = _amount(text)
-    return None if amount is None else (amount,)
 
 
 def _amount(text: str) -> Decimal | None:
