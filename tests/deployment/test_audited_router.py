@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import httpx
 import pytest
 from fixtures.certificates import certificate as make_certificate
+from fixtures.server import WholeModel
 
 from smallfirst.deployment import audited_router
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
 from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRoutes
 from smallfirst.errors import Unavailable
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
@@ -28,10 +29,8 @@ from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, Sta
 from smallfirst.serving.settings import ServeSettings
 
 
-class Says:
+class Says(WholeModel):
     """Answers with `text`, surely; `wrong` and `down` may be changed while it runs."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str, *, confidence: float = 0.9, cost_usd: float = 0.0) -> None:
         self.name, self.confidence, self.cost_usd = name, confidence, cost_usd
@@ -49,12 +48,6 @@ class Says:
             cost_usd=self.cost_usd,
             confidence=self.confidence,
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 def certificate(*, issued: bool = True) -> Certificate:
@@ -395,17 +388,3 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     assert 'smallfirst_answers_total{stage="small",task="tickets"} 4.0' in lines
     assert 'smallfirst_cost_usd_total{task="tickets"} 0.04' in lines
     assert 'smallfirst_alarms_total{cause="guarantee",task="tickets"} 1.0' in lines
-
-
-def test_what_waits_for_a_person_is_listed_until_it_is_judged(ledger: Ledger, run_server: Any) -> None:
-    setting = Setting(ledger, judge="person")
-    with (
-        run_server(
-            {"tickets": setting.live}, ledger, ServeSettings(), plugins=[MonitoringRoutes([setting.live], ledger)]
-        ) as at,
-        httpx.Client(base_url=at.url) as client,
-    ):
-        id = chat(client)["id"]
-        assert [row["id"] for row in client.get("/v1/queue").json()["data"]] == [id]
-        client.post("/v1/feedback", json={"id": id, "verdict": "right"})
-        assert client.get("/v1/queue").json()["data"] == []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
+from fixtures.server import WholeModel
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.deployment.endpoint_plan import (
@@ -26,7 +27,7 @@ from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.models.remote.model import EndpointConfig
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
@@ -38,19 +39,14 @@ NAME = "main.ml.tickets"
 ELSEWHERE = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="big", max_retries=0, connect_timeout_s=0.2)
 
 
-class Says:
+class Says(WholeModel):
     """Answers with its own name."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(self, name: str) -> None:
         self.name, self.closed = name, 0
 
     async def complete(self, request: Request) -> Completion:
         return Completion(text=self.name, answered_by=self.name, latency_ms=1, cost_usd=0.5, confidence=0.7)
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         self.closed += 1

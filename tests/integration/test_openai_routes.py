@@ -85,11 +85,7 @@ def test_several_answers_are_choices_and_one_row(start) -> None:
     server = start(m=model)
     answer = server.client().chat.completions.create(**BODY, n=3, temperature=1, seed=7)
     assert [(c.index, c.message.content) for c in answer.choices] == [(0, "7"), (1, "8"), (2, "9")]
-    assert answer.usage.model_dump(exclude_none=True) == {
-        "prompt_tokens": 3,
-        "completion_tokens": 3,
-        "total_tokens": 6,
-    }
+    assert answer.usage.model_dump(exclude_none=True) == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
     (row,) = server.ledger.rows()
     assert (row.cost_usd, row.prompt_tokens, row.completion_tokens) == (0.75, 3, 3)
 

@@ -57,11 +57,7 @@ def ask(port: str, seconds: str, answers: list[httpx.Response]) -> threading.Thr
 
 @pytest.mark.parametrize(
     ("number", "drain_s", "seconds", "status"),
-    [
-        (signal.SIGTERM, 20, "0.7", 200),
-        (signal.SIGINT, 20, "0.7", 200),
-        (signal.SIGTERM, 0, "30", 503),
-    ],
+    [(signal.SIGTERM, 20, "0.7", 200), (signal.SIGINT, 20, "0.7", 200), (signal.SIGTERM, 0, "30", 503)],
     ids=["terminated", "interrupted", "cut off"],
 )
 def test_a_told_server_drains_and_exits_with_0(

@@ -10,14 +10,7 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.errors import (
-    BadAnswer,
-    ModelError,
-    PriceUnknown,
-    RateLimited,
-    Unauthorised,
-    Unavailable,
-)
+from smallfirst.errors import BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -167,12 +160,7 @@ def test_an_unknown_model_gets_a_suggestion_and_a_row(start, label) -> None:
     [
         (Unavailable("https://inside:1 is down"), 503, "model_unavailable", "is down."),
         (RateLimited("inside"), 429, "rate_limit_exceeded", "is rate limited; try again later."),
-        (
-            Unauthorised("inside sk-1"),
-            502,
-            "upstream_unauthorised",
-            "refused the key of this server.",
-        ),
+        (Unauthorised("inside sk-1"), 502, "upstream_unauthorised", "refused the key of this server."),
         (BadAnswer("inside"), 502, "bad_answer", "gave no usable answer."),
         (ModelError("inside"), 502, "bad_answer", "gave no usable answer."),
     ],

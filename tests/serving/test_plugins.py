@@ -14,14 +14,7 @@ from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.serving import plugins
 from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
-from smallfirst.serving.plugins import (
-    Plugin,
-    PluginContext,
-    PluginGroup,
-    PluginRequest,
-    PluginResponse,
-    PluginRoute,
-)
+from smallfirst.serving.plugins import Plugin, PluginContext, PluginGroup, PluginRequest, PluginResponse, PluginRoute
 
 
 async def greet(request: PluginRequest) -> PluginResponse:

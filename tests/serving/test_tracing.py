@@ -6,22 +6,20 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fixtures.server import WholeModel
 
 from smallfirst.models.protocol import (
-    Capability,
-    Chunk,
     Completion,
     Model,
     Request,
     Route,
     RouteStep,
-    stream_in_one_chunk,
 )
 from smallfirst.registry.runs import client
 from smallfirst.registry.traces import TraceSpan, TraceStore
@@ -75,10 +73,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TraceStore:
     return opened
 
 
-class Fixed:
+class Fixed(WholeModel):
     """Gives one answer to everything."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     name = "fixed"
 
@@ -87,12 +83,6 @@ class Fixed:
 
     async def complete(self, request: Request) -> Completion:
         return self.completion
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 class Kept:
@@ -161,10 +151,7 @@ def test_a_routed_answer_is_read_back_with_mlflows_own_client(store: TraceStore,
         "toy-small@3",
         "smallfirst",
     )
-    assert (large.attributes["mlflow.llm.model"], large.attributes["mlflow.llm.provider"]) == (
-        "big",
-        "api.example.com",
-    )
+    assert (large.attributes["mlflow.llm.model"], large.attributes["mlflow.llm.provider"]) == ("big", "api.example.com")
     tokens = {"input_tokens": 30, "output_tokens": 10, "total_tokens": 40}
     assert large.attributes["mlflow.chat.tokenUsage"] == tokens
     assert "mlflow.chat.tokenUsage" not in small.attributes

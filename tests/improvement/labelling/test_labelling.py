@@ -7,12 +7,13 @@ import gzip
 import json
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.server import WholeModel
 
 from smallfirst.data.sources.load import load
 from smallfirst.errors import BadAnswer, ConfigError, DataError, RateLimited, Unavailable
@@ -22,7 +23,7 @@ from smallfirst.improvement.labelling.requests import MAX_BAD_IN_A_ROW
 from smallfirst.improvement.labelling.teacher import local_teacher
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Request, stream_in_one_chunk
+from smallfirst.models.protocol import Completion, Request
 from smallfirst.models.recorded.replay import ReplayModel, request_key
 from smallfirst.pipeline.large_model import SECOND_ANSWER_TEMPERATURE
 from smallfirst.progress import Progress
@@ -71,10 +72,8 @@ def texts(folder: Path, numbers: range = range(8)) -> Path:
     return write(folder / "rows.jsonl", [{"text": text(i)} for i in numbers])
 
 
-class Oracle:
+class Oracle(WholeModel):
     """Knows the right label, or says what `says` says; counts, and may break down at its n-th request."""
-
-    capabilities: frozenset[Capability] = frozenset()
 
     def __init__(
         self,
@@ -109,9 +108,6 @@ class Oracle:
             cost_usd=self.cost_usd,
             confidence=self.confidence(request.text),
         )
-
-    def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        return stream_in_one_chunk(self, request)
 
     async def aclose(self) -> None:
         self.open = False
@@ -560,12 +556,6 @@ def test_paid_and_under_way_at_worst_never_pass_the_cap(tmp_path: Path, max_conc
     found = run(tmp_path, model, rows=texts(tmp_path, range(30)), cap_usd=cap, max_concurrency=max_concurrency)
     assert (found.counts.n_kept, found.paid_usd) == (8, 8 / 64)  # k/64 + 2/64 <= 9/64 up to k = 7
     assert model.most_under_way == min(max_concurrency, 4)  # four at worst are 8/64
-
-
-def test_no_more_are_under_way_than_the_endpoint_takes(tmp_path: Path) -> None:
-    model = Oracle()
-    run(tmp_path, model, rows=texts(tmp_path, range(30)), max_concurrency=4)
-    assert model.most_under_way == 4
 
 
 def test_requests_that_may_have_been_paid_count_against_the_cap(tmp_path: Path) -> None:

@@ -9,9 +9,7 @@ import httpx
 import openai
 import pytest
 
-from smallfirst.errors import (
-    ConfigError,
-)
+from smallfirst.errors import ConfigError
 from smallfirst.serving.app import build_app
 from smallfirst.serving.auth.keys import KeyPolicy, hash_key, key_matches, new_key
 from smallfirst.serving.auth.middleware import Caller, _caller, current_caller
@@ -53,46 +51,33 @@ def test_keys_match_only_themselves() -> None:
     assert new_key() != new_key()
 
 
-def test_without_keys_a_foreign_host_name_is_refused(start, label) -> None:
-    server = start(m=label)
-    for host, status in [("localhost:1", 200), ("[::1]:9", 200), ("evil.example", 403), ("[", 403)]:
-        answer = httpx.get(f"{server.url}/v1/models", headers={"host": host})
-        assert answer.status_code == status
-
-
 @pytest.mark.parametrize(
-    ("host", "status"),
+    ("name", "value", "status"),
     [
-        ("LOCALHOST", 200),
-        ("127.0.0.1", 200),
-        ("127.8.8.8:80", 200),
-        ("localhost.evil.example", 403),
-        ("localhost@evil.example", 403),
-        ("evil.example@localhost", 403),
-        ("localhost/evil.example", 403),
-        ("127.0.0.1.evil.example", 403),
-        ("localhost:99999999", 403),
-        ("2130706433", 403),
-        ("[::ffff:10.0.0.1]", 403),
-        ("", 403),
+        ("host", "localhost:1", 200),
+        ("host", "[::1]:9", 200),
+        ("host", "evil.example", 403),
+        ("host", "[", 403),
+        ("origin", "http://localhost:3000", 200),
+        ("origin", "https://evil.example", 403),
+        ("origin", "null", 403),
+        ("origin", "http://localhost@evil.example", 403),
+        ("host", "LOCALHOST", 200),
+        ("host", "127.0.0.1", 200),
+        ("host", "127.8.8.8:80", 200),
+        ("host", "localhost.evil.example", 403),
+        ("host", "localhost@evil.example", 403),
+        ("host", "evil.example@localhost", 403),
+        ("host", "localhost/evil.example", 403),
+        ("host", "127.0.0.1.evil.example", 403),
+        ("host", "localhost:99999999", 403),
+        ("host", "2130706433", 403),
+        ("host", "[::ffff:10.0.0.1]", 403),
+        ("host", "", 403),
     ],
 )
-def test_hosts_that_only_look_like_this_machine_are_refused(start, label, host: str, status: int) -> None:
-    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={"host": host})
-    assert answer.status_code == status
-
-
-@pytest.mark.parametrize(
-    ("origin", "status"),
-    [
-        ("http://localhost:3000", 200),
-        ("https://evil.example", 403),
-        ("null", 403),
-        ("http://localhost@evil.example", 403),
-    ],
-)
-def test_without_keys_a_page_from_elsewhere_is_refused(start, label, origin: str, status: int) -> None:
-    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={"origin": origin})
+def test_without_keys_only_hosts_and_origins_of_this_machine_pass(start, label, name, value, status: int) -> None:
+    answer = httpx.get(f"{start(m=label).url}/v1/models", headers={name: value})
     assert answer.status_code == status
 
 

@@ -46,10 +46,7 @@ def test_every_field_that_is_read_arrives() -> None:
         messages=[
             {"role": "developer", "content": "be brief"},
             {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": []},
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
-            },
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         ],
         max_tokens=5,
         max_completion_tokens=7,
@@ -127,11 +124,7 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
             "messages",
             "The last message is the one to answer, so it cannot be the assistant's.",
         ),
-        (
-            {"messages": [{"role": "user"}]},
-            "messages[0].content",
-            "messages[0].content: Field required",
-        ),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content: Field required"),
         (
             {"messages": [{"role": "tool", "content": "x"}]},
             "messages[0].role",
@@ -142,11 +135,7 @@ def test_a_misspelt_parameter_gets_a_suggestion() -> None:
             "messages[0].content",
             "messages[0].content: only parts of the form {type: text, text: …} are accepted",
         ),
-        (
-            {"messages": [{**USER, "contnt": "x"}]},
-            "messages[0].contnt",
-            "messages[0].contnt: Extra",
-        ),
+        ({"messages": [{**USER, "contnt": "x"}]}, "messages[0].contnt", "messages[0].contnt: Extra"),
         ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than"),
         ({"max_tokens": "5"}, "max_tokens", "max_tokens: Input should be a valid integer"),
         ({"temperature": 3}, "temperature", "temperature: Input should be less than"),
@@ -167,8 +156,7 @@ def test_what_was_sent_is_not_repeated_in_the_refusal() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"\xff", b"[1]", b"[" * 100_000, b'{"seed": NaN}', b'{"model": "\\ud800"}'],
+    "body", [b"", b"{", b"\xff", b"[1]", b"[" * 100_000, b'{"seed": NaN}', b'{"model": "\\ud800"}']
 )
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
@@ -216,12 +204,7 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {
-                    "role": "assistant",
-                    "content": "refund",
-                    "refusal": None,
-                    "annotations": [],
-                },
+                "message": {"role": "assistant", "content": "refund", "refusal": None, "annotations": []},
                 "logprobs": None,
                 "finish_reason": "stop",
             }
@@ -239,10 +222,7 @@ def test_the_whole_response_has_every_key_of_the_openai_schema() -> None:
             "cost_usd": 0.00002,
             "latency_ms": 12.5,
             "answered_by": "café\r\nx-evil: 1",
-            "alternatives": [
-                {"label": "refund", "probability": 0.9},
-                {"label": "other", "probability": 0.1},
-            ],
+            "alternatives": [{"label": "refund", "probability": 0.9}, {"label": "other", "probability": 0.1}],
         },
     }
     ChatCompletion.model_validate(REPLY.whole([ROUTED]), strict=True)
@@ -270,12 +250,7 @@ def test_where_no_router_chose_the_served_name_is_the_route() -> None:
 
 def test_chunks_fit_the_openai_schema_and_the_last_one_explains() -> None:
     last, usage = REPLY.last(ROUTED, include_usage=True), REPLY.usage_chunk([ROUTED])
-    chunks = [
-        REPLY.opening(include_usage=True),
-        REPLY.piece("ref", include_usage=True),
-        last,
-        usage,
-    ]
+    chunks = [REPLY.opening(include_usage=True), REPLY.piece("ref", include_usage=True), last, usage]
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk, strict=True)
     assert last["smallfirst"]["route"] == "small"
