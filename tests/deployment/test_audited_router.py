@@ -73,7 +73,6 @@ class Setting:
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
 
     async def ask(self, n: int = 1) -> list[Completion]:
-        """`n` answers, each audited before the next is asked."""
         found = []
         for _ in range(n):
             request = Request.ask("where is my card")
@@ -321,7 +320,6 @@ def chat(client: httpx.Client) -> Any:
 
 
 def settled(client: httpx.Client, n: int) -> Any:
-    """The state once `n` audits are in."""
     for _ in range(200):
         (found,) = client.get("/v1/routers").json()["data"]
         if found["live_error"]["n"] >= n:

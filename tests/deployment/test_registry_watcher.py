@@ -298,7 +298,6 @@ def test_the_challengers_alias_is_followed_too(desk, ledger: Ledger) -> None:
 
 
 def point(version: int | None) -> None:
-    """@challenger names this version, or nothing."""
     from smallfirst.registry.runs import client
 
     if version is None:

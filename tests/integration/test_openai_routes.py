@@ -10,6 +10,7 @@ import httpx
 import jsonschema
 import openai
 import pytest
+from fixtures.server import WholeModel
 
 from smallfirst.errors import ConfigError, RequestRefused, Unavailable
 from smallfirst.models.protocol import (
@@ -19,7 +20,6 @@ from smallfirst.models.protocol import (
     LabelScores,
     Request,
     Token,
-    stream_in_one_chunk,
 )
 from smallfirst.models.remote.client import CircuitOpenError
 from smallfirst.serving.settings import ServeSettings
@@ -28,7 +28,7 @@ HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
 BODY = {"model": "m", "messages": HELLO}
 
 
-class Drawing:
+class Drawing(WholeModel):
     """Answers its seed; knows the vectors and the labels of texts."""
 
     capabilities: frozenset[Capability] = frozenset(
@@ -52,9 +52,6 @@ class Drawing:
             tokens=() if request.logprobs is None else (Token(text="é", logprob=-0.5, top=top),),
         )
 
-    def stream(self, request: Request):
-        return stream_in_one_chunk(self, request)
-
     async def embed(self, texts):
         return Embeddings([[0.6, 0.8] for _ in texts], 5, 0.5)
 
@@ -64,9 +61,6 @@ class Drawing:
     async def ready(self) -> None:
         if self.failure is not None:
             raise self.failure
-
-    async def aclose(self) -> None:
-        """Holds nothing."""
 
 
 class Writing(Drawing):

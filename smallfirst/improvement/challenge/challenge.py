@@ -184,7 +184,8 @@ def _contested(grown: Project, run_folder: RunFolder, champion: _Champion, made:
     if found.won:
         trial.save(run_folder.path / "promoted.json")
         versions.promote(version.name, version.version)
-        _drop_alias(version.name)
+        with store_errors():
+            client().delete_registered_model_alias(version.name, CHALLENGER)
     result = made.model_copy(update={"version": version.version, "contest": found, "won": found.won, "why": found.why})
     for line in result.in_words:
         grown.progress.log(line)
@@ -204,11 +205,6 @@ def _registered(grown: Project, run_folder: RunFolder, made: ChallengeResult) ->
     with store_errors():
         client().set_registered_model_alias(version.name, CHALLENGER, str(version.version))
     return version
-
-
-def _drop_alias(name: str) -> None:
-    with store_errors():
-        client().delete_registered_model_alias(name, CHALLENGER)
 
 
 def _look(champion: _Champion, run_folder: RunFolder) -> int:

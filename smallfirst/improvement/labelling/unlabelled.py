@@ -85,12 +85,14 @@ def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset)
     """
     once = {fold_text(e.asked): e for e in reversed(texts.examples)}
     first = tuple(e for e in texts.examples if once[fold_text(e.asked)] is e)
-    leaks = find_leaks(_together("held out", *rows.held_out), texts.subset(texts.name, first))
+    held_out = Dataset(name="held out", examples=tuple(e for part in rows.held_out for e in part.examples))
+    leaks = find_leaks(held_out, texts.subset(texts.name, first))
     equal = {leak.key for leak in (*leaks.exact, *leaks.folded)}
     unseen = [e for e in first if e.key not in leaks.keys]
     answered = {fold_text(e.asked) for e in (*rows.train.examples, *by_people.examples)}
     new = tuple(e for e in unseen if fold_text(e.asked) not in answered)
-    left = _left_in_training(texts.subset(texts.name, new), file)
+    # Where a row goes depends on its text alone, so it can be known beforehand.
+    left = split(texts.subset(texts.name, new), **split_shares(file), salt=file.name).train
     return left, FilterCounts(
         n_rows=len(texts),
         n_repeated=len(texts) - len(first),
@@ -99,15 +101,6 @@ def filter_texts(texts: Dataset, file: TaskFile, rows: Rows, by_people: Dataset)
         n_by_people=len(unseen) - len(new),
         n_split_off=len(new) - len(left),
     )
-
-
-def _left_in_training(texts: Dataset, file: TaskFile) -> Dataset:
-    # Where a row goes depends on its text alone, so it can be known beforehand.
-    return split(texts, **split_shares(file), salt=file.name).train
-
-
-def _together(name: str, *parts: Dataset) -> Dataset:
-    return Dataset(name=name, examples=tuple(e for part in parts for e in part.examples))
 
 
 def _read_otherwise(path: Path, shape: RowFormat, columns: Columns) -> list[tuple[Example, str]] | None:

@@ -129,17 +129,16 @@ class AuthMiddleware:
         if path in self._open:
             # An orchestrator probes the machine by its address, whatever names it has.
             return Caller(policy=KeyPolicy())
-        self._check_host(headers)
+        if self._hosts and _host_name(headers) not in self._hosts:
+            raise ApiError(403, "The Host header names another server.", code="host_not_allowed")
         if not self._hashes and (self._key_store is None or not self._key_store.key_required):
             _check_local(headers)
             return _NO_KEY_NEEDED
         caller = self._identify(_key(headers))
-        if caller.policy.role != "admin" and not self._is_for_users(path):
+        for_users = path in self._user or any(path.startswith(f"{above}/") for above in self._user)
+        if caller.policy.role != "admin" and not for_users:
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         return caller
-
-    def _is_for_users(self, path: str) -> bool:
-        return path in self._user or any(path.startswith(f"{above}/") for above in self._user)
 
     def _identify(self, presented: str) -> Caller:
         if not presented:
@@ -166,10 +165,6 @@ class AuthMiddleware:
             raise ApiError(
                 503, "Keys cannot be checked at the moment.", kind="server_error", code="keys_unreadable"
             ) from None
-
-    def _check_host(self, headers: Headers) -> None:
-        if self._hosts and _host_name(headers) not in self._hosts:
-            raise ApiError(403, "The Host header names another server.", code="host_not_allowed")
 
 
 def _key(headers: Headers) -> str:

@@ -11,7 +11,7 @@ import math
 import sqlite3
 import statistics
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -114,9 +114,13 @@ class Ledger:
         self, kind: type[E], *, since: datetime | None = None, limit: int | None = None, **equal: str
     ) -> tuple[E, ...]:
         """Return the entries of a kind whose fields equal those given (`task="tickets"`), limited as in `rows`."""
-        where = "".join(f" AND {name} = ?" for name in _checked(kind, equal))
+        for name in equal:  # names become part of the statement
+            if name not in kind.model_fields:
+                raise KeyError(name)
+        where = "".join(f" AND {name} = ?" for name in equal)
         found = self._read(
-            f"{_select(kind)} WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
+            f"SELECT {', '.join(kind.model_fields)} FROM {_TABLES[kind]}"
+            f" WHERE at >= ?{where} ORDER BY seq DESC LIMIT ?",
             (utc_text(since) if since else "", *equal.values(), -1 if limit is None else limit),
         )
         rows = [kind.model_validate(dict(row)) for row in reversed(found)]
@@ -180,18 +184,6 @@ class Ledger:
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
             reader.row_factory = sqlite3.Row
             return reader.execute(sql, values).fetchall()
-
-
-def _checked(kind: type[Entry], names: Iterable[str]) -> Iterator[str]:
-    """Raise KeyError for a name that is no column: names become part of a statement."""
-    for name in names:
-        if name not in kind.model_fields:
-            raise KeyError(name)
-        yield name
-
-
-def _select(kind: type[Entry]) -> str:
-    return f"SELECT {', '.join(kind.model_fields)} FROM {_TABLES[kind]}"
 
 
 def _statement(row: Entry) -> _Statement:

@@ -133,7 +133,6 @@ def options(folder: Path, **values: Any) -> LabelOptions:
 def run(
     folder: Path, model: Any, *, file: TaskFile | None = None, rows: Path | None = None, **values: Any
 ) -> LabellingResult:
-    """Label the eight texts with a teacher."""
     of_teacher = {name: values.pop(name) for name in ("way", "max_concurrency", "worst_usd") if name in values}
     return label(
         file or task(folder),
@@ -752,7 +751,6 @@ class Desk(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def desk() -> Iterator[str]:
-    """Address of the endpoint."""
     Desk.sent.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Desk)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -781,7 +779,6 @@ def test_an_endpoint_labels_with_the_prompt_of_the_task_at_the_price_of_its_toke
 
 
 def words_model(folder: Path, file: TaskFile) -> Path:
-    """A linear model of the task, fitted on its training rows."""
     project = Project.read(file, QUIET)
     LinearClassifier.fit("words", project.rows.train, project.task).save(
         folder / "words", Manifest(kind="words", task=project.task, base="")

@@ -23,7 +23,6 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
 
 def answer(id: str, **values: object) -> LedgerRow:
-    """A row of an answer by the small stage."""
     given = {
         "id": id,
         "at": NOON,

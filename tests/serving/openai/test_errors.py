@@ -24,7 +24,6 @@ def parse(**body: object) -> ParsedRequest:
 
 
 def refusal(**body: object) -> ApiError:
-    """The refusal that such a body meets."""
     with pytest.raises(ApiError) as caught:
         parse(**body)
     assert caught.value.status == 400

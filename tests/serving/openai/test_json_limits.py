@@ -18,14 +18,12 @@ from smallfirst.serving.openai.json_limits import (
 
 
 def nested(depth: int, inner: Any = 1) -> Any:
-    """`depth` lists around `inner`."""
     for _ in range(depth):
         inner = [inner]
     return inner
 
 
 def refused(value: Any) -> tuple[str, str | None]:
-    """Message and place of the refusal."""
     with pytest.raises(ApiError) as caught:
         check_json(value)
     assert caught.value.status == 400
@@ -98,7 +96,6 @@ def test_lists_at_their_bounds_and_wrong_types_pass() -> None:
 
 
 def fields(**inside: Any) -> dict[str, Any]:
-    """An object of these fields."""
     return {"type": "object", "properties": inside, "required": list(inside)}
 
 

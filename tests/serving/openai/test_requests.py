@@ -22,17 +22,14 @@ USER = {"role": "user", "content": "hi"}
 
 
 def chat(**body: object) -> ParsedRequest:
-    """The call in a chat body."""
     return parse_chat(json.dumps({"model": "m", "messages": [USER], **body}).encode(), max_messages=3)
 
 
 def text(**body: object) -> ParsedRequest:
-    """The call in the body of a completion."""
     return parse_completion(json.dumps({"model": "m", "prompt": "hi", **body}).encode())
 
 
 def refused(parse: typing.Callable[..., ParsedRequest], **body: object) -> dict[str, object]:
-    """The error that such a body meets."""
     with pytest.raises(ApiError) as caught:
         parse(**body)
     assert caught.value.status == 400
