@@ -64,4 +64,5 @@ def test_a_candidate_of_another_package_is_checked_trained_evaluated_gated_and_r
 def test_a_candidate_that_is_not_installed_is_refused_by_name(task: Path) -> None:
     result = CliRunner().invoke(main, ["check", str(task)])
     assert result.exit_code == 2
-    assert 'small.candidates: "first-word" is no candidate; known: words, encoder, tuned, base, small' in result.output
+    known = ", ".join(CANDIDATES.names())
+    assert f'small.candidates: "first-word" is no candidate; known: {known}' in result.output

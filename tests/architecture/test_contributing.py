@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from fixtures.contributing import Install
 
@@ -17,6 +20,8 @@ from smallfirst.models.recorded.replay import request_key
 from smallfirst.project.task_file import RoutingConfig
 from smallfirst.records import parse_record
 from smallfirst.routing.policies import apply_policies
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_policy(install: Install) -> None:
@@ -40,3 +45,12 @@ def test_an_engine(install: Install, tmp_path: Path) -> None:
     choice = choose_engine(source, detect_environment())
     assert (choice.engine, choice.assessment.reason) == ("recording", "it is a recording")
     assert asyncio.run(load(source).complete(request)).text == "arrival"
+
+
+@pytest.mark.parametrize("heading", ["Add a candidate", "Add a task kind", "Add a policy", "Add an engine"])
+def test_the_code_of_a_recipe_passes_the_project_s_own_style(install: Install, heading: str) -> None:
+    ((name, code),) = ((name, code) for name, code in install(heading).items() if name.endswith(".py"))
+    documented = f'"""The recipe."""\n\n{code}'
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", f"smallfirst/{name}", "-"]
+    done = subprocess.run(command, input=documented, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout

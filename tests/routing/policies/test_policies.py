@@ -152,7 +152,7 @@ def parse(*policies: object) -> Policies:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ({"to": "large"}, "policies.0: a policy needs a kind: always, rule, split, difficulty"),
+        ({"to": "large"}, f"policies.0: a policy needs a kind: {', '.join(POLICIES.names())}"),
         (5, "policies.0: a policy needs a kind"),
         (
             {"kind": "alway", "to": "large"},
