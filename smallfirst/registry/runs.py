@@ -11,13 +11,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from smallfirst.errors import SmallfirstError
-from smallfirst.paths import artifact_folder, tracking_uri
+from smallfirst.files import locked
+from smallfirst.paths import artifact_folder, home, tracking_uri
 from smallfirst.records import Record
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ def client() -> MlflowClient:
     for logger in ("alembic", "mlflow.store.db", "mlflow.store.db.utils"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     uri = tracking_uri()
-    with store_errors():
+    # MLflow creates a new store's tables without a lock: two processes at once would fail.
+    one_at_a_time = locked(home() / "mlflow.lock") if uri.startswith("sqlite:") else nullcontext()
+    with store_errors(), one_at_a_time:
         return MlflowClient(uri, os.environ.get("MLFLOW_REGISTRY_URI", "").strip() or uri)
 
 
