@@ -68,7 +68,7 @@ def cancel(names: tuple[str, ...]) -> None:
 
     for job in [queue.find(name, restart_dead=False) for name in names]:
         stopped = queue.cancel(job)
-        click.echo(f"{job.name}: asked to stop" if stopped else f"{job.name}: has already ended, {job.state}")
+        click.echo(f"{job.name}: asked to stop" if stopped else f"{job.name}: can no longer be stopped, {job.state}")
 
 
 @jobs.command()

@@ -6,9 +6,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from smallfirst.files import is_locked
+from smallfirst.errors import Cancelled
+from smallfirst.files import is_locked, locked
 from smallfirst.jobs.spec import JobProgress, JobResult, JobSpec, MlflowIds
 from smallfirst.records import Record
 from smallfirst.training.events import Event as Event
@@ -47,6 +48,8 @@ class JobFolder:
         """Standard output and error of the process."""
         self.lock = folder / "alive.lock"
         """Held as long as a process runs the job."""
+        self._end_lock = folder / "end.lock"
+        """Held while a stop is granted, the training is declared finished or the end is written."""
 
     @cached_property
     def spec(self) -> JobSpec:
@@ -105,10 +108,28 @@ class JobFolder:
     def cancelled(self) -> bool:
         return self._cancel_file.exists()
 
-    def request_stop(self) -> None:
-        """Ask the process to stop within one step, or before it begins."""
-        self.run_folder.mkdir(exist_ok=True)
-        self._cancel_file.touch()
+    def request_stop(self) -> bool:
+        """Ask the process to stop within one step, or before it begins; return False if it has finished training."""
+        with locked(self._end_lock):
+            kinds = [event.kind for event in self.events if event.kind in (*_STATES, "TRAIN_FINISHED")]
+            if self.ended or kinds[-1:] == ["TRAIN_FINISHED"]:
+                return False
+            self.run_folder.mkdir(exist_ok=True)
+            self._cancel_file.touch()
+            return True
+
+    def finish_training(self, message: str, **values: Any) -> None:
+        """Record that only registering is left: no stop is granted any more. Raise Cancelled if one was."""
+        with locked(self._end_lock):
+            if self.cancelled:
+                raise Cancelled("cancelled after the last step")
+            self.log.append("TRAIN_FINISHED", message, **values)
+
+    def end(self, kind: Literal["COMPLETED", "STOPPED", "FAILED"], message: str) -> None:
+        """Record the end, which is final: STOPPED whatever `kind` is if a stop was granted."""
+        with locked(self._end_lock):
+            if not self.ended:
+                self.log.append("STOPPED" if self.cancelled else kind, message)
 
     def clear_stop_request(self) -> None:
         self._cancel_file.unlink(missing_ok=True)

@@ -96,10 +96,9 @@ def follow(job: JobFolder) -> Iterator[Event]:
 
 
 def cancel(job: JobFolder) -> bool:
-    """Request a stop, which follows within one step; return False if the job had ended already."""
-    if job.ended:
+    """Request a stop, which follows within one step; return False if the job had ended or finished training."""
+    if not job.request_stop():
         return False
-    job.request_stop()
     recover(job)  # there may be no process left to obey
     return True
 
@@ -116,10 +115,10 @@ def recover(job: JobFolder) -> None:
             return
         restarts = _restarts_without_progress(job.events)
         if job.cancelled:
-            job.log.append("STOPPED", "cancelled")
+            job.end("STOPPED", "cancelled")
             _close_mlflow_run(job, "KILLED")
         elif restarts >= MAX_RESTARTS:
-            job.log.append("FAILED", _too_many_restarts(job, restarts))
+            job.end("FAILED", _too_many_restarts(job, restarts))
             _close_mlflow_run(job, "FAILED")
         else:
             job.log.append("REQUEUED", "its process died; resuming from the last checkpoint")

@@ -54,12 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         with wait_for_turn(job):
             run_job(job)
     except Cancelled as stop:
-        job.log.append("STOPPED", str(stop))
+        job.end("STOPPED", str(stop))
     except SmallfirstError as error:
-        job.log.append("FAILED", str(error))
+        job.end("FAILED", str(error))
     except Exception as error:
         traceback.print_exc()
-        job.log.append("FAILED", f"{type(error).__name__}: {error}\n  next: read {job.output}")
+        job.end("FAILED", f"{type(error).__name__}: {error}\n  next: read {job.output}")
     else:
         return 0
     finally:
@@ -106,14 +106,12 @@ def run_job(job: JobFolder) -> None:
     with _open_mlflow_run(job, rows) as tracked:
         try:
             run = _train(job, rows, tracked)
-            if job.cancelled:
-                raise Cancelled("cancelled after the last step")
             result = register_model(job, run)
             tracked.set_tags({"registered": result.reference})
         except Cancelled:
             tracked.finish("KILLED")
             raise
-    job.log.append("COMPLETED", f"registered as {result.reference}, not live until it is promoted ({job.spec.model})")
+    job.end("COMPLETED", f"registered as {result.reference}, not live until it is promoted ({job.spec.model})")
 
 
 def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
@@ -142,7 +140,7 @@ def _train(job: JobFolder, rows: JobRows, tracked: TrackedRun) -> Run:
     )
     reporter.relay_events()
     tracked.log_artifact(job.run_folder / "events.jsonl")
-    job.log.append("TRAIN_FINISHED", f"best epoch {run.best_epoch} of {run.task}", seconds=run.seconds)
+    job.finish_training(f"best epoch {run.best_epoch} of {run.task}", seconds=run.seconds)
     return run
 
 

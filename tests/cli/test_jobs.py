@@ -119,7 +119,7 @@ def test_a_failed_job_says_how_it_goes_on() -> None:
 def test_cancel_asks_the_running_and_tells_of_the_ended(running: JobFolder, completed: JobFolder) -> None:
     assert call("cancel", "cards-b", "pins-a").splitlines() == [
         "cards-b: asked to stop",
-        "pins-a: has already ended, COMPLETED",
+        "pins-a: can no longer be stopped, COMPLETED",
     ]
     assert running.cancelled
     assert call().splitlines()[1].split()[1] == "TERMINATING"

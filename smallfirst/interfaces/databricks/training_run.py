@@ -151,7 +151,7 @@ class TrainingRun:
         return self
 
     def cancel(self) -> int:
-        """Ask the run to stop; return 1, or 0 if it had ended."""
+        """Ask the run to stop; return 1, or 0 if it had ended or finished training."""
         return int(queue.cancel(find_job(self, restart_dead=False)))
 
     def get_events(self) -> ObjectList[TrainingEvent]:

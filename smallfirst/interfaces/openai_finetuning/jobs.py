@@ -76,11 +76,11 @@ class JobsApi:
         return job_object(await self._find(call))
 
     async def cancel(self, call: PluginRequest) -> PluginResponse:
-        """Ask a job to stop and return it. Raise ApiError 400 if it has ended."""
+        """Ask a job to stop and return it. Raise ApiError 400 if it has ended or only registering is left."""
         job = await self._find(call)
         if not await asyncio.to_thread(queue.cancel, job):
             status = job_object(job)["status"]
-            raise ApiError(400, f"Job {job.name} has already ended: it is {status}.", code="job_has_ended")
+            raise ApiError(400, f"Job {job.name} can no longer be cancelled: it is {status}.", code="job_has_ended")
         return job_object(job)
 
     async def events(self, call: PluginRequest) -> PluginResponse:

@@ -131,7 +131,7 @@ def test_from_an_upload_to_the_answer_of_the_model(start_api: Any, chat_file: by
     assert (run.status.display_name, run.created_by) == ("Completed", f"key {hash_key('one')[:8]}")
     assert run.register_to == "main.fine_tuning.desk"
     assert versions.resolve("main.fine_tuning.desk/1").tags["job"] == made.id
-    with pytest.raises(openai.BadRequestError, match="has already ended: it is succeeded"):
+    with pytest.raises(openai.BadRequestError, match="can no longer be cancelled: it is succeeded"):
         one.fine_tuning.jobs.cancel(made.id)
 
     # A model whose files are gone is down, again and again; nobody else's request suffers.
