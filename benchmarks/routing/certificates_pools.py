@@ -53,8 +53,6 @@ def gsm8k() -> CascadeData:
         latency_ms=np.zeros_like(price),
         asked=np.ones(len(kept), dtype=bool),
         large_right=np.array([rows[i]["strong_correct"] for i in kept]),
-        gold=np.ones(len(kept), dtype=bool),
-        agrees=right,
     )
 
 

@@ -7,12 +7,12 @@ rows choose (heads, difficulty, out-of-domain limits); calibration rows certify 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.data.sources.load import load
-from smallfirst.errors import ConfigError, DataError, StageMissing
+from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.manifest import read_manifest
@@ -30,8 +30,9 @@ from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import Promotion, RunFolder
+from smallfirst.records import fingerprint
 from smallfirst.registry import versions
-from smallfirst.routing.certificate.certificate import Certificate, certify, certify_without_gold
+from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.types import OodScore
 
@@ -85,9 +86,12 @@ def _certificate(
     routing = project.file.routing
     manifest = read_manifest(run_folder.model_folder(promotion.candidate))
     made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
-    if routing.labels == "large" and project.file.data.gold:
-        return certify_from_proxy_labels(project, drafts[-1], **made)
-    return certify(drafts, large, routing.guarantee, person=routing.person, labels=routing.labels, **made)
+    labels = routing.labels
+    if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
+        gold, labels = gold_answers(project, drafts[-1]), "gold"
+        drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
+        large = judged_by_gold(project, large, gold) if large else None
+    return certify(drafts, large, routing.guarantee, person=routing.person, labels=labels, **made)
 
 
 async def _fit_heads(
@@ -114,35 +118,16 @@ def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, r
     return restrict_to_rows(found, EvaluationSetup(project.task, rows, split="calibration"))
 
 
-def certify_from_proxy_labels(
-    project: Project, small: Evaluation, *, model_fingerprint: str, temperature: float
-) -> Certificate:
-    """Certify `small` on rows labelled by the large model, corrected by people's answers to some of them (`data.gold`).
-
-    Labels of the large model alone would certify agreement with that model. The prediction-powered bound turns them
-    and a random sample of people's answers into a bound on true errors, wider than from as many rows labelled by
-    people. Raise ConfigError if candidates answer ahead, DataError if a row of `data.gold` is no validation row.
-    """
-    if project.file.routing.ahead:
-        raise ConfigError(
-            "routing.ahead cannot be certified on rows that the large model labelled and people corrected",
-            hint="leave out routing.ahead, or data.gold",
-        )
-    task = project.task
-
-    def is_correct(answer: str | None, known: str) -> bool:
-        return task.score([known], answer) >= task.pass_score
-
-    rows = tuple(row.model_copy(update={"answer": row.gold, "score": 1.0, "correct": True}) for row in small.rows)
-    large = small.model_copy(update={"candidate": "large", "rows": rows})
-    return certify_without_gold(
-        small,
-        large,
-        gold_answers(project, small),
-        is_correct,
-        project.file.routing.guarantee,
-        model_fingerprint=model_fingerprint,
-        temperature=temperature,
+def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, str]) -> Evaluation:
+    """Return the evaluation on the rows with people's answers (by row key), scored by these."""
+    rows = tuple(e for e in measured.rows if e.key in gold)
+    scores = [project.task.score([gold[row.key]], row.answer) for row in rows]
+    changed = [
+        row.model_copy(update={"gold": gold[row.key], "also": (), "score": s, "correct": s >= project.task.pass_score})
+        for row, s in zip(rows, scores, strict=True)
+    ]
+    return measured.model_copy(
+        update={"rows": tuple(changed), "dataset_fingerprint": fingerprint([measured.dataset_fingerprint, gold])}
     )
 
 

@@ -47,7 +47,7 @@ class DataFiles(Record):
     harvested: tuple[Path, ...] = ()
     """Rows from served traffic (`smallfirst harvest` writes them), added to the training rows."""
     gold: Path | None = None
-    """With `routing.labels: large`: people's answers to a random part of the validation rows, to correct them."""
+    """With `routing.labels: large`: people's answers to a random part of the validation rows; they certify alone."""
     columns: Columns = Columns()
     """Column names, where they differ from the default."""
 

@@ -7,13 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallfirst.stats.intervals import upper_bound
-
 _BETS = np.concatenate([(np.arange(32) + 0.5) / 32, [0.999]])
 """Shares of the largest bet that cannot lose everything; the last one is for losses that never occurred."""
 _WEIGHTS = np.concatenate([np.full(32, 0.75 / 32), [0.25]])
-_GUESS_SHARE = 0.2
-"""Share of 1 - confidence spent on the many judged rows; the few with gold labels give the wider term."""
 
 
 def betting_p_value(values: Sequence[float] | np.ndarray, mean: float, *, low: float = 0.0, high: float = 1.0) -> float:
@@ -63,27 +59,6 @@ def rows_to_reject(values: Sequence[float] | np.ndarray, mean: float, *, level: 
         middle = (short + plenty) // 2
         short, plenty = (short, middle) if enough(middle) else (middle, plenty)
     return plenty
-
-
-def prediction_powered_shows(
-    judged_wrong: tuple[int, int], correction: np.ndarray, limit: float, *, level: float
-) -> bool:
-    """Return True if an error rate is shown to be at most `limit`, from many judged rows and a few gold ones.
-
-    `judged_wrong`: errors by a model's judgement, and rows judged; `correction`: `corrections` of gold rows, a random
-    part of all. True error = judged error + mean correction (Angelopoulos et al. 2023); the level is split over both
-    terms.
-    """
-    first = upper_bound(*judged_wrong, confidence=1 - level * _GUESS_SHARE)
-    return betting_p_value(correction, limit - first, low=-1.0, high=1.0) <= level * (1 - _GUESS_SHARE)
-
-
-def corrections(gold_wrong: Sequence[bool] | np.ndarray, gold_judged_wrong: Sequence[bool] | np.ndarray) -> np.ndarray:
-    """Return true minus judged error by gold row, in {-1, 0, 1}. Raise ValueError if the two differ in number."""
-    true, judged = np.asarray(gold_wrong, dtype=float), np.asarray(gold_judged_wrong, dtype=float)
-    if true.shape != judged.shape:
-        raise ValueError(f"gold rows differ in number: {true.size} and {judged.size}")
-    return np.asarray(true - judged)
 
 
 def _scaled(values: Sequence[float] | np.ndarray, low: float, high: float) -> np.ndarray:

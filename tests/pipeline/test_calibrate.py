@@ -1,4 +1,4 @@
-"""Certificates from rows that the large model labelled and people corrected; the cost of out-of-domain detection."""
+"""Certificates from people's answers where the large model labelled the rows; the cost of out-of-domain detection."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from fixtures.evaluations import evaluated_row, evaluation_of
 
-from smallfirst.errors import ConfigError, DataError
+from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pipeline.calibrate import _with_detection_cost, certify_from_proxy_labels, gold_answers
+from smallfirst.pipeline.calibrate import _with_detection_cost, gold_answers, judged_by_gold
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
+from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.types import OodScore
+from smallfirst.stats.intervals import upper_bound
 
 LABELS = ("billing", "delivery")
 
@@ -58,25 +60,28 @@ def small(of: Project) -> Evaluation:
     return evaluation_of(rows, split="calibration", cost_usd_per_1k=0.0)
 
 
-def certified(of: Project) -> Any:
-    return certify_from_proxy_labels(of, small(of), model_fingerprint="m", temperature=1.0)
+def certified(of: Project) -> Certificate:
+    judged = judged_by_gold(of, small(of), gold_answers(of, small(of)))
+    return certify(judged, None, of.file.routing.guarantee, model_fingerprint="m")
 
 
-def test_people_s_answers_make_it_a_promise_about_true_errors(tmp_path: Path) -> None:
-    every_other = [(f"row {i}", truth(i)) for i in range(0, 400, 2)] + [
-        (f"row {i}", truth(i)) for i in range(1, 100, 2)
-    ]
-    found = certified(project(tmp_path, every_other))
-    assert (found.labels, found.issued) == ("large+gold", True)
-    assert 0 < found.error_bound < 0.2
+def test_peoples_answers_alone_certify_true_errors(tmp_path: Path) -> None:
+    # The large model's labels call the small model wrong in every tenth row; people do not.
+    of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(0, 400, 2)])
+    found = certified(of)
+    n_gold = sum(int(e.text.split()[1]) % 2 == 0 for e in of.rows.calibration.examples)
+    assert (found.labels, found.issued, found.n_labels, found.n_errors) == ("gold", True, n_gold, 0)
+    assert found.error_bound == upper_bound(0, n_gold)
+    assert found.dataset_fingerprint != small(of).dataset_fingerprint
 
 
 def test_a_few_of_them_show_nothing_yet(tmp_path: Path) -> None:
     found = certified(project(tmp_path, [("row 1", truth(1)), ("row 3", truth(3)), ("row 5", truth(5))]))
-    assert (found.labels, found.issued) == ("large+gold", False)
+    assert (found.labels, found.issued) == ("gold", False)
+    assert found.n_labels <= 3
 
 
-def test_rows_that_only_choose_correct_nothing(tmp_path: Path) -> None:
+def test_rows_that_only_choose_certify_nothing(tmp_path: Path) -> None:
     of = project(tmp_path, [(f"row {i}", truth(i)) for i in range(400)])
     choosing = {e.text for e in of.rows.selection.examples}
     found = gold_answers(of, small(of))
@@ -88,11 +93,6 @@ def test_an_answer_to_a_row_that_is_not_there_is_refused_by_its_line(tmp_path: P
     of = project(tmp_path, [("row 2", truth(2)), ("row 999", "billing")])
     with pytest.raises(DataError, match=r"gold\.jsonl:2: no validation row has this text \(1 such rows\)"):
         certified(of)
-
-
-def test_a_cascade_cannot_be_certified_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"routing\.ahead cannot be certified"):
-        certified(project(tmp_path, [], ahead=["words"]))
 
 
 def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
-    corrections,
-    prediction_powered_shows,
     rows_to_reject,
 )
 from smallfirst.stats.intervals import upper_bound
@@ -99,34 +97,3 @@ def test_rows_to_reject_is_where_copies_of_the_rows_begin_to_show_it() -> None:
     assert betting_p_value(np.tile(rows, n // 100 - 1), 0.05) > 0.05
     assert rows_to_reject(rows, 0.02, level=0.05, max_rows=10_000) is None  # as large as what was seen
     assert rows_to_reject(rows, 0.021, level=0.05, max_rows=200) is None
-
-
-def test_corrections_are_true_minus_judged() -> None:
-    assert corrections([True, True, False, False], [True, False, True, False]).tolist() == [0, 1, -1, 0]
-    with pytest.raises(ValueError, match="gold rows differ in number: 2 and 1"):
-        corrections([True, False], [True])
-
-
-def test_a_prediction_powered_limit_is_shown_from_the_sum_of_its_two_bounds_on() -> None:
-    true, judged = bits(4, 100) > 0, bits(3, 100) > 0
-    # A fifth of 0.05 for the 1,000 judged rows, the rest for the 100 corrections, of which one is +1.
-    bound = upper_bound(30, 1000, confidence=0.99) + betting_upper_bound(bits(1, 100), confidence=0.96, low=-1, high=1)
-    for limit in (bound - 1e-4, bound + 1e-4):
-        shown = prediction_powered_shows((30, 1000), corrections(true, judged), limit, level=0.05)
-        assert shown == (limit > bound)
-
-
-def test_the_prediction_powered_bound_covers_the_true_error_when_the_judge_is_wrong_too() -> None:
-    generator, sets, missed, trusting = np.random.default_rng(8), 600, 0, 0
-    for _ in range(sets):
-        wrong = generator.random(600) < 0.08
-        # The judge misses half of the errors, so its own rate is 0.04 and a bound on that is no bound on 0.08.
-        judged = wrong & (generator.random(600) < 0.5)
-        gold = slice(0, 120)
-        shown = prediction_powered_shows(
-            (int(judged.sum()), 600), corrections(wrong[gold], judged[gold]), 0.08, level=0.05
-        )
-        missed += shown
-        trusting += upper_bound(int(judged.sum()), 600) < 0.08
-    assert missed / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
-    assert trusting / sets > 0.9

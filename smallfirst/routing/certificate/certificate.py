@@ -5,10 +5,9 @@ It holds for requests drawn like the calibration rows; drift ends it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pydantic
 
 from smallfirst.errors import ConfigError
@@ -21,7 +20,6 @@ from smallfirst.routing.certificate.outcomes import (
     CascadeOutcome,
     LabelSource,
     cascade_data,
-    cascade_data_without_gold,
 )
 from smallfirst.routing.certificate.per_class import (
     ClassCertificate,
@@ -87,7 +85,7 @@ class Certificate(Record):
     n_errors: int
     """Wrong among them."""
     error_bound: float
-    """One-sided upper bound on their error: exact, or prediction-powered where labels are `large+gold`."""
+    """Exact one-sided upper bound on their error."""
     coverage: Estimate
     """Share of calibration rows accepted."""
     below: BelowAction
@@ -111,7 +109,7 @@ class Certificate(Record):
     risks: tuple[RiskResult, ...] = ()
     """What was shown about each limit of the guarantee."""
     labels: LabelSource = "gold"
-    """Who decides what is right: gold labels, the large model, or the large model corrected by some gold labels."""
+    """Who decides what is right: gold labels, or the large model."""
     labels_missing: int | None = None
     """If refused: about how many more rows like these would show it; None if none would, or if issued."""
     classes: tuple[ClassCertificate, ...] = ()
@@ -193,25 +191,6 @@ def certify(
     return certify_cascade(cascade_data(stages, large, labels), guarantee, subject)
 
 
-def certify_without_gold(
-    small: Evaluation,
-    large: Evaluation,
-    gold: Mapping[str, str],
-    score: Callable[[str | None, str], bool],
-    guarantee: Guarantee,
-    *,
-    model_fingerprint: str,
-    temperature: float = 1.0,
-) -> Certificate:
-    """Certify `small` where the large model's answers stand in for labels.
-
-    `gold` holds right answers of a random part of the rows by row key; with it the guarantee is about true errors
-    (prediction-powered), without it about differing from the large model.
-    """
-    subject = CertificateSubject(model_fingerprint, small.dataset_fingerprint, temperature, person=False)
-    return certify_cascade(cascade_data_without_gold(small, large, gold, score), guarantee, subject)
-
-
 def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> Certificate:
     """Return the certificate from the answers of all stages to the calibration rows."""
     found = search_cascade(data, guarantee)
@@ -220,8 +199,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         found = found._replace(thresholds=(min_threshold(classes),), shares={})
     outcome = data.outcome(found.thresholds)
     accepted = guaranteed_rows(data, classes) if guarantee.per_class else outcome.accepted
-    agrees = outcome.select(np.vstack([data.agrees, outcome.right]))
-    n_accepted, errors = int(accepted.sum()), int((accepted & ~agrees).sum())
+    n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.per_class else ()
     why, missing = _explain(data, guarantee, found, classes, (risks, errors))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
@@ -250,7 +228,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         model_fingerprint=subject.model_fingerprint,
         dataset_fingerprint=subject.dataset_fingerprint,
         guarantee=guarantee,
-        stages=_stage_thresholds(outcome, found, agrees),
+        stages=_stage_thresholds(outcome, found),
         risks=risks,
         labels=data.labels,
         labels_missing=missing,
@@ -290,12 +268,12 @@ def _explain(
     return describe_refused(data, guarantee, found, missing), missing
 
 
-def _stage_thresholds(
-    outcome: CascadeOutcome, found: CascadeThresholds, agrees: np.ndarray
-) -> tuple[StageThreshold, ...]:
+def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:
     own = [outcome.stage == stage for stage in range(outcome.data.n_stages)]
     return tuple(
-        StageThreshold(name=name, threshold=threshold, n_accepted=int(rows.sum()), n_errors=int((rows & ~agrees).sum()))
+        StageThreshold(
+            name=name, threshold=threshold, n_accepted=int(rows.sum()), n_errors=int((rows & ~outcome.right).sum())
+        )
         for name, threshold, rows in zip(outcome.data.names, found.thresholds, own, strict=True)
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,7 +16,7 @@ NEVER_ACCEPT = 1.01
 """A threshold that no confidence reaches."""
 
 LabelSource = Literal["gold", "large", "large+gold"]
-"""Who decides what is right: gold labels, the large model, or the large model corrected by some gold labels."""
+"""Who decides what is right: gold labels, or the large model. `large+gold` is read in earlier certificates alone."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CascadeData:
     confidence: np.ndarray
     """By stage and row, in [0, 1]; 0 where a model gives none."""
     right: np.ndarray
-    """By stage and row, by `labels`; with `large+gold` by gold, and only where `gold` is true."""
+    """By stage and row, by `labels`."""
     answer: np.ndarray
     cost_usd: np.ndarray
     """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
@@ -36,11 +36,7 @@ class CascadeData:
     that was sent alone, if any was."""
     asked: np.ndarray
     large_right: np.ndarray
-    """By row: the large model was right; false where it was not asked or there is no gold label."""
-    gold: np.ndarray
-    """By row: the right answer is known from another source than the large model."""
-    agrees: np.ndarray
-    """By stage and row: right by the large model's answer; equals `right` unless labels are `large+gold`."""
+    """By row: the large model was right; false where it was not asked."""
     labels: LabelSource = "gold"
 
     @property
@@ -53,8 +49,8 @@ class CascadeData:
 
     @property
     def paired(self) -> np.ndarray:
-        both: np.ndarray = self.asked & self.gold
-        return both
+        """By row: the large model was asked, and the right answer is known from another source."""
+        return self.asked & (self.labels == "gold")
 
     @property
     def large_known(self) -> bool:
@@ -77,10 +73,9 @@ class CascadeData:
 
     def take(self, rows: np.ndarray) -> CascadeData:
         cut = {
-            name: getattr(self, name)[..., rows]
-            for name in ("confidence", "right", "answer", "cost_usd", "latency_ms", "agrees")
+            name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd", "latency_ms")
         }
-        cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right", "gold")}
+        cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
         return CascadeData(names=self.names, labels=self.labels, **cut)
 
 
@@ -130,46 +125,17 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
     """Return the cascade of `drafts`, cheapest first, on the last one's rows. Raise DataError if a draft lacks some."""
     rows = drafts[-1].rows
     stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
-    right = _table(stages, lambda row: row.correct, bool)
     of_large = [large.by_key.get(row.key) if large else None for row in rows]
     measured = _measurements(stages, of_large)
     for stage, draft in enumerate(drafts):
         if draft.probes_ms:  # a row's own latency includes waiting for the others
             measured["latency_ms"][stage] = max(draft.probes_ms)
-    gold = np.full(len(rows), labels == "gold")
     return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
-        right=right,
+        right=_table(stages, lambda row: row.correct, bool),
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
-        gold=gold,
-        agrees=right,
         labels=labels,
         **measured,
-    )
-
-
-def cascade_data_without_gold(
-    small: Evaluation, large: Evaluation, gold: Mapping[str, str], score: Callable[[str | None, str], bool]
-) -> CascadeData:
-    """Return the rows that both models answered, judged by the large one, and by `gold` (by row key) where known."""
-    pairs = [(row, large.by_key[row.key]) for row in small.rows if row.key in large.by_key]
-    pairs = [(ours, theirs) for ours, theirs in pairs if theirs.answer is not None]
-    stages, of_large = [[ours for ours, _ in pairs]], [row for _, row in pairs]
-    known = np.array([row.key in gold for row in of_large], dtype=bool)
-    agrees = np.array([[score(ours.answer, row.answer or "") for ours, row in pairs]], dtype=bool)
-    small_right, large_right = (
-        np.array([row.key in gold and score(row.answer, gold[row.key]) for row in rows], dtype=bool)
-        for rows in (stages[0], of_large)
-    )
-    some = bool(known.any())
-    return CascadeData(
-        names=(small.candidate,),
-        right=small_right[None, :] if some else agrees,
-        large_right=large_right if some else np.ones(len(of_large), dtype=bool),
-        gold=known,
-        agrees=agrees,
-        labels="large+gold" if some else "large",
-        **_measurements(stages, of_large),
     )
 
 

@@ -2,7 +2,7 @@
 
 | risk | loss of a row | rows | test |
 |---|---|---|---|
-| error | the accepted answer is wrong | accepted rows | exact binomial, or prediction-powered |
+| error | the accepted answer is wrong | accepted rows | exact binomial |
 | accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and the large model's answer | betting |
 | cost | USD, discarded drafts included | all rows | betting |
 | latency | slower than the limit | all rows | exact binomial, 5 % |
@@ -25,8 +25,6 @@ from smallfirst.routing.certificate.outcomes import CascadeOutcome
 from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
-    corrections,
-    prediction_powered_shows,
     rows_to_reject,
 )
 from smallfirst.stats.intervals import upper_bound
@@ -106,48 +104,7 @@ class MeanEvidence:
         return rows_to_reject((self.values - self.low) / span, limit, level=level, max_rows=max_rows)
 
 
-@dataclass(frozen=True)
-class PredictionPoweredEvidence:
-    """Errors by the large model's judgement on many rows, corrected by gold labels on some of them."""
-
-    judged: tuple[int, int]
-    """Accepted answers that differ from the large model's, and accepted answers."""
-    correction: np.ndarray
-    """True minus judged error on accepted rows with gold."""
-    limit: float
-
-    @property
-    def n(self) -> int:
-        return self.judged[1]
-
-    @property
-    def value(self) -> float:
-        correction = float(self.correction.mean()) if self.correction.size else 0.0
-        return self.judged[0] / max(1, self.n) + correction
-
-    def shows(self, level: float) -> bool:
-        return self.n > 0 and prediction_powered_shows(self.judged, self.correction, self.limit, level=level)
-
-    def bound(self, level: float) -> float:
-        shown, unknown = 1.0, 0.0
-        while shown - unknown > 1e-4:
-            middle = (shown + unknown) / 2
-            good = prediction_powered_shows(self.judged, self.correction, middle, level=level)
-            shown, unknown = (middle, unknown) if good else (shown, middle)
-        return shown
-
-    def rows_needed(self, level: float, max_rows: int) -> int | None:
-        """Return the least multiple of these rows, gold ones included, that would show it."""
-        if self.value >= self.limit:
-            return None
-        for times in range(1, min(64, max_rows // max(1, self.n)) + 1):
-            judged = (times * self.judged[0], times * self.judged[1])
-            if prediction_powered_shows(judged, np.tile(self.correction, times), self.limit, level=level):
-                return times * self.n
-        return None
-
-
-Evidence = ShareEvidence | MeanEvidence | PredictionPoweredEvidence
+Evidence = ShareEvidence | MeanEvidence
 """What the rows show about one limit."""
 
 
@@ -170,13 +127,7 @@ def audit_limit(outcome: CascadeOutcome, accepted: np.ndarray, guarantee: Guaran
 
 
 def _error(outcome: CascadeOutcome, limit: float) -> Evidence:
-    data, accepted = outcome.data, outcome.accepted
-    if data.labels != "large+gold":
-        return ShareEvidence(int((accepted & ~outcome.right).sum()), outcome.n_accepted, limit)
-    agrees = outcome.select(np.vstack([data.agrees, data.asked]))
-    known = accepted & data.gold
-    judged = (int((accepted & ~agrees).sum()), outcome.n_accepted)
-    return PredictionPoweredEvidence(judged, corrections(~outcome.right[known], ~agrees[known]), limit)
+    return ShareEvidence(int((outcome.accepted & ~outcome.right).sum()), outcome.n_accepted, limit)
 
 
 def _accuracy_loss(outcome: CascadeOutcome, limit: float) -> Evidence:

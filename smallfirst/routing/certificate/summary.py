@@ -46,7 +46,7 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
         none = f"{guarantee.in_words} is shown for no label"
         return f"not shown: with {data.n} calibration rows {none}{_rows_missing(missing)}"
     if alpha and set(guarantee.limits) == {"error"}:
-        n_wrong = int((~(data.agrees if data.labels == "large+gold" else data.right)[-1]).sum())
+        n_wrong = int((~data.right[-1]).sum())
         return (
             f"not shown: with {data.n} calibration rows ({n_wrong} of all answers wrong) no threshold keeping "
             f"{min_accepted_rows(data.n, alpha, found.level)} or more answers shows at most {100 * alpha:g} % wrong"
@@ -128,19 +128,10 @@ def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:
 
 
 def _judged_by(data: CascadeData) -> str:
-    return {
-        "gold": "",
-        "large": "; right is what the large model answered",
-        "large+gold": f"; right is what the large model answered, corrected by {data.gold.sum()} gold rows",
-    }[data.labels]
+    return "" if data.labels == "gold" else "; right is what the large model answered"
 
 
 def _label_source(data: CascadeData) -> str:
-    return {
-        "gold": "right is what the gold labels say; a wrong label counts as it stands",
-        "large": "the labels are the large model's answers: where it is wrong, so is this; no gold corrects it",
-        "large+gold": (
-            f"the labels are the large model's answers, corrected by {data.gold.sum()} gold rows that must be a "
-            "random part of all rows"
-        ),
-    }[data.labels]
+    if data.labels == "gold":
+        return "right is what the gold labels say; a wrong label counts as it stands"
+    return "the labels are the large model's answers: where it is wrong, so is this; no gold corrects it"

@@ -31,13 +31,11 @@ def threshold_curve(data: CascadeData, chosen: tuple[float, ...], confidence: fl
     descending = np.sort(data.confidence[-1])[::-1]
     counts = sorted({round(share * data.n) for share in np.linspace(0, 1, 61)})
     thresholds = {*(float(descending[n - 1]) if n else NEVER_ACCEPT for n in counts), chosen[-1]}
-    large_right = np.where(data.asked, data.large_right, data.agrees[-1])
-    if data.labels == "large+gold":
-        large_right = data.asked  # judged by its own answers
+    large_right = np.where(data.asked, data.large_right, data.right[-1])
     points = []
     for threshold in sorted(thresholds, reverse=True):
         outcome = data.outcome((*chosen[:-1], threshold))
-        right = outcome.select(np.vstack([data.agrees, large_right]))
+        right = outcome.select(np.vstack([data.right, large_right]))
         errors = int((outcome.accepted & ~right).sum())
         points.append(
             ThresholdPoint(

@@ -97,7 +97,7 @@ def min_rows_without_error(limit: float, level: float) -> int:
 
 def search_cascade(data: CascadeData, guarantee: Guarantee) -> CascadeThresholds:
     """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least."""
-    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and data.labels != "large+gold":
+    if set(guarantee.limits) == {"error"} and data.n_stages == 1:
         level = 1 - guarantee.confidence
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
@@ -184,8 +184,8 @@ def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, l
     """Return the places on the path at which the limit is shown, testing from where it is easiest until it fails."""
     order, data = list(range(len(outcomes))), outcomes[0].data
     if risk == "error":
-        first = min_accepted_rows(data.n, limit, level) if data.labels != "large+gold" else 0
-        order = [i for i in order if outcomes[i].n_accepted >= max(first, (data.n + 1) // 2)]
+        first = min_accepted_rows(data.n, limit, level)
+        order = [i for i in order if outcomes[i].n_accepted >= first]
     places = []
     for i in order if risk in GROWS_WITH_COVERAGE else reversed(order):
         if not evidence(risk, outcomes[i], limit).shows(level):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import fingerprint
-from smallfirst.routing.certificate.certificate import Certificate, certify, certify_without_gold
+from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, with_routing_cost
 from smallfirst.routing.certificate.threshold_search import ThresholdSearchResult, search_threshold
@@ -57,10 +57,6 @@ def certified(
     **more: Any,
 ) -> Certificate:
     return certify(small, large, guarantee, model_fingerprint="m", **more)
-
-
-def certified_without_gold(small: Evaluation, large: Evaluation, gold: dict[str, str]) -> Certificate:
-    return certify_without_gold(small, large, gold, lambda a, b: a == b, FIVE_PERCENT, model_fingerprint="m")
 
 
 def searched(confidence: Sequence[float], correct: Sequence[bool]) -> ThresholdSearchResult:
@@ -453,40 +449,11 @@ def test_the_audit_limit_leaves_room_for_answers_that_only_small_gets_right() ->
     assert alone.audit_limit is None
 
 
-def judged(n: int, *, agree: int, right: int, n_gold: int) -> tuple[Evaluation, Evaluation, dict[str, str]]:
-    """Small and large answers: alike on `agree` rows; gold on the first `n_gold`, small right on `right` of these."""
-    small, large = measured("small", [True] * n, falling(n)), measured("large", [True] * n)
-    rows = [row.model_copy(update={"answer": "a" if i % n < agree else "b"}) for i, row in enumerate(small.rows)]
-    gold = {row.key: row.answer if i < right else "c" for i, row in enumerate(rows[:n_gold])}
-    return small.model_copy(update={"rows": tuple(rows)}), large, gold  # type: ignore[return-value]
-
-
-def test_without_gold_the_large_models_answers_are_the_labels_and_that_is_said() -> None:
-    small, large, _ = judged(400, agree=400, right=0, n_gold=0)
-    found = certified_without_gold(small, large, {})
+def test_labels_of_the_large_model_are_said_to_be_no_gold() -> None:
+    found = certified(measured("small", [True] * 400, falling(400)), measured("large", [True] * 400), labels="large")
     assert (found.issued, found.labels, found.n_accepted, found.audit_limit) == (True, "large", 400, 0.05)
     assert found.why.endswith("so at most 0.007; right is what the large model answered")
     assert any("no gold corrects it" in limit for limit in found.limits_of_validity)
-
-
-def test_a_little_gold_corrects_a_large_model_that_is_wrong_itself() -> None:
-    # Small says what large says, everywhere; gold says that one in five of these answers is wrong.
-    small, large, gold = judged(1000, agree=1000, right=80, n_gold=100)
-    trusting = certified_without_gold(small, large, {})
-    corrected = certified_without_gold(small, large, gold)
-    assert trusting.issued
-    assert not corrected.issued
-    assert corrected.labels == "large+gold"
-    assert "corrected by 100 gold rows" in corrected.why
-
-
-def test_with_gold_that_agrees_the_guarantee_is_shown() -> None:
-    small, large, gold = judged(2000, agree=2000, right=400, n_gold=400)
-    found = certified_without_gold(small, large, gold)
-    assert found.issued
-    assert found.n_accepted == 2000
-    # 2,000 rows that agree: at most 0.0023 (99 %); 400 corrections of 0: a little more than ln(25) / 400.
-    assert 0.0023 + math.log(25) / 400 < found.error_bound < 0.02
 
 
 def test_every_request_pays_the_routers_own_cost() -> None:
