@@ -1,4 +1,4 @@
-"""`smallfirst keys`: who may use the server, as a table; make and revoke keys while it runs."""
+"""`smallfirst keys`: who may use the server, as a table; make, rotate and revoke keys while it runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore
 
 FILE = click.option("--file", type=PATH, help="Another key store than that of the state folder.")
+GRACE = "Seconds for which the old key still works."
 LIMIT = click.IntRange(min=1)
 
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke the keys that clients of `smallfirst serve` need.
+    """Make, list, rotate and revoke the keys that clients of `smallfirst serve` need.
 
     With at least one key the server asks for one; a change takes effect with the next request.
     """
@@ -34,12 +35,26 @@ def keys() -> None:
 @click.option("--tokens-per-minute", type=LIMIT, help="Read and written together.")
 @click.option("--max-in-flight", type=LIMIT, help="Requests at once.")
 @click.option("--expires", "expires_on", type=click.DateTime(["%Y-%m-%d"]), help="First day (UTC) without it.")
+@click.option("--owner", help="Name or id of a key with which it shares files, jobs and models. Default: none.")
 @FILE
 @JSON
-def create(name: str, admin: bool, file: Path | None, as_json: bool, **terms: Any) -> None:
+def create(name: str, admin: bool, owner: str | None, file: Path | None, as_json: bool, **terms: Any) -> None:
     """Make a key called NAME and show it, this once."""
     expires_on: datetime | None = terms.pop("expires_on")
-    key, secret = _key_store(file).create(name, _terms(admin, expires_on, terms))
+    _show_once(*_key_store(file).create(name, _terms(admin, expires_on, terms), owner=owner), as_json=as_json)
+
+
+@keys.command()
+@click.argument("name_or_id")
+@click.option("--grace-s", default=0.0, show_default=True, type=click.FloatRange(0, 366 * 86_400), help=GRACE)
+@FILE
+@JSON
+def rotate(name_or_id: str, grace_s: float, file: Path | None, as_json: bool) -> None:
+    """Replace a key and show the new one, this once: it keeps name, role, limits, files, jobs and models."""
+    _show_once(*_key_store(file).rotate(name_or_id, grace_s=grace_s), as_json=as_json)
+
+
+def _show_once(key: ApiKey, secret: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"key": secret, **_told(key, {})}, indent=2))
         return
@@ -67,7 +82,7 @@ def list_(file: Path | None, as_json: bool) -> None:
 @click.argument("name_or_id")
 @FILE
 def revoke(name_or_id: str, file: Path | None) -> None:
-    """Take a key back, by its name or id: the next request with it is refused."""
+    """Take keys back, by their name or one's id: the next request with them is refused."""
     key = _key_store(file).revoke(name_or_id)
     click.echo(f"revoked {key.name} ({key.id})")
 
@@ -89,6 +104,7 @@ def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> K
 
 def _told(key: ApiKey, used: Any) -> dict[str, Any]:
     shown = key.model_dump(mode="json", exclude={"sha256", "terms"})
+    shown["owner"] = key.shown_owner
     return {**shown, "state": key.state(), "last_used_on": used.get(key.id), **key.policy.model_dump(mode="json")}
 
 
@@ -109,7 +125,9 @@ def _in_words(key: ApiKey, used: Any) -> str:
         f"models {', '.join(terms.models) or 'all'}",
         ", ".join(limits) or "no limits",
         f"created {key.created_at:%Y-%m-%d}",
+        *([f"owner {key.shown_owner}"] if key.owner != key.id else []),
         f"last used {used.get(key.id, 'never')}",
         *([f"until {terms.expires_on}"] if terms.expires_on else []),
+        *([f"ends {key.ends_at:%Y-%m-%d %H:%M} UTC"] if key.ends_at else []),
     ]
     return "  ".join(parts)

@@ -50,7 +50,7 @@ class Request(Record):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """Alternatives to return beside each token of the answer; None: no token probabilities at all."""
     tenant: str = ""
-    """The client (SHA-256 of its key); what a model caches of a request is never shared with another tenant."""
+    """The client (owner of its key); what a model caches of a request is never shared with another tenant."""
     tags: dict[str, str] = {}
     """The client's own tags (OpenAI's `metadata` and `user`), for rules and sticky splits; no model reads them."""
 

@@ -22,7 +22,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.serving.admission import Admission, ClientDisconnected
 from smallfirst.serving.auth.keys import KeyStore
-from smallfirst.serving.auth.middleware import CHAT_PATH, USER_PATHS, AuthMiddleware, caller_digest
+from smallfirst.serving.auth.middleware import CHAT_PATH, USER_PATHS, AuthMiddleware, caller_owner
 from smallfirst.serving.error_responses import to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.metrics import MEDIA_TYPE, Metrics
@@ -145,7 +145,7 @@ def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route
     started = int(time.time())
 
     async def creation_times() -> dict[str, int]:
-        added = await asyncio.to_thread(context.plugins.names, caller_digest())
+        added = await asyncio.to_thread(context.plugins.names, caller_owner())
         times = {**added, **dict.fromkeys(fixed, started)}
         return {name: at for name, at in times.items() if name in context.models}
 

@@ -23,7 +23,7 @@ from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.serving.admission import Admission as Admission
 from smallfirst.serving.admission import body_chunks, read_body
-from smallfirst.serving.auth.middleware import caller_digest
+from smallfirst.serving.auth.middleware import caller_owner
 from smallfirst.serving.auth.middleware import current_caller as current_caller
 from smallfirst.serving.openai.errors import ApiError as ApiError
 from smallfirst.serving.openai.json_limits import parse_json_object
@@ -36,8 +36,8 @@ class PluginRequest:
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
-        self.caller = caller_digest()
-        """SHA-256 in hex of the caller's key; empty where the server asks for none."""
+        self.caller = caller_owner()
+        """Owner of what the caller makes: stays when a key is rotated; empty where the server asks for none."""
         self.headers: Mapping[str, str] = request.headers
         """By name in lower case."""
         self.path_params: Mapping[str, str] = request.path_params
@@ -165,14 +165,14 @@ class ServedModels(Mapping[str, Model]):
         caller = current_caller()
         found = self._models.get(name) if caller.may_use(name) else None
         if found is None and caller.may_use(name):
-            found = self._plugins.find(name, caller.digest)
+            found = self._plugins.find(name, caller.owner)
         if found is None:
             raise KeyError(name)
         return found
 
     def __iter__(self) -> Iterator[str]:
         caller = current_caller()
-        names = dict.fromkeys([*self._models, *self._plugins.names(caller.digest)])
+        names = dict.fromkeys([*self._models, *self._plugins.names(caller.owner)])
         return (name for name in names if caller.may_use(name))
 
     def __len__(self) -> int:

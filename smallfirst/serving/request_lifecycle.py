@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
 from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, estimate_tokens, read_body
-from smallfirst.serving.auth.middleware import caller_digest, current_caller
+from smallfirst.serving.auth.middleware import caller_owner, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
 from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
@@ -67,7 +67,7 @@ class ApiCall:
         """Note the parsed requests and return the model they are for. Raise ApiError 404 if it is not served."""
         self.response = self.response._replace(served_name=served_name)
         self.requests = tuple(requests)
-        if tenant := caller_digest():
+        if tenant := caller_owner():
             self.requests = tuple(request.model_copy(update={"tenant": tenant}) for request in requests)
         found = self.app.models.get(served_name)
         if found is None:
@@ -117,6 +117,7 @@ class ApiCall:
             served_name=self.response.served_name[:128],
             status=status,
             latency_ms=latency_ms,
+            owner=caller_owner(),
             request_sha256=None if messages is None else hashlib.sha256(messages.encode()).hexdigest(),
             request_text=messages if self.app.settings.store_bodies else None,
         )

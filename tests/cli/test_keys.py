@@ -63,6 +63,25 @@ def test_keys_are_made_listed_and_revoked_by_commands(ring: KeyStore) -> None:
     assert json.loads(run.invoke(keys, ["create", "other", "--json", *file]).output)["key"].startswith("sf-")
 
 
+def test_a_rotated_key_keeps_name_policy_and_owner_and_others_may_join_it(ring: KeyStore) -> None:
+    run, file = CliRunner(), ["--file", str(ring.path)]
+    first = json.loads(run.invoke(keys, ["create", "desk", "--model", "small", "--json", *file]).output)
+    rotated = json.loads(run.invoke(keys, ["rotate", "desk", "--grace-s", "60", "--json", *file]).output)
+    same = ("name", "owner", "models", "role")
+    assert [rotated[field] for field in same] == [first[field] for field in same]
+    assert rotated["key"] != first["key"]
+    assert key_id(run.invoke(keys, ["create", "night", "--owner", "desk", *file]).stdout.strip())
+    assert {key.owner for key in ring.entries()} == {first["owner"]}
+    listed = run.invoke(keys, ["list", *file]).output
+    assert "  ends 2" in listed.splitlines()[0]
+    assert all(f"owner {first['owner']}" in line for line in listed.splitlines()[1:])
+    again = run.invoke(keys, ["rotate", "desk", *file]).stdout.strip()
+    states = {key.id: key.state() for key in ring.entries()}
+    assert [states[id] for id in (first["id"], rotated["id"], key_id(again))] == ["active", "revoked", "active"]
+    for arguments in (["rotate", first["id"]], ["rotate", "none"], ["create", "more", "--owner", "none"]):
+        assert isinstance(run.invoke(keys, [*arguments, *file]).exception, ConfigError)
+
+
 def test_keys_live_in_the_state_folder_and_mistakes_are_named() -> None:
     run = CliRunner()
     assert run.invoke(keys, ["create", "desk"]).exit_code == 0

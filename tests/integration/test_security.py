@@ -339,11 +339,11 @@ def test_14_a_model_is_told_whose_request_it_is(start, key_store, echo) -> None:
             seen.append(request.tenant)
             return await super().complete(request)
 
-    secrets = [key_store.create(name, KeyPolicy())[1] for name in ("one", "two")]
+    keys, secrets = zip(*(key_store.create(name, KeyPolicy()) for name in ("one", "two")), strict=True)
     server = start(key_store=key_store, m=Listening())
     for key in secrets:
         assert chat(server, key).status_code == 200
-    assert seen == [hash_key(key) for key in secrets]
+    assert seen == [key.owner for key in keys]
 
 
 def test_15_versions_with_known_holes_are_not_installed() -> None:

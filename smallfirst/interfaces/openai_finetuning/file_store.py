@@ -1,4 +1,4 @@
-"""Uploaded files on disk: one folder for each key and file, published and deleted by renaming.
+"""Uploaded files on disk: one folder for each owner and file, published and deleted by renaming.
 
 A killed process leaves a draft that no client sees, and that is removed a day later. Two processes may share one store.
 """
@@ -44,7 +44,7 @@ class StorageFull(SmallfirstError):
 
 
 class FileStore:
-    """The files of all keys, below `files` in the state folder."""
+    """The files of all owners, below `files` in the state folder."""
 
     def __init__(self, *, max_files: int, max_bytes: int) -> None:
         self._root = home() / "files"
@@ -79,7 +79,7 @@ class FileStore:
             return None
 
     def all(self, owner: str) -> list[StoredFile]:
-        """Return the key's files, newest first."""
+        """Return the owner's files, newest first."""
         folder = self._folder(owner)
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         files = [file for name in names if (file := self.find(owner, name)) is not None]

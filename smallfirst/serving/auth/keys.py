@@ -1,6 +1,7 @@
 """API keys: 256 random bits each, stored as SHA-256 in one JSON file that the server only reads.
 
-The file's time, size and inode are looked at before every request, so a revoked key is refused from the next one on.
+What a key makes (files, jobs, models, rows of the ledger) belongs to its owner, which a rotated key keeps. The file's
+time, size and inode are looked at before every request, so a revoked key is refused from the next one on.
 Once a server has seen a key it asks for one until it ends, even if the file goes away. The days on which keys were last
 used are in a second file, so that the first one has no writer but the command line.
 """
@@ -15,7 +16,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,15 +69,26 @@ class ApiKey(Record):
     name: str = Field(pattern=rf"^{_NAME.pattern}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the whole key."""
+    owner: str = Field(default_factory=lambda key: key["sha256"], pattern=r"^([0-9a-f]{12}|[0-9a-f]{64})$")
+    """Id of what the key makes and may see; the hash of a key that was stored before keys had owners."""
     created_at: AwareDatetime
     revoked_at: AwareDatetime | None = None
+    ends_at: AwareDatetime | None = None
+    """End of the grace of a rotated key."""
     policy: KeyPolicy = Field(default=KeyPolicy(), validation_alias=AliasChoices("policy", "terms"))
     """What it allows; `terms` in older files."""
+
+    @property
+    def shown_owner(self) -> str:
+        """The owner for listings, which show no hash of a key."""
+        return self.owner[:12]
 
     def state(self, today: date | None = None) -> KeyState:
         """Return whether it opens anything on `today` (UTC)."""
         if self.revoked_at is not None:
             return "revoked"
+        if self.ends_at is not None and datetime.now(UTC) >= self.ends_at:
+            return "expired"
         ends = self.policy.expires_on
         return "expired" if ends is not None and (today or _today()) >= ends else "active"
 
@@ -114,34 +126,52 @@ class KeyStore:
         """Return all keys, oldest first. Raise ConfigError if the file cannot be read."""
         return _read(self.path).keys
 
-    def create(self, name: str, policy: KeyPolicy) -> tuple[ApiKey, str]:
-        """Return a new key and its text, which is stored nowhere. Raise ConfigError for a taken or invalid name."""
+    def create(self, name: str, policy: KeyPolicy, *, owner: str | None = None) -> tuple[ApiKey, str]:
+        """Return a new key and its text, which is stored nowhere. Raise ConfigError for a taken or invalid name.
+
+        The key is its own owner, or has that of another key: `owner` is a key's name, id, owner or hash.
+        """
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot be a key's name", hint="use 1 to 64 of A-Z a-z 0-9 . _ @ -")
         with locked(_lock_path(self.path)):
             stored = _read(self.path).keys
             if any(key.name == name and key.revoked_at is None for key in stored):
-                raise ConfigError(f'there is a key called "{name}"', hint=f"smallfirst keys revoke {name}")
-            if len(stored) >= MAX_KEYS:
-                raise ConfigError(f"{self.path} holds {MAX_KEYS:,} keys already", hint="start another file")
-            secret = new_key(id := new_id())
-            key = ApiKey(id=id, name=name, sha256=hash_key(secret), created_at=datetime.now(UTC), policy=policy)
+                raise ConfigError(f'there is a key called "{name}"', hint=f"smallfirst keys rotate {name}")
+            key, secret = _make_key(name, policy, None if owner is None else _find_owner(stored, owner))
             _write(self.path, (*stored, key))
         return key, secret
 
-    def revoke(self, name_or_id: str) -> ApiKey:
-        """Revoke a key and return it. Raise ConfigError if no active or expired key has this name or id."""
+    def rotate(self, name_or_id: str, *, grace_s: float = 0) -> tuple[ApiKey, str]:
+        """Return a new key with the name, owner and policy of another, which ends now or after `grace_s` seconds.
+
+        Raise ConfigError if no key of this name or id is active, or if it was rotated already.
+        """
+        now = datetime.now(UTC)
         with locked(_lock_path(self.path)):
             stored = _read(self.path).keys
-            found = [key for key in stored if name_or_id in (key.name, key.id) and key.revoked_at is None]
-            if not found:
-                known = ", ".join(key.name for key in stored if key.revoked_at is None) or "none"
-                raise ConfigError(
-                    f'no key "{name_or_id[:64]}" is in force; in force: {known}', hint="smallfirst keys list"
-                )
-            revoked = found[0].model_copy(update={"revoked_at": datetime.now(UTC)})
-            _write(self.path, tuple(revoked if key.id == revoked.id else key for key in stored))
-        return revoked
+            old = _in_force(stored, name_or_id)[-1]
+            if old.state() == "expired" or old.ends_at is not None:
+                state = "was rotated" if old.ends_at else "has expired"
+                hint = f"smallfirst keys revoke {old.id}; smallfirst keys create NAME --owner {old.id}"
+                raise ConfigError(f"the key {old.id} ({old.name}) {state}", hint=hint)
+            key, secret = _make_key(old.name, old.policy, old.owner)
+            ends = {"ends_at": now + timedelta(seconds=grace_s)} if grace_s > 0 else {"revoked_at": now}
+            ended = old.model_copy(update=ends)
+            _write(self.path, (*(ended if each.id == old.id else each for each in stored), key))
+        return key, secret
+
+    def revoke(self, name_or_id: str) -> ApiKey:
+        """Revoke the keys of a name, or the key of an id, and return the newest. Raise ConfigError if none is in force.
+
+        Expired keys are in force too: they keep their name.
+        """
+        with locked(_lock_path(self.path)):
+            stored = _read(self.path).keys
+            found = {key.id for key in _in_force(stored, name_or_id)}
+            revoked = {"revoked_at": datetime.now(UTC)}
+            keys = tuple(key.model_copy(update=revoked) if key.id in found else key for key in stored)
+            _write(self.path, keys)
+        return next(key for key in reversed(keys) if key.id in found)
 
     def last_used(self) -> Mapping[str, str]:
         """Return, by id, the day (UTC, ISO 8601) on which a key was last used; ids never used are missing."""
@@ -222,6 +252,28 @@ def key_matches(presented: str, hashes: Sequence[str]) -> bool:
     return found
 
 
+def _make_key(name: str, policy: KeyPolicy, owner: str | None) -> tuple[ApiKey, str]:
+    secret = new_key(id := new_id())
+    values = {"id": id, "name": name, "sha256": hash_key(secret), "owner": owner or id, "policy": policy}
+    return ApiKey(created_at=datetime.now(UTC), **values), secret
+
+
+def _in_force(stored: Sequence[ApiKey], name_or_id: str) -> list[ApiKey]:
+    found = [key for key in stored if name_or_id in (key.name, key.id) and key.revoked_at is None]
+    if not found:
+        known = ", ".join(dict.fromkeys(key.name for key in stored if key.revoked_at is None)) or "none"
+        raise ConfigError(f'no key "{name_or_id[:64]}" is in force; in force: {known}', hint="smallfirst keys list")
+    return found
+
+
+def _find_owner(stored: Sequence[ApiKey], wanted: str) -> str:
+    """Return the owner of the newest key that fits. A key that is given by its hash need not be in the file."""
+    owners = [key.owner for key in stored if wanted in (key.name, key.id, key.shown_owner, key.sha256)]
+    if not owners and not is_key_hash(wanted):
+        raise ConfigError(f'no key "{wanted[:64]}" is known, whose owner could be taken', hint="smallfirst keys list")
+    return owners[-1] if owners else wanted
+
+
 def _today() -> date:
     return datetime.now(UTC).date()
 
@@ -231,6 +283,8 @@ def _lock_path(path: Path) -> Path:
 
 
 def _write(path: Path, keys: tuple[ApiKey, ...]) -> None:
+    if len(keys) > MAX_KEYS:
+        raise ConfigError(f"{path} holds {MAX_KEYS:,} keys already", hint="start another file")
     write_atomically(path, _File(keys=keys).model_dump_json(indent=2).encode(), mode=0o600)
 
 

@@ -42,8 +42,9 @@ _NO_HASH = "0" * 64
 class Caller(NamedTuple):
     """The key behind the current request."""
 
-    digest: str = ""
-    """SHA-256 in hex of the key; empty where no key is asked for."""
+    owner: str = ""
+    """Owner of what the key makes: kept by a rotated key, the key's hash where it is in no key store; empty where no
+    key is asked for."""
     id: str = ""
     """Id of the key, which may be logged; empty for a key that is not in the key store."""
     policy: KeyPolicy = KeyPolicy(role="admin")
@@ -68,9 +69,9 @@ def current_caller() -> Caller:
     return _caller.get()
 
 
-def caller_digest() -> str:
-    """Return the SHA-256 in hex of the caller's key; empty where no key is asked for."""
-    return _caller.get().digest
+def caller_owner() -> str:
+    """Return the owner behind the caller's key; empty where no key is asked for."""
+    return _caller.get().owner
 
 
 class AuthMiddleware:
@@ -151,7 +152,9 @@ class AuthMiddleware:
                 raise _unauthorised(f"The API key {known.id} is {state}.")
             assert self._key_store is not None
             self._key_store.used(known.id)
-            return Caller(digest, known.id, known.policy, self._quotas.of(known.id, known.policy))
+            # By name and owner: a rotated key goes on with what its predecessor left.
+            quota = self._quotas.of(f"{known.owner}/{known.name}", known.policy)
+            return Caller(known.owner, known.id, known.policy, quota)
         if fixed:
             return Caller(digest)
         raise _unauthorised("The API key is not known to this server.")

@@ -24,6 +24,8 @@ class LedgerRow(Record):
     """HTTP status: 200, or that of the error; 499 if the client left first."""
     latency_ms: float
     """Of an answer: as its model measured it; of an error: until it was known."""
+    owner: str | None = None
+    """Owner of the key that asked; empty where none is asked for, None in rows of older formats."""
     error_code: str | None = None
     """`error.code` as the client saw it."""
     answered_by: str | None = None
@@ -93,7 +95,7 @@ class FeedbackRow(Record):
     answer: str | None = None
     """The right answer, if given."""
     caller: str = ""
-    """SHA-256 of the key that sent it; empty where no key is asked for."""
+    """Owner of the key that sent it; empty where no key is asked for."""
 
 
 class StateRow(Record):

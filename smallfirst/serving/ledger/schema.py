@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 5
+VERSION = 6
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -83,7 +83,8 @@ CREATE TRIGGER states_last BEFORE DELETE ON states BEGIN SELECT RAISE(ABORT, 'th
 _THIRD = "ALTER TABLE answers ADD COLUMN first_token_ms REAL;\n"
 _FOURTH = "ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT '';\n"
 _FIFTH = "ALTER TABLE answers RENAME COLUMN promise TO guarantee;\n"
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH)
+_SIXTH = "ALTER TABLE answers ADD COLUMN owner TEXT;\n"
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
 """The migration to each format from the one before."""
 
 

@@ -248,7 +248,7 @@ def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 5"):
+    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 6"):
         Ledger(path)
 
 
