@@ -1,10 +1,11 @@
-"""Bounds on what a request may take: place in the server, prompt tokens, body size and type."""
+"""Bounds on what requests may take, shared by keys: bodies, places, turns, prompt tokens; body size and type."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -15,56 +16,128 @@ from smallfirst.serving.openai.errors import ApiError
 
 RETRY_AFTER_S = 2
 """Seconds that a refused client is asked to wait; about the time that one large answer takes."""
+KEY_RATIO = 3
+"""What a key may hold of a shared capacity, as a multiple of what is left."""
 
 
 class ClientDisconnected(Exception):
     """The client has left; nobody waits for the answer."""
 
 
+class Shares:
+    """A capacity that keys share: a key may hold three times what is left, so one alone leaves a quarter free.
+
+    These are the dynamic thresholds by which switches share a buffer (Choudhury and Hahne, 1998). Requests without a
+    key, which only a server for one user accepts, have no threshold.
+    """
+
+    def __init__(self, capacity: int, what: str) -> None:
+        """`what` names the units in refusals."""
+        self.capacity = self.free = capacity
+        self._what = what
+        self._held: dict[str, int] = {}
+
+    @property
+    def used(self) -> int:
+        return self.capacity - self.free
+
+    def fits(self, key: str, n: int = 1) -> bool:
+        """Return True if `key` may take `n` units now; whoever is alone may take any number."""
+        left = self.free - n
+        if left < 0 or not key:
+            return left >= 0 or not self.used
+        return self._held.get(key, 0) + n <= KEY_RATIO * (left + 1) or not self.used
+
+    def take(self, key: str, n: int = 1) -> None:
+        self.free -= n
+        self._held[key] = self._held.get(key, 0) + n
+
+    def give_back(self, key: str, n: int = 1) -> None:
+        self.free += n
+        self._held[key] -= n
+        if not self._held[key]:
+            del self._held[key]
+
+    @contextmanager
+    def hold(self, key: str, n: int = 1) -> Iterator[None]:
+        """Hold `n` units. Raise ApiError 429 if the key has its share already, 503 if too few are left."""
+        if not self.fits(key, n):
+            raise self._refusal(of_key=n <= self.free)
+        self.take(key, n)
+        try:
+            yield
+        finally:
+            self.give_back(key, n)
+
+    def _refusal(self, *, of_key: bool) -> ApiError:
+        if of_key:
+            message = f"This key has its share of the server's {self._what}; try again shortly."
+            return ApiError(429, message, kind="requests", code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
+        message = f"The server is at its limit of {self._what}; try again shortly."
+        return ApiError(503, message, kind="server_error", code="overloaded", retry_after_s=RETRY_AFTER_S)
+
+
+class Turns(Shares):
+    """Shares that are waited for; keys take turns, so that one with many requests delays another by one at most."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity, "answers")
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[None]:
+        # Whoever waits does not fit, so nobody is overtaken.
+        if self.fits(key):
+            self.take(key)
+        else:
+            await self._wait(key)
+        try:
+            yield
+        finally:
+            self.give_back(key)
+
+    def give_back(self, key: str, n: int = 1) -> None:
+        super().give_back(key, n)
+        while (chosen := next(filter(self.fits, self._waiting), None)) is not None:
+            waiting = self._waiting.pop(chosen)
+            granted = waiting.popleft()
+            if waiting:
+                self._waiting[chosen] = waiting  # behind the other keys
+            self.take(chosen)
+            granted.set_result(None)
+
+    async def _wait(self, key: str) -> None:
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(key, deque()).append(granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if not granted.cancelled():
+                self.give_back(key)
+            else:
+                self._waiting[key].remove(granted)
+                if not self._waiting[key]:
+                    del self._waiting[key]
+            raise
+
+
 class Admission:
-    """Bounds on the requests that are answered, that wait, and on their prompt tokens."""
+    """Bounds on the bodies that are read, on the answers under way or waiting, and on their prompt tokens."""
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
-        self.turn = asyncio.Semaphore(in_flight)
-        self._max_requests, self._max_tokens = in_flight + queue, tokens
-        self.in_flight, self.tokens_in_flight = 0, 0
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place for a request from its first byte on. Raise ApiError 503 if all are taken."""
-        if self.in_flight >= self._max_requests:
-            raise _overloaded("requests")
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextmanager
-    def load(self, tokens: int) -> Iterator[None]:
-        """Hold room for a prompt. Raise ApiError 503 if there is none; a prompt that is alone always has room."""
-        if self.tokens_in_flight and self.tokens_in_flight + tokens > self._max_tokens:
-            raise _overloaded("prompt tokens")
-        self.tokens_in_flight += tokens
-        try:
-            yield
-        finally:
-            self.tokens_in_flight -= tokens
+        self.bodies = Shares(in_flight + queue, "requests")
+        """Requests whose body is on its way; apart from places, so that a slow sender takes none."""
+        self.places = Shares(in_flight + queue, "requests")
+        """Answers under way or waiting; a request has one for each that may be under way at once."""
+        self.turns = Turns(in_flight)
+        self.prompt_tokens = Shares(tokens, "prompt tokens")
+        self.max_draws = max(1, in_flight * KEY_RATIO // (KEY_RATIO + 1))
+        """Answers of one request that may be under way at once."""
 
 
 def estimate_tokens(request: Request) -> int:
     """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need. Only for bounds."""
     return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
-
-
-def _overloaded(what: str) -> ApiError:
-    return ApiError(
-        503,
-        f"The server is at its limit of {what}; try again shortly.",
-        kind="server_error",
-        code="overloaded",
-        retry_after_s=RETRY_AFTER_S,
-    )
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:

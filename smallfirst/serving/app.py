@@ -131,11 +131,9 @@ def _create_context(
         in_flight=settings.max_in_flight, queue=settings.max_queue, tokens=settings.max_prompt_tokens_in_flight
     )
     metrics = Metrics(plugins.collectors)
+    metrics.add_gauge("smallfirst_requests_in_flight", "Answers under way or waiting.", lambda: admission.places.used)
     metrics.add_gauge(
-        "smallfirst_requests_in_flight", "Requests being answered or waiting.", lambda: admission.in_flight
-    )
-    metrics.add_gauge(
-        "smallfirst_prompt_tokens_in_flight", "Their prompt tokens, estimated.", lambda: admission.tokens_in_flight
+        "smallfirst_prompt_tokens_in_flight", "Their prompt tokens, estimated.", lambda: admission.prompt_tokens.used
     )
     readiness = Readiness(models, ledger_ready=ledger.ready)
     return AppContext(ServedModels(models, plugins), ledger, settings, admission, metrics, readiness, plugins)

@@ -17,12 +17,14 @@ import sys
 import termios
 import time
 from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Any, Literal, NamedTuple
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallfirst.records import Record
+from smallfirst.serving.admission import Shares
 from smallfirst.serving.openai.errors import ApiError
 
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -40,16 +42,19 @@ class ConnectionLimits(Record):
 
     head_s: float = 10.0
     """Longest time from the first byte of a head to its last."""
-    body_s: float = 20.0
+    body_s: float = 10.0
     """Longest time for a body, extended by its bytes."""
-    bytes_per_s: int = 500
-    """Bytes that extend the time by a second, of a body received and of an answer read."""
+    body_bytes_per_s: int = 4096
+    """Bytes of a body that extend its time by a second: a slower sender is cut off soon after `body_s`."""
     unread_s: float = 30.0
     """Longest time that a client may read nothing while there is something to send."""
+    read_bytes_per_s: int = 500
+    """Bytes a second that a client must read of a waiting answer."""
     max_head_bytes: int = 16 * 1024
     max_head_lines: int = 100
     max_connections: int = 1_000
-    """Connections at once; leave room below the process's limit of open files."""
+    """Connections at once; leave room below the process's limit of open files. Addresses share them as keys share
+    places: one alone, such as a proxy, has three quarters."""
 
 
 class _Refusal(NamedTuple):
@@ -100,6 +105,7 @@ class LimitedProtocol(H11Protocol):
     """uvicorn's HTTP/1.1 connection with deadlines; `limited_protocol` sets its limits."""
 
     limits = ConnectionLimits()
+    peers = Shares(limits.max_connections, "connections")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,14 +113,18 @@ class LimitedProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._since_s, self._n_bytes, self._phase = time.monotonic(), 0, "none"
+        self._peer: str | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # With no buffer, `pause_writing` is called as soon as the client does not read.
         transport.set_write_buffer_limits(high=0)
-        if len(self.connections) > self.limits.max_connections:
-            self._refuse(503, "The server has too many connections; try again shortly.", "overloaded")
+        peer = _network(self.client[0] if self.client else "")
+        if not self.peers.fits(peer):
+            self._refuse(503, "There are too many connections, or too many of yours; try again shortly.", "overloaded")
             return
+        self._peer = peer
+        self.peers.take(peer)
         self._watch(0)
 
     def data_received(self, data: bytes) -> None:
@@ -131,6 +141,9 @@ class LimitedProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self._unread = None
+        if self._peer is not None:
+            self.peers.give_back(self._peer)
+            self._peer = None
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -169,7 +182,7 @@ class LimitedProtocol(H11Protocol):
     def _left_s(self) -> float:
         given_s = self.limits.head_s
         if self._phase == "body":
-            given_s = self.limits.body_s + self._n_bytes / self.limits.bytes_per_s
+            given_s = self.limits.body_s + self._n_bytes / self.limits.body_bytes_per_s
         return self._since_s + given_s - time.monotonic()
 
     def _ring(self) -> None:
@@ -188,7 +201,7 @@ class LimitedProtocol(H11Protocol):
     def _ring_unread(self, n_bytes: int) -> None:
         """Cut the client off unless it is slow but still reading."""
         left = self._n_waiting()
-        if n_bytes - left >= self.limits.unread_s * self.limits.bytes_per_s:
+        if n_bytes - left >= self.limits.unread_s * self.limits.read_bytes_per_s:
             self._watch_unread(left)
         else:
             self._cut_off()
@@ -221,4 +234,13 @@ class LimitedProtocol(H11Protocol):
 
 def limited_protocol(limits: ConnectionLimits) -> type[LimitedProtocol]:
     """Return the class for `uvicorn.Config(http=…)`."""
-    return type("BoundedProtocol", (LimitedProtocol,), {"limits": limits})
+    peers = Shares(limits.max_connections, "connections")
+    return type("BoundedProtocol", (LimitedProtocol,), {"limits": limits, "peers": peers})
+
+
+def _network(address: str) -> str:
+    """Return an IPv4 address as it is, and of an IPv6 address the 64 bits that name its network."""
+    if ":" not in address:
+        return address
+    host = IPv6Address(address)
+    return str(host.ipv4_mapped or int(host) >> 64)

@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -56,6 +56,8 @@ class ApiCall:
     send: Send
     response: ResponseBuilder
     received_at: datetime
+    owner: str = field(default_factory=caller_owner)
+    """Owner of the caller's key, by which limits are shared; empty where no key is asked for."""
     started_s: float = field(default_factory=time.perf_counter)
     requests: tuple[Request, ...] = ()
     first_token_s: float | None = None
@@ -67,20 +69,32 @@ class ApiCall:
         """Note the parsed requests and return the model they are for. Raise ApiError 404 if it is not served."""
         self.response = self.response._replace(served_name=served_name)
         self.requests = tuple(requests)
-        if tenant := caller_owner():
-            self.requests = tuple(request.model_copy(update={"tenant": tenant}) for request in requests)
+        if self.owner:
+            self.requests = tuple(request.model_copy(update={"tenant": self.owner}) for request in requests)
         found = self.app.models.get(served_name)
         if found is None:
             raise model_not_found(served_name, self.app.models)
         return found
 
-    @asynccontextmanager
-    async def admitted(self) -> AsyncIterator[TokenReservation]:
-        """Wait for a turn and reserve the caller's tokens. Raise ApiError 429 or 503 if there is no room."""
-        admission, n_tokens = self.app.admission, sum(map(estimate_tokens, self.requests))
-        with current_caller().tokens(n_tokens) as reservation, admission.load(n_tokens):
-            async with admission.turn:
-                yield reservation
+    @contextmanager
+    def admitted(self, n_draws: int = 1) -> Iterator[TokenReservation]:
+        """Reserve places for `n_draws` answers, and tokens. Raise ApiError 429 or 503 if there is no room."""
+        n_tokens = sum(map(estimate_tokens, self.requests))
+        with (
+            self.places(n_draws),
+            self.app.admission.prompt_tokens.hold(self.owner, n_tokens),
+            current_caller().tokens(n_tokens) as reservation,
+        ):
+            yield reservation
+
+    def places(self, n_draws: int) -> AbstractContextManager[None]:
+        """Hold a place for each answer that may be under way at once; the request has one already."""
+        n_more = min(n_draws, self.app.admission.max_draws) - 1
+        return self.app.admission.places.hold(self.owner, n_more) if n_more else nullcontext()
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until a model may answer once."""
+        return self.app.admission.turns.turn(self.owner)
 
     async def record(self, completion: Completion) -> None:
         """Write the answer to the ledger, count it and tell the plugins. Raise LedgerUnavailable."""
@@ -117,7 +131,7 @@ class ApiCall:
             served_name=self.response.served_name[:128],
             status=status,
             latency_ms=latency_ms,
-            owner=caller_owner(),
+            owner=self.owner,
             request_sha256=None if messages is None else hashlib.sha256(messages.encode()).hexdigest(),
             request_text=messages if self.app.settings.store_bodies else None,
         )
@@ -159,8 +173,9 @@ class ModelEndpoint:
             async with asyncio.timeout(app.settings.request_timeout_s):
                 if app.readiness.stopping:
                     raise server_stopping()
-                with app.admission.place():
+                with app.admission.bodies.hold(call.owner):
                     body = await read_body(scope, receive, max_bytes=app.settings.max_body_bytes)
+                with app.admission.places.hold(call.owner):
                     await cancel_on_disconnect(self._handle(call, body), receive)
         except asyncio.CancelledError:
             # Not raised again: the task ends here, and the web server would log it as a bug.

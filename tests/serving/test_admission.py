@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fixtures.server import WholeModel
 
+from smallfirst.models.protocol import Completion, Request
+from smallfirst.serving.admission import Shares, Turns
+from smallfirst.serving.auth.keys import KeyPolicy, KeyStore
+from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -98,3 +107,152 @@ def test_work_is_cancelled_when_the_client_leaves(start, echo, stream: bool) -> 
     assert echo.cancelled.wait(5)
     wait_for(server.ledger.rows)
     assert [(row.status, row.error_code) for row in server.ledger.rows()] == [(499, "client_disconnected")]
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[KeyStore, str, str]:
+    """A key store with two keys."""
+    store = KeyStore(tmp_path / "keys.json")
+    return store, store.create("one", KeyPolicy())[1], store.create("other", KeyPolicy())[1]
+
+
+def ask(server: Any, key: str, **values: Any) -> httpx.Response:
+    head = {"authorization": f"Bearer {key}"}
+    return httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, **values}, headers=head, timeout=20)
+
+
+@contextlib.contextmanager
+def half_sent(server: Any, key: str, n: int) -> Iterator[list[socket.socket]]:
+    """`n` connections that have sent a head and half a body, and send no more."""
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {key}\r\nContent-Length: 1000\r\n\r\n{{"
+    )
+    with contextlib.ExitStack() as stack:
+        lines = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=5)) for _ in range(n)]
+        for line in lines:
+            line.sendall(head.encode())
+        time.sleep(0.2)
+        yield lines
+
+
+def test_slow_senders_of_one_key_keep_no_other_out(start, keys, label) -> None:
+    store, one, other = keys
+    server = start(ServeSettings(max_in_flight=4, max_queue=4), key_store=store, m=label)
+    with half_sent(server, one, 20) as lines:
+        assert ask(server, other).status_code == 200
+        refused = lines[-1].recv(4096)  # beyond the key's own share
+        assert refused.startswith(b"HTTP/1.1 429 ")
+        assert b"share of the server's requests" in refused
+    wait_for(lambda: ask(server, one).status_code == 200)
+
+
+def test_answers_of_one_key_keep_no_other_out(start, keys, echo, label) -> None:
+    store, one, other = keys
+    echo.gate.clear()
+    server = start(ServeSettings(max_in_flight=4, max_queue=4), key_store=store, m=echo, label=label)
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: statuses.append(ask(server, one, stream=True).status_code)) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    wait_for(lambda: len(statuses) == 14)
+    assert statuses == [429] * 14  # of eight places it has six, of four turns three
+    assert ask(server, other, model="label").status_code == 200
+    echo.gate.set()
+    for thread in threads:
+        thread.join()
+    assert statuses[14:] == [200] * 6
+
+
+class CountingModel(WholeModel):
+    """Counts how many of its answers are under way at once."""
+
+    n = most = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.n += 1
+        self.most = max(self.most, self.n)
+        await asyncio.sleep(0.005)
+        self.n -= 1
+        return Completion(text=request.text, answered_by=self.name, latency_ms=1, cost_usd=0, completion_tokens=1)
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_admission_counts_draws(start, keys, with_key: bool) -> None:
+    store, one, _ = keys
+    model = CountingModel()
+    settings = ServeSettings(max_in_flight=8, max_queue=0)
+    server = start(settings, key_store=store if with_key else None, m=model)
+    body = {"model": "m", "prompt": [f"q{i}" for i in range(16)], "n": 8, "temperature": 1}
+    head = {"authorization": f"Bearer {one}"} if with_key else {}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=head, timeout=20)
+    assert [choice["text"] for choice in answer.json()["choices"]] == [f"q{i}" for i in range(16) for _ in range(8)]
+    assert model.most == 6
+
+
+def test_a_table_counts_its_rows(start) -> None:
+    model = CountingModel()
+    server = start(ServeSettings(max_in_flight=8, max_queue=0), m=model)
+    assert httpx.post(f"{server.url}/invocations", json={"inputs": [f"q{i}" for i in range(40)]}).status_code == 200
+    assert model.most <= 8
+
+
+def test_shares_leave_a_quarter_and_are_given_back() -> None:
+    shares = Shares(64, "answers")
+    with contextlib.ExitStack() as held:
+        for key, most in (("a", 48), ("b", 12), ("c", 3)):
+            for _ in range(most):
+                held.enter_context(shares.hold(key))
+            with pytest.raises(ApiError) as refused, shares.hold(key):
+                raise AssertionError
+            assert refused.value.status == 429
+        held.enter_context(shares.hold("d"))
+        with pytest.raises(ApiError) as full, shares.hold("e"):
+            raise AssertionError
+        assert full.value.status == 503
+    assert shares.used == 0
+    with shares.hold("a", 100):  # alone
+        assert not shares.fits("b")
+
+
+def test_keys_take_turns_and_whoever_leaves_the_queue_takes_none() -> None:
+    async def main() -> None:
+        turns, order = Turns(1), list[str]()
+
+        async def work(key: str, name: str) -> None:
+            async with turns.turn(key):
+                order.append(name)
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as group, turns.turn("z"):
+            waiting = [group.create_task(work(name[0], name)) for name in ("a1", "a2", "a3", "a4", "b1")]
+            await asyncio.sleep(0)
+            waiting[1].cancel()
+            await asyncio.sleep(0)
+            assert order == []
+        assert order == ["a1", "b1", "a3", "a4"]
+        assert turns.used == 0
+
+    asyncio.run(main())
+
+
+def test_a_turn_that_is_granted_to_one_who_leaves_goes_on_to_the_next() -> None:
+    async def main() -> None:
+        turns = Turns(1)
+
+        async def work(key: str) -> None:
+            async with turns.turn(key):
+                pass
+
+        async with turns.turn("z"):
+            tasks = [asyncio.create_task(work(key)) for key in ("a", "b")]
+            await asyncio.sleep(0)
+        tasks[0].cancel()  # its turn is granted, and it does not know yet
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert tasks[0].cancelled()
+        assert tasks[1].done()
+        assert turns.used == 0
+
+    asyncio.run(main())

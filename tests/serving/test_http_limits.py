@@ -137,11 +137,33 @@ def test_a_model_that_takes_long_is_no_slow_client(start, echo) -> None:
 
 
 def test_bytes_earn_time_for_a_body(start, label) -> None:
-    slow = ConnectionLimits(body_s=0.3, bytes_per_s=20)
+    slow = ConnectionLimits(body_s=0.3, body_bytes_per_s=20)
     body = BODY + b" " * 40
     steps = [step for n in range(0, len(body), 10) for step in (body[n : n + 10], 0.1)]  # 100 bytes a second
     answer = start(m=label, limits=slow).raw(post(length(len(body)), b"Connection: close", body=b""), *steps)
     assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_at_600_bytes_a_second_is_cut_off_long_before_the_request_has_its_deadline() -> None:
+    limits = ConnectionLimits()
+    earned = 600 / limits.body_bytes_per_s
+    assert earned < 1
+    assert limits.body_s / (1 - earned) < 12
+
+
+def test_one_address_leaves_connections_to_others(start, label) -> None:
+    server = start(m=label, limits=ConnectionLimits(max_connections=8))
+    held = [socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0)) for _ in range(8)]
+    try:
+        end = time.monotonic() + 5
+        while server.n_connections != 6:  # the other two were told that there are too many
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+    finally:
+        for line in held:
+            line.close()
+    _until_alone(server)
 
 
 def test_a_refused_client_that_goes_on_sending_is_cut_off(start, label) -> None:
@@ -183,7 +205,7 @@ def test_a_client_that_takes_nothing_in_is_cut_off(start) -> None:
 
 
 def test_a_client_that_takes_in_slowly_is_not_cut_off(start) -> None:
-    limits = ConnectionLimits(unread_s=0.3, bytes_per_s=1_000)
+    limits = ConnectionLimits(unread_s=0.3, read_bytes_per_s=1_000)
     server = start(m=Flood(), limits=limits)
     body = BODY[:-1] + b', "stream": true}'
     n_bytes = 0

@@ -37,7 +37,7 @@ class FilesApi:
         """Store an upload and return its file object. Raise ApiError for a form that cannot be stored."""
         try:
             async with asyncio.timeout(self._settings.upload_timeout_s):
-                with self._uploads.place():
+                with self._uploads.places.hold(call.caller):
                     return file_object(await self._receive(call))
         except TimeoutError:
             raise ApiError(408, "The upload took too long.", code="timeout") from None

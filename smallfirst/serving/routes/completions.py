@@ -29,18 +29,25 @@ async def completion(call: ApiCall, body: bytes) -> None:
     await _answer(call, parse_completion(body))
 
 
-async def complete_choices(model: Model, parsed: ParsedRequest) -> list[Completion]:
+async def complete_choices(call: ApiCall, model: Model, parsed: ParsedRequest) -> list[Completion]:
     """Return `n` answers to each prompt, in order. Raise the first failure, with the others cancelled."""
     draws = parsed.draws()
     if len(draws) == 1:
-        made = [await _complete(model, draws[0])]
+        made = [await _complete(call, model, draws[0])]
     else:
+        left, found = iter(enumerate(draws)), dict[int, Completion]()
+
+        async def complete_some() -> None:
+            for i, request in left:
+                found[i] = await _complete(call, model, request)
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(_complete(model, request)) for request in draws]
+                for _ in range(min(len(draws), call.app.admission.max_draws)):
+                    group.create_task(complete_some())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        made = [task.result() for task in tasks]
+        made = [found[i] for i in range(len(draws))]
     copies = len(parsed.requests) * parsed.n // len(made)
     return [answer for answer in made for _ in range(copies)]
 
@@ -51,7 +58,7 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     wanted = parsed.requests[0].response_format
     if wanted is not None and wanted.json_schema:
         await asyncio.to_thread(check_schema, wanted.json_schema)
-    async with call.admitted() as reservation:
+    with call.admitted(len(parsed.draws())) as reservation:
         if not parsed.stream:
             answer = await _send_whole(call, parsed, model)
         elif len(parsed.requests) * parsed.n == 1:
@@ -62,7 +69,7 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
 
 
 async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
-    answers = await complete_choices(model, parsed)
+    answers = await complete_choices(call, model, parsed)
     combined = combine(answers, parsed.n)
     call.first_token_s = call.elapsed_s
     await call.record(combined)
@@ -73,7 +80,7 @@ async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
     """Send the headers with the first text; a route that is not known by then is in the last chunk."""
     response, usage, request = call.response, parsed.include_usage, parsed.requests[0]
-    async with buffer_stream(model.stream(request)) as chunks:
+    async with call.turn(), buffer_stream(model.stream(request)) as chunks:
         chunk = await first_chunk(chunks)
         call.first_token_s = call.elapsed_s
         await _open_stream(call, chunk.completion)
@@ -98,7 +105,7 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 
 async def _stream_several(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
     response, usage = call.response, parsed.include_usage
-    answers = await complete_choices(model, parsed)
+    answers = await complete_choices(call, model, parsed)
     combined = combine(answers, parsed.n)
     call.first_token_s = call.elapsed_s
     await call.record(combined)
@@ -125,8 +132,9 @@ async def _close_stream(
     await call.send_body(b"".join([*map(sse_event, [*chunks, *usage]), sse_event("[DONE]")]), more=False)
 
 
-async def _complete(model: Model, request: Request) -> Completion:
-    answer = await model.complete(request)
+async def _complete(call: ApiCall, model: Model, request: Request) -> Completion:
+    async with call.turn():
+        answer = await model.complete(request)
     if request.response_format is not None:
         check_response_format(answer, request.response_format)
     return answer

@@ -88,8 +88,9 @@ async def _answer(
 ) -> None:
     """Send and record what `compute` returns: the entries of `data`, the tokens read and the cost in USD."""
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
-    async with call.admitted() as reservation:
-        data, n_tokens, cost_usd = await compute(model)
+    with call.admitted() as reservation:
+        async with call.turn():
+            data, n_tokens, cost_usd = await compute(model)
         call.first_token_s = call.elapsed_s
         # The ledger keeps it as an answer without text.
         answer = Completion(

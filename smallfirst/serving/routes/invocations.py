@@ -53,15 +53,16 @@ async def _predict(call: ApiCall, invocation: Invocation, bodies: list[bytes]) -
         response = ResponseBuilder(id, call.response.created, parsed[i].model)
         row = dataclasses.replace(call, response=response, requests=())
         row.accept(parsed[i].model, parsed[i].requests)
-        async with row.admitted() as reservation:
-            (found,) = await complete_choices(model, parsed[i]._replace(requests=row.requests))
+        with row.admitted() as reservation:
+            (found,) = await complete_choices(row, model, parsed[i]._replace(requests=row.requests))
             reservation.add(found)
         await row.record(found)
         return response.whole([found])
 
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(predict(id, i)) for i, id in enumerate(ids)]
+        with call.places(len(ids)):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(predict(id, i)) for i, id in enumerate(ids)]
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
     call.recorded = True
