@@ -42,6 +42,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "served_name": "routed",
         "status": 200,
         "latency_ms": 1.5,
+        "owner": "",
         "error_code": None,
         "answered_by": "labels-1",
         "stage": "small",
