@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smallfirst.data.dataset import Dataset, Example
+from smallfirst.data.dataset import Dataset, Example, sample_rows
 from smallfirst.evaluation.results import Comparison, EvaluatedRow, Evaluation
 from smallfirst.models.protocol import Completion, Model, Request
 from smallfirst.progress import ProgressCallback
@@ -42,7 +42,9 @@ async def evaluate(
     began = time.perf_counter()
     rows = await asyncio.gather(*(ask(example) for example in examples))
     elapsed_s = time.perf_counter() - began
-    latencies = await _probe(model, examples[:probe_rows]) if probe_rows else [row.latency_ms for row in rows]
+    latencies = [row.latency_ms for row in rows]
+    if probe_rows:
+        latencies = await _probe(model, sample_rows(setup.data, probe_rows).examples)
     result = summarize(
         rows,
         setup,

@@ -133,6 +133,21 @@ def check_minimum(
     return result.model_copy(update={"estimate": estimate, "more_rows": more_rows})
 
 
+def check_maximum(
+    requirement: Requirement, estimate: Estimate, measured: str, rows_for: Callable[[Estimate, float], int | None]
+) -> CheckResult:
+    """Return the result of a maximum, met by the interval's upper end: a minimum of the negated value.
+
+    `rows_for` takes the negated estimate and maximum.
+    """
+    negated = Estimate(value=-estimate.value, low=-estimate.high, high=-estimate.low, n=estimate.n)
+    minimum = -requirement.threshold
+    result = check_minimum(
+        requirement._replace(threshold=minimum), negated, measured, lambda: rows_for(negated, minimum)
+    )
+    return result.model_copy(update={"estimate": estimate, "threshold": requirement.threshold})
+
+
 def advice_for(estimate: Estimate, minimum: float, rows_for: Callable[[], int | None]) -> tuple[str, int | None]:
     """Return what to do about an estimate that does not reach `minimum`, and about how many more rows would do."""
     if estimate.n == 0:

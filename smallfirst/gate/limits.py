@@ -1,20 +1,27 @@
-"""Checks of latency and cost: plain numbers without an interval; an empty evaluation passes none of them."""
+"""Checks of latency and cost by the upper ends of their intervals; an empty evaluation passes none of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+
+import numpy as np
 
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import (
     CheckInputs,
     CheckResult,
+    ConfidenceLevel,
     Positive,
     Requirement,
     Share,
-    check_value,
+    check_maximum,
+    check_minimum,
     not_measured,
+    rows_for_width,
 )
 from smallfirst.records import Record
+from smallfirst.stats.intervals import Estimate, mean_interval, quantile_interval
 
 ADVICE = "a smaller model or a shorter prompt would help"
 
@@ -23,38 +30,47 @@ class LimitThresholds(Record):
     """Thresholds for latency and cost."""
 
     p50_ms_at_most: Positive | None = None
-    """Median latency of one request at a time, in ms."""
+    """Median latency of one request at a time, in ms (upper end of its interval)."""
     p95_ms_at_most: Positive | None = None
-    """95th percentile latency of one request at a time, in ms."""
+    """95th percentile latency of one request at a time, in ms (upper end; takes 72 requests or more)."""
     cost_usd_per_1k_at_most: Positive | None = None
-    """Cost of 1,000 answers in USD."""
+    """Cost of 1,000 answers in USD (upper end)."""
     cheaper_than_large_by: Share | None = None
     """Share of the large model's cost that must be saved: 0.5 means at most half its cost per 1,000 answers."""
 
 
 def check_limits(gate: LimitThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
     """Yield a result for each declared threshold."""
-    candidate = inputs.candidate
-    maxima = (
-        ("p50_ms_at_most", candidate.p50_ms, "p50 latency at most {:g} ms", "{:.1f} ms"),
-        ("p95_ms_at_most", candidate.p95_ms, "p95 latency at most {:g} ms", "{:.1f} ms"),
-        ("cost_usd_per_1k_at_most", candidate.cost_usd_per_1k, "cost at most ${:g} per 1,000", "${:.4f} per 1,000"),
-    )
-    n = len(candidate.probes_ms) or len(candidate.rows)
-    for name, value, text, measured in maxima:
-        maximum = getattr(gate, name)
-        if maximum is not None:
-            requirement = Requirement(name, maximum, text.format(maximum))
-            passed = n > 0 and value <= maximum
-            yield check_value(
-                requirement, passed=passed, measured=f"{measured.format(value)} n={n}", advice="" if passed else ADVICE
-            )
+    candidate, level = inputs.candidate, inputs.level
+    for name, q in (("p50_ms_at_most", 0.5), ("p95_ms_at_most", 0.95)):
+        if (maximum := getattr(gate, name)) is not None:
+            yield check_latency(Requirement(name, maximum, f"{name[:3]} latency at most {maximum:g} ms"), q, inputs)
+    if (maximum := gate.cost_usd_per_1k_at_most) is not None:
+        requirement = Requirement("cost_usd_per_1k_at_most", maximum, f"cost at most ${maximum:g} per 1,000")
+        cost = mean_interval([1000 * row.cost_usd for row in candidate.rows], confidence=level.confidence)
+        measured = f"${cost.value:.4f} [{cost.low:.4f}, {cost.high:.4f}] per 1,000 n={cost.n}{level.note}"
+        yield _adapted(check_maximum(requirement, cost, measured, rows_for_width))
     if gate.cheaper_than_large_by is not None:
-        yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large)
+        yield check_saving(gate.cheaper_than_large_by, candidate, inputs.large, level)
 
 
-def check_saving(share: float, candidate: Evaluation, large: Evaluation | None) -> CheckResult:
-    """Check that 1,000 answers cost at least `share` less than the large model's."""
+def check_latency(requirement: Requirement, q: float, inputs: CheckInputs) -> CheckResult:
+    """Check the upper end of the q-quantile of the latency of requests asked alone, if there are any."""
+    candidate, level = inputs.candidate, inputs.level
+    latencies = candidate.probes_ms or tuple(row.latency_ms for row in candidate.rows)
+    found = quantile_interval(latencies, q, confidence=level.confidence)
+    measured = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}] ms n={found.n}{level.note}"
+    if found.n and found.value <= requirement.threshold and math.isinf(found.high):
+        fewest = math.ceil(math.log((1 - level.confidence) / 2) / math.log(q))
+        return not_measured(requirement, measured, f"{found.n} requests show no upper end; ask at least {fewest}")
+    return _adapted(check_maximum(requirement, found, measured, rows_for_width))
+
+
+def check_saving(share: float, candidate: Evaluation, large: Evaluation | None, level: ConfidenceLevel) -> CheckResult:
+    """Check that an answer costs at least `share` less than the large model's to the same row.
+
+    Interval: of the ratio of two means, linearized (Cochran 1977).
+    """
     requirement = Requirement("cheaper_than_large_by", share, f"at least {share:.3f} cheaper than the large model")
     if large is None:
         return not_measured(
@@ -62,18 +78,27 @@ def check_saving(share: float, candidate: Evaluation, large: Evaluation | None) 
             "the large model was not measured",
             "measure the large model on the same rows, or on a sample of them",
         )
-    ours, theirs, n = candidate.cost_usd_per_1k, large.cost_usd_per_1k, min(len(candidate.rows), len(large.rows))
-    if theirs <= 0:
+    pairs = [(row.cost_usd, large.by_key[row.key].cost_usd) for row in candidate.rows if row.key in large.by_key]
+    ours, theirs = 1000 * np.array(pairs, dtype=float).reshape(-1, 2).T
+    if not pairs or theirs.mean() <= 0:
         return not_measured(
             requirement,
-            f"the large model costs ${theirs:.4f} per 1,000 n={n}",
+            f"the large model costs ${theirs.mean() if pairs else 0:.4f} per 1,000 n={len(pairs)}",
             "nothing is cheaper: give the large model its price, or remove the threshold from the gate",
         )
+    saved = 1 - ours.mean() / theirs.mean()
     # 0.01 is 90 % below 0.10, but 1 - 0.9 is slightly less than 0.1 in floating point.
-    passed = n > 0 and ours <= (1 - share) * theirs * (1 + 1e-12)
-    return check_value(
-        requirement,
-        passed=passed,
-        measured=f"{1 - ours / theirs:.3f} cheaper: ${ours:.4f} against ${theirs:.4f} per 1,000 n={n}",
-        advice="" if passed else ADVICE,
+    by_row = np.round(saved - (ours - (1 - saved) * theirs) / theirs.mean(), 12)
+    found = mean_interval(by_row, confidence=level.confidence)
+    measured = f"{level.format(found)} cheaper: ${ours.mean():.4f} against ${theirs.mean():.4f} per 1,000"
+    return _adapted(check_minimum(requirement, found, measured, lambda: rows_for_width(found, share)))
+
+
+def _adapted(result: CheckResult) -> CheckResult:
+    """Return the result with the advice for latency and cost, and without an interval that JSON cannot hold."""
+    estimate = result.estimate
+    missed = not result.passed and result.more_rows is None
+    finite = isinstance(estimate, Estimate) and math.isfinite(estimate.low) and math.isfinite(estimate.high)
+    return result.model_copy(
+        update={"advice": ADVICE if missed else result.advice, "estimate": estimate if finite else None}
     )

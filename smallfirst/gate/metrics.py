@@ -17,6 +17,7 @@ from smallfirst.gate.check_result import (
     NonNegative,
     Requirement,
     Share,
+    check_maximum,
     check_minimum,
     not_measured,
     rows_for_width,
@@ -86,14 +87,12 @@ def check_metric_maximum(name: str, maximum: float, candidate: Evaluation, level
         return _unknown_metric(requirement, name, candidate)
     wide = level.widen(candidate.measures[name])
     found = wide.model_copy(update={"high": max(wide.high, 1 - max_lower_bound(wide.n, level))})
-    # A maximum is a minimum of the negated value.
-    result = check_minimum(
-        requirement._replace(threshold=-maximum),
-        _negated(found),
+    return check_maximum(
+        requirement,
+        found,
         level.format(found),
-        lambda: _rows(_negated(wide), -maximum, level, 1 - maximum),
+        lambda _, minimum: _rows(_negated(wide), minimum, level, 1 - maximum),
     )
-    return result.model_copy(update={"estimate": found, "threshold": maximum})
 
 
 def max_lower_bound(n: int, level: ConfidenceLevel) -> float:

@@ -26,8 +26,10 @@ from smallfirst.stats.intervals import (
     cohen_kappa,
     holm,
     mcnemar,
+    mean_interval,
     paired_difference,
     paired_mean_difference,
+    quantile_interval,
     upper_bound,
     wilson,
 )
@@ -277,3 +279,32 @@ def test_a_bound_that_is_read_after_every_row_covers_too_seldom() -> None:
     ]
     (often,) = intervals.measure(intervals.watched, draws=2000, sizes=(200,), rates=(0.9,))
     assert often.coverage < 0.87 < once.coverage
+
+
+@pytest.mark.parametrize(("n", "q"), [(100, 0.95), (72, 0.95), (300, 0.95), (40, 0.5)])
+def test_a_quantile_misses_as_seldom_as_the_binomial_says(n: int, q: float) -> None:
+    found = quantile_interval(np.arange(1, n + 1), q)
+    below = scipy_stats.binom(n, q)  # how many of n values lie below the quantile; value k is the k-th smallest
+    assert below.cdf(found.low - 1) <= 0.025 < below.cdf(found.low)
+    assert below.sf(found.high - 1) <= 0.025 < below.sf(found.high - 2)
+
+
+def test_so_few_values_show_no_end_of_a_quantile() -> None:
+    assert quantile_interval(range(71), 0.95).high == math.inf
+    assert quantile_interval([], 0.5) == Estimate(value=0, low=-math.inf, high=math.inf, n=0)
+
+
+def test_a_skewed_mean_is_covered_where_students_interval_is_too_low() -> None:
+    draw, missed, students, draws = np.random.default_rng(11), 0, 0, 200
+    for _ in range(draws):  # one request in fifty costs twenty times as much
+        values = np.where(draw.random(200) < 0.02, 20.0, 1.0) * draw.uniform(0.9, 1.1, 200)
+        found = mean_interval(values)
+        missed += found.high < 1.38
+        students += values.mean() + 1.972 * values.std(ddof=1) / math.sqrt(200) < 1.38
+    assert missed / draws <= 0.04 < students / draws
+
+
+def test_means_without_spread_or_without_values() -> None:
+    assert mean_interval([0.1] * 7) == Estimate(value=0.1, low=0.1, high=0.1, n=7)
+    assert mean_interval([2.0]) == Estimate(value=2, low=-math.inf, high=math.inf, n=1)
+    assert mean_interval([]).n == 0

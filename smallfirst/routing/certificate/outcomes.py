@@ -33,11 +33,13 @@ class CascadeData:
     """By stage and row, the large model last; the mean of the others on a row that it was not asked."""
     latency_ms: np.ndarray
     """By stage and row, the large model last, 0 where it was not asked. A draft lasts as long as the slowest request
-    that was sent alone, if any was."""
+    that was sent alone, if any was, one in 200 left out."""
     asked: np.ndarray
     large_right: np.ndarray
     """By row: the large model was right; false where it was not asked."""
     labels: LabelSource = "gold"
+    probes: tuple[tuple[int, int], ...] = ()
+    """By stage with requests sent alone: how many of them were slower than its latency here, and their number."""
 
     @property
     def n(self) -> int:
@@ -76,7 +78,7 @@ class CascadeData:
             name: getattr(self, name)[..., rows] for name in ("confidence", "right", "answer", "cost_usd", "latency_ms")
         }
         cut |= {name: getattr(self, name)[rows] for name in ("asked", "large_right")}
-        return CascadeData(names=self.names, labels=self.labels, **cut)
+        return CascadeData(names=self.names, labels=self.labels, probes=self.probes, **cut)
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,18 @@ def cascade_data(drafts: Sequence[Evaluation], large: Evaluation | None, labels:
     stages = [_rows_in_order(draft, rows, drafts[-1].candidate) for draft in drafts]
     of_large = [large.by_key.get(row.key) if large else None for row in rows]
     measured = _measurements(stages, of_large)
+    probes = []
     for stage, draft in enumerate(drafts):
         if draft.probes_ms:  # a row's own latency includes waiting for the others
-            measured["latency_ms"][stage] = max(draft.probes_ms)
+            left_out = len(draft.probes_ms) // 200
+            measured["latency_ms"][stage] = sorted(draft.probes_ms)[-1 - left_out]
+            probes.append((left_out, len(draft.probes_ms)))
     return CascadeData(
         names=tuple(draft.candidate for draft in drafts),
         right=_table(stages, lambda row: row.correct, bool),
         large_right=np.array([row is not None and (row.correct or labels != "gold") for row in of_large], dtype=bool),
         labels=labels,
+        probes=tuple(probes),
         **measured,
     )
 

@@ -5,7 +5,7 @@
 | error | the accepted answer is wrong | accepted rows | exact binomial |
 | accuracy_loss | large right minus routed right: -1, 0 or 1 | rows with gold and the large model's answer | betting |
 | cost | USD, discarded drafts included | all rows | betting |
-| latency | slower than the limit | all rows | exact binomial, 5 % |
+| latency | slower than the limit | all rows, and requests sent alone | exact binomial, 5 % |
 | escalation | the large model answers | all rows | exact binomial |
 
 An escalated row that the large model was not asked counts as late, and costs as much as its most expensive answer.
@@ -56,16 +56,26 @@ class ShareEvidence:
     losses: int
     n: int
     limit: float
+    samples: tuple[tuple[int, int], ...] = ()
+    """Losses and size of further samples, each of a risk that adds to that of the rows; they share the level."""
 
     @property
     def value(self) -> float:
         return self.losses / max(1, self.n)
 
     def shows(self, level: float) -> bool:
-        return self.n > 0 and bool(special.bdtr(self.losses, self.n, self.limit) <= level)
+        share, added = self._added(level)
+        return (
+            self.n > 0 and self.limit > added and bool(special.bdtr(self.losses, self.n, self.limit - added) <= share)
+        )
 
     def bound(self, level: float) -> float:
-        return upper_bound(self.losses, self.n, confidence=1 - level)
+        share, added = self._added(level)
+        return min(1.0, added + upper_bound(self.losses, self.n, confidence=1 - share))
+
+    def _added(self, level: float) -> tuple[float, float]:
+        share = level / (1 + len(self.samples))
+        return share, sum(upper_bound(*sample, confidence=1 - share) for sample in self.samples)
 
     def rows_needed(self, level: float, max_rows: int) -> int | None:
         if max_rows <= 0:
@@ -148,7 +158,7 @@ def _cost(outcome: CascadeOutcome, limit: float) -> Evidence:
 def _latency(outcome: CascadeOutcome, limit: float) -> Evidence:
     late = outcome.select(outcome.data.cumulative_latency_ms) > limit
     late |= ~outcome.accepted & ~outcome.data.asked
-    return ShareEvidence(int(late.sum()), outcome.data.n, MAX_LATE_SHARE)
+    return ShareEvidence(int(late.sum()), outcome.data.n, MAX_LATE_SHARE, outcome.data.probes)
 
 
 def _escalation(outcome: CascadeOutcome, limit: float) -> Evidence:

@@ -74,7 +74,8 @@ def limits_of_validity(
         sentences.append("no request is assumed to cost more than twice the most expensive one measured")
     if "latency" in guarantee.limits:
         sentences.append(
-            "latencies are those of the calibration run's machine; a draft counts as its slowest request sent alone"
+            "latencies are those of the calibration run's machine; a draft counts as its slowest request sent alone, "
+            "and the share that is slower still is bounded from how many were sent"
         )
     if "accuracy_loss" in guarantee.limits and person:
         sentences.append("a request left to a person counts as answered no worse than by the large model")

@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 from fixtures.certificates import cascade
+from fixtures.evaluations import evaluated_row, evaluation_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.routing.certificate.guarantee import Guarantee
-from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData
+from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
 from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import (
     estimate_rows_needed,
@@ -79,6 +80,28 @@ def test_the_risks_of_an_outcome_by_hand() -> None:
     assert seen["cost"].value == pytest.approx(1000 * (3 * 0.001 + 2 * 0.101) / 5)
     assert evidence("latency", outcome, 500).value == pytest.approx(2 / 5)
     assert evidence("latency", outcome, 2000).value == 0
+
+
+@pytest.mark.parametrize(("n_probes", "shown"), [(40, False), (150, True)])
+def test_a_draft_may_be_slower_than_all_requests_that_were_sent_alone(n_probes: int, shown: bool) -> None:
+    small = evaluation_of(
+        [evaluated_row(f"row-{i}", "a", "a", confidence=0.9) for i in range(400)], probes_ms=(10.0,) * n_probes
+    )
+    found = evidence("latency", cascade_data([small], None).outcome((0.0,)), 10.0)
+    # Half of the level each: 1 - 0.025 ** (1 / n_probes) slower than all probes, 1 - 0.025 ** (1 / 400) of the rows.
+    assert found.shows(0.05) is shown
+    assert found.bound(0.05) == pytest.approx(2 - 0.025 ** (1 / n_probes) - 0.025 ** (1 / 400))
+
+
+def test_a_p95_limit_that_is_broken_is_certified_as_seldom_as_stated() -> None:
+    draw, issued = np.random.default_rng(7), 0
+    guarantee = Guarantee(max_error=None, max_p95_ms=100)
+    for _ in range(200):  # 8 % of all requests are slower; the slowest of 40 was certified in 0.04 of the draws
+        slow = draw.random(300) < 0.08
+        rows = [evaluated_row(f"row-{i}", "a", "a", confidence=0.9) for i in range(400)]
+        small = evaluation_of(rows, probes_ms=tuple(np.where(slow, 150.0, 50.0).tolist()))
+        issued += search_cascade(cascade_data([small], None), guarantee).issued
+    assert issued / 200 <= 0.05
 
 
 def test_rows_the_large_model_was_not_asked_are_taken_at_their_worst() -> None:
