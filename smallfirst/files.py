@@ -69,6 +69,18 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_or_raise(path: Path, error: Exception) -> Iterator[None]:
+    """Hold the exclusive lock at `path`; raise `error` if another process holds it."""
+    descriptor = try_lock(path)
+    if descriptor is None:
+        raise error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _open_locked(path: Path, operation: int) -> int | None:
     # O_NOFOLLOW: a symbolic link must not lead to another file.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -39,7 +39,7 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
 
     A folder in which training was interrupted is continued, in the MLflow run that it began with.
     """
-    from smallfirst.training.run import train
+    from smallfirst.training.run import hold_folder, train
 
     weights = find_weights(base, log=project.progress.log)
     n_rows = len(recipe.train_rows)
@@ -49,6 +49,8 @@ def fine_tune(project: Project, recipe: Recipe, config: TrainConfig, *, base: st
     if project.file.teacher is not None:
         params |= {f"teacher.{name}": value for name, value in project.file.teacher.model_dump().items()}
     project.progress.log(f"train: {base}, {config.method}, {config.duration}, {n_rows} rows")
+    with hold_folder(folder):
+        pass  # the MLflow run of a training under way must not be resumed and closed here
     with (
         _tracked_run(project.file.name, folder, run_name, params) as tracked,
         project.progress.bar("training", 100, unit="%") as update,

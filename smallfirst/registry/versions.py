@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallfirst.errors import GateFailed, RegistryError, did_you_mean
+from smallfirst.files import locked_or_raise
 from smallfirst.gate.verdict import Verdict
+from smallfirst.paths import home
 from smallfirst.records import Record
 from smallfirst.registry.artifacts import Manifest, StoredModel, build_manifest, upload, verify
 from smallfirst.registry.runs import client, open_run, store_errors
@@ -62,27 +65,32 @@ def register(folder: Path, verdict: Verdict, *, name: str, run_id: str | None, t
 
 
 def promote(name: str, version: int) -> ModelVersion:
-    """Verify the version's files and make it champion; the former champion becomes `previous`."""
-    chosen = resolve(f"{name}/{version}")
-    former = _aliases(name).get(CHAMPION)
-    if former == version:
-        return chosen
-    _move_aliases(name, {PREVIOUS: former, CHAMPION: version})
+    """Verify the version's files and make it champion; the former champion becomes `previous`.
+
+    Raise RegistryError if the champion is being changed by somebody else, as `rollback` does.
+    """
+    with _only_mover(name):
+        aliases = _aliases(name)
+        former = aliases.get(CHAMPION)
+        chosen = resolve(f"{name}/{version}")
+        if former == version:
+            return chosen
+        _move_aliases(name, aliases, {PREVIOUS: former, CHAMPION: version})
     return chosen.model_copy(update={"aliases": _aliases_of(version, _aliases(name))})
 
 
 def rollback(name: str) -> ModelVersion:
     """Make the former champion champion again. Raise RegistryError without one, or if its files are damaged."""
-    check_name(name)
-    aliases = _aliases(name)
-    back, live = aliases.get(PREVIOUS), aliases.get(CHAMPION)
-    if back is None or back == live:
-        raise RegistryError(
-            f"{name} has no earlier champion to roll back to",
-            hint=f"promote one of its versions: {_choices(name)}",
-        )
-    chosen = resolve(f"{name}/{back}")
-    _move_aliases(name, {CHAMPION: back, PREVIOUS: live})
+    with _only_mover(name):
+        aliases = _aliases(name)
+        back, live = aliases.get(PREVIOUS), aliases.get(CHAMPION)
+        if back is None or back == live:
+            raise RegistryError(
+                f"{name} has no earlier champion to roll back to",
+                hint=f"promote one of its versions: {_choices(name)}",
+            )
+        chosen = resolve(f"{name}/{back}")
+        _move_aliases(name, aliases, {CHAMPION: back, PREVIOUS: live})
     return chosen.model_copy(update={"aliases": _aliases_of(back, _aliases(name))})
 
 
@@ -195,9 +203,26 @@ def _parse(reference: str) -> tuple[str, int]:
     return name, aliases[alias]
 
 
-def _move_aliases(name: str, targets: Mapping[str, int | None]) -> None:
-    """Move aliases in the order given, so that a kill in between leaves a valid champion."""
-    store = client()
+def _only_mover(name: str) -> AbstractContextManager[None]:
+    """Hold the model's aliases against other processes that share the state folder."""
+    busy = RegistryError(
+        f"{name} is being promoted or rolled back by another process; nothing was changed here",
+        hint="see which version is champion now, then decide again",
+    )
+    return locked_or_raise(home() / f"promote-{check_name(name)}.lock", busy)
+
+
+def _move_aliases(name: str, seen: Mapping[str, int], targets: Mapping[str, int | None]) -> None:
+    """Move aliases in the order given, so that a kill in between leaves a valid champion.
+
+    Raise RegistryError if the champion is no longer the one `seen`: the registry may be shared with other machines.
+    """
+    store, now, before = client(), _aliases(name).get(CHAMPION), seen.get(CHAMPION)
+    if now != before:
+        raise RegistryError(
+            f"the champion is version {now} now, it was version {before}: somebody else changed it meanwhile",
+            hint="see which version is champion now, then decide again",
+        )
     with store_errors():
         for alias, version in targets.items():
             if version is not None:

@@ -12,6 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from smallfirst.errors import Cancelled, TrainingError
+from smallfirst.files import locked_or_raise
 from smallfirst.models.manifest import MANIFEST, Manifest, write_manifest
 from smallfirst.records import Record, fingerprint
 from smallfirst.registry.runs import TrackedRun
@@ -71,12 +73,24 @@ def train(
 
     A folder with a checkpoint is continued, one with a finished run returns that Run. Checkpoints are at least
     `save_every_s` apart. Raise DataError for rows that cannot be trained on, Cancelled once the folder holds a file
-    CANCEL_FILE, TrainingError if the run fails; what was saved before stays.
+    CANCEL_FILE, TrainingError if the run fails or another process trains in `folder`; what was saved before stays.
     """
+    with hold_folder(folder):
+        return _train(_Trainer(recipe, config, base, tracked, folder, save_every_s), on_step)
+
+
+def hold_folder(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run's folder for one training. Raise TrainingError if another process trains in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = TrainingError(f"another process is training in {folder}", hint="wait until it ends, or use another folder")
+    return locked_or_raise(folder / "train.lock", busy)
+
+
+def _train(trainer: _Trainer, on_step: StepCallback) -> Run:
+    folder = trainer.folder
     if (folder / "run.json").is_file():
         CheckpointStore(folder / "checkpoint").clear()  # a kill may have come before
         return Run.load(folder / "run.json")
-    trainer = _Trainer(recipe, config, base, tracked, folder, save_every_s)
     try:
         return trainer.run(on_step)
     except (KeyboardInterrupt, Cancelled) as stop:

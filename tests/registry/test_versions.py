@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from smallfirst.errors import GateFailed, RegistryError
 from smallfirst.gate.check_result import CheckResult
 from smallfirst.gate.verdict import Verdict, override
+from smallfirst.registry import versions
 from smallfirst.registry.artifacts import StoredModel, build_manifest, upload
 from smallfirst.registry.runs import client, open_run
 from smallfirst.registry.versions import (
@@ -115,6 +117,57 @@ def test_promote_twice_and_roll_back_and_forth(model: Path) -> None:
         (2, ("previous",)),
         (3, ("champion",)),
     ]
+
+
+MOVES: dict[str, Callable[[], ModelVersion]] = {
+    "promote 3": lambda: promote(NAME, 3),
+    "promote 1": lambda: promote(NAME, 1),
+    "rollback": lambda: rollback(NAME),
+}
+
+
+@pytest.mark.parametrize("other", MOVES)
+@pytest.mark.parametrize("first", MOVES)
+def test_of_two_that_move_the_champion_at_once_one_is_refused(
+    model: Path, monkeypatch: pytest.MonkeyPatch, first: str, other: str
+) -> None:
+    for _ in range(3):
+        new_version(model)
+    promote(NAME, 1)
+    promote(NAME, 2)
+    refusals: list[str] = []
+    verify = versions.verify
+
+    def meanwhile(*args: Any, **more: Any) -> None:
+        monkeypatch.setattr(versions, "verify", verify)
+        try:
+            MOVES[other]()
+        except RegistryError as error:
+            refusals.append(str(error))
+        verify(*args, **more)
+
+    monkeypatch.setattr(versions, "verify", meanwhile)  # it runs between the look at the aliases and their move
+    moved = MOVES[first]()
+    assert "is being promoted or rolled back by another process" in refusals[0]
+    assert (resolve(NAME), resolve(f"{NAME}@previous").version) == (moved, 2)
+
+
+def test_a_champion_that_another_machine_changes_meanwhile_is_not_overwritten(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        new_version(model)
+    promote(NAME, 1)
+    verify = versions.verify
+
+    def meanwhile(*args: Any, **more: Any) -> None:
+        client().set_registered_model_alias(NAME, "champion", "3")  # no lock reaches from machine to machine
+        verify(*args, **more)
+
+    monkeypatch.setattr(versions, "verify", meanwhile)
+    with pytest.raises(RegistryError, match="champion is version 3 now, it was version 1"):
+        promote(NAME, 2)
+    assert resolve(NAME).version == 3
 
 
 def test_promoting_the_champion_again_keeps_the_former_one(model: Path) -> None:

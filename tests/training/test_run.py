@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +74,18 @@ def test_the_run_tells_what_was_trained_on_what(full: tuple[Run, list[StepMetric
     assert run.tokens_per_s == steps[-1].tokens_per_s
     assert len(steps) == 230
     assert Run.load(run.folder.parent / "run.json") == run
+
+
+def test_a_second_training_in_the_same_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
+    def second(step: StepMetrics) -> None:
+        if step.step in (1, 3):
+            with pytest.raises(TrainingError, match="another process is training"):
+                bench.train(short, tmp_path / "shared")
+
+    short = FULL.model_copy(update={"duration": "4ba"})
+    bench.train(short, tmp_path / "shared", on_step=second)
+    assert event_kinds(tmp_path / "shared").count("COMPLETED") == 1
+    assert bench.train(short, tmp_path / "shared").best_epoch == 1  # once it has ended its run is read again
 
 
 def test_the_loss_curve_has_at_most_200_points_and_spans_the_run(full: tuple[Run, list[StepMetrics]]) -> None:
@@ -184,7 +195,7 @@ def test_an_interrupt_before_the_first_epoch_leaves_no_model(bench: Bench, tmp_p
     with pytest.raises(KeyboardInterrupt):
         bench.train(FULL, tmp_path, on_step=stop)
     assert event_kinds(tmp_path) == ["CREATED", "TRAIN_STARTED", "STOPPED"]
-    assert os.listdir(tmp_path) == ["events.jsonl"]
+    assert not (tmp_path / "model").exists()
 
 
 def test_rows_that_cannot_be_trained_on_fail_before_the_first_step(bench: Bench, tmp_path: Path) -> None:
