@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, GrammarCache, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
-from smallfirst.tasks.json.answers import answer_parser
+from smallfirst.tasks.json.answers import answer_parser, keeps_schema
 from smallfirst.tasks.json.schema import SEPARATORS, closed_schema
+from smallfirst.tasks.json.validation import AnswerCheck, unsupported_part
 
 MAX_COMPILED = 64
 """Compiled schemas kept in memory."""
 SHOWN_CHARACTERS = 200
 """Characters of a wrong answer that its error message quotes."""
 _SPACING = {"whitespace_flexible": False, "item_separator": SEPARATORS[0], "key_separator": SEPARATORS[1]}
-_UNSAFE_KEYWORDS = ("patternProperties",)
-"""Keywords that jsonschema would match with Python's regular expressions, which some patterns keep busy for ever."""
 
 
 class OutputFormat(NamedTuple):
@@ -34,6 +33,10 @@ class OutputFormat(NamedTuple):
     accepts: Callable[[str], bool]
     choices: tuple[str, ...] = ()
     schema: Mapping[str, Any] | None = None
+
+    async def allows(self, text: str) -> bool:
+        """Return `accepts(text)`, of JSON in a thread. Raise TooManySteps."""
+        return self.accepts(text) if self.schema is None else await asyncio.to_thread(self.accepts, text)
 
 
 FREE_TEXT = OutputFormat(None, lambda text: True)
@@ -47,8 +50,6 @@ class CompiledSchema:
         from llguidance import LLMatcher
 
         self._schema = schema
-        if found := next((word for word in _UNSAFE_KEYWORDS if _has_key(schema, word)), None):
-            raise ConfigError(f'no answer can be written under this schema: "{found}" is not supported')
         self.grammar = (
             f"%llguidance {{}}\nstart: %json {json.dumps({**with_number_bounds(schema), 'x-guidance': _SPACING})}"
         )
@@ -58,16 +59,16 @@ class CompiledSchema:
         if failed or warnings:  # a warning means that some keyword would be ignored
             why = " ".join(warnings[0].split()) if warnings else "llguidance refuses it"
             raise ConfigError(f"no answer can be written under this schema: {why}")
+        if found := unsupported_part(schema, schema):
+            raise ConfigError(f"no answer can be written under this schema: {found} is not supported")
 
     @staticmethod
     def compile(schema: Mapping[str, Any]) -> CompiledSchema:
         return _compiled(json.dumps(schema))
 
     def accepts(self, text: str) -> bool:
-        try:
-            return bool(_validator(self._schema).is_valid(json.loads(text, parse_constant=_not_a_number)))
-        except (ValueError, RecursionError):
-            return False
+        """Return True if the text is JSON under the schema. Raise TooManySteps."""
+        return keeps_schema(text, AnswerCheck(self._schema, _keeps_format), self._schema)
 
 
 class ResponseGrammars:
@@ -124,7 +125,7 @@ async def generate_in_format(
     """
     for fresh in (False, True):
         completion = await generate(fresh)
-        if output_format.accepts(completion.text):
+        if await output_format.allows(completion.text):
             return completion
         if completion.finish_reason == "length":
             if output_format.choices:
@@ -133,11 +134,12 @@ async def generate_in_format(
     raise _bad_answer(output_format, completion)
 
 
-def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:
+async def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:
     """Accept an answer in the format asked for, or cut off. Raise RequestRefused for labels, else BadAnswer."""
     if wanted is None or completion.finish_reason == "length":
         return
-    if answer_parser(json.dumps(wanted.answer_schema, sort_keys=True)).keeps(completion.text):
+    parser = answer_parser(json.dumps(wanted.answer_schema, sort_keys=True))
+    if await asyncio.to_thread(parser.keeps, completion.text):
         return
     if completion.alternatives:
         raise RequestRefused("The answers of this model are labels, which are not of the response_format asked for.")
@@ -171,38 +173,17 @@ def _byte_tokenizer() -> Any:
     return llguidance.LLTokenizer("byte")
 
 
-def _validator(schema: Mapping[str, Any]) -> Any:
-    """A jsonschema validator that runs no Python regular expression and fetches nothing."""
-    import jsonschema  # type: ignore[import-untyped]
-    import referencing
-
-    def checked_by_grammar(keyword: str) -> Any:
-        def check(_: Any, wanted: Any, value: Any, __: Any) -> Iterator[Any]:
-            if isinstance(value, str) and not _grammar_accepts({"type": "string", keyword: wanted}, value):
-                yield jsonschema.ValidationError(f"is not of this {keyword}")
-
-        return check
-
-    keywords = {keyword: checked_by_grammar(keyword) for keyword in ("pattern", "format")}
-    kind = jsonschema.validators.extend(jsonschema.Draft202012Validator, keywords)
-    return kind(schema, registry=referencing.Registry())
-
-
-def _grammar_accepts(schema: Mapping[str, Any], value: str) -> bool:
+@functools.lru_cache(maxsize=16)
+def _format_matcher(name: str) -> Any:
     from llguidance import LLMatcher
 
-    matcher = LLMatcher(_byte_tokenizer(), LLMatcher.grammar_from_json_schema(json.dumps(schema)), log_level=0)
-    octets = list(json.dumps(value, ensure_ascii=False).encode())
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "format": name}))
+    return LLMatcher(_byte_tokenizer(), grammar, log_level=0)
+
+
+def _keeps_format(text: str, name: str) -> bool:
+    matcher = _format_matcher(name).deep_copy()
+    octets = list(json.dumps(text, ensure_ascii=False).encode())
     if matcher.is_error() or matcher.validate_tokens(octets) < len(octets):
         return False
     return bool(matcher.consume_tokens(octets) and matcher.is_accepting())
-
-
-def _not_a_number(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _has_key(node: Any, key: str) -> bool:
-    if isinstance(node, Mapping):
-        return key in node or any(_has_key(part, key) for part in node.values())
-    return isinstance(node, list) and any(_has_key(part, key) for part in node)

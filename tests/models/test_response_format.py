@@ -8,6 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from fixtures.event_loop import in_loop
 
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.generator import Generator
@@ -135,14 +136,15 @@ def test_the_engines_grammar_has_canonical_spacing() -> None:
     )
 
 
-def test_only_an_answer_in_the_format_or_cut_off_passes_the_check() -> None:
+@in_loop
+async def test_only_an_answer_in_the_format_or_cut_off_passes_the_check() -> None:
     def answer(text: str, **more: Any) -> Completion:
         return Completion(text=text, answered_by="big", latency_ms=1, cost_usd=0, **more)
 
-    check_response_format(answer("free"), None)
-    check_response_format(answer('{"item": "card"}'), wanted_json(OWN))
-    check_response_format(answer('{"item": "ca', finish_reason="length"), wanted_json(OWN))
+    await check_response_format(answer("free"), None)
+    await check_response_format(answer('{"item": "card"}'), wanted_json(OWN))
+    await check_response_format(answer('{"item": "ca', finish_reason="length"), wanted_json(OWN))
     with pytest.raises(BadAnswer, match="big did not keep to the response_format"):
-        check_response_format(answer('{"item": 3}'), wanted_json(OWN))
+        await check_response_format(answer('{"item": 3}'), wanted_json(OWN))
     with pytest.raises(RequestRefused, match="are labels"):
-        check_response_format(answer("card", alternatives=(("card", 1.0),)), wanted_json(OWN))
+        await check_response_format(answer("card", alternatives=(("card", 1.0),)), wanted_json(OWN))

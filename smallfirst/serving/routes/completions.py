@@ -52,12 +52,17 @@ async def complete_choices(call: ApiCall, model: Model, parsed: ParsedRequest) -
     return [answer for answer in made for _ in range(copies)]
 
 
-async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
-    model = call.accept(parsed.model, parsed.requests)
-    parsed = parsed._replace(requests=call.requests)
+async def check_requested_schema(parsed: ParsedRequest) -> None:
+    """Raise ApiError 400 for a schema that no answer can be held to."""
     wanted = parsed.requests[0].response_format
     if wanted is not None and wanted.json_schema:
         await asyncio.to_thread(check_schema, wanted.json_schema)
+
+
+async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
+    model = call.accept(parsed.model, parsed.requests)
+    parsed = parsed._replace(requests=call.requests)
+    await check_requested_schema(parsed)
     with call.admitted(len(parsed.draws())) as reservation:
         if not parsed.stream:
             answer = await _send_whole(call, parsed, model)
@@ -95,7 +100,7 @@ async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
             chunk = await next_chunk(chunks)
     answer = chunk.completion
     if request.response_format is not None:
-        check_response_format(answer, request.response_format)
+        await check_response_format(answer, request.response_format)
     await call.record(answer)
     last = response.last(answer, include_usage=usage)
     last["smallfirst"]["first_token_ms"] = call.first_token_s * 1000
@@ -136,5 +141,5 @@ async def _complete(call: ApiCall, model: Model, request: Request) -> Completion
     async with call.turn():
         answer = await model.complete(request)
     if request.response_format is not None:
-        check_response_format(answer, request.response_format)
+        await check_response_format(answer, request.response_format)
     return answer

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from smallfirst.models.protocol import Request
 from smallfirst.serving.openai.errors import ApiError
-from smallfirst.serving.openai.requests import parse_chat, read_fields
+from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, read_fields
 from smallfirst.serving.openai.responses import ResponseBuilder
 from smallfirst.serving.request_lifecycle import ApiCall, Handler
-from smallfirst.serving.routes.completions import chat, complete_choices, completion
+from smallfirst.serving.routes.completions import chat, check_requested_schema, complete_choices, completion
 from smallfirst.serving.routes.embeddings import embeddings
 from smallfirst.serving.routes.invocation_formats import Invocation, answer, parse
 
@@ -37,24 +39,34 @@ async def invoke(call: ApiCall, body: bytes) -> None:
     name = in_path or values.pop("model", None) or _default_model(call)
     values.pop("model", None)
     invocation = parse(values)
-    bodies = [json.dumps({**one, "model": name}).encode() for one in invocation.bodies]
     if invocation.shape == "predictions":
-        await _predict(call, invocation, bodies)
+        await _predict(call, invocation, name)
     else:
-        await _HANDLERS[invocation.shape](call, bodies[0])
+        await _HANDLERS[invocation.shape](call, _body(invocation.bodies[0], name))
 
 
-async def _predict(call: ApiCall, invocation: Invocation, bodies: list[bytes]) -> None:
-    parsed = [parse_chat(body, max_messages=call.app.settings.max_messages) for body in bodies]
-    model = call.accept(parsed[0].model, parsed[0].requests)
-    ids = [f"{call.response.id}-{i}" for i in range(len(parsed))]
+async def _predict(call: ApiCall, invocation: Invocation, name: object) -> None:
+    def parse_row(row: Mapping[str, Any]) -> ParsedRequest:
+        return parse_chat(_body(row, name), max_messages=call.app.settings.max_messages)
 
-    async def predict(id: str, i: int) -> dict[str, Any]:
-        response = ResponseBuilder(id, call.response.created, parsed[i].model)
+    # All rows have the settings of the first one, which may be large: they are parsed and checked once.
+    shared, *others = invocation.bodies
+    first = parse_row(shared)
+    chats = [
+        first.requests[0].messages,
+        *(parse_row({"messages": row["messages"]}).requests[0].messages for row in others),
+    ]
+    requests = [first.requests[0].model_copy(update={"messages": messages}) for messages in chats]
+    model = call.accept(first.model, first.requests)
+    await check_requested_schema(first)
+    ids = [f"{call.response.id}-{i}" for i in range(len(requests))]
+
+    async def predict(id: str, request: Request) -> dict[str, Any]:
+        response = ResponseBuilder(id, call.response.created, first.model)
         row = dataclasses.replace(call, response=response, requests=())
-        row.accept(parsed[i].model, parsed[i].requests)
+        row.accept(first.model, (request,))
         with row.admitted() as reservation:
-            (found,) = await complete_choices(row, model, parsed[i]._replace(requests=row.requests))
+            (found,) = await complete_choices(row, model, first._replace(requests=row.requests))
             reservation.add(found)
         await row.record(found)
         return response.whole([found])
@@ -62,11 +74,15 @@ async def _predict(call: ApiCall, invocation: Invocation, bodies: list[bytes]) -
     try:
         with call.places(len(ids)):
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(predict(id, i)) for i, id in enumerate(ids)]
+                tasks = [group.create_task(predict(*row)) for row in zip(ids, requests, strict=True)]
     except BaseExceptionGroup as failed:
         raise failed.exceptions[0] from None
     call.recorded = True
     await call.send_json(200, {**answer(invocation.shape, [task.result() for task in tasks]), "ids": ids}, {})
+
+
+def _body(values: Mapping[str, Any], name: object) -> bytes:
+    return json.dumps({**values, "model": name}).encode()
 
 
 def _default_model(call: ApiCall) -> str:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped]
-import referencing
-
-from smallfirst.tasks.json.regex_safety import MAX_MATCHED_CHARACTERS
 from smallfirst.tasks.json.schema import SEPARATORS, alternatives
 from smallfirst.tasks.json.schema_limits import Schema, allowed_types
+from smallfirst.tasks.json.validation import AnswerCheck, TooManySteps
 
 MAX_CHARACTERS = 200_000
 """Longest text that is looked through."""
@@ -22,8 +18,6 @@ MAX_NESTING = 32
 """Most objects and lists inside one another."""
 _MOST_BROKEN = 1_000
 """Opening brackets without an object behind them after which the search ends: each costs a pass over the text."""
-_FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
-"""Formats that are checked without further packages; the others are kept by the grammar alone."""
 
 
 class AnswerParser:
@@ -31,47 +25,43 @@ class AnswerParser:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._validator = _Validator(
-            schema,
-            registry=referencing.Registry(),  # knows nothing and fetches nothing
-            format_checker=jsonschema.FormatChecker(_FORMATS),
-        )
 
     def read(self, text: str) -> str | None:
         """Return the first object that the schema allows as JSON, fields in schema order; None without one."""
         if len(text) > MAX_CHARACTERS:
             return None
+        check = AnswerCheck(self._schema)
         try:
+            held = []  # the check tells values by their identity
             for value in _objects(text):
-                if self._validator.is_valid(value):
-                    answer = json.dumps(self._ordered(value, self._schema), ensure_ascii=False, separators=SEPARATORS)
+                held.append(value)
+                if check.is_valid(value, self._schema):
+                    ordered = self._ordered(value, self._schema, check)
+                    answer = json.dumps(ordered, ensure_ascii=False, separators=SEPARATORS)
                     answer.encode()  # half a surrogate pair is no text
                     return answer
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, TooManySteps):
             return None
         return None
 
     def keeps(self, text: str) -> bool:
-        """Return True if the whole text is JSON that the schema allows, with nothing before or after it."""
-        if len(text) > MAX_CHARACTERS:
-            return False
-        try:
-            return bool(self._validator.is_valid(json.loads(text, parse_constant=_finite, parse_float=_finite)))
-        except (ValueError, RecursionError):
-            return False
+        """Return True if the text is JSON that the schema allows, with nothing around it. Raise TooManySteps."""
+        return len(text) <= MAX_CHARACTERS and keeps_schema(text, AnswerCheck(self._schema), self._schema)
 
-    def _ordered(self, value: Any, node: Schema) -> Any:
+    def _ordered(self, value: Any, node: Schema, check: AnswerCheck) -> Any:
         """Return `value` with the fields of its objects in schema order and whole numbers without a point."""
-        options = [option for option in alternatives(self._schema, node) if _fits(option, value)]
+        offered = alternatives(self._schema, node)
+        check.spend(len(offered))
+        options = [option for option in offered if _fits(option, value)]
         if isinstance(value, dict | list) and len(options) > 1:
-            options = [option for option in options if self._validator.evolve(schema=option).is_valid(value)]
+            options = [option for option in options if check.is_valid(value, option)]
         if isinstance(value, dict):
             fields = options[0].get("properties", {})
             other = options[0].get("additionalProperties", {})
             names = [*(name for name in fields if name in value), *(name for name in value if name not in fields)]
-            return {name: self._ordered(value[name], fields.get(name, other)) for name in names}
+            return {name: self._ordered(value[name], fields.get(name, other), check) for name in names}
         if isinstance(value, list):
-            return [self._ordered(item, options[0]["items"]) for item in value]
+            return [self._ordered(item, options[0]["items"], check) for item in value]
         if isinstance(value, float) and not any("number" in allowed_types(option) for option in options):
             return int(value)
         return value
@@ -81,6 +71,14 @@ class AnswerParser:
 def answer_parser(schema_json: str) -> AnswerParser:
     """Return the parser of a schema written as JSON, made once."""
     return AnswerParser(json.loads(schema_json))
+
+
+def keeps_schema(text: str, check: AnswerCheck, schema: Schema) -> bool:
+    """Return True if the whole text is JSON that the check's schema allows. Raise TooManySteps."""
+    try:
+        return check.is_valid(json.loads(text, parse_constant=_finite, parse_float=_finite), schema)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
@@ -137,12 +135,3 @@ def _fits(option: Schema, value: Any) -> bool:
     if isinstance(value, dict | list):
         return ("object" if isinstance(value, dict) else "array") in kinds
     return not isinstance(value, float) or "number" in kinds or "integer" in kinds
-
-
-def _matches(_: Any, pattern: str, value: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
-    """Yield an error if the pattern does not match; a text longer than MAX_MATCHED_CHARACTERS does not."""
-    if isinstance(value, str) and (len(value) > MAX_MATCHED_CHARACTERS or not re.search(pattern, value)):
-        yield jsonschema.ValidationError(f"does not match {pattern}")
-
-
-_Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": _matches})

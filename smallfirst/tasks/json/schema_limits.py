@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from smallfirst.errors import ConfigError, did_you_mean
-from smallfirst.tasks.json.regex_safety import pattern_problem
+from smallfirst.tasks.json.patterns import pattern_problem
 
 Schema = Mapping[str, Any]
 JsonPath = tuple[str, ...]

@@ -143,7 +143,7 @@ def test_usable_schemas_pass_and_so_do_their_closed_forms(schema: dict[str, Any]
         (one({"type": "string", "minimum": 3}), "properties.a", '"minimum" is for integer or number, not for string'),
         (one({"type": "string", "minLength": 3, "maxLength": 2}), "properties.a", "is above"),
         (one({"type": "array", "items": TEXT, "minItems": 10**9}), "properties.a", "is more than 10,000"),
-        (one({"type": "string", "pattern": "^(a+)+$"}), "properties.a", "take for ever"),
+        (one({"type": "string", "pattern": "^(?=a)"}), "properties.a", "look-around"),
         (one({"type": "string", "format": "regex"}), "properties.a", "cannot be kept by the grammar; known: date"),
         (one({"type": "string", "format": "datetime"}), "properties.a", 'did you mean "date-time"?'),
         (one(TEXT, required=["b", "a"]), "root", 'required field "b" is not under properties'),
