@@ -17,6 +17,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.retention import Retention
 from smallfirst.records import Record, rename_keys
 from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.sample_size import round_up_to_two_digits
 
 MAX_ADVISED_ROWS = 100_000
 """Advice never asks for more labels than this."""
@@ -169,12 +170,6 @@ def rows_for_width(estimate: Estimate, minimum: float) -> int | None:
         return None
     rows = estimate.n * ((estimate.value - estimate.low) / (estimate.value - minimum)) ** 2
     return max(estimate.n + 1, math.ceil(rows - 1e-6))
-
-
-def round_up_to_two_digits(rows: int) -> int:
-    """Round up to two digits, at least 1: the rates behind it are estimates themselves."""
-    unit = int(10 ** max(0, len(str(rows)) - 2))
-    return max(1, -(-rows // unit) * unit)
 
 
 def join_first(names: Sequence[str], limit: int) -> str:

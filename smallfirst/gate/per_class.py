@@ -23,13 +23,12 @@ from smallfirst.gate.check_result import (
     check_value,
     join_first,
     not_measured,
-    round_up_to_two_digits,
 )
 from smallfirst.gate.metrics import min_perfect_rows
 from smallfirst.records import Record
 from smallfirst.stats import intervals
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sample_size import rows_for_lower_bound
+from smallfirst.stats.sample_size import round_up_to_two_digits, rows_for_lower_bound
 from smallfirst.tasks.task import PartCounts
 
 MAX_NAMED = 5

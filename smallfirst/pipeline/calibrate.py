@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from smallfirst.data.dataset import Dataset
+from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.data.sources.load import load
 from smallfirst.errors import DataError, StageMissing
 from smallfirst.evaluation.evaluate import EvaluationSetup, restrict_to_rows
@@ -33,8 +32,12 @@ from smallfirst.project.run_folder import Promotion, RunFolder
 from smallfirst.records import fingerprint
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate, certify
+from smallfirst.routing.certificate.looks import count_look, trial_fingerprint
 from smallfirst.routing.certificate.outcomes import with_routing_cost
 from smallfirst.routing.types import OodScore
+
+LOOKS = "looks.json"
+"""File in the task's folder: the certificates that were tried, of all runs."""
 
 
 def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotion | None = None) -> Certificate:
@@ -85,13 +88,26 @@ def _certificate(
 ) -> Certificate:
     routing = project.file.routing
     manifest = read_manifest(run_folder.model_folder(promotion.candidate))
-    made: dict[str, Any] = {"model_fingerprint": manifest.weights_fingerprint, "temperature": manifest.temperature}
     labels = routing.labels
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
         gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
         large = judged_by_gold(project, large, gold) if large else None
-    return certify(drafts, large, routing.guarantee, person=routing.person, labels=labels, **made)
+    look = count_look(
+        run_folder.path.parent / LOOKS,
+        {fingerprint(fold_text(row.text)) for row in drafts[-1].rows},
+        trial_fingerprint(drafts, large, routing.guarantee),
+    )
+    certificate = certify(
+        drafts,
+        large,
+        routing.guarantee,
+        model_fingerprint=manifest.weights_fingerprint,
+        person=routing.person,
+        labels=labels,
+        look=look,
+    )
+    return certificate.model_copy(update={"temperature": manifest.temperature})
 
 
 async def _fit_heads(

@@ -42,25 +42,6 @@ def betting_upper_bound(
     return low + rejected * (high - low)
 
 
-def rows_to_reject(values: Sequence[float] | np.ndarray, mean: float, *, level: float, max_rows: int) -> int | None:
-    """Return the fewest rows of values in [0, 1] like these with a p-value of at most `level`; None if none do."""
-    scaled = _scaled(values, 0.0, 1.0)
-    if scaled.size == 0 or scaled.mean() >= mean or not 0 < mean < 1:
-        return None
-    seen, counts = np.unique(scaled, return_counts=True)
-
-    def enough(n: int) -> bool:
-        return _log_wealth(seen, counts * (n / scaled.size), mean) >= math.log(1 / level)
-
-    if not enough(max_rows):
-        return None
-    short, plenty = 0, max_rows
-    while plenty - short > 1:
-        middle = (short + plenty) // 2
-        short, plenty = (short, middle) if enough(middle) else (middle, plenty)
-    return plenty
-
-
 def _scaled(values: Sequence[float] | np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = (np.asarray(values, dtype=np.float64) - low) / (high - low)
     if scaled.size and not (scaled.min() >= -1e-12 and scaled.max() <= 1 + 1e-12):

@@ -41,3 +41,9 @@ def rows_for_lower_bound(
         if shown.any():
             return int(n[shown.argmax()])
     return None
+
+
+def round_up_to_two_digits(rows: int) -> int:
+    """Round up to two digits, at least 1: the rates behind it are estimates themselves."""
+    unit = int(10 ** max(0, len(str(rows)) - 2))
+    return max(1, -(-rows // unit) * unit)

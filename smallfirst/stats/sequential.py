@@ -25,6 +25,11 @@ _HUGE = 1e200
 """Wealth is capped here, far above any level that is asked for; a test that gives wealth away stays valid."""
 
 
+def spent_level(level: float, look: int) -> float:
+    """Return the share of `level` that look k may spend, level / (k (k + 1)): all looks together spend at most all."""
+    return level / (look * (look + 1))
+
+
 class SequentialTest:
     """A betting martingale against a hypothesis, with a stake for every row at which a change may come."""
 

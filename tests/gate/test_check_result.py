@@ -12,7 +12,6 @@ from smallfirst.gate.check_result import (
     Requirement,
     advice_for,
     check_minimum,
-    round_up_to_two_digits,
     rows_for_width,
 )
 from smallfirst.stats.intervals import Estimate
@@ -83,8 +82,3 @@ def test_the_lower_end_alone_decides() -> None:
     found = Estimate(value=0.9, low=0.8, high=0.95, n=50)
     assert check_minimum(minimum(0.8), found, "", lambda: None).passed
     assert not check_minimum(minimum(0.8000001), found, "", lambda: None).passed
-
-
-@pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
-def test_rows_are_rounded_up_to_two_digits(rows: int, rounded: int) -> None:
-    assert round_up_to_two_digits(rows) == rounded

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
-    rows_to_reject,
 )
 from smallfirst.stats.intervals import upper_bound
 
@@ -87,13 +86,3 @@ def test_the_bounds_cover_the_mean_as_often_as_they_say(draw, mean: float, low: 
         missed += betting_p_value(draw(generator, 120), mean, low=low) <= 0.05
     # A p-value of at most 0.05 at the true mean is a bound that misses it.
     assert missed / sets <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / sets)
-
-
-def test_rows_to_reject_is_where_copies_of_the_rows_begin_to_show_it() -> None:
-    rows = bits(2, 100)
-    n = rows_to_reject(rows, 0.05, level=0.05, max_rows=10_000)
-    assert n is not None
-    assert betting_p_value(np.tile(rows, n // 100 + 1), 0.05) <= 0.05
-    assert betting_p_value(np.tile(rows, n // 100 - 1), 0.05) > 0.05
-    assert rows_to_reject(rows, 0.02, level=0.05, max_rows=10_000) is None  # as large as what was seen
-    assert rows_to_reject(rows, 0.021, level=0.05, max_rows=200) is None

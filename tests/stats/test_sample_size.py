@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallfirst.stats.intervals import upper_bound, wilson
-from smallfirst.stats.sample_size import rows_for_lower_bound, rows_for_upper_bound
+from smallfirst.stats.sample_size import round_up_to_two_digits, rows_for_lower_bound, rows_for_upper_bound
 
 CALM = settings(max_examples=25, deadline=None)
 """A busy machine is no reason to fail."""
@@ -72,3 +73,8 @@ def test_a_whole_number_of_errors_is_not_rounded_up_to_the_next() -> None:
 def test_a_rate_at_or_above_the_bar_can_never_be_shown() -> None:
     assert rows_for_upper_bound(0.05, 0.05) is None
     assert rows_for_upper_bound(0.049, 0.05, max_rows=1000) is None
+
+
+@pytest.mark.parametrize(("rows", "rounded"), [(-3, 1), (7, 7), (99, 99), (131, 140), (1310, 1400), (1300, 1300)])
+def test_rows_are_rounded_up_to_two_digits(rows: int, rounded: int) -> None:
+    assert round_up_to_two_digits(rows) == rounded

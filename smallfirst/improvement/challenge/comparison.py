@@ -12,6 +12,7 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record
 from smallfirst.stats.intervals import Estimate, mcnemar
 from smallfirst.stats.paired import paired_score_interval
+from smallfirst.stats.sequential import spent_level
 
 MARGIN = 0.01
 """Accuracy, in [0, 1], that a challenger may lose if it keeps more of the requests small."""
@@ -41,7 +42,7 @@ def compare_to_champion(
     challenger: Evaluation, champion: Evaluation, *, routed: tuple[Evaluation, Evaluation] | None, look: int
 ) -> ChampionComparison:
     """Compare the two on the rows that both answered; `routed` are the Routers over them, in this order."""
-    level = 1 - 0.05 / (look * (look + 1))
+    level = 1 - spent_level(0.05, look)
     ours, theirs = _flags(challenger, "correct"), _flags(champion, "correct")
     difference, only_ours, only_theirs = _paired(ours, theirs, level)
     kept = _paired(_flags(routed[0], "certified"), _flags(routed[1], "certified"), level)[0] if routed else None

@@ -28,6 +28,7 @@ from smallfirst.routing.certificate.per_class import (
     min_threshold,
 )
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limit, evidence
+from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     describe_issued,
     describe_per_class,
@@ -35,8 +36,9 @@ from smallfirst.routing.certificate.summary import (
     limits_of_validity,
 )
 from smallfirst.routing.certificate.threshold_curve import ThresholdPoint, threshold_curve
-from smallfirst.routing.certificate.threshold_search import CascadeThresholds, estimate_rows_needed, search_cascade
+from smallfirst.routing.certificate.threshold_search import CascadeThresholds, search_cascade
 from smallfirst.stats.intervals import Estimate, upper_bound, wilson
+from smallfirst.stats.sequential import spent_level
 
 # Field names in certificates of version 0.1.0's first months.
 _COUNTS = {"n_kept": "n_accepted", "errors_kept": "n_errors", "errors": "n_errors"}
@@ -94,7 +96,7 @@ class Certificate(Record):
     """The paired evidence behind `below`."""
     below_difference: Estimate | None
     """Accuracy of large minus small on the rows below the threshold; None if the large one was not measured."""
-    temperature: float
+    temperature: float = 1.0
     """Divides the log-probabilities before they become confidences; fitted on selection rows."""
     curve: tuple[ThresholdPoint, ...]
     """What each threshold would have given, strict to loose."""
@@ -111,7 +113,11 @@ class Certificate(Record):
     labels: LabelSource = "gold"
     """Who decides what is right: gold labels, or the large model."""
     labels_missing: int | None = None
-    """If refused: about how many more rows like these would show it; None if none would, or if issued."""
+    """If refused: how many more rows like these are advised; None if issued, or if no number is likely to do."""
+    labels_missing_chance: float | None = None
+    """If refused: how likely as many are to show it, in [0, 1]; without an advised number, how likely the most are."""
+    look: int | None = None
+    """Number of this certificate among those tried on rows that overlap; None if it is the only one by agreement."""
     classes: tuple[ClassCertificate, ...] = ()
     """By predicted label; part of the guarantee only with `guarantee.per_class`."""
     bands: tuple[Band, ...] = ()
@@ -131,7 +137,8 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        return self.earlier_fingerprint or super().fingerprint()
+        later = {name for name in ("labels_missing_chance", "look") if getattr(self, name) is None}
+        return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=later))
 
     def covers(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
         """Return True if the guarantee covers an answer `label`; `stage` is the last one unless named."""
@@ -160,9 +167,17 @@ class CertificateSubject(NamedTuple):
 
     model_fingerprint: str
     dataset_fingerprint: str
-    temperature: float
     person: bool
     """A person's queue takes requests that no model is good at."""
+    look: int | None = None
+    """Number of the look at the calibration rows; None: the only one, at the whole level."""
+
+    def tested(self, guarantee: Guarantee, *, later: int = 0) -> Guarantee:
+        """Return the guarantee at the level of this look, or of one so many looks later."""
+        if self.look is None:
+            return guarantee
+        level = spent_level(1 - guarantee.confidence, self.look + later)
+        return guarantee.model_copy(update={"confidence": 1 - level})
 
 
 def certify(
@@ -171,15 +186,16 @@ def certify(
     guarantee: Guarantee,
     *,
     model_fingerprint: str,
-    temperature: float = 1.0,
     person: bool = False,
     labels: Literal["gold", "large"] = "gold",
+    look: int | None = None,
 ) -> Certificate:
     """Certify the drafting stages, cheapest first, from their answers on calibration rows used for no choice.
 
     `large` on these rows, or a random part, decides what is worth escalating; without it everything is. With `person`,
-    what it is no better at goes to a person. `labels="large"`: rows were scored against its answers. Raise DataError if
-    a draft lacks rows, ConfigError for a guarantee by label about several stages.
+    what it is no better at goes to a person. `labels="large"`: rows were scored against its answers. The certificate
+    is number `look` on these rows (`looks.count_look`) and spends that look's share of the level; None: all of it.
+    Raise DataError if a draft lacks rows, ConfigError for a guarantee by label about several stages.
     """
     stages = [drafts] if isinstance(drafts, Evaluation) else list(drafts)
     if guarantee.per_class and len(stages) > 1:
@@ -187,12 +203,13 @@ def certify(
             f"a guarantee by label covers one drafting stage, and there are {len(stages)}",
             hint="leave out guarantee.per_class, or let one stage draft",
         )
-    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, temperature, person)
+    subject = CertificateSubject(model_fingerprint, stages[-1].dataset_fingerprint, person, look)
     return certify_cascade(cascade_data(stages, large, labels), guarantee, subject)
 
 
 def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> Certificate:
     """Return the certificate from the answers of all stages to the calibration rows."""
+    asked, guarantee = guarantee, subject.tested(guarantee)
     found = search_cascade(data, guarantee)
     classes = certify_per_class(data, guarantee, found)
     if guarantee.per_class:
@@ -201,7 +218,8 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
     accepted = guaranteed_rows(data, classes) if guarantee.per_class else outcome.accepted
     n_accepted, errors = int(accepted.sum()), int((accepted & ~outcome.right).sum())
     risks = _risk_results(outcome, guarantee, found) if found.issued and not guarantee.per_class else ()
-    why, missing = _explain(data, guarantee, found, classes, (risks, errors))
+    missing = None if found.issued else _rows_needed(data, asked, subject)
+    why = _explain(data, asked, found, classes, (risks, errors, missing))
     floor = found.floor if "accuracy_loss" in guarantee.limits and found.issued else None
     top = 1.0 if guarantee.per_class and found.issued else found.thresholds[-1]
     below = decide_below_threshold(
@@ -213,7 +231,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         issued=found.issued,
         why=why,
         max_error=1.0 if guarantee.max_error is None else guarantee.max_error,
-        confidence=guarantee.confidence,
+        confidence=asked.confidence,
         threshold=found.thresholds[-1],
         n_labels=data.n,
         n_accepted=n_accepted,
@@ -223,19 +241,20 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         below=below.action,
         below_why=below.why,
         below_difference=below.difference,
-        temperature=subject.temperature,
         curve=threshold_curve(data, found.thresholds, guarantee.confidence),
         model_fingerprint=subject.model_fingerprint,
         dataset_fingerprint=subject.dataset_fingerprint,
-        guarantee=guarantee,
+        guarantee=asked,
         stages=_stage_thresholds(outcome, found),
         risks=risks,
         labels=data.labels,
-        labels_missing=missing,
+        labels_missing=missing.n_more if missing and missing.chance >= MIN_CHANCE else None,
+        labels_missing_chance=missing.chance if missing else None,
+        look=subject.look,
         classes=classes,
         bands=below.bands,
         audit_limit=limit,
-        limits_of_validity=limits_of_validity(data, guarantee, limit, subject.person),
+        limits_of_validity=limits_of_validity(data, asked, limit, subject.person, subject.look),
     )
 
 
@@ -254,18 +273,29 @@ def _explain(
     guarantee: Guarantee,
     found: CascadeThresholds,
     classes: Sequence[ClassCertificate],
-    shown: tuple[Sequence[RiskResult], int],
-) -> tuple[str, int | None]:
-    if found.issued and guarantee.per_class:
-        return describe_per_class(data, guarantee, classes), None
-    if found.issued:
-        return describe_issued(data, guarantee, *shown), None
-    missing = estimate_rows_needed(data, guarantee, found.level)
+    shown: tuple[Sequence[RiskResult], int, RowsNeeded | None],
+) -> str:
+    risks, errors, missing = shown
+    if missing is not None:
+        return describe_refused(data, guarantee, found, missing)
     if guarantee.per_class:
-        rows = [one.labels_missing * data.n / max(1, one.n_accepted) for one in classes if one.labels_missing]
-        missing = round(min(rows)) + data.n if rows else None
-    missing = None if missing is None else missing - data.n
-    return describe_refused(data, guarantee, found, missing), missing
+        return describe_per_class(data, guarantee, classes)
+    return describe_issued(data, guarantee, risks, errors)
+
+
+def _rows_needed(data: CascadeData, guarantee: Guarantee, subject: CertificateSubject) -> RowsNeeded:
+    """Simulate the next look, on these rows and more; in less detail where the search takes long."""
+    tested = subject.tested(guarantee, later=1)
+    if set(guarantee.limits) == {"error"} and data.n_stages == 1 and not guarantee.per_class:
+        return rows_needed(data, lambda rows: search_cascade(rows, tested).issued, max_rows=MAX_ROWS)
+
+    def shows(rows: CascadeData) -> bool:
+        found = search_cascade(rows, tested, steps=20)
+        if not guarantee.per_class:
+            return found.issued
+        return any(one.certified for one in certify_per_class(rows, tested, found))
+
+    return rows_needed(data, shows, n_worlds=20, max_rows=MAX_ROWS // 4)
 
 
 def _stage_thresholds(outcome: CascadeOutcome, found: CascadeThresholds) -> tuple[StageThreshold, ...]:

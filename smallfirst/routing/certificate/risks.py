@@ -25,10 +25,8 @@ from smallfirst.routing.certificate.outcomes import CascadeOutcome
 from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
-    rows_to_reject,
 )
 from smallfirst.stats.intervals import upper_bound
-from smallfirst.stats.sample_size import rows_for_upper_bound
 
 GROWS_WITH_COVERAGE = frozenset({"error", "accuracy_loss"})
 """Risks that grow with the accepted share, so they are tested strict to loose; the others loose to strict."""
@@ -77,11 +75,6 @@ class ShareEvidence:
         share = level / (1 + len(self.samples))
         return share, sum(upper_bound(*sample, confidence=1 - share) for sample in self.samples)
 
-    def rows_needed(self, level: float, max_rows: int) -> int | None:
-        if max_rows <= 0:
-            return None
-        return rows_for_upper_bound(self.value, self.limit, confidence=1 - level, max_rows=max_rows)
-
 
 @dataclass(frozen=True)
 class MeanEvidence:
@@ -107,11 +100,6 @@ class MeanEvidence:
 
     def bound(self, level: float) -> float:
         return self.scale * betting_upper_bound(self.values, confidence=1 - level, low=self.low, high=self.high)
-
-    def rows_needed(self, level: float, max_rows: int) -> int | None:
-        span = self.high - self.low
-        limit = (self.limit - self.low) / span
-        return rows_to_reject((self.values - self.low) / span, limit, level=level, max_rows=max_rows)
 
 
 Evidence = ShareEvidence | MeanEvidence

@@ -8,11 +8,13 @@ from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.per_class import ClassCertificate
 from smallfirst.routing.certificate.risks import RiskResult
+from smallfirst.routing.certificate.rows_needed import MIN_CHANCE, RowsNeeded
 from smallfirst.routing.certificate.threshold_search import (
     CascadeThresholds,
     min_accepted_rows,
     min_rows_without_error,
 )
+from smallfirst.stats.sequential import spent_level
 
 
 def describe_issued(data: CascadeData, guarantee: Guarantee, risks: Sequence[RiskResult], n_errors: int) -> str:
@@ -30,7 +32,7 @@ def describe_per_class(data: CascadeData, guarantee: Guarantee, classes: Sequenc
     )
 
 
-def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThresholds, missing: int | None) -> str:
+def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThresholds, missing: RowsNeeded) -> str:
     """Return why nothing is guaranteed, and how many rows would change that."""
     unmeasured = _unmeasured(data, guarantee)
     if unmeasured:
@@ -57,13 +59,13 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
 
 
 def limits_of_validity(
-    data: CascadeData, guarantee: Guarantee, audit_limit: float | None, person: bool
+    data: CascadeData, guarantee: Guarantee, audit_limit: float | None, person: bool, look: int | None
 ) -> tuple[str, ...]:
     """Return what the guarantee rests on and when it ends, a sentence each."""
     n, asked = data.n, int(data.asked.sum())
     sentences = [
         f"it holds for requests drawn like its {n} calibration rows; drift ends it",
-        "it allows one look: choosing another guarantee on the same rows after seeing this one weakens both",
+        _looks(guarantee, look),
         _label_source(data),
     ]
     if len(guarantee.limits) > 1:
@@ -105,10 +107,25 @@ def _shown_where(risk: str, limit: float, found: CascadeThresholds) -> str:
     return f'"{describe_limit(risk, limit)}" is shown while {100 * least:.0f} to {100 * most:.0f} % stay small'
 
 
-def _rows_missing(missing: int | None) -> str:
-    if missing is None:
-        return "; no number of rows like these would show it: loosen the guarantee, or improve the model"
-    return f"; about {missing} more rows like these would show it"
+def _looks(guarantee: Guarantee, look: int | None) -> str:
+    if look is None:
+        return "it allows one look: choosing another guarantee on the same rows after seeing this one weakens both"
+    level = 100 * (1 - guarantee.confidence)
+    return (
+        f"it is certificate number {look} tried on these calibration rows, or on rows that overlap with them; of the "
+        f"{level:.4g} % by which all of them together may fail it takes {spent_level(level, look):.4g} %, 1 / (k (k + "
+        "1)) for k = its number; rows of which none was used before begin at 1"
+    )
+
+
+def _rows_missing(missing: RowsNeeded) -> str:
+    chance = f"{100 * missing.chance:.0f} %"
+    if missing.chance >= MIN_CHANCE:
+        return f"; {missing.n_more:,} more rows like these would show it with a chance of {chance}"
+    return (
+        f"; even {missing.n_more:,} more rows like these would show it with a chance of {chance} only: loosen the "
+        "guarantee, or improve the model"
+    )
 
 
 def _unmeasured(data: CascadeData, guarantee: Guarantee) -> str:

@@ -20,9 +20,8 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, CascadeOutcome
 from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, evidence
 
-_STEPS = 100
-_MAX_ROWS = 20_000
-"""If more rows are needed, no number of them is suggested."""
+STEPS = 100
+"""Thresholds on a path."""
 
 Thresholds = tuple[float, ...]
 """One a drafting stage, cheapest first."""
@@ -95,14 +94,14 @@ def min_rows_without_error(limit: float, level: float) -> int:
     return max(1, math.ceil(math.log(level) / math.log1p(-limit) - 1e-9)) if limit > 0 else sys.maxsize
 
 
-def search_cascade(data: CascadeData, guarantee: Guarantee) -> CascadeThresholds:
+def search_cascade(data: CascadeData, guarantee: Guarantee, *, steps: int = STEPS) -> CascadeThresholds:
     """Return the cheapest thresholds that keep every limit; without costs of large, those that escalate least."""
     if set(guarantee.limits) == {"error"} and data.n_stages == 1:
         level = 1 - guarantee.confidence
         one = search_threshold(data.confidence[0].tolist(), data.right[0].tolist(), guarantee)
         shown = {"error": (0.0, one.n_accepted / max(1, data.n))} if one.n_accepted else {}
         return CascadeThresholds((one.threshold,), level, NEVER_ACCEPT, shown, data.n)
-    paths = threshold_paths(data.confidence)
+    paths = threshold_paths(data.confidence, steps)
     level = (1 - guarantee.confidence) / (len(guarantee.limits) * len(paths))
     choices: list[tuple[float, int, Thresholds, bool]] = []
     with_small_loss: list[Thresholds] = []
@@ -141,12 +140,12 @@ def _valid_places(
     return [(i, False) for i in sorted(escalating)] + [(i, True) for i in sorted(keeping)]
 
 
-def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
+def threshold_paths(confidence: np.ndarray, steps: int = STEPS) -> list[list[Thresholds]]:
     """Return paths of threshold vectors, each from strict to loose, from confidences by stage and row.
 
     One stage: one path. More: only the last drafts; all accept the same share; those before the last accept half of it.
     """
-    shares = np.arange(1, _STEPS + 1) / _STEPS
+    shares = np.arange(1, steps + 1) / steps
     last = _thresholds(confidence[-1], shares)
     if len(confidence) == 1:
         return [_distinct((t,) for t in last)]
@@ -156,28 +155,6 @@ def threshold_paths(confidence: np.ndarray) -> list[list[Thresholds]]:
         before = [_thresholds(stage, part * shares) for stage in confidence[:-1]]
         paths.append(_distinct(zip(*before, last, strict=True)))
     return paths
-
-
-def estimate_rows_needed(data: CascadeData, guarantee: Guarantee, level: float) -> int | None:
-    """Return about how many calibration rows would show the guarantee at the measured rates; None if none would."""
-    best: int | None = None
-    outcomes = [data.outcome(one) for path in threshold_paths(data.confidence) for one in path[::-5]]
-    for outcome in (outcome for outcome in outcomes if 2 * outcome.n_accepted >= data.n):
-        needed = _rows_needed(outcome, guarantee, level, best or _MAX_ROWS)
-        best = needed if needed and needed > data.n else best
-    return best
-
-
-def _rows_needed(outcome: CascadeOutcome, guarantee: Guarantee, level: float, max_rows: int) -> int | None:
-    needed = 0
-    for risk, limit in guarantee.limits.items():
-        found = evidence(risk, outcome, limit)
-        share = found.n / max(1, outcome.data.n)
-        rows = found.rows_needed(level, int(max_rows * share)) if found.n else None
-        if rows is None:
-            return None
-        needed = max(needed, int(np.ceil(rows / share)))
-    return needed if needed < max_rows else None
 
 
 def _shown_places(risk: str, outcomes: Sequence[CascadeOutcome], limit: float, level: float) -> list[int]:

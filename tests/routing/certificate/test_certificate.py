@@ -22,7 +22,6 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, with_routing_cost
 from smallfirst.routing.certificate.threshold_search import ThresholdSearchResult, search_threshold
 from smallfirst.stats.intervals import Estimate, paired_difference, upper_bound, wilson
-from smallfirst.stats.sample_size import rows_for_upper_bound
 
 FIVE_PERCENT = Guarantee()
 
@@ -57,6 +56,11 @@ def certified(
     **more: Any,
 ) -> Certificate:
     return certify(small, large, guarantee, model_fingerprint="m", **more)
+
+
+def chance_of(found: Certificate) -> float:
+    assert found.labels_missing_chance is not None
+    return found.labels_missing_chance
 
 
 def searched(confidence: Sequence[float], correct: Sequence[bool]) -> ThresholdSearchResult:
@@ -119,10 +123,11 @@ def test_too_few_labels_are_refused_with_how_many_it_takes() -> None:
     found = certified(measured("small", [True] * 40, falling(40)))
     assert not found.issued
     assert found.why == (
-        "too few labels: 40 calibration rows; even without an error this guarantee needs 59; about 19 more rows like "
-        "these would show it"
+        "too few labels: 40 calibration rows; even without an error this guarantee needs 59; "
+        f"{found.labels_missing:,} more rows like these would show it with a chance of {100 * chance_of(found):.0f} %"
     )
-    assert found.labels_missing == 19
+    assert (found.labels_missing or 0) > 19  # as many would do if none of them were wrong
+    assert 0.5 <= chance_of(found) < 1
     assert (found.threshold, found.n_accepted, found.error_bound) == (NEVER_ACCEPT, 0, 1.0)
     assert found.coverage == wilson(0, 40)
 
@@ -132,22 +137,23 @@ def test_a_guarantee_that_is_not_shown_is_refused_with_the_figures() -> None:
     found = certified(small)
     assert found.why == (
         "not shown: with 100 calibration rows (50 of all answers wrong) no threshold keeping 59 or more answers shows "
-        "at most 5 % wrong; no number of rows like these would show it: loosen the guarantee, or improve the model"
+        "at most 5 % wrong; even 20,000 more rows like these would show it with a chance of 0 % only: loosen the "
+        "guarantee, or improve the model"
     )
-    assert found.labels_missing is None
+    assert (found.labels_missing, found.labels_missing_chance) == (None, 0)
 
 
 def test_a_guarantee_that_is_shown_names_its_evidence() -> None:
     small = measured("small", [True] * 99 + [False], falling(100))
     guarantee = Guarantee(max_error=0.075, confidence=0.975)
-    found = certified(small, None, guarantee, temperature=1.5)
+    found = certified(small, None, guarantee)
     # Clopper and Pearson: 0.0545 is the rate at which at most 1 error in 100 has probability 0.025.
     assert found.why == (
         "at most 7.5 % of kept answers wrong (97.5 %): 1 of 100 kept calibration answers were wrong, so at most 0.054"
     )
     assert (found.issued, found.n_accepted, found.n_errors, found.n_labels) == (True, 100, 1, 100)
     assert found.error_bound == upper_bound(1, 100, confidence=0.975)
-    assert (found.max_error, found.confidence, found.temperature) == (0.075, 0.975, 1.5)
+    assert (found.max_error, found.confidence) == (0.075, 0.975)
     assert (found.model_fingerprint, found.dataset_fingerprint) == ("m", "f")
 
 
@@ -466,13 +472,24 @@ def test_every_request_pays_the_routers_own_cost() -> None:
     assert curve[-1].routed_cost_usd_per_1k == pytest.approx(3.0)
 
 
-def test_labels_missing_is_what_the_measured_rate_needs() -> None:
-    # 3 of 100 wrong, evenly spread, so that every share of the rows is wrong about as often.
-    right = [i not in (17, 50, 83) for i in range(100)]
-    found = certified(measured("small", right, falling(100)))
-    assert found.labels_missing is not None
-    assert 0 < found.labels_missing <= (rows_for_upper_bound(0.03, 0.05) or 0) - 100
-    assert found.why.endswith(f"about {found.labels_missing} more rows like these would show it")
+def test_a_later_look_has_a_smaller_share_of_the_level() -> None:
+    small = measured("small", [True] * 100, falling(100))
+    first, second = (certified(small, look=look) for look in (1, 2))
+    assert first.error_bound == upper_bound(0, 100, confidence=1 - 0.05 / 2)
+    assert second.error_bound == upper_bound(0, 100, confidence=1 - 0.05 / 6)
+    assert (first.issued, second.issued, second.look, second.confidence) == (True, True, 2, 0.95)
+    assert second.why.startswith("at most 5 % of kept answers wrong (95 %)")
+    assert "certificate number 2 tried on these calibration rows" in second.limits_of_validity[1]
+    assert "it takes 0.8333 %" in second.limits_of_validity[1]
+    # 0.95 ** 94 is above 0.05 / 6, 0.95 ** 93 too: 94 rows are the fewest of a second look.
+    assert [certified(measured("small", [True] * n, falling(n)), look=2).issued for n in (93, 94)] == [False, True]
+
+
+def test_a_certificate_without_a_look_keeps_its_fingerprint() -> None:
+    found = certified(measured("small", [True] * 100, falling(100)))
+    before = found.model_dump(mode="json", exclude={"look", "labels_missing_chance"})
+    assert found.fingerprint() == fingerprint(before)
+    assert certified(measured("small", [True] * 100, falling(100)), look=1).fingerprint() != found.fingerprint()
 
 
 def test_no_rows_at_all_show_nothing() -> None:

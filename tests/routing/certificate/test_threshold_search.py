@@ -16,7 +16,6 @@ from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, CascadeData, cascade_data
 from smallfirst.routing.certificate.risks import evidence
 from smallfirst.routing.certificate.threshold_search import (
-    estimate_rows_needed,
     min_rows_without_error,
     search_cascade,
     search_threshold,
@@ -154,21 +153,6 @@ def test_a_cost_limit_is_met_without_escalation_where_the_large_model_is_no_bett
     assert kept.issued
     assert kept.never_escalates
     assert not search_cascade(cascade(confidence, right, large_right=better), guarantee).issued
-
-
-def test_labels_missing_is_what_the_rates_seen_would_need() -> None:
-    # Every share of the rows is wrong 3 times in 100: 365 kept rows show 5 %, and all may be kept.
-    right = np.ones(100, bool)
-    right[[20, 50, 80]] = False
-    rows = cascade(1 - np.arange(100) / 200, right)
-    needed = estimate_rows_needed(rows, Guarantee(), 0.05)
-    at = {
-        n: rows_for_upper_bound(wrong / n, 0.05, confidence=0.95) for n, wrong in ((50, 1), (65, 2), (80, 2), (100, 3))
-    }
-    assert needed is not None
-    assert needed <= min(math.ceil((at[n] or 10**9) / (n / 100)) for n in at if (at[n] or 0) > n)
-    assert needed > 100
-    assert estimate_rows_needed(cascade(rows.confidence, ~right), Guarantee(), 0.05) is None
 
 
 @settings(max_examples=15, deadline=None)
