@@ -88,10 +88,9 @@ def revoke(name_or_id: str, file: Path | None) -> None:
 
 
 def _key_store(file: Path | None) -> KeyStore:
-    from smallfirst.paths import home
-    from smallfirst.serving.auth.keys import FILE_NAME, KeyStore
+    from smallfirst.serving.auth.keys import KeyStore, home_key_store
 
-    return KeyStore(file or home() / FILE_NAME)
+    return KeyStore(file) if file else home_key_store()
 
 
 def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:

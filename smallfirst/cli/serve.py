@@ -49,7 +49,6 @@ def serve(
     from smallfirst.paths import home
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
-    from smallfirst.serving.auth.keys import FILE_NAME, KeyStore
     from smallfirst.serving.ledger.ledger import Ledger
     from smallfirst.serving.settings import ServeSettings
 
@@ -68,8 +67,7 @@ def serve(
     if not enabled or any(path.exists() for path in wanted):  # else only the models of the plugins are served
         models, plugins = _deploy(wanted, ledger, settings, live)
     plugins += _installed_plugins(models, enabled, plugin_options)
-    key_store = KeyStore(home() / FILE_NAME)
-    serve_models(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store)
+    serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
 
 
 def _deploy(

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import Model
 from smallfirst.serving.admission import Admission, ClientDisconnected
-from smallfirst.serving.auth.keys import KeyStore
+from smallfirst.serving.auth.keys import KeyStore, home_key_store
 from smallfirst.serving.auth.middleware import CHAT_PATH, USER_PATHS, AuthMiddleware, caller_owner
 from smallfirst.serving.error_responses import to_api_error
 from smallfirst.serving.ledger.ledger import Ledger
@@ -105,11 +105,14 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; then finish running requests and close models and plugins.
 
+    Keys are those of the state folder unless another `key_store` is given: no way to start a server ignores them.
     From the signal on new requests are refused and running ones have `settings.drain_s` seconds; a second signal stops
     at once. The ledger stays open: it belongs to the caller. Raise ConfigError if the settings are unsafe or the
     address cannot be used.
     """
-    app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store)
+    app = build_app(
+        models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store or home_key_store()
+    )
     listener = listen(settings.host, settings.port)
     names = ", ".join(models) or "models of its plugins"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

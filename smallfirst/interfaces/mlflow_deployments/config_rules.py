@@ -12,6 +12,7 @@ from smallfirst.deployment.endpoint_plan import check_name
 from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody, ExternalModel, ServedEntity
 from smallfirst.records import parse_record
+from smallfirst.serving.auth.keys import home_key_store
 from smallfirst.serving.settings import check_settings
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -125,7 +126,7 @@ def rule_violations(body: EndpointBody) -> list[str]:
     problems += _traffic_rules(body, names)
     problems += _cascade_rules(body)
     try:
-        check_settings(body.smallfirst.server)
+        check_settings(body.smallfirst.server, key_required=home_key_store().key_required)
     except ConfigError as error:
         problems.append(f"smallfirst.server: {error.args[0]}; {error.hint}")
     return problems

@@ -25,6 +25,7 @@ from pydantic import AliasChoices, AwareDatetime, Field
 
 from smallfirst.errors import ConfigError
 from smallfirst.files import locked, write_atomically
+from smallfirst.paths import home
 from smallfirst.records import Record, parse_record
 
 FILE_NAME = "keys.json"
@@ -215,6 +216,11 @@ class KeyStore:
             return
         self._by_id, self._readable = {key.id: key for key in stored}, True
         self._key_required |= bool(stored)
+
+
+def home_key_store() -> KeyStore:
+    """Return the key store of the state folder."""
+    return KeyStore(home() / FILE_NAME)
 
 
 def new_id() -> str:

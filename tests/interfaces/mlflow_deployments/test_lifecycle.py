@@ -25,7 +25,7 @@ from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
-from smallfirst.serving.auth.keys import hash_key
+from smallfirst.serving.auth.keys import KeyPolicy, hash_key, home_key_store
 from smallfirst.tasks.classify import Classify
 
 
@@ -177,6 +177,30 @@ def test_an_endpoint_that_cannot_be_had_leaves_nothing_and_one_with_keys_asks_fo
     assert not endpoints.stop("keyed")
     assert "smallfirst stopped" in output_tail(keyed.output)
     assert endpoints.delete("keyed")
+
+
+def test_an_endpoint_obeys_the_key_store_of_its_state_folder_while_it_runs(large: Large) -> None:
+    def status(path: str, key: str = "") -> int:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx.get(f"{describe(ringed)['url']}{path}", headers=headers, timeout=60, trust_env=False).status_code
+
+    key_store = home_key_store()
+    only = {"served_entities": config(large.url)["served_entities"][1:], "smallfirst": {"server": {"drain_s": 1}}}
+    _, admin = key_store.create("ops", KeyPolicy(role="admin"))
+    _, user = key_store.create("desk", KeyPolicy(requests_per_minute=1))
+    ringed = endpoints.create("ringed", only)
+    try:
+        assert (ask(ringed).status_code, status("/metrics"), status("/health")) == (401, 401, 200)
+        answers = [ask(ringed, authorization=f"Bearer {key}").status_code for key in (admin, user)]
+        assert (answers, status("/metrics", admin), status("/metrics", user)) == ([200, 200], 200, 403)
+        _, rotated = key_store.rotate("ops")
+        assert [status("/v1/models", key) for key in (admin, rotated, user)] == [401, 200, 429]
+        _, other = key_store.create("other", KeyPolicy(models=("none",)))
+        assert ask(ringed, authorization=f"Bearer {other}").status_code == 404
+        assert status("/api/2.0/serving-endpoints/ringed", other) == 404
+    finally:
+        key_store.path.unlink()
+        assert endpoints.delete("ringed")
 
 
 def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -> None:
