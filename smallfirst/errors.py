@@ -24,18 +24,30 @@ The command line prints these without a traceback; anything else is a bug and sh
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+_USER_IN_URL = re.compile(r"(?<=://)([^/\s?#]*|[^/\s:@]*:\S*)@")
+_SECRET_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` with `***` for users and passwords of the addresses in it, and for secrets in their queries."""
+    return _SECRET_IN_QUERY.sub(r"\1***", _USER_IN_URL.sub("***@", text))
+
 
 class SmallfirstError(Exception):
-    """An error that the user can fix. `hint` is the next command or step, printed on its own line."""
+    """An error that the user can fix. `hint` is the next command or step, printed on its own line.
+
+    Its message may quote an address: the secrets in that are left out.
+    """
 
     exit_code = 1
     retryable = False
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(without_secrets(message))
         self.hint = hint
 
     def __str__(self) -> str:

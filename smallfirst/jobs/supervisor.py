@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from smallfirst.errors import without_secrets
 from smallfirst.files import is_locked, try_lock
 from smallfirst.progress import disable_tqdm_in_pipes
 
@@ -26,8 +27,11 @@ _KILL_TIMEOUT_S = 10.0
 
 
 def recorded_environment() -> dict[str, str]:
-    """Return the RECORDED_VARIABLES that are set, to be stored and passed to every later `start_process`."""
-    return {name: os.environ[name] for name in RECORDED_VARIABLES if os.environ.get(name)}
+    """Return the RECORDED_VARIABLES that are set, to be stored and passed to every later `start_process`.
+
+    Secrets in them are left out: `start_process` takes those from its own environment.
+    """
+    return {name: without_secrets(os.environ[name]) for name in RECORDED_VARIABLES if os.environ.get(name)}
 
 
 def start_process(
@@ -42,9 +46,12 @@ def start_process(
     """Start `python -m module FOLDER LOCK`, which inherits the lock descriptor `lock`; return its process id.
 
     `folder` is two levels below the state folder. What the process prints is appended to `output`, a file for its owner
-    only. `environment` replaces the RECORDED_VARIABLES of this process. The caller closes `lock` afterwards.
+    only. `environment` replaces the RECORDED_VARIABLES of this process, except where one differs by a secret alone. The
+    caller closes `lock` afterwards.
     """
     inherited = {name: value for name, value in os.environ.items() if name not in RECORDED_VARIABLES}
+    here = {name: value for name in environment if (value := os.environ.get(name))}
+    secret = {name: value for name, value in here.items() if without_secrets(value) == environment[name]}
     fixed = {"SMALLFIRST_HOME": str(folder.parents[1]), "PYTHONPATH": _python_path()}
     # -P: a file in the working folder must not shadow a module.
     command = [sys.executable, "-P", "-m", module, str(folder), str(lock)]
@@ -57,7 +64,7 @@ def start_process(
             start_new_session=True,
             pass_fds=(lock,),
             cwd=working_folder or folder,
-            env={**inherited, **environment, **fixed},
+            env={**inherited, **environment, **secret, **fixed},
         )
     # Without a waiting thread the ended child would stay a zombie for as long as this process lives.
     threading.Thread(target=process.wait, daemon=True).start()

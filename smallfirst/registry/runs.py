@@ -168,11 +168,12 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        without_password = re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", tracking_uri())
+        # Not "from error": a traceback would show the address with its password.
         raise SmallfirstError(
-            f"the MLflow store {without_password} refused: {error}",
-            hint="check MLFLOW_TRACKING_URI, the disk and the permissions of SMALLFIRST_HOME",
-        ) from error
+            f"the MLflow store {tracking_uri()} refused: {error}",
+            hint="check MLFLOW_TRACKING_URI, the disk and the permissions of SMALLFIRST_HOME; a password in the "
+            "variable is not stored, so it must be set where a job or an endpoint is started again",
+        ) from None
 
 
 def metric_name(name: str) -> str:

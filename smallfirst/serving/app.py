@@ -110,9 +110,7 @@ def serve(
     at once. The ledger stays open: it belongs to the caller. Raise ConfigError if the settings are unsafe or the
     address cannot be used.
     """
-    app = build_app(
-        models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store or home_key_store()
-    )
+    app = build_app(models, ledger=ledger, settings=settings, plugins=plugins, key_store=key_store or home_key_store())
     listener = listen(settings.host, settings.port)
     names = ", ".join(models) or "models of its plugins"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -7,7 +7,7 @@ from pydantic import Field
 from smallfirst.errors import ConfigError
 from smallfirst.models.remote.config import is_loopback
 from smallfirst.records import Record
-from smallfirst.serving.auth.keys import is_key_hash
+from smallfirst.serving.auth.keys import home_key_store, is_key_hash
 
 
 class ServeSettings(Record):
@@ -38,15 +38,20 @@ class ServeSettings(Record):
     """True keeps the text of questions and answers in the ledger; false keeps only a hash."""
 
 
-def check_settings(settings: ServeSettings, *, key_required: bool = False) -> None:
-    """Raise ConfigError, which never repeats a key, unless the settings are safe, or `key_required` by a key store."""
+def check_settings(settings: ServeSettings, *, key_required: bool | None = None) -> None:
+    """Raise ConfigError, which never repeats a key, unless the settings are safe, or `key_required` by a key store.
+
+    Without `key_required` the key store of the state folder says it.
+    """
     for place, text in enumerate(settings.api_keys_sha256):
         if not is_key_hash(text):
             raise ConfigError(
                 f"api_keys_sha256[{place}] is not a SHA-256 in lower-case hex (64 digits)",
                 hint='hash the key first: printf %s "$KEY" | sha256sum',
             )
-    if not settings.api_keys_sha256 and not key_required and not is_loopback(settings.host):
+    if settings.api_keys_sha256 or is_loopback(settings.host):
+        return
+    if not (home_key_store().key_required if key_required is None else key_required):
         raise ConfigError(
             f'host "{settings.host}" can be reached from other machines, and no API key is set',
             hint="smallfirst keys create NAME, or set api_keys_sha256, or listen on 127.0.0.1",

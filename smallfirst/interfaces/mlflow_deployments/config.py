@@ -5,7 +5,6 @@ Secrets are named, never held: `{{secrets/scope/key}}` is read from the environm
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from smallfirst.interfaces.mlflow_deployments.config_rules import (
     external_endpoint,
     rule_violations,
     secret_violations,
+    without_value,
 )
 from smallfirst.interfaces.mlflow_deployments.config_schema import (
     IGNORED_BODY_FIELDS,
@@ -55,9 +55,7 @@ def parse_config(
     try:
         body = parse_record(EndpointBody, raw, where="")
     except ConfigError as error:
-        lines = str(error.args[0]).split("\n  ")[1:]
-        # A value of the wrong type may be a key in the wrong place.
-        lines = [re.sub(r" \(got .*\)$", "", line) for line in lines]
+        lines = without_value(error).split("\n  ")[1:]
         raise _invalid(raw, [*lines, *problems]) from None
     problems += rule_violations(body)
     plan = None if problems else _plan(body)

@@ -9,10 +9,9 @@ from typing import Any
 
 from smallfirst import EndpointConfig
 from smallfirst.deployment.endpoint_plan import check_name
-from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean
+from smallfirst.errors import ConfigError, SmallfirstError, did_you_mean, without_secrets
 from smallfirst.interfaces.mlflow_deployments.config_schema import EndpointBody, ExternalModel, ServedEntity
 from smallfirst.records import parse_record
-from smallfirst.serving.auth.keys import home_key_store
 from smallfirst.serving.settings import check_settings
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -34,6 +33,7 @@ _AZURE_FIELDS = (
 )
 NO_KEY = "SMALLFIRST_NO_KEY"
 """Environment variable, never set, that stands for "no key"."""
+_SECRET_FIELD = re.compile(r"token$|api_?key|secret|passw|private_key|credential", re.IGNORECASE)
 
 
 def is_valid_name(name: str) -> bool:
@@ -83,14 +83,19 @@ def external_endpoint(model: ExternalModel) -> EndpointConfig:
     return parse_record(EndpointConfig, values, where=f'external model "{model.name}"')
 
 
+def without_value(error: ConfigError) -> str:
+    """Return the message without the values it was refused for: one of the wrong type may be a misplaced key."""
+    return re.sub(r" \(got .*\)$", "", str(error.args[0]), flags=re.MULTILINE)
+
+
 def secret_violations(raw: Mapping[str, Any]) -> Iterator[str]:
     """Yield every misplaced secret of a config that is not parsed yet."""
     core = raw.get("config")
     if not isinstance(core, Mapping) or not core.get("served_entities"):
         yield "config.served_entities: at least one entity is needed"
         return
-    for path, field, value in _leaves(core["served_entities"], "config.served_entities"):
-        if value is None or ".environment_vars" in path:
+    for path, field, value in _leaves(raw, ""):
+        if value is None or ".environment_vars." in path or field == "api_keys_sha256":  # not stored; checked by itself
             continue
         if field.endswith("_plaintext"):
             better = field.removesuffix("_plaintext")
@@ -98,14 +103,16 @@ def secret_violations(raw: Mapping[str, Any]) -> Iterator[str]:
                 f"{path}: a key in plain text would be kept on disk and is refused; set it as an environment "
                 f'variable, such as SCOPE_KEY, and write {better}: "{{{{secrets/scope/key}}}}"'
             )
-        elif field in ("openai_api_key", "databricks_api_token", "token") and secret_variable(value) is None:
+        elif _SECRET_FIELD.search(field) and secret_variable(value) is None:
             yield f'{path}: must be "{{{{secrets/scope/key}}}}", which is read from the environment variable SCOPE_KEY'
+        elif isinstance(value, str) and without_secrets(value) != value:
+            yield f"{path}: an address must hold no user, password or key, which would be kept on disk"
 
 
 def _leaves(value: Any, path: str, field: str = "") -> Iterator[tuple[str, str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(inner, f"{path}.{key}", str(key))
+            yield from _leaves(inner, f"{path}.{key}".removeprefix("."), str(key))
     elif isinstance(value, list | tuple):
         for place, inner in enumerate(value):
             yield from _leaves(inner, f"{path}.{place}", field)
@@ -126,7 +133,7 @@ def rule_violations(body: EndpointBody) -> list[str]:
     problems += _traffic_rules(body, names)
     problems += _cascade_rules(body)
     try:
-        check_settings(body.smallfirst.server, key_required=home_key_store().key_required)
+        check_settings(body.smallfirst.server)
     except ConfigError as error:
         problems.append(f"smallfirst.server: {error.args[0]}; {error.hint}")
     return problems
@@ -170,7 +177,7 @@ def _external_rules(model: ExternalModel, path: str) -> Iterator[str]:
     try:
         address = external_endpoint(model)
     except ConfigError as error:
-        yield f"{path}: {error.args[0]}"
+        yield f"{path}: {without_value(error)}"
     else:
         if address.api_key_env == NO_KEY and not address.is_loopback:
             yield f'{path}: {address.base_url} needs a key: "{{{{secrets/scope/key}}}}"'

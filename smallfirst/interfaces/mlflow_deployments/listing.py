@@ -39,7 +39,7 @@ def describe(endpoint: EndpointFolder) -> EndpointInfo:
         "config": {**record.body["config"], **_entities(body, record, status if alive else None)},
         "tags": record.body.get("tags") or [],
         **({"description": record.body["description"]} if record.body.get("description") else {}),
-        **({"smallfirst": record.body["smallfirst"]} if record.body.get("smallfirst") else {}),
+        **({"smallfirst": own} if (own := _without_hashes(record.body.get("smallfirst") or {})) else {}),
         "task": "llm/v1/chat",
         "endpoint_type": "EXTERNAL_MODEL" if external else "CUSTOM_MODEL",
         "permission_level": "CAN_MANAGE",
@@ -47,6 +47,14 @@ def describe(endpoint: EndpointFolder) -> EndpointInfo:
         "url": record.url,
         "notes": list(status.notes) if status else [],
     }
+
+
+def _without_hashes(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with the number of keys in place of their hashes."""
+    server = own.get("server") or {}
+    if not server.get("api_keys_sha256"):
+        return dict(own)
+    return {**own, "server": {**server, "api_keys_sha256": f"{len(server['api_keys_sha256'])} not shown"}}
 
 
 def _state(endpoint: EndpointFolder, alive: bool, status: ServerStatus | None) -> dict[str, str]:

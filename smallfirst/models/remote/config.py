@@ -50,6 +50,8 @@ class EndpointConfig(Record):
             raise ValueError("must be a full address such as https://api.example.com/v1")
         if url.username or url.password:
             raise ValueError("must hold no user or password; the key comes from the environment")
+        if url.query or url.fragment:
+            raise ValueError("must end with its path: no ? and no #, where a key could stand")
         return value.rstrip("/")
 
     @property
