@@ -19,6 +19,9 @@ from smallfirst.models.local.smoothquant import InputRanges, damping_scales, smo
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 """Model types of transformers whose layers are implemented here."""
+SHAPE_STEP = 8
+"""The number of tokens in a batch is rounded up to a multiple of this, of twice this above 128, and of eight times
+above 256: oneDNN keeps a kernel of some 100 kB for each number that it has seen, up to a thousand."""
 SHORT_TOKENS = 512
 """Rows up to this long compute attention scores explicitly; longer ones use PyTorch's kernel, which stores none."""
 FIXED_ROTARY = ("default", "linear", "llama3")
@@ -74,13 +77,13 @@ class Layout(NamedTuple):
     """The layout of a batch."""
 
     ids: torch.Tensor
-    """All rows' tokens, concatenated (tokens,)."""
+    """All rows' tokens, concatenated, and zeros up to a rounded number (tokens,)."""
     rotations: torch.Tensor
     """Cosine and sine of each token's position, as complex numbers (tokens, 1, head_dim / 2)."""
     spread: torch.Tensor | None
-    """Token of each padded place (rows × width,); None if all rows are equally long."""
+    """Token of each padded place (rows × width,); None if every place is a token's and every token has one."""
     gather: torch.Tensor | None
-    """Padded place of each token (tokens,); None likewise."""
+    """Padded place of each token (tokens,), the first one for the zeros; None likewise."""
     last: torch.Tensor
     """The last token of each row (rows,)."""
     mask: torch.Tensor
@@ -142,8 +145,8 @@ class PackedDecoder:
     @torch.inference_mode()
     def all_states(self, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Return the states after every token of each prompt, each (tokens, hidden), fp32."""
-        layout = self._layout(prompts, 0)
-        return list(torch.split(self._read(layout, self._no_prefix, None), [len(ids) for ids in prompts]))
+        layout, lengths = self._layout(prompts, 0), [len(ids) for ids in prompts]
+        return list(torch.split(self._read(layout, self._no_prefix, None)[: sum(lengths)], lengths))
 
     def _layout(self, prompts: Sequence[Sequence[int]], n_shared: int) -> Layout:
         lengths = [len(ids) for ids in prompts]
@@ -151,15 +154,16 @@ class PackedDecoder:
         ends = counts.cumsum(0)
         own = torch.arange(width) < counts[:, None]  # (rows, width)
         places = ((ends - counts)[:, None] + torch.arange(width)).masked_fill_(~own, 0)
-        ragged = min(lengths) < width
+        n_zeros = rounded_tokens(sum(lengths)) - sum(lengths)
+        ragged = n_zeros > 0 or min(lengths) < width
         angles = (n_shared + torch.arange(width))[:, None] * self._frequencies  # (width, head_dim / 2)
         rotations = torch.polar(torch.full_like(angles, self._gain), angles)[:, None]
         after = torch.full((n_shared + width, width), -torch.inf, dtype=FP32).tril_(-1 - n_shared)
         return Layout(
-            ids=torch.tensor(list(itertools.chain.from_iterable(prompts))),
-            rotations=rotations[torch.cat([torch.arange(n) for n in lengths])],
+            ids=torch.tensor([*itertools.chain.from_iterable(prompts), *[0] * n_zeros]),
+            rotations=rotations[torch.cat([*map(torch.arange, lengths), torch.zeros(n_zeros, dtype=torch.long)])],
             spread=places.view(-1) if ragged else None,
-            gather=own.view(-1).nonzero().view(-1) if ragged else None,
+            gather=F.pad(own.view(-1).nonzero().view(-1), (0, n_zeros)) if ragged else None,
             last=ends - 1,
             mask=after,
             rows=len(lengths),
@@ -203,6 +207,12 @@ class PackedDecoder:
         )  # (rows, width, heads × head_dim)
         mixed = mixed.flatten(0, 1)
         return mixed if layout.gather is None else mixed.index_select(0, layout.gather)
+
+
+def rounded_tokens(n: int) -> int:
+    """Return the number of tokens, at least `n`, that a batch of `n` is computed with; see `SHAPE_STEP`."""
+    step = SHAPE_STEP * (1 if n <= 128 else 2 if n <= 256 else 8)
+    return -(-n // step) * step
 
 
 def unsupported_reason(model: Any) -> str:

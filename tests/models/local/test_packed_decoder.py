@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from smallfirst.models.local.int8_matmul import Int8Linear, int8_supported
+from smallfirst.models.local.int8_matmul import Int8Linear, PrepackedLinear, int8_supported
 from smallfirst.models.local.packed_decoder import PackedDecoder, unsupported_reason
 from smallfirst.models.local.smoothquant import measure_input_ranges
 
@@ -194,3 +194,17 @@ def test_int8_states_are_near_and_nearer_with_smoothed_weights(model: Any) -> No
             layer.post_attention_layernorm.weight[5] = 40.0
     rough, fine = errors(uneven)
     assert fine < 0.8 * rough
+
+
+def test_few_batch_sizes_are_computed_whatever_lengths_come() -> None:
+    seen: set[int] = set()
+
+    class Spy(PrepackedLinear):
+        def __call__(self, rows: torch.Tensor, factor: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+            seen.add(len(rows))
+            return super().__call__(rows, factor)
+
+    decoder = PackedDecoder(made(config("llama", num_hidden_layers=2)), Spy)
+    for n in range(1, 250):
+        decoder.all_states(prompts(n))  # all of them: `last_states` also multiplies one row a prompt
+    assert len(seen) == 16 + 8
