@@ -42,9 +42,10 @@ from smallfirst.models.label_model import softmax
 from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import read_manifest
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
 from smallfirst.routing.certificate.threshold_search import search_threshold
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
+from smallfirst.routing.monitoring.quantities import Quantity
 from smallfirst.stats.intervals import wilson
 from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest
 
@@ -122,11 +123,16 @@ def erring(rate: float, world: World) -> World:
     return lambda draw: world(draw)._replace(wrong=draw.random() < rate)
 
 
+def errors_at_most(limit: float) -> list[Quantity]:
+    """Return the one quantity of a guarantee on errors."""
+    return [Quantity("error", limit, describe_limit("error", limit))]
+
+
 def monitor_of(setting: Setting, audit_share: float, draw: random.Random) -> Monitor:
     reference = [setting.before(draw) for _ in range(setting.n_reference)]
     return Monitor(
         MonitorSettings(audit_share=audit_share, audit_share_on_drift=max(0.1, audit_share)),
-        limit=setting.limit,
+        quantities=errors_at_most(setting.limit),
         reference_confidence=[seen.confidence for seen in reference],
         reference_labels=[seen.label for seen in reference],
     )
@@ -163,7 +169,7 @@ def quiet_audits(limit: float, rate: float) -> int:
     alarms = 0
     for number in range(N_QUIET):
         draw = random.Random(f"audits {number}")
-        monitor = Monitor(MonitorSettings(), limit=limit, reference_confidence=())
+        monitor = Monitor(MonitorSettings(), quantities=errors_at_most(limit), reference_confidence=())
         for _ in range(QUIET_AUDITS):
             monitor.record_audit(draw.random() < rate)
         alarms += bool(monitor.alarms)
@@ -306,7 +312,7 @@ class Recorded:
             reference = as_seen(self.calibration)
             monitor = Monitor(
                 MonitorSettings(),
-                limit=self.limit,
+                quantities=errors_at_most(self.limit),
                 reference_confidence=[seen.confidence for seen in reference],
                 reference_labels=[seen.label for seen in reference],
             )

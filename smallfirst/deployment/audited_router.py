@@ -18,7 +18,7 @@ from smallfirst.models.protocol import Chunk, Completion, Request
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
-from smallfirst.routing.router import Router
+from smallfirst.routing.router import Router, took_cascade
 from smallfirst.routing.types import Decision
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
@@ -82,13 +82,13 @@ class AuditedRouter(DelegatingModel):
     async def complete(self, request: Request) -> Completion:
         """Return the Router's answer, or the large model's while the guarantee is not in force."""
         decision = await self._decide(request)
-        return self._select_for_audit(await self.router.finish(decision, request))
+        return await self._note_answer(await self.router.finish(decision, request))
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         decision = await self._decide(request)
         async for chunk in self.router.finish_stream(decision, request):
             if chunk.completion is not None:
-                chunk = chunk.model_copy(update={"completion": self._select_for_audit(chunk.completion)})
+                chunk = chunk.model_copy(update={"completion": await self._note_answer(chunk.completion)})
             yield chunk
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -146,6 +146,17 @@ class AuditedRouter(DelegatingModel):
         decision = await self.router.decide(request, paused=self.paused)
         await self._observe(decision)
         return decision
+
+    async def _note_answer(self, completion: Completion) -> Completion:
+        """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
+        route = completion.route
+        if route is not None and took_cascade(route):
+            await self._record_changes(self.monitor.record_answer(completion))
+        if route is not None and route.certified and self.monitor.broken:
+            broken = ", ".join(quantity.words for quantity in self.monitor.broken)
+            in_words = f"{route.guarantee}; not in force, found broken on live requests: {broken}"
+            completion = completion.model_copy(update={"route": route.model_copy(update={"guarantee": in_words})})
+        return self._select_for_audit(completion)
 
     def _select_for_audit(self, completion: Completion) -> Completion:
         route = completion.route
@@ -252,6 +263,7 @@ class AuditedRouter(DelegatingModel):
         states = [s for s in self.ledger.entries(StateRow, task=self.name) if s.certificate == self.certificate]
         if states:
             self.monitor.resume(cast(State, states[-1].after))
+            self.monitor.resume_broken({state.cause for state in states})
             causes = [state.cause for state in states if state.before != state.after]
             return states[0].at, causes[-1]
         why = self.router.certificate.why

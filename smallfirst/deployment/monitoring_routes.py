@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from smallfirst.deployment.audited_router import AuditedRouter
 from smallfirst.deployment.review_queue import waiting_for_review
 from smallfirst.models.protocol import Completion, Request
+from smallfirst.routing.monitoring.quantities import not_watched
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import FeedbackRow, StateRow
 from smallfirst.serving.openai.errors import ApiError
@@ -101,10 +102,15 @@ class _RouterMetrics(Collector):
         error = GaugeMetricFamily(
             "smallfirst_live_error", "Live error of kept answers, valid at any time.", labels=["task", "end"]
         )
-        limit = GaugeMetricFamily(
-            "smallfirst_error_limit", "Error from which the guarantee is broken.", labels=["task"]
+        watched = GaugeMetricFamily(
+            "smallfirst_watched",
+            "Quantities that are watched, in the guarantee's unit, with their limit.",
+            labels=["task", "quantity", "guaranteed", "end"],
         )
         alarms = CounterMetricFamily("smallfirst_alarms", "Alarms by cause.", labels=["task", "cause"])
+        hints = CounterMetricFamily(
+            "smallfirst_hints", "Hints by source: they change nothing.", labels=["task", "source"]
+        )
         for task, router in self._routes.by_task.items():
             found = router.monitor.live_error
             for name in STATES:
@@ -112,10 +118,34 @@ class _RouterMetrics(Collector):
             audits.add_metric([task], found.n)
             for end in ("value", "low", "high"):
                 error.add_metric([task, end], getattr(found, end))
-            limit.add_metric([task], router.monitor.limit)
+            for one in _watched(router):
+                for end in ("limit", "value", "low", "high"):
+                    watched.add_metric([task, one["quantity"], str(one["guaranteed"]).lower(), end], one[end])
             for cause, n in Counter(change.cause for change in router.monitor.alarms).items():
                 alarms.add_metric([task, cause], n)
-        yield from (answers, cost, state, audits, error, limit, alarms)
+            for source, n in Counter(hint.cause for hint in router.monitor.hints).items():
+                hints.add_metric([task, source], n)
+        yield from (answers, cost, state, audits, error, watched, alarms, hints)
+
+
+def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
+    """Return each quantity under watch with its limit and its mean so far, valid at any time."""
+    monitor = router.monitor
+    found = []
+    for watch in monitor.watches:
+        quantity = watch.quantity
+        mean = monitor.live_error if quantity.loss is None else watch.interval(monitor.settings.confidence)
+        found.append(
+            {
+                "quantity": quantity.name,
+                "in_words": quantity.words,
+                "guaranteed": quantity.promised,
+                "found_broken": watch.exceeded,
+                "limit": quantity.scale * quantity.limit,
+                **mean.model_dump(),
+            }
+        )
+    return found
 
 
 def _status(router: AuditedRouter) -> dict[str, Any]:
@@ -126,7 +156,9 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "state": router.monitor.state,
         "why": states[-1].why if states else "",
         "guarantee": router.router.guarantee,
-        "limit": router.monitor.limit,
+        "watched": _watched(router),
+        "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
+        "hints": [{"source": h.cause, "why": h.why} for h in router.monitor.hints],
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
         "judged_by": router.auditing.judge,

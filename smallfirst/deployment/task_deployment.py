@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from smallfirst.data.dataset import Message
 from smallfirst.deployment.audited_router import AuditedRouter, AuditSettings
@@ -34,13 +35,16 @@ from smallfirst.project.task_file import TaskFile
 from smallfirst.registry import versions
 from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee import AUDITED
 from smallfirst.routing.monitoring.monitor import Monitor
+from smallfirst.routing.monitoring.quantities import Judge, not_watched, watched_quantities
 from smallfirst.routing.policies.policy import CHALLENGER
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import Stage
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
 
+_log = logging.getLogger("smallfirst.serving")
 CERTIFICATE = "certificate.json"
 """Attachment that a version needs before it may be served."""
 Trial = Callable[[Sequence[Model]], None]
@@ -190,23 +194,23 @@ def restore_spending(tracker: BudgetTracker, ledger: Ledger, task: str) -> None:
             tracker.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 
-def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Literal["large", "person"]:
+def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
-    unknown = certificate.labels == "gold" and certificate.audit_limit is None and certificate.issued
-    return "person" if large is None or unknown else file.routing.judge
+    known = any(certificate.audit_limit_for(risk, "large") is not None for risk in AUDITED)
+    return "person" if large is None or (certificate.issued and not known) else file.routing.judge
 
 
 def _monitor(
-    file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Literal["large", "person"]
+    file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Judge
 ) -> Callable[[], Monitor]:
-    """Return what creates the task's monitor; where the large model judges, the limit allows for its own errors."""
-    routing, limit = file.routing, certificate.max_error
-    if judge == "large" and certificate.labels == "gold":
-        limit = certificate.audit_limit or limit
-    shadow = not certificate.issued and routing.override is None
+    """Return what creates the task's monitor; log which limits nothing can test."""
+    quantities = watched_quantities(certificate, judge)
+    for words in not_watched(certificate, judge):
+        _log.warning("%s: nothing after go-live tests the limit %r", file.name, words)
+    shadow = not certificate.issued and file.routing.override is None
     return lambda: Monitor(
-        routing.monitor,
-        limit=min(limit, 0.999),
+        file.routing.monitor,
+        quantities=quantities,
         reference_confidence=reference.confidence,
         reference_ood_score=reference.doubt,
         reference_labels=reference.labels,

@@ -37,6 +37,7 @@ from smallfirst.routing.policies.policy import CASCADE, PolicyDecision, is_conve
 from smallfirst.routing.types import Decision, OodDetector, RouterOptions, Stage
 
 T = TypeVar("T")
+_IN_DOMAIN = "belongs to the task"
 
 
 class Router:
@@ -273,7 +274,7 @@ class RoutingAttempt:
         self._add_step(
             stage="domain",
             decision="passed on",
-            why=why or "belongs to the task",
+            why=why or _IN_DOMAIN,
             score=found.value,
             threshold=threshold,
             cost_usd=found.cost_usd,
@@ -343,6 +344,12 @@ class RoutingAttempt:
         total = {"cost_usd": self.cost_usd, "latency_ms": self.latency_ms}
         draft = self.draft and self.draft.model_copy(update=total)
         return Decision(route, draft, model, self.cost_usd, self.latency_ms)
+
+
+def took_cascade(route: Route) -> bool:
+    """Return True if the certificate's thresholds decided: no policy, and not because it was out of domain."""
+    outside = any(step.stage == "domain" and step.why != _IN_DOMAIN for step in route.trail)
+    return route.threshold is not None and not outside
 
 
 def _fall_back_to_draft(decision: Decision, error: ModelError) -> Completion:

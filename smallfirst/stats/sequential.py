@@ -63,25 +63,28 @@ class SequentialTest:
 
 
 class GuaranteeTest(SequentialTest):
-    """Test the hypothesis "each audited answer is wrong with probability at most `limit`, whatever came before".
+    """Test the hypothesis "the mean of each loss in [0, 1] is at most `limit`, whatever came before".
 
     If it is true, `rejected` ever becomes true with probability at most 1 - `confidence`. A bet on theta multiplies by
-    the likelihood ratio (Waudby-Smith and Ramdas 2024). Raise ValueError unless limit and confidence are in (0, 1).
+    the likelihood ratio, between 0 and 1 by its chord (Waudby-Smith and Ramdas 2024). Raise ValueError unless limit and
+    confidence are in (0, 1).
     """
 
     def __init__(self, limit: float, confidence: float = 0.95) -> None:
         _check_share(limit=limit)
         super().__init__(confidence, n_bettors=len(_ODDS))
         self._factors = _factors(limit, _ODDS)
-        self.errors = 0
+        self.losses = 0.0
+        """Sum of the losses."""
 
-    def update(self, wrong: bool) -> None:
-        self.errors += wrong
-        self._bet(self._factors[bool(wrong)])
+    def update(self, loss: float) -> None:
+        """Add a loss in [0, 1]; of an audit, whether the answer was wrong."""
+        self.losses += loss
+        self._bet(_on_chord(self._factors, loss))
 
 
 class RecoveryTest(SequentialTest):
-    """Test the hypothesis "each audited answer is wrong with probability at least `limit`, whatever came before".
+    """Test the hypothesis "the mean of each loss in [0, 1] is at least `limit`, whatever came before".
 
     Bounds and errors are those of GuaranteeTest.
     """
@@ -91,11 +94,11 @@ class RecoveryTest(SequentialTest):
         super().__init__(confidence, n_bettors=len(_ODDS))
         # "Wrong at least so often" is "right at most so often": a test of right answers.
         self._factors = _factors(1 - limit, _ODDS)
-        self.errors = 0
+        self.losses = 0.0
 
-    def update(self, wrong: bool) -> None:
-        self.errors += wrong
-        self._bet(self._factors[not wrong])
+    def update(self, loss: float) -> None:
+        self.losses += loss
+        self._bet(_on_chord(self._factors, 1 - loss))
 
 
 class DriftTest(SequentialTest):
@@ -161,12 +164,13 @@ class _Histogram:
         return density
 
 
-def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Estimate:
+def anytime_valid_interval(errors: float, n: int, confidence: float = 0.95) -> Estimate:
     """Return the share of errors with a confidence sequence: an interval that is valid at every n at once.
 
     Rates whose likelihood is above (1 - confidence) times the average under a Beta(1/2, 1/2) prior (Robbins 1970;
-    Howard et al. 2021). The rate must be constant. n = 0 gives [0, 1] around 0. Raise ValueError for impossible counts,
-    or a confidence outside (0, 1).
+    Howard et al. 2021). The rate must be constant. `errors` may be a sum of losses in [0, 1]: the ratio of two
+    likelihoods is convex in a loss, so its mean is at most 1 for them too. n = 0 gives [0, 1] around 0. Raise
+    ValueError for impossible counts, or a confidence outside (0, 1).
     """
     _check_share(confidence=confidence)
     if not 0 <= errors <= n:
@@ -185,7 +189,7 @@ def anytime_valid_interval(errors: int, n: int, confidence: float = 0.95) -> Est
     return Estimate(value=share, low=low, high=high, n=n)
 
 
-def _log_likelihood(errors: int, n: int, rate: float) -> float:
+def _log_likelihood(errors: float, n: int, rate: float) -> float:
     if rate in (0.0, 1.0):
         return 0.0 if errors == n * rate else -math.inf
     return errors * math.log(rate) + (n - errors) * math.log1p(-rate)
@@ -203,6 +207,12 @@ def _factors(limit: float, odds: Sequence[float]) -> tuple[list[float], list[flo
     """Return the factors of bets on error rates of `odds` times the limit's odds: after a right answer, an error."""
     rates = [times * limit / (1 - limit + times * limit) for times in odds]
     return [(1 - rate) / (1 - limit) for rate in rates], [rate / limit for rate in rates]
+
+
+def _on_chord(factors: tuple[list[float], list[float]], loss: float) -> list[float]:
+    if loss in (0.0, 1.0):
+        return factors[int(loss)]
+    return [none + loss * (whole - none) for none, whole in zip(*factors, strict=True)]
 
 
 def _check_share(**values: float) -> None:

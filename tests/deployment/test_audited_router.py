@@ -23,6 +23,7 @@ from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
+from smallfirst.routing.monitoring.quantities import watched_quantities
 from smallfirst.routing.router import Router
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, LedgerRow, StateRow
@@ -52,7 +53,7 @@ class Says(WholeModel):
 
 def certificate(*, issued: bool = True) -> Certificate:
     why = "13 of 720 wrong" if issued else "too few labels"
-    return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why)
+    return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limit=0.05)
 
 
 class Setting:
@@ -66,8 +67,10 @@ class Setting:
         chosen = MonitorSettings.model_validate({**every, **settings})
         router = Router(self.small, self.large, certificate(issued=issued), name="tickets")
 
+        quantities = watched_quantities(router.certificate, judge)
+
         def monitor() -> Monitor:
-            return Monitor(chosen, limit=0.05, reference_confidence=reference, shadow=not issued)
+            return Monitor(chosen, quantities=quantities, reference_confidence=reference, shadow=not issued)
 
         auditing = AuditSettings(judge, lambda draft, other: draft == other)
         self.live = AuditedRouter(router, monitor, ledger=ledger, auditing=auditing, rng=random.Random(0))
@@ -378,7 +381,7 @@ def test_over_http_states_and_metrics_say_the_same(server: tuple[Setting, httpx.
     for _ in range(3):
         chat(client)
     found = settled(client, 4)
-    assert (found["task"], found["state"], found["limit"]) == ("tickets", "fallback", 0.05)
+    assert (found["task"], found["state"], found["watched"][0]["limit"]) == ("tickets", "fallback", 0.05)
     assert found["changes"][-1]["after"] == "fallback"
     lines = client.get("/metrics").text.splitlines()
     assert 'smallfirst_state{state="fallback",task="tickets"} 1.0' in lines

@@ -30,7 +30,7 @@ def test_the_first_round_by_hand() -> None:
         test.update(wrong)
         factors = [2 * theta if wrong else 2 * (1 - theta) for theta in thetas]
         assert test.e_value == pytest.approx(stake * np.mean(factors) + 1 - stake)
-        assert (test.n, test.errors) == (1, int(wrong))
+        assert (test.n, test.losses) == (1, int(wrong))
 
 
 def test_the_recursion_is_the_mixture_over_start_times() -> None:
@@ -118,8 +118,8 @@ def test_a_repaired_model_recovers_though_it_was_wrong_for_long() -> None:
     while not test.rejected and test.n < 2000 + 700:
         test.update(False)
     assert test.rejected
-    assert (test.n > 2000 + 150, test.errors) == (True, 667)
-    assert anytime_valid_interval(test.errors, test.n).low > 0.03
+    assert (test.n > 2000 + 150, test.losses) == (True, 667)
+    assert anytime_valid_interval(test.losses, test.n).low > 0.03
 
 
 @CALM

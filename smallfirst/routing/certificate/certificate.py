@@ -27,7 +27,7 @@ from smallfirst.routing.certificate.per_class import (
     guaranteed_rows,
     min_threshold,
 )
-from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limit, evidence
+from smallfirst.routing.certificate.risks import GROWS_WITH_COVERAGE, RiskResult, audit_limits, evidence
 from smallfirst.routing.certificate.rows_needed import MAX_ROWS, MIN_CHANCE, RowsNeeded, rows_needed
 from smallfirst.routing.certificate.summary import (
     describe_issued,
@@ -123,8 +123,11 @@ class Certificate(Record):
     bands: tuple[Band, ...] = ()
     """What happens below the threshold by ascending confidence; empty: `below` throughout."""
     audit_limit: float | None = None
-    """Where the large model audits: share of audited answers that may differ from its own before the guarantee counts
-    as broken. None if it was not measured on accepted rows, or errors are not limited."""
+    """Where the large model audits: share of audited answers that may differ from its own before the limit on errors
+    counts as broken. None if it was not measured on accepted rows, or errors are not limited."""
+    audit_limits: dict[str, dict[str, float]] = {}
+    """By risk and judge: share of audited answers that may be called wrong before the limit counts as broken. `error`
+    is also there where it is not limited: what the calibration rows allow for."""
     limits_of_validity: tuple[str, ...] = ()
     """What the guarantee rests on and when it ends."""
     earlier_fingerprint: str = ""
@@ -137,8 +140,19 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = {name for name in ("labels_missing_chance", "look") if getattr(self, name) is None}
+        later = {name for name in ("labels_missing_chance", "look", "audit_limits") if getattr(self, name) in (None, {})}
         return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=later))
+
+    def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
+        """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
+        found = self.audit_limits.get(risk, {}).get(judge)
+        if self.audit_limits or risk != "error":
+            return found
+        # A certificate from before these were stored, or one that was not issued.
+        by_person = self.max_error if self.max_error < 1 else self.error_bound
+        unknown = self.audit_limit or (None if self.labels == "gold" and self.issued else by_person)
+        found = by_person if judge == "person" else unknown
+        return found if found is not None and found < 1 else None
 
     def covers(self, label: str | None, confidence: float | None, *, stage: str = "") -> bool:
         """Return True if the guarantee covers an answer `label`; `stage` is the last one unless named."""
@@ -225,8 +239,9 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
     below = decide_below_threshold(
         data, accepted, top=top, floor=floor, person=subject.person, never_escalates=found.never_escalates
     )
-    limit = audit_limit(outcome, accepted, guarantee) if found.issued else None
     bounds = [one.bound for one in risks if one.risk == "error"]
+    error_bound = bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence)
+    limits = audit_limits(outcome, accepted, guarantee, error_bound) if found.issued else {}
     return Certificate(
         issued=found.issued,
         why=why,
@@ -236,7 +251,7 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         n_labels=data.n,
         n_accepted=n_accepted,
         n_errors=errors,
-        error_bound=bounds[0] if bounds else upper_bound(errors, n_accepted, confidence=guarantee.confidence),
+        error_bound=error_bound,
         coverage=wilson(n_accepted, data.n),
         below=below.action,
         below_why=below.why,
@@ -253,8 +268,9 @@ def certify_cascade(data: CascadeData, guarantee: Guarantee, subject: Certificat
         look=subject.look,
         classes=classes,
         bands=below.bands,
-        audit_limit=limit,
-        limits_of_validity=limits_of_validity(data, asked, limit, subject.person, subject.look),
+        audit_limit=limits.get("error", {}).get("large") if guarantee.max_error is not None else None,
+        audit_limits=limits,
+        limits_of_validity=limits_of_validity(data, asked, limits, subject.person, subject.look),
     )
 
 

@@ -10,6 +10,10 @@ MAX_LATE_SHARE = 0.05
 """Share of requests that may be slower than a p95 limit, by its name."""
 
 
+AUDITED = frozenset({"error", "accuracy_loss"})
+"""Limits that need a judge: after go-live audits test them, and every request tests the others."""
+
+
 class Guarantee(Record):
     """What the certificate must show before answers may stay small."""
 

@@ -26,7 +26,7 @@ from smallfirst.stats.bounds import (
     betting_p_value,
     betting_upper_bound,
 )
-from smallfirst.stats.intervals import upper_bound
+from smallfirst.stats.intervals import upper_bound, wilson
 
 GROWS_WITH_COVERAGE = frozenset({"error", "accuracy_loss"})
 """Risks that grow with the accepted share, so they are tested strict to loose; the others loose to strict."""
@@ -111,17 +111,31 @@ def evidence(risk: str, outcome: CascadeOutcome, limit: float) -> Evidence:
     return _RISKS[risk](outcome, limit)
 
 
-def audit_limit(outcome: CascadeOutcome, accepted: np.ndarray, guarantee: Guarantee) -> float | None:
-    """Return how often accepted answers may differ from the large model's before too many of them are wrong.
+def audit_limits(
+    outcome: CascadeOutcome, accepted: np.ndarray, guarantee: Guarantee, error_bound: float
+) -> dict[str, dict[str, float]]:
+    """Return by risk and judge how many audited answers may be called wrong before the limit counts as broken.
 
-    The guaranteed error + an upper bound on "right where the large model is wrong"; None if that shows nothing.
+    A person may call wrong what the guarantee allows (`error_bound` where it limits no errors); the large model also
+    what is right where it is wrong itself. A kept answer loses accuracy only where the large model is right, so the
+    limit on that leaves room for all that it had wrong. A limit that would be 1 or more shows nothing and is left out.
     """
-    if guarantee.max_error is None or outcome.data.labels == "large":
-        return guarantee.max_error
     both = accepted & outcome.data.paired
+    n, level = int(both.sum()), guarantee.confidence
     only_small = int((outcome.right & ~outcome.data.large_right)[both].sum())
-    limit = guarantee.max_error + upper_bound(only_small, int(both.sum()), confidence=guarantee.confidence)
-    return limit if limit < 1 else None
+    error = error_bound if guarantee.max_error is None else guarantee.max_error
+    own_errors = 0.0 if outcome.data.labels == "large" else upper_bound(only_small, n, confidence=level)
+    found = {"error": {"person": error, "large": error + own_errors}}
+    if guarantee.max_accuracy_loss is not None:
+        level = (1 + level) / 2
+        large_wrong = upper_bound(int((~outcome.data.large_right)[both].sum()), n, confidence=level)
+        kept = guarantee.max_accuracy_loss / max(1e-9, wilson(outcome.n_accepted, outcome.data.n).low)
+        by_person = kept + large_wrong
+        found["accuracy_loss"] = {
+            "person": by_person,
+            "large": by_person + upper_bound(only_small, n, confidence=level),
+        }
+    return {risk: {judge: most for judge, most in by.items() if most < 1} for risk, by in found.items()}
 
 
 def _error(outcome: CascadeOutcome, limit: float) -> Evidence:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from smallfirst.routing.certificate.guarantee import Guarantee, describe_limit
+from smallfirst.routing.certificate.guarantee import AUDITED, Guarantee, describe_limit
 from smallfirst.routing.certificate.outcomes import CascadeData
 from smallfirst.routing.certificate.per_class import ClassCertificate
 from smallfirst.routing.certificate.risks import RiskResult
@@ -59,7 +59,11 @@ def describe_refused(data: CascadeData, guarantee: Guarantee, found: CascadeThre
 
 
 def limits_of_validity(
-    data: CascadeData, guarantee: Guarantee, audit_limit: float | None, person: bool, look: int | None
+    data: CascadeData,
+    guarantee: Guarantee,
+    audit_limits: Mapping[str, Mapping[str, float]],
+    person: bool,
+    look: int | None,
 ) -> tuple[str, ...]:
     """Return what the guarantee rests on and when it ends, a sentence each."""
     n, asked = data.n, int(data.asked.sum())
@@ -82,12 +86,30 @@ def limits_of_validity(
     if "accuracy_loss" in guarantee.limits and person:
         sentences.append("a request left to a person counts as answered no worse than by the large model")
     sentences.append("what happens below the threshold was chosen on these rows and is not guaranteed to be right")
-    if audit_limit is not None:
-        sentences.append(
-            f"audits by the large model break it when more than {audit_limit:.3f} of audited kept answers differ from "
-            "its own"
-        )
-    return tuple(sentences)
+    return (*sentences, *_watched(guarantee, audit_limits))
+
+
+def _watched(guarantee: Guarantee, audit_limits: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Yield how each limit is tested after go-live."""
+    for risk in [risk for risk in guarantee.limits if risk in AUDITED and audit_limits]:
+        name = "it" if risk == "error" else "the limit on accuracy"
+        by = audit_limits.get(risk, {})
+        if "large" in by:
+            yield (
+                f"audits by the large model break {name} when more than {by['large']:.3f} of audited kept answers "
+                "differ from its own"
+            )
+        if risk != "error" and "person" in by:
+            yield (
+                f"audits by a person break {name} when more than {by['person']:.3f} of audited kept answers are wrong: "
+                "the large model is taken to be as good on them as it was on these rows"
+            )
+        if not by:
+            yield f"{name} cannot be watched after go-live: too few rows show how good the large model is on kept ones"
+    if on_requests := [risk for risk in guarantee.limits if risk not in AUDITED]:
+        yield f"every request after go-live tests the limits on {', '.join(on_requests)}, since its server's start"
+    if guarantee.max_error is None and audit_limits:
+        yield "how often kept answers are wrong is not limited: audits measure it, and at most raise a hint"
 
 
 def _measured(one: RiskResult, n_errors: int) -> str:

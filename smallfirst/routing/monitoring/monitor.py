@@ -1,30 +1,39 @@
 """Monitor one task's guarantee after go-live: a state machine fed with requests and audits, without any I/O.
 
 `live`, `drift`: the small model answers what the certificate accepts; `fallback`, `shadow`: the large model answers and
-the small one runs beside it. A broken guarantee leads to fallback; audits that show it again lead back to live.
+the small one runs beside it. Audits that break the guarantee lead to fallback, audits that show it again back to live.
+A broken limit on cost, latency or escalation, which the large model could not mend, raises an alarm and is no longer
+guaranteed. What users report, and errors where none are limited, raise hints, which change nothing.
 
-A false guarantee alarm, an unjustified recovery after each alarm, and a drift alarm while requests are exchangeable
-have probability at most 1 - confidence each, over the whole life. Audits by a large model bound the disagreement with
-it, not the error; audited answers must be a random sample. Equal calls give equal states, so a monitor is restored by
-feeding it the recorded requests and audits again.
+A false guarantee alarm of any of the quantities watched, an unjustified recovery after each alarm, and a drift alarm
+while requests are exchangeable have probability at most 1 - confidence each. Audits by a large model bound the
+disagreement with it, not the error; audited answers must be a random sample. Equal calls give equal states, so a
+monitor is restored by feeding it the recorded audits again; tests of requests start anew.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Collection, Sequence
+from typing import Literal, Self, cast, get_args
 
 import pydantic
 
+from smallfirst.models.protocol import Completion
 from smallfirst.records import Record
-from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE, DriftDetector, Statistic
+from smallfirst.routing.monitoring.drift import DriftDetector, Statistic
+from smallfirst.routing.monitoring.quantities import Quantity, Watch
 from smallfirst.stats.intervals import Estimate
-from smallfirst.stats.sequential import GuaranteeTest, RecoveryTest, anytime_valid_interval
+from smallfirst.stats.sequential import RecoveryTest, anytime_valid_interval
 
 State = Literal["live", "shadow", "drift", "fallback"]
-Cause = Literal["guarantee", "recovery"] | Statistic
-"""What led to a change: a broken guarantee, audits that show it again, or drift of a statistic."""
+OnRequests = Literal["cost", "latency", "escalation"]
+"""Limits of a guarantee that every request tests."""
+Hint = Literal["live_error", "reports"]
+"""A hint: audits find more errors than on the calibration rows, where none are limited; or users report many."""
+Cause = Literal["guarantee", "recovery"] | Statistic | OnRequests | Hint
+"""What led to a change: audits that break the guarantee, audits that show it again, drift of a statistic, a limit that
+requests show broken, or a hint."""
 _N_RECENT = 200
 """Audits that a recovery describes."""
 
@@ -71,12 +80,12 @@ class StateChange(Record):
     why: str
     """The cause as one sentence with figures."""
     values: dict[str, float]
-    """The figures: `evidence` and `alarm_at` of the test that led to it; `errors`, `audits`, `low`, `high` of the live
-    error until then; `limit`."""
+    """The figures: `evidence`, `alarm_at` and `limit` of the test that led to it; `errors`, `audits`, `low`, `high` of
+    the live error until then."""
 
 
 class Monitor:
-    """The state of one task. `limit` is the error that the certificate guarantees, in (0, 1), else ValueError.
+    """The state of one task under the limits of `quantities`; raise ValueError for a limit outside (0, 1).
 
     References are what the small model gave on all calibration rows; a statistic without one is not watched.
     """
@@ -85,18 +94,20 @@ class Monitor:
         self,
         settings: MonitorSettings,
         *,
-        limit: float,
+        quantities: Sequence[Quantity],
         reference_confidence: Sequence[float],
         reference_ood_score: Sequence[float] = (),
         reference_labels: Sequence[str] = (),
         shadow: bool = False,
     ) -> None:
-        self.settings, self.limit = settings, limit
+        self.settings = settings
         self.state: State = "shadow" if shadow else "live"
         self.requests = 0
         self.alarms: tuple[StateChange, ...] = ()
-        self._n_broken = 0
-        self._guarantee = self._new_guarantee_test()
+        self.hints: tuple[StateChange, ...] = ()
+        rate = (1 - settings.confidence) / max(1, len(quantities))
+        self.watches = tuple(Watch(quantity, rate) for quantity in quantities)
+        self._audited = [watch for watch in self.watches if watch.quantity.loss is None]
         self._since_live = _Audits(0)
         self._enter(self.state)
         references: dict[Statistic, Sequence[float | str]] = {
@@ -120,6 +131,11 @@ class Monitor:
         """Share of audited answers found wrong since the answering model last changed; valid at every moment."""
         return self._since_live.interval(self.settings.confidence)
 
+    @property
+    def broken(self) -> tuple[Quantity, ...]:
+        """Promised limits that do not hold; those that audits test only during a fallback."""
+        return tuple(watch.quantity for watch in self.watches if watch.exceeded and watch.quantity.promised)
+
     def observe(
         self, confidence: float | None, ood_score: float | None = None, label: str | None = None
     ) -> tuple[StateChange, ...]:
@@ -130,6 +146,19 @@ class Monitor:
         values = {"confidence": confidence, "ood_score": ood_score, "label": label}
         return tuple(self._drifted(one) for one in self._detectors if one.observe(values[one.name]))
 
+    def record_answer(self, answer: Completion) -> tuple[StateChange, ...]:
+        """Add an answer to a request that the certificate covers, whoever gave it; return the changes."""
+        if self.state not in ("live", "drift"):
+            return ()
+        found = []
+        for watch in self.watches:
+            if watch.quantity.loss is not None and watch.add(watch.quantity.loss(answer)):
+                mean = watch.interval(self.settings.confidence)
+                measured = f"{mean.value:.3g} over {mean.n} requests"
+                why = f'the limit "{watch.quantity.words}" does not hold: {measured}; it is no longer guaranteed'
+                found.append(self._exceeded(watch, cast(OnRequests, watch.quantity.name), why, self.state))
+        return tuple(found)
+
     def record_audit(self, wrong: bool, *, drawn_at: int | None = None) -> tuple[StateChange, ...]:
         """Add one audit of an answer that the certificate accepts; return the changes.
 
@@ -138,28 +167,45 @@ class Monitor:
         """
         counts = self._since_live.add(wrong, drawn_at)
         if self._since_alarm.add(wrong, drawn_at):
-            self._recovery.update(wrong)
+            for recovery in self._recoveries:
+                recovery.update(wrong)
         if self.state in ("live", "drift") and counts:
-            self._guarantee.update(wrong)
-            if self._guarantee.rejected:
-                return (self._guarantee_broken(),)
-        if self.state in ("drift", "fallback") and self.settings.recover and self._recovery.rejected:
+            found = [watch for watch in self._audited if watch.add(wrong)]
+            if changes := tuple(self._too_many_wrong(watch) for watch in found[:1]):
+                return changes
+        recovered = bool(self._recoveries) and all(recovery.rejected for recovery in self._recoveries)
+        if self.state in ("drift", "fallback") and self.settings.recover and recovered:
             return (self._recovered(),)
         return ()
+
+    def add_hint(self, cause: Hint, why: str, evidence: dict[str, float]) -> StateChange:
+        """Count a hint, which changes no state, and return it."""
+        return self._change(self.state, cause, f"hint, changes nothing: {why}", evidence)
 
     def resume(self, state: State) -> None:
         if state != self.state:
             self._enter(state)
 
-    def _guarantee_broken(self) -> StateChange:
-        test = self._guarantee
-        alarm_at = 1 / (1 - test.confidence)
-        why = (
-            f"the guarantee of at most {100 * self.limit:g} % wrong does not hold: {test.errors} of {test.n} audited "
-            f"answers were wrong, evidence {test.e_value:.0f} to 1 (alarm at {alarm_at:.0f}); the large model answers"
-        )
-        self._n_broken += 1
-        return self._change("fallback", "guarantee", why, {"evidence": test.e_value, "alarm_at": alarm_at})
+    def resume_broken(self, causes: Collection[str]) -> None:
+        """Take the limits of these names that requests test for broken: only a new certificate promises them again."""
+        for watch in self.watches:
+            watch.exceeded |= watch.quantity.loss is not None and watch.quantity.name in causes
+
+    def _too_many_wrong(self, watch: Watch) -> StateChange:
+        test, promised = watch.test, watch.quantity.promised
+        wrong = f"{test.losses:.0f} of {test.n} audited answers were wrong"
+        if not promised:
+            why = f"{wrong}, more than {watch.quantity.words}"
+            return self._exceeded(watch, "live_error", f"hint, changes nothing: {why}", self.state)
+        limit = f"{100 * watch.quantity.limit:.3g} %"
+        why = f'the guarantee "{watch.quantity.words}" does not hold: {wrong}, at most {limit} may be'
+        return self._exceeded(watch, "guarantee", why, "fallback")
+
+    def _exceeded(self, watch: Watch, cause: Cause, why: str, after: State) -> StateChange:
+        evidence = {"evidence": watch.test.e_value, "alarm_at": 1 / (1 - watch.test.confidence)}
+        then = "; the large model answers" if after == "fallback" else ""
+        shown = f"{why}, evidence {evidence['evidence']:.0f} to 1 (alarm at {evidence['alarm_at']:.0f}){then}"
+        return self._change(after, cause, shown, {**evidence, "limit": watch.quantity.limit})
 
     def _drifted(self, detector: DriftDetector) -> StateChange:
         after: State = "fallback" if "fallback" in (self.state, self.settings.on_drift) else "drift"
@@ -167,29 +213,28 @@ class Monitor:
         return self._change(after, detector.name, f"{detector.why}; {then}", detector.evidence)
 
     def _recovered(self) -> StateChange:
-        test, recent = self._recovery, self._since_alarm.recent
+        test, recent = min(self._recoveries, key=lambda recovery: recovery.e_value), self._since_alarm.recent
         evidence = {"evidence": test.e_value, "alarm_at": 1 / (1 - test.confidence)}
+        limits = " and ".join(f"{100 * watch.quantity.limit:.3g} %" for watch in self._audited)
         why = (
-            f"audits show the guarantee of {100 * self.limit:g} % again: {test.errors} of {test.n} since the last "
+            f"audits show the guarantee of {limits} again: {test.losses:.0f} of {test.n} since the last "
             f"alarm were wrong, {sum(recent)} of the last {len(recent)}; evidence {test.e_value:.0f} to 1 (asked for: "
             f"{evidence['alarm_at']:.0f})"
         )
         return self._change("live", "recovery", why, evidence)
 
-    def _new_guarantee_test(self) -> GuaranteeTest:
-        """Start the next test with half the false-alarm rate of the one before, so that all together stay bounded."""
-        rate = (1 - self.settings.confidence) / 2 ** (self._n_broken + 1)
-        return GuaranteeTest(self.limit, 1 - max(rate, MIN_FALSE_ALARM_RATE))
-
     def _change(self, after: State, cause: Cause, why: str, evidence: dict[str, float]) -> StateChange:
         error = self.live_error
         values = {"errors": self._since_live.errors, "audits": error.n, "low": error.low, "high": error.high}
-        values |= {**evidence, "limit": self.limit}
+        values |= evidence
         at, before = self.requests, self.state
         change = StateChange(at_request=at, before=before, after=after, cause=cause, why=why, values=values)
-        if cause != "recovery":
+        if cause in get_args(Hint):
+            self.hints += (change,)
+        elif cause != "recovery":
             self.alarms += (change,)
-        self._enter(after)
+        if cause not in (*get_args(Hint), *get_args(OnRequests)):
+            self._enter(after)
         return change
 
     def _enter(self, state: State) -> None:
@@ -197,10 +242,11 @@ class Monitor:
         answered_small, answers_small = (each in ("live", "drift") for each in (self.state, state))
         if answered_small != answers_small:
             self._since_live = _Audits(self.requests)
-        if answers_small and self._guarantee.rejected:
-            self._guarantee = self._new_guarantee_test()
+        for watch in self._audited:
+            if answers_small and not answered_small and watch.exceeded:
+                watch.restart()
         self._since_alarm = _Audits(self.requests)
-        self._recovery = RecoveryTest(self.limit, self.settings.confidence)
+        self._recoveries = [RecoveryTest(watch.quantity.limit, self.settings.confidence) for watch in self._audited]
         self.state = state
 
 

@@ -9,6 +9,7 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.records import parse_record
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings, StateChange
+from smallfirst.routing.monitoring.quantities import Quantity
 
 LABELS = [f"label {i}" for i in range(30)]
 
@@ -30,7 +31,7 @@ class Traffic:
         """A monitor with 300 of these requests as reference."""
         return Monitor(
             settings or MonitorSettings(audit_share=0.1),
-            limit=0.05,
+            quantities=[Quantity("error", 0.05, "at most 5 % wrong")],
             reference_confidence=[self.confidence() for _ in range(300)],
             reference_labels=[self.label() for _ in range(300)],
             shadow=shadow,
@@ -185,7 +186,9 @@ def test_the_same_requests_and_audits_give_the_same_monitor() -> None:
 
 def test_the_false_alarm_rate_stays_positive_after_many_alarms() -> None:
     # It is halved with each further test.
-    monitor = Monitor(MonitorSettings(confidence=0.6), limit=0.5, reference_confidence=())
+    monitor = Monitor(
+        MonitorSettings(confidence=0.6), quantities=[Quantity("error", 0.5, "half")], reference_confidence=()
+    )
     for _ in range(60):
         while monitor.state == "live":
             monitor.record_audit(True)
@@ -227,4 +230,4 @@ def test_impossible_settings_are_refused(values: dict[str, float], message: str)
 
 def test_a_limit_outside_0_and_1_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
-        Monitor(MonitorSettings(), limit=0.0, reference_confidence=[0.5])
+        Monitor(MonitorSettings(), quantities=[Quantity("error", 0.0, "none wrong")], reference_confidence=[0.5])

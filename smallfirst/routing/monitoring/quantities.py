@@ -1,0 +1,119 @@
+"""The quantities that a guarantee limits, as they are watched after go-live.
+
+Each is the mean of a loss in [0, 1] with a limit, so the same betting test serves all of them:
+
+| quantity | loss | of | limit |
+|---|---|---|---|
+| error | the judge calls the answer wrong | audits | `Certificate.audit_limit_for` |
+| accuracy_loss | the same | audits | what the measured errors of the large model leave room for |
+| cost | USD over `COST_RANGE` times the limit, at most 1 | requests | 1 / `COST_RANGE` |
+| latency | slower than the limit | requests | 5 % |
+| escalation | the large model answered | requests | the limit |
+
+Cutting off high costs only lowers their mean, so a limit that holds is never called broken by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from smallfirst.models.protocol import Completion
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee import AUDITED, MAX_LATE_SHARE, Guarantee, describe_limit
+from smallfirst.routing.monitoring.drift import MIN_FALSE_ALARM_RATE
+from smallfirst.stats.intervals import Estimate
+from smallfirst.stats.sequential import GuaranteeTest, anytime_valid_interval
+
+Judge = Literal["large", "person"]
+"""Who judges audits."""
+COST_RANGE = 100.0
+"""Costs above so many times the limit count as that."""
+
+
+class Quantity(NamedTuple):
+    """The mean of a loss, and its limit."""
+
+    name: str
+    limit: float
+    """Largest mean of the loss, in (0, 1)."""
+    words: str
+    """The limit in words."""
+    loss: Callable[[Completion], float] | None = None
+    """Loss of a request in [0, 1]; None: the loss is an audit's verdict."""
+    promised: bool = True
+    """False if the guarantee does not limit it: then it raises a hint and changes nothing."""
+    scale: float = 1.0
+    """From the loss to the unit of the guarantee."""
+
+
+class Watch:
+    """One quantity under watch."""
+
+    def __init__(self, quantity: Quantity, false_alarm_rate: float) -> None:
+        self.quantity = quantity
+        self.exceeded = False
+        """True once the test has found more than the limit."""
+        self._rate, self._n_broken = false_alarm_rate, 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the next test with half the false-alarm rate of the one before, so that all together stay bounded."""
+        self.exceeded = False
+        self._n_broken += 1
+        self.test = GuaranteeTest(self.quantity.limit, 1 - max(self._rate / 2**self._n_broken, MIN_FALSE_ALARM_RATE))
+
+    def add(self, loss: float) -> bool:
+        """Add a loss; return True if the test finds by it, for the first time, that the limit does not hold."""
+        self.test.update(loss)
+        found = self.test.rejected and not self.exceeded
+        self.exceeded |= found
+        return found
+
+    def interval(self, confidence: float) -> Estimate:
+        """Return the mean in the guarantee's unit, valid at every moment."""
+        found = anytime_valid_interval(self.test.losses, self.test.n, confidence)
+        ends = {end: self.quantity.scale * getattr(found, end) for end in ("value", "low", "high")}
+        return found.model_copy(update=ends)
+
+
+def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
+    """Return what is watched where `judge` judges audits: each promised limit that can be, and always the error.
+
+    Where no limit rests on audits, more errors than the calibration rows allow for raise a hint.
+    """
+    found = []
+    for risk, limit in _guarantee(certificate).limits.items():
+        if risk not in AUDITED:
+            found.append(_of_requests(risk, limit))
+        elif (most := certificate.audit_limit_for(risk, judge)) is not None:
+            found.append(Quantity(risk, most, describe_limit(risk, limit)))
+    usual = certificate.audit_limit_for("error", judge)
+    if usual is not None and not any(quantity.loss is None for quantity in found):
+        words = f"at most {100 * usual:.3g} % of audited answers wrong, as on the calibration rows (not guaranteed)"
+        found.append(Quantity("error", usual, words, promised=False))
+    return tuple(found)
+
+
+def not_watched(certificate: Certificate, judge: Judge) -> tuple[str, ...]:
+    """Return the promised limits, in words, that nothing after go-live can test."""
+    watched = {quantity.name for quantity in watched_quantities(certificate, judge) if quantity.promised}
+    limits = _guarantee(certificate).limits.items()
+    return tuple(describe_limit(risk, limit) for risk, limit in limits if risk not in watched)
+
+
+def _guarantee(certificate: Certificate) -> Guarantee:
+    old = {"max_error": certificate.max_error, "confidence": certificate.confidence}
+    return certificate.guarantee or Guarantee.model_validate(old)
+
+
+def _of_requests(risk: str, limit: float) -> Quantity:
+    words, most = describe_limit(risk, limit), COST_RANGE * limit / 1000
+    if risk == "cost":
+        loss = lambda answer: min(1.0, max(0.0, answer.cost_usd) / most)  # noqa: E731
+        return Quantity(risk, 1 / COST_RANGE, words, loss, scale=COST_RANGE * limit)
+    if risk == "latency":
+        return Quantity(risk, MAX_LATE_SHARE, words, lambda answer: float(answer.latency_ms > limit))
+    return Quantity(
+        risk, limit, words, lambda answer: float(answer.route is not None and answer.route.stage == "large")
+    )
