@@ -21,6 +21,7 @@ from smallfirst.deployment.monitoring_routes import MAX_VERDICTS, MonitoringRout
 from smallfirst.errors import Unavailable
 from smallfirst.models.protocol import Completion, Request
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT
 from smallfirst.routing.monitoring.monitor import Monitor, MonitorSettings
 from smallfirst.routing.monitoring.quantities import watched_quantities
@@ -51,8 +52,11 @@ class Says(WholeModel):
         )
 
 
-def certificate(*, issued: bool = True) -> Certificate:
+def certificate(*, issued: bool = True, guarantee: Guarantee | None = None) -> Certificate:
     why = "13 of 720 wrong" if issued else "too few labels"
+    if guarantee is not None:
+        by = {"error": {"person": 0.05, "large": 0.05}}
+        return make_certificate(0.5, why=why, guarantee=guarantee, max_error=1.0, audit_limits=by)
     return make_certificate(0.5 if issued else NEVER_ACCEPT, issued=issued, why=why, audit_limit=0.05)
 
 
@@ -60,12 +64,19 @@ class Setting:
     """A Live Router over two models, and its ledger."""
 
     def __init__(
-        self, ledger: Ledger, *, issued: bool = True, judge: Any = "large", reference: Any = (), **settings: Any
+        self,
+        ledger: Ledger,
+        *,
+        issued: bool = True,
+        guarantee: Guarantee | None = None,
+        judge: Any = "large",
+        reference: Any = (),
+        **settings: Any,
     ) -> None:
         self.ledger, self.small, self.large = ledger, Says("small", cost_usd=0.01), Says("large", cost_usd=1.0)
         every = {"audit_share": 1.0, "audit_share_on_drift": 1.0, "audit_share_in_fallback": 1.0}
         chosen = MonitorSettings.model_validate({**every, **settings})
-        router = Router(self.small, self.large, certificate(issued=issued), name="tickets")
+        router = Router(self.small, self.large, certificate(issued=issued, guarantee=guarantee), name="tickets")
 
         quantities = watched_quantities(router.certificate, judge)
 
@@ -169,6 +180,25 @@ def test_a_broken_promise_falls_back_to_the_large_model_and_comes_back_when_it_i
     recovered = asyncio.run(setting.ask(400))
     assert stages(recovered[-5:]) == {"small"}
     assert setting.changes[-1] == ("fallback", "live")
+
+
+def test_a_broken_limit_on_cost_is_no_longer_guaranteed_and_errors_raise_a_hint(ledger: Ledger) -> None:
+    promise = {"guarantee": Guarantee(max_error=None, max_usd_per_1k=1.0)}
+    setting = Setting(ledger, **promise)  # type: ignore[arg-type]
+    (cheap,) = asyncio.run(setting.ask())
+    setting.small.wrong = True  # and each answer costs ten times the limit
+    found = asyncio.run(setting.ask(60))
+    assert stages(found) == {"small"}
+    assert [(row.cause, row.before, row.after) for row in ledger.entries(StateRow)[1:]] in (
+        [("cost", "live", "live"), ("live_error", "live", "live")],
+        [("live_error", "live", "live"), ("cost", "live", "live")],
+    )
+    in_words = "at most $1 per 1,000 requests"
+    restarted = asyncio.run(Setting(ledger, **promise).live.complete(Request.ask("hi")))  # type: ignore[arg-type]
+    for answer, broken in ((cheap, False), (found[-1], True), (restarted, True)):
+        assert answer.route is not None
+        assert answer.route.guarantee.startswith(in_words)
+        assert answer.route.guarantee.endswith(f"found broken on live requests: {in_words}") == broken
 
 
 def test_in_fallback_a_draft_that_the_certificate_would_not_keep_is_no_audit(ledger: Ledger) -> None:

@@ -78,7 +78,7 @@ class Watch:
 
 
 def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity, ...]:
-    """Return what is watched where `judge` judges audits: each promised limit that can be, and always the error.
+    """Return what is watched where `judge` judges audits: each promised limit that can be, and the error.
 
     Where no limit rests on audits, more errors than the calibration rows allow for raise a hint.
     """
@@ -90,7 +90,7 @@ def watched_quantities(certificate: Certificate, judge: Judge) -> tuple[Quantity
             found.append(Quantity(risk, most, describe_limit(risk, limit)))
     usual = certificate.audit_limit_for("error", judge)
     if usual is not None and not any(quantity.loss is None for quantity in found):
-        words = f"at most {100 * usual:.3g} % of audited answers wrong, as on the calibration rows (not guaranteed)"
+        words = f"{100 * usual:.3g} % of audited answers wrong, the bound of the calibration rows (not guaranteed)"
         found.append(Quantity("error", usual, words, promised=False))
     return tuple(found)
 
