@@ -140,8 +140,9 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = {name for name in ("labels_missing_chance", "look", "audit_limits") if getattr(self, name) in (None, {})}
-        return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=later))
+        later = ("labels_missing_chance", "look", "audit_limits")
+        empty = {name for name in later if getattr(self, name) in (None, {})}
+        return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 
     def audit_limit_for(self, risk: str, judge: Literal["large", "person"]) -> float | None:
         """Return the share of audits by `judge` that may find answers wrong, in (0, 1); None if that shows nothing."""
