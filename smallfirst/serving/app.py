@@ -119,6 +119,7 @@ def serve(
     def stopping() -> None:
         app.state.readiness.stopping = True
 
+    ledger.start_expiry()
     for plugin in plugins:
         plugin.started()
     run(app, listener, drain_s=settings.drain_s, stopping=stopping, held=[*models.values(), *plugins])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from typing import Any
 
 import httpx
@@ -11,6 +12,8 @@ import openai
 import pytest
 
 from smallfirst.errors import BadAnswer, ModelError, PriceUnknown, RateLimited, Unauthorised, Unavailable
+from smallfirst.serving.app import serve
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.settings import ServeSettings
 
 HELLO: list[Any] = [{"role": "user", "content": "hello small world"}]
@@ -244,3 +247,13 @@ def test_equal_questions_have_equal_hashes_in_the_ledger(start, label, echo) -> 
     # printf '[["user","hello small world"]]' | sha256sum
     known = "3608fbc5eb295d7b9046d5cb9249a3abc336887ac1d53cee914c1517f2dffde4"
     assert [row.request_sha256 for row in server.ledger.rows()] == [known, known]
+
+
+def test_texts_expire_on_a_server_that_keeps_no_new_ones(tmp_path, label, monkeypatch) -> None:
+    expired = threading.Event()
+    monkeypatch.setattr("smallfirst.serving.app.run", lambda *_, **__: None)
+    monkeypatch.setattr(Ledger, "expire_bodies", lambda _: expired.set())
+    ledger = Ledger(tmp_path / "ledger.db")
+    serve({"m": label}, ledger=ledger, settings=ServeSettings(port=0))
+    assert expired.wait(60)
+    ledger.close()

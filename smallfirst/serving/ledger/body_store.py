@@ -1,5 +1,7 @@
 """Bodies: the texts of ledger entries, redacted, kept apart from the append-only ledger, and deleted after some days.
 
+What is too old is deleted when the file is opened, and by a timer of the server; reading and writing delete nothing.
+
 An answer has its question and itself as body, an audit the two answers that were compared. The right answer that comes
 with feedback was sent to be kept: it is redacted and stays in the ledger.
 """
@@ -9,8 +11,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -32,6 +35,10 @@ CREATE TABLE IF NOT EXISTS bodies (
 ) WITHOUT ROWID
 """
 _INDEX = "CREATE INDEX IF NOT EXISTS bodies_at ON bodies (at)"
+_CHECKED = "CREATE TABLE IF NOT EXISTS checked (at TEXT NOT NULL)"
+"""One row: the time of the last deletion, by a clock that was trusted."""
+MAX_GRACE = timedelta(days=1)
+"""Longest time for which nothing is deleted after the clock has jumped, or the file was not open for long."""
 
 E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
 
@@ -97,38 +104,42 @@ class BodyStore:
         """Open or create `path`, readable by its owner only, and delete what has expired. Raise ConfigError."""
         self.path, self._keep = path, timedelta(days=keep_days)
         self._lock = threading.Lock()
+        self._jumped: tuple[datetime, float] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10, isolation_level=None)
             # Deleted texts are overwritten with zeros; the journal, which holds older pages, is deleted as well.
-            for statement in ("PRAGMA secure_delete = ON", "PRAGMA journal_mode = DELETE", _TABLE, _INDEX):
+            for statement in ("PRAGMA secure_delete = ON", "PRAGMA journal_mode = DELETE", _TABLE, _INDEX, _CHECKED):
                 self._connection.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} cannot keep texts: {error}", hint="choose another path") from None
         self.expire()
 
     def put(self, id: str, body: Body, *, at: datetime | None = None) -> None:
-        texts = [_redacted(text) for text in body]
-        self.expire()
-        with self._lock:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", (id, utc_text(at or datetime.now(UTC)), *texts)
-            )
+        self.put_all([(id, body)], at=at)
+
+    def put_all(self, bodies: Sequence[tuple[str, Body]], *, at: datetime | None = None) -> None:
+        """Write bodies in one transaction."""
+        now = utc_text(at or datetime.now(UTC))
+        rows = [(id, now, *map(_redacted, body)) for id, body in bodies]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR REPLACE INTO bodies VALUES (?, ?, ?, ?)", rows)
 
     def get(self, id: str) -> Body | None:
         """Return a body; None if there is none, or none any longer."""
         return self.many([id]).get(id)
 
     def many(self, ids: Sequence[str]) -> dict[str, Body]:
-        self.expire()
+        oldest = utc_text(datetime.now(UTC) - self._keep)
         found: dict[str, Body] = {}
         for start in range(0, len(ids), _BATCH):
             some = ids[start : start + _BATCH]
             marks = ", ".join("?" * len(some))
             with self._lock:
                 rows = self._connection.execute(
-                    f"SELECT id, request_text, answer_text FROM bodies WHERE id IN ({marks})", some
+                    f"SELECT id, request_text, answer_text FROM bodies WHERE at >= ? AND id IN ({marks})",
+                    (oldest, *some),
                 ).fetchall()
             found |= {id: Body(*texts) for id, *texts in rows}
         return found
@@ -138,15 +149,53 @@ class BodyStore:
         with self._lock:
             return self._connection.execute("DELETE FROM bodies WHERE id = ?", (id,)).rowcount > 0
 
-    def expire(self, now: datetime | None = None) -> int:
-        """Delete the bodies that are too old and return their number."""
-        oldest = utc_text((now or datetime.now(UTC)) - self._keep)
+    def expire(self, now: datetime | None = None, *, running_s: float | None = None) -> int:
+        """Delete the bodies that are too old and return their number.
+
+        After a jump of the clock by more than a quarter of the days, or as long a pause, nothing is deleted until the
+        clock has gone on for a while; `running_s` is a clock that never jumps, in seconds.
+        """
+        now, running_s = now or datetime.now(UTC), time.monotonic() if running_s is None else running_s
+        if not self._is_trusted(now, running_s):
+            return 0
+        oldest, deleted, latest = utc_text(now - self._keep), 0, utc_text(now)
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM checked")
+            connection.execute("INSERT INTO checked VALUES (?)", (latest,))
+            # Written while the clock was ahead: their days begin now.
+            connection.execute("UPDATE bodies SET at = ? WHERE at > ?", (latest, utc_text(now + MAX_GRACE)))
+        while True:  # in parts, between which others write
+            with self._transaction() as connection:
+                found = connection.execute(
+                    "DELETE FROM bodies WHERE id IN (SELECT id FROM bodies WHERE at < ? LIMIT ?)", (oldest, _BATCH)
+                ).rowcount
+            deleted += found
+            if found < _BATCH:
+                return deleted
+
+    def _is_trusted(self, now: datetime, running_s: float) -> bool:
         with self._lock:
-            return self._connection.execute("DELETE FROM bodies WHERE at < ?", (oldest,)).rowcount
+            last = self._connection.execute("SELECT coalesce((SELECT at FROM checked), (SELECT max(at) FROM bodies))")
+            text = last.fetchone()[0]
+        before = datetime.fromisoformat(text) if text else now
+        if abs(now - before) <= self._keep / 4 or not self._keep:
+            self._jumped = None
+            return True
+        grace = min(self._keep / 4, MAX_GRACE)
+        if self._jumped is None or abs(now - self._jumped[0] - timedelta(seconds=running_s - self._jumped[1])) > grace:
+            self._jumped = now, running_s  # the first time, or another jump
+        return running_s - self._jumped[1] >= grace.total_seconds()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            yield self._connection
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
 
 def _redacted(text: str | None) -> str | None:

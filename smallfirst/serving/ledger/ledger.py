@@ -6,7 +6,7 @@ power cut may lose the last moments but never breaks the file.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import math
 import sqlite3
 import statistics
@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from smallfirst.errors import SmallfirstError
+from smallfirst.errors import ConfigError, SmallfirstError
 from smallfirst.records import Record
 from smallfirst.serving.ledger.body_store import (
     KEEP_DAYS,
@@ -34,6 +34,11 @@ from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerR
 from smallfirst.serving.ledger.schema import VERSION, open_ledger
 
 __all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
+
+_log = logging.getLogger("smallfirst.serving")
+
+EXPIRY_INTERVAL_S = 600.0
+"""Seconds between two deletions of the questions and answers that are too old."""
 
 E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
 
@@ -85,6 +90,8 @@ class Ledger:
         self.path = path
         self._connection = open_ledger(path)
         self._writer: GroupCommitWriter[_Statement] = GroupCommitWriter(self._write, name="ledger")
+        self._body_writer: GroupCommitWriter[tuple[str, Body]] = GroupCommitWriter(self._write_bodies, name="bodies")
+        self._closed = threading.Event()
         self._keep_days = keep_bodies_days
         self._bodies_path = path.with_name(f"{path.stem}-bodies.db")
         self._bodies: BodyStore | None = None
@@ -93,13 +100,13 @@ class Ledger:
     def append(self, row: Entry) -> None:
         """Write a row; once this returns, the row survives the death of the process. Raise LedgerUnavailable."""
         if body := body_of(row):
-            self._put_body(body_id(row), body)
+            self._body_writer.put((body_id(row), body))
         self._writer.put(_statement(row))
 
     async def append_async(self, row: Entry) -> None:
         """Write a row without blocking the event loop, even if the caller is cancelled. Raise LedgerUnavailable."""
         if body := body_of(row):
-            await asyncio.to_thread(self._put_body, body_id(row), body)
+            await self._body_writer.put_async((body_id(row), body))
         await self._writer.put_async(_statement(row))
 
     async def ready(self) -> None:
@@ -141,16 +148,34 @@ class Ledger:
             stages.setdefault(row["stage"], []).append(row)
         return {stage: _sum_up(rows) for stage, rows in stages.items()}
 
+    def expire_bodies(self) -> int:
+        """Delete the questions and answers that are too old, whether or not new ones are kept; return their number."""
+        return self._open_bodies().expire() if self._bodies_path.exists() else 0
+
+    def start_expiry(self) -> None:
+        """Call `expire_bodies` now and every EXPIRY_INTERVAL_S in a thread of its own, until the ledger is closed."""
+        threading.Thread(target=self._expire_regularly, name="expiry", daemon=True).start()
+
     def close(self) -> None:
         """Wait for pending rows and close the file. Safe to call twice."""
+        self._closed.set()
+        self._body_writer.close()
         self._writer.close()
         self._connection.close()
         if self._bodies is not None:
             self._bodies.close()
 
-    def _put_body(self, id: str, body: Body) -> None:
+    def _expire_regularly(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self.expire_bodies()
+            except (sqlite3.Error, ConfigError) as error:
+                _log.warning("%s: nothing was deleted: %s", self._bodies_path, error)
+            self._closed.wait(EXPIRY_INTERVAL_S)
+
+    def _write_bodies(self, bodies: Sequence[tuple[str, Body]]) -> None:
         try:
-            self._open_bodies().put(id, body)
+            self._open_bodies().put_all(bodies)
         except sqlite3.Error as error:
             raise LedgerUnavailable(
                 f"{self._bodies_path} takes no text: {error}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,20 +51,73 @@ def test_what_is_too_old_is_deleted_with_its_bytes(bodies: BodyStore) -> None:
     assert b"xyzzy-new" in content
 
 
-@pytest.mark.parametrize("look", ["open", "put", "get"])
-def test_old_texts_go_when_the_file_is_opened_written_or_read(tmp_path: Path, look: str) -> None:
+def test_old_texts_are_not_read_and_go_when_the_file_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "bodies.db"
     first = BodyStore(path, keep_days=30)
     first.put("a", Body('[["user", "xyzzy"]]', "x"), at=NOW - timedelta(days=31))
+    assert first.get("a") is None
     assert b"xyzzy" in path.read_bytes()
-    if look == "put":
-        first.put("b", Body(ASKED, "x"))
-    elif look == "get":
-        assert first.get("a") is None
-    else:
-        BodyStore(path, keep_days=30).close()
+    BodyStore(path, keep_days=30).close()
     assert b"xyzzy" not in path.read_bytes()
     first.close()
+
+
+def test_requests_delete_nothing_and_share_a_transaction(bodies: BodyStore) -> None:
+    statements: list[str] = []
+    bodies._connection.set_trace_callback(statements.append)
+    bodies.put_all([(str(n), Body(ASKED, "x")) for n in range(100)])
+    bodies.many(["1", "2"])
+    kinds = Counter(statement.split()[0] for statement in statements)
+    assert kinds == {"BEGIN": 1, "INSERT": 100, "COMMIT": 1, "SELECT": 1}
+
+
+@pytest.mark.parametrize("jump", [timedelta(days=3_650), timedelta(days=31), timedelta(days=-3_650)])
+def test_a_clock_that_jumps_and_comes_back_deletes_nothing(bodies: BodyStore, jump: timedelta) -> None:
+    bodies.put("a", Body(ASKED, "x"), at=NOW)
+    for minutes in (0, 10, 600):
+        passed = timedelta(minutes=minutes)
+        assert bodies.expire(NOW + jump + passed, running_s=passed.total_seconds()) == 0
+    assert bodies.expire(NOW + timedelta(days=1), running_s=86_400) == 0
+    assert bodies.get("a") is not None
+    assert bodies.expire(NOW + timedelta(days=7), running_s=7 * 86_400) == 0
+    assert [bodies.expire(NOW + timedelta(days=day), running_s=day * 86_400) for day in (14, 21, 28, 31)] == [
+        0,
+        0,
+        0,
+        1,
+    ]
+
+
+def test_a_clock_that_stays_is_followed_after_a_day(bodies: BodyStore) -> None:
+    bodies.put("a", Body(ASKED, "x"), at=NOW)
+    later = NOW + timedelta(days=60)
+    assert bodies.expire(later, running_s=0) == 0
+    assert bodies.expire(later + timedelta(hours=23), running_s=23 * 3_600) == 0
+    assert bodies.expire(later + timedelta(hours=24), running_s=24 * 3_600) == 1
+
+
+def test_what_was_written_while_the_clock_was_ahead_is_deleted_as_well(bodies: BodyStore) -> None:
+    bodies.put("a", Body(ASKED, "x"), at=NOW + timedelta(days=3_650))
+    deleted = [bodies.expire(NOW + timedelta(days=day), running_s=day * 86_400) for day in range(0, 35, 7)]
+    assert deleted == [0, 0, 0, 0, 0]
+    assert bodies.expire(NOW + timedelta(days=31), running_s=31 * 86_400) == 1
+
+
+def test_a_ledger_deletes_by_a_timer_while_no_text_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ledger-bodies.db"
+    before = BodyStore(path, keep_days=30)
+    before.put("a", Body('[["user", "xyzzy"]]', "x"), at=NOW - timedelta(days=31))
+    before.close()
+    ledger = Ledger(tmp_path / "ledger.db")
+    ledger.append(LedgerRow(id="a", at=NOW, served_name="m", status=200, latency_ms=1.0))
+    assert b"xyzzy" in path.read_bytes()
+    ledger.start_expiry()
+    for _ in range(1_000):
+        if b"xyzzy" not in path.read_bytes():
+            break
+        time.sleep(0.01)
+    ledger.close()
+    assert b"xyzzy" not in path.read_bytes()
 
 
 def test_a_text_can_be_erased_on_request(bodies: BodyStore) -> None:
