@@ -10,11 +10,13 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, cast, get_args
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
+from smallfirst.models.usage import ReportUnfinished
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
@@ -86,10 +88,11 @@ class AuditedRouter(DelegatingModel):
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         decision = await self._decide(request)
-        async for chunk in self.router.finish_stream(decision, request):
-            if chunk.completion is not None:
-                chunk = chunk.model_copy(update={"completion": await self._note_answer(chunk.completion)})
-            yield chunk
+        async with aclosing(self.router.finish_stream(decision, request)) as chunks:
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    chunk = chunk.model_copy(update={"completion": await self._note_answer(chunk.completion)})
+                yield chunk
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
         route = completion.route
@@ -151,7 +154,8 @@ class AuditedRouter(DelegatingModel):
         """Test the limits that requests test, and return the answer as it is given, drawn for an audit or not."""
         route = completion.route
         if route is not None and took_cascade(route):
-            await self._record_changes(self.monitor.record_answer(completion))
+            with ReportUnfinished(lambda _: completion):
+                await self._record_changes(self.monitor.record_answer(completion))
         if route is not None and route.certified and self.monitor.broken:
             broken = ", ".join(quantity.words for quantity in self.monitor.broken)
             in_words = f"{route.guarantee}; not in force, found broken on live requests: {broken}"

@@ -13,8 +13,18 @@ from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.loading import load_model
 from smallfirst.models.manifest import read_manifest
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Model,
+    Request,
+    Route,
+    RouteStep,
+    open_stream,
+)
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
+from smallfirst.models.usage import max_answer_tokens
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
 from smallfirst.pipeline.router_setup import versioned_name
@@ -205,16 +215,21 @@ class TrafficSplit(DelegatingModel):
         more = self._embedder.capabilities if self._embedder else frozenset[Capability]()
         return more - {Capability.JSON, Capability.LOGPROBS} | {Capability.STREAM}
 
+    @property
+    def max_answer_tokens(self) -> int | None:
+        return max_answer_tokens(*self._models.values())
+
     async def complete(self, request: Request) -> Completion:
         entity, why, at = self.choose(request)
         return self._with_entity(await self._models[entity].complete(request), entity, why, at)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         entity, why, at = self.choose(request)
-        async for chunk in self._models[entity].stream(request):
-            if chunk.completion is not None:
-                chunk = chunk.model_copy(update={"completion": self._with_entity(chunk.completion, entity, why, at)})
-            yield chunk
+        async with open_stream(self._models[entity], request) as chunks:
+            async for chunk in chunks:
+                if (answer := chunk.completion) is not None:
+                    chunk = chunk.model_copy(update={"completion": self._with_entity(answer, entity, why, at)})
+                yield chunk
 
     def choose(self, request: Request) -> tuple[str, str, float | None]:
         """Return the entity that answers, why, and the request's position in [0, 1)."""

@@ -42,7 +42,7 @@ class PromptedModel:
         max_tokens: int = 32,
     ) -> None:
         """Show `shots` to every request, then those of `selector`; `max_tokens` bounds an answer."""
-        self._inner, self._task, self._max_tokens = inner, task, max_tokens
+        self._inner, self._task, self.max_answer_tokens = inner, task, max_tokens
         self._shots, self._selector = tuple(shots), selector
 
     @property
@@ -60,7 +60,7 @@ class PromptedModel:
             await asyncio.to_thread(self.messages, request.text) if self._selector else self.messages(request.text)
         )
         # The task has a format of its own, which the instructions or the general model's own schema already demand.
-        own = {"messages": messages, "max_tokens": min(request.max_tokens, self._max_tokens)}
+        own = {"messages": messages, "max_tokens": min(request.max_tokens, self.max_answer_tokens)}
         without = {"response_format": None, "logprobs": None}
         completion = await self._inner.complete(request.model_copy(update=own | without))
         answer = self._task.parse(completion.text)

@@ -22,6 +22,7 @@ from smallfirst.models.protocol import (
     Token,
     stream_in_one_chunk,
 )
+from smallfirst.models.usage import ReportUnfinished, unfinished
 from smallfirst.pricing import MachinePrice
 
 CHARACTERS_PER_TOKEN = 4
@@ -70,6 +71,7 @@ class _Item(NamedTuple):
 class LabelModel:
     """A Scorer as a Model: batches concurrent requests and prices the machine's time."""
 
+    max_answer_tokens = 1
     max_batch_size = 512
     """Texts in a pass; those that arrive meanwhile wait for the next."""
     budget = BatchBudget(seconds=0.1, full=256)
@@ -82,7 +84,7 @@ class LabelModel:
         self.manifest = manifest
         self.name = name or manifest.task.name
         self._price = price or MachinePrice()
-        self._scorer = scorer
+        self._scorer, self._n_submitted = scorer, 0
         self._worker: BatchWorker[_Item, LabelLogProbs | TextEmbedding] = BatchWorker(
             self._compute, name=self.name, max_batch_size=self.max_batch_size, size=_size, budget=self.budget
         )
@@ -129,7 +131,7 @@ class LabelModel:
         """Return vectors of length 1. Raise RequestRefused if the scorer has none, ModelError if it fails."""
         if self._scorer.embed is None:
             raise RequestRefused(f"{self.name} has no embeddings: it computes word counts, not vectors")
-        items = [self._worker.submit(_Item(text, embeds=True)) for text in texts]
+        items = [self._submit(_Item(text, embeds=True)) for text in texts]
         found = [one for one in await asyncio.gather(*items) if isinstance(one, TextEmbedding)]
         cost_usd = sum(self._price.cost_usd(one.busy_s) for one in found)
         return Embeddings([one.vector for one in found], sum(one.n_tokens for one in found), cost_usd)
@@ -141,10 +143,24 @@ class LabelModel:
         await self._worker.aclose()
 
     async def _score(self, text: str) -> LabelLogProbs:
-        scored = await self._worker.submit(_Item(text))
+        scored = await self._submit(_Item(text))
         if not isinstance(scored, LabelLogProbs) or not np.isfinite(scored.log_probabilities).any():
             raise ModelError(f"{self.name} could not answer: its label probabilities are not numbers")
         return scored
+
+    async def _submit(self, item: _Item) -> LabelLogProbs | TextEmbedding:
+        began = time.perf_counter()
+        self._n_submitted += 1
+
+        def used(_: BaseException) -> Completion:
+            cost_usd = self._price.cost_usd((time.perf_counter() - began) / self._n_submitted)
+            return unfinished(self.name, cost_usd, prompt_tokens=_size(item), completion_tokens=int(not item.embeds))
+
+        try:
+            with ReportUnfinished(used):
+                return await self._worker.submit(item)
+        finally:
+            self._n_submitted -= 1
 
     def _compute(self, items: Sequence[_Item]) -> list[LabelLogProbs | TextEmbedding]:
         scored_texts, embedded_texts = ([one.text for one in items if one.embeds is kind] for kind in (False, True))

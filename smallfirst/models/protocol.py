@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -139,6 +140,8 @@ class Completion(Record):
     """Tokens read."""
     completion_tokens: int = 0
     """Tokens generated (1 for a label)."""
+    estimated: bool = False
+    """True if tokens and cost are estimated, since the answer was cut off."""
     confidence: float | None = None
     """The model's own probability in [0, 1] of being right; None if it gives none."""
     alternatives: tuple[tuple[str, float], ...] = ()
@@ -184,7 +187,7 @@ class Capability(StrEnum):
 
 @runtime_checkable
 class Model(Protocol):
-    """Anything that answers a Request."""
+    """Anything that answers a Request. Cut off, it reports what it has used (`models/usage.py`)."""
 
     @property
     def name(self) -> str:
@@ -242,6 +245,18 @@ class ProbedModel(Protocol):
 
     async def ready(self) -> None:
         """Return if a tiny piece of real work, free of charge, succeeds. Raise ModelError otherwise."""
+
+
+@asynccontextmanager
+async def open_stream(model: Model, request: Request) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """Yield the model's stream and close it at the end, so that an answer that nobody waits for ends at once."""
+    chunks = model.stream(request)
+    try:
+        yield chunks
+    finally:
+        close = getattr(chunks, "aclose", None)  # a plain iterator has nothing to close
+        if close is not None:
+            await close()
 
 
 async def stream_in_one_chunk(model: Model, request: Request) -> AsyncIterator[Chunk]:

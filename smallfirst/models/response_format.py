@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from smallfirst.errors import BadAnswer, ConfigError, RequestRefused
 from smallfirst.models.generation.grammar import Grammar, GrammarCache, with_number_bounds
 from smallfirst.models.protocol import Completion, ResponseFormat
+from smallfirst.models.usage import report_unfinished
 from smallfirst.tasks.json.answers import answer_parser, keeps_schema
 from smallfirst.tasks.json.schema import SEPARATORS, closed_schema
 from smallfirst.tasks.json.validation import AnswerCheck, unsupported_part
@@ -123,15 +124,21 @@ async def generate_in_format(
 
     JSON cut off for its length is returned as it is. Raise BadAnswer if the second answer lacks the format too.
     """
-    for fresh in (False, True):
-        completion = await generate(fresh)
-        if await output_format.allows(completion.text):
-            return completion
-        if completion.finish_reason == "length":
-            if output_format.choices:
-                raise _bad_answer(output_format, completion, hint="raise max_tokens, the answer was cut off")
-            return completion
-    raise _bad_answer(output_format, completion)
+    made: list[Completion] = []
+    try:
+        for fresh in (False, True):
+            made.append(completion := await generate(fresh))
+            if await output_format.allows(completion.text):
+                return completion
+            if completion.finish_reason == "length":
+                if output_format.choices:
+                    raise _bad_answer(output_format, completion, hint="raise max_tokens, the answer was cut off")
+                return completion
+        raise _bad_answer(output_format, completion)
+    except BaseException:
+        for one in made:
+            report_unfinished(one)
+        raise
 
 
 async def check_response_format(completion: Completion, wanted: ResponseFormat | None) -> None:

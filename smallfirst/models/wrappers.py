@@ -16,9 +16,11 @@ from smallfirst.models.protocol import (
     Request,
     embedding_model,
     label_probability_model,
+    open_stream,
     probed_model,
     stream_in_one_chunk,
 )
+from smallfirst.models.usage import max_answer_tokens
 
 
 class DelegatingModel:
@@ -35,6 +37,10 @@ class DelegatingModel:
     def capabilities(self) -> frozenset[Capability]:
         return self.inner.capabilities
 
+    @property
+    def max_answer_tokens(self) -> int | None:
+        return max_answer_tokens(self.inner)
+
     @contextmanager
     def _target(self) -> Iterator[Model]:
         """Yield the model that takes the next call; it stays usable until the context ends."""
@@ -47,14 +53,9 @@ class DelegatingModel:
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer piece by piece. Closing the iterator closes the wrapped model's."""
         with self._target() as model:
-            pieces = model.stream(request)
-            try:
-                async for chunk in pieces:
+            async with open_stream(model, request) as chunks:
+                async for chunk in chunks:
                     yield chunk
-            finally:
-                close = getattr(pieces, "aclose", None)  # a plain iterator has nothing to close
-                if close is not None:
-                    await close()
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         with self._target() as model:

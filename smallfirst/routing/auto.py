@@ -6,7 +6,17 @@ from collections.abc import AsyncIterator, Mapping
 
 from smallfirst.errors import ModelError
 from smallfirst.models.batching import BatchWorker
-from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, Route, RouteStep
+from smallfirst.models.protocol import (
+    Capability,
+    Chunk,
+    Completion,
+    Model,
+    Request,
+    Route,
+    RouteStep,
+    open_stream,
+)
+from smallfirst.models.usage import max_answer_tokens
 from smallfirst.routing.ood.task_selector import TaskSelection, TaskSelector
 
 
@@ -28,6 +38,10 @@ class AutoRouter:
     def name(self) -> str:
         return self._name
 
+    @property
+    def max_answer_tokens(self) -> int | None:
+        return max_answer_tokens(*self.routers.values(), self.general)
+
     async def complete(self, request: Request) -> Completion:
         """Return the answer of the task's Router, or of the general model. Raise ModelError if there is neither."""
         selection, model = await self._select(request)
@@ -35,10 +49,11 @@ class AutoRouter:
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         selection, model = await self._select(request)
-        async for chunk in model.stream(request):
-            if chunk.completion is not None:
-                chunk = Chunk(completion=_with_selection(selection, chunk.completion))
-            yield chunk
+        async with open_stream(model, request) as chunks:
+            async for chunk in chunks:
+                if chunk.completion is not None:
+                    chunk = Chunk(completion=_with_selection(selection, chunk.completion))
+                yield chunk
 
     async def aclose(self) -> None:
         await self._worker.aclose()

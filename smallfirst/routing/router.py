@@ -7,7 +7,8 @@ route.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from smallfirst.errors import ModelError
@@ -26,8 +27,10 @@ from smallfirst.models.protocol import (
     RouteStep,
     embedding_model,
     label_probability_model,
+    open_stream,
     probed_model,
 )
+from smallfirst.models.usage import ReportUnfinished, max_answer_tokens, unfinished
 from smallfirst.routing.budget import BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
 from smallfirst.routing.certificate.guarantee import Guarantee
@@ -81,49 +84,62 @@ class Router:
         }
         return frozenset({Capability.STREAM, *(capability for capability, model in given.items() if model)})
 
+    @property
+    def max_answer_tokens(self) -> int | None:
+        stages = (*self.stages, *self.options.policy_stages)
+        return max_answer_tokens(*(stage.model for stage in stages), self.large, self.general)
+
     async def complete(self, request: Request) -> Completion:
         return await self.finish(await self.decide(request), request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        async for chunk in self.finish_stream(await self.decide(request), request):
-            yield chunk
+        async with aclosing(self.finish_stream(await self.decide(request), request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def decide(self, request: Request, *, paused: str = "") -> Decision:
         """Decide who answers a request; `paused` is why the task's requests go to the large model without a draft."""
         chosen = apply_policies(self.options.policies, request, self.options.difficulty)
         attempt = RoutingAttempt(self, request, paused)
-        if chosen is not None and chosen.to != CASCADE:
-            return await attempt.run_stage(chosen)
-        return await attempt.run_cascade(chosen)
+        with ReportUnfinished(lambda _: self._spent(attempt.cost_usd, attempt.draft)):
+            if chosen is not None and chosen.to != CASCADE:
+                return await attempt.run_stage(chosen)
+            return await attempt.run_cascade(chosen)
 
     async def finish(self, decision: Decision, request: Request) -> Completion:
         if decision.model is None:
             assert decision.draft is not None
             return decision.draft
-        try:
-            answer = await decision.model.complete(request)
-        except ModelError as error:
-            return _fall_back_to_draft(decision, error)
+        with ReportUnfinished(lambda _: self._spent(decision.cost_usd, decision.draft)):
+            try:
+                answer = await decision.model.complete(request)
+            except ModelError as error:
+                return _fall_back_to_draft(decision, error)
         return self._routed(decision, answer)
 
-    async def finish_stream(self, decision: Decision, request: Request) -> AsyncIterator[Chunk]:
+    async def finish_stream(self, decision: Decision, request: Request) -> AsyncGenerator[Chunk]:
         """Yield the answer of a decision; use the draft if the model fails before its first text."""
         begun, draft = False, decision.draft
-        if decision.model is not None:
-            try:
-                async for chunk in decision.model.stream(request):
-                    begun = begun or bool(chunk.text)
-                    if chunk.completion is not None:
-                        chunk = chunk.model_copy(update={"completion": self._routed(decision, chunk.completion)})
-                    yield chunk
-                return
-            except ModelError as error:
-                if begun:
-                    raise
-                draft = _fall_back_to_draft(decision, error)
-        assert draft is not None
-        yield Chunk(text=draft.text)
-        yield Chunk(completion=draft)
+        with ReportUnfinished(lambda _: self._spent(decision.cost_usd, decision.draft)) as report:
+            if decision.model is not None:
+                try:
+                    async with open_stream(decision.model, request) as chunks:
+                        async for chunk in chunks:
+                            begun = begun or bool(chunk.text)
+                            if chunk.completion is not None:
+                                report.done()
+                                answer = self._routed(decision, chunk.completion)
+                                chunk = chunk.model_copy(update={"completion": answer})
+                            yield chunk
+                    return
+                except ModelError as error:
+                    if begun:
+                        raise
+                    draft = _fall_back_to_draft(decision, error)
+            assert draft is not None
+            yield Chunk(text=draft.text)
+            report.done()
+            yield Chunk(completion=draft)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         return await self._able(self._embedding, "embeddings").embed(texts)
@@ -155,6 +171,18 @@ class Router:
             await model.aclose()
         if self.ood_detector is not None:
             await self.ood_detector.aclose()
+
+    def _spent(self, cost_usd: float, draft: Completion | None) -> Completion | None:
+        """Return the usage of a request's drafts, if it has any."""
+        if draft is None:
+            return None
+        return unfinished(
+            self.name,
+            cost_usd,
+            prompt_tokens=draft.prompt_tokens,
+            completion_tokens=draft.completion_tokens,
+            estimated=False,
+        )
 
     def _able(self, model: T | None, what: str) -> T:
         if model is None:

@@ -1,4 +1,4 @@
-"""Bounds on what requests may take, shared by keys: bodies, places, turns, prompt tokens; body size and type."""
+"""Bounds on what requests may take, shared by keys: places, turns, prompt tokens; body size and type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
-from smallfirst.models.protocol import Request
 from smallfirst.serving.openai.errors import ApiError
 
 RETRY_AFTER_S = 2
@@ -81,7 +80,7 @@ class Turns(Shares):
     """Shares that are waited for; keys take turns, so that one with many requests delays another by one at most."""
 
     def __init__(self, capacity: int) -> None:
-        super().__init__(capacity, "answers")
+        super().__init__(capacity, "turns")
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     @asynccontextmanager
@@ -122,22 +121,15 @@ class Turns(Shares):
 
 
 class Admission:
-    """Bounds on the bodies that are read, on the answers under way or waiting, and on their prompt tokens."""
+    """Bounds on the answers under way or waiting, and on their prompt tokens."""
 
     def __init__(self, *, in_flight: int, queue: int, tokens: int = 2**31) -> None:
-        self.bodies = Shares(in_flight + queue, "requests")
-        """Requests whose body is on its way; apart from places, so that a slow sender takes none."""
-        self.places = Shares(in_flight + queue, "requests")
+        self.places = Shares(in_flight + queue, "answers")
         """Answers under way or waiting; a request has one for each that may be under way at once."""
         self.turns = Turns(in_flight)
         self.prompt_tokens = Shares(tokens, "prompt tokens")
         self.max_draws = max(1, in_flight * KEY_RATIO // (KEY_RATIO + 1))
         """Answers of one request that may be under way at once."""
-
-
-def estimate_tokens(request: Request) -> int:
-    """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need. Only for bounds."""
-    return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:

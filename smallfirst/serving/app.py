@@ -138,7 +138,7 @@ def _create_context(
         "smallfirst_prompt_tokens_in_flight", "Their prompt tokens, estimated.", lambda: admission.prompt_tokens.used
     )
     readiness = Readiness(models, ledger_ready=ledger.ready)
-    return AppContext(ServedModels(models, plugins), ledger, settings, admission, metrics, readiness, plugins)
+    return AppContext(ServedModels(models, plugins), ledger, settings, admission, metrics, readiness, plugins, {})
 
 
 def _model_routes(context: AppContext, fixed: Mapping[str, Model]) -> list[Route]:

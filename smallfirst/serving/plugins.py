@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Model, Request
+from smallfirst.models.protocol import open_stream as open_stream
 from smallfirst.serving.admission import Admission as Admission
 from smallfirst.serving.admission import body_chunks, read_body
 from smallfirst.serving.auth.middleware import caller_owner

@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from smallfirst.models.protocol import Completion, Model, Request, Route
-from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, estimate_tokens, read_body
+from smallfirst.models.usage import (
+    ReportUnfinished,
+    collect_unfinished,
+    estimate_prompt_tokens,
+    max_answer_tokens,
+    unfinished,
+)
+from smallfirst.serving.admission import Admission, ClientDisconnected, cancel_on_disconnect, read_body
 from smallfirst.serving.auth.middleware import caller_owner, current_caller
 from smallfirst.serving.auth.rate_limits import TokenReservation
 from smallfirst.serving.error_responses import log_error, server_stopping, to_api_error
@@ -24,7 +31,8 @@ from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import LedgerRow
 from smallfirst.serving.metrics import Metrics
 from smallfirst.serving.openai.errors import model_not_found
-from smallfirst.serving.openai.responses import ResponseBuilder, certified, confidence, sse_event
+from smallfirst.serving.openai.requests import MAX_TOKENS
+from smallfirst.serving.openai.responses import ResponseBuilder, certified, combine, confidence, sse_event
 from smallfirst.serving.plugins import PluginGroup
 from smallfirst.serving.readiness import Readiness
 from smallfirst.serving.settings import ServeSettings
@@ -45,6 +53,8 @@ class AppContext(NamedTuple):
     metrics: Metrics
     readiness: Readiness
     plugins: PluginGroup
+    usd_per_token: dict[str, float]
+    """Of the latest answer under each served name; used where a model that was cut off does not report its cost."""
 
 
 @dataclass
@@ -60,6 +70,10 @@ class ApiCall:
     """Owner of the caller's key, by which limits are shared; empty where no key is asked for."""
     started_s: float = field(default_factory=time.perf_counter)
     requests: tuple[Request, ...] = ()
+    unfinished: list[Completion] = field(default_factory=collect_unfinished)
+    """What models did for the request without returning an answer."""
+    answers: list[Completion] = field(default_factory=list)
+    """What they returned."""
     first_token_s: float | None = None
     status: int = 0
     head_sent: bool = False
@@ -77,15 +91,25 @@ class ApiCall:
         return found
 
     @contextmanager
-    def admitted(self, n_draws: int = 1) -> Iterator[TokenReservation]:
-        """Reserve places for `n_draws` answers, and tokens. Raise ApiError 429 or 503 if there is no room."""
-        n_tokens = sum(map(estimate_tokens, self.requests))
+    def admitted(self, model: Model, n_draws: int = 1, *, n: int = 1) -> Iterator[TokenReservation]:
+        """Reserve places for `n_draws` answers, and tokens for the prompts and the longest `n` answers to each.
+
+        Raise ApiError 429 or 503 if there is no room. Without an answer the prompts count, and what was written.
+        """
+        most = max_answer_tokens(model) or MAX_TOKENS
+        n_read = sum(map(estimate_prompt_tokens, self.requests))
+        n_written = n * sum(min(request.max_tokens, most) for request in self.requests)
         with (
             self.places(n_draws),
-            self.app.admission.prompt_tokens.hold(self.owner, n_tokens),
-            current_caller().tokens(n_tokens) as reservation,
+            self.app.admission.prompt_tokens.hold(self.owner, n_read),
+            current_caller().tokens(n_read + n_written) as reservation,
         ):
-            yield reservation
+            try:
+                yield reservation
+            except BaseException:
+                used = self.used()
+                reservation.settle(max(n_read, used.prompt_tokens + used.completion_tokens) if used else n_read)
+                raise
 
     def places(self, n_draws: int) -> AbstractContextManager[None]:
         """Hold a place for each answer that may be under way at once; the request has one already."""
@@ -96,9 +120,31 @@ class ApiCall:
         """Wait until a model may answer once."""
         return self.app.admission.turns.turn(self.owner)
 
+    def asking(self, request: Request, n_written: Callable[[], int]) -> ReportUnfinished:
+        """Estimate the usage of a model that is cut off and does not report it itself."""
+        n_reports = len(self.unfinished)
+
+        def used(error: BaseException) -> Completion | None:
+            written = n_written()
+            refused = isinstance(error, Exception) and not (self.head_sent and written)
+            if len(self.unfinished) > n_reports or refused:
+                return None
+            read = estimate_prompt_tokens(request)
+            cost_usd = self.app.usd_per_token.get(self.response.served_name, 0.0) * (read + written)
+            return unfinished("", cost_usd, prompt_tokens=read, completion_tokens=written)
+
+        return ReportUnfinished(used)
+
+    def used(self) -> Completion | None:
+        """Return the sum of what models did so far; None if none was asked."""
+        work = [*self.answers, *self.unfinished]
+        return combine(work) if work else None
+
     async def record(self, completion: Completion) -> None:
         """Write the answer to the ledger, count it and tell the plugins. Raise LedgerUnavailable."""
         self.recorded = True
+        if n_tokens := completion.prompt_tokens + completion.completion_tokens:
+            self.app.usd_per_token[self.response.served_name] = completion.cost_usd / n_tokens
         await self.app.ledger.append_async(self._answer_row(completion))
         stage = self.response.stage(completion)
         self.app.metrics.count_answer(stage, completion, self.first_token_s or self.elapsed_s)
@@ -139,6 +185,7 @@ class ApiCall:
     def _answer_row(self, completion: Completion) -> LedgerRow:
         route = completion.route
         row = self.row(status=200, latency_ms=completion.latency_ms)
+        used = combine([completion, *self.unfinished]) if self.unfinished else completion
         return row.model_copy(
             update={
                 "answered_by": completion.answered_by,
@@ -146,10 +193,8 @@ class ApiCall:
                 "certified": certified(completion),
                 "confidence": confidence(completion),
                 "threshold": route.threshold if route else None,
-                "prompt_tokens": completion.prompt_tokens,
-                "completion_tokens": completion.completion_tokens,
+                **usage_columns(used),
                 "first_token_ms": None if self.first_token_s is None else self.first_token_s * 1000,
-                "cost_usd": completion.cost_usd,
                 "answer_text": completion.text if self.app.settings.store_bodies else None,
                 **(_route_columns(route) if route else {}),
             }
@@ -173,8 +218,7 @@ class ModelEndpoint:
             async with asyncio.timeout(app.settings.request_timeout_s):
                 if app.readiness.stopping:
                     raise server_stopping()
-                with app.admission.bodies.hold(call.owner):
-                    body = await read_body(scope, receive, max_bytes=app.settings.max_body_bytes)
+                body = await read_body(scope, receive, max_bytes=app.settings.max_body_bytes)
                 with app.admission.places.hold(call.owner):
                     await cancel_on_disconnect(self._handle(call, body), receive)
         except asyncio.CancelledError:
@@ -190,9 +234,10 @@ class ModelEndpoint:
         log_error(id, call.response.served_name, refusal, error)
         if not call.recorded:
             call.recorded = True
-            row = call.row(status=refusal.status, latency_ms=call.elapsed_s * 1000)
+            row, used = call.row(status=refusal.status, latency_ms=call.elapsed_s * 1000), call.used()
+            columns = {"error_code": refusal.code, **(usage_columns(used) if used else {})}
             try:
-                await self._app.ledger.append_async(row.model_copy(update={"error_code": refusal.code}))
+                await self._app.ledger.append_async(row.model_copy(update=columns))
             except Exception:  # the client still gets its error
                 _log.exception("%s: the ledger did not take a row", id)
         if not isinstance(error, ClientDisconnected):
@@ -210,6 +255,16 @@ def messages_json(request: Request) -> str:
     """Return the messages as canonical JSON, so that equal questions have equal hashes in the ledger."""
     turns = [[message.role, message.content] for message in request.messages]
     return json.dumps(turns, ensure_ascii=False, separators=(",", ":"))
+
+
+def usage_columns(used: Completion) -> dict[str, object]:
+    """Return the columns of a ledger row that say what was used."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "cost_usd": used.cost_usd,
+        "estimated": used.estimated,
+    }
 
 
 def _route_columns(route: Route) -> dict[str, object]:

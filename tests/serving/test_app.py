@@ -55,6 +55,7 @@ def test_a_plain_answer_has_its_route_in_body_headers_and_ledger(start, label) -
         "prompt_tokens": 4,
         "completion_tokens": 1,
         "cost_usd": 0.25,
+        "estimated": False,
         "request_text": None,
         "answer_text": None,
         "task": None,

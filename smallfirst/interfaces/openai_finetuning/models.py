@@ -22,7 +22,7 @@ from smallfirst.interfaces.openai_finetuning.pagination import unix_seconds
 from smallfirst.jobs import queue
 from smallfirst.jobs.job_folder import JobFolder
 from smallfirst.pricing import MachinePrice
-from smallfirst.serving.plugins import ApiError
+from smallfirst.serving.plugins import ApiError, open_stream
 
 _log = logging.getLogger("smallfirst.serving")
 
@@ -159,8 +159,8 @@ class FineTunedModel:
             return await model.complete(request)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
-        async with self._ready() as model:
-            async for chunk in model.stream(request):
+        async with self._ready() as model, open_stream(model, request) as chunks:
+            async for chunk in chunks:
                 yield chunk
 
     async def aclose(self) -> None:

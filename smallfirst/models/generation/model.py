@@ -18,7 +18,13 @@ from smallfirst.models.confidence import Calibration
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar, guidance_tokenizer
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler
-from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta, TopLogProbs
+from smallfirst.models.generation.sequence import (
+    GeneratedSequence,
+    GenerationRequest,
+    GenerationResult,
+    TextDelta,
+    TopLogProbs,
+)
 from smallfirst.models.local.chat_template import encode_chat, end_of_turn_token
 from smallfirst.models.local.kv_cache import KVCache
 from smallfirst.models.local.token_batches import length_batches, pad_right
@@ -26,6 +32,7 @@ from smallfirst.models.local.tokenizer import common_prefix, encode_prompt
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, Token
 from smallfirst.models.response_format import ResponseGrammars
+from smallfirst.models.usage import ReportUnfinished, report_unfinished, unfinished
 from smallfirst.pricing import MachinePrice
 from smallfirst.tasks.json.paths import value_spans
 
@@ -135,16 +142,20 @@ class GenerativeModel:
         end = None if isinstance(generator, Generator) else end_of_turn_token(tokenizer)
         return cls(generator, prompt, name=name, price=price, adapter=adapter, end=end)
 
+    @property
+    def max_answer_tokens(self) -> int | None:
+        return self.prompt.max_answer_tokens
+
     async def complete(self, request: Request) -> Completion:
         """Raise RequestRefused if the conversation is too long, or the answer cannot have the format asked for."""
         began = time.perf_counter()
         generation = await self._generation(request)
-        return await self._completion(generation, await self.scheduler.generate(generation), began)
+        return await self._completion(generation, await self.scheduler.generate(generation, self._cut_off), began)
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk]:
         began = time.perf_counter()
         generation = await self._generation(request)
-        async with aclosing(self.scheduler.stream(generation)) as events:
+        async with aclosing(self.scheduler.stream(generation, self._cut_off)) as events:
             async for event in events:
                 if isinstance(event, GenerationResult):
                     yield Chunk(completion=await self._completion(generation, event, began))
@@ -164,13 +175,19 @@ class GenerativeModel:
         if empty := [i for i, row in enumerate(rows) if not row]:
             raise RequestRefused(f"input {empty[0]} holds nothing to read")
         found: list[list[float]] = [[]] * len(rows)
-        busy_s = 0.0
-        for chosen in length_batches([len(row) for row in rows], max_tokens=EMBEDDING_BATCH_TOKENS):
-            took_s, vectors = await self.scheduler.run(partial(self._mean_pooled, [rows[i] for i in chosen], n_start))
-            busy_s += took_s
-            for i, vector in zip(chosen, vectors, strict=True):
-                found[i] = vector
-        return Embeddings(found, sum(map(len, rows)), self._price.cost_usd(busy_s))
+        busy_s, n_tokens = 0.0, sum(map(len, rows))
+
+        def used(_: BaseException) -> Completion:
+            return unfinished(self.name, self._price.cost_usd(busy_s), prompt_tokens=n_tokens)
+
+        with ReportUnfinished(used):
+            for chosen in length_batches([len(row) for row in rows], max_tokens=EMBEDDING_BATCH_TOKENS):
+                pooled = partial(self._mean_pooled, [rows[i] for i in chosen], n_start)
+                took_s, vectors = await self.scheduler.run(pooled)
+                busy_s += took_s
+                for i, vector in zip(chosen, vectors, strict=True):
+                    found[i] = vector
+        return Embeddings(found, n_tokens, self._price.cost_usd(busy_s))
 
     async def aclose(self) -> None:
         """Leave the scheduler, whose thread ends with its last model. Safe to call twice."""
@@ -201,6 +218,11 @@ class GenerativeModel:
             adapter=self._adapter,
             end=self._end,
         )
+
+    def _cut_off(self, sequence: GeneratedSequence) -> None:
+        n_prompt, cost_usd = len(sequence.request.ids), self._price.cost_usd(sequence.busy_s)
+        n_written = len(sequence.ids)
+        report_unfinished(unfinished(self.name, cost_usd, prompt_tokens=n_prompt, completion_tokens=n_written))
 
     @torch.inference_mode()
     def _probe(self) -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 from smallfirst.errors import ModelError
 from smallfirst.models.generation.adapter_batch import AdapterBatch, ScheduledRequest
 from smallfirst.models.generation.generator import Generator
-from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
+CutOff = Callable[[GeneratedSequence], None]
 DRAIN_S = 10.0
 """Time on closing for the requests that are already there."""
 ABORT_S = 5.0
@@ -67,17 +68,22 @@ class ContinuousBatchScheduler:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Return the whole answer. Raise ModelError. Cancelled, its row is free within a step."""
-        async with aclosing(self._events(request, streams=False)) as events:
+    async def generate(self, request: GenerationRequest, cut_off: CutOff | None = None) -> GenerationResult:
+        """Return the whole answer. Raise ModelError. Cancelled, its row is free within a step.
+
+        `cut_off` is called with an answer that has begun and is not returned.
+        """
+        async with aclosing(self._events(request, cut_off, streams=False)) as events:
             async for event in events:
                 if isinstance(event, GenerationResult):
                     return event
         raise ModelError(f"{self._name} ended without an answer")
 
-    def stream(self, request: GenerationRequest) -> AsyncGenerator[TextDelta | GenerationResult]:
-        """Yield the answer's deltas, then the whole. Raise ModelError. Closed early, its row is free within a step."""
-        return self._events(request, streams=True)
+    def stream(
+        self, request: GenerationRequest, cut_off: CutOff | None = None
+    ) -> AsyncGenerator[TextDelta | GenerationResult]:
+        """Yield the answer's deltas, then the whole, as `generate` does. Closed early, its row is free in a step."""
+        return self._events(request, cut_off, streams=True)
 
     async def run(self, call: Callable[[], R]) -> R:
         """Return the result of `call`, made in the scheduler's thread between two steps. Raise ModelError."""
@@ -105,9 +111,9 @@ class ContinuousBatchScheduler:
         await asyncio.to_thread(self._stop)
 
     async def _events(
-        self, request: GenerationRequest, *, streams: bool
+        self, request: GenerationRequest, cut_off: CutOff | None, *, streams: bool
     ) -> AsyncGenerator[TextDelta | GenerationResult]:
-        scheduled = ScheduledRequest(request, streams=streams)
+        scheduled, event = ScheduledRequest(request, streams=streams), None
         with self._changed:
             self._check_open()
             self._waiting.append(scheduled)
@@ -122,6 +128,8 @@ class ContinuousBatchScheduler:
                     return
         finally:
             scheduled.cancelled = True
+            if cut_off and scheduled.sequence and not isinstance(event, GenerationResult):
+                cut_off(scheduled.sequence)
 
     def _check_open(self) -> None:
         if self._closed:

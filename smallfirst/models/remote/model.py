@@ -10,12 +10,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smallfirst.errors import BadAnswer, ConfigError, PriceUnknown
+from smallfirst.errors import BadAnswer, ConfigError, ModelError, PriceUnknown
 from smallfirst.models.protocol import Capability, Chunk, Completion, Embeddings, Request, ResponseFormat
 from smallfirst.models.remote.client import EndpointClient
 from smallfirst.models.remote.config import EndpointConfig
 from smallfirst.models.remote.http import HttpSession
 from smallfirst.models.remote.responses import PartialAnswer, ResponseParser, Usage
+from smallfirst.models.usage import (
+    ReportUnfinished,
+    estimate_prompt_tokens,
+    estimate_written_tokens,
+    unfinished,
+)
 from smallfirst.pricing import PriceBook
 
 __all__ = ["EndpointConfig", "EndpointModel", "open_session"]
@@ -70,37 +76,44 @@ class EndpointModel:
     async def complete(self, request: Request) -> Completion:
         async with self._client.slot() as (session, share):
             answer = PartialAnswer()
-            async with self._client.post(session, CHAT, self._body(request)) as response:
-                async with asyncio.timeout(self.config.timeout_s):
-                    content = await response.read()
-                self._parser.parse_body(content, answer)
-            return self._completion(answer, share)
+            with self._report(answer, request, share, n_unseen=request.max_tokens):
+                async with self._client.post(session, CHAT, self._body(request)) as response:
+                    answer.begun = True
+                    async with asyncio.timeout(self.config.timeout_s):
+                        content = await response.read()
+                    self._parser.parse_body(content, answer)
+                return self._completion(answer, share)
 
     async def stream(self, request: Request) -> AsyncIterator[Chunk]:
         """Yield the answer piece by piece; never retry once a piece has come. Raise ModelError."""
         body = self._body(request) | {"stream": True, "stream_options": {"include_usage": True}}
         async with self._client.slot() as (session, share):
             answer = PartialAnswer()
-            async with self._client.post(session, CHAT, body) as response:
-                async for line in response.lines():
-                    if (chunk := self._parser.parse_event(line, answer)) is not None:
-                        yield chunk
-                if answer.finish_reason is None:
-                    raise self._parser.unavailable("the answer broke off (the stream ended early)")
-            yield Chunk(completion=self._completion(answer, share))
+            with self._report(answer, request, share):
+                async with self._client.post(session, CHAT, body) as response:
+                    answer.begun = True
+                    async for line in response.lines():
+                        if (chunk := self._parser.parse_event(line, answer)) is not None:
+                            yield chunk
+                    if answer.finish_reason is None:
+                        raise self._parser.unavailable("the answer broke off (the stream ended early)")
+                completion = self._completion(answer, share)
+            yield Chunk(completion=completion)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         if not texts:
             return Embeddings([], 0, 0.0)
         body = {"model": self.config.model, "input": list(texts), "encoding_format": "float"}
         async with self._client.slot() as (session, share):
-            began = time.perf_counter()
-            async with self._client.post(session, "/embeddings", body) as response:
-                async with asyncio.timeout(self.config.timeout_s):
-                    content = await response.read()
-                found = self._parser.parse_embeddings(content, len(texts))
-            usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
-            cost_usd = self._cost_usd(usage, (time.perf_counter() - began) * share)
+            answer = PartialAnswer()
+            with self._report(answer, Request.ask("\n".join(texts)), share):
+                async with self._client.post(session, "/embeddings", body) as response:
+                    answer.begun = True
+                    async with asyncio.timeout(self.config.timeout_s):
+                        content = await response.read()
+                    found = self._parser.parse_embeddings(content, len(texts))
+                usage = Usage(prompt_tokens=found.usage.prompt_tokens, completion_tokens=0) if found.usage else None
+                cost_usd = self._cost_usd(usage, (time.perf_counter() - answer.started) * share)
         vectors = [_normalized(item.embedding) for item in found.data]
         return Embeddings(vectors, usage.prompt_tokens if usage else 0, cost_usd)
 
@@ -137,6 +150,26 @@ class EndpointModel:
             finish_reason="length" if answer.finish_reason == "length" else "stop",
             tokens=tuple(answer.tokens),
         )
+
+    def _report(self, answer: PartialAnswer, request: Request, share: float, *, n_unseen: int = 0) -> ReportUnfinished:
+        """Report an answer that is cut off, of which the endpoint may have written `n_unseen` tokens unseen."""
+
+        def used(error: BaseException) -> Completion | None:
+            if isinstance(error, ModelError) and not answer.begun:
+                return None  # the endpoint refused it
+            written = max(n_unseen, estimate_written_tokens(answer.n_chunks, len(answer.text.encode())))
+            usage = answer.usage or Usage(
+                prompt_tokens=estimate_prompt_tokens(request), completion_tokens=max(written, len(answer.tokens))
+            )
+            return unfinished(
+                self.name,
+                self._cost_usd(usage, (time.perf_counter() - answer.started) * share),
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                estimated=answer.usage is None,
+            )
+
+        return ReportUnfinished(used)
 
     def _cost_usd(self, usage: Usage | None, busy_s: float) -> float:
         if not self._by_tokens:

@@ -96,6 +96,9 @@ class PartialAnswer:
 
     started: float = field(default_factory=time.perf_counter)
     text: str = ""
+    n_chunks: int = 0
+    begun: bool = False
+    """True once the endpoint has accepted the request."""
     finish_reason: str | None = None
     usage: Usage | None = None
     tokens: list[Token] = field(default_factory=list)
@@ -135,6 +138,7 @@ class ResponseParser:
         answer.finish_reason = choice.finish_reason or answer.finish_reason
         piece, tokens = choice.delta.text() if choice.delta else "", choice.tokens()
         answer.text += piece
+        answer.n_chunks += bool(piece)
         answer.tokens.extend(tokens)
         return Chunk(text=piece, tokens=tokens) if piece or tokens else None
 

@@ -158,7 +158,14 @@ class ManagedServer:
                 yield Lease(process, slot, 1 / n_in_flight, time.perf_counter())
 
     async def stream(
-        self, lease: Lease, request: Request, output_format: OutputFormat, *, model: str, fresh: bool = False
+        self,
+        lease: Lease,
+        request: Request,
+        output_format: OutputFormat,
+        *,
+        model: str,
+        prices: PriceBook,
+        fresh: bool = False,
     ) -> AsyncGenerator[Chunk, None]:
         config = EndpointConfig(
             base_url=f"{UNIX_SOCKET_URL}/v1",
@@ -170,7 +177,7 @@ class ManagedServer:
             extra_body=self._backend.extra_body(request, output_format, lease.slot, fresh),
         )
         connect = partial(open_session, unix_socket=lease.process.folder.socket)
-        endpoint = EndpointModel(config, PriceBook(), connect=connect, api_key=lease.process.key)
+        endpoint = EndpointModel(config, prices, connect=connect, api_key=lease.process.key)
         try:
             async with aclosing(endpoint.stream(request)) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
@@ -215,7 +222,9 @@ class ManagedServerModel:
         async with server.lease(request) as lease:
 
             async def generate(fresh: bool) -> Completion:
-                chunks = server.stream(lease, request, output_format, model=self._model, fresh=fresh)
+                chunks = server.stream(
+                    lease, request, output_format, model=self._model, prices=self._prices, fresh=fresh
+                )
                 async with aclosing(chunks):
                     last = [chunk async for chunk in chunks][-1]
                 assert last.completion is not None
@@ -231,7 +240,7 @@ class ManagedServerModel:
         began, server = time.perf_counter(), self.server()
         async with (
             server.lease(request) as lease,
-            aclosing(server.stream(lease, request, FREE_TEXT, model=self._model)) as chunks,
+            aclosing(server.stream(lease, request, FREE_TEXT, model=self._model, prices=self._prices)) as chunks,
         ):
             async for chunk in chunks:
                 whole = chunk.completion
@@ -242,7 +251,9 @@ class ManagedServerModel:
         server = self.server()
         if server.slots.n_free:
             async with server.lease(READINESS_REQUEST) as lease:
-                async for _ in server.stream(lease, READINESS_REQUEST, FREE_TEXT, model=self._model):
+                async for _ in server.stream(
+                    lease, READINESS_REQUEST, FREE_TEXT, model=self._model, prices=self._prices
+                ):
                     pass
         else:
             process = await server.supervisor.process()

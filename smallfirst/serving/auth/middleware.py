@@ -19,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from smallfirst.models.remote.config import is_loopback
+from smallfirst.serving.admission import Shares
 from smallfirst.serving.auth.keys import ApiKey, KeyPolicy, KeyStore, KeyStoreUnreadable, hash_key, key_id, key_matches
 from smallfirst.serving.auth.rate_limits import Quota, Quotas, TokenReservation
 from smallfirst.serving.openai.errors import ApiError
@@ -94,6 +95,8 @@ class AuthMiddleware:
         self._open, self._user = frozenset(open_paths), frozenset(user_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         self._quotas = Quotas()
+        # Twice the places: half of them for bodies on their way, which take none.
+        self._requests = Shares(2 * (settings.max_in_flight + settings.max_queue), "requests")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, with `scope["smallfirst.id"]` set, or refuse it."""
@@ -115,11 +118,11 @@ class AuthMiddleware:
         try:
             caller = self._authenticate(scope)
             _caller.set(caller)
-            if (quota := caller.quota) is None:
-                await self._app(scope, receive, with_id)
-                return
-            limits = quota.headers
-            with quota.request():
+            limits = caller.quota.headers if caller.quota else dict
+            with (
+                nullcontext() if scope["path"] in self._open else self._requests.hold(caller.owner),
+                caller.quota.request() if caller.quota else nullcontext(),
+            ):
                 await self._app(scope, receive, with_id)
         except ApiError as refusal:
             # Raised here only: Starlette's handlers answer what the routes raise.

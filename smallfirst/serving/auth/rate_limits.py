@@ -55,10 +55,11 @@ class TokenReservation:
     def add(self, completion: Completion) -> None:
         self._used = (self._used or 0) + completion.prompt_tokens + completion.completion_tokens
 
-    def settle(self) -> None:
-        """Replace the estimate with the tokens used; without an answer the estimate stands. Safe to call twice."""
-        if self._bucket is not None and self._used is not None:
-            self._bucket.take(self._used - self._estimate)
+    def settle(self, n_tokens: int | None = None) -> None:
+        """Replace the estimate with `n_tokens`, or those added, if there are any. A second call has no effect."""
+        used = self._used if n_tokens is None else n_tokens
+        if self._bucket is not None and used is not None:
+            self._bucket.take(used - self._estimate)
         self._bucket = None
 
 

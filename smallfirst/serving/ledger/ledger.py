@@ -73,7 +73,7 @@ class StageTotals(Record):
     cost_usd: float
     """Sum of the costs that are known."""
     n_cost_unknown: int
-    """Rows without a cost (failed ones)."""
+    """Rows without a cost: no model was asked."""
     prompt_tokens: int
     completion_tokens: int
     p50_latency_ms: float

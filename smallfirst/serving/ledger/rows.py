@@ -12,7 +12,7 @@ from smallfirst.records import Record
 
 
 class LedgerRow(Record):
-    """One request and its result. A failed one has no answer: its cost and tokens are None, not 0."""
+    """One request and its result. Where no model was asked, cost and tokens are None, not 0."""
 
     id: str
     """Id of the response, as the client saw it in `id` and `x-request-id`."""
@@ -39,7 +39,9 @@ class LedgerRow(Record):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
-    """Cost of the answer, discarded drafts included."""
+    """Cost of the answer, of discarded drafts, and of attempts that led to no answer."""
+    estimated: bool = False
+    """True if tokens and cost are estimated, since an answer was cut off."""
     request_sha256: str | None = None
     """SHA-256 of the messages, which finds equal questions without storing them."""
     request_text: str | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 6
+VERSION = 7
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -84,7 +84,8 @@ _THIRD = "ALTER TABLE answers ADD COLUMN first_token_ms REAL;\n"
 _FOURTH = "ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT '';\n"
 _FIFTH = "ALTER TABLE answers RENAME COLUMN promise TO guarantee;\n"
 _SIXTH = "ALTER TABLE answers ADD COLUMN owner TEXT;\n"
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH)
+_SEVENTH = "ALTER TABLE answers ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0;\n"
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
 """The migration to each format from the one before."""
 
 

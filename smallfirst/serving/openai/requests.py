@@ -88,6 +88,10 @@ class ParsedRequest(NamedTuple):
     stream: bool = False
     include_usage: bool = False
 
+    @property
+    def n_draws(self) -> int:
+        return len(self.requests) * (self.n if self.requests[0].temperature > 0 else 1)
+
     def draws(self) -> tuple[Request, ...]:
         """Return the requests to ask, grouped by prompt: `n` with a seed each, or one if all answers would be equal."""
         if self.n == 1:

@@ -144,6 +144,7 @@ def combine(answers: Sequence[Completion], n: int = 1) -> Completion:
             "latency_ms": max(answer.latency_ms for answer in made),
             "prompt_tokens": sum(answer.prompt_tokens for answer in answers[::n]),
             "completion_tokens": sum(answer.completion_tokens for answer in answers),
+            "estimated": any(answer.estimated for answer in answers),
         }
     )
 

@@ -63,7 +63,7 @@ async def _answer(call: ApiCall, parsed: ParsedRequest) -> None:
     model = call.accept(parsed.model, parsed.requests)
     parsed = parsed._replace(requests=call.requests)
     await check_requested_schema(parsed)
-    with call.admitted(len(parsed.draws())) as reservation:
+    with call.admitted(model, parsed.n_draws, n=parsed.n) as reservation:
         if not parsed.stream:
             answer = await _send_whole(call, parsed, model)
         elif len(parsed.requests) * parsed.n == 1:
@@ -85,7 +85,7 @@ async def _send_whole(call: ApiCall, parsed: ParsedRequest, model: Model) -> Com
 async def _stream_one(call: ApiCall, parsed: ParsedRequest, model: Model) -> Completion:
     """Send the headers with the first text; a route that is not known by then is in the last chunk."""
     response, usage, request = call.response, parsed.include_usage, parsed.requests[0]
-    async with call.turn(), buffer_stream(model.stream(request)) as chunks:
+    async with call.turn(), buffer_stream(call, model, request) as chunks:
         chunk = await first_chunk(chunks)
         call.first_token_s = call.elapsed_s
         await _open_stream(call, chunk.completion)
@@ -139,7 +139,9 @@ async def _close_stream(
 
 async def _complete(call: ApiCall, model: Model, request: Request) -> Completion:
     async with call.turn():
-        answer = await model.complete(request)
+        with call.asking(request, lambda: request.max_tokens):
+            answer = await model.complete(request)
+    call.answers.append(answer)
     if request.response_format is not None:
         await check_response_format(answer, request.response_format)
     return answer

@@ -88,7 +88,7 @@ async def _answer(
 ) -> None:
     """Send and record what `compute` returns: the entries of `data`, the tokens read and the cost in USD."""
     model = call.accept(parsed.model, [Request.ask(text) for text in parsed.input])
-    with call.admitted() as reservation:
+    with call.admitted(model, n=0) as reservation:
         async with call.turn():
             data, n_tokens, cost_usd = await compute(model)
         call.first_token_s = call.elapsed_s
@@ -100,6 +100,7 @@ async def _answer(
             cost_usd=cost_usd,
             prompt_tokens=n_tokens,
         )
+        call.answers.append(answer)
         reservation.add(answer)
     await call.record(answer)
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallfirst.models.protocol import Request
+from smallfirst.models.usage import collect_unfinished
 from smallfirst.serving.openai.errors import ApiError
 from smallfirst.serving.openai.requests import ParsedRequest, parse_chat, read_fields
 from smallfirst.serving.openai.responses import ResponseBuilder
@@ -63,12 +64,17 @@ async def _predict(call: ApiCall, invocation: Invocation, name: object) -> None:
 
     async def predict(id: str, request: Request) -> dict[str, Any]:
         response = ResponseBuilder(id, call.response.created, first.model)
-        row = dataclasses.replace(call, response=response, requests=())
+        row = dataclasses.replace(call, response=response, requests=(), unfinished=collect_unfinished(), answers=[])
         row.accept(first.model, (request,))
-        with row.admitted() as reservation:
-            (found,) = await complete_choices(row, model, first._replace(requests=row.requests))
-            reservation.add(found)
-        await row.record(found)
+        try:
+            with row.admitted(model) as reservation:
+                (found,) = await complete_choices(row, model, first._replace(requests=row.requests))
+                reservation.add(found)
+            await row.record(found)
+        except BaseException:
+            if not row.recorded:
+                call.unfinished.extend([*row.answers, *row.unfinished])
+            raise
         return response.whole([found])
 
     try:

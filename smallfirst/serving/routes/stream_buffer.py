@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from smallfirst.errors import BadAnswer
-from smallfirst.models.protocol import Chunk
+from smallfirst.models.protocol import Chunk, Model, Request, open_stream
+from smallfirst.models.usage import estimate_written_tokens
+from smallfirst.serving.request_lifecycle import ApiCall
 
 _MAX_AHEAD = 64
 """Chunks that a model may be ahead of its client."""
@@ -16,10 +18,10 @@ Chunks = asyncio.Queue[Chunk | Exception]
 
 
 @asynccontextmanager
-async def buffer_stream(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
-    """Yield a queue that a task fills from `stream`; that task also closes the stream at the end."""
+async def buffer_stream(call: ApiCall, model: Model, request: Request) -> AsyncIterator[Chunks]:
+    """Yield a queue that a task fills from the model's stream; that task also closes the stream at the end."""
     chunks: Chunks = asyncio.Queue(_MAX_AHEAD)
-    filling = asyncio.create_task(_fill(chunks, stream))
+    filling = asyncio.create_task(_fill(chunks, call, model, request))
     try:
         yield chunks
     finally:
@@ -27,19 +29,21 @@ async def buffer_stream(stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunks]:
         await asyncio.gather(filling, return_exceptions=True)
 
 
-async def _fill(chunks: Chunks, stream: AsyncIterator[Chunk]) -> None:
+async def _fill(chunks: Chunks, call: ApiCall, model: Model, request: Request) -> None:
+    n_chunks = n_characters = 0
     try:
-        async for chunk in stream:
-            await chunks.put(chunk)
-            if chunk.completion is not None:
-                return
-        await chunks.put(BadAnswer("the stream ended without a completion"))
+        with call.asking(request, lambda: estimate_written_tokens(n_chunks, n_characters)):
+            async with open_stream(model, request) as stream:
+                async for chunk in stream:
+                    if chunk.completion is not None:
+                        call.answers.append(chunk.completion)
+                        await chunks.put(chunk)
+                        return
+                    n_chunks, n_characters = n_chunks + bool(chunk.text), n_characters + len(chunk.text)
+                    await chunks.put(chunk)
+            raise BadAnswer("the stream ended without a completion")
     except Exception as error:
         await chunks.put(error)
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
 
 
 async def next_chunk(chunks: Chunks) -> Chunk:

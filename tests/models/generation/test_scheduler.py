@@ -15,7 +15,7 @@ from smallfirst.errors import ModelError
 from smallfirst.models.generation.generator import Generator
 from smallfirst.models.generation.grammar import Grammar
 from smallfirst.models.generation.scheduler import ContinuousBatchScheduler, SchedulerLimits
-from smallfirst.models.generation.sequence import GenerationRequest, GenerationResult, TextDelta
+from smallfirst.models.generation.sequence import GeneratedSequence, GenerationRequest, GenerationResult, TextDelta
 
 R = TypeVar("R")
 TEXTS = ("the card", "where is my refund please, it is late", "pin", "tell me more about your currency question")
@@ -176,18 +176,23 @@ def test_a_stop_text_and_its_tokens_are_in_no_delta(generator: Generator) -> Non
 
 @pytest.mark.parametrize("how", ["generate", "stream"])
 def test_a_cancelled_answer_frees_its_row_within_a_step(generator: Generator, how: str) -> None:
+    cut_off: list[GeneratedSequence] = []
+
     async def play(scheduler: ContinuousBatchScheduler) -> None:
+        await scheduler.generate(ENDLESS._replace(max_tokens=1), cut_off.append)  # is returned, so not reported
         if how == "generate":
-            task = asyncio.create_task(scheduler.generate(ENDLESS))
+            task = asyncio.create_task(scheduler.generate(ENDLESS, cut_off.append))
             await until(lambda: scheduler.n_running == 2)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         else:
-            answer = scheduler.stream(ENDLESS)
+            answer = scheduler.stream(ENDLESS, cut_off.append)
             await anext(answer)
             assert scheduler.n_running == 2
             await answer.aclose()
+        assert [sequence.request for sequence in cut_off] == [ENDLESS]
+        assert cut_off[0].ids or how == "generate"
         batch = scheduler._batches[""]
         await until(
             lambda: scheduler.n_running == 1 and batch.running is not None and len(batch.running.sequences) == 1

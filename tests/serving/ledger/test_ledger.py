@@ -246,9 +246,9 @@ def test_a_file_that_is_no_ledger_is_refused_with_the_next_step(tmp_path: Path) 
 def test_a_ledger_of_a_later_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     other = sqlite3.connect(path)
-    other.execute("PRAGMA user_version = 9")
+    other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(ConfigError, match=r"is a ledger of format 9; this smallfirst reads format 6"):
+    with pytest.raises(ConfigError, match=r"is a ledger of format 99; this smallfirst reads format"):
         Ledger(path)
 
 

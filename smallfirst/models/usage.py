@@ -1,0 +1,83 @@
+"""Usage without an answer: the most that one may take, and what was used where nobody gets it.
+
+An answer that is cut off, refused after the work, or a draft is reported by its Model, which knows tokens and prices,
+and collected by the server for its ledger and limits. Where an upstream does not say what it wrote, the estimate is
+the tokens that have come, or all that were allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Self
+
+from smallfirst.models.protocol import Completion, Model, Request
+
+BYTES_PER_TOKEN = 4
+"""Of ordinary text in UTF-8, to estimate how many tokens were written."""
+
+_collected: ContextVar[list[Completion] | None] = ContextVar("unfinished", default=None)
+
+
+def collect_unfinished() -> list[Completion]:
+    """Return a list that fills with what models report from now on in this context and in tasks that it starts."""
+    found: list[Completion] = []
+    _collected.set(found)
+    return found
+
+
+def report_unfinished(completion: Completion) -> None:
+    """Report the tokens and the cost of work whose Completion is not returned."""
+    if (found := _collected.get()) is not None:
+        found.append(completion)
+
+
+class ReportUnfinished:
+    """A context that reports `usage(error)`, unless that is None, if an error ends it before `done` is called."""
+
+    def __init__(self, usage: Callable[[BaseException], Completion | None]) -> None:
+        self._usage: Callable[[BaseException], Completion | None] | None = usage
+
+    def done(self) -> None:
+        """Note that the Completion, which has the usage, is returned."""
+        self._usage = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and self._usage is not None and (used := self._usage(error)) is not None:
+            report_unfinished(used)
+
+
+def unfinished(
+    name: str, cost_usd: float, *, prompt_tokens: int = 0, completion_tokens: int = 0, estimated: bool = True
+) -> Completion:
+    """Return the usage of an answer that was not finished, as a Completion without text."""
+    return Completion(
+        text="",
+        answered_by=name,
+        latency_ms=0,
+        cost_usd=cost_usd,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        estimated=estimated,
+    )
+
+
+def estimate_prompt_tokens(request: Request) -> int:
+    """Return a prompt's tokens, estimated at a third of its bytes: more than most texts need."""
+    return sum(len(message.content.encode()) // 3 + 4 for message in request.messages)
+
+
+def estimate_written_tokens(n_chunks: int, n_bytes: int) -> int:
+    """Return the tokens of a text that came in so many chunks; most servers send one token in each."""
+    return max(n_chunks, n_bytes // BYTES_PER_TOKEN)
+
+
+def max_answer_tokens(*models: Model | None) -> int | None:
+    """Return the most tokens that an answer of these models has; None if one of them has no `max_answer_tokens`."""
+    limits: list[int | None] = [getattr(model, "max_answer_tokens", None) for model in models if model is not None]
+    known = [limit for limit in limits if limit is not None]
+    return max(known) if known and len(known) == len(limits) else None
