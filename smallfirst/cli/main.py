@@ -281,14 +281,21 @@ def report(task_yaml: Path, run_name: str | None) -> None:
 def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst.pipeline import run as pipeline
-    from smallfirst.pipeline.summary import format_summary
+    from smallfirst.pipeline.summary import RunError, RunSummary, format_summary
 
-    outcome = pipeline.run(load_task_file(task_yaml), progress=Progress(), resume=resume)
-    if report_path:
+    error: Exception | None
+    try:
+        outcome, error = pipeline.try_run(load_task_file(task_yaml), progress=Progress(), resume=resume)
+    except SmallfirstError as wrong:
+        outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
+    if report_path and outcome.report:
         shutil.copyfile(outcome.report, report_path)
         outcome = outcome.model_copy(update={"report": str(report_path)})
     if as_json:
         click.echo(outcome.model_dump_json(indent=2))
+    if error is not None:
+        raise error
+    if as_json:
         return
     click.echo(f"\n{format_summary(outcome)}\nreport: {outcome.report}\n\ntry next:")
     click.echo("\n".join(f"  {line}" for line in _next_commands(task_yaml, outcome.task)))

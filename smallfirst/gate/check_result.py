@@ -58,6 +58,14 @@ class CheckResult(Record):
     more_rows: int | None = None
     """About how many more labelled rows would show it; None if more rows alone would not."""
 
+    @property
+    def shortfall(self) -> float:
+        """How far the compared end of the interval misses the threshold, as a share of it; infinite if unknown."""
+        if self.passed or self.estimate is None or self.threshold is None:
+            return 0.0 if self.passed else math.inf
+        end = self.estimate.high if self.name.endswith("_at_most") else self.estimate.low
+        return abs(end - self.threshold) / max(abs(self.threshold), 1e-9)
+
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read_former_names(cls, values: Any) -> Any:

@@ -57,6 +57,11 @@ def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
     return next((verdict.candidate for verdict in verdicts if verdict.passed), None)
 
 
+def nearest_to_passing(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict with the fewest failed checks; of equals the one that misses its thresholds by least."""
+    return min(verdicts, key=lambda v: (len(v.failed_checks), sum(check.shortfall for check in v.failed_checks)))
+
+
 def override(verdict: Verdict, *, by: str, because: str, at: datetime | None = None) -> Verdict:
     """Return the failing `verdict` as passed, signed now or `at`. Raise ConfigError without a name or a reason."""
     if not by.strip() or not because.strip():

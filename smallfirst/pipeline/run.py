@@ -7,7 +7,7 @@ commands of the command line do the same work.
 from __future__ import annotations
 
 from smallfirst.errors import GateFailed
-from smallfirst.gate.verdict import format_verdict
+from smallfirst.gate.verdict import format_verdict, nearest_to_passing
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.check import check_stage
 from smallfirst.pipeline.evaluate import evaluate_stage
@@ -19,7 +19,7 @@ from smallfirst.pipeline.train import train_stage
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile
+from smallfirst.project.task_file import SMALLEST, TaskFile
 
 __all__ = [
     "calibrate_stage",
@@ -33,6 +33,7 @@ __all__ = [
     "report_stage",
     "run",
     "train_stage",
+    "try_run",
 ]
 
 
@@ -41,15 +42,29 @@ def run(file: TaskFile, *, progress: Progress | None = None, resume: bool = Fals
 
     `resume` continues a training that was interrupted. Raise GateFailed if nothing may go live.
     """
-    project = Project.read(file, progress)
-    found = check_stage(project)
-    warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if found.verdict == "NO" else ""
-    estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
-    project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
-    run_folder = train_stage(project, resume=resume)
-    evaluate_stage(project, run_folder)
-    gate_and_release(project, run_folder)
-    return summarize_run(file, run_folder)
+    summary, error = try_run(file, progress=progress, resume=resume)
+    if error is not None:
+        raise error
+    return summary
+
+
+def try_run(
+    file: TaskFile, *, progress: Progress | None = None, resume: bool = False
+) -> tuple[RunSummary, Exception | None]:
+    """Do as `run`; return the summary of what was reached and the error that ended the run, if any."""
+    run_folder: RunFolder | None = None
+    try:
+        project = Project.read(file, progress)
+        found = check_stage(project)
+        warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if found.verdict == "NO" else ""
+        estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
+        project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
+        run_folder = train_stage(project, resume=resume)
+        evaluate_stage(project, run_folder)
+        gate_and_release(project, run_folder)
+    except Exception as error:
+        return summarize_run(file, run_folder, error), error
+    return summarize_run(file, run_folder), None
 
 
 def gate_and_release(project: Project, run_folder: RunFolder) -> None:
@@ -59,8 +74,14 @@ def gate_and_release(project: Project, run_folder: RunFolder) -> None:
     chosen = chosen_candidate(project, verdicts)
     if not verdicts.of(chosen).passed:
         report_stage(project, run_folder)
+        nearest = nearest_to_passing(verdicts.verdicts)
+        wanted = nearest if project.file.routing.small == SMALLEST else verdicts.of(chosen)
+        what = f"{wanted.candidate} may not go live" + ("; it came nearest" if wanted is nearest else "")
+        what += f"\n{format_verdict(wanted)}"
+        if wanted is not nearest:
+            what += f"\nnearest to passing:\n{format_verdict(nearest)}"
         raise GateFailed(
-            f"{chosen} may not go live\n{format_verdict(verdicts.of(chosen))}",
+            what,
             hint=f"read {run_folder.path / 'report.html'}; keep the large model until it passes",
         )
     promote_stage(project, run_folder)

@@ -45,14 +45,32 @@ class PathSummary(Record):
     """Remark of the evaluation, for example when answers were recorded."""
 
 
+class RunError(Record):
+    """The error that ended a run."""
+
+    type: str
+    """Class of the error, such as `GateFailed`."""
+    message: str
+    """The message with the next command."""
+    exit_code: int
+    """Exit code of the command line."""
+
+    @classmethod
+    def of(cls, error: Exception) -> RunError:
+        """Return the record of an error."""
+        return cls(type=type(error).__name__, message=str(error), exit_code=getattr(error, "exit_code", 1))
+
+
 class RunSummary(Record):
-    """Everything that the last lines of a run show."""
+    """Everything that the last lines of a run show; for a run that failed, what it reached and its error."""
 
     task: str
     """Task name."""
-    paths: dict[str, PathSummary]
+    error: RunError | None = None
+    """The error that ended the run; None if it succeeded."""
+    paths: dict[str, PathSummary] = {}
     """Every measured path by name: `large`, the candidates from the smallest, and `routed`."""
-    gate: GateVerdicts
+    gate: GateVerdicts = GateVerdicts(verdicts=(), smallest=None)
     """The gate's verdicts."""
     certificate: Certificate | None = None
     """The Router's certificate; None if nothing was certified."""
@@ -62,25 +80,31 @@ class RunSummary(Record):
     """The version that went live; None if none did."""
     open_ended: OpenEndedRouting | None = None
     """The Router on open-ended requests; None without such requests."""
-    report: str
-    """Path of the report."""
+    report: str = ""
+    """Path of the report; empty if none was written."""
 
 
-def summarize_run(file: TaskFile, run_folder: RunFolder) -> RunSummary:
-    """Return the summary of a run from the files that its stages wrote."""
+def summarize_run(file: TaskFile, run_folder: RunFolder | None, error: Exception | None = None) -> RunSummary:
+    """Return the summary of a run from the files that its stages wrote; `error` ended it."""
+    ended = RunError.of(error) if error else None
+    if run_folder is None:
+        return RunSummary(task=file.name, error=ended)
     names = ("large", *(candidate.name for candidate in all_candidates()), "routed")
     measured = {name: run_folder.evaluation(name, "test") for name in names}
     present = {path.name for path in run_folder.path.iterdir()}
     certificate = run_folder.certificate() if "certificate.json" in present else None
     return RunSummary(
         task=file.name,
+        error=ended,
         paths={name: _path_summary(evaluation) for name, evaluation in measured.items() if evaluation},
-        gate=run_folder.verdicts(),
+        gate=run_folder.verdicts()
+        if "verdicts.json" in present or not error
+        else GateVerdicts(verdicts=(), smallest=None),
         certificate=certificate,
         guarantee=check_guarantee(certificate, measured["routed"]),
         promoted=run_folder.promoted() if "promoted.json" in present else None,
         open_ended=OpenEndedRouting.load(run_folder.path / "open_ended.json") if "open_ended.json" in present else None,
-        report=str(run_folder.path / "report.html"),
+        report=str(run_folder.path / "report.html") if "report.html" in present or not error else "",
     )
 
 

@@ -15,6 +15,7 @@ import smallfirst
 from smallfirst.cli.main import COMMANDS, main
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import CATALOG
+from smallfirst.pipeline import run as pipeline
 from smallfirst.project.rows import read_rows
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import read_task_file
@@ -221,6 +222,36 @@ def test_a_failing_gate_ends_with_three_and_prints_why(folder: Path) -> None:
     failed(result, 3)
     assert result.stdout.splitlines()[0] == "small: FAIL"
     assert result.stdout.splitlines()[-1] == "smallest candidate that passes: none: keep the API"
+
+
+@pytest.mark.parametrize("fails", ["settings", "rows", "gate"])
+def test_a_run_that_fails_prints_its_record_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    code = {"settings": 2, "rows": 1, "gate": 3}[fails]
+    gate = "gate: {accuracy_at_least: 0.8}\nrouting: {small: smallest}\n"
+    (folder / "task.yaml").write_text("name: desk\ndata: {train: train.jsonl}\n" + gate)
+    if fails == "settings":
+        (folder / "task.yaml").write_text("nam: desk\n")
+    if fails == "rows":
+        (folder / "train.jsonl").write_text("{}\n")
+    monkeypatch.setattr(pipeline, "train_stage", lambda *_, **__: RunFolder.latest("desk"))
+    monkeypatch.setattr(pipeline, "evaluate_stage", lambda *_: None)
+    monkeypatch.setattr(pipeline, "measure_curve", lambda *_: None)
+    monkeypatch.setattr(pipeline, "report_stage", lambda _, run: (run.path / "report.html").write_text(""))
+    evaluated(wrong=30)
+    RunFolder.latest("desk").save_evaluation(measured(wrong=15).model_copy(update={"candidate": "words"}))
+    result = call("run", folder, "--json")
+    message = failed(result, code)
+    record = json.loads(result.stdout)
+    assert (record["error"]["exit_code"], record["promoted"]) == (code, None)
+    assert message == f"{record['error']['type']}: {record['error']['message']}\n" or fails == "gate"
+    if fails == "gate":
+        assert list(record["paths"]) == ["words", "small"]
+        assert [verdict["passed"] for verdict in record["gate"]["verdicts"]] == [False, False]
+        assert Path(record["report"]).exists()
+        assert "words may not go live; it came nearest\nwords: FAIL" in record["error"]["message"]
+        assert "0.850" in record["error"]["message"]
 
 
 def test_a_passing_gate_ends_with_zero(folder: Path) -> None:

@@ -9,7 +9,14 @@ from fixtures.gate import evaluation
 
 from smallfirst.errors import ConfigError
 from smallfirst.gate.gate import Gate, check
-from smallfirst.gate.verdict import Verdict, format_verdict, override, override_candidate, smallest_passing
+from smallfirst.gate.verdict import (
+    Verdict,
+    format_verdict,
+    nearest_to_passing,
+    override,
+    override_candidate,
+    smallest_passing,
+)
 from smallfirst.records import parse_record
 
 NOON = datetime(2030, 1, 2, 12, tzinfo=timezone(timedelta(hours=2)))
@@ -29,6 +36,16 @@ def test_the_smallest_passing_candidate_is_the_first_that_passes() -> None:
     verdicts = [verdict(name, right, gate) for name, right in (("words", 70), ("encoder", 95), ("small", 99))]
     assert smallest_passing(verdicts) == "encoder"
     assert smallest_passing(verdicts[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("right", "nearest"),
+    [((70, 88, 79), "encoder"), ((70, 60, 79), "small"), ((85, 79, 99), "small")],
+)
+def test_the_nearest_misses_fewest_checks_and_then_by_least(right: tuple[int, ...], nearest: str) -> None:
+    names = ("words", "encoder", "small")
+    verdicts = [verdict(name, n) for name, n in zip(names, right, strict=True)]  # all miss the latency alike
+    assert nearest_to_passing(verdicts).candidate == nearest
 
 
 def test_an_override_is_signed_and_keeps_the_failed_checks() -> None:
