@@ -151,7 +151,8 @@ def gate(task_yaml: Path, run_name: str | None, as_json: bool) -> None:
     else:
         for verdict in verdicts.verdicts:
             click.echo(format_verdict(verdict))
-        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}")
+        how = f" ({verdicts.how_found})" if verdicts.how_found else ""
+        click.echo(f"smallest candidate that passes: {verdicts.smallest or 'none: keep the API'}{how}")
     if not verdicts.of(chosen_candidate(project, verdicts)).passed:
         sys.exit(3)
 

@@ -100,9 +100,9 @@ class ConfidenceLevel:
     @property
     def note(self) -> str:
         """The level and its reason in brackets; empty at 95 %."""
-        counts = ((self.comparisons, "candidates"), (self.parts, "parts"))
-        reason = " and ".join(f"{n} {what}" for n, what in counts if n > 1)
-        return f" ({100 * self.confidence:.4g} % interval: {reason} compared)" if reason else ""
+        parts = [f"{self.parts} parts"] if self.parts > 1 else []
+        reason = " and ".join([*(["candidates"] if self.comparisons > 1 else []), *parts])
+        return f" ({100 * self.confidence:.4g} % interval: {reason} share the level)" if reason else ""
 
     def format(self, estimate: Estimate, suffix: str = "") -> str:
         return f"{estimate} n={estimate.n}{suffix}{self.note}"

@@ -56,7 +56,7 @@ def check(
 ) -> Verdict:
     """Return the verdict on `candidate`, one result a threshold. Raise ConfigError if the gate declares none.
 
-    `comparisons_made` candidates are compared on these rows (Bonferroni). `large` may cover a sample of the rows.
+    Spend one of `comparisons_made` parts of the level (`choice.count_comparisons`). `large` may cover some of the rows.
     """
     if comparisons_made < 1:
         raise ConfigError(f"comparisons_made must be at least 1, got {comparisons_made}")

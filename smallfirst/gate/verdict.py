@@ -52,9 +52,10 @@ class Verdict(Record):
         return self
 
 
-def smallest_passing(verdicts: Sequence[Verdict]) -> str | None:
-    """Return the first candidate that passes or was overridden, in the order given (smallest first), or None."""
-    return next((verdict.candidate for verdict in verdicts if verdict.passed), None)
+def smallest_passing(verdicts: Sequence[Verdict], chosen: str | None = None) -> str | None:
+    """Return `chosen` if it passes or was overridden, else the first other that does (smallest first), or None."""
+    passing = [verdict.candidate for verdict in verdicts if verdict.passed]
+    return chosen if chosen in passing else next(iter(passing), None)
 
 
 def nearest_to_passing(verdicts: Sequence[Verdict]) -> Verdict:

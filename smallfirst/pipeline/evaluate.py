@@ -28,7 +28,7 @@ LIMITED_PROBE_ROWS = 300
 
 
 def evaluate_stage(project: Project, run_folder: RunFolder) -> list[Evaluation]:
-    """Measure the candidates and the large model on calibration and test rows; return the evaluations on test rows."""
+    """Measure the candidates and the large model on held-out rows; return the evaluations on test rows."""
     for candidate in project_candidates(project):
         asyncio.run(_evaluate_candidate(project, run_folder, candidate))
     measure_retention(project, run_folder)
@@ -69,7 +69,7 @@ def _may_escalate(certificate: Certificate) -> bool:
 async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate: Candidate) -> None:
     model = candidate.load(project, run_folder)
     try:
-        for split in ("calibration", "test") if candidate.promotable else ("test",):
+        for split in ("selection", "calibration", "test") if candidate.promotable else ("test",):
             data = getattr(project.rows, split)
             if split == "test":
                 data = sample_rows(data, candidate.max_test_rows(project.file))
@@ -87,6 +87,8 @@ async def _evaluate_candidate(project: Project, run_folder: RunFolder, candidate
 
 
 def _n_probes(project: Project, split: str) -> int:
+    if split == "selection":
+        return 0
     gate, guarantee = project.file.gate, project.file.routing.guarantee
     limits = (gate.p50_ms_at_most, gate.p95_ms_at_most) if split == "test" else (guarantee.max_p95_ms,)
     return LIMITED_PROBE_ROWS if any(limits) else PROBE_ROWS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from smallfirst.gate.choice import choose_candidate, count_comparisons
 from smallfirst.gate.gate import check
 from smallfirst.gate.verdict import Verdict, override_candidate, smallest_passing
 from smallfirst.pipeline.diagnostics import find_split_leaks
@@ -17,35 +18,41 @@ from smallfirst.registry import versions
 
 
 def gate_stage(project: Project, run_folder: RunFolder) -> GateVerdicts:
-    """Check every candidate that could go live against the gate, on test rows, corrected for their number."""
-    evaluations = run_folder.evaluations("test", promotable_names())
+    """Choose a candidate on selection rows, and check it and every other that could go live on test rows."""
+    evaluations, file = run_folder.evaluations("test", promotable_names()), project.file
+    names, n_test = [evaluation.candidate for evaluation in evaluations], len(evaluations[0].rows)
+    choosing = [one for name in names if (one := run_folder.evaluation(name, "selection"))]
+    chosen = choose_candidate(file.gate, choosing, n_test) if len(choosing) == len(names) else None
+    comparisons = count_comparisons(names, {chosen, file.routing.small})
     large = run_folder.evaluation("large", "test")
     leaks, retention = find_split_leaks(project, run_folder), measure_retention(project, run_folder)
     verdicts = tuple(
         check(
-            project.file.gate,
+            file.gate,
             evaluation,
             large=large,
-            comparisons_made=len(evaluations),
+            comparisons_made=comparisons[evaluation.candidate],
             leaks=leaks,
             retention=retention if evaluation.candidate == FINE_TUNED else None,
         )
         for evaluation in evaluations
     )
+    found = _saved(verdicts, run_folder, chosen)
     passing = ", ".join(verdict.candidate for verdict in verdicts if verdict.passed) or "none"
-    project.progress.log(f"gate: passing {passing}")
-    return _saved(verdicts, run_folder)
+    project.progress.log(f"gate: passing {passing}{found.how_found and f' ({found.smallest}: {found.how_found})'}")
+    return found
 
 
 def override_stage(project: Project, run_folder: RunFolder, candidate: str, *, by: str, because: str) -> GateVerdicts:
     """Let a person sign for `candidate` although it failed the gate. Raise ConfigError as `override_candidate` does."""
-    verdicts = override_candidate(run_folder.verdicts().verdicts, candidate, by=by, because=because)
+    before = run_folder.verdicts()
+    verdicts = override_candidate(before.verdicts, candidate, by=by, because=because)
     project.progress.log(f"gate: {candidate} overridden by {by}: {because}")
-    return _saved(verdicts, run_folder)
+    return _saved(verdicts, run_folder, before.chosen)
 
 
 def chosen_candidate(project: Project, verdicts: GateVerdicts) -> str:
-    """Return the candidate that `routing.small` names; for `smallest`, the smallest one that passes."""
+    """Return the candidate that `routing.small` names; for `smallest`, the one found by the gate's rule."""
     wanted = project.file.routing.small
     return (verdicts.smallest or FINE_TUNED) if wanted == SMALLEST else wanted
 
@@ -77,7 +84,7 @@ def promote_stage(project: Project, run_folder: RunFolder) -> Promotion:
     return promotion
 
 
-def _saved(verdicts: tuple[Verdict, ...], run_folder: RunFolder) -> GateVerdicts:
-    result = GateVerdicts(verdicts=verdicts, smallest=smallest_passing(verdicts))
+def _saved(verdicts: tuple[Verdict, ...], run_folder: RunFolder, chosen: str | None) -> GateVerdicts:
+    result = GateVerdicts(verdicts=verdicts, smallest=smallest_passing(verdicts, chosen), chosen=chosen)
     result.save(run_folder.path / "verdicts.json")
     return result

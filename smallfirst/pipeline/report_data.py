@@ -26,6 +26,7 @@ from smallfirst.report.data import (
     ReportData,
     TrainingSummary,
 )
+from smallfirst.report.formats import capitalize_first
 
 HOSTED = ("gpt-4o", "gpt-4o-mini", "claude-sonnet-4-5")
 """Hosted models whose list prices the report applies to the large path's tokens."""
@@ -143,10 +144,15 @@ def _list_prices(file: TaskFile) -> tuple[ListPrice, ...]:
 
 def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
     notes = [
-        f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch and the temperature, "
+        f"Rows: {len(rows.train)} to train on, {len(rows.selection)} to choose the epoch, the temperature and the "
+        "candidate, "
         f"{len(rows.calibration)} to certify and nothing else, {len(rows.test)} to test, touched once.",
-        "The gate looks at every candidate on the same test rows; its intervals are widened for that (Bonferroni).",
+        "The gate looks at every candidate on the same test rows: the one chosen on selection rows and the one that "
+        "task.yaml names share half of its level, the others the other half.",
     ]
+    verdicts = run_folder.verdicts() if (run_folder.path / "verdicts.json").exists() else None
+    if verdicts and verdicts.how_found:
+        notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")
     large = run_folder.evaluation("large", "test")
     if large and large.note:
         notes.append(f"Large model: {large.note}.")

@@ -141,7 +141,8 @@ def _sentences(summary: RunSummary) -> list[str]:
         n_to_large, n = summary.open_ended.n_to_large, summary.open_ended.n_requests
         lines.append(f"open-ended requests sent to the large model: {n_to_large} of {n}")
     if summary.gate.smallest and summary.gate.smallest != chosen:
-        lines.append(f"smallest candidate that passes: {summary.gate.smallest} — consider it (routing.small)")
+        how = f" ({summary.gate.how_found})" if summary.gate.how_found else ""
+        lines.append(f"smallest candidate that passes: {summary.gate.smallest}{how} — consider it (routing.small)")
     elif summary.gate.smallest is None:
         lines.append("no small candidate passes: keep the API")
     return lines

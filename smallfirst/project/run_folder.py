@@ -43,7 +43,18 @@ class GateVerdicts(Record):
     verdicts: tuple[Verdict, ...]
     """Verdicts, the smallest candidate first."""
     smallest: str | None
-    """The smallest candidate that passes; None if none does."""
+    """The candidate chosen on selection rows if it passes, else the smallest other that does; None if none does."""
+    chosen: str | None = None
+    """The candidate chosen on selection rows to be confirmed; None in runs that did not measure it."""
+
+    @property
+    def how_found(self) -> str:
+        """How the passing candidate was found, for the reader; empty if unknown."""
+        if self.chosen is None or self.smallest is None:
+            return ""
+        if self.smallest == self.chosen:
+            return "chosen on selection rows, confirmed on test rows"
+        return f"{self.chosen}, chosen on selection rows, failed; picked on test rows, so its figure is optimistic"
 
     def of(self, candidate: str) -> Verdict:
         """Return the verdict on one candidate. Raise StageMissing if it was not checked."""

@@ -26,7 +26,10 @@ def test_the_weakest_part_decides_at_a_level_for_all_of_them(measured: Measured)
     assert check_each_part(low - 0.0005, candidate, ONE, part_rows=20).passed
     result = check_each_part(low + 0.0005, candidate, ONE, part_rows=20)
     assert not result.passed
-    assert result.measured == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts compared)'
+    assert (
+        result.measured
+        == 'worst of 3 is "card": 0.900 [0.805, 0.951] n=100 (98.33 % interval: 3 parts share the level)'
+    )
     assert result.advice.startswith('not shown by the rows there are: "card" (n=100, label about ')
 
 

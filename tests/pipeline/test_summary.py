@@ -139,3 +139,17 @@ def test_evaluations_come_back_from_the_smallest_to_the_large(run_folder: RunFol
     run_folder.save_evaluation(measured("words", {0}, cost=0.0001))
     assert [found.candidate for found in run_folder.evaluations("test")] == ["words", "small", "large"]
     assert run_folder.evaluation("small", "test") == measured("small", {0, 1, 2}, cost=0.0012)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ("words", "passes: words (chosen on selection rows, confirmed on test rows) —"),
+        ("small", "passes: words (small, chosen on selection rows, failed; picked on test rows, so its figure is opt"),
+        (None, "passes: words —"),
+    ],
+)
+def test_how_the_candidate_was_found_is_said(run_folder: RunFolder, chosen: str | None, said: str) -> None:
+    found = run_folder.verdicts().model_copy(update={"chosen": chosen})
+    found.save(run_folder.path / "verdicts.json")
+    assert said in format_summary(summarize_run(FILE, run_folder))
