@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -57,23 +57,34 @@ class Shares:
         if not self._held[key]:
             del self._held[key]
 
-    @contextmanager
-    def hold(self, key: str, n: int = 1) -> Iterator[None]:
-        """Hold `n` units. Raise ApiError 429 if the key has its share already, 503 if too few are left."""
-        if not self.fits(key, n):
-            raise self._refusal(of_key=n <= self.free)
-        self.take(key, n)
-        try:
-            yield
-        finally:
-            self.give_back(key, n)
+    def hold(self, key: str, n: int = 1) -> AbstractContextManager[None]:
+        """Return a context that holds `n` units. It raises ApiError 429 for a key's share, 503 if too few are left."""
+        return _Hold(self, key, n)
 
-    def _refusal(self, *, of_key: bool) -> ApiError:
-        if of_key:
+    def refusal(self, n: int) -> ApiError:
+        """Return the error for `n` units that do not fit."""
+        if n <= self.free:
             message = f"This key has its share of the server's {self._what}; try again shortly."
             return ApiError(429, message, kind="requests", code="rate_limit_exceeded", retry_after_s=RETRY_AFTER_S)
         message = f"The server is at its limit of {self._what}; try again shortly."
         return ApiError(503, message, kind="server_error", code="overloaded", retry_after_s=RETRY_AFTER_S)
+
+
+class _Hold:
+    """A class, as a generator would cost several times as much, and each request holds four."""
+
+    __slots__ = ("_key", "_n", "_shares")
+
+    def __init__(self, shares: Shares, key: str, n: int) -> None:
+        self._shares, self._key, self._n = shares, key, n
+
+    def __enter__(self) -> None:
+        if not self._shares.fits(self._key, self._n):
+            raise self._shares.refusal(self._n)
+        self._shares.take(self._key, self._n)
+
+    def __exit__(self, *_: object) -> None:
+        self._shares.give_back(self._key, self._n)
 
 
 class Turns(Shares):
@@ -83,17 +94,16 @@ class Turns(Shares):
         super().__init__(capacity, "turns")
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
-    @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
-        # Whoever waits does not fit, so nobody is overtaken.
+    def turn(self, key: str) -> AbstractAsyncContextManager[None]:
+        """Return a context that waits for a turn and holds it."""
+        return _Turn(self, key)
+
+    async def wait(self, key: str) -> None:
+        """Take a turn as soon as there is one. Whoever waits does not fit, so nobody is overtaken."""
         if self.fits(key):
             self.take(key)
         else:
             await self._wait(key)
-        try:
-            yield
-        finally:
-            self.give_back(key)
 
     def give_back(self, key: str, n: int = 1) -> None:
         super().give_back(key, n)
@@ -118,6 +128,19 @@ class Turns(Shares):
                 if not self._waiting[key]:
                     del self._waiting[key]
             raise
+
+
+class _Turn:
+    __slots__ = ("_key", "_turns")
+
+    def __init__(self, turns: Turns, key: str) -> None:
+        self._turns, self._key = turns, key
+
+    async def __aenter__(self) -> None:
+        await self._turns.wait(self._key)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.give_back(self._key)
 
 
 class Admission:
