@@ -9,6 +9,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from smallfirst.deployment.audited_router import AuditedRouter
+from smallfirst.deployment.task_deployment import audited_router
 from smallfirst.errors import PriceUnknown, RegistryError, StageMissing
 from smallfirst.models.few_shot import PromptedModel
 from smallfirst.models.loading import load_model
@@ -26,17 +28,20 @@ from smallfirst.models.protocol import (
 from smallfirst.models.remote.model import EndpointConfig, EndpointModel
 from smallfirst.models.usage import max_answer_tokens
 from smallfirst.models.wrappers import DelegatingModel
+from smallfirst.paths import home
 from smallfirst.pipeline.confidence_heads import HEADS, ConfidenceHeads
-from smallfirst.pipeline.router_setup import versioned_name
+from smallfirst.pipeline.router_setup import DOMAIN_FOLDER, PROFILE_FOLDER, REFERENCE, TrafficReference, versioned_name
 from smallfirst.pricing import PriceBook
-from smallfirst.project.task_file import SignedOverride
+from smallfirst.project.task_file import RoutingConfig, SignedOverride
 from smallfirst.records import Record
 from smallfirst.registry import versions
 from smallfirst.registry.versions import check_name as check_name
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.ood.gate import OodGate
 from smallfirst.routing.policies.split import SplitPolicy, split_position
 from smallfirst.routing.router import Router
 from smallfirst.routing.types import RouterOptions, Stage
+from smallfirst.serving.ledger.ledger import Ledger
 
 
 class RegisteredEntity(Record):
@@ -90,6 +95,8 @@ class LoadedEndpoint(NamedTuple):
     """By served name: the endpoint's, and `endpoint/entity` for each entity alone."""
     versions: dict[str, int]
     notes: tuple[str, ...]
+    routers: tuple[AuditedRouter, ...] = ()
+    """The cascades, `endpoint/entity` by name."""
 
     async def aclose(self) -> None:
         for model in self.models.values():
@@ -111,12 +118,14 @@ def resolve_versions(plan: EndpointPlan) -> dict[str, int]:
     return found
 
 
-def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
+def load_endpoint(name: str, plan: EndpointPlan, ledger: Ledger, *, store_bodies: bool = False) -> LoadedEndpoint:
     """Load what is served under `name`; it may take seconds, since files are verified and weights are read.
 
-    Raise RegistryError, ConfigError and PriceUnknown for an entity that cannot be loaded, StageMissing for a cascade
-    without a certificate.
+    Cascades are audited and monitored as those of a task are, in the ledger. Raise RegistryError, ConfigError and
+    PriceUnknown for an entity that cannot be loaded, StageMissing for a cascade without a certificate or without the
+    domain check behind which that was made.
     """
+    routers: list[AuditedRouter] = []
     external: dict[str, Model] = {one.name: external_model(one, plan.prices) for one in plan.external}
     inner, loaded, notes = dict(external), {}, []
     embedder: Model | None = None
@@ -131,9 +140,20 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
         loaded[entity.name] = version.version
         if plan.cascade and certificate:
             large = external[plan.cascade.fallback]
-            inner[entity.name] = _cascade(version, certificate, (embedder, large), plan.cascade)
+            router = _cascade(version, certificate, (embedder, large), plan, name=f"{name}/{entity.name}")
+            override = RoutingConfig(override=plan.cascade.override)
+            audited = audited_router(
+                router,
+                _reference(version),
+                routing=override,
+                task=read_manifest(version.folder).task,
+                ledger=ledger,
+                store_bodies=store_bodies,
+            )
+            routers.append(audited)
+            inner[entity.name] = audited
             promise = certificate.why if certificate.issued else "no certificate was issued; somebody signed for it"
-            notes.append(f"{entity.name}: {promise}; its answers are not audited here, as `smallfirst serve` does")
+            notes.append(f"{entity.name}: {promise}; a share of its answers is audited")
     weights = {entity: percent for entity, percent in plan.percent.items() if percent}
     alone = {
         f"{name}/{entity}": TrafficSplit(entity, {entity: model}, {entity: 100}) for entity, model in inner.items()
@@ -141,7 +161,7 @@ def load_endpoint(name: str, plan: EndpointPlan) -> LoadedEndpoint:
     whole = TrafficSplit(
         name, inner, weights, sticky_by=plan.sticky_by, embedder=embedder if len(plan.registered) == 1 else None
     )
-    return LoadedEndpoint({name: whole, **alone}, loaded, tuple(notes))
+    return LoadedEndpoint({name: whole, **alone}, loaded, tuple(notes), tuple(routers))
 
 
 def external_model(entity: ExternalEntity, prices: PriceBook) -> EndpointModel:
@@ -178,18 +198,51 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
 
 
 def _cascade(
-    version: versions.ModelVersion, certificate: Certificate, models: tuple[Model, Model], cascade: Cascade
+    version: versions.ModelVersion,
+    certificate: Certificate,
+    models: tuple[Model, Model],
+    plan: EndpointPlan,
+    *,
+    name: str,
 ) -> Router:
     """Return a Router over the version's model and the fallback, which gets what the certificate does not cover."""
-    (small, large), manifest = models, read_manifest(version.folder)
+    (small, fallback), manifest, cascade = models, read_manifest(version.folder), plan.cascade
+    assert cascade is not None
+    large = fallback
     certificate = certificate.model_copy(update={"below": "escalate", "bands": ()})
     heads = ConfidenceHeads.model_validate_json(versions.read_attachment(version.name, version.version, HEADS) or b"{}")
     if manifest.kind != "chat":
         large = PromptedModel(large, manifest.task, max_tokens=manifest.task.max_answer_tokens)
     signed = f"{cascade.override.by}: {cascade.override.because}" if cascade.override else ""
     return Router(
-        heads.on((Stage("small", small),)), large, certificate, options=RouterOptions(signed_by=signed), name=small.name
+        heads.on((Stage("small", small),)),
+        large,
+        certificate,
+        general=fallback,
+        ood_detector=_ood_detector(version, plan.prices),
+        options=RouterOptions(signed_by=signed),
+        name=name,
     )
+
+
+def _reference(version: versions.ModelVersion) -> TrafficReference:
+    raw = versions.read_attachment(version.name, version.version, REFERENCE)
+    return TrafficReference.model_validate_json(raw or b"{}")
+
+
+def _ood_detector(version: versions.ModelVersion, prices: PriceBook) -> OodGate | None:
+    """Return the domain check of the run that made the version; None if the certificate was made without one."""
+    if not _reference(version).doubt:
+        return None
+    run = home() / "tasks" / version.tags.get("task", "") / version.tags.get("run", "")
+    found = (OodGate.load(run / folder, price=prices.machine) for folder in (DOMAIN_FOLDER, PROFILE_FOLDER))
+    detector = next((gate for gate in found if gate is not None), None)
+    if detector is None:
+        raise StageMissing(
+            f"{version.name} version {version.version} was certified behind a domain check, which is not in {run}",
+            hint="serve it where it was trained, or split the traffic: strategy: split",
+        )
+    return detector
 
 
 class TrafficSplit(DelegatingModel):
@@ -246,7 +299,9 @@ class TrafficSplit(DelegatingModel):
         return entity, f"{self._percent[entity]} % go there, {by}", at
 
     async def aclose(self) -> None:
-        for model in self._models.values():
+        for model in reversed(
+            list(self._models.values())
+        ):  # audits under way in a cascade still ask the external models
             await model.aclose()
 
     def _with_entity(self, completion: Completion, entity: str, why: str, at: float | None) -> Completion:

@@ -31,7 +31,7 @@ from smallfirst.pipeline.router_setup import (
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.run_folder import RunFolder
-from smallfirst.project.task_file import TaskFile
+from smallfirst.project.task_file import RoutingConfig, TaskFile
 from smallfirst.registry import versions
 from smallfirst.routing.budget import WINDOW_SECONDS, BudgetTracker
 from smallfirst.routing.certificate.certificate import Certificate
@@ -163,7 +163,14 @@ class TaskDeployment:
         if router.budget_tracker is not None:
             restore_spending(router.budget_tracker, self._ledger, file.name)
         # Last, since it writes the state of the certificate to the ledger.
-        audited = self._audited(router, certificate, reference)
+        audited = audited_router(
+            router,
+            reference,
+            routing=file.routing,
+            task=self._task,
+            ledger=self._ledger,
+            store_bodies=self._store_bodies,
+        )
         models: dict[str, Model] = {file.name: audited, f"{file.name}-small": small}
         if self.general is not None:
             models[f"{file.name}-large"] = self.general.inner
@@ -176,11 +183,21 @@ class TaskDeployment:
                 hint="name one under large:, or sign for it under routing.override: {by: …, because: …}",
             )
 
-    def _audited(self, router: Router, certificate: Certificate, reference: TrafficReference) -> AuditedRouter:
-        judge = _judge(self.file, certificate, self.large)
-        auditing = AuditSettings(judge, _agreement(self._task), self._store_bodies)
-        monitor = _monitor(self.file, certificate, reference, judge)
-        return AuditedRouter(router, monitor, ledger=self._ledger, auditing=auditing)
+
+def audited_router(
+    router: Router,
+    reference: TrafficReference,
+    *,
+    routing: RoutingConfig,
+    task: Any,
+    ledger: Ledger,
+    store_bodies: bool = False,
+) -> AuditedRouter:
+    """Return the Router with its guarantee audited, its traffic monitored and its state in the ledger."""
+    judge = _judge(routing, router.certificate, router.large)
+    auditing = AuditSettings(judge, _agreement(task), store_bodies)
+    monitor = _monitor(router, routing, reference, judge)
+    return AuditedRouter(router, monitor, ledger=ledger, auditing=auditing)
 
 
 def restore_spending(tracker: BudgetTracker, ledger: Ledger, task: str) -> None:
@@ -194,22 +211,23 @@ def restore_spending(tracker: BudgetTracker, ledger: Ledger, task: str) -> None:
             tracker.pay(cost_usd, age_s=(now - row.at).total_seconds())
 
 
-def _judge(file: TaskFile, certificate: Certificate, large: Model | None) -> Judge:
+def _judge(routing: RoutingConfig, certificate: Certificate, large: Model | None) -> Judge:
     """Return who judges audits: a person if there is no large model or its own error rate is unknown."""
     known = any(certificate.audit_limit_for(risk, "large") is not None for risk in AUDITED)
-    return "person" if large is None or (certificate.issued and not known) else file.routing.judge
+    return "person" if large is None or (certificate.issued and not known) else routing.judge
 
 
 def _monitor(
-    file: TaskFile, certificate: Certificate, reference: TrafficReference, judge: Judge
+    router: Router, routing: RoutingConfig, reference: TrafficReference, judge: Judge
 ) -> Callable[[], Monitor]:
-    """Return what creates the task's monitor; log which limits nothing can test."""
+    """Return what creates the Router's monitor; log which limits nothing can test."""
+    certificate = router.certificate
     quantities = watched_quantities(certificate, judge)
     for words in not_watched(certificate, judge):
-        _log.warning("%s: nothing after go-live tests the limit %r", file.name, words)
-    shadow = not certificate.issued and file.routing.override is None
+        _log.warning("%s: nothing after go-live tests the limit %r", router.name, words)
+    shadow = not certificate.issued and routing.override is None
     return lambda: Monitor(
-        file.routing.monitor,
+        routing.monitor,
         quantities=quantities,
         reference_confidence=reference.confidence,
         reference_ood_score=reference.doubt,

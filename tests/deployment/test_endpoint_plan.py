@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fixtures.certificates import certificate as make_certificate
@@ -29,10 +30,14 @@ from smallfirst.models.linear.classifier import LinearClassifier
 from smallfirst.models.manifest import Manifest
 from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request
 from smallfirst.models.remote.model import EndpointConfig
+from smallfirst.paths import home
+from smallfirst.pipeline.router_setup import PROFILE_FOLDER, REFERENCE, TrafficReference
 from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
 
 NAME = "main.ml.tickets"
@@ -98,6 +103,13 @@ def test_a_stream_is_told_of_the_same_way() -> None:
     assert found[-1].completion.route.stage == "ours"
 
 
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    found = Ledger(tmp_path / "ledger.db")
+    yield found
+    found.close()
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task: Classify) -> Iterator[None]:
     """Two versions of a linear model: the first has an issued certificate of threshold 0.9, the second none."""
@@ -110,7 +122,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, toy_rows: Dataset, toy_task:
         line = CheckResult(requirement="accuracy at least 0.9", measured="1.0 n=24", passed=True)
         verdict = Verdict(candidate="words", checks=(line,), passed=True, evaluation_fingerprint="e")
         for _ in range(2):
-            versions.register(folder / "m", verdict, name=NAME, run_id=None, tags={})
+            versions.register(folder / "m", verdict, name=NAME, run_id=None, tags={"task": "toy", "run": "r1"})
         versions.promote(NAME, 1)
         keep(certificate(issued=True))
         yield
@@ -135,12 +147,12 @@ def plan(version: str = "1", *, cascade: Cascade | None = None) -> EndpointPlan:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone() -> None:
+def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_entity_alone(ledger: Ledger) -> None:
     assert resolve_versions(plan("@champion")) == {"tickets": 1}
     assert resolve_versions(plan("2")) == {"tickets": 2}
     with pytest.raises(RegistryError, match='no version called "shadow"'):
         resolve_versions(plan("@shadow"))
-    built = load_endpoint("desk", plan("@champion"))
+    built = load_endpoint("desk", plan("@champion"), ledger)
     assert set(built.models) == {"desk", "desk/tickets", "desk/big"}
     assert built.versions == {"tickets": 1}
     found = ask(built.models["desk"])
@@ -154,8 +166,8 @@ def test_a_version_and_an_alias_are_served_under_the_endpoints_name_and_each_ent
 
 
 @pytest.mark.usefixtures("store")
-def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest() -> None:
-    built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")))
+def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest(ledger: Ledger) -> None:
+    built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
     sure = ask(built.models["desk"], "where is my card")
     assert sure.route is not None
     assert (sure.text, sure.route.stage, sure.route.certified) == ("card_arrival", "small", True)
@@ -169,20 +181,38 @@ def test_a_cascade_answers_what_its_certificate_allows_and_asks_for_the_rest() -
 
 
 @pytest.mark.usefixtures("store")
-def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs() -> None:
+def test_without_an_issued_certificate_there_is_no_cascade_unless_somebody_signs(ledger: Ledger) -> None:
     with pytest.raises(StageMissing, match="tickets version 2 has no certificate"):
-        load_endpoint("desk", plan("2", cascade=Cascade(fallback="big")))
+        load_endpoint("desk", plan("2", cascade=Cascade(fallback="big")), ledger)
     keep(certificate(issued=False))
     try:
         with pytest.raises(StageMissing, match="too few labels"):
-            load_endpoint("desk", plan(cascade=Cascade(fallback="big")))
+            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
         signed = Cascade(fallback="big", override=SignedOverride(by="Ada", because="pilot"))
-        found = ask(load_endpoint("desk", plan(cascade=signed)).models["desk"], "xyz")
+        found = ask(load_endpoint("desk", plan(cascade=signed), ledger).models["desk"], "xyz")
         assert found.route is not None
         assert "signed for by Ada: pilot" in found.route.why
         assert not found.route.certified
     finally:
         keep(certificate(issued=True))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_cascade_certified_behind_a_domain_check_has_it_or_is_not_served(
+    ledger: Ledger, toy_rows: Dataset, toy_selection: Dataset
+) -> None:
+    versions.attach(NAME, 1, REFERENCE, TrafficReference(doubt=(0.1,)).model_dump_json().encode())
+    try:
+        with pytest.raises(StageMissing, match="was certified behind a domain check"):
+            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+        fit_task_profile(toy_rows, toy_selection).save(home() / "tasks" / "toy" / "r1" / PROFILE_FOLDER)
+        built = load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+        route = ask(built.models["desk"], "where is my card").route
+        assert route is not None
+        assert [step.stage for step in route.trail] == ["split", "domain", "small"]
+        asyncio.run(built.aclose())
+    finally:
+        versions.attach(NAME, 1, REFERENCE, TrafficReference().model_dump_json().encode())
 
 
 def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
+from smallfirst import Completion, Ledger, Request
 from smallfirst.deployment.endpoint_plan import LoadedEndpoint, load_endpoint, resolve_versions
 from smallfirst.deployment.hot_swap import HotSwapModels, ModelSet
+from smallfirst.deployment.monitoring_routes import MonitoringRoutes
 from smallfirst.deployment.registry_watcher import RegistryWatcher
 from smallfirst.errors import ConfigError
 from smallfirst.interfaces.mlflow_deployments.config import ParsedConfig, parse_config
@@ -24,15 +26,17 @@ LINGER_S = 1.0
 class LiveEndpoint(Plugin):
     """The plugin of an endpoint's server, with the served models in `models`."""
 
-    def __init__(self, endpoint: EndpointFolder) -> None:
+    def __init__(self, endpoint: EndpointFolder, ledger: Ledger) -> None:
         """Load the pending config, or else the last live one. Raise SmallfirstError if neither can be loaded."""
-        self.endpoint, self.models = endpoint, HotSwapModels()
+        self.endpoint, self.models, self._ledger = endpoint, HotSwapModels(), ledger
+        self._monitoring = MonitoringRoutes([], ledger)
+        self.collectors = self._monitoring.collectors
         self.status: dict[str, Any] = {"live": 0, "versions": {}, "failed": 0, "why": "", "notes": ()}
         self.config = self._load_first()
         self.replace(self.config)
         self._pending, self._aliases = PendingConfig(self), MovedAliases(self)
         self._watcher = RegistryWatcher(self.models, [self._pending, self._aliases], linger_s=LINGER_S)
-        self.routes = listing_routes(lambda: [describe(endpoint)])
+        self.routes = (*listing_routes(lambda: [describe(endpoint)]), *self._monitoring.routes)
 
     def started(self) -> None:
         self.report(live=self.config.record.number)
@@ -42,11 +46,25 @@ class LiveEndpoint(Plugin):
         await self._watcher.stop()
         await self.models.aclose()
 
+    def answered(self, id: str, request: Request, completion: Completion) -> None:
+        """Count the answer and hand it to the audits, unless a version that was replaced meanwhile gave it."""
+        route = completion.route
+        router = self._monitoring.by_task.get(route.task) if route else None
+        if route and router and route.certified and not router.gave(completion):
+            completion = completion.model_copy(update={"route": route.model_copy(update={"audited": False})})
+        self._monitoring.answered(id, request, completion)
+
+    def load(self, record: EndpointRecord) -> LoadedConfig:
+        parsed = parse_config(record.name, record.body)
+        stored = parsed.settings.store_bodies
+        return LoadedConfig(record, parsed, load_endpoint(record.name, parsed.plan, self._ledger, store_bodies=stored))
+
     def check_aliases(self) -> None:
         self._watcher.poll([self._aliases])
 
     def replace(self, config: LoadedConfig) -> None:
         self.config = config
+        self._monitoring.by_task = {router.name: router for router in config.loaded.routers}
         self.models.put([ModelSet(config.record.name, config.loaded.models, config.loaded)])
         self.status |= {"versions": config.loaded.versions, "notes": (*config.parsed.notes, *config.loaded.notes)}
 
@@ -63,7 +81,7 @@ class LiveEndpoint(Plugin):
         pending, config = self.endpoint.pending, self.endpoint.config
         if pending is not None:
             try:
-                loaded = _load(pending)
+                loaded = self.load(pending)
             except Exception as error:
                 self.report_failure(pending, error)
                 if config is None:
@@ -73,7 +91,7 @@ class LiveEndpoint(Plugin):
                 return loaded
         if config is None:
             raise ConfigError(f"{self.endpoint.name} has no config", hint="create it again")
-        return _load(config)
+        return self.load(config)
 
 
 class LoadedConfig(NamedTuple):
@@ -103,7 +121,7 @@ class PendingConfig:
         return self.current() if pending is None or pending.number == self.current().number else pending
 
     def load(self, wanted: EndpointRecord) -> LoadedConfig:
-        return _load(wanted)
+        return self._live.load(wanted)
 
     def activate(self, loaded: LoadedConfig) -> None:
         self._live.endpoint.promote_pending()
@@ -142,7 +160,7 @@ class MovedAliases:
         return resolve_versions(plan) if followed else self.current()
 
     def load(self, wanted: dict[str, int]) -> LoadedConfig:
-        return _load(self._live.config.record)
+        return self._live.load(self._live.config.record)
 
     def activate(self, loaded: LoadedConfig) -> None:
         self._live.replace(loaded)
@@ -155,11 +173,6 @@ class MovedAliases:
 
     def recovered(self) -> None:
         self._live.report(why="")
-
-
-def _load(record: EndpointRecord) -> LoadedConfig:
-    parsed = parse_config(record.name, record.body)
-    return LoadedConfig(record, parsed, load_endpoint(record.name, parsed.plan))
 
 
 def _with_hint(error: Exception) -> str:

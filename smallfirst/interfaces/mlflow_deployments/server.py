@@ -31,11 +31,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve_endpoint(endpoint: EndpointFolder) -> None:
     """Serve the endpoint until the process is told to stop and has drained. Raise SmallfirstError if it cannot."""
-    live = LiveEndpoint(endpoint)
-    record = endpoint.config
-    assert record is not None
-    settings = live.config.parsed.settings.model_copy(update={"port": record.port})
     with closing(Ledger(home() / "ledger.db")) as ledger:
+        live = LiveEndpoint(endpoint, ledger)
+        record = endpoint.config
+        assert record is not None
+        settings = live.config.parsed.settings.model_copy(update={"port": record.port})
         serve(live.models, ledger=ledger, settings=settings, plugins=[live])
 
 

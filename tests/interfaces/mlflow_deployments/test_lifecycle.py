@@ -9,12 +9,13 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner
-from fixtures.endpoints import NAME, PASSED, Large, certify, config, large_server, on_disk, register_words
+from fixtures.endpoints import NAME, PASSED, Large, certificate, certify, config, large_server, on_disk, register_words
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, Unavailable
@@ -26,6 +27,8 @@ from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
 from smallfirst.serving.auth.keys import KeyPolicy, hash_key, home_key_store
+from smallfirst.serving.ledger.ledger import Ledger
+from smallfirst.serving.ledger.rows import AuditRow
 from smallfirst.tasks.classify import Classify
 
 
@@ -203,11 +206,37 @@ def test_an_endpoint_obeys_the_key_store_of_its_state_folder_while_it_runs(large
         assert endpoints.delete("ringed")
 
 
-def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large) -> None:
+def test_a_cascade_is_audited_and_falls_back_as_a_task_does(large: Large, run_server: Any, tmp_path: Path) -> None:
+    sure = certificate(0.0).model_copy(update={"audit_limit": 0.05})
+    versions.attach(NAME, 1, "certificate.json", sure.model_dump_json().encode())
+    values = {"config": config(large.url), "smallfirst": {"strategy": "cascade", "fallback": "big"}}
+    endpoint, ledger = on_disk("audited", {"name": "audited", **values}), Ledger(tmp_path / "ledger.db")
+    live = LiveEndpoint(endpoint, ledger)
+    (router,) = live.config.loaded.routers
+    router._rng.random = lambda: 0.0  # every answer is drawn
+    message = {"model": "audited", "messages": [{"role": "user", "content": "where is my card"}]}
+    with run_server(live.models, ledger, plugins=[live]) as server:
+
+        def stage() -> str:
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=message, timeout=60, trust_env=False)
+            return answer.json()["smallfirst"]["route"]
+
+        assert stage() == "small"
+        assert until(lambda: [(a.wrong, a.judged_by) for a in ledger.entries(AuditRow)] == [(True, "large")])
+        assert until(lambda: stage() == "large")  # the fallback never agrees, so the guarantee is found broken
+        assert router.monitor.state == "fallback"
+        state = httpx.get(f"{server.url}/v1/routers", trust_env=False).json()["data"][0]
+        assert (state["task"], state["state"]) == ("audited/tickets", "fallback")
+    asyncio.run(live.aclose())
+    ledger.close()
+    assert endpoints.delete("audited")
+
+
+def test_a_version_that_cannot_be_taken_yet_is_taken_once_it_can(large: Large, tmp_path: Path) -> None:
     certify(1, 0.9)
     values = config(large.url, version="@champion", routing={"strategy": "cascade", "fallback": "big"})
     endpoint = on_disk("later", {"name": "later", "config": values, "smallfirst": values.pop("routing")})
-    live = LiveEndpoint(endpoint)
+    live = LiveEndpoint(endpoint, Ledger(tmp_path / "ledger.db"))
     versions.promote(NAME, 2)
     live.check_aliases()
     assert endpoint.status is not None
