@@ -112,7 +112,8 @@ def _after(found: Explanation) -> Iterator[str]:
         yield "  no verdict yet"
     for said in found.feedback:
         right = f"; right is {_shortened(said.answer)}" if said.answer else ""
-        yield f"feedback: {_time(said.at)}  {said.verdict}{right}"
+        counted = "; the audit's verdict" if said.counted else ""
+        yield f"feedback: {_time(said.at)}  {said.verdict}{right}{counted}"
     if row.status == 200 and row.task and not found.feedback:
         yield "feedback: none"
 

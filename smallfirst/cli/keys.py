@@ -29,7 +29,8 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--admin", is_flag=True, help="Also for the queue, the Routers' states and metrics.")
+@click.option("--admin", "role", flag_value="admin", help="Also for the queue, the Routers' states and metrics.")
+@click.option("--judge", "role", flag_value="judge", help="Also for the queue; its verdicts on drawn answers count.")
 @click.option("--model", "models", multiple=True, help="A served name it is for; may be repeated. Default: all.")
 @click.option("--requests-per-minute", type=LIMIT)
 @click.option("--tokens-per-minute", type=LIMIT, help="Read and written together.")
@@ -38,10 +39,13 @@ def keys() -> None:
 @click.option("--owner", help="Name or id of a key with which it shares files, jobs and models. Default: none.")
 @FILE
 @JSON
-def create(name: str, admin: bool, owner: str | None, file: Path | None, as_json: bool, **terms: Any) -> None:
+def create(name: str, role: str | None, owner: str | None, file: Path | None, as_json: bool, **terms: Any) -> None:
     """Make a key called NAME and show it, this once."""
     expires_on: datetime | None = terms.pop("expires_on")
-    _show_once(*_key_store(file).create(name, _terms(admin, expires_on, terms), owner=owner), as_json=as_json)
+    _show_once(
+        *_key_store(file).create(name, _terms(role or "user", expires_on, terms), owner=owner),
+        as_json=as_json,
+    )
 
 
 @keys.command()
@@ -93,12 +97,12 @@ def _key_store(file: Path | None) -> KeyStore:
     return KeyStore(file) if file else home_key_store()
 
 
-def _terms(admin: bool, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:
+def _terms(role: str, expires_on: datetime | None, terms: dict[str, Any]) -> KeyPolicy:
     from smallfirst.records import parse_record
     from smallfirst.serving.auth.keys import KeyPolicy
 
     day = expires_on.date() if expires_on else None
-    return parse_record(KeyPolicy, {**terms, "role": "admin" if admin else "user", "expires_on": day}, where="options")
+    return parse_record(KeyPolicy, {**terms, "role": role, "expires_on": day}, where="options")
 
 
 def _told(key: ApiKey, used: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 from smallfirst.errors import ModelError
 from smallfirst.models.protocol import Chunk, Completion, Request
@@ -20,17 +20,20 @@ from smallfirst.models.usage import ReportUnfinished
 from smallfirst.models.wrappers import DelegatingModel
 from smallfirst.routing.monitoring.drift import Statistic
 from smallfirst.routing.monitoring.monitor import Monitor, State, StateChange
+from smallfirst.routing.monitoring.reports import UserReports
 from smallfirst.routing.router import Router, took_cascade
 from smallfirst.routing.types import Decision
-from smallfirst.serving.ledger.ledger import Ledger
-from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
+from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.openai.errors import ApiError
 
 _log = logging.getLogger("smallfirst.serving")
 _OOD_STAGE = "domain"
 MAX_CONCURRENT_AUDITS = 4
 """Audits at the same time; further ones wait, so that audits never crowd out answers."""
 MAX_PENDING_AUDITS = 10_000
-"""Selected answers of which the process remembers when they were given, until their verdict comes."""
+"""Selected answers of which the process remembers when they were given, and drafts that wait for a person."""
+V = TypeVar("V")
 
 
 class AuditSettings(NamedTuple):
@@ -64,6 +67,11 @@ class AuditedRouter(DelegatingModel):
         self._audit_slots = asyncio.Semaphore(MAX_CONCURRENT_AUDITS)
         self._verdict_lock = asyncio.Lock()
         self._drawn_at: dict[str, int] = {}
+        self._drafts: dict[str, tuple[str, str]] = {}
+        """By response id the draft that a person is to judge, and the answer that the large model gave."""
+        self._started = datetime.now(UTC)
+        usual = router.certificate.audit_limit_for("error", "person")
+        self.reports = UserReports(usual, self.monitor.settings.confidence)
         self._feed_audits()
         self._since, self.cause = self._resume()
         """When this certificate went live, and what led to the present state."""
@@ -99,37 +107,78 @@ class AuditedRouter(DelegatingModel):
         if route is None or route.task != self.name or not route.audited:
             return
         self._note_drawn(id)
-        if self.auditing.judge == "large" or self.paused:
+        if self.auditing.judge == "large" or not route.certified:
             task = asyncio.get_running_loop().create_task(self._audit(id, request, completion))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def feedback(self, feedback: FeedbackRow) -> None:
-        """Record a verdict. On an audited answer it counts as that audit's; on any other it has no effect."""
-        await self.ledger.append_async(feedback)
+    async def feedback(self, feedback: FeedbackRow) -> FeedbackRow:
+        """Record feedback and return it with whether it counted: only a judge's does, on an answer that chance drew.
+
+        Raise ApiError if it judges a draft and does not tell what is right.
+        """
         row = await asyncio.to_thread(self.ledger.get, feedback.id)
-        if row is None or not row.audited or row.audit_share is None or not row.certified:
-            return
-        if row.at < self._since:
-            return  # it was given under another certificate and tells nothing about this one
-        if row.answered_by is not None and row.answered_by not in self._own_models:
-            return  # another version gave it
-        verdict = AuditRow(
+        async with self._verdict_lock:
+            if not feedback.judge:
+                await self._report(feedback, row)
+            elif row is not None and (verdict := self._verdict(feedback, row)) is not None:
+                feedback = feedback.model_copy(update={"counted": await self._judged(verdict)})
+            await self.ledger.append_async(feedback)
+        return feedback
+
+    def _verdict(self, feedback: FeedbackRow, row: LedgerRow) -> AuditRow | None:
+        """Return what a judge's feedback says about an audit; None if chance did not draw the answer for one."""
+        if not row.audited or row.audit_share is None or row.at < self._since:
+            return None  # an answer under another certificate tells nothing about this one
+        wrong = feedback.verdict == "wrong"
+        if not row.certified:
+            if (beside := self._drafts.get(row.id)) is None:
+                return None
+            wrong = self._draft_is_wrong(feedback, *beside)
+        elif row.answered_by is not None and row.answered_by not in self._own_models:
+            return None  # another version gave it
+        return AuditRow(
             id=feedback.id,
             at=feedback.at,
             task=self.name,
             certificate=self.certificate,
             propensity=row.audit_share,
-            wrong=feedback.verdict == "wrong",
+            wrong=wrong,
             judged_by="person",
             other=feedback.answer if self.auditing.store_bodies else None,
         )
-        async with self._verdict_lock:
-            earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=feedback.id)
-            if not earlier:
-                await self._take_verdict(verdict)
-            elif earlier[-1].wrong != verdict.wrong:
-                await self._correct_verdict(verdict)
+
+    def _draft_is_wrong(self, feedback: FeedbackRow, draft: str, shown: str) -> bool:
+        """Tell by the right answer whether the draft beside the large model's answer `shown` is wrong."""
+        right = feedback.answer or (shown if feedback.verdict == "right" else None)
+        if right is not None:
+            return not self.auditing.agrees(draft, right)
+        if self.auditing.agrees(draft, shown):
+            return True
+        message = "The small model's draft is judged by the right answer, which differs from this one: name it."
+        raise ApiError(400, message, param="answer", code="answer_required")
+
+    async def _judged(self, verdict: AuditRow) -> bool:
+        """Take, correct or confirm the verdict of an audit; return False if another process was first."""
+        earlier = await asyncio.to_thread(self.ledger.entries, AuditRow, id=verdict.id)
+        if not earlier:
+            return await self._take_verdict(verdict)
+        if earlier[-1].wrong == verdict.wrong:
+            return True
+        try:
+            await self._correct_verdict(verdict.model_copy(update={"revision": len(earlier)}))
+        except AlreadyRecorded:
+            return False
+        return True
+
+    async def _report(self, feedback: FeedbackRow, row: LedgerRow | None) -> None:
+        """Count the first report of a user on a kept answer, which can raise a hint."""
+        earlier = await asyncio.to_thread(self.ledger.entries, FeedbackRow, id=feedback.id)
+        if row is None or not row.certified or row.at < self._started or any(not one.judge for one in earlier):
+            return
+        if hint := self.reports.add(feedback.verdict == "wrong"):
+            evidence = {"reported_wrong": self.reports.n_wrong, "kept": self.reports.n_kept}
+            await self._record_changes((self.monitor.add_hint("reports", hint, evidence),))
 
     async def aclose(self) -> None:
         """Wait for running audits, then close the models."""
@@ -164,6 +213,7 @@ class AuditedRouter(DelegatingModel):
 
     def _select_for_audit(self, completion: Completion) -> Completion:
         route = completion.route
+        self.reports.n_kept += route is not None and route.certified
         drafted_beside = self.paused and route is not None and route.why == self.paused
         if route is None or not (route.certified or drafted_beside):
             return completion
@@ -172,7 +222,10 @@ class AuditedRouter(DelegatingModel):
         return completion.model_copy(update={"route": route.model_copy(update=drawn)})
 
     async def _audit(self, id: str, request: Request, completion: Completion) -> None:
-        """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer."""
+        """Compare an accepted answer with the large model's, or in fallback and shadow a draft with the answer.
+
+        Where a person judges, only make the draft: it waits for the person.
+        """
         route = completion.route
         assert route is not None
         assert route.audit_share is not None
@@ -189,6 +242,9 @@ class AuditedRouter(DelegatingModel):
                     if decision.model is not None or decision.draft is None or not decision.route.certified:
                         return  # the certificate would not accept it: nothing was guaranteed about it
                     draft, judged, cost_usd = decision.draft.text, completion.text, decision.cost_usd
+                    if self.auditing.judge == "person":
+                        await self._ask_person(id, draft, judged)
+                        return
             except ModelError as error:
                 _log.warning("%s: not audited, %s", id, error.args[0])
                 return
@@ -205,8 +261,7 @@ class AuditedRouter(DelegatingModel):
             other=judged if self.auditing.store_bodies else None,
         )
         async with self._verdict_lock:
-            if not await asyncio.to_thread(self.ledger.entries, AuditRow, id=id):  # else a person was quicker
-                await self._take_verdict(verdict)
+            await self._take_verdict(verdict)  # unless a person was quicker
 
     async def _observe(self, decision: Decision) -> None:
         if decision.draft is not None:
@@ -214,15 +269,27 @@ class AuditedRouter(DelegatingModel):
             changes = self.monitor.observe(decision.route.confidence, ood_score, decision.draft.text)
             await self._record_changes(changes)
 
-    async def _take_verdict(self, audit: AuditRow) -> None:
-        await self.ledger.append_async(audit)
+    async def _ask_person(self, id: str, draft: str, shown: str) -> None:
+        _remember(self._drafts, id, (draft, shown))
+        row = DraftRow(id=id, at=datetime.now(UTC), task=self.name, certificate=self.certificate)
+        await self.ledger.append_async(row)
+
+    async def _take_verdict(self, audit: AuditRow) -> bool:
+        """Count the first verdict of an audit; return False if the ledger has it, from this process or another."""
+        try:
+            await self.ledger.append_async(audit)
+        except AlreadyRecorded:
+            return False
         await self._record_changes(self.monitor.record_audit(audit.wrong, drawn_at=self._drawn_at.pop(audit.id, None)))
+        return True
 
     async def _correct_verdict(self, verdict: AuditRow) -> None:
         """Rebuild the monitor with the corrected verdict; an alarm about drift does not rest on verdicts and stays."""
         await self.ledger.append_async(verdict)
-        before, self.monitor = self.monitor.state, self._new_monitor()
+        earlier, self.monitor = self.monitor, self._new_monitor()
         self._feed_audits()
+        self.monitor.take_over(earlier)
+        before = earlier.state
         if self._drifted and before in ("drift", "fallback") and self.monitor.state == "live":
             self.monitor.resume(before)
         if self.monitor.state != before:
@@ -251,9 +318,7 @@ class AuditedRouter(DelegatingModel):
         )
 
     def _note_drawn(self, id: str) -> None:
-        self._drawn_at[id] = self.monitor.requests
-        if len(self._drawn_at) > MAX_PENDING_AUDITS:
-            del self._drawn_at[next(iter(self._drawn_at))]
+        _remember(self._drawn_at, id, self.monitor.requests)
 
     def _feed_audits(self) -> None:
         """Feed the monitor each audit of this certificate once, with its last verdict."""
@@ -276,3 +341,9 @@ class AuditedRouter(DelegatingModel):
         first = self._state_row("", self.monitor.state, why, "")
         self.ledger.append(first)
         return first.at, ""
+
+
+def _remember(place: dict[str, V], id: str, value: V) -> None:
+    place[id] = value
+    if len(place) > MAX_PENDING_AUDITS:
+        del place[next(iter(place))]

@@ -1,7 +1,7 @@
 """Routes and metrics for Routers after go-live.
 
-Feedback from any key is kept. It changes a bound only if chance had selected the answer for an audit, since people
-report wrong answers more readily than right ones.
+A user gives feedback on answers to keys of the same owner; it is kept, and can raise a hint. It never changes a bound,
+since people report wrong answers more readily than right ones. A judge's verdict does, on an answer that chance drew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from smallfirst.serving.plugins import Plugin, PluginRequest, PluginRoute
 STATES = ("live", "shadow", "drift", "fallback")
 _MAX_BODY_BYTES = 64 * 1024
 MAX_VERDICTS = 16
-"""Verdicts that are kept on one answer: people may disagree, but must not fill the ledger."""
+"""Verdicts of users, and of judges, that are kept on one answer: they may disagree, but must not fill the ledger."""
 _MAX_LISTED = 200
 
 
@@ -43,7 +43,7 @@ class MonitoringRoutes(Plugin):
         self.routes = (
             PluginRoute("POST", "/v1/feedback", self._feedback, "user"),
             PluginRoute("GET", "/v1/routers", self._states),
-            PluginRoute("GET", "/v1/queue", self._queue),
+            PluginRoute("GET", "/v1/queue", self._queue, "judge"),
         )
 
     def answered(self, id: str, request: Request, completion: Completion) -> None:
@@ -56,23 +56,23 @@ class MonitoringRoutes(Plugin):
             router.answered(id, request, completion)
 
     async def _feedback(self, call: PluginRequest) -> dict[str, Any]:
-        feedback = _parse(await call.json(max_bytes=_MAX_BODY_BYTES), call.caller)
+        feedback = _parse(await call.json(max_bytes=_MAX_BODY_BYTES), call)
         row = await asyncio.to_thread(self._ledger.get, feedback.id)
-        if row is None or row.status != 200:
+        if row is None or row.status != 200 or not (call.may_judge or row.owner == call.caller):
             raise ApiError(404, "There is no answer with this id.", param="id", code="answer_not_found")
         earlier = await asyncio.to_thread(self._ledger.entries, FeedbackRow, id=feedback.id)
-        if len(earlier) >= MAX_VERDICTS:
+        if sum(one.judge == feedback.judge for one in earlier) >= MAX_VERDICTS:
             raise ApiError(409, f"There are {MAX_VERDICTS} verdicts on this answer already.", param="id", code="judged")
         router = self.by_task.get(row.task or "")
         if router is None:
             await self._ledger.append_async(feedback)
         else:
-            await router.feedback(feedback)
+            feedback = await router.feedback(feedback)
         return {
             "object": "feedback",
             "id": feedback.id,
             "verdict": feedback.verdict,
-            "audit": bool(router and row.audited),
+            "audit": feedback.counted,
         }
 
     async def _states(self, _: PluginRequest) -> dict[str, Any]:
@@ -108,6 +108,11 @@ class _RouterMetrics(Collector):
             labels=["task", "quantity", "guaranteed", "end"],
         )
         alarms = CounterMetricFamily("smallfirst_alarms", "Alarms by cause.", labels=["task", "cause"])
+        reports = CounterMetricFamily(
+            "smallfirst_user_reports",
+            "What users called kept answers: no random sample, and no audit.",
+            labels=["task", "verdict"],
+        )
         hints = CounterMetricFamily(
             "smallfirst_hints", "Hints by source: they change nothing.", labels=["task", "source"]
         )
@@ -123,9 +128,11 @@ class _RouterMetrics(Collector):
                     watched.add_metric([task, one["quantity"], str(one["guaranteed"]).lower(), end], one[end])
             for cause, n in Counter(change.cause for change in router.monitor.alarms).items():
                 alarms.add_metric([task, cause], n)
+            reports.add_metric([task, "right"], router.reports.n_right)
+            reports.add_metric([task, "wrong"], router.reports.n_wrong)
             for source, n in Counter(hint.cause for hint in router.monitor.hints).items():
                 hints.add_metric([task, source], n)
-        yield from (answers, cost, state, audits, error, watched, alarms, hints)
+        yield from (answers, cost, state, audits, error, watched, alarms, hints, reports)
 
 
 def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
@@ -158,6 +165,12 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "guarantee": router.router.guarantee,
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
+        "reports_of_users": {
+            "what": "no random sample: never counted as audits",
+            "kept_answers": router.reports.n_kept,
+            "called_right": router.reports.n_right,
+            "called_wrong": router.reports.n_wrong,
+        },
         "hints": [{"source": h.cause, "why": h.why} for h in router.monitor.hints],
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
@@ -166,7 +179,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
     }
 
 
-def _parse(body: dict[str, Any], caller: str) -> FeedbackRow:
+def _parse(body: dict[str, Any], call: PluginRequest) -> FeedbackRow:
     unknown = sorted(set(body) - {"id", "verdict", "answer"})
     if unknown:
         raise ApiError(400, f'Unknown field: "{unknown[0][:64]}".', param=unknown[0][:64], code="unknown_parameter")
@@ -177,4 +190,5 @@ def _parse(body: dict[str, Any], caller: str) -> FeedbackRow:
         raise ApiError(400, '`verdict` is "right" or "wrong".', param="verdict")
     if answer is not None and (not isinstance(answer, str) or len(answer) > 32_768):
         raise ApiError(400, "`answer` is the right answer as text, at most 32,768 characters.", param="answer")
-    return FeedbackRow(id=id, at=datetime.now(UTC), verdict=verdict, answer=answer, caller=caller)
+    known = {"caller": call.caller, "judge": call.may_judge}
+    return FeedbackRow.model_validate({**body, "at": datetime.now(UTC), **known})

@@ -72,12 +72,15 @@ def build_app(
         *map(starlette_route, context.plugins.routes),
         *(Route(path, ModelEndpoint(context, *found), methods=["POST"]) for path, found in _HANDLERS.items()),
     ]
-    added = {route.path.partition("{")[0].rstrip("/") for route in context.plugins.routes if route.role == "user"}
+    added: dict[str, set[str]] = {"user": set(), "judge": set(), "admin": set()}
+    for route in context.plugins.routes:
+        added[route.role].add(route.path.partition("{")[0].rstrip("/"))
     authentication = Middleware(
         AuthMiddleware,
         settings=settings,
         key_store=key_store,
-        user_paths=USER_PATHS | added,
+        user_paths=USER_PATHS | added["user"],
+        judge_paths=added["judge"],
         allowed_hosts=settings.allowed_hosts,
     )
     app = Starlette(

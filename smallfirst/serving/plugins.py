@@ -39,6 +39,8 @@ class PluginRequest:
         self._request = request
         self.caller = caller_owner()
         """Owner of what the caller makes: stays when a key is rotated; empty where the server asks for none."""
+        self.may_judge = current_caller().may_judge
+        """True if the caller's verdicts on answers of others count."""
         self.headers: Mapping[str, str] = request.headers
         """By name in lower case."""
         self.path_params: Mapping[str, str] = request.path_params
@@ -81,8 +83,8 @@ class PluginRoute(NamedTuple):
     """In Starlette's syntax: /v1/files/{file_id}."""
     answer: Callable[[PluginRequest], Awaitable[PluginResponse]]
     """Returns the response or raises ApiError."""
-    role: Literal["user", "admin"] = "admin"
-    """Who may use it: any key, or keys with the role admin."""
+    role: Literal["user", "judge", "admin"] = "admin"
+    """Who may use it: any key, keys with the role judge or admin, or only admin."""
 
 
 class Plugin:

@@ -147,6 +147,7 @@ def test_audited_answers_are_held_against_the_large_model_after_the_client_has_t
         "propensity": 1.0,
         "wrong": False,
         "judged_by": "large",
+        "revision": 0,
         "cost_usd": 1.0,
         "draft": None,
         "other": None,

@@ -14,7 +14,7 @@ monitor is restored by feeding it the recorded audits again; tests of requests s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Self, cast, get_args
 
 import pydantic
@@ -178,13 +178,22 @@ class Monitor:
             return (self._recovered(),)
         return ()
 
-    def add_hint(self, cause: Hint, why: str, evidence: dict[str, float]) -> StateChange:
+    def add_hint(self, cause: Hint, why: str, evidence: Mapping[str, float]) -> StateChange:
         """Count a hint, which changes no state, and return it."""
         return self._change(self.state, cause, f"hint, changes nothing: {why}", evidence)
 
     def resume(self, state: State) -> None:
         if state != self.state:
             self._enter(state)
+
+    def take_over(self, earlier: Monitor) -> None:
+        """Go on with what audits do not decide, after all audits were fed to this monitor anew."""
+        self.requests, self._detectors = earlier.requests, earlier._detectors
+        self.hints, self.alarms = (
+            max(pair, key=len) for pair in ((earlier.hints, self.hints), (earlier.alarms, self.alarms))
+        )
+        pairs = zip(self.watches, earlier.watches, strict=True)
+        self.watches = tuple(old if old.quantity.loss is not None else new for new, old in pairs)
 
     def resume_broken(self, causes: Collection[str]) -> None:
         """Take the limits of these names that requests test for broken: only a new certificate promises them again."""
@@ -223,7 +232,7 @@ class Monitor:
         )
         return self._change("live", "recovery", why, evidence)
 
-    def _change(self, after: State, cause: Cause, why: str, evidence: dict[str, float]) -> StateChange:
+    def _change(self, after: State, cause: Cause, why: str, evidence: Mapping[str, float]) -> StateChange:
         error = self.live_error
         values = {"errors": self._since_live.errors, "audits": error.n, "low": error.low, "high": error.high}
         values |= evidence

@@ -48,8 +48,9 @@ class KeyStoreUnreadable(Exception):
 class KeyPolicy(Record):
     """What a key allows."""
 
-    role: Literal["user", "admin"] = "user"
-    """`admin` also sees what belongs to others: the review queue, the Routers' states, metrics."""
+    role: Literal["user", "judge", "admin"] = "user"
+    """`judge` also sees the review queue, and its verdicts on anybody's answers count where chance drew them; `admin`
+    also sees the Routers' states and metrics."""
     models: tuple[_Model, ...] = ()
     """Served names that may be asked for; empty = all."""
     requests_per_minute: _Limit | None = None

@@ -53,6 +53,10 @@ class Caller(NamedTuple):
     quota: Quota | None = None
     """What is left of its limits; None if it has none."""
 
+    @property
+    def may_judge(self) -> bool:
+        return self.policy.role in ("judge", "admin")
+
     def may_use(self, name: str) -> bool:
         return not self.policy.models or name in self.policy.models
 
@@ -86,13 +90,14 @@ class AuthMiddleware:
         key_store: KeyStore | None = None,
         open_paths: Collection[str] = PUBLIC_PATHS,
         user_paths: Collection[str] = USER_PATHS,
+        judge_paths: Collection[str] = (),
         allowed_hosts: Collection[str] = (),
     ) -> None:
         """With `allowed_hosts` the Host header must name one of them, except on open paths; ports do not count."""
         self._app = app
         self._hashes = settings.api_keys_sha256
         self._key_store = key_store
-        self._open, self._user = frozenset(open_paths), frozenset(user_paths)
+        self._open, self._user, self._judge = frozenset(open_paths), frozenset(user_paths), frozenset(judge_paths)
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         self._quotas = Quotas()
         # Twice the places: half of them for bodies on their way, which take none.
@@ -139,8 +144,9 @@ class AuthMiddleware:
             _check_local(headers)
             return _NO_KEY_NEEDED
         caller = self._identify(_key(headers))
-        for_users = path in self._user or any(path.startswith(f"{above}/") for above in self._user)
-        if caller.policy.role != "admin" and not for_users:
+        open_to = self._user | self._judge if caller.may_judge else self._user
+        within = path in open_to or any(path.startswith(f"{above}/") for above in open_to)
+        if caller.policy.role != "admin" and not within:
             raise ApiError(403, "This path needs a key with the role admin.", code="admin_only")
         return caller
 

@@ -30,7 +30,7 @@ from smallfirst.serving.ledger.body_store import (
     with_body,
 )
 from smallfirst.serving.ledger.group_commit import GroupCommitWriter
-from smallfirst.serving.ledger.rows import AuditRow, Entry, FeedbackRow, LedgerRow, StateRow
+from smallfirst.serving.ledger.rows import AuditRow, DraftRow, Entry, FeedbackRow, LedgerRow, StateRow
 from smallfirst.serving.ledger.schema import VERSION, open_ledger
 
 __all__ = ["Ledger", "LedgerRow", "LedgerUnavailable", "StageTotals"]
@@ -40,11 +40,12 @@ _log = logging.getLogger("smallfirst.serving")
 EXPIRY_INTERVAL_S = 600.0
 """Seconds between two deletions of the questions and answers that are too old."""
 
-E = TypeVar("E", LedgerRow, AuditRow, FeedbackRow, StateRow)
+E = TypeVar("E", LedgerRow, AuditRow, DraftRow, FeedbackRow, StateRow)
 
 _TABLES: dict[type[Entry], str] = {
     LedgerRow: "answers",
     AuditRow: "audits",
+    DraftRow: "drafts",
     FeedbackRow: "feedback",
     StateRow: "states",
 }
@@ -64,6 +65,10 @@ class LedgerUnavailable(SmallfirstError):
     """A row could not be written: the disk is full, or the file is not writable. The next row is tried again."""
 
     retryable = True
+
+
+class AlreadyRecorded(SmallfirstError):
+    """The ledger holds another row of this kind about the same answer: each verdict of an audit is there once."""
 
 
 class StageTotals(Record):
@@ -198,6 +203,8 @@ class Ledger:
                 self._connection.execute("BEGIN IMMEDIATE")
                 for sql, values in statements:
                     self._connection.execute(sql, values)
+        except sqlite3.IntegrityError as error:
+            raise AlreadyRecorded(f"{self.path} has such a row already: {error}") from None
         except sqlite3.OperationalError as error:  # full, read-only, locked for too long, failing disk
             raise LedgerUnavailable(
                 f"{self.path} takes no row: {error}",

@@ -80,6 +80,8 @@ class AuditRow(Record):
     """Chance that this answer had of being audited, in (0, 1]."""
     wrong: bool
     judged_by: Literal["large", "person"]
+    revision: int | None = 0
+    """Verdicts on this answer before this one, which corrects the last; None in rows of older formats."""
     cost_usd: float = 0.0
     """Cost of asking the judge."""
     draft: str | None = None
@@ -88,8 +90,19 @@ class AuditRow(Record):
     """The judge's answer, only if bodies are stored."""
 
 
+class DraftRow(Record):
+    """The small model's draft beside an answer of the large one in a fallback, which a person is to judge."""
+
+    id: str
+    """Id of the response that the large model gave."""
+    at: AwareDatetime
+    task: str
+    certificate: str
+    """Fingerprint of the certificate that accepts the draft."""
+
+
 class FeedbackRow(Record):
-    """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only those on audited answers."""
+    """Somebody's verdict on an answer. Verdicts are no random sample, so bounds use only a judge's on drawn answers."""
 
     id: str
     at: AwareDatetime
@@ -98,6 +111,10 @@ class FeedbackRow(Record):
     """The right answer, if given."""
     caller: str = ""
     """Owner of the key that sent it; empty where no key is asked for."""
+    judge: bool = True
+    """True if it came from somebody who may judge; in rows of older formats too."""
+    counted: bool = False
+    """True if it is the verdict of the answer's audit; False in rows of older formats."""
 
 
 class StateRow(Record):
@@ -116,4 +133,4 @@ class StateRow(Record):
     """Fingerprint of the certificate in force."""
 
 
-Entry = LedgerRow | AuditRow | FeedbackRow | StateRow
+Entry = LedgerRow | AuditRow | DraftRow | FeedbackRow | StateRow

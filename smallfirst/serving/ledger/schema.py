@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smallfirst.errors import ConfigError
 
-VERSION = 7
+VERSION = 8
 _FIRST = """
 CREATE TABLE answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -85,7 +85,23 @@ _FOURTH = "ALTER TABLE states ADD COLUMN cause TEXT NOT NULL DEFAULT '';\n"
 _FIFTH = "ALTER TABLE answers RENAME COLUMN promise TO guarantee;\n"
 _SIXTH = "ALTER TABLE answers ADD COLUMN owner TEXT;\n"
 _SEVENTH = "ALTER TABLE answers ADD COLUMN estimated INTEGER NOT NULL DEFAULT 0;\n"
-_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH)
+_EIGHTH = """
+ALTER TABLE audits ADD COLUMN revision INTEGER;
+CREATE UNIQUE INDEX audits_once ON audits (id, revision);
+ALTER TABLE feedback ADD COLUMN judge INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE feedback ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE drafts (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    at TEXT NOT NULL,
+    task TEXT NOT NULL,
+    certificate TEXT NOT NULL
+);
+CREATE TRIGGER drafts_stay BEFORE UPDATE ON drafts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER drafts_last BEFORE DELETE ON drafts BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+"""Rows of older formats have no revision, and an index takes any number of those."""
+_MIGRATIONS = (_FIRST, _SECOND, _THIRD, _FOURTH, _FIFTH, _SIXTH, _SEVENTH, _EIGHTH)
 """The migration to each format from the one before."""
 
 

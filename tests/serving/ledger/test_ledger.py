@@ -16,7 +16,7 @@ import pytest
 from smallfirst.errors import ConfigError
 from smallfirst.models.protocol import RouteStep
 from smallfirst.serving.ledger import schema
-from smallfirst.serving.ledger.ledger import Ledger, LedgerRow, LedgerUnavailable, StageTotals
+from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow, LedgerUnavailable, StageTotals
 from smallfirst.serving.ledger.rows import AuditRow, FeedbackRow, StateRow
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -99,7 +99,7 @@ def test_totals_sum_per_stage_and_keep_errors_apart_with_unknown_cost(tmp_path: 
 def test_rows_can_be_neither_changed_nor_deleted_nor_doubled(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.append(answer("a"))
-    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+    with pytest.raises(AlreadyRecorded, match="UNIQUE"):
         ledger.append(answer("a"))
     other = sqlite3.connect(tmp_path / "ledger.sqlite")
     for change in ("DELETE FROM answers", "UPDATE answers SET cost_usd = 0"):
@@ -158,7 +158,7 @@ def test_rows_that_come_together_share_a_transaction_and_a_doubled_one_fails_alo
         return await asyncio.gather(*map(ledger.append_async, rows), return_exceptions=True)
 
     results = asyncio.run(together())
-    assert [type(result) for result in results] == [type(None), sqlite3.IntegrityError, type(None)]
+    assert [type(result) for result in results] == [type(None), AlreadyRecorded, type(None)]
     assert [row.id for row in ledger.rows()] == ["a", "b", "c"]
     ledger.close()
 
@@ -198,7 +198,7 @@ KILLED_IN_A_CROWD = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from datetime import UTC, datetime
-from smallfirst.serving.ledger.ledger import Ledger, LedgerRow
+from smallfirst.serving.ledger.ledger import AlreadyRecorded, Ledger, LedgerRow
 ledger = Ledger(Path(sys.argv[1]))
 n_written = 0
 async def one(n):
