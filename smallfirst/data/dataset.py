@@ -1,7 +1,7 @@
 """Rows as immutable records (Message, Example, Dataset), and splits of them by content.
 
-A row's split depends on its own text alone: equal texts are never on both sides, and rows added later move no other
-row. Shares are therefore met on average only.
+A row's split depends on its own text alone, or on its group where it has one: equal texts, or rows of a group, are
+never on both sides, and rows added later move no other row. Shares are therefore met on average only.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Example(Record):
     path: str = ""
     line: int = 0
     """Line in that file, from 1."""
+    group: str = ""
+    """What the row shares with others: a template, source or customer; empty if it is not known."""
 
     @property
     def text(self) -> str:
@@ -135,18 +137,19 @@ def sample_share(data: Dataset, share: float, salt: str = "") -> tuple[Dataset, 
 
 
 def sample_rows(data: Dataset, n: int | None) -> Dataset:
-    """Return at most `n` rows (None: all), drawn by content hash: the same rows every time."""
+    """Return at most `n` rows (None: all), those of the smallest content hashes, in file order.
+
+    The sample holds that of any smaller `n`, and does not depend on the order of the file.
+    """
     if n is None or n >= len(data):
         return data
-    share = n / len(data)
-    while len(taken := sample_share(data, min(1.0, share), "large")[0]) < n:
-        share *= 1.05
-    return data.subset(data.name, taken.examples[:n])
+    order = sorted(range(len(data)), key=lambda i: (_draw("share", "large", data.examples[i]), data.examples[i].key))
+    return data.subset(data.name, tuple(data.examples[i] for i in sorted(order[:n])))
 
 
 def _draw(purpose: str, salt: str, example: Example) -> float:
-    """Return a number in [0, 1), the same for equal texts, and independent of other purposes' draws."""
-    content = "\0".join((purpose, salt, fold_text(example.asked)))
+    """Return a number in [0, 1), the same for equal texts or groups, and independent of other purposes' draws."""
+    content = "\0".join((purpose, salt, *(("group", example.group) if example.group else (fold_text(example.asked),))))
     digest = hashlib.sha256(content.encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits are exact in a float
 
