@@ -279,14 +279,17 @@ def report(task_yaml: Path, run_name: str | None) -> None:
 @JSON
 @RESUME
 @click.option("--report", "report_path", type=PATH, help="Copy the report here.")
-def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None) -> None:
+@click.option("--despite-check", is_flag=True, help="Run although the check of the rows says NO.")
+def run(task_yaml: Path, as_json: bool, resume: bool, report_path: Path | None, despite_check: bool) -> None:
     """The whole path: train, measure, gate, promote, certify, report."""
     from smallfirst.pipeline import run as pipeline
     from smallfirst.pipeline.summary import RunError, RunSummary, format_summary
 
     error: Exception | None
     try:
-        outcome, error = pipeline.try_run(load_task_file(task_yaml), progress=Progress(), resume=resume)
+        outcome, error = pipeline.try_run(
+            load_task_file(task_yaml), progress=Progress(), resume=resume, despite_check=despite_check
+        )
     except SmallfirstError as wrong:
         outcome, error = RunSummary(task=str(task_yaml), error=RunError.of(wrong)), wrong
     if report_path and outcome.report:

@@ -37,6 +37,9 @@ class Columns(Record):
     """What should be answered; `completion` is read too unless another name is given here."""
     messages: str = "messages"
     """A conversation, its last message being the answer."""
+    group: str = ""
+    """What rows have in common, such as a template, source or customer; empty: no column. A group is in one split, and
+    one row of it counts for the certificate."""
 
 
 ROW_FORMATS: dict[RowFormat, str] = {
@@ -73,6 +76,9 @@ class RowLayout(NamedTuple):
 def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = False) -> RowLayout | str:
     """Return the row format that these keys make, or the rule they break; `answered` refuses text alone."""
     names = _names(keys, columns)
+    if columns.group and "group" not in names:
+        return f'no column "{columns.group}", which columns.group names'
+    group = {"group": names.pop("group")} if "group" in names else {}
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
     if len(fits) > 1:
         named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
@@ -83,11 +89,11 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
         return 'has both "response" and "completion": keep one of them'
     if fits:
         fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
-        return RowLayout(fits[0], {field: names[field] for field in fields})
+        return RowLayout(fits[0], {field: names[field] for field in fields} | group)
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
-        return RowLayout("text", {"text": names["text"]})
+        return RowLayout("text", {"text": names["text"]} | group)
     return _what_is_missing(keys, names, columns)
 
 
@@ -98,6 +104,9 @@ def parse_row(
     keys = found.keys
     if found.shape == "chat":
         rules = _message_rules(row[keys["messages"]], keys["messages"])
+        rules += [
+            rule for field in keys.keys() & {"group"} for rule in _value_rules(field, row[keys[field]], '"group"')
+        ]
     else:
         rules = [rule for field, key in keys.items() for rule in _value_rules(field, row[key], f'"{key}"')]
     if rules:
@@ -109,7 +118,10 @@ def parse_row(
         unknown = [label for label in row[keys["labels"]] if label not in labels]
         if unknown:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
-    example = Example(messages=messages, answer=golds[0], also=golds[1:], shape=found.shape, path=path, line=line)
+    group = " ".join(str(row[keys["group"]]).split()) if "group" in keys else ""
+    example = Example(
+        messages=messages, answer=golds[0], also=golds[1:], shape=found.shape, path=path, line=line, group=group
+    )
     return example, []
 
 
@@ -156,7 +168,9 @@ def to_row(example: Example) -> dict[str, Any]:
 
 def _names(keys: Collection[str], columns: Columns) -> dict[str, str]:
     """Return, by field of Columns, the key of this row that holds it."""
-    names = {f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys}
+    names = {
+        f: getattr(columns, f) for f in Columns.model_fields if getattr(columns, f) in keys and getattr(columns, f)
+    }
     if "response" not in names and "response" not in columns.model_fields_set and "completion" in keys:
         names["response"] = "completion"
     return names
@@ -198,6 +212,8 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:
+    if field == "group":
+        return [] if isinstance(value, (str, int)) and str(value).strip() else [f"{name} must be text or a number"]
     if field == "context" and (value is None or value == "" or value == []):
         return []
     if field in ("labels", "answer", "context") and isinstance(value, list):

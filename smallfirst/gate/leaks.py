@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from smallfirst.data.quality.leaks import LeakReport
+from smallfirst.data.quality.leaks import LeakReport, PairLeaks
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import (
     CheckInputs,
@@ -27,7 +27,8 @@ class LeakThresholds(Record):
     """The threshold for leaked test rows."""
 
     leaks_at_most: Share | None = None
-    """Share of test rows that may also be training rows; fails if leaks were not looked for."""
+    """Share of test rows that may also be training rows, and of any split's rows that may be in an earlier split; fails
+    if leaks were not looked for."""
 
 
 def check_leaks(gate: LeakThresholds, inputs: CheckInputs) -> Iterator[CheckResult]:
@@ -51,6 +52,21 @@ def check_leaks(gate: LeakThresholds, inputs: CheckInputs) -> Iterator[CheckResu
         share = f"{leaks.n_leaked} of {leaks.n_test} = {leaks.share:.4f}"
         measured = f"{share}{_kinds(leaks)}{_accuracy_without(candidate, leaks, level)}"
         yield check_value(requirement, passed=passed, measured=measured, advice="" if passed else _advice(leaks))
+    if leaks is not None and leaks.pairs:
+        yield _check_pairs(maximum, leaks.pairs)
+
+
+def _check_pairs(maximum: float, pairs: Sequence[PairLeaks]) -> CheckResult:
+    worst = max(pairs, key=lambda pair: pair.share)
+    text = f"at most {maximum:g} of the rows of any other split also in an earlier one"
+    return check_value(
+        Requirement("leaks_at_most", maximum, text),
+        passed=worst.share <= maximum,
+        measured=f"most {worst.new} in {worst.old}: {worst.n_leaked} of {worst.n_rows} = {worst.share:.4f}",
+        advice=f"smallfirst check task.yaml names them; remove those from the {worst.old} rows"
+        if worst.share > maximum
+        else "",
+    )
 
 
 def _kinds(leaks: LeakReport) -> str:

@@ -65,6 +65,8 @@ def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> t
     drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
     certificate = _certificate(project, run_folder, promotion, drafts, large)
+    if counted := project.rows.counted.in_words:
+        certificate = certificate.model_copy(update={"limits_of_validity": (counted, *certificate.limits_of_validity)})
     certificate.save(run_folder.path / "certificate.json")
     for filename, record in (("certificate.json", certificate), (HEADS, heads)):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
@@ -148,12 +150,13 @@ def judged_by_gold(project: Project, measured: Evaluation, gold: Mapping[str, st
 
 
 def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
-    """Return people's answers by key of the calibration row; selection rows among them are left out."""
+    """Return people's answers by key of the calibration row; other validation rows are left out."""
     assert project.file.data.gold is not None
-    read = load(project.file.data.gold, columns=project.file.data.columns, folder=project.file.folder)
+    columns = project.file.data.columns.model_copy(update={"group": ""})
+    read = load(project.file.data.gold, columns=columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
-    selection = {example.text for example in project.rows.selection.examples}
-    unknown = [e for e in read.examples if e.text not in keys and e.text not in selection]
+    unused = {e.text for part in (project.rows.selection, project.rows.left_out) for e in part.examples}
+    unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
     if unknown:
         first = unknown[0]
         raise DataError(

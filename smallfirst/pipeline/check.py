@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from smallfirst.data.dataset import Dataset, sample_share
 from smallfirst.data.quality.check import CheckReport, check, format_report
-from smallfirst.data.quality.findings import Finding, make_finding
+from smallfirst.data.quality.findings import Finding, locate, make_finding
 from smallfirst.data.quality.lengths import TokenCounts, estimate_token_counts
 from smallfirst.errors import MissingExtra, WeightsNotFound
 from smallfirst.evaluation.learning_curve import LearningPoint, forecast, subsets_by_share, subsets_per_label
@@ -24,6 +24,7 @@ from smallfirst.paths import home
 from smallfirst.pricing import PriceBook
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
+from smallfirst.project.rows import Rows
 from smallfirst.records import Record
 from smallfirst.training.batches import TokenizedRow, encode_label_rows, encode_text_rows
 from smallfirst.training.config import TrainConfig
@@ -85,7 +86,8 @@ class LocalBaseModel(NamedTuple):
 def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     """Check the rows and estimate the fine-tune; `curve` adds how accuracy grows with rows, which takes a minute."""
     rows, config = project.rows, project.file.small.training
-    validation = rows.selection.subset("validation", rows.selection.examples + rows.calibration.examples)
+    held_out = (rows.selection, rows.calibration, rows.left_out)
+    validation = rows.selection.subset("validation", tuple(e for part in held_out for e in part.examples))
     splits = {"train": rows.train, "validation": validation, "test": rows.test}
     base = find_local_base(project.file.small.base)
     encoded = {name: tokenize_rows(project, data, base.tokens) for name, data in splits.items()} if base.tokens else {}
@@ -95,8 +97,19 @@ def check_stage(project: Project, *, curve: bool = False) -> PreflightReport:
     if base.size is not None and encoded.get("train"):
         needs, unknown = _needs(project, base.size, encoded)
         report = report.with_findings(_too_large(needs, base.size, config, rows.train))
+    report = report.with_findings(_not_counted(rows))
     lines = tuple(learning_curve_lines(project)) if curve else ()
     return PreflightReport(rows=report, needs=needs, unknown=unknown, more_rows=lines)
+
+
+def _not_counted(rows: Rows) -> Iterator[Finding]:
+    """Yield a finding if calibration rows do not count for the certificate."""
+    if rows.left_out.examples:
+        rule = (
+            "an exact bound takes independent rows that nothing was learnt from: give more, or other, validation rows"
+        )
+        where = [locate(example, "does not count") for example in rows.left_out.examples]
+        yield make_finding("note", rows.counted.in_words, rule, where)
 
 
 def learning_curve_lines(project: Project) -> Iterator[str]:

@@ -7,10 +7,11 @@ if `large.sample_ceiling` says how many.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 from smallfirst.data.dataset import sample_rows
-from smallfirst.data.quality.leaks import LeakReport, find_leaks
+from smallfirst.data.quality.leaks import LeakReport, PairLeaks, find_leaks
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
@@ -18,6 +19,7 @@ from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project
+from smallfirst.project.rows import PARTS
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
 
@@ -34,13 +36,18 @@ class Diagnostics(Record):
 
 
 def find_split_leaks(project: Project, run_folder: RunFolder) -> LeakReport:
-    """Return the test rows that are also training rows."""
+    """Return the test rows that are also training rows, with counts of every other pair of splits."""
     path = run_folder.path / "leaks.json"
     if path.exists():
         found = LeakReport.load(path)
         if found.test_fingerprint == project.rows.test.content_fingerprint:
             return found
     found = find_leaks(project.rows.train, project.rows.test)
+    splits = {name: getattr(project.rows, name) for name in PARTS}
+    others = [pair for pair in itertools.combinations(PARTS, 2) if pair != ("train", "test")]
+    leaks = {(old, new): find_leaks(splits[old], splits[new]).n_leaked for old, new in others}
+    pairs = tuple(PairLeaks(new=new, old=old, n_rows=len(splits[new]), n_leaked=n) for (old, new), n in leaks.items())
+    found = found.model_copy(update={"pairs": pairs})
     found.save(path)
     return found
 

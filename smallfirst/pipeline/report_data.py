@@ -49,6 +49,8 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
     there = {path.name for path in run_folder.path.iterdir()}
+    if rows.counted.in_words:
+        notes.append(f"{rows.counted.in_words}.")
     verdicts = run_folder.verdicts() if "verdicts.json" in there else None
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None

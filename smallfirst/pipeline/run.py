@@ -6,7 +6,7 @@ commands of the command line do the same work.
 
 from __future__ import annotations
 
-from smallfirst.errors import GateFailed
+from smallfirst.errors import DataError, GateFailed
 from smallfirst.gate.verdict import format_verdict, nearest_to_passing
 from smallfirst.pipeline.calibrate import calibrate_stage
 from smallfirst.pipeline.check import check_stage
@@ -37,26 +37,35 @@ __all__ = [
 ]
 
 
-def run(file: TaskFile, *, progress: Progress | None = None, resume: bool = False) -> RunSummary:
+def run(
+    file: TaskFile, *, progress: Progress | None = None, resume: bool = False, despite_check: bool = False
+) -> RunSummary:
     """Train, measure, gate, promote, certify, measure the Router and report; return the summary.
 
-    `resume` continues a training that was interrupted. Raise GateFailed if nothing may go live.
+    `resume` continues a training that was interrupted; `despite_check` one whose rows the check refuses. Raise
+    DataError if the check says NO, GateFailed if nothing may go live.
     """
-    summary, error = try_run(file, progress=progress, resume=resume)
+    summary, error = try_run(file, progress=progress, resume=resume, despite_check=despite_check)
     if error is not None:
         raise error
     return summary
 
 
 def try_run(
-    file: TaskFile, *, progress: Progress | None = None, resume: bool = False
+    file: TaskFile, *, progress: Progress | None = None, resume: bool = False, despite_check: bool = False
 ) -> tuple[RunSummary, Exception | None]:
     """Do as `run`; return the summary of what was reached and the error that ended the run, if any."""
     run_folder: RunFolder | None = None
     try:
         project = Project.read(file, progress)
         found = check_stage(project)
-        warning = "; `smallfirst check` shows why, the gate counts leaks all the same" if found.verdict == "NO" else ""
+        stops = [finding.what for finding in found.rows.findings if finding.level == "stop"]
+        if stops and not despite_check:
+            raise DataError(
+                f"check: NO, so nothing was trained: {'; '.join(stops)}",
+                hint="smallfirst check task.yaml shows the rows; --despite-check runs all the same",
+            )
+        warning = f"; run despite it: {'; '.join(stops)}" if stops else ""
         estimate = f"; the fine-tune takes {found.needs.short_summary}" if found.needs else ""
         project.progress.log(f"check: {found.verdict} ({len(project.rows.train)} rows to train on){warning}{estimate}")
         run_folder = train_stage(project, resume=resume)

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.progress import Progress
-from smallfirst.project.rows import Rows, read_rows, read_task, with_canonical_answers, with_harvested, with_relabels
+from smallfirst.project.rows import (
+    Rows,
+    read_rows,
+    read_task,
+    with_canonical_answers,
+    with_harvested,
+    with_independent_calibration,
+    with_relabels,
+)
 from smallfirst.project.task_file import TaskFile
 from smallfirst.tasks.task import Task
 
@@ -26,7 +34,8 @@ class Project(NamedTuple):
         task = read_task(file, rows)
         for path in file.data.harvested:  # labels and schema are those of the file's own rows
             rows = with_harvested(rows, file.path(path), columns=file.data.columns, labels=task.closed)
-        return cls(file, with_relabels(with_canonical_answers(rows, task), file, task), task, progress or Progress())
+        rows = with_relabels(with_canonical_answers(rows, task), file, task)
+        return cls(file, with_independent_calibration(rows), task, progress or Progress())
 
     def with_training_rows(self, rows: Dataset) -> Project:
         """Return the project with other rows to train on."""

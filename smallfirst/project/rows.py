@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from smallfirst.data.dataset import Dataset, Example, Message, fold_text, sample_share, split
+from smallfirst.data.quality.independence import CountedRows, count_rows
 from smallfirst.data.quality.leaks import LeakReport, find_leaks
 from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
@@ -40,11 +41,15 @@ class Rows(Record):
     """Rows to measure with, used once."""
     open_ended: Dataset | None
     """Requests that do not belong to the task."""
+    left_out: Dataset = Dataset(name="left out", examples=())
+    """Calibration rows that do not count, since they repeat a training, selection or other calibration row."""
+    counted: CountedRows = CountedRows(n_rows=0)
+    """How many calibration rows count, and why the others do not."""
 
     @property
     def held_out(self) -> tuple[Dataset, ...]:
         """The parts that measure, certify or choose; none of their texts may be trained on."""
-        parts = (self.test, self.calibration, self.selection)
+        parts = (self.test, self.calibration, self.left_out, self.selection)
         return parts if self.open_ended is None else (*parts, self.open_ended)
 
 
@@ -147,7 +152,7 @@ def with_harvested(rows: Rows, path: Path, *, columns: Columns = DEFAULT_COLUMNS
     such row, and every bad row.
     """
     own = rows.train.examples
-    new = load(path, columns=columns, labels=_allowed_labels(rows, labels))
+    new = load(path, columns=columns.model_copy(update={"group": ""}), labels=_allowed_labels(rows, labels))
     if leaked := find_held_out_leaks(rows, new).keys:
         raise DataError(
             f"{path}: {len(leaked):,} rows ask what test, calibration, selection or open-ended rows ask",
@@ -175,6 +180,18 @@ def _held_out_texts(rows: Rows) -> Iterator[Example]:
                 yield Example(messages=messages, answer="", shape="text", path=example.path, line=example.line)
 
 
+def with_independent_calibration(rows: Rows) -> Rows:
+    """Return the rows without the calibration rows that are no independent observations of unseen requests.
+
+    A row that stands in the training or selection rows as well stays there.
+    """
+    calibration, counted = count_rows((rows.train, rows.selection), rows.calibration)
+    kept = {id(example) for example in calibration.examples}
+    others = tuple(example for example in rows.calibration.examples if id(example) not in kept)
+    left_out = rows.left_out.subset("left out", others)
+    return rows.model_copy(update={"calibration": calibration, "left_out": left_out, "counted": counted})
+
+
 def _allowed_labels(rows: Rows, labels: Sequence[str]) -> tuple[str, ...] | None:
     """Return the labels that a row may have; None if the rows do not have one label each."""
     if not rows.train.examples or rows.train.examples[0].shape != "label":
@@ -185,7 +202,7 @@ def _allowed_labels(rows: Rows, labels: Sequence[str]) -> tuple[str, ...] | None
 def _read_open_ended(task_file: TaskFile) -> Dataset | None:
     if task_file.data.open_ended is None:
         return None
-    columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-"})
+    columns = task_file.data.columns.model_copy(update={"text": "prompt", "prompt": "-", "group": ""})
     read = load(task_file.data.open_ended, columns=columns, folder=task_file.folder)
     examples = tuple(
         Example(messages=(Message(role="user", content=e.answer),), answer="", shape="text", path=e.path, line=e.line)

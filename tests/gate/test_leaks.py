@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fixtures.gate import evaluation
 
 from smallfirst.data.dataset import Dataset, Example, Message
-from smallfirst.data.quality.leaks import Leak, LeakReport, find_leaks
+from smallfirst.data.quality.leaks import Leak, LeakReport, PairLeaks, find_leaks
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.gate.check_result import CheckInputs, CheckResult, ConfidenceLevel
 from smallfirst.gate.leaks import LeakThresholds, check_leaks
@@ -91,3 +91,17 @@ def test_leaks_that_were_not_looked_for_in_these_rows_fail(measured: Measured) -
     assert (other.passed, other.measured) == (False, "looked for in other rows than the 10 measured here")
     empty = measured([])
     assert not check(1.0, empty, LeakReport(n_test=0, test_fingerprint=empty.dataset_fingerprint)).passed
+
+
+def test_every_other_pair_of_splits_is_held_to_the_same_share(measured: Measured) -> None:
+    candidate = measured([True] * 10)
+    pairs = (
+        PairLeaks(new="calibration", old="train", n_rows=200, n_leaked=9),
+        PairLeaks(new="test", old="calibration", n_rows=10, n_leaked=1),
+    )
+    leaks = LeakReport(n_test=10, test_fingerprint=candidate.dataset_fingerprint, pairs=pairs)
+    for maximum, passed in ((0.05, False), (0.1, True)):
+        inputs = CheckInputs(candidate, ConfidenceLevel(1), leaks=leaks)
+        own, others = check_leaks(LeakThresholds(leaks_at_most=maximum), inputs)
+        assert (own.passed, others.passed) == (True, passed)
+        assert others.measured == "most test in calibration: 1 of 10 = 0.1000"

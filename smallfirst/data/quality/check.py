@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from smallfirst.data.dataset import Dataset, Example, fold_text
@@ -31,6 +31,10 @@ MIN_CERTIFICATE_ROWS = 60
 MAX_ERROR_RATE = 0.05
 
 _LARGE = 0.05
+_REPEATS_RULE = {
+    "train": "a repeated row only weighs more: keep one of each unless that is meant",
+    "validation": "the certificate counts one row of each text: repeats show nothing more",
+}
 
 
 class CheckReport(Record):
@@ -63,7 +67,7 @@ def check(
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
     seen, shared = overlaps.find_overlaps(splits)
-    found = [*_emptiness(splits), *_contradictions(splits), *_repeats(train), *shared]
+    found = [*_emptiness(splits), *_contradictions(splits), *_repeats(splits), *_straddling_groups(splits), *shared]
     found += [*_classes(train), *_unseen_labels(splits), *_certificate(validation)]
     found += lengths.find_long_rows(splits, tokens) if tokens else []
     return CheckReport(
@@ -144,20 +148,41 @@ def _shown_answer(example: Example) -> str:
     return f'{file_and_line(example)} "{answer[:40]}{"…" if len(answer) > 40 else ""}"'
 
 
-def _repeats(train: Dataset) -> Iterator[Finding]:
-    first: dict[tuple[str, str], Example] = {}
-    where = []
-    for example in train.examples:
-        earlier = first.setdefault((fold_text(example.asked), example.answer), example)
-        if earlier is not example:
-            where.append(locate(example, f"repeats {file_and_line(earlier)}"))
-    if where:
-        yield make_finding(
-            severity_of(len(where), len(train), small="note", large="fix", bar=_LARGE),
-            f"train rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})",
-            "a repeated row only weighs more: keep one of each unless that is meant",
-            where,
-        )
+def _repeats(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
+    for name, data in splits.items():
+        first: dict[tuple[str, str], Example] = {}
+        where = []
+        for example in data.examples:
+            # To train on, another answer makes another row; a held-out text is one observation.
+            answer = example.answer if name == "train" else ""
+            earlier = first.setdefault((fold_text(example.asked), answer), example)
+            if earlier is not example:
+                where.append(locate(example, f"repeats {file_and_line(earlier)}"))
+        if where:
+            yield make_finding(
+                severity_of(len(where), len(data), small="note", large="fix", bar=_LARGE),
+                f"{name} rows that repeat an earlier one: {len(where):,} ({FOLDED_NOTE})",
+                _REPEATS_RULE.get(
+                    name, "intervals take rows for independent, so they are too narrow: keep one of each"
+                ),
+                where,
+            )
+
+
+def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
+    seen: dict[str, tuple[str, Example]] = {}
+    for name, data in splits.items():
+        where = []
+        for example in data.examples:
+            earlier, other = seen.setdefault(example.group, (name, example))
+            if example.group and earlier != name:
+                where.append(
+                    locate(example, f'is of group "{example.group[:40]}", as {file_and_line(other)} in {earlier}')
+                )
+        if where:
+            level = "fix" if name == "validation" else "stop"
+            rule = "keep each group in one split; without a file of this split, the training file is split by group"
+            yield make_finding(level, f"{name} rows of a group of an earlier split: {len(where):,}", rule, where)
 
 
 def _classes(train: Dataset) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ language written without spaces is one word per clause.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from smallfirst.data.dataset import fold_text
 
@@ -46,25 +46,71 @@ def near_duplicates(known: Sequence[str], new: Sequence[str]) -> list[tuple[int,
     """
     old_texts, new_texts = [fold_text(text) for text in known], [fold_text(text) for text in new]
     rank = _ranks([*old_texts, *new_texts])
-    rows: list[_Words] = []
-    by_word: dict[int, list[int]] = defaultdict(list)
-    first: dict[frozenset[int], int] = {}
-    for i, text in enumerate(old_texts):
-        words = _Words(frozenset(rank[w] for w in text.split() if w in rank))
-        rows.append(words)
-        if first.setdefault(words.ranks, i) == i:  # one row of each word set is enough to find it
-            for word in words.rarest():
-                by_word[word].append(i)
+    index = WordIndex(rank)
+    for text in old_texts:
+        index.add(text)
     pairs, same = [], set(old_texts)
     for j, text in enumerate(new_texts):
-        if text in same:
-            continue
-        words = _Words(frozenset(rank[w] for w in text.split() if w in rank))
-        candidates = dict.fromkeys(i for w in words.rarest() for i in by_word.get(w, ()))
-        match = next((i for i in candidates if words.resembles(rows[i])), None)
+        words = index.words(text)
+        candidates = () if text in same else index.candidates(words)
+        match = next((i for i in candidates if words.resembles(index.rows[i])), None)
         if match is not None:
             pairs.append((j, match))
     return pairs
+
+
+def near_clusters(texts: Sequence[str], joined: Iterable[tuple[int, int]] = ()) -> list[int]:
+    """Return a cluster number for each text, the index of its first: texts that equal or nearly repeat each other.
+
+    `joined` are pairs of indices that are together anyway. Clusters that share a text are one.
+    """
+    parent = list(range(len(texts)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def join(i: int, j: int) -> None:
+        low, high = sorted((root(i), root(j)))
+        parent[high] = low
+
+    folded, first = [fold_text(text) for text in texts], dict[str, int]()
+    for pair in joined:
+        join(*pair)
+    index = WordIndex(_ranks(folded))
+    for i, text in enumerate(folded):
+        join(i, first.setdefault(text.replace(" ", ""), i))
+        words = index.add(text)
+        for j in index.candidates(words):
+            if root(i) != root(j) and words.resembles(index.rows[j]):
+                join(i, j)
+    return [root(i) for i in range(len(texts))]
+
+
+class WordIndex:
+    """Word sets of texts, found again by their rarest words."""
+
+    def __init__(self, rank: dict[str, int]) -> None:
+        self.rows: list[_Words] = []
+        self._rank = rank
+        self._by_word: dict[int, list[int]] = defaultdict(list)
+        self._first: dict[frozenset[int], int] = {}
+
+    def words(self, text: str) -> _Words:
+        return _Words(frozenset(self._rank[w] for w in text.split() if w in self._rank))
+
+    def add(self, text: str) -> _Words:
+        i, words = len(self.rows), self.words(text)
+        self.rows.append(words)
+        if self._first.setdefault(words.ranks, i) == i:  # one row of each word set is enough to find it
+            for word in words.rarest():
+                self._by_word[word].append(i)
+        return words
+
+    def candidates(self, words: _Words) -> Iterable[int]:
+        return dict.fromkeys(i for w in words.rarest() for i in self._by_word.get(w, ()))
 
 
 def _ranks(texts: Sequence[str]) -> dict[str, int]:
