@@ -190,14 +190,12 @@ def learn(task_yaml: Path, run_name: str | None, small: bool) -> None:
 
 @main.command()
 @TASK
-@RUN
 @click.option("--out", type=PATH, default="suspects.jsonl", show_default=True)
-def suspects(task_yaml: Path, run_name: str | None, out: Path) -> None:
-    """Write rows whose given answer is probably wrong, for a person to fill in."""
+def suspects(task_yaml: Path, out: Path) -> None:
+    """Write training rows whose given label is probably wrong, for a person to fill in."""
     from smallfirst.pipeline.diagnostics import export_suspects
 
-    _, run_folder = load_run(task_yaml, run_name)
-    n = export_suspects(run_folder, out)
+    n = export_suspects(load_project(task_yaml), out)
     click.echo(f"{n} probable label errors in {out}: fill in `answer` where the given one is wrong")
     click.echo(f"next: add  relabels: {out}  under data: in {task_yaml}, then smallfirst train {task_yaml}")
 

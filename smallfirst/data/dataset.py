@@ -45,6 +45,8 @@ class Example(Record):
     """Line in that file, from 1."""
     group: str = ""
     """What the row shares with others: a template, source or customer; empty if it is not known."""
+    source: str = ""
+    """The model that gave the answer; empty for people's."""
 
     @property
     def text(self) -> str:

@@ -78,7 +78,9 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
     names = _names(keys, columns)
     if columns.group and "group" not in names:
         return f'no column "{columns.group}", which columns.group names'
-    group = {"group": names.pop("group")} if "group" in names else {}
+    # Neither is a part of a shape. `smallfirst label` writes both columns of a model's answers.
+    beside = {"group": names.pop("group")} if "group" in names else {}
+    beside |= {"source": "teacher"} if {"teacher", "labelled_on"} <= set(keys) else {}
     fits = [shape for shape, fields in _FIELDS.items() if names.keys() >= set(fields)]
     if len(fits) > 1:
         named = [s for s in fits if columns.model_fields_set & set(_FIELDS[s])]
@@ -89,11 +91,11 @@ def detect_layout(keys: Collection[str], columns: Columns, *, answered: bool = F
         return 'has both "response" and "completion": keep one of them'
     if fits:
         fields = [*_FIELDS[fits[0]], *(["context"] if "context" in names and fits != ["chat"] else [])]
-        return RowLayout(fits[0], {field: names[field] for field in fields} | group)
+        return RowLayout(fits[0], {field: names[field] for field in fields} | beside)
     alone = all(key == names.get("text") for key in names.values()) and bool(names)
     must = answered or "label" in columns.model_fields_set
     if alone and not must and not _lookalike(columns.label, _strays(keys, names)):
-        return RowLayout("text", {"text": names["text"]} | group)
+        return RowLayout("text", {"text": names["text"]} | beside)
     return _what_is_missing(keys, names, columns)
 
 
@@ -119,8 +121,16 @@ def parse_row(
         if unknown:
             return None, [_not_a_label(label, tuple(labels)) for label in unknown]
     group = " ".join(str(row[keys["group"]]).split()) if "group" in keys else ""
+    source = str(row[keys["source"]] or "") if "source" in keys else ""
     example = Example(
-        messages=messages, answer=golds[0], also=golds[1:], shape=found.shape, path=path, line=line, group=group
+        messages=messages,
+        answer=golds[0],
+        also=golds[1:],
+        shape=found.shape,
+        path=path,
+        line=line,
+        group=group,
+        source=source,
     )
     return example, []
 
@@ -212,6 +222,8 @@ def _what_is_missing(keys: Collection[str], names: Mapping[str, str], columns: C
 
 
 def _value_rules(field: str, value: object, name: str) -> list[str]:
+    if field == "source":
+        return []
     if field == "group":
         return [] if isinstance(value, (str, int)) and str(value).strip() else [f"{name} must be text or a number"]
     if field == "context" and (value is None or value == "" or value == []):

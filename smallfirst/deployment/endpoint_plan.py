@@ -188,6 +188,11 @@ def _certificate(version: versions.ModelVersion, cascade: Cascade) -> Certificat
             f"{what}: {found.why}",
             hint="label more rows and calibrate again; or sign for it: override: {by: …, because: …}",
         )
+    if found.issued and found.filters is not None and found.filters.policies:
+        raise StageMissing(
+            f"{what} was certified behind the policies of its task, which are not served here",
+            hint="smallfirst serve task.yaml",
+        )
     if len(found.stages) > 1:
         ahead = ", ".join(stage.name for stage in found.stages[:-1])
         raise StageMissing(

@@ -25,6 +25,7 @@ from smallfirst.pipeline.router_setup import (
     load_ood_detector,
     routes_to_challenger,
     routing_rules,
+    served_filters,
     stages_ahead,
     versioned_name,
 )
@@ -142,6 +143,9 @@ class TaskDeployment:
         reference = TrafficReference.model_validate_json(_attached(version, REFERENCE, b"{}"))
         heads = ConfidenceHeads.model_validate_json(_attached(version, HEADS, b"{}"))
         self._check_fallback(certificate)
+        detector = load_ood_detector(file, run_folder)
+        if certificate.filters is not None and certificate.issued:
+            certificate.filters.check_served(served_filters(file, detector), file.name)
         ahead = stages_ahead(file, run_folder, version=version.version)
         loaded += [stage.model for stage in ahead]
         name = versioned_name(f"{file.name}-small", version.version)
@@ -156,7 +160,7 @@ class TaskDeployment:
             self.large,
             certificate,
             general=self.general,
-            ood_detector=load_ood_detector(file, run_folder) if self.general is not None else None,
+            ood_detector=detector,
             options=routing_rules(file, reference.large_usd, run_folder.path, beside),
             name=file.name,
         )

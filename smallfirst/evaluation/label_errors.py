@@ -123,6 +123,11 @@ def apply_relabels(dataset: Dataset, path: Path, *, labels: Sequence[str] | None
     return dataset.subset(dataset.name, tuple(_relabelled(e, accepted.get(e.key)) for e in dataset.examples))
 
 
+def read_relabels(path: Path) -> tuple[tuple[str, str], ...]:
+    """Return key and answer of every line that a person filled in."""
+    return tuple((line.key, line.answer) for _, line in _read(path) if line.answer)
+
+
 def _labels(evaluations: Sequence[Evaluation]) -> set[str]:
     golds = {key: row.gold for e in evaluations for key, row in e.by_key.items()}
     return {answer for answer, n in Counter(golds.values()).items() if n >= MIN_LABEL_ROWS}
@@ -166,10 +171,10 @@ def _suspect(predictions: Sequence[_Prediction], labels: set[str]) -> Suspect | 
 
 
 def _relabelled(example: Example, answer: str | None) -> Example:
-    if answer is None or answer == example.answer:
+    if answer is None or (answer == example.answer and not example.source):
         return example
     # Not model_copy, which would keep the key of the old answer.
-    changed = {"answer": answer, "also": tuple(a for a in example.also if a != answer)}
+    changed = {"answer": answer, "also": tuple(a for a in example.also if a != answer), "source": ""}
     return Example(**{name: getattr(example, name) for name in Example.model_fields} | changed)
 
 

@@ -7,7 +7,9 @@ rows choose (heads, difficulty, out-of-domain limits); calibration rows certify 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from smallfirst.data.dataset import Dataset, fold_text
 from smallfirst.data.sources.load import load
@@ -24,7 +26,7 @@ from smallfirst.pipeline.confidence_heads import (
     with_confidences,
 )
 from smallfirst.pipeline.evaluate import measure_router
-from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, in_domain_rows, save_reference
+from smallfirst.pipeline.router_setup import cascade_stages, fit_ood_detectors, save_reference, served_rows
 from smallfirst.project.candidate_registry import FINE_TUNED
 from smallfirst.project.candidates import get_candidate
 from smallfirst.project.project import Project
@@ -55,8 +57,8 @@ def calibrate_stage(project: Project, run_folder: RunFolder, promotion: Promotio
 def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> tuple[Certificate, ConfidenceHeads]:
     ahead = project.file.routing.ahead
     fit_ood_detectors(project, run_folder)
-    own, scores = asyncio.run(in_domain_rows(project, run_folder))
-    heads, confidences = asyncio.run(_fit_heads(project, run_folder, promotion, own))
+    heads, confidences = asyncio.run(_fit_heads(project, run_folder, promotion))
+    own, scores, filters = asyncio.run(served_rows(project, run_folder))
     candidates = dict(zip((*ahead, FINE_TUNED), (*ahead, promotion.candidate), strict=True))
     drafts = [
         with_confidences(_calibration_rows(project, run_folder, candidate, own), confidences.get(stage, {}))
@@ -65,8 +67,9 @@ def _certify(project: Project, run_folder: RunFolder, promotion: Promotion) -> t
     drafts[0] = _with_detection_cost(drafts[0], scores)
     large = run_folder.evaluation("large", "calibration")
     certificate = _certificate(project, run_folder, promotion, drafts, large)
-    if counted := project.rows.counted.in_words:
-        certificate = certificate.model_copy(update={"limits_of_validity": (counted, *certificate.limits_of_validity)})
+    said = (project.rows.counted.in_words, _label_sources(own) if certificate.labels == "large" else "")
+    limits = (*filter(None, said), *filters.limits, *certificate.limits_of_validity)
+    certificate = certificate.model_copy(update={"filters": filters, "limits_of_validity": limits})
     certificate.save(run_folder.path / "certificate.json")
     for filename, record in (("certificate.json", certificate), (HEADS, heads)):
         versions.attach(promotion.name, promotion.version, filename, record.model_dump_json(indent=2).encode())
@@ -90,7 +93,7 @@ def _certificate(
 ) -> Certificate:
     routing = project.file.routing
     manifest = read_manifest(run_folder.model_folder(promotion.candidate))
-    labels = routing.labels
+    labels = labelled_by(project)
     if labels == "large" and project.file.data.gold:  # as few as they are, people's answers bound true errors tighter
         gold, labels = gold_answers(project, drafts[-1]), "gold"
         drafts = [judged_by_gold(project, draft, gold) for draft in drafts]
@@ -113,18 +116,31 @@ def _certificate(
 
 
 async def _fit_heads(
-    project: Project, run_folder: RunFolder, promotion: Promotion, own: Dataset
+    project: Project, run_folder: RunFolder, promotion: Promotion
 ) -> tuple[ConfidenceHeads, dict[str, dict[str, float]]]:
-    """Return the heads fitted on selection rows, and their confidences of the rows `own` by stage and row key."""
+    """Return the heads fitted on selection rows, and their confidences of the calibration rows by stage and key."""
     stages = cascade_stages(project, run_folder, get_candidate(promotion.candidate).load(project, run_folder))
     try:
         heads, drafts = await fit_heads(project, stages)
         if any(policy.kind == "difficulty" for policy in project.file.routing.policies):
             fit_difficulty(project, drafts[stages[-1].name], run_folder.path)
-        return heads, await head_confidences(heads, stages, own)
+        return heads, await head_confidences(heads, stages, project.rows.calibration)
     finally:
         for stage in stages:
             await stage.model.aclose()
+
+
+def labelled_by(project: Project) -> Literal["gold", "large"]:
+    """Return who labelled the calibration rows: labels of a model are never gold, whatever task.yaml says."""
+    by_model = any(example.source for example in project.rows.calibration.examples)
+    return "large" if by_model else project.file.routing.labels
+
+
+def _label_sources(rows: Dataset) -> str:
+    """Return a sentence on the rows that a model labelled; empty without any."""
+    counts = Counter(example.source for example in rows.examples if example.source)
+    models = ", ".join(f"{n} of {len(rows)} by {model}" for model, n in counts.most_common())
+    return f"calibration labels are a model's ({models}), so it promises agreement with the model" if models else ""
 
 
 def _calibration_rows(project: Project, run_folder: RunFolder, candidate: str, rows: Dataset) -> Evaluation:
@@ -155,7 +171,8 @@ def gold_answers(project: Project, small: Evaluation) -> dict[str, str]:
     columns = project.file.data.columns.model_copy(update={"group": ""})
     read = load(project.file.data.gold, columns=columns, folder=project.file.folder)
     keys = {row.text: row.key for row in small.rows}
-    unused = {e.text for part in (project.rows.selection, project.rows.left_out) for e in part.examples}
+    rows = project.rows
+    unused = {e.text for part in (rows.selection, rows.calibration, rows.left_out) for e in part.examples}
     unknown = [e for e in read.examples if e.text not in keys and e.text not in unused]
     if unknown:
         first = unknown[0]

@@ -10,18 +10,23 @@ import asyncio
 import itertools
 from pathlib import Path
 
-from smallfirst.data.dataset import sample_rows
+from smallfirst.data.dataset import Dataset, sample_rows, sample_share
 from smallfirst.data.quality.leaks import LeakReport, PairLeaks, find_leaks
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.evaluation.label_errors import Suspect, find_label_errors, write_suspects
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.evaluation.self_agreement import SelfAgreement, self_agreement
+from smallfirst.models.label_model import LabelModel
+from smallfirst.models.manifest import Manifest
 from smallfirst.pipeline import large_model as large_path
 from smallfirst.project.candidate_registry import promotable_names
 from smallfirst.project.project import Project
 from smallfirst.project.rows import PARTS
 from smallfirst.project.run_folder import RunFolder
 from smallfirst.records import Record
+from smallfirst.tasks.task import Task
+
+_FOLDS = 5
 
 
 class Diagnostics(Record):
@@ -58,9 +63,41 @@ def find_suspects(run_folder: RunFolder) -> tuple[Suspect, ...]:
     return find_label_errors(evaluations)
 
 
-def export_suspects(run_folder: RunFolder, path: Path) -> int:
-    """Write the suspects to `path` for a person to fill in and return their number; what is filled in already stays."""
-    found = find_suspects(run_folder)
+def find_training_suspects(project: Project) -> tuple[Suspect, ...]:
+    """Return probable label errors among the training rows, each judged by a model of words that was fitted without it.
+
+    Only labels are judged. Held-out rows are none of them: corrected where models disagree, and left alone where models
+    repeat a wrong label, they would flatter every model.
+    """
+    task, train = project.task, project.rows.train
+    folds = [sample_share(train, fold / _FOLDS, "suspects")[0] for fold in range(_FOLDS + 1)]
+    evaluations = []
+    for before, upto in itertools.pairwise(folds) if task.closed else ():
+        seen, held = (frozenset(map(id, fold.examples)) for fold in (before, upto))
+        part = train.subset("fold", tuple(e for e in upto.examples if id(e) not in seen))
+        rest = train.subset("rest", tuple(e for e in train.examples if id(e) not in held or id(e) in seen))
+        if part.examples and len(rest.labels()) > 1:
+            evaluations.append(asyncio.run(_judged_by_words(task, rest, part)))
+    return find_label_errors(evaluations)
+
+
+async def _judged_by_words(task: Task, train: Dataset, rows: Dataset) -> Evaluation:
+    from smallfirst.models.linear.classifier import LinearClassifier
+
+    classifier = LinearClassifier.fit("words", train, task)
+    model = LabelModel(classifier, Manifest(kind="words", task=task, base=""), name="words")
+    try:
+        return await evaluate(model, EvaluationSetup(task, rows, split="train"), candidate="words")
+    finally:
+        await model.aclose()
+
+
+def export_suspects(project: Project, path: Path) -> int:
+    """Write the training rows' suspects to `path` for a person to fill in and return their number.
+
+    What is filled in already stays.
+    """
+    found = find_training_suspects(project)
     write_suspects(found, path)
     return len(found)
 

@@ -47,16 +47,17 @@ async def measure_router(
         large = await recorded_answers(file, project.task, rows, progress=project.progress)
         open_answers = await recorded_open_answers(file, rows, progress=project.progress)
         general = OpenEndedReplay(open_answers, large) if open_answers else None
-        if _may_escalate(certificate):  # only rows that the large model was asked can be answered from its recording
-            test = sample_rows(test, file.large.sample("test"))
-    detector = load_ood_detector(file, run_folder) if general else None
+    detector = load_ood_detector(file, run_folder)
+    if file.large is not None and (_may_escalate(certificate) or detector is not None or file.routing.policies):
+        # Only rows that the large model was asked can be answered from its recording.
+        test = sample_rows(test, file.large.sample("test"))
     stages = heads.on(cascade_stages(project, run_folder, get_candidate(candidate).load(project, run_folder)))
     # All test rows would fall into one window of a budget.
     options = routing_rules(file, None, run_folder.path)._replace(budget=None)
     router = Router(stages, large, certificate, general=general, ood_detector=detector, options=options, name=file.name)
     try:
         await _evaluate(project, run_folder, router, name="routed", data=test, split="test", probe_rows=PROBE_ROWS)
-        if rows.open_ended is not None and detector is not None:
+        if rows.open_ended is not None and detector is not None and general is not None:
             await _count_open_ended(project, run_folder, router, split_open_ended(rows.open_ended)[1])
     finally:
         await router.aclose()

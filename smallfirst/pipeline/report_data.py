@@ -49,8 +49,6 @@ def report_data(project: Project, run_folder: RunFolder, doubts: Diagnostics) ->
     file, rows = project.file, project.rows
     evaluations = run_folder.evaluations("test")
     there = {path.name for path in run_folder.path.iterdir()}
-    if rows.counted.in_words:
-        notes.append(f"{rows.counted.in_words}.")
     verdicts = run_folder.verdicts() if "verdicts.json" in there else None
     prompt_tokens, completion_tokens = _large_tokens(file)
     open_ended = None
@@ -152,6 +150,8 @@ def _notes(rows: Rows, run_folder: RunFolder) -> tuple[str, ...]:
         "The gate looks at every candidate on the same test rows: the one chosen on selection rows and the one that "
         "task.yaml names share half of its level, the others the other half.",
     ]
+    if rows.counted.in_words:
+        notes.append(f"{rows.counted.in_words}.")
     verdicts = run_folder.verdicts() if (run_folder.path / "verdicts.json").exists() else None
     if verdicts and verdicts.how_found:
         notes.append(f"{capitalize_first(str(verdicts.smallest))}: {verdicts.how_found}.")

@@ -6,15 +6,16 @@ Measurement on test rows and serving use the same parts. A served model has its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from smallfirst.data.dataset import Dataset, sample_share
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.models.catalog import find_weights
 from smallfirst.models.loading import load_model
-from smallfirst.models.protocol import Model, Request
+from smallfirst.models.protocol import Capability, Chunk, Completion, Model, Request, stream_in_one_chunk
 from smallfirst.pipeline.confidence_heads import DIFFICULTY
 from smallfirst.project.candidates import project_candidates
 from smallfirst.project.project import Project
@@ -22,14 +23,18 @@ from smallfirst.project.run_folder import RunFolder
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record
 from smallfirst.registry import versions
+from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.filters import RequestFilters, filters_of, random_split
 from smallfirst.routing.difficulty import DifficultyModel
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.routing.ood.gate import ForeignTextClassifier, OodGate
 from smallfirst.routing.policies.policy import CHALLENGER
+from smallfirst.routing.router import Router
 from smallfirst.routing.types import OodScore, RouterOptions, Stage
 
 PROFILE_FOLDER, DOMAIN_FOLDER = "signature", "domain"
 """Folders of the out-of-domain detectors in a run folder."""
+_DETECTOR_FOLDERS = {"own_rows": PROFILE_FOLDER, "open_ended": DOMAIN_FOLDER}
 REFERENCE = "reference.json"
 """File beside the certificate."""
 
@@ -138,8 +143,7 @@ def load_ood_detector(file: TaskFile, run_folder: RunFolder) -> OodGate | None:
     """Return the detector that `routing.domain` names; None if it is off."""
     if file.routing.domain == "off":
         return None
-    folder = PROFILE_FOLDER if file.routing.domain == "own_rows" else DOMAIN_FOLDER
-    return OodGate.load(run_folder.path / folder, price=file.prices.machine)
+    return OodGate.load(run_folder.path / _DETECTOR_FOLDERS[file.routing.domain], price=file.prices.machine)
 
 
 def split_open_ended(requests: Dataset) -> tuple[Dataset, Dataset]:
@@ -147,16 +151,51 @@ def split_open_ended(requests: Dataset) -> tuple[Dataset, Dataset]:
     return sample_share(requests, 0.5, "domain")
 
 
-async def in_domain_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...]]:
-    """Return the calibration rows that the detector lets through to the small model, with their scores.
+def served_filters(file: TaskFile, detector: OodGate | None) -> RequestFilters:
+    """Return what requests of a task pass before its cascade."""
+    routing = file.routing
+    return filters_of("" if detector is None or routing.domain == "off" else routing.domain, routing.policies)
 
-    The certificate holds for these rows. Without a detector, return all rows and no scores.
+
+async def served_rows(project: Project, run_folder: RunFolder) -> tuple[Dataset, tuple[OodScore, ...], RequestFilters]:
+    """Return the calibration rows that reach the cascade when they are served, the detector's scores, and the filters.
+
+    The Router itself decides, so every filter of the served path applies; random splits are left out. Without a
+    detector there are no scores.
     """
-    rows = project.rows.calibration
-    detector = load_ood_detector(project.file, run_folder)
-    if detector is None:
-        return rows, ()
-    scored = [(e, await detector.score(Request(messages=e.messages))) for e in rows.examples]
-    await detector.aclose()
-    own = [(example, score) for example, score in scored if score.value <= detector.threshold]
-    return rows.subset("calibration", tuple(e for e, _ in own)), tuple(score for _, score in own)
+    file, rows = project.file, project.rows.calibration
+    detector = load_ood_detector(file, run_folder)
+    policies = [policy for policy in file.routing.policies if not random_split(policy)]
+    options = RouterOptions(policies, difficulty=DifficultyModel.load(run_folder.path / DIFFICULTY))
+    draft = _Draft()
+    router = Router(draft, draft, _ACCEPT_ALL, ood_detector=detector, options=options)
+    own, scores = [], []
+    for example in rows.examples:
+        route = (await router.decide(Request(messages=example.messages))).route
+        if route.certified:
+            own.append(example)
+            scores += [OodScore(s.score or 0.0, s.cost_usd, s.latency_ms) for s in route.trail if s.stage == "domain"]
+    await router.aclose()
+    found = served_filters(file, detector).model_copy(update={"n_rows": len(rows), "n_passed": len(own)})
+    return rows.subset("calibration", tuple(own)), tuple(scores), found
+
+
+class _Draft:
+    """A model that is certain, to find out which requests reach the cascade."""
+
+    name = "draft"
+    capabilities: frozenset[Capability] = frozenset()
+
+    async def complete(self, request: Request) -> Completion:
+        return Completion(
+            text="", prompt_tokens=0, completion_tokens=0, cost_usd=0.0, latency_ms=0.0, confidence=1.0, answered_by=""
+        )
+
+    def stream(self, request: Request) -> AsyncIterator[Chunk]:
+        return stream_in_one_chunk(self, request)
+
+    async def aclose(self) -> None: ...
+
+
+_ACCEPTS: dict[str, Any] = {"issued": True, "threshold": 0.0, "max_error": 0.5, "confidence": 0.95}
+_ACCEPT_ALL = Certificate.model_construct(**_ACCEPTS)

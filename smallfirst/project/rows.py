@@ -16,7 +16,7 @@ from smallfirst.data.redaction import redact
 from smallfirst.data.row_formats import ROW_FORMATS, Columns
 from smallfirst.data.sources.load import DEFAULT_COLUMNS, load
 from smallfirst.errors import DataError, Problem
-from smallfirst.evaluation.label_errors import apply_relabels
+from smallfirst.evaluation.label_errors import apply_relabels, read_relabels
 from smallfirst.project.task_file import TaskFile
 from smallfirst.records import Record, parse_record
 from smallfirst.tasks import TASK_KINDS
@@ -130,11 +130,25 @@ def _with_answers(example: Example, answer: str, also: tuple[str, ...]) -> Examp
 
 
 def with_relabels(rows: Rows, task_file: TaskFile, task: Task) -> Rows:
-    """Return the rows with people's answers to probable label errors. Raise DataError naming every bad line."""
+    """Return the rows with people's answers to probable label errors.
+
+    Raise DataError naming every bad line, and if some rows of calibration or test were judged and others not: judged
+    where a model disagrees, they would pass its answers as right and keep the labels that are wrong in its favour.
+    """
     if task_file.data.relabels is None:
         return rows
     path = task_file.path(task_file.data.relabels)
     whole = rows.train.subset("rows", tuple(e for name in PARTS for e in getattr(rows, name).examples))
+    judged = frozenset(key for key, _ in read_relabels(path))
+    for name in ("calibration", "test"):
+        part = getattr(rows, name).examples
+        own = [example for example in part if example.key in judged]
+        if 0 < len(own) < len(part):
+            raise DataError(
+                f"{path} answers {len(own)} of {len(part)} {name} rows, which would shift what they measure",
+                [Problem(e.path, e.line, f"a {name} row") for e in own],
+                hint=f"remove these lines, or judge every {name} row; smallfirst suspects lists training rows only",
+            )
     relabelled = iter(apply_relabels(whole, path, labels=task.closed or None).examples)
     # The same number of rows in the same order: each part takes its own back.
     parts = {}

@@ -29,8 +29,14 @@ DOCUMENT = PACKAGE.parent / "docs" / "design" / "training_path.md"
 MAX_FILES = 12
 MARK = "zebra"
 """A word of every row's text and of every label."""
-BESIDE = {"smallfirst/training/estimates/memory.py", "smallfirst/models/local/label_tokens.py"}
-"""One looks at the rows before anything is loaded and passes nothing on, the other is given the labels of the task."""
+BESIDE = {
+    "smallfirst/training/estimates/memory.py",
+    "smallfirst/models/local/label_tokens.py",
+    "smallfirst/data/quality/independence.py",
+    "smallfirst/data/quality/leaks.py",
+    "smallfirst/data/quality/near_duplicates.py",
+}
+"""They look at the rows and pass no training row on; `label_tokens` is given the labels of the task."""
 
 
 class Stop(BaseException):

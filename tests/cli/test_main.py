@@ -194,7 +194,7 @@ def test_check_writes_every_place_and_measures_the_curve_on_request(folder: Path
     assert result.exit_code == 0, result.output
     assert "more rows (a linear model on words" in result.stdout
     places = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    repeats = [place for place in places if "repeat an earlier one" in place["finding"]]
+    repeats = [place for place in places if place["finding"].startswith("train rows that repeat")]
     assert f": {len(repeats)} (" in repeats[0]["finding"]
     assert len(repeats) > 10
     assert result.stdout.splitlines()[-1] == f"{len(places)} places in {folder / 'rows.jsonl'}"

@@ -205,3 +205,20 @@ def test_labels_are_a_list_and_each_must_be_known() -> None:
     assert isinstance(found, RowLayout)
     _, broken = parse_row(row, found, path="rows.jsonl", line=1, labels=["late", "brokn"])
     assert broken == ['label "broken" is not one of the 2 labels — did you mean "brokn"?']
+
+
+def test_a_row_may_carry_its_group_and_the_model_that_answered_it() -> None:
+    row = {"text": "a", "label": "b", "customer": 7, "teacher": "big-1", "labelled_on": "2026-11-26"}
+    found = detect_layout(row, Columns(group="customer"))
+    assert isinstance(found, RowLayout)
+    example, broken = parse_row(row, found, path="p", line=1, labels=None)
+    assert broken == []
+    assert example is not None
+    assert (example.group, example.source) == ("7", "big-1")
+    assert rules(row | {"customer": " "}, columns=Columns(group="customer")) == ['"customer" must be text or a number']
+    assert rules({"text": "a", "label": "b"}, columns=Columns(group="customer")) == [
+        'no column "customer", which columns.group names'
+    ]
+    alone = detect_layout({"text", "label", "teacher"}, Columns())  # a column of the user's own
+    assert isinstance(alone, RowLayout)
+    assert set(alone.keys) == {"text", "label"}

@@ -36,6 +36,7 @@ from smallfirst.pricing import PriceBook, TokenPrice
 from smallfirst.project.task_file import SignedOverride
 from smallfirst.registry import versions
 from smallfirst.routing.certificate.certificate import Certificate
+from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.ood.detector import fit_task_profile
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.tasks.classify import Classify
@@ -213,6 +214,17 @@ def test_a_cascade_certified_behind_a_domain_check_has_it_or_is_not_served(
         asyncio.run(built.aclose())
     finally:
         versions.attach(NAME, 1, REFERENCE, TrafficReference().model_dump_json().encode())
+
+
+@pytest.mark.usefixtures("store")
+def test_a_certificate_that_assumes_policies_is_not_served_without_them(ledger: Ledger) -> None:
+    filters = RequestFilters(policies=({"kind": "rule", "to": "large", "longer_than_chars": 9},))
+    keep(certificate(issued=True).model_copy(update={"filters": filters}))
+    try:
+        with pytest.raises(StageMissing, match="certified behind the policies of its task"):
+            load_endpoint("desk", plan(cascade=Cascade(fallback="big")), ledger)
+    finally:
+        keep(certificate(issued=True))
 
 
 def test_an_external_model_needs_a_price_and_its_key(monkeypatch: pytest.MonkeyPatch) -> None:

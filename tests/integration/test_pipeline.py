@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from smallfirst.cli.main import main
 from smallfirst.deployment import service
-from smallfirst.errors import GateFailed, StageMissing
+from smallfirst.errors import DataError, GateFailed, StageMissing
 from smallfirst.models.protocol import Request, Route
 from smallfirst.paths import home
 from smallfirst.pipeline import run as pipeline
@@ -193,9 +193,11 @@ def test_rows_that_check_refuses_are_told_before_anything_is_trained(
     monkeypatch.setattr(pipeline, "train_stage", train)
     file = task_file(desk_folder)
     leaking = file.model_copy(update={"data": file.data.model_copy(update={"test": file.data.train})})
-    with pytest.raises(Trained):
+    with pytest.raises(DataError, match="550 of 550 test texts are also in train"):
         pipeline.run(leaking, progress=Progress())
-    assert "check: NO (550 rows to train on); `smallfirst check` shows why" in capsys.readouterr().err
+    with pytest.raises(Trained):
+        pipeline.run(leaking, progress=Progress(), despite_check=True)
+    assert "check: NO (550 rows to train on); run despite it: 550 of 550 test texts" in capsys.readouterr().err
 
 
 def test_a_stage_without_an_earlier_one_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

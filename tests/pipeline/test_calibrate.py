@@ -11,7 +11,13 @@ from fixtures.evaluations import evaluated_row, evaluation_of
 
 from smallfirst.errors import DataError
 from smallfirst.evaluation.results import Evaluation
-from smallfirst.pipeline.calibrate import _with_detection_cost, gold_answers, judged_by_gold
+from smallfirst.pipeline.calibrate import (
+    _label_sources,
+    _with_detection_cost,
+    gold_answers,
+    judged_by_gold,
+    labelled_by,
+)
 from smallfirst.progress import Progress
 from smallfirst.project.project import Project
 from smallfirst.project.task_file import read_task_file
@@ -93,6 +99,23 @@ def test_an_answer_to_a_row_that_is_not_there_is_refused_by_its_line(tmp_path: P
     of = project(tmp_path, [("row 2", truth(2)), ("row 999", "billing")])
     with pytest.raises(DataError, match=r"gold\.jsonl:2: no validation row has this text \(1 such rows\)"):
         certified(of)
+
+
+def test_a_model_s_labels_are_never_gold(tmp_path: Path) -> None:
+    of = project(tmp_path, [], labels="gold")
+    assert (labelled_by(of), _label_sources(of.rows.calibration)) == ("gold", "")
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text(encoding="utf-8").splitlines()]
+    mixed = [
+        line | {"teacher": "big-1" if i % 2 else None, "labelled_on": "2026-11-26"} for i, line in enumerate(lines)
+    ]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in mixed), encoding="utf-8")
+    of = Project.read(of.file, Progress(quiet=True))
+    n = sum(example.source == "big-1" for example in of.rows.calibration.examples)
+    assert 0 < n < len(of.rows.calibration)
+    assert labelled_by(of) == "large"
+    assert f"({n} of {len(of.rows.calibration)} by big-1)" in _label_sources(of.rows.calibration)
+    measured = certify(small(of), None, of.file.routing.guarantee, model_fingerprint="m", labels=labelled_by(of))
+    assert "right is what the large model answered" in measured.why
 
 
 def test_every_request_pays_for_out_of_domain_detection(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from smallfirst.data.dataset import Example
+from smallfirst.errors import DataError
 from smallfirst.evaluation.evaluate import EvaluationSetup, evaluate
 from smallfirst.models.protocol import Request
 from smallfirst.models.recorded.replay import request_key
@@ -119,28 +122,56 @@ def test_without_a_wish_for_a_ceiling_nothing_is_asked_twice(project: Project, r
     )
 
 
-def test_suspects_are_written_for_a_person_to_fill_in(project: Project, run_folder: RunFolder, tmp_path: Path) -> None:
-    large = run_folder.evaluation("large", "test")
-    assert large is not None
-    sure = tuple(r.model_copy(update={"confidence": 0.99}) for r in large.rows)
-    run_folder.save_evaluation(large.model_copy(update={"candidate": "small", "rows": sure}))
-    n = export_suspects(run_folder, tmp_path / "suspects.jsonl")
+def labelled(folder: Path, **files: object) -> Project:
+    """A task whose words tell the label; of 200 training and 80 validation rows each 20th is given another one."""
+    for part, n in (("train", 200), ("validation", 80), ("test", 20)):
+        rows = [
+            {"text": f"my {LABELS[i % 3]} {part}{i} today", "label": LABELS[(i + (i % 20 == 3)) % 3]} for i in range(n)
+        ]
+        write(folder / f"{part}.jsonl", rows)
+    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")} | files
+    (folder / "task.yaml").write_text(json.dumps({"name": "desk", "data": data}), encoding="utf-8")
+    return Project.read(read_task_file(folder), Progress(quiet=True))
+
+
+def test_suspects_for_relabelling_are_training_rows_alone(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    n = export_suspects(project, tmp_path / "suspects.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "suspects.jsonl").read_text(encoding="utf-8").splitlines()]
-    wrong = [r for r in large.rows if not r.correct]
-    assert n == len(lines) == len(wrong)
-    assert [line["given"] for line in lines] == [r.gold for r in wrong]
-    assert all(line["suggested"] == "fee" and line["answer"] == "" for line in lines)
+    wrong = {e.key for e in project.rows.train.examples if e.answer not in e.text}
+    assert n == len(lines) == len(wrong) == 10
+    assert {line["key"] for line in lines} == wrong
+    assert all(line["suggested"] in line["text"] and line["answer"] == "" for line in lines)
 
 
-def test_answers_of_a_person_change_the_rows_and_nothing_else(project: Project, tmp_path: Path) -> None:
-    victim = project.rows.test.examples[2]
-    line = {"key": victim.key, "text": victim.text, "given": victim.answer, "suggested": "pin", "answer": "fee"}
-    write(tmp_path / "mended.jsonl", [line])
-    data = project.file.data.model_copy(update={"relabels": Path("mended.jsonl")})
-    mended = Project.read(project.file.model_copy(update={"data": data}), Progress(quiet=True))
-    answers = [e.answer for e in mended.rows.test.examples]
-    assert answers == ["fee" if i == 2 else e.answer for i, e in enumerate(project.rows.test.examples)]
-    assert mended.rows.train == project.rows.train
+def relabels(examples: Sequence[Example], path: Path) -> None:
+    """A person's right answers to these rows."""
+    answers = [next(label for label in LABELS if label in e.text) for e in examples]
+    rows = [
+        {"key": e.key, "text": e.text, "given": e.answer, "suggested": a, "answer": a}
+        for e, a in zip(examples, answers, strict=True)
+    ]
+    write(path, rows)
+
+
+@pytest.mark.parametrize("part", ["calibration", "test"])
+def test_held_out_labels_are_not_corrected_where_a_model_disagrees_alone(tmp_path: Path, part: str) -> None:
+    """Each 20th label is wrong, and a model that knows better would be certified without a single error."""
+    rows = getattr(labelled(tmp_path).rows, part)
+    relabels([e for e in rows.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
+    with pytest.raises(DataError, match=rf"answers \d of {len(rows)} {part} rows, which would shift what they measure"):
+        labelled(tmp_path, relabels="mended.jsonl")
+    relabels(rows.examples, tmp_path / "mended.jsonl")
+    mended = getattr(labelled(tmp_path, relabels="mended.jsonl").rows, part)
+    assert [e.answer in e.text for e in mended.examples] == [True] * len(rows)
+
+
+def test_a_person_s_answers_change_training_rows_and_nothing_else(tmp_path: Path) -> None:
+    project = labelled(tmp_path)
+    relabels([e for e in project.rows.train.examples if e.answer not in e.text], tmp_path / "mended.jsonl")
+    mended = labelled(tmp_path, relabels="mended.jsonl")
+    assert all(e.answer in e.text for e in mended.rows.train.examples)
+    assert mended.rows.test == project.rows.test
 
 
 def test_all_doubts_come_together(project: Project, run_folder: RunFolder) -> None:

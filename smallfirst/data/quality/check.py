@@ -67,7 +67,14 @@ def check(
     given = {"train": train, "validation": validation, "test": test}
     splits = {name: data for name, data in given.items() if data is not None}
     seen, shared = overlaps.find_overlaps(splits)
-    found = [*_emptiness(splits), *_contradictions(splits), *_repeats(splits), *_straddling_groups(splits), *shared]
+    found = [
+        *_emptiness(splits),
+        *_contradictions(splits),
+        *_repeats(splits),
+        *_straddling_groups(splits),
+        *_models_labels(splits),
+        *shared,
+    ]
     found += [*_classes(train), *_unseen_labels(splits), *_certificate(validation)]
     found += lengths.find_long_rows(splits, tokens) if tokens else []
     return CheckReport(
@@ -183,6 +190,14 @@ def _straddling_groups(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
             level = "fix" if name == "validation" else "stop"
             rule = "keep each group in one split; without a file of this split, the training file is split by group"
             yield make_finding(level, f"{name} rows of a group of an earlier split: {len(where):,}", rule, where)
+
+
+def _models_labels(splits: Mapping[str, Dataset]) -> Iterator[Finding]:
+    for name, data in splits.items():
+        where = [locate(example, f"was answered by {example.source}") for example in data.examples if example.source]
+        if where and name != "train":
+            rule = "figures on them say how far a model agrees with that model, not how far it is right"
+            yield make_finding("fix", f"{name} rows that a model labelled: {len(where):,}", rule, where)
 
 
 def _classes(train: Dataset) -> Iterator[Finding]:

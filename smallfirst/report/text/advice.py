@@ -65,7 +65,10 @@ def _relabel(data: ReportData) -> list[str]:
         return []
     n = len(data.suspects)
     rows = "1 row whose given answer is" if n == 1 else f"{n:,} rows whose given answers are"
-    return [f"Look at {rows} probably wrong: each correction makes every figure here more accurate."]
+    return [
+        f"Look at {rows} probably wrong. To correct test or calibration labels judge every row of the split anew, not "
+        "these alone: labels corrected only where models disagree flatter the models."
+    ]
 
 
 def warnings(data: ReportData) -> tuple[str, ...]:

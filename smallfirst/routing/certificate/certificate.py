@@ -14,6 +14,7 @@ from smallfirst.errors import ConfigError
 from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import Record, fingerprint
 from smallfirst.routing.certificate.below_threshold import Band, BelowAction, decide_below_threshold
+from smallfirst.routing.certificate.filters import RequestFilters
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import (
     CascadeData,
@@ -130,6 +131,9 @@ class Certificate(Record):
     is also there where it is not limited: what the calibration rows allow for."""
     limits_of_validity: tuple[str, ...] = ()
     """What the guarantee rests on and when it ends."""
+    filters: RequestFilters | None = None
+    """What requests must pass before they reach the cascade for which it holds; None in certificates made before it was
+    stored."""
     earlier_fingerprint: str = ""
     """Fingerprint of the certificate as it was first written, if that was under earlier field names."""
 
@@ -140,7 +144,7 @@ class Certificate(Record):
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the content's SHA-256, or the earlier fingerprint: ledgers refer to it."""
-        later = ("labels_missing_chance", "look", "audit_limits")
+        later = ("labels_missing_chance", "look", "audit_limits", "filters")
         empty = {name for name in later if getattr(self, name) in (None, {})}
         return self.earlier_fingerprint or fingerprint(self.model_dump(mode="json", exclude=empty))
 

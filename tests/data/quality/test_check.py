@@ -62,6 +62,26 @@ def test_a_repeated_row_is_noted_and_many_are_to_be_fixed() -> None:
     assert found(many, "train rows that repeat").n == 9
 
 
+def test_repeats_of_every_split_are_found() -> None:
+    twice = [("twice", "a"), ("Twice!", "b")]
+    report = check(plenty("train", 100), validation=plenty("val", 98, *twice), test=plenty("test", 20, *twice))
+    assert found(report, "validation rows that repeat").level == "note"
+    assert found(report, "test rows that repeat").where == ("test.jsonl:22 repeats test.jsonl:21",)
+
+
+def test_a_group_in_two_splits_and_labels_of_a_model_are_found() -> None:
+    parts = [plenty(name, 100) for name in ("train", "val", "test")]
+    changed = {"group": "customer 1", "source": "big-1"}
+    train, val, test = (
+        data.subset(data.name, (data.examples[0].model_copy(update=changed), *data.examples[1:])) for data in parts
+    )
+    report = check(train, validation=val, test=test)
+    assert found(report, "validation rows of a group of an earlier split: 1").level == "fix"
+    assert found(report, "test rows of a group of an earlier split: 1").level == "stop"
+    models = [f.what for f in report.findings if "a model labelled" in f.what]
+    assert models == ["validation rows that a model labelled: 1", "test rows that a model labelled: 1"]
+
+
 def test_a_text_in_two_splits_is_a_leak() -> None:
     test = plenty("test", 200, ("Train WORD0, thing0", "a"))
     report = check(plenty("train", 100), validation=plenty("val", 60), test=test)

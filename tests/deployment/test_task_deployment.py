@@ -1,0 +1,53 @@
+"""A version is served behind the filters that its certificate assumes, with a large model or without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from fixtures.certificates import certificate as make_certificate
+
+from smallfirst.deployment.task_deployment import TargetVersions, TaskDeployment
+from smallfirst.errors import StageMissing
+from smallfirst.models.protocol import Request
+from smallfirst.paths import home
+from smallfirst.pipeline.router_setup import PROFILE_FOLDER
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.registry import versions
+from smallfirst.routing.certificate.filters import RequestFilters
+from smallfirst.routing.ood.detector import fit_task_profile
+from smallfirst.serving.ledger.ledger import Ledger
+
+
+def set_routing(path: Path, **routing: object) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"routing": routing}), encoding="utf-8")
+
+
+def test_a_certificate_made_inside_the_domain_is_not_served_without_the_gate(desk) -> None:
+    set_routing(desk.path, domain="own_rows")
+    version = desk.register(0)
+    found = make_certificate(0.0, filters=RequestFilters(domain="own_rows", n_rows=100, n_passed=97))
+    versions.attach("main.desk.toy", version, "certificate.json", found.model_dump_json().encode())
+    versions.promote("main.desk.toy", version)
+    ledger = Ledger(home() / "ledger.db")
+    deployment = TaskDeployment(desk.file, ledger)
+    assert deployment.general is None
+    with pytest.raises(StageMissing, match="toy: its certificate holds behind the domain gate"):
+        deployment.load(TargetVersions(version))
+
+    rows = Project.read(desk.file, Progress(quiet=True)).rows
+    fit_task_profile(rows.train, rows.selection).save(RunFolder.latest("toy").path / PROFILE_FOLDER)
+    router = deployment.load(TargetVersions(version)).router
+    foreign = "Explain, with 12 equations, why the ΔG of photosynthesis is +2,870 kJ"
+    texts = {True: rows.train.examples[0].text, False: foreign}
+    for inside, text in texts.items():
+        route = asyncio.run(router.complete(Request.ask(text))).route
+        assert route is not None
+        assert (route.stage, route.certified) == ("small", inside)
+    asyncio.run(router.aclose())
+    ledger.close()

@@ -1,0 +1,112 @@
+"""Calibration rows pass every filter of the served path, and a certificate is served behind those filters only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.certificates import certificate as make_certificate
+
+from smallfirst.data.dataset import Dataset, Example
+from smallfirst.errors import StageMissing
+from smallfirst.models.protocol import Request
+from smallfirst.pipeline.router_setup import (
+    PROFILE_FOLDER,
+    load_ood_detector,
+    served_filters,
+    served_rows,
+)
+from smallfirst.progress import Progress
+from smallfirst.project.project import Project
+from smallfirst.project.run_folder import RunFolder
+from smallfirst.project.task_file import read_task_file
+from smallfirst.routing.ood.detector import fit_task_profile
+
+THINGS = ("card", "refund", "pin", "transfer", "voucher", "fee")
+WISHES = ("where is my {}", "the {} does not work", "i lost the {} yesterday", "why was a {} declined")
+ENDS = ("", " please", " today", " now")
+FOREIGN = "explain to a child how photosynthesis works in the leaves of an oak"
+
+
+def project(folder: Path, validation: list[str], **routing: Any) -> Project:
+    train = [f"{wish.format(thing)}{end}" for wish in WISHES for thing in THINGS for end in ENDS]
+    for part, texts in (("train", train), ("validation", validation), ("test", ["a test", "another"])):
+        lines = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    data = {part: f"{part}.jsonl" for part in ("train", "validation", "test")}
+    settings = {"name": "desk", "labels": ["a", "b"], "data": data, "routing": {"domain": "off", **routing}}
+    (folder / "task.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    return Project.read(read_task_file(folder), Progress(quiet=True))
+
+
+def test_rows_that_a_policy_places_elsewhere_do_not_certify_the_rest(tmp_path: Path) -> None:
+    easy = [f"easy {i}" for i in range(200)]
+    hard = [f"a hard question of many words, number {i}" for i in range(200)]
+    policies = [
+        {"kind": "rule", "to": "cascade", "contains": ["easy 1"]},  # these skip the rules after it
+        {"kind": "rule", "to": "large", "shorter_than_chars": 20},
+        {"kind": "split", "to": "large", "share": 0.5, "by": "user"},
+        {"kind": "rule", "to": "large", "tags": {"tier": "gold"}},
+    ]
+    of = project(tmp_path, easy + hard, policies=policies)
+    rows, scores, filters = asyncio.run(served_rows(of, RunFolder(tmp_path)))
+    expected = [e for e in of.rows.calibration.examples if "hard" in e.text or "easy 1" in e.text]
+    assert list(rows.examples) == expected
+    assert 0 < len(expected) < len(of.rows.calibration)
+    assert (scores, filters.n_passed, filters.n_rows) == ((), len(expected), len(of.rows.calibration))
+    held, *unknown = filters.limits
+    assert held.startswith(f"it holds for requests that pass the policies, as {len(expected)} of")
+    assert [sentence.partition(":")[0] for sentence in unknown] == [
+        "a split by user sends 50% to large",
+        "a rule on tags (tier) leads to large",
+    ]
+
+
+def gated(folder: Path) -> tuple[Project, RunFolder]:
+    """A task with the gate of its own rows, no large model, and rows of which some are foreign."""
+    pairs = ((" please", " today"), (" now", " please"), (" today", " now"))
+    own = [f"{wish.format(thing)}{a}{b}" for wish in WISHES for thing in THINGS for a, b in pairs]
+    of = project(folder, [*own, *(f"{FOREIGN} number {i}" for i in range(40))], domain="own_rows")
+    run_folder = RunFolder(folder / "run")
+    profile = fit_task_profile(of.rows.train, Dataset(name="own", examples=of.rows.selection.examples[:0]))
+    profile.save(run_folder.path / PROFILE_FOLDER)
+    return of, run_folder
+
+
+def test_rows_outside_the_domain_do_not_certify_with_or_without_a_large_model(tmp_path: Path) -> None:
+    of, run_folder = gated(tmp_path)
+    rows, scores, filters = asyncio.run(served_rows(of, run_folder))
+    detector = load_ood_detector(of.file, run_folder)
+    assert detector is not None
+
+    async def inside(example: Example) -> bool:
+        return (await detector.score(Request(messages=example.messages))).value <= detector.threshold
+
+    async def expected() -> list[Example]:
+        return [e for e in of.rows.calibration.examples if await inside(e)]
+
+    assert list(rows.examples) == asyncio.run(expected())
+    assert (len(scores), filters.domain, filters.n_passed) == (len(rows), "own_rows", len(rows))
+    assert 10 < len(rows) < len(of.rows.calibration) - 10
+
+
+def test_a_certificate_is_served_behind_its_own_filters_only(tmp_path: Path) -> None:
+    of, run_folder = gated(tmp_path)
+    filters = served_filters(of.file, load_ood_detector(of.file, run_folder))
+    filters.check_served(filters, "desk")
+    with pytest.raises(StageMissing, match="desk: its certificate holds behind the domain gate of its calibration"):
+        filters.check_served(served_filters(of.file, None), "desk")
+    policies = [{"kind": "rule", "to": "small", "longer_than_chars": 9}]
+    other = project(tmp_path, ["a"], domain="own_rows", policies=policies).file
+    with pytest.raises(StageMissing, match="behind the policies of its calibration"):
+        filters.check_served(served_filters(other, load_ood_detector(other, run_folder)), "desk")
+
+
+def test_an_older_certificate_keeps_its_fingerprint() -> None:
+    assert make_certificate().fingerprint() != make_certificate(filters=None, threshold=0.7).fingerprint()
+    stored = make_certificate().model_dump(mode="json")
+    stored.pop("filters")
+    assert type(make_certificate()).model_validate(stored).fingerprint() == make_certificate().fingerprint()
