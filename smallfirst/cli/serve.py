@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,7 @@ def serve(
     from smallfirst.records import parse_record
     from smallfirst.serving.app import serve as serve_models
     from smallfirst.serving.ledger.ledger import Ledger
+    from smallfirst.serving.plugins import installed_plugins
     from smallfirst.serving.settings import ServeSettings
 
     wanted = task_yamls or (Path("task.yaml"),)
@@ -66,7 +67,7 @@ def serve(
     plugins: list[Plugin] = []
     if not enabled or any(path.exists() for path in wanted):  # else only the models of the plugins are served
         models, plugins = _deploy(wanted, ledger, settings, live)
-    plugins += _installed_plugins(models, enabled, plugin_options)
+    plugins += installed_plugins(models, enabled, plugin_options)
     serve_models(models, ledger=ledger, settings=settings, plugins=plugins)
 
 
@@ -87,25 +88,6 @@ def _deploy(
     )
     traces = [trace_plugin(files, store_bodies=settings.store_bodies)] if live["trace"] else []
     return watcher.models, [watcher, *traces]
-
-
-def _installed_plugins(
-    models: Mapping[str, Model], enabled: Collection[str], options: Sequence[tuple[str, str, str]]
-) -> list[Plugin]:
-    """Create the plugins of installed packages. Raise ConfigError for a name that none of them has."""
-    from smallfirst.serving.plugins import SERVING_PLUGINS, PluginContext
-
-    for name in {*enabled, *(name for name, _, _ in options)}:
-        SERVING_PLUGINS.check(name, where="--plugin")
-    created = []
-    for name, create in SERVING_PLUGINS:
-        own: dict[str, tuple[str, ...]] = {}
-        for key, value in ((key, value) for owner, key, value in options if owner == name):
-            own[key] = (*own.get(key, ()), value)
-        plugin = create(PluginContext(models, name in enabled, own))
-        if plugin is not None:
-            created.append(plugin)
-    return created
 
 
 def _engines(wanted: Sequence[Path]) -> str:

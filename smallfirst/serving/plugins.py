@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -128,6 +128,26 @@ SERVING_PLUGINS: Registry[Callable[[PluginContext], Plugin | None]] = Registry(
     "smallfirst.serving_plugins", {}, noun="serving plugin"
 )
 """Factories of plugins by name; a factory returns None where its plugin is not wanted."""
+
+
+def installed_plugins(
+    models: Mapping[str, Model], enabled: Collection[str] = (), options: Sequence[tuple[str, str, str]] = ()
+) -> list[Plugin]:
+    """Create the plugins of installed packages; `options` are names of plugins, keys and values.
+
+    Raise ConfigError for a name that none of them has.
+    """
+    for name in {*enabled, *(name for name, _, _ in options)}:
+        SERVING_PLUGINS.check(name, where="--plugin")
+    created = []
+    for name, create in SERVING_PLUGINS:
+        own: dict[str, tuple[str, ...]] = {}
+        for key, value in ((key, value) for owner, key, value in options if owner == name):
+            own[key] = (*own.get(key, ()), value)
+        plugin = create(PluginContext(models, name in enabled, own))
+        if plugin is not None:
+            created.append(plugin)
+    return created
 
 
 class PluginGroup(Plugin):

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from smallfirst.cli.serve import _installed_plugins
 from smallfirst.errors import ConfigError
 from smallfirst.extensions import Registry
 from smallfirst.models.protocol import Completion, Request
@@ -71,8 +70,10 @@ def test_a_plugin_gets_its_own_options_and_may_decline(monkeypatch: pytest.Monke
     for name in ("one", "two"):
         registry.register(name, create(name))
     monkeypatch.setattr(plugins, "SERVING_PLUGINS", registry)
-    found = _installed_plugins({}, {"one"}, [("one", "color", "red"), ("one", "color", "blue"), ("two", "a", "b")])
+    found = plugins.installed_plugins(
+        {}, {"one"}, [("one", "color", "red"), ("one", "color", "blue"), ("two", "a", "b")]
+    )
     assert [type(plugin) for plugin in found] == [Greeting]
     assert (given["one"].options, given["two"].options) == ({"color": ("red", "blue")}, {"a": ("b",)})
     with pytest.raises(ConfigError, match='unknown serving plugin "three"'):
-        _installed_plugins({}, {"three"}, [])
+        plugins.installed_plugins({}, {"three"}, [])

@@ -13,6 +13,7 @@ from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFol
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import claim_lock
 from smallfirst.paths import home
+from smallfirst.serving.plugins import installed_plugins
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def serve_endpoint(endpoint: EndpointFolder) -> None:
         record = endpoint.config
         assert record is not None
         settings = live.config.parsed.settings.model_copy(update={"port": record.port})
-        serve(live.models, ledger=ledger, settings=settings, plugins=[live])
+        serve(live.models, ledger=ledger, settings=settings, plugins=[live, *installed_plugins(live.models)])
 
 
 if __name__ == "__main__":

@@ -19,16 +19,20 @@ from fixtures.endpoints import NAME, PASSED, Large, certificate, certify, config
 
 from smallfirst.data.dataset import Dataset
 from smallfirst.errors import ConfigError, Unavailable
+from smallfirst.extensions import Registry
 from smallfirst.interfaces.mlflow_deployments import lifecycle as endpoints
+from smallfirst.interfaces.mlflow_deployments import server
 from smallfirst.interfaces.mlflow_deployments.commands import endpoints as command
 from smallfirst.interfaces.mlflow_deployments.endpoint_folder import EndpointFolder, endpoint_folder
 from smallfirst.interfaces.mlflow_deployments.listing import describe
 from smallfirst.interfaces.mlflow_deployments.live_endpoint import LiveEndpoint
 from smallfirst.jobs.supervisor import output_tail
 from smallfirst.registry import versions
+from smallfirst.serving import plugins
 from smallfirst.serving.auth.keys import KeyPolicy, hash_key, home_key_store
 from smallfirst.serving.ledger.ledger import Ledger
 from smallfirst.serving.ledger.rows import AuditRow
+from smallfirst.serving.plugins import Plugin
 from smallfirst.tasks.classify import Classify
 
 
@@ -204,6 +208,17 @@ def test_an_endpoint_obeys_the_key_store_of_its_state_folder_while_it_runs(large
     finally:
         key_store.path.unlink()
         assert endpoints.delete("ringed")
+
+
+def test_an_endpoint_has_the_plugins_of_installed_packages(large: Large, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[Any] = Registry("smallfirst.tests.plugins", {}, noun="serving plugin")
+    installed, served = Plugin(), []
+    registry.register("one", lambda context: installed if "plugged" in context.models else None)
+    monkeypatch.setattr(plugins, "SERVING_PLUGINS", registry)
+    monkeypatch.setattr(server, "serve", lambda models, **arguments: served.extend(arguments["plugins"]))
+    server.serve_endpoint(on_disk("plugged", {"name": "plugged", "config": config(large.url)}))
+    assert served[1:] == [installed]
+    assert endpoints.delete("plugged")
 
 
 def test_a_cascade_is_audited_and_falls_back_as_a_task_does(large: Large, run_server: Any, tmp_path: Path) -> None:
