@@ -40,9 +40,9 @@ class JobRows:
         self.train.save(folder / "rows" / "train.json")
 
 
-def read_rows(address: str, recipe: str) -> Dataset:
+def read_rows(address: str, recipe: str, *, max_rows: int | None = None) -> Dataset:
     """Return the rows at an address. Raise DataError naming those that do not fit the recipe, and as `load` does."""
-    data = load(address)
+    data = load(address, max_rows=max_rows)
     kind = RECIPES.get(recipe)
     if wrong := [e for e in data.examples if e.shape not in kind.row_formats]:
         problems = [

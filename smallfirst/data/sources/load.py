@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,8 @@ from smallfirst.data.sources.text_files import FORMATS, file_format, read_text_f
 from smallfirst.data.sources.volumes import folder_from_variable, is_volume, volume_path
 from smallfirst.errors import DataError, Problem, did_you_mean
 
+MAX_PROBLEMS = 10_000
+"""Problems of one source that are kept; all bad rows are counted."""
 DEFAULT_COLUMNS = Columns()
 """The usual column names."""
 TABLES_VARIABLE = "SMALLFIRST_TABLES"
@@ -45,16 +48,17 @@ def load(
     columns: Columns = DEFAULT_COLUMNS,
     labels: Sequence[str] | None = None,
     folder: Path = Path(),
+    max_rows: int | None = None,
 ) -> Dataset:
     """Return all rows of the source in order, paths relative to `folder`, answers among `labels` if given.
 
-    Raise DataError with all its Problems if any row is bad or the source cannot be read, ConfigError for a wrong
-    environment variable, MissingExtra.
+    Reading a text file takes at most four times its size and some 3 kB a row. Raise DataError with its first
+    MAX_PROBLEMS Problems if any row is bad, there are more than `max_rows` or the source cannot be read, ConfigError
+    for a wrong environment variable, MissingExtra.
     """
     source = _find(os.fspath(address), folder)
-    data, problems = source.read(columns, labels)
+    data, problems, n_bad = source.read(columns, labels, max_rows)
     if problems:
-        n_bad = len({(problem.path, problem.line) for problem in problems})
         raise DataError(
             f"{source.where}: {n_bad:,} bad and {len(data):,} good rows",
             problems,
@@ -70,8 +74,9 @@ def load_valid(
     labels: Sequence[str] | None = None,
     folder: Path = Path(),
 ) -> tuple[Dataset, tuple[Problem, ...]]:
-    """Return the good rows of the source and the problems of the others; otherwise as `load`."""
-    return _find(os.fspath(address), folder).read(columns, labels)
+    """Return the good rows of the source and the first problems of the others; otherwise as `load`."""
+    data, problems, _ = _find(os.fspath(address), folder).read(columns, labels)
+    return data, problems
 
 
 class _Reader(Protocol):
@@ -84,12 +89,14 @@ class _Source(NamedTuple):
     name: str
     rows: _Reader
 
-    def read(self, columns: Columns, labels: Sequence[str] | None) -> tuple[Dataset, tuple[Problem, ...]]:
-        rows = self.rows(columns, ReadBudget(self.where), answered=labels is not None)
-        data, problems = build_dataset(rows, self.name, columns=columns, labels=labels)
+    def read(
+        self, columns: Columns, labels: Sequence[str] | None, max_rows: int | None = None
+    ) -> tuple[Dataset, tuple[Problem, ...], int]:
+        rows = self.rows(columns, ReadBudget(self.where, max_rows), answered=labels is not None)
+        data, problems, n_bad = build_dataset(rows, self.name, columns=columns, labels=labels)
         if not len(data) and not problems:
             raise DataError(f"{self.where}: there are no rows")
-        return data, problems
+        return data, problems, n_bad
 
 
 class _Parsed(NamedTuple):
@@ -102,20 +109,30 @@ class _Parsed(NamedTuple):
 
 def build_dataset(
     rows: Iterable[RawRow], name: str, *, columns: Columns, labels: Sequence[str] | None
-) -> tuple[Dataset, tuple[Problem, ...]]:
-    """Return the good rows as a Dataset and the Problems of the others; a row of another format than most is one."""
+) -> tuple[Dataset, tuple[Problem, ...], int]:
+    """Return the good rows as a Dataset, the first MAX_PROBLEMS of the others, and the number of the others.
+
+    A row of another format than most is bad.
+    """
     allowed = dict.fromkeys(labels) if labels is not None else None
-    parsed = [_parse(row, columns, allowed) for row in rows]
-    formats = Counter(row.format for row in parsed if row.format)
+    parsed: list[_Parsed] = []
+    formats: Counter[RowFormat] = Counter()
+    n_bad = 0
+    for row in (_parse(row, columns, allowed) for row in rows):
+        formats.update([row.format] if row.format else [])
+        n_bad += bool(row.rules)
+        if not row.rules or n_bad <= MAX_PROBLEMS:
+            parsed.append(row)
     usual = formats.most_common(1)[0][0] if formats else None
     if len(formats) > 1 and usual:
         whole = "this file" if len({row.path for row in parsed if row.format}) == 1 else "this source"
         for row in parsed:
             if row.format and row.format != usual:
+                n_bad += not row.rules
                 row.rules.append(f"a row of {ROW_FORMATS[row.format]}, while {whole} has rows of {ROW_FORMATS[usual]}")
     examples = tuple(row.example for row in parsed if row.example and row.format == usual)
-    problems = tuple(Problem(row.path, row.line, rule) for row in parsed for rule in row.rules)
-    return Dataset(name=name, examples=examples), problems
+    problems = (Problem(row.path, row.line, rule) for row in parsed for rule in row.rules)
+    return Dataset(name=name, examples=examples), tuple(islice(problems, MAX_PROBLEMS)), n_bad
 
 
 def _parse(row: RawRow, columns: Columns, labels: dict[str, None] | None) -> _Parsed:

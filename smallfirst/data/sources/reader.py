@@ -35,16 +35,16 @@ def first_line(error: Exception) -> str:
 class ReadBudget:
     """How much of one source may still be read."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, max_rows: int | None = None) -> None:
         self.where = where
         self.n_bytes = MAX_SOURCE_BYTES
-        self.n_rows = MAX_SOURCE_ROWS
+        self.n_rows = self.max_rows = MAX_SOURCE_ROWS if max_rows is None else max_rows
 
     def claim(self, n_bytes: int, n_rows: int = 0) -> None:
         """Raise DataError if the source would be too large with so much more."""
         for left, more, limit, what in (
             (self.n_bytes, n_bytes, MAX_SOURCE_BYTES, "bytes"),
-            (self.n_rows, n_rows, MAX_SOURCE_ROWS, "rows"),
+            (self.n_rows, n_rows, self.max_rows, "rows"),
         ):
             if more > left:
                 raise DataError(

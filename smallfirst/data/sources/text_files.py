@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,13 @@ def read_text_file(file: Path, columns: Columns, budget: ReadBudget, *, answered
         )
     lines = _lines(raw)
     rows = _json_rows(lines) if kind in _JSON_LINES else _csv_rows(lines, _SEPARATORS[kind], columns, answered=answered)
-    return (RawRow(str(file), line, values) for line, values in rows)
+    return _counted(str(file), rows, budget)
+
+
+def _counted(path: str, rows: Iterator[NumberedRow], budget: ReadBudget) -> Iterator[RawRow]:
+    for line, values in rows:
+        budget.take(0, 1)
+        yield RawRow(path, line, values)
 
 
 def file_format(file: Path) -> str:
@@ -100,20 +106,20 @@ def suggest_files(folder: Path, name: str) -> str:
     return f"{folder} holds " + (", ".join(there[:10]) or "no file of rows")
 
 
-def _lines(raw: bytes) -> list[_Line]:
-    """Return the physical lines, each with the place of its first byte that is not UTF-8."""
-    mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
-    lines, offset = [], mark
-    for piece in raw[mark:].split(b"\n"):
+def _lines(raw: bytes) -> Iterator[_Line]:
+    """Yield the physical lines, each with the place of its first byte that is not UTF-8."""
+    offset = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+    while offset <= len(raw):
+        end = raw.find(b"\n", offset)
+        piece = raw[offset : len(raw) if end < 0 else end]
         rule = None
         try:
             text = piece.decode()
         except UnicodeDecodeError as error:
             text, at = piece.decode(errors="replace"), error.start
             rule = f"not UTF-8: byte 0x{piece[at]:02x} at offset {offset + at:,} of the file"
-        lines.append(_Line(text, len(piece), rule))
+        yield _Line(text, len(piece), rule)
         offset += len(piece) + 1
-    return lines
 
 
 def _too_large(n_bytes: int) -> str | None:
@@ -122,7 +128,7 @@ def _too_large(n_bytes: int) -> str | None:
     return f"row of {n_bytes:,} bytes; at most {MAX_ROW_BYTES:,} are read"
 
 
-def _json_rows(lines: Sequence[_Line]) -> Iterator[NumberedRow]:
+def _json_rows(lines: Iterable[_Line]) -> Iterator[NumberedRow]:
     for number, line in enumerate(lines, start=1):
         if rule := line.rule or _too_large(line.n_bytes):
             yield number, rule
@@ -151,7 +157,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _csv_rows(lines: Sequence[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[NumberedRow]:
+def _csv_rows(lines: Iterable[_Line], separator: str, columns: Columns, *, answered: bool) -> Iterator[NumberedRow]:
     """Yield the rows by the header on the first line; a header that makes no row format is the only, bad row."""
     records = _csv_records(lines, separator)
     at, header = next(records, (1, []))
@@ -180,13 +186,21 @@ def _header_rule(header: Sequence[str], columns: Columns, *, answered: bool) -> 
     return found
 
 
-def _csv_records(lines: Sequence[_Line], separator: str) -> Iterator[tuple[int, list[str] | str]]:
+def _csv_records(lines: Iterable[_Line], separator: str) -> Iterator[tuple[int, list[str] | str]]:
     """Yield the first physical line of each record, and its fields or the rule it breaks; no blank lines."""
     # csv refuses fields over 128 KiB by a limit of the whole process; raising it hurts no reader.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    reader = csv.reader((line.text + "\n" for line in lines), delimiter=separator, strict=True)
+    rule, n_bytes = None, 0  # of the record that is being read
+
+    def texts() -> Iterator[str]:
+        nonlocal rule, n_bytes
+        for line in lines:
+            rule, n_bytes = rule or line.rule, n_bytes + line.n_bytes
+            yield line.text + "\n"
+
+    reader = csv.reader(texts(), delimiter=separator, strict=True)
     while True:
-        first = reader.line_num
+        first, rule, n_bytes = reader.line_num, None, 0
         try:
             fields: list[str] | str = next(reader)
         except StopIteration:
@@ -194,8 +208,6 @@ def _csv_records(lines: Sequence[_Line], separator: str) -> Iterator[tuple[int, 
         except csv.Error as error:
             open_quote = "unexpected end" in str(error)
             fields = f"broken CSV: {'the quote opened here is never closed' if open_quote else error}"
-        used = lines[first : reader.line_num]
-        rule = next((line.rule for line in used if line.rule), None)
-        rule = rule or _too_large(sum(line.n_bytes for line in used))
-        if rule or fields:
-            yield first + 1, rule or fields
+        broken = rule or _too_large(n_bytes)
+        if broken or fields:
+            yield first + 1, broken or fields

@@ -108,7 +108,7 @@ class JobsApi:
         if n_open >= self._settings.max_open_jobs:
             what = f"{n_open} jobs have not ended yet; no more are taken. Cancel one, or wait."
             raise ApiError(429, what, kind="rate_limit_error", code="too_many_jobs", retry_after_s=60)
-        rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows)
+        rows = read_files(body, owner, self._store, min_rows=self._settings.min_rows, max_rows=self._settings.max_rows)
         spec = make_job_spec(body, rows, base, owner=owner, settings=self._settings)
         return job_object(queue.submit(spec, rows))
 

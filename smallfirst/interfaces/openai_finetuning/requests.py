@@ -117,14 +117,14 @@ def parse_job(values: Mapping[str, Any]) -> JobBody:
     return body
 
 
-def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int) -> JobRows:
+def read_files(body: JobBody, owner: str, store: FileStore, *, min_rows: int, max_rows: int | None = None) -> JobRows:
     """Return the rows of both files. Raise ApiError 400 naming the parameter and every bad line."""
-    train = _read("training_file", body.training_file, owner, store)
+    train = _read("training_file", body.training_file, owner, store, max_rows)
     if len(train) < min_rows:
         what = f"{body.training_file} has {len(train)} rows; at least {min_rows} are needed"
         raise _bad_file("training_file", what)
     given = body.validation_file
-    return JobRows(train, _read("validation_file", given, owner, store) if given else None)
+    return JobRows(train, _read("validation_file", given, owner, store, max_rows) if given else None)
 
 
 def make_job_spec(
@@ -173,13 +173,13 @@ def unknown_base_model(name: str, known: list[str]) -> ApiError:
     return ApiError(400, what, param="model", code="model_not_available")
 
 
-def _read(parameter: str, id: str, owner: str, store: FileStore) -> Dataset:
+def _read(parameter: str, id: str, owner: str, store: FileStore, max_rows: int | None) -> Dataset:
     file = store.find(owner, id)
     if file is None:
         raise _bad_file(parameter, f"File '{id[:64]}' does not exist", code="file_not_found")
     path = store.path(owner, file)
     try:
-        data = read_rows(str(path), "chat")
+        data = read_rows(str(path), "chat", max_rows=max_rows)
     except DataError as error:
         lines = [f"line {problem.line}: {problem.rule}" for problem in error.problems]
         shown = "; ".join(lines[:MAX_LINES_SHOWN]) or str(error.args[0]).replace(str(path), file.id)

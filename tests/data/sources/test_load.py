@@ -6,13 +6,14 @@ import csv
 import gzip
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from smallfirst.data.row_formats import Columns
-from smallfirst.data.sources.load import load, load_valid
+from smallfirst.data.sources.load import MAX_PROBLEMS, load, load_valid
 from smallfirst.errors import ConfigError, DataError
 from smallfirst.project.rows import read_rows
 from smallfirst.project.task_file import read_task_file
@@ -253,3 +254,38 @@ def test_reading_a_file_needs_no_extra(tmp_path: Path) -> None:
         env={**os.environ},
     )
     assert done.stdout == "40 []\n"
+
+
+SHORTEST = b'{"prompt":"a","response":"b"}\n'
+SIZE = 2_000_000
+LINES = {
+    "newlines.jsonl": b"\n",
+    "blanks.csv": b"\n",
+    "quote.csv": b'text,label\n"',
+    "bad.jsonl": b"x\n",
+    "bad.csv": b"x\n",
+    "rows.jsonl": SHORTEST,
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_memory_is_bounded_by_a_multiple_of_the_file(tmp_path: Path, name: str) -> None:
+    piece = LINES[name]
+    head, piece = (piece, b"\n") if name == "quote.csv" else (b"text,label\n" if name.endswith("csv") else b"", piece)
+    (tmp_path / name).write_bytes(head + piece * (SIZE // len(piece)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError) as caught:
+            load(tmp_path / name, max_rows=5_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * SIZE + 5_000 * 4_000, f"{peak / SIZE:.0f} times the file"
+    assert len(caught.value.problems) <= MAX_PROBLEMS
+
+
+def test_every_bad_row_is_counted_though_not_every_problem_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"x\n" * (MAX_PROBLEMS + 7) + SHORTEST)
+    with pytest.raises(DataError, match=f"{MAX_PROBLEMS + 7:,} bad and 1 good rows") as caught:
+        load(tmp_path / "rows.jsonl")
+    assert len(caught.value.problems) == MAX_PROBLEMS
