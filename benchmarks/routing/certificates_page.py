@@ -12,6 +12,8 @@ from benchmarks.paths import RESULTS
 from smallfirst.stats.intervals import clopper_pearson
 
 RESULT = RESULTS / "certificates.md"
+TRAPS = "## Repeats, groups, policies and looks"
+"""Heading of the last section, which `certificates_traps.py` writes."""
 
 HEAD = "| method | guarantee | issued | broken (truth) | broken (fresh) | stay small |\n|---|---|---|---|---|---|\n"
 
@@ -45,7 +47,8 @@ def write(folder: Path, titles: dict[str, str]) -> None:
             found = json.loads(path.read_text())
             note = NOTES[name].format(repeats=found[0]["repeats"])
             page.append(f"\n## {title}\n\n{note}\n\n{table(found)}")
-    RESULT.write_text("".join(page), encoding="utf-8")
+    traps = RESULT.read_text(encoding="utf-8").partition(TRAPS)[1:]
+    RESULT.write_text("".join((*page, "\n" if traps[0] else "", *traps)), encoding="utf-8")
 
 
 PAGE = """# Certificates: do they hold?

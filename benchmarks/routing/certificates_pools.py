@@ -37,9 +37,7 @@ def joined(one: Evaluation, two: Evaluation) -> Evaluation:
 
 def gsm8k() -> CascadeData:
     """Return RouteLLM's weak and strong model on the 60 % of rows that the score of the weak draft was not fitted on."""
-    path = Path(os.environ["SMALLFIRST_DATA"]) / "routellm_gsm8k" / "test.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    fit = np.array([_hashed(row["prompt"]) < 0.4 for row in rows])
+    rows, fit = _gsm8k_rows()
     score = draft_score(rows, fit)
     kept = [i for i in np.flatnonzero(~fit).tolist()]
     right = np.array([[rows[i]["weak_correct"] for i in kept]])
@@ -54,6 +52,18 @@ def gsm8k() -> CascadeData:
         asked=np.ones(len(kept), dtype=bool),
         large_right=np.array([rows[i]["strong_correct"] for i in kept]),
     )
+
+
+def gsm8k_questions() -> list[str]:
+    """Return the questions of the rows of `gsm8k()`."""
+    rows, fit = _gsm8k_rows()
+    return [rows[i]["prompt"] for i in np.flatnonzero(~fit).tolist()]
+
+
+def _gsm8k_rows() -> tuple[list[dict[str, Any]], np.ndarray]:
+    path = Path(os.environ["SMALLFIRST_DATA"]) / "routellm_gsm8k" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return rows, np.array([_hashed(row["prompt"]) < 0.4 for row in rows])
 
 
 PRICES = {"weak": 0.6e-6, "strong": 30e-6}

@@ -1,0 +1,223 @@
+"""Certificates where calibration rows are not what the theory asks for: repeats, groups, policies, several looks.
+
+    python -m benchmarks.routing.certificates_traps [--draws 1000]      # about 20 minutes on two busy cores
+
+Each case is drawn twice from the same seeds: `as they are` takes the rows for independent, served without a filter and
+looked at once; `counted` is what the package does. A certificate is broken if, over the whole pool, more accepted
+answers are wrong than guaranteed. Needs RouteLLM's GSM8K and Banking77 under $SMALLFIRST_DATA; Banking77's answers are
+those of a linear model on words, fitted on its training rows here. Replaces its section of
+benchmarks/results/certificates.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from smallfirst.data.quality.independence import independent_rows
+
+from benchmarks.routing.certificates_page import RESULT, TRAPS, _share
+from benchmarks.routing.certificates_pools import gsm8k, gsm8k_questions
+from smallfirst.models.protocol import Request
+from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.outcomes import CascadeData
+from smallfirst.routing.certificate.rows_needed import rows_needed
+from smallfirst.routing.certificate.threshold_search import search_threshold
+from smallfirst.routing.policies.rule import RulePolicy
+from smallfirst.stats.sequential import spent_level
+
+COPIES = 5
+"""Rows of a text, or of a group."""
+MAX_LOOKS = 5
+
+
+class Pool(NamedTuple):
+    """Recorded answers, one row for each text, and the sizes and limits to draw with."""
+
+    name: str
+    rows: CascadeData
+    texts: list[str]
+    n: int
+    limits: tuple[float, ...]
+    through: np.ndarray
+    """By row: no policy takes it."""
+
+
+def pool_of(name: str, rows: CascadeData, texts: list[str], n: int, limits: tuple[float, ...]) -> Pool:
+    """Return one row a text; a rule leads the half that is right more often, the shorter or the longer, elsewhere."""
+    own = np.array(independent_rows(texts))
+    rows, texts = rows.take(own), [texts[i] for i in own.tolist()]
+    lengths = np.array([len(text) for text in texts])
+    half, right = int(np.median(lengths)), rows.right[0]
+    shorter = right[lengths < half].mean() > right[lengths >= half].mean()
+    length = {"shorter_than_chars": half} if shorter else {"longer_than_chars": half}
+    rule = RulePolicy(kind="rule", to="large", **length)  # type: ignore[arg-type]
+    through = np.array([rule.decide(Request.ask(text)) is None for text in texts])
+    return Pool(name, rows, texts, n, limits, through)
+
+
+class Draw(NamedTuple):
+    """Calibration rows of one draw, and the rows for which the certificate must hold."""
+
+    as_they_are: CascadeData
+    counted: CascadeData
+    population: CascadeData
+
+
+def threshold(rows: CascadeData, guarantee: Guarantee) -> float:
+    return search_threshold(rows.confidence[0].tolist(), rows.right[0].tolist(), guarantee).threshold
+
+
+def broken(population: CascadeData, at: float, limit: float) -> bool:
+    accepted = population.confidence[0] >= at
+    return bool(accepted.any() and (~population.right[0][accepted]).mean() > limit)
+
+
+def repeats(pool: Pool, draw: np.random.Generator) -> Draw:
+    own = np.repeat(draw.integers(0, pool.rows.n, pool.n // COPIES), COPIES)
+    kept = own[independent_rows([pool.texts[i] for i in own.tolist()])]
+    return Draw(pool.rows.take(own), pool.rows.take(kept), pool.rows)
+
+
+def groups(pool: Pool, draw: np.random.Generator) -> Draw:
+    """Five rows a group that are answered alike: equally right, of neighbouring confidence."""
+    order = np.lexsort((pool.rows.confidence[0], pool.rows.right[0]))
+    own = order[: pool.rows.n // COPIES * COPIES].reshape(-1, COPIES)
+    drawn = draw.integers(0, len(own), pool.n // COPIES)
+    rows, names = own[drawn].ravel(), np.repeat(drawn, COPIES).astype(str).tolist()
+    kept = rows[independent_rows([pool.texts[i] for i in rows.tolist()], groups=names)]
+    return Draw(pool.rows.take(rows), pool.rows.take(kept), pool.rows.take(own.ravel()))
+
+
+def policies(pool: Pool, draw: np.random.Generator) -> Draw:
+    own, through = draw.integers(0, pool.rows.n, pool.n), pool.through
+    return Draw(pool.rows.take(own), pool.rows.take(own[through[own]]), pool.rows.take(np.flatnonzero(through)))
+
+
+CASES: dict[str, Callable[[Pool, np.random.Generator], Draw]] = {
+    f"repeats: each text {COPIES} times": repeats,
+    f"groups of {COPIES}": groups,
+    "a policy takes the easier half": policies,
+}
+
+
+def looks(pool: Pool, draw: np.random.Generator, limit: float, *, spent: bool) -> tuple[bool, bool]:
+    """Return whether a certificate was issued, and whether it is broken, following the advice after each refusal."""
+    own = draw.integers(0, pool.rows.n, pool.n // 4)
+    for look in range(1, MAX_LOOKS + 1):
+        levels = [spent_level(0.05, k) if spent else 0.05 for k in (look, look + 1)]
+        now, later = (Guarantee(max_error=limit, confidence=1 - level) for level in levels)
+        rows = pool.rows.take(own)
+        at = threshold(rows, now)
+        if at <= 1:
+            return True, broken(pool.rows, at, limit)
+        if look < MAX_LOOKS:
+            advice = rows_needed(rows, lambda data, g=later: threshold(data, g) <= 1, n_worlds=6, max_rows=1600)
+            own = np.concatenate([own, draw.integers(0, pool.rows.n, advice.n_more)])
+    return False, False
+
+
+class Line(NamedTuple):
+    """Counts of issued and of broken certificates."""
+
+    case: str
+    limit: float
+    as_they_are: tuple[int, int]
+    counted: tuple[int, int]
+
+
+def measured(pool: Pool, draws: int) -> Iterator[Line]:
+    for limit in pool.limits:
+        for case, drawn in CASES.items():
+            found = np.zeros((2, 2), dtype=int)
+            for seed in range(draws):
+                one = drawn(pool, np.random.default_rng(seed))
+                for way, rows in enumerate((one.as_they_are, one.counted)):
+                    at = threshold(rows, Guarantee(max_error=limit))
+                    found[way] += at <= 1, at <= 1 and broken(one.population, at, limit)
+            yield Line(case, limit, *(tuple(counts.tolist()) for counts in found))
+        found = np.zeros((2, 2), dtype=int)
+        for seed in range(draws):
+            for way, spent in enumerate((False, True)):
+                found[way] += looks(pool, np.random.default_rng(seed), limit, spent=spent)
+        yield Line(f"up to {MAX_LOOKS} looks", limit, *(tuple(counts.tolist()) for counts in found))
+
+
+def banking_words() -> tuple[CascadeData, list[str]]:
+    """Return validation and test rows of Banking77 as a linear model on words answers them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    folder = Path(os.environ["SMALLFIRST_DATA"]) / "banking77"
+    rows = {
+        part: [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
+        for part in ("train", "validation", "test")
+    }
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    table = words.fit_transform([row["text"] for row in rows["train"]])
+    model = LogisticRegression(C=20, max_iter=60).fit(table, [row["label"] for row in rows["train"]])
+    held = [*rows["validation"], *rows["test"]]
+    shares = model.predict_proba(words.transform([row["text"] for row in held]))
+    right = (model.classes_[shares.argmax(1)] == np.array([row["label"] for row in held]))[None]
+    n = len(held)
+    data = CascadeData(
+        names=("words",),
+        confidence=shares.max(1)[None],
+        right=right,
+        answer=np.full((1, n), None, dtype=object),
+        cost_usd=np.zeros((2, n)),
+        latency_ms=np.zeros((2, n)),
+        asked=np.zeros(n, dtype=bool),
+        large_right=np.zeros(n, dtype=bool),
+    )
+    return data, [row["text"] for row in held]
+
+
+def pool_lines(name: str, draws: int) -> list[str]:
+    """Return the lines of the table for one pool."""
+    if name == "GSM8K":
+        pool = pool_of(name, gsm8k(), gsm8k_questions(), 400, (0.2, 0.25))
+    else:
+        pool = pool_of(name, *banking_words(), 800, (0.03, 0.05))
+    lines = []
+    for one in measured(pool, draws):
+        cells = [f"{pool.name}, at most {100 * one.limit:g} % wrong", one.case]
+        for issued, wrong in (one.as_they_are, one.counted):
+            cells += [f"{issued / draws:.3f}", _share(wrong, draws, issued)]
+        lines.append(f"| {' | '.join(cells)} |\n")
+        print(lines[-1], end="", flush=True)
+    return lines
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--draws", type=int, default=1000)
+    draws = asked.parse_args().draws
+    with ProcessPoolExecutor(2) as workers:
+        lines = [line for found in workers.map(pool_lines, ("GSM8K", "Banking77"), (draws, draws)) for line in found]
+    before = RESULT.read_text(encoding="utf-8").partition(TRAPS)[0].rstrip()
+    page = PAGE.format(today=date.today(), draws=draws) + "".join(lines)
+    RESULT.write_text(f"{before}\n\n{TRAPS}\n\n{page}", encoding="utf-8")
+
+
+PAGE = """`python -m benchmarks.routing.certificates_traps`, {today}, 2 shared cores, Zen 5, 24 GB, Python 3.11; {draws} draws a line,
+judged by the whole pool. **As they are**: rows taken for independent, no filter, each look at the whole level. **Counted**: one row a text,
+near-copy or group; the policy applied to calibration rows; look k at 1 / (k (k + 1)) of the level. Answers to GSM8K (400 rows drawn)
+as above, to Banking77 (800 drawn) by a linear model on words. Repeats and groups are five rows each of 80 or 160 texts or groups; rows of a
+group are right or wrong together. The policy leads the half of the requests that is right more often, by length, to the large model.
+Looks begin at a quarter of the rows, and each refusal's advice is followed, old rows kept.
+
+| pool and guarantee | case | issued, as they are | broken | issued, counted | broken |
+|---|---|---|---|---|---|
+"""
+
+
+if __name__ == "__main__":
+    main()
