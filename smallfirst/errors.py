@@ -28,8 +28,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-_USER_IN_URL = re.compile(r"(?<=://)([^/\s?#]*|[^/\s:@]*:\S*)@")
-_SECRET_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|token|key|secret|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+# Every repeat is bounded, so that the time is linear in a text that a client may have sent.
+_USER_IN_URL = re.compile(r"(?<=://)([^/\s:@]{0,100}:\S{0,400}|[^/\s?#]{0,400})@")
+_SECRET_IN_QUERY = re.compile(
+    r"([?&][^=&\s]{0,40}(?:pass|pwd|token|key|secret|sig)[^=&\s]{0,40}=)[^&\s]+", re.IGNORECASE
+)
 
 
 def without_secrets(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from smallfirst import errors
@@ -16,6 +18,7 @@ from smallfirst.errors import (
     SmallfirstError,
     Unavailable,
     did_you_mean,
+    without_secrets,
 )
 
 
@@ -77,3 +80,24 @@ def test_a_missing_package_is_named_by_the_extra_that_brings_it() -> None:
 )
 def test_the_nearest_known_word_is_suggested(wrong: str, said: str) -> None:
     assert did_you_mean(wrong, ["promise", "small"]) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://ada:pass@host:5000/a refused", "http://***@host:5000/a refused"),
+        ("https://token@host/a", "https://***@host/a"),
+        ("postgresql://ada:p@ss/w0rd@host/db", "postgresql://***@host/db"),
+        ("with url: /mlflow?x=1&access_token=abc&y=2", "with url: /mlflow?x=1&access_token=***&y=2"),
+        ("models:/main.a.b@champion at http://host:1/v1", "models:/main.a.b@champion at http://host:1/v1"),
+    ],
+)
+def test_an_error_leaves_out_the_secrets_of_addresses(text: str, shown: str) -> None:
+    assert without_secrets(text) == SmallfirstError(text).args[0] == shown
+
+
+@pytest.mark.parametrize("hostile", ["://:", "?", "?key", "://", "&token"])
+def test_looking_for_secrets_takes_linear_time(hostile: str) -> None:
+    began = time.process_time()
+    without_secrets(hostile * 25_000)
+    assert time.process_time() - began < 5
