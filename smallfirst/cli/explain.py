@@ -43,7 +43,8 @@ def explanation(ledger: Ledger, id: str) -> Explanation:
     row = ledger.get(id)
     if row is None:
         raise _unknown(ledger, id)
-    earlier = [s for s in ledger.entries(StateRow, task=row.task) if s.at <= row.at] if row.task else []
+    states = ledger.entries(StateRow, task=row.task) if row.task else ()
+    earlier = [s for s in states if s.at <= row.at and s.before != s.after]  # the others are hints and further alarms
     return Explanation(
         answer=row,
         steps=row.steps,

@@ -157,11 +157,11 @@ def _watched(router: AuditedRouter) -> list[dict[str, Any]]:
 
 def _status(router: AuditedRouter) -> dict[str, Any]:
     found = router.monitor.live_error
-    states = router.ledger.entries(StateRow, task=router.name, limit=5)
+    states = router.ledger.entries(StateRow, task=router.name, limit=50)
     return {
         "task": router.name,
         "state": router.monitor.state,
-        "why": states[-1].why if states else "",
+        "why": next((s.why for s in reversed(states) if s.before != s.after), ""),
         "guarantee": router.router.guarantee,
         "watched": _watched(router),
         "not_watched": list(not_watched(router.router.certificate, router.auditing.judge)),
@@ -175,7 +175,7 @@ def _status(router: AuditedRouter) -> dict[str, Any]:
         "live_error": found.model_dump(),
         "audit_share": router.monitor.audit_share,
         "judged_by": router.auditing.judge,
-        "changes": [{"at": s.at.isoformat(), "before": s.before, "after": s.after, "why": s.why} for s in states],
+        "changes": [{"at": s.at.isoformat(), "before": s.before, "after": s.after, "why": s.why} for s in states[-5:]],
     }
 
 

@@ -55,8 +55,8 @@ class Guarantee(Record):
     def in_words(self) -> str:
         limits = [describe_limit(risk, limit) for risk, limit in self.limits.items()]
         label = " of each guaranteed label" if self.per_class else ""
-        open_ended = "" if AUDITED & self.limits.keys() else "; wrong answers are not limited"
-        return f"{', '.join(limits)}{label} ({100 * self.confidence:g} %){open_ended}"
+        errors = "" if AUDITED & self.limits.keys() else "; wrong answers are not limited"
+        return f"{', '.join(limits)}{label} ({100 * self.confidence:g} %{errors})"
 
 
 def describe_limit(risk: str, limit: float) -> str:

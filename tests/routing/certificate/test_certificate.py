@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from fixtures.certificates import falling
 from fixtures.evaluations import evaluated_row, evaluation_of
+from fixtures.server import LabelModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +20,10 @@ from smallfirst.evaluation.results import Evaluation
 from smallfirst.records import fingerprint
 from smallfirst.routing.certificate.certificate import Certificate, certify
 from smallfirst.routing.certificate.guarantee import Guarantee
+from smallfirst.routing.certificate.guarantee_check import check_guarantee
 from smallfirst.routing.certificate.outcomes import NEVER_ACCEPT, with_routing_cost
 from smallfirst.routing.certificate.threshold_search import ThresholdSearchResult, search_threshold
+from smallfirst.routing.router import Router
 from smallfirst.stats.intervals import Estimate, paired_difference, upper_bound, wilson
 
 FIVE_PERCENT = Guarantee()
@@ -405,6 +408,16 @@ def test_a_limit_on_the_accuracy_loss_needs_the_large_models_answers() -> None:
     assert shown.issued
     assert shown.n_accepted == 300
     assert (shown.risks[0].value, shown.risks[0].n) == (0.0, 300)
+
+
+def test_one_wording_says_what_a_guarantee_on_cost_alone_leaves_open() -> None:
+    guarantee = Guarantee(max_error=None, max_usd_per_1k=1e6)
+    found = certified(measured("small", [False] * 300, falling(300)), measured("large", [True] * 300), guarantee)
+    words = guarantee.in_words
+    assert words.endswith("(95 %; wrong answers are not limited)")
+    assert (found.issued, found.why.startswith(words)) == (True, True)  # terminal and report show `why`
+    assert Router(LabelModel(), None, found).guarantee == words  # headers, bodies and the ledger show this
+    assert check_guarantee(found, measured("routed", [False] * 300, falling(300))) is None  # nobody says "held"
 
 
 def test_each_band_below_the_threshold_has_its_own_action() -> None:
