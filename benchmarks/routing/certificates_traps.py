@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from smallfirst.data.quality.independence import independent_rows
 
 from benchmarks.routing.certificates_page import RESULT, TRAPS, _share
 from benchmarks.routing.certificates_pools import gsm8k, gsm8k_questions
+from smallfirst.data.quality.independence import independent_rows
 from smallfirst.models.protocol import Request
 from smallfirst.routing.certificate.guarantee import Guarantee
 from smallfirst.routing.certificate.outcomes import CascadeData

@@ -95,9 +95,7 @@ def test_a_draft_may_be_slower_than_all_requests_that_were_sent_alone(n_probes: 
 def test_a_p95_limit_that_is_broken_is_certified_as_seldom_as_stated() -> None:
     draw, issued = np.random.default_rng(7), 0
     guarantee = Guarantee(max_error=None, max_p95_ms=100)
-    for _ in range(
-        200
-    ):  # 6 % of all requests are slower; the slowest of 40 was certified in 0.94 ** 40 = 0.08 of the draws
+    for _ in range(200):  # 6 % are slower; the slowest of 40 requests was certified in 0.94 ** 40 = 0.08 of draws
         slow = draw.random(300) < 0.06
         rows = [evaluated_row(f"row-{i}", "a", "a", confidence=0.9) for i in range(400)]
         small = evaluation_of(rows, probes_ms=tuple(np.where(slow, 150.0, 50.0).tolist()))
