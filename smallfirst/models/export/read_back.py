@@ -26,7 +26,7 @@ from smallfirst.models.export.parity import (
 )
 from smallfirst.models.local import attention
 from smallfirst.models.local.chat_template import encode_chat
-from smallfirst.models.local.weights import import_transformers, weights_fingerprint
+from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 from smallfirst.models.manifest import Manifest, write_manifest
 
 N_LLAMA_CPP_TEXTS = 16
@@ -116,13 +116,13 @@ def _load(draft: Path) -> tuple[Any, Any]:
     folder, settings = draft, {}
     if draft.is_file():
         folder, settings = draft.parent, {"gguf_file": draft.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+    tokenizer = load_pretrained(transformers.AutoTokenizer, folder, **settings)
     if draft.is_file() and hasattr(transformers, "GgufConfig"):  # or else matrices may stay packed
         settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = load_pretrained(
+        transformers.AutoModelForCausalLM,
         folder,
         dtype=torch.float32,
-        local_files_only=True,
         attn_implementation=attention.register(),
         **settings,
     )

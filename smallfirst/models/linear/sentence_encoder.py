@@ -12,7 +12,7 @@ import numpy as np
 
 from smallfirst.models.compute_thread import run_in_compute_thread, run_in_temp_thread
 from smallfirst.models.label_model import TextEmbedding
-from smallfirst.models.local.weights import import_transformers, refuse_remote_code, weights_fingerprint
+from smallfirst.models.local.weights import import_transformers, load_pretrained, weights_fingerprint
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -27,15 +27,10 @@ class SentenceEncoder:
         transformers = import_transformers("The sentence encoder")
         import torch
 
-        refuse_remote_code(folder)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        self.tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
 
         def load() -> Any:
-            return transformers.AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, trust_remote_code=False
-            )
+            return load_pretrained(transformers.AutoModel, folder, dtype=torch.float32, use_safetensors=True)
 
         self.model = run_in_temp_thread(load).eval()
 

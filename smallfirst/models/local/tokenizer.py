@@ -32,7 +32,10 @@ class _FastTokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer of the model in `folder`. Raise MissingExtra if transformers is needed but not installed."""
+    """Return the tokenizer of the model in `folder`. Raise ConfigError if it brings code, or MissingExtra."""
+    from smallfirst.models.local.weights import refuse_remote_code
+
+    refuse_remote_code(folder)
     return _load_fast(folder) or _load_by_transformers(folder)
 
 
@@ -76,10 +79,10 @@ def _load_fast(folder: Path) -> Tokenizer | None:
 
 
 def _load_by_transformers(folder: Path) -> Tokenizer:
-    from smallfirst.models.local.weights import import_transformers
+    from smallfirst.models.local.weights import import_transformers, load_pretrained
 
     transformers = import_transformers("Counting tokens")
-    tokenizer: Tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
     return tokenizer
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ def load_causal(folder: Path) -> tuple[Any, Any]:
     from smallfirst.models.local import attention
 
     keep_freed_memory()
-    refuse_remote_code(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    tokenizer = load_pretrained(transformers.AutoTokenizer, folder)
+    model = load_pretrained(
+        transformers.AutoModelForCausalLM,
         folder,
         dtype=torch.bfloat16,
         use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
         attn_implementation=attention.register(),
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,14 +45,25 @@ def import_transformers(step: str) -> Any:
     return transformers
 
 
+def load_pretrained(auto_class: Any, folder: Path, **settings: Any) -> Any:
+    """Return what a class of transformers loads from `folder`; the only call of `from_pretrained`.
+
+    Nothing is fetched, no code of the folder is run and nobody is asked whether it may. Raise ConfigError if it
+    brings code.
+    """
+    refuse_remote_code(folder)
+    return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **settings)
+
+
 def refuse_remote_code(folder: Path) -> None:
-    """Raise ConfigError if the folder's configuration asks to run code of its own."""
-    for name in ("config.json", "tokenizer_config.json"):
-        path = folder / name
-        if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
+    """Raise ConfigError if the folder holds Python or a configuration that asks to run some."""
+    hint = "use a model of a family that transformers itself implements"
+    if code := next(folder.glob("*.py"), None):
+        raise ConfigError(f"{code} is code, and code that comes with weights is never run", hint=hint)
+    for path in folder.glob("*config.json"):
+        if '"auto_map"' in path.read_text(encoding="utf-8"):
             raise ConfigError(
-                f"{path} names code to run (auto_map), and code that comes with weights is never run",
-                hint="use a model of a family that transformers itself implements",
+                f"{path} names code to run (auto_map), and code that comes with weights is never run", hint=hint
             )
 
 

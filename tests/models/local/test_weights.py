@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from smallfirst.errors import ConfigError
+from smallfirst.models.export import read_back
+from smallfirst.models.linear.sentence_encoder import SentenceEncoder
+from smallfirst.models.local import weights
+from smallfirst.models.local.tokenizer import load_tokenizer
 from smallfirst.models.local.weights import load_causal, weights_fingerprint
 
 
@@ -20,12 +25,25 @@ def test_a_model_is_loaded_in_bfloat16_ready_to_answer(tiny_folder: Path) -> Non
     assert tokenizer.bos_token == "<s>"
 
 
-def test_weights_that_bring_code_are_refused_unread(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", ["config.json", "tokenizer_config.json", "evil.py"])
+@pytest.mark.parametrize("load", [load_causal, load_tokenizer, read_back._load, SentenceEncoder])
+def test_weights_that_bring_code_are_refused_by_every_loader(
+    tiny_folder: Path, tmp_path: Path, load: Callable[[Path], object], code: str
+) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "evil")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
-    with pytest.raises(ConfigError, match="auto_map"):
-        load_causal(folder)
+    if code == "evil.py":
+        (folder / code).write_text("class Model: pass")
+    else:
+        settings = json.loads((folder / code).read_text()) if (folder / code).exists() else {}
+        (folder / code).write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["evil.Model", None]}}))
+    with pytest.raises(ConfigError, match="code that comes with weights is never run"):
+        load(folder)
+
+
+def test_transformers_loads_nothing_but_through_one_function() -> None:
+    package = Path(weights.__file__).parents[2]
+    calls = {path.name: path.read_text().count(".from_pretrained(") for path in package.rglob("*.py")}
+    assert {name: n for name, n in calls.items() if n} == {"weights.py": 1}
 
 
 def test_the_fingerprint_changes_with_any_weight_and_with_their_order(tiny_folder: Path) -> None:
